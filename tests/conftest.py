@@ -1,0 +1,37 @@
+"""What every test shares: the name guard, the folder of real data, one thread per worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from medsora.name_guard import check_kernels_name
+
+check_kernels_name()
+
+SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def endoscopy_folder() -> Path:
+    """The folder of real endoscopic sequences; the test skips where it is not at hand."""
+    folder = SHARED_DATA / "endoscopy"
+    if not folder.is_dir():
+        pytest.skip(f"no real clips at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def raft_small_weights() -> Path:
+    """RAFT-small's published weights in princeton-vl's key names; the test skips where they are not at hand."""
+    path = SHARED_DATA / "weights" / "raft-small.pth"
+    if not path.is_file():
+        pytest.skip(f"no RAFT-small weights at {path}")
+    return path
