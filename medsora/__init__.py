@@ -1,0 +1,29 @@
+"""MedSora: video diffusion models of endoscopy, trained and sampled on one GPU, many, or none.
+
+The names below load on first use, so that `import medsora` is quick and the scripts' name guard
+(`medsora.name_guard`) can run before diffusers and transformers look for a package called `kernels`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medsora.denoiser import PRESETS, MedSora
+    from medsora.pipeline import MedSoraPipeline
+
+__version__ = "0.1.0"
+__all__ = ["PRESETS", "MedSora", "MedSoraPipeline"]
+
+_HOMES = {
+    "MedSora": "medsora.denoiser",
+    "PRESETS": "medsora.denoiser",
+    "MedSoraPipeline": "medsora.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'medsora' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

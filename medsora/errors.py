@@ -36,7 +36,7 @@ def building() -> Iterator[None]:
 
 
 def exit_with_status(main: Callable[[], None]) -> None:
-    """Run `main` and leave the process with the documented exit status, one sentence on stderr if it failed."""
+    """Run `main` and leave the process with the documented status, one sentence on stderr if it failed."""
     try:
         main()
     except BadInput as error:

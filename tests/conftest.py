@@ -30,7 +30,7 @@ def endoscopy_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def raft_small_weights() -> Path:
-    """RAFT-small's published weights in princeton-vl's key names; the test skips where they are not at hand."""
+    """RAFT-small's published weights (princeton-vl's key names); the test skips where they are absent."""
     path = SHARED_DATA / "weights" / "raft-small.pth"
     if not path.is_file():
         pytest.skip(f"no RAFT-small weights at {path}")

@@ -1,0 +1,51 @@
+"""The exponential moving average of the denoiser's weights: diffusers' `EMAModel`, kept beside a live model.
+
+Its decay is warmed up, min(decay, (1 + k) / (10 + k)) at update k, so that a short run's average is not its
+initialisation (§4.1: decay 0.9999).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+
+from medsora.denoiser import MedSora
+
+
+class Ema:
+    """Tracks `model`'s parameters; `applied()` puts the average into the model for a while."""
+
+    def __init__(self, model: MedSora, decay: float) -> None:
+        self.model = model
+        self.average = EMAModel(model.parameters(), decay=decay, foreach=True)
+
+    def update(self) -> None:
+        """Move the average towards the model's present weights."""
+        self.average.step(self.model.parameters())
+
+    @contextmanager
+    def applied(self) -> Iterator[MedSora]:
+        """Give the model with the average's weights; its own come back afterwards."""
+        self.average.store(self.model.parameters())
+        self.average.copy_to(self.model.parameters())
+        try:
+            yield self.model
+        finally:
+            self.average.restore(self.model.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write the averaged model as a diffusers model folder."""
+        with self.applied() as model:
+            model.save_pretrained(folder)
+
+    def restore(self, folder: Path, updates: int) -> None:
+        """Take the average from a folder that `save` wrote, after `updates` updates."""
+        averaged = MedSora.from_pretrained(folder)
+        with torch.no_grad():
+            for shadow, parameter in zip(self.average.shadow_params, averaged.parameters(), strict=True):
+                shadow.copy_(parameter.to(shadow.dtype))
+        self.average.optimization_step = updates

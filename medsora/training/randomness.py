@@ -1,0 +1,32 @@
+"""All randomness of training, derived from (seed, purpose, numbers) instead of from a generator's history.
+
+A resumed run, and a run on another number of processes, therefore draws the same timesteps, noise and clips
+without any generator being saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def derive_seed(seed: int, purpose: str, *numbers: int) -> int:
+    """Return a 63-bit seed that depends on every argument."""
+    digest = hashlib.blake2b(repr((seed, purpose, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator_for(seed: int, purpose: str, *numbers: int) -> torch.Generator:
+    """Return a CPU generator seeded by `derive_seed`: the same numbers whatever device trains."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, *numbers))
+
+
+def normal_for(shape: tuple[int, ...], seed: int, purpose: str, sample: int) -> torch.Tensor:
+    """Return standard normal noise of `shape` (float32, CPU) that belongs to one global sample number."""
+    return torch.randn(shape, generator=generator_for(seed, purpose, sample))
+
+
+def timestep_for(steps: int, seed: int, sample: int) -> int:
+    """Return the diffusion timestep in [0, steps) of one global sample number."""
+    return int(torch.randint(steps, (), generator=generator_for(seed, "timestep", sample)))

@@ -1,0 +1,133 @@
+"""Which samples, learning rate and epoch belong to optimiser step k: a pure function, nothing to save.
+
+Samples are numbered over the whole run; epoch e holds the numbers [e*L, (e+1)*L) of its own permutation of the
+L clips. A step takes the next `batch` numbers, so no clip is dropped at the end of an epoch or of a phase.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from medsora.config import PhaseConfig
+from medsora.errors import BadInput
+from medsora.training.randomness import derive_seed
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: its number, first global sample, global batch size, epoch and learning rate."""
+
+    number: int
+    first_sample: int
+    batch: int
+    epoch: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """One sample: its number in the run, its epoch and the clip's index in the dataset."""
+
+    number: int
+    epoch: int
+    index: int
+
+
+class Schedule:
+    """The phases of §4.1 over a dataset of `clips` clips, with optional warm-up and cosine decay."""
+
+    def __init__(
+        self,
+        phases: list[PhaseConfig],
+        clips: int,
+        *,
+        epochs: int,
+        max_steps: int | None,
+        warmup_steps: int = 0,
+        lr_decay: str = "none",
+    ) -> None:
+        self.phases, self.clips = phases, clips
+        self.warmup_steps, self.lr_decay = warmup_steps, lr_decay
+        self.starts = [(0, 0)]  # (step, sample) at which each phase begins
+        for phase in phases[:-1]:
+            step, sample = self.starts[-1]
+            steps = math.ceil(max(phase.until_epoch * clips - sample, 0) / phase.batch)
+            self.starts.append((step + steps, sample + steps * phase.batch))
+        self.total_steps = self._steps_to_sample(epochs * clips)
+        if max_steps is not None:
+            self.total_steps = min(self.total_steps, max_steps)
+
+    def step(self, number: int) -> Step:
+        """Return step `number`, counted from 0."""
+        phase_number = max(i for i, (start, _) in enumerate(self.starts) if start <= number)
+        phase = self.phases[phase_number]
+        start, sample = self.starts[phase_number]
+        first = sample + (number - start) * phase.batch
+        return Step(number, first, phase.batch, first // self.clips, phase.lr * self._factor(number))
+
+    def check_processes(self, processes: int, accumulation: int) -> None:
+        """Refuse a global batch that `processes` x `accumulation` micro-batches cannot share evenly."""
+        for phase in self.phases:
+            if phase.batch % (processes * accumulation):
+                raise BadInput(
+                    f"a batch of {phase.batch} clips cannot be shared by {processes} processes with accumulation "
+                    f"{accumulation}; make the batch a multiple of {processes * accumulation}."
+                )
+
+    def _steps_to_sample(self, samples: int) -> int:
+        number = 0
+        for (start, first), phase in zip(self.starts, self.phases, strict=True):
+            if first < samples:
+                number = start + math.ceil((samples - first) / phase.batch)
+        return number
+
+    def _factor(self, number: int) -> float:
+        if number < self.warmup_steps:
+            return (number + 1) / self.warmup_steps
+        if self.lr_decay == "cosine":
+            span = max(self.total_steps - self.warmup_steps, 1)
+            return 0.5 * (1 + math.cos(math.pi * (number - self.warmup_steps) / span))
+        return 1.0
+
+
+class StepBatches(Sampler[list[SampleKey]]):
+    """The micro-batches of one process from `start_step` on: contiguous slices of each step's global batch."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        seed: int,
+        *,
+        start_step: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+        accumulation: int = 1,
+    ) -> None:
+        schedule.check_processes(processes, accumulation)
+        self.schedule, self.seed, self.start_step = schedule, seed, start_step
+        self.rank, self.processes, self.accumulation = rank, processes, accumulation
+
+    def __len__(self) -> int:
+        return (self.schedule.total_steps - self.start_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        orders: dict[int, np.ndarray] = {}
+        for number in range(self.start_step, self.schedule.total_steps):
+            step = self.schedule.step(number)
+            size = step.batch // (self.processes * self.accumulation)
+            for micro in range(self.accumulation):
+                first = step.first_sample + (micro * self.processes + self.rank) * size
+                yield [self._key(sample, orders) for sample in range(first, first + size)]
+
+    def _key(self, sample: int, orders: dict[int, np.ndarray]) -> SampleKey:
+        epoch, position = divmod(sample, self.schedule.clips)
+        if epoch not in orders:
+            orders.clear()
+            random = np.random.default_rng(derive_seed(self.seed, "order", epoch))
+            orders[epoch] = random.permutation(self.schedule.clips)
+        return SampleKey(sample, epoch, int(orders[epoch][position]))
