@@ -1,0 +1,35 @@
+# `make demo`: the whole road on the embedded phantom. `make test`: lint, format and the suite.
+# Each sets up .venv first, from constraints.txt; UV=... and PYTHON=... choose the tools.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UV ?= $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: setup demo test lint clean
+.DEFAULT_GOAL := setup
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: MedSora needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@if [ -x "$(UV)" ]; then "$(UV)" venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV); \
+	  else $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv; fi
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[test]'
+	@touch $@
+	@echo "ready: activate with 'source $(BIN)/activate'"
+
+demo: $(READY)
+	$(BIN)/python -m medsora.demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

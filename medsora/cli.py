@@ -1,0 +1,46 @@
+"""The command line that both training scripts share."""
+
+from __future__ import annotations
+
+import argparse
+
+from medsora.config import Config
+from medsora.config_file import load_config
+from medsora.errors import BadInput
+
+EXIT_STATUSES = (
+    "exit status: 0 done; 1 failed; 2 bad input, with one sentence; 75 interrupted and saved, start again"
+)
+PRESETS = ("S", "B", "L", "XL", "tiny")
+
+
+def training_arguments(description: str, *, preset: bool = False) -> tuple[Config, argparse.Namespace]:
+    """Parse the arguments of a training script; return the checked config and the other options."""
+    parser = argparse.ArgumentParser(description=description, epilog=EXIT_STATUSES)
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
+    if preset:
+        parser.add_argument("--preset", choices=PRESETS, help="size of the denoiser (default: the config's)")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: go on if the run folder has a checkpoint; never: refuse such a folder (default: auto)",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="MINUTES",
+        help="save and leave with status 75 after so many minutes",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change keys of the config, such as data.root=clips"
+    )
+    options = parser.parse_intermixed_args()
+    overrides = list(options.overrides)
+    if preset and options.preset:
+        overrides.append(f"denoiser.preset={options.preset}")
+    config = load_config(options.config, overrides)
+    folder = config.dit_dir if preset else config.vae_dir
+    if options.resume == "never" and (folder / "checkpoints").is_dir():
+        raise BadInput(f"{folder} already holds a run; take another run.name, or go on with --resume auto.")
+    return config, options

@@ -1,0 +1,24 @@
+"""Stage 1: `accelerate launch train_vae.py --config configs/phantom.yaml [key=value ...]`."""
+
+from __future__ import annotations
+
+from medsora.name_guard import check_kernels_name
+
+check_kernels_name()
+
+from medsora.cli import training_arguments  # noqa: E402
+from medsora.errors import exit_with_status  # noqa: E402
+
+
+def main() -> None:
+    """Fine-tune the frequency-compensated VAE on the clips that the config names."""
+    config, options = training_arguments(
+        "Stage 1: fine-tune the frequency-compensated VAE (§3.3). The result is RUN/vae/final."
+    )
+    from medsora.training.vae_loop import train_vae
+
+    train_vae(config, time_limit_minutes=options.time_limit)
+
+
+if __name__ == "__main__":
+    exit_with_status(main)
