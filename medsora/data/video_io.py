@@ -157,8 +157,9 @@ def write_video(
 
     By default H.264 in yuv420p at high quality, which every browser plays (.mp4, .mkv or .mov; odd sides gain
     one repeated row or column). `lossless` codes FFV1 in RGB instead, which reads back bit for bit (.mkv).
-    Missing parent folders are made. `metadata` becomes the container's tags; `probe` returns them. Raises `ValueError` if the frames or
-    the file's ending do not fit, `OSError` if the file cannot be written.
+    Missing parent folders are made; `metadata` becomes the container's tags, which `probe` returns.
+
+    Raises `ValueError` if frames or file ending do not fit, `OSError` if the file cannot be written.
     """
     path = Path(path)
     frames = np.asarray(frames)
