@@ -59,6 +59,8 @@ def save_checkpoint(
     root.mkdir(parents=True, exist_ok=True)
     _require_space(root)
     final = root / f"step-{step:07d}"
+    if final.exists() and checkpoint_problem(final) is None:
+        return final
     working = root / f".writing-{final.name}"
     if working.exists():
         shutil.rmtree(working)
@@ -88,7 +90,7 @@ def save_checkpoint(
 def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest checkpoint that is whole, or None.
 
-    A damaged one is renamed to `damaged-...`, which `say` is told in one sentence, and the one before is tried.
+    A damaged one is renamed to `damaged-...`, `say` is told so in one sentence, and the one before is tried.
     """
     for folder in sorted(root.glob("step-*"), reverse=True):
         problem = checkpoint_problem(folder)
@@ -103,7 +105,7 @@ def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | No
 
 
 def checkpoint_problem(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint folder (missing, cut or changed files), or None if it is whole."""
+    """Return what is wrong with a checkpoint (a file missing, cut or changed), or None if it is whole."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         files = manifest["files"]

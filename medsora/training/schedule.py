@@ -1,7 +1,7 @@
 """Which samples, learning rate and epoch belong to optimiser step k: a pure function, nothing to save.
 
-Samples are numbered over the whole run; epoch e holds the numbers [e*L, (e+1)*L) of its own permutation of the
-L clips. A step takes the next `batch` numbers, so no clip is dropped at the end of an epoch or of a phase.
+Samples are numbered over the whole run; epoch e holds the numbers [e*L, (e+1)*L) of its own permutation of
+the L clips. A step takes the next `batch` numbers, so no clip is dropped at the end of an epoch or phase.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Schedule:
         for phase in self.phases:
             if phase.batch % (processes * accumulation):
                 raise BadInput(
-                    f"a batch of {phase.batch} clips cannot be shared by {processes} processes with accumulation "
-                    f"{accumulation}; make the batch a multiple of {processes * accumulation}."
+                    f"a batch of {phase.batch} clips cannot be shared by {processes} processes with "
+                    f"accumulation {accumulation}; make the batch a multiple of {processes * accumulation}."
                 )
 
     def _steps_to_sample(self, samples: int) -> int:
@@ -96,7 +96,7 @@ class Schedule:
 
 
 class StepBatches(Sampler[list[SampleKey]]):
-    """The micro-batches of one process from `start_step` on: contiguous slices of each step's global batch."""
+    """One process's micro-batches from `start_step` on: contiguous slices of each step's global batch."""
 
     def __init__(
         self,

@@ -1,0 +1,116 @@
+"""`report.html`: one self-contained page of figures, sheets and playing videos that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+from matplotlib.figure import Figure
+
+MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml", ".mp4": "video/mp4"}
+
+
+@dataclass
+class Section:
+    """One part of the page: heading, sentences, a table of (name, value), captioned pictures and videos."""
+
+    title: str
+    text: list[str] = field(default_factory=list)
+    table: list[tuple[str, str]] = field(default_factory=list)
+    images: list[tuple[Path, str]] = field(default_factory=list)
+    videos: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
+    """Write the page atomically; every string is escaped, every picture and video is embedded."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_PAGE)
+    page = template.render(title=title, subtitle=subtitle, sections=sections, embed=_embed)
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text(page, encoding="utf-8")
+    beside.replace(path)
+
+
+def draw_curves(path: Path, log: list[dict[str, float]], prefix: str, title: str) -> None:
+    """Draw the figures of `log` (`run_folder.read_log`) whose names start with `prefix` over the steps."""
+    names = sorted({name for line in log for name in line if name.startswith(prefix)})
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name in names:
+        points = [(line["step"], line[name]) for line in log if name in line]
+        steps, values = zip(*points, strict=True)
+        label = name.removeprefix(prefix)
+        window = max(len(values) // 40, 1)
+        if window > 1:
+            axes.plot(steps, values, alpha=0.2, color=f"C{names.index(name)}")
+        smooth = [
+            sum(values[max(i - window + 1, 0) : i + 1]) / len(values[max(i - window + 1, 0) : i + 1])
+            for i in range(len(values))
+        ]
+        axes.plot(steps, smooth, label=label, color=f"C{names.index(name)}")
+    positive = all(line[name] > 0 for line in log for name in names if name in line)
+    if positive and names:
+        axes.set_yscale("log")
+    axes.set(title=title, xlabel="optimiser step")
+    axes.grid(alpha=0.3)
+    if names:
+        axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    path.write_bytes(buffer.getvalue())
+
+
+def _embed(path: Path) -> str:
+    data = base64.b64encode(Path(path).read_bytes()).decode("ascii")
+    return f"data:{MEDIA_TYPES[Path(path).suffix]};base64,{data}"
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+  :root { color-scheme: light dark; --line: #8883; --soft: #8888; }
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+  h1 { margin-bottom: 0; } header p { color: var(--soft); margin-top: .2rem; }
+  h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
+  .videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .8rem; }
+  figure { margin: 0; } figcaption { font-size: .85rem; color: var(--soft); }
+  video { width: 100%; border-radius: 6px; image-rendering: auto; background: #000; }
+  img { max-width: 100%; border-radius: 6px; }
+  .images figure { margin: 1rem 0; }
+  table { border-collapse: collapse; }
+  td { padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid var(--line); }
+  td:last-child { font-variant-numeric: tabular-nums; }
+</style>
+</head>
+<body>
+<header><h1>{{ title }}</h1><p>{{ subtitle }}</p></header>
+{% for section in sections %}
+<section>
+<h2>{{ section.title }}</h2>
+{% for sentence in section.text %}<p>{{ sentence }}</p>
+{% endfor %}
+{% if section.table %}<table>
+{% for name, value in section.table %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
+{% endfor %}</table>{% endif %}
+{% if section.videos %}<div class="videos">
+{% for path, caption in section.videos %}<figure>
+<video src="{{ embed(path) }}" autoplay loop muted playsinline controls></video>
+<figcaption>{{ caption }}</figcaption></figure>
+{% endfor %}</div>{% endif %}
+{% if section.images %}<div class="images">
+{% for path, caption in section.images %}<figure>
+<img src="{{ embed(path) }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
+{% endfor %}</div>{% endif %}
+</section>
+{% endfor %}
+</body>
+</html>
+"""

@@ -1,0 +1,109 @@
+"""From a micro-batch of clips to what the denoiser is fed: latents, noise, timesteps, alignment targets.
+
+Everything random here belongs to a sample's number in the run (see `randomness.py`), so the batch's make-up,
+the number of processes and the caches do not change it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flow_prior import FlowPrior
+from medsora.config import Config
+from medsora.diffusion import GaussianDiffusion
+from medsora.training.randomness import normal_for
+from vae import FrequencyCompensatedVAE
+
+
+@dataclass(frozen=True)
+class NoisedLatents:
+    """A micro-batch: scaled latents z_0, noise and z_t (B, n, C, h, w), timesteps (B,), the last images."""
+
+    z_0: Tensor
+    z_t: Tensor
+    noise: Tensor
+    t: Tensor
+    num_images: int
+    needed: Tensor  # (B,) bool, on the CPU: samples whose alignment loss is not provably zero
+
+
+class DitInputs:
+    """Encodes (or takes from the cache), adds noise, and asks the flow prior for the samples that need it."""
+
+    def __init__(
+        self,
+        config: Config,
+        vae: FrequencyCompensatedVAE,
+        diffusion: GaussianDiffusion,
+        prior: FlowPrior | None,
+        device: torch.device,
+        grid: tuple[int, int],
+        width: int,
+    ) -> None:
+        self.config, self.vae, self.diffusion, self.prior = config, vae, diffusion, prior
+        self.device, self.grid, self.width = device, grid, width
+
+    @torch.no_grad()
+    def noised_latents(self, batch: dict[str, Any]) -> NoisedLatents:
+        """Return the noised latents of a collated micro-batch (`DitSamples.collate`)."""
+        if "mean" in batch:
+            mean, logvar = batch["mean"].to(self.device), batch["logvar"].to(self.device)
+        else:
+            video = batch["video"][:, : self.config.data.frames].to(self.device)
+            moments = [self.vae.encode_moments(video)]
+            if self.config.images.count:
+                images = batch["images"].to(self.device)
+                moments.append(image_moments(self.vae, images, self.config.images.encoding))
+            mean, logvar = (torch.cat(parts, dim=1) for parts in zip(*moments, strict=True))
+        z_0 = self.vae.sample_latents(mean, logvar, noise=self._noise(mean, batch, "posterior"))
+        noise = self._noise(mean, batch, "noise")
+        t = batch["t"].to(self.device)
+        return NoisedLatents(
+            z_0=z_0,
+            z_t=self.diffusion.add_noise(z_0, noise, t),
+            noise=noise,
+            t=t,
+            num_images=image_latents(self.config),
+            needed=batch["needed"],
+        )
+
+    @torch.no_grad()
+    def alignment_targets(self, batch: dict[str, Any]) -> list[Tensor] | None:
+        """Return one target (B', f, l, d) per block for the B' samples that need one; None if none does."""
+        if self.prior is None or not bool(batch["needed"].any()):
+            return None
+        if "prior" in batch:
+            return self.prior.pair_with_blocks([layer.to(self.device).float() for layer in batch["prior"]])
+        given = {name: batch[name].to(self.device) for name in ("flow_video", "flow") if name in batch}
+        return self.prior(
+            given.get("flow_video"),
+            given.get("flow"),
+            latent_frames=self.vae.frames_to_latents(self.config.data.frames),
+            grid=self.grid,
+            width=self.width,
+        )
+
+    def _noise(self, like: Tensor, batch: dict[str, Any], purpose: str) -> Tensor:
+        seed, shape = self.config.run.seed, tuple(like.shape[1:])
+        noise = [normal_for(shape, seed, purpose, int(sample)) for sample in batch["sample"]]
+        return torch.stack(noise).to(self.device)
+
+
+def image_latents(config: Config) -> int:
+    """Return how many latents the joint images of one sample become: count/4 packed, count single."""
+    return config.images.count // 4 if config.images.encoding == "packed" else config.images.count
+
+
+def image_moments(vae: FrequencyCompensatedVAE, images: Tensor, encoding: str) -> tuple[Tensor, Tensor]:
+    """Encode joint images (B, K, 3, H, W) to mean and log-variance (B, n - f, C, h, w), unscaled.
+
+    `packed` takes groups of 8 through the causal VAE together (2 latents each), `single` each image alone.
+    """
+    together = 8 if encoding == "packed" else 1
+    groups = images.reshape(-1, together, *images.shape[2:])
+    mean, logvar = vae.encode_moments(groups)
+    return tuple(part.reshape(images.shape[0], -1, *part.shape[2:]) for part in (mean, logvar))

@@ -1,0 +1,114 @@
+"""Stage 2: train the denoiser on latents (Eq. 17) with flow alignment (§3.2); the loop is `train_dit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from flow_prior import alignment_loss
+from medsora.config import Config
+from medsora.errors import Interrupted, NonFiniteLoss, building
+from medsora.training.dit_stage import build_dit_stage
+from medsora.training.interruption import StopRequest, any_process
+from medsora.training.progress import Progress
+from medsora.training.randomness import derive_seed
+from medsora.training.schedule import StepBatches
+from medsora.training.setup import TimedBatches, gradients_synchronised, set_learning_rate
+
+
+def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Path:
+    """Run stage 2 to its end, going on from the last checkpoint if there is one; return the run folder.
+
+    Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
+    """
+    with building():
+        stage = build_dit_stage(config)
+    settings, accelerator, run, schedule = config.train_dit, stage.accelerator, stage.run, stage.schedule
+    model, optimizer = accelerator.prepare(stage.model, stage.optimizer)
+    start = stage.resume()
+    order = StepBatches(
+        schedule,
+        config.run.seed,
+        start_step=start,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        accumulation=settings.accumulation,
+    )
+    batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
+    progress = Progress("stage 2", schedule.total_steps, start, show=accelerator.is_local_main_process)
+
+    with StopRequest(time_limit_minutes) as stop:
+        for number in range(start, schedule.total_steps):
+            step = schedule.step(number)
+            set_learning_rate(optimizer, step.lr)
+            torch.manual_seed(derive_seed(config.run.seed, "step", number, accelerator.process_index))
+            model.train()
+            parts: dict[str, torch.Tensor] = {}
+            for micro in range(settings.accumulation):
+                batch = batches.next()
+                noised = stage.inputs.noised_latents(batch)
+                targets = stage.inputs.alignment_targets(batch)
+                last = micro == settings.accumulation - 1
+                with gradients_synchronised(accelerator, model, last):
+                    with accelerator.autocast():
+                        out = model(noised.z_t, noised.t, num_images=noised.num_images)
+                    diffusion = stage.diffusion.hybrid_loss(
+                        out.eps.float(), out.variance.float(), noised.z_0, noised.z_t, noised.noise, noised.t
+                    )
+                    loss = diffusion.total.mean()
+                    found = {"mse": diffusion.mse.mean(), "vb": diffusion.vb.mean()}
+                    if config.alignment.weight:
+                        alignment = alignment_loss(
+                            out.features,
+                            targets,
+                            noised.t,
+                            margin=config.alignment.margin,
+                            correlation=config.alignment.correlation,
+                            needed=noised.needed,
+                        )
+                        loss = loss + config.alignment.weight * alignment.loss
+                        found["alignment"] = alignment.loss
+                    accelerator.backward(loss / settings.accumulation)
+                for name, value in {"total": loss, **found}.items():
+                    parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
+
+            bad, asked = any_process(accelerator, not bool(torch.isfinite(parts["total"])), stop.wanted())
+            if bad:
+                stage.save(number)
+                raise NonFiniteLoss(
+                    f"the loss became {float(parts['total'])} at step {number}, timesteps "
+                    f"{batch['t'].tolist()}, clips {', '.join(batch['name'])}; the state before that step is "
+                    f"saved in {run.checkpoints}."
+                )
+            if step.epoch >= settings.clip_from_epoch:
+                accelerator.clip_grad_norm_(stage.model.parameters(), settings.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            stage.ema.update()
+
+            done = number + 1
+            ends = done == schedule.total_steps
+            progress.count(step.batch, batches.waited())
+            if done % settings.log_every == 0 or ends:
+                figures = {f"loss/{name}": float(value) for name, value in parts.items()}
+                run.log(done, {**figures, "lr": step.lr, "epoch": step.epoch, **progress.speed()})
+                progress.show(figures)
+                progress.restart_clock()
+            if done % settings.eval_every == 0 or ends:
+                stage.evaluate(done)
+            if done % settings.save_every == 0 or ends or asked:
+                stage.save(done)
+            if done % settings.sample_every == 0 or ends:
+                stage.sample(done)
+            if asked and not ends:
+                raise Interrupted(
+                    f"{stop.reason}; saved after step {done}, the same command goes on from there."
+                )
+
+    progress.close()
+    run.say(
+        f"stage 2 is done: sample with 'python sample_ddim.py --model {run.path} --out {run.path}/videos'."
+    )
+    accelerator.end_training()
+    return run.path

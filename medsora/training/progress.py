@@ -1,0 +1,65 @@
+"""The line that a person watches: step, losses, speed, waiting for data, memory, time to go."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import psutil
+import torch
+from tqdm import tqdm
+
+QUIET_INTERVAL_S = 15  # between lines when the output is a file
+
+
+class Progress:
+    """A tqdm bar over optimiser steps that also keeps the figures of speed and memory."""
+
+    def __init__(self, title: str, total_steps: int, start_step: int, *, show: bool) -> None:
+        on_terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            desc=title,
+            unit="step",
+            disable=not show,
+            mininterval=0.5 if on_terminal else QUIET_INTERVAL_S,
+            maxinterval=10 if on_terminal else 2 * QUIET_INTERVAL_S,
+            dynamic_ncols=on_terminal,
+            ascii=not on_terminal,
+        )
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Begin a new interval for `speed`."""
+        self.began, self.waited, self.samples = time.perf_counter(), 0.0, 0
+
+    def count(self, samples: int, waited_s: float) -> None:
+        """Note one finished optimiser step of `samples` clips that waited `waited_s` seconds for its data."""
+        self.samples += samples
+        self.waited += waited_s
+        self.bar.update()
+
+    def speed(self) -> dict[str, float]:
+        """Return samples/s, share of waiting for data (0..1) and GiB since the last `restart_clock`."""
+        seconds = max(time.perf_counter() - self.began, 1e-9)
+        used = (
+            torch.cuda.max_memory_allocated()
+            if torch.cuda.is_available()
+            else psutil.Process().memory_info().rss
+        )
+        return {
+            "speed/samples_per_s": self.samples / seconds,
+            "speed/data_wait": self.waited / seconds,
+            "speed/memory_gib": used / 2**30,
+        }
+
+    def show(self, figures: dict[str, float]) -> None:
+        """Put figures behind the bar."""
+        self.bar.set_postfix_str(
+            " ".join(f"{key.split('/')[-1]}={value:.3g}" for key, value in figures.items()), refresh=False
+        )
+
+    def close(self) -> None:
+        """End the line."""
+        self.bar.close()

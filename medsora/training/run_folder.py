@@ -1,0 +1,123 @@
+"""What a run leaves behind in its folder: config, command, versions, log, curves; and how it is told apart.
+
+config.yaml  command.txt  versions.json     what was run
+log.jsonl                                   one line of figures per logged step
+messages.txt                                everything said in sentences
+checkpoints/  samples/  tensorboard/        see `checkpoint.py` and the loops
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from medsora.config import Config
+from medsora.config_file import config_to_dict, load_config, save_config
+from medsora.errors import BadInput
+from medsora.training.checkpoint import library_versions
+
+# Keys that may differ between a run and its continuation: they do not change what a step computes.
+FREE_KEYS = (
+    "keep",
+    "keep_every",
+    "_every",
+    "eval_clips",
+    "sample_videos",
+    "sample_steps",
+)
+FREE_SECTIONS = ("run.dir", "run.name", "cache.dir", "tracking.", "data.workers", "phantom.folder")
+
+
+class RunFolder:
+    """One stage's folder. Only the main process writes."""
+
+    def __init__(self, path: Path, config: Config, stage: str, accelerator: Accelerator) -> None:
+        """Open or make the folder of `stage` ("train_vae" or "train_dit").
+
+        Raises `BadInput` if it cannot be written, or holds a run whose config differs in a way that matters.
+        """
+        self.path, self.accelerator = path, accelerator
+        self.main = accelerator.is_main_process
+        other = "train_vae" if stage == "train_dit" else "train_dit"
+        previous = path / "config.yaml"
+        if previous.is_file() and (path / "checkpoints").is_dir():
+            _refuse_changes(load_config(previous), config, other, path)
+        if self.main:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                save_config(config, previous)
+                (path / "command.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
+                versions = json.dumps(library_versions(), indent=1)
+                (path / "versions.json").write_text(versions, encoding="utf-8")
+            except OSError as error:
+                reason = error.strerror or error
+                raise BadInput(f"the run folder {path} cannot be written ({reason}); set run.dir.") from error
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+
+    def say(self, sentence: str) -> None:
+        """Print one sentence and keep it in messages.txt."""
+        if self.main:
+            print(sentence, file=sys.stderr, flush=True)
+            with (self.path / "messages.txt").open("a", encoding="utf-8") as file:
+                file.write(sentence + "\n")
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        """Append one line to log.jsonl and pass the figures to the trackers."""
+        if self.main:
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **figures}) + "\n")
+        self.accelerator.log(
+            {key: value for key, value in figures.items() if math.isfinite(value)}, step=step
+        )
+
+    def cut_log(self, step: int) -> None:
+        """Drop what was logged after `step`, so that a run that goes on does not count those steps twice."""
+        path = self.path / "log.jsonl"
+        if self.main and path.is_file():
+            kept = [json.dumps(line) for line in read_log(self.path) if line["step"] <= step]
+            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Return the figures that a run logged, one dictionary per line; a half-written last line is left out."""
+    lines = []
+    for text in (run / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _refuse_changes(before: Config, now: Config, other_stage: str, path: Path) -> None:
+    old, new = _flat(config_to_dict(before)), _flat(config_to_dict(now))
+    for key in sorted(old.keys() | new.keys()):
+        ends = key.split(".")[-1] in ("max_steps", "epochs")
+        if ends and getattr(now, key.split(".")[0]).lr_decay != "none":
+            ends = False  # a decaying learning rate depends on where the run ends
+        free = (
+            ends
+            or key.split(".")[-1].endswith(FREE_KEYS)
+            or key.startswith((*FREE_SECTIONS, f"{other_stage}."))
+        )
+        if not free and old.get(key) != new.get(key):
+            raise BadInput(
+                f"{path} holds a run with {key}={old.get(key)}, but now it is {new.get(key)}; "
+                "take another run.name, or put the value back to go on with that run."
+            )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        flat = {}
+        for key, value in values.items():
+            flat |= _flat(value, f"{prefix}{key}.")
+        return flat
+    return {prefix[:-1]: values}

@@ -1,0 +1,91 @@
+"""What both training loops build first: the accelerator, the clips, the stream of batches."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch.utils.data import DataLoader, Dataset
+
+from medsora.config import Config
+from medsora.data.clips import ClipDataset
+from medsora.training.run_folder import RunFolder
+from medsora.training.schedule import SampleKey, StepBatches
+
+
+def make_accelerator(config: Config, precision: str, project_dir: str) -> Accelerator:
+    """Return accelerate's `Accelerator`; gradients are accumulated by the loops themselves."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    return Accelerator(
+        mixed_precision=precision,
+        log_with=config.tracking.trackers or None,
+        project_dir=project_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+
+
+def start_trackers(accelerator: Accelerator, run: RunFolder, config: Config) -> None:
+    """Open the trackers once the run folder is there."""
+    if config.tracking.trackers:
+        tags = {"run": config.run.name, "seed": config.run.seed, "preset": config.denoiser.preset}
+        accelerator.init_trackers(config.tracking.project, config=tags)
+
+
+class NumberedClips(Dataset):
+    """A clip dataset read by `SampleKey`; each item carries its global sample number as `sample`."""
+
+    def __init__(self, clips: ClipDataset) -> None:
+        self.clips = clips
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        return {**self.clips[key.epoch, key.index], "sample": key.number}
+
+
+def gradients_synchronised(
+    accelerator: Accelerator, model: torch.nn.Module, last: bool
+) -> AbstractContextManager[None]:
+    """Average gradients over the processes only with the last micro-batch of a step."""
+    return nullcontext() if last else accelerator.no_sync(model)
+
+
+class TimedBatches:
+    """Iterates over a process's micro-batches and adds up the seconds spent waiting for them."""
+
+    def __init__(self, dataset: Dataset, batches: StepBatches, workers: int) -> None:
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread if workers else None,
+        )
+        self.batches: Iterator[dict[str, Any]] = iter(self.loader)
+        self._waited_s = 0.0
+
+    def next(self) -> dict[str, Any]:
+        """Return the next micro-batch."""
+        began = time.perf_counter()
+        batch = next(self.batches)
+        self._waited_s += time.perf_counter() - began
+        return batch
+
+    def waited(self) -> float:
+        """Return the seconds waited since the last call."""
+        seconds, self._waited_s = self._waited_s, 0.0
+        return seconds
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group the learning rate `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

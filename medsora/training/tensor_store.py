@@ -1,0 +1,69 @@
+"""Tensors kept on disk under a key that hashes everything they depend on: never stale, never half a file.
+
+One safetensors file per entry, written beside and renamed, with the key in its header; whatever is missing,
+cut or under another key reads as absent and is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medsora.errors import BadInput
+
+
+class TensorStore:
+    """A folder of named entries, each a dictionary of tensors."""
+
+    def __init__(self, root: Path, kind: str, depends_on: dict[str, Any]) -> None:
+        """`depends_on` is everything that the entries' values depend on, as JSON values."""
+        text = json.dumps(depends_on, sort_keys=True)
+        self.key = hashlib.sha256(text.encode()).hexdigest()
+        self.folder = Path(root) / f"{kind}-{self.key[:16]}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "depends_on.json").write_text(json.dumps(depends_on, indent=1), encoding="utf-8")
+        except OSError as error:
+            reason = error.strerror or error
+            raise BadInput(
+                f"the cache folder {self.folder} cannot be written ({reason}); set cache.dir."
+            ) from error
+
+    def get(self, name: str) -> dict[str, Tensor] | None:
+        """Return an entry, or None if it is not there or not whole."""
+        try:
+            with safe_open(self._path(name), framework="pt") as file:
+                if (file.metadata() or {}).get("key") != self.key:
+                    return None
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        except (OSError, SafetensorError):
+            return None
+
+    def put(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write an entry; several processes may write the same one."""
+        path = self._path(name)
+        path.parent.mkdir(exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            save_file(contiguous, beside, metadata={"key": self.key})
+            os.replace(beside, path)
+        except (OSError, SafetensorError) as error:
+            beside.unlink(missing_ok=True)
+            raise BadInput(
+                f"the cache entry {path} cannot be written: {error}; make room or set cache.dir."
+            ) from error
+
+    def missing(self, names: list[str]) -> list[str]:
+        """Return those of `names` that `get` would not find."""
+        return [name for name in names if self.get(name) is None]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / hashlib.sha256(name.encode()).hexdigest()[:2] / f"{name}.safetensors"

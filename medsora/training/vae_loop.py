@@ -1,0 +1,223 @@
+"""Stage 1: fine-tune the frequency-compensated VAE on clips (§3.3, Eq. 16); the step loop is `train_vae`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from medsora.config import Config, PhaseConfig
+from medsora.data.clips import ClipDataset
+from medsora.data.source import open_clips
+from medsora.errors import Interrupted, NonFiniteLoss, building
+from medsora.training.checkpoint import (
+    latest_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from medsora.training.interruption import StopRequest, any_process
+from medsora.training.progress import Progress
+from medsora.training.randomness import derive_seed, normal_for
+from medsora.training.run_folder import RunFolder
+from medsora.training.schedule import Schedule, StepBatches
+from medsora.training.setup import (
+    NumberedClips,
+    TimedBatches,
+    gradients_synchronised,
+    make_accelerator,
+    set_learning_rate,
+    start_trackers,
+)
+from medsora.training.vae_evaluation import evaluate_reconstruction
+from vae import FrequencyCompensatedVAE
+from vae.losses import VaeLoss
+
+
+@dataclass
+class VaeStage:
+    """Everything that stage 1 needs, built and checked before the first step."""
+
+    config: Config
+    accelerator: Accelerator
+    run: RunFolder
+    clips: ClipDataset
+    held_out: ClipDataset
+    vae: FrequencyCompensatedVAE
+    loss: VaeLoss
+    optimizer: torch.optim.Optimizer
+    names: list[str]
+    schedule: Schedule
+
+
+def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Path:
+    """Run stage 1 to its end, going on from the last checkpoint if there is one; return the VAE's folder.
+
+    Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
+    """
+    with building():
+        stage = build_vae_stage(config)
+    settings, accelerator, run, schedule = config.train_vae, stage.accelerator, stage.run, stage.schedule
+    model, optimizer = accelerator.prepare(stage.vae, stage.optimizer)
+    start = _resume(stage)
+    order = StepBatches(
+        schedule,
+        config.run.seed,
+        start_step=start,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        accumulation=settings.accumulation,
+    )
+    batches = TimedBatches(NumberedClips(stage.clips), order, config.data.workers)
+    progress = Progress("stage 1", schedule.total_steps, start, show=accelerator.is_local_main_process)
+    if start == 0:
+        _evaluate(stage, 0)
+
+    with StopRequest(time_limit_minutes) as stop:
+        for number in range(start, schedule.total_steps):
+            step = schedule.step(number)
+            set_learning_rate(optimizer, step.lr)
+            torch.manual_seed(derive_seed(config.run.seed, "step", number, accelerator.process_index))
+            model.train()
+            parts: dict[str, torch.Tensor] = {}
+            for micro in range(settings.accumulation):
+                batch = batches.next()
+                video = batch["video"].to(accelerator.device)
+                noise = noise_like_latents(stage.vae, video, config.run.seed, batch["sample"])
+                last = micro == settings.accumulation - 1
+                with accelerator.autocast(), gradients_synchronised(accelerator, model, last):
+                    out = model(video, noise=noise)
+                    loss = stage.loss(out.reconstruction, video, out.mean, out.logvar)
+                    accelerator.backward(loss.total / settings.accumulation)
+                for name, value in loss.parts().items():
+                    parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
+
+            bad, asked = any_process(accelerator, not bool(torch.isfinite(parts["total"])), stop.wanted())
+            if bad:
+                _save(stage, number, accelerator.scaler)
+                raise NonFiniteLoss(
+                    f"the loss became {float(parts['total'])} at step {number} on "
+                    f"{', '.join(batch['name'])}; the state before that step is saved in {run.checkpoints}."
+                )
+            if settings.clip_norm is not None:
+                accelerator.clip_grad_norm_(stage.vae.parameters(), settings.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            done = number + 1
+            progress.count(step.batch, batches.waited())
+            if done % settings.log_every == 0 or done == schedule.total_steps:
+                figures = {f"loss/{name}": float(value) for name, value in parts.items()}
+                run.log(done, {**figures, "lr": step.lr, "epoch": step.epoch, **progress.speed()})
+                progress.show(figures)
+                progress.restart_clock()
+            if done % settings.eval_every == 0 and done != schedule.total_steps:
+                _evaluate(stage, done)
+            if done % settings.save_every == 0 or done == schedule.total_steps or asked:
+                _save(stage, done, accelerator.scaler)
+            if asked and done != schedule.total_steps:
+                raise Interrupted(
+                    f"{stop.reason}; saved after step {done}, the same command goes on from there."
+                )
+
+    progress.close()
+    return _finish(stage)
+
+
+def build_vae_stage(config: Config) -> VaeStage:
+    """Build model, data, loss and optimiser; raises `ValueError` or `OSError` for whatever cannot be used."""
+    settings = config.train_vae
+    accelerator = make_accelerator(config, settings.precision, str(config.vae_dir))
+    vae = FrequencyCompensatedVAE.from_base(
+        config.vae.base, compensation=config.vae.compensation, weights=config.vae.weights
+    )
+    vae.check_video_shape(config.data.frames, *config.data.height_width)
+    clips, held_out = open_clips(config, accelerator, extra_frame=False, images=0)
+    schedule = Schedule(
+        [PhaseConfig(settings.lr, settings.batch)],
+        len(clips),
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        warmup_steps=settings.warmup_steps,
+        lr_decay=settings.lr_decay,
+    )
+    schedule.check_processes(accelerator.num_processes, settings.accumulation)
+    trained = vae.set_trainable(settings.train)
+    if settings.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
+    loss = VaeLoss(
+        l1=settings.l1,
+        lpips=settings.lpips,
+        ffl=settings.ffl,
+        kl=settings.kl,
+        lpips_net=settings.lpips_net,
+        lpips_trunk=settings.lpips_trunk,
+    ).to(accelerator.device)
+    optimizer = torch.optim.Adam(trained.values(), lr=settings.lr, betas=tuple(settings.betas))
+    run = RunFolder(config.vae_dir, config, "train_vae", accelerator)
+    start_trackers(accelerator, run, config)
+    if settings.lpips == 0:
+        run.say("LPIPS is left out of the loss (train_vae.lpips is 0).")
+    return VaeStage(config, accelerator, run, clips, held_out, vae, loss, optimizer, list(trained), schedule)
+
+
+def noise_like_latents(
+    vae: FrequencyCompensatedVAE, video: torch.Tensor, seed: int, samples: torch.Tensor
+) -> torch.Tensor:
+    """Return the posterior noise (B, n, C, h, w) that belongs to the global sample numbers `samples` (B,)."""
+    shape = vae.latent_shape(*video.shape[1:2], *video.shape[3:])
+    noise = torch.stack([normal_for(shape, seed, "posterior", int(sample)) for sample in samples])
+    return noise.to(video.device)
+
+
+def _resume(stage: VaeStage) -> int:
+    checkpoint = latest_checkpoint(stage.run.checkpoints, stage.run.say)
+    if checkpoint is None:
+        return 0
+    stage.vae.load_weights(checkpoint.folder / "vae" / "diffusion_pytorch_model.safetensors")
+    restore_optimizer(stage.optimizer, stage.names, checkpoint.folder / "optimizer.safetensors")
+    stage.run.cut_log(checkpoint.step)
+    stage.run.say(f"going on after step {checkpoint.step} of {stage.schedule.total_steps}.")
+    return checkpoint.step
+
+
+def _save(stage: VaeStage, step: int, scaler: torch.amp.GradScaler | None) -> None:
+    if stage.run.main:
+        settings = stage.config.train_vae
+        save_checkpoint(
+            stage.run.checkpoints,
+            step,
+            lambda folder: stage.vae.save_pretrained(folder / "vae"),
+            optimizer_tensors(stage.optimizer, stage.names),
+            {"scaler": scaler.state_dict() if scaler else None},
+            keep=settings.keep,
+            keep_every=settings.keep_every,
+        )
+    stage.accelerator.wait_for_everyone()
+
+
+def _evaluate(stage: VaeStage, step: int) -> None:
+    """Reconstruct held-out clips with and without the compensation; log the figures, draw the sheet."""
+    if stage.run.main:
+        clips = [
+            stage.held_out.fixed_clip(i)
+            for i in range(min(stage.config.train_vae.eval_clips, len(stage.held_out)))
+        ]
+        figures = evaluate_reconstruction(stage.vae, clips, stage.run.samples / f"step-{step:07d}.png")
+        stage.run.log(step, figures)
+        stage.run.say(f"step {step}, held out: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+    stage.accelerator.wait_for_everyone()
+
+
+def _finish(stage: VaeStage) -> Path:
+    """Write the trained VAE where stage 2 looks for it, with the scaling factor of its own latents."""
+    _evaluate(stage, stage.schedule.total_steps)
+    folder = stage.run.path / "final"
+    if stage.run.main:
+        stage.vae.save_pretrained(folder)
+        stage.run.say(f"stage 1 is done: the VAE is in {folder}.")
+    stage.accelerator.wait_for_everyone()
+    stage.accelerator.end_training()
+    return folder
