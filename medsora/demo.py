@@ -1,0 +1,73 @@
+"""The whole road on the embedded phantom: render, train both stages, sample, show (`make demo`).
+
+It calls the functions that the scripts call, with configs/phantom.yaml; there is no second road. Started
+again after an interruption it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from medsora.name_guard import check_kernels_name
+
+check_kernels_name()
+
+from medsora.cli import EXIT_STATUSES  # noqa: E402
+from medsora.config import Config  # noqa: E402
+from medsora.config_file import load_config  # noqa: E402
+from medsora.errors import exit_with_status  # noqa: E402
+
+
+def main() -> None:
+    """Run the demo; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medsora.demo", description=__doc__.splitlines()[0], epilog=EXIT_STATUSES
+    )
+    parser.add_argument("--config", default="configs/phantom.yaml", metavar="FILE")
+    parser.add_argument("--videos", type=int, default=8, metavar="N", help="videos to sample (default 8)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change keys of the config")
+    options = parser.parse_intermixed_args()
+    config = load_config(options.config, ["run.name=demo", *options.overrides])
+    demo(config, options.videos)
+
+
+def demo(config: Config, videos: int) -> Path:
+    """Train both stages of `config`, sample `videos` videos and write the report; return its path."""
+    from medsora.demo_report import write_demo_report
+    from medsora.sampling_run import SamplingSettings, sample_videos
+    from medsora.training.dit_loop import train_dit
+    from medsora.training.vae_loop import train_vae
+
+    began = time.monotonic()
+
+    def part(number: int, title: str) -> None:
+        print(
+            f"\n[{number}/4] {title} ({time.monotonic() - began:.0f} s so far)", file=sys.stderr, flush=True
+        )
+
+    part(1, "stage 1: fine-tune the VAE on phantom clips")
+    train_vae(config)
+    part(2, "stage 2: train the denoiser on their latents")
+    run = train_dit(config)
+    part(3, f"sample {videos} videos with {config.train_dit.sample_steps} DDIM steps")
+    out = config.run_dir / "videos"
+    sample_videos(
+        SamplingSettings(
+            model=str(run),
+            num_videos=videos,
+            steps=config.train_dit.sample_steps,
+            seed=config.run.seed,
+            out=out,
+        )
+    )
+    part(4, "write the report")
+    report = write_demo_report(config, out)
+    print(f"\ndone in {time.monotonic() - began:.0f} s: open {report}", file=sys.stderr)
+    return report
+
+
+if __name__ == "__main__":
+    exit_with_status(main)
