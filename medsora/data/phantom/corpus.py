@@ -1,0 +1,166 @@
+"""A folder of phantom clips: lossless videos, their exact flow beside them, labels and what made them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from safetensors.numpy import save
+
+from medsora.data.phantom.render import KINDS, render_clip
+from medsora.data.video_io import write_video
+
+LOOK = 1  # raise when the renderer draws other pictures from the same seed
+_DONE, _BEGUN = "phantom.json", ".phantom.begun.json"
+
+
+def clip_seed(seed: int, index: int) -> int:
+    """Seed of clip `index` of the corpus `seed`; corpora of different seeds share no clips."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def write_phantom(
+    folder: str | Path,
+    videos: int,
+    frames: int,
+    size: int,
+    seed: int,
+    fps: float = 10,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Fill `folder` with `videos` clips of `frames` frames of `size` x `size` pixels.
+
+    Clip k is `phantom-0000k.mkv` (FFV1, exact RGB) with `phantom-0000k.flow.safetensors`: `flow`, float16
+    (F-1, 2, H, W) in pixels from frame to next frame, and `valid`, bool (F-1, H, W). `labels.csv` has the
+    columns file, label, polyp, instrument; the labels take turns, so that each has a third. `phantom.json`
+    comes last: a folder without it is unfinished and is gone on with at the next call; with it, and the same
+    parameters, nothing is done.
+
+    Args:
+        workers: processes that render.
+        progress: called with (clips done, clips in all) after every clip.
+
+    Raises:
+        ValueError: bad numbers, or the folder holds a phantom with other parameters.
+        OSError: the folder cannot be written.
+    """
+    for name, value in {
+        "videos": videos,
+        "frames": frames,
+        "size": size,
+        "fps": fps,
+        "workers": workers,
+    }.items():
+        if value <= 0:
+            raise ValueError(f"phantom: {name} is {value}, expected more than 0.")
+    if seed < 0:
+        raise ValueError(f"phantom: seed is {seed}, expected 0 or more.")
+    folder = Path(folder)
+    recipe = {"look": LOOK, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": fps}
+    if _made_before(folder, recipe):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / _BEGUN, json.dumps(recipe).encode())
+    clips = [_Clip(folder, index, recipe) for index in range(videos)]
+    missing = [clip for clip in clips if not clip.is_whole()]
+    with _runner(min(workers, len(missing))) as run:
+        for done, _ in enumerate(run(missing), start=videos - len(missing) + 1):
+            if progress:
+                progress(done, videos)
+    with open(folder / ".labels.csv.part", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "label", "polyp", "instrument"])
+        for clip in clips:
+            kind = clip.kind
+            table.writerow([clip.video.name, kind, int(kind == "polyp"), int(kind == "instrument")])
+    os.replace(folder / ".labels.csv.part", folder / "labels.csv")
+    seeds = {clip.video.name: clip.seed for clip in clips}
+    _replace(folder / _DONE, json.dumps({**recipe, "seeds": seeds}, indent=1).encode())
+    (folder / _BEGUN).unlink()
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """One clip's place in the folder; its flow is written after its video, so the flow means it is whole."""
+
+    folder: Path
+    index: int
+    recipe: dict[str, int | float]
+
+    @property
+    def video(self) -> Path:
+        return self.folder / f"phantom-{self.index:05d}.mkv"
+
+    @property
+    def flow(self) -> Path:
+        return self.video.with_suffix(".flow.safetensors")
+
+    @property
+    def kind(self) -> str:
+        return KINDS[self.index % len(KINDS)]
+
+    @property
+    def seed(self) -> int:
+        return clip_seed(self.recipe["seed"], self.index)
+
+    def is_whole(self) -> bool:
+        return self.video.is_file() and self.flow.is_file()
+
+    def write(self) -> None:
+        clip = render_clip(
+            self.seed,
+            self.recipe["frames"],
+            self.recipe["size"],
+            polyp=self.kind == "polyp",
+            instrument=self.kind == "instrument",
+        )
+        write_video(self.video, clip.video, self.recipe["fps"], lossless=True)
+        _replace(self.flow, save({"flow": clip.flow.astype(np.float16), "valid": clip.valid}))
+
+
+def _made_before(folder: Path, recipe: dict[str, int | float]) -> bool:
+    """Whether the folder already holds this phantom whole; refuses to mix it with another."""
+    for name in (_DONE, _BEGUN):
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            other = {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}
+            if other:
+                raise ValueError(
+                    f"{folder} holds a phantom made with {other} instead of "
+                    f"{ {key: recipe[key] for key in other} }: choose another folder or delete it."
+                )
+            return name == _DONE
+    return False
+
+
+@contextmanager
+def _runner(workers: int) -> Iterator[Callable[[list[_Clip]], Iterator[None]]]:
+    """A function that writes clips, here or in processes, and yields once after each."""
+    if workers <= 1:
+        yield lambda clips: (clip.write() for clip in clips)
+        return
+    # Started afresh, not forked: OpenCV's and torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        try:
+            yield lambda clips: (job.result() for job in as_completed(pool.submit(c.write) for c in clips))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it into it."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)

@@ -1,0 +1,143 @@
+"""One phantom clip: pictures, exact optical flow and what can be seen in both frames, from one seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from medsora.data.phantom.camera import Lens
+from medsora.data.phantom.scene import Scene
+
+KINDS = ("polyp", "instrument", "neither")
+_SUPERSAMPLING = 2
+_SAME_POINT = 0.02  # relative difference in depth below which two rays met the same surface point
+
+
+@dataclass(frozen=True)
+class PhantomClip:
+    """A rendered clip.
+
+    Attributes:
+        video: uint8 `(F, H, W, 3)` RGB.
+        flow: float32 `(F-1, 2, H, W)`, pixels (x, y) that the surface in each pixel's centre moves from frame
+            k to k+1; zero where the endoscope's mask is black.
+        valid: bool `(F-1, H, W)`: that surface point is seen in both frames, inside picture and mask.
+        polyp: whether a polyp was put on the wall.
+        instrument: whether an instrument reaches into the picture.
+        seed: what the clip was drawn from.
+    """
+
+    video: np.ndarray
+    flow: np.ndarray
+    valid: np.ndarray
+    polyp: bool
+    instrument: bool
+    seed: int
+
+    @property
+    def kind(self) -> str:
+        """One of "polyp", "instrument" and "neither"."""
+        return KINDS[0] if self.polyp else KINDS[1] if self.instrument else KINDS[2]
+
+
+def render_clip(
+    seed: int,
+    frames: int = 17,
+    size: int | tuple[int, int] = 64,
+    *,
+    polyp: bool | None = None,
+    instrument: bool | None = None,
+) -> PhantomClip:
+    """Render the clip of `seed`; a longer clip begins with the frames of a shorter one.
+
+    Args:
+        seed: any non-negative integer.
+        frames: number of frames, at least 1.
+        size: side in pixels, or (height, width).
+        polyp, instrument: None lets the seed choose (a third each: polyp, instrument, neither).
+
+    Raises:
+        ValueError: no frames, an empty picture, a negative seed, or both polyp and instrument asked for.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if seed < 0 or frames < 1 or min(height, width) < 8:
+        raise ValueError(
+            f"phantom of seed {seed}, {frames} frames, {height}x{width}: "
+            "expected a seed of at least 0, 1 frame and 8 pixels per side"
+        )
+    polyp, instrument = _choose(seed, polyp, instrument)
+    scene = Scene(seed, polyp=polyp, instrument=instrument)
+    lens = Lens(height, width)
+    rays, fine_rays = lens.rays(), lens.rays(_SUPERSAMPLING)
+    mask = _vignette(scene.vignette, height, width, _SUPERSAMPLING)
+    seen = _vignette(scene.vignette, height, width, 1).ravel() > 0.5
+
+    video = np.empty((frames, height, width, 3), np.uint8)
+    flow = np.zeros((frames - 1, 2, height, width), np.float32)
+    valid = np.zeros((frames - 1, height, width), bool)
+    carried = np.empty((0, 3))  # the surface points of the last frame's pixels, in this frame's camera space
+    for k in range(frames):
+        pose, next_pose = scene.path.pose(scene.line, k), scene.path.pose(scene.line, k + 1)
+        towards = carried / (np.linalg.norm(carried, axis=1, keepdims=True) + 1e-9)
+        every = scene.trace(pose, np.concatenate([rays, towards.astype(np.float32)]), k)
+        hits = every[: len(rays)]
+        start = _before_the_wall(hits.distance.reshape(height, width))
+        fine_hits = scene.trace(pose, fine_rays, k, start)
+        colour = scene.radiance(pose, fine_rays, fine_hits, k) * mask.reshape(-1, 1)
+        video[k] = _to_pixels(colour, height, width)
+        if k > 0:
+            depth = np.linalg.norm(carried, axis=1)
+            met = np.abs(every.distance[len(rays) :] - depth) < _SAME_POINT * depth
+            pixels = lens.project(carried)
+            landing = np.round(pixels).clip(0, [width - 1, height - 1]).astype(int)
+            lit = seen & seen.reshape(height, width)[landing[:, 1], landing[:, 0]]
+            ahead = lens.contains(pixels) & (carried[:, 2] > 0)
+            valid[k - 1] = (met & lit & ahead).reshape(height, width)
+            motion = np.where(seen[:, None], pixels - lens.pixels(), 0)
+            flow[k - 1] = motion.T.reshape(2, height, width)
+        carried = scene.carry(pose, hits, k, next_pose)
+    return PhantomClip(video, flow, valid, polyp, instrument, seed)
+
+
+def _choose(seed: int, polyp: bool | None, instrument: bool | None) -> tuple[bool, bool]:
+    """The clip's exclusive labels: what was asked for, the rest by the seed."""
+    if polyp and instrument:
+        raise ValueError("a phantom clip shows a polyp or an instrument, not both: ask for one of them")
+    allowed = [
+        kind
+        for kind, wanted, other in (("polyp", polyp, instrument), ("instrument", instrument, polyp))
+        if wanted is not False and not other
+    ]
+    if not (polyp or instrument):
+        allowed.append("neither")
+    kind = allowed[np.random.default_rng([seed, len(KINDS)]).integers(len(allowed))]
+    return kind == "polyp", kind == "instrument"
+
+
+def _before_the_wall(distance: np.ndarray) -> np.ndarray:
+    """Safe starting distances of the fine rays: short of the nearest hit among the neighbouring pixels."""
+    nearest = cv2.erode(distance.astype(np.float32), np.ones((3, 3), np.uint8))
+    return 0.85 * nearest.repeat(_SUPERSAMPLING, axis=0).repeat(_SUPERSAMPLING, axis=1).ravel()
+
+
+def _vignette(shape: str, height: int, width: int, supersampling: int) -> np.ndarray:
+    """Brightness `(H·k, W·k)` of the endoscope's mask: 1 inside, black outside, a soft rim."""
+    y, x = (
+        np.abs((np.arange(side * supersampling) + 0.5) / supersampling - side / 2) / (min(height, width) / 2)
+        for side in (height, width)
+    )
+    y, x = y[:, None], x[None, :]
+    if shape == "none":
+        return np.ones((len(y), x.shape[1]), np.float32)
+    aspect = np.array([height, width]) / min(height, width)
+    beyond = x + y - (aspect.sum() - 0.36) if shape == "octagon" else np.hypot(x, y) - 1.06 * np.max(aspect)
+    return np.clip(0.5 - beyond / 0.06, 0, 1).astype(np.float32)
+
+
+def _to_pixels(colour: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Average the supersampled rays of every pixel; [0, 1] to uint8 `(H, W, 3)`."""
+    k = _SUPERSAMPLING
+    mean = colour.reshape(height, k, width, k, 3).mean(axis=(1, 3))
+    return np.round(mean.clip(0, 1) * 255).astype(np.uint8)
