@@ -1,0 +1,161 @@
+"""The causal VAE underneath: CogVideoX's, as diffusers ships it, by hub name, from a folder or from a config.
+
+Every load is strict: a key too many, too few or of another shape is an error of one sentence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
+
+TEMPORAL_RATIO = FRAMES_PER_CHUNK // LATENTS_PER_CHUNK
+
+
+def load_base(
+    base: str | Path | Mapping[str, Any], weights: str | Path | None = None
+) -> AutoencoderKLCogVideoX:
+    """The base in float32, on the CPU.
+
+    `base`: a config (a mapping or a `.json` file: random weights unless `weights` is given), a local
+    diffusers folder (the VAE's own or a pipeline's with the subfolder `vae`), or a hub name, which diffusers
+    downloads.
+    `weights`: a safetensors file with exactly the base's keys, in any floating-point type.
+
+    Raises `ValueError` for a config or weights that do not fit, `OSError` where nothing can be had.
+    """
+    if isinstance(base, Mapping):
+        model = base_from_config(base, source="the given config")
+    elif str(base).endswith(".json"):
+        model = base_from_config(_read_json(Path(base)), source=str(base))
+    elif Path(base).is_dir():
+        model = _pretrained(str(base), _vae_subfolder(Path(base)))
+    else:
+        model = _from_hub(str(base))
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def base_from_config(config: Mapping[str, Any], source: str) -> AutoencoderKLCogVideoX:
+    """A randomly initialised base; `source` names the config in errors."""
+    known = [name for name in inspect.signature(AutoencoderKLCogVideoX.__init__).parameters if name != "self"]
+    chosen = {key: value for key, value in config.items() if not key.startswith("_")}
+    for key in chosen:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{source}: {key!r} is no setting of AutoencoderKLCogVideoX{hint}")
+    ratio = chosen.get("temporal_compression_ratio", TEMPORAL_RATIO)
+    if ratio != TEMPORAL_RATIO:
+        raise ValueError(
+            f"{source}: temporal_compression_ratio is {ratio}, but AutoencoderKLCogVideoX works in chunks of "
+            f"{FRAMES_PER_CHUNK} frames and {LATENTS_PER_CHUNK} latents; set it to {TEMPORAL_RATIO}"
+        )
+    try:
+        return AutoencoderKLCogVideoX(**chosen)
+    except (ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"{source}: AutoencoderKLCogVideoX cannot be built from it: {error}") from error
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a safetensors file into `model`, strictly, in the model's own floating-point type."""
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such weights file; give a safetensors file or none") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or make it again") from error
+    _check_state(model, state, str(path))
+    model.load_state_dict(state, strict=True)
+
+
+def _check_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Say the first thing that does not fit in one sentence, where torch would print them all."""
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    if missing or unexpected:
+        first = f"{missing[0]!r} is missing" if missing else f"{unexpected[0]!r} is unknown"
+        raise ValueError(
+            f"{source}: these weights belong to another architecture: {first} "
+            f"({len(missing)} keys missing, {len(unexpected)} unknown); give the weights of this very config"
+        )
+    for key, value in expected.items():
+        if state[key].shape != value.shape:
+            raise ValueError(
+                f"{source}: {key!r} has shape {tuple(state[key].shape)} where {tuple(value.shape)} is "
+                "expected; give the weights of this very config"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path}: no such config; give a JSON file, a folder or a hub name"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a JSON object of AutoencoderKLCogVideoX's settings")
+    return config
+
+
+def _vae_subfolder(folder: Path) -> str | None:
+    for subfolder in (None, "vae"):
+        config = folder / (subfolder or "") / "config.json"
+        if not config.is_file():
+            continue
+        made_by = _read_json(config).get("_class_name")
+        if made_by != AutoencoderKLCogVideoX.__name__:
+            raise ValueError(
+                f"{config}: holds a {made_by}, not an AutoencoderKLCogVideoX; give the folder of a "
+                "base, or load a compensated VAE by FrequencyCompensatedVAE.from_pretrained"
+            )
+        return subfolder
+    raise FileNotFoundError(
+        f"{folder}: neither config.json nor vae/config.json in it; give a diffusers VAE's folder"
+    )
+
+
+def _from_hub(name: str) -> AutoencoderKLCogVideoX:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"{name}: no such folder, and no hub name (OWNER/NAME) either; give a diffusers folder, "
+            "a JSON config or a name such as THUDM/CogVideoX-2b"
+        )
+    try:
+        return _pretrained(name, "vae")
+    except OSError:
+        return _pretrained(name, None)  # a repository that is the VAE alone
+
+
+def _pretrained(name: str, subfolder: str | None) -> AutoencoderKLCogVideoX:
+    try:
+        model, loading = AutoencoderKLCogVideoX.from_pretrained(
+            name, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise OSError(
+            f"{name}: the VAE cannot be had from there; give a whole local diffusers folder, or a hub "
+            f"name with a network to fetch it by ({reason})"
+        ) from error
+    wrong = {kind: keys for kind, keys in loading.items() if keys}
+    if wrong:
+        kind, keys = next(iter(wrong.items()))
+        raise ValueError(f"{name}: these weights do not fit their config ({kind}: {next(iter(keys))!r})")
+    return model
