@@ -18,11 +18,19 @@ import av
 
 MAX_SIDE = 16384  # pixels; a header that claims more is broken, and believing it would cost gigabytes
 MAX_PIXELS = 2**27
+SIZE_LIMIT = f"at most {MAX_SIDE} per side and {MAX_PIXELS // 10**6} million in all are read"
 NOT_VIDEOS = {"concat", "dash", "hls", "tty", "image2"}  # what FFmpeg opens but which holds no frames itself
 
 
 class UnreadableVideo(ValueError):
     """A file or frame does not decode; the message is one sentence that names the file and the reason."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}."
 
 
 class SeekPoint(NamedTuple):
@@ -51,7 +59,7 @@ class VideoReader:
                 options={"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)},
             )
         except av.FFmpegError as error:
-            raise UnreadableVideo(f"{self.path} {why_unopenable(self.path, error)}.") from error
+            raise UnreadableVideo(self.path, why_unopenable(self.path, error)) from error
         try:
             self.stream = self._believable_stream()
         except BaseException:
@@ -62,16 +70,15 @@ class VideoReader:
         names = set(self.container.format.name.split(","))
         stream = self.container.streams.best("video")
         if names & NOT_VIDEOS or stream is None:
-            raise UnreadableVideo(f"{self.path} holds no video ({self.container.format.name}).")
+            raise UnreadableVideo(self.path, f"holds no video ({self.container.format.name})")
         if stream.codec_context is None:
-            raise UnreadableVideo(f"{self.path} is coded in a way for which there is no decoder here.")
+            raise UnreadableVideo(self.path, "coded in a way for which there is no decoder here")
         width, height = stream.codec_context.width, stream.codec_context.height
         if width < 1 or height < 1:
-            raise UnreadableVideo(f"{self.path} has a video stream without a picture size.")
+            raise UnreadableVideo(self.path, "its header gives no picture size")
         if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
             raise UnreadableVideo(
-                f"{self.path} claims frames of {width}x{height} pixels, more than any endoscope has; "
-                f"at most {MAX_SIDE} per side and {MAX_PIXELS} in all are read."
+                self.path, f"its header claims frames of {width}x{height} pixels; {SIZE_LIMIT}"
             )
         return stream
 
@@ -121,20 +128,20 @@ def checksum(frame: av.VideoFrame) -> int:
 
 
 def why_unopenable(path: Path, error: Exception) -> str:
-    """Return the plain reason why `path` does not open as a video: what follows its name in a sentence."""
+    """Return the plain reason why `path` does not open as a video."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError:
-        return "leads nowhere (a broken link)" if path.is_symlink() else "does not exist"
+        return "a link that leads nowhere" if path.is_symlink() else "does not exist"
     except OSError as problem:
         return f"cannot be read: {problem.strerror}"
     if not head:
-        return "is empty (0 bytes)"
+        return "empty (0 bytes)"
     if head.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the video itself; run 'git lfs pull'"
+        return "a Git LFS pointer, not the video itself; run 'git lfs pull'"
     if b"\0" not in head and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):
-        return "is a text file, not a video"
+        return "a text file, not a video"
     if head[4:8] in (b"ftyp", b"mdat", b"wide", b"free"):
-        return "is truncated: the table of its frames, which this kind of file keeps at its end, is missing"
-    return f"is not a video that can be read ({getattr(error, 'strerror', None) or error})"
+        return "truncated: the table of its frames, which this kind of file keeps at its end, is missing"
+    return f"not a video that can be read ({getattr(error, 'strerror', None) or error})"

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from medsora.data.decoding import MAX_PIXELS, MAX_SIDE, UnreadableVideo
+from medsora.data.decoding import MAX_PIXELS, MAX_SIDE, SIZE_LIMIT, UnreadableVideo
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"])
 
@@ -36,14 +36,21 @@ def read_image(path: str | Path) -> np.ndarray:
         with Image.open(path) as image:
             width, height = image.size
             if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-                raise UnreadableVideo(f"{path} claims {width}x{height} pixels, more than any endoscope has.")
+                raise UnreadableVideo(path, f"its header claims {width}x{height} pixels; {SIZE_LIMIT}")
             return np.asarray(_eight_bits(image).convert("RGB"))
     except UnreadableVideo:
         raise
     except Image.DecompressionBombError as error:
-        raise UnreadableVideo(f"{path} claims more pixels than any endoscope has.") from error
+        raise UnreadableVideo(path, f"its header claims too many pixels; {SIZE_LIMIT}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's many decoders raise
-        raise UnreadableVideo(f"{path} does not decode as a picture ({error}).") from error
+        raise UnreadableVideo(path, f"does not decode as a picture ({_plain(error)})") from error
+
+
+def _plain(error: Exception) -> str:
+    """Return what went wrong without the path, which Pillow repeats."""
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is no picture"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import av
@@ -45,7 +46,7 @@ def probe(path: str | Path) -> VideoInfo:
     if path.is_dir():
         pictures = list_frames(path)
         if not pictures:
-            raise UnreadableVideo(f"{path} is a folder without pictures.")
+            raise UnreadableVideo(path, "a folder without pictures")
         height, width = read_image(pictures[0]).shape[:2]
         kind = pictures[0].suffix.lstrip(".").lower()
         return VideoInfo("frames", kind, width, height, None, len(pictures))
@@ -106,14 +107,21 @@ def read_frames(
         _check_deadline(path, deadline)
     if not kept or (count is not None and len(kept) < count):
         missing = start + len(kept) * interval
-        raise UnreadableVideo(f"{path} has no frame {missing}, or it does not decode.")
+        raise UnreadableVideo(path, f"frame {missing} does not exist or does not decode")
     if any(frame.shape != kept[0].shape for frame in kept):
-        raise UnreadableVideo(f"{path} has frames of different sizes; read it with a size.")
+        raise UnreadableVideo(path, "its frames differ in size; read it with a size")
     return np.stack(kept)
 
 
 def _folder_frames(folder: Path, start: int, stop: int | None, interval: int) -> Iterator[np.ndarray]:
-    return (read_image(picture) for picture in list_frames(folder)[start:stop:interval])
+    return (
+        read_image(picture) for picture in _listing(folder, folder.stat().st_mtime_ns)[start:stop:interval]
+    )
+
+
+@lru_cache(maxsize=64)
+def _listing(folder: Path, changed_ns: int) -> list[Path]:
+    return list_frames(folder)
 
 
 def _file_frames(
@@ -142,7 +150,7 @@ def _file_frames(
 
 def _check_deadline(path: Path, deadline: float | None) -> None:
     if deadline is not None and time.monotonic() > deadline:
-        raise UnreadableVideo(f"{path} took longer to decode than one clip may.")
+        raise UnreadableVideo(path, "decoding takes longer than one clip may")
 
 
 def write_video(

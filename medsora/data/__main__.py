@@ -1,0 +1,134 @@
+"""`python -m medsora.data check DIR` looks a folder of videos over; `phantom OUT` renders one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from medsora.errors import building, exit_with_status
+from medsora.name_guard import check_kernels_name
+
+PIPED_WIDTH = 120  # characters, where no terminal says how wide it is
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of both commands."""
+    top = argparse.ArgumentParser(
+        prog="python -m medsora.data",
+        description="Look over a folder of videos before training on it, or render phantom videos.",
+        epilog="exit status: 0 done; 1 failed; 2 bad input, with one sentence",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    check = commands.add_parser(
+        "check",
+        help="a table of every video: what it is, how many clips it gives, what is wrong with it",
+        description="Decode every video file and frame folder below DIR once; print a table of container, "
+        "codec, frames counted by decoding, fps, size, usable clips and damage; draw a contact sheet. "
+        "Results are kept, so a second check and the training run decode only what changed.",
+        epilog="exit status: 0 at least one clip can be used; 2 none can, or there is no such folder",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    check.add_argument("folder", metavar="DIR", help="folder of video files or frame folders, nested or not")
+    check.add_argument(
+        "--frames", type=int, default=16, help="frames of a clip; one more is read for the flow"
+    )
+    check.add_argument("--interval", type=int, default=3, help="every which source frame is taken")
+    check.add_argument("--stride", type=int, help="source frames between clips (default: one clip's span)")
+    check.add_argument(
+        "--size", type=int, nargs="+", default=[128], metavar="PX", help="side, or height and width"
+    )
+    check.add_argument("--sheet", type=Path, help="the contact sheet (default: runs/check/NAME.png)")
+    check.add_argument("--cache", type=Path, help="where results are kept (default: below runs/cache)")
+    check.set_defaults(run=run_check)
+
+    phantom = commands.add_parser(
+        "phantom",
+        help="render procedural endoscopy with its exact optical flow",
+        description="Render phantom videos (lossless), their exact optical flow and labels into OUT.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    phantom.add_argument("folder", metavar="OUT", type=Path, help="folder to write")
+    phantom.add_argument("--videos", type=int, default=96, help="how many videos")
+    phantom.add_argument("--frames", type=int, default=33, help="frames of each")
+    phantom.add_argument("--size", type=int, default=64, help="side in pixels")
+    phantom.add_argument("--seed", type=int, default=0, help="decides everything about them")
+    phantom.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render")
+    phantom.set_defaults(run=run_phantom)
+    return top
+
+
+def run_check(options: argparse.Namespace, console: Console) -> None:
+    """Check a folder, print the table, write the sheet; raises `BadInput` if no clip can be used."""
+    from medsora.data.check import check_folder
+    from medsora.data.check_view import check_sheet, check_table, check_totals
+    from medsora.data.sheet import save_image
+
+    _at_least_one(options, "frames", "interval", "stride")
+    if len(options.size) > 2 or min(options.size) < 1:
+        raise ValueError("--size takes one number of pixels or two, height and width.")
+    with Progress(console=console, transient=True) as progress:
+        report = check_folder(
+            options.folder,
+            frames=options.frames + 1,
+            interval=options.interval,
+            clip_stride=options.stride,
+            cache_path=options.cache,
+            on_progress=_shown(progress, "decoding"),
+        )
+    if report.reports or report.unlisted:
+        console.print(check_table(report))
+        console.print(check_totals(report), highlight=False)
+    report.require_clips()
+    sheet = options.sheet or Path("runs") / "check" / f"{Path(options.folder).resolve().name}.png"
+    size = options.size[0] if len(options.size) == 1 else tuple(options.size)
+    save_image(sheet, check_sheet(report, size))
+    console.print(f"contact sheet: {sheet}", highlight=False, soft_wrap=True)
+
+
+def run_phantom(options: argparse.Namespace, console: Console) -> None:
+    """Render phantom videos."""
+    from medsora.data.phantom import write_phantom
+
+    _at_least_one(options, "videos", "frames", "size", "workers")
+    with Progress(console=console, transient=True) as progress:
+        write_phantom(
+            options.folder,
+            options.videos,
+            options.frames,
+            options.size,
+            options.seed,
+            workers=options.workers,
+            progress=_shown(progress, "rendering"),
+        )
+    console.print(f"{options.videos} phantom videos: {options.folder}", highlight=False, soft_wrap=True)
+
+
+def _at_least_one(options: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value} but must be at least 1.")
+
+
+def _shown(progress: Progress, what: str) -> Callable[[int, int], None]:
+    task = progress.add_task(what, total=None)
+    return lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def main() -> None:
+    """Run the command line."""
+    options = parser().parse_args()
+    with building():
+        options.run(options, Console(width=None if sys.stdout.isatty() else PIPED_WIDTH))
+
+
+if __name__ == "__main__":
+    check_kernels_name()
+    exit_with_status(main)

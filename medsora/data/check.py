@@ -1,0 +1,136 @@
+"""Which sources of a folder can be trained on, how many clips each gives, and why others cannot be used."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsora.data.check_cache import CheckCache, default_cache_path
+from medsora.data.find import Source, find_sources
+from medsora.data.scan import Scan, scan_source
+from medsora.data.windows import Window, clip_span, windows_of
+from medsora.errors import BadInput
+
+SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """One source, what its scan found, and what that means for clips of the asked length."""
+
+    source: Source
+    scan: Scan
+    windows: tuple[Window, ...]
+    span: int
+
+    @property
+    def problem(self) -> str | None:
+        """Why no clip can be taken from this source, or None."""
+        if self.scan.problem or self.windows:
+            return self.scan.problem
+        longest = max((stop - start for start, stop in self.scan.runs()), default=0)
+        why = f"too short: {longest} frames in a row, a clip spans {self.span}"
+        return "; ".join((why, *self.scan.remarks))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What else deserves to be known about a source that can be used."""
+        return () if self.problem else self.scan.remarks
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The answer for a whole folder."""
+
+    root: Path
+    frames: int
+    interval: int
+    reports: tuple[SourceReport, ...]
+    unlisted: dict[str, str]
+    other_files: int
+
+    @property
+    def usable(self) -> tuple[SourceReport, ...]:
+        """The sources that give at least one clip."""
+        return tuple(report for report in self.reports if report.windows)
+
+    @property
+    def bad(self) -> tuple[SourceReport, ...]:
+        """The sources that give none."""
+        return tuple(report for report in self.reports if not report.windows)
+
+    @property
+    def clips(self) -> int:
+        """The number of clips in one epoch over everything."""
+        return sum(len(report.windows) for report in self.reports)
+
+    def complaints(self) -> list[str]:
+        """Return one line for everything that is left out or damaged: what a training run prints."""
+        lines = [f"left out {report.source.name}: {report.problem}" for report in self.bad]
+        lines += [f"left out the folder {name}: {reason}" for name, reason in self.unlisted.items()]
+        lines += [
+            f"used as far as it decodes: {r.source.name}: {'; '.join(r.remarks)}"
+            for r in self.usable
+            if r.remarks
+        ]
+        return lines
+
+    def require_clips(self) -> None:
+        """Raise `BadInput` with one sentence if there is no usable clip at all."""
+        if self.clips:
+            return
+        if not self.reports:
+            raise BadInput(f"{self.root} holds no videos: neither video files nor folders of pictures.")
+        first = self.reports[0]
+        others = f" ({len(self.reports) - 1} more files fail too)" if len(self.reports) > 1 else ""
+        raise BadInput(
+            f"{self.root} gives no usable clip of {self.frames} frames at interval {self.interval}: "
+            f"{first.source.name}: {first.problem}{others}."
+        )
+
+
+def check_folder(
+    root: str | Path,
+    *,
+    frames: int = 17,
+    interval: int = 3,
+    clip_stride: int | None = None,
+    cache_path: str | Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    threads: int = 4,
+) -> CheckReport:
+    """Scan every source below `root`, or recall its scan, and count its clips.
+
+    A clip is `frames` frames, every `interval`-th one; `clip_stride` source frames lie between enumerated
+    clips (default: one clip's span). Scans are kept in `cache_path` (default: below runs/cache) and renewed
+    when a file's size or time of change differs. `on_progress(done, total)` is called after each source.
+    Raises `BadInput` if there is no such folder; bad files are reported, never raised.
+    """
+    root = Path(root)
+    found = find_sources(root)
+    cache = CheckCache(Path(cache_path) if cache_path else default_cache_path(root))
+    scans = {source: scan for source in found.sources if (scan := cache.get(source)) is not None}
+    missing = [source for source in found.sources if source not in scans]
+    if missing:
+        with ThreadPoolExecutor(threads) as pool:  # PyAV lets go of the interpreter while it decodes
+            running = {pool.submit(scan_source, source): source for source in missing}
+            saved = time.monotonic()
+            for future in as_completed(running):
+                source = running[future]
+                scans[source] = future.result()
+                cache.put(source, scans[source])
+                if on_progress:
+                    on_progress(len(scans), len(found.sources))
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    cache.save()
+                    saved = time.monotonic()
+        cache.save()
+    span = clip_span(frames, interval)
+    reports = []
+    for source in found.sources:
+        windows = windows_of(scans[source], span, clip_stride or span)
+        reports.append(SourceReport(source, scans[source], tuple(windows), span))
+    return CheckReport(root, frames, interval, tuple(reports), found.unlisted, found.other_files)

@@ -1,0 +1,238 @@
+"""One dataset for every corpus: clips of consecutive frames, with joint images from other videos.
+
+An item is made in two steps. `choose(epoch, index)` draws what the item is: which window, start, flip, which
+joint images; it is a pure function of (seed, epoch, index) and reads no file. `load(choice)` decodes exactly
+that. A cache of encoded clips makes its own choices and loads them here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from medsora.data.check import CheckReport, SourceReport, check_folder
+from medsora.data.choice import ClipChoice, ImageSource, draw_images
+from medsora.data.decoding import UnreadableVideo
+from medsora.data.exact_flow import check_flow_files, read_flow
+from medsora.data.pixels import frames_to_video
+from medsora.data.resize import height_width
+from medsora.data.split import HELD_OUT, split_by_csv, split_by_video
+from medsora.data.video_io import read_frames
+from medsora.data.windows import Window, clip_span
+from medsora.errors import BadInput
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", HELD_OUT, "all")
+CLIP_TIME_LIMIT_S = 120.0  # a clip that takes longer to decode is treated as broken
+REPLACEMENTS = 16  # windows tried in place of a broken one before the folder itself must be gone
+
+
+class ClipDataset(Dataset):
+    """Clips below `root`; one per enumerated window and epoch.
+
+    Args:
+        root: folder of video files and frame folders, nested or not; or one video file.
+        frames: F; with `extra_frame` one more frame is read, which only the optical flow uses.
+        interval: every `interval`-th source frame is taken.
+        size: pixels, one number or (H, W); frames are scaled to cover it and cropped in the middle.
+        clip_stride: source frames between enumerated windows (default: one clip's span).
+        flip: mirror half of the items left to right, joint images and flow included.
+        images: K, the number of joint images.
+        seed: decides starts, flips, images and the split.
+        split: "train", "held-out" (may be empty) or "all".
+        holdout: part of the videos that is held out; `split_csv` decides instead if given (see `split.py`).
+        with_flow: also give the exact flow from `NAME.flow.safetensors` beside each video.
+        check_cache: where the check's scans are kept (default: below runs/cache).
+        report: a check of the same folder and clip length made before, to save making it again.
+
+    Raises `BadInput` with one sentence if nothing usable is found or the options do not fit the folder.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        frames: int = 16,
+        extra_frame: bool = True,
+        interval: int = 3,
+        size: int | tuple[int, int] = 128,
+        clip_stride: int | None = None,
+        flip: bool = True,
+        images: int = 8,
+        seed: int = 0,
+        split: str = "train",
+        holdout: float = 0.1,
+        split_csv: str | Path | None = None,
+        with_flow: bool = False,
+        check_cache: str | Path | None = None,
+        report: CheckReport | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise BadInput(f"the split '{split}' must be one of {', '.join(SPLITS)}.")
+        if frames < 1 or interval < 1 or images < 0 or (clip_stride is not None and clip_stride < 1):
+            raise BadInput(
+                f"frames {frames}, interval {interval} and clip_stride {clip_stride} must be at least 1, "
+                f"images {images} at least 0."
+            )
+        self.root, self.seed, self.split = Path(root), seed, split
+        self.frames, self.clip_frames, self.interval = frames, frames + extra_frame, interval
+        self.size, self.flip, self.images, self.with_flow = height_width(size), flip, images, with_flow
+        if report is None:
+            report = check_folder(
+                root,
+                frames=self.clip_frames,
+                interval=interval,
+                clip_stride=clip_stride,
+                cache_path=check_cache,
+            )
+            for complaint in report.complaints():
+                log.warning("%s", complaint)
+        report.require_clips()
+        self.report = report
+        self.videos: list[SourceReport] = self._videos_of_split(report, holdout, split_csv)
+        self.windows: list[tuple[int, Window]] = [
+            (number, window) for number, video in enumerate(self.videos) for window in video.windows
+        ]
+        if not self.windows and split != HELD_OUT:
+            raise BadInput(f"{root} has no clip left for the split '{split}'; hold out less, or add videos.")
+        if with_flow:
+            check_flow_files(self.videos, interval=interval, size=self.size)
+        self._runs = [video.scan.runs() for video in self.videos]
+        if images and len(self.videos) == 1:
+            log.warning("%s has only one video to take joint images from: its other times are used.", root)
+        self._reported: set[str] = set()
+
+    def _videos_of_split(
+        self, report: CheckReport, holdout: float, split_csv: str | Path | None
+    ) -> list[SourceReport]:
+        names = [video.source.name for video in report.usable]
+        if split_csv is not None:
+            bad = [video.source.name for video in report.bad]
+            splits = split_by_csv(split_csv, names, holdout, self.seed, known=bad)
+        else:
+            splits = split_by_video(names, holdout, self.seed)
+        wanted = ("train", HELD_OUT) if self.split == "all" else (self.split,)
+        return [video for video in report.usable if splits.get(video.source.name) in wanted]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """Return the item of `key`, (epoch, index) or an index of epoch 0; see `load` for what it holds.
+
+        A span that turns out not to decode is replaced by the next window, the same one every time.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        return self._load_or_next(index, lambda other: self.choose(epoch, other))
+
+    def window(self, index: int) -> tuple[int, Window]:
+        """Return the video's number and the window of `index`."""
+        return self.windows[index]
+
+    def name(self, choice: ClipChoice) -> str:
+        """Return what reports call the clip: "folder/file.mp4@START"."""
+        return f"{self.videos[choice.video].source.name}@{choice.start}"
+
+    def choose(
+        self,
+        epoch: int,
+        index: int,
+        *,
+        start: int | None = None,
+        flip: bool | None = None,
+        images: Sequence[ImageSource] | None = None,
+    ) -> ClipChoice:
+        """Return what item (epoch, index) is; `start`, `flip` and `images` overrule what would be drawn."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        random = np.random.default_rng((self.seed, epoch, index))
+        video, window = self.windows[index]
+        drawn_start = int(random.integers(window.start, window.latest + 1))
+        drawn_flip = bool(random.integers(2)) and self.flip
+        start = drawn_start if start is None else start
+        if images is None:
+            clip = (start, start + clip_span(self.clip_frames, self.interval))
+            images = draw_images(random, self.images, self._runs, video, clip)
+        return ClipChoice(index, video, start, drawn_flip if flip is None else flip, tuple(images))
+
+    def fixed_choice(self, index: int, *, flip: bool = False) -> ClipChoice:
+        """Return the choice that never changes: the window's first frame, the joint images of epoch 0."""
+        return self.choose(0, index, start=self.windows[index][1].start, flip=flip)
+
+    def fixed_clip(self, index: int) -> dict[str, Any]:
+        """Return the item of `fixed_choice(index)`: the same clip in every evaluation."""
+        return self._load_or_next(index, self.fixed_choice)
+
+    @property
+    def image_sources(self) -> list[ImageSource]:
+        """The first frame of every window: a finite set of joint images, for caches."""
+        return [ImageSource(video, window.start) for video, window in self.windows]
+
+    def load(self, choice: ClipChoice) -> dict[str, Any]:
+        """Decode `choice`. Raises `UnreadableVideo` if that is not possible.
+
+        Returns `video` (F+1 or F, 3, H, W) and `images` (K, 3, H, W), float32 in [-1, 1]; with `with_flow`
+        also `flow` (F, 2, H, W), float32, pixels (right, down); `name` "file.mp4@12", `index` of the window,
+        `flipped`.
+        """
+        item = {
+            "video": self._read(choice.video, choice.start, self.clip_frames),
+            "images": self.load_images(choice.images),
+            "name": self.name(choice),
+            "index": choice.index,
+            "flipped": choice.flipped,
+        }
+        if self.with_flow:
+            item["flow"] = read_flow(
+                self.videos[choice.video].source.path, choice.start, self.clip_frames - 1
+            )
+        return flip_item(item) if choice.flipped else item
+
+    def load_images(self, images: Sequence[ImageSource]) -> Tensor:
+        """Decode joint images, unflipped: float32 (K, 3, H, W) in [-1, 1]."""
+        if not images:
+            return torch.empty(0, 3, *self.size)
+        return torch.cat([self._read(video, frame, 1) for video, frame in images])
+
+    def _read(self, video: int, start: int, count: int) -> Tensor:
+        report = self.videos[video]
+        frames = read_frames(
+            report.source.path,
+            start,
+            count,
+            self.interval,
+            self.size,
+            seek_points=report.scan.seek_points,
+            time_limit=CLIP_TIME_LIMIT_S,
+        )
+        return frames_to_video(frames)
+
+    def _load_or_next(self, index: int, choose: Callable[[int], ClipChoice]) -> dict[str, Any]:
+        tries = min(len(self), REPLACEMENTS)
+        for step in range(tries):
+            choice = choose((index + step) % len(self) if step else index)
+            try:
+                return self.load(choice)
+            except (UnreadableVideo, OSError) as error:
+                if str(error) not in self._reported:
+                    self._reported.add(str(error))
+                    log.warning("the clip %s is replaced by the next: %s", self.name(choice), error)
+                if step == tries - 1:
+                    raise
+        raise AssertionError("a dataset without clips has no index")
+
+
+def flip_item(item: dict[str, Any]) -> dict[str, Any]:
+    """Mirror an item's video, images and flow left to right; the flow's horizontal part changes its sign."""
+    mirrored = {key: item[key].flip(-1) for key in ("video", "images", "flow") if key in item}
+    if "flow" in mirrored:
+        mirrored["flow"] = mirrored["flow"] * torch.tensor([-1.0, 1.0]).view(2, 1, 1)
+    return item | mirrored

@@ -1,0 +1,136 @@
+"""One decoding pass over one source: its true number of frames, where to enter it, what is wrong with it."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from medsora.data.decoding import SeekPoint, UnreadableVideo, VideoReader, checksum
+from medsora.data.find import Source
+from medsora.data.frame_folder import list_frames, read_image
+from medsora.data.video_io import reader_info
+
+SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame
+HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a source found; it does not depend on how long a clip is.
+
+    `frames` is counted by decoding. `seek_points` are entries proven by trying; without any, decoding starts
+    at the file's start. `broken` are pictures of a frame folder that do not decode: no clip may touch them.
+    `problem` says why nothing can be used, `remarks` what else deserves to be known.
+    """
+
+    container: str = "?"
+    codec: str = "?"
+    width: int = 0
+    height: int = 0
+    fps: float | None = None
+    frames: int = 0
+    seek_points: tuple[SeekPoint, ...] = ()
+    broken: tuple[int, ...] = ()
+    problem: str | None = None
+    remarks: tuple[str, ...] = ()
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Return the stretches (start, stop) of consecutive frames that decode."""
+        edges = [-1, *self.broken, self.frames]
+        return [(low + 1, high) for low, high in pairwise(edges) if high - low > 1]
+
+
+def scan_source(source: Source) -> Scan:
+    """Decode `source` once from start to end, holding one frame at a time. Never raises for a bad file."""
+    try:
+        return _scan_folder(source.path) if source.is_folder else _scan_file(source.path)
+    except UnreadableVideo as error:
+        return Scan(problem=error.reason)
+    except OSError as error:
+        return Scan(problem=f"cannot be read: {error.strerror or error}")
+
+
+def _scan_file(path: Path) -> Scan:
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise UnreadableVideo(path, "not a regular file")
+    with VideoReader(path) as reader:
+        info = reader_info(reader)
+        scan = Scan(info.container, info.codec, info.width, info.height, info.fps)
+        points: list[SeekPoint] = []
+        count, last_pts, ordered = 0, None, True
+        for number, frame in enumerate(reader.frames()):
+            count = number + 1
+            ordered &= frame.pts is not None and (last_pts is None or frame.pts > last_pts)
+            last_pts = frame.pts
+            if ordered and frame.key_frame and number >= (points[-1].frame if points else 0) + SEEK_SPACING:
+                points.append(SeekPoint(number, frame.pts, checksum(frame)))
+        remarks = _damage(reader, info.header_frames, count, last_pts)
+    if not count:
+        return replace(scan, problem="no frame decodes", remarks=remarks)
+    proven = tuple(points) if ordered and _seeks_are_exact(path, points) else ()
+    if points and not proven:
+        remarks += ("frames cannot be found by seeking; clips are decoded from the file's start",)
+    return replace(scan, frames=count, seek_points=proven, remarks=remarks)
+
+
+def _damage(
+    reader: VideoReader, header_frames: int | None, count: int, last_pts: int | None
+) -> tuple[str, ...]:
+    found = []
+    if header_frames and count < header_frames - HEADER_TOLERANCE:
+        found.append(f"truncated: header says {header_frames} frames, {count} decode")
+    elif missing := _missing_seconds(reader, last_pts):
+        found.append(f"truncated: the last {missing:.0f} seconds that the header promises do not decode")
+    if reader.skipped_packets:
+        found.append(f"damaged: {reader.skipped_packets} packets do not decode and are skipped")
+    if reader.stopped_by:
+        found.append(f"damaged: reading stops after frame {count} ({reader.stopped_by})")
+    return tuple(found)
+
+
+def _missing_seconds(reader: VideoReader, last_pts: int | None) -> float:
+    """Return how much of the promised time no frame fills; 0 if that is little or cannot be known."""
+    container, stream = reader.container, reader.stream
+    if last_pts is None or not container.duration or len(container.streams) > 1:  # sound may go on for longer
+        return 0.0
+    promised = container.duration / 1_000_000
+    shown = float((last_pts - (stream.start_time or 0)) * stream.time_base)
+    return promised - shown if promised - shown > max(1.0, 0.05 * promised) else 0.0
+
+
+def _seeks_are_exact(path: Path, points: list[SeekPoint]) -> bool:
+    trials = {points[0], points[len(points) // 2], points[-1]} if points else set()
+    for point in trials:
+        with VideoReader(path) as reader:
+            if reader.frames_from(point) is None:
+                return False
+    return True
+
+
+def _scan_folder(folder: Path) -> Scan:
+    pictures = list_frames(folder)
+    broken: list[int] = []
+    reasons: list[str] = []
+    sizes: dict[tuple[int, int], int] = {}
+    for number, picture in enumerate(pictures):
+        try:
+            height, width = read_image(picture).shape[:2]
+        except UnreadableVideo as error:
+            broken.append(number)
+            reasons.append(f"{picture.name} {error.reason}")
+        else:
+            sizes[width, height] = sizes.get((width, height), 0) + 1
+    if not sizes:
+        return Scan("frames", problem=f"none of its {len(pictures)} pictures decodes: {reasons[0]}")
+    width, height = max(sizes, key=lambda size: sizes[size])
+    remarks = []
+    if broken:
+        remarks.append(f"{len(broken)} of {len(pictures)} pictures do not decode, the first: {reasons[0]}")
+    if len(sizes) > 1:
+        remarks.append(f"its pictures have {len(sizes)} different sizes")
+    codec = pictures[0].suffix.lstrip(".").lower()
+    return Scan(
+        "frames", codec, width, height, None, len(pictures), (), tuple(broken), remarks=tuple(remarks)
+    )

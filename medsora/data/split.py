@@ -1,0 +1,123 @@
+"""Which videos are trained on and which are held out: by video or by patient, never by clip."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from medsora.errors import BadInput
+
+log = logging.getLogger(__name__)
+
+TRAIN, HELD_OUT = "train", "held-out"
+_SPLIT_WORDS = {"train": TRAIN, "training": TRAIN} | dict.fromkeys(
+    ("held-out", "heldout", "held_out", "holdout", "test", "val", "valid", "validation"), HELD_OUT
+)
+
+
+def split_by_video(names: Sequence[str], holdout: float, seed: int) -> dict[str, str]:
+    """Return "train" or "held-out" for every video name; about the part `holdout` of them is held out.
+
+    At least one is held out if there are two or more and `holdout` is not 0. The choice hangs on the names
+    and the seed alone, so a video that joins the folder moves few others.
+    """
+    if not 0 <= holdout < 1:
+        raise BadInput(f"holdout is {holdout}, but the part held out must be at least 0 and less than 1.")
+    held_out = set(sorted(names, key=lambda name: _rank(name, seed))[: _held_out_count(len(names), holdout)])
+    return {name: HELD_OUT if name in held_out else TRAIN for name in names}
+
+
+def split_by_csv(
+    csv_path: str | Path, names: Sequence[str], holdout: float, seed: int, *, known: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return the split that a CSV asks for, for those of `names` that it lists; the others are left out.
+
+    The columns are `file` and `split` (train or held-out), or `file`, `patient` and perhaps `split`. Without
+    `split`, patients are drawn for holding out as `split_by_video` draws videos. A file is named by its path
+    below the data folder, or by its bare name with or without ending where that is unique. `known` are
+    further videos that exist but cannot be used: naming them is no error.
+
+    Raises `BadInput` with one sentence: no such file or column, a file that is not in the folder, an unknown
+    word, a file listed twice differently, a patient on both sides.
+    """
+    csv_path = Path(csv_path)
+    rows = _read_rows(csv_path)
+    lookup = _lookup([*names, *known])
+    patients: dict[str, str] = {}
+    splits: dict[str, str] = {}
+    for number, row in rows:
+        name = lookup.get(_clean(row["file"]))
+        if name is None:
+            raise BadInput(f"{csv_path}, line {number}: the file '{row['file']}' is not in the data folder.")
+        patient = row.get("patient") or name
+        if patients.setdefault(name, patient) != patient:
+            raise BadInput(f"{csv_path}, line {number}: '{row['file']}' is listed for two patients.")
+        if "split" not in row:
+            continue
+        split = _SPLIT_WORDS.get(row["split"].lower())
+        if split is None:
+            raise BadInput(
+                f"{csv_path}, line {number}: the split '{row['split']}' must be train or held-out."
+            )
+        if splits.setdefault(patient, split) != split:
+            raise BadInput(f"{csv_path}, line {number}: '{patient}' is both in train and in held-out.")
+    if not splits:
+        splits = split_by_video(sorted(set(patients.values())), holdout, seed)
+    unlisted = [name for name in names if name not in patients]
+    if unlisted:
+        log.warning(
+            "%s does not list %d videos, which are left out: %s", csv_path, len(unlisted), unlisted[0]
+        )
+    return {name: splits[patients[name]] for name in names if name in patients}
+
+
+def _read_rows(csv_path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return (line number, values by column) of every row, names in lower case, blanks stripped."""
+    try:
+        with csv_path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = [(column or "").strip().lower() for column in reader.fieldnames or []]
+            reader.fieldnames = columns
+            rows = [
+                (reader.line_num, {key: (value or "").strip() for key, value in row.items() if key})
+                for row in reader
+            ]
+    except FileNotFoundError:
+        raise BadInput(f"there is no split file {csv_path}.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{csv_path} cannot be read as CSV ({error}).") from error
+    if "file" not in columns or not {"split", "patient"} & set(columns):
+        raise BadInput(
+            f"{csv_path} needs the columns 'file' and 'split' or 'patient' in its first line; it has "
+            f"{', '.join(columns) or 'none'}."
+        )
+    if not rows:
+        raise BadInput(f"{csv_path} lists no files.")
+    return rows
+
+
+def _lookup(names: Sequence[str]) -> dict[str, str]:
+    """Return full path, and where unique bare name and stem, -> video name."""
+    found: dict[str, str] = {}
+    for shorten in (lambda name: PurePosixPath(name).stem, lambda name: PurePosixPath(name).name):
+        uses = Counter(map(shorten, names))
+        found |= {shorten(name): name for name in names if uses[shorten(name)] == 1}
+    return found | {name: name for name in names}
+
+
+def _clean(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).as_posix()
+
+
+def _held_out_count(videos: int, holdout: float) -> int:
+    if holdout == 0 or videos < 2:
+        return 0
+    return min(max(1, round(holdout * videos)), videos - 1)
+
+
+def _rank(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
