@@ -61,7 +61,7 @@ class Path:
         self.speed = rng.uniform(0.04, 0.105) * (-1 if withdraws else 1)  # units per frame
         self._surge = Sway(rng, 1, 0.35 * abs(self.speed), (9, 20), velocity=True)
         self._offset = Sway(rng, 2, 0.09, (10, 26))
-        self._pan = Sway(rng, 2, 0.12, (12, 34))
+        self._pan = Sway(rng, 2, 0.2, (14, 40))
         self._tremor = Sway(rng, 2, 0.012, (3.5, 7))
         self._roll = Sway(rng, 1, 0.12, (16, 40))
         self._upright = rng.uniform(-np.pi, np.pi)

@@ -30,7 +30,7 @@ class Capsule:
         to_camera = -self.origin.astype(np.float32)
         along_ray, along_start = rays @ axis, float(to_camera @ axis)
         square = self.length**2
-        a = square - along_ray**2
+        a = np.maximum(square - along_ray**2, 1e-6)  # 0 for rays along the axis
         b = square * (rays @ to_camera) - along_start * along_ray
         c = square * float(to_camera @ to_camera) - along_start**2 - self.radius**2 * square
         root = b**2 - a * c

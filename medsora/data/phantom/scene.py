@@ -105,12 +105,12 @@ class Scene:
         """Display colour `(n, 3)` in [0, 1] of what the rays hit."""
         albedo, normal, gloss, sharpness = self._surface(pose, hits, frame)
         to_light = self.light.astype(np.float32) - hits.points
-        light_distance = np.sqrt((to_light**2).sum(axis=1))
+        light_distance = np.sqrt(_dot(to_light, to_light))
         to_light = to_light / light_distance[:, None]
-        facing = np.clip((normal * to_light).sum(axis=1), 0, None)
+        facing = np.clip(_dot(normal, to_light), 0, None)
         halfway = to_light - rays
-        halfway /= np.sqrt((halfway**2).sum(axis=1, keepdims=True))
-        glint = np.clip((normal * halfway).sum(axis=1), 0, 1) ** sharpness
+        halfway /= np.sqrt(_dot(halfway, halfway))[:, None]
+        glint = np.clip(_dot(normal, halfway), 0, 1) ** sharpness
         irradiance = 1 / (1 + (light_distance / self.reach) ** 2) ** 1.35
         wall = hits.part == _WALL
         irradiance = np.where(wall, irradiance, 0.45 * irradiance / (0.3 + irradiance))
@@ -134,7 +134,7 @@ class Scene:
         across_x, across_y = x / r + around / r * y / r, y / r - around / r * x / r
         dx, dy = self.line.slope(z)
         normal = -np.stack([across_x, across_y, -dx * across_x - dy * across_y - along], axis=1)
-        normal /= np.sqrt((normal**2).sum(axis=1, keepdims=True))
+        normal /= np.sqrt(_dot(normal, normal))[:, None]
         normal = normal @ pose.rotation.astype(np.float32)
         albedo, polyp = self.wall.colour(z, angle)
         gloss = 1.0 + 0.3 * polyp
@@ -159,3 +159,8 @@ class Scene:
                 on = hits.part == number
                 moved[on] = then.place(now.local(hits.points[on]))
         return moved
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Row by row scalar product of two `(n, 3)`."""
+    return np.einsum("ij,ij->i", a, b)
