@@ -1,0 +1,94 @@
+"""Local attention over the tokens of a frame (Eq. 6-7), with rotary positions.
+
+It computes what the package `local-attention` computes with window w, `look_backward=1`, `look_forward=1`
+and `exact_windowsize=True`: token i sees i-w .. i+w, and q is rotated by w places more than k, because the
+package counts q's place from the end of the three windows that it looks at. Here that is one masked
+attention, right at any length, while the package refuses lengths that are no multiple of w or lets its
+padding leak in. Long frames go through it in tiles.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+ROTARY_BASE = 10_000
+TILE = 64  # frames of more than two tiles are cut, so that cost grows with l instead of l²
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def window_mask(length: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Eq. 6 as a term of the scores, (length, length): 0 where |i - j| <= window, else minus infinity."""
+    place = torch.arange(length)
+    outside = (place[:, None] - place).abs() > window
+    return torch.zeros(length, length).masked_fill(outside, -torch.inf).to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def tiled_mask(length: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Eq. 6 for tiles of queries and the keys from `window` before a tile to `window` after it,
+    (tiles, TILE, TILE + 2·window). Queries that only fill the last tile may see the padding, lest they see
+    nothing and turn into NaN."""
+    first = torch.arange(0, length, TILE)[:, None, None]
+    query = first + torch.arange(TILE)[:, None]
+    key = first + torch.arange(-window, TILE + window)
+    real = (key >= 0) & (key < length) | (query >= length)
+    seen = ((query - key).abs() <= window) & real
+    return torch.zeros(seen.shape).masked_fill(~seen, -torch.inf).to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def rotary_tables(length: int, features: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines for q (index 0) and k (index 1), each (2, 1, 1, length, features) in float32.
+
+    The sines of the first half of the features carry a minus, so that rotating x is
+    `x·cos + roll(x, features / 2)·sin`.
+    """
+    place = torch.arange(length, dtype=torch.float64)
+    frequency = ROTARY_BASE ** -(torch.arange(0, features, 2, dtype=torch.float64) / features)
+    angles = torch.stack((place + window, place))[..., None] * frequency
+    cos, sin = angles.cos(), angles.sin()
+    tables = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    return tuple(table[:, None, None].to(device, torch.float32) for table in tables)
+
+
+class LocalAttention(nn.Module):
+    """Multi-head attention within +-`window` tokens; q, k, v without bias, no output projection (Table 1)."""
+
+    def __init__(self, width: int, heads: int, window: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.window, self.dropout = heads, window, dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, n, l, d) -> (B, n, l, d); frames do not see one another."""
+        length, width = x.shape[2:]
+        qkv = self.qkv(x).view(-1, length, 3, self.heads, width // self.heads)
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B·n, heads, l, d / heads)
+        cos, sin = rotary_tables(length, qkv.shape[-1], self.window, x.device)
+        qk = qkv[:2]
+        q, k = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, dims=-1), sin).type_as(qkv)
+        y = self._attend(q, k, qkv[2])
+        return y.transpose(1, 2).reshape_as(x)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Masked attention of (N, heads, l, d / heads)."""
+        length, window, dropout = q.shape[2], self.window, self.dropout if self.training else 0.0
+        if length <= 2 * TILE:
+            mask = window_mask(length, window, q.device, q.dtype)
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        padding = -length % TILE
+        q_tiles = pad(q, (0, 0, 0, padding)).flatten(0, 1).unflatten(1, (-1, TILE))
+        k_tiles, v_tiles = (
+            pad(x, (0, 0, window, window + padding)).flatten(0, 1).unfold(1, TILE + 2 * window, TILE).mT
+            for x in (k, v)
+        )
+        mask = tiled_mask(length, window, q.device, q.dtype)
+        y = scaled_dot_product_attention(q_tiles, k_tiles, v_tiles, attn_mask=mask, dropout_p=dropout)
+        return y.flatten(1, 2)[:, :length].unflatten(0, q.shape[:2])

@@ -1,0 +1,215 @@
+"""MedSora's denoiser: noisy latents and timesteps in, noise, variance and features out (§3.1, Table 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from inspect import signature
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from medsora.denoiser.block import Block, modulate
+from medsora.denoiser.embed import PatchEmbedding, TimeEmbedding
+from medsora.denoiser.presets import PRESETS
+from medsora.denoiser.weights import read_matching_weights
+from medsora.errors import BadInput
+from medsora.spiral import VARIANTS
+
+MIXINGS = ("isolated", "mixed")
+
+
+@dataclass
+class MedSoraOutput(BaseOutput):
+    """What the denoiser returns.
+
+    Attributes:
+        eps: the predicted noise (B, n, C, h, w).
+        variance: the learned-range variance channels (B, n, C, h, w), in the loss's own units.
+        features: per block the tokens of the clip after the spatial part, (B, f, l, d).
+    """
+
+    eps: Tensor
+    variance: Tensor = None
+    features: list[Tensor] = None
+
+
+class MedSora(ModelMixin, ConfigMixin):
+    """The video Mamba diffusion model.
+
+    Args:
+        in_channels: C, the latents' channels.
+        width: d.
+        depth: number of blocks; block i walks spiral variant i mod 8.
+        patch: side of a token in latent pixels.
+        heads, window, dropout: of the local attention.
+        d_state, headdim, expand, d_conv: of every Mamba-2.
+        mixing: "isolated" (joint images never exchange information with the clip or one another) or "mixed"
+            (one spiral and one temporal scan over clip and images).
+        backend: how the scans are computed, one of `kernels.mamba2_scan`'s.
+
+    Raises:
+        BadInput: if the widths do not divide or `mixing` is unknown.
+    """
+
+    _supports_gradient_checkpointing = True
+    _keep_in_fp32_modules: ClassVar = ["A_log", "dt_bias", "D"]
+    _no_split_modules: ClassVar = ["Block"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 16,
+        width: int = 512,
+        depth: int = 12,
+        patch: int = 2,
+        heads: int = 8,
+        window: int = 8,
+        d_state: int = 128,
+        headdim: int = 64,
+        expand: int = 2,
+        d_conv: int = 4,
+        dropout: float = 0.1,
+        mixing: str = "isolated",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if width % (2 * heads) or width % 4:
+            raise BadInput(f"width {width} must be divisible by 4 and by twice the number of heads ({heads})")
+        if expand * width % headdim:
+            raise BadInput(f"expand * width = {expand * width} must be divisible by headdim {headdim}")
+        if mixing not in MIXINGS:
+            raise BadInput(f"mixing {mixing!r} is unknown; it is one of {', '.join(MIXINGS)}")
+        mamba = dict(d_state=d_state, headdim=headdim, expand=expand, d_conv=d_conv, backend=backend)
+        self.patches = PatchEmbedding(in_channels, width, patch)
+        self.time = TimeEmbedding(width)
+        self.blocks = nn.ModuleList(
+            Block(width, heads=heads, window=window, dropout=dropout, variant=index % VARIANTS, mamba=mamba)
+            for index in range(depth)
+        )
+        self.final = FinalLayer(width, patch, in_channels)
+        self.gradient_checkpointing = False
+        self._initialise()
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
+        """Build `PRESETS[name]` with some of its settings replaced.
+
+        Raises:
+            BadInput: if the preset or a setting is unknown.
+        """
+        if name not in PRESETS:
+            raise BadInput(f"preset {name!r} is unknown; there are {', '.join(PRESETS)}")
+        settings = [key for key in signature(cls.__init__).parameters if key != "self"]
+        for key in overrides:
+            if key not in settings:
+                raise BadInput(f"the denoiser has no setting {key!r}; it has {', '.join(settings)}")
+        return cls(**PRESETS[name] | overrides)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Self:
+        """Load a folder or hub name that `save_pretrained` wrote, strictly.
+
+        Raises:
+            BadInput: if the weights do not fill the model that the folder's config describes.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, output_loading_info=True, **kwargs
+        )
+        strays = [key for keys in info.values() for key in keys]
+        if strays:
+            raise BadInput(
+                f"the weights in {pretrained_model_name_or_path} do not fit the config beside them "
+                f"(first difference: {strays[0]}); save the model again or take another folder"
+            )
+        return (model, info) if wants_info else model
+
+    def load_weights(self, path: str | PathLike) -> None:
+        """Fill this model from a safetensors file, or from a folder that holds one, strictly.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            BadInput: if the file is damaged or holds another model; the sentence names the first difference.
+        """
+        self.load_state_dict(read_matching_weights(Path(path), self))
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Xavier on linear layers, zero on what adaLN-zero keeps silent; Mamba's Δ, A, D stay as drawn."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        projection = self.patches.projection
+        nn.init.xavier_uniform_(projection.weight.view(projection.out_channels, -1))
+        nn.init.zeros_(projection.bias)
+        modulations = [block.modulation for block in self.blocks]
+        for silent in (*modulations, self.final.modulation, self.final.linear):
+            nn.init.zeros_(silent.weight)
+            nn.init.zeros_(silent.bias)
+
+    def forward(self, z: Tensor, t: Tensor, num_images: int = 0) -> MedSoraOutput:
+        """Predict the noise in `z` and the variance of the reverse step.
+
+        Args:
+            z: noisy scaled latents (B, n, C, h, w), h and w divisible by the patch size.
+            t: timesteps (B,), or one per latent frame (B, n).
+            num_images: how many of the last latent frames are joint images instead of the clip's.
+
+        Raises:
+            BadInput: if the shapes do not fit.
+        """
+        self._check(z, t, num_images)
+        clip = z.shape[1] - num_images
+        joint = clip if self.config.mixing == "isolated" else z.shape[1]
+        grid = (z.shape[3] // self.config.patch, z.shape[4] // self.config.patch)
+
+        x = self.patches(z)
+        time = nn.functional.silu(self.time(t if t.ndim == 2 else t[:, None]))
+        features = []
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x, spatial = self._gradient_checkpointing_func(block, x, time, grid, joint)
+            else:
+                x, spatial = block(x, time, grid, joint)
+            features.append(spatial[:, :clip])
+        eps, variance = self.final(x, time, grid)
+        return MedSoraOutput(eps=eps, variance=variance, features=features)
+
+    def _check(self, z: Tensor, t: Tensor, num_images: int) -> None:
+        channels, patch = self.config.in_channels, self.config.patch
+        if z.ndim != 5 or z.shape[2] != channels:
+            raise BadInput(f"latents must be (B, n, {channels}, h, w), not {tuple(z.shape)}")
+        if z.shape[3] % patch or z.shape[4] % patch:
+            raise BadInput(f"latents of {z.shape[3]}x{z.shape[4]} do not divide into {patch}x{patch} patches")
+        per_sample, per_frame = tuple(z.shape[:1]), tuple(z.shape[:2])
+        if tuple(t.shape) not in (per_sample, per_frame):
+            raise BadInput(f"timesteps must be {per_sample} or {per_frame}, not {tuple(t.shape)}")
+        if not 0 <= num_images < z.shape[1]:
+            raise BadInput(f"{num_images} of {z.shape[1]} latent frames cannot be images: a clip must remain")
+
+
+class FinalLayer(nn.Module):
+    """Tokens -> noise and variance: LayerNorm without affine, adaLN, Linear, patches put back in place."""
+
+    def __init__(self, width: int, patch: int, channels: int) -> None:
+        super().__init__()
+        self.patch, self.channels = patch, channels
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.linear = nn.Linear(width, 2 * channels * patch * patch)
+
+    def forward(self, x: Tensor, time: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(B, n, l, d) -> two tensors (B, n, C, h, w)."""
+        shift, scale = self.modulation(time).unsqueeze(2).chunk(2, dim=-1)
+        y = self.linear(modulate(self.norm(x), shift, scale))
+        y = y.unflatten(3, (2, self.channels, self.patch, self.patch)).unflatten(2, grid)
+        y = y.permute(4, 0, 1, 5, 2, 6, 3, 7)  # (2, B, n, C, h̄, patch, w̄, patch)
+        return y.flatten(6, 7).flatten(4, 5).unbind(0)

@@ -1,0 +1,46 @@
+"""Where the parameters of a denoiser are: the table behind the counts of Table 1."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from medsora.denoiser.model import MedSora
+
+
+def parameter_table(model: str | MedSora, latent_size: tuple[int, int] = (16, 16)) -> dict[str, int]:
+    """Parameters per part, and their total.
+
+    Args:
+        model: a preset's name (nothing is allocated for it) or a model.
+        latent_size: (h, w) for which the fixed position table is counted, as the paper counts it; 16x16 is
+            128x128 pixels.
+
+    Raises:
+        BadInput: if the preset is unknown.
+    """
+    if isinstance(model, str):
+        with torch.device("meta"):
+            model = MedSora.from_preset(model)
+    blocks = model.blocks
+    patch = model.config.patch
+    table = {
+        "patch embedding": _count(model.patches),
+        "position table": latent_size[0] // patch * (latent_size[1] // patch) * model.config.width,
+        "time embedding": _count(model.time),
+        "modulation": sum(_count(block.modulation) for block in blocks),
+        "norms": sum(
+            _count(norm)
+            for block in blocks
+            for norm in (block.attention_norm, block.spatial_norm, block.temporal_norm)
+        ),
+        "local attention": sum(_count(block.attention) for block in blocks),
+        "spatial Mamba": sum(_count(block.spatial) for block in blocks),
+        "temporal Mamba": sum(_count(block.temporal) for block in blocks),
+        "final layer": _count(model.final),
+    }
+    return table | {"total": sum(table.values())}
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,61 @@
+"""Reading a denoiser's weights from disk, strictly and with one sentence when they are another model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from medsora.denoiser.presets import PRESETS
+from medsora.errors import BadInput
+
+
+def read_matching_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a safetensors file (or of the one in a folder), if they are exactly `model`'s.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        BadInput: if the file is damaged, or its keys or sizes differ from the model's.
+    """
+    file = path / SAFETENSORS_WEIGHTS_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no weights at {file}; give a .safetensors file or a folder with one")
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+            if found != expected:
+                raise BadInput(f"{file} {_difference(expected, found)}")
+            return {key: tensors.get_tensor(key) for key in expected}
+    except SafetensorError as error:
+        raise BadInput(f"{file} is not a complete safetensors file ({error}); take another copy") from error
+
+
+def _difference(expected: dict[str, tuple], found: dict[str, tuple]) -> str:
+    """How another model's weights differ, as the rest of a sentence."""
+    depths = _depth(expected), _depth(found)
+    if depths[0] != depths[1]:
+        ours, theirs = (f"{depth} blocks{_preset_of_depth(depth)}" for depth in depths)
+        return f"holds {theirs}, but this model has {ours}: take the same preset for both"
+    for key in sorted(expected.keys() | found.keys()):
+        if key not in found:
+            return f"lacks {key}, which this model needs: take weights saved from the same settings"
+        if key not in expected:
+            return f"holds {key}, which this model does not have: take weights saved from the same settings"
+        if expected[key] != found[key]:
+            return (
+                f"holds {key} of size {found[key]}, but this model needs {expected[key]}: "
+                "take weights saved from the same settings"
+            )
+    raise AssertionError("called for weights that do not differ")
+
+
+def _depth(keys: dict[str, tuple]) -> int:
+    return len({key.split(".")[1] for key in keys if key.startswith("blocks.")})
+
+
+def _preset_of_depth(depth: int) -> str:
+    names = [name for name, settings in PRESETS.items() if settings["depth"] == depth]
+    return f" (preset {names[0]})" if names else ""

@@ -1,0 +1,50 @@
+"""One block: silent at first, differentiable to the last digit, modulated per frame."""
+
+from __future__ import annotations
+
+import torch
+
+from medsora.denoiser.block import Block
+
+MAMBA = {"d_state": 4, "headdim": 8, "expand": 2, "d_conv": 4, "backend": "torch"}
+
+
+def block(width: int = 16, **overrides: object) -> Block:
+    return Block(width, heads=2, window=8, dropout=0.0, variant=3, mamba=MAMBA | overrides).eval()
+
+
+def test_modulation_at_zero_leaves_the_tokens_as_they_are() -> None:
+    silent = block()
+    torch.nn.init.zeros_(silent.modulation.weight)
+    torch.nn.init.zeros_(silent.modulation.bias)
+    x = torch.randn(2, 3, 4, 16)
+    y, spatial = silent(x, torch.randn(2, 1, 16), (2, 2), 2)
+    assert torch.equal(y, x)
+    assert torch.equal(spatial, x)
+
+
+def test_spatial_tokens_are_taken_before_the_temporal_part() -> None:
+    both = block()
+    x, time = torch.randn(1, 3, 4, 16), torch.randn(1, 1, 16)
+    y, spatial = both(x, time, (2, 2), 3)
+    torch.nn.init.zeros_(both.temporal.mamba.out_proj.weight)
+    without_time, _ = both(x, time, (2, 2), 3)
+    assert torch.equal(spatial, without_time)
+    assert not torch.equal(spatial, y)
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    double = block(width=8).double()
+    x = torch.randn(1, 3, 4, 8, dtype=torch.float64, requires_grad=True)
+    time = torch.randn(1, 3, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, time: double(x, time, (2, 2), 2), (x, time), fast_mode=True)
+
+
+def test_each_frame_is_modulated_by_its_own_time() -> None:
+    framewise = block()
+    x, time = torch.randn(1, 3, 4, 16), torch.randn(1, 3, 16)
+    changed = time.clone()
+    changed[:, 2] += 1
+    y, changed_y = (framewise(x, value, (2, 2), 2)[0] for value in (time, changed))
+    assert torch.equal(y[:, :2], changed_y[:, :2]), "frame 2 is scanned alone and alone had another time"
+    assert not torch.equal(y[:, 2], changed_y[:, 2])

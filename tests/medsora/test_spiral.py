@@ -1,0 +1,63 @@
+"""Spiral orders: permutations whose steps are grid neighbours, from the outside in, in eight variants."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medsora.spiral import VARIANTS, scan_orders, spiral_order
+
+GRIDS = [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (4, 8), (5, 4), (16, 8)]
+
+
+@pytest.mark.parametrize(("rows", "cols"), GRIDS)
+@pytest.mark.parametrize("variant", range(VARIANTS))
+def test_is_a_walk_over_neighbours_from_the_outside_in(rows: int, cols: int, variant: int) -> None:
+    order = spiral_order(rows, cols, variant)
+    assert order.dtype == torch.int64
+    assert order.sort().values.tolist() == list(range(rows * cols))
+    row, col = order // cols, order % cols
+    steps = row.diff().abs() + col.diff().abs()
+    assert (steps == 1).all()
+    ring = torch.stack((row, col, rows - 1 - row, cols - 1 - col)).amin(0)
+    assert (ring.diff() >= 0).all()
+
+
+def test_known_walks() -> None:
+    assert spiral_order(3, 3, 0).tolist() == [0, 1, 2, 5, 8, 7, 6, 3, 4]
+    assert spiral_order(3, 3, 1).tolist() == [2, 1, 0, 3, 6, 7, 8, 5, 4]  # left-right
+    assert spiral_order(3, 3, 2).tolist() == [6, 7, 8, 5, 2, 1, 0, 3, 4]  # up-down
+    assert spiral_order(3, 3, 4).tolist() == [0, 3, 6, 7, 8, 5, 2, 1, 4]  # counter-clockwise
+    assert spiral_order(2, 3, 7).tolist() == [5, 2, 1, 0, 3, 4]  # counter-clockwise, flipped both ways
+
+
+def test_turns_clockwise_below_four_and_counter_clockwise_above_when_unflipped() -> None:
+    assert spiral_order(4, 4, 0)[1] == 1, "to the right along the top"
+    assert spiral_order(4, 4, 4)[1] == 4, "down along the left"
+
+
+@pytest.mark.parametrize("flip", [1, 2, 3])
+@pytest.mark.parametrize("base", [0, 4])
+def test_flips_mirror_the_unflipped_walk(base: int, flip: int) -> None:
+    mirrored = torch.arange(12).view(3, 4).flip([axis for axis, bit in ((1, 1), (0, 2)) if flip & bit])
+    assert torch.equal(spiral_order(3, 4, base + flip), mirrored.flatten()[spiral_order(3, 4, base)])
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(2, 2), (3, 4), (4, 8), (8, 8)])
+def test_eight_variants_differ(rows: int, cols: int) -> None:
+    walks = {tuple(spiral_order(rows, cols, variant).tolist()) for variant in range(VARIANTS)}
+    assert len(walks) == VARIANTS
+
+
+@pytest.mark.parametrize(("rows", "cols", "variant"), [(0, 4, 0), (4, -1, 0), (4, 4, 8), (4, 4, -1)])
+def test_refuses_what_is_no_spiral(rows: int, cols: int, variant: int) -> None:
+    with pytest.raises(ValueError, match="spiral"):
+        spiral_order(rows, cols, variant)
+
+
+def test_scan_orders_hold_the_walk_and_its_reverse_and_are_built_once() -> None:
+    cpu = torch.device("cpu")
+    orders = scan_orders(3, 5, 6, cpu)
+    assert torch.equal(orders[0], spiral_order(3, 5, 6))
+    assert torch.equal(orders[1], orders[0].flip(0))
+    assert scan_orders(3, 5, 6, cpu) is orders
