@@ -67,7 +67,7 @@ def render_clip(
             f"phantom of seed {seed}, {frames} frames, {height}x{width}: "
             "expected a seed of at least 0, 1 frame and 8 pixels per side"
         )
-    polyp, instrument = _choose(seed, polyp, instrument)
+    polyp, instrument = choose_labels(seed, polyp, instrument)
     scene = Scene(seed, polyp=polyp, instrument=instrument)
     lens = Lens(height, width)
     rays, fine_rays = lens.rays(), lens.rays(_SUPERSAMPLING)
@@ -101,7 +101,7 @@ def render_clip(
     return PhantomClip(video, flow, valid, polyp, instrument, seed)
 
 
-def _choose(seed: int, polyp: bool | None, instrument: bool | None) -> tuple[bool, bool]:
+def choose_labels(seed: int, polyp: bool | None, instrument: bool | None) -> tuple[bool, bool]:
     """The clip's exclusive labels: what was asked for, the rest by the seed."""
     if polyp and instrument:
         raise ValueError("a phantom clip shows a polyp or an instrument, not both: ask for one of them")
