@@ -34,11 +34,15 @@ class UnreadableVideo(ValueError):
 
 
 class SeekPoint(NamedTuple):
-    """A frame at which decoding can start: its number, its time stamp and the checksum of its pixels."""
+    """A frame at which decoding can start: its number, its time stamp and the checksum of its pixels.
+
+    `aim` is the time stamp to ask the container for: some containers land behind what they are asked for.
+    """
 
     frame: int
     pts: int
     checksum: int
+    aim: int
 
 
 class VideoReader:
@@ -106,7 +110,7 @@ class VideoReader:
     def frames_from(self, point: SeekPoint) -> Iterator[av.VideoFrame] | None:
         """Seek to `point` and decode from that frame on; None if that very frame is not found there."""
         try:
-            self.container.seek(point.pts, stream=self.stream)
+            self.container.seek(point.aim, stream=self.stream)
         except av.FFmpegError:
             return None
         decoded = self.frames()

@@ -13,6 +13,7 @@ from medsora.data.frame_folder import list_frames, read_image
 from medsora.data.video_io import reader_info
 
 SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame
+AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and program streams land late
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
 
@@ -65,11 +66,11 @@ def _scan_file(path: Path) -> Scan:
             ordered &= frame.pts is not None and (last_pts is None or frame.pts > last_pts)
             last_pts = frame.pts
             if ordered and frame.key_frame and number >= (points[-1].frame if points else 0) + SEEK_SPACING:
-                points.append(SeekPoint(number, frame.pts, checksum(frame)))
+                points.append(SeekPoint(number, frame.pts, checksum(frame), frame.pts))
         remarks = _damage(reader, info.header_frames, count, last_pts)
     if not count:
         return replace(scan, problem="no frame decodes", remarks=remarks)
-    proven = tuple(points) if ordered and _seeks_are_exact(path, points) else ()
+    proven = _proven(path, points) if ordered else ()
     if points and not proven:
         remarks += ("frames cannot be found by seeking; clips are decoded from the file's start",)
     return replace(scan, frames=count, seek_points=proven, remarks=remarks)
@@ -100,13 +101,19 @@ def _missing_seconds(reader: VideoReader, last_pts: int | None) -> float:
     return promised - shown if promised - shown > max(1.0, 0.05 * promised) else 0.0
 
 
-def _seeks_are_exact(path: Path, points: list[SeekPoint]) -> bool:
-    trials = {points[0], points[len(points) // 2], points[-1]} if points else set()
-    for point in trials:
-        with VideoReader(path) as reader:
-            if reader.frames_from(point) is None:
-                return False
-    return True
+def _proven(path: Path, points: list[SeekPoint]) -> tuple[SeekPoint, ...]:
+    """Return the points with aims at which trial seeks find the very frames, or none if no aim does."""
+    for lag in AIMS:
+        aimed = [point._replace(aim=before.pts) for before, point in zip(points, points[lag:], strict=False)]
+        trials = {aimed[0], aimed[len(aimed) // 2], aimed[-1]} if aimed else set()
+        if all(_lands(path, point) for point in trials):
+            return tuple(aimed)
+    return ()
+
+
+def _lands(path: Path, point: SeekPoint) -> bool:
+    with VideoReader(path) as reader:
+        return reader.frames_from(point) is not None
 
 
 def _scan_folder(folder: Path) -> Scan:

@@ -1,0 +1,84 @@
+"""Small videos in many containers and codecs, each frame different from every other, and ways to break them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+# ending -> encoder, pixel format, options; key frames every 12 frames, B-frames where the codec has them
+CODECS = {
+    "h264_b_frames.mp4": ("libx264", "yuv420p", {"g": "12", "bf": "3", "x264-params": "scenecut=0"}),
+    "h264_open_gop.mkv": ("libx264", "yuv420p", {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0"}),
+    "h264_refresh.mp4": ("libx264", "yuv420p", {"g": "12", "x264-params": "intra-refresh=1"}),
+    "h264.mov": ("libx264", "yuv420p", {"g": "12", "bf": "2"}),
+    "h264.ts": ("libx264", "yuv420p", {"g": "12", "bf": "2"}),
+    "h264.flv": ("libx264", "yuv420p", {"g": "12", "bf": "2"}),
+    "hevc.mp4": ("libx265", "yuv420p", {"x265-params": "keyint=12:log-level=none"}),
+    "mpeg4.avi": ("mpeg4", "yuv420p", {"g": "12"}),
+    "mpeg4_b_frames.avi": ("mpeg4", "yuv420p", {"g": "12", "bf": "2"}),
+    "mjpeg.avi": ("mjpeg", "yuvj420p", {}),
+    "mpeg2.mpg": ("mpeg2video", "yuv420p", {"g": "12", "bf": "2"}),
+    "vp8.webm": ("libvpx", "yuv420p", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
+    "vp9.webm": ("libvpx-vp9", "yuv420p", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
+    "av1.mp4": ("libsvtav1", "yuv420p", {"g": "12", "preset": "12", "svtav1-params": "lookahead=0"}),
+    "wmv2.wmv": ("wmv2", "yuv420p", {"g": "12"}),
+    "palette.gif": ("gif", "rgb8", {}),
+    "ffv1.mkv": ("ffv1", "bgr0", {"g": "12"}),
+}
+
+
+def moving_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Return uint8 (count, H, W, 3): a pattern that drifts, with the frame's number in black and white blocks."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    frames = np.empty((count, height, width, 3), np.uint8)
+    for k in range(count):
+        for channel, period in enumerate((17.0, 23.0, 31.0)):
+            wave = np.sin((columns + 1.5 * k) / period * 2) + np.cos((rows - k) / period * 3)
+            frames[k, ..., channel] = 127 + 60 * wave
+        for bit in range(min(12, width // 4)):
+            frames[k, :4, 4 * bit : 4 * bit + 4] = 255 * (k >> bit & 1)
+    return frames
+
+
+def encode(
+    path: Path,
+    frames: np.ndarray,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    *,
+    rate: int = 25,
+    times: list[int] | None = None,
+    movflags: str | None = None,
+) -> Path:
+    """Write `frames`; with `times`, in milliseconds, at a variable frame rate."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixel_format
+        stream.options = options or {}
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def encode_named(folder: Path, name: str, frames: np.ndarray) -> Path:
+    """Write `frames` in the way that `CODECS` gives for `name`."""
+    codec, pixel_format, options = CODECS[name]
+    return encode(folder / name, frames, codec, pixel_format, options)
+
+
+def cut(path: Path, part: float) -> Path:
+    """Keep the first `part` of a file's bytes."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+    return path
