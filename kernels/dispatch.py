@@ -1,0 +1,161 @@
+"""Chooses how a scan is computed: the fastest form that serves the tensors at hand, and why not another."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from kernels import mamba_ssm_backend, reference, ssd
+
+log = logging.getLogger(__name__)
+
+FASTEST_FIRST = ("triton", "mamba_ssm", "torch", "reference")
+_SCANS = {"mamba_ssm": mamba_ssm_backend.scan, "torch": ssd.scan, "reference": reference.scan}
+_told: set[str] = set()
+
+
+def mamba2_scan(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    *,
+    orders: Tensor | None = None,
+    headdim: int,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
+    """One Mamba-2 layer between its two projections (Eq. 3 with a scalar A per head, gated RMS norm last).
+
+    Args:
+        zxbcdt: projected tokens (b, L, 2*d_inner + 2*N + heads): gate z, x, B, C and Δ before its bias,
+            laid out as mamba_ssm's Mamba2 does with one group.
+        conv_weight: taps of the causal depth-wise convolution over x, B, C: (d_inner + 2*N, width) or
+            (d_inner + 2*N, 1, width).
+        conv_bias: (d_inner + 2*N,).
+        dt_bias, A_log, D: (heads,): Δ = softplus(dt + dt_bias), A = -exp(A_log), and the skip D*x.
+        norm_weight: (d_inner,) of the gated norm RMSNorm(y * silu(z)).
+        orders: (k, L) integers, each row a permutation. All b sequences are walked in each of the k orders,
+            every walk is put back in place and the k results are summed. None walks them once as they are.
+        headdim: channels per head; d_inner = heads * headdim.
+        eps: of the RMS norm.
+        backend: "auto" or one of `backends()`.
+
+    Returns:
+        (b, L, d_inner) in the tokens' dtype, ready for the output projection.
+
+    Raises:
+        ValueError: shapes that do not fit together, an unknown backend, or one that cannot serve here.
+    """
+    _check_shapes(zxbcdt, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, orders, headdim)
+    name = _choose(backend, zxbcdt.device.type, zxbcdt.dtype)
+    return _SCANS[name](
+        zxbcdt,
+        conv_weight,
+        conv_bias,
+        dt_bias,
+        A_log,
+        D,
+        norm_weight,
+        orders=orders,
+        headdim=headdim,
+        eps=eps,
+    )
+
+
+def backends() -> dict[str, str | None]:
+    """Each backend's name, with None if it can be used on this machine, else the reason why not."""
+    return {
+        "triton": "the fused Triton kernel is not part of this version",
+        "mamba_ssm": mamba_ssm_backend.unusable(),
+        "torch": None,
+        "reference": None,
+    }
+
+
+def _choose(backend: str, device: str, dtype: torch.dtype) -> str:
+    if backend == "auto":
+        for name in FASTEST_FIRST:
+            reason = _declines(name, device, dtype)
+            if reason is None:
+                return name
+            _tell_once(f"scan backend {name!r} declined: {reason}")
+    if backend not in FASTEST_FIRST:
+        raise ValueError(
+            f"scan backend {backend!r} is unknown; choose one of auto, {', '.join(FASTEST_FIRST)}."
+        )
+    if reason := _declines(backend, device, dtype):
+        raise ValueError(f"scan backend {backend!r} cannot serve here: {reason}; 'auto' takes one that can.")
+    return backend
+
+
+# What torch.compiler.assume_constant_result sets, without the seconds that importing torch._dynamo takes.
+_choose._dynamo_marked_constant = True
+
+
+def _declines(name: str, device: str, dtype: torch.dtype) -> str | None:
+    if reason := backends()[name]:
+        return reason
+    if name == "mamba_ssm" and device != "cuda":
+        return f"its kernels need a GPU and the tokens are on {device}"
+    if name == "mamba_ssm" and dtype == torch.float64:
+        return "its kernels do not compute in float64"
+    return None
+
+
+def _tell_once(sentence: str) -> None:
+    if sentence not in _told:
+        _told.add(sentence)
+        log.info(sentence)
+
+
+def _check_shapes(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    orders: Tensor | None,
+    headdim: int,
+) -> None:
+    if zxbcdt.dim() != 3 or zxbcdt.shape[1] == 0:
+        raise ValueError(f"zxbcdt must be (sequences, tokens >= 1, features), got {tuple(zxbcdt.shape)}.")
+    heads, d_inner, channels = D.numel(), norm_weight.numel(), conv_bias.numel()
+    if headdim < 1 or d_inner != heads * headdim:
+        needed = heads * headdim
+        raise ValueError(
+            f"norm_weight has {d_inner} channels, {heads} heads of headdim {headdim} need {needed}."
+        )
+    d_state, odd = divmod(channels - d_inner, 2)
+    if d_state < 1 or odd:
+        raise ValueError(
+            f"conv_bias has {channels} channels where d_inner + 2*N with d_inner = {d_inner} is needed."
+        )
+    expected = {
+        "zxbcdt": (zxbcdt, (*zxbcdt.shape[:2], d_inner + channels + heads)),
+        "dt_bias": (dt_bias, (heads,)),
+        "A_log": (A_log, (heads,)),
+        "D": (D, (heads,)),
+        "norm_weight": (norm_weight, (d_inner,)),
+        "conv_bias": (conv_bias, (channels,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}.")
+    if conv_weight.shape[0] != channels or conv_weight.numel() != channels * conv_weight.shape[-1]:
+        shape = tuple(conv_weight.shape)
+        raise ValueError(f"conv_weight must be ({channels}, width) or ({channels}, 1, width), got {shape}.")
+    if orders is not None:
+        if orders.dim() != 2 or orders.shape[1] != zxbcdt.shape[1] or orders.is_floating_point():
+            raise ValueError(
+                f"orders must be integers (k, {zxbcdt.shape[1]}), got {orders.dtype} {tuple(orders.shape)}."
+            )
+        if orders.device != zxbcdt.device:
+            raise ValueError(f"orders are on {orders.device} while the tokens are on {zxbcdt.device}.")

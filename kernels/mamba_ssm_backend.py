@@ -1,0 +1,104 @@
+"""The scan by the package `mamba-ssm`, whose Triton kernels need a GPU. Imported late: the package is heavy.
+
+Two of its functions can serve: `mamba_split_conv1d_scan_combined` where the compiled `causal_conv1d_cuda` is
+present, else `mamba_chunk_scan_combined` after a plain convolution. `function_in_use()` says which.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 256  # tokens: the package's own default
+
+
+@functools.cache
+def unusable() -> str | None:
+    """Why the package cannot be used here, or None."""
+    if importlib.util.find_spec("mamba_ssm") is None:
+        return "mamba-ssm is not installed"
+    if not torch.cuda.is_available():
+        return "mamba-ssm's kernels need a GPU and none is visible"
+    try:
+        importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
+    except ImportError as error:
+        return f"mamba-ssm cannot be imported: {error}"
+    return None
+
+
+def function_in_use() -> str:
+    """Name of the package's function that `scan` calls in this environment."""
+    compiled = importlib.util.find_spec("causal_conv1d_cuda") is not None
+    return "mamba_split_conv1d_scan_combined" if compiled else "mamba_chunk_scan_combined"
+
+
+def scan(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    *,
+    orders: Tensor | None,
+    headdim: int,
+    eps: float,
+) -> Tensor:
+    """As `kernels.mamba2_scan` describes; each order is gathered, scanned and put back."""
+    package = importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
+    run = _split_conv if function_in_use() == "mamba_split_conv1d_scan_combined" else _plain_conv
+    taps = conv_weight.reshape(conv_bias.numel(), -1)
+    weights = (taps, conv_bias, dt_bias, -torch.exp(A_log.float()), D, norm_weight)
+    if orders is None:
+        return run(package, zxbcdt, *weights, headdim, eps)
+    walked = zxbcdt[:, orders].transpose(0, 1).flatten(0, 1)  # (k*b, L, ...)
+    steps = run(package, walked, *weights, headdim, eps).unflatten(0, (orders.shape[0], -1))
+    return sum(out[:, back] for out, back in zip(steps, torch.argsort(orders, dim=-1), strict=True))
+
+
+def _split_conv(package, zxbcdt, taps, conv_bias, dt_bias, A, D, norm_weight, headdim, eps) -> Tensor:
+    return package.mamba_split_conv1d_scan_combined(
+        zxbcdt,
+        taps,
+        conv_bias,
+        dt_bias,
+        A,
+        D,
+        CHUNK,
+        rmsnorm_weight=norm_weight,
+        rmsnorm_eps=eps,
+        headdim=headdim,
+        norm_before_gate=False,
+    )
+
+
+def _plain_conv(package, zxbcdt, taps, conv_bias, dt_bias, A, D, norm_weight, headdim, eps) -> Tensor:
+    batch, length, _ = zxbcdt.shape
+    heads, d_inner, channels = D.numel(), norm_weight.numel(), conv_bias.numel()
+    d_state = (channels - d_inner) // 2
+    z, xBC, dt = zxbcdt.split([d_inner, channels, heads], dim=-1)
+    padded = F.pad(xBC.transpose(1, 2), (taps.shape[1] - 1, 0))
+    xBC = F.silu(
+        F.conv1d(padded, taps.to(xBC.dtype)[:, None], conv_bias.to(xBC.dtype), groups=channels)
+    ).transpose(1, 2)
+    x, B, C = xBC.split([d_inner, d_state, d_state], dim=-1)
+    y = package.mamba_chunk_scan_combined(
+        x.reshape(batch, length, heads, headdim),
+        dt.contiguous(),
+        A,
+        B.reshape(batch, length, 1, d_state),
+        C.reshape(batch, length, 1, d_state),
+        CHUNK,
+        D=D,
+        dt_bias=dt_bias,
+        dt_softplus=True,
+    )
+    gated = y.reshape(batch, length, d_inner).float() * F.silu(z.float())
+    normed = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + eps)
+    return (normed * norm_weight.float()).to(zxbcdt.dtype)

@@ -1,0 +1,77 @@
+"""Backends are chosen openly: what is usable, why the rest is not, and what is wrong with bad input."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kernels import backends, dispatch, mamba2_scan
+from tests.kernels.scan_inputs import random_inputs
+
+
+def test_every_backend_is_usable_or_says_why() -> None:
+    table = backends()
+    assert list(table) == list(dispatch.FASTEST_FIRST)
+    assert table["torch"] is None
+    assert table["reference"] is None
+    assert all(reason is None or len(reason) > 10 for reason in table.values())
+
+
+def test_auto_on_a_cpu_takes_torch_and_says_once_why_not_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    dispatch._told.clear()
+    inputs = random_inputs(4)
+    with caplog.at_level(logging.INFO, logger="kernels.dispatch"):
+        first = mamba2_scan(**inputs)
+        second = mamba2_scan(**inputs)
+    assert torch.equal(first, mamba2_scan(**inputs, backend="torch"))
+    assert torch.equal(first, second)
+    sentences = [record.getMessage() for record in caplog.records]
+    assert len(sentences) == len(set(sentences)) == 2
+    assert any("'triton' declined: " in s for s in sentences)
+    assert any("'mamba_ssm' declined: " in s for s in sentences)
+
+
+def test_a_backend_asked_for_by_name_never_falls_back() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is at hand: mamba_ssm may be usable")
+    with pytest.raises(ValueError, match="'mamba_ssm' cannot serve here: "):
+        mamba2_scan(**random_inputs(4), backend="mamba_ssm")
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ValueError, match="'cuda' is unknown; choose one of auto, triton, mamba_ssm, torch"):
+        mamba2_scan(**random_inputs(4), backend="cuda")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"zxbcdt": torch.zeros(2, 0, 46)}, "tokens >= 1"),
+        ({"zxbcdt": torch.zeros(2, 4, 45)}, r"zxbcdt must be \(2, 4, 46\)"),
+        ({"headdim": 7}, "2 heads of headdim 7 need 14"),
+        ({"conv_bias": torch.zeros(27)}, "d_inner = 16 is needed"),
+        ({"conv_weight": torch.zeros(28, 2, 4)}, r"conv_weight must be \(28, width\)"),
+        ({"A_log": torch.zeros(3)}, r"A_log must be \(2,\)"),
+        ({"orders": torch.arange(4)}, r"orders must be integers \(k, 4\)"),
+        ({"orders": torch.zeros(2, 5, dtype=torch.long)}, r"orders must be integers \(k, 4\)"),
+        ({"orders": torch.zeros(2, 4)}, r"orders must be integers \(k, 4\)"),
+    ],
+)
+def test_shapes_that_do_not_fit(change: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        mamba2_scan(**random_inputs(4) | change)
+
+
+def test_importing_the_package_needs_nothing_but_torch() -> None:
+    heavy = ("triton", "mamba_ssm", "transformers", "diffusers", "einops", "torch._dynamo")
+    code = (
+        "import sys, torch; before = set(sys.modules); import kernels; "
+        f"new = (set(sys.modules) - before) & set({heavy}); "
+        "assert not new, new; assert not hasattr(kernels, '__version__')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,125 @@
+"""The matrix form equals the recurrence: outputs and every gradient, in float64, at awkward lengths."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from kernels import mamba2_scan, ssd
+from tests.kernels.scan_inputs import assert_close, output_and_gradients, random_inputs
+
+LENGTHS = (1, 3, 4, 32, 47, 48, 300)
+WIDE = {
+    "heads": 4,
+    "headdim": 32,
+    "d_state": 32,
+}  # gradients of the few-valued weights do not cancel to nothing
+
+reference = partial(mamba2_scan, backend="reference")
+matrix = partial(mamba2_scan, backend="torch")
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("orders", [0, 2])
+def test_equals_reference_in_float64(length: int, orders: int) -> None:
+    inputs = random_inputs(length, orders=orders)
+    expected = output_and_gradients(reference, inputs)
+    assert_close(output_and_gradients(matrix, inputs), expected, 1e-11)
+
+
+@pytest.mark.parametrize("length", [15, 16, 17, 31, 32, 33, 49])
+def test_chunk_boundaries(length: int) -> None:
+    inputs = random_inputs(length, orders=2)
+    chunked = partial(ssd.scan, eps=1e-5, chunk=16)
+    assert_close(
+        output_and_gradients(chunked, inputs),
+        output_and_gradients(partial(ssd.scan, eps=1e-5, chunk=64), inputs),
+        1e-11,
+    )
+    assert_close(output_and_gradients(chunked, inputs), output_and_gradients(reference, inputs), 1e-11)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("length", [6, 48, 300])
+def test_lower_precision(dtype: torch.dtype, tolerance: float, length: int) -> None:
+    inputs = random_inputs(length, orders=2, dtype=dtype, **WIDE)
+    exact = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
+    actual = output_and_gradients(matrix, inputs)
+    assert actual["output"].dtype == dtype
+    assert_close(actual, output_and_gradients(reference, exact), tolerance)
+
+
+def test_bfloat16_tokens_with_float32_weights_under_autocast() -> None:
+    inputs = random_inputs(48, orders=2, dtype=torch.float32, **WIDE)
+    inputs["zxbcdt"] = inputs["zxbcdt"].bfloat16()
+    expected = output_and_gradients(reference, inputs | {"zxbcdt": inputs["zxbcdt"].float()})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = output_and_gradients(matrix, inputs)
+    assert actual["output"].dtype == torch.bfloat16
+    assert actual["A_log"].dtype == torch.float32
+    assert_close(actual, expected, 2e-2)
+
+
+def test_conv_weight_may_have_the_shape_of_conv1d() -> None:
+    inputs = random_inputs(5)
+    expected = matrix(**inputs)
+    inputs["conv_weight"] = inputs["conv_weight"].unsqueeze(1)
+    assert torch.equal(matrix(**inputs), expected)
+
+
+def test_orders_may_be_int32_and_tokens_a_strided_view() -> None:
+    inputs = random_inputs(12, orders=2)
+    expected = output_and_gradients(matrix, inputs)
+    inputs["orders"] = inputs["orders"].int()
+    wide = torch.stack([inputs["zxbcdt"]] * 2, dim=-1)
+    assert_close(
+        output_and_gradients(lambda zxbcdt, **rest: matrix(zxbcdt=wide[..., 0] + 0 * zxbcdt, **rest), inputs)
+        | {"zxbcdt": expected["zxbcdt"]},
+        expected,
+        1e-12,
+    )
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_causal_in_the_walking_order(backend: str) -> None:
+    inputs = random_inputs(200, orders=1)
+    order = inputs["orders"][0]
+    before = mamba2_scan(**inputs, backend=backend)
+    inputs["zxbcdt"] = inputs["zxbcdt"].clone()
+    inputs["zxbcdt"][:, order[150]] += 1
+    after = mamba2_scan(**inputs, backend=backend)
+    assert torch.equal(before[:, order[:150]], after[:, order[:150]])
+    assert not torch.allclose(before[:, order[150:160]], after[:, order[150:160]])
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_orders_are_summed_in_place(backend: str) -> None:
+    inputs = random_inputs(48)
+    reverse = torch.arange(47, -1, -1)
+    scan = partial(mamba2_scan, backend=backend)
+    forward = scan(**inputs)
+    flipped = scan(**inputs | {"zxbcdt": inputs["zxbcdt"].flip(1)}).flip(1)
+    both = scan(**inputs | {"orders": torch.stack([torch.arange(48), reverse])})
+    torch.testing.assert_close(both, forward + flipped)
+
+
+def test_gradients_stay_finite_where_the_state_dies_at_once() -> None:
+    inputs = random_inputs(300, orders=2, dtype=torch.float32)
+    inputs["dt_bias"] = torch.full_like(inputs["dt_bias"], 20.0)
+    inputs["A_log"] = torch.full_like(inputs["A_log"], 3.0)
+    for name, value in output_and_gradients(matrix, inputs).items():
+        assert value.isfinite().all(), name
+
+
+def test_cost_is_linear_beyond_a_chunk() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def flops(length: int) -> int:
+        inputs = random_inputs(length, batch=1, dtype=torch.float32)
+        with FlopCounterMode(display=False) as counter:
+            matrix(**inputs)
+        return counter.get_total_flops()
+
+    assert flops(16 * ssd.CHUNK) == 8 * flops(2 * ssd.CHUNK)
