@@ -1,0 +1,79 @@
+"""What stage 1 minimises (§3.3, Eq. 16): L1, LPIPS and focal frequency loss, each weighted once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from vae.perceptual import PerceptualLoss
+
+
+@dataclass(frozen=True)
+class VaeLossParts:
+    """The unweighted parts, scalars, and their weighted sum `total`."""
+
+    total: Tensor
+    l1: Tensor
+    lpips: Tensor
+    ffl: Tensor
+    kl: Tensor
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return every part by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class VaeLoss(nn.Module):
+    """L1 + `lpips`·LPIPS + `ffl`·FFL + `kl`·KL; a part of weight 0 is not computed and reads 0.
+
+    `lpips_net` ("vgg" or "alex") and `lpips_trunk` are those of `PerceptualLoss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        l1: float = 1.0,
+        lpips: float = 0.1,
+        ffl: float = 0.1,
+        kl: float = 0.0,
+        lpips_net: str = "vgg",
+        lpips_trunk: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.weights = {"l1": l1, "lpips": lpips, "ffl": ffl, "kl": kl}
+        self.perceptual = PerceptualLoss(lpips_net, trunk=lpips_trunk) if lpips else None
+
+    def forward(self, reconstruction: Tensor, video: Tensor, mean: Tensor, logvar: Tensor) -> VaeLossParts:
+        """Compare videos (B, F, 3, H, W) in [-1, 1]; mean and log-variance (B, n, C, h, w) are unscaled."""
+        prediction, target = reconstruction.float(), video.float()
+        nothing = prediction.new_zeros(())
+        parts = {
+            "l1": (prediction - target).abs().mean() if self.weights["l1"] else nothing,
+            "lpips": self.perceptual(prediction, target) if self.perceptual else nothing,
+            "ffl": focal_frequency_loss(prediction, target) if self.weights["ffl"] else nothing,
+            "kl": kl_divergence(mean.float(), logvar.float()) if self.weights["kl"] else nothing,
+        }
+        total = sum(self.weights[name] * value for name, value in parts.items())
+        return VaeLossParts(total=total, **parts)
+
+
+def focal_frequency_loss(prediction: Tensor, target: Tensor, alpha: float = 1.0) -> Tensor:
+    """Focal frequency loss (Jiang et al. 2021) of images (..., H, W): a scalar, float32.
+
+    The squared distance of the orthonormal 2-D spectra, each frequency weighted by its own distance to the
+    power `alpha`, divided by the largest of its image and channel; no gradient flows through the weights.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        difference = torch.fft.fft2(prediction.float() - target.float(), norm="ortho")
+        squared = difference.real.square() + difference.imag.square()
+        weight = squared.detach().sqrt().pow(alpha)
+        weight = weight / weight.amax((-2, -1), keepdim=True)
+        weight = weight.nan_to_num(0.0).clamp(0.0, 1.0)  # equal images: 0 / 0
+        return (weight * squared).mean()
+
+
+def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL divergence of N(mean, exp(logvar)) from N(0, 1), averaged over every latent value."""
+    return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()

@@ -1,0 +1,40 @@
+"""How close a reconstruction is: PSNR, SSIM, flicker, and the baseline that any of them must beat.
+
+Videos are (B, F, 3, H, W), RGB in [-1, 1]; every function returns one number per video, (B,).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+PIXEL_RANGE = 2.0
+
+
+def psnr(prediction: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB over all pixels and frames of a video; infinite for equal videos."""
+    error = (prediction.float() - target.float()).square().flatten(1).mean(1)
+    return 10 * torch.log10(PIXEL_RANGE**2 / error)
+
+
+def ssim(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004, Gaussian window 11), mean over a video's frames; 1 for equal."""
+    batch, frames = target.shape[:2]
+    per_frame = structural_similarity_index_measure(
+        prediction.float().flatten(0, 1),
+        target.float().flatten(0, 1),
+        data_range=(-1.0, 1.0),
+        reduction="none",
+    )
+    return per_frame.reshape(batch, frames).mean(1)
+
+
+def flicker(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of consecutive-frame differences: motion that was not there, or is missing."""
+    return (prediction.diff(dim=1) - target.diff(dim=1)).float().abs().flatten(1).mean(1)
+
+
+def mean_colour_psnr(target: Tensor) -> Tensor:
+    """PSNR in dB of a video's own mean colour: what a reconstruction without any structure reaches."""
+    return psnr(target.mean((1, 3, 4), keepdim=True).expand_as(target), target)
