@@ -33,16 +33,22 @@ def parser() -> argparse.ArgumentParser:
         "codec, frames counted by decoding, fps, size, usable clips and damage; draw a contact sheet. "
         "Results are kept, so a second check and the training run decode only what changed.",
         epilog="exit status: 0 at least one clip can be used; 2 none can, or there is no such folder",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     check.add_argument("folder", metavar="DIR", help="folder of video files or frame folders, nested or not")
     check.add_argument(
-        "--frames", type=int, default=16, help="frames of a clip; one more is read for the flow"
+        "--frames", type=int, default=16, help="frames of a clip; one more is read for the flow (default: 16)"
     )
-    check.add_argument("--interval", type=int, default=3, help="every which source frame is taken")
+    check.add_argument(
+        "--interval", type=int, default=3, help="every which source frame is taken (default: 3)"
+    )
     check.add_argument("--stride", type=int, help="source frames between clips (default: one clip's span)")
     check.add_argument(
-        "--size", type=int, nargs="+", default=[128], metavar="PX", help="side, or height and width"
+        "--size",
+        type=int,
+        nargs="+",
+        default=[128],
+        metavar="PX",
+        help="side, or height and width (default: 128)",
     )
     check.add_argument("--sheet", type=Path, help="the contact sheet (default: runs/check/NAME.png)")
     check.add_argument("--cache", type=Path, help="where results are kept (default: below runs/cache)")
@@ -52,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "phantom",
         help="render procedural endoscopy with its exact optical flow",
         description="Render phantom videos (lossless), their exact optical flow and labels into OUT.",
+        epilog="exit status: 0 done; 2 bad input, with one sentence",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     phantom.add_argument("folder", metavar="OUT", type=Path, help="folder to write")

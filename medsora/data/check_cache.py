@@ -70,7 +70,8 @@ class CheckCache:
             os.replace(beside, self.path)
         except OSError as error:
             log.warning("the check's result cannot be kept in %s: %s.", self.path, error.strerror)
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink()
 
 
 def _state(source: Source) -> list:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from medsora.data.scan import Scan
+
+NEAR = 48  # frames; a joint image of a long video lies this close behind an entry, so that it decodes quickly
 
 
 class ImageSource(NamedTuple):
@@ -28,27 +33,35 @@ class ClipChoice:
 
 
 def draw_images(
-    random: np.random.Generator,
-    count: int,
-    runs: Sequence[Sequence[tuple[int, int]]],
-    video: int,
-    clip: tuple[int, int],
+    random: np.random.Generator, count: int, scans: Sequence[Scan], video: int, clip: tuple[int, int]
 ) -> tuple[ImageSource, ...]:
     """Draw `count` joint images for a clip that covers the frames `clip` = (start, stop) of video `video`.
 
-    `runs[v]` are the stretches of frames that decode in video v. The images come from different other videos
-    as long as these last, else with replacement; if there is no other video, from this one outside the clip,
-    and from anywhere in it if the clip is all there is.
+    The images come from different other videos as long as these last, else with replacement; if there is no
+    other video, from this one outside the clip, and from anywhere in it if the clip is all there is.
     """
     if count == 0:
         return ()
-    others = len(runs) - 1
+    others = len(scans) - 1
     if others == 0:
-        outside = [part for run in runs[video] for part in _without(run, clip)] or runs[video]
+        runs = scans[video].runs()
+        outside = [part for run in runs for part in _without(run, clip)] or runs
         return tuple(ImageSource(video, _draw_frame(random, outside)) for _ in range(count))
     picked = random.choice(others, size=count, replace=others < count)
     videos = [int(other) + (other >= video) for other in picked]
-    return tuple(ImageSource(other, _draw_frame(random, runs[other])) for other in videos)
+    frames = [_draw_frame(random, scans[other].runs()) for other in videos]
+    return tuple(
+        ImageSource(v, _near_entry(scans[v], frame)) for v, frame in zip(videos, frames, strict=True)
+    )
+
+
+def _near_entry(scan: Scan, frame: int) -> int:
+    """Return `frame`, moved closer to the entry before it where it lies far behind one."""
+    if not scan.seek_points:
+        return frame
+    before = bisect_right(scan.seek_points, frame, key=lambda point: point.frame)
+    entry = scan.seek_points[before - 1].frame if before else 0
+    return entry + (frame - entry) % NEAR
 
 
 def _without(run: tuple[int, int], clip: tuple[int, int]) -> list[tuple[int, int]]:

@@ -105,7 +105,7 @@ class ClipDataset(Dataset):
             raise BadInput(f"{root} has no clip left for the split '{split}'; hold out less, or add videos.")
         if with_flow:
             check_flow_files(self.videos, interval=interval, size=self.size)
-        self._runs = [video.scan.runs() for video in self.videos]
+        self._scans = [video.scan for video in self.videos]
         if images and len(self.videos) == 1:
             log.warning("%s has only one video to take joint images from: its other times are used.", root)
         self._reported: set[str] = set()
@@ -160,7 +160,7 @@ class ClipDataset(Dataset):
         start = drawn_start if start is None else start
         if images is None:
             clip = (start, start + clip_span(self.clip_frames, self.interval))
-            images = draw_images(random, self.images, self._runs, video, clip)
+            images = draw_images(random, self.images, self._scans, video, clip)
         return ClipChoice(index, video, start, drawn_flip if flip is None else flip, tuple(images))
 
     def fixed_choice(self, index: int, *, flip: bool = False) -> ClipChoice:

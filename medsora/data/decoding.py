@@ -79,7 +79,7 @@ class VideoReader:
             raise UnreadableVideo(self.path, "coded in a way for which there is no decoder here")
         width, height = stream.codec_context.width, stream.codec_context.height
         if width < 1 or height < 1:
-            raise UnreadableVideo(self.path, "its header gives no picture size")
+            raise UnreadableVideo(self.path, f"its header gives no believable picture size; {SIZE_LIMIT}")
         if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
             raise UnreadableVideo(
                 self.path, f"its header claims frames of {width}x{height} pixels; {SIZE_LIMIT}"

@@ -84,6 +84,8 @@ def _damage(
         found.append(f"truncated: header says {header_frames} frames, {count} decode")
     elif missing := _missing_seconds(reader, last_pts):
         found.append(f"truncated: the last {missing:.0f} seconds that the header promises do not decode")
+    elif reader.container.format.name == "asf" and not reader.container.duration:
+        found.append("truncated or never finished: only then does such a file not know its length")
     if reader.skipped_packets:
         found.append(f"damaged: {reader.skipped_packets} packets do not decode and are skipped")
     if reader.stopped_by:

@@ -69,9 +69,7 @@ def split_by_csv(
         splits = split_by_video(sorted(set(patients.values())), holdout, seed)
     unlisted = [name for name in names if name not in patients]
     if unlisted:
-        log.warning(
-            "%s does not list %d videos, which are left out: %s", csv_path, len(unlisted), unlisted[0]
-        )
+        log.warning("left out %d videos that %s does not list: %s ...", len(unlisted), csv_path, unlisted[0])
     return {name: splits[patients[name]] for name in names if name in patients}
 
 

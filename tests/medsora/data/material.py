@@ -1,4 +1,4 @@
-"""Small videos in many containers and codecs, each frame different from every other, and ways to break them."""
+"""Small videos in many containers and codecs, each frame unlike every other, and ways to break them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import numpy as np
 # ending -> encoder, pixel format, options; key frames every 12 frames, B-frames where the codec has them
 CODECS = {
     "h264_b_frames.mp4": ("libx264", "yuv420p", {"g": "12", "bf": "3", "x264-params": "scenecut=0"}),
-    "h264_open_gop.mkv": ("libx264", "yuv420p", {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0"}),
+    "h264_open_gop.mkv": (
+        "libx264",
+        "yuv420p",
+        {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0"},
+    ),
     "h264_refresh.mp4": ("libx264", "yuv420p", {"g": "12", "x264-params": "intra-refresh=1"}),
     "h264.mov": ("libx264", "yuv420p", {"g": "12", "bf": "2"}),
     "h264.ts": ("libx264", "yuv420p", {"g": "12", "bf": "2"}),
@@ -31,7 +35,7 @@ CODECS = {
 
 
 def moving_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """Return uint8 (count, H, W, 3): a pattern that drifts, with the frame's number in black and white blocks."""
+    """Return uint8 (count, H, W, 3): a drifting pattern with the frame number in black and white blocks."""
     rows, columns = np.mgrid[0:height, 0:width]
     frames = np.empty((count, height, width, 3), np.uint8)
     for k in range(count):

@@ -1,4 +1,4 @@
-"""Frames in and out of files: round trips, exact seeks in every kind of file, little memory, plain refusals."""
+"""Frames in and out of files: round trips, exact seeks in any file, little memory, plain refusals."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ def test_seeks_find_the_very_frames_that_decoding_in_order_finds(
         decoded_frames.clear()
         span = read_frames(path, start, 5, 3, seek_points=scan.seek_points)
         assert np.array_equal(span, in_order[start : start + 13 : 3]), start
-        if scan.seek_points and not name.endswith((".wmv", ".ts", ".mpg")):  # these land early, and so do more
+        if scan.seek_points and not name.endswith(
+            (".wmv", ".ts", ".mpg")
+        ):  # these land early, and so do more
             assert len(decoded_frames) <= 13 + 12
     if name not in ("palette.gif", "h264_refresh.mp4"):  # these have one key frame, the first
         assert scan.seek_points or name.endswith(".mpg")
@@ -190,7 +192,9 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "playlist.mp4").write_text("#EXTM3U\nhttp://example.org/a.ts\n")
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(4000))
-    (tmp_path / "pointer.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    (tmp_path / "pointer.mp4").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+    )
     encode(tmp_path / "cut.mp4", moving_frames(30))
     cut(tmp_path / "cut.mp4", 0.6)
     reasons = {
