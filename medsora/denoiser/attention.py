@@ -72,9 +72,9 @@ class LocalAttention(nn.Module):
         qkv = self.qkv(x).view(-1, length, 3, self.heads, width // self.heads)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B·n, heads, l, d / heads)
         cos, sin = rotary_tables(length, qkv.shape[-1], self.window, x.device)
-        qk = qkv[:2]
+        qk, v = qkv.split((2, 1))
         q, k = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, dims=-1), sin).type_as(qkv)
-        y = self._attend(q, k, qkv[2])
+        y = self._attend(q, k, v.squeeze(0))
         return y.transpose(1, 2).reshape_as(x)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

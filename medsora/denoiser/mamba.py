@@ -141,8 +141,8 @@ class TemporalMamba(nn.Module):
 
 def _together_and_alone(scan: Callable[[Tensor], Tensor], frames: Tensor, joint: int) -> Tensor:
     """Scan the first `joint` of the frames (B, n, ...) as one clip, each of the others as a clip of one."""
-    together = scan(frames[:, :joint])
     if joint == frames.shape[1]:
-        return together
-    alone = scan(frames[:, joint:].flatten(0, 1).unsqueeze(1)).squeeze(1)
-    return torch.cat((together, alone.unflatten(0, (frames.shape[0], -1))), dim=1)
+        return scan(frames)
+    clip, images = frames.split((joint, frames.shape[1] - joint), dim=1)
+    alone = scan(images.flatten(0, 1).unsqueeze(1)).squeeze(1)
+    return torch.cat((scan(clip), alone.unflatten(0, images.shape[:2])), dim=1)
