@@ -1,0 +1,108 @@
+"""A frozen vision transformer (DINO) that reads flow pictures: tokens of chosen layers (§3.2, step 3)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flow_prior.weights import load_strictly, read_weights
+
+logger = logging.getLogger(__name__)
+
+
+class DinoEncoder(nn.Module):
+    """A timm vision transformer: pictures in [0, 1] to the patch tokens of some of its layers.
+
+    A picture of H x W pixels gives a grid of H/patch x W/patch tokens (64 pixels at patch 16: 4x4, 128 at
+    patch 8: 16x16); the model's position embedding is resampled to that grid. Sides that the patch does not
+    divide are first resized up to the next multiple.
+
+    Args:
+        name: a timm model, for the paper's DINO "vit_base_patch8_224.dino" (without ".dino" it is another).
+        weights: "hub" (timm's cache or download), a local `.safetensors` or `.pth` file in timm's names (also
+            the official DINO checkpoints), or "random" (untrained, always the same; for tests and trials).
+
+    Attributes:
+        depth: number of layers.
+        untrained: whether the weights are random.
+
+    Raises:
+        ValueError: no such vision transformer, or weights that do not fit it.
+        OSError: weights that cannot be had.
+    """
+
+    def __init__(self, name: str = "vit_base_patch8_224.dino", weights: str | Path = "hub") -> None:
+        super().__init__()
+        self.untrained = str(weights) == "random"
+        from_hub = str(weights) == "hub"
+        with torch.random.fork_rng(devices=[]):  # the caller's randomness goes on as if nothing was built
+            torch.default_generator.manual_seed(0)
+            self.network = _build(name, pretrained=from_hub)
+        if self.untrained:
+            logger.warning("the flow prior is untrained: %s has random weights and teaches nothing.", name)
+        elif not from_hub:
+            state = encoder_weights(read_weights(weights))
+            load_strictly(self.network, state, weights, f"timm's {name}")
+        self.depth = len(self.network.blocks)
+        config = timm.data.resolve_model_data_config(self.network)
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: a frozen network has no other."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Return the patch tokens of some layers as maps.
+
+        Args:
+            pictures: (N, 3, H, W) RGB in [0, 1].
+            layers: ascending, without repetition, counted from 0.
+
+        Returns:
+            one (N, D, H/patch, W/patch) per layer, as the layer leaves it (before the final norm).
+        """
+        patch = self.network.patch_embed.patch_size
+        size = [-(-side // step) * step for side, step in zip(pictures.shape[-2:], patch, strict=True)]
+        if list(pictures.shape[-2:]) != size:
+            pictures = F.interpolate(pictures, size=size, mode="bilinear", align_corners=False)
+        return self.network.forward_intermediates(
+            (pictures - self.mean) / self.std,
+            indices=list(layers),
+            stop_early=True,  # layers beyond the last one asked for are not computed
+            intermediates_only=True,
+        )
+
+
+def encoder_weights(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Take the bare encoder out of a checkpoint: no heads; the teacher of an official DINO run."""
+    state = state.get("teacher", state)
+    bare = {name.removeprefix("module.").removeprefix("backbone."): value for name, value in state.items()}
+    return {name: value for name, value in bare.items() if not name.startswith("head.")}
+
+
+def _build(name: str, *, pretrained: bool) -> nn.Module:
+    refusal = f"{name!r} cannot be the flow prior's encoder: expected a vision transformer of timm"
+    try:
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+    except TypeError as error:  # a network that does not know dynamic_img_size
+        raise ValueError(f"{refusal}.") from error
+    except RuntimeError as error:
+        raise ValueError(f"{refusal} (timm: {str(error).rstrip('.')}).") from error
+    except OSError as error:
+        raise OSError(
+            f"the weights of {name} cannot be had from the hub: connect to the network once so that timm can "
+            "fetch them, or give a local .safetensors or .pth file of them (dino.weights)."
+        ) from error
+    if not hasattr(network, "blocks"):
+        raise ValueError(f"{refusal}.")
+    return network
