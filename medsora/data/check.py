@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,22 +115,32 @@ def check_folder(
     scans = {source: scan for source in found.sources if (scan := cache.get(source)) is not None}
     missing = [source for source in found.sources if source not in scans]
     if missing:
-        with ThreadPoolExecutor(threads) as pool:  # PyAV lets go of the interpreter while it decodes
-            running = {pool.submit(scan_source, source): source for source in missing}
-            saved = time.monotonic()
-            for future in as_completed(running):
-                source = running[future]
-                scans[source] = future.result()
-                cache.put(source, scans[source])
+        saved = time.monotonic()
+        try:
+            for source, scan in _scan_all(missing, threads):
+                scans[source] = scan
+                cache.put(source, scan)
                 if on_progress:
                     on_progress(len(scans), len(found.sources))
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     cache.save()
                     saved = time.monotonic()
-        cache.save()
+        finally:
+            cache.save()
     span = clip_span(frames, interval)
     reports = []
     for source in found.sources:
         windows = windows_of(scans[source], span, clip_stride or span)
         reports.append(SourceReport(source, scans[source], tuple(windows), span))
     return CheckReport(root, frames, interval, tuple(reports), found.unlisted, found.other_files)
+
+
+def _scan_all(sources: list[Source], threads: int) -> Iterator[tuple[Source, Scan]]:
+    """Scan in parallel; PyAV lets go of the interpreter while it decodes. Stops soon when interrupted."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        running = {pool.submit(scan_source, source): source for source in sources}
+        for future in as_completed(running):
+            yield running[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

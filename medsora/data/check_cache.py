@@ -13,6 +13,7 @@ from pathlib import Path
 
 import av
 
+from medsora.data.atomic import written_beside
 from medsora.data.decoding import SeekPoint
 from medsora.data.find import Source
 from medsora.data.frame_folder import list_frames
@@ -62,16 +63,13 @@ class CheckCache:
             self._entries[os.path.abspath(source.path)] = {"state": _state(source), "scan": asdict(scan)}
 
     def save(self) -> None:
-        """Write the file, beside its place first. A place that cannot be written only costs time later."""
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        """Write the file. A place that cannot be written only costs time later."""
+        content = json.dumps({"made_by": _MADE_BY, "scans": self._entries})
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps({"made_by": _MADE_BY, "scans": self._entries}), encoding="utf-8")
-            os.replace(beside, self.path)
+            with written_beside(self.path) as beside:
+                beside.write_text(content, encoding="utf-8")
         except OSError as error:
-            log.warning("the check's result cannot be kept in %s: %s.", self.path, error.strerror)
-            with suppress(OSError):
-                beside.unlink()
+            log.warning("the check will be made again next time: %s", error)
 
 
 def _state(source: Source) -> list:

@@ -95,6 +95,11 @@ class ClipDataset(Dataset):
             )
             for complaint in report.complaints():
                 log.warning("%s", complaint)
+        elif (report.frames, report.interval) != (self.clip_frames, interval):
+            raise ValueError(
+                f"the check given is of {report.frames} frames at interval {report.interval}, the clips have "
+                f"{self.clip_frames} at {interval}."
+            )
         report.require_clips()
         self.report = report
         self.videos: list[SourceReport] = self._videos_of_split(report, holdout, split_csv)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from medsora.data.atomic import written_beside
 
 _BACKGROUND, _INK = (24, 24, 27), (228, 228, 231)
 _FONT_SIZE, _LABEL_HEIGHT, _GAP = 13, 20, 2
@@ -35,15 +36,9 @@ def contact_sheet(
 
 
 def save_image(path: str | Path, image: np.ndarray) -> None:
-    """Write a uint8 (H, W, 3) picture as PNG or JPEG by its ending, beside its place first."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    """Write a uint8 (H, W, 3) picture as PNG or JPEG, by its ending; whole or not at all."""
+    with written_beside(Path(path)) as beside:
         Image.fromarray(image).save(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _strip(label: str, frames: np.ndarray, columns: int, scale: int | None) -> Image.Image:

@@ -6,7 +6,6 @@ A video is a file in any container that PyAV reads, or a folder of pictures. Fra
 
 from __future__ import annotations
 
-import os
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
+from medsora.data.atomic import written_beside
 from medsora.data.decoding import SeekPoint, UnreadableVideo, VideoReader
 from medsora.data.frame_folder import list_frames, read_image
 from medsora.data.resize import resize_and_crop
@@ -177,17 +177,12 @@ def write_video(
     if path.suffix.lower() not in endings:
         kind = "a lossless" if lossless else "an H.264"
         raise ValueError(f"{path} must end in {' or '.join(endings)} for {kind} video.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        with av.open(f"file:{beside}", "w", options=_container_options(path)) as container:
-            container.metadata.update({key: str(value) for key, value in (metadata or {}).items()})
-            _encode(container, frames, Fraction(fps).limit_denominator(100_000), lossless)
-        os.replace(beside, path)
-    except av.FFmpegError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    with (
+        written_beside(path) as beside,
+        av.open(f"file:{beside}", "w", options=_container_options(path)) as container,
+    ):
+        container.metadata.update({key: str(value) for key, value in (metadata or {}).items()})
+        _encode(container, frames, Fraction(fps).limit_denominator(100_000), lossless)
 
 
 def _container_options(path: Path) -> dict[str, str]:

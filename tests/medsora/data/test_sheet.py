@@ -47,3 +47,5 @@ def test_images_are_written_whole(tmp_path: Path) -> None:
     save_image(tmp_path / "new" / "a.png", image)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")), image)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+    with pytest.raises(OSError, match=r"b\.png cannot be written"):
+        save_image(tmp_path / "new" / "a.png" / "b.png", image)

@@ -159,6 +159,27 @@ def test_a_clip_decodes_its_own_span_only(tmp_path: Path, decoded_frames: list[i
         assert len(decoded_frames) <= 49 + 24
 
 
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from medsora.data.video_io import write_video
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+frames = np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), dtype=np.uint8)
+try:
+    write_video(sys.argv[1], frames, 8, lossless=sys.argv[1].endswith("mkv"))
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-c", FULL_DISK, tmp_path / name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{tmp_path / name} cannot be written: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_size_covers_and_crops_the_middle(tmp_path: Path) -> None:
     frames = np.zeros((2, 40, 120, 3), np.uint8)
     frames[:, :, 40:80] = 200
