@@ -66,7 +66,9 @@ def focal_frequency_loss(prediction: Tensor, target: Tensor, alpha: float = 1.0)
     power `alpha`, divided by the largest of its image and channel; no gradient flows through the weights.
     """
     with torch.autocast(prediction.device.type, enabled=False):
-        difference = torch.fft.fft2(prediction.float() - target.float(), norm="ortho")
+        difference = torch.fft.fft2(prediction.float(), norm="ortho") - torch.fft.fft2(
+            target.float(), norm="ortho"
+        )
         squared = difference.real.square() + difference.imag.square()
         weight = squared.detach().sqrt().pow(alpha)
         weight = weight / weight.amax((-2, -1), keepdim=True)

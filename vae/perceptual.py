@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
-from urllib.error import URLError
 
 import lpips
 import torch
@@ -32,8 +32,9 @@ class PerceptualLoss(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the mean distance of two videos (B, F, 3, H, W) in [-1, 1], frame by frame: a scalar."""
-        return self.model(prediction.flatten(0, 1), target.flatten(0, 1)).mean()
+        """Return the mean distance of two videos (B, F, 3, H, W) in [-1, 1] over frames: a float32 scalar."""
+        with torch.autocast(prediction.device.type, enabled=False):
+            return self.model(prediction.float().flatten(0, 1), target.float().flatten(0, 1)).mean()
 
     def train(self, mode: bool = True) -> PerceptualLoss:
         """Stay in evaluation mode: the heads hold dropout."""
@@ -53,17 +54,21 @@ class PerceptualLoss(nn.Module):
 
 
 def _trunk_state(net: str, trunk: str | Path | None) -> dict[str, Tensor]:
-    if trunk is not None:
-        if not Path(trunk).is_file():
-            raise FileNotFoundError(
-                f"there is no file {trunk}; train_vae.lpips_trunk names torchvision's weights."
-            )
-        return torch.load(trunk, map_location="cpu", weights_only=True)
     weights = torchvision.models.get_model_weights(TRUNKS[net])["IMAGENET1K_V1"]
+    if trunk is None:
+        try:
+            return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu")
+        except (OSError, RuntimeError) as error:  # no network; a download whose hash is wrong
+            raise OSError(
+                f"the weights of {TRUNKS[net]} for LPIPS cannot be downloaded from {weights.url} ({error}); "
+                "bring that file and set train_vae.lpips_trunk to its path, or set train_vae.lpips=0."
+            ) from error
+    if not Path(trunk).is_file():
+        raise FileNotFoundError(
+            f"there is no file {trunk}; set train_vae.lpips_trunk to the file of {weights.url}, or to null, "
+            "to have it downloaded."
+        )
     try:
-        return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except (URLError, OSError) as error:
-        raise OSError(
-            f"the weights of {TRUNKS[net]} for LPIPS cannot be downloaded from {weights.url} ({error}); bring that "
-            "file and set train_vae.lpips_trunk to its path, or set train_vae.lpips=0."
-        ) from error
+        return torch.load(trunk, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{trunk} is not a whole weights file; fetch {weights.url} again.") from error

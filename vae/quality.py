@@ -19,7 +19,7 @@ def psnr(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004, Gaussian window 11), mean over a video's frames; 1 for equal."""
+    """Structural similarity (Wang et al. 2004, Gaussian window), mean over a video's frames; 1 for equal."""
     batch, frames = target.shape[:2]
     per_frame = structural_similarity_index_measure(
         prediction.float().flatten(0, 1),
