@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 import av
+import numpy as np
 
 MAX_SIDE = 16384  # pixels; a header that claims more is broken, and believing it would cost gigabytes
 MAX_PIXELS = 2**27
@@ -116,19 +117,25 @@ class VideoReader:
         decoded = self.frames()
         for frame in decoded:
             if frame.pts is not None and frame.pts >= point.pts:
-                landed = frame.pts == point.pts and checksum(frame) == point.checksum
+                landed = frame.pts == point.pts and self.checksum(frame) == point.checksum
                 return _chain(frame, decoded) if landed else None
         return None
+
+    def pixels(self, frame: av.VideoFrame, pixel_format: str = "rgb24") -> np.ndarray:
+        """Return a frame's pixels, by default uint8 (H, W, 3); `UnreadableVideo` if that fails."""
+        try:
+            return frame.to_ndarray(format=pixel_format)
+        except (av.FFmpegError, ValueError) as error:
+            raise UnreadableVideo(self.path, f"a frame cannot be converted to pixels ({error})") from error
+
+    def checksum(self, frame: av.VideoFrame) -> int:
+        """Return the CRC-32 of the frame's grey values."""
+        return zlib.crc32(self.pixels(frame, "gray").tobytes())
 
 
 def _chain(first: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     yield first
     yield from rest
-
-
-def checksum(frame: av.VideoFrame) -> int:
-    """Return the CRC-32 of the frame's grey values."""
-    return zlib.crc32(frame.to_ndarray(format="gray").tobytes())
 
 
 def why_unopenable(path: Path, error: Exception) -> str:

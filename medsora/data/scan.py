@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import stat
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from medsora.data.decoding import SeekPoint, UnreadableVideo, VideoReader, checksum
+from medsora.data.decoding import SeekPoint, UnreadableVideo, VideoReader
 from medsora.data.find import Source
 from medsora.data.frame_folder import list_frames, read_image
 from medsora.data.video_io import reader_info
 
 SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame
 AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and program streams land late
+REORDERED = 16  # frames that a decoder may hold back before it shows them
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
 
@@ -22,7 +24,7 @@ class Scan:
     """What one pass over a source found; it does not depend on how long a clip is.
 
     `frames` is counted by decoding. `seek_points` are entries proven by trying; without any, decoding starts
-    at the file's start. `broken` are pictures of a frame folder that do not decode: no clip may touch them.
+    at the file's start. `broken` are frames that do not decode or may be torn: no clip may touch them.
     `problem` says why nothing can be used, `remarks` what else deserves to be known.
     """
 
@@ -60,23 +62,49 @@ def _scan_file(path: Path) -> Scan:
         info = reader_info(reader)
         scan = Scan(info.container, info.codec, info.width, info.height, info.fps)
         points: list[SeekPoint] = []
-        count, last_pts, ordered = 0, None, True
+        hits: list[int] = []  # frames near which something did not decode
+        count, skipped, last_pts, ordered = 0, 0, None, True
         for number, frame in enumerate(reader.frames()):
             count = number + 1
+            if frame.is_corrupt or reader.skipped_packets > skipped:
+                hits.append(number)
+                skipped = reader.skipped_packets
             ordered &= frame.pts is not None and (last_pts is None or frame.pts > last_pts)
             last_pts = frame.pts
             if ordered and frame.key_frame and number >= (points[-1].frame if points else 0) + SEEK_SPACING:
-                points.append(SeekPoint(number, frame.pts, checksum(frame), frame.pts))
-        remarks = _damage(reader, info.header_frames, count, last_pts)
+                points.append(SeekPoint(number, frame.pts, reader.checksum(frame), frame.pts))
+        if reader.skipped_packets > skipped:
+            hits.append(count - 1)
+        remarks = _shortfall(reader, info.header_frames, count, last_pts)
     if not count:
         return replace(scan, problem="no frame decodes", remarks=remarks)
     proven = _proven(path, points) if ordered else ()
+    torn = _torn(hits, proven, count)
+    if hits:
+        remarks += (f"damaged near frame {hits[0]}: {len(torn)} frames that this may have torn are left out",)
     if points and not proven:
         remarks += ("frames cannot be found by seeking; clips are decoded from the file's start",)
-    return replace(scan, frames=count, seek_points=proven, remarks=remarks)
+    return replace(scan, frames=count, seek_points=proven, broken=torn, remarks=remarks)
 
 
-def _damage(
+def _torn(hits: list[int], points: tuple[SeekPoint, ...], count: int) -> tuple[int, ...]:
+    """Return the frames that damage at `hits` may have reached: from an entry well before to one well after.
+
+    Beyond these, decoding from an entry gives the same frames as decoding from the start. Where there are no
+    entries, decoding always begins at the start, and what is torn is torn the same way each time.
+    """
+    if not points:
+        return tuple(sorted(set(hits)))
+    entries = [0, *(point.frame for point in points), count]
+    torn: set[int] = set()
+    for hit in hits:
+        first = entries[bisect_right(entries, max(0, hit - REORDERED)) - 1]
+        behind = bisect_left(entries, hit + REORDERED)
+        torn.update(range(first, entries[behind] if behind < len(entries) else count))
+    return tuple(sorted(torn))
+
+
+def _shortfall(
     reader: VideoReader, header_frames: int | None, count: int, last_pts: int | None
 ) -> tuple[str, ...]:
     found = []
@@ -86,10 +114,8 @@ def _damage(
         found.append(f"truncated: the last {missing:.0f} seconds that the header promises do not decode")
     elif reader.container.format.name == "asf" and not reader.container.duration:
         found.append("truncated or never finished: only then does such a file not know its length")
-    if reader.skipped_packets:
-        found.append(f"damaged: {reader.skipped_packets} packets do not decode and are skipped")
     if reader.stopped_by:
-        found.append(f"damaged: reading stops after frame {count} ({reader.stopped_by})")
+        found.append(f"reading stops after frame {count} ({reader.stopped_by})")
     return tuple(found)
 
 

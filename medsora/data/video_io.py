@@ -142,7 +142,7 @@ def _file_frames(
             for number, frame in enumerate(decoded, start=point.frame if point else 0):
                 _check_deadline(path, deadline)
                 if number >= start and (number - start) % interval == 0:
-                    yield frame.to_ndarray(format="rgb24")
+                    yield reader.pixels(frame)
                 if stop is not None and number + 1 >= stop:
                     return
             return

@@ -144,20 +144,30 @@ def test_a_truncated_video_serves_as_far_as_it_decodes_and_says_so(
     assert len(read_frames(path, video.scan.frames - 5, 5, seek_points=video.scan.seek_points)) == 5
 
 
-def test_a_damaged_video_is_read_past_the_damage(tmp_path: Path, cache: Path) -> None:
+def test_clips_keep_away_from_damage_inside_a_video(tmp_path: Path, cache: Path) -> None:
     root = tmp_path / "corpus"
-    path = encode(root / "a.mkv", moving_frames(60), options={"g": "12", "bf": "0"})
+    frames = moving_frames(150)
+    path = encode(root / "a.mkv", frames, options={"g": "12", "bf": "0"})
     with av.open(str(path)) as container:
         packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     content = bytearray(path.read_bytes())
-    for position, size in packets[20:22]:
+    for position, size in packets[70:72]:
         content[position + 8 : position + size - 8] = b"\xaa" * (size - 16)
     path.write_bytes(content)
     (video,) = check(root, cache).usable
-    assert video.scan.frames == 58
-    assert any("2 packets do not decode" in remark for remark in video.remarks)
+    before, after = video.scan.runs()
+    assert before[0] == 0
+    assert 36 <= before[1] <= 60
+    assert 80 <= after[0] <= 96
+    assert after[1] == video.scan.frames == 148
+    assert "damaged near frame 7" in video.remarks[0]
     in_order = read_frames(path)
-    assert np.array_equal(read_frames(path, 40, 5, seek_points=video.scan.seek_points), in_order[40:45])
+    for window in video.windows:
+        clip = read_frames(path, window.start, 5, 2, seek_points=video.scan.seek_points)
+        assert np.array_equal(clip, in_order[window.start : window.start + 9 : 2])
+        shift = 0 if window.start < 70 else 2
+        first = frames[window.start + shift]
+        assert np.abs(clip[0].astype(int) - first).mean() < 10
 
 
 def test_a_broken_picture_splits_its_folder(tmp_path: Path, cache: Path) -> None:
