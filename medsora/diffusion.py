@@ -1,0 +1,320 @@
+"""The diffusion process on latents: noising, the hybrid training loss, and samplers that need no network.
+
+Symbols: ᾱ_t falls from nearly 1 (t = 0) to nearly 0 (t = T - 1); z_t = √ᾱ_t·z_0 + √(1 - ᾱ_t)·ε (§2.1).
+Latents are scaled, `(B, n, C, h, w)`; timesteps are `(B,)`, or `(B, n)` for one per latent frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from torch import Tensor
+from torch.special import log_ndtr
+
+from medsora.errors import BadInput
+
+TRAIN_STEPS, BETA_START, BETA_END = 1000, 1e-4, 0.02
+SAMPLERS = ("ddim", "dpmpp")
+HALF_BIN = 1 / 255  # half the width of the bins in which the last step's likelihood is counted
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+Callback = Callable[[int, int, Tensor], None]
+
+
+class DiffusionLoss(NamedTuple):
+    """Per sample, each (B,): `total` = `mse` + `vb`, the noise's squared error and the variational term."""
+
+    total: Tensor
+    mse: Tensor
+    vb: Tensor
+
+
+class GaussianDiffusion:
+    """Linear betas from `beta_start` to `beta_end` over `steps` timesteps, and what follows from them.
+
+    Tables are computed in float64 and cast to the data's type after they have been looked up.
+    """
+
+    def __init__(
+        self, steps: int = TRAIN_STEPS, beta_start: float = BETA_START, beta_end: float = BETA_END
+    ) -> None:
+        beta = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+        alpha_bar = torch.cumprod(1 - beta, dim=0)
+        alpha_bar_before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+        # The variance of q(z_{t-1} | z_t, z_0). It is 0 at t = 0; its logarithm takes the next one's there.
+        beta_tilde = beta * (1 - alpha_bar_before) / (1 - alpha_bar)
+        self.steps = steps
+        self.alpha_bar = alpha_bar
+        self._tables = {
+            "signal": alpha_bar.sqrt(),
+            "noise": (1 - alpha_bar).sqrt(),
+            "log_beta": beta.log(),
+            "log_beta_tilde": torch.cat([beta_tilde[1:2], beta_tilde[1:]]).log(),
+            "mean_of_z_0": beta * alpha_bar_before.sqrt() / (1 - alpha_bar),
+            "mean_of_z_t": (1 - beta).sqrt() * (1 - alpha_bar_before) / (1 - alpha_bar),
+        }
+        self._by_device = {torch.device("cpu"): self._tables}
+
+    def add_noise(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return z_t. Raises `ValueError` if `t` is neither (B,) nor (B, n)."""
+        return self._at("signal", t, z_0) * z_0 + self._at("noise", t, z_0) * noise
+
+    def posterior_mean(self, z_0: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+        """Return the mean of q(z_{t-1} | z_t, z_0)."""
+        return self._at("mean_of_z_0", t, z_t) * z_0 + self._at("mean_of_z_t", t, z_t) * z_t
+
+    def log_variance(self, variance: Tensor, t: Tensor) -> Tensor:
+        """Return log Σ of the reverse step from the model's variance channels.
+
+        They interpolate between the logarithms of β̃_t (at -1) and β_t (at 1).
+        """
+        low, high = self._at("log_beta_tilde", t, variance), self._at("log_beta", t, variance)
+        share = (variance + 1) / 2
+        return share * high + (1 - share) * low
+
+    def hybrid_loss(
+        self,
+        eps: Tensor,
+        variance: Tensor,
+        z_0: Tensor,
+        z_t: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        *,
+        weights: Tensor | None = None,
+    ) -> DiffusionLoss:
+        """Return the hybrid loss of Nichol & Dhariwal (2021), per sample: error of ε plus variational term.
+
+        The variational term, in bits per dimension and with weight 1, trains the variance alone: the mean in
+        it is detached. Its last step (t = 0) is the likelihood of z_0 counted in bins of 2/255, the choice of
+        the published latent models of this line (DiT, Latte), but without their open outermost bins: latents,
+        unlike pixels, do not end at ±1.
+
+        Args:
+            eps, variance: the denoiser's outputs, (B, n, C, h, w).
+            z_0, z_t, noise: what `add_noise` was given and returned, of the same shape.
+            t: (B,) or (B, n).
+            weights: of the latent frames, (B, n) or (n,); default: all the same.
+        """
+        eps, variance, z_0, z_t, noise = (
+            x.to(_at_least_float32(x)) for x in (eps, variance, z_0, z_t, noise)
+        )
+        mse = (eps - noise).square()
+
+        fixed = eps.detach()
+        predicted = (z_t - self._at("noise", t, z_t) * fixed) / self._at("signal", t, z_t)
+        mean = self.posterior_mean(predicted, z_t, t)
+        true_mean = self.posterior_mean(z_0, z_t, t)
+        log_variance = self.log_variance(variance, t)
+        divergence = _normal_kl(true_mean, self._at("log_beta_tilde", t, z_t), mean, log_variance)
+        last = _binned_log_likelihood(z_0, mean, log_variance)
+        vb = torch.where(_per_latent(t, z_t) == 0, -last, divergence) / math.log(2)
+
+        mse, vb = (_weighted_mean(x.flatten(2).mean(2), weights) for x in (mse, vb))
+        return DiffusionLoss(mse + vb, mse, vb)
+
+    def _at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
+        """Look up a table at `t`, shaped (B, 1 or n, 1, 1, 1) and typed like the data."""
+        if t.device not in self._by_device:
+            self._by_device[t.device] = {key: table.to(t.device) for key, table in self._tables.items()}
+        return _per_latent(self._by_device[t.device][name][t], like).to(like.dtype)
+
+
+def _per_latent(values: Tensor, like: Tensor) -> Tensor:
+    if tuple(values.shape) not in (tuple(like.shape[:1]), tuple(like.shape[:2])):
+        raise ValueError(
+            f"timesteps of shape {tuple(values.shape)} do not fit latents of shape {tuple(like.shape)}: "
+            "give one per sample or one per latent frame"
+        )
+    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _weighted_mean(per_latent: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return per_latent.mean(1)
+    weights = weights.to(per_latent).expand_as(per_latent)
+    return (per_latent * weights).sum(1) / weights.sum(1)
+
+
+def _normal_kl(mean_p: Tensor, log_variance_p: Tensor, mean_q: Tensor, log_variance_q: Tensor) -> Tensor:
+    """KL(p || q) of two normal distributions with diagonal covariance, elementwise, in nats."""
+    ratio = log_variance_p - log_variance_q
+    distance = (mean_p - mean_q).square() * torch.exp(-log_variance_q)
+    return 0.5 * (ratio.exp() - 1 - ratio + distance)
+
+
+def _binned_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """log P(x - HALF_BIN < y < x + HALF_BIN), y normal, elementwise, in nats; exact in the far tail too."""
+    away = -(x - mean).abs()  # in the left tail differences keep their digits
+    scale = torch.exp(-0.5 * log_variance)
+    upper, lower = log_ndtr((away + HALF_BIN) * scale), log_ndtr((away - HALF_BIN) * scale)
+    return upper + torch.log(-torch.expm1(lower - upper).clamp(max=-1e-12))
+
+
+# Sampling
+
+
+def trailing_timesteps(steps: int, train_steps: int = TRAIN_STEPS) -> list[int]:
+    """Return `steps` evenly spaced timesteps from T - 1 downwards; after the last one comes ᾱ = 1.
+
+    Raises `BadInput` unless 1 <= steps <= T.
+    """
+    if not 1 <= steps <= train_steps:
+        raise BadInput(f"{steps} sampling steps are not possible; choose 1 to {train_steps}.")
+    return [(2 * k * train_steps + steps) // (2 * steps) - 1 for k in range(steps, 0, -1)]
+
+
+class ListedDDIMScheduler(DDIMScheduler):
+    """DDIM for step counts that do not divide T: the previous timestep is the next entry of the list.
+
+    diffusers' own class subtracts T // steps instead, which for such counts is another timestep than the one
+    that the next step begins with. Predicts ε; samples are never clipped.
+    """
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Take the timesteps of `trailing_timesteps`."""
+        self.num_inference_steps = num_inference_steps
+        timesteps = trailing_timesteps(num_inference_steps, self.config.num_train_timesteps)
+        self.timesteps = torch.tensor(timesteps, device=device)
+        before = [self.alphas_cumprod[t] for t in timesteps[1:]]
+        self._alpha_bar_before = dict(zip(timesteps, [*before, self.final_alpha_cumprod], strict=True))
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """One step of Eq. 12 of Song et al. (2021), with σ of their Eq. 16."""
+        now, before = self.alphas_cumprod[timestep], self._alpha_bar_before[int(timestep)]
+        sigma = eta * ((1 - before) / (1 - now) * (1 - now / before)).sqrt()
+        z_0 = (sample - (1 - now).sqrt() * model_output) / now.sqrt()
+        z = before.sqrt() * z_0 + (1 - before - sigma**2).sqrt() * model_output
+        if eta > 0:
+            if variance_noise is None:
+                variance_noise = torch.randn(sample.shape, generator=generator).to(sample)
+            z = z + sigma * variance_noise
+        return DDIMSchedulerOutput(z, z_0) if return_dict else (z, z_0)
+
+
+def ddim_scheduler(
+    steps: int,
+    *,
+    train_steps: int = TRAIN_STEPS,
+    beta_start: float = BETA_START,
+    beta_end: float = BETA_END,
+) -> DDIMScheduler:
+    """Return DDIM with its timesteps set: diffusers' own where `steps` divides T, else the listed kind."""
+    timesteps = trailing_timesteps(steps, train_steps)
+    kind = ListedDDIMScheduler if train_steps % steps else DDIMScheduler
+    scheduler = kind(
+        num_train_timesteps=train_steps,
+        beta_start=beta_start,
+        beta_end=beta_end,
+        beta_schedule="linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        prediction_type="epsilon",
+        timestep_spacing="trailing",
+    )
+    scheduler.set_timesteps(steps)
+    assert scheduler.timesteps.tolist() == timesteps
+    return scheduler
+
+
+def dpmpp_scheduler(
+    steps: int,
+    *,
+    train_steps: int = TRAIN_STEPS,
+    beta_start: float = BETA_START,
+    beta_end: float = BETA_END,
+) -> DPMSolverMultistepScheduler:
+    """Return DPM-Solver++ of second order over the same timesteps, for good samples in 20 to 50 steps."""
+    scheduler = DPMSolverMultistepScheduler(
+        num_train_timesteps=train_steps,
+        beta_start=beta_start,
+        beta_end=beta_end,
+        beta_schedule="linear",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        prediction_type="epsilon",
+        final_sigmas_type="zero",
+        timestep_spacing="trailing",
+    )
+    scheduler.set_timesteps(timesteps=trailing_timesteps(steps, train_steps))
+    scheduler.set_begin_index(0)
+    return scheduler
+
+
+def make_scheduler(sampler: str, steps: int, **schedule: Any) -> DDIMScheduler | DPMSolverMultistepScheduler:
+    """Return a fresh scheduler by its name in `SAMPLERS`. Raises `BadInput` for another name."""
+    makers = dict(zip(SAMPLERS, (ddim_scheduler, dpmpp_scheduler), strict=True))
+    if sampler not in makers:
+        raise BadInput(f"there is no sampler {sampler!r}; choose {' or '.join(SAMPLERS)}.")
+    return makers[sampler](steps, **schedule)
+
+
+@torch.no_grad()
+def sample(
+    denoise: Denoise,
+    noise: Tensor,
+    scheduler: DDIMScheduler | DPMSolverMultistepScheduler,
+    *,
+    eta: float = 0.0,
+    generators: Sequence[torch.Generator] | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Turn noise (B, ...) into samples: the sampler as a function of model, noise and schedule.
+
+    Args:
+        denoise: (z (B, ...), t (B,)) -> ε (B, ...).
+        noise: standard normal; its type and device are those of the whole computation.
+        scheduler: fresh from `make_scheduler`.
+        eta: 0 is deterministic DDIM, 1 as random as ancestral sampling.
+        generators: with eta > 0, one CPU generator per sample, so that a sample's noise does not depend on
+            those beside it.
+        callback: called after every step with its number (from 0), its timestep and the latents.
+
+    Raises:
+        BadInput: for eta outside 0..1, with a scheduler that has none, or without generators.
+    """
+    stochastic = _check_eta(eta, scheduler, generators)
+    z = noise
+    for number, t in enumerate(scheduler.timesteps.tolist()):
+        eps = denoise(z, torch.full((z.shape[0],), t, device=z.device))
+        options = {"eta": eta, "variance_noise": noise_like(z, generators)} if stochastic else {}
+        z = scheduler.step(eps, t, z, return_dict=False, **options)[0]
+        if callback is not None:
+            callback(number, t, z)
+    return z
+
+
+def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Return standard normal noise of z's shape: sample k from generator k, in float32 on the CPU."""
+    drawn = [torch.randn(z.shape[1:], generator=generator) for generator in generators]
+    return torch.stack(drawn).to(z)
+
+
+def _check_eta(
+    eta: float, scheduler: DDIMScheduler | DPMSolverMultistepScheduler, generators: Sequence | None
+) -> bool:
+    if not 0 <= eta <= 1:
+        raise BadInput(f"eta must lie between 0 and 1, not {eta}.")
+    if eta > 0 and not isinstance(scheduler, DDIMScheduler):
+        raise BadInput(f"eta is {eta}, but only the ddim sampler has an eta; leave it at 0.")
+    if eta > 0 and generators is None:
+        raise BadInput("eta > 0 draws noise at every step; give one generator per sample.")
+    return eta > 0

@@ -1,0 +1,182 @@
+"""What `--model` may name, found and verified before anything is built: a run, a pipeline folder, a hub name.
+
+A run folder is what stage 2 writes: `vae/`, `pipeline.json` and `checkpoints/step-0000500/{denoiser,ema}/`,
+of which the newest whole checkpoint is taken. A pipeline folder is what `MedSoraPipeline.save_pretrained`
+writes: `denoiser/`, `vae/`, `scheduler/` and `model_index.json`. Weights are safetensors, never pickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+
+from medsora.errors import BadInput
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = 1
+GEOMETRY = {"frames": int, "size": list, "fps": (int, float), "image_latents": int}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+WAYS = "give a run folder (runs/NAME/dit-PRESET), a saved pipeline's folder, or its OWNER/NAME on the hub"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Where the parts of one model lie.
+
+    `geometry` holds the clip that it was trained on: frames, size [H, W], fps and image_latents.
+    """
+
+    denoiser: Path
+    vae: Path
+    geometry: dict[str, Any]
+    scheduler: Path | None = None
+    step: int | None = None
+    weights: str = "saved"
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of both weight files: the model's identity, wherever it lies."""
+        parts = {"denoiser": self.denoiser, "vae": self.vae}
+        return {name: sha256(folder / SAFETENSORS_WEIGHTS_NAME) for name, folder in parts.items()}
+
+
+def find_model(model: str | Path, *, raw: bool = False) -> ModelFolder:
+    """Find what `model` names: a run folder, one checkpoint in it, a pipeline folder or a hub name.
+
+    `raw` takes a run's raw weights instead of their moving average.
+    Raises `BadInput`, in one sentence, if there is nothing whole to load.
+    """
+    folder = Path(model)
+    if (folder / "checkpoints").is_dir() or (folder / "pipeline.json").is_file():
+        return find_in_run(folder, raw=raw)
+    if folder.parent.name == "checkpoints" and folder.is_dir():
+        return find_in_run(folder.parent.parent, raw=raw, checkpoint=folder.name)
+    found = find_pipeline(model)
+    if raw:
+        raise BadInput(f"{model} is a saved pipeline with one set of weights; raw ones exist in runs only.")
+    return found
+
+
+def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | None = None) -> ModelFolder:
+    """Find the newest whole checkpoint of a run folder, or the one that is named (a step, or its folder).
+
+    Every file is compared with the checkpoint's manifest. A damaged checkpoint is passed over for the one
+    before it, with one warning; one that was asked for by name is an error. Raises `BadInput`.
+    """
+    run = Path(run)
+    geometry = _read_geometry(run / "pipeline.json")
+    checkpoints = run / "checkpoints"
+    if checkpoint is None:
+        candidates = sorted(checkpoints.glob("step-*"), reverse=True)
+    else:
+        name = checkpoint if isinstance(checkpoint, str) else f"step-{checkpoint:07d}"
+        candidates = [checkpoints / name]
+    damaged = []
+    for folder in candidates:
+        if problem := checkpoint_problem(folder):
+            damaged.append(f"{folder.name}: {problem}")
+            continue
+        if damaged:
+            log.warning("%s: taking %s, because of damage in %s", run, folder.name, "; ".join(damaged))
+        step = int(folder.name.removeprefix("step-"))
+        kind = "raw" if raw else "ema"
+        weights = folder / ("denoiser" if raw else "ema")
+        return ModelFolder(weights, run / "vae", geometry, step=step, weights=kind)
+    if damaged:
+        raise BadInput(f"{run} holds no whole checkpoint ({'; '.join(damaged)}); train it again.")
+    raise BadInput(f"{run} holds no checkpoint yet; train until its first one is written.")
+
+
+def find_pipeline(model: str | Path) -> ModelFolder:
+    """Find a pipeline folder, downloading it if `model` is no folder but a hub name. Raises `BadInput`."""
+    folder = Path(model) if Path(model).exists() else _download(str(model))
+    index = folder / "model_index.json"
+    if not index.is_file():
+        runs = sorted(str(path.parent) for path in folder.glob("*/pipeline.json"))
+        hint = f"; did you mean {' or '.join(runs)}?" if runs else f"; {WAYS}."
+        raise BadInput(f"{folder} holds neither a run nor a saved pipeline (no model_index.json){hint}")
+    made_by = read_json_object(index).get("_class_name")
+    if made_by != "MedSoraPipeline":
+        raise BadInput(f"{index} describes a {made_by}, not a MedSoraPipeline; {WAYS}.")
+    return ModelFolder(folder / "denoiser", folder / "vae", _read_geometry(index), folder / "scheduler")
+
+
+def check_part(folder: Path) -> None:
+    """Raise `BadInput`, naming the file, unless the folder holds a readable config and whole safetensors."""
+    read_json_object(folder / "config.json")
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    if not weights.is_file():
+        raise BadInput(f"{weights} is missing; save or copy the model again (only safetensors are read).")
+    try:
+        with safe_open(weights, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{weights} is not a whole safetensors file ({error}); copy it again.") from error
+
+
+def checkpoint_problem(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint (a file missing, cut or changed), or None if it is whole."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != CHECKPOINT_FORMAT:
+            return f"its format is {manifest['format']}, this version of MedSora reads {CHECKPOINT_FORMAT}"
+        for name, wanted in manifest["files"].items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != wanted["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {wanted['size']}"
+            if sha256(path) != wanted["sha256"]:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({type(error).__name__})"
+    return None
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises `BadInput` naming the file if it is missing or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); {WAYS}.") from error
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON ({error}); save or copy the model again.") from error
+    if not isinstance(value, dict):
+        raise BadInput(f"{path} must hold a JSON object; save or copy the model again.")
+    return value
+
+
+def _read_geometry(path: Path) -> dict[str, Any]:
+    values = read_json_object(path)
+    for key, kind in GEOMETRY.items():
+        if not isinstance(values.get(key), kind):
+            raise BadInput(f"{path} does not say the clip's {key}; save the model again with this version.")
+    return {key: values[key] for key in GEOMETRY}
+
+
+def _download(name: str) -> Path:
+    # The first part of a mistyped path is mostly a folder that exists: then nobody meant the hub.
+    if not HUB_NAME.fullmatch(name) or Path(name).parent.exists():
+        raise BadInput(f"there is no folder {name}; {WAYS}.")
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BadInput(
+            f"{name} is no folder here and cannot be had from the hub ({reason}); {WAYS}."
+        ) from error

@@ -1,0 +1,258 @@
+"""From noise to videos: the denoiser, the VAE and the sampler joined, saved and loaded as one.
+
+Video k starts from noise that its own seed draws on the CPU, so a seed gives the same video at any batch size
+and on any number of processes. Shapes: latents (B, n, C, h, w), videos uint8 (N, F, H, W, 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers.utils import BaseOutput
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from medsora.data.pixels import video_to_frames
+from medsora.denoiser import MedSora
+from medsora.diffusion import Callback, ddim_scheduler, make_scheduler, noise_like, sample
+from medsora.errors import BadInput
+from medsora.model_folder import ModelFolder, check_part, find_in_run, find_pipeline
+from vae import FrequencyCompensatedVAE, check_video_shape, frames_to_latents
+
+SPATIAL_FACTOR = 8  # pixels per latent and side
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class MedSoraPipelineOutput(BaseOutput):
+    """`frames`: uint8 (N, F, H, W, 3), or latents (N, f, C, h, w) if asked for; `seeds`: one per video."""
+
+    frames: np.ndarray | Tensor
+    seeds: list[int]
+
+
+class MedSoraPipeline(DiffusionPipeline):
+    """Denoiser, VAE and scheduler, and the clip that they were trained on.
+
+    Args:
+        denoiser, vae: with the same number of latent channels.
+        scheduler: its noise schedule is what sampling uses; default: MedSora's (`ddim_scheduler`).
+        frames, size, fps: F, (H, W) in pixels and frames per second of the clips trained on.
+        image_latents: how many joint images the denoiser was trained with (§3.4). One with `mixing="mixed"`
+            gets as many beside the clip's latents, which are dropped at the end.
+
+    Raises:
+        BadInput: if the latent channels differ.
+    """
+
+    model_cpu_offload_seq = "denoiser->vae"
+    _optional_components: ClassVar = ["scheduler"]
+
+    def __init__(
+        self,
+        denoiser: MedSora,
+        vae: FrequencyCompensatedVAE,
+        scheduler: DDIMScheduler | None = None,
+        *,
+        frames: int = 16,
+        size: Sequence[int] = (128, 128),
+        fps: float = 8,
+        image_latents: int = 0,
+    ) -> None:
+        super().__init__()
+        if denoiser.config.in_channels != vae.latent_channels:
+            raise BadInput(
+                f"the denoiser works on {denoiser.config.in_channels} latent channels but the VAE has "
+                f"{vae.latent_channels}; take the VAE that the denoiser was trained with."
+            )
+        scheduler = ddim_scheduler(250) if scheduler is None else scheduler
+        self.register_modules(denoiser=denoiser, vae=vae, scheduler=scheduler)
+        self.register_to_config(frames=frames, size=list(size), fps=fps, image_latents=image_latents)
+
+    # Loading (saving is `DiffusionPipeline.save_pretrained`)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> MedSoraPipeline:
+        """Load a folder that `save_pretrained` wrote, or a hub name, strictly; weights are cast to `dtype`.
+
+        Raises `BadInput`, naming the file, if one is missing, damaged or belongs to another model.
+        """
+        return cls.from_folder(find_pipeline(path), dtype=dtype)
+
+    @classmethod
+    def from_run(
+        cls,
+        run: str | Path,
+        *,
+        raw: bool = False,
+        checkpoint: str | int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> MedSoraPipeline:
+        """Load a run folder's newest whole checkpoint, or the named one: EMA weights, or the raw ones.
+
+        Raises `BadInput` as `find_in_run` and `from_pretrained` do.
+        """
+        return cls.from_folder(find_in_run(run, raw=raw, checkpoint=checkpoint), dtype=dtype)
+
+    @classmethod
+    def from_folder(cls, found: ModelFolder, *, dtype: torch.dtype = torch.float32) -> MedSoraPipeline:
+        """Load what `medsora.model_folder` found."""
+        denoiser = _load_part(MedSora, found.denoiser, dtype)
+        vae = _load_part(FrequencyCompensatedVAE, found.vae, dtype)
+        scheduler = _load_scheduler(found.scheduler) if found.scheduler else None
+        return cls(denoiser, vae, scheduler, **found.geometry)
+
+    # Sampling
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_videos: int | None = None,
+        num_inference_steps: int = 250,
+        *,
+        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
+        frames: int | None = None,
+        size: Sequence[int] | None = None,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        batch_size: int = 8,
+        output_type: str = "np",
+        callback: Callback | None = None,
+    ) -> MedSoraPipelineOutput:
+        """Sample videos.
+
+        Args:
+            num_videos: N; default: one per seed, or one.
+            num_inference_steps: 1 to 1000; the paper takes 250.
+            generator: draws the seeds if none are given; default: torch's global one.
+            seeds: one per video.
+            frames, size: F and (H, W) in pixels, if other than those trained on.
+            sampler: "ddim", or "dpmpp" for DPM-Solver++, which needs 20 to 50 steps.
+            eta: of DDIM; 0 is deterministic, 1 as random as ancestral sampling.
+            batch_size: how many videos are denoised together; a matter of memory and speed only.
+            output_type: "np" for frames, "latent" for scaled latents.
+            callback: called with step, timestep and latents after every step of every batch.
+
+        Raises:
+            BadInput: for a value outside what is named here.
+            ValueError: for a clip size that the VAE cannot return; it names the next valid ones.
+        """
+        seeds = _choose_seeds(num_videos, seeds, generator)
+        shape = self._latent_shape(
+            self.config.frames if frames is None else frames, self.config.size if size is None else size
+        )
+        if batch_size < 1:
+            raise BadInput(f"the batch size must be at least 1, not {batch_size}.")
+        if output_type not in ("np", "latent"):
+            raise BadInput(f"there is no output type {output_type!r}; choose np or latent.")
+        batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
+        videos = []
+        with (
+            _evaluating(self.denoiser, self.vae),
+            self.progress_bar(total=len(batches) * num_inference_steps) as bar,
+        ):
+
+            def after_step(number: int, t: int, z: Tensor) -> None:
+                bar.update()
+                if callback is not None:
+                    callback(number, t, z)
+
+            for batch in batches:
+                z = self._sample_latents(batch, shape, sampler, num_inference_steps, eta, after_step)
+                videos.append(z if output_type == "latent" else self._decode(z))
+        joined = torch.cat(videos) if output_type == "latent" else np.concatenate(videos)
+        return MedSoraPipelineOutput(frames=joined, seeds=seeds)
+
+    def _latent_shape(self, frames: int, size: Sequence[int]) -> tuple[int, int, int, int]:
+        """Return (f, C, h, w) of a clip."""
+        height, width = size
+        check_video_shape(frames, height, width)
+        channels = self.denoiser.config.in_channels
+        return frames_to_latents(frames), channels, height // SPATIAL_FACTOR, width // SPATIAL_FACTOR
+
+    def _sample_latents(
+        self,
+        seeds: Sequence[int],
+        shape: tuple[int, int, int, int],
+        sampler: str,
+        steps: int,
+        eta: float,
+        callback: Callback,
+    ) -> Tensor:
+        """Scaled latents (B, f, C, h, w), float32: only the weights and what they compute are in `dtype`."""
+        clip = shape[0]
+        images = self.config.image_latents if self.denoiser.config.mixing == "mixed" else 0
+        trained = self.scheduler.config
+        scheduler = make_scheduler(
+            sampler,
+            steps,
+            train_steps=trained.num_train_timesteps,
+            beta_start=trained.beta_start,
+            beta_end=trained.beta_end,
+        )
+
+        def denoise(z: Tensor, t: Tensor) -> Tensor:
+            return self.denoiser(z.to(self.denoiser.dtype), t, num_images=images).eps.float()
+
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        like = torch.empty(len(seeds), clip + images, *shape[1:], device=self.denoiser.device)
+        noise = noise_like(like, generators)
+        return sample(denoise, noise, scheduler, eta=eta, generators=generators, callback=callback)[:, :clip]
+
+    def _decode(self, z: Tensor) -> np.ndarray:
+        """Latents to uint8 videos, one at a time, so that memory does not grow with the batch."""
+        one_by_one = z.to(self.vae.device, self.vae.dtype).split(1)
+        return np.concatenate([video_to_frames(self.vae.decode(part)) for part in one_by_one])
+
+
+def _choose_seeds(
+    count: int | None, seeds: Sequence[int] | None, generator: torch.Generator | None
+) -> list[int]:
+    if count is not None and count < 1:
+        raise BadInput(f"{count} videos cannot be sampled; ask for at least 1.")
+    if seeds is None:
+        return torch.randint(2**63 - 1, (count or 1,), generator=generator).tolist()
+    if generator is not None:
+        raise BadInput("give seeds or a generator that draws them, not both.")
+    if len(seeds) == 0 or count not in (None, len(seeds)):
+        raise BadInput(f"{len(seeds)} seeds do not fit {count or 'any'} videos; give one per video.")
+    return [int(seed) for seed in seeds]
+
+
+@contextmanager
+def _evaluating(*models: nn.Module) -> Iterator[None]:
+    """Without dropout; a model that is being trained gets its mode back afterwards."""
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, mode in zip(models, training, strict=True):
+            model.train(mode)
+
+
+def _load_part(kind: type[nn.Module], folder: Path, dtype: torch.dtype) -> nn.Module:
+    check_part(folder)
+    try:
+        return kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True).eval()
+    except BadInput:
+        raise
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"{folder} cannot be loaded as a {kind.__name__}: {reason}.") from error
+
+
+def _load_scheduler(folder: Path) -> DDIMScheduler:
+    try:
+        return DDIMScheduler.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder} cannot be loaded as a scheduler; save or copy the model again.") from error
