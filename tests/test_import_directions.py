@@ -14,7 +14,7 @@ LEAVES = ("vae", "flow_prior", "kernels")
 STOREYS = (
     {"errors", "name_guard", "config", "config_file", "cli", "spiral", "report"},
     {"denoiser", "diffusion", "data"},
-    {"pipeline"},
+    {"model_folder", "pipeline"},
     {"training", "evaluation", "sampling_run"},
     {"demo", "demo_report"},
 )
