@@ -153,12 +153,11 @@ def average_frames(frames: Tensor, latent_frames: int, averaging: str = "aligned
         return frames.mean(dim=0, keepdim=True).expand(latent_frames, *frames.shape[1:])
     count = len(frames)
     alone = int(count % 8 == 1)
-    groups = latent_frames - alone
-    grouped = count - alone
-    if groups < 0 or (grouped % groups if groups else grouped):
-        raise ValueError(f"{count} flow frames cannot be shared among {latent_frames} latent frames.")
-    if not groups:
+    groups, grouped = latent_frames - alone, count - alone
+    if groups == grouped == 0:
         return frames
+    if groups < 1 or grouped < 1 or grouped % groups:
+        raise ValueError(f"{count} flow frames cannot be shared among {latent_frames} latent frames.")
     means = frames[alone:].unflatten(0, (groups, -1)).mean(dim=1)
     return torch.cat([frames[:alone], means])
 

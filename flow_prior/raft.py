@@ -101,7 +101,7 @@ class RaftEstimator(nn.Module):
 
 
 def working_size(height: int, width: int) -> tuple[int, int]:
-    """Return the (height, width) at which RAFT sees a frame: at least 128, multiples of 8, same shape."""
+    """Return the (height, width) at which RAFT sees a frame: at least 128, multiples of 8, near its shape."""
     scale = max(1.0, SMALLEST_SIDE / min(height, width))
     return tuple(STRIDE * ceil(side * scale / STRIDE) for side in (height, width))
 
