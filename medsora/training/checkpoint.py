@@ -68,9 +68,9 @@ def save_checkpoint(
     try:
         write_models(working)
         save_file(optimizer, working / "optimizer.safetensors")
-        _write_json(working / "state.json", {**state, "step": step})
+        write_json(working / "state.json", {**state, "step": step})
         manifest = {"format": FORMAT, "files": _digest_folder(working), "versions": library_versions()}
-        _write_json(working / "manifest.json", manifest)
+        write_json(working / "manifest.json", manifest)
     except OSError as error:
         shutil.rmtree(working, ignore_errors=True)
         raise BadInput(
@@ -179,7 +179,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented and with sorted keys."""
     path.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
 
 

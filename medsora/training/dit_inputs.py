@@ -15,8 +15,9 @@ from torch import Tensor
 from flow_prior import FlowPrior
 from medsora.config import Config
 from medsora.diffusion import GaussianDiffusion
+from medsora.training.prior_cache import PriorCache
 from medsora.training.randomness import normal_for
-from vae import FrequencyCompensatedVAE
+from vae import FrequencyCompensatedVAE, frames_to_latents
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,13 @@ class DitInputs:
         vae: FrequencyCompensatedVAE,
         diffusion: GaussianDiffusion,
         prior: FlowPrior | None,
+        priors: PriorCache | None,
         device: torch.device,
         grid: tuple[int, int],
         width: int,
     ) -> None:
-        self.config, self.vae, self.diffusion, self.prior = config, vae, diffusion, prior
+        self.config, self.vae, self.diffusion = config, vae, diffusion
+        self.prior, self.priors = prior, priors
         self.device, self.grid, self.width = device, grid, width
 
     @torch.no_grad()
@@ -76,16 +79,27 @@ class DitInputs:
         """Return one target (B', f, l, d) per block for the B' samples that need one; None if none does."""
         if self.prior is None or not bool(batch["needed"].any()):
             return None
-        if "prior" in batch:
-            return self.prior.pair_with_blocks([layer.to(self.device).float() for layer in batch["prior"]])
-        given = {name: batch[name].to(self.device) for name in ("flow_video", "flow") if name in batch}
-        return self.prior(
-            given.get("flow_video"),
-            given.get("flow"),
-            latent_frames=self.vae.frames_to_latents(self.config.data.frames),
+        rows = batch["needed"].nonzero().flatten().tolist()
+        of_clips = [self._clip_features(batch, row) for row in rows]
+        of_layers = [torch.stack(parts) for parts in zip(*of_clips, strict=True)]
+        return self.prior.pair_with_blocks(of_layers)
+
+    def _clip_features(self, batch: dict[str, Any], row: int) -> list[Tensor]:
+        """Return a clip's features (f, l, d) per distinct DINO layer, from the cache or computed and kept."""
+        if batch["prior"][row] is not None:
+            return [layer.to(self.device, torch.float32) for layer in batch["prior"][row]]
+        video, flow = batch["flow_video"][row], batch["flow"][row]
+        layers = self.prior.distinct_targets(
+            None if video is None else video[None].to(self.device),
+            None if flow is None else flow[None].to(self.device),
+            latent_frames=frames_to_latents(self.config.data.frames),
             grid=self.grid,
             width=self.width,
         )
+        of_clip = [layer[0].float() for layer in layers]
+        if self.priors is not None:
+            self.priors.put(batch["index"][row], batch["flipped"][row], of_clip)
+        return of_clip
 
     def _noise(self, like: Tensor, batch: dict[str, Any], purpose: str) -> Tensor:
         seed, shape = self.config.run.seed, tuple(like.shape[1:])

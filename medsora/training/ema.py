@@ -23,6 +23,11 @@ class Ema:
         self.model = model
         self.average = EMAModel(model.parameters(), decay=decay, foreach=True)
 
+    @property
+    def updates(self) -> int:
+        """How many updates the average has seen."""
+        return self.average.optimization_step
+
     def update(self) -> None:
         """Move the average towards the model's present weights."""
         self.average.step(self.model.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -57,11 +57,18 @@ def gradients_synchronised(
 class TimedBatches:
     """Iterates over a process's micro-batches and adds up the seconds spent waiting for them."""
 
-    def __init__(self, dataset: Dataset, batches: StepBatches, workers: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        batches: StepBatches,
+        workers: int,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+    ) -> None:
         self.loader = DataLoader(
             dataset,
             batch_sampler=batches,
             num_workers=workers,
+            collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread if workers else None,
         )

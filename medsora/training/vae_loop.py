@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 from medsora.config import Config, PhaseConfig
 from medsora.data.clips import ClipDataset
-from medsora.data.source import open_clips
 from medsora.errors import Interrupted, NonFiniteLoss, building
 from medsora.training.checkpoint import (
     latest_checkpoint,
@@ -18,9 +17,10 @@ from medsora.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from medsora.training.clips import open_clips
 from medsora.training.interruption import StopRequest, any_process
 from medsora.training.progress import Progress
-from medsora.training.randomness import derive_seed, normal_for
+from medsora.training.randomness import derive_seed, generator_for
 from medsora.training.run_folder import RunFolder
 from medsora.training.schedule import Schedule, StepBatches
 from medsora.training.setup import (
@@ -32,7 +32,8 @@ from medsora.training.setup import (
     start_trackers,
 )
 from medsora.training.vae_evaluation import evaluate_reconstruction
-from vae import FrequencyCompensatedVAE
+from vae import FrequencyCompensatedVAE, check_video_shape
+from vae.base import load_weights
 from vae.losses import VaeLoss
 
 
@@ -85,10 +86,10 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             for micro in range(settings.accumulation):
                 batch = batches.next()
                 video = batch["video"].to(accelerator.device)
-                noise = noise_like_latents(stage.vae, video, config.run.seed, batch["sample"])
+                draws = [generator_for(config.run.seed, "posterior", int(n)) for n in batch["sample"]]
                 last = micro == settings.accumulation - 1
                 with accelerator.autocast(), gradients_synchronised(accelerator, model, last):
-                    out = model(video, noise=noise)
+                    out = model(video, generator=draws)
                     loss = stage.loss(out.reconstruction, video, out.mean, out.logvar)
                     accelerator.backward(loss.total / settings.accumulation)
                 for name, value in loss.parts().items():
@@ -133,7 +134,7 @@ def build_vae_stage(config: Config) -> VaeStage:
     vae = FrequencyCompensatedVAE.from_base(
         config.vae.base, compensation=config.vae.compensation, weights=config.vae.weights
     )
-    vae.check_video_shape(config.data.frames, *config.data.height_width)
+    check_video_shape(config.data.frames, *config.data.height_width)
     clips, held_out = open_clips(config, accelerator, extra_frame=False, images=0)
     schedule = Schedule(
         [PhaseConfig(settings.lr, settings.batch)],
@@ -144,7 +145,8 @@ def build_vae_stage(config: Config) -> VaeStage:
         lr_decay=settings.lr_decay,
     )
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
-    trained = vae.set_trainable(settings.train)
+    parameters = vae.trainable_parameters(settings.train)
+    names = [name for name, parameter in vae.named_parameters() if parameter.requires_grad]
     if settings.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     loss = VaeLoss(
@@ -155,28 +157,19 @@ def build_vae_stage(config: Config) -> VaeStage:
         lpips_net=settings.lpips_net,
         lpips_trunk=settings.lpips_trunk,
     ).to(accelerator.device)
-    optimizer = torch.optim.Adam(trained.values(), lr=settings.lr, betas=tuple(settings.betas))
+    optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=tuple(settings.betas))
     run = RunFolder(config.vae_dir, config, "train_vae", accelerator)
     start_trackers(accelerator, run, config)
     if settings.lpips == 0:
         run.say("LPIPS is left out of the loss (train_vae.lpips is 0).")
-    return VaeStage(config, accelerator, run, clips, held_out, vae, loss, optimizer, list(trained), schedule)
-
-
-def noise_like_latents(
-    vae: FrequencyCompensatedVAE, video: torch.Tensor, seed: int, samples: torch.Tensor
-) -> torch.Tensor:
-    """Return the posterior noise (B, n, C, h, w) that belongs to the global sample numbers `samples` (B,)."""
-    shape = vae.latent_shape(*video.shape[1:2], *video.shape[3:])
-    noise = torch.stack([normal_for(shape, seed, "posterior", int(sample)) for sample in samples])
-    return noise.to(video.device)
+    return VaeStage(config, accelerator, run, clips, held_out, vae, loss, optimizer, names, schedule)
 
 
 def _resume(stage: VaeStage) -> int:
     checkpoint = latest_checkpoint(stage.run.checkpoints, stage.run.say)
     if checkpoint is None:
         return 0
-    stage.vae.load_weights(checkpoint.folder / "vae" / "diffusion_pytorch_model.safetensors")
+    load_weights(stage.vae, checkpoint.folder / "vae" / "diffusion_pytorch_model.safetensors")
     restore_optimizer(stage.optimizer, stage.names, checkpoint.folder / "optimizer.safetensors")
     stage.run.cut_log(checkpoint.step)
     stage.run.say(f"going on after step {checkpoint.step} of {stage.schedule.total_steps}.")

@@ -1,0 +1,103 @@
+"""Stage 2's dataset: what one sample of the run needs, read by number; pixels, or latents from the cache.
+
+The timestep belongs to the sample's number, so a worker knows before it reads anything whether the alignment
+loss of this sample can be other than zero, and leaves the frames for the optical flow on the disk if not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from flow_prior import needed
+from medsora.config import Config
+from medsora.data.clips import ClipDataset
+from medsora.training.latent_cache import LatentCache
+from medsora.training.prior_cache import PriorCache
+from medsora.training.randomness import timestep_for
+from medsora.training.schedule import SampleKey
+
+STACKED = ("mean", "logvar", "video", "images")
+
+
+class DitSamples(Dataset):
+    """Items by `SampleKey`; `collate` makes a micro-batch of them.
+
+    Without a cache an item holds `video` (F+1, 3, H, W) and `images` (K, 3, H, W); with it `mean` and
+    `logvar` (n, C, h, w) of clip and images. Samples whose alignment loss is not provably zero also hold what
+    the prior starts from: its cached features, the exact `flow` (F, 2, H, W), or the frames as `flow_video`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clips: ClipDataset,
+        *,
+        steps: int,
+        latents: LatentCache | None = None,
+        priors: PriorCache | None = None,
+        draw: bool = True,
+    ) -> None:
+        """`draw=False` gives every clip at its window's start and unflipped: for evaluation."""
+        self.config, self.clips, self.steps, self.draw = config, clips, steps, draw
+        self.latents, self.priors = latents, priors
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        t = timestep_for(self.steps, self.config.run.seed, key.number)
+        alignment = self.config.alignment
+        asked = alignment.weight > 0 and (
+            alignment.correlation == "batch" or bool(needed(torch.tensor([t]), alignment.margin))
+        )
+        item = {"sample": key.number, "index": key.index, "t": t, "needed": asked}
+        return item | (self._pixels(key, asked) if self.latents is None else self._cached(key, asked))
+
+    def _pixels(self, key: SampleKey, asked: bool) -> dict[str, Any]:
+        clip = self.clips[key.epoch, key.index] if self.draw else self.clips.fixed_clip(key.index)
+        item = {name: clip[name] for name in ("name", "video", "images", "flipped")}
+        if asked:
+            item |= {"flow_video": clip["video"], "flow": clip.get("flow")}
+        return item
+
+    def _cached(self, key: SampleKey, asked: bool) -> dict[str, Any]:
+        video, window = self.clips.window(key.index)
+        choice = self.clips.choose(
+            key.epoch, key.index, start=window.start, flip=None if self.draw else False, images=()
+        )
+        mean, logvar = self.latents.clip(key.index, choice.flipped)
+        if self.config.images.count:
+            image_mean, image_logvar = self.latents.joint_images(video, key.number)
+            mean, logvar = torch.cat([mean, image_mean]), torch.cat([logvar, image_logvar])
+        item = {
+            "name": self.clips.name(choice),
+            "flipped": choice.flipped,
+            "mean": mean,
+            "logvar": logvar,
+        }
+        if asked:
+            stored = self.priors.get(key.index, choice.flipped) if self.priors else None
+            if stored is not None:
+                item["prior"] = stored
+            else:
+                pixels = self.clips.load(choice)
+                item |= {"flow_video": pixels["video"], "flow": pixels.get("flow")}
+        return item
+
+    @staticmethod
+    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Stack what every item has; what only some have stays a list with None where there is nothing."""
+        batch: dict[str, Any] = {
+            "sample": torch.tensor([item["sample"] for item in items]),
+            "t": torch.tensor([item["t"] for item in items]),
+            "needed": torch.tensor([item["needed"] for item in items]),
+            "index": [item["index"] for item in items],
+            "flipped": [item["flipped"] for item in items],
+            "name": [item["name"] for item in items],
+        }
+        for name in STACKED:
+            if name in items[0]:
+                batch[name] = torch.stack([item[name] for item in items])
+        for name in ("prior", "flow", "flow_video"):
+            batch[name] = [item.get(name) for item in items]
+        return batch

@@ -1,0 +1,45 @@
+"""Digests of what a cached value depends on: files' contents, the windows cut from them, model weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from torch import nn
+
+from medsora.data.clips import ClipDataset
+
+
+def clips_digest(clips: ClipDataset) -> str:
+    """Return a SHA-256 over every source's content and over which clips are cut from it, and how."""
+    digest = hashlib.sha256()
+    geometry = [clips.clip_frames, clips.interval, list(clips.size)]
+    windows = [[video, window.start] for video, window in clips.windows]
+    digest.update(json.dumps([geometry, windows]).encode())
+    for video in clips.videos:
+        digest.update(video.source.name.encode("utf-8", "surrogateescape"))
+        digest.update(_content_digest(video.source.path))
+    return digest.hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a SHA-256 over a model's parameters and buffers, names included, wherever it lies."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    if config := getattr(model, "config", None):
+        digest.update(json.dumps(dict(config), sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _content_digest(path: Path) -> bytes:
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for picture in sorted(path.iterdir()):
+            if picture.is_file():
+                digest.update(picture.name.encode("utf-8", "surrogateescape") + _content_digest(picture))
+        return digest.digest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

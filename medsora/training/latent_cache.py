@@ -1,0 +1,127 @@
+"""The VAE's moments of every enumerated window, on disk (`cache.latents: disk`), flipped and not.
+
+With the cache a clip starts at its window's first frame instead of a drawn one, and joint images come from a
+finite set: `single` takes the first frame of every window, `packed` groups of eight drawn once per cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from medsora.config import Config
+from medsora.data.clips import ClipDataset
+from medsora.training.dit_inputs import image_moments
+from medsora.training.fingerprint import clips_digest, weights_digest
+from medsora.training.randomness import derive_seed
+from medsora.training.tensor_store import TensorStore
+from vae import FrequencyCompensatedVAE
+
+CODE_VERSION = 1  # raise when the way from a file to its latents changes
+GROUP = 8  # packed images go through the VAE eight at a time
+
+
+class LatentCache:
+    """Moments of clips and joint images by window; `build` once, then read by the loader's workers."""
+
+    def __init__(self, config: Config, clips: ClipDataset, vae: FrequencyCompensatedVAE) -> None:
+        self.clips, self.images = clips, config.images
+        self.groups = config.cache.image_groups if config.images.encoding == "packed" else 0
+        self.seed = config.run.seed
+        depends_on = {
+            "code": CODE_VERSION,
+            "clips": clips_digest(clips),
+            "frames": clips.frames,
+            "vae": weights_digest(vae),
+            "images": [self.images.encoding, self.groups, self.seed if self.groups else 0],
+        }
+        self.store = TensorStore(Path(config.cache.dir), "latents", depends_on)
+        videos = np.array([video for video, _ in clips.windows])
+        self.windows_elsewhere = {int(video): np.flatnonzero(videos != video) for video in np.unique(videos)}
+
+    def build(self, vae: FrequencyCompensatedVAE, accelerator: Accelerator) -> None:
+        """Encode what is not there yet; every process takes its share, all wait for the last."""
+        groups = range(self.groups if self.images.count else 0)
+        names = [_clip_name(i) for i in range(len(self.clips))] + [_group_name(k) for k in groups]
+        missing = self.store.missing(names)[accelerator.process_index :: accelerator.num_processes]
+        title = f"latents of {len(names)} clips"
+        for name in tqdm(missing, desc=title, disable=not accelerator.is_local_main_process, mininterval=1):
+            kind, number = name.split("-")
+            encode = self._encode_clip if kind == "clip" else self._encode_group
+            self.store.put(name, encode(vae, int(number), accelerator.device))
+        accelerator.wait_for_everyone()
+
+    def clip(self, index: int, flipped: bool) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance (f, C, h, w) of a window's clip, unscaled."""
+        entry = self._entry(_clip_name(index))
+        return entry["mean"][int(flipped)], entry["logvar"][int(flipped)]
+
+    def joint_images(self, video: int, sample: int) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance (n - f, C, h, w) of a sample's images, from videos other than `video`.
+
+        With a single video its other windows serve.
+        """
+        random = np.random.default_rng(derive_seed(self.seed, "images", sample))
+        if self.groups:
+            chosen = [
+                (self._entry(_group_name(int(group))), int(random.integers(2)))
+                for group in random.integers(self.groups, size=self.images.count // GROUP)
+            ]
+        else:
+            candidates = self.windows_elsewhere[video]
+            candidates = candidates if len(candidates) else np.arange(len(self.clips))
+            chosen = [
+                (self._entry(_clip_name(int(window))), int(random.integers(2)))
+                for window in random.choice(candidates, size=self.images.count)
+            ]
+        means = [entry["image_mean"][flip] for entry, flip in chosen]
+        logvars = [entry["image_logvar"][flip] for entry, flip in chosen]
+        return torch.cat(means), torch.cat(logvars)
+
+    def _entry(self, name: str) -> dict[str, Tensor]:
+        entry = self.store.get(name)
+        if entry is None:
+            raise OSError(
+                f"the cache entry {name} in {self.store.folder} was there and is gone or damaged; "
+                "start the same command again, it is built anew."
+            )
+        return entry
+
+    @torch.no_grad()
+    def _encode_clip(
+        self, vae: FrequencyCompensatedVAE, index: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        video = self.clips.fixed_clip(index)["video"][: self.clips.frames]
+        both = torch.stack([video, video.flip(-1)]).to(device)
+        mean, logvar = vae.encode_moments(both)
+        entry = {"mean": mean.float().cpu(), "logvar": logvar.float().cpu()}
+        if self.images.count and not self.groups:
+            entry |= self._image_entry(vae, both[:, :1])
+        return entry
+
+    @torch.no_grad()
+    def _encode_group(
+        self, vae: FrequencyCompensatedVAE, group: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        random = np.random.default_rng(derive_seed(self.seed, "group", group))
+        sources = self.clips.image_sources
+        chosen = [sources[i] for i in random.integers(len(sources), size=GROUP)]
+        images = self.clips.load_images(chosen)
+        return self._image_entry(vae, torch.stack([images, images.flip(-1)]).to(device))
+
+    def _image_entry(self, vae: FrequencyCompensatedVAE, images: Tensor) -> dict[str, Tensor]:
+        mean, logvar = image_moments(vae, images, self.images.encoding)
+        return {"image_mean": mean.float().cpu(), "image_logvar": logvar.float().cpu()}
+
+
+def _clip_name(index: int) -> str:
+    return f"clip-{index:07d}"
+
+
+def _group_name(group: int) -> str:
+    return f"group-{group:05d}"

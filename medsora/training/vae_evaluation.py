@@ -1,0 +1,63 @@
+"""How well the VAE returns held-out clips, with its compensation and without: figures and a sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medsora.data.pixels import video_to_frames
+from medsora.data.sheet import contact_sheet, save_image
+from vae import FrequencyCompensatedVAE
+from vae.compensation import compensation_modules
+from vae.quality import flicker, mean_colour_psnr, psnr, ssim
+
+SHEET_FRAMES = 8
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    vae: FrequencyCompensatedVAE, clips: Sequence[dict[str, Any]], sheet: Path
+) -> dict[str, float]:
+    """Return PSNR (dB), SSIM and flicker of `clips`' reconstructions, means over clips; draw them to `sheet`.
+
+    `base_...` are the same figures with the compensation switched off, `mean_colour_psnr` what one colour per
+    clip would reach. `clips` are items of a `ClipDataset`; the VAE's mode is put back afterwards.
+    """
+    was_training, device = vae.training, next(vae.parameters()).device
+    vae.eval()
+    figures: dict[str, list[float]] = {}
+    rows = []
+    compensated = any(True for _ in compensation_modules(vae))
+    for clip in clips:
+        video = clip["video"][None].to(device)
+        versions = {"": vae.decode(vae.encode(video))}
+        if compensated:
+            with compensation_off(vae):
+                versions["base_"] = vae.decode(vae.encode(video))
+        for prefix, version in versions.items():
+            for name, measure in {"psnr": psnr, "ssim": ssim, "flicker": flicker}.items():
+                figures.setdefault(f"held_out/{prefix}{name}", []).append(float(measure(version, video)))
+        figures.setdefault("held_out/mean_colour_psnr", []).append(float(mean_colour_psnr(video)))
+        rows.append((f"real {clip['name']}", video_to_frames(video[0])))
+        rows += [(f"{p}reconstruction", video_to_frames(version[0])) for p, version in versions.items()]
+    save_image(sheet, contact_sheet(rows, columns=SHEET_FRAMES))
+    vae.train(was_training)
+    return {name: sum(values) / len(values) for name, values in figures.items()}
+
+
+@contextmanager
+def compensation_off(vae: FrequencyCompensatedVAE) -> Iterator[None]:
+    """Let the compensation add nothing for a while: what is left is the frozen base."""
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output: (inputs[0], output[1]))
+        for _, module in compensation_modules(vae)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
