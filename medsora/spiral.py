@@ -35,7 +35,7 @@ def spiral_order(rows: int, cols: int, variant: int) -> Tensor:
         raise BadInput(f"spiral variant {variant} is unknown; there are {VARIANTS}, numbered from 0")
     counter_clockwise, up_down, left_right = variant & 4, variant & 2, variant & 1
 
-    grid = torch.arange(rows * cols).view(rows, cols)
+    grid = torch.arange(rows * cols, device="cpu").view(rows, cols)
     if left_right:
         grid = grid.flip(1)
     if up_down:
