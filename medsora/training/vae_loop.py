@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +33,11 @@ from medsora.training.setup import (
     start_trackers,
 )
 from medsora.training.vae_evaluation import evaluate_reconstruction
-from vae import FrequencyCompensatedVAE, check_video_shape
+from vae import FrequencyCompensatedVAE, check_video_shape, measure_scaling_factor
 from vae.base import load_weights
 from vae.losses import VaeLoss
+
+SCALING_CLIPS = 64  # enough for three digits of the latents' standard deviation
 
 
 @dataclass
@@ -204,11 +207,20 @@ def _evaluate(stage: VaeStage, step: int) -> None:
     stage.accelerator.wait_for_everyone()
 
 
+def _scaling_clips(stage: VaeStage) -> Iterator[torch.Tensor]:
+    for index in range(min(len(stage.clips), SCALING_CLIPS)):
+        yield stage.clips.fixed_clip(index)["video"][None].to(stage.accelerator.device)
+
+
 def _finish(stage: VaeStage) -> Path:
     """Write the trained VAE where stage 2 looks for it, with the scaling factor of its own latents."""
     _evaluate(stage, stage.schedule.total_steps)
     folder = stage.run.path / "final"
     if stage.run.main:
+        if stage.config.train_vae.train == "all":
+            factor = measure_scaling_factor(stage.vae, _scaling_clips(stage))
+            stage.vae.set_scaling_factor(factor)
+            stage.run.say(f"the scaling factor of these latents is {factor:.4f}.")
         stage.vae.save_pretrained(folder)
         stage.run.say(f"stage 1 is done: the VAE is in {folder}.")
     stage.accelerator.wait_for_everyone()
