@@ -40,21 +40,27 @@ def mamba2_scan(
         conv_bias: (d_inner + 2*N,).
         dt_bias, A_log, D: (heads,): Δ = softplus(dt + dt_bias), A = -exp(A_log), and the skip D*x.
         norm_weight: (d_inner,) of the gated norm RMSNorm(y * silu(z)).
-        orders: (k, L) integers, each row a permutation. All b sequences are walked in each of the k orders,
-            every walk is put back in place and the k results are summed. None walks them once as they are.
+        orders: (k, L) integers, each row a permutation. The tokens are walked in each of the k orders, every
+            walk is put back in place and the k results are summed. None walks them once as they are.
+            Or (axes, k, S, l) with S*l = L: along each axis the tokens fall into S sequences of l, scanned
+            apart, in k ways that are summed. So tokens that lie in a grid are scanned along rows, columns
+            or frames without being rearranged. int32 tables on the tokens' device are taken as they are.
         headdim: channels per head; d_inner = heads * headdim.
         eps: of the RMS norm.
         backend: "auto" or one of `backends()`.
 
     Returns:
-        (b, L, d_inner) in the tokens' dtype, ready for the output projection.
+        (b, L, d_inner), or (axes, b, L, d_inner) for orders of four dimensions, in the tokens' places and
+        dtype, ready for the output projection.
 
     Raises:
         ValueError: shapes that do not fit together, an unknown backend, or one that cannot serve here.
     """
     _check_shapes(zxbcdt, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, orders, headdim)
     name = _choose(backend, zxbcdt.device.type, zxbcdt.dtype)
-    return _SCANS[name](
+    if orders is None:
+        orders = torch.arange(zxbcdt.shape[1], dtype=torch.int32, device=zxbcdt.device)[None]
+    per_axis = _SCANS[name](
         zxbcdt,
         conv_weight,
         conv_bias,
@@ -62,10 +68,11 @@ def mamba2_scan(
         A_log,
         D,
         norm_weight,
-        orders=orders,
+        orders=orders if orders.dim() == 4 else orders[None, :, None],
         headdim=headdim,
         eps=eps,
     )
+    return per_axis if orders.dim() == 4 else per_axis[0]
 
 
 def backends() -> dict[str, str | None]:
@@ -153,9 +160,14 @@ def _check_shapes(
         shape = tuple(conv_weight.shape)
         raise ValueError(f"conv_weight must be ({channels}, width) or ({channels}, 1, width), got {shape}.")
     if orders is not None:
-        if orders.dim() != 2 or orders.shape[1] != zxbcdt.shape[1] or orders.is_floating_point():
+        length = zxbcdt.shape[1]
+        fits = orders.dim() in (2, 4) and length == orders.shape[-1] * (
+            orders.shape[2] if orders.dim() == 4 else 1
+        )
+        if not fits or orders.is_floating_point():
             raise ValueError(
-                f"orders must be integers (k, {zxbcdt.shape[1]}), got {orders.dtype} {tuple(orders.shape)}."
+                f"orders must be integers (k, {length}) or (axes, k, S, l) with S*l = {length}, "
+                f"got {orders.dtype} {tuple(orders.shape)}."
             )
         if orders.device != zxbcdt.device:
             raise ValueError(f"orders are on {orders.device} while the tokens are on {zxbcdt.device}.")

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.walks import put_back, walk
+
 CHUNK = 256  # tokens: the package's own default
 
 
@@ -46,20 +48,19 @@ def scan(
     D: Tensor,
     norm_weight: Tensor,
     *,
-    orders: Tensor | None,
+    orders: Tensor,
     headdim: int,
     eps: float,
 ) -> Tensor:
-    """As `kernels.mamba2_scan` describes; each order is gathered, scanned and put back."""
+    """As `kernels.mamba2_scan` describes, with orders (axes, k, S, l); tokens are gathered, then put back."""
     package = importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
     run = _split_conv if function_in_use() == "mamba_split_conv1d_scan_combined" else _plain_conv
     taps = conv_weight.reshape(conv_bias.numel(), -1)
     weights = (taps, conv_bias, dt_bias, -torch.exp(A_log.float()), D, norm_weight)
-    if orders is None:
-        return run(package, zxbcdt, *weights, headdim, eps)
-    walked = zxbcdt[:, orders].transpose(0, 1).flatten(0, 1)  # (k*b, L, ...)
-    steps = run(package, walked, *weights, headdim, eps).unflatten(0, (orders.shape[0], -1))
-    return sum(out[:, back] for out, back in zip(steps, torch.argsort(orders, dim=-1), strict=True))
+    walks = orders.flatten(0, 1)
+    walked = walk(zxbcdt, walks)
+    steps = run(package, walked.flatten(0, 2), *weights, headdim, eps).unflatten(0, walked.shape[:3])
+    return put_back(steps, walks).unflatten(1, orders.shape[:2]).sum(2).transpose(0, 1)
 
 
 def _split_conv(package, zxbcdt, taps, conv_bias, dt_bias, A, D, norm_weight, headdim, eps) -> Tensor:

@@ -1,6 +1,6 @@
 """Eq. 3 step by step: the recurrence as the paper writes it. All other forms are tested against this one.
 
-Shape letters: b sequences, k orders, L tokens, h heads, p channels per head, n state size.
+Shape letters: b batch, T tokens, S sequences of l steps, h heads, p channels per head, n state size.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def scan(
     D: Tensor,
     norm_weight: Tensor,
     *,
-    orders: Tensor | None,
+    orders: Tensor,
     headdim: int,
     eps: float,
 ) -> Tensor:
-    """Mamba-2 of the projected tokens (b, L, 2*h*p + 2*n + h), walked in each order and summed: (b, L, h*p).
+    """Mamba-2 of projected tokens (b, T, 2*h*p + 2*n + h) along orders (axes, k, S, l): (axes, b, T, h*p).
 
     The arithmetic is in float64 for float64 tokens, in float32 for all others. `kernels.mamba2_scan` says
     what the arguments are.
@@ -31,13 +31,14 @@ def scan(
     exact = torch.promote_types(zxbcdt.dtype, torch.float32)
     tokens = zxbcdt.to(exact)
     weights = [w.to(exact) for w in (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)]
-    if orders is None:
-        return _scan_once(tokens, *weights, headdim, eps).to(zxbcdt.dtype)
-    total = torch.zeros_like(tokens[..., : norm_weight.numel()])
-    for order in orders:
-        walked = _scan_once(tokens[:, order], *weights, headdim, eps)
-        total = total + walked[:, torch.argsort(order)]
-    return total.to(zxbcdt.dtype)
+    sums = []
+    for ways in orders:
+        total = torch.zeros_like(tokens[..., : norm_weight.numel()])
+        for sequences in ways:  # (S, l) token numbers
+            walked = torch.stack([_scan_once(tokens[:, s], *weights, headdim, eps) for s in sequences], dim=1)
+            total = total + walked.flatten(1, 2)[:, torch.argsort(sequences.flatten())]
+        sums.append(total)
+    return torch.stack(sums).to(zxbcdt.dtype)
 
 
 def _scan_once(
