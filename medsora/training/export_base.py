@@ -43,7 +43,7 @@ def main() -> None:
     note = [
         "# The small base VAE of the phantom",
         "",
-        "CogVideoX's architecture, trained from scratch on procedural phantom clips alone, on nobody's footage.",
+        "CogVideoX's architecture, trained from scratch on procedural phantom clips, on nobody's footage.",
         f"{parameters:,} parameters, {weights.stat().st_size:,} bytes in fp16.",
         "",
         "```",

@@ -30,5 +30,5 @@ def test_it_reconstructs_unseen_phantom_clips(capsys: pytest.CaptureFixture[str]
 
 def test_other_weights_are_refused() -> None:
     smaller = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
-    with pytest.raises(ValueError, match="another architecture|has shape"):
+    with pytest.raises(ValueError, match=r"another architecture|has shape"):
         FrequencyCompensatedVAE.from_base(smaller, weights=WEIGHTS)
