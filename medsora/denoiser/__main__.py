@@ -1,0 +1,20 @@
+"""`python -m medsora.denoiser`: the parameters of every preset, part by part (Table 1)."""
+
+from __future__ import annotations
+
+from medsora.name_guard import check_kernels_name
+
+check_kernels_name()
+
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from medsora.denoiser import PRESETS, parameter_table  # noqa: E402
+
+counts = {preset: parameter_table(preset) for preset in PRESETS}
+table = Table("part", title="Parameters, at 128x128 pixels")
+for preset in PRESETS:
+    table.add_column(preset, justify="right")
+for part in counts["S"]:
+    table.add_row(part, *(f"{counts[preset][part]:,}" for preset in PRESETS))
+Console().print(table)
