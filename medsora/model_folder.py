@@ -44,9 +44,15 @@ class ModelFolder:
     weights: str = "saved"
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of both weight files: the model's identity, wherever it lies."""
-        parts = {"denoiser": self.denoiser, "vae": self.vae}
-        return {name: sha256(folder / SAFETENSORS_WEIGHTS_NAME) for name, folder in parts.items()}
+        """Return the SHA-256 of both weight files: the model's identity, wherever it lies.
+
+        Raises `BadInput`, naming the file, if one is missing or damaged.
+        """
+        digests = {}
+        for name, folder in {"denoiser": self.denoiser, "vae": self.vae}.items():
+            check_part(folder)
+            digests[name] = sha256(folder / SAFETENSORS_WEIGHTS_NAME)
+        return digests
 
 
 def find_model(model: str | Path, *, raw: bool = False) -> ModelFolder:

@@ -247,7 +247,7 @@ def _load_part(kind: type[nn.Module], folder: Path, dtype: torch.dtype) -> nn.Mo
     except BadInput:
         raise
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split()).partition(". ")[0][:300]
         raise BadInput(f"{folder} cannot be loaded as a {kind.__name__}: {reason}.") from error
 
 

@@ -1,0 +1,280 @@
+"""The work behind `sample_ddim.py`: split the videos over processes, skip those that exist, keep a manifest.
+
+OUT/video-00000.mp4 ...   one file, or one folder of pictures, per video; whole or not there
+OUT/contact-sheet.png     the first videos, one row each
+OUT/manifest.json         seeds, settings, the weights' SHA-256 and library versions; written first
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.environment import parse_flag_from_env
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from medsora.data.sheet import contact_sheet, save_image
+from medsora.data.video_io import read_frames, write_video
+from medsora.diffusion import SAMPLERS, trailing_timesteps
+from medsora.errors import BadInput, Interrupted, building
+from medsora.model_folder import ModelFolder, find_model
+from medsora.pipeline import DTYPES, MedSoraPipeline
+from medsora.training.checkpoint import library_versions
+from medsora.training.interruption import StopRequest
+from medsora.training.progress import QUIET_INTERVAL_S
+from vae import check_video_shape
+
+FORMATS = ("mp4", "frames")
+MANIFEST, SHEET = "manifest.json", "contact-sheet.png"
+SHEET_ROWS = 12
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """What to sample. Video k has the seed `seed` + k; the model's own clip length and rate are defaults.
+
+    `batch_size` counts videos per process and changes memory and speed only. Raises `BadInput` for a value
+    that is not possible.
+    """
+
+    model: str
+    out: Path
+    num_videos: int = 4
+    batch_size: int = 8
+    steps: int = 250
+    eta: float = 0.0
+    seed: int = 0
+    sampler: str = "ddim"
+    dtype: str = "fp32"
+    frames: int | None = None
+    format: str = "mp4"
+    fps: float | None = None
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("sampler", SAMPLERS), ("dtype", DTYPES), ("format", FORMATS)):
+            if getattr(self, name) not in known:
+                raise BadInput(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+        for name in ("num_videos", "batch_size"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not 0 <= self.seed <= 2**62:
+            raise BadInput(f"the seed must lie between 0 and 2^62, not {self.seed}.")
+        if not 0 <= self.eta <= 1 or (self.eta > 0 and self.sampler != "ddim"):
+            raise BadInput(
+                f"eta must lie between 0 and 1, and be 0 unless the sampler is ddim, not {self.eta}."
+            )
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise BadInput(f"fps must be above 0 and at most 1000, not {self.fps}.")
+        trailing_timesteps(self.steps)
+
+    def path(self, number: int) -> Path:
+        """Return where a video goes."""
+        name = f"video-{number:05d}"
+        return self.out / (f"{name}.mp4" if self.format == "mp4" else name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the main process found out for all: the model, the clip, and the videos that are missing."""
+
+    model: ModelFolder
+    frames: int
+    fps: float
+    missing: list[int]
+
+
+def sample_videos(settings: SamplingSettings) -> list[Path]:
+    """Sample the videos that are not there yet, in as many processes as were launched; return all paths.
+
+    Raises `BadInput` for a model or folder that cannot be used, before anything is sampled, and `Interrupted`
+    after Ctrl-C or SIGTERM; finished videos stay and are skipped the next time.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    plan = _on_main_process(state, lambda: _plan(settings, state.num_processes))
+    mine = plan.missing[state.process_index :: state.num_processes]
+    if mine:
+        with StopRequest() as stop:
+            with building():
+                pipeline = MedSoraPipeline.from_folder(plan.model, dtype=DTYPES[settings.dtype])
+            pipeline.to(state.device)
+            _sample_share(settings, plan, pipeline, mine, stop, show=state.is_main_process)
+    state.wait_for_everyone()
+    paths = [settings.path(number) for number in range(settings.num_videos)]
+    if state.is_main_process and (plan.missing or not (settings.out / SHEET).is_file()):
+        with building():
+            rows = [
+                (f"seed {settings.seed + k}", read_frames(path)) for k, path in enumerate(paths[:SHEET_ROWS])
+            ]
+            save_image(settings.out / SHEET, contact_sheet(rows, columns=8))
+    return paths
+
+
+def _sample_share(
+    settings: SamplingSettings,
+    plan: Plan,
+    pipeline: MedSoraPipeline,
+    numbers: list[int],
+    stop: StopRequest,
+    *,
+    show: bool,
+) -> None:
+    """Sample this process's videos, batch by batch, each written as soon as its batch is done."""
+    pipeline.set_progress_bar_config(disable=True)
+    size = settings.batch_size
+    batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    with _progress_bar(len(batches) * settings.steps, show=show) as bar:
+
+        def after_step(number: int, t: int, z: Tensor) -> None:
+            bar.update()
+            if stop.wanted():
+                raise Interrupted(
+                    f"{stop.reason}; finished videos stay in {settings.out}, start again for the others."
+                )
+
+        for batch in batches:
+            videos = pipeline(
+                num_inference_steps=settings.steps,
+                seeds=[settings.seed + number for number in batch],
+                frames=plan.frames,
+                sampler=settings.sampler,
+                eta=settings.eta,
+                batch_size=size,
+                callback=after_step,
+            ).frames
+            with building():
+                for number, video in zip(batch, videos, strict=True):
+                    _write(settings, settings.path(number), video, plan, settings.seed + number)
+
+
+def _write(settings: SamplingSettings, path: Path, video: np.ndarray, plan: Plan, seed: int) -> None:
+    if settings.format == "mp4":
+        steps = f"{settings.sampler}, {settings.steps} steps"
+        comment = f"synthetic: generated by MedSora, not recorded from a patient; seed {seed}, {steps}"
+        write_video(path, video, plan.fps, metadata={"comment": comment})
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.mkdir()
+        for number, frame in enumerate(video):
+            Image.fromarray(frame).save(beside / f"frame-{number:05d}.png")
+        beside.rename(path)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror or error}; make room.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _progress_bar(steps: int, *, show: bool) -> tqdm:
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        total=steps,
+        desc="sampling",
+        unit="step",
+        disable=not show,
+        mininterval=0.5 if on_terminal else QUIET_INTERVAL_S,
+        dynamic_ncols=on_terminal,
+        ascii=not on_terminal,
+    )
+
+
+# Planning: on the main process alone, so that all processes take the same checkpoint and the same videos
+
+
+def _on_main_process(state: PartialState, work: Callable[[], Result]) -> Result:
+    """Do `work` once and give its result to every process; if it fails, only the main process says so."""
+    outcome: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            with building():
+                outcome[0] = work()
+        except BadInput as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    result, problem = outcome
+    if problem is not None and state.is_main_process:
+        raise BadInput(problem)
+    if problem is not None:
+        sys.exit(2)
+    return result
+
+
+def _plan(settings: SamplingSettings, processes: int) -> Plan:
+    model = find_model(settings.model, raw=settings.raw)
+    frames = model.geometry["frames"] if settings.frames is None else settings.frames
+    check_video_shape(frames, *model.geometry["size"])
+    fps = model.geometry["fps"] if settings.fps is None else settings.fps
+    made_by = {
+        "weights_sha256": model.digests(),
+        "weights": model.weights,
+        "frames": frames,
+        "size": model.geometry["size"],
+        "fps": fps,
+        **{key: getattr(settings, key) for key in ("steps", "eta", "seed", "sampler", "dtype", "format")},
+    }
+    present = _check_out(settings, made_by)
+    missing = [number for number in range(settings.num_videos) if not settings.path(number).exists()]
+    if missing:
+        count = max(settings.num_videos, present)
+        manifest = {
+            "synthetic": True,
+            "model": str(settings.model),
+            "step": model.step,
+            "settings": made_by,
+            "videos": [{"file": settings.path(k).name, "seed": settings.seed + k} for k in range(count)],
+            "processes": processes,
+            "versions": library_versions(),
+        }
+        _write_manifest(settings.out, manifest)
+    return Plan(model, frames, fps, missing)
+
+
+def _check_out(settings: SamplingSettings, made_by: dict[str, Any]) -> int:
+    """Return how many videos the folder's manifest speaks of; raise `BadInput` if they are made otherwise."""
+    out = settings.out
+    path = out / MANIFEST
+    if not any(out.glob("video-*")):
+        return 0
+    if not path.is_file():
+        raise BadInput(
+            f"{out} holds videos but no {MANIFEST} that says how they were made; take another --out."
+        )
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        settings_before, count = dict(before["settings"]), len(before["videos"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} is not a sampling manifest; take another --out.") from error
+    for key, value in made_by.items():
+        if settings_before.get(key) != value:
+            raise BadInput(
+                f"{out} holds videos made with {key} {settings_before.get(key)}, but now it is {value}; "
+                "take another --out, so that they do not mix."
+            )
+    return count
+
+
+def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
+    beside = out / f".{MANIFEST}.{os.getpid()}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            beside.replace(out / MANIFEST)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"{out} cannot be written ({error.strerror}); make room, or take another --out."
+        ) from error

@@ -1,0 +1,56 @@
+"""Sampling: `python sample_ddim.py --model runs/phantom/dit-tiny --num-videos 4 --steps 250 --out videos`."""
+
+from __future__ import annotations
+
+from medsora.name_guard import check_kernels_name
+
+check_kernels_name()
+
+import argparse  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from medsora.cli import EXIT_STATUSES  # noqa: E402
+from medsora.errors import exit_with_status  # noqa: E402
+
+
+def main() -> None:
+    """Sample videos from a trained model; `accelerate launch` splits them over processes."""
+    options = make_parser().parse_args()
+    from medsora.sampling_run import SamplingSettings, sample_videos
+
+    sample_videos(SamplingSettings(**vars(options)))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line. Its names and defaults are those of `SamplingSettings`, which loads slowly."""
+    parser = argparse.ArgumentParser(
+        description="Sample videos from a trained model. Each video has its own seed and is the same at any "
+        "batch size and on any number of processes ('accelerate launch sample_ddim.py ...' splits the work). "
+        "Videos that are there already are skipped, so an interrupted command can be started again.",
+        epilog=EXIT_STATUSES.replace("saved", "finished videos kept"),
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add(
+        "--model",
+        required=True,
+        metavar="RUN_OR_FOLDER",
+        help="a run folder of train_dit.py, a saved pipeline's folder, or its OWNER/NAME on the hub",
+    )
+    add("--out", required=True, type=Path, metavar="DIR", help="where videos and their manifest go")
+    add("--num-videos", type=int, metavar="N", help="how many videos (default: 4)")
+    add("--batch-size", type=int, metavar="N", help="videos sampled together in a process (default: 8)")
+    add("--steps", type=int, metavar="N", help="sampling steps, 1 to 1000 (default: 250)")
+    add("--sampler", choices=("ddim", "dpmpp"), help="dpmpp needs only 20 to 50 steps (default: ddim)")
+    add("--eta", type=float, help="0: deterministic, 1: as random as ancestral sampling (default: 0.0)")
+    add("--seed", type=int, help="video k has this seed + k (default: 0)")
+    add("--dtype", choices=("fp32", "bf16", "fp16"), help="of weights and activations (default: fp32)")
+    add("--frames", type=int, metavar="F", help="frames per video: 1, 8k or 8k+1 (default: the model's)")
+    add("--format", choices=("mp4", "frames"), help="video files, or folders of PNGs (default: mp4)")
+    add("--fps", type=float, help="frames per second (default: the model's)")
+    add("--raw", action="store_true", help="a run's raw weights instead of their moving average")
+    return parser
+
+
+if __name__ == "__main__":
+    exit_with_status(main)
