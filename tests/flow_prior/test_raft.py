@@ -37,6 +37,13 @@ def test_small_frames_give_flow_in_their_own_pixels(raft_small, height, width):
     torch.testing.assert_close(mean, torch.tensor([3.0, -2.0]), atol=0.15, rtol=0)
 
 
+def test_enlarged_frames_scale_each_axis_by_its_own_factor(raft_small, monkeypatch):
+    monkeypatch.setattr(raft_small.network, "forward", lambda first, _: [torch.ones_like(first[:, :2])])
+    flow = estimate_flow(torch.zeros(1, 2, 3, 20, 21), raft_small)  # RAFT sees 128 x 136
+    torch.testing.assert_close(flow[:, :, 0], torch.full((1, 1, 20, 21), 21 / 136))
+    torch.testing.assert_close(flow[:, :, 1], torch.full((1, 1, 20, 21), 20 / 128))
+
+
 def test_the_network_is_fed_the_range_it_was_trained_on(raft_small):
     seen = []
     hook = raft_small.network.register_forward_pre_hook(lambda _, frames: seen.extend(frames))
