@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from medsora.config import Config
 from medsora.config_file import load_config
@@ -28,7 +29,7 @@ def training_arguments(description: str, *, preset: bool = False) -> tuple[Confi
     )
     parser.add_argument(
         "--time-limit",
-        type=float,
+        type=_minutes,
         metavar="MINUTES",
         help="save and leave with status 75 after so many minutes",
     )
@@ -44,3 +45,10 @@ def training_arguments(description: str, *, preset: bool = False) -> tuple[Confi
     if options.resume == "never" and (folder / "checkpoints").is_dir():
         raise BadInput(f"{folder} already holds a run; take another run.name, or go on with --resume auto.")
     return config, options
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of minutes greater than 0, not {text}")
+    return minutes

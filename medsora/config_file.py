@@ -40,19 +40,49 @@ _POSITIVE = (
     "train_vae.epochs",
     "train_vae.lr",
     "train_vae.eval_every",
+    "train_vae.eval_clips",
     "train_vae.save_every",
     "train_vae.keep",
     "train_vae.log_every",
     "train_dit.accumulation",
     "train_dit.epochs",
+    "train_dit.clip_norm",
     "train_dit.sample_every",
+    "train_dit.sample_videos",
     "train_dit.eval_every",
+    "train_dit.eval_clips",
     "train_dit.save_every",
     "train_dit.keep",
     "train_dit.log_every",
     "train_dit.sample_steps",
     "cache.image_groups",
 )
+
+_POSITIVE_OR_NULL = (
+    "data.clip_stride",
+    "train_vae.max_steps",
+    "train_vae.clip_norm",
+    "train_vae.keep_every",
+    "train_dit.max_steps",
+    "train_dit.keep_every",
+)
+
+_AT_LEAST_0 = (
+    "run.seed",
+    "data.workers",
+    "alignment.weight",
+    "alignment.margin",
+    "train_vae.warmup_steps",
+    "train_vae.l1",
+    "train_vae.lpips",
+    "train_vae.ffl",
+    "train_vae.kl",
+    "train_dit.warmup_steps",
+    "train_dit.clip_from_epoch",
+    "train_dit.weight_decay",
+)
+
+DIFFUSION_STEPS = 1000
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -141,6 +171,24 @@ def _check_values(config: Config, source: str) -> None:
     for key in _POSITIVE:
         if not _value(config, key) > 0:
             raise BadInput(f"{source}: {key} is {_value(config, key)} but must be greater than 0.")
+    for key in _POSITIVE_OR_NULL:
+        value = _value(config, key)
+        if value is not None and not value > 0:
+            raise BadInput(f"{source}: {key} is {value} but must be greater than 0, or null.")
+    for key in _AT_LEAST_0:
+        if not _value(config, key) >= 0:
+            raise BadInput(f"{source}: {key} is {_value(config, key)} but must be at least 0.")
+    for key in ("train_vae.betas", "train_dit.betas"):
+        betas = _value(config, key)
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise BadInput(f"{source}: {key} is {betas} but must be two numbers from 0 to below 1.")
+    if not 0 <= config.train_dit.ema_decay < 1:
+        raise BadInput(f"{source}: train_dit.ema_decay must be at least 0 and below 1.")
+    if config.train_dit.sample_steps > DIFFUSION_STEPS:
+        raise BadInput(
+            f"{source}: train_dit.sample_steps is {config.train_dit.sample_steps} but there are only "
+            f"{DIFFUSION_STEPS} diffusion steps."
+        )
     size = config.data.size
     sides = [size] if isinstance(size, int) else size
     whole = (

@@ -137,6 +137,8 @@ def checkpoint_problem(folder: Path) -> str | None:
             return f"its format is {manifest['format']}, this version of MedSora reads {CHECKPOINT_FORMAT}"
         for name, wanted in manifest["files"].items():
             path = folder / name
+            if folder.resolve() not in path.resolve().parents:
+                return f"its manifest names a file outside the folder: {name}"
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != wanted["size"]:

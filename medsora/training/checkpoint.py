@@ -6,12 +6,12 @@ written last, `manifest.json` with the size and SHA-256 of every other file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from medsora import __version__
 from medsora.errors import BadInput
+from medsora.model_folder import CHECKPOINT_FORMAT, checkpoint_problem, sha256
 
-FORMAT = 1
 LIBRARIES = ("torch", "diffusers", "accelerate", "timm", "safetensors")
 
 
@@ -56,35 +56,45 @@ def save_checkpoint(
     `write_models` puts the model folders into the folder it is given. Raises `BadInput` when the disk has no
     room; the checkpoints that are there stay as they are.
     """
-    root.mkdir(parents=True, exist_ok=True)
     _require_space(root)
     final = root / f"step-{step:07d}"
     if final.exists() and checkpoint_problem(final) is None:
         return final
-    working = root / f".writing-{final.name}"
-    if working.exists():
-        shutil.rmtree(working)
-    working.mkdir()
-    try:
+    with written_folder(final) as working:
         write_models(working)
         save_file(optimizer, working / "optimizer.safetensors")
         write_json(working / "state.json", {**state, "step": step})
-        manifest = {"format": FORMAT, "files": _digest_folder(working), "versions": library_versions()}
+        files = _digest_folder(working)
+        manifest = {"format": CHECKPOINT_FORMAT, "files": files, "versions": library_versions()}
         write_json(working / "manifest.json", manifest)
-    except OSError as error:
-        shutil.rmtree(working, ignore_errors=True)
-        raise BadInput(
-            f"the checkpoint of step {step} cannot be written to {root}: {error.strerror or error}; the ones "
-            "before it are untouched, so make room and start the same command again."
-        ) from error
-    for path in sorted(working.rglob("*")):
-        _flush(path)
-    if final.exists():
-        shutil.rmtree(final)
-    working.rename(final)
-    _flush(root)
     _prune(root, keep, keep_every)
     return final
+
+
+@contextmanager
+def written_folder(final: Path) -> Iterator[Path]:
+    """Give an empty folder beside `final` to write to; flushed and whole, it takes `final`'s place.
+
+    Raises `BadInput` when the disk refuses; what was there before stays as it is.
+    """
+    working = final.with_name(f".writing-{final.name}")
+    try:
+        if working.exists():
+            shutil.rmtree(working)
+        working.mkdir(parents=True)
+        yield working
+        for path in sorted(working.rglob("*")):
+            _flush(path)
+        if final.exists():
+            shutil.rmtree(final)
+        working.rename(final)
+        _flush(final.parent)
+    except (OSError, SafetensorError) as error:  # safetensors does not raise `OSError` on a full disk
+        shutil.rmtree(working, ignore_errors=True)
+        raise BadInput(
+            f"{final} cannot be written ({getattr(error, 'strerror', None) or error}); what was there before "
+            "is untouched, so make room and start the same command again."
+        ) from error
 
 
 def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
@@ -92,7 +102,8 @@ def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | No
 
     A damaged one is renamed to `damaged-...`, `say` is told so in one sentence, and the one before is tried.
     """
-    for folder in sorted(root.glob("step-*"), reverse=True):
+    candidates = sorted(root.glob("step-*"), reverse=True)
+    for folder in candidates:
         problem = checkpoint_problem(folder)
         if problem is None:
             return Checkpoint(folder, json.loads((folder / "state.json").read_text(encoding="utf-8")))
@@ -101,28 +112,8 @@ def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | No
             shutil.rmtree(aside)
         folder.rename(aside)
         say(f"the checkpoint {folder} is damaged ({problem}); it is set aside as {aside.name}.")
-    return None
-
-
-def checkpoint_problem(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint (a file missing, cut or changed), or None if it is whole."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        files = manifest["files"]
-        if manifest["format"] != FORMAT:
-            return f"its format is {manifest['format']}, this version of MedSora reads {FORMAT}"
-        for name, wanted in files.items():
-            path = (folder / name).resolve()
-            if folder.resolve() not in path.parents:
-                return f"its manifest names a file outside the folder: {name}"
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != wanted["size"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {wanted['size']}"
-            if _sha256(path) != wanted["sha256"]:
-                return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its manifest cannot be read: {type(error).__name__}"
+    if candidates:
+        say("no whole checkpoint is left; the run begins anew.")
     return None
 
 
@@ -169,14 +160,9 @@ def library_versions() -> dict[str, str]:
 def _digest_folder(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in files
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

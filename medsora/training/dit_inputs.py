@@ -96,10 +96,10 @@ class DitInputs:
             grid=self.grid,
             width=self.width,
         )
-        of_clip = [layer[0].float() for layer in layers]
+        of_clip = [layer[0] for layer in layers]
         if self.priors is not None:
-            self.priors.put(batch["index"][row], batch["flipped"][row], of_clip)
-        return of_clip
+            of_clip = self.priors.put(batch["index"][row], batch["flipped"][row], of_clip)
+        return [layer.float() for layer in of_clip]
 
     def _noise(self, like: Tensor, batch: dict[str, Any], purpose: str) -> Tensor:
         seed, shape = self.config.run.seed, tuple(like.shape[1:])

@@ -8,13 +8,19 @@ import torch
 
 from flow_prior import alignment_loss
 from medsora.config import Config
-from medsora.errors import Interrupted, NonFiniteLoss, building
-from medsora.training.dit_stage import build_dit_stage
+from medsora.errors import Interrupted, building
+from medsora.training.dit_build import build_dit_stage
 from medsora.training.interruption import StopRequest, any_process
+from medsora.training.non_finite import StepRecord
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed
 from medsora.training.schedule import StepBatches
-from medsora.training.setup import TimedBatches, gradients_synchronised, set_learning_rate
+from medsora.training.setup import (
+    TimedBatches,
+    clipped_norm,
+    gradients_synchronised,
+    set_learning_rate,
+)
 
 
 def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Path:
@@ -22,11 +28,12 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
 
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
+    stop = StopRequest(time_limit_minutes)
     with building():
         stage = build_dit_stage(config)
+        model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
+        start = stage.resume()
     settings, accelerator, run, schedule = config.train_dit, stage.accelerator, stage.run, stage.schedule
-    model, optimizer = accelerator.prepare(stage.model, stage.optimizer)
-    start = stage.resume()
     order = StepBatches(
         schedule,
         config.run.seed,
@@ -38,13 +45,14 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
     progress = Progress("stage 2", schedule.total_steps, start, show=accelerator.is_local_main_process)
 
-    with StopRequest(time_limit_minutes) as stop:
+    with stop:
         for number in range(start, schedule.total_steps):
             step = schedule.step(number)
             set_learning_rate(optimizer, step.lr)
             torch.manual_seed(derive_seed(config.run.seed, "step", number, accelerator.process_index))
             model.train()
             parts: dict[str, torch.Tensor] = {}
+            record = StepRecord(number)
             for micro in range(settings.accumulation):
                 batch = batches.next()
                 noised = stage.inputs.noised_latents(batch)
@@ -70,19 +78,17 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                         loss = loss + config.alignment.weight * alignment.loss
                         found["alignment"] = alignment.loss
                     accelerator.backward(loss / settings.accumulation)
+                record.add(loss, batch)
                 for name, value in {"total": loss, **found}.items():
                     parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
 
-            bad, asked = any_process(accelerator, not bool(torch.isfinite(parts["total"])), stop.wanted())
+            clip_norm = settings.clip_norm if step.epoch >= settings.clip_from_epoch else None
+            norm = clipped_norm(accelerator, stage.model, clip_norm)
+            bad, asked = any_process(accelerator, not record.is_finite(norm, accelerator), stop.wanted())
             if bad:
                 stage.save(number)
-                raise NonFiniteLoss(
-                    f"the loss became {float(parts['total'])} at step {number}, timesteps "
-                    f"{batch['t'].tolist()}, clips {', '.join(batch['name'])}; the state before that step is "
-                    f"saved in {run.checkpoints}."
-                )
-            if step.epoch >= settings.clip_from_epoch:
-                accelerator.clip_grad_norm_(stage.model.parameters(), settings.clip_norm)
+                accelerator.end_training()
+                raise record.error(norm, accelerator, run.checkpoints)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             stage.ema.update()
@@ -92,7 +98,8 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             progress.count(step.batch, batches.waited())
             if done % settings.log_every == 0 or ends:
                 figures = {f"loss/{name}": float(value) for name, value in parts.items()}
-                run.log(done, {**figures, "lr": step.lr, "epoch": step.epoch, **progress.speed()})
+                state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
+                run.log(done, {**figures, **state, **progress.speed()})
                 progress.show(figures)
                 progress.restart_clock()
             if done % settings.eval_every == 0 or ends:
@@ -102,6 +109,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             if done % settings.sample_every == 0 or ends:
                 stage.sample(done)
             if asked and not ends:
+                accelerator.end_training()
                 raise Interrupted(
                     f"{stop.reason}; saved after step {done}, the same command goes on from there."
                 )

@@ -30,7 +30,8 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     if config := getattr(model, "config", None):
-        digest.update(json.dumps(dict(config), sort_keys=True, default=str).encode())
+        settings = {key: value for key, value in config.items() if not key.startswith("_")}  # not its path
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

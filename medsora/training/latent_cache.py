@@ -48,7 +48,7 @@ class LatentCache:
         """Encode what is not there yet; every process takes its share, all wait for the last."""
         groups = range(self.groups if self.images.count else 0)
         names = [_clip_name(i) for i in range(len(self.clips))] + [_group_name(k) for k in groups]
-        missing = self.store.missing(names)[accelerator.process_index :: accelerator.num_processes]
+        missing = self.store.missing(names[accelerator.process_index :: accelerator.num_processes])
         title = f"latents of {len(names)} clips"
         for name in tqdm(missing, desc=title, disable=not accelerator.is_local_main_process, mininterval=1):
             kind, number = name.split("-")

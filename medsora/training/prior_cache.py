@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from flow_prior import FlowPrior
@@ -47,10 +46,11 @@ class PriorCache:
         entry = self.store.get(_name(index, flipped))
         return None if entry is None else [entry[f"layer-{i}"] for i in range(len(entry))]
 
-    def put(self, index: int, flipped: bool, layers: list[Tensor]) -> None:
-        """Keep the layers' features (f, l, d) of one clip."""
-        halves = {f"layer-{i}": layer.to("cpu", torch.float16) for i, layer in enumerate(layers)}
-        self.store.put(_name(index, flipped), halves)
+    def put(self, index: int, flipped: bool, layers: list[Tensor]) -> list[Tensor]:
+        """Keep the layers' features (f, l, d) of one clip; return them rounded, as `get` will."""
+        halves = [layer.half() for layer in layers]
+        self.store.put(_name(index, flipped), {f"layer-{i}": half.cpu() for i, half in enumerate(halves)})
+        return halves
 
 
 def _name(index: int, flipped: bool) -> str:

@@ -12,15 +12,19 @@ import json
 import math
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from medsora.config import Config
 from medsora.config_file import config_to_dict, load_config, save_config
+from medsora.data.atomic import written_beside
 from medsora.errors import BadInput
-from medsora.training.checkpoint import library_versions
+from medsora.training.checkpoint import Checkpoint, latest_checkpoint, library_versions
 
 # Keys that may differ between a run and its continuation: they do not change what a step computes.
 FREE_KEYS = (
@@ -32,6 +36,20 @@ FREE_KEYS = (
     "sample_steps",
 )
 FREE_SECTIONS = ("run.dir", "run.name", "cache.dir", "tracking.", "data.workers", "phantom.folder")
+# Keys that a stage does not read.
+FOREIGN_SECTIONS = {
+    "train_vae": (
+        "train_dit.",
+        "vae.path",
+        "images.",
+        "denoiser.",
+        "flow.",
+        "dino.",
+        "alignment.",
+        "cache.",
+    ),
+    "train_dit": ("train_vae.",),
+}
 
 
 class RunFolder:
@@ -44,45 +62,65 @@ class RunFolder:
         """
         self.path, self.accelerator = path, accelerator
         self.main = accelerator.is_main_process
-        other = "train_vae" if stage == "train_dit" else "train_dit"
+        self.checkpoints, self.samples = path / "checkpoints", path / "samples"
         previous = path / "config.yaml"
-        if previous.is_file() and (path / "checkpoints").is_dir():
-            _refuse_changes(load_config(previous), config, other, path)
+        if previous.is_file() and self.checkpoints.is_dir():
+            _refuse_changes(load_config(previous), config, stage, path)
         if self.main:
-            try:
+            with self.writing():
                 path.mkdir(parents=True, exist_ok=True)
-                save_config(config, previous)
+                with written_beside(previous) as beside:  # other processes may be reading it
+                    save_config(config, beside)
                 (path / "command.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
                 versions = json.dumps(library_versions(), indent=1)
                 (path / "versions.json").write_text(versions, encoding="utf-8")
-            except OSError as error:
-                reason = error.strerror or error
-                raise BadInput(f"the run folder {path} cannot be written ({reason}); set run.dir.") from error
-        self.checkpoints = path / "checkpoints"
-        self.samples = path / "samples"
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn an `OSError` while something is written to the folder into `BadInput`."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error).rstrip(".")
+            raise BadInput(
+                f"the run folder {self.path} cannot be written ({reason}); make room and start "
+                "the same command again, or set run.dir to another place."
+            ) from error
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint, or None; what was logged after it is dropped.
+
+        The main process looks for it, sets damaged ones aside, and tells the others.
+        """
+        found = [None]
+        if self.main:
+            found = [latest_checkpoint(self.checkpoints, self.say)]
+            self._cut_log(found[0].step if found[0] else 0)
+        return broadcast_object_list(found)[0]
 
     def say(self, sentence: str) -> None:
         """Print one sentence and keep it in messages.txt."""
         if self.main:
             print(sentence, file=sys.stderr, flush=True)
-            with (self.path / "messages.txt").open("a", encoding="utf-8") as file:
+            with self.writing(), (self.path / "messages.txt").open("a", encoding="utf-8") as file:
                 file.write(sentence + "\n")
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Append one line to log.jsonl and pass the figures to the trackers."""
         if self.main:
-            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            with self.writing(), (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **figures}) + "\n")
         self.accelerator.log(
             {key: value for key, value in figures.items() if math.isfinite(value)}, step=step
         )
 
-    def cut_log(self, step: int) -> None:
-        """Drop what was logged after `step`, so that a run that goes on does not count those steps twice."""
+    def _cut_log(self, step: int) -> None:
+        """Drop the lines of steps after `step`, which are taken again; with 0 all, a run that begins anew."""
         path = self.path / "log.jsonl"
-        if self.main and path.is_file():
-            kept = [json.dumps(line) for line in read_log(self.path) if line["step"] <= step]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if path.is_file():
+            kept = [json.dumps(line) + "\n" for line in read_log(self.path) if 0 <= line["step"] <= step != 0]
+            with written_beside(path) as beside:
+                beside.write_text("".join(kept), encoding="utf-8")
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -96,7 +134,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _refuse_changes(before: Config, now: Config, other_stage: str, path: Path) -> None:
+def _refuse_changes(before: Config, now: Config, stage: str, path: Path) -> None:
     old, new = _flat(config_to_dict(before)), _flat(config_to_dict(now))
     for key in sorted(old.keys() | new.keys()):
         ends = key.split(".")[-1] in ("max_steps", "epochs")
@@ -105,7 +143,7 @@ def _refuse_changes(before: Config, now: Config, other_stage: str, path: Path) -
         free = (
             ends
             or key.split(".")[-1].endswith(FREE_KEYS)
-            or key.startswith((*FREE_SECTIONS, f"{other_stage}."))
+            or key.startswith((*FREE_SECTIONS, *FOREIGN_SECTIONS[stage]))
         )
         if not free and old.get(key) != new.get(key):
             raise BadInput(

@@ -1,31 +1,39 @@
-"""What both training loops build first: the accelerator, the clips, the stream of batches."""
+"""What both training loops build first: the accelerator, the seed, the stream of batches."""
 
 from __future__ import annotations
 
 import logging
+import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch.utils.data import DataLoader, Dataset
 
 from medsora.config import Config
 from medsora.data.clips import ClipDataset
+from medsora.training.randomness import derive_seed
 from medsora.training.run_folder import RunFolder
 from medsora.training.schedule import SampleKey, StepBatches
 
 
-def make_accelerator(config: Config, precision: str, project_dir: str) -> Accelerator:
-    """Return accelerate's `Accelerator`; gradients are accumulated by the loops themselves."""
+def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
+    """Return accelerate's `Accelerator`, and seed what is built next, the models' initialisation.
+
+    Gradients are accumulated by the loops themselves.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
     return Accelerator(
         mixed_precision=precision,
         log_with=config.tracking.trackers or None,
-        project_dir=project_dir,
+        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "tensorboard")),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
 
@@ -70,7 +78,7 @@ class TimedBatches:
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread if workers else None,
+            worker_init_fn=_quiet_worker if workers else None,
         )
         self.batches: Iterator[dict[str, Any]] = iter(self.loader)
         self._waited_s = 0.0
@@ -88,11 +96,30 @@ class TimedBatches:
         return seconds
 
 
+def clipped_norm(accelerator: Accelerator, model: torch.nn.Module, largest: float | None) -> torch.Tensor:
+    """Return the norm of all gradients, unscaled under fp16, after clipping it to `largest` if given."""
+    return accelerator.clip_grad_norm_(model.parameters(), math.inf if largest is None else largest)
+
+
+def scaler_state(accelerator: Accelerator) -> dict[str, Any] | None:
+    """Return the state of fp16's loss scaler as JSON values; None in other precisions."""
+    return accelerator.scaler.state_dict() if accelerator.scaler else None
+
+
+def restore_scaler(accelerator: Accelerator, state: dict[str, Any] | None) -> None:
+    """Put back what `scaler_state` gave."""
+    if accelerator.scaler and state:
+        accelerator.scaler.load_state_dict(state)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group the learning rate `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
-def _one_thread(worker: int) -> None:
+def _quiet_worker(worker: int) -> None:
+    """One thread, and no signals: Ctrl-C reaches all, but the loop still needs batches to finish its step."""
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

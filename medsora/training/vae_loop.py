@@ -11,15 +11,16 @@ from accelerate import Accelerator
 
 from medsora.config import Config, PhaseConfig
 from medsora.data.clips import ClipDataset
-from medsora.errors import Interrupted, NonFiniteLoss, building
+from medsora.errors import Interrupted, building
 from medsora.training.checkpoint import (
-    latest_checkpoint,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
+    written_folder,
 )
 from medsora.training.clips import open_clips
 from medsora.training.interruption import StopRequest, any_process
+from medsora.training.non_finite import StepRecord
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed, generator_for
 from medsora.training.run_folder import RunFolder
@@ -27,8 +28,11 @@ from medsora.training.schedule import Schedule, StepBatches
 from medsora.training.setup import (
     NumberedClips,
     TimedBatches,
+    clipped_norm,
     gradients_synchronised,
     make_accelerator,
+    restore_scaler,
+    scaler_state,
     set_learning_rate,
     start_trackers,
 )
@@ -61,11 +65,12 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
 
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
+    stop = StopRequest(time_limit_minutes)
     with building():
         stage = build_vae_stage(config)
+        model, optimizer = stage.accelerator.prepare(stage.vae, stage.optimizer)
+        start = _resume(stage)
     settings, accelerator, run, schedule = config.train_vae, stage.accelerator, stage.run, stage.schedule
-    model, optimizer = accelerator.prepare(stage.vae, stage.optimizer)
-    start = _resume(stage)
     order = StepBatches(
         schedule,
         config.run.seed,
@@ -79,13 +84,14 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     if start == 0:
         _evaluate(stage, 0)
 
-    with StopRequest(time_limit_minutes) as stop:
+    with stop:
         for number in range(start, schedule.total_steps):
             step = schedule.step(number)
             set_learning_rate(optimizer, step.lr)
             torch.manual_seed(derive_seed(config.run.seed, "step", number, accelerator.process_index))
             model.train()
             parts: dict[str, torch.Tensor] = {}
+            record = StepRecord(number)
             for micro in range(settings.accumulation):
                 batch = batches.next()
                 video = batch["video"].to(accelerator.device)
@@ -95,33 +101,34 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                     out = model(video, generator=draws)
                     loss = stage.loss(out.reconstruction, video, out.mean, out.logvar)
                     accelerator.backward(loss.total / settings.accumulation)
+                record.add(loss.total, batch)
                 for name, value in loss.parts().items():
                     parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
 
-            bad, asked = any_process(accelerator, not bool(torch.isfinite(parts["total"])), stop.wanted())
+            norm = clipped_norm(accelerator, stage.vae, settings.clip_norm)
+            bad, asked = any_process(accelerator, not record.is_finite(norm, accelerator), stop.wanted())
             if bad:
-                _save(stage, number, accelerator.scaler)
-                raise NonFiniteLoss(
-                    f"the loss became {float(parts['total'])} at step {number} on "
-                    f"{', '.join(batch['name'])}; the state before that step is saved in {run.checkpoints}."
-                )
-            if settings.clip_norm is not None:
-                accelerator.clip_grad_norm_(stage.vae.parameters(), settings.clip_norm)
+                _save(stage, number)
+                accelerator.end_training()
+                raise record.error(norm, accelerator, run.checkpoints)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
             done = number + 1
+            ends = done == schedule.total_steps
             progress.count(step.batch, batches.waited())
-            if done % settings.log_every == 0 or done == schedule.total_steps:
+            if done % settings.log_every == 0 or ends:
                 figures = {f"loss/{name}": float(value) for name, value in parts.items()}
-                run.log(done, {**figures, "lr": step.lr, "epoch": step.epoch, **progress.speed()})
+                state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
+                run.log(done, {**figures, **state, **progress.speed()})
                 progress.show(figures)
                 progress.restart_clock()
-            if done % settings.eval_every == 0 and done != schedule.total_steps:
+            if done % settings.eval_every == 0 or ends:
                 _evaluate(stage, done)
-            if done % settings.save_every == 0 or done == schedule.total_steps or asked:
-                _save(stage, done, accelerator.scaler)
-            if asked and done != schedule.total_steps:
+            if done % settings.save_every == 0 or ends or asked:
+                _save(stage, done)
+            if asked and not ends:
+                accelerator.end_training()
                 raise Interrupted(
                     f"{stop.reason}; saved after step {done}, the same command goes on from there."
                 )
@@ -133,11 +140,19 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
 def build_vae_stage(config: Config) -> VaeStage:
     """Build model, data, loss and optimiser; raises `ValueError` or `OSError` for whatever cannot be used."""
     settings = config.train_vae
-    accelerator = make_accelerator(config, settings.precision, str(config.vae_dir))
+    accelerator = make_accelerator(config, settings.precision, config.vae_dir)
     vae = FrequencyCompensatedVAE.from_base(
         config.vae.base, compensation=config.vae.compensation, weights=config.vae.weights
     )
     check_video_shape(config.data.frames, *config.data.height_width)
+    loss = VaeLoss(
+        l1=settings.l1,
+        lpips=settings.lpips,
+        ffl=settings.ffl,
+        kl=settings.kl,
+        lpips_net=settings.lpips_net,
+        lpips_trunk=settings.lpips_trunk,
+    ).to(accelerator.device)
     clips, held_out = open_clips(config, accelerator, extra_frame=False, images=0)
     schedule = Schedule(
         [PhaseConfig(settings.lr, settings.batch)],
@@ -152,14 +167,6 @@ def build_vae_stage(config: Config) -> VaeStage:
     names = [name for name, parameter in vae.named_parameters() if parameter.requires_grad]
     if settings.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
-    loss = VaeLoss(
-        l1=settings.l1,
-        lpips=settings.lpips,
-        ffl=settings.ffl,
-        kl=settings.kl,
-        lpips_net=settings.lpips_net,
-        lpips_trunk=settings.lpips_trunk,
-    ).to(accelerator.device)
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=tuple(settings.betas))
     run = RunFolder(config.vae_dir, config, "train_vae", accelerator)
     start_trackers(accelerator, run, config)
@@ -169,17 +176,17 @@ def build_vae_stage(config: Config) -> VaeStage:
 
 
 def _resume(stage: VaeStage) -> int:
-    checkpoint = latest_checkpoint(stage.run.checkpoints, stage.run.say)
+    checkpoint = stage.run.newest_checkpoint()
     if checkpoint is None:
         return 0
     load_weights(stage.vae, checkpoint.folder / "vae" / "diffusion_pytorch_model.safetensors")
     restore_optimizer(stage.optimizer, stage.names, checkpoint.folder / "optimizer.safetensors")
-    stage.run.cut_log(checkpoint.step)
+    restore_scaler(stage.accelerator, checkpoint.state["scaler"])
     stage.run.say(f"going on after step {checkpoint.step} of {stage.schedule.total_steps}.")
     return checkpoint.step
 
 
-def _save(stage: VaeStage, step: int, scaler: torch.amp.GradScaler | None) -> None:
+def _save(stage: VaeStage, step: int) -> None:
     if stage.run.main:
         settings = stage.config.train_vae
         save_checkpoint(
@@ -187,7 +194,7 @@ def _save(stage: VaeStage, step: int, scaler: torch.amp.GradScaler | None) -> No
             step,
             lambda folder: stage.vae.save_pretrained(folder / "vae"),
             optimizer_tensors(stage.optimizer, stage.names),
-            {"scaler": scaler.state_dict() if scaler else None},
+            {"scaler": scaler_state(stage.accelerator)},
             keep=settings.keep,
             keep_every=settings.keep_every,
         )
@@ -201,7 +208,8 @@ def _evaluate(stage: VaeStage, step: int) -> None:
             stage.held_out.fixed_clip(i)
             for i in range(min(stage.config.train_vae.eval_clips, len(stage.held_out)))
         ]
-        figures = evaluate_reconstruction(stage.vae, clips, stage.run.samples / f"step-{step:07d}.png")
+        with stage.run.writing():
+            figures = evaluate_reconstruction(stage.vae, clips, stage.run.samples / f"step-{step:07d}.png")
         stage.run.log(step, figures)
         stage.run.say(f"step {step}, held out: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
     stage.accelerator.wait_for_everyone()
@@ -214,14 +222,14 @@ def _scaling_clips(stage: VaeStage) -> Iterator[torch.Tensor]:
 
 def _finish(stage: VaeStage) -> Path:
     """Write the trained VAE where stage 2 looks for it, with the scaling factor of its own latents."""
-    _evaluate(stage, stage.schedule.total_steps)
     folder = stage.run.path / "final"
     if stage.run.main:
         if stage.config.train_vae.train == "all":
             factor = measure_scaling_factor(stage.vae, _scaling_clips(stage))
             stage.vae.set_scaling_factor(factor)
             stage.run.say(f"the scaling factor of these latents is {factor:.4f}.")
-        stage.vae.save_pretrained(folder)
+        with written_folder(folder) as beside:
+            stage.vae.save_pretrained(beside)
         stage.run.say(f"stage 1 is done: the VAE is in {folder}.")
     stage.accelerator.wait_for_everyone()
     stage.accelerator.end_training()

@@ -1,0 +1,146 @@
+"""Everything that stage 2 needs, built and checked before its first step."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from flow_prior import FlowPrior
+from medsora.config import Config
+from medsora.denoiser import MedSora
+from medsora.diffusion import GaussianDiffusion
+from medsora.errors import BadInput
+from medsora.training.clips import open_clips
+from medsora.training.dit_inputs import DitInputs
+from medsora.training.dit_samples import DitSamples
+from medsora.training.dit_stage import DitStage
+from medsora.training.ema import Ema
+from medsora.training.fingerprint import weights_digest
+from medsora.training.latent_cache import LatentCache
+from medsora.training.prior_cache import PriorCache
+from medsora.training.run_folder import RunFolder
+from medsora.training.schedule import Schedule
+from medsora.training.setup import make_accelerator, start_trackers
+from medsora.training.vae_choice import trained_vae
+from vae import check_video_shape
+
+PIXELS_PER_LATENT = 8  # along a side
+
+
+def build_dit_stage(config: Config) -> DitStage:
+    """Build everything; raises `ValueError` or `OSError` for whatever cannot be used."""
+    settings = config.train_dit
+    accelerator = make_accelerator(config, settings.precision, config.dit_dir)
+    vae = trained_vae(config)
+    check_video_shape(config.data.frames, *config.data.height_width)
+    model = build_denoiser(config, vae.latent_channels)
+    grid = token_grid(config, model.config.patch)
+    aligned = config.alignment.weight > 0
+    prior = build_prior(config, model.config.depth) if aligned else None
+    for part in (vae, model, prior):
+        if part is not None:
+            part.to(accelerator.device)
+    clips, held_out = open_clips(
+        config,
+        accelerator,
+        extra_frame=True,
+        images=config.images.count,
+        with_flow=aligned and config.flow.estimator == "exact",
+    )
+    schedule = Schedule(
+        settings.phases,
+        len(clips),
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        warmup_steps=settings.warmup_steps,
+        lr_decay=settings.lr_decay,
+    )
+    schedule.check_processes(accelerator.num_processes, settings.accumulation)
+    run = RunFolder(config.dit_dir, config, "train_dit", accelerator)
+    if prior is not None and prior.untrained:
+        run.say("the flow prior is untrained (dino.weights: random): its alignment teaches nothing.")
+    diffusion = GaussianDiffusion()
+    latents = None
+    if config.cache.latents == "disk":
+        latents = LatentCache(config, clips, vae)
+        latents.build(vae, accelerator)
+    priors = None
+    if prior is not None and latents is not None and config.cache.prior == "disk":
+        priors = PriorCache(config, clips, prior, grid, model.config.width)
+        run.say(f"the cache of prior features may grow to {priors.disk_bytes / 2**20:.0f} MiB.")
+    start_trackers(accelerator, run, config)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.phases[0].lr,
+        betas=tuple(settings.betas),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    return DitStage(
+        config=config,
+        accelerator=accelerator,
+        run=run,
+        samples=DitSamples(config, clips, steps=diffusion.steps, latents=latents, priors=priors),
+        held_out=DitSamples(config, held_out, steps=diffusion.steps, draw=False),
+        model=model,
+        vae=vae,
+        vae_digest=weights_digest(vae),
+        diffusion=diffusion,
+        inputs=DitInputs(config, vae, diffusion, prior, priors, accelerator.device, grid, model.config.width),
+        optimizer=optimizer,
+        ema=Ema(model, settings.ema_decay),
+        schedule=schedule,
+    )
+
+
+def token_grid(config: Config, patch: int) -> tuple[int, int]:
+    """Return the denoiser's rows and columns of tokens; raises `BadInput` if patches do not fit."""
+    height, width = config.data.height_width
+    side = PIXELS_PER_LATENT * patch
+    if height % side or width % side:
+        raise BadInput(
+            f"data.size is {height}x{width}, but patches of {patch} latents (denoiser.overrides) need sides "
+            f"divisible by {side}."
+        )
+    return height // side, width // side
+
+
+def build_prior(config: Config, depth: int) -> FlowPrior:
+    """Return the flow prior that the config names, paired with the denoiser's `depth` blocks."""
+    warnings = logging.getLogger("flow_prior.dino")
+    warnings.disabled = True  # that the prior is untrained is said once, and kept, by the run
+    try:
+        prior = FlowPrior.build(
+            config.flow.estimator,
+            config.dino.model,
+            depth,
+            flow_weights=config.flow.weights,
+            dino_weights=config.dino.weights,
+            averaging=config.alignment.averaging,
+        )
+    finally:
+        warnings.disabled = False
+    return prior.eval().requires_grad_(False)
+
+
+def build_denoiser(config: Config, in_channels: int) -> MedSora:
+    """Return the denoiser of the config's preset for a VAE of `in_channels`; raises `BadInput`."""
+    settings = {
+        "in_channels": in_channels,
+        "mixing": config.denoiser.mixing,
+        "backend": config.denoiser.backend,
+        **config.denoiser.overrides,
+    }
+    try:
+        model = MedSora.from_preset(config.denoiser.preset, **settings)
+    except TypeError as error:
+        raise BadInput(f"denoiser.overrides holds a value of the wrong type: {error}.") from error
+    if model.config.in_channels != in_channels:
+        raise BadInput(
+            f"the denoiser works on {model.config.in_channels} latent channels (denoiser.overrides) but the "
+            f"VAE has {in_channels}; leave denoiser.overrides.in_channels out."
+        )
+    if config.denoiser.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model
