@@ -94,7 +94,9 @@ def test_raw_weights_other_lengths_and_samplers(sample: Callable, tmp_path: Path
     averaged = sample(format="frames", num_videos=1)
     raw = sample(format="frames", num_videos=1, raw=True, out=tmp_path / "raw")
     assert not np.array_equal(read_frames(averaged[0]), read_frames(raw[0]))
-    short = sample(num_videos=1, frames=1, sampler="dpmpp", out=tmp_path / "short")
+    other = sample(format="frames", num_videos=1, sampler="dpmpp", out=tmp_path / "dpmpp")
+    assert not np.array_equal(read_frames(averaged[0]), read_frames(other[0]))
+    short = sample(num_videos=1, frames=1, out=tmp_path / "short")
     assert read_frames(short[0]).shape == (1, 32, 16, 3)
 
 

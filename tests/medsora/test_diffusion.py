@@ -94,6 +94,15 @@ def test_posterior_equals_bayes_rule(diffusion: GaussianDiffusion) -> None:
     assert highest.item() == pytest.approx(math.log(beta), rel=1e-9)
 
 
+def test_the_lowest_variance_of_the_last_step_is_that_of_the_step_before(
+    diffusion: GaussianDiffusion,
+) -> None:
+    """The posterior's own is 0 at t = 0; its logarithm is clipped as Nichol & Dhariwal do."""
+    low = torch.full((2, 1, 1, 1, 1), -1.0)
+    last, before = diffusion.log_variance(low, torch.tensor([0, 1])).flatten().tolist()
+    assert last == before
+
+
 def test_one_timestep_per_latent_frame(diffusion: GaussianDiffusion) -> None:
     z_0, noise = draw(2)
     t = torch.tensor([[0, 10, 500], [999, 3, 3]])
