@@ -208,9 +208,8 @@ class MedSoraPipeline(DiffusionPipeline):
         return sample(denoise, noise, scheduler, eta=eta, generators=generators, callback=callback)[:, :clip]
 
     def _decode(self, z: Tensor) -> np.ndarray:
-        """Latents to uint8 videos, one at a time, so that memory does not grow with the batch."""
-        one_by_one = z.to(self.vae.device, self.vae.dtype).split(1)
-        return np.concatenate([video_to_frames(self.vae.decode(part)) for part in one_by_one])
+        """Latents to uint8 videos; the VAE decodes a few at a time, so memory is bounded."""
+        return video_to_frames(self.vae.decode(z.to(self.vae.device, self.vae.dtype)))
 
 
 def _choose_seeds(

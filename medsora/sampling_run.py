@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from medsora.data.sheet import contact_sheet, save_image
+from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
 from medsora.data.video_io import read_frames, write_video
 from medsora.diffusion import SAMPLERS, trailing_timesteps
 from medsora.errors import BadInput, Interrupted, building
@@ -36,7 +36,7 @@ from medsora.training.progress import QUIET_INTERVAL_S
 from vae import check_video_shape
 
 FORMATS = ("mp4", "frames")
-MANIFEST, SHEET = "manifest.json", "contact-sheet.png"
+MANIFEST = "manifest.json"
 SHEET_ROWS = 12
 Result = TypeVar("Result")
 
@@ -113,12 +113,12 @@ def sample_videos(settings: SamplingSettings) -> list[Path]:
             _sample_share(settings, plan, pipeline, mine, stop, show=state.is_main_process)
     state.wait_for_everyone()
     paths = [settings.path(number) for number in range(settings.num_videos)]
-    if state.is_main_process and (plan.missing or not (settings.out / SHEET).is_file()):
+    if state.is_main_process and (plan.missing or not (settings.out / SHEET_NAME).is_file()):
         with building():
             rows = [
                 (f"seed {settings.seed + k}", read_frames(path)) for k, path in enumerate(paths[:SHEET_ROWS])
             ]
-            save_image(settings.out / SHEET, contact_sheet(rows, columns=8))
+            save_image(settings.out / SHEET_NAME, contact_sheet(rows, columns=8))
     return paths
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsora.data.frame_folder import IMAGE_SUFFIXES, natural_key
+from medsora.data.sheet import SHEET_NAME
 from medsora.errors import BadInput
 
 # fmt: off
@@ -67,7 +68,7 @@ def find_sources(root: str | Path) -> FoundSources:
         pictures = 0
         for name in files:
             suffix = Path(name).suffix.lower()
-            if name.startswith("."):
+            if name.startswith(".") or name == SHEET_NAME:
                 continue
             if suffix in VIDEO_SUFFIXES:
                 sources.append(Source(folder / name, _name(folder / name, root), False))

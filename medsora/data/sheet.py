@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medsora.data.atomic import written_beside
 
+SHEET_NAME = "contact-sheet.png"  # beside sampled videos; no source of clips itself
 _BACKGROUND, _INK = (24, 24, 27), (228, 228, 231)
 _FONT_SIZE, _LABEL_HEIGHT, _GAP = 13, 20, 2
 

@@ -17,4 +17,4 @@ for preset in PRESETS:
     table.add_column(preset, justify="right")
 for part in counts["S"]:
     table.add_row(part, *(f"{counts[preset][part]:,}" for preset in PRESETS))
-Console().print(table)
+Console(width=118).print(table)

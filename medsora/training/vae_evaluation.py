@@ -29,24 +29,22 @@ def evaluate_reconstruction(
     """
     was_training, device = vae.training, next(vae.parameters()).device
     vae.eval()
-    figures: dict[str, list[float]] = {}
-    rows = []
-    compensated = any(True for _ in compensation_modules(vae))
-    for clip in clips:
-        video = clip["video"][None].to(device)
-        versions = {"": vae.decode(vae.encode(video))}
-        if compensated:
-            with compensation_off(vae):
-                versions["base_"] = vae.decode(vae.encode(video))
-        for prefix, version in versions.items():
-            for name, measure in {"psnr": psnr, "ssim": ssim, "flicker": flicker}.items():
-                figures.setdefault(f"held_out/{prefix}{name}", []).append(float(measure(version, video)))
-        figures.setdefault("held_out/mean_colour_psnr", []).append(float(mean_colour_psnr(video)))
-        rows.append((f"real {clip['name']}", video_to_frames(video[0])))
-        rows += [(f"{p}reconstruction", video_to_frames(version[0])) for p, version in versions.items()]
-    save_image(sheet, contact_sheet(rows, columns=SHEET_FRAMES))
+    videos = torch.stack([clip["video"] for clip in clips]).to(device)
+    versions = {"": vae.decode(vae.encode(videos))}
+    if any(True for _ in compensation_modules(vae)):
+        with compensation_off(vae):
+            versions["base_"] = vae.decode(vae.encode(videos))
     vae.train(was_training)
-    return {name: sum(values) / len(values) for name, values in figures.items()}
+    figures = {"held_out/mean_colour_psnr": float(mean_colour_psnr(videos).mean())}
+    for prefix, version in versions.items():
+        for name, measure in {"psnr": psnr, "ssim": ssim, "flicker": flicker}.items():
+            figures[f"held_out/{prefix}{name}"] = float(measure(version, videos).mean())
+    rows = []
+    for number, clip in enumerate(clips):
+        rows.append((f"real {clip['name']}", video_to_frames(videos[number])))
+        rows += [(f"{p}reconstruction", video_to_frames(version[number])) for p, version in versions.items()]
+    save_image(sheet, contact_sheet(rows, columns=SHEET_FRAMES))
+    return figures
 
 
 @contextmanager
