@@ -162,6 +162,7 @@ class DitTrainingConfig:
     clip_from_epoch: int = 25
     ema_decay: float = 0.9999
     precision: str = "no"  # no | bf16 | fp16
+    matmul: str = "highest"  # highest | high | medium: how exact float32 products are
     sample_every: int = 1000
     sample_videos: int = 4
     sample_steps: int = 250

@@ -26,6 +26,7 @@ _CHOICES = {
     "train_dit.lr_decay": ("none", "cosine"),
     "train_vae.precision": ("no", "bf16", "fp16"),
     "train_dit.precision": ("no", "bf16", "fp16"),
+    "train_dit.matmul": ("highest", "high", "medium"),
     "cache.latents": ("off", "disk"),
     "cache.prior": ("off", "disk"),
 }

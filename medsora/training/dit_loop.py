@@ -18,6 +18,7 @@ from medsora.training.schedule import StepBatches
 from medsora.training.setup import (
     TimedBatches,
     clipped_norm,
+    float32_products,
     gradients_synchronised,
     set_learning_rate,
 )
@@ -45,7 +46,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
     progress = Progress("stage 2", schedule.total_steps, start, show=accelerator.is_local_main_process)
 
-    with stop:
+    with stop, float32_products(settings.matmul):
         for number in range(start, schedule.total_steps):
             step = schedule.step(number)
             set_learning_rate(optimizer, step.lr)
