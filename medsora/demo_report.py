@@ -23,10 +23,10 @@ SHOWN_CLIPS = 4
 FPS = 8
 
 
-def write_demo_report(config: Config, generated: Path) -> Path:
+def write_demo_report(config: Config, generated: Path, steps: int) -> Path:
     """Write sheet, curves and `report.html` into the run folder; return the page's path.
 
-    `generated` is the folder of the sampled videos. The real clips are held-out ones.
+    `generated` is the folder of the videos that were sampled with `steps` DDIM steps. The real clips are held-out ones.
     """
     folder = config.run_dir
     _, held_out = open_clips(config, Accelerator(cpu=True), extra_frame=False, images=0)
@@ -35,7 +35,7 @@ def write_demo_report(config: Config, generated: Path) -> Path:
     videos = torch.stack([held_out.fixed_clip(int(i))["video"] for i in picks])
     vae = trained_vae(config)
     with torch.no_grad():
-        reconstructed = [video_to_frames(vae.decode(vae.encode(video[None]))[0]) for video in videos]
+        reconstructed = list(video_to_frames(vae.decode(vae.encode(videos))))
     real = [video_to_frames(video) for video in videos]
     paths = sorted(generated.glob("video-*.mp4"))
     made = [read_frames(path) for path in paths]
@@ -58,10 +58,7 @@ def write_demo_report(config: Config, generated: Path) -> Path:
         [
             Section(
                 "Generated",
-                text=[
-                    f"{len(made)} videos sampled from the EMA weights with "
-                    f"{config.train_dit.sample_steps} DDIM steps."
-                ],
+                text=[f"{len(made)} videos sampled from the EMA weights with {steps} DDIM steps."],
                 videos=[(video, video.stem) for video in paths],
             ),
             Section(
