@@ -26,7 +26,7 @@ FPS = 8
 def write_demo_report(config: Config, generated: Path, steps: int) -> Path:
     """Write sheet, curves and `report.html` into the run folder; return the page's path.
 
-    `generated` is the folder of the videos, sampled with `steps` DDIM steps; the real clips are held-out ones.
+    `generated` holds the videos, sampled with `steps` DDIM steps; the real clips are held-out ones.
     """
     folder = config.run_dir
     _, held_out = open_clips(config, Accelerator(cpu=True), extra_frame=False, images=0)
