@@ -7,12 +7,17 @@ import logging
 import torch
 from torch import Tensor
 
-from kernels import mamba_ssm_backend, reference, ssd
+from kernels import mamba_ssm_backend, reference, ssd, triton_backend
 
 log = logging.getLogger(__name__)
 
 FASTEST_FIRST = ("triton", "mamba_ssm", "torch", "reference")
-_SCANS = {"mamba_ssm": mamba_ssm_backend.scan, "torch": ssd.scan, "reference": reference.scan}
+_SCANS = {
+    "triton": triton_backend.scan,
+    "mamba_ssm": mamba_ssm_backend.scan,
+    "torch": ssd.scan,
+    "reference": reference.scan,
+}
 _told: set[str] = set()
 
 
@@ -57,7 +62,8 @@ def mamba2_scan(
         ValueError: shapes that do not fit together, an unknown backend, or one that cannot serve here.
     """
     _check_shapes(zxbcdt, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, orders, headdim)
-    name = _choose(backend, zxbcdt.device.type, zxbcdt.dtype)
+    d_state = (conv_bias.numel() - norm_weight.numel()) // 2
+    name = _choose(backend, zxbcdt.device.type, zxbcdt.dtype, headdim, d_state)
     if orders is None:
         orders = torch.arange(zxbcdt.shape[1], dtype=torch.int32, device=zxbcdt.device)[None]
     per_axis = _SCANS[name](
@@ -77,18 +83,21 @@ def mamba2_scan(
 
 def backends() -> dict[str, str | None]:
     """Each backend's name, with None if it can be used on this machine, else the reason why not."""
-    return {
-        "triton": "the fused Triton kernel is not part of this version",
-        "mamba_ssm": mamba_ssm_backend.unusable(),
-        "torch": None,
-        "reference": None,
-    }
+    return {name: _unusable(name) for name in FASTEST_FIRST}
 
 
-def _choose(backend: str, device: str, dtype: torch.dtype) -> str:
+def _unusable(name: str) -> str | None:
+    if name == "triton":
+        return triton_backend.unusable()
+    if name == "mamba_ssm":
+        return mamba_ssm_backend.unusable()
+    return None
+
+
+def _choose(backend: str, device: str, dtype: torch.dtype, headdim: int, d_state: int) -> str:
     if backend == "auto":
         for name in FASTEST_FIRST:
-            reason = _declines(name, device, dtype)
+            reason = _declines(name, device, dtype, headdim, d_state)
             if reason is None:
                 return name
             _tell_once(f"scan backend {name!r} declined: {reason}")
@@ -96,7 +105,7 @@ def _choose(backend: str, device: str, dtype: torch.dtype) -> str:
         raise ValueError(
             f"scan backend {backend!r} is unknown; choose one of auto, {', '.join(FASTEST_FIRST)}."
         )
-    if reason := _declines(backend, device, dtype):
+    if reason := _declines(backend, device, dtype, headdim, d_state):
         raise ValueError(f"scan backend {backend!r} cannot serve here: {reason}; 'auto' takes one that can.")
     return backend
 
@@ -105,9 +114,11 @@ def _choose(backend: str, device: str, dtype: torch.dtype) -> str:
 _choose._dynamo_marked_constant = True
 
 
-def _declines(name: str, device: str, dtype: torch.dtype) -> str | None:
-    if reason := backends()[name]:
+def _declines(name: str, device: str, dtype: torch.dtype, headdim: int, d_state: int) -> str | None:
+    if reason := _unusable(name):
         return reason
+    if name == "triton":
+        return triton_backend.declines(device, dtype, headdim, d_state)
     if name == "mamba_ssm" and device != "cuda":
         return f"its kernels need a GPU and the tokens are on {device}"
     if name == "mamba_ssm" and dtype == torch.float64:

@@ -60,10 +60,11 @@ def scan(
 def _one_chunk(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:
     """All steps in one matrix per head, D on its diagonal: x (b, r, q, h, p) -> (b, r, q, h, p)."""
     reached = decay.cumsum(2).transpose(2, 3)  # log of the decay from the start to each step
-    future = torch.ones(x.shape[2], x.shape[2], dtype=torch.bool, device=x.device).triu(1)
-    log_decay = (reached.unsqueeze(-1) - reached.unsqueeze(-2)).masked_fill(future, -torch.inf)
-    kernel = torch.exp(log_decay) * dt.transpose(2, 3).unsqueeze(-2) * (C @ B.mT).unsqueeze(2)
-    kernel = kernel + D.to(kernel.dtype)[:, None, None] * torch.eye(x.shape[2], device=x.device)
+    itself = torch.eye(x.shape[2], dtype=reached.dtype, device=x.device)
+    not_past = torch.ones_like(itself, dtype=torch.bool).triu()
+    log_decay = (reached.unsqueeze(-1) - reached.unsqueeze(-2)).masked_fill(not_past, -torch.inf)
+    kernel = (torch.exp(log_decay) + itself) * dt.transpose(2, 3).unsqueeze(-2) * (C @ B.mT).unsqueeze(2)
+    kernel = kernel + D.to(kernel.dtype)[:, None, None] * itself
     return (kernel.to(x.dtype) @ x.transpose(2, 3)).transpose(2, 3)
 
 

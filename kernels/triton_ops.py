@@ -1,0 +1,130 @@
+"""Pieces that the forward and the backward kernels share: the walk along a tile, convolution, SiLU and Δ.
+
+A tile is a block of Q steps that one program computes at once. Short sequences are packed, several whole ones
+to a tile, and masked apart; a long one is cut into chunks of Q steps that its program visits in turn.
+"""
+
+import triton
+import triton.language as tl
+
+# Of products of float32: three of TF32 each, as exact as float32 to the last bits. "ieee" leaves the tensor
+# cores and makes so much code of these tiles that compiling takes minutes and registers spill.
+PRECISION = tl.constexpr("tf32x3")
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def silu(x):
+    return x * sigmoid(x)
+
+
+@triton.jit
+def silu_slope(x):
+    """Derivative of SiLU."""
+    gate = sigmoid(x)
+    return gate * (1.0 + x * (1.0 - gate))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)), right to the last bits also where it is tiny: log(1 + e) as 2*atanh(e / (2 + e))."""
+    e = tl.exp(-tl.abs(x))
+    s = e / (2.0 + e)
+    q = s * s
+    tail = q * (1.0 / 3 + q * (1.0 / 5 + q * (1.0 / 7 + q * (1.0 / 9 + q * (1.0 / 11 + q / 13)))))
+    return tl.maximum(x, 0.0) + 2.0 * s * (1.0 + tail)
+
+
+@triton.jit
+def tile_steps(tile, chunk, sequences, steps, Q: tl.constexpr, PACKED: tl.constexpr, CHUNKED: tl.constexpr):
+    """Rows of a tile: place in the walk, step in its sequence, whether it exists, and which rows it sees:
+    `past` with itself, `earlier` without.
+
+    Packed: the tile's PACKED whole sequences follow one another. Chunked: Q steps of sequence `tile`.
+    """
+    rows = tl.arange(0, Q)
+    if CHUNKED:
+        step = chunk * Q + rows
+        place = tile * steps + step
+        inside = step < steps
+        past = rows[:, None] >= rows[None, :]
+    else:
+        step = rows % steps
+        place = tile * PACKED * steps + rows
+        inside = (rows < PACKED * steps) & (place < sequences * steps)
+        line = rows // steps
+        past = (rows[:, None] >= rows[None, :]) & (line[:, None] == line[None, :])
+    earlier = past & (rows[:, None] != rows[None, :])
+    return place, step, inside, past, earlier
+
+
+@triton.jit
+def convolve(
+    tokens, token_stride, walk, place, step, inside, columns, exists, weight, bias, WIDTH: tl.constexpr
+):
+    """Causal depth-wise convolution along the walk, before SiLU: (Q, columns) in float32.
+
+    Every tap gathers its own tokens; their rows are in the cache after the first. `tokens` points at the
+    convolved part of the sequence's batch element, `walk` at its table of token numbers.
+    """
+    total = tl.load(bias + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
+    for lag in tl.static_range(WIDTH):
+        seen = inside & (step >= lag)
+        token = tl.load(walk + place - lag, mask=seen, other=0).to(tl.int64)
+        tap = tl.load(weight + columns * WIDTH + (WIDTH - 1 - lag), mask=exists, other=0.0).to(tl.float32)
+        value = tl.load(
+            tokens + token[:, None] * token_stride + columns[None, :],
+            mask=seen[:, None] & exists[None, :],
+            other=0.0,
+        )
+        total += value.to(tl.float32) * tap[None, :]
+    return total
+
+
+@triton.jit
+def convolve_BC(
+    tokens,
+    token_stride,
+    walk,
+    place,
+    step,
+    inside,
+    n,
+    weight,
+    bias,
+    DI: tl.constexpr,
+    D_STATE: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """State columns n of B and of C before SiLU."""
+    exists = n < D_STATE
+    at = DI + n
+    B = convolve(tokens, token_stride, walk, place, step, inside, at, exists, weight, bias, WIDTH)
+    at = DI + D_STATE + n
+    C = convolve(tokens, token_stride, walk, place, step, inside, at, exists, weight, bias, WIDTH)
+    return B, C
+
+
+@triton.jit
+def masked_silu(before, inside):
+    return tl.where(inside[:, None], silu(before), 0.0)
+
+
+@triton.jit
+def log_decay_reached(decay, past):
+    """Sum of ΔA from the start of each row's sequence up to and with the row."""
+    return tl.sum(tl.where(past, decay[None, :], 0.0), axis=1)
+
+
+@triton.jit
+def decay_between(reached, past, earlier):
+    """exp of the sum of ΔA after column s up to row t, 0 where t cannot see s. No exponent is positive.
+
+    `earlier` is `past` without the diagonal, which is 1 whatever the decay.
+    """
+    difference = tl.where(earlier, reached[:, None] - reached[None, :], 0.0)
+    return tl.where(past, tl.exp(difference), 0.0)

@@ -1,0 +1,126 @@
+"""Compiles the fused kernels for an H100/H200 on a machine without one; prints what each takes, as JSON.
+
+    python -m tests.kernels.compile_triton --d-state 128 --headdim 64 --heads 16 --tile 64 --dtype bf16
+
+The registers and spilled bytes that it prints are what tuning starts from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels import triton_backward, triton_forward
+
+HOPPER = GPUTarget("cuda", 90, 32)
+FLOAT32 = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight", "states")
+FLOAT32_SUMS = ("grad_dt", "grad_heads", "grad_weight", "grad_taps")
+TABLES = ("walks", "places")
+STRIDES = ("batch_stride", "token_stride", "features")
+
+
+def compile_kernel(kernel, dtype: str, constants: dict[str, int | bool], warps: int) -> dict[str, object]:
+    """Compile one kernel with pointers and strides that divide by 16; registers and spills by ptxas."""
+
+    def kind(name: str) -> str:
+        if name in constants:
+            return "constexpr"
+        if name in FLOAT32 + FLOAT32_SUMS:
+            return "*fp32"
+        if name in TABLES:
+            return "*i32"
+        if name == "eps":
+            return "fp32"
+        scalars = (*STRIDES, "batches", "sequences", "steps", "tiles", "chunks", "token_count", "rows")
+        return "i32" if name in scalars or name.endswith("_program") else f"*{dtype}"
+
+    names = kernel.arg_names
+    signature = {name: kind(name) for name in names}
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in STRIDES]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    compiled = triton.compile(source, target=HOPPER, options={"num_warps": warps, "num_stages": 1})
+    return {
+        "kernel": kernel.__name__,
+        "cubin_bytes": len(compiled.asm["cubin"]),
+        "shared_bytes": compiled.metadata.shared,
+        **registers(compiled.asm["ptx"]),
+    }
+
+
+def registers(ptx: str) -> dict[str, int]:
+    """Registers per thread and bytes spilled, as the assembler that ships with triton reports them."""
+    assembler = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "ptxas")
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        report = subprocess.run(
+            [assembler, "-v", "--gpu-name=sm_90a", file.name, "-o", os.devnull],
+            capture_output=True,
+            text=True,
+        ).stderr
+    used = re.search(r"Used (\d+) registers", report)
+    spilled = re.search(r"(\d+) bytes spill stores", report)
+    return {"registers": int(used[1]), "spilled_bytes": int(spilled[1])} if used and spilled else {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--chunked", action="store_true", help="the two scan kernels for sequences beyond a tile"
+    )
+    parser.add_argument("--d-state", type=int, default=16)
+    parser.add_argument("--headdim", type=int, default=32)
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--heads-at-once", type=int, default=1)
+    parser.add_argument("--tile", type=int, default=32)
+    parser.add_argument("--warps", type=int, default=4)
+    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16")
+    args = parser.parse_args()
+
+    d_inner, block_n = args.heads * args.headdim, triton.next_power_of_2(args.d_state)
+    shared = {
+        "HEADS": args.heads,
+        "HEADDIM": args.headdim,
+        "D_STATE": args.d_state,
+        "BLOCK_N": block_n,
+        "SLICE": block_n if args.chunked else min(64, block_n),
+        "WIDTH": 4,
+        "Q": args.tile,
+        "PACKED": 1,
+        "CHUNKED": args.chunked,
+        "HEADS_AT_ONCE": args.heads_at_once,
+    }
+    norm = {"DI": d_inner, "BLOCK_D": triton.next_power_of_2(d_inner), "WAYS": 2}
+    conv = {"DI": d_inner, "D_STATE": args.d_state, "WIDTH": 4, "TAP_ROWS": 8, "BLOCK_T": 32}
+    kernels = [
+        (triton_forward.scan_forward, shared | {"KEEP_STATES": args.chunked}),
+        (triton_backward.scan_backward, shared),
+    ]
+    if not args.chunked:
+        kernels += [
+            (triton_forward.norm_forward, norm),
+            (triton_backward.norm_backward, norm | {"AXES": 2}),
+            (
+                triton_backward.conv_backward,
+                conv | {"HEAD_BLOCKS": 2, "ALL_WAYS": 4, "BLOCK_C": min(64, args.headdim)},
+            ),
+        ]
+    for kernel, constants in kernels:
+        print(json.dumps(compile_kernel(kernel, args.dtype, constants, args.warps)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Runs the fused kernels against the recurrence: on a GPU where there is one, else in Triton's interpreter.
+
+A program of its own, for TRITON_INTERPRET must be set before triton is imported. All memory that the kernels
+should write is filled with NaN beforehand. Prints one line of JSON per case: its name, tolerance, and the
+largest error over the largest value of the output and of every gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from functools import partial
+
+import torch
+
+from kernels import mamba2_scan
+from tests.kernels.scan_inputs import output_and_gradients, random_inputs
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One scan. The tokens fall into `lines` sequences of `length`, in `orders` ways along each of `axes`."""
+
+    length: int
+    orders: int = 2
+    dtype: torch.dtype = torch.float32
+    lines: int = 1
+    axes: int = 1
+    batch: int = 1
+    heads: int = 2
+    headdim: int = 16
+    d_state: int = 16
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        inputs = random_inputs(
+            self.length * self.lines,
+            batch=self.batch,
+            heads=self.heads,
+            headdim=self.headdim,
+            d_state=self.d_state,
+            orders=self.axes * self.orders,
+            dtype=self.dtype,
+        )
+        if self.axes * self.lines > 1:
+            inputs["orders"] = inputs["orders"].view(self.axes, self.orders, self.lines, self.length)
+        return inputs
+
+
+CASES = [
+    *(Case(length) for length in (1, 2, 31, 32, 33, 47, 48, 63, 64, 65)),
+    Case(300, orders=1, heads=3),
+    *(Case(length, dtype=torch.bfloat16, heads=4) for length in (3, 48, 65)),
+    Case(33, dtype=torch.float16, heads=4),
+    Case(6, orders=1, lines=11, batch=2),  # frames: several sequences to a tile, the last tile not full
+    Case(20, lines=3, axes=2, heads=3, headdim=32, d_state=24),  # both axes at once, padded states
+    Case(70, lines=2, orders=1, headdim=64, d_state=40),  # chunks of several lines
+]
+
+
+def interpret_on_cpu() -> None:
+    """Turn Triton's interpreter on; mend its bfloat16, which it rounds wrongly and multiplies as integers."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    def widen(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle.data
+        return (handle.data.astype(np.uint32) << 16).view(np.float32)
+
+    builder = interpreter.InterpreterBuilder
+    original_cast = builder.cast_impl
+
+    def cast(self, source, target):
+        if target.scalar == tl.bfloat16 and source.dtype.scalar == tl.float32:
+            rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16()
+            return interpreter.TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
+        if source.dtype.scalar == tl.bfloat16 and target.scalar == tl.float32:
+            return interpreter.TensorHandle(widen(source), tl.float32)
+        return original_cast(self, source, target)
+
+    def dot(self, a, b, total, _precision, _imprecise):
+        product = np.matmul(widen(a), widen(b), dtype=np.float32)
+        return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
+
+    builder.cast_impl = cast
+    builder.create_fp_to_fp = lambda self, source, target, _rounding: cast(self, source, target)
+    builder.create_dot = dot
+
+
+def compare(case: Case, device: str) -> dict[str, float]:
+    """Largest error over largest value, of the output and of every gradient, against float64."""
+    inputs = case.inputs()
+    exact = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
+    expected = output_and_gradients(partial(mamba2_scan, backend="reference"), exact)
+    inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in inputs.items()}
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
+    actual = output_and_gradients(partial(mamba2_scan, backend="triton"), inputs)
+    torch.use_deterministic_algorithms(False)
+    return {
+        name: float(
+            (value.cpu().double() - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-3)
+        )
+        for name, value in actual.items()
+    }
+
+
+def check_registration(device: str) -> None:
+    """The operators keep torch.library's promises and a compiled scan has no graph break."""
+    from kernels.triton_ssd import fused_scan
+
+    inputs = Case(5, lines=2, orders=1).inputs()
+    orders = inputs.pop("orders").int().to(device)
+    headdim = inputs.pop("headdim")
+    tensors = {name: value.to(device).requires_grad_() for name, value in inputs.items()}
+    torch.library.opcheck(fused_scan, (*tensors.values(), orders, 1e-5))
+    scan = partial(mamba2_scan, orders=orders, headdim=headdim, backend="triton")
+    compiled = torch.compile(scan, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**tensors), scan(**tensors))
+
+
+def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        interpret_on_cpu()
+    for case in CASES:
+        errors = compare(case, device)
+        tolerance = TOLERANCE[case.dtype]
+        line = {"case": str(case), "tolerance": tolerance, "worst": max(errors.values()), "errors": errors}
+        print(json.dumps(line), flush=True)
+    check_registration(device)
+    print(json.dumps({"registration": "kept", "device": device}), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""The fused kernels equal the recurrence with every gradient, and compile for the GPU they are meant for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kernels.run_triton import CASES
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def test_kernels_equal_the_recurrence_with_every_gradient() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.run_triton"], capture_output=True, text=True, timeout=900
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    *lines, last = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert [line["case"] for line in lines] == [str(case) for case in CASES]
+    for line in lines:
+        assert line["worst"] <= line["tolerance"], line
+    assert last["registration"] == "kept"
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="with a GPU at hand the kernels are run, not only compiled"
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_kernels_compile_for_hopper(chunked: bool, tmp_path: Path) -> None:
+    """The interpreter takes Python that the compiler refuses, so what it ran is compiled as well."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compile_triton", *(["--chunked"] if chunked else [])],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    compiled = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert len(compiled) == (2 if chunked else 5)
+    assert all(line["cubin_bytes"] > 1000 for line in compiled)
