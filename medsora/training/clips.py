@@ -13,6 +13,7 @@ from medsora.data.check import check_folder
 from medsora.data.clips import ClipDataset
 from medsora.data.phantom import write_phantom
 from medsora.data.split import HELD_OUT
+from medsora.errors import BadInput
 
 RENDER_PROCESSES = 2
 
@@ -38,15 +39,21 @@ def clip_folder(config: Config, *, show: bool = False) -> Path:
     if height != width:
         raise ValueError(f"data.size is {height}x{width}, but the phantom is square; give one number.")
     with tqdm(total=phantom.videos, desc="rendering the phantom", unit="video", disable=not show) as bar:
-        write_phantom(
-            folder,
-            phantom.videos,
-            phantom.frames,
-            height,
-            phantom.seed,
-            workers=RENDER_PROCESSES,
-            progress=lambda done, total: bar.update(done - bar.n),
-        )
+        try:
+            write_phantom(
+                folder,
+                phantom.videos,
+                phantom.frames,
+                height,
+                phantom.seed,
+                workers=RENDER_PROCESSES,
+                progress=lambda done, total: bar.update(done - bar.n),
+            )
+        except OSError as error:
+            raise BadInput(
+                f"the phantom cannot be rendered into {folder} ({error.strerror or error}); make room, "
+                "or set phantom.folder."
+            ) from error
     return folder
 
 

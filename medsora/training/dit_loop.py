@@ -46,7 +46,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
     progress = Progress("stage 2", schedule.total_steps, start, show=accelerator.is_local_main_process)
 
-    with stop, float32_products(settings.matmul):
+    with stop, progress, float32_products(settings.matmul):
         for number in range(start, schedule.total_steps):
             step = schedule.step(number)
             set_learning_rate(optimizer, step.lr)
@@ -115,7 +115,6 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                     f"{stop.reason}; saved after step {done}, the same command goes on from there."
                 )
 
-    progress.close()
     run.say(
         f"stage 2 is done: sample with 'python sample_ddim.py --model {run.path} --out {run.path}/videos'."
     )

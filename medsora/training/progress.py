@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from types import TracebackType
 
 import psutil
 import torch
@@ -13,7 +14,7 @@ QUIET_INTERVAL_S = 15  # between lines when the output is a file
 
 
 class Progress:
-    """A tqdm bar over optimiser steps that also keeps the figures of speed and memory."""
+    """A tqdm bar over optimiser steps, used as a context, that also keeps figures of speed and memory."""
 
     def __init__(self, title: str, total_steps: int, start_step: int, *, show: bool) -> None:
         on_terminal = sys.stderr.isatty()
@@ -60,6 +61,13 @@ class Progress:
             " ".join(f"{key.split('/')[-1]}={value:.3g}" for key, value in figures.items()), refresh=False
         )
 
-    def close(self) -> None:
-        """End the line."""
-        self.bar.close()
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.close()  # ends the line: what is said next, an error perhaps, begins its own

@@ -19,6 +19,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
 
 from medsora.config import Config
 from medsora.config_file import config_to_dict, load_config, save_config
@@ -101,7 +102,7 @@ class RunFolder:
     def say(self, sentence: str) -> None:
         """Print one sentence and keep it in messages.txt."""
         if self.main:
-            print(sentence, file=sys.stderr, flush=True)
+            tqdm.write(sentence, file=sys.stderr)  # not into the line of a progress bar
             with self.writing(), (self.path / "messages.txt").open("a", encoding="utf-8") as file:
                 file.write(sentence + "\n")
 

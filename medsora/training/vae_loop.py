@@ -81,10 +81,9 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     )
     batches = TimedBatches(NumberedClips(stage.clips), order, config.data.workers)
     progress = Progress("stage 1", schedule.total_steps, start, show=accelerator.is_local_main_process)
-    if start == 0:
-        _evaluate(stage, 0)
-
-    with stop:
+    with stop, progress:
+        if start == 0:
+            _evaluate(stage, 0)
         for number in range(start, schedule.total_steps):
             step = schedule.step(number)
             set_learning_rate(optimizer, step.lr)
@@ -94,7 +93,8 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             record = StepRecord(number)
             for micro in range(settings.accumulation):
                 batch = batches.next()
-                video = batch["video"].to(accelerator.device)
+                # A worker's batch lies otherwise in memory than the main process's: other last digits.
+                video = batch["video"].to(accelerator.device).contiguous()
                 draws = [generator_for(config.run.seed, "posterior", int(n)) for n in batch["sample"]]
                 last = micro == settings.accumulation - 1
                 with accelerator.autocast(), gradients_synchronised(accelerator, model, last):
@@ -133,7 +133,6 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                     f"{stop.reason}; saved after step {done}, the same command goes on from there."
                 )
 
-    progress.close()
     return _finish(stage)
 
 
@@ -226,6 +225,7 @@ def _finish(stage: VaeStage) -> Path:
     if stage.run.main:
         if stage.config.train_vae.train == "all":
             factor = measure_scaling_factor(stage.vae, _scaling_clips(stage))
+            factor *= stage.config.train_vae.latent_std
             stage.vae.set_scaling_factor(factor)
             stage.run.say(f"the scaling factor of these latents is {factor:.4f}.")
         with written_folder(folder) as beside:

@@ -1,0 +1,193 @@
+"""Stopped at any step by anything and started again, a run is the run that nobody stopped, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from medsora.config import Config
+from medsora.diffusion import DiffusionLoss, GaussianDiffusion
+from medsora.errors import BadInput, exit_with_status
+from medsora.training.progress import Progress
+from tests.medsora.training import tiny
+from vae.losses import VaeLoss
+
+STEPS = 4
+KINDS = {
+    "stage-1": ("vae", {}),
+    "stage-2": ("dit", {}),
+    "stage-2-cached": ("dit", {"cache__latents": "disk", "cache__prior": "disk"}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Straight:
+    """A run that went through, and how to configure the same one elsewhere."""
+
+    stage: str
+    run: Path
+    configure: Callable[..., Config]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def straight(
+    request: pytest.FixtureRequest, clips: Path, vae_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Straight:
+    stage, changes = KINDS[request.param]
+
+    def configure(work: Path, **others) -> Config:
+        return tiny.tiny_config(work, clips, **{"vae__path": str(vae_folder)} | changes | others)
+
+    torch.manual_seed(1)  # what ran before in the process must not matter
+    work = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        return Straight(stage, tiny.train(stage, configure(work)), configure)
+
+
+def status_of(stage: str, config: Config) -> int:
+    with pytest.raises(SystemExit) as left:
+        exit_with_status(lambda: tiny.train(stage, config))
+    return left.value.code
+
+
+def test_interrupted_and_resumed(
+    straight: Straight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """Ctrl-C and timeout(1) signal the whole group: the loader's worker is there and must not die of it."""
+    count = Progress.count
+
+    def count_and_signal(self: Progress, *arguments) -> None:
+        patch.setattr(Progress, "count", count)  # a second signal ends a run at once
+        count(self, *arguments)
+        for process in [*psutil.Process().children(), psutil.Process()]:
+            os.kill(process.pid, signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "count", count_and_signal)
+        assert status_of(straight.stage, straight.configure(tmp_path, data__workers=1)) == 75
+    assert "interrupted: received SIGTERM; saved after step 2" in capfd.readouterr().err
+    run = tiny.train(straight.stage, straight.configure(tmp_path))
+    assert f"going on after step 2 of {STEPS}" in (run / "messages.txt").read_text()
+    tiny.assert_same_run(run, straight.run, STEPS)
+
+
+def test_a_checkpoint_cut_in_half(straight: Straight, tmp_path: Path) -> None:
+    config = straight.configure(tmp_path)
+    run = config.vae_dir if straight.stage == "vae" else config.dit_dir
+    shutil.copytree(straight.run, run)
+    newest = run / "checkpoints" / f"step-{STEPS:07d}"
+    victim = sorted(newest.rglob("*.safetensors"))[-1]
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    tiny.train(straight.stage, config)
+    said = (run / "messages.txt").read_text()
+    assert f"{newest} is damaged" in said
+    assert f"going on after step 2 of {STEPS}" in said
+    tiny.assert_same_run(run, straight.run, STEPS)
+
+
+def test_a_run_that_is_done_stays_as_it_is(straight: Straight, tmp_path: Path) -> None:
+    config = straight.configure(tmp_path)
+    run = config.vae_dir if straight.stage == "vae" else config.dit_dir
+    shutil.copytree(straight.run, run)
+    tiny.train(straight.stage, config)
+    tiny.assert_same_run(run, straight.run, STEPS)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, stage: str, call: int) -> None:
+    """Let the loss of one micro-batch be NaN, the first being number 0."""
+    owner, name = (VaeLoss, "forward") if stage == "vae" else (GaussianDiffusion, "hybrid_loss")
+    compute, calls = getattr(owner, name), iter(range(1000))
+    replace = dataclasses.replace if stage == "vae" else DiffusionLoss._replace
+
+    def computed(self, *arguments, **options):
+        out = compute(self, *arguments, **options)
+        return replace(out, total=out.total * float("nan")) if next(calls) == call else out
+
+    monkeypatch.setattr(owner, name, computed)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_loss_that_is_not_finite(
+    step: int,
+    straight: Straight,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    config = straight.configure(tmp_path)
+    with monkeypatch.context() as patch:
+        poison(patch, straight.stage, step)
+        assert status_of(straight.stage, config) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert f"the loss became nan at step {step} on phantom-0000" in line
+    assert ".mkv@" in line
+    assert ("(timestep " in line) == (straight.stage == "dit")
+    run = config.vae_dir if straight.stage == "vae" else config.dit_dir
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    assert newest.name == f"step-{step:07d}"
+    tiny.train(straight.stage, config)
+    tiny.assert_same_run(run, straight.run, STEPS)
+
+
+def test_gradients_that_are_not_finite_never_reach_the_weights(
+    clips: Path,
+    vae_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    hybrid_loss = GaussianDiffusion.hybrid_loss
+
+    def finite_with_infinite_slope(self, eps, *arguments, **options):
+        out = hybrid_loss(self, eps, *arguments, **options)
+        return out._replace(total=out.total + (eps - eps.detach()).abs().sum().sqrt())
+
+    monkeypatch.setattr(GaussianDiffusion, "hybrid_loss", finite_with_infinite_slope)
+    config = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder), alignment__weight=0)
+    assert status_of("dit", config) == 1
+    assert "the gradients' norm became nan at step 0" in capsys.readouterr().err
+    saved = tiny.saved_tensors(config.dit_dir, 0)
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_the_time_limit_counts_from_the_start(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    config = tiny.tiny_config(tmp_path, clips, train_vae__eval_every=100)
+    with pytest.raises(SystemExit) as left:
+        exit_with_status(lambda: tiny.vae_loop.train_vae(config, time_limit_minutes=1e-9))
+    assert left.value.code == 75
+    assert "the time limit is reached; saved after step 1" in capsys.readouterr().err
+
+
+def test_another_vae_is_refused(straight: Straight, tmp_path: Path) -> None:
+    if straight.stage == "vae":
+        pytest.skip("stage 1 trains the VAE")
+    config = straight.configure(tmp_path, vae__path=str(tiny.write_vae(tmp_path / "other", seed=9)))
+    shutil.copytree(straight.run, config.dit_dir)
+    (config.dit_dir / "config.yaml").unlink()  # it names the other folder and would be refused for that
+    with pytest.raises(BadInput, match="latents of another VAE"):
+        tiny.train("dit", config)
+
+
+def test_other_settings_are_refused_but_not_those_of_the_other_stage(
+    straight: Straight, tmp_path: Path
+) -> None:
+    other = {"denoiser__mixing": "mixed"}
+    config = straight.configure(tmp_path, **other)
+    run = config.vae_dir if straight.stage == "vae" else config.dit_dir
+    shutil.copytree(straight.run, run)
+    if straight.stage == "vae":
+        tiny.train("vae", config)
+    else:
+        with pytest.raises(BadInput, match=r"denoiser.mixing=isolated, but now it is mixed"):
+            tiny.train("dit", config)
