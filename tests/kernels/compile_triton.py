@@ -54,6 +54,7 @@ def compile_kernel(kernel, dtype: str, constants: dict[str, int | bool], warps: 
     compiled = triton.compile(source, target=HOPPER, options={"num_warps": warps, "num_stages": 1})
     return {
         "kernel": kernel.__name__,
+        "chunked": constants.get("CHUNKED", False),
         "cubin_bytes": len(compiled.asm["cubin"]),
         "shared_bytes": compiled.metadata.shared,
         **registers(compiled.asm["ptx"]),
@@ -78,9 +79,6 @@ def registers(ptx: str) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--chunked", action="store_true", help="the two scan kernels for sequences beyond a tile"
-    )
     parser.add_argument("--d-state", type=int, default=16)
     parser.add_argument("--headdim", type=int, default=32)
     parser.add_argument("--heads", type=int, default=2)
@@ -91,33 +89,32 @@ def main() -> None:
     args = parser.parse_args()
 
     d_inner, block_n = args.heads * args.headdim, triton.next_power_of_2(args.d_state)
-    shared = {
+    scan = {
         "HEADS": args.heads,
         "HEADDIM": args.headdim,
         "D_STATE": args.d_state,
         "BLOCK_N": block_n,
-        "SLICE": block_n if args.chunked else min(64, block_n),
         "WIDTH": 4,
         "Q": args.tile,
         "PACKED": 1,
-        "CHUNKED": args.chunked,
         "HEADS_AT_ONCE": args.heads_at_once,
     }
+    one_tile = scan | {"CHUNKED": False, "SLICE": min(64, block_n)}
+    many_chunks = scan | {"CHUNKED": True, "SLICE": block_n}
     norm = {"DI": d_inner, "BLOCK_D": triton.next_power_of_2(d_inner), "WAYS": 2}
     conv = {"DI": d_inner, "D_STATE": args.d_state, "WIDTH": 4, "TAP_ROWS": 8, "BLOCK_T": 32}
     kernels = [
-        (triton_forward.scan_forward, shared | {"KEEP_STATES": args.chunked}),
-        (triton_backward.scan_backward, shared),
+        (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False}),
+        (triton_forward.scan_forward, many_chunks | {"KEEP_STATES": True}),
+        (triton_forward.norm_forward, norm),
+        (triton_backward.norm_backward, norm | {"AXES": 2}),
+        (triton_backward.scan_backward, one_tile),
+        (triton_backward.scan_backward, many_chunks),
+        (
+            triton_backward.conv_backward,
+            conv | {"HEAD_BLOCKS": 2, "ALL_WAYS": 4, "BLOCK_C": min(64, args.headdim)},
+        ),
     ]
-    if not args.chunked:
-        kernels += [
-            (triton_forward.norm_forward, norm),
-            (triton_backward.norm_backward, norm | {"AXES": 2}),
-            (
-                triton_backward.conv_backward,
-                conv | {"HEAD_BLOCKS": 2, "ALL_WAYS": 4, "BLOCK_C": min(64, args.headdim)},
-            ),
-        ]
     for kernel, constants in kernels:
         print(json.dumps(compile_kernel(kernel, args.dtype, constants, args.warps)), flush=True)
 

@@ -62,7 +62,10 @@ CASES = [
 
 
 def interpret_on_cpu() -> None:
-    """Turn Triton's interpreter on; mend its bfloat16, which it rounds wrongly and multiplies as integers."""
+    """Turn Triton's interpreter on; mend its bfloat16, which it rounds wrongly and multiplies as integers.
+
+    It also prepares the whole language anew for every call of a helper function: once per module will do.
+    """
     os.environ["TRITON_INTERPRET"] = "1"
     import numpy as np
     import triton.language as tl
@@ -88,6 +91,16 @@ def interpret_on_cpu() -> None:
         product = np.matmul(widen(a), widen(b), dtype=np.float32)
         return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
 
+    prepared = set()
+    original_call = interpreter.InterpretedFunction.__call__
+
+    def call(self, *args, **options):
+        if self.fn.__module__ in prepared:
+            return self.rewrite()(*args, **options)
+        prepared.add(self.fn.__module__)
+        return original_call(self, *args, **options)
+
+    interpreter.InterpretedFunction.__call__ = call
     builder.cast_impl = cast
     builder.create_fp_to_fp = lambda self, source, target, _rounding: cast(self, source, target)
     builder.create_dot = dot
