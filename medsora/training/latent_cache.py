@@ -50,7 +50,8 @@ class LatentCache:
         names = [_clip_name(i) for i in range(len(self.clips))] + [_group_name(k) for k in groups]
         missing = self.store.missing(names[accelerator.process_index :: accelerator.num_processes])
         title = f"latents of {len(names)} clips"
-        for name in tqdm(missing, desc=title, disable=not accelerator.is_local_main_process, mininterval=1):
+        show = bool(missing) and accelerator.is_local_main_process
+        for name in tqdm(missing, desc=title, disable=not show, mininterval=1):
             kind, number = name.split("-")
             encode = self._encode_clip if kind == "clip" else self._encode_group
             self.store.put(name, encode(vae, int(number), accelerator.device))
