@@ -125,6 +125,7 @@ class VaeTrainingConfig:
     lpips_trunk: str | None = None  # local file of the trunk; null: torchvision's download
     ffl: float = 0.1
     kl: float = 0.0
+    latent_std: float = 1.0  # train: all gives its scaled latents this standard deviation
     precision: str = "no"  # no | bf16 | fp16
     gradient_checkpointing: bool = False
     eval_every: int = 500

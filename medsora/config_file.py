@@ -40,6 +40,7 @@ _POSITIVE = (
     "train_vae.accumulation",
     "train_vae.epochs",
     "train_vae.lr",
+    "train_vae.latent_std",
     "train_vae.eval_every",
     "train_vae.eval_clips",
     "train_vae.save_every",

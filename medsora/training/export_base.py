@@ -46,13 +46,14 @@ def main() -> None:
         "CogVideoX's architecture, trained from scratch on procedural phantom clips, on nobody's footage.",
         f"{parameters:,} parameters, {weights.stat().st_size:,} bytes in fp16.",
         "",
+        "The commands are at the top of `phantom_base.yaml`; the last of them wrote this note:",
+        "",
         "```",
-        "accelerate launch train_vae.py --config configs/phantom_base.yaml",
         shlex.join(["python", "-m", "medsora.training.export_base", str(options.run), str(options.out)]),
         "```",
         "",
-        f"{max(line['step'] for line in log)} steps; seeds are in the config. On {UNSEEN_CLIPS} clips of "
-        f"{FRAMES}x{SIZE}x{SIZE} of phantom seed {UNSEEN_SEED}, never trained on, decoded from the mean:",
+        f"{max(line['step'] for line in log)} steps in the last run; seeds are in the config. On "
+        f"{UNSEEN_CLIPS} clips of {FRAMES}x{SIZE}x{SIZE} of phantom seed {UNSEEN_SEED}, never trained on, decoded from the mean:",
         "",
         "| figure | value |",
         "|---|---|",
