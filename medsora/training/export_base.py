@@ -53,7 +53,8 @@ def main() -> None:
         "```",
         "",
         f"{max(line['step'] for line in log)} steps in the last run; seeds are in the config. On "
-        f"{UNSEEN_CLIPS} clips of {FRAMES}x{SIZE}x{SIZE} of phantom seed {UNSEEN_SEED}, never trained on, decoded from the mean:",
+        f"{UNSEEN_CLIPS} clips of {FRAMES}x{SIZE}x{SIZE} of phantom seed {UNSEEN_SEED}, never trained on, "
+        "decoded from the mean:",
         "",
         "| figure | value |",
         "|---|---|",
