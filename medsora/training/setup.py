@@ -97,6 +97,14 @@ class TimedBatches:
         self.batches: Iterator[dict[str, Any]] = iter(self.loader)
         self._waited_s = 0.0
 
+    def __enter__(self) -> TimedBatches:
+        return self
+
+    def __exit__(self, *stopped: object) -> None:
+        # Lets go of the workers now: the traceback of a pending exception would keep them, and the exit handlers
+        # would wait for processes that (see `_quiet_worker`) do not hear SIGTERM.
+        self.batches = iter(())
+
     def next(self) -> dict[str, Any]:
         """Return the next micro-batch."""
         began = time.perf_counter()

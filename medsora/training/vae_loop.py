@@ -81,7 +81,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     )
     batches = TimedBatches(NumberedClips(stage.clips), order, config.data.workers)
     progress = Progress("stage 1", schedule.total_steps, start, show=accelerator.is_local_main_process)
-    with stop, progress:
+    with stop, batches, progress:
         if start == 0:
             _evaluate(stage, 0)
         for number in range(start, schedule.total_steps):
