@@ -101,7 +101,7 @@ class TimedBatches:
         return self
 
     def __exit__(self, *stopped: object) -> None:
-        # Lets go of the workers now: the traceback of a pending exception would keep them, and the exit handlers
+        # Lets go of the workers now: a pending exception's traceback would keep them, and the exit handlers
         # would wait for processes that (see `_quiet_worker`) do not hear SIGTERM.
         self.batches = iter(())
 
