@@ -1,7 +1,7 @@
 """The scan as batched matrix products in plain PyTorch: any length, autograd, CPU and GPU.
 
 A scalar state space is a masked attention: y_t = sum over s <= t of (C_t.B_s) exp(sum of ΔA after s) Δ_s x_s.
-Up to `CHUNK` steps that is one matrix per head. Longer sequences are cut into chunks that hand a state to
+Up to `ONE_CHUNK` steps that is one matrix per head. Longer sequences are cut into chunks that hand a state to
 the next one, so the cost grows linearly with the length.
 
 Shape letters: b batch, w walks (axes*k), S sequences, l steps, c chunks, q steps of a chunk, h heads,
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kernels.walks import put_back, walk, walk_conv_silu
 
-CHUNK = 128  # steps: a chunk's matrix then costs as much as the states that it saves at n = 128
+ONE_CHUNK = 128  # steps: up to here one matrix is cheaper than states
+CHUNK = 64  # steps at most in each of several chunks
 
 
 def scan(
@@ -48,7 +49,7 @@ def scan(
         x = x.unflatten(-1, (heads, headdim))
         dt = walk(F.softplus(dt.to(exact) + dt_bias.to(exact)), walks).flatten(1, 2)
         decay = dt * -torch.exp(A_log.to(exact))
-        run = _one_chunk if walks.shape[2] <= CHUNK else _many_chunks
+        run = _one_chunk if walks.shape[2] <= ONE_CHUNK else _many_chunks
         y = run(x, B, C, dt, decay, D).flatten(-2).unflatten(1, walks.shape[:2])
 
         gated = put_back(y, walks).to(exact) * F.silu(z.to(exact))[:, None]
@@ -72,24 +73,25 @@ def _many_chunks(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: 
     """Chunks side by side, then the state that each hands on: x (b, r, l, h, p) -> (b, r, l, h, p)."""
     rows, length = x.shape[1:3]
     count = -(-length // CHUNK)
+    chunk = -(-length // count)
 
     def cut(steps: Tensor) -> Tensor:  # (b, r, l, ...) -> (b, r*c, q, ...); added steps have Δ = 0, x = 0
-        padding = (0, 0) * (steps.dim() - 3) + (0, count * CHUNK - length)
-        return F.pad(steps, padding).unflatten(2, (count, CHUNK)).flatten(1, 2)
+        padding = (0, 0) * (steps.dim() - 3) + (0, count * chunk - length)
+        return F.pad(steps, padding).unflatten(2, (count, chunk)).flatten(1, 2)
 
     x, B, C, dt, decay = (cut(steps) for steps in (x, B, C, dt, decay))
     y = _one_chunk(x, B, C, dt, decay, D)
 
     reached = decay.cumsum(2)
     to_end = torch.exp(reached[:, :, -1:] - reached) * dt  # (b, r*c, q, h)
-    added = B.unsqueeze(2).mT @ (x * to_end.unsqueeze(-1).to(x.dtype)).transpose(2, 3)  # (b, r*c, h, n, p)
-    added = added.to(reached.dtype).unflatten(1, (rows, count))
-    kept = torch.exp(reached[:, :, -1]).unflatten(1, (rows, count))[..., None, None]
-    state = torch.zeros_like(added[:, :, 0])
+    weighted = (x * to_end.unsqueeze(-1).to(x.dtype)).flatten(-2)
+    added = (B.mT @ weighted).to(reached.dtype).unflatten(-1, x.shape[-2:]).unflatten(1, (rows, count))
+    kept = torch.exp(reached[:, :, -1]).unflatten(1, (rows, count))[:, :, :, None, :, None]
+    state = torch.zeros_like(added[:, :, 0])  # (b, r, n, h, p)
     entering = [state]
     for i in range(count - 1):
         state = kept[:, :, i] * state + added[:, :, i]
         entering.append(state)
-    carried = C.unsqueeze(2) @ torch.stack(entering, 2).flatten(1, 2).to(x.dtype)  # (b, r*c, h, q, p)
-    y = y + carried.transpose(2, 3) * torch.exp(reached).unsqueeze(-1).to(x.dtype)
+    carried = C @ torch.stack(entering, 2).flatten(1, 2).flatten(-2).to(x.dtype)  # (b, r*c, q, h*p)
+    y = y + carried.unflatten(-1, x.shape[-2:]) * torch.exp(reached).unsqueeze(-1).to(x.dtype)
     return y.unflatten(1, (rows, count)).flatten(2, 3)[:, :, :length]

@@ -33,6 +33,7 @@ def test_equals_reference_in_float64(length: int, orders: int) -> None:
 def test_chunk_boundaries(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = random_inputs(length, orders=2)
     expected = output_and_gradients(reference, inputs)
+    monkeypatch.setattr(ssd, "ONE_CHUNK", 16)
     monkeypatch.setattr(ssd, "CHUNK", 16)
     assert_close(output_and_gradients(matrix, inputs), expected, 1e-11)
 
@@ -150,4 +151,4 @@ def test_cost_is_linear_beyond_a_chunk() -> None:
             matrix(**inputs)
         return counter.get_total_flops()
 
-    assert flops(16 * ssd.CHUNK) == 8 * flops(2 * ssd.CHUNK)
+    assert flops(32 * ssd.CHUNK) == 8 * flops(4 * ssd.CHUNK)
