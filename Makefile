@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PARITY := $(VENV)/.parity
 UV ?= $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
@@ -21,6 +22,15 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@touch $@
 	@echo "ready: activate with 'source $(BIN)/activate'"
 
+# mamba-ssm as pure Python, without nvcc: its own Triton kernels then run on a CPU, as what ours must equal.
+# An environment that has the compiled packages keeps them.
+$(PARITY): $(READY)
+	@$(BIN)/python -c 'import causal_conv1d_cuda' 2>/dev/null || \
+	  env MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE CAUSAL_CONV1D_SKIP_CUDA_BUILD=TRUE \
+	  CAUSAL_CONV1D_FORCE_BUILD=TRUE "$(UV)" pip install --quiet --python $(BIN)/python --no-build-isolation \
+	  --no-deps mamba-ssm==2.3.2.post1 causal-conv1d==1.7.0
+	@touch $@
+
 demo: $(READY)
 	$(BIN)/python -m medsora.demo
 
@@ -28,7 +38,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-test: lint
+test: lint $(PARITY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 clean:
