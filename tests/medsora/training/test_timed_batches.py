@@ -21,8 +21,13 @@ class Numbers(Dataset):
 def test_a_pending_exception_keeps_no_worker(workers: int) -> None:
     schedule = Schedule([PhaseConfig(1e-3, 2)], 4, epochs=2, max_steps=None)
     batches = TimedBatches(Numbers(), StepBatches(schedule, 0), workers)
-    with pytest.raises(RuntimeError), batches:
-        assert batches.next().tolist() == [0, 1]
-        assert len(multiprocessing.active_children()) == workers
-        raise RuntimeError
+
+    def interrupted_loop() -> None:
+        with batches:
+            assert batches.next().tolist() == [0, 1]
+            assert len(multiprocessing.active_children()) == workers
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted_loop()
     assert multiprocessing.active_children() == []
