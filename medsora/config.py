@@ -163,6 +163,7 @@ class DitTrainingConfig:
     clip_from_epoch: int = 25
     ema_decay: float = 0.9999
     precision: str = "no"  # no | bf16 | fp16
+    velocity_weight_cap: float = 1.0  # 1: every timestep's error counts the same; see GaussianDiffusion
     matmul: str = "highest"  # highest | high | medium: how exact float32 products are
     sample_every: int = 1000
     sample_videos: int = 4

@@ -60,7 +60,7 @@ def demo(config: Config, videos: int) -> Path:
         SamplingSettings(
             model=str(run),
             num_videos=videos,
-            steps=config.train_dit.sample_steps,
+            steps=STEPS,
             seed=config.run.seed,
             out=out,
         )

@@ -77,6 +77,14 @@ class GaussianDiffusion:
         share = (variance + 1) / 2
         return share * high + (1 - share) * low
 
+    def velocity_weight(self, t: Tensor, cap: float) -> Tensor:
+        """Return 1/ᾱ_t, at most `cap`, (B,): times ε's squared error it is the squared error of v-prediction.
+
+        Uniformly weighted, ε's error at high noise is so small that what a short run must learn first, the
+        picture's coarse structure, hardly reaches the gradient.
+        """
+        return (1 / self.alpha_bar.to(t.device)[t]).clamp(max=cap).float()
+
     def hybrid_loss(
         self,
         eps: Tensor,
