@@ -22,7 +22,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 import train_dit  # noqa: E402
 import train_vae  # noqa: E402
-from medsora.diffusion import GaussianDiffusion  # noqa: E402
+from medsora.diffusion import DiffusionLoss, GaussianDiffusion  # noqa: E402
 from medsora.errors import NonFiniteLoss  # noqa: E402
 from tests.medsora.training import tiny  # noqa: E402
 
@@ -74,7 +74,8 @@ def poisoned_in_process_1() -> Callable:
 
     def computed(self, *arguments, **options):
         out = compute(self, *arguments, **options)
-        return out._replace(total=out.total * (float("nan") if PartialState().process_index else 1))
+        factor = float("nan") if PartialState().process_index else 1.0
+        return DiffusionLoss(*(part * factor for part in out))
 
     return computed
 

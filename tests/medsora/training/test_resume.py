@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import shutil
 import signal
@@ -75,6 +76,7 @@ def test_interrupted_and_resumed(
         patch.setattr(Progress, "count", count_and_signal)
         assert status_of(straight.stage, straight.configure(tmp_path, data__workers=1)) == 75
     assert "interrupted: received SIGTERM; saved after step 2" in capfd.readouterr().err
+    assert multiprocessing.active_children() == []  # they would not hear SIGTERM at the process's exit
     run = tiny.train(straight.stage, straight.configure(tmp_path))
     assert f"going on after step 2 of {STEPS}" in (run / "messages.txt").read_text()
     tiny.assert_same_run(run, straight.run, STEPS)
@@ -106,11 +108,14 @@ def poison(monkeypatch: pytest.MonkeyPatch, stage: str, call: int) -> None:
     """Let the loss of one micro-batch be NaN, the first being number 0."""
     owner, name = (VaeLoss, "forward") if stage == "vae" else (GaussianDiffusion, "hybrid_loss")
     compute, calls = getattr(owner, name), iter(range(1000))
-    replace = dataclasses.replace if stage == "vae" else DiffusionLoss._replace
 
     def computed(self, *arguments, **options):
         out = compute(self, *arguments, **options)
-        return replace(out, total=out.total * float("nan")) if next(calls) == call else out
+        if next(calls) != call:
+            return out
+        if stage == "dit":
+            return DiffusionLoss(*(part * float("nan") for part in out))
+        return dataclasses.replace(out, total=out.total * float("nan"))
 
     monkeypatch.setattr(owner, name, computed)
 
@@ -149,7 +154,7 @@ def test_gradients_that_are_not_finite_never_reach_the_weights(
 
     def finite_with_infinite_slope(self, eps, *arguments, **options):
         out = hybrid_loss(self, eps, *arguments, **options)
-        return out._replace(total=out.total + (eps - eps.detach()).abs().sum().sqrt())
+        return DiffusionLoss(*(part + (eps - eps.detach()).abs().sum().sqrt() for part in out))
 
     monkeypatch.setattr(GaussianDiffusion, "hybrid_loss", finite_with_infinite_slope)
     config = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder), alignment__weight=0)
