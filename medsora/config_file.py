@@ -37,6 +37,7 @@ _POSITIVE = (
     "phantom.videos",
     "phantom.frames",
     "train_vae.batch",
+    "train_dit.velocity_weight_cap",
     "train_vae.accumulation",
     "train_vae.epochs",
     "train_vae.lr",
