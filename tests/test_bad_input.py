@@ -64,6 +64,7 @@ def refusal(
         save_config(configure(**changes), tmp_path / "config.yaml")
         monkeypatch.setattr(sys, "argv", ["train", "--config", str(tmp_path / "config.yaml"), *overrides])
         capsys.readouterr()
+        tiny.forget_precision()  # of whichever test ran before in this process
         with pytest.raises(SystemExit) as left:
             exit_with_status(SCRIPTS[stage])
         err = capsys.readouterr().err
@@ -318,7 +319,7 @@ def half_written(tmp_path: Path) -> list[Path]:
         ("data.workers=-1", "at least 0"),
         ("data.clip_stride=-3", "greater than 0, or null"),
         ("run.seed=-1", "at least 0"),
-        ("train_dit.precision=fp16", "fp16"),
+        ("train_dit.precision=fp16", "fp16 needs a GPU"),
         ("train_dit.accumulation=3", "multiple of 3"),
         ("tracking.trackers=[nobody]", "nobody"),
     ],

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch.utils.data import DataLoader, Dataset
 
 from medsora.config import Config
 from medsora.data.clips import ClipDataset
+from medsora.errors import BadInput
 from medsora.training.randomness import derive_seed
 from medsora.training.run_folder import RunFolder
 from medsora.training.schedule import SampleKey, StepBatches
@@ -26,10 +27,13 @@ from medsora.training.schedule import SampleKey, StepBatches
 def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
     """Return accelerate's `Accelerator`, and seed what is built next, the models' initialisation.
 
-    Gradients are accumulated by the loops themselves.
+    Gradients are accumulated by the loops themselves. Raises `BadInput` for fp16 on a CPU, where accelerate
+    would quietly train in float32.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
+    if precision == "fp16" and PartialState().device.type == "cpu":
+        raise BadInput("the precision fp16 needs a GPU, but this run is on a CPU: choose no or bf16.")
     return Accelerator(
         mixed_precision=precision,
         log_with=config.tracking.trackers or None,
