@@ -52,7 +52,36 @@ def spiral_order(rows: int, cols: int, variant: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def scan_orders(rows: int, cols: int, variant: int, device: torch.device) -> Tensor:
-    """The spiral Ω and its reverse (Eq. 8), `(2, rows * cols)` int64 on `device`, built once per size."""
-    order = spiral_order(rows, cols, variant)
-    return torch.stack((order, order.flip(0))).to(device)
+def spatial_walks(
+    frames: int, rows: int, cols: int, variant: int, together: bool, device: torch.device
+) -> tuple[Tensor, ...]:
+    """The spiral Ω and its reverse along both axes (Eq. 8), as orders of `kernels.mamba2_scan`.
+
+    Tokens are numbered frame by frame, row by row. Per row of tokens a sequence runs over frames x columns,
+    per column one over frames x rows; if the frames do not belong `together`, there is one per frame as well.
+
+    Returns:
+        int32 tables (axes, 2, sequences, steps) on `device`, rows before columns, built once per size: a
+        single one if both axes have sequences of the same number and length, else one per axis.
+    """
+    numbers = torch.arange(frames * rows * cols, device="cpu").view(frames, rows, cols)
+    depth = frames if together else 1
+    axes = []
+    for planes, side in ((numbers.transpose(0, 1), cols), (numbers.permute(2, 0, 1), rows)):
+        lines = planes.reshape(-1, depth * side)
+        order = spiral_order(depth, side, variant)
+        axes.append(torch.stack((lines[:, order], lines[:, order.flip(0)]))[None])
+    tables = (torch.cat(axes),) if rows == cols else tuple(axes)
+    return tuple(table.int().contiguous().to(device) for table in tables)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def temporal_walks(frames: int, tokens: int, together: bool, device: torch.device) -> Tensor:
+    """Each token position along the frames (Eq. 10), as orders (1, 1, sequences, steps) of `mamba2_scan`.
+
+    If the frames do not belong `together`, every token is a sequence of its own.
+    """
+    numbers = torch.arange(frames * tokens, dtype=torch.int32, device="cpu").view(frames, tokens)
+    walks = numbers.T if together else numbers.view(-1, 1)
+    return walks[None, None].contiguous().to(device)

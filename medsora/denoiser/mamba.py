@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import mamba2_scan
-from medsora.spiral import scan_orders
+from medsora.spiral import spatial_walks, temporal_walks
 
 A_RANGE = (1.0, 16.0)
 STEP_RANGE = (1e-3, 1e-1)  # Δ
@@ -23,8 +23,8 @@ STEP_FLOOR = 1e-4
 class Mamba2(nn.Module):
     """The weights of one Mamba-2 layer under `mamba_ssm.modules.mamba2.Mamba2`'s own names, with one group.
 
-    `project` and `scan` are apart because the projection looks at single tokens: a caller that scans the same
-    tokens in several arrangements projects once and arranges the result.
+    `project`, `scan` and `out_proj` are apart because the projections look at single tokens: whoever scans
+    the same tokens in several arrangements projects them once.
     """
 
     def __init__(
@@ -58,8 +58,11 @@ class Mamba2(nn.Module):
         return self.in_proj(x)
 
     def scan(self, zxbcdt: Tensor, orders: Tensor | None = None) -> Tensor:
-        """Sequences (b, L, P) -> (b, L, d); with `orders` (k, L) the sum of k scans in these orders."""
-        y = mamba2_scan(
+        """Scan projected tokens (b, L, P) along `orders` of `kernels.mamba2_scan`: (..., b, L, d_inner).
+
+        What comes out still awaits `out_proj`, which looks at single tokens too.
+        """
+        return mamba2_scan(
             zxbcdt,
             self.conv1d.weight,
             self.conv1d.bias,
@@ -72,11 +75,10 @@ class Mamba2(nn.Module):
             eps=self.norm.eps,
             backend=self.backend,
         )
-        return self.out_proj(y)
 
     def forward(self, x: Tensor) -> Tensor:
         """A plain causal Mamba-2 layer: (b, L, d) -> (b, L, d)."""
-        return self.scan(self.project(x))
+        return self.out_proj(self.scan(self.project(x)))
 
 
 class SpatialMamba(nn.Module):
@@ -97,28 +99,15 @@ class SpatialMamba(nn.Module):
 
         The first `joint` frames are scanned together, every frame after them is scanned alone.
         """
-        projected = self.mamba.project(x).unflatten(2, grid)
-        return _together_and_alone(self._scan, projected, joint)
 
-    def _scan(self, projected: Tensor) -> Tensor:
-        """Both axes' scans and their fusion: (b, f, h̄, w̄, P) -> (b, f, l, d)."""
-        batch, frames, rows, cols, _ = projected.shape
-        by_row = projected.transpose(1, 2)  # (b, h̄, f, w̄, P): per row a sequence over f x w̄
-        by_col = projected.permute(0, 3, 1, 2, 4)  # (b, w̄, f, h̄, P): per column a sequence over f x h̄
-        if rows == cols:  # the same spiral on both axes: one call instead of two
-            y_height, y_width = self._spiral(torch.stack((by_row, by_col)).flatten(0, 1)).chunk(2)
-        else:
-            y_height, y_width = self._spiral(by_row), self._spiral(by_col)
-        y_height = y_height * self.gate_height(y_height).sigmoid()
-        y_width = y_width * self.gate_width(y_width).sigmoid()
-        y_height = y_height.view(batch, rows, frames, cols, -1).transpose(1, 2)
-        y_width = y_width.view(batch, cols, frames, rows, -1).permute(0, 2, 3, 1, 4)
-        return (y_height + y_width).flatten(2, 3)
+        def both_axes(projected: Tensor, frames: int, together: bool) -> Tensor:
+            tables = spatial_walks(frames, *grid, self.variant, together, x.device)
+            return torch.cat([self.mamba.scan(projected, orders) for orders in tables])
 
-    def _spiral(self, lines: Tensor) -> Tensor:
-        """Scan the (f x side) grid of every line of tokens: (b, lines, f, side, P) -> (b·lines, L, d)."""
-        orders = scan_orders(*lines.shape[2:4], self.variant, lines.device)
-        return self.mamba.scan(lines.flatten(2, 3).flatten(0, 1), orders)
+        y = _together_and_alone(both_axes, self.mamba.project(x), joint)
+        height, width = self.mamba.out_proj(y)
+        height = height * self.gate_height(height).sigmoid()
+        return torch.addcmul(height, width, self.gate_width(width).sigmoid()).view_as(x)
 
 
 class TemporalMamba(nn.Module):
@@ -130,19 +119,22 @@ class TemporalMamba(nn.Module):
 
     def forward(self, x: Tensor, joint: int) -> Tensor:
         """Tokens (B, n, l, d) -> (B, n, l, d); frames after the first `joint` are scanned alone."""
-        return _together_and_alone(self._scan, self.mamba.project(x), joint)
 
-    def _scan(self, projected: Tensor) -> Tensor:
-        """(b, f, l, P) -> (b, f, l, d)."""
-        batch, _, tokens, _ = projected.shape
-        sequences = projected.transpose(1, 2).flatten(0, 1)
-        return self.mamba.scan(sequences).unflatten(0, (batch, tokens)).transpose(1, 2)
+        def over_time(projected: Tensor, frames: int, together: bool) -> Tensor:
+            return self.mamba.scan(projected, temporal_walks(frames, x.shape[2], together, x.device))
+
+        y = _together_and_alone(over_time, self.mamba.project(x), joint)
+        return self.mamba.out_proj(y[0]).view_as(x)
 
 
-def _together_and_alone(scan: Callable[[Tensor], Tensor], frames: Tensor, joint: int) -> Tensor:
-    """Scan the first `joint` of the frames (B, n, ...) as one clip, each of the others as a clip of one."""
-    if joint == frames.shape[1]:
-        return scan(frames)
-    clip, images = frames.split((joint, frames.shape[1] - joint), dim=1)
-    alone = scan(images.flatten(0, 1).unsqueeze(1)).squeeze(1)
-    return torch.cat((scan(clip), alone.unflatten(0, images.shape[:2])), dim=1)
+def _together_and_alone(scan: Callable[[Tensor, int, bool], Tensor], tokens: Tensor, joint: int) -> Tensor:
+    """Scan the first `joint` of the frames (B, n, l, P) as one clip, each of the others as a clip of one.
+
+    `scan` takes tokens (B, frames*l, P), their frames and whether these belong together, and returns
+    (axes, B, frames*l, d_inner); the parts are joined along the tokens.
+    """
+    alone = tokens.shape[1] - joint
+    if not alone:
+        return scan(tokens.flatten(1, 2), joint, True)
+    clip, images = tokens[:, :joint].flatten(1, 2), tokens[:, joint:].flatten(1, 2)
+    return torch.cat((scan(clip, joint, True), scan(images, alone, False)), dim=2)

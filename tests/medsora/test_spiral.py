@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medsora.spiral import VARIANTS, scan_orders, spiral_order
+from medsora.spiral import VARIANTS, spatial_walks, spiral_order, temporal_walks
 
 GRIDS = [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (4, 8), (5, 4), (16, 8)]
 
@@ -55,9 +55,31 @@ def test_refuses_what_is_no_spiral(rows: int, cols: int, variant: int) -> None:
         spiral_order(rows, cols, variant)
 
 
-def test_scan_orders_hold_the_walk_and_its_reverse_and_are_built_once() -> None:
+@pytest.mark.parametrize("grid", [(3, 3), (2, 4)])
+@pytest.mark.parametrize("together", [True, False])
+def test_spatial_walks_are_spirals_of_rows_and_columns_and_built_once(
+    grid: tuple[int, int], together: bool
+) -> None:
+    frames, (rows, cols), cpu = 3, grid, torch.device("cpu")
+    tables = spatial_walks(frames, rows, cols, 6, together, cpu)
+    assert spatial_walks(frames, rows, cols, 6, together, cpu) is tables
+    by_axis = [axis for table in tables for axis in table]
+    tokens = torch.arange(frames * rows * cols).view(frames, rows, cols)
+    clips = [tokens] if together else list(tokens[:, None])
+    lines = (
+        [clip[:, row] for row in range(rows) for clip in clips],
+        [clip[:, :, col] for col in range(cols) for clip in clips],
+    )
+    for (there, back), expected in zip(by_axis, lines, strict=True):
+        assert there.dtype == torch.int32
+        assert torch.equal(back, there.flip(1))
+        for walk, line in zip(there.long(), expected, strict=True):
+            assert torch.equal(walk, line.flatten()[spiral_order(*line.shape, 6)])
+
+
+def test_temporal_walks_follow_a_token_through_the_frames() -> None:
     cpu = torch.device("cpu")
-    orders = scan_orders(3, 5, 6, cpu)
-    assert torch.equal(orders[0], spiral_order(3, 5, 6))
-    assert torch.equal(orders[1], orders[0].flip(0))
-    assert scan_orders(3, 5, 6, cpu) is orders
+    walks = temporal_walks(3, 4, True, cpu)
+    assert torch.equal(walks[0, 0], torch.arange(12, dtype=torch.int32).view(3, 4).T)
+    assert temporal_walks(3, 4, True, cpu) is walks
+    assert temporal_walks(3, 4, False, cpu).shape == (1, 1, 12, 1)
