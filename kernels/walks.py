@@ -64,8 +64,7 @@ class _WalkConvSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tokens: Tensor, weight: Tensor, bias: Tensor, walks: Tensor) -> Tensor:
         ctx.save_for_backward(tokens, weight, bias, walks)
-        before = _convolve(_gather_exact(tokens, walks), weight, bias)
-        return F.silu(before).to(tokens.dtype)
+        return F.silu(_convolve(_gather_exact(tokens, walks), weight, bias)).to(tokens.dtype)
 
     @staticmethod
     @once_differentiable
@@ -73,8 +72,7 @@ class _WalkConvSilu(torch.autograd.Function):
         tokens, weight, bias, walks = ctx.saved_tensors
         walked = _gather_exact(tokens, walks)
         before = _convolve(walked, weight, bias)
-        gate = torch.sigmoid(before)
-        grad_before = grad.to(before.dtype) * gate * (1 + before * (1 - gate))
+        grad_before = torch.ops.aten.silu_backward(grad.to(before.dtype), before)
 
         length, width = walked.shape[3], weight.shape[1]
         lags = range(min(width, length))  # how many steps ago; the last tap sees the present step

@@ -74,6 +74,7 @@ class DenoiserConfig:
 
     preset: str = "B"
     mixing: str = "isolated"  # isolated | mixed
+    prediction: str = "noise"  # noise | velocity: what the last layer gives (ε follows from either)
     backend: str = "auto"  # the scan: auto | reference | torch | triton | mamba_ssm
     gradient_checkpointing: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -163,7 +164,7 @@ class DitTrainingConfig:
     clip_from_epoch: int = 25
     ema_decay: float = 0.9999
     precision: str = "no"  # no | bf16 | fp16
-    velocity_weight_cap: float = 1.0  # 1: every timestep's error counts the same; see GaussianDiffusion
+    error_of: str = "noise"  # noise | velocity | data: whose squared error is the loss's first part
     matmul: str = "highest"  # highest | high | medium: how exact float32 products are
     sample_every: int = 1000
     sample_videos: int = 4

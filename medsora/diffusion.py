@@ -77,13 +77,16 @@ class GaussianDiffusion:
         share = (variance + 1) / 2
         return share * high + (1 - share) * low
 
-    def velocity_weight(self, t: Tensor, cap: float) -> Tensor:
-        """Return 1/ᾱ_t, at most `cap`, (B,): times ε's squared error it is the squared error of v-prediction.
+    def error_weight(self, t: Tensor, target: str) -> Tensor:
+        """Return what turns ε's squared error at `t` into that of another `target` (Salimans & Ho, 2022).
 
-        Uniformly weighted, ε's error at high noise is so small that what a short run must learn first, the
-        picture's coarse structure, hardly reaches the gradient.
+        Of ε itself ("noise", 1 everywhere), of v-prediction ("velocity", 1/ᾱ) or of z_0 ("data",
+        (1 - ᾱ)/ᾱ). Weighted alike, ε's error at high noise is so small that what a short run must learn
+        first, the picture's coarse structure, hardly reaches the gradient.
         """
-        return (1 / self.alpha_bar.to(t.device)[t]).clamp(max=cap).float()
+        alpha_bar = self.alpha_bar.to(t.device)[t]
+        share = {"noise": alpha_bar, "velocity": torch.ones_like(alpha_bar), "data": 1 - alpha_bar}
+        return (share[target] / alpha_bar).float()
 
     def hybrid_loss(
         self,

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from medsora.denoiser.block import Block, modulate
 from medsora.denoiser.embed import PatchEmbedding, TimeEmbedding
 from medsora.denoiser.presets import PRESETS
+from medsora.denoiser.velocity import noise_from_velocity
 from medsora.denoiser.weights import read_matching_weights
 from medsora.errors import BadInput
 from medsora.spiral import VARIANTS
 
 MIXINGS = ("isolated", "mixed")
+PREDICTIONS = ("noise", "velocity")
 
 
 @dataclass
@@ -51,10 +53,13 @@ class MedSora(ModelMixin, ConfigMixin):
         d_state, headdim, expand, d_conv: of every Mamba-2.
         mixing: "isolated" (joint images never exchange information with the clip or one another) or "mixed"
             (one spiral and one temporal scan over clip and images).
+        prediction: what the last layer's first channels are: "noise", ε itself, or "velocity" (Salimans & Ho,
+            2022), from which ε = √ᾱ·v + √(1 - ᾱ)·z_t follows. Either way the model returns ε; with v an
+            untrained model is right about the high noise already, where ε is all but z_t itself.
         backend: how the scans are computed, one of `kernels.mamba2_scan`'s.
 
     Raises:
-        BadInput: if the widths do not divide or `mixing` is unknown.
+        BadInput: if the widths do not divide, or `mixing` or `prediction` is unknown.
     """
 
     _supports_gradient_checkpointing = True
@@ -76,6 +81,7 @@ class MedSora(ModelMixin, ConfigMixin):
         d_conv: int = 4,
         dropout: float = 0.1,
         mixing: str = "isolated",
+        prediction: str = "noise",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -85,6 +91,8 @@ class MedSora(ModelMixin, ConfigMixin):
             raise BadInput(f"expand * width = {expand * width} must be divisible by headdim {headdim}")
         if mixing not in MIXINGS:
             raise BadInput(f"mixing {mixing!r} is unknown; it is one of {', '.join(MIXINGS)}")
+        if prediction not in PREDICTIONS:
+            raise BadInput(f"prediction {prediction!r} is unknown; it is one of {', '.join(PREDICTIONS)}")
         mamba = dict(d_state=d_state, headdim=headdim, expand=expand, d_conv=d_conv, backend=backend)
         self.patches = PatchEmbedding(in_channels, width, patch)
         self.time = TimeEmbedding(width)
@@ -181,6 +189,8 @@ class MedSora(ModelMixin, ConfigMixin):
                 x, spatial = block(x, time, grid, joint)
             features.append(spatial[:, :clip])
         eps, variance = self.final(x, time, grid)
+        if self.config.prediction == "velocity":
+            eps = noise_from_velocity(eps, z, t)
         return MedSoraOutput(eps=eps, variance=variance, features=features)
 
     def _check(self, z: Tensor, t: Tensor, num_images: int) -> None:

@@ -129,6 +129,7 @@ def build_denoiser(config: Config, in_channels: int) -> MedSora:
     settings = {
         "in_channels": in_channels,
         "mixing": config.denoiser.mixing,
+        "prediction": config.denoiser.prediction,
         "backend": config.denoiser.backend,
         **config.denoiser.overrides,
     }

@@ -65,7 +65,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                     diffusion = stage.diffusion.hybrid_loss(
                         out.eps.float(), out.variance.float(), noised.z_0, noised.z_t, noised.noise, noised.t
                     )
-                    weight = stage.diffusion.velocity_weight(noised.t, settings.velocity_weight_cap)
+                    weight = stage.diffusion.error_weight(noised.t, settings.error_of)
                     loss = (weight * diffusion.mse + diffusion.vb).mean()
                     found = {"mse": diffusion.mse.mean(), "vb": diffusion.vb.mean()}
                     if config.alignment.weight:

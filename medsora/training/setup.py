@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
+import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,9 @@ from medsora.training.randomness import derive_seed
 from medsora.training.run_folder import RunFolder
 from medsora.training.schedule import SampleKey, StepBatches
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and values of glibc's malloc.h
+MMAP_THRESHOLD, TRIM_THRESHOLD = 2**25, 2**30  # bytes; 2**25 is the most that glibc takes
+
 
 def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
     """Return accelerate's `Accelerator`, and seed what is built next, the models' initialisation.
@@ -31,6 +36,7 @@ def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
     would quietly train in float32.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    keep_freed_memory()
     torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
     if precision == "fp16" and PartialState().device.type == "cpu":
         raise BadInput("the precision fp16 needs a GPU, but this run is on a CPU: choose no or bf16.")
@@ -40,6 +46,18 @@ def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "tensorboard")),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next step, which asks for the same again.
+
+    By default it hands large blocks back and every page of theirs is fetched anew: a sixth of a small model's
+    step on a CPU. Elsewhere than on glibc nothing changes.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+        mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
 
 
 def start_trackers(accelerator: Accelerator, run: RunFolder, config: Config) -> None:

@@ -36,7 +36,7 @@ def test_shipped_configs_hold_relative_paths_only(path: Path) -> None:
         ("data.frames=abc", "data.frames"),
         ("vae.compensation=Ture", "vae.compensation"),
         ("data.frames=0", "greater than 0"),
-        ("train_dit.velocity_weight_cap=0", "greater than 0"),
+        ("train_dit.error_of=speed", "noise, velocity"),
         ("data.size=big", "data.size"),
         ("images.encoding=loose", "packed, single"),
         ("images.encoding=packed", "multiple of 8"),

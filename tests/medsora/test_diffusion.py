@@ -324,7 +324,7 @@ def test_bad_requests_are_one_sentence() -> None:
         sample(exact_eps, noise, ddim_scheduler(4), eta=0.5)
 
 
-def test_the_velocity_weight_turns_eps_error_into_velocity_error() -> None:
+def test_error_weights_turn_eps_error_into_that_of_velocity_and_data() -> None:
     diffusion = GaussianDiffusion()
     t = torch.tensor([0, 120, 400])
     z_0, noise, predicted = (torch.randn(3, 1, 2, 4, 4, dtype=torch.float64) for _ in range(3))
@@ -333,7 +333,13 @@ def test_the_velocity_weight_turns_eps_error_into_velocity_error() -> None:
     spread = (1 - diffusion.alpha_bar[t]).sqrt().view(3, 1, 1, 1, 1)
     implied = (z_t - spread * predicted) / signal
     velocity, implied_velocity = signal * noise - spread * z_0, signal * predicted - spread * implied
-    wanted = (implied_velocity - velocity).square().flatten(1).mean(1)
-    weighted = diffusion.velocity_weight(t, cap=1e9) * (predicted - noise).square().flatten(1).mean(1)
-    torch.testing.assert_close(weighted, wanted, rtol=1e-5, atol=0)
-    assert diffusion.velocity_weight(torch.arange(1000), cap=1.0).unique().tolist() == [1.0]
+
+    def error(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return (found - wanted).square().flatten(1).mean(1)
+
+    def weighted(target: str) -> torch.Tensor:
+        return diffusion.error_weight(t, target) * error(predicted, noise)
+
+    torch.testing.assert_close(weighted("noise"), error(predicted, noise), rtol=0, atol=0)
+    torch.testing.assert_close(weighted("velocity"), error(implied_velocity, velocity), rtol=1e-5, atol=0)
+    torch.testing.assert_close(weighted("data"), error(implied, z_0), rtol=1e-5, atol=0)

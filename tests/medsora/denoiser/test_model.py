@@ -195,6 +195,7 @@ def test_refuses_shapes_that_do_not_fit(small_model, shape, t_shape, num_images,
         ("tiny", {"heads": 5}, "width 192 must be divisible"),
         ("tiny", {"headdim": 100}, "expand \\* width = 384 must be divisible by headdim 100"),
         ("tiny", {"mixing": "shaken"}, "mixing 'shaken' is unknown; it is one of isolated, mixed"),
+        ("tiny", {"prediction": "rain"}, "prediction 'rain' is unknown; it is one of noise, velocity"),
     ],
 )
 def test_refuses_settings_that_do_not_fit(name, overrides, sentence) -> None:

@@ -1,0 +1,33 @@
+"""Velocity instead of noise as what the network's last layer gives (Salimans & Ho, 2022, appendix D)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from medsora.diffusion import GaussianDiffusion
+
+
+def noise_from_velocity(velocity: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """ε = √ᾱ_t·v + √(1 - ᾱ_t)·z_t, in float32 at least: at high noise ε differs from z_t by less than a
+    half-precision digit.
+
+    Args:
+        velocity, z: (B, n, C, h, w).
+        t: timesteps (B,), or (B, n) for one per latent frame.
+    """
+    exact = torch.promote_types(z.dtype, torch.float32)
+    signal, noise = (
+        table[t].to(exact).reshape(*t.shape, *[1] * (z.ndim - t.ndim)) for table in _shares(z.device)
+    )
+    return torch.addcmul(noise * z.to(exact), signal, velocity.to(exact))
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _shares(device: torch.device) -> tuple[Tensor, Tensor]:
+    """√ᾱ and √(1 - ᾱ) of every timestep, on `device`."""
+    alpha_bar = GaussianDiffusion().alpha_bar.to(device)
+    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
