@@ -201,6 +201,7 @@ def _check_values(config: Config, source: str) -> None:
         raise BadInput(
             f"{source}: data.size is {size!r} but must be one number of pixels or [height, width]."
         )
+    _check_crop(config.data.crop, source)
     if not 0 <= config.data.holdout < 1:
         raise BadInput(
             f"{source}: data.holdout is {config.data.holdout} but must be at least 0 and less than 1."
@@ -211,6 +212,18 @@ def _check_values(config: Config, source: str) -> None:
             "use a multiple of 8, 0, or images.encoding=single."
         )
     _check_phases(config.train_dit.phases, source)
+
+
+def _check_crop(crop: Any, source: str) -> None:
+    if crop in ("auto", "none"):
+        return
+    parts = crop if isinstance(crop, list | tuple) else ()
+    numbers = len(parts) == 4 and all(isinstance(part, int | float) and 0 <= part < 1 for part in parts)
+    if not numbers or parts[0] + parts[1] >= 0.95 or parts[2] + parts[3] >= 0.95:
+        raise BadInput(
+            f"{source}: data.crop is {crop!r} but must be auto, none, or four parts of the frame to cut off, "
+            "[top, bottom, left, right], such as [0.1, 0.1, 0.25, 0]."
+        )
 
 
 def _check_phases(phases: list[PhaseConfig], source: str) -> None:

@@ -44,6 +44,7 @@ class ClipDataset(Dataset):
         interval: every `interval`-th source frame is taken.
         size: pixels, one number or (H, W); frames are scaled to cover it and cropped in the middle.
         clip_stride: source frames between enumerated windows (default: one clip's span).
+        crop: what is cut off every frame first: "none", "auto" (black borders) or parts (`check_folder`).
         flip: mirror half of the items left to right, joint images and flow included.
         images: K, the number of joint images.
         seed: decides starts, flips, images and the split.
@@ -65,6 +66,7 @@ class ClipDataset(Dataset):
         interval: int = 3,
         size: int | tuple[int, int] = 128,
         clip_stride: int | None = None,
+        crop: str | Sequence[float] = "none",
         flip: bool = True,
         images: int = 8,
         seed: int = 0,
@@ -91,6 +93,7 @@ class ClipDataset(Dataset):
                 frames=self.clip_frames,
                 interval=interval,
                 clip_stride=clip_stride,
+                crop=crop,
                 cache_path=check_cache,
             )
             for complaint in report.complaints():
@@ -216,6 +219,7 @@ class ClipDataset(Dataset):
             self.interval,
             self.size,
             seek_points=report.scan.seek_points,
+            margins=report.margins,
             time_limit=CLIP_TIME_LIMIT_S,
         )
         return frames_to_video(frames)

@@ -22,6 +22,7 @@ from medsora.data.atomic import written_beside
 from medsora.data.decoding import SeekPoint, UnreadableVideo, VideoReader
 from medsora.data.frame_folder import list_frames, read_image
 from medsora.data.resize import resize_and_crop
+from medsora.data.still_marks import NO_MARGINS, Margins, crop
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,13 @@ def read_frames(
     size: int | tuple[int, int] | None = None,
     *,
     seek_points: Sequence[SeekPoint] = (),
+    margins: Margins = NO_MARGINS,
     time_limit: float | None = None,
 ) -> np.ndarray:
     """Return frames start, start + interval, ... as uint8 (count, H, W, 3); all if `count` is None.
 
-    With `size`, one number or (H, W), each frame is scaled to cover it and cropped in the middle. Frames are
+    `margins` (top, bottom, left, right; parts of height and width) are cut off first. With `size`, one number
+    or (H, W), what is left of each frame is scaled to cover it and cropped in the middle. Frames are
     decoded one after another and only those asked for are kept. With `seek_points` (from
     `medsora.data.scan.scan_source`) decoding begins at the last usable one at or before `start`, without them
     at the file's start; the frames are the same either way.
@@ -103,6 +106,7 @@ def read_frames(
         chosen = _file_frames(path, start, stop, interval, seek_points, deadline)
     kept = []
     for frame in chosen:
+        frame = crop(frame, margins)
         kept.append(frame if size is None else resize_and_crop(frame, size))
         _check_deadline(path, deadline)
     if not kept or (count is not None and len(kept) < count):
