@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from medsora.config_file import config_from_dict
 from medsora.data.check import check_folder
@@ -17,8 +17,7 @@ from medsora.data.still_marks import NO_MARGINS, EvenSamples, StillMarks, find_s
 from medsora.data.video_io import write_video
 from medsora.errors import BadInput
 from medsora.training.fingerprint import clips_digest
-
-TOP, BOTTOM, LEFT, RIGHT = 12, 20, 100, 28  # pixels of black around a 128x128 clip
+from tests.medsora.data.material import BORDERS, bordered, lettered
 
 
 @pytest.fixture(scope="module")
@@ -26,24 +25,11 @@ def scene() -> np.ndarray:
     return render_clip(3, 20, 128).video
 
 
-def bordered(frames: np.ndarray) -> np.ndarray:
-    return np.pad(frames, [(0, 0), (TOP, BOTTOM), (LEFT, RIGHT), (0, 0)])
-
-
-def lettered(frames: np.ndarray, text: str = "DOE, JANE", at: tuple[int, int] = (4, 20)) -> np.ndarray:
-    written = []
-    for frame in frames:
-        image = Image.fromarray(frame)
-        ImageDraw.Draw(image).text(at, text, fill=(255, 255, 255), font=ImageFont.load_default(12))
-        written.append(np.asarray(image))
-    return np.stack(written)
-
-
 def grey(frames: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(frame).convert("L")) for frame in frames])
 
 
-MARGINS = (TOP / 160, BOTTOM / 160, LEFT / 256, RIGHT / 256)
+MARGINS = tuple(border / side for border, side in zip(BORDERS, (160, 160, 256, 256), strict=True))
 
 
 def test_borders_are_found_to_the_pixel(scene: np.ndarray) -> None:
