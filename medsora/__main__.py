@@ -1,4 +1,4 @@
-"""`python -m medsora COMMAND`: `new` makes a project from a folder of videos, `export` a model folder from a run."""
+"""`python -m medsora COMMAND`: `new` makes a project from videos, `export` a model folder from a run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def parser() -> argparse.ArgumentParser:
     new = commands.add_parser(
         "new",
         help="look at a folder of videos, write a config that fits it, say what is next",
-        description="Look at the videos in DIR, write PROJECT/config.yaml that fits them and this machine, with "
-        "a reason on every line, and a contact sheet; print the next three commands. Asks nothing.",
+        description="Look at the videos in DIR; write PROJECT/config.yaml, which fits them and this machine, "
+        "with a reason on every line, and a contact sheet; print the next three commands. Asks nothing.",
         epilog=EXIT_STATUSES,
     )
     new_project.add_arguments(new)

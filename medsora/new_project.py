@@ -1,4 +1,4 @@
-"""`python -m medsora new PROJECT --data DIR`: look at a folder of videos, write a config that fits, say what is next.
+"""`python -m medsora new PROJECT --data DIR`: look at a folder of videos, write a config that fits it.
 
 PROJECT/config.yaml         every line with its reason
 PROJECT/contact-sheet.png   the clips as training will see them

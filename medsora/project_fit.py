@@ -1,4 +1,4 @@
-"""From what a folder of videos and a machine are like to a config that fits them: every choice with its reason.
+"""From what a folder of videos and a machine are like to a config that fits, every choice with its reason.
 
 `fit_project` decides; `render_config` writes the decisions down, a comment on every line.
 """

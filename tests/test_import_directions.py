@@ -12,11 +12,11 @@ PACKAGES = ("medsora", "vae", "flow_prior", "kernels")
 LEAVES = ("vae", "flow_prior", "kernels")
 # Rooms of medsora from the ground up; a file may import from its own room and from those before it.
 STOREYS = (
-    {"errors", "name_guard", "config", "config_file", "cli", "spiral", "report", "synthetic"},
+    {"errors", "name_guard", "config", "config_file", "cli", "spiral", "report"},
     {"denoiser", "diffusion", "data"},
-    {"model_folder", "model_card", "pipeline"},
+    {"model_folder", "pipeline"},
     {"training", "evaluation", "sampling_run"},
-    {"demo", "demo_report", "project_fit", "new_project", "export_model", "app"},
+    {"demo", "demo_report", "project_fit", "new_project"},
     {"__main__"},
 )
 

@@ -12,12 +12,13 @@ from medsora.__main__ import parser
 from medsora.config_file import load_config
 from medsora.data.check import CheckReport, SourceReport
 from medsora.data.find import Source
+from medsora.data.phantom import render_clip
 from medsora.data.scan import Scan
 from medsora.data.video_io import write_video
 from medsora.data.windows import clip_span, windows_of
 from medsora.errors import BadInput
 from medsora.project_fit import Fit, Machine, fit_project, render_config
-from tests.medsora.data.test_still_marks import bordered, lettered, scene  # noqa: F401 (a fixture)
+from tests.medsora.data.material import bordered, lettered
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, SMALL, USUAL, LARGE = (Machine(gib, 4) for gib in (0, 8, 24, 80))
@@ -34,7 +35,11 @@ def checker(*scans: Scan) -> Callable[[int, int], CheckReport]:
         span = clip_span(frames, interval)
         reports = [
             SourceReport(
-                Source(Path(f"v{k}"), f"v{k}", False), scan, tuple(windows_of(scan, span, span)), span
+                Source(Path(f"v{k}"), f"v{k}", False),
+                scan,
+                tuple(windows_of(scan, span, span)),
+                span,
+                scan.margins,
             )
             for k, scan in enumerate(scans)
         ]
@@ -156,7 +161,8 @@ def new(*arguments: str) -> str:
     return console.export_text()
 
 
-def test_the_command_on_bordered_and_lettered_clips(scene, tmp_path: Path) -> None:  # noqa: F811, ANN001
+def test_the_command_on_bordered_and_lettered_clips(tmp_path: Path) -> None:
+    scene = render_clip(3, 20, 128).video
     write_video(tmp_path / "my videos" / "a.mp4", bordered(scene), 25)
     write_video(tmp_path / "my videos" / "b.mp4", lettered(scene), 25)
     said = new("projects/first", "--data", "my videos", "--memory", "0")
@@ -167,7 +173,8 @@ def test_the_command_on_bordered_and_lettered_clips(scene, tmp_path: Path) -> No
     assert commands == [
         "accelerate launch train_vae.py --config projects/first/config.yaml",
         "accelerate launch train_dit.py --config projects/first/config.yaml",
-        "python sample_ddim.py --model runs/first/dit-tiny --num-videos 4 --steps 250 --out runs/first/videos",
+        "python sample_ddim.py --model runs/first/dit-tiny --num-videos 4 --steps 250 "
+        "--out runs/first/videos",
     ]
     config = load_config("projects/first/config.yaml")
     assert (config.data.root, config.data.crop, config.data.interval) == ("my videos", "auto", 1)
