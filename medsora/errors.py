@@ -51,6 +51,13 @@ def building() -> Iterator[None]:
         raise BadInput(str(error)) from error
 
 
+def one_line(text: str) -> str:
+    """Return `text` with whatever does not print written out: files' names may hold line ends and worse."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
+
+
 def is_main_process() -> bool:
     """Return whether this is the process that speaks for all; launchers number them in RANK."""
     return os.environ.get("RANK", "0") == "0"
@@ -98,7 +105,7 @@ def _leave(status: int, sentence: str, *, all_know: bool = False, at_once: bool 
             for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             time.sleep(MAIN_SPEAKS_FIRST_S)
-            print(sentence, file=sys.stderr)
+            print(one_line(sentence), file=sys.stderr)
     else:
-        print(sentence, file=sys.stderr)
+        print(one_line(sentence), file=sys.stderr)
     sys.exit(status)

@@ -13,7 +13,7 @@ from medsora.data.find import Source, find_sources
 from medsora.data.scan import Scan, scan_source
 from medsora.data.still_marks import NO_MARGINS, Margins, StillMarks, place
 from medsora.data.windows import Window, clip_span, windows_of
-from medsora.errors import BadInput
+from medsora.errors import BadInput, one_line
 
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here
 
@@ -115,7 +115,7 @@ class CheckReport:
                 f"{marked[0].source.name} {marked[0].marks_words}; a model learns names and dates too: "
                 "set data.crop=[top,bottom,left,right] to cut them off, or take these files out"
             )
-        return lines
+        return [one_line(line) for line in lines]
 
     def require_clips(self) -> None:
         """Raise `BadInput` with one sentence if there is no usable clip at all."""

@@ -26,7 +26,7 @@ from medsora.data.resize import height_width
 from medsora.data.split import HELD_OUT, split_by_csv, split_by_video
 from medsora.data.video_io import read_frames
 from medsora.data.windows import Window, clip_span
-from medsora.errors import BadInput
+from medsora.errors import BadInput, one_line
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class ClipDataset(Dataset):
 
     def name(self, choice: ClipChoice) -> str:
         """Return what reports call the clip: "folder/file.mp4@START"."""
-        return f"{self.videos[choice.video].source.name}@{choice.start}"
+        return one_line(f"{self.videos[choice.video].source.name}@{choice.start}")
 
     def choose(
         self,

@@ -19,6 +19,7 @@ from medsora.data.video_io import reader_info
 SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame
 AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and program streams land late
 REORDERED = 16  # frames that a decoder may hold back before it shows them
+LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # of one pass; what takes longer for its size is made to take long
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
 
@@ -64,7 +65,8 @@ def scan_source(source: Source) -> Scan:
 def _scan_file(path: Path) -> Scan:
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise UnreadableVideo(path, "not a regular file")
-    with VideoReader(path) as reader:
+    limit = LIMIT_S + LIMIT_S_PER_MB * path.stat().st_size / 1e6 if path.exists() else LIMIT_S
+    with VideoReader(path, limit) as reader:
         info = reader_info(reader)
         scan = Scan(info.container, info.codec, info.width, info.height, info.fps)
         points: list[SeekPoint] = []
@@ -158,7 +160,7 @@ def _proven(path: Path, points: list[SeekPoint]) -> tuple[SeekPoint, ...]:
 
 
 def _lands(path: Path, point: SeekPoint) -> bool:
-    with VideoReader(path) as reader:
+    with VideoReader(path, LIMIT_S) as reader:
         return reader.frames_from(point) is not None
 
 

@@ -103,7 +103,7 @@ def read_frames(
     stop = None if count is None else start + (count - 1) * interval + 1
     chosen = _folder_frames(path, start, stop, interval) if path.is_dir() else None
     if chosen is None:
-        chosen = _file_frames(path, start, stop, interval, seek_points, deadline)
+        chosen = _file_frames(path, start, stop, interval, seek_points, time_limit)
     kept = []
     for frame in chosen:
         frame = crop(frame, margins)
@@ -134,17 +134,16 @@ def _file_frames(
     stop: int | None,
     interval: int,
     seek_points: Sequence[SeekPoint],
-    deadline: float | None,
+    time_limit: float | None,
 ) -> Iterator[np.ndarray]:
     before = bisect_right(seek_points, start, key=lambda point: point.frame)
     entries = [*reversed(seek_points[max(0, before - 2) : before]), None]  # None: the file's start
     for point in entries:
-        with VideoReader(path) as reader:
+        with VideoReader(path, time_limit) as reader:
             decoded = reader.frames() if point is None else reader.frames_from(point)
             if decoded is None:
                 continue
             for number, frame in enumerate(decoded, start=point.frame if point else 0):
-                _check_deadline(path, deadline)
                 if number >= start and (number - start) % interval == 0:
                     yield reader.pixels(frame)
                 if stop is not None and number + 1 >= stop:

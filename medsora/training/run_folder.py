@@ -25,7 +25,7 @@ from tqdm import tqdm
 from medsora.config import Config
 from medsora.config_file import config_to_dict, load_config, save_config
 from medsora.data.atomic import written_beside
-from medsora.errors import BadInput
+from medsora.errors import BadInput, one_line
 from medsora.training.checkpoint import Checkpoint, latest_checkpoint, library_versions
 from medsora.training.run_lock import hold_folder
 
@@ -68,7 +68,7 @@ class RunFolder:
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
         previous = path / "config.yaml"
         if previous.is_file() and self.checkpoints.is_dir():
-            _refuse_changes(load_config(previous), config, stage, path)
+            _refuse_changes(load_config(previous, outputs_anywhere=True), config, stage, path)
         if self.main:
             with self.writing():
                 path.mkdir(parents=True, exist_ok=True)
@@ -122,9 +122,10 @@ class RunFolder:
     def say(self, sentence: str) -> None:
         """Print one sentence and keep it in messages.txt."""
         if self.main:
+            sentence = one_line(sentence)
             tqdm.write(sentence, file=sys.stderr)  # not into the line of a progress bar
-            with self.writing(), (self.path / "messages.txt").open("ab") as file:
-                file.write(f"{sentence}\n".encode("utf-8", "backslashreplace"))  # files' names may be no text
+            with self.writing(), (self.path / "messages.txt").open("a", encoding="utf-8") as file:
+                file.write(sentence + "\n")
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Append one line to log.jsonl and pass the figures to the trackers."""
