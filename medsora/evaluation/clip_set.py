@@ -116,13 +116,21 @@ class ClipSet:
 
 
 def choose_clips(
-    root: str | Path, *, frames: int, size: int | tuple[int, int], interval: int, count: int, seed: int
+    root: str | Path,
+    *,
+    frames: int,
+    size: int | tuple[int, int],
+    interval: int,
+    count: int | None,
+    seed: int,
+    stride: int | None = None,
 ) -> ClipSet:
-    """Choose at most `count` clips of `frames` frames below `root` by the module's rule.
+    """Choose at most `count` clips of `frames` frames below `root` by the module's rule; None takes all.
 
+    `stride` source frames lie between two clips of a video, by default so many that they do not overlap.
     Raises `BadInput` with one sentence if there is no folder or no usable clip in it.
     """
-    report = check_folder(root, frames=frames, interval=interval)
+    report = check_folder(root, frames=frames, interval=interval, clip_stride=stride)
     report.require_clips()
     everything = [(source, window.start) for source in report.usable for window in source.windows]
     picked = np.sort(np.random.default_rng(seed).permutation(len(everything))[:count])

@@ -9,20 +9,33 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medsora.evaluation.bootstrap import between_halves, bootstrap, spread
 from medsora.evaluation.caveats import caveats, require_enough
 from medsora.evaluation.clip_set import RESIZE, ClipSet, choose_clips
 from medsora.evaluation.extraction import extract
-from medsora.evaluation.feature_store import Features
+from medsora.evaluation.feature_store import Extractor, Features
 from medsora.evaluation.measure import Measure
+from medsora.evaluation.memorisation import audit
 from medsora.evaluation.metrics import build_measures
 from medsora.evaluation.plots import draw_distances, draw_motion, write_sheet
 from medsora.evaluation.processes import on_main, process_state
+from medsora.evaluation.pyramid import PyramidExtractor
 from medsora.evaluation.results import Distance, Results, Score
 from medsora.evaluation.settings import EvaluationSettings
 from medsora.training.checkpoint import library_versions
 
-LIBRARIES = ("numpy", "scipy", "opencv-python-headless", "av", "pillow", "torchvision", "transformers")
+LIBRARIES = (
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+    "av",
+    "pillow",
+    "torchvision",
+    "transformers",
+    "torch-fidelity",
+)
 
 
 def evaluate(real: str | Path, fake: str | Path, **options: Any) -> Results | None:
@@ -55,15 +68,20 @@ def run_evaluation(settings: EvaluationSettings) -> Results | None:
     on_main(state, build)
     if not measures:
         build()  # the main process has fetched the weights by now
-    extractors = {name: measure.extractor for name, measure in measures.items()}
+    # by the extractors' names: FID and IS share one
+    extractors = {measure.extractor.identity["name"]: measure.extractor for measure in measures.values()}
     scratch = settings.out / ".features"
     share = {"state": state, "batch_size": settings.batch_size}
     real_features = extract(real, extractors, settings.cache, label="real", **share)
     fake_features = extract(fake, extractors, scratch, label="generated", **share)
+    audited = None
+    if settings.memorised is not None:
+        audited = audit(settings, fake, real, audit_extractor(measures, state.device), state, scratch)
     if not state.is_main_process:
         return None
     results = _compute(settings, measures, real_features, fake_features, real, fake)
-    results.warnings[:0] = caveats(settings, real, fake, results)
+    results.memorisation = audited
+    results.warnings += caveats(settings, real, fake, results)
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     results.write(settings.out)
@@ -81,6 +99,11 @@ def _enough_clips(root: str | Path, **chosen: Any) -> ClipSet:
     return clips
 
 
+def audit_extractor(measures: Mapping[str, Measure], device: torch.device) -> Extractor:
+    """Return the features of the memorisation audit: I3D's where it was asked for, else the pyramid's."""
+    return measures["fvd"].extractor if "fvd" in measures else PyramidExtractor(device)
+
+
 def _compute(
     settings: EvaluationSettings,
     measures: Mapping[str, Measure],
@@ -94,7 +117,8 @@ def _compute(
         {"real": real_clips.facts(), "generated": fake_clips.facts()},
         corpus=settings.corpus,
     )
-    for name, measure in measures.items():
+    for measure in measures.values():
+        name = measure.extractor.identity["name"]
         values = measure.compare(real[name], fake[name])
         halves = between_halves(measure, real[name], settings.seed)
         again = bootstrap(measure, real[name], fake[name], settings.bootstrap, settings.seed)
