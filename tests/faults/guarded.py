@@ -16,8 +16,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 MEMORY_BYTES = 2**30  # beyond what the process has before its first input
-SECONDS_PER_INPUT = 30.0
+SECONDS_PER_INPUT = 30.0  # of the processor; without any, a process may only have been stopped for a while
+PATIENCE = 20
 
 
 @dataclass
@@ -78,15 +81,22 @@ def _in_child(first: int, count: int, attempt: Callable[[int], str]) -> Iterator
         os.close(reading)
         _work(first, count, attempt, writing)
     os.close(writing)
-    buffer, alive = b"", True
+    buffer, alive, silent = b"", True, 0
     try:
         while alive:
+            used = sum(psutil.Process(pid).cpu_times()[:2])
             ready, _, _ = select.select([reading], [], [], SECONDS_PER_INPUT)
             if not ready:
+                silent += 1
+                if (
+                    sum(psutil.Process(pid).cpu_times()[:2]) - used < SECONDS_PER_INPUT / 2
+                    and silent < PATIENCE
+                ):
+                    continue
                 os.kill(pid, signal.SIGKILL)
                 yield _record("hang", SECONDS_PER_INPUT, 0, f"no answer within {SECONDS_PER_INPUT:.0f} s")
                 return
-            chunk = os.read(reading, 65536)
+            silent, chunk = 0, os.read(reading, 65536)
             buffer += chunk
             *lines, buffer = buffer.split(b"\n")
             yield from map(json.loads, lines)

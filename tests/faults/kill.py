@@ -16,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -210,12 +212,7 @@ def start_forks(run: Run, arm: Callable[[], None] | None = None) -> Started:
     for rank in range(run.processes):
         pid = os.fork()
         if pid == 0:
-            _become(run, rank, port)
-            if rank == 0:
-                _note_first_step(first_step, began)
-            if arm is not None and rank == 0:
-                arm()
-            _leave_with(lambda: exit_with_status(SCRIPTS[run.stage]))
+            _leave_with(partial(_train, run, rank, port, partial(_note_first_step, first_step, began), arm))
         pids.append(pid)
     return Started(pids, began, first_step)
 
@@ -234,6 +231,16 @@ def start_commands(run: Run) -> Started:
             stdout=log,
         )
     return Started([process.pid], time.monotonic(), run.folder / "first-step")
+
+
+def _train(run: Run, rank: int, port: int, note: Callable[[], None], arm: Callable[[], None] | None) -> None:
+    """Be one process of a run, from the command line to the exit status."""
+    _become(run, rank, port)
+    if rank == 0:
+        note()
+        if arm is not None:
+            arm()
+    exit_with_status(SCRIPTS[run.stage])
 
 
 def _become(run: Run, rank: int, port: int) -> None:
@@ -269,6 +276,8 @@ def _leave_with(main: Callable[[], None]) -> None:
         status = 0
     except SystemExit as left:
         status = left.code or 0
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)

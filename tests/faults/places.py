@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medsora.data.clips import ClipDataset
-from medsora.training import checkpoint, dit_stage, run_folder, tensor_store, vae_evaluation
+from medsora.training import checkpoint, dit_stage, run_folder, run_report, tensor_store, vae_loop
 from medsora.training.latent_cache import LatentCache
 from medsora.training.progress import Progress
 from medsora.training.run_folder import RunFolder
@@ -98,9 +98,9 @@ PLACES: dict[str, Callable[[int], None]] = {
     "in the dropping of an old checkpoint": lambda n: arm(checkpoint.shutil, "rmtree", 1, half_a_deletion),
     "before an evaluation": lambda n: (
         arm(dit_stage.DitStage, "evaluate", n, nothing),
-        arm(vae_evaluation, "contact_sheet", n, nothing),
+        arm(vae_loop, "evaluate_reconstruction", n, nothing),
     )[0],
-    "in the writing of samples": lambda n: arm(dit_stage, "save_image", 1, half_a_picture),
+    "in the writing of samples": lambda n: arm(run_report, "save_image", 2, half_a_picture),
     "in the writing of the cache": lambda n: arm(tensor_store, "save_file", n, half_a_tensor_file),
     "in the encoding for the cache": lambda n: arm(LatentCache, "_encode_clip", n, nothing),
     "at the end": lambda n: arm(run_folder.RunFolder, "say", 3, nothing),
