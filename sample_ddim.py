@@ -9,8 +9,7 @@ check_kernels_name()
 import argparse  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from medsora.cli import EXIT_STATUSES  # noqa: E402
-from medsora.errors import exit_with_status  # noqa: E402
+from medsora.errors import EXIT_STATUSES, exit_with_status  # noqa: E402
 
 
 def main() -> None:

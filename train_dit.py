@@ -6,19 +6,20 @@ from medsora.name_guard import check_kernels_name
 
 check_kernels_name()
 
-from medsora.cli import training_arguments  # noqa: E402
 from medsora.errors import exit_with_status  # noqa: E402
 
 
 def main() -> None:
     """Train the denoiser on the latents of the VAE that stage 1 left in the same run, or vae.path names."""
+    from medsora.cli import minutes_left, training_arguments
+
     config, options = training_arguments(
         "Stage 2: train the spiral-scan Mamba denoiser (§3.1, §3.2, §3.4) on the latents of stage 1's VAE.",
         preset=True,
     )
     from medsora.training.dit_loop import train_dit
 
-    train_dit(config, time_limit_minutes=options.time_limit)
+    train_dit(config, time_limit_minutes=minutes_left(options.time_limit))
 
 
 if __name__ == "__main__":

@@ -6,18 +6,19 @@ from medsora.name_guard import check_kernels_name
 
 check_kernels_name()
 
-from medsora.cli import training_arguments  # noqa: E402
 from medsora.errors import exit_with_status  # noqa: E402
 
 
 def main() -> None:
     """Fine-tune the frequency-compensated VAE on the clips that the config names."""
+    from medsora.cli import minutes_left, training_arguments
+
     config, options = training_arguments(
         "Stage 1: fine-tune the frequency-compensated VAE (§3.3). The result is RUN/vae/final."
     )
     from medsora.training.vae_loop import train_vae
 
-    train_vae(config, time_limit_minutes=options.time_limit)
+    train_vae(config, time_limit_minutes=minutes_left(options.time_limit))
 
 
 if __name__ == "__main__":

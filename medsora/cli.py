@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
+
+import psutil
 
 from medsora.config import Config
 from medsora.config_file import load_config
-from medsora.errors import BadInput
+from medsora.errors import EXIT_STATUSES, BadInput
 
-EXIT_STATUSES = (
-    "exit status: 0 done; 1 failed; 2 bad input, with one sentence; 75 interrupted and saved, start again"
-)
 PRESETS = ("S", "B", "L", "XL", "tiny")
 
 
@@ -31,7 +31,7 @@ def training_arguments(description: str, *, preset: bool = False) -> tuple[Confi
         "--time-limit",
         type=_minutes,
         metavar="MINUTES",
-        help="save and leave with status 75 after so many minutes",
+        help="save and leave with status 75 before so many minutes have passed",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change keys of the config, such as data.root=clips"
@@ -45,6 +45,13 @@ def training_arguments(description: str, *, preset: bool = False) -> tuple[Confi
     if options.resume == "never" and (folder / "checkpoints").is_dir():
         raise BadInput(f"{folder} already holds a run; take another run.name, or go on with --resume auto.")
     return config, options
+
+
+def minutes_left(limit: float | None) -> float | None:
+    """Return what is left of a `--time-limit`, which counts from the process's start, imports included."""
+    if limit is None:
+        return None
+    return limit - (time.time() - psutil.Process().create_time()) / 60
 
 
 def _minutes(text: str) -> float:

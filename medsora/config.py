@@ -39,6 +39,7 @@ class DataConfig:
     size: Any = 128  # pixels: one number for squares, or [height, width]
     interval: int = 3  # every third frame
     clip_stride: int | None = None  # source frames between enumerated windows; null: one clip's span
+    crop: Any = "auto"  # cut off first: auto (black borders) | none | [top, bottom, left, right] as parts
     flip: bool = True
     holdout: float = 0.1  # part of the videos that is never trained on
     split_csv: str | None = None

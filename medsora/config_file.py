@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from pathlib import Path
+import io
+import math
+import re
+from pathlib import Path, PurePath
 from typing import Any, get_args, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from medsora.config import Config, PhaseConfig
 from medsora.errors import BadInput
@@ -86,11 +89,33 @@ _AT_LEAST_0 = (
     "train_dit.weight_decay",
 )
 
+_AT_MOST = {
+    "data.frames": 4097,
+    "data.interval": 10_000,
+    "data.workers": 256,
+    "images.count": 4096,
+    "phantom.videos": 1_000_000,
+    "phantom.frames": 100_000,
+    "cache.image_groups": 1_000_000,
+}
+LARGEST_SIDE = 4096  # pixels
+
 DIFFUSION_STEPS = 1000
 
+# A config may come from a stranger: it names values, and writes nowhere but below the folder it is run from.
+OUTPUTS = ("run.dir", "cache.dir", "phantom.folder")
+RUN_NAME = re.compile(r"\w[\w .,+=@-]{0,99}")
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 100_000, 20
+LARGEST_NUMBER = 2**53
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+
+def load_config(
+    path: str | Path, overrides: list[str] | None = None, *, outputs_anywhere: bool = False
+) -> Config:
     """Read `path`, apply `key=value` overrides and return a checked `Config`.
+
+    Unless `outputs_anywhere`, what the file names as `OUTPUTS` must lie below the present folder; overrides,
+    which the user typed, may name any place.
 
     Raises `BadInput` with one sentence that names the file or key: a missing file, broken YAML, an unknown
     key (with the nearest known one), a value of the wrong type, or a value outside its range.
@@ -99,11 +124,13 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     if not path.is_file():
         raise BadInput(f"there is no config file {path}; configs/ holds those that come with MedSora.")
     try:
-        given = OmegaConf.load(path)
+        given = OmegaConf.load(io.StringIO(_read_bounded(path)))
         if not isinstance(given, DictConfig):
             raise BadInput(
                 f"{path} must hold sections such as 'data:' and 'vae:', not {type(given).__name__}."
             )
+        if not outputs_anywhere:
+            _check_outputs(OmegaConf.to_container(given, resolve=False), str(path))
         for override in overrides or []:
             if "=" not in override:
                 raise BadInput(f"'{override}' is no override; write key=value, for example data.size=64.")
@@ -112,20 +139,21 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     except BadInput:
         raise
     except Exception as error:  # OmegaConf passes on the YAML library's many error types
-        raise BadInput(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}.") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{path} cannot be read as YAML: {reason}.") from error
     return config_from_dict(plain, str(path))
 
 
 def config_from_dict(values: dict[str, Any], source: str) -> Config:
     """Return the checked `Config` of nested plain `values`; `source` names them in errors."""
     _refuse_unknown_keys(values, Config, "", source)
+    _refuse_odd_values(values, "", source)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(values)))
-    except OmegaConfBaseException as error:
+    except Exception as error:  # of OmegaConf's own kind, and whatever else odd values set off inside it
         key = getattr(error, "full_key", None) or "a key"
-        raise BadInput(
-            f"{source}: {key} has a value that does not fit: {str(error).splitlines()[0]}."
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{source}: {key} has a value that does not fit: {reason}.") from error
     _check_values(config, source)
     return config
 
@@ -161,6 +189,56 @@ def _refuse_unknown_keys(values: Any, schema: type, prefix: str, source: str) ->
                         _refuse_unknown_keys(entry, part, f"{name}[{number}].", source)
 
 
+def _read_bounded(path: Path) -> str:
+    """Return the text of a YAML file whose values, aliases written out, are few enough to be a config."""
+    if path.stat().st_size > MAX_BYTES:
+        raise BadInput(f"{path} is larger than {MAX_BYTES} bytes: that is no config.")
+    text = path.read_text(encoding="utf-8")
+    sizes: dict[int, int] = {}  # of nodes, by identity: an alias is the very node that it stands for
+
+    def written_out(node: yaml.Node | None, depth: int) -> int:
+        if not isinstance(node, yaml.CollectionNode):
+            return 1
+        if depth > MAX_DEPTH:  # a node inside itself too
+            raise BadInput(f"{path} is nested more than {MAX_DEPTH} deep: that is no config.")
+        if id(node) not in sizes:
+            parts = (
+                node.value
+                if isinstance(node, yaml.SequenceNode)
+                else [n for pair in node.value for n in pair]
+            )
+            sizes[id(node)] = 1 + sum(written_out(part, depth + 1) for part in parts)
+        return sizes[id(node)]
+
+    if written_out(yaml.compose(text, Loader=yaml.SafeLoader), 0) > MAX_NODES:
+        raise BadInput(f"{path} stands for more than {MAX_NODES} values: that is no config.")
+    return text
+
+
+def _check_outputs(values: Any, source: str) -> None:
+    for key in OUTPUTS:
+        section, name = key.split(".")
+        inner = values.get(section)
+        place = inner.get(name) if isinstance(inner, dict) else None
+        if isinstance(place, str) and (PurePath(place).is_absolute() or ".." in PurePath(place).parts):
+            raise BadInput(
+                f"{source}: {key} is '{place}', but a config file writes only below the folder it is run "
+                f"from; say {key}={place} on the command line if you mean it."
+            )
+
+
+def _refuse_odd_values(value: Any, name: str, source: str) -> None:
+    """Refuse what no key can mean: interpolations (they read the environment), NaN, unprintable text."""
+    if isinstance(value, dict | list):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in entries:
+            _refuse_odd_values(inner, f"{name}.{key}" if name else str(key), source)
+    elif isinstance(value, str) and ("${" in value or not value.isprintable()):
+        raise BadInput(f"{source}: {name} is {value!r}, but values are plain text, written out in full.")
+    elif isinstance(value, int | float) and (not math.isfinite(value) or abs(value) > LARGEST_NUMBER):
+        raise BadInput(f"{source}: {name} is {value!s:.50}, which is no number to compute with.")
+
+
 def _value(config: Config, key: str) -> Any:
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
@@ -182,9 +260,20 @@ def _check_values(config: Config, source: str) -> None:
     for key in _AT_LEAST_0:
         if not _value(config, key) >= 0:
             raise BadInput(f"{source}: {key} is {_value(config, key)} but must be at least 0.")
+    for key, largest in _AT_MOST.items():
+        if _value(config, key) > largest:
+            raise BadInput(f"{source}: {key} is {_value(config, key)} but must be at most {largest}.")
+    if not RUN_NAME.fullmatch(config.run.name):
+        raise BadInput(
+            f"{source}: run.name is {config.run.name!r} but must be one folder's name: a letter or digit "
+            "first, no slashes; the place is run.dir."
+        )
+    for key, value in config.denoiser.overrides.items():
+        if isinstance(value, int) and not isinstance(value, bool) and not 0 < value <= LARGEST_SIDE:
+            raise BadInput(f"{source}: denoiser.overrides.{key} is {value} but must be 1 to {LARGEST_SIDE}.")
     for key in ("train_vae.betas", "train_dit.betas"):
         betas = _value(config, key)
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
             raise BadInput(f"{source}: {key} is {betas} but must be two numbers from 0 to below 1.")
     if not 0 <= config.train_dit.ema_decay < 1:
         raise BadInput(f"{source}: train_dit.ema_decay must be at least 0 and below 1.")
@@ -196,12 +285,16 @@ def _check_values(config: Config, source: str) -> None:
     size = config.data.size
     sides = [size] if isinstance(size, int) else size
     whole = (
-        isinstance(sides, list | tuple) and len(sides) in (1, 2) and all(isinstance(s, int) for s in sides)
+        isinstance(sides, list | tuple)
+        and (isinstance(size, int) or len(sides) == 2)
+        and all(isinstance(side, int) and side <= LARGEST_SIDE for side in sides)
     )
     if not whole or isinstance(size, bool):
         raise BadInput(
-            f"{source}: data.size is {size!r} but must be one number of pixels or [height, width]."
+            f"{source}: data.size is {size!r} but must be one number of pixels or [height, width], "
+            f"each at most {LARGEST_SIDE}."
         )
+    _check_crop(config.data.crop, source)
     if not 0 <= config.data.holdout < 1:
         raise BadInput(
             f"{source}: data.holdout is {config.data.holdout} but must be at least 0 and less than 1."
@@ -212,6 +305,18 @@ def _check_values(config: Config, source: str) -> None:
             "use a multiple of 8, 0, or images.encoding=single."
         )
     _check_phases(config.train_dit.phases, source)
+
+
+def _check_crop(crop: Any, source: str) -> None:
+    if crop in ("auto", "none"):
+        return
+    parts = crop if isinstance(crop, list | tuple) else ()
+    numbers = len(parts) == 4 and all(isinstance(part, int | float) and 0 <= part < 1 for part in parts)
+    if not numbers or parts[0] + parts[1] >= 0.95 or parts[2] + parts[3] >= 0.95:
+        raise BadInput(
+            f"{source}: data.crop is {crop!r} but must be auto, none, or four parts of the frame to cut off, "
+            "[top, bottom, left, right], such as [0.1, 0.1, 0.25, 0]."
+        )
 
 
 def _check_phases(phases: list[PhaseConfig], source: str) -> None:

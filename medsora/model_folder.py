@@ -129,12 +129,23 @@ def check_part(folder: Path) -> None:
         raise BadInput(f"{weights} is not a whole safetensors file ({error}); copy it again.") from error
 
 
+def checkpoint_format(folder: Path) -> int | None:
+    """Return the format that a checkpoint's manifest names, or None if it cannot be read."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if type(found) is int else None
+
+
 def checkpoint_problem(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint (a file missing, cut or changed), or None if it is whole."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["format"] != CHECKPOINT_FORMAT:
             return f"its format is {manifest['format']}, this version of MedSora reads {CHECKPOINT_FORMAT}"
+        if "state.json" not in manifest["files"]:
+            return "its manifest does not list state.json"
         for name, wanted in manifest["files"].items():
             path = folder / name
             if folder.resolve() not in path.resolve().parents:
@@ -145,7 +156,7 @@ def checkpoint_problem(folder: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes instead of {wanted['size']}"
             if sha256(path) != wanted["sha256"]:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
     return None
 

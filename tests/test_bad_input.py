@@ -49,7 +49,7 @@ def configure(
     monkeypatch.chdir(tmp_path)
 
     def make(**changes) -> Config:
-        return tiny.tiny_config(tmp_path, clips, **{"vae__path": str(vae_folder)} | changes)
+        return tiny.tiny_config(Path(), clips, **{"vae__path": str(vae_folder)} | changes)
 
     return make
 
@@ -240,7 +240,7 @@ def test_weights_that_cannot_be_had_offline(refusal: Callable, tmp_path: Path) -
 @pytest.mark.parametrize("stage", ["vae", "dit"])
 def test_a_file_in_the_way_of_the_run_folder(stage: str, refusal: Callable, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    sentence = refusal(stage, run__dir=str(tmp_path / "file" / "runs"))
+    sentence = refusal(stage, f"run.dir={tmp_path}/file/runs")
     assert "the run folder" in sentence
     assert "run.dir" in sentence
     assert (tmp_path / "file").read_text() == "in the way"
@@ -248,13 +248,13 @@ def test_a_file_in_the_way_of_the_run_folder(stage: str, refusal: Callable, tmp_
 
 def test_a_file_in_the_way_of_the_cache(refusal: Callable, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    sentence = refusal("dit", cache__latents="disk", cache__dir=str(tmp_path / "file" / "cache"))
+    sentence = refusal("dit", "cache.latents=disk", f"cache.dir={tmp_path}/file/cache")
     assert "cache.dir" in sentence
 
 
 def test_a_file_in_the_way_of_the_phantom(refusal: Callable, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    sentence = refusal("vae", data__root=None, phantom__folder=str(tmp_path / "file" / "clips"))
+    sentence = refusal("vae", "data.root=null", f"phantom.folder={tmp_path}/file/clips")
     assert str(tmp_path / "file" / "clips") in sentence
 
 

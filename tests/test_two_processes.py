@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-def configure(work: Path, clips: Path) -> Config:
+def configure(clips: Path) -> Config:
     return tiny.tiny_config(
-        work,
+        Path(),
         clips,
         denoiser__overrides={**tiny.DENOISER, "dropout": 0.0},
         train_vae__max_steps=2,
@@ -37,7 +37,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that two processes left."""
     work = tmp_path_factory.mktemp("together")
     clips = tiny.write_clips(tmp_path_factory.getbasetemp() / "tiny-clips")
-    save_config(configure(work, clips), work / "config.yaml")
+    save_config(configure(clips), work / "config.yaml")
     environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *LAUNCHER, "-m", "tests.run_two_processes", "config.yaml", str(work)],
@@ -59,7 +59,7 @@ def test_gradients_are_those_of_one_process(
 ) -> None:
     """Two processes with a clip each, one with both: equal to 1e-5, with everything awake and no dropout."""
     monkeypatch.chdir(tmp_path)
-    config = configure(tmp_path, together.parent / "tiny-clips")
+    config = configure(together.parent / "tiny-clips")
     if stage == "dit":
         shutil.copytree(together / "runs" / "tiny" / "vae", config.vae_dir)
     with tiny.nothing_silent(), tiny.first_gradients(stage) as alone:

@@ -30,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
         "check",
         help="a table of every video: what it is, how many clips it gives, what is wrong with it",
         description="Decode every video file and frame folder below DIR once; print a table of container, "
-        "codec, frames counted by decoding, fps, size, usable clips and damage; draw a contact sheet. "
+        "codec, frames counted by decoding, fps, size, usable clips, damage, black borders and burnt-in "
+        "text; draw a contact sheet. "
         "Results are kept, so a second check and the training run decode only what changed.",
         epilog="exit status: 0 at least one clip can be used; 2 none can, or there is no such folder",
     )
@@ -49,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
         default=[128],
         metavar="PX",
         help="side, or height and width (default: 128)",
+    )
+    check.add_argument(
+        "--crop", choices=("auto", "none"), default="auto", help="cut black borders off (default: auto)"
     )
     check.add_argument("--sheet", type=Path, help="the contact sheet (default: runs/check/NAME.png)")
     check.add_argument("--cache", type=Path, help="where results are kept (default: below runs/cache)")
@@ -86,6 +90,7 @@ def run_check(options: argparse.Namespace, console: Console) -> None:
             frames=options.frames + 1,
             interval=options.interval,
             clip_stride=options.stride,
+            crop=options.crop,
             cache_path=options.cache,
             on_progress=_shown(progress, "decoding"),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,9 @@ from pathlib import Path
 from medsora.data.check_cache import CheckCache, default_cache_path
 from medsora.data.find import Source, find_sources
 from medsora.data.scan import Scan, scan_source
+from medsora.data.still_marks import NO_MARGINS, Margins, StillMarks, place
 from medsora.data.windows import Window, clip_span, windows_of
-from medsora.errors import BadInput
+from medsora.errors import BadInput, one_line
 
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here
 
@@ -25,6 +26,7 @@ class SourceReport:
     scan: Scan
     windows: tuple[Window, ...]
     span: int
+    margins: Margins = NO_MARGINS  # what is cut off every frame
 
     @property
     def problem(self) -> str | None:
@@ -39,6 +41,29 @@ class SourceReport:
     def remarks(self) -> tuple[str, ...]:
         """What else deserves to be known about a source that can be used."""
         return () if self.problem else self.scan.remarks
+
+    @property
+    def marks(self) -> tuple[Margins, ...]:
+        """Boxes of text or marks burnt into what is left of the frames after `margins` are cut off."""
+        return StillMarks(self.scan.margins, self.scan.marks).marks_inside(self.margins)
+
+    @property
+    def crop_words(self) -> str | None:
+        """What is cut off, in pixels, in words; None if nothing is."""
+        sides = zip(("top", "bottom", "left", "right"), self.margins, strict=True)
+        height, width = self.scan.height, self.scan.width
+        cut = [
+            f"{side} {round(part * (height if side in ('top', 'bottom') else width))}"
+            for side, part in sides
+            if part
+        ]
+        return f"cropped by {', '.join(cut)} pixels" if cut else None
+
+    @property
+    def marks_words(self) -> str | None:
+        """Where burnt-in text or marks lie, in words; None if there are none."""
+        places = dict.fromkeys(place(box) for box in self.marks)
+        return f"burnt-in text or marks {', '.join(places)}" if places else None
 
 
 @dataclass(frozen=True)
@@ -76,7 +101,21 @@ class CheckReport:
             for r in self.usable
             if r.remarks
         ]
-        return lines
+        cropped = [r for r in self.usable if r.crop_words]
+        if cropped:
+            first = cropped[0]
+            lines.append(
+                f"borders are cut off in {len(cropped)} sources, the first: "
+                f"{first.source.name} {first.crop_words}"
+            )
+        marked = [r for r in self.usable if r.marks]
+        if marked:
+            lines.append(
+                f"burnt-in text or marks stand still in {len(marked)} sources, the first: "
+                f"{marked[0].source.name} {marked[0].marks_words}; a model learns names and dates too: "
+                "set data.crop=[top,bottom,left,right] to cut them off, or take these files out"
+            )
+        return [one_line(line) for line in lines]
 
     def require_clips(self) -> None:
         """Raise `BadInput` with one sentence if there is no usable clip at all."""
@@ -98,6 +137,7 @@ def check_folder(
     frames: int = 17,
     interval: int = 3,
     clip_stride: int | None = None,
+    crop: str | Sequence[float] = "none",
     cache_path: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     threads: int = 4,
@@ -105,8 +145,10 @@ def check_folder(
     """Scan every source below `root`, or recall its scan, and count its clips.
 
     A clip is `frames` frames, every `interval`-th one; `clip_stride` source frames lie between enumerated
-    clips (default: one clip's span). Scans are kept in `cache_path` (default: below runs/cache) and renewed
-    when a file's size or time of change differs. `on_progress(done, total)` is called after each source.
+    clips (default: one clip's span). `crop` says what is cut off every frame: "none", "auto" (each source's
+    own black borders), or parts of height and width (top, bottom, left, right). Scans are kept in
+    `cache_path` (default: below runs/cache) and renewed when a file's size or time of change differs.
+    `on_progress(done, total)` is called after each source.
     Raises `BadInput` if there is no such folder; bad files are reported, never raised.
     """
     root = Path(root)
@@ -131,7 +173,8 @@ def check_folder(
     reports = []
     for source in found.sources:
         windows = windows_of(scans[source], span, clip_stride or span)
-        reports.append(SourceReport(source, scans[source], tuple(windows), span))
+        margins = scans[source].margins if crop == "auto" else NO_MARGINS if crop == "none" else tuple(crop)
+        reports.append(SourceReport(source, scans[source], tuple(windows), span, margins))
     return CheckReport(root, frames, interval, tuple(reports), found.unlisted, found.other_files)
 
 

@@ -22,7 +22,7 @@ from medsora.data.scan import Scan
 log = logging.getLogger(__name__)
 
 # Seek points hold checksums of decoded pixels: another decoder or processor may round differently.
-_MADE_BY = {"format": 3, "av": av.__version__, "machine": platform.machine()}
+_MADE_BY = {"format": 4, "av": av.__version__, "machine": platform.machine()}
 
 
 def default_cache_path(root: str | Path) -> Path:
@@ -53,7 +53,9 @@ class CheckCache:
             if entry is None or entry["state"] != _state(source):
                 return None
             scan = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["scan"].items()}
-            return Scan(**scan | {"seek_points": tuple(SeekPoint(*p) for p in scan["seek_points"])})
+            points = tuple(SeekPoint(*point) for point in scan["seek_points"])
+            marks = tuple(tuple(box) for box in scan["marks"])
+            return Scan(**scan | {"seek_points": points, "marks": marks})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

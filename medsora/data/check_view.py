@@ -39,6 +39,13 @@ def check_totals(report: CheckReport) -> str:
         f"clips of {report.frames} frames at interval {report.interval} "
         f"(each spans {clip_span(report.frames, report.interval)} frames)."
     )
+    if cropped := sum(source.crop_words is not None for source in report.usable):
+        text += f" Borders are cut off in {cropped}."
+    if marked := sum(bool(source.marks) for source in report.usable):
+        text += (
+            f" {marked} hold burnt-in text or marks that stand still: a model learns names and dates too, so "
+            "cut them off (data.crop) or take these files out."
+        )
     if report.other_files:
         text += f" {report.other_files} files are neither videos nor pictures and are left alone."
     return text
@@ -59,6 +66,7 @@ def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
             report.interval,
             size,
             seek_points=source.scan.seek_points,
+            margins=source.margins,
         )
         rows.append((f"{source.source.name}@{start}   {_format(source)}", frames))
     return contact_sheet(rows)
@@ -66,7 +74,8 @@ def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
 
 def _cells(source: SourceReport) -> list[Text | str]:
     scan = source.scan
-    remarks = source.problem or "; ".join(source.remarks)
+    notes = (*source.remarks, source.crop_words, source.marks_words)
+    remarks = source.problem or "; ".join(note for note in notes if note)
     return [
         Text(source.source.name),
         scan.container,

@@ -26,7 +26,7 @@ from medsora.data.resize import height_width
 from medsora.data.split import HELD_OUT, split_by_csv, split_by_video
 from medsora.data.video_io import read_frames
 from medsora.data.windows import Window, clip_span
-from medsora.errors import BadInput
+from medsora.errors import BadInput, one_line
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class ClipDataset(Dataset):
         interval: every `interval`-th source frame is taken.
         size: pixels, one number or (H, W); frames are scaled to cover it and cropped in the middle.
         clip_stride: source frames between enumerated windows (default: one clip's span).
+        crop: what is cut off every frame first: "none", "auto" (black borders) or parts (`check_folder`).
         flip: mirror half of the items left to right, joint images and flow included.
         images: K, the number of joint images.
         seed: decides starts, flips, images and the split.
@@ -65,6 +66,7 @@ class ClipDataset(Dataset):
         interval: int = 3,
         size: int | tuple[int, int] = 128,
         clip_stride: int | None = None,
+        crop: str | Sequence[float] = "none",
         flip: bool = True,
         images: int = 8,
         seed: int = 0,
@@ -91,6 +93,7 @@ class ClipDataset(Dataset):
                 frames=self.clip_frames,
                 interval=interval,
                 clip_stride=clip_stride,
+                crop=crop,
                 cache_path=check_cache,
             )
             for complaint in report.complaints():
@@ -144,7 +147,7 @@ class ClipDataset(Dataset):
 
     def name(self, choice: ClipChoice) -> str:
         """Return what reports call the clip: "folder/file.mp4@START"."""
-        return f"{self.videos[choice.video].source.name}@{choice.start}"
+        return one_line(f"{self.videos[choice.video].source.name}@{choice.start}")
 
     def choose(
         self,
@@ -216,6 +219,7 @@ class ClipDataset(Dataset):
             self.interval,
             self.size,
             seek_points=report.scan.seek_points,
+            margins=report.margins,
             time_limit=CLIP_TIME_LIMIT_S,
         )
         return frames_to_video(frames)

@@ -8,6 +8,7 @@ decoding begins at an earlier point, in the end at the file's start.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,9 @@ import av
 import numpy as np
 
 MAX_SIDE = 16384  # pixels; a header that claims more is broken, and believing it would cost gigabytes
-MAX_PIXELS = 2**27
+MAX_PIXELS = 2**25  # 8K; a decoder holds a dozen such pictures at once, which must stay below a gigabyte
 SIZE_LIMIT = f"at most {MAX_SIDE} per side and {MAX_PIXELS // 10**6} million in all are read"
+STALL_S = 60.0  # opening a file, or reading its next packet, takes no longer, or it is given up
 NOT_VIDEOS = {"concat", "dash", "hls", "tty", "image2"}  # what FFmpeg opens but which holds no frames itself
 
 
@@ -50,11 +52,14 @@ class VideoReader:
     """The first video stream of one file; a context manager.
 
     Raises `UnreadableVideo` on opening a file that holds no video or whose header cannot be believed.
-    `skipped_packets` and `stopped_by` tell afterwards what did not decode.
+    `skipped_packets` and `stopped_by` tell afterwards what did not decode. Decoding that takes longer than
+    `time_limit` seconds raises `UnreadableVideo` too: no damage can make it go on for ever.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, time_limit: float | None = None) -> None:
         self.path = Path(path)
+        self.time_limit = time_limit
+        self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.skipped_packets = 0
         self.stopped_by: str | None = None
         try:
@@ -62,6 +67,7 @@ class VideoReader:
                 f"file:{self.path}",
                 metadata_errors="replace",
                 options={"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)},
+                timeout=STALL_S,
             )
         except av.FFmpegError as error:
             raise UnreadableVideo(self.path, why_unopenable(self.path, error)) from error
@@ -99,6 +105,8 @@ class VideoReader:
         """Decode from where the reader stands on, in order of presentation, skipping packets that do not."""
         try:
             for packet in self.container.demux(self.stream):
+                if self.deadline is not None and time.monotonic() > self.deadline:
+                    raise UnreadableVideo(self.path, f"decoding takes longer than {self.time_limit:.0f} s")
                 try:
                     decoded = packet.decode()
                 except av.FFmpegError:
@@ -125,7 +133,7 @@ class VideoReader:
         """Return a frame's pixels, by default uint8 (H, W, 3); `UnreadableVideo` if that fails."""
         try:
             return frame.to_ndarray(format=pixel_format)
-        except (av.FFmpegError, ValueError) as error:
+        except (av.FFmpegError, ValueError, MemoryError) as error:
             raise UnreadableVideo(self.path, f"a frame cannot be converted to pixels ({error})") from error
 
     def checksum(self, frame: av.VideoFrame) -> int:

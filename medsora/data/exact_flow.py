@@ -29,6 +29,11 @@ def check_flow_files(videos: Sequence[SourceReport], *, interval: int, size: tup
         )
     for video in videos:
         path, scan = flow_path(video.source.path), video.scan
+        if any(video.margins):
+            raise BadInput(
+                f"exact flow cannot be cropped, but {video.source.name} is {video.crop_words}; "
+                "set data.crop=none."
+            )
         if (scan.height, scan.width) != size:
             raise BadInput(
                 f"exact flow cannot be resized: {video.source.name} has {scan.height}x{scan.width} pixels "

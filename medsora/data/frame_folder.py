@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from medsora.data.decoding import MAX_PIXELS, MAX_SIDE, SIZE_LIMIT, UnreadableVideo
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"])
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")  # Pillow's others run programs (EPS) or are rare
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
@@ -33,7 +37,9 @@ def list_frames(folder: str | Path) -> list[Path]:
 def read_image(path: str | Path) -> np.ndarray:
     """Return a picture as uint8 (H, W, 3). Raises `UnreadableVideo` with the reason if it does not decode."""
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UnreadableVideo(path, "not a regular file")
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
                 raise UnreadableVideo(path, f"its header claims {width}x{height} pixels; {SIZE_LIMIT}")

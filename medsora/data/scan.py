@@ -8,14 +8,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
+
 from medsora.data.decoding import SeekPoint, UnreadableVideo, VideoReader
 from medsora.data.find import Source
 from medsora.data.frame_folder import list_frames, read_image
+from medsora.data.still_marks import NO_MARGINS, EvenSamples, Margins
 from medsora.data.video_io import reader_info
 
 SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame
 AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and program streams land late
 REORDERED = 16  # frames that a decoder may hold back before it shows them
+LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # of one pass; what takes longer for its size is made to take long
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
 
@@ -25,7 +29,8 @@ class Scan:
 
     `frames` is counted by decoding. `seek_points` are entries proven by trying; without any, decoding starts
     at the file's start. `broken` are frames that do not decode or may be torn: no clip may touch them.
-    `problem` says why nothing can be used, `remarks` what else deserves to be known.
+    `problem` says why nothing can be used, `remarks` what else deserves to be known. `margins` are black
+    borders, `marks` the boxes of text or marks burnt into the frames (`medsora.data.still_marks`).
     """
 
     container: str = "?"
@@ -38,6 +43,8 @@ class Scan:
     broken: tuple[int, ...] = ()
     problem: str | None = None
     remarks: tuple[str, ...] = ()
+    margins: Margins = NO_MARGINS
+    marks: tuple[Margins, ...] = ()
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the stretches (start, stop) of consecutive frames that decode."""
@@ -58,17 +65,21 @@ def scan_source(source: Source) -> Scan:
 def _scan_file(path: Path) -> Scan:
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise UnreadableVideo(path, "not a regular file")
-    with VideoReader(path) as reader:
+    limit = LIMIT_S + LIMIT_S_PER_MB * path.stat().st_size / 1e6 if path.exists() else LIMIT_S
+    with VideoReader(path, limit) as reader:
         info = reader_info(reader)
         scan = Scan(info.container, info.codec, info.width, info.height, info.fps)
         points: list[SeekPoint] = []
         hits: list[int] = []  # frames near which something did not decode
         count, skipped, last_pts, ordered = 0, 0, None, True
+        samples = EvenSamples()
         for number, frame in enumerate(reader.frames()):
             count = number + 1
             if frame.is_corrupt or reader.skipped_packets > skipped:
                 hits.append(number)
                 skipped = reader.skipped_packets
+            elif samples.wants(number):
+                samples.add(reader.pixels(frame, "gray"))
             ordered &= frame.pts is not None and (last_pts is None or frame.pts > last_pts)
             last_pts = frame.pts
             if ordered and frame.key_frame and number >= (points[-1].frame if points else 0) + SEEK_SPACING:
@@ -84,7 +95,16 @@ def _scan_file(path: Path) -> Scan:
         remarks += (f"damaged near frame {hits[0]}: {len(torn)} frames that this may have torn are left out",)
     if points and not proven:
         remarks += ("frames cannot be found by seeking; clips are decoded from the file's start",)
-    return replace(scan, frames=count, seek_points=proven, broken=torn, remarks=remarks)
+    still = samples.still_marks()
+    return replace(
+        scan,
+        frames=count,
+        seek_points=proven,
+        broken=torn,
+        remarks=remarks,
+        margins=still.margins,
+        marks=still.marks,
+    )
 
 
 def _torn(hits: list[int], points: tuple[SeekPoint, ...], count: int) -> tuple[int, ...]:
@@ -140,7 +160,7 @@ def _proven(path: Path, points: list[SeekPoint]) -> tuple[SeekPoint, ...]:
 
 
 def _lands(path: Path, point: SeekPoint) -> bool:
-    with VideoReader(path) as reader:
+    with VideoReader(path, LIMIT_S) as reader:
         return reader.frames_from(point) is not None
 
 
@@ -149,14 +169,18 @@ def _scan_folder(folder: Path) -> Scan:
     broken: list[int] = []
     reasons: list[str] = []
     sizes: dict[tuple[int, int], int] = {}
+    samples = EvenSamples()
     for number, picture in enumerate(pictures):
         try:
-            height, width = read_image(picture).shape[:2]
+            image = read_image(picture)
         except UnreadableVideo as error:
             broken.append(number)
             reasons.append(f"{picture.name} {error.reason}")
         else:
+            height, width = image.shape[:2]
             sizes[width, height] = sizes.get((width, height), 0) + 1
+            if samples.wants(number):
+                samples.add(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
     if not sizes:
         return Scan("frames", problem=f"none of its {len(pictures)} pictures decodes: {reasons[0]}")
     width, height = max(sizes, key=lambda size: sizes[size])
@@ -166,6 +190,15 @@ def _scan_folder(folder: Path) -> Scan:
     if len(sizes) > 1:
         remarks.append(f"its pictures have {len(sizes)} different sizes")
     codec = pictures[0].suffix.lstrip(".").lower()
+    still = samples.still_marks()
     return Scan(
-        "frames", codec, width, height, None, len(pictures), (), tuple(broken), remarks=tuple(remarks)
+        "frames",
+        codec,
+        width,
+        height,
+        frames=len(pictures),
+        broken=tuple(broken),
+        remarks=tuple(remarks),
+        margins=still.margins,
+        marks=still.marks,
     )

@@ -22,6 +22,7 @@ from medsora.data.atomic import written_beside
 from medsora.data.decoding import SeekPoint, UnreadableVideo, VideoReader
 from medsora.data.frame_folder import list_frames, read_image
 from medsora.data.resize import resize_and_crop
+from medsora.data.still_marks import NO_MARGINS, Margins, crop
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,13 @@ def read_frames(
     size: int | tuple[int, int] | None = None,
     *,
     seek_points: Sequence[SeekPoint] = (),
+    margins: Margins = NO_MARGINS,
     time_limit: float | None = None,
 ) -> np.ndarray:
     """Return frames start, start + interval, ... as uint8 (count, H, W, 3); all if `count` is None.
 
-    With `size`, one number or (H, W), each frame is scaled to cover it and cropped in the middle. Frames are
+    `margins` (top, bottom, left, right; parts of height and width) are cut off first. With `size`, one number
+    or (H, W), what is left of each frame is scaled to cover it and cropped in the middle. Frames are
     decoded one after another and only those asked for are kept. With `seek_points` (from
     `medsora.data.scan.scan_source`) decoding begins at the last usable one at or before `start`, without them
     at the file's start; the frames are the same either way.
@@ -100,9 +103,10 @@ def read_frames(
     stop = None if count is None else start + (count - 1) * interval + 1
     chosen = _folder_frames(path, start, stop, interval) if path.is_dir() else None
     if chosen is None:
-        chosen = _file_frames(path, start, stop, interval, seek_points, deadline)
+        chosen = _file_frames(path, start, stop, interval, seek_points, time_limit)
     kept = []
     for frame in chosen:
+        frame = crop(frame, margins)
         kept.append(frame if size is None else resize_and_crop(frame, size))
         _check_deadline(path, deadline)
     if not kept or (count is not None and len(kept) < count):
@@ -130,17 +134,16 @@ def _file_frames(
     stop: int | None,
     interval: int,
     seek_points: Sequence[SeekPoint],
-    deadline: float | None,
+    time_limit: float | None,
 ) -> Iterator[np.ndarray]:
     before = bisect_right(seek_points, start, key=lambda point: point.frame)
     entries = [*reversed(seek_points[max(0, before - 2) : before]), None]  # None: the file's start
     for point in entries:
-        with VideoReader(path) as reader:
+        with VideoReader(path, time_limit) as reader:
             decoded = reader.frames() if point is None else reader.frames_from(point)
             if decoded is None:
                 continue
             for number, frame in enumerate(decoded, start=point.frame if point else 0):
-                _check_deadline(path, deadline)
                 if number >= start and (number - start) % interval == 0:
                     yield reader.pixels(frame)
                 if stop is not None and number + 1 >= stop:

@@ -1,0 +1,19 @@
+"""How good generated clips are, measured so that others get the same numbers. Start at `run.py`.
+
+`clip_set` chooses the clips, `extraction` turns each into features on disk (`feature_store`), a measure
+(`measures`) turns the features of two sets into figures, `results` writes them with their whole protocol.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["EvaluationSettings", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:  # loads on first use: `motion` alone must not import everything
+    if name in __all__:
+        from medsora.evaluation import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -63,7 +63,11 @@ def _open(
     data = config.data
     root = clip_folder(config, show=show)
     report = check_folder(
-        root, frames=data.frames + extra_frame, interval=data.interval, clip_stride=data.clip_stride
+        root,
+        frames=data.frames + extra_frame,
+        interval=data.interval,
+        clip_stride=data.clip_stride,
+        crop=data.crop,
     )
     if show:
         for complaint in report.complaints():

@@ -21,7 +21,7 @@ from medsora.training.latent_cache import LatentCache
 from medsora.training.prior_cache import PriorCache
 from medsora.training.run_folder import RunFolder
 from medsora.training.schedule import Schedule
-from medsora.training.setup import make_accelerator, start_trackers
+from medsora.training.setup import check_same_run, make_accelerator, start_trackers
 from medsora.training.vae_choice import trained_vae
 from vae import check_video_shape
 
@@ -58,6 +58,7 @@ def build_dit_stage(config: Config) -> DitStage:
     )
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     run = RunFolder(config.dit_dir, config, "train_dit", accelerator)
+    check_same_run(run, config, clips)
     if prior is not None and prior.untrained:
         run.say("the flow prior is untrained (dino.weights: random): its alignment teaches nothing.")
     diffusion = GaussianDiffusion()

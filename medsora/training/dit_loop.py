@@ -8,7 +8,7 @@ import torch
 
 from flow_prior import alignment_loss
 from medsora.config import Config
-from medsora.errors import Interrupted, building
+from medsora.errors import building
 from medsora.training.dit_build import build_dit_stage
 from medsora.training.interruption import StopRequest, any_process
 from medsora.training.non_finite import StepRecord
@@ -22,6 +22,7 @@ from medsora.training.setup import (
     gradients_synchronised,
     set_learning_rate,
 )
+from medsora.training.together import losses_said
 
 
 def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Path:
@@ -30,7 +31,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
     stop = StopRequest(time_limit_minutes)
-    with building():
+    with losses_said(), building():
         stage = build_dit_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
         start = stage.resume()
@@ -46,8 +47,12 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
     progress = Progress("stage 2", schedule.total_steps, start, show=accelerator.is_local_main_process)
 
-    with stop, batches, progress, float32_products(settings.matmul):
+    stop.expect_checkpoint(stage.checkpoint_bytes)
+    with losses_said(), stop, batches, progress, float32_products(settings.matmul):
+        if not stage.look(start, stop, resumed=True):
+            raise stage.interrupted(start, stop)
         for number in range(start, schedule.total_steps):
+            stop.begin_step()
             step = schedule.step(number)
             set_learning_rate(optimizer, step.lr)
             torch.manual_seed(derive_seed(config.run.seed, "step", number, accelerator.process_index))
@@ -104,17 +109,12 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 run.log(done, {**figures, **state, **progress.speed()})
                 progress.show(figures)
                 progress.restart_clock()
-            if done % settings.eval_every == 0 or ends:
-                stage.evaluate(done)
             if done % settings.save_every == 0 or ends or asked:
-                stage.save(done)
-            if done % settings.sample_every == 0 or ends:
-                stage.sample(done)
-            if asked and not ends:
-                accelerator.end_training()
-                raise Interrupted(
-                    f"{stop.reason}; saved after step {done}, the same command goes on from there."
-                )
+                with stop.saving():
+                    stage.save(done)
+            # Who is asked to leave has little time: looking at step `done` is then made up for on resuming.
+            if (asked and not ends) or not stage.look(done, stop):
+                raise stage.interrupted(done, stop)
 
     run.say(
         f"stage 2 is done: sample with 'python sample_ddim.py --model {run.path} --out {run.path}/videos'."

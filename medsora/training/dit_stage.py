@@ -10,11 +10,12 @@ import torch
 from accelerate import Accelerator
 
 from medsora.config import Config
+from medsora.config_file import config_to_dict
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.data.video_io import write_video
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
-from medsora.errors import BadInput
+from medsora.errors import BadInput, Interrupted
 from medsora.pipeline import MedSoraPipeline
 from medsora.training.checkpoint import (
     optimizer_tensors,
@@ -26,6 +27,7 @@ from medsora.training.checkpoint import (
 from medsora.training.dit_inputs import DitInputs, image_latents
 from medsora.training.dit_samples import DitSamples
 from medsora.training.ema import Ema
+from medsora.training.interruption import StopRequest, any_process
 from medsora.training.run_folder import RunFolder
 from medsora.training.schedule import SampleKey, Schedule
 from medsora.training.setup import restore_scaler, scaler_state
@@ -37,7 +39,7 @@ SAMPLE_FPS = 8
 
 @dataclass
 class DitStage:
-    """The parts of stage 2; its loop calls `save`, `resume`, `evaluate` and `sample` between steps."""
+    """The parts of stage 2; its loop calls `save`, `resume` and `look` between steps."""
 
     config: Config
     accelerator: Accelerator
@@ -68,12 +70,15 @@ class DitStage:
                 write_models,
                 optimizer_tensors(self.optimizer, self.parameter_names),
                 {
+                    "processes": self.accelerator.num_processes,
                     "scaler": scaler_state(self.accelerator),
                     "ema_updates": self.ema.updates,
                     "vae": self.vae_digest,
                 },
                 keep=settings.keep,
                 keep_every=settings.keep_every,
+                config=config_to_dict(self.config),
+                model_bytes=self.checkpoint_bytes // 2,
             )
         self.accelerator.wait_for_everyone()
 
@@ -97,10 +102,10 @@ class DitStage:
         if checkpoint is None:
             return 0
         self.model.load_weights(checkpoint.folder / "denoiser")
-        self.ema.restore(checkpoint.folder / "ema", checkpoint.state["ema_updates"])
+        self.ema.restore(checkpoint.folder / "ema", checkpoint.value("ema_updates", int))
         restore_optimizer(self.optimizer, self.parameter_names, checkpoint.folder / "optimizer.safetensors")
-        restore_scaler(self.accelerator, checkpoint.state["scaler"])
-        self.run.say(f"going on after step {checkpoint.step} of {self.schedule.total_steps}.")
+        restore_scaler(self.accelerator, checkpoint.state.get("scaler"))
+        self.run.announce(checkpoint, self.schedule.total_steps)
         return checkpoint.step
 
     @property
@@ -108,47 +113,86 @@ class DitStage:
         """The trained parameters' names, in the optimiser's order."""
         return [name for name, _ in self.model.named_parameters()]
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes: weights, their average and two moments of AdamW."""
+        return 4 * sum(parameter.nbytes for parameter in self.model.parameters())
+
+    def look(self, step: int, stop: StopRequest, *, resumed: bool = False) -> bool:
+        """Evaluate and sample if that is due after `step`; return False if `stop` cut the sampling short.
+
+        With `resumed`, only what a stop right after the checkpoint of `step` left undone.
+        """
+        settings, ends = self.config.train_dit, step == self.schedule.total_steps
+        done = True
+        if self.run.main and step:
+            if (step % settings.eval_every == 0 or ends) and not (
+                resumed and self.run.has_logged(step, "held_out/")
+            ):
+                self.evaluate(step)
+            if (step % settings.sample_every == 0 or ends) and not (resumed and self.sheet(step).is_file()):
+                done = self.sample(step, stop)
+        (cut_short,) = any_process(self.accelerator, not done)
+        return not cut_short
+
+    def interrupted(self, step: int, stop: StopRequest) -> Interrupted:
+        """Save what is not saved yet and end the training; return what to raise."""
+        self.save(step)
+        self.accelerator.end_training()
+        return Interrupted(f"{stop.why()}; saved after step {step}, the same command goes on from there.")
+
+    def sheet(self, step: int) -> Path:
+        """Where the contact sheet of the samples of `step` goes, which is written last."""
+        return self.run.samples / f"step-{step:07d}.png"
+
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
         """Log the EMA's noise error on fixed held-out clips at fixed timesteps with fixed noise."""
-        if self.run.main:
-            count = min(self.config.train_dit.eval_clips, len(self.held_out.clips))
-            batch = self.held_out.collate([self.held_out[SampleKey(i, 0, i)] for i in range(count)])
-            errors = {}
-            with self.ema.applied() as model:
-                model.eval()
-                for t in EVALUATION_TIMESTEPS:
-                    batch["t"] = torch.full((count,), t)
-                    noised = self.inputs.noised_latents(batch)
-                    out = model(noised.z_t, noised.t, num_images=noised.num_images)
-                    errors[f"held_out/mse_t{t}"] = float((out.eps - noised.noise).square().mean())
-                model.train()
-            errors["held_out/mse"] = sum(errors.values()) / len(errors)
-            self.run.log(step, errors)
-        self.accelerator.wait_for_everyone()
+        count = min(self.config.train_dit.eval_clips, len(self.held_out.clips))
+        batch = self.held_out.collate([self.held_out[SampleKey(i, 0, i)] for i in range(count)])
+        errors = {}
+        with self.ema.applied() as model:
+            model.eval()
+            for t in EVALUATION_TIMESTEPS:
+                batch["t"] = torch.full((count,), t)
+                noised = self.inputs.noised_latents(batch)
+                out = model(noised.z_t, noised.t, num_images=noised.num_images)
+                errors[f"held_out/mse_t{t}"] = float((out.eps - noised.noise).square().mean())
+            model.train()
+        errors["held_out/mse"] = sum(errors.values()) / len(errors)
+        self.run.log(step, errors)
 
-    def sample(self, step: int) -> None:
-        """Sample a few videos from the EMA weights; write them and a contact sheet to samples/."""
-        if self.run.main:
-            settings = self.config.train_dit
-            with self.ema.applied() as model:
-                model.eval()
-                pipeline = MedSoraPipeline(model, self.vae, **clip_geometry(self.config))
-                pipeline.set_progress_bar_config(disable=True)
+    def sample(self, step: int, stop: StopRequest) -> bool:
+        """Sample a few videos from the EMA weights into samples/; return False if `stop` was wanted."""
+        settings = self.config.train_dit
+
+        def leave_if_asked(number: int, t: int, z: torch.Tensor) -> None:
+            if stop.wanted():
+                raise Interrupted
+
+        with self.ema.applied() as model:
+            model.eval()
+            pipeline = MedSoraPipeline(model, self.vae, **clip_geometry(self.config))
+            pipeline.set_progress_bar_config(disable=True)
+            try:
                 frames = pipeline(
                     num_videos=settings.sample_videos,
                     num_inference_steps=settings.sample_steps,
                     seeds=list(range(settings.sample_videos)),
+                    callback=leave_if_asked,
                 ).frames
+            except Interrupted:
+                return False
+            finally:
                 model.train()
-            folder = self.run.samples / f"step-{step:07d}"
-            tags = {"comment": f"synthetic: generated by MedSora, {self.run.path.name}, step {step}"}
-            rows = [(f"seed {number}", video) for number, video in enumerate(frames)]
-            with self.run.writing():
-                for number, video in enumerate(frames):
-                    write_video(folder / f"video-{number:05d}.mp4", video, SAMPLE_FPS, metadata=tags)
-                save_image(self.run.samples / f"step-{step:07d}.png", contact_sheet(rows, columns=8))
-        self.accelerator.wait_for_everyone()
+        folder = self.run.samples / f"step-{step:07d}"
+        tags = {"comment": f"synthetic: generated by MedSora, {self.run.path.name}, step {step}"}
+        rows = [(f"seed {number}", video) for number, video in enumerate(frames)]
+        with self.run.writing():
+            for number, video in enumerate(frames):
+                write_video(folder / f"video-{number:05d}.mp4", video, SAMPLE_FPS, metadata=tags)
+            save_image(self.sheet(step), contact_sheet(rows, columns=8))
+        return True
 
 
 def clip_geometry(config: Config) -> dict[str, Any]:

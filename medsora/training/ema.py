@@ -14,6 +14,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from medsora.denoiser import MedSora
+from medsora.denoiser.weights import read_matching_weights
 
 
 class Ema:
@@ -48,9 +49,13 @@ class Ema:
             model.save_pretrained(folder)
 
     def restore(self, folder: Path, updates: int) -> None:
-        """Take the average from a folder that `save` wrote, after `updates` updates."""
-        averaged = MedSora.from_pretrained(folder)
+        """Take the average from a folder that `save` wrote, after `updates` updates.
+
+        Raises `BadInput` if it holds another model's weights.
+        """
+        averaged = read_matching_weights(folder, self.model)
+        names = [name for name, _ in self.model.named_parameters()]
         with torch.no_grad():
-            for shadow, parameter in zip(self.average.shadow_params, averaged.parameters(), strict=True):
-                shadow.copy_(parameter.to(shadow.dtype))
+            for name, shadow in zip(names, self.average.shadow_params, strict=True):
+                shadow.copy_(averaged[name])
         self.average.optimization_step = updates

@@ -17,6 +17,9 @@ def clips_digest(clips: ClipDataset) -> str:
     geometry = [clips.clip_frames, clips.interval, list(clips.size)]
     windows = [[video, window.start] for video, window in clips.windows]
     digest.update(json.dumps([geometry, windows]).encode())
+    margins = [list(video.margins) for video in clips.videos]
+    if any(map(any, margins)):
+        digest.update(json.dumps(margins).encode())
     for video in clips.videos:
         digest.update(video.source.name.encode("utf-8", "surrogateescape"))
         digest.update(_content_digest(video.source.path))

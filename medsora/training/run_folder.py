@@ -3,6 +3,7 @@
 config.yaml  command.txt  versions.json     what was run
 log.jsonl                                   one line of figures per logged step
 messages.txt                                everything said in sentences
+lock.txt                                    held by the process that writes here
 checkpoints/  samples/  tensorboard/        see `checkpoint.py` and the loops
 """
 
@@ -24,8 +25,9 @@ from tqdm import tqdm
 from medsora.config import Config
 from medsora.config_file import config_to_dict, load_config, save_config
 from medsora.data.atomic import written_beside
-from medsora.errors import BadInput
+from medsora.errors import BadInput, one_line
 from medsora.training.checkpoint import Checkpoint, latest_checkpoint, library_versions
+from medsora.training.run_lock import hold_folder
 
 # Keys that may differ between a run and its continuation: they do not change what a step computes.
 FREE_KEYS = (
@@ -66,10 +68,11 @@ class RunFolder:
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
         previous = path / "config.yaml"
         if previous.is_file() and self.checkpoints.is_dir():
-            _refuse_changes(load_config(previous), config, stage, path)
+            _refuse_changes(load_config(previous, outputs_anywhere=True), config, stage, path)
         if self.main:
             with self.writing():
                 path.mkdir(parents=True, exist_ok=True)
+                self._lock = hold_folder(path)
                 with written_beside(previous) as beside:  # other processes may be reading it
                     save_config(config, beside)
                 (path / "command.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
@@ -99,9 +102,27 @@ class RunFolder:
             self._cut_log(found[0].step if found[0] else 0)
         return broadcast_object_list(found)[0]
 
+    def announce(self, checkpoint: Checkpoint, total_steps: int) -> None:
+        """Say where the run goes on, and if it is no longer bit for bit the one that nobody stopped."""
+        self.say(f"going on after step {checkpoint.step} of {total_steps}.")
+        before, now = checkpoint.state.get("processes"), self.accelerator.num_processes
+        if before not in (None, now):
+            self.say(
+                f"the number of processes was {before} and is {now}: every clip comes in the same order, but "
+                "sums are rounded differently: the result is not bit for bit that of a run with one number."
+            )
+
+    def has_logged(self, step: int, prefix: str) -> bool:
+        """Return whether figures whose names start with `prefix` were logged at `step` (main process)."""
+        return any(
+            line["step"] == step and any(name.startswith(prefix) for name in line)
+            for line in read_log(self.path)
+        )
+
     def say(self, sentence: str) -> None:
         """Print one sentence and keep it in messages.txt."""
         if self.main:
+            sentence = one_line(sentence)
             tqdm.write(sentence, file=sys.stderr)  # not into the line of a progress bar
             with self.writing(), (self.path / "messages.txt").open("a", encoding="utf-8") as file:
                 file.write(sentence + "\n")
@@ -111,9 +132,10 @@ class RunFolder:
         if self.main:
             with self.writing(), (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **figures}) + "\n")
-        self.accelerator.log(
-            {key: value for key, value in figures.items() if math.isfinite(value)}, step=step
-        )
+        with self.writing():
+            self.accelerator.log(
+                {key: value for key, value in figures.items() if math.isfinite(value)}, step=step
+            )
 
     def _cut_log(self, step: int) -> None:
         """Drop the lines of steps after `step`, which are taken again; with 0 all, a run that begins anew."""
@@ -127,7 +149,8 @@ class RunFolder:
 def read_log(run: Path) -> list[dict[str, Any]]:
     """Return the figures that a run logged, one dictionary per line; a half-written last line is left out."""
     lines = []
-    for text in (run / "log.jsonl").read_text(encoding="utf-8").splitlines():
+    path = run / "log.jsonl"
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

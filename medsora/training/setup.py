@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
+import hashlib
 import logging
 import math
-import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +18,14 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch.utils.data import DataLoader, Dataset
 
 from medsora.config import Config
+from medsora.config_file import config_to_dict
 from medsora.data.clips import ClipDataset
 from medsora.errors import BadInput
+from medsora.training.freed_memory import keep_freed_memory
 from medsora.training.randomness import derive_seed
 from medsora.training.run_folder import RunFolder
 from medsora.training.schedule import SampleKey, StepBatches
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and values of glibc's malloc.h
-MMAP_THRESHOLD, TRIM_THRESHOLD = 2**25, 2**30  # bytes; 2**25 is the most that glibc takes
+from medsora.training.together import BATCH_TIME_LIMIT_S, check_agreement, start_heartbeat
 
 
 def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
@@ -40,24 +39,14 @@ def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
     torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
     if precision == "fp16" and PartialState().device.type == "cpu":
         raise BadInput("the precision fp16 needs a GPU, but this run is on a CPU: choose no or bf16.")
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=precision,
         log_with=config.tracking.trackers or None,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "tensorboard")),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next step, which asks for the same again.
-
-    By default it hands large blocks back and every page of theirs is fetched anew: a sixth of a small model's
-    step on a CPU. Elsewhere than on glibc nothing changes.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
-        mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
+    start_heartbeat()
+    return accelerator
 
 
 def start_trackers(accelerator: Accelerator, run: RunFolder, config: Config) -> None:
@@ -65,6 +54,19 @@ def start_trackers(accelerator: Accelerator, run: RunFolder, config: Config) -> 
     if config.tracking.trackers:
         tags = {"run": config.run.name, "seed": config.run.seed, "preset": config.denoiser.preset}
         accelerator.init_trackers(config.tracking.project, config=tags)
+
+
+def check_same_run(run: RunFolder, config: Config, clips: ClipDataset) -> None:
+    """Raise `BadInput` unless every process has the same folder, configuration and clips."""
+    names = [(clips.videos[video].source.name, window.start) for video, window in clips.windows]
+    check_agreement(
+        {
+            "run folder": str(run.path),
+            "configuration": _short_digest(config_to_dict(config)),
+            "number of clips": len(clips),
+            "list of clips": _short_digest(names),
+        }
+    )
 
 
 class NumberedClips(Dataset):
@@ -112,6 +114,7 @@ class TimedBatches:
             dataset,
             batch_sampler=batches,
             num_workers=workers,
+            timeout=BATCH_TIME_LIMIT_S if workers else 0,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_quiet_worker if workers else None,
@@ -160,6 +163,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group the learning rate `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def _short_digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def _quiet_worker(worker: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from medsora.config import Config, PhaseConfig
+from medsora.config_file import config_to_dict
 from medsora.data.clips import ClipDataset
 from medsora.errors import Interrupted, building
 from medsora.training.checkpoint import (
@@ -28,6 +29,7 @@ from medsora.training.schedule import Schedule, StepBatches
 from medsora.training.setup import (
     NumberedClips,
     TimedBatches,
+    check_same_run,
     clipped_norm,
     gradients_synchronised,
     make_accelerator,
@@ -36,6 +38,7 @@ from medsora.training.setup import (
     set_learning_rate,
     start_trackers,
 )
+from medsora.training.together import losses_said
 from medsora.training.vae_evaluation import evaluate_reconstruction
 from vae import FrequencyCompensatedVAE, check_video_shape, measure_scaling_factor
 from vae.base import load_weights
@@ -59,6 +62,12 @@ class VaeStage:
     names: list[str]
     schedule: Schedule
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes: the VAE and two moments of Adam for what is trained."""
+        sizes = [(parameter.nbytes, parameter.requires_grad) for parameter in self.vae.parameters()]
+        return sum(size * (3 if trained else 1) for size, trained in sizes)
+
 
 def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Path:
     """Run stage 1 to its end, going on from the last checkpoint if there is one; return the VAE's folder.
@@ -66,7 +75,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
     stop = StopRequest(time_limit_minutes)
-    with building():
+    with losses_said(), building():
         stage = build_vae_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.vae, stage.optimizer)
         start = _resume(stage)
@@ -81,10 +90,11 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     )
     batches = TimedBatches(NumberedClips(stage.clips), order, config.data.workers)
     progress = Progress("stage 1", schedule.total_steps, start, show=accelerator.is_local_main_process)
-    with stop, batches, progress:
-        if start == 0:
-            _evaluate(stage, 0)
+    stop.expect_checkpoint(stage.checkpoint_bytes)
+    with losses_said(), stop, batches, progress:
+        _look(stage, start, resumed=True)
         for number in range(start, schedule.total_steps):
+            stop.begin_step()
             step = schedule.step(number)
             set_learning_rate(optimizer, step.lr)
             torch.manual_seed(derive_seed(config.run.seed, "step", number, accelerator.process_index))
@@ -123,15 +133,15 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 run.log(done, {**figures, **state, **progress.speed()})
                 progress.show(figures)
                 progress.restart_clock()
-            if done % settings.eval_every == 0 or ends:
-                _evaluate(stage, done)
             if done % settings.save_every == 0 or ends or asked:
-                _save(stage, done)
+                with stop.saving():
+                    _save(stage, done)
             if asked and not ends:
                 accelerator.end_training()
                 raise Interrupted(
-                    f"{stop.reason}; saved after step {done}, the same command goes on from there."
+                    f"{stop.why()}; saved after step {done}, the same command goes on from there."
                 )
+            _look(stage, done)  # an interrupted run makes up for it when it is resumed
 
     return _finish(stage)
 
@@ -168,6 +178,7 @@ def build_vae_stage(config: Config) -> VaeStage:
         vae.enable_gradient_checkpointing()
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=tuple(settings.betas))
     run = RunFolder(config.vae_dir, config, "train_vae", accelerator)
+    check_same_run(run, config, clips)
     start_trackers(accelerator, run, config)
     if settings.lpips == 0:
         run.say("LPIPS is left out of the loss (train_vae.lpips is 0).")
@@ -180,8 +191,8 @@ def _resume(stage: VaeStage) -> int:
         return 0
     load_weights(stage.vae, checkpoint.folder / "vae" / "diffusion_pytorch_model.safetensors")
     restore_optimizer(stage.optimizer, stage.names, checkpoint.folder / "optimizer.safetensors")
-    restore_scaler(stage.accelerator, checkpoint.state["scaler"])
-    stage.run.say(f"going on after step {checkpoint.step} of {stage.schedule.total_steps}.")
+    restore_scaler(stage.accelerator, checkpoint.state.get("scaler"))
+    stage.run.announce(checkpoint, stage.schedule.total_steps)
     return checkpoint.step
 
 
@@ -193,16 +204,22 @@ def _save(stage: VaeStage, step: int) -> None:
             step,
             lambda folder: stage.vae.save_pretrained(folder / "vae"),
             optimizer_tensors(stage.optimizer, stage.names),
-            {"scaler": scaler_state(stage.accelerator)},
+            {"processes": stage.accelerator.num_processes, "scaler": scaler_state(stage.accelerator)},
             keep=settings.keep,
             keep_every=settings.keep_every,
+            config=config_to_dict(stage.config),
+            model_bytes=stage.checkpoint_bytes,
         )
     stage.accelerator.wait_for_everyone()
 
 
-def _evaluate(stage: VaeStage, step: int) -> None:
-    """Reconstruct held-out clips with and without the compensation; log the figures, draw the sheet."""
-    if stage.run.main:
+def _look(stage: VaeStage, step: int, *, resumed: bool = False) -> None:
+    """Evaluate if that is due after `step`; with `resumed` only if a stop after its checkpoint prevented it.
+
+    Held-out clips are reconstructed with and without the compensation, figures logged, the sheet drawn.
+    """
+    due = step % stage.config.train_vae.eval_every == 0 or step == stage.schedule.total_steps
+    if stage.run.main and due and not (resumed and stage.run.has_logged(step, "held_out/")):
         clips = [
             stage.held_out.fixed_clip(i)
             for i in range(min(stage.config.train_vae.eval_clips, len(stage.held_out)))

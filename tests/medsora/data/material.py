@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 # ending -> encoder, pixel format, options; key frames every 12 frames, B-frames where the codec has them
 CODECS = {
@@ -86,3 +87,21 @@ def cut(path: Path, part: float) -> Path:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
     return path
+
+
+BORDERS = (12, 20, 100, 28)  # pixels: top, bottom, left, right
+
+
+def bordered(frames: np.ndarray) -> np.ndarray:
+    """Put `BORDERS` of black around frames."""
+    return np.pad(frames, [(0, 0), BORDERS[:2], BORDERS[2:], (0, 0)])
+
+
+def lettered(frames: np.ndarray, text: str = "DOE, JANE", at: tuple[int, int] = (4, 20)) -> np.ndarray:
+    """Burn `text` into every frame."""
+    written = []
+    for frame in frames:
+        image = Image.fromarray(frame)
+        ImageDraw.Draw(image).text(at, text, fill=(255, 255, 255), font=ImageFont.load_default(12))
+        written.append(np.asarray(image))
+    return np.stack(written)

@@ -22,7 +22,8 @@ def test_all_four_sequences_give_their_own_clips(endoscopy_folder: Path, tmp_pat
         "robotic_tools_endo3r/rgb1.mp4": ("mov", "h264", 301),
         "sinus_jhu": ("frames", "jpg", 35),
     }
-    assert data.report.complaints() == []
+    (complaint,) = data.report.complaints()
+    assert "burnt-in text or marks stand still in 1 sources" in complaint  # the capsule maker's logo
     firsts = [next(i for i in range(len(data)) if data.window(i)[0] == video) for video in range(4)]
     for index in firsts:
         choice = data.choose(0, index, flip=False)

@@ -1,0 +1,1 @@
+"""What the model costs, measured here: `python -m benchmarks.NAME`."""

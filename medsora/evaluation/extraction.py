@@ -1,0 +1,71 @@
+"""From clips to features: every clip is decoded once and shown to every extractor that has not seen it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+from tqdm import tqdm
+
+from medsora.errors import building
+from medsora.evaluation.clip_set import ClipSet
+from medsora.evaluation.feature_store import Extractor, Features, FeatureStore
+from medsora.evaluation.processes import on_main, share_of
+
+
+def extract(
+    clips: ClipSet,
+    extractors: Mapping[str, Extractor],
+    folder: Path,
+    state: PartialState,
+    *,
+    batch_size: int = 4,
+    label: str = "the",
+) -> dict[str, Features]:
+    """Return every extractor's features of all clips; those that lie in `folder` already are not made again.
+
+    Work is divided among processes by the number of a clip, so the features do not depend on how many there
+    are; memory does not depend on how many clips there are. Raises `BadInput` if a clip cannot be read or the
+    folder not be written.
+    """
+    digest = on_main(state, clips.digest)
+    stores = {
+        name: FeatureStore(folder, digest, extractor, len(clips), clips.frames)
+        for name, extractor in extractors.items()
+    }
+    missing = on_main(state, lambda: _begin(stores))
+    if missing:
+        wanted = [stores[name] for name in missing]
+        _fill(clips, wanted, share_of(state, len(clips)), batch_size, label, show=state.is_main_process)
+        state.wait_for_everyone()
+        on_main(state, lambda: [store.finish() for store in wanted] and None)
+    return {name: store.read() for name, store in stores.items()}
+
+
+def _begin(stores: Mapping[str, FeatureStore]) -> list[str]:
+    missing = [name for name, store in stores.items() if not store.is_whole()]
+    for name in missing:
+        stores[name].begin()
+    return missing
+
+
+def _fill(
+    clips: ClipSet,
+    stores: Sequence[FeatureStore],
+    mine: Sequence[int],
+    batch_size: int,
+    label: str,
+    *,
+    show: bool,
+) -> None:
+    hidden = not show or not sys.stderr.isatty()
+    with (
+        tqdm(total=len(mine), desc=f"features of {label} clips", unit="clip", disable=hidden) as bar,
+        building(),
+    ):
+        for indices, batch in clips.read_ahead(mine, batch_size):
+            for store in stores:
+                store.write(indices, batch)
+            bar.update(len(indices))

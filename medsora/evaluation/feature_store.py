@@ -1,0 +1,110 @@
+"""Features of a clip set on disk: written in any order by any number of processes, read as a stream.
+
+One `.npy` file, float32 (clips, rows per clip, width). A real set's file is kept and found again by its
+content: the clips' pixels and everything that decides the extractor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+ROWS_AT_ONCE = 4096
+
+
+class Extractor(Protocol):
+    """Turns clips into features. `identity` names all that decides them: weights, sizes, settings."""
+
+    identity: dict[str, Any]
+    width: int
+
+    def rows(self, frames: int) -> int:
+        """Return how many rows of features a clip of so many frames has."""
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        """Return float32 (B, rows, width) for uint8 (B, F, H, W, 3)."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features (clips, rows, width) with a weight per clip: 0 leaves it out, 2 counts it twice."""
+
+    values: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Features:
+        """Return `values` with every clip counted once."""
+        return cls(values, np.ones(len(values)))
+
+    def reweighted(self, weights: np.ndarray) -> Features:
+        """Return the same features under other weights (clips,)."""
+        return Features(self.values, weights)
+
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (values (b, rows, width), weights (b,)) of the clips that count, a bounded part at a time."""
+        used = np.flatnonzero(self.weights)
+        step = max(ROWS_AT_ONCE // self.values.shape[1], 1)
+        for start in range(0, len(used), step):
+            part = used[start : start + step]
+            yield np.asarray(self.values[part]), self.weights[part]
+
+    def per_clip(self) -> np.ndarray:
+        """Return (clips, width) of features that have one row per clip."""
+        return np.asarray(self.values[:, 0])
+
+
+class FeatureStore:
+    """The file of one (clip set, extractor); `begin`, `write` and `finish` make it, `read` gives it."""
+
+    def __init__(
+        self, folder: Path, clips_digest: str, extractor: Extractor, clips: int, frames: int
+    ) -> None:
+        self.extractor = extractor
+        self.shape = (clips, extractor.rows(frames), extractor.width)
+        self.made_of = {"format": FORMAT, "clips_sha256": clips_digest, "extractor": extractor.identity}
+        key = hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()[:20]
+        self.path = folder / f"{extractor.identity['name']}-{key}.npy"
+        self._partial = self.path.with_suffix(".partial")
+
+    def is_whole(self) -> bool:
+        """Say whether the features are there; a damaged file is not."""
+        try:
+            found = np.load(self.path, mmap_mode="r")
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, EOFError) as error:
+            log.warning("the features in %s cannot be read (%s); they are extracted again.", self.path, error)
+            return False
+        return found.shape == self.shape and found.dtype == np.float32
+
+    def begin(self) -> None:
+        """Make an empty file for `write`. Raises `OSError` if the place cannot be written."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(self._partial, "w+", np.float32, self.shape).flush()
+
+    def write(self, indices: list[int], clips: np.ndarray) -> None:
+        """Extract and store the features of the clips `indices`."""
+        place = np.load(self._partial, mmap_mode="r+")
+        place[indices] = self.extractor(clips)
+        place.flush()
+
+    def finish(self) -> None:
+        """Give the file its name, once every process has written its part."""
+        described = json.dumps({**self.made_of, "shape": self.shape}, indent=1, ensure_ascii=False)
+        self.path.with_suffix(".json").write_text(described, encoding="utf-8")
+        self._partial.replace(self.path)
+
+    def read(self) -> Features:
+        """Return the features, mapped from the file."""
+        return Features.of(np.load(self.path, mmap_mode="r"))

@@ -1,0 +1,221 @@
+"""Does a model repeat its training clips? The nearest training clip of every generated one, and how near.
+
+The measure of "near" is the same distance for held-out real clips, which the model cannot have copied: a
+generated clip nearer to the training set than 95 % of them are is marked. About 5 % are marked by chance.
+Distances are taken in two spaces, over dense training windows (a quarter of a clip apart) and both mirrored
+forms of the clip, since training mirrors: *pixels* (the clip reduced to a few frames of 16x16) and *features*
+(I3D's if its weights are given, else the untrained pyramid's, each divided by its spread in training).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from accelerate import PartialState
+
+from medsora.data.sheet import contact_sheet, save_image
+from medsora.errors import BadInput
+from medsora.evaluation.clip_set import ClipSet, choose_clips
+from medsora.evaluation.extraction import extract
+from medsora.evaluation.feature_store import Extractor, Features
+from medsora.evaluation.paper_tables import number_text
+from medsora.evaluation.processes import on_main
+from medsora.evaluation.settings import EvaluationSettings
+
+NEAR_QUANTILE = 0.05
+SHOWN_PAIRS = 6
+THUMB_SIDE, THUMB_FRAMES = 16, 4
+
+
+class ThumbnailExtractor:
+    """A clip as a few small frames, and the same mirrored: two rows of numbers in 0..255."""
+
+    width = THUMB_FRAMES * THUMB_SIDE**2 * 3
+    identity = {"name": "thumbnail", "version": 1, "side": THUMB_SIDE}  # noqa: RUF012
+
+    def rows(self, frames: int) -> int:
+        """Return 2."""
+        return 2
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        """Return float32 (B, 2, width) for uint8 (B, F, H, W, 3)."""
+        picks = np.linspace(0, clips.shape[1] - 1, THUMB_FRAMES).round().astype(int)
+        size = (THUMB_SIDE, THUMB_SIDE)
+        small = np.stack(
+            [
+                [cv2.resize(f.astype(np.float32), size, interpolation=cv2.INTER_AREA) for f in clip[picks]]
+                for clip in clips
+            ]
+        )
+        return np.stack([small, small[..., ::-1, :]], 1).reshape(len(clips), 2, -1)
+
+
+class MirroredExtractor:
+    """Another extractor's single row, for the clip and for its mirror image."""
+
+    def __init__(self, extractor: Extractor) -> None:
+        self.extractor, self.width = extractor, extractor.width
+        self.identity = {**extractor.identity, "name": f"mirrored-{extractor.identity['name']}"}
+
+    def rows(self, frames: int) -> int:
+        """Return 2."""
+        return 2 * self.extractor.rows(frames)
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        """Return float32 (B, 2, width) for uint8 (B, F, H, W, 3)."""
+        mirrored = np.ascontiguousarray(clips[..., ::-1, :])
+        return np.concatenate([self.extractor(clips), self.extractor(mirrored)], 1)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """For each clip the distance to its nearest training clip, and that clip's number."""
+
+    distance: np.ndarray
+    index: np.ndarray
+
+
+def nearest(clips: Features, training: Features, scale: np.ndarray | float = 1.0) -> Neighbours:
+    """Return each clip's nearest training clip by the root mean square difference of `features / scale`.
+
+    Row 0 of a training clip is compared with both rows (as it is, mirrored) of every clip. The training set
+    is streamed; memory grows with the number of `clips` alone.
+    """
+    queries = np.asarray(clips.values, dtype=np.float64) / scale
+    best = np.full(len(queries), np.inf)
+    index = np.zeros(len(queries), int)
+    for start, rows in _blocks(training):
+        rows = rows / scale
+        norms = np.square(rows).sum(1)
+        for row in range(queries.shape[1]):
+            query = queries[:, row]
+            squares = np.square(query).sum(1)[:, None] - 2 * query @ rows.T + norms
+            closest = squares.argmin(1)
+            value = squares[np.arange(len(query)), closest]
+            better = value < best
+            best[better], index[better] = value[better], start + closest[better]
+    return Neighbours(np.sqrt(best.clip(min=0) / queries.shape[2]), index)
+
+
+def audit(
+    settings: EvaluationSettings,
+    fake: ClipSet,
+    held_out: ClipSet,
+    extractor: Extractor,
+    state: PartialState,
+    scratch: Path,
+) -> dict[str, Any] | None:
+    """Compare generated and held-out clips with the training clips of `settings.memorised`; write the sheet.
+
+    Returns the figures, the `sentences` for the report and the pairs that are suspiciously near; None in all
+    but the main process. Raises `BadInput` if the held-out clips are the training clips.
+    """
+    training = on_main(state, lambda: _training_clips(settings))
+    seen = set(training.source_digests.values())
+    kept = [
+        i for i, (s, _) in enumerate(held_out.clips) if held_out.source_digests[s.source.name] not in seen
+    ]
+    if len(kept) < 2:
+        raise BadInput(
+            f"the clips of --real {held_out.root} are among the training clips of --memorised {training.root}"
+            ", but the audit needs clips that the model never saw; give a held-out folder as --real."
+        )
+    extractors = {"pixels": ThumbnailExtractor(), "features": MirroredExtractor(extractor)}
+    share = {"state": state, "batch_size": settings.batch_size}
+    of_training = extract(training, extractors, settings.cache, label="training", **share)
+    of_real = extract(held_out, extractors, settings.cache, label="held-out", **share)
+    of_fake = extract(fake, extractors, scratch, label="generated", **share)
+    if not state.is_main_process:
+        return None
+    found: dict[str, Any] = {
+        "training_folder": str(training.root),
+        "training_clips": len(training),
+        "held_out_clips": len(kept),
+        "near_quantile": NEAR_QUANTILE,
+        "feature_extractor": extractor.identity["name"],
+        "spaces": {},
+        "sentences": [],
+    }
+    pairs: list[tuple[float, int, int, str]] = []
+    for space in extractors:
+        scale = spread_of(of_training[space]) if space == "features" else 1.0
+        ours = nearest(of_fake[space], of_training[space], scale)
+        theirs = nearest(Features.of(np.asarray(of_real[space].values[kept])), of_training[space], scale)
+        figures = judge(ours.distance, theirs.distance)
+        marked = [int(i) for i in np.flatnonzero(ours.distance < figures["threshold"])]
+        figures["marked"] = {fake.name(i): training.name(int(ours.index[i])) for i in marked}
+        found["spaces"][space] = figures
+        found["sentences"].append(_sentence(space, figures))
+        order = np.argsort(ours.distance)[: SHOWN_PAIRS // 2]
+        pairs += [(float(ours.distance[i]), int(i), int(ours.index[i]), space) for i in order]
+    _write_pairs(settings.out / "nearest-training-clips.png", pairs, fake, training)
+    return found
+
+
+def judge(generated: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
+    """Return the figures of one space: medians, the threshold, the share below it, their ratio's minimum."""
+    threshold = float(np.quantile(held_out, NEAR_QUANTILE))
+    return {
+        "median_generated": float(np.median(generated)),
+        "median_held_out": float(np.median(held_out)),
+        "smallest_generated": float(generated.min()),
+        "smallest_held_out": float(held_out.min()),
+        "threshold": threshold,
+        "suspicious_share": float((generated < threshold).mean()),
+        "nearer_than_any_held_out": float((generated < held_out.min()).mean()),
+    }
+
+
+def spread_of(features: Features) -> np.ndarray:
+    """Return the standard deviation (width,) over the clips' first rows, 1 where nothing varies."""
+    total, square, count = 0.0, 0.0, 0
+    for _, rows in _blocks(features):
+        total, square, count = total + rows.sum(0), square + np.square(rows).sum(0), count + len(rows)
+    spread = np.sqrt(np.maximum(square / count - np.square(total / count), 0))
+    return np.where(spread > 1e-6, spread, 1.0)
+
+
+def _training_clips(settings: EvaluationSettings) -> ClipSet:
+    stride = max(((settings.frames - 1) * settings.interval + 1) // 4, 1)
+    return choose_clips(
+        settings.memorised,
+        frames=settings.frames,
+        size=settings.size,
+        interval=settings.interval,
+        count=None,
+        seed=settings.seed,
+        stride=stride,
+    )
+
+
+def _blocks(features: Features, size: int = 1024) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, len(features.values), size):
+        yield start, np.asarray(features.values[start : start + size, 0], dtype=np.float64)
+
+
+def _sentence(space: str, figures: Mapping[str, Any]) -> str:
+    share, never = figures["suspicious_share"], figures["nearer_than_any_held_out"]
+    generated, held_out = (number_text(figures[f"median_{name}"]) for name in ("generated", "held_out"))
+    return (
+        f"In {space}, {share:.1%} of the generated clips are nearer to a training clip than 95 % of the "
+        f"held-out ones are (about 5 % would be by chance), {never:.1%} nearer than any held-out clip is; "
+        f"median distance {generated} against {held_out} for held-out clips.\n"
+    )
+
+
+def _write_pairs(
+    path: Path, pairs: list[tuple[float, int, int, str]], fake: ClipSet, training: ClipSet
+) -> None:
+    rows = []
+    for distance, generated, trained, space in pairs:
+        rows.append((f"generated: {fake.name(generated)}", fake.read(generated)))
+        label = (
+            f"nearest training clip in {space}, distance {number_text(distance)}: {training.name(trained)}"
+        )
+        rows.append((label, training.read(trained)))
+    save_image(path, contact_sheet(rows, columns=8))

@@ -1,0 +1,71 @@
+"""The paper's own rows (Tables 2, 3 and 4), to stand beside this run's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+CORPORA = {
+    "colonoscopic": "Colonoscopic",
+    "cholectriplet": "CholecTriplet",
+    "kvasir_capsule": "Kvasir-Capsule",
+}
+PAPER_PROTOCOL = {"clips": 2048, "frames": 16, "size": [128, 128]}
+
+# per corpus: FVD, CD-FVD, FID, IS
+TABLE_2_METRICS = {"fvd": "FVD↓", "cd_fvd": "CD-FVD↓", "fid": "FID↓", "inception_score": "IS↑"}
+# fmt: off
+TABLE_2 = {
+    "StyleGAN-V": (1994.1, 630.87, 226.59, 1.95, 648.37, 747.35, 86.26, 3.37, 183.82, 854.42, 29.99, 2.76),
+    "LVDM": (1271.2, 620.41, 97.56, 1.91, 1007.9, 1314.0, 109.02, 3.20, 1013.6, 750.62, 196.35, 1.45),
+    "MoStGAN-V": (437.96, 332.93, 53.42, 3.31, 446.17, 461.18, 72.61, 3.56, 89.74, 89.11, 15.52, 2.53),
+    "Endora": (468.37, 393.19, 13.75, 3.86, 383.88, 575.53, 30.02, 3.58, 114.36, 96.68, 18.33, 2.31),
+    "MedSora-B": (462.04, 332.23, 15.47, 3.88, 447.78, 447.69, 24.98, 3.63, 92.36, 86.43, 12.06, 2.38),
+    "MedSora-L": (429.35, 310.58, 13.42, 3.93, 400.60, 412.52, 20.02, 3.98, 76.71, 80.50, 10.48, 2.44),
+}
+# fmt: on
+TABLE_3 = {"Endora": (95.43, 91.15, 90.70), "MedSora-B": (97.17, 94.19, 94.02)}
+TABLE_4 = {
+    "Supervised-only": (74.26, 74.70),
+    "LVDM": (75.92, 77.88),
+    "Endora": (86.73, 81.89),
+    "MedSora-B": (88.12, 83.01),
+}
+
+
+def paper_tables(figures: Mapping[str, float], corpus: str | None, row: str) -> str:
+    """Return the three tables in Markdown with this run's row `row` below the paper's.
+
+    `figures` are the run's values by key (`fvd`, `cd_fvd`, `fid`, `inception_score`, `frame_consistency`);
+    `corpus` says whose columns they belong to, without it they stay empty.
+    """
+    names = list(CORPORA.values())
+    columns = [f"{name} {metric}" for name in names for metric in TABLE_2_METRICS.values()]
+    ours = [
+        figures.get(key) if name == CORPORA.get(corpus) else None for name in names for key in TABLE_2_METRICS
+    ]
+    consistency = figures.get("frame_consistency")
+    percent = None if consistency is None else 100 * consistency
+    ours_3 = [percent if name == CORPORA.get(corpus) else None for name in names]
+    lines = ["### Table 2", "", *table(["Method", *columns], [*TABLE_2.items(), (row, ours)])]
+    lines += ["", "### Table 3: Frame Consistency in per cent", ""]
+    lines += table(["Method", *names], [*TABLE_3.items(), (row, ours_3)])
+    lines += ["", "### Table 4: F1 of a classifier trained with generated videos (PolyDiag)", ""]
+    lines += table(["Method", *names[:2]], [*TABLE_4.items(), (f"{row}: not what this command measures", ())])
+    return "\n".join(lines)
+
+
+def table(head: list[str], rows: list[tuple[str, tuple[float | None, ...] | list]]) -> list[str]:
+    """Return the lines of a Markdown table; missing and undefined numbers become dashes."""
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for name, values in rows:
+        cells = [
+            "–" if value is None else f"{value:.1f}" if value >= 1000 else f"{value:.2f}" for value in values
+        ]
+        cells += ["–"] * (len(head) - 1 - len(cells))
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return lines
+
+
+def number_text(value: float | None) -> str:
+    """Return a number with four significant digits, or a dash for None and NaN."""
+    return "–" if value is None or value != value else f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"

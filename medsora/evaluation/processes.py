@@ -1,0 +1,47 @@
+"""One evaluation in several processes: each extracts its share of the clips, the main one does the rest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.environment import parse_flag_from_env
+
+from medsora.errors import BadInput, building
+
+Result = TypeVar("Result")
+
+
+def process_state() -> PartialState:
+    """Return this process's place among those that `accelerate launch` started."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def on_main(state: PartialState, work: Callable[[], Result]) -> Result:
+    """Do `work` in the main process alone and give its result, which must pickle, to every process.
+
+    If it fails on bad input, the main process raises `BadInput`; the others leave with its exit status.
+    """
+    outcome: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            with building():
+                outcome[0] = work()
+        except BadInput as error:
+            outcome[1] = str(error)
+    if state.num_processes > 1:
+        broadcast_object_list(outcome)
+    result, problem = outcome
+    if problem is not None and state.is_main_process:
+        raise BadInput(problem)
+    if problem is not None:
+        sys.exit(2)
+    return result
+
+
+def share_of(state: PartialState, count: int) -> list[int]:
+    """Return the numbers below `count` that are this process's."""
+    return list(range(state.process_index, count, state.num_processes))

@@ -1,0 +1,159 @@
+"""One evaluation from two folders to figures: what `evaluate.py` calls, and Python may."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medsora.evaluation.bootstrap import between_halves, bootstrap, spread
+from medsora.evaluation.caveats import caveats, require_enough
+from medsora.evaluation.clip_set import RESIZE, ClipSet, choose_clips
+from medsora.evaluation.extraction import extract
+from medsora.evaluation.feature_store import Extractor, Features
+from medsora.evaluation.measure import Measure
+from medsora.evaluation.memorisation import audit
+from medsora.evaluation.metrics import build_measures
+from medsora.evaluation.plots import draw_distances, draw_motion, write_sheet
+from medsora.evaluation.processes import on_main, process_state
+from medsora.evaluation.pyramid import PyramidExtractor
+from medsora.evaluation.results import Distance, Results, Score
+from medsora.evaluation.settings import EvaluationSettings
+from medsora.training.checkpoint import library_versions
+
+LIBRARIES = (
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+    "av",
+    "pillow",
+    "torchvision",
+    "transformers",
+    "torch-fidelity",
+)
+
+
+def evaluate(real: str | Path, fake: str | Path, **options: Any) -> Results | None:
+    """Compare the generated clips below `fake` with the real ones below `real`; write and return the results.
+
+    `options` are the fields of `EvaluationSettings`. In several processes the main one returns the results,
+    the others None. Raises `BadInput`, in one sentence, for anything that cannot be used.
+    """
+    return run_evaluation(EvaluationSettings(real, fake, **options))
+
+
+def run_evaluation(settings: EvaluationSettings) -> Results | None:
+    """Do what `settings` say; see `evaluate`."""
+    state = process_state()
+    chosen = {
+        "frames": settings.frames,
+        "size": settings.size,
+        "count": settings.clips,
+        "seed": settings.seed,
+    }
+    real = on_main(state, lambda: _enough_clips(settings.real, interval=settings.interval, **chosen))
+    fake = on_main(state, lambda: _enough_clips(settings.fake, interval=1, **chosen))
+    measures: dict[str, Measure] = {}
+
+    def build() -> None:
+        measures.update(build_measures(settings.metrics, settings.weights, state.device))
+        for measure in measures.values():
+            measure.extractor.rows(settings.frames)
+
+    on_main(state, build)
+    if not measures:
+        build()  # the main process has fetched the weights by now
+    # by the extractors' names: FID and IS share one
+    extractors = {measure.extractor.identity["name"]: measure.extractor for measure in measures.values()}
+    scratch = settings.out / ".features"
+    share = {"state": state, "batch_size": settings.batch_size}
+    real_features = extract(real, extractors, settings.cache, label="real", **share)
+    fake_features = extract(fake, extractors, scratch, label="generated", **share)
+    audited = None
+    if settings.memorised is not None:
+        audited = audit(settings, fake, real, audit_extractor(measures, state.device), state, scratch)
+    if not state.is_main_process:
+        return None
+    results = _compute(settings, measures, real_features, fake_features, real, fake)
+    results.memorisation = audited
+    results.warnings += caveats(settings, real, fake, results)
+    for warning in results.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    results.write(settings.out)
+    write_sheet(settings.out / "contact-sheet.png", real, fake)
+    draw_distances(settings.out / "distances.png", results.distances)
+    if "motion" in measures:
+        draw_motion(settings.out / "motion.png", real_features["motion"], fake_features["motion"])
+    shutil.rmtree(scratch, ignore_errors=True)
+    return results
+
+
+def _enough_clips(root: str | Path, **chosen: Any) -> ClipSet:
+    clips = choose_clips(root, **chosen)
+    require_enough(clips)
+    return clips
+
+
+def audit_extractor(measures: Mapping[str, Measure], device: torch.device) -> Extractor:
+    """Return the features of the memorisation audit: I3D's where it was asked for, else the pyramid's."""
+    return measures["fvd"].extractor if "fvd" in measures else PyramidExtractor(device)
+
+
+def _compute(
+    settings: EvaluationSettings,
+    measures: Mapping[str, Measure],
+    real: Mapping[str, Features],
+    fake: Mapping[str, Features],
+    real_clips: ClipSet,
+    fake_clips: ClipSet,
+) -> Results:
+    results = Results(
+        _protocol(settings, measures),
+        {"real": real_clips.facts(), "generated": fake_clips.facts()},
+        corpus=settings.corpus,
+    )
+    for measure in measures.values():
+        name = measure.extractor.identity["name"]
+        values = measure.compare(real[name], fake[name])
+        halves = between_halves(measure, real[name], settings.seed)
+        again = bootstrap(measure, real[name], fake[name], settings.bootstrap, settings.seed)
+        for figure in measure.distances:
+            value = values[figure.key]
+            interval = spread(value, again.get(figure.key, []), least=0.0)
+            results.distances[figure.key] = Distance(
+                figure.title, figure.unit, value, halves.get(figure.key), interval
+            )
+        of_real, of_fake = measure.describe(real[name]), measure.describe(fake[name])
+        for figure in measure.scores:
+            key = figure.key
+            results.scores[key] = Score(
+                figure.title,
+                figure.unit,
+                figure.better,
+                of_real[key],
+                of_fake[key],
+                spread(of_real[key], again.get(("real", key), [])),
+                spread(of_fake[key], again.get(("generated", key), [])),
+            )
+    return results
+
+
+def _protocol(settings: EvaluationSettings, measures: Mapping[str, Measure]) -> dict[str, Any]:
+    versions = library_versions() | {name: metadata.version(name) for name in LIBRARIES}
+    return {
+        "metrics": list(settings.metrics),
+        "clips_asked": settings.clips,
+        "frames": settings.frames,
+        "size": list(settings.size),
+        "seed": settings.seed,
+        "choice": "clips without overlap from every usable video, then a seeded permutation's first clips",
+        "resize": RESIZE,
+        "bootstrap_replicates": settings.bootstrap,
+        "extractors": {name: measure.extractor.identity for name, measure in measures.items()},
+        "versions": versions,
+    }

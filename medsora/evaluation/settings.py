@@ -1,0 +1,65 @@
+"""What an evaluation is asked to do, checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medsora.data.resize import height_width
+from medsora.errors import BadInput
+from medsora.evaluation.metrics import parse_metrics
+from medsora.evaluation.paper_tables import CORPORA
+
+FEATURE_CACHE = Path("runs") / "cache" / "features"
+
+
+@dataclass
+class EvaluationSettings:
+    """Which clips to compare, and how.
+
+    Attributes:
+        real, fake: folders of videos or frame folders.
+        metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics`.
+        clips: at most so many on each side.
+        frames, size: of a clip; `size` is one number or (H, W).
+        interval: every so-manieth frame of the *real* videos, as in training; generated ones are read at 1.
+        seed: of the choice of clips and of re-sampling.
+        bootstrap: replicates for a 95 % interval of every figure; 0 gives none.
+        weights: weight files by name ("fvd", "cd-fvd", "inception", "clip", "raft_large", "raft_small").
+        corpus: whose columns of the paper's tables the figures belong to.
+        memorised: folder of training clips: audit whether generated ones repeat them.
+        out: folder of the results.
+        cache: folder in which a real set's features are kept.
+        batch_size: clips in one forward; memory and speed only.
+
+    Raises `BadInput` for a value that is not possible.
+    """
+
+    real: str | Path
+    fake: str | Path
+    metrics: str | Sequence[str] = ("motion", "pixel")
+    clips: int = 2048
+    frames: int = 16
+    size: int | tuple[int, int] = 128
+    interval: int = 1
+    seed: int = 0
+    bootstrap: int = 0
+    weights: Mapping[str, str | Path] = field(default_factory=dict)
+    corpus: str | None = None
+    memorised: str | Path | None = None
+    out: str | Path = "results"
+    cache: str | Path = FEATURE_CACHE
+    batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        self.metrics = parse_metrics(self.metrics)
+        self.out, self.cache = Path(self.out), Path(self.cache)
+        self.size = height_width(self.size)
+        for name, least in {"clips": 2, "frames": 1, "interval": 1, "batch_size": 1, "bootstrap": 0}.items():
+            if getattr(self, name) < least:
+                raise BadInput(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        if min(self.size) < 16:
+            raise BadInput(f"the size must be at least 16 pixels per side, not {self.size}.")
+        if self.corpus is not None and self.corpus not in CORPORA:
+            raise BadInput(f"the corpus '{self.corpus}' must be one of {', '.join(CORPORA)}.")

@@ -1,0 +1,224 @@
+"""How well a VAE returns real clips, with its compensation and without: `evaluate.py --vae FOLDER`.
+
+Per clip and on average: PSNR, SSIM, focal frequency loss, flicker, and LPIPS where its weights are there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from medsora.data.atomic import written_beside
+from medsora.data.pixels import frames_to_video, video_to_frames
+from medsora.data.resize import height_width
+from medsora.data.sheet import contact_sheet, save_image
+from medsora.errors import BadInput, building
+from medsora.evaluation.clip_set import RESIZE, ClipSet, choose_clips
+from medsora.evaluation.paper_tables import number_text
+from medsora.evaluation.processes import on_main, process_state, share_of
+from medsora.model_folder import read_json_object, sha256
+from medsora.training.checkpoint import library_versions
+from medsora.training.vae_evaluation import compensation_off
+from vae import FrequencyCompensatedVAE, check_video_shape, focal_frequency_loss
+from vae.compensation import compensation_modules
+from vae.perceptual import PerceptualLoss
+from vae.quality import flicker, psnr, ssim
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+FIGURES = {
+    "psnr": "PSNR, dB ↑",
+    "ssim": "SSIM ↑",
+    "lpips": "LPIPS (VGG) ↓",
+    "ffl": "focal frequency loss ↓",
+    "flicker": "flicker ↓",
+}
+SHOWN = 2  # best and worst clips on the sheet
+DIFFERENCE_GAIN = 4
+Versions = dict[str, Tensor]
+
+
+@dataclass
+class VaeSettings:
+    """Which VAE to measure on which clips; fields as in `EvaluationSettings`, `vae` is its folder."""
+
+    vae: str | Path
+    real: str | Path
+    clips: int = 2048
+    frames: int = 16
+    size: int | tuple[int, int] = 128
+    interval: int = 1
+    seed: int = 0
+    weights: Mapping[str, str | Path] = field(default_factory=dict)
+    out: str | Path = "results"
+
+    def __post_init__(self) -> None:
+        self.size, self.out = height_width(self.size), Path(self.out)
+        if self.clips < 1 or self.interval < 1:
+            raise BadInput(f"clips {self.clips} and interval {self.interval} must be at least 1.")
+        with building():
+            check_video_shape(self.frames, *self.size)
+
+
+def evaluate_vae(settings: VaeSettings) -> dict[str, Any] | None:
+    """Measure; write `results.json`, `results.md`, `worst-and-best.png` to `settings.out`; return the first.
+
+    None in all but the main process. Raises `BadInput` for a folder or clips that cannot be used.
+    """
+    state = process_state()
+    clips = on_main(state, lambda: _choose(settings))
+    folder = on_main(state, lambda: find_vae(settings.vae))
+    with building():
+        vae = FrequencyCompensatedVAE.from_pretrained(folder).eval().requires_grad_(False).to(state.device)
+        perceptual = find_lpips(settings.weights)
+    mine = []
+    for number in share_of(state, len(clips)):
+        with building():
+            frames = clips.read(number)
+        video = frames_to_video(frames)[None].to(state.device)
+        versions = reconstructions(vae, video)
+        mine.append((number, {name: figures(v, video, perceptual) for name, v in versions.items()}))
+    rows = [row for _, row in sorted(gather_object(mine), key=lambda pair: pair[0])]
+    if not state.is_main_process:
+        return None
+    results = {
+        "vae": str(settings.vae),
+        "vae_sha256": sha256(folder / WEIGHTS_NAME),
+        "protocol": {
+            "frames": settings.frames,
+            "size": list(settings.size),
+            "seed": settings.seed,
+            "resize": RESIZE,
+            "lpips": "VGG" if perceptual else "left out: its weights are not here (--weights lpips=FILE)",
+            "versions": library_versions(),
+        },
+        "set": clips.facts(),
+        "mean": {
+            name: {key: float(np.mean([row[name][key] for row in rows])) for key in rows[0][name]}
+            for name in rows[0]
+        },
+        "clips": [{"name": clips.name(i), **row} for i, row in enumerate(rows)],
+    }
+    with written_beside(settings.out / "results.json") as beside:
+        beside.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+    with written_beside(settings.out / "results.md") as beside:
+        beside.write_text(markdown(results), encoding="utf-8")
+    _write_sheet(settings.out / "worst-and-best.png", vae, clips, rows)
+    return results
+
+
+def find_vae(named: str | Path) -> Path:
+    """Return the folder of the saved VAE that `named` means: it itself, a stage 1 run, or a whole run."""
+    named = Path(named)
+    for folder in (named, named / "final", named / "vae" / "final", named / "vae"):
+        if (folder / "config.json").is_file():
+            kind = read_json_object(folder / "config.json").get("_class_name")
+            if kind != "FrequencyCompensatedVAE":
+                raise BadInput(
+                    f"{folder} holds a {kind}, not a FrequencyCompensatedVAE; give a VAE's folder."
+                )
+            return folder
+    raise BadInput(f"there is no trained VAE in {named}; give a run of train_vae.py or a saved VAE's folder.")
+
+
+def find_lpips(weights: Mapping[str, str | Path]) -> PerceptualLoss | None:
+    """Return LPIPS if its trunk is named or lies in PyTorch's cache; if not, None: nothing is downloaded."""
+    if "lpips" in weights:
+        return PerceptualLoss("vgg", trunk=weights["lpips"])
+    url = torchvision.models.get_model_weights("vgg16")["IMAGENET1K_V1"].url
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    return PerceptualLoss("vgg", trunk=cached) if cached.is_file() else None
+
+
+@torch.no_grad()
+def reconstructions(vae: FrequencyCompensatedVAE, video: Tensor) -> Versions:
+    """Return (1, F, 3, H, W) as the VAE returns it, and as its base alone does if it has a compensation."""
+    versions = {"compensated": vae.decode(vae.encode(video))}
+    if not any(True for _ in compensation_modules(vae)):
+        return {"base": versions["compensated"]}
+    with compensation_off(vae):
+        versions["base"] = vae.decode(vae.encode(video))
+    return versions
+
+
+def figures(version: Tensor, video: Tensor, perceptual: PerceptualLoss | None) -> dict[str, float]:
+    """Return the figures of one reconstruction (1, F, 3, H, W) of `video`, both in [-1, 1]."""
+    measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "psnr": psnr,
+        "ssim": ssim,
+        "ffl": focal_frequency_loss,
+        "flicker": flicker,
+    }
+    if perceptual is not None:
+        measures["lpips"] = perceptual.to(video.device)
+    with torch.no_grad():
+        return {name: float(measure(version, video).mean()) for name, measure in measures.items()}
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Return the table of means, and the worst and best clips by name."""
+    names = list(results["mean"])
+    lines = [
+        "# VAE",
+        "",
+        f"{results['vae']} on {len(results['clips'])} clips of {results['set']['folder']}.",
+        "",
+    ]
+    lines += ["| figure | " + " | ".join(names) + " |", "|---" + "|---:" * len(names) + "|"]
+    for key, title in FIGURES.items():
+        if key in results["mean"][names[0]]:
+            cells = [number_text(results["mean"][name][key]) for name in names]
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"LPIPS: {results['protocol']['lpips']}.",
+        "",
+        "| clip | " + " PSNR | ".join(names) + " PSNR |",
+    ]
+    lines.append("|---" + "|---:" * len(names) + "|")
+    for clip in results["clips"]:
+        lines.append(f"| {clip['name']} | " + " | ".join(number_text(clip[n]["psnr"]) for n in names) + " |")
+    return "\n".join([*lines, ""])
+
+
+def spectrum(frames: np.ndarray) -> np.ndarray:
+    """Return each grey frame's log power spectrum, 0 Hz in the middle, 80 dB to 255: uint8 (F, H, W, 3)."""
+    grey = frames.astype(np.float64).mean(-1)
+    power = np.abs(np.fft.fftshift(np.fft.fft2(grey, norm="ortho"), axes=(-2, -1))) ** 2
+    decibels = 10 * np.log10(power + 1e-2)
+    levels = np.clip((decibels + 20) / 80 * 255, 0, 255).astype(np.uint8)
+    return np.repeat(levels[..., None], 3, axis=-1)
+
+
+def _choose(settings: VaeSettings) -> ClipSet:
+    chosen = {"interval": settings.interval, "count": settings.clips, "seed": settings.seed}
+    return choose_clips(settings.real, frames=settings.frames, size=settings.size, **chosen)
+
+
+def _write_sheet(path: Path, vae: FrequencyCompensatedVAE, clips: ClipSet, rows: list[dict]) -> None:
+    best_version = next(iter(rows[0]))
+    order = np.argsort([row[best_version]["psnr"] for row in rows])
+    shown = dict.fromkeys([*order[:SHOWN], *order[-SHOWN:]])
+    strips: list[tuple[str, np.ndarray]] = []
+    for number in map(int, shown):
+        real = clips.read(number)
+        strips += [(f"{clips.name(number)}: real", real), ("its spectra", spectrum(real))]
+        versions = reconstructions(vae, frames_to_video(real)[None].to(next(vae.parameters()).device))
+        for name, version in versions.items():
+            returned = video_to_frames(version[0])
+            difference = np.abs(returned.astype(int) - real.astype(int)) * DIFFERENCE_GAIN
+            decibels = number_text(rows[number][name]["psnr"])
+            strips += [
+                (f"{name}, {decibels} dB", returned),
+                (f"|{name} - real| x {DIFFERENCE_GAIN}", difference.clip(0, 255).astype(np.uint8)),
+                (f"spectra of {name}", spectrum(returned)),
+            ]
+    save_image(path, contact_sheet(strips, columns=4))

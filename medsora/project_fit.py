@@ -1,0 +1,248 @@
+"""From what a folder of videos and a machine are like to a config that fits, every choice with its reason.
+
+`fit_project` decides; `render_config` writes the decisions down, a comment on every line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from medsora.data.check import CheckReport
+from medsora.errors import BadInput
+
+PAPER_RATE = 10  # frames of a clip per second: every third of 30
+FRAMES, PAPER_SIZE, CPU_SIZE, LEAST_SIZE = 16, 128, 64, 32
+MOST_SOURCES = 0.8  # the part of the videos that must stay usable when frames are left out between frames
+
+# GiB of activations per clip of 16 frames of 128x128 with 2 image latents, counted over all tensors that
+# autograd keeps, and of weights, gradients, Adam's moments and EMA (20 bytes per parameter).
+ACTIVATIONS_GIB = {"S": 0.45, "B": 0.9, "L": 1.8, "XL": 3.6}
+STATE_GIB = {"S": 0.8, "B": 1.6, "L": 3.2, "XL": 6.4}
+VAE_STAGE_GIB = 16  # stage 1 on one such clip without gradient checkpointing
+PRIOR_GIB = 3  # the frozen VAE, RAFT and DINO at work
+USABLE = 0.8  # of a GPU's memory; the rest is fragments and the CUDA context
+
+VAE_STEPS = (1_000, 20_000)
+DIT_STEPS = (20_000, 400_000)
+DIT_PASSES = 100
+
+PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # what YAML reads as text without quotes, a few words apart
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What will train: memory of one GPU in GiB (0: there is none), CPU cores."""
+
+    gpu_gib: float
+    cores: int
+
+
+@dataclass
+class Fit:
+    """The config as nested values, and the reason for each that is not simply the paper's."""
+
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def set(self, key: str, value: Any, reason: str) -> None:
+        """Decide `section.name`."""
+        section, name = key.split(".")
+        self.values.setdefault(section, {})[name] = value
+        self.reasons[key] = reason
+
+
+def fit_project(
+    name: str,
+    data: str,
+    check: Callable[[int, int], CheckReport],
+    machine: Machine,
+    *,
+    size: int | None = None,
+    preset: str | None = None,
+) -> Fit:
+    """Return the config for the videos in `data`.
+
+    `check(frames, interval)` looks at the folder for clips of so many frames. `size` and `preset` overrule.
+    Raises `BadInput` with one sentence if not a single clip can be had.
+    """
+    fit = Fit()
+    fit.set("run.name", name, "results go to runs/NAME")
+    fit.set("run.seed", 0, "decides the split, the order and all noise; the same seed gives the same run")
+    report = _fit_clips(fit, data, check)
+    if machine.gpu_gib > 0:
+        side = _fit_size(fit, report, size or PAPER_SIZE, asked=size is not None)
+        _fit_gpu(fit, machine, report.clips, side, preset)
+    else:
+        _fit_size(fit, report, size or CPU_SIZE, asked=size is not None)
+        _fit_cpu(fit, preset)
+    return fit
+
+
+def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) -> CheckReport:
+    report = check(FRAMES + 1, 1)
+    frames = FRAMES
+    if not report.clips:
+        frames = 8
+        if not check(frames + 1, 1).clips:
+            report.require_clips()
+        report = check(frames + 1, 1)
+    rates = [source.scan.fps for source in report.usable if source.scan.fps]
+    wanted = max(1, round(median(rates) / PAPER_RATE)) if rates else 1
+    interval = wanted
+    while interval > 1 and len(check(frames + 1, interval).usable) < MOST_SOURCES * len(report.usable):
+        interval -= 1
+    report = check(frames + 1, interval)
+    fit.set("data.root", data, f"{len(report.usable)} usable of {len(report.reports)} videos")
+    why = "the paper's; one more is read for the optical flow"
+    fit.set("data.frames", frames, why if frames == FRAMES else "no video is long enough for the paper's 16")
+    if not rates:
+        why = "folders of pictures do not say their rate; 3 if these are 30 per second, as in the paper"
+    elif interval < wanted:
+        why = f"{median(rates):.4g} frames per second would ask for {wanted}, but most videos are too short"
+    else:
+        why = (
+            f"{median(rates):.4g} frames per second, so a clip has {median(rates) / interval:.3g}; paper: 10"
+        )
+    fit.set("data.interval", interval, why)
+    cropped = sum(source.crop_words is not None for source in report.usable)
+    fit.set("data.crop", "auto", f"black borders, found in {cropped} videos; none: whole frames")
+    why = "part of the videos that is never trained on; data.split_csv: by patient"
+    if len(report.usable) == 1:
+        why = "there is only one video: nothing can be held out, figures are of training clips"
+    fit.set("data.holdout", 0.1, why)
+    return report
+
+
+def _fit_size(fit: Fit, report: CheckReport, wanted: int, *, asked: bool) -> int:
+    sides = [
+        min(scan.height * (1 - top - bottom), scan.width * (1 - left - right))
+        for source in report.usable
+        for scan, (top, bottom, left, right) in [(source.scan, source.margins)]
+    ]
+    smallest = round(min(sides))
+    side = wanted if asked else max(LEAST_SIZE, min(wanted, 16 * int(median(sides) / 16)))
+    why = f"pixels, square; the smallest video has {smallest}"
+    fit.set("data.size", side, why if side <= smallest else f"{why} and is enlarged")
+    return side
+
+
+def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | None) -> None:
+    if preset == "tiny":
+        raise BadInput("the preset tiny is for CPUs; choose S, B, L or XL, or --memory 0 for a CPU's config.")
+    preset = preset or ("B" if machine.gpu_gib >= 10 else "S")
+    memory = f"{machine.gpu_gib:.0f} GiB"
+    area = (side / PAPER_SIZE) ** 2 * fit.values["data"]["frames"] / FRAMES
+    free = USABLE * machine.gpu_gib - PRIOR_GIB * max(area, 1) - STATE_GIB[preset]
+    fitting = max(free / (ACTIVATIONS_GIB[preset] * area), 1)
+    first = min(16, 2 ** int(math.log2(fitting)))
+    fit.set("data.workers", max(1, min(8, machine.cores - 1)), "processes that decode videos")
+    fit.set("vae.base", "THUDM/CogVideoX-2b", "stage 1 starts from it; downloaded once, or a local folder")
+    fit.set("images.count", 8, "joint images per clip, as in the paper")
+    fit.set("images.encoding", "packed", "the 8 go through the VAE together, as in the paper")
+    fit.set("denoiser.preset", preset, f"S 44, B 86, L 172, XL 343 million parameters; for {memory}")
+    tight = fitting < 1.5
+    why = f"{memory}: activations of one clip take about {ACTIVATIONS_GIB[preset] * area:.2g} GiB without"
+    fit.set("denoiser.gradient_checkpointing", tight, why)
+    fit.set("flow.estimator", "raft_large", "the paper's; dis needs no weights and is weaker")
+    fit.set("dino.model", "vit_base_patch8_224.dino", "the paper's; reads the optical flow as pictures")
+    fit.set("dino.weights", "hub", "downloaded once; or a local file")
+    steps = min(max(10 * clips, VAE_STEPS[0]), VAE_STEPS[1])
+    fit.set("train_vae.lr", 1e-4, "the paper's 2e-7 moves a zero-initialised output next to nothing")
+    fit.set("train_vae.lr_decay", "cosine", "down to zero at the last step")
+    fit.set("train_vae.epochs", math.ceil(steps / clips) + 1, "more than max_steps needs")
+    fit.set("train_vae.max_steps", steps, f"10 passes over {clips} clips, {_within(VAE_STEPS)}")
+    small = machine.gpu_gib < VAE_STAGE_GIB * area / USABLE
+    fit.set(
+        "train_vae.gradient_checkpointing",
+        small,
+        f"{memory}; one clip takes about {16 * area:.0f} GiB without",
+    )
+    steps = min(max(DIT_PASSES * clips // 2, DIT_STEPS[0]), DIT_STEPS[1])
+    phases = [
+        {"lr": 1e-3, "batch": first, "until_epoch": 2},
+        {"lr": 1e-4, "batch": min(2, first), "until_epoch": None},
+    ]
+    why = "the paper's" if first == 16 else f"the paper's first batch is 16; {first} fits into {memory}"
+    fit.set("train_dit.phases", phases, why)
+    fit.set("train_dit.epochs", first * math.ceil(steps / clips), "more than max_steps needs")
+    fit.set("train_dit.max_steps", steps, f"{DIT_PASSES} passes over {clips} clips, {_within(DIT_STEPS)}")
+    fit.set("train_dit.ema_decay", 0.9999, "the paper's; samples come from this moving average")
+    fit.set("train_dit.sample_every", max(steps // 20, 500), "20 contact sheets over the run")
+    fit.set("train_dit.eval_every", max(steps // 40, 250), "40 points of the held-out curve")
+    fit.set("train_dit.save_every", 1000, "what an interruption without warning can cost")
+    fit.set("cache.latents", "off", "disk: encode every clip once; then a clip starts at fixed frames")
+
+
+def _fit_cpu(fit: Fit, preset: str | None) -> None:
+    """The demo's settings: minutes instead of days, and nothing to download."""
+    if preset not in (None, "tiny"):
+        raise BadInput(
+            f"the preset {preset} needs a GPU; leave --preset out, or give its memory by --memory."
+        )
+    path = Path("configs/phantom.yaml")
+    if not path.is_file():
+        raise BadInput(f"there is no {path} here; start this command in MedSora's own folder.")
+    shipped = OmegaConf.to_container(OmegaConf.load(path))
+    fit.set("data.workers", 0, "what a step needs lies in the caches")
+    for section in ("vae", "images", "denoiser", "flow", "dino", "train_vae", "train_dit", "cache"):
+        for name, value in shipped[section].items():
+            fit.set(f"{section}.{name}", value, CPU_REASONS.get(f"{section}.{name}", "as in the demo"))
+    fit.set("train_vae.train", "all", "this base knows phantoms only, so all of it learns your videos")
+    fit.set("train_vae.max_steps", 200, "minutes on two cores; more is better")
+    fit.set("train_vae.latent_std", 2.0, "8x8 latents drown in noise sooner than 16x16 ones")
+
+
+CPU_REASONS = {
+    "vae.base": "a small base that was trained on phantoms; THUDM/CogVideoX-2b wants a GPU",
+    "vae.weights": "comes with MedSora",
+    "images.count": "joint images per clip; the paper's 8 cost a CPU too much",
+    "images.encoding": "one latent per image",
+    "denoiser.preset": "4 million parameters, for 64x64 and below",
+    "flow.estimator": "needs no weights",
+    "dino.weights": "nothing is downloaded, and the alignment teaches nothing; hub: the real one",
+    "train_vae.lpips": "its weights would have to be downloaded; 0.1: the paper's",
+    "train_dit.max_steps": "minutes on two cores; more is better",
+    "train_dit.matmul": "bf16 products where the processor has them",
+    "cache.latents": "every clip is encoded once",
+    "cache.prior": "and its flow features are computed once",
+}
+
+
+def _within(steps: tuple[int, int]) -> str:
+    return f"but at least {steps[0]:,} and at most {steps[1]:,} steps"
+
+
+def render_config(fit: Fit, heading: str) -> str:
+    """Return the config as YAML: `heading` first, then every value with its reason behind it."""
+    lines = [f"# {line}" for line in heading.splitlines()]
+    for section, values in fit.values.items():
+        lines.append(f"{section}:")
+        for name, value in values.items():
+            reason = fit.reasons[f"{section}.{name}"]
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                lines.append(f"  {name}: # {reason}")
+                lines += [f"    - {_inline(entry)}" for entry in value]
+            else:
+                lines.append(f"  {name}: {_inline(value)} # {reason}")
+    return "\n".join(lines) + "\n"
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key}: {_inline(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, float):
+        text = f"{value:.6g}"
+        mantissa, e, exponent = text.partition("e")
+        return text if not e or "." in mantissa else f"{mantissa}.0e{exponent}"  # YAML 1.1 reads 1e-4 as text
+    if isinstance(value, str) and PLAIN.fullmatch(value) and value not in ("on", "off", "yes", "no"):
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,125 @@
+"""Several processes as one run: they agree on what they run, and none waits for one that is gone.
+
+A collective operation alone would wait for half an hour. So each process counts up a number of its own in a
+small store every few seconds and reads those of the others; one that stays silent for `SILENT_S` seconds,
+because it died, hangs or its machine is gone, ends the others with a sentence.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch.distributed import DistError, TCPStore
+
+from medsora.errors import BadInput, LostProcess
+
+BEAT_S = 2.0
+SILENT_S = 45.0
+BATCH_TIME_LIMIT_S = 600.0  # for a loader's worker; a clip that is hard to decode is given up long before
+GO_ON = "what was saved before is whole, so start the same command again"
+NETWORK_WORDS = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe")
+
+_heartbeats: list[Heartbeat] = []
+
+
+class Heartbeat(threading.Thread):
+    """One process's thread; `start_heartbeat` makes it."""
+
+    def __init__(self, store: TCPStore, rank: int, processes: int, silent_s: float = SILENT_S) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self.store, self.rank, self.silent_s = store, rank, silent_s
+        now = time.monotonic()
+        self.heard = {other: (0, now) for other in range(processes) if other != rank}
+
+    def run(self) -> None:
+        """Beat and listen until another process is silent; then say so and end this one."""
+        while not (silent := self._silent()):
+            time.sleep(BEAT_S)
+        if self.rank == min({self.rank, *self.heard} - set(silent)):
+            print(f"error: {_lost(silent, self.silent_s)}", file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread may be waiting in a collective operation that never ends
+
+    def main_is_alive(self) -> bool:
+        """Return whether the main process, which keeps the store, can still be reached."""
+        try:
+            self.store.add(f"beat/{self.rank}", 1)
+        except (DistError, RuntimeError):
+            return False
+        return True
+
+    def _silent(self) -> list[int]:
+        now = time.monotonic()
+        try:
+            self.store.add(f"beat/{self.rank}", 1)
+            for other, (count, _) in self.heard.items():
+                if (found := self.store.add(f"beat/{other}", 0)) != count:
+                    self.heard[other] = (found, now)
+        except (
+            DistError,
+            RuntimeError,
+        ):  # the store is the main process's: only that one is known to be gone
+            return [0] if now - self.heard[0][1] > self.silent_s else []
+        return [other for other, (_, heard) in self.heard.items() if now - heard > self.silent_s]
+
+
+def start_heartbeat(silent_s: float = SILENT_S) -> None:
+    """Let this process be heard and listen to the others; once per process, nothing for a single one."""
+    state = PartialState()
+    if state.num_processes == 1 or _heartbeats:
+        return
+    host, limit = os.environ.get("MASTER_ADDR", "localhost"), datetime.timedelta(seconds=10)
+    options = {"timeout": limit, "wait_for_workers": False}
+    store = TCPStore(host, 0, is_master=True, **options) if state.is_main_process else None
+    (port,) = broadcast_object_list([store.port if store else None])
+    store = store or TCPStore(host, port, is_master=False, **options)
+    _heartbeats.append(Heartbeat(store, state.process_index, state.num_processes, silent_s))
+    _heartbeats[0].start()
+
+
+@contextmanager
+def losses_said() -> Iterator[None]:
+    """Turn what PyTorch raises when another process or a loader's worker is gone into `LostProcess`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if sentence := _why_lost(error):
+            raise LostProcess(sentence) from error
+        raise
+
+
+def check_agreement(what: dict[str, Any]) -> None:
+    """Raise `BadInput` in every process unless all of them have the same values in `what`."""
+    for rank, other in enumerate(gather_object([what])):
+        for key, value in what.items():
+            if other[key] != value:
+                mine = PartialState().process_index
+                raise BadInput(
+                    f"process {rank} has another {key} than process {mine} ({other[key]} and {value}); "
+                    "give all machines the same command, configuration and data."
+                )
+
+
+def _why_lost(error: RuntimeError) -> str | None:
+    text = str(error)
+    if "DataLoader worker" in text:
+        return f"a process that loads data died ({text.splitlines()[0].rstrip('. ')}); {GO_ON}."
+    if "DataLoader timed out" in text:
+        return f"no batch of data came within {BATCH_TIME_LIMIT_S:.0f} seconds; {GO_ON}."
+    alone = PartialState().num_processes == 1
+    if alone or not (isinstance(error, DistError) or any(word in text.lower() for word in NETWORK_WORDS)):
+        return None
+    return f"another process of this run is gone ({' '.join(text.split())[-120:].rstrip('. ')}); {GO_ON}."
+
+
+def _lost(silent: list[int], seconds: float) -> str:
+    who = f"process {silent[0]}" if len(silent) == 1 else f"processes {', '.join(map(str, silent))}"
+    return f"{who} of this run has not been heard of for {seconds:.0f} seconds; {GO_ON}."

@@ -1,0 +1,64 @@
+"""`python -m tests.faults kill|fuzz-video|fuzz-config|fuzz-checkpoint`: break things, see what is lost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from medsora.name_guard import check_kernels_name
+
+
+def main() -> int:
+    """Run one command; return the exit status."""
+    top = argparse.ArgumentParser(
+        prog="python -m tests.faults",
+        description=__doc__,
+        epilog="exit status: 0 nothing was lost and nothing undocumented came out; 1 something was",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    kill = commands.add_parser(
+        "kill",
+        help="kill training runs, start them again, compare all with a run that went through",
+    )
+    kill.add_argument("--times", type=int, default=20, metavar="N", help="kills (default: 20)")
+    kill.add_argument("--seed", type=int, default=0, help="decides the moments (default: 0)")
+    kill.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
+    kill.add_argument(
+        "--stages", nargs="+", choices=("vae", "dit", "dit-cached"), default=["vae", "dit", "dit-cached"]
+    )
+    kill.add_argument(
+        "--where", nargs="+", metavar="PLACE", help="some places only; see tests/faults/places.py"
+    )
+    kill.add_argument(
+        "--commands",
+        action="store_true",
+        help="the real commands, torchrun included; killed at random moments",
+    )
+
+    for name, what, count in (
+        ("fuzz-video", "mutated video files against the check and the reader", 2000),
+        ("fuzz-config", "mutated configurations against the config loader", 10000),
+        ("fuzz-checkpoint", "mutated checkpoints against everything that loads them", 10000),
+    ):
+        fuzz = commands.add_parser(name, help=what)
+        fuzz.add_argument("--inputs", type=int, default=count, metavar="N", help=f"(default: {count})")
+        fuzz.add_argument("--seed", type=int, default=0, help="decides the mutations (default: 0)")
+
+    options = top.parse_args()
+    if options.command == "kill":
+        from tests.faults.kill import kill_runs
+
+        return kill_runs(options)
+    if options.command == "fuzz-video":
+        from tests.faults.fuzz_video import fuzz_video as fuzz_inputs
+    elif options.command == "fuzz-config":
+        from tests.faults.fuzz_config import fuzz_config as fuzz_inputs
+    else:
+        from tests.faults.fuzz_checkpoint import fuzz_checkpoint as fuzz_inputs
+    return fuzz_inputs(options.inputs, options.seed)
+
+
+if __name__ == "__main__":
+    check_kernels_name()
+    sys.exit(main())
