@@ -38,7 +38,8 @@ def main() -> None:
 
 def demo(config: Config, videos: int) -> Path:
     """Train both stages of `config`, sample `videos` videos and write the report; return its path."""
-    from medsora.demo_report import write_demo_report
+    from medsora.demo_proof import prove_demo
+    from medsora.demo_report import report_lines, write_demo_report
     from medsora.sampling_run import SamplingSettings, sample_videos
     from medsora.training.dit_loop import train_dit
     from medsora.training.vae_loop import train_vae
@@ -65,8 +66,11 @@ def demo(config: Config, videos: int) -> Path:
             out=out,
         )
     )
-    part(4, "write the report")
-    report = write_demo_report(config, out, STEPS)
+    part(4, "compare with real clips and write the report")
+    proof = prove_demo(config, out)
+    report = write_demo_report(config, out, STEPS, proof)
+    for line in report_lines(proof):
+        print(line, file=sys.stderr)
     print(f"\ndone in {time.monotonic() - began:.0f} s: open {report}", file=sys.stderr)
     return report
 

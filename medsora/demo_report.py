@@ -13,6 +13,7 @@ from medsora.data.pixels import video_to_frames
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.data.video_io import read_frames, write_video
 from medsora.evaluation.motion import flow_magnitudes
+from medsora.evaluation.proof import Proof
 from medsora.report import Section, draw_curves, write_report
 from medsora.training.clips import open_clips
 from medsora.training.run_folder import read_log
@@ -23,10 +24,11 @@ SHOWN_CLIPS = 4
 FPS = 8
 
 
-def write_demo_report(config: Config, generated: Path, steps: int) -> Path:
+def write_demo_report(config: Config, generated: Path, steps: int, proof: Proof | None) -> Path:
     """Write sheet, curves and `report.html` into the run folder; return the page's path.
 
-    `generated` holds the videos, sampled with `steps` DDIM steps; the real clips are held-out ones.
+    `generated` holds the videos, sampled with `steps` DDIM steps; the real clips are held-out ones; `proof`
+    compares them (`medsora.demo_proof`).
     """
     folder = config.run_dir
     _, held_out = open_clips(config, Accelerator(cpu=True), extra_frame=False, images=0)
@@ -66,6 +68,7 @@ def write_demo_report(config: Config, generated: Path, steps: int) -> Path:
                 text=["Held-out phantom clips, and what the VAE returns of them."],
                 videos=shown,
             ),
+            Section("Did it learn?", text=_sentences(proof), table=proof.lines() if proof else []),
             Section("Figures", table=_figures(stage_1, stage_2, real, reconstructed, made)),
             Section("Side by side", images=[(folder / "sheet.png", "real, reconstructed, generated")]),
             Section(
@@ -79,6 +82,19 @@ def write_demo_report(config: Config, generated: Path, steps: int) -> Path:
         ],
     )
     return path
+
+
+def report_lines(proof: Proof | None) -> list[str]:
+    """Return the proof for a terminal: its table, then what it shows."""
+    rows = proof.lines() if proof else []
+    width = max((len(name) for name, _ in rows), default=0)
+    return ["", *(f"{name:{width}}  {figures}" for name, figures in rows), *_sentences(proof)]
+
+
+def _sentences(proof: Proof | None) -> list[str]:
+    if proof is None:
+        return ["Too few clips to compare: at least two held-out and two generated ones are needed."]
+    return proof.sentences()
 
 
 def _write_shown(folder: Path, real: list, reconstructed: list) -> list[tuple[Path, str]]:

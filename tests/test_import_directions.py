@@ -16,7 +16,7 @@ STOREYS = (
     {"denoiser", "diffusion", "data"},
     {"model_folder", "pipeline"},
     {"training", "evaluation", "sampling_run"},
-    {"demo", "demo_report", "project_fit", "new_project"},
+    {"demo", "demo_proof", "demo_report", "project_fit", "new_project"},
     {"__main__"},
 )
 

@@ -32,8 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"run.dir={folder}",
             f"phantom.folder={folder}/clips",
             f"cache.dir={folder}/cache",
-            "phantom.videos=4",
-            "data.holdout=0.3",
+            "phantom.videos=5",
+            "data.holdout=0.4",
             f"vae.base={base}",
             "vae.weights=null",
             "denoiser.overrides={width: 32, depth: 2, heads: 2, d_state: 16, headdim: 16}",
@@ -61,9 +61,11 @@ def test_videos_sheet_and_curves_are_there(run: Path) -> None:
 
 def test_the_page_holds_everything_itself(run: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert page.count("<video") == 2 + 2 * 1  # generated; real and reconstructed of one held-out clip
+    assert page.count("<video") == 2 + 2 * 2  # generated; real and reconstructed of two held-out clips
     assert page.count("<img") == 3
     assert "untrained" in page
+    assert "cheat: frozen real clips" in page
+    assert "hold: they beat" in page.replace("DOES NOT HOLD", "hold").replace("Holds", "hold")
     sources = re.findall(r'(?:src|href)="([^"]{5})', page)
     assert sources
     assert set(sources) == {"data:"}
