@@ -44,8 +44,11 @@ def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Secti
 
 
 def draw_curves(path: Path, log: list[dict[str, float]], prefix: str, title: str) -> None:
-    """Draw the figures of `log` (`run_folder.read_log`) whose names start with `prefix` over the steps."""
-    names = sorted({name for line in log for name in line if name.startswith(prefix)})
+    """Draw the figures of `log` (`run_folder.read_log`) whose names start with `prefix` over the steps.
+
+    What is always zero, such as a loss that is left out, is left out.
+    """
+    names = sorted({name for line in log for name in line if name.startswith(prefix) and line[name]})
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(names):
@@ -60,8 +63,9 @@ def draw_curves(path: Path, log: list[dict[str, float]], prefix: str, title: str
         style = {"marker": "o"} if len(values) == 1 else {}
         axes.plot(steps[thin], _running_mean(values, window)[thin], label=label, color=colour, **style)
     values = [line[name] for line in log for name in names if name in line]
-    if values and min(values) > 0 and max(values) > 5 * min(values):
-        axes.set_yscale("log")
+    positive = [value for value in values if value > 0]
+    if positive and min(values) >= 0 and max(positive) > 5 * min(positive):
+        axes.set_yscale("log", nonpositive="mask")
     axes.set(title=title, xlabel="optimiser step")
     axes.grid(alpha=0.3)
     if len(names) > 1:
@@ -91,7 +95,8 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-  :root { color-scheme: light dark; --line: #8883; --soft: #8888; }
+  :root { color-scheme: light dark; --line: #8883; --soft: #777; }
+  @media (prefers-color-scheme: dark) { :root { --soft: #aaa; } }
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
   h1 { margin-bottom: 0; } header p { color: var(--soft); margin-top: .2rem; }
   h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
@@ -99,7 +104,8 @@ _PAGE = """<!doctype html>
   figure { margin: 0; } figcaption { font-size: .85rem; color: var(--soft); }
   video { width: 100%; border-radius: 6px; image-rendering: auto; background: #000; }
   img { max-width: 100%; border-radius: 6px; }
-  .images figure { margin: 1rem 0; }
+  .images { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr));
+    gap: 1rem; }
   pre { background: #8881; border-radius: 6px; padding: .8rem; overflow-x: auto; font-size: .85rem; }
   table { border-collapse: collapse; }
   td { padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid var(--line); }

@@ -89,7 +89,7 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
     (run / CURVES).mkdir(exist_ok=True)
     for prefix, meaning in SHOWN.items():
         path = run / CURVES / f"{prefix.strip('/').replace('/', '-')}.png"
-        if any(name.startswith(prefix) for name in latest):
+        if any(name.startswith(prefix) and value for name, value in latest.items()):
             draw_curves(path, log, prefix, meaning)
             curves.append((path, ""))
     if curves:
