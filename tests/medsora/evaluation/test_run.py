@@ -258,7 +258,26 @@ def test_folders_without_videos_or_with_one_clip(run: Callable[..., Results], tm
         run(fake=write_clips(tmp_path / "one", range(1), frames=4))
 
 
+def test_results_that_cannot_be_written(run: Callable[..., Results], tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("")
+    with pytest.raises(BadInput, match="a-file"):
+        run(out=tmp_path / "a-file")
+
+
 # Several processes
+
+
+def test_two_runs_at_once_do_not_touch_each_other(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    clips = choose_clips(folders[0], frames=4, size=32, interval=1, count=2, seed=0)
+    first, second = (FeatureStore(tmp_path, "same", PixelExtractor(), 2, 4, writer) for writer in (1, 2))
+    batch = np.stack([clips.read(0), clips.read(1)])
+    first.begin()
+    second.begin()
+    first.write([0, 1], batch)
+    first.finish()
+    second.write([0], batch[:1])
+    assert second.is_whole()  # the first one's file
+    assert np.array_equal(second.read().values, PixelExtractor()(batch))
 
 
 def test_two_processes_give_the_figures_of_one(
