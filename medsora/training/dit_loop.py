@@ -9,7 +9,6 @@ import torch
 from flow_prior import alignment_loss
 from medsora.config import Config
 from medsora.errors import building
-from medsora.training.block_alignment import BlockAlignment
 from medsora.training.dit_build import build_dit_stage
 from medsora.training.interruption import StopRequest, any_process
 from medsora.training.non_finite import StepRecord
@@ -50,7 +49,6 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     progress = Progress("stage 2", schedule.total_steps, start, show=accelerator.is_local_main_process)
 
     report = RunReport(run, f"{config.run.name}: the denoiser {config.denoiser.preset}", schedule.total_steps)
-    blocks = BlockAlignment()
     stop.expect_checkpoint(stage.checkpoint_bytes)
     with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
         if not stage.look(start, stop, resumed=True):
@@ -88,7 +86,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                         )
                         loss = loss + config.alignment.weight * alignment.loss
                         found["alignment"] = alignment.loss
-                        blocks.add(alignment.per_block)
+                        stage.blocks.add(alignment.per_block)
                     accelerator.backward(loss / settings.accumulation)
                 record.add(loss, batch)
                 for name, value in {"total": loss, **found}.items():
@@ -112,7 +110,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 figures = {f"loss/{name}": float(value) for name, value in parts.items()}
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
                 speed = progress.speed()
-                run.log(done, {**figures, **state, **blocks.figures(), **speed})
+                run.log(done, {**figures, **state, **stage.blocks.figures(), **speed})
                 progress.show(figures, speed)
                 report.update()
                 progress.restart_clock()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput, Interrupted
 from medsora.pipeline import MedSoraPipeline
 from medsora.synthetic import synthetic_tags
+from medsora.training.block_alignment import BlockAlignment
 from medsora.training.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
@@ -56,6 +57,7 @@ class DitStage:
     optimizer: torch.optim.Optimizer
     ema: Ema
     schedule: Schedule
+    blocks: BlockAlignment = field(default_factory=BlockAlignment)
 
     def save(self, step: int) -> None:
         """Write the checkpoint of `step` finished steps (main process; the others wait)."""
@@ -75,6 +77,7 @@ class DitStage:
                     "processes": self.accelerator.num_processes,
                     "scaler": scaler_state(self.accelerator),
                     "ema_updates": self.ema.updates,
+                    "alignment": self.blocks.state(),
                     "vae": self.vae_digest,
                 },
                 keep=settings.keep,
@@ -107,6 +110,7 @@ class DitStage:
         self.ema.restore(checkpoint.folder / "ema", checkpoint.value("ema_updates", int))
         restore_optimizer(self.optimizer, self.parameter_names, checkpoint.folder / "optimizer.safetensors")
         restore_scaler(self.accelerator, checkpoint.state.get("scaler"))
+        self.blocks.restore(checkpoint.state.get("alignment"))
         self.run.announce(checkpoint, self.schedule.total_steps)
         return checkpoint.step
 

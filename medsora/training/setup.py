@@ -32,14 +32,12 @@ from medsora.training.trackers import usable_trackers
 def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
     """Return accelerate's `Accelerator`, and seed what is built next, the models' initialisation.
 
-    Gradients are accumulated by the loops themselves. Raises `BadInput` for fp16 on a CPU, where accelerate
-    would quietly train in float32.
+    Gradients are accumulated by the loops themselves. Raises `BadInput` as `check_precision` does.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     keep_freed_memory()
     torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
-    if precision == "fp16" and PartialState().device.type == "cpu":
-        raise BadInput("the precision fp16 needs a GPU, but this run is on a CPU: choose no or bf16.")
+    check_precision(precision)
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=usable_trackers(config.tracking.trackers) or None,
@@ -48,6 +46,12 @@ def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
     )
     start_heartbeat()
     return accelerator
+
+
+def check_precision(precision: str) -> None:
+    """Raise `BadInput` for fp16 on a CPU, where accelerate would quietly train in float32."""
+    if precision == "fp16" and PartialState().device.type == "cpu":
+        raise BadInput("the precision fp16 needs a GPU, but this run is on a CPU: choose no or bf16.")
 
 
 def check_same_run(run: RunFolder, config: Config, clips: ClipDataset) -> None:
