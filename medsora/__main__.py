@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-
-from rich.console import Console
+from importlib import import_module
+from pathlib import Path
 
 from medsora.errors import building, exit_with_status
 from medsora.name_guard import check_kernels_name
@@ -17,15 +17,19 @@ EXIT_STATUSES = "exit status: 0 done; 1 failed; 2 bad input, with one sentence"
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
-    from medsora import export_model, new_project
-
+    """Return the parser of all commands; `work` names the module that does it, which loads slowly."""
     top = argparse.ArgumentParser(
         prog="python -m medsora",
         description="Start with a folder of videos, end with a model folder.",
         epilog=EXIT_STATUSES,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_new(commands)
+    _add_export(commands)
+    return top
+
+
+def _add_new(commands: argparse._SubParsersAction) -> None:
     new = commands.add_parser(
         "new",
         help="look at a folder of videos, write a config that fits it, say what is next",
@@ -33,9 +37,21 @@ def parser() -> argparse.ArgumentParser:
         "with a reason on every line, and a contact sheet; print the next three commands. Asks nothing.",
         epilog=EXIT_STATUSES,
     )
-    new_project.add_arguments(new)
-    new.set_defaults(work=new_project.run)
+    new.set_defaults(work="medsora.new_project")
+    add = new.add_argument
+    add("project", type=Path, metavar="PROJECT", help="a folder to make; its name is the run's")
+    add("--data", required=True, metavar="DIR", help="a folder of videos or of frame folders")
+    add("--size", type=int, metavar="PX", help="side of the clips (default: what fits, up to 128)")
+    add("--preset", choices=("tiny", "S", "B", "L", "XL"), help="size of the denoiser")
+    add(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="of the GPU that will train, if it is not in this machine; 0: a CPU (default: what is found)",
+    )
 
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
     export = commands.add_parser(
         "export",
         help="make a model folder of a run, with its card; perhaps upload it",
@@ -43,16 +59,35 @@ def parser() -> argparse.ArgumentParser:
         "MedSoraPipeline.from_pretrained and sample_ddim.py read; with --push upload it to the hub as well.",
         epilog=EXIT_STATUSES,
     )
-    export_model.add_arguments(export)
-    export.set_defaults(work=export_model.run)
-    return top
+    export.set_defaults(work="medsora.export_model")
+    add = export.add_argument
+    add("run", type=Path, metavar="RUN", help="a run folder of stage 2 (runs/NAME/dit-PRESET), or runs/NAME")
+    add("out", type=Path, metavar="OUT", help="the folder to make")
+    add("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest whole one)")
+    add("--raw", action="store_true", help="the raw weights instead of their moving average")
+    add("--name", help="the model's name on its card (default: the run's)")
+    add(
+        "--data-description", metavar="TEXT", help="what it was trained on, for the card; or a file, as @FILE"
+    )
+    add("--licence", metavar="ID", help="the weights' licence as the hub names it, such as cc-by-nc-4.0")
+    add(
+        "--evaluation",
+        type=Path,
+        metavar="FILE",
+        help="results.json of evaluate.py (default: RUN/evaluation/)",
+    )
+    add("--push", metavar="OWNER/NAME", help="also upload the folder to the hub")
+    add("--private", action="store_true", help="with --push: only for its owner")
 
 
 def main() -> None:
     """Run the command line."""
     options = parser().parse_args()
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     with building():
-        options.work(options, Console(width=None if sys.stdout.isatty() else PIPED_WIDTH))
+        import_module(options.work).run(options, console)
 
 
 if __name__ == "__main__":

@@ -36,30 +36,6 @@ LAST_FIGURES = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
-    add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="a run folder of stage 2 (runs/NAME/dit-PRESET), or runs/NAME")
-    add("out", type=Path, metavar="OUT", help="the folder to make")
-    add("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest whole one)")
-    add("--raw", action="store_true", help="the raw weights instead of their moving average")
-    add("--name", help="the model's name on its card (default: the run's)")
-    add(
-        "--data-description",
-        metavar="TEXT",
-        help="what it was trained on, for the card; or a file's path as @FILE",
-    )
-    add("--licence", metavar="ID", help="the weights' licence as the hub names it, such as cc-by-nc-4.0")
-    add(
-        "--evaluation",
-        type=Path,
-        metavar="FILE",
-        help="results.json of evaluate.py (default: RUN/evaluation/)",
-    )
-    add("--push", metavar="OWNER/NAME", help="also upload the folder to the hub")
-    add("--private", action="store_true", help="with --push: only for its owner")
-
-
 def run(options: argparse.Namespace, console: Console) -> None:
     """Make the folder, and upload it if asked; raises `BadInput` with one sentence."""
     export_run(

@@ -26,24 +26,6 @@ from medsora.project_fit import Fit, Machine, fit_project, render_config
 CONFIG_NAME = "config.yaml"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
-    parser.add_argument(
-        "project", type=Path, metavar="PROJECT", help="a folder to make; its name is the run's"
-    )
-    parser.add_argument("--data", required=True, metavar="DIR", help="a folder of videos or of frame folders")
-    parser.add_argument(
-        "--size", type=int, metavar="PX", help="side of the clips (default: what fits, up to 128)"
-    )
-    parser.add_argument("--preset", choices=("tiny", "S", "B", "L", "XL"), help="size of the denoiser")
-    parser.add_argument(
-        "--memory",
-        type=float,
-        metavar="GIB",
-        help="of the GPU that will train, if it is not in this machine; 0: a CPU (default: what is found)",
-    )
-
-
 def run(options: argparse.Namespace, console: Console) -> None:
     """Make the project and print the next commands; raises `BadInput` with one sentence."""
     name = options.project.resolve().name

@@ -17,6 +17,9 @@ COMMANDS = (
     ("-m", "medsora.data", "check"),
     ("-m", "medsora.data", "phantom"),
     ("-m", "medsora.demo"),
+    ("-m", "medsora", "new"),
+    ("-m", "medsora", "export"),
+    ("-m", "medsora.app"),
 )
 
 

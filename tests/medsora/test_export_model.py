@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import RepoUrl
 from rich.console import Console
 
-from medsora import MedSora, MedSoraPipeline
+from medsora import MedSora, MedSoraPipeline, export_model
 from medsora.__main__ import parser
 from medsora.config_file import config_from_dict, save_config
 from medsora.data.sheet import save_image
@@ -61,7 +61,8 @@ def front_matter(card: str) -> dict[str, Any]:
 def export(*arguments: str) -> str:
     options = parser().parse_args(["export", *arguments])
     console = Console(record=True, width=200)
-    options.work(options, console)
+    assert options.work == "medsora.export_model"
+    export_model.run(options, console)
     return console.export_text()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from medsora import new_project
 from medsora.__main__ import parser
 from medsora.config_file import load_config
 from medsora.data.check import CheckReport, SourceReport
@@ -157,7 +158,8 @@ def test_a_preset_that_does_not_fit_the_machine(machine: Machine, preset: str, w
 def new(*arguments: str) -> str:
     options = parser().parse_args(["new", *arguments])
     console = Console(record=True, width=200)
-    options.work(options, console)
+    assert options.work == "medsora.new_project"
+    new_project.run(options, console)
     return console.export_text()
 
 
