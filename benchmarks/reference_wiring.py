@@ -93,11 +93,18 @@ class ReferenceWiring(nn.Module):
         for block in model.blocks:
             x, spatial = self._block(block, x, time, grid)
             features.append(spatial)
-        eps, variance = model.final(x, time[:, None], grid)
+        eps, variance = self._last(x, time, grid)
         return MedSoraOutput(eps=eps, variance=variance, features=features)
 
+    def _last(self, x: Tensor, time: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        last = self.model.final
+        shift, scale = linear(last.modulation, time)[:, None, None].chunk(2, dim=-1)
+        y = linear(last.linear, last.norm(x) * (1 + scale) + shift)
+        y = y.unflatten(3, (2, last.channels, last.patch, last.patch)).unflatten(2, grid)
+        return y.permute(4, 0, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).unbind(0)
+
     def _block(self, block: Block, x: Tensor, time: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        parts = [part[:, None, None] for part in block.modulation(time).chunk(9, dim=-1)]
+        parts = [part[:, None, None] for part in linear(block.modulation, time).chunk(9, dim=-1)]
         y = block.attention_norm(x) * (1 + parts[1]) + parts[0]
         x = x + parts[2] * windowed_attention(block.attention, y)
         y = block.spatial_norm(x) * (1 + parts[4]) + parts[3]
@@ -108,26 +115,31 @@ class ReferenceWiring(nn.Module):
     def _spatial(self, part: SpatialMamba, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Eq. 8-9: per row a sequence over frames x columns, per column one over frames x rows."""
         batch, frames, _, width = x.shape
-        projected = part.mamba.in_proj(x).unflatten(2, grid)  # (B, n, h̄, w̄, P)
+        projected = linear(part.mamba.in_proj, x).unflatten(2, grid)  # (B, n, h̄, w̄, P)
         rows = projected.transpose(1, 2).flatten(0, 1).flatten(1, 2)  # (B·h̄, n·w̄, P)
         columns = projected.permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1, 2)  # (B·w̄, n·h̄, P)
         height = self._both_ways(part, rows, frames, grid[1])
         height = height.view(batch, grid[0], frames, grid[1], width).transpose(1, 2).reshape_as(x)
         across = self._both_ways(part, columns, frames, grid[0])
         across = across.view(batch, grid[1], frames, grid[0], width).permute(0, 2, 3, 1, 4).reshape_as(x)
-        gated = height * torch.sigmoid(part.gate_height(height))
-        return gated + across * torch.sigmoid(part.gate_width(across))
+        gated = height * torch.sigmoid(linear(part.gate_height, height))
+        return gated + across * torch.sigmoid(linear(part.gate_width, across))
 
     def _both_ways(self, part: SpatialMamba, tokens: Tensor, frames: int, side: int) -> Tensor:
         forward, backward, undo_forward, undo_backward = spiral_lists(frames, side, part.variant)
-        there = part.mamba.out_proj(self.scan(part.mamba, tokens[:, forward]))[:, undo_forward]
-        back = part.mamba.out_proj(self.scan(part.mamba, tokens[:, backward]))[:, undo_backward]
+        there = linear(part.mamba.out_proj, self.scan(part.mamba, tokens[:, forward]))[:, undo_forward]
+        back = linear(part.mamba.out_proj, self.scan(part.mamba, tokens[:, backward]))[:, undo_backward]
         return there + back
 
     def _temporal(self, part: TemporalMamba, x: Tensor) -> Tensor:
         sequences = x.transpose(1, 2).flatten(0, 1)  # (B·l, n, d)
-        y = part.mamba.out_proj(self.scan(part.mamba, part.mamba.in_proj(sequences)))
+        y = linear(part.mamba.out_proj, self.scan(part.mamba, linear(part.mamba.in_proj, sequences)))
         return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The product as PyTorch computes it, not as `medsora.denoiser.linear` does."""
+    return F.linear(x, layer.weight, layer.bias)
 
 
 def windowed_attention(part: LocalAttention, x: Tensor) -> Tensor:
@@ -146,7 +158,9 @@ def windowed_attention(part: LocalAttention, x: Tensor) -> Tensor:
     q, k = rotate(q, angles[-window:]), rotate(k, angles)
     token = torch.arange(length, device=x.device).view(-1, window)
     seen = token[:, :1] - window + place  # (windows, 3·window)
-    outside = ((token[:, :, None] - seen[:, None]).abs() > window) | (seen < 0)[:, None] | (seen >= length)[:, None]
+    outside = (
+        ((token[:, :, None] - seen[:, None]).abs() > window) | (seen < 0)[:, None] | (seen >= length)[:, None]
+    )
     scores = (q @ k.mT).masked_fill(outside, -torch.finfo(q.dtype).max)
     attention = F.dropout(scores.softmax(-1), part.dropout, part.training)
     return (attention @ v).flatten(3, 4).transpose(2, 3).reshape_as(x)

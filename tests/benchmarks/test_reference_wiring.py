@@ -1,4 +1,4 @@
-"""The re-creation of the public wiring: the same numbers as our model's, at the cost that was counted on it."""
+"""The re-creation of the public wiring: our model's numbers at the cost that was counted on it."""
 
 from __future__ import annotations
 
