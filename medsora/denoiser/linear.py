@@ -66,14 +66,27 @@ class _OneDnnLinear(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x·weightᵀ + bias."""
+# An operator of our own around oneDNN's, which torch.compile knows in packed form only.
+_library = torch.library.Library("medsora_denoiser", "DEF")
+_library.define("product(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+
+
+@torch.library.impl(_library, "product", "CPU")
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-if AVAILABLE:
+@torch.library.register_fake("medsora_denoiser::product", lib=_library)
+def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _flops(x_shape, weight_shape, *_, out_shape=None, **__) -> int:
-        """Lets PyTorch's FlopCounterMode see these products as it sees its own."""
-        return 2 * math.prod(x_shape) * weight_shape[0]
+
+@register_flop_formula(torch.ops.medsora_denoiser.product)
+def _flops(x_shape: torch.Size, weight_shape: torch.Size, *_, out_shape=None, **__) -> int:
+    """Lets PyTorch's FlopCounterMode see these products as it sees its own."""
+    return 2 * math.prod(x_shape) * weight_shape[0]
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x·weightᵀ + bias."""
+    return torch.ops.medsora_denoiser.product(x, weight, bias)
