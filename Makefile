@@ -8,7 +8,7 @@ PARITY := $(VENV)/.parity
 UV ?= $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint audit clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -40,6 +40,10 @@ lint: $(READY)
 
 test: lint $(PARITY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+# Advisories against the pinned versions: ADVISORIES=PATH is OSV's PyPI dump; without it pip-audit is asked.
+audit: $(READY)
+	$(BIN)/python -m tests.audit $(if $(ADVISORIES),--advisories $(ADVISORIES))
 
 clean:
 	rm -rf $(VENV) build *.egg-info

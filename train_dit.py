@@ -17,6 +17,10 @@ def main() -> None:
         "Stage 2: train the spiral-scan Mamba denoiser (§3.1, §3.2, §3.4) on the latents of stage 1's VAE.",
         preset=True,
     )
+    if options.dry_run:
+        from medsora.training.dry_run import dry_run_dit
+
+        return dry_run_dit(config, options.processes)
     from medsora.training.dit_loop import train_dit
 
     train_dit(config, time_limit_minutes=minutes_left(options.time_limit))

@@ -16,6 +16,10 @@ def main() -> None:
     config, options = training_arguments(
         "Stage 1: fine-tune the frequency-compensated VAE (§3.3). The result is RUN/vae/final."
     )
+    if options.dry_run:
+        from medsora.training.dry_run import dry_run_vae
+
+        return dry_run_vae(config, options.processes)
     from medsora.training.vae_loop import train_vae
 
     train_vae(config, time_limit_minutes=minutes_left(options.time_limit))

@@ -14,6 +14,7 @@ The estimate leaves out what a kernel or an allocator takes in passing.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,6 @@ from vae import check_video_shape, frames_to_latents
 BYTES_PER_PARAMETER = 20
 SPATIAL_RATIO = 8
 GIB, GIGA = 2**30, 1e9
-SHAPES_ALONE = FakeTensorMode(allow_non_fake_inputs=True)  # one for all: the model caches tables made in it
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|---:|")
     points = [(preset, frames) for preset in options.preset for frames in options.frames]
     shape = (options.size, options.image_latents)
-    # before any counting: the model's tables, once made without numbers, are of no use to a real forward
-    memory = {point: measured_memory(*point, *shape) for point in points} if gpu else {}
     for preset, frames in points:
         cost = counted(preset, frames, *shape)
-        activations, peak = memory.get((preset, frames), (cost.activation_bytes, cost.peak_bytes))
+        activations, peak = cost.activation_bytes, cost.peak_bytes
+        if gpu:
+            activations, peak = measured_memory(preset, frames, *shape)
         print(
             f"| {preset} | {cost.parameters / 1e6:.2f} | {frames} | {cost.sampling_flops / GIGA:.1f} | "
             f"{cost.training_flops / GIGA:.1f} | {activations / GIB:.2f} | {peak / GIB:.2f} |"
@@ -86,18 +86,29 @@ def counted(preset: str, frames: int, size: int, image_latents: int, **overrides
     """Return the cost of `preset` on clips of `frames` frames of `size` x `size` pixels, by counting alone.
 
     `overrides` are the denoiser's settings, as in `MedSora.from_preset`. Numbers are never computed: it takes
-    seconds and next to no memory, but real forwards in the same process may fail afterwards.
+    seconds and next to no memory.
     """
     latents, side = frames_to_latents(frames), size // SPATIAL_RATIO
-    with SHAPES_ALONE:
+    with FakeTensorMode():
+        forget_tables()
         model = MedSora.from_preset(preset, backend="torch", **overrides)
         sampling, training = (_inputs(model, n, side, "cpu") for n in (latents, latents + image_latents))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         sampling_flops = count_flops(model.eval(), sampling, 0)
         training_flops = count_flops(model, training, image_latents)
         activations = saved_bytes(model.train(), training, image_latents)
+    forget_tables()
     peak = activations + BYTES_PER_PARAMETER * parameters
     return Cost(parameters, sampling_flops, training_flops, activations, peak)
+
+
+def forget_tables() -> None:
+    """Empty the model's caches: tables made without numbers and real ones cannot be used together."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("medsora", "kernels"):
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
 
 
 def count_flops(model: MedSora, inputs: Sequence[Tensor], num_images: int) -> int:

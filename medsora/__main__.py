@@ -18,7 +18,7 @@ EXIT_STATUSES = "exit status: 0 done; 1 failed; 2 bad input, with one sentence"
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    from medsora import new_project
+    from medsora import export_model, new_project
 
     top = argparse.ArgumentParser(
         prog="python -m medsora",
@@ -34,7 +34,17 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXIT_STATUSES,
     )
     new_project.add_arguments(new)
-    new.set_defaults(run=new_project.run)
+    new.set_defaults(work=new_project.run)
+
+    export = commands.add_parser(
+        "export",
+        help="make a model folder of a run, with its card; perhaps upload it",
+        description="Write a run's newest whole checkpoint, its VAE and a model card to OUT, which "
+        "MedSoraPipeline.from_pretrained and sample_ddim.py read; with --push upload it to the hub as well.",
+        epilog=EXIT_STATUSES,
+    )
+    export_model.add_arguments(export)
+    export.set_defaults(work=export_model.run)
     return top
 
 
@@ -42,7 +52,7 @@ def main() -> None:
     """Run the command line."""
     options = parser().parse_args()
     with building():
-        options.run(options, Console(width=None if sys.stdout.isatty() else PIPED_WIDTH))
+        options.work(options, Console(width=None if sys.stdout.isatty() else PIPED_WIDTH))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,18 @@ def training_arguments(description: str, *, preset: bool = False) -> tuple[Confi
         help="save and leave with status 75 before so many minutes have passed",
     )
     parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, say how many steps and how much memory and disk it takes, and train nothing",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --dry-run: for how many processes, one per GPU (default: 1)",
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change keys of the config, such as data.root=clips"
     )
     options = parser.parse_intermixed_args()
@@ -41,6 +53,8 @@ def training_arguments(description: str, *, preset: bool = False) -> tuple[Confi
     if preset and options.preset:
         overrides.append(f"denoiser.preset={options.preset}")
     config = load_config(options.config, overrides)
+    if options.processes < 1 or (options.processes > 1 and not options.dry_run):
+        raise BadInput("--processes is a number from 1 on for --dry-run; a launcher starts processes.")
     folder = config.dit_dir if preset else config.vae_dir
     if options.resume == "never" and (folder / "checkpoints").is_dir():
         raise BadInput(f"{folder} already holds a run; take another run.name, or go on with --resume auto.")

@@ -35,6 +35,10 @@ class NonFiniteLoss(RuntimeError):
 class LostProcess(RuntimeError):
     """Another process of the run, or one that loads its data, is gone; nothing was saved. Exit status 1."""
 
+    def __init__(self, sentence: str, *, said_elsewhere: bool = False) -> None:
+        super().__init__(sentence)
+        self.said_elsewhere = said_elsewhere  # by the main process, which is alive and finds it too
+
 
 class Interrupted(Exception):
     """The run was asked to stop, finished its step and saved itself. Exit status 75."""
@@ -77,7 +81,7 @@ def exit_with_status(main: Callable[[], None]) -> None:
     except NonFiniteLoss as error:  # which all processes find together, like `Interrupted`
         _leave(1, f"error: {error}", all_know=True)
     except LostProcess as error:
-        _leave(1, f"error: {error}", at_once=True)
+        _leave(1, f"error: {error}", all_know=error.said_elsewhere, at_once=not error.said_elsewhere)
     except Interrupted as error:
         _leave(75, f"interrupted: {error}", all_know=True)
     except KeyboardInterrupt as error:

@@ -6,11 +6,13 @@ and on any number of processes. Shapes: latents (B, n, C, h, w), videos uint8 (N
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,12 +22,21 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from medsora.data.pixels import video_to_frames
-from medsora.denoiser import MedSora
+from medsora.denoiser import PRESETS, MedSora
 from medsora.denoiser.compiled import COMPILE, compile_blocks
 from medsora.denoiser.prepared import PreparedDenoiser
 from medsora.diffusion import Callback, ddim_scheduler, make_scheduler, noise_like, sample
 from medsora.errors import BadInput
-from medsora.model_folder import ModelFolder, check_part, find_in_run, find_pipeline
+from medsora.hub import upload_model
+from medsora.model_card import CARD_NAME, ModelCard
+from medsora.model_folder import (
+    GEOMETRY,
+    ModelFolder,
+    check_part,
+    find_in_run,
+    find_pipeline,
+    read_json_object,
+)
 from vae import FrequencyCompensatedVAE, check_video_shape, frames_to_latents
 
 SPATIAL_FACTOR = 8  # pixels per latent and side
@@ -79,7 +90,15 @@ class MedSoraPipeline(DiffusionPipeline):
         self.register_to_config(frames=frames, size=list(size), fps=fps, image_latents=image_latents)
         self._prepared: PreparedDenoiser | None = None
 
-    # Loading (saving is `DiffusionPipeline.save_pretrained`)
+    # Saving and loading
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Save as `DiffusionPipeline` does, but without the paths of this machine that it writes down."""
+        super().save_pretrained(save_directory, **options)
+        for path in Path(save_directory).rglob("*.json"):
+            values = read_json_object(path)
+            if values.pop("_name_or_path", None) is not None:
+                path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> MedSoraPipeline:
@@ -111,6 +130,40 @@ class MedSoraPipeline(DiffusionPipeline):
         vae = _load_part(FrequencyCompensatedVAE, found.vae, dtype)
         scheduler = _load_scheduler(found.scheduler) if found.scheduler else None
         return cls(denoiser, vae, scheduler, **found.geometry)
+
+    # The hub
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: ModelCard | None = None,
+        private: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Upload the model with its model card to OWNER/NAME on the hub; return its address.
+
+        `card` is what `medsora.export_model` makes of a run, or `self.card(...)`, which it is by default.
+        Raises `BadInput` with one sentence if the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            page = (card or self.card(repo=repo_id)).markdown()
+            Path(folder, CARD_NAME).write_text(page, encoding="utf-8")
+            return upload_model(Path(folder), repo_id, private=private, token=token)
+
+    def card(self, **facts: Any) -> ModelCard:
+        """Return the model card with what the pipeline itself knows, and `facts` (fields of `ModelCard`)."""
+        geometry = {key: self.config[key] for key in GEOMETRY}
+        preset = _preset_name(self.denoiser)
+        known = {
+            "name": f"MedSora-{preset}",
+            "preset": preset,
+            "parameters": self.denoiser.num_parameters(),
+            "vae_parameters": self.vae.num_parameters(),
+            "geometry": geometry,
+        }
+        return ModelCard(**known | facts)
 
     # Sampling
 
@@ -233,6 +286,15 @@ class MedSoraPipeline(DiffusionPipeline):
         if self.vae.device.type == "cuda":
             self.vae.to(memory_format=torch.channels_last_3d)  # what its convolutions are fastest in
         return video_to_frames(self.vae.decode(z.to(self.vae.device, self.vae.dtype)))
+
+
+def _preset_name(denoiser: MedSora) -> str:
+    """Return the preset that a denoiser was made from, or "custom"."""
+    usual = {"width": 512}
+    for name, settings in PRESETS.items():
+        if all(denoiser.config[key] == value for key, value in (usual | settings).items()):
+            return name
+    return "custom"
 
 
 def _choose_seeds(

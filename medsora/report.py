@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+MOST_POINTS = 2000  # of a curve; more cannot be seen
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml", ".mp4": "video/mp4"}
 
 
 @dataclass
 class Section:
-    """One part of the page: heading, sentences, a table of (name, value), captioned pictures and videos."""
+    """One part of the page: heading, sentences, a table, code as it is, captioned pictures and videos.
+
+    `table` holds (name, value), pictures and videos (path, caption).
+    """
 
     title: str
     text: list[str] = field(default_factory=list)
     table: list[tuple[str, str]] = field(default_factory=list)
+    code: str = ""
     images: list[tuple[Path, str]] = field(default_factory=list)
     videos: list[tuple[Path, str]] = field(default_factory=list)
 
@@ -36,32 +44,43 @@ def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Secti
 
 
 def draw_curves(path: Path, log: list[dict[str, float]], prefix: str, title: str) -> None:
-    """Draw the figures of `log` (`run_folder.read_log`) whose names start with `prefix` over the steps."""
-    names = sorted({name for line in log for name in line if name.startswith(prefix)})
+    """Draw the figures of `log` (`run_folder.read_log`) whose names start with `prefix` over the steps.
+
+    What is always zero, such as a loss that is left out, is left out.
+    """
+    names = sorted({name for line in log for name in line if name.startswith(prefix) and line[name]})
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
-    for name in names:
+    for number, name in enumerate(names):
         points = [(line["step"], line[name]) for line in log if name in line]
-        steps, values = zip(*points, strict=True)
-        label = name.removeprefix(prefix)
+        steps, values = map(np.array, zip(*points, strict=True))
+        label = name.removeprefix(prefix) or name
+        colour = colormaps["turbo"](0.1 + 0.8 * number / len(names)) if len(names) > 10 else f"C{number}"
         window = max(len(values) // 40, 1)
+        thin = slice(None, None, math.ceil(len(values) / MOST_POINTS))
         if window > 1:
-            axes.plot(steps, values, alpha=0.2, color=f"C{names.index(name)}")
-        smooth = [
-            sum(values[max(i - window + 1, 0) : i + 1]) / len(values[max(i - window + 1, 0) : i + 1])
-            for i in range(len(values))
-        ]
-        axes.plot(steps, smooth, label=label, color=f"C{names.index(name)}")
-    positive = all(line[name] > 0 for line in log for name in names if name in line)
-    if positive and names:
-        axes.set_yscale("log")
+            axes.plot(steps[thin], values[thin], alpha=0.2, color=colour)
+        style = {"marker": "o"} if len(values) == 1 else {}
+        axes.plot(steps[thin], _running_mean(values, window)[thin], label=label, color=colour, **style)
+    values = [line[name] for line in log for name in names if name in line]
+    positive = [value for value in values if value > 0]
+    if positive and min(values) >= 0 and max(positive) > 5 * min(positive):
+        axes.set_yscale("log", nonpositive="mask")
     axes.set(title=title, xlabel="optimiser step")
     axes.grid(alpha=0.3)
-    if names:
-        axes.legend()
+    if len(names) > 1:
+        axes.legend(ncols=1 + len(names) // 13, fontsize="small")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     path.write_bytes(buffer.getvalue())
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of each value and those before it, `window` in all or as many as there are."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(last - window, 0)
+    return (sums[last] - sums[first]) / (last - first)
 
 
 def _embed(path: Path) -> str:
@@ -76,7 +95,8 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-  :root { color-scheme: light dark; --line: #8883; --soft: #8888; }
+  :root { color-scheme: light dark; --line: #8883; --soft: #777; }
+  @media (prefers-color-scheme: dark) { :root { --soft: #aaa; } }
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
   h1 { margin-bottom: 0; } header p { color: var(--soft); margin-top: .2rem; }
   h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
@@ -84,7 +104,9 @@ _PAGE = """<!doctype html>
   figure { margin: 0; } figcaption { font-size: .85rem; color: var(--soft); }
   video { width: 100%; border-radius: 6px; image-rendering: auto; background: #000; }
   img { max-width: 100%; border-radius: 6px; }
-  .images figure { margin: 1rem 0; }
+  .images { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr));
+    gap: 1rem; }
+  pre { background: #8881; border-radius: 6px; padding: .8rem; overflow-x: auto; font-size: .85rem; }
   table { border-collapse: collapse; }
   td { padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid var(--line); }
   td:last-child { font-variant-numeric: tabular-nums; }
@@ -100,6 +122,8 @@ _PAGE = """<!doctype html>
 {% if section.table %}<table>
 {% for name, value in section.table %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
 {% endfor %}</table>{% endif %}
+{% if section.code %}<pre>{{ section.code }}</pre>
+{% endif %}
 {% if section.videos %}<div class="videos">
 {% for path, caption in section.videos %}<figure>
 <video src="{{ embed(path) }}" autoplay loop muted playsinline controls></video>

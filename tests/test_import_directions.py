@@ -12,11 +12,11 @@ PACKAGES = ("medsora", "vae", "flow_prior", "kernels")
 LEAVES = ("vae", "flow_prior", "kernels")
 # Rooms of medsora from the ground up; a file may import from its own room and from those before it.
 STOREYS = (
-    {"errors", "name_guard", "config", "config_file", "cli", "spiral", "report"},
+    {"errors", "name_guard", "config", "config_file", "cli", "spiral", "report", "synthetic", "hub"},
     {"denoiser", "diffusion", "data"},
-    {"model_folder", "pipeline"},
+    {"model_folder", "model_card", "pipeline"},
     {"training", "evaluation", "sampling_run"},
-    {"demo", "demo_proof", "demo_report", "project_fit", "new_project"},
+    {"demo", "demo_proof", "demo_report", "project_fit", "new_project", "export_model", "app"},
     {"__main__"},
 )
 

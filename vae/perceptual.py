@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import lpips
@@ -69,6 +68,9 @@ def _trunk_state(net: str, trunk: str | Path | None) -> dict[str, Tensor]:
             "to have it downloaded."
         )
     try:
-        return torch.load(trunk, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        state = torch.load(trunk, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make unpicklers raise anything
         raise ValueError(f"{trunk} is not a whole weights file; fetch {weights.url} again.") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{trunk} holds something else than named tensors; fetch {weights.url} again.")
+    return state

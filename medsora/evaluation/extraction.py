@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,9 +31,9 @@ def extract(
     are; memory does not depend on how many clips there are. Raises `BadInput` if a clip cannot be read or the
     folder not be written.
     """
-    digest = on_main(state, clips.digest)
+    digest, writer = on_main(state, lambda: (clips.digest(), os.getpid()))
     stores = {
-        name: FeatureStore(folder, digest, extractor, len(clips), clips.frames)
+        name: FeatureStore(folder, digest, extractor, len(clips), clips.frames, writer)
         for name, extractor in extractors.items()
     }
     missing = on_main(state, lambda: _begin(stores))

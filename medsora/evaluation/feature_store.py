@@ -68,14 +68,21 @@ class FeatureStore:
     """The file of one (clip set, extractor); `begin`, `write` and `finish` make it, `read` gives it."""
 
     def __init__(
-        self, folder: Path, clips_digest: str, extractor: Extractor, clips: int, frames: int
+        self,
+        folder: Path,
+        clips_digest: str,
+        extractor: Extractor,
+        clips: int,
+        frames: int,
+        writer: int | str = 0,
     ) -> None:
+        """`writer` names the run that may fill the file: two at once do not touch each other's."""
         self.extractor = extractor
         self.shape = (clips, extractor.rows(frames), extractor.width)
         self.made_of = {"format": FORMAT, "clips_sha256": clips_digest, "extractor": extractor.identity}
         key = hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()[:20]
         self.path = folder / f"{extractor.identity['name']}-{key}.npy"
-        self._partial = self.path.with_suffix(".partial")
+        self._partial = self.path.with_suffix(f".{writer}.partial")
 
     def is_whole(self) -> bool:
         """Say whether the features are there; a damaged file is not."""

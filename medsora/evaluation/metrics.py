@@ -9,14 +9,11 @@ import torch
 
 from flow_prior import RaftEstimator
 from medsora.errors import BadInput
-from medsora.evaluation.frame_consistency import ClipExtractor, FrameConsistencyMeasure
 from medsora.evaluation.i3d import I3DExtractor
-from medsora.evaluation.inception import FID_COLUMNS, InceptionExtractor, InceptionScoreMeasure
 from medsora.evaluation.measure import FrechetMeasure, Measure
 from medsora.evaluation.motion import MotionExtractor, MotionMeasure
 from medsora.evaluation.pixel import PixelMeasure
 from medsora.evaluation.pyramid import PyramidExtractor
-from medsora.evaluation.videomae import VideoMAEExtractor
 from medsora.model_folder import sha256
 
 METRICS = ("fvd", "cd-fvd", "fid", "is", "fc", "motion", "pixel")
@@ -40,20 +37,26 @@ def build_measures(
     """Return the measures of the metrics `names`, by the name under which reports list them.
 
     `weights` are local files by the names of `weight_files.PUBLISHED`. Raises `ValueError` or `OSError`, in
-    one sentence, for weights that do not fit or cannot be had.
+    one sentence, for weights that do not fit or cannot be had. Networks' libraries load only when asked for.
     """
     measures: dict[str, Measure] = {}
     if "fvd" in names:
         measures["fvd"] = FrechetMeasure("fvd", "FVD", I3DExtractor(weights, device))
     if "cd-fvd" in names:
+        from medsora.evaluation.videomae import VideoMAEExtractor
+
         measures["cd-fvd"] = FrechetMeasure("cd_fvd", "CD-FVD", VideoMAEExtractor(weights, device))
     if "fid" in names or "is" in names:
+        from medsora.evaluation.inception import FID_COLUMNS, InceptionExtractor, InceptionScoreMeasure
+
         inception = InceptionExtractor(weights, device)
         if "fid" in names:
             measures["fid"] = FrechetMeasure("fid", "FID", inception, FID_COLUMNS)
         if "is" in names:
             measures["is"] = InceptionScoreMeasure(inception)
     if "fc" in names:
+        from medsora.evaluation.frame_consistency import ClipExtractor, FrameConsistencyMeasure
+
         measures["fc"] = FrameConsistencyMeasure(ClipExtractor(weights, device))
     if "motion" in names:
         measures["motion"] = MotionMeasure(_motion_extractor(weights, device))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from medsora.errors import building
 from medsora.evaluation.bootstrap import between_halves, bootstrap, spread
 from medsora.evaluation.caveats import caveats, require_enough
 from medsora.evaluation.clip_set import RESIZE, ClipSet, choose_clips
@@ -84,11 +85,12 @@ def run_evaluation(settings: EvaluationSettings) -> Results | None:
     results.warnings += caveats(settings, real, fake, results)
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    results.write(settings.out)
-    write_sheet(settings.out / "contact-sheet.png", real, fake)
-    draw_distances(settings.out / "distances.png", results.distances)
-    if "motion" in measures:
-        draw_motion(settings.out / "motion.png", real_features["motion"], fake_features["motion"])
+    with building():
+        results.write(settings.out)
+        write_sheet(settings.out / "contact-sheet.png", real, fake)
+        draw_distances(settings.out / "distances.png", results.distances)
+        if "motion" in measures:
+            draw_motion(settings.out / "motion.png", real_features["motion"], fake_features["motion"])
     shutil.rmtree(scratch, ignore_errors=True)
     return results
 

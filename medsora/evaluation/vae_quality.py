@@ -107,11 +107,12 @@ def evaluate_vae(settings: VaeSettings) -> dict[str, Any] | None:
         },
         "clips": [{"name": clips.name(i), **row} for i, row in enumerate(rows)],
     }
-    with written_beside(settings.out / "results.json") as beside:
-        beside.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-    with written_beside(settings.out / "results.md") as beside:
-        beside.write_text(markdown(results), encoding="utf-8")
-    _write_sheet(settings.out / "worst-and-best.png", vae, clips, rows)
+    with building():
+        with written_beside(settings.out / "results.json") as beside:
+            beside.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+        with written_beside(settings.out / "results.md") as beside:
+            beside.write_text(markdown(results), encoding="utf-8")
+        _write_sheet(settings.out / "worst-and-best.png", vae, clips, rows)
     return results
 
 

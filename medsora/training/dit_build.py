@@ -21,7 +21,8 @@ from medsora.training.latent_cache import LatentCache
 from medsora.training.prior_cache import PriorCache
 from medsora.training.run_folder import RunFolder
 from medsora.training.schedule import Schedule
-from medsora.training.setup import check_same_run, make_accelerator, start_trackers
+from medsora.training.setup import check_same_run, make_accelerator
+from medsora.training.trackers import start_trackers
 from medsora.training.vae_choice import trained_vae
 from vae import check_video_shape
 

@@ -14,6 +14,7 @@ from medsora.training.interruption import StopRequest, any_process
 from medsora.training.non_finite import StepRecord
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed
+from medsora.training.run_report import RunReport
 from medsora.training.schedule import StepBatches
 from medsora.training.setup import (
     TimedBatches,
@@ -47,8 +48,9 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
     progress = Progress("stage 2", schedule.total_steps, start, show=accelerator.is_local_main_process)
 
+    report = RunReport(run, f"{config.run.name}: the denoiser {config.denoiser.preset}", schedule.total_steps)
     stop.expect_checkpoint(stage.checkpoint_bytes)
-    with losses_said(), stop, batches, progress, float32_products(settings.matmul):
+    with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
         if not stage.look(start, stop, resumed=True):
             raise stage.interrupted(start, stop)
         for number in range(start, schedule.total_steps):
@@ -84,6 +86,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                         )
                         loss = loss + config.alignment.weight * alignment.loss
                         found["alignment"] = alignment.loss
+                        stage.blocks.add(alignment.per_block)
                     accelerator.backward(loss / settings.accumulation)
                 record.add(loss, batch)
                 for name, value in {"total": loss, **found}.items():
@@ -106,8 +109,10 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             if done % settings.log_every == 0 or ends:
                 figures = {f"loss/{name}": float(value) for name, value in parts.items()}
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
-                run.log(done, {**figures, **state, **progress.speed()})
-                progress.show(figures)
+                speed = progress.speed()
+                run.log(done, {**figures, **state, **stage.blocks.figures(), **speed})
+                progress.show(figures, speed)
+                report.update()
                 progress.restart_clock()
             if done % settings.save_every == 0 or ends or asked:
                 with stop.saving():

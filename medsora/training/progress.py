@@ -55,10 +55,13 @@ class Progress:
             "speed/memory_gib": used / 2**30,
         }
 
-    def show(self, figures: dict[str, float]) -> None:
-        """Put figures behind the bar."""
+    def show(self, losses: dict[str, float], speed: dict[str, float]) -> None:
+        """Put losses and what `speed` gave behind the bar, which itself tells step and time to go."""
+        parts = " ".join(f"{key.split('/')[-1]}={value:.3g}" for key, value in losses.items())
         self.bar.set_postfix_str(
-            " ".join(f"{key.split('/')[-1]}={value:.3g}" for key, value in figures.items()), refresh=False
+            f"{parts} | {speed['speed/samples_per_s']:.3g} samples/s, "
+            f"{speed['speed/data_wait']:.0%} waiting for data, {speed['speed/memory_gib']:.1f} GiB",
+            refresh=False,
         )
 
     def __enter__(self) -> Progress:

@@ -68,7 +68,7 @@ class RunFolder:
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
         previous = path / "config.yaml"
         if previous.is_file() and self.checkpoints.is_dir():
-            _refuse_changes(load_config(previous, outputs_anywhere=True), config, stage, path)
+            refuse_changes(load_config(previous, outputs_anywhere=True), config, stage, path)
         if self.main:
             with self.writing():
                 path.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _refuse_changes(before: Config, now: Config, stage: str, path: Path) -> None:
+def refuse_changes(before: Config, now: Config, stage: str, path: Path) -> None:
+    """Raise `BadInput`, naming the key, if `stage` of the run in `path` is not what `now` describes."""
     old, new = _flat(config_to_dict(before)), _flat(config_to_dict(now))
     for key in sorted(old.keys() | new.keys()):
         ends = key.split(".")[-1] in ("max_steps", "epochs")

@@ -26,22 +26,21 @@ from medsora.training.randomness import derive_seed
 from medsora.training.run_folder import RunFolder
 from medsora.training.schedule import SampleKey, StepBatches
 from medsora.training.together import BATCH_TIME_LIMIT_S, check_agreement, start_heartbeat
+from medsora.training.trackers import usable_trackers
 
 
 def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
     """Return accelerate's `Accelerator`, and seed what is built next, the models' initialisation.
 
-    Gradients are accumulated by the loops themselves. Raises `BadInput` for fp16 on a CPU, where accelerate
-    would quietly train in float32.
+    Gradients are accumulated by the loops themselves. Raises `BadInput` as `check_precision` does.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     keep_freed_memory()
     torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
-    if precision == "fp16" and PartialState().device.type == "cpu":
-        raise BadInput("the precision fp16 needs a GPU, but this run is on a CPU: choose no or bf16.")
+    check_precision(precision)
     accelerator = Accelerator(
         mixed_precision=precision,
-        log_with=config.tracking.trackers or None,
+        log_with=usable_trackers(config.tracking.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "tensorboard")),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
@@ -49,11 +48,10 @@ def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
     return accelerator
 
 
-def start_trackers(accelerator: Accelerator, run: RunFolder, config: Config) -> None:
-    """Open the trackers once the run folder is there."""
-    if config.tracking.trackers:
-        tags = {"run": config.run.name, "seed": config.run.seed, "preset": config.denoiser.preset}
-        accelerator.init_trackers(config.tracking.project, config=tags)
+def check_precision(precision: str) -> None:
+    """Raise `BadInput` for fp16 on a CPU, where accelerate would quietly train in float32."""
+    if precision == "fp16" and PartialState().device.type == "cpu":
+        raise BadInput("the precision fp16 needs a GPU, but this run is on a CPU: choose no or bf16.")
 
 
 def check_same_run(run: RunFolder, config: Config, clips: ClipDataset) -> None:

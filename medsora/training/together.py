@@ -37,16 +37,22 @@ class Heartbeat(threading.Thread):
     def __init__(self, store: TCPStore, rank: int, processes: int, silent_s: float = SILENT_S) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.store, self.rank, self.silent_s = store, rank, silent_s
-        now = time.monotonic()
-        self.heard = {other: (0, now) for other in range(processes) if other != rank}
+        self.heard = {other: (0, 0) for other in range(processes) if other != rank}  # its count, beats missed
 
     def run(self) -> None:
         """Beat and listen until another process is silent; then say so and end this one."""
         while not (silent := self._silent()):
             time.sleep(BEAT_S)
         if self.rank == min({self.rank, *self.heard} - set(silent)):
-            print(f"error: {_lost(silent, self.silent_s)}", file=sys.stderr, flush=True)
+            print(
+                f"\nerror: {_lost(silent, self.silent_s)}", file=sys.stderr, flush=True
+            )  # below a bar's line
         os._exit(1)  # the main thread may be waiting in a collective operation that never ends
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the main process."""
+        return self.rank == 0
 
     def main_is_alive(self) -> bool:
         """Return whether the main process, which keeps the store, can still be reached."""
@@ -57,18 +63,16 @@ class Heartbeat(threading.Thread):
         return True
 
     def _silent(self) -> list[int]:
-        now = time.monotonic()
+        """Return who was not heard of for too many beats of our own: all may have been suspended together."""
         try:
             self.store.add(f"beat/{self.rank}", 1)
-            for other, (count, _) in self.heard.items():
-                if (found := self.store.add(f"beat/{other}", 0)) != count:
-                    self.heard[other] = (found, now)
-        except (
-            DistError,
-            RuntimeError,
-        ):  # the store is the main process's: only that one is known to be gone
-            return [0] if now - self.heard[0][1] > self.silent_s else []
-        return [other for other, (_, heard) in self.heard.items() if now - heard > self.silent_s]
+            for other, (count, missed) in self.heard.items():
+                found = self.store.add(f"beat/{other}", 0)
+                self.heard[other] = (found, 0 if found != count else missed + 1)
+        except (DistError, RuntimeError):  # the store is the main process's, so that one is gone
+            count, missed = self.heard.get(0, (0, 0))
+            self.heard[0] = (count, missed + 1)
+        return [other for other, (_, missed) in self.heard.items() if missed * BEAT_S > self.silent_s]
 
 
 def start_heartbeat(silent_s: float = SILENT_S) -> None:
@@ -92,7 +96,8 @@ def losses_said() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if sentence := _why_lost(error):
-            raise LostProcess(sentence) from error
+            main_says_it = any(not beat.is_main and beat.main_is_alive() for beat in _heartbeats)
+            raise LostProcess(sentence, said_elsewhere=main_says_it) from error
         raise
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medsora.data.pixels import video_to_frames
-from medsora.data.sheet import contact_sheet, save_image
+from medsora.data.sheet import contact_sheet
 from vae import FrequencyCompensatedVAE
 from vae.compensation import compensation_modules
 from vae.quality import flicker, mean_colour_psnr, psnr, ssim
@@ -20,9 +20,9 @@ SHEET_FRAMES = 8
 
 @torch.no_grad()
 def evaluate_reconstruction(
-    vae: FrequencyCompensatedVAE, clips: Sequence[dict[str, Any]], sheet: Path
-) -> dict[str, float]:
-    """Return PSNR (dB), SSIM and flicker of `clips`' reconstructions, means over clips; draw them to `sheet`.
+    vae: FrequencyCompensatedVAE, clips: Sequence[dict[str, Any]]
+) -> tuple[dict[str, float], np.ndarray]:
+    """Return PSNR (dB), SSIM and flicker of `clips`' reconstructions, means over clips, and a contact sheet.
 
     `base_...` are the same figures with the compensation switched off, `mean_colour_psnr` what one colour per
     clip would reach. `clips` are items of a `ClipDataset`; the VAE's mode is put back afterwards.
@@ -43,8 +43,7 @@ def evaluate_reconstruction(
     for number, clip in enumerate(clips):
         rows.append((f"real {clip['name']}", video_to_frames(videos[number])))
         rows += [(f"{p}reconstruction", video_to_frames(version[number])) for p, version in versions.items()]
-    save_image(sheet, contact_sheet(rows, columns=SHEET_FRAMES))
-    return figures
+    return figures, contact_sheet(rows, columns=SHEET_FRAMES)
 
 
 @contextmanager

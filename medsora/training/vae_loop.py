@@ -25,6 +25,7 @@ from medsora.training.non_finite import StepRecord
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed, generator_for
 from medsora.training.run_folder import RunFolder
+from medsora.training.run_report import RunReport, keep_sheet
 from medsora.training.schedule import Schedule, StepBatches
 from medsora.training.setup import (
     NumberedClips,
@@ -36,9 +37,9 @@ from medsora.training.setup import (
     restore_scaler,
     scaler_state,
     set_learning_rate,
-    start_trackers,
 )
 from medsora.training.together import losses_said
+from medsora.training.trackers import start_trackers
 from medsora.training.vae_evaluation import evaluate_reconstruction
 from vae import FrequencyCompensatedVAE, check_video_shape, measure_scaling_factor
 from vae.base import load_weights
@@ -90,8 +91,9 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     )
     batches = TimedBatches(NumberedClips(stage.clips), order, config.data.workers)
     progress = Progress("stage 1", schedule.total_steps, start, show=accelerator.is_local_main_process)
+    report = RunReport(run, f"{config.run.name}: the VAE", schedule.total_steps)
     stop.expect_checkpoint(stage.checkpoint_bytes)
-    with losses_said(), stop, batches, progress:
+    with losses_said(), stop, batches, progress, report:
         _look(stage, start, resumed=True)
         for number in range(start, schedule.total_steps):
             stop.begin_step()
@@ -130,8 +132,10 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             if done % settings.log_every == 0 or ends:
                 figures = {f"loss/{name}": float(value) for name, value in parts.items()}
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
-                run.log(done, {**figures, **state, **progress.speed()})
-                progress.show(figures)
+                speed = progress.speed()
+                run.log(done, {**figures, **state, **speed})
+                progress.show(figures, speed)
+                report.update()
                 progress.restart_clock()
             if done % settings.save_every == 0 or ends or asked:
                 with stop.saving():
@@ -224,8 +228,8 @@ def _look(stage: VaeStage, step: int, *, resumed: bool = False) -> None:
             stage.held_out.fixed_clip(i)
             for i in range(min(stage.config.train_vae.eval_clips, len(stage.held_out)))
         ]
-        with stage.run.writing():
-            figures = evaluate_reconstruction(stage.vae, clips, stage.run.samples / f"step-{step:07d}.png")
+        figures, sheet = evaluate_reconstruction(stage.vae, clips)
+        keep_sheet(stage.run, stage.run.samples / f"step-{step:07d}.png", sheet, step)
         stage.run.log(step, figures)
         stage.run.say(f"step {step}, held out: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
     stage.accelerator.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""`python -m tests.faults kill|fuzz-video|fuzz-config|fuzz-checkpoint`: break things, see what is lost."""
+"""`python -m tests.faults COMMAND`: break training runs and their input, and see what is lost."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ def main() -> int:
         help="the real commands, torchrun included; killed at random moments",
     )
 
+    several = commands.add_parser("together", help="several processes as one run: they die, hang, disagree")
+    several.add_argument("--processes", type=int, default=2, help="(default: 2)")
+    several.add_argument("--only", nargs="+", metavar="SCENARIO", help="see tests/faults/together.py")
+
     for name, what, count in (
         ("fuzz-video", "mutated video files against the check and the reader", 2000),
         ("fuzz-config", "mutated configurations against the config loader", 10000),
@@ -50,6 +54,10 @@ def main() -> int:
         from tests.faults.kill import kill_runs
 
         return kill_runs(options)
+    if options.command == "together":
+        from tests.faults.together import try_together
+
+        return try_together(options)
     if options.command == "fuzz-video":
         from tests.faults.fuzz_video import fuzz_video as fuzz_inputs
     elif options.command == "fuzz-config":

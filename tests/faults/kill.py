@@ -10,16 +10,12 @@ import argparse
 import os
 import random
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +26,7 @@ from medsora.config_file import save_config
 from medsora.errors import exit_with_status
 from medsora.training.progress import Progress
 from tests.faults.places import PLACES
+from tests.faults.processes import Started, alone, finish, kill, start_forks, wait, wait_for_others
 from tests.medsora.training import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +37,7 @@ NOT_IN = {  # places that a stage never comes by
     "dit": ("cache",),
     "dit-cached": ("fetch",),
 }
-SURVIVORS_S = 60.0  # how soon the other processes must have stopped when one is killed
+FIRST_STEP = "first-step"  # the file that holds how many seconds it took
 
 
 @dataclass(frozen=True)
@@ -57,29 +54,20 @@ class Run:
         return self.folder / "runs" / "tiny" / ("vae" if self.stage == "vae" else "dit-tiny")
 
 
-@dataclass
-class Started:
-    """The processes of a run, and where the first of them notes when its first step was done."""
-
-    pids: list[int]
-    began: float
-    first_step: Path
-
-
 def kill_runs(options: argparse.Namespace) -> int:
     """Kill as often as asked; print a line for each and a summary; return the exit status."""
     random.seed(options.seed)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)  # several processes on few cores
     work = Path(tempfile.mkdtemp(prefix="medsora-faults-"))
-    launch = start_commands if options.commands else start_forks
+    launch = start_commands if options.commands else start_forked
     try:
-        _alone(lambda: _prepare(work))
+        alone(lambda: _prepare(work))
         straight = {}
         for stage in options.stages:
             for processes in options.processes:
                 run = _configure(Run(stage, processes, work / f"straight-{stage}-{processes}"), work)
-                _finish(launch(run))
+                finish(launch(run))
                 straight[stage, processes] = run
         return _report([_trial(number, options, straight, launch, work) for number in range(options.times)])
     finally:
@@ -102,32 +90,30 @@ def _trial(
     launch: Callable,
     work: Path,
 ) -> Outcome:
-    model = list(straight.values())[number % len(straight)]
-    places = [
-        name
-        for name in options.where or ["at a random moment", *PLACES]
-        if not any(word in name for word in NOT_IN[model.stage])
-    ]
-    place = "at a random moment" if options.commands else places[number // len(straight) % len(places)]
+    places = ["at a random moment"] if options.commands else options.where or ["at a random moment", *PLACES]
+    place = places[number % len(places)]
+    passing = [run for run in straight.values() if not any(word in place for word in NOT_IN[run.stage])]
+    model = passing[(number + number // len(places)) % len(passing)]
     run = _configure(Run(model.stage, model.processes, work / f"killed-{number}"), work)
     others_stopped_s = None
     if place in PLACES:
         nth = random.randint(1, 2)
         started = launch(run, lambda: PLACES[place](nth))
-        others_stopped_s = _wait_for_others(started)
+        others_stopped_s, _ = wait_for_others(started, 0)
     else:
         started = launch(run)
         time.sleep(random.uniform(0, _duration(model)))
         for pid in started.pids:
-            _kill(pid)
-        _wait(started)
+            kill(pid)
+        wait(started)
     resumed = launch(run)
     try:
-        _finish(resumed)
+        finish(resumed)
         differences = _differences(run, model)
     except AssertionError as error:
         differences = [str(error)]
-    resume_s = float(resumed.first_step.read_text()) if resumed.first_step.is_file() else 0.0
+    noted = run.folder / FIRST_STEP
+    resume_s = float(noted.read_text()) if noted.is_file() else 0.0
     what = "the same" if not differences else f"DIFFERENT: {'; '.join(differences)}"
     others = (
         ""
@@ -197,28 +183,28 @@ def _differences(run: Run, straight: Run) -> list[str]:
     return found
 
 
-# Processes
+# Starting
 
 
-def start_forks(run: Run, arm: Callable[[], None] | None = None) -> Started:
+def start_forked(run: Run, arm: Callable[[], None] | None = None) -> Started:
     """Fork the run's processes from this one; `arm` is called in the main one before it trains."""
     (run.folder / "began").touch()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    began, first_step = time.monotonic(), run.folder / "first-step"
-    first_step.unlink(missing_ok=True)
-    pids = []
-    for rank in range(run.processes):
-        pid = os.fork()
-        if pid == 0:
-            _leave_with(partial(_train, run, rank, port, partial(_note_first_step, first_step, began), arm))
-        pids.append(pid)
-    return Started(pids, began, first_step)
+    began = time.monotonic()
+    (run.folder / FIRST_STEP).unlink(missing_ok=True)
+
+    def train(rank: int) -> None:
+        sys.argv = ["train", "--config", "config.yaml"]
+        if rank == 0:
+            _note_first_step(run.folder / FIRST_STEP, began)
+            if arm is not None:
+                arm()
+        exit_with_status(SCRIPTS[run.stage])
+
+    return start_forks(run.folder, run.processes, train)
 
 
 def start_commands(run: Run) -> Started:
-    """Start the command that a user would type, in a session of its own."""
+    """Start the command that a user would type."""
     (run.folder / "began").touch()
     script = ROOT / f"{SCRIPTS[run.stage].__module__}.py"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(run.processes)]
@@ -230,31 +216,7 @@ def start_commands(run: Run) -> Started:
             stderr=log,
             stdout=log,
         )
-    return Started([process.pid], time.monotonic(), run.folder / "first-step")
-
-
-def _train(run: Run, rank: int, port: int, note: Callable[[], None], arm: Callable[[], None] | None) -> None:
-    """Be one process of a run, from the command line to the exit status."""
-    _become(run, rank, port)
-    if rank == 0:
-        note()
-        if arm is not None:
-            arm()
-    exit_with_status(SCRIPTS[run.stage])
-
-
-def _become(run: Run, rank: int, port: int) -> None:
-    """Make this forked process one of a run's, as a launcher would have started it."""
-    os.chdir(run.folder)
-    log = os.open("stderr.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    if run.processes > 1:
-        number, count = str(rank), str(run.processes)
-        os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    sys.argv = ["train", "--config", "config.yaml"]
+    return Started([process.pid], run.folder)
 
 
 def _note_first_step(path: Path, began: float) -> None:
@@ -266,66 +228,3 @@ def _note_first_step(path: Path, began: float) -> None:
         count(self, *arguments)
 
     Progress.count = noted
-
-
-def _leave_with(main: Callable[[], None]) -> None:
-    """End a forked process with the status of `main`, without the parent's exit handlers."""
-    status = 1
-    try:
-        main()
-        status = 0
-    except SystemExit as left:
-        status = left.code or 0
-    except Exception:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _alone(work: Callable[[], None]) -> None:
-    """Do `work` in a forked process: this one must stay without threads."""
-    pid = os.fork()
-    if pid == 0:
-        _leave_with(work)
-    assert os.waitpid(pid, 0)[1] == 0, "preparing failed"
-
-
-def _finish(started: Started) -> None:
-    """Wait until a run has ended well."""
-    statuses = _wait(started)
-    log = (started.first_step.parent / "stderr.txt").read_text(errors="replace")
-    assert set(statuses) == {0}, f"ended with status {statuses}: {log[-2000:]}"
-
-
-def _wait(started: Started) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started.pids]
-
-
-def _wait_for_others(started: Started) -> float:
-    """Wait for the main process, which kills itself, then for the others; return the seconds they took."""
-    main, *others = started.pids
-    os.waitpid(main, 0)
-    began, left = time.monotonic(), set(others)
-    while left:
-        for pid in list(left):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                left.remove(pid)
-            elif time.monotonic() - began > SURVIVORS_S:
-                _kill(pid)
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
-def _kill(pid: int) -> None:
-    for process in (*_children(pid), pid):
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            continue  # it has ended by itself
-
-
-def _children(pid: int) -> list[int]:
-    found = Path(f"/proc/{pid}/task/{pid}/children")
-    children = [int(child) for child in found.read_text().split()] if found.is_file() else []
-    return [descendant for child in children for descendant in (*_children(child), child)]

@@ -157,7 +157,7 @@ def test_a_preset_that_does_not_fit_the_machine(machine: Machine, preset: str, w
 def new(*arguments: str) -> str:
     options = parser().parse_args(["new", *arguments])
     console = Console(record=True, width=200)
-    options.run(options, console)
+    options.work(options, console)
     return console.export_text()
 
 

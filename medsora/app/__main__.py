@@ -1,0 +1,87 @@
+"""`python -m medsora.app --model RUN`: start the page and say where it is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from importlib.util import find_spec
+
+from medsora.name_guard import check_kernels_name
+
+check_kernels_name()
+
+from medsora.errors import BadInput, building, exit_with_status  # noqa: E402
+
+EXIT_STATUSES = "exit status: 0 stopped by Ctrl-C; 1 failed; 2 bad input, with one sentence"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medsora.app",
+        description="Play with a trained model in a browser: sample, download, compare two of them. "
+        "Only this machine can open it unless --host says otherwise.",
+        epilog=EXIT_STATUSES,
+    )
+    add = parser.add_argument
+    add(
+        "--model",
+        action="append",
+        required=True,
+        metavar="RUN_OR_FOLDER",
+        help="a run with all its checkpoints, a saved pipeline or a hub name; may be given often",
+    )
+    add("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: everybody who can reach it")
+    add("--port", type=int, default=7860, help="the port to listen on (default: 7860)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+    return parser
+
+
+def main() -> None:
+    """Serve the page until Ctrl-C."""
+    options = make_parser().parse_args()
+    if find_spec("gradio") is None:
+        raise BadInput("the page needs Gradio, which is not installed: pip install '.[app]'.")
+    if not 0 < options.port < 65536:
+        raise BadInput(f"--port is {options.port} but must lie between 1 and 65535.")
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import torch
+
+    from medsora.app.models import Models
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with building():
+        try:
+            models = Models(options.model, device)
+            models.pipeline(models.names[0])
+        except RuntimeError as error:
+            raise BadInput(f"the device {device} cannot be used ({str(error).splitlines()[0]}).") from error
+    from medsora.app.page import CSS, THEME, build_page
+
+    page = build_page(models).queue(api_open=False)
+    try:
+        page.launch(
+            server_name=options.host,
+            server_port=options.port,
+            theme=THEME,
+            css=CSS,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            footer_links=[],
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise BadInput(
+            f"port {options.port} of {options.host} is not free; choose another --port."
+        ) from error
+    print(f"open http://{options.host}:{options.port} (stop with Ctrl-C)", flush=True)
+    try:
+        page.block_thread()
+    finally:
+        page.close()
+
+
+if __name__ == "__main__":
+    exit_with_status(main)

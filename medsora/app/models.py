@@ -1,0 +1,58 @@
+"""Which models the page offers: every checkpoint of the runs that were named, saved pipelines, hub names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+
+from medsora.errors import BadInput
+from medsora.export_model import stage_2_folder
+from medsora.model_folder import ModelFolder, find_in_run, find_pipeline
+from medsora.pipeline import MedSoraPipeline
+
+KEPT = 2  # models in memory: two are compared side by side
+
+
+class Models:
+    """The models by what the page calls them, loaded when first asked for.
+
+    Raises `BadInput` with one sentence if a name leads nowhere.
+    """
+
+    def __init__(self, models: Sequence[str], device: str) -> None:
+        self.device = torch.device(device)
+        self._find: dict[str, Callable[[], ModelFolder]] = {}
+        for model in models:
+            self._find |= _choices(model)
+        self.pipeline = lru_cache(KEPT)(self._load)
+
+    @property
+    def names(self) -> list[str]:
+        """What can be chosen; the first is the default."""
+        return list(self._find)
+
+    def _load(self, name: str | None) -> MedSoraPipeline:
+        if name not in self._find:
+            raise BadInput("choose one of the models in the list.")
+        pipeline = MedSoraPipeline.from_folder(self._find[name]()).to(self.device)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def _choices(model: str) -> dict[str, Callable[[], ModelFolder]]:
+    folder = Path(model)
+    if not folder.is_dir() or (folder / "model_index.json").is_file():
+        found = find_pipeline(model)
+        return {model.rstrip("/"): lambda: found}
+    run = stage_2_folder(folder)
+    steps = sorted((path.name for path in (run / "checkpoints").glob("step-*")), reverse=True)
+    if not steps:
+        find_in_run(run)  # says that there is none
+    title = f"{run.parent.name}/{run.name}"
+    return {
+        f"{title}, step {int(name.removeprefix('step-')):,}": partial(find_in_run, run, checkpoint=name)
+        for name in steps
+    }

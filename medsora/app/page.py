@@ -1,0 +1,153 @@
+"""The page itself: one tab that samples a grid of videos, one that plays two side by side."""
+
+from __future__ import annotations
+
+import base64
+import html
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from medsora.app.models import Models
+from medsora.app.sampling import MOST_STEPS, MOST_VIDEOS, Wish, packed, sample_files
+from medsora.errors import BadInput
+
+TITLE = "MedSora"
+SAMPLERS = [("DDIM (the paper's)", "ddim"), ("DPM-Solver++ (needs 20 to 50 steps)", "dpmpp")]
+ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "sampling"}
+THEME = gr.themes.Default(  # fonts of the reader's own system: the page asks nobody else for anything
+    primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+)
+HEADER = """<header class="medsora">
+<h1>MedSora</h1>
+<p>Endoscopy that never happened, from noise. Synthetic, for research, <b>not for diagnosis</b>.</p>
+</header>"""
+EMPTY = '<div class="clips empty">Videos appear here.</div>'
+CSS = """
+.gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
+.medsora h1 { font-size: 1.9rem; font-weight: 700; margin: .2rem 0 0; letter-spacing: -.02em; }
+.medsora p { margin: .1rem 0 .6rem; opacity: .75; }
+.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 14px; }
+.clips.pair { grid-template-columns: 1fr 1fr; max-width: 600px; margin: 0 auto; }
+.clips.empty { display: flex; align-items: center; justify-content: center; min-height: 340px; opacity: .5;
+  border: 1px dashed currentColor; border-radius: 12px; }
+.clip { margin: 0; border-radius: 12px; overflow: hidden; border: 1px solid var(--border-color-primary);
+  background: var(--background-fill-secondary); }
+.clip video { display: block; width: 100%; aspect-ratio: auto; background: #000; }
+.clip figcaption { display: flex; justify-content: space-between; align-items: baseline; gap: 8px;
+  padding: 7px 11px; font-size: .85rem; }
+.clip figcaption a { color: inherit; text-decoration: underline; text-underline-offset: 2px; }
+.told { opacity: .75; font-size: .9rem; }
+"""
+
+
+def build_page(models: Models) -> gr.Blocks:
+    """Return the page; launch it with `THEME` and `CSS`."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.HTML(HEADER)
+        with gr.Tab("Sample"):
+            _sample_tab(models)
+        with gr.Tab("Side by side"):
+            _compare_tab(models)
+    return page
+
+
+def _sample_tab(models: Models) -> None:
+    def sample(
+        name: str, sampler: str, steps: Any, seed: Any, videos: Any, progress: gr.Progress = _PROGRESS
+    ):
+        with _said():
+            wish = Wish(sampler, steps, seed, videos)
+            began = time.monotonic()
+            progress(0, desc="loading the model")
+            paths = sample_files(
+                models.pipeline(name), name, wish, lambda part, words: progress(part, desc=words)
+            )
+            archive = packed(paths, name, wish)
+        clips = [(path, f"seed {number}") for path, number in zip(paths, wish.seeds, strict=True)]
+        told = f"{len(paths)} videos in {time.monotonic() - began:.0f} s, {name}."
+        return _grid(clips), told, gr.DownloadButton(value=str(archive), interactive=True)
+
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            name = gr.Dropdown(models.names, value=models.names[0], label="Model", elem_id="model")
+            sampler, steps = _how()
+            seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", info="video k has this seed + k")
+            videos = gr.Number(4, label=f"Videos, up to {MOST_VIDEOS}", precision=0, elem_id="videos")
+            button = gr.Button("Sample", variant="primary", elem_id="sample")
+            download = gr.DownloadButton("Download all", interactive=False, elem_id="download")
+        with gr.Column(scale=3):
+            grid = gr.HTML(EMPTY, elem_id="grid")
+            told = gr.Markdown(elem_classes="told", elem_id="told")
+    inputs = [name, sampler, steps, seed, videos]
+    button.click(sample, inputs, [grid, told, download], show_progress_on=[grid], **ONE_AT_A_TIME)
+
+
+def _compare_tab(models: Models) -> None:
+    def compare(
+        left: str, left_seed: Any, right: str, right_seed: Any, sampler: str, steps: Any,
+        progress: gr.Progress = _PROGRESS,
+    ):  # fmt: skip
+        clips = []
+        with _said():
+            wishes = [Wish(sampler, steps, seed, 1) for seed in (left_seed, right_seed)]
+            for side, (name, wish) in enumerate(zip((left, right), wishes, strict=True)):
+
+                def tell(part: float, words: str, side: int = side) -> None:
+                    progress((side + part) / 2, desc=f"{('left', 'right')[side]}: {words}")
+
+                tell(0, "loading the model")
+                (path,) = sample_files(models.pipeline(name), name, wish, tell)
+                clips.append((path, f"{name}, seed {wish.seeds[0]}"))
+        return _grid(clips, pair=True)
+
+    newest, oldest = models.names[0], models.names[-1]
+    with gr.Row():
+        with gr.Column():
+            left = gr.Dropdown(models.names, value=newest, label="Left model", elem_id="left-model")
+            left_seed = gr.Number(0, label="Left seed", precision=0, elem_id="left-seed")
+        with gr.Column():
+            right = gr.Dropdown(models.names, value=oldest, label="Right model", elem_id="right-model")
+            right_seed = gr.Number(
+                int(newest == oldest), label="Right seed", precision=0, elem_id="right-seed"
+            )
+    with gr.Row():
+        sampler, steps = _how()
+    button = gr.Button("Compare", variant="primary", elem_id="compare")
+    grid = gr.HTML(EMPTY, elem_id="pair")
+    inputs = [left, left_seed, right, right_seed, sampler, steps]
+    button.click(compare, inputs, grid, show_progress_on=[grid], **ONE_AT_A_TIME)
+
+
+_PROGRESS = gr.Progress()
+
+
+def _how() -> tuple[gr.Dropdown, gr.Number]:
+    sampler = gr.Dropdown(SAMPLERS, value="ddim", label="Sampler")
+    return sampler, gr.Number(50, label=f"Steps, up to {MOST_STEPS:,}", precision=0, elem_classes="steps")
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Show what cannot be done as one sentence on the page."""
+    try:
+        yield
+    except (BadInput, ValueError, OSError) as error:
+        raise gr.Error(str(error), title="That does not work", print_exception=False) from error
+
+
+def _grid(clips: list[tuple[Path, str]], *, pair: bool = False) -> str:
+    """Return playing videos as HTML, embedded, each with its caption and a link that saves it."""
+    figures = []
+    for path, caption in clips:
+        source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+        figures.append(
+            f'<figure class="clip"><video src="{source}" autoplay loop muted playsinline></video>'
+            f"<figcaption><span>{html.escape(caption)}</span>"
+            f'<a href="{source}" download="{html.escape(path.name)}">save</a></figcaption></figure>'
+        )
+    return f'<div class="clips{" pair" if pair else ""}">{"".join(figures)}</div>'

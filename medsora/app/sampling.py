@@ -1,0 +1,91 @@
+"""From what was typed into the page to videos: checked, sampled, written with the mark of the synthetic."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from medsora.data.video_io import write_video
+from medsora.diffusion import SAMPLERS
+from medsora.errors import BadInput
+from medsora.pipeline import MedSoraPipeline
+from medsora.synthetic import SYNTHETIC, synthetic_tags
+
+MOST_VIDEOS, MOST_STEPS, LARGEST_SEED = 16, 1000, 2**53  # beyond, a browser's numbers have gaps
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to sample; video k has the seed `seed` + k. Raises `BadInput` for what is not possible."""
+
+    sampler: str
+    steps: int
+    seed: int
+    videos: int
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise BadInput(f"There is no sampler {self.sampler}; choose {' or '.join(SAMPLERS)}.")
+        for name, value, least, most in (
+            ("steps", self.steps, 1, MOST_STEPS),
+            ("seed", self.seed, 0, LARGEST_SEED),
+            ("number of videos", self.videos, 1, MOST_VIDEOS),
+        ):
+            whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+            if not whole or not least <= value <= most:
+                what = "nothing" if value is None else f"{value:,}" if isinstance(value, int) else value
+                raise BadInput(f"The {name} must be a whole number from {least} to {most:,}, not {what}.")
+
+    @property
+    def seeds(self) -> list[int]:
+        """One per video."""
+        return [int(self.seed) + number for number in range(int(self.videos))]
+
+
+def sample_files(
+    pipeline: MedSoraPipeline, model: str, wish: Wish, tell: Callable[[float, str], None]
+) -> list[Path]:
+    """Sample into a new temporary folder; return one mp4 per video.
+
+    `tell(part, words)` hears how far it is, 0 to 1.
+    """
+    done, total = 0, int(wish.steps)
+
+    def after_step(number: int, t: int, z: Tensor) -> None:
+        nonlocal done
+        done += 1
+        tell(min(done / total, 1.0), f"denoising, step {done} of {total}")
+
+    frames = pipeline(
+        num_inference_steps=total,
+        seeds=wish.seeds,
+        sampler=wish.sampler,
+        batch_size=MOST_VIDEOS,
+        callback=after_step,
+    ).frames
+    folder = Path(tempfile.mkdtemp(prefix="medsora-"))
+    paths = []
+    for seed, video in zip(wish.seeds, frames, strict=True):
+        paths.append(folder / f"seed-{seed}.mp4")
+        tags = synthetic_tags(f"{model}, seed {seed}, {wish.sampler}, {total} steps")
+        write_video(paths[-1], video, pipeline.config.fps, metadata=tags)
+    return paths
+
+
+def packed(paths: list[Path], model: str, wish: Wish) -> Path:
+    """Return a zip of the videos and a manifest that says what they are, beside the first."""
+    manifest: dict[str, Any] = {"synthetic": True, "note": SYNTHETIC, "model": model, **asdict(wish)}
+    manifest["files"] = [path.name for path in paths]
+    archive = paths[0].with_name(f"medsora-seed-{wish.seeds[0]}.zip")
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in paths:
+            file.write(path, path.name)
+        file.writestr("manifest.json", json.dumps(manifest, indent=1))
+    return archive

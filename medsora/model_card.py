@@ -1,0 +1,149 @@
+"""The README.md of a model folder: what the model is, what it was trained on, its figures, limits and use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+CARD_NAME = "README.md"  # what the hub shows
+NOT_DESCRIBED = "Not described by whoever exported this model. Ask them before you use it."
+LIMITS = [
+    "It invents. Anatomy, lesions, instruments and their motion are plausible at best; nothing that it shows "
+    "was ever in a patient, and nothing follows from it about any patient.",
+    "It knows what its training videos show, in the proportions in which they show it: rare findings are "
+    "rarer still, and what was never seen cannot appear.",
+    "It may repeat training videos. Compare its output with them before you publish it if they are private.",
+    "Figures such as FVD compare distributions of features. They do not measure medical correctness.",
+]
+INTENDED_USE = (
+    "Research: on generative models, on augmentation, on teaching material that is labelled as synthetic. "
+    "**Not for diagnosis**, treatment, triage or any decision about a person, and no evidence of anything."
+)
+MARKING = (
+    "Every video that MedSora's own commands write carries metadata that marks it as synthetic, and so does "
+    "the manifest beside it. Keep both when you pass videos on."
+)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything that the card says; tables are lists of (name, value).
+
+    `evaluation` holds lines of Markdown; `weights` is which set is here: "ema", "raw" or "saved".
+    """
+
+    name: str
+    preset: str
+    parameters: int
+    vae_parameters: int
+    geometry: dict[str, Any]
+    repo: str | None = None
+    step: int | None = None
+    weights: str = "saved"
+    data: str | None = None
+    licence: str | None = None
+    training: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    evaluation: Sequence[str] = field(default_factory=tuple)
+    sheet: str | None = None
+
+    def markdown(self) -> str:
+        """Return the page, with the front matter that the hub reads."""
+        height, width = self.geometry["size"]
+        frames, fps = self.geometry["frames"], self.geometry["fps"]
+        where = self.repo or "PATH_OR_OWNER/NAME"
+        average = {"ema": "moving average (EMA) of the", "raw": "raw"}.get(self.weights, "")
+        at = f" after {self.step:,} optimiser steps" if self.step is not None else ""
+        lines = [
+            "---",
+            "library_name: medsora",
+            *([f"license: {self.licence}"] if self.licence else []),
+            "tags: [medsora, video-generation, diffusion, mamba, medical, endoscopy, synthetic]",
+            "---",
+            "",
+            f"# {_plain(self.name)}",
+            "",
+            f"A MedSora video diffusion model, preset {self.preset}, with {self.parameters:,} parameters in "
+            f"the denoiser and {self.vae_parameters:,} in the video VAE. From noise it makes clips of "
+            f"{frames} frames of {height}x{width} pixels, shown at {fps:g} per second.",
+            "",
+            f"> {INTENDED_USE}",
+            "",
+            *([f"![Generated clips]({self.sheet})", "", "*Synthetic.*", ""] if self.sheet else []),
+            "## Use",
+            "",
+            "```python",
+            "from medsora import MedSoraPipeline",
+            "",
+            f'pipe = MedSoraPipeline.from_pretrained("{where}").to("cuda")  # or stay on the CPU',
+            "frames = pipe(num_videos=4).frames  # uint8 (4, F, H, W, 3)",
+            "```",
+            "",
+            f"or `python sample_ddim.py --model {where} --num-videos 4 --out videos`. {MARKING}",
+            "",
+            "## Training data",
+            "",
+            self.data or NOT_DESCRIBED,
+            "",
+            "## Training",
+            "",
+            f"The weights here are the {average} weights{at}.".replace("the  weights", "the weights"),
+            *_table("figure", "value", self.training),
+            "",
+            "## Evaluation",
+            "",
+            *(self.evaluation or ["None was given when this folder was made."]),
+            "",
+            "## Limits",
+            "",
+            *[f"- {limit}" for limit in LIMITS],
+            "",
+            "## Intended use",
+            "",
+            INTENDED_USE,
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def evaluation_lines(results: dict[str, Any]) -> list[str]:
+    """Return the table of an evaluation, from what `evaluate.py` left in `results.json`.
+
+    Raises `KeyError` or `TypeError` if it is something else.
+    """
+    sets, protocol = results["sets"], results["protocol"]
+    height, width = protocol["size"]
+    rows = [
+        (distance["title"], f"{_number(distance['value'])} {distance['unit']}".rstrip())
+        for distance in results["distances"].values()
+    ]
+    rows += [
+        (
+            f"{score['title']} (real clips: {_number(score['real'])})",
+            f"{_number(score['generated'])} {score['unit']}",
+        )
+        for score in results["scores"].values()
+    ]
+    return [
+        f"{sets['generated']['clips_used']} generated clips against {sets['real']['clips_used']} real ones, "
+        f"each of {protocol['frames']} frames of {height}x{width} pixels.",
+        *_table("figure", "value", rows),
+        *[f"\n**Note:** {_plain(warning)}" for warning in results.get("warnings", [])],
+    ]
+
+
+def _table(left: str, right: str, rows: Sequence[tuple[str, str]]) -> list[str]:
+    if not rows:
+        return []
+    return ["", f"| {left} | {right} |", "|---|---|", *(f"| {_cell(a)} | {_cell(b)} |" for a, b in rows)]
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    return " ".join(str(text).split())
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4g}"

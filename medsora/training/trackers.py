@@ -1,0 +1,51 @@
+"""Where curves and pictures go besides the run's folder: TensorBoard by default, wandb or trackio by name."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from medsora.config import Config
+from medsora.errors import BadInput
+from medsora.training.run_folder import RunFolder
+
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # name -> package
+
+
+def usable_trackers(names: list[str]) -> list[str]:
+    """Return `names`; raises `BadInput` for one that is unknown or not installed, which nobody else says."""
+    for name in names:
+        if name not in TRACKERS:
+            raise BadInput(f"tracking.trackers names '{name}', but there are only {', '.join(TRACKERS)}.")
+        if find_spec(TRACKERS[name]) is None:
+            raise BadInput(
+                f"tracking.trackers names {name}, which is not installed: pip install '.[{name}]', "
+                "or leave it out."
+            )
+    return names
+
+
+def start_trackers(accelerator: Accelerator, run: RunFolder, config: Config) -> None:
+    """Open the trackers once the run folder is there."""
+    if not config.tracking.trackers:
+        return
+    tags = {"run": config.run.name, "seed": config.run.seed, "preset": config.denoiser.preset}
+    title = f"{config.run.name}/{run.path.name}"
+    options: dict[str, dict[str, Any]] = {
+        "wandb": {"name": title, "dir": str(run.path)},
+        "trackio": {"name": title},
+    }
+    with run.writing():
+        accelerator.init_trackers(config.tracking.project, config=tags, init_kwargs=options)
+
+
+def show_picture(accelerator: Accelerator, name: str, picture: np.ndarray, step: int) -> None:
+    """Show a uint8 (H, W, 3) picture in every tracker that shows pictures."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({name: picture[None]}, step=step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({name: [picture]}, step=step)

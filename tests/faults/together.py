@@ -1,0 +1,281 @@
+"""Several processes as one run: every script, uneven data, processes that die, hang or disagree."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import evaluate
+import sample_ddim
+import train_dit
+import train_vae
+from medsora.config_file import save_config
+from medsora.errors import exit_with_status
+from medsora.training import setup
+from medsora.training.dit_samples import DitSamples
+from medsora.training.progress import Progress
+from medsora.training.schedule import SampleKey
+from medsora.training.together import start_heartbeat
+from tests.faults.processes import (
+    SURVIVORS_S,
+    alone,
+    finish,
+    start_forks,
+    stop_within,
+    wait,
+    wait_for_others,
+)
+from tests.medsora.training import tiny
+
+SILENT_S = 10.0  # instead of the real limit, which nobody wants to wait for here
+CLIPS = 5  # no multiple of any batch: epochs end unevenly
+
+
+def try_together(options: argparse.Namespace) -> int:
+    """Try every scenario, or those named; print a line for each; return the exit status."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    work = Path(tempfile.mkdtemp(prefix="medsora-together-"))
+    failed = 0
+    try:
+        alone(partial(_prepare, work))
+        for name in options.only or SCENARIOS:
+            try:
+                said = SCENARIOS[name](work, options.processes)
+            except AssertionError as error:
+                failed, said = failed + 1, f"FAILED: {error}"
+            print(f"{name}, {options.processes} processes: {said}", flush=True)
+    finally:
+        shutil.rmtree(work)
+    return 1 if failed else 0
+
+
+def _prepare(work: Path) -> None:
+    os.chdir(work)
+    tiny.write_clips(work / "clips")
+    tiny.write_vae(work / "vae")
+
+
+def _configure(work: Path, name: str, processes: int, **changes: Any) -> Path:
+    folder = work / name
+    folder.mkdir(exist_ok=True)
+    settings = {"vae__path": str(work / "vae"), "data__holdout": 0.0, "train_vae__batch": processes}
+    settings["train_dit__phases"] = [{"lr": 1e-3, "batch": processes}]
+    save_config(tiny.tiny_config(Path(), work / "clips", **settings | changes), folder / "config.yaml")
+    return folder
+
+
+def _script(main: Callable[[], None], *arguments: str) -> Callable[[int], None]:
+    """Return what each process does: run a script with its command line."""
+
+    def run(rank: int) -> None:
+        sys.argv = ["script", *arguments]
+        exit_with_status(main)
+
+    return run
+
+
+def _train(main: Callable[[], None] = train_dit.main, *overrides: str) -> Callable[[int], None]:
+    return _script(main, "--config", "config.yaml", *overrides)
+
+
+# Scenarios: each returns what it saw, or fails by an assertion
+
+
+def every_script(work: Path, processes: int) -> str:
+    """Both stages, sampling and evaluation: all processes take part, one writes."""
+    folder = _configure(work, "scripts", processes, vae__path=None)
+    run = folder / "runs" / "tiny"
+    finish(start_forks(folder, processes, _train(train_vae.main)))
+    finish(start_forks(folder, processes, _train()))
+    for stage in ("vae", "dit-tiny"):
+        states = sorted((run / stage / "checkpoints").glob("step-*/state.json"))
+        assert {json.loads(path.read_text())["processes"] for path in states} == {processes}
+        steps = [line["step"] for line in tiny.figures(run / stage) if "loss/total" in line]
+        assert steps == [1, 2, 3, 4], steps
+    model, videos = str(run / "dit-tiny"), str(processes + 1)
+    sampling = ("--model", model, "--out", "videos", "--num-videos", videos, "--steps", "2")
+    finish(start_forks(folder, processes, _script(sample_ddim.main, *sampling)))
+    manifest = json.loads((folder / "videos" / "manifest.json").read_text())
+    assert manifest["processes"] == processes, manifest
+    assert len(list((folder / "videos").glob("video-*.mp4"))) == processes + 1
+    sizes = ("--frames", "8", "--size", "32", "--clips", "4", "--metrics", "motion")
+    measuring = ("--real", str(work / "clips"), "--fake", "videos", "--out", "results", *sizes)
+    finish(start_forks(folder, processes, _script(evaluate.main, *measuring)))
+    assert list((folder / "results").glob("*.json")), "no results"
+    assert not [path for path in folder.rglob(".*") if path.name != ".features"]
+    return "train_vae, train_dit, sample_ddim and evaluate ran, one process wrote"
+
+
+def uneven_epochs(work: Path, processes: int) -> str:
+    """Five clips in batches of `processes`: every clip once in every epoch, over all processes."""
+    epochs = 4
+    folder = _configure(work, "uneven", processes, train_dit__epochs=epochs, train_dit__max_steps=None)
+    seen = _seen_samples(folder, processes, _train())
+    first_missing = (max(number for number, *_ in seen) + 1) // CLIPS * CLIPS
+    counts = Counter((epoch, index) for number, epoch, index in seen if number < first_missing)
+    assert set(counts.values()) == {1}, f"a clip came twice in an epoch: {counts}"
+    assert len(counts) >= epochs * CLIPS, "a clip was left out"
+    return f"{CLIPS} clips in batches of {processes}: each exactly once in each of {epochs} epochs"
+
+
+def another_number(work: Path, processes: int) -> str:
+    """A run goes on with half as many processes: said, and with no sample twice or never."""
+    folder = _configure(work, "fewer", processes)
+    before = _seen_samples(folder, processes, _train(train_dit.main, "train_dit.max_steps=2"))
+    after = _seen_samples(folder, processes // 2, _train())
+    said = (folder / "runs" / "tiny" / "dit-tiny" / "messages.txt").read_text()
+    assert f"the number of processes was {processes} and is {processes // 2}" in said, said
+    numbers = sorted(number for number, *_ in before + after)
+    assert numbers == list(range(4 * processes)), numbers
+    return f"went on with {processes // 2}, which is announced; every sample came once"
+
+
+def a_process_dies(work: Path, processes: int) -> str:
+    """The last process is killed in a step: the others stop and one says why."""
+    folder, last = _configure(work, "dies", processes), processes - 1
+    started = start_forks(folder, processes, _with(_train(), last, partial(_after_a_step, _die)))
+    seconds, statuses = wait_for_others(started, last)
+    others = statuses[:-1]
+    assert set(others) == {1}, f"statuses {statuses}: {started.said[-2000:]}"
+    assert seconds < SURVIVORS_S
+    return f"the others stopped after {seconds:.1f} s: {_sentence(started.said)}"
+
+
+def a_process_hangs(work: Path, processes: int) -> str:
+    """The last process is stopped in a step and never answers again: the others end themselves."""
+    folder, last = _configure(work, "hangs", processes), processes - 1
+
+    def impatient(rank: int) -> None:
+        setup.start_heartbeat = partial(start_heartbeat, SILENT_S)
+        _with(_train(), last, partial(_after_a_step, _freeze))(rank)
+
+    started = start_forks(folder, processes, impatient)
+    seconds, statuses = _others_stop(started, last)
+    assert set(statuses[:-1]) == {1}, f"statuses {statuses}: {started.said[-2000:]}"
+    limit = f"with a limit of {SILENT_S:.0f} s"
+    return f"{limit} the others stopped after {seconds:.1f} s: {_sentence(started.said)}"
+
+
+def a_worker_dies(work: Path, processes: int) -> str:
+    """The process that loads data for the main one is killed: all stop and one says why."""
+    folder = _configure(work, "worker", processes, data__workers=1, train_dit__max_steps=50)
+    started = start_forks(folder, processes, _with(_train(), 0, partial(_after_a_step, _kill_worker)))
+    seconds, statuses = wait_for_others(started, 0)
+    assert statuses[0] == 1, f"statuses {statuses}: {started.said[-2000:]}"
+    assert "a process that loads data died" in started.said, started.said[-2000:]
+    return f"the others stopped after {seconds:.1f} s: {_sentence(started.said)}"
+
+
+def they_disagree(work: Path, processes: int) -> str:
+    """One process has another configuration: refused before anything is trained."""
+    folder = _configure(work, "disagree", processes)
+
+    def main(rank: int) -> None:
+        _train(train_dit.main, *(["train_dit.weight_decay=0.5"] if rank == processes - 1 else []))(rank)
+
+    started = start_forks(folder, processes, main)
+    statuses = wait(started)
+    assert set(statuses) == {2}, f"statuses {statuses}: {started.said[-2000:]}"
+    return _sentence(started.said)
+
+
+SCENARIOS: dict[str, Callable[[Path, int], str]] = {
+    "every-script": every_script,
+    "uneven-epochs": uneven_epochs,
+    "another-number": another_number,
+    "process-dies": a_process_dies,
+    "process-hangs": a_process_hangs,
+    "worker-dies": a_worker_dies,
+    "disagree": they_disagree,
+}
+
+
+# What happens to processes
+
+
+def _with(main: Callable[[int], None], rank: int, trouble: Callable[[], None]) -> Callable[[int], None]:
+    """Return `main` with trouble in one process."""
+
+    def troubled(own: int) -> None:
+        if own == rank:
+            trouble()
+        main(own)
+
+    return troubled
+
+
+def _after_a_step(happen: Callable[[], None]) -> None:
+    count = Progress.count
+
+    def counted(self: Progress, *arguments: object) -> None:
+        count(self, *arguments)
+        happen()
+
+    Progress.count = counted
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _freeze() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _kill_worker() -> None:
+    for worker in psutil.Process().children():
+        worker.kill()
+
+
+def _others_stop(started: Any, frozen: int) -> tuple[float, list[int]]:
+    """Wait until one process is frozen, then for the others; return the seconds these took, all statuses."""
+    os.waitpid(started.pids[frozen], os.WUNTRACED)
+    began = time.monotonic()
+    _, statuses = stop_within(started, {frozen: 0})
+    os.kill(started.pids[frozen], signal.SIGKILL)
+    os.waitpid(started.pids[frozen], 0)
+    return time.monotonic() - began, statuses
+
+
+def _seen_samples(folder: Path, processes: int, main: Callable[[int], None]) -> list[tuple[int, int, int]]:
+    """Run to the end; return (number, epoch, index) of every sample that any process trained on."""
+    for path in folder.glob("samples-*.txt"):
+        path.unlink()
+
+    def noting(rank: int) -> None:
+        read = DitSamples.__getitem__
+
+        def noted(self: DitSamples, key: SampleKey) -> dict[str, Any]:
+            if self.draw:
+                with (folder / f"samples-{rank}.txt").open("a") as file:
+                    file.write(f"{key.number} {key.epoch} {key.index}\n")
+            return read(self, key)
+
+        DitSamples.__getitem__ = noted
+        main(rank)
+
+    finish(start_forks(folder, processes, noting))
+    lines = [line for path in folder.glob("samples-*.txt") for line in path.read_text().splitlines()]
+    return [tuple(map(int, line.split())) for line in lines]
+
+
+def _sentence(said: str) -> str:
+    found = re.findall(r"^error: .*$", said, re.MULTILINE)
+    assert found, f"nobody said why: {said[-2000:]}"
+    return found[0]

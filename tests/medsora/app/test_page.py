@@ -1,0 +1,189 @@
+"""The page in a real headless Chromium: click, wait for videos that play, save, compare, type nonsense."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medsora.data.video_io import probe
+from tests.medsora.tiny_pipeline import write_run
+
+ROOT = Path(__file__).resolve().parents[3]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,900",
+]
+PATIENCE_S = 120
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if find_spec("gradio") is None:
+        pytest.skip("Gradio is not installed (pip install '.[app]')")
+    run = write_run(tmp_path_factory.mktemp("runs") / "mine" / "dit-tiny")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-u", "-m", "medsora.app", "--model", str(run), "--port", str(port)]
+    server = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    try:
+        assert f"open http://127.0.0.1:{port}" in server.stdout.readline()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("there is no Chromium with its chromedriver here")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    with tempfile.TemporaryDirectory() as profile:
+        for flag in [*FLAGS, f"--user-data-dir={profile}"]:
+            options.add_argument(flag)
+        service = webdriver.chrome.service.Service(driver)
+        chrome = webdriver.Chrome(options=options, service=service)
+        try:
+            yield chrome
+        finally:
+            chrome.quit()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Page:
+    page = Page(browser)
+    browser.get(address)
+    page.until("return document.querySelector('#sample') !== null")
+    return page
+
+
+class Page:
+    """The few things that a visitor does."""
+
+    def __init__(self, browser: Any) -> None:
+        self.browser = browser
+
+    def until(self, script: str) -> Any:
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.browser, PATIENCE_S).until(lambda browser: browser.execute_script(script))
+
+    def type(self, selector: str, text: str) -> None:
+        from selenium.webdriver.common.keys import Keys
+
+        (field,) = [f for f in self.browser.find_elements("css selector", selector) if f.is_displayed()]
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(Keys.DELETE, text, Keys.TAB)
+
+    def click(self, selector: str) -> None:
+        (button,) = [b for b in self.browser.find_elements("css selector", selector) if b.is_displayed()]
+        button.click()
+
+    def playing(self, place: str, count: int) -> list[float]:
+        """Wait until `count` videos play in `place`; return their widths in pixels of the file."""
+        ready = (
+            f"const v = [...document.querySelectorAll('{place} video')];"
+            f"const all = v.length === {count};"
+            "return all && v.every(x => x.readyState >= 3 && !x.paused && x.currentTime > 0)"
+            " ? v.map(x => x.videoWidth) : null"
+        )
+        return self.until(ready)
+
+
+def test_sampling_ends_in_playing_videos_that_can_be_saved(page: Page, tmp_path: Path) -> None:
+    page.type(".steps input", "3")
+    page.type("#videos input", "3")
+    page.type("#seed input", "5")
+    page.click("#sample")
+    assert page.playing("#grid", 3) == [16, 16, 16]
+    captions = page.until(
+        "return [...document.querySelectorAll('#grid figcaption span')].map(x => x.textContent)"
+    )
+    assert captions == ["seed 5", "seed 6", "seed 7"]
+    link = page.until("return document.querySelector('#grid figcaption a').href")
+    (tmp_path / "saved.mp4").write_bytes(base64.b64decode(link.partition(",")[2]))
+    assert probe(tmp_path / "saved.mp4").metadata["comment"].startswith("synthetic")
+    assert "3 videos in" in page.until("return document.querySelector('#told').textContent")
+    page.until("return !document.querySelector('button#download, #download button').disabled")
+
+
+def test_two_checkpoints_play_side_by_side(page: Page) -> None:
+    page.until("return [...document.querySelectorAll('[role=tab]')].length === 2")
+    page.browser.execute_script("document.querySelectorAll('[role=tab]')[1].click()")
+    page.until("return document.querySelector('#compare')?.offsetParent !== null")
+    page.type(".steps input", "2")
+    page.click("#compare")
+    page.playing("#pair", 2)
+    captions = page.until(
+        "return [...document.querySelectorAll('#pair figcaption span')].map(x => x.textContent)"
+    )
+    assert captions == ["mine/dit-tiny, step 10, seed 0", "mine/dit-tiny, step 5, seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        (".steps input", "0", "The steps must be a whole number from 1 to 1,000, not 0."),
+        ("#seed input", "-3", "The seed must be"),
+        ("#videos input", "99", "The number of videos must be a whole number from 1 to 16, not 99."),
+        ("#videos input", "", "The number of videos must be"),
+    ],
+)
+def test_nonsense_is_answered_with_a_sentence(page: Page, field: str, value: str, words: str) -> None:
+    page.type(field, value)
+    page.click("#sample")
+    page.until(f"return document.body.textContent.includes({words!r})")
+    assert not page.browser.find_elements("css selector", "#grid video")
+
+
+def test_nothing_is_asked_of_other_hosts(page: Page, address: str) -> None:
+    asked = page.until(
+        "return performance.getEntriesByType('resource').map(x => x.name).filter(x => !x.startsWith('data:'))"
+    )
+    assert asked
+    assert [name for name in asked if not name.startswith(address)] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "nowhere/at/all"], "there is no folder nowhere/at/all"),
+        (["--model", "nowhere/at/all", "--port", "0"], "--port is 0"),
+    ],
+)
+def test_bad_arguments_end_with_status_2(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medsora.app.__main__ import main
+    from medsora.errors import BadInput
+
+    if find_spec("gradio") is None:
+        pytest.skip("Gradio is not installed (pip install '.[app]')")
+    monkeypatch.setattr(sys, "argv", ["medsora.app", *arguments])
+    with pytest.raises(BadInput, match=words):
+        main()

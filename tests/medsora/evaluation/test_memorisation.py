@@ -1,0 +1,88 @@
+"""The audit finds clips that were copied from the training set, and leaves fresh ones alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medsora.data.video_io import write_video
+from medsora.errors import BadInput
+from medsora.evaluation import evaluate
+from medsora.evaluation.feature_store import Features
+from medsora.evaluation.memorisation import (
+    MirroredExtractor,
+    ThumbnailExtractor,
+    judge,
+    nearest,
+    spread_of,
+)
+from medsora.evaluation.pyramid import PyramidExtractor
+from tests.medsora.evaluation.material import drifting_clip, write_clips
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_copies_are_found_and_fresh_clips_are_not(tmp_path: Path) -> None:
+    """One generated clip is a training clip, mirrored and compressed; it alone is marked, in pixels."""
+    train = write_clips(tmp_path / "train", range(20, 28), frames=12)
+    held_out = write_clips(tmp_path / "held-out", range(6))
+    fake = write_clips(tmp_path / "fake", range(10, 13))
+    copied = drifting_clip(23, frames=12)[2:10, :, ::-1]
+    write_video(fake / "copy.mp4", np.ascontiguousarray(copied), 10)
+    results = evaluate(held_out, fake, metrics="pixel", frames=8, size=32, memorised=train)
+    assert results is not None
+    pixels = results.memorisation["spaces"]["pixels"]
+    assert set(pixels["marked"]) == {"copy.mp4@0"}
+    assert pixels["marked"]["copy.mp4@0"].startswith("clip-23.mkv@")
+    assert pixels["suspicious_share"] == pixels["nearer_than_any_held_out"] == 0.25
+    assert pixels["smallest_generated"] < pixels["smallest_held_out"] / 2
+    assert results.memorisation["training_clips"] == 8 * 3  # a quarter of a clip apart
+    assert (tmp_path / "results" / "nearest-training-clips.png").is_file()
+    assert "25.0% of the generated clips" in (tmp_path / "results" / "results.md").read_text()
+    written = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert written["memorisation"]["feature_extractor"] == "untrained-pyramid"
+
+
+def test_held_out_clips_must_be_held_out(tmp_path: Path) -> None:
+    train = write_clips(tmp_path / "train", range(3))
+    fake = write_clips(tmp_path / "fake", range(10, 12))
+    with pytest.raises(BadInput, match="never saw; give a held-out folder"):
+        evaluate(train, fake, metrics="pixel", frames=8, size=32, memorised=train)
+
+
+def test_nearest_is_brute_force() -> None:
+    random = np.random.default_rng(0)
+    queries, training = random.normal(size=(5, 2, 7)), random.normal(size=(2100, 2, 7))
+    found = nearest(Features.of(queries), Features.of(training), scale=2.0)
+    gaps = (queries[:, :, None] - training[None, None, :, 0]) / 2
+    distances = np.sqrt(np.square(gaps).mean(-1)).min(1)
+    assert np.allclose(found.distance, distances.min(1))
+    assert np.array_equal(found.index, distances.argmin(1))
+
+
+def test_second_rows_are_the_mirror_image() -> None:
+    clip = drifting_clip(0)[None]
+    mirrored = np.ascontiguousarray(clip[..., ::-1, :])
+    for extractor in (ThumbnailExtractor(), MirroredExtractor(PyramidExtractor())):
+        one, two = extractor(clip), extractor(mirrored)
+        assert one.shape == (1, extractor.rows(8), extractor.width)
+        assert np.allclose(one[:, 1], two[:, 0], atol=1e-4)
+
+
+def test_figures_of_a_space() -> None:
+    figures = judge(np.array([0.1, 5.0, 6.0, 7.0]), np.arange(1.0, 101.0))
+    assert figures["threshold"] == pytest.approx(5.95)
+    assert figures["suspicious_share"] == 0.5
+    assert figures["nearer_than_any_held_out"] == 0.25
+
+
+def test_spread_is_never_zero() -> None:
+    values = np.random.default_rng(0).normal(3, 2, size=(50, 1, 4))
+    values[..., 2] = 1
+    assert np.allclose(spread_of(Features.of(values)), [*values[:, 0, :2].std(0), 1, values[:, 0, 3].std()])

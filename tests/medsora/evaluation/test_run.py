@@ -1,0 +1,303 @@
+"""One evaluation from two folders to files: the protocol, the cache, the notes, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medsora.data.video_io import write_video
+from medsora.errors import BadInput
+from medsora.evaluation import evaluate
+from medsora.evaluation.bootstrap import between_halves, bootstrap, replicate_weights, spread
+from medsora.evaluation.clip_set import choose_clips
+from medsora.evaluation.feature_store import Features, FeatureStore
+from medsora.evaluation.measure import FrechetMeasure
+from medsora.evaluation.paper_tables import TABLE_2, paper_tables
+from medsora.evaluation.pixel import PixelExtractor
+from medsora.evaluation.results import Results
+from tests.medsora.evaluation.material import drifting_clip, write_clips
+
+ROOT = Path(__file__).resolve().parents[3]
+OPTIONS = {"frames": 4, "size": 32}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Five real and four generated clips of eight frames, two clips of four frames each."""
+    folder = tmp_path_factory.mktemp("clips")
+    return write_clips(folder / "real", range(5)), write_clips(folder / "fake", range(10, 14))
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Results]:
+    """`run(**changes)`: evaluate in tmp_path, where the caches lie as well."""
+    monkeypatch.chdir(tmp_path)
+
+    def go(real: Path = folders[0], fake: Path = folders[1], **changes: object) -> Results:
+        given = {**OPTIONS, "metrics": "motion,pixel", "out": tmp_path / "results", **changes}
+        results = evaluate(real, fake, **given)
+        assert results is not None
+        return results
+
+    return go
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    calls: list[str] = []
+    write = FeatureStore.write
+
+    def counted(self: FeatureStore, indices: list[int], clips: np.ndarray) -> None:
+        calls.extend([self.extractor.identity["name"]] * len(indices))
+        write(self, indices, clips)
+
+    monkeypatch.setattr(FeatureStore, "write", counted)
+    return calls
+
+
+# What is written
+
+
+def test_files_figures_and_protocol(run: Callable[..., Results], tmp_path: Path) -> None:
+    results = run(bootstrap=6, corpus="kvasir_capsule")
+    out = tmp_path / "results"
+    assert {path.name for path in out.iterdir()} == {
+        "results.json",
+        "results.md",
+        "contact-sheet.png",
+        "distances.png",
+        "motion.png",
+    }
+    written = json.loads((out / "results.json").read_text())
+    assert written["sets"]["real"]["clips_available"] == written["sets"]["real"]["clips_used"] == 10
+    assert written["sets"]["generated"]["clips_used"] == 8
+    assert written["sets"]["real"]["codecs"] == {"ffv1": 5}
+    assert len(written["sets"]["real"]["content_sha256"]) == 64
+    protocol = written["protocol"]
+    assert protocol["seed"] == 0
+    assert protocol["size"] == [32, 32]
+    assert "antialiasing" in protocol["resize"]
+    assert protocol["extractors"]["motion"]["flow"].startswith("OpenCV DIS")
+    assert {"torch", "scipy", "opencv-python-headless"} <= protocol["versions"].keys()
+    distance = written["distances"]["untrained_pyramid_distance"]
+    assert distance["real_halves"] > 0
+    assert distance["spread"]["low"] <= distance["value"] <= distance["spread"]["high"]
+    score = written["scores"]["flow_magnitude"]
+    assert score["generated_spread"]["low"] <= score["generated"] <= score["generated_spread"]["high"]
+    page = (out / "results.md").read_text()
+    assert page == results.markdown()
+    assert "| MedSora-L | 429.35 | 310.58 | 13.42 | 3.93 |" in page
+    assert "do not compare the numbers" in page
+    assert any("only 10 real and 8 generated clips where 2048" in warning for warning in results.warnings)
+    assert any("already apart by untrained" in warning for warning in results.warnings)
+
+
+def test_the_paper_s_rows_are_the_paper_s() -> None:
+    page = paper_tables(
+        {"fvd": 123.4, "inception_score": 3.5, "frame_consistency": 0.91}, "cholectriplet", "ours"
+    )
+    assert all(len(row) == 12 for row in TABLE_2.values())
+    assert "| ours | – | – | – | – | 123.40 | – | – | 3.50 | – | – | – | – |" in page
+    assert "| ours | – | 91.00 | – |" in page
+    assert "| Endora | 86.73 | 81.89 |" in page
+
+
+# Reproducible, whatever the batch
+
+
+def test_batch_size_and_a_second_run_change_nothing(run: Callable[..., Results]) -> None:
+    first = run(batch_size=4).figures()
+    again = run(batch_size=3, cache="elsewhere").figures()
+    assert all(first[key] == pytest.approx(again[key], rel=1e-6, nan_ok=True) for key in first)
+
+
+def test_real_features_are_extracted_once(
+    run: Callable[..., Results], tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found again by content: another place and other names are the same clips, other pixels are not."""
+    first = run()
+    calls = count_reads(monkeypatch)
+    moved = tmp_path / "moved"
+    shutil.copytree(folders[0], moved / "deeper")
+    assert run(real=moved).figures() == first.figures()
+    assert len(calls) == 3 * 8  # three extractors, the generated clips alone
+    calls.clear()
+    write_video(moved / "deeper" / "clip-0.mkv", drifting_clip(77), 10, lossless=True)
+    run(real=moved)
+    assert len(calls) == 3 * (8 + 10)
+
+
+def test_a_damaged_store_is_made_again(run: Callable[..., Results], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run()
+    for path in Path("runs/cache/features").glob("pixel-*.npy"):
+        path.write_bytes(path.read_bytes()[:200])
+    calls = count_reads(monkeypatch)
+    assert run().figures() == first.figures()
+    assert calls.count("pixel") == 10 + 8
+
+
+def test_each_clip_counts_once_and_a_seed_decides(folders: tuple[Path, Path]) -> None:
+    chosen = {"frames": 4, "size": 32, "interval": 1, "count": 6}
+    sets = [choose_clips(folders[0], seed=seed, **chosen) for seed in (0, 0, 1)]
+    names = [[clips.name(i) for i in range(len(clips))] for clips in sets]
+    assert names[0] == names[1] != names[2]
+    assert len(set(names[0])) == 6
+    assert sets[0].digest() == sets[1].digest() != sets[2].digest()
+    assert sets[0].available == 10
+
+
+def test_reading_ahead_keeps_order_and_batches(folders: tuple[Path, Path]) -> None:
+    clips = choose_clips(folders[0], frames=4, size=32, interval=1, count=None, seed=0)
+    batches = list(clips.read_ahead(range(1, 8), 3))
+    assert [indices for indices, _ in batches] == [[1, 2, 3], [4, 5, 6], [7]]
+    assert np.array_equal(batches[2][1][0], clips.read(7))
+
+
+# Re-sampling
+
+
+def test_intervals_cover_the_value_and_bias_is_what_resampling_adds() -> None:
+    random = np.random.default_rng(0)
+    measure = FrechetMeasure("d", "distance", PixelExtractor(), slice(3))
+    one = Features.of(random.normal(size=(30, 1, PixelExtractor.width)).astype(np.float32))
+    two = Features.of(random.normal(0.5, 1, size=(30, 1, PixelExtractor.width)).astype(np.float32))
+    value = measure.compare(one, two)["d"]
+    found = spread(value, bootstrap(measure, one, two, 60, seed=0)["d"], least=0.0)
+    assert found is not None
+    assert found.low < value < found.high
+    assert found.bias > 0  # repeated clips make a Fréchet distance larger
+    assert spread(float("nan"), [1.0]) is None
+    assert spread(1.0, [float("nan")]) is None
+
+
+def test_replicates_are_seeded_and_draw_as_many_as_there_are() -> None:
+    first, second = (list(replicate_weights(20, 4, seed=3, side=1)) for _ in range(2))
+    assert all(weights.sum() == 20 for weights in first)
+    assert all(np.array_equal(*pair) for pair in zip(first, second, strict=True))
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_halves_need_four_clips() -> None:
+    measure = FrechetMeasure("d", "distance", PixelExtractor(), slice(2))
+    values = np.random.default_rng(0).normal(size=(4, 1, PixelExtractor.width)).astype(np.float32)
+    assert between_halves(measure, Features.of(values[:3]), 0) == {}
+    assert between_halves(measure, Features.of(values), 0)["d"] > 0
+
+
+# Bad input and what deserves a note
+
+
+def test_same_folder_is_said(run: Callable[..., Results], folders: tuple[Path, Path]) -> None:
+    results = run(fake=folders[0])
+    assert "are the same" in results.warnings[0]
+    assert results.figures()["untrained_pyramid_distance"] == pytest.approx(0, abs=1e-6)
+
+
+def test_shared_files_are_said(
+    run: Callable[..., Results], folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(folders[1], tmp_path / "mixed")
+    shutil.copy(folders[0] / "clip-0.mkv", tmp_path / "mixed" / "another-name.mkv")
+    assert "1 files are byte for byte on both sides" in run(fake=tmp_path / "mixed").warnings[0]
+
+
+def test_corrupt_and_short_files_are_left_out_and_said(
+    run: Callable[..., Results], folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folders[1], mixed)
+    (mixed / "broken.mp4").write_bytes(b"\0" * 500)
+    write_video(mixed / "short.mkv", drifting_clip(0, frames=2), 10, lossless=True)
+    write_video(mixed / "longer.mkv", drifting_clip(1, frames=13), 10, lossless=True)
+    results = run(fake=mixed)
+    assert results.sets["generated"]["clips_used"] == 8 + 3
+    assert set(results.sets["generated"]["left_out"]) == {"broken.mp4", "short.mkv"}
+    assert any("left out of" in warning and "1 more" in warning for warning in results.warnings)
+
+
+def test_unequal_compression_and_size_are_said(run: Callable[..., Results], tmp_path: Path) -> None:
+    for seed in range(2):
+        write_video(tmp_path / "small" / f"{seed}.mp4", drifting_clip(seed, size=16), 10)
+    warnings = " ".join(run(fake=tmp_path / "small").warnings)
+    assert "the generated files are coded with loss and the real ones without" in warnings
+    assert "generated frames are enlarged to 32x32 pixels" in warnings
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"frames": 9}, "too short: 8 frames in a row, a clip spans 9"),
+        ({"frames": 2}, "at least 3 frames, not 2"),
+        ({"fake": Path("nowhere")}, "there is no folder nowhere"),
+        ({"clips": 1}, "clips must be at least 2"),
+        ({"corpus": "colon"}, "must be one of colonoscopic"),
+        ({"metrics": "fvd", "weights": {"fvd": "nothing.pt"}}, "nothing.pt does not exist"),
+        ({"size": 8}, "at least 16 pixels"),
+    ],
+)
+def test_bad_input_is_one_sentence(run: Callable[..., Results], changes: dict, sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence) as caught:
+        run(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_without_videos_or_with_one_clip(run: Callable[..., Results], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="holds no videos"):
+        run(fake=tmp_path / "empty")
+    with pytest.raises(BadInput, match="1 clip of 4 frames, but a distribution needs two"):
+        run(fake=write_clips(tmp_path / "one", range(1), frames=4))
+
+
+def test_results_that_cannot_be_written(run: Callable[..., Results], tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("")
+    with pytest.raises(BadInput, match="a-file"):
+        run(out=tmp_path / "a-file")
+
+
+# Several processes
+
+
+def test_two_runs_at_once_do_not_touch_each_other(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    clips = choose_clips(folders[0], frames=4, size=32, interval=1, count=2, seed=0)
+    first, second = (FeatureStore(tmp_path, "same", PixelExtractor(), 2, 4, writer) for writer in (1, 2))
+    batch = np.stack([clips.read(0), clips.read(1)])
+    first.begin()
+    second.begin()
+    first.write([0, 1], batch)
+    first.finish()
+    second.write([0], batch[:1])
+    assert second.is_whole()  # the first one's file
+    assert np.array_equal(second.read().values, PixelExtractor()(batch))
+
+
+def test_two_processes_give_the_figures_of_one(
+    run: Callable[..., Results], folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    alone = run().figures()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "evaluate.py"), "--real", str(folders[0]), "--fake", str(folders[1])]
+    command += ["--frames", "4", "--size", "32", "--out", "together", "--cache", "together-cache"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("# Evaluation") == 1
+    written = json.loads((tmp_path / "together" / "results.json").read_text())
+    for key, distance in written["distances"].items():
+        assert distance["value"] == pytest.approx(alone[key], rel=1e-6)

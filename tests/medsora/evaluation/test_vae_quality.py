@@ -1,0 +1,72 @@
+"""`--vae`: per clip and on average, with the compensation and without, and the sheet of worst and best."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medsora.errors import BadInput
+from medsora.evaluation.vae_quality import VaeSettings, evaluate_vae, find_vae, markdown, spectrum
+from tests.medsora.evaluation.material import write_clips
+from tests.medsora.tiny_pipeline import tiny_vae
+from vae.compensation import compensation_modules
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage 1 run whose compensation does something."""
+    vae = tiny_vae()
+    with torch.no_grad():
+        for _, module in compensation_modules(vae):
+            for parameter in module.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    vae.save_pretrained(folder / "vae" / "final")
+    return folder
+
+
+def test_base_and_compensated_per_clip_and_mean(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "no-cache"))
+    clips = write_clips(tmp_path / "real", range(3), size=16)
+    results = evaluate_vae(VaeSettings(run_folder, clips, frames=8, size=16, out="out"))
+    assert results is not None
+    assert [clip["name"] for clip in results["clips"]] == [f"clip-{n}.mkv@0" for n in range(3)]
+    for name in ("compensated", "base"):
+        mean = results["mean"][name]
+        assert set(mean) == {"psnr", "ssim", "ffl", "flicker"}
+        assert mean["psnr"] == pytest.approx(np.mean([clip[name]["psnr"] for clip in results["clips"]]))
+    assert results["mean"]["base"] != results["mean"]["compensated"]
+    assert results["protocol"]["lpips"].startswith("left out")
+    assert len(results["vae_sha256"]) == 64
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    assert (tmp_path / "out" / "results.md").read_text() == markdown(results)
+    assert (tmp_path / "out" / "worst-and-best.png").is_file()
+
+
+def test_what_a_vae_may_be_called(run_folder: Path, tmp_path: Path) -> None:
+    final = run_folder / "vae" / "final"
+    assert find_vae(run_folder) == find_vae(run_folder / "vae") == find_vae(final) == final
+    with pytest.raises(BadInput, match="no trained VAE"):
+        find_vae(tmp_path)
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    with pytest.raises(BadInput, match="holds a AutoencoderKL, not a FrequencyCompensatedVAE"):
+        find_vae(tmp_path)
+
+
+def test_lengths_that_change_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="8"):
+        VaeSettings("vae", tmp_path, frames=12)
+
+
+def test_spectrum_has_its_mean_in_the_middle() -> None:
+    shown = spectrum(np.full((1, 16, 16, 3), 200, np.uint8))
+    assert shown.shape == (1, 16, 16, 3)
+    assert shown[0, 8, 8, 0] == shown.max() > 150
+    assert np.delete(shown[0, :, :, 0].ravel(), 8 * 16 + 8).max() == 0
