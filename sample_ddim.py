@@ -44,6 +44,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--eta", type=float, help="0: deterministic, 1: as random as ancestral sampling (default: 0.0)")
     add("--seed", type=int, help="video k has this seed + k (default: 0)")
     add("--dtype", choices=("fp32", "bf16", "fp16"), help="of weights and activations (default: fp32)")
+    add(
+        "--compile",
+        choices=("auto", "on", "off"),
+        help="auto: a CUDA graph on a GPU; on: compile the blocks too, a minute that pays for many videos, "
+        "on a CPU as well; off: neither (default: auto)",
+    )
     add("--frames", type=int, metavar="F", help="frames per video: 1, 8k or 8k+1 (default: the model's)")
     add("--format", choices=("mp4", "frames"), help="video files, or folders of PNGs (default: mp4)")
     add("--fps", type=float, help="frames per second (default: the model's)")

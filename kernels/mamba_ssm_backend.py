@@ -53,14 +53,30 @@ def scan(
     eps: float,
 ) -> Tensor:
     """As `kernels.mamba2_scan` describes, with orders (axes, k, S, l); tokens are gathered, then put back."""
+    weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
+    walks = orders.flatten(0, 1)
+    walked = walk(zxbcdt, walks)
+    steps = scan_sequences(walked.flatten(0, 2), *weights, headdim, eps).unflatten(0, walked.shape[:3])
+    return put_back(steps, walks).unflatten(1, orders.shape[:2]).sum(2).transpose(0, 1)
+
+
+def scan_sequences(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    headdim: int,
+    eps: float,
+) -> Tensor:
+    """Scan projected sequences (S, l, P) as they lie: (S, l, d_inner)."""
     package = importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
     run = _split_conv if function_in_use() == "mamba_split_conv1d_scan_combined" else _plain_conv
     taps = conv_weight.reshape(conv_bias.numel(), -1)
     weights = (taps, conv_bias, dt_bias, -torch.exp(A_log.float()), D, norm_weight)
-    walks = orders.flatten(0, 1)
-    walked = walk(zxbcdt, walks)
-    steps = run(package, walked.flatten(0, 2), *weights, headdim, eps).unflatten(0, walked.shape[:3])
-    return put_back(steps, walks).unflatten(1, orders.shape[:2]).sum(2).transpose(0, 1)
+    return run(package, zxbcdt, *weights, headdim, eps)
 
 
 def _split_conv(package, zxbcdt, taps, conv_bias, dt_bias, A, D, norm_weight, headdim, eps) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels.walks import put_back, walk, walk_conv_silu
 
@@ -60,13 +61,46 @@ def scan(
 
 def _one_chunk(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:
     """All steps in one matrix per head, D on its diagonal: x (b, r, q, h, p) -> (b, r, q, h, p)."""
-    reached = decay.cumsum(2).transpose(2, 3)  # log of the decay from the start to each step
-    itself = torch.eye(x.shape[2], dtype=reached.dtype, device=x.device)
-    not_past = torch.ones_like(itself, dtype=torch.bool).triu()
-    log_decay = (reached.unsqueeze(-1) - reached.unsqueeze(-2)).masked_fill(not_past, -torch.inf)
-    kernel = (torch.exp(log_decay) + itself) * dt.transpose(2, 3).unsqueeze(-2) * (C @ B.mT).unsqueeze(2)
-    kernel = kernel + D.to(kernel.dtype)[:, None, None] * itself
-    return (kernel.to(x.dtype) @ x.transpose(2, 3)).transpose(2, 3)
+    return _OneChunk.apply(x, B, C, dt, decay, D)
+
+
+class _OneChunk(torch.autograd.Function):
+    """Keeps what it was given and nothing else: the matrices are made anew for the gradients."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:
+        ctx.save_for_backward(x, B, C, dt, decay, D)
+        kernel = _decay_between(decay).mul_((C @ B.mT).unsqueeze(2)).mul_(dt.mT.unsqueeze(-2))
+        kernel.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
+        return (kernel.to(x.dtype) @ x.transpose(2, 3)).transpose(2, 3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+        x, B, C, dt, decay, D = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            grad, steps = grad.transpose(2, 3), dt.mT.unsqueeze(-2)
+            fades, alike = _decay_between(decay), (C @ B.mT).to(decay.dtype).unsqueeze(2)
+            grad_kernel = (grad @ x.permute(0, 1, 3, 4, 2)).to(decay.dtype)
+            grad_D = grad_kernel.diagonal(dim1=-2, dim2=-1).sum((0, 1, 3))
+            grad_kernel.mul_(fades)
+            grad_alike = (grad_kernel * steps).sum(2).to(B.dtype)
+
+            kernel = fades.mul_(alike).mul_(steps)
+            kernel.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
+            grad_x = (kernel.to(x.dtype).mT @ grad).transpose(2, 3)
+
+            grad_steps = grad_kernel.mul_(alike).sum(-2).mT  # (b, r, q, h)
+            grad_reached = (grad_kernel @ dt.mT.unsqueeze(-1)).squeeze(-1).mT - grad_steps * dt
+            grad_decay = grad_reached.flip(2).cumsum(2).flip(2)
+            return grad_x, grad_alike.mT @ C, grad_alike @ B, grad_steps, grad_decay, grad_D.to(D.dtype)
+
+
+def _decay_between(decay: Tensor) -> Tensor:
+    """exp of the sum of ΔA after step s up to step t, 0 where s is later: (b, r, q, h) -> (b, r, h, q, q)."""
+    reached = decay.cumsum(2).mT  # log of the decay from the start to each step
+    later = torch.ones(decay.shape[2], decay.shape[2], dtype=torch.bool, device=decay.device).triu(1)
+    return (reached.unsqueeze(-1) - reached.unsqueeze(-2)).masked_fill_(later, -torch.inf).exp_()
 
 
 def _many_chunks(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class _WalkConvSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tokens: Tensor, weight: Tensor, bias: Tensor, walks: Tensor) -> Tensor:
         ctx.save_for_backward(tokens, weight, bias, walks)
-        return F.silu(_convolve(_gather_exact(tokens, walks), weight, bias)).to(tokens.dtype)
+        return F.silu(_convolve(_gather_exact(tokens, walks), weight, bias), inplace=True).to(tokens.dtype)
 
     @staticmethod
     @once_differentiable

@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
 from medsora.data.video_io import read_frames, write_video
+from medsora.denoiser.compiled import COMPILE
 from medsora.diffusion import SAMPLERS, trailing_timesteps
 from medsora.errors import BadInput, Interrupted, building
 from medsora.model_folder import ModelFolder, find_model
@@ -59,13 +61,15 @@ class SamplingSettings:
     seed: int = 0
     sampler: str = "ddim"
     dtype: str = "fp32"
+    compile: str = "auto"
     frames: int | None = None
     format: str = "mp4"
     fps: float | None = None
     raw: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("sampler", SAMPLERS), ("dtype", DTYPES), ("format", FORMATS)):
+        choices = {"sampler": SAMPLERS, "dtype": DTYPES, "compile": COMPILE, "format": FORMATS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise BadInput(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
         for name in ("num_videos", "batch_size"):
@@ -136,7 +140,11 @@ def _sample_share(
     pipeline.set_progress_bar_config(disable=True)
     size = settings.batch_size
     batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    with _progress_bar(len(batches) * settings.steps, show=show) as bar:
+
+    def write(number: int, video: np.ndarray) -> None:
+        _write(settings, settings.path(number), video, plan, settings.seed + number)
+
+    with _progress_bar(len(batches) * settings.steps, show=show) as bar, BackgroundWriter(write) as writing:
 
         def after_step(number: int, t: int, z: Tensor) -> None:
             bar.update()
@@ -153,11 +161,42 @@ def _sample_share(
                 sampler=settings.sampler,
                 eta=settings.eta,
                 batch_size=size,
+                compile=settings.compile,
                 callback=after_step,
             ).frames
-            with building():
-                for number, video in zip(batch, videos, strict=True):
-                    _write(settings, settings.path(number), video, plan, settings.seed + number)
+            writing.add(batch, videos)
+
+
+class BackgroundWriter:
+    """Writes a batch's videos in a thread while the next batch is sampled; at most one batch waits.
+
+    Leaving waits for what is being written, after an interruption too. A failure is raised by the next `add`
+    or on leaving.
+    """
+
+    def __init__(self, write: Callable[[int, np.ndarray], None]) -> None:
+        self.write = write
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.pending: list[Future[None]] = []
+
+    def add(self, numbers: Sequence[int], videos: Iterable[np.ndarray]) -> None:
+        """Hand over a batch once the one before it is written."""
+        self._finish()
+        pairs = zip(numbers, videos, strict=True)
+        self.pending = [self.thread.submit(self.write, number, video) for number, video in pairs]
+
+    def _finish(self) -> None:
+        with building():
+            for future in self.pending:
+                future.result()
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.thread.shutdown(wait=True)
+        if kind is None:
+            self._finish()
 
 
 def _write(settings: SamplingSettings, path: Path, video: np.ndarray, plan: Plan, seed: int) -> None:

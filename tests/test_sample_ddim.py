@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from medsora.data.video_io import probe, read_frames
 from medsora.errors import BadInput, exit_with_status
 from medsora.model_folder import find_model
 from medsora.pipeline import MedSoraPipeline
-from medsora.sampling_run import SamplingSettings, sample_videos
+from medsora.sampling_run import BackgroundWriter, SamplingSettings, sample_videos
 from tests.medsora.tiny_pipeline import cut_in_half, tiny_pipeline, tiny_vae, write_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -273,3 +274,27 @@ def test_the_command_lines_defaults_are_those_of_the_settings(tmp_path: Path) ->
             assert f"(default: {field.default})" in options[name].help
         for choice in options[name].choices or ():
             SamplingSettings(model="m", out=tmp_path, **{name: choice})
+
+
+def test_a_batch_is_written_while_the_next_is_sampled() -> None:
+    may_write, written = threading.Event(), []
+
+    def write(number: int, video: str) -> None:
+        assert may_write.wait(timeout=10)
+        written.append((number, video))
+
+    with BackgroundWriter(write) as writing:
+        writing.add([0, 1], ["a", "b"])
+        assert not written, "nobody waits for the writer"
+        may_write.set()
+        writing.add([2], ["c"])
+        assert written[:2] == [(0, "a"), (1, "b")], "at most one batch waits to be written"
+    assert written == [(0, "a"), (1, "b"), (2, "c")]
+
+
+def test_what_the_writer_meets_is_raised_at_the_end() -> None:
+    def write(number: int, video: str) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(BadInput, match="the disk is full"), BackgroundWriter(write) as writing:
+        writing.add([0], ["a"])

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from medsora.denoiser.linear import Linear
+
 ROTARY_BASE = 10_000
 TILE = 64  # frames of more than two tiles are cut, so that cost grows with l instead of l²
 
@@ -64,7 +66,7 @@ class LocalAttention(nn.Module):
     def __init__(self, width: int, heads: int, window: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.window, self.dropout = heads, window, dropout
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, n, l, d) -> (B, n, l, d); frames do not see one another."""

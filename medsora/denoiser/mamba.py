@@ -7,17 +7,46 @@ the projection that feeds a scan.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kernels import mamba2_scan
+from medsora.denoiser.linear import Linear
 from medsora.spiral import spatial_walks, temporal_walks
 
 A_RANGE = (1.0, 16.0)
 STEP_RANGE = (1e-3, 1e-1)  # Δ
 STEP_FLOOR = 1e-4
+
+
+class FrameScans(NamedTuple):
+    """Orders of `kernels.mamba2_scan` for neighbouring frames that are scanned alike."""
+
+    frames: int
+    spatial: tuple[Tensor, ...]  # as `spatial_walks` gives them
+    temporal: Tensor
+
+
+def frame_scans(
+    frames: int, joint: int, grid: tuple[int, int], variant: int, device: torch.device
+) -> list[FrameScans]:
+    """The scans of a block with spiral `variant` over `frames` frames of `grid` = (h̄, w̄) tokens.
+
+    The first `joint` frames are scanned together, every frame after them is scanned alone.
+    """
+    parts = [(joint, True), (frames - joint, False)]
+    return [
+        FrameScans(
+            count,
+            spatial_walks(count, *grid, variant, together, device),
+            temporal_walks(count, grid[0] * grid[1], together, device),
+        )
+        for count, together in parts
+        if count
+    ]
 
 
 class Mamba2(nn.Module):
@@ -35,13 +64,13 @@ class Mamba2(nn.Module):
         heads = d_inner // headdim
         conv_channels = d_inner + 2 * d_state
         self.headdim, self.backend = headdim, backend
-        self.in_proj = nn.Linear(width, d_inner + conv_channels + heads, bias=False)
+        self.in_proj = Linear(width, d_inner + conv_channels + heads, bias=False)
         self.conv1d = nn.Conv1d(conv_channels, conv_channels, d_conv, groups=conv_channels)
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = nn.RMSNorm(d_inner, eps=1e-5)
-        self.out_proj = nn.Linear(d_inner, width, bias=False)
+        self.out_proj = Linear(d_inner, width, bias=False)
         self.initialise_dynamics()
 
     @torch.no_grad()
@@ -91,20 +120,17 @@ class SpatialMamba(nn.Module):
         super().__init__()
         self.variant = variant
         self.mamba = Mamba2(width, **mamba)
-        self.gate_width = nn.Linear(width, width)
-        self.gate_height = nn.Linear(width, width)
+        self.gate_width = Linear(width, width)
+        self.gate_height = Linear(width, width)
 
-    def forward(self, x: Tensor, grid: tuple[int, int], joint: int) -> Tensor:
-        """Tokens (B, n, l, d) of frames with `grid` = (h̄, w̄) tokens -> (B, n, l, d).
+    def forward(self, x: Tensor, scans: Sequence[FrameScans]) -> Tensor:
+        """Tokens (B, n, l, d) -> (B, n, l, d), walked as `frame_scans` for this `variant` says."""
 
-        The first `joint` frames are scanned together, every frame after them is scanned alone.
-        """
+        def both_axes(projected: Tensor, part: FrameScans) -> Tensor:
+            axes = [self.mamba.scan(projected, orders) for orders in part.spatial]
+            return axes[0] if len(axes) == 1 else torch.cat(axes)
 
-        def both_axes(projected: Tensor, frames: int, together: bool) -> Tensor:
-            tables = spatial_walks(frames, *grid, self.variant, together, x.device)
-            return torch.cat([self.mamba.scan(projected, orders) for orders in tables])
-
-        y = _together_and_alone(both_axes, self.mamba.project(x), joint)
+        y = _part_by_part(both_axes, self.mamba.project(x), scans)
         height, width = self.mamba.out_proj(y)
         height = height * self.gate_height(height).sigmoid()
         return torch.addcmul(height, width, self.gate_width(width).sigmoid()).view_as(x)
@@ -117,24 +143,24 @@ class TemporalMamba(nn.Module):
         super().__init__()
         self.mamba = Mamba2(width, **mamba)
 
-    def forward(self, x: Tensor, joint: int) -> Tensor:
-        """Tokens (B, n, l, d) -> (B, n, l, d); frames after the first `joint` are scanned alone."""
+    def forward(self, x: Tensor, scans: Sequence[FrameScans]) -> Tensor:
+        """Tokens (B, n, l, d) -> (B, n, l, d), along the frames as `frame_scans` says."""
 
-        def over_time(projected: Tensor, frames: int, together: bool) -> Tensor:
-            return self.mamba.scan(projected, temporal_walks(frames, x.shape[2], together, x.device))
+        def over_time(projected: Tensor, part: FrameScans) -> Tensor:
+            return self.mamba.scan(projected, part.temporal)
 
-        y = _together_and_alone(over_time, self.mamba.project(x), joint)
+        y = _part_by_part(over_time, self.mamba.project(x), scans)
         return self.mamba.out_proj(y[0]).view_as(x)
 
 
-def _together_and_alone(scan: Callable[[Tensor, int, bool], Tensor], tokens: Tensor, joint: int) -> Tensor:
-    """Scan the first `joint` of the frames (B, n, l, P) as one clip, each of the others as a clip of one.
+def _part_by_part(
+    scan: Callable[[Tensor, FrameScans], Tensor], tokens: Tensor, scans: Sequence[FrameScans]
+) -> Tensor:
+    """Scan the frames (B, n, l, P) of each part apart; results (axes, B, n·l, d_inner).
 
-    `scan` takes tokens (B, frames*l, P), their frames and whether these belong together, and returns
-    (axes, B, frames*l, d_inner); the parts are joined along the tokens.
+    `scan` takes a part's tokens (B, frames·l, P) and gives (axes, B, frames·l, d_inner).
     """
-    alone = tokens.shape[1] - joint
-    if not alone:
-        return scan(tokens.flatten(1, 2), joint, True)
-    clip, images = tokens[:, :joint].flatten(1, 2), tokens[:, joint:].flatten(1, 2)
-    return torch.cat((scan(clip, joint, True), scan(images, alone, False)), dim=2)
+    if len(scans) == 1:
+        return scan(tokens.flatten(1, 2), scans[0])
+    parts = tokens.split([part.frames for part in scans], dim=1)
+    return torch.cat([scan(x.flatten(1, 2), part) for x, part in zip(parts, scans, strict=True)], dim=2)

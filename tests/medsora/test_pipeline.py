@@ -91,7 +91,7 @@ def test_a_generator_draws_the_seeds(pipeline: MedSoraPipeline) -> None:
 def test_latents_follow_the_denoiser(pipeline: MedSoraPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the exact denoiser of N(MU, S²) the latents come out so distributed."""
 
-    def forward(z: Tensor, t: Tensor, num_images: int = 0) -> MedSoraOutput:
+    def forward(z: Tensor, t: Tensor, num_images: int, modulation: object) -> MedSoraOutput:
         return MedSoraOutput(eps=exact_eps(z, t), variance=torch.full_like(z, torch.nan))
 
     monkeypatch.setattr(pipeline.denoiser, "forward", forward)
@@ -108,9 +108,9 @@ def test_only_a_mixed_denoiser_gets_image_latents(
     pipeline = tiny_pipeline(mixing=mixing)
     forward, seen = pipeline.denoiser.forward, []
 
-    def watched(z: Tensor, t: Tensor, num_images: int = 0) -> MedSoraOutput:
+    def watched(z: Tensor, t: Tensor, num_images: int, modulation: object) -> MedSoraOutput:
         seen.append((z.shape[1], num_images))
-        return forward(z, t, num_images=num_images)
+        return forward(z, t, num_images, modulation)
 
     monkeypatch.setattr(pipeline.denoiser, "forward", watched)
     states = []
@@ -158,6 +158,17 @@ def test_the_callback_sees_every_step_of_every_batch(pipeline: MedSoraPipeline) 
     assert seen == [(0, 999), (1, 499)] * 2
 
 
+def test_adaln_is_tabulated_once_and_again_for_other_weights(pipeline: MedSoraPipeline) -> None:
+    options = {"num_inference_steps": 2, "seeds": [0], "output_type": "latent"}
+    before = pipeline(**options).frames
+    prepared = pipeline._prepared
+    assert torch.equal(pipeline(**options).frames, before)
+    assert pipeline._prepared is prepared
+    with torch.no_grad():
+        pipeline.denoiser.blocks[0].modulation.bias.add_(1)
+    assert not torch.equal(pipeline(**options).frames, before)
+
+
 def test_bad_requests_are_one_sentence(pipeline: MedSoraPipeline) -> None:
     for given, match in (
         ({"num_videos": 0}, "at least 1"),
@@ -167,6 +178,7 @@ def test_bad_requests_are_one_sentence(pipeline: MedSoraPipeline) -> None:
         ({"batch_size": 0}, "batch size"),
         ({"output_type": "pil"}, "np or latent"),
         ({"sampler": "euler"}, "ddim or dpmpp"),
+        ({"compile": "fast"}, "auto, on, off"),
         ({"num_inference_steps": 0}, "1 to 1000"),
     ):
         with pytest.raises(BadInput, match=match):

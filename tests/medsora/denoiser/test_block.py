@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from medsora.denoiser.block import Block
+from medsora.denoiser.mamba import frame_scans
 
 MAMBA = {"d_state": 4, "headdim": 8, "expand": 2, "d_conv": 4, "backend": "torch"}
 
@@ -13,12 +15,18 @@ def block(width: int = 16, **overrides: object) -> Block:
     return Block(width, heads=2, window=8, dropout=0.0, variant=3, mamba=MAMBA | overrides).eval()
 
 
+def run(block: Block, x: Tensor, time: Tensor, joint: int) -> tuple[Tensor, Tensor]:
+    """The block on frames of 2 x 2 tokens."""
+    scans = frame_scans(x.shape[1], joint, (2, 2), block.spatial.variant, x.device)
+    return block(x, block.modulation(time), scans)
+
+
 def test_modulation_at_zero_leaves_the_tokens_as_they_are() -> None:
     silent = block()
     torch.nn.init.zeros_(silent.modulation.weight)
     torch.nn.init.zeros_(silent.modulation.bias)
     x = torch.randn(2, 3, 4, 16)
-    y, spatial = silent(x, torch.randn(2, 1, 16), (2, 2), 2)
+    y, spatial = run(silent, x, torch.randn(2, 1, 16), 2)
     assert torch.equal(y, x)
     assert torch.equal(spatial, x)
 
@@ -26,9 +34,9 @@ def test_modulation_at_zero_leaves_the_tokens_as_they_are() -> None:
 def test_spatial_tokens_are_taken_before_the_temporal_part() -> None:
     both = block()
     x, time = torch.randn(1, 3, 4, 16), torch.randn(1, 1, 16)
-    y, spatial = both(x, time, (2, 2), 3)
+    y, spatial = run(both, x, time, 3)
     torch.nn.init.zeros_(both.temporal.mamba.out_proj.weight)
-    without_time, _ = both(x, time, (2, 2), 3)
+    without_time, _ = run(both, x, time, 3)
     assert torch.equal(spatial, without_time)
     assert not torch.equal(spatial, y)
 
@@ -37,7 +45,7 @@ def test_gradients_agree_with_finite_differences() -> None:
     double = block(width=8).double()
     x = torch.randn(1, 3, 4, 8, dtype=torch.float64, requires_grad=True)
     time = torch.randn(1, 3, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, time: double(x, time, (2, 2), 2), (x, time), fast_mode=True)
+    assert torch.autograd.gradcheck(lambda x, time: run(double, x, time, 2), (x, time), fast_mode=True)
 
 
 def test_each_frame_is_modulated_by_its_own_time() -> None:
@@ -45,6 +53,6 @@ def test_each_frame_is_modulated_by_its_own_time() -> None:
     x, time = torch.randn(1, 3, 4, 16), torch.randn(1, 3, 16)
     changed = time.clone()
     changed[:, 2] += 1
-    y, changed_y = (framewise(x, value, (2, 2), 2)[0] for value in (time, changed))
+    y, changed_y = (run(framewise, x, value, 2)[0] for value in (time, changed))
     assert torch.equal(y[:, :2], changed_y[:, :2]), "frame 2 is scanned alone and alone had another time"
     assert not torch.equal(y[:, 2], changed_y[:, 2])

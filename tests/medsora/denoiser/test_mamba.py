@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medsora.denoiser import MedSora
-from medsora.denoiser.mamba import Mamba2, SpatialMamba, TemporalMamba
+from medsora.denoiser.mamba import FrameScans, Mamba2, SpatialMamba, TemporalMamba, frame_scans
 from medsora.spiral import spiral_order
 
 WIDTH = 16
@@ -22,6 +22,10 @@ def scanned_both_ways(mamba: Mamba2, sequence: Tensor, order: Tensor) -> Tensor:
     for walk in (order, order.flip(0)):
         total[walk] += mamba(sequence[walk][None])[0]
     return total
+
+
+def along_time(frames: int, joint: int, tokens: int) -> list[FrameScans]:
+    return frame_scans(frames, joint, (1, tokens), 0, torch.device("cpu"))
 
 
 def spatial_by_loops(spatial: SpatialMamba, clip: Tensor) -> Tensor:
@@ -47,7 +51,7 @@ def test_spatial_scan_equals_a_loop_over_rows_and_columns(
 ) -> None:
     spatial = SpatialMamba(WIDTH, variant, **SETTINGS)
     x = torch.randn(2, 3, grid[0] * grid[1], WIDTH)
-    y = spatial(x, grid, joint).unflatten(2, grid)
+    y = spatial(x, frame_scans(3, joint, grid, variant, x.device)).unflatten(2, grid)
     for sample, result in zip(x.unflatten(2, grid), y, strict=True):
         clips = [sample[:joint], *sample[joint:, None]]
         expected = torch.cat([spatial_by_loops(spatial, clip) for clip in clips])
@@ -59,7 +63,7 @@ def test_spatial_scan_equals_a_loop_over_rows_and_columns(
 def test_temporal_scan_equals_a_loop_over_positions(joint: int) -> None:
     temporal = TemporalMamba(WIDTH, **SETTINGS)
     x = torch.randn(2, 4, 5, WIDTH)
-    y = temporal(x, joint)
+    y = temporal(x, along_time(4, joint, 5))
     for position in range(5):
         track = x[:, :, position]
         clips = [track[:, :joint], *(track[:, frame : frame + 1] for frame in range(joint, 4))]
@@ -74,7 +78,7 @@ def test_temporal_scan_is_causal_frame_by_frame(frame: int) -> None:
     x = torch.randn(1, 5, 3, WIDTH)
     changed = x.clone()
     changed[:, frame, 1] += 1
-    difference = (temporal(changed, 5) - temporal(x, 5)).abs().amax(-1)[0]
+    difference = (temporal(changed, along_time(5, 5, 3)) - temporal(x, along_time(5, 5, 3))).abs().amax(-1)[0]
     assert not difference[:frame].any()
     assert (difference[frame:, 1] > 0).all()
     assert not difference[:, [0, 2]].any(), "positions do not meet in time"

@@ -1,0 +1,34 @@
+"""The denoiser's blocks through torch.compile: elementwise work is fused, products stay as they are.
+
+All blocks share one compiled form per shape, since what tells them apart, weights and orders, are arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+
+from medsora.denoiser.model import MedSora
+from medsora.errors import BadInput
+
+COMPILE = ("auto", "on", "off")
+
+
+def compile_blocks(model: MedSora) -> None:
+    """Compile every block at its next call, in place; once is enough.
+
+    Raises:
+        BadInput: on a CPU without a C++ compiler.
+    """
+    if model.device.type == "cpu" and not _has_compiler():
+        raise BadInput(
+            "compiling for a CPU needs a C++ compiler and none was found: install g++, or leave compile off."
+        )
+    for block in model.blocks:
+        if block._compiled_call_impl is None:
+            block.compile(dynamic=False)
+
+
+def _has_compiler() -> bool:
+    choices = importlib.import_module("torch._inductor.config").cpp.cxx
+    return any(shutil.which(name) for name in choices if name)

@@ -1,0 +1,45 @@
+"""The re-creation of the public wiring: our model's numbers at the cost that was counted on it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.reference_wiring import ReferenceWiring, windowed_attention
+from medsora import MedSora
+from tests.benchmarks.awake import awake
+
+
+def test_it_gives_the_numbers_of_our_mixed_model_with_gradients() -> None:
+    model = awake(MedSora.from_preset("tiny", in_channels=4, depth=2, mixing="mixed", dropout=0.0))
+    z, t = torch.randn(2, 3, 4, 16, 8), torch.tensor([3, 700])
+    ours, theirs = model(z, t), ReferenceWiring(model)(z, t)
+    torch.testing.assert_close(theirs.eps, ours.eps, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(theirs.variance, ours.variance, atol=1e-4, rtol=1e-4)
+    for mine, public in zip(ours.features, theirs.features, strict=True):
+        torch.testing.assert_close(public, mine, atol=1e-4, rtol=1e-4)
+    weights = list(model.parameters())
+    pairs = zip(
+        torch.autograd.grad(ours.eps.square().sum() + ours.variance.sum(), weights),
+        torch.autograd.grad(theirs.eps.square().sum() + theirs.variance.sum(), weights),
+        strict=True,
+    )
+    for mine, public in pairs:
+        torch.testing.assert_close(public, mine, atol=1e-3 * float(mine.abs().max()) + 1e-6, rtol=1e-3)
+
+
+def test_its_forward_of_B_costs_60_9_gflop() -> None:
+    with torch.device("meta"):
+        model = MedSora.from_preset("B", mixing="mixed", backend="torch").eval()
+    z, t = torch.zeros(1, 6, 16, 16, 16, device="meta"), torch.zeros(1, device="meta")
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        ReferenceWiring(model)(z, t)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(60.9, abs=0.05)
+
+
+def test_frames_that_do_not_divide_into_windows_are_refused() -> None:
+    model = MedSora.from_preset("tiny", in_channels=4, depth=1)
+    with pytest.raises(ValueError, match="windows of 8"):
+        windowed_attention(model.blocks[0].attention, torch.zeros(1, 1, 12, 192))

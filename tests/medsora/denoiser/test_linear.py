@@ -1,0 +1,53 @@
+"""Products by oneDNN: the same sums as PyTorch's own, gradients included, and only where they are meant."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from medsora.denoiser.linear import AVAILABLE, FEWEST_ROWS, Linear, served_by_onednn
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch is built without oneDNN")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(FEWEST_ROWS,), (2, 5, 7)])
+def test_results_and_gradients_are_those_of_linear(shape: tuple[int, ...], bias: bool) -> None:
+    layer = Linear(12, 20, bias=bias)
+    x = torch.randn(*shape, 12, requires_grad=True)
+    assert served_by_onednn(x, layer.weight)
+    grad = torch.randn(*shape, 20)
+    inputs = [x, *layer.parameters()]
+    mine = torch.autograd.grad(layer(x), inputs, grad)
+    expected = torch.autograd.grad(F.linear(x, layer.weight, layer.bias), inputs, grad)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
+    for actual, wanted in zip(mine, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_tokens_that_do_not_lie_side_by_side_are_multiplied_rightly() -> None:
+    layer, x = Linear(12, 20), torch.randn(12, 8, 8).permute(1, 2, 0)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
+
+
+def test_other_precisions_are_left_to_pytorch() -> None:
+    weight, x = torch.randn(20, 12), torch.randn(64, 12)
+    assert not served_by_onednn(x.double(), weight.double())
+    assert not served_by_onednn(x.bfloat16(), weight.bfloat16())
+    assert not served_by_onednn(x[:4], weight), "few rows gain nothing"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not served_by_onednn(x, weight)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert not served_by_onednn(x, weight)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_flop_counter_sees_them() -> None:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Linear(12, 20)(torch.randn(64, 12))
+    assert counter.get_total_flops() == 2 * 64 * 12 * 20
