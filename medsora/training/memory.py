@@ -28,18 +28,21 @@ from medsora.training.dit_inputs import image_latents, image_moments
 from vae import FrequencyCompensatedVAE, frames_to_latents
 from vae.losses import VaeLoss
 
+SLACK = 0.15  # of what comes and goes; seen with glibc's malloc on a CPU
+COPIES = 3  # of a batch's pixels: the items, the batch, and the batch before
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one process; the last four never lie in memory together, so only the largest counts.
+    """Bytes of one process. Step, encoding, prior and looking take turns, so only the largest of them counts.
 
     weights, average, optimiser: of what is trained.
     frozen: the weights of models that are only used.
     step: a training step's activations and gradients at their most.
     encoding, prior: turning clips into latents, and into alignment targets.
     looking: evaluation and sampling, with the weights that the average displaces.
+    clips: a batch's pixels as they are read, joined and replaced by the next; always beside the processor.
     """
 
     weights: int
@@ -50,16 +53,28 @@ class MemoryEstimate:
     encoding: int
     prior: int
     looking: int
+    clips: int
 
     @property
-    def total(self) -> int:
-        """The most that lies in memory at once."""
+    def tensors(self) -> int:
+        """The most bytes of models' and operations' tensors that lie in memory at once."""
         lasting = self.weights + self.average + self.optimiser + self.frozen
         return lasting + max(self.step, self.encoding, self.prior, self.looking)
 
+    @property
+    def slack(self) -> int:
+        """What allocators keep in gaps between tensors."""
+        return int(SLACK * max(self.step, self.encoding, self.prior, self.looking))
+
+    @property
+    def total(self) -> int:
+        """What a process takes beyond its libraries."""
+        return self.tensors + self.slack + self.clips
+
     def lines(self) -> list[tuple[str, int]]:
         """Return (name, bytes) for a table, the total last."""
-        return [(field.name, getattr(self, field.name)) for field in fields(self)] + [("total", self.total)]
+        found = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [*found, ("allocator's slack", self.slack), ("total", self.total)]
 
 
 def estimate_dit(
@@ -117,6 +132,7 @@ def estimate_dit(
         encoding=peak_bytes([vae], lambda: encode(2 if cached else batch), gradients=False),
         prior=peak_bytes([prior], targets, gradients=False) if prior is not None else 0,
         looking=trained + peak_bytes([model, vae], look, gradients=False),
+        clips=0 if cached else COPIES * batch * _pixel_bytes(config, data.frames + 1 + config.images.count),
     )
 
 
@@ -147,6 +163,7 @@ def estimate_vae(config: Config, vae: FrequencyCompensatedVAE, loss: VaeLoss, ba
         encoding=0,
         prior=0,
         looking=peak_bytes([vae], look, gradients=False),
+        clips=COPIES * batch * _pixel_bytes(config, data.frames),
     )
 
 
@@ -211,6 +228,11 @@ class _Work(nn.Module):
 
     def forward(self) -> Tensor | None:
         return self.work()
+
+
+def _pixel_bytes(config: Config, pictures: int) -> int:
+    height, width = config.data.height_width
+    return 4 * 3 * pictures * height * width
 
 
 def _key(tensor: Tensor) -> int:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from medsora.errors import BadInput
+from medsora.model_folder import sha256
 from medsora.training.checkpoint import (
     latest_checkpoint,
     optimizer_tensors,
@@ -127,3 +128,64 @@ def test_another_models_optimizer_is_refused(tmp_path: Path) -> None:
         restore_optimizer(
             torch.optim.Adam(model.parameters()), ["weight", "bias"], tmp_path / "optimizer.safetensors"
         )
+
+
+def test_another_versions_checkpoint_is_refused_and_stays(tmp_path: Path) -> None:
+    folder = save(tmp_path, 5)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 0}))
+    with pytest.raises(
+        BadInput, match=r"another version of MedSora \(checkpoint format 0, this one reads 1\)"
+    ):
+        latest_checkpoint(tmp_path, pytest.fail)
+    assert folder.is_dir()
+
+
+def test_the_first_versions_manifest_still_loads(tmp_path: Path) -> None:
+    """Before the config and the code's digest were kept in it."""
+    folder = save(tmp_path, 5)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {"config", "code_sha256", "versions"} <= manifest.keys()
+    old = {key: manifest[key] for key in ("format", "files", "versions")}
+    (folder / "manifest.json").write_text(json.dumps(old))
+    assert latest_checkpoint(tmp_path, pytest.fail).step == 5
+
+
+def test_what_a_kill_left_half_written_or_deleted_is_removed(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    for name in (".writing-step-0000006", ".dropping-step-0000004"):
+        (tmp_path / name / "ema").mkdir(parents=True)
+    assert latest_checkpoint(tmp_path, pytest.fail).step == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000005"]
+
+
+def test_room_is_looked_for_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10_000_000}))
+    with pytest.raises(BadInput, match="has 10 MiB free but a checkpoint needs 95 MiB"):
+        save(tmp_path / "new", 1, model_bytes=100_000_000)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("state", ["[]", '{"step": 4}', '{"step": "5"}', "{", "[" * 100_000])
+def test_a_state_that_cannot_be_is_damage(state: str, tmp_path: Path) -> None:
+    folder = save(tmp_path, 5)
+    (folder / "state.json").write_text(state)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"size": len(state), "sha256": sha256(folder / "state.json")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    said: list[str] = []
+    assert latest_checkpoint(tmp_path, said.append) is None
+    assert "state.json" in said[0]
+
+
+def test_an_optimizer_whose_shapes_differ_is_refused(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1, bias=False)
+    moments = {"weight/step": torch.ones(()), "weight/exp_avg": torch.zeros(1, 2)}
+    for other in (torch.zeros(2, 1), torch.zeros(1, 2, dtype=torch.int64)):
+        save_file({**moments, "weight/exp_avg_sq": other}, tmp_path / "optimizer.safetensors")
+        with pytest.raises(BadInput, match="state of weight does not fit"):
+            restore_optimizer(
+                torch.optim.Adam(model.parameters()), ["weight"], tmp_path / "optimizer.safetensors"
+            )

@@ -1,0 +1,80 @@
+"""The estimate of `--dry-run`: what it counts is what a real step allocates, and what a run really takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from medsora.config_file import save_config
+from medsora.denoiser import MedSora
+from medsora.training.memory import LiveBytes, peak_bytes
+from tests.medsora.training import tiny
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_without_content_counts_what_a_real_one_allocates(checkpointing: bool) -> None:
+    model = MedSora(**tiny.DENOISER, in_channels=4).train()
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+
+    def step() -> torch.Tensor:
+        out = model(torch.zeros(3, 6, 4, 4, 4), torch.zeros(3, dtype=torch.long), num_images=2)
+        return out.eps.square().mean() + sum(feature.square().mean() for feature in out.features)
+
+    step()  # fills the tables that are kept
+    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+        step().backward()
+    assert peak_bytes([model], step) == pytest.approx(live.peak, rel=0.01)
+
+
+def test_recomputing_saves_memory_in_the_estimate_too() -> None:
+    model = MedSora(**{**tiny.DENOISER, "depth": 6}, in_channels=4).train()
+
+    def step() -> torch.Tensor:
+        return model(torch.zeros(8, 4, 4, 8, 8), torch.zeros(8, dtype=torch.long)).eps.square().mean()
+
+    kept = peak_bytes([model], step)
+    model.enable_gradient_checkpointing()
+    assert peak_bytes([model], step) < 0.6 * kept
+    assert peak_bytes([model], lambda: print(step().shape), gradients=False) < 0.4 * kept
+
+
+def measure(what: str, stage: str, folder: Path) -> int:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.measure_memory", what, stage, "config.yaml"],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
+
+
+def test_the_estimate_is_within_a_fifth_of_what_a_run_takes(
+    clips: Path, vae_folder: Path, tmp_path: Path
+) -> None:
+    """Stage 2, with enough clips at once that activations outweigh what libraries take at their first use."""
+    config = tiny.tiny_config(
+        Path(),
+        clips,
+        vae__path=str(vae_folder),
+        denoiser__overrides={},
+        alignment__weight=0,
+        train_dit__phases=[{"lr": 1e-4, "batch": 64}],
+        train_dit__max_steps=2,
+        train_dit__eval_every=100,
+    )
+    save_config(config, tmp_path / "config.yaml")
+    estimate, measured = (measure(what, "dit", tmp_path) for what in ("estimate", "train"))
+    assert estimate == pytest.approx(measured, rel=0.2), (
+        f"{estimate / 2**20:.0f} and {measured / 2**20:.0f} MiB"
+    )
