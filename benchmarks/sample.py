@@ -50,14 +50,8 @@ def main() -> None:
         wirings.compile()
     for batch in options.batches:
         figures = measure(wirings, batch, device, dtype, options.rounds)
-        figures |= {
-            "preset": options.preset,
-            "batch": batch,
-            "dtype": str(dtype),
-            "compiled": options.compile,
-        }
         if not options.dry:
-            keep("sample", device, figures)
+            keep("sample", device, {"preset": options.preset, "compiled": options.compile} | figures)
 
 
 @torch.no_grad()
@@ -68,7 +62,8 @@ def measure(
     works = whole_steps(wirings, batch, device, dtype)
     counts = {"reference": gflop(works["reference"]), "ours": gflop(works["ours, same latents"])}
     whole = take_turns(works, rounds, device)
-    figures: dict[str, object] = {"scan": wirings.scan, "rounds": rounds, "gflop": counts}
+    figures: dict[str, object] = {"batch": batch, "dtype": str(dtype), "scan": wirings.scan, "rounds": rounds}
+    figures["gflop"] = {name: round(count, 2) for name, count in counts.items()}
     figures["ms"] = {name: round(median_ms(times), 3) for name, times in whole.items()}
     figures["step, same latents"] = ratio(whole["reference"], whole["ours, same latents"])
     figures["video"] = ratio(whole["reference"], whole["ours, clip alone"])
@@ -97,7 +92,7 @@ def whole_steps(wirings: Wirings, batch: int, device: torch.device, dtype: torch
 def changes(
     wirings: Wirings, batch: int, device: torch.device, dtype: torch.dtype, rounds: int, whole: Times
 ) -> dict[str, Ratio]:
-    """What single changes bring, each beside what it replaced: of the parts of a block, and of a whole step."""
+    """What single changes bring, each beside what it replaced: parts of a block, then whole steps."""
     reference, model, block = wirings.reference, wirings.same, wirings.same.blocks[0]
     frames = CLIP + IMAGES
     x = torch.randn(batch, frames, GRID[0] * GRID[1], model.config.width).to(device, dtype)

@@ -1,4 +1,4 @@
-"""A training step against the public wiring, and with its caches against without: `python -m benchmarks.train`.
+"""A training step against the public wiring, and with caches against without: `python -m benchmarks.train`.
 
 Forward and backward of the denoiser take turns as in `benchmarks.sample`, six latents on both sides. Then the
 whole of stage 2's step as a config describes it (phantom.yaml unless another is named): latents and prior
@@ -45,14 +45,8 @@ def main() -> None:
             wirings.compile()
         for batch in options.batches:
             figures = measure(wirings, batch, device, dtype, options.rounds)
-            figures |= {
-                "preset": options.preset,
-                "batch": batch,
-                "dtype": str(dtype),
-                "compiled": options.compile,
-            }
             if not options.dry:
-                keep("train", device, figures)
+                keep("train", device, {"preset": options.preset, "compiled": options.compile} | figures)
     if "caches" in options.parts:
         figures = measure_caches(options.config, options.rounds, device)
         if not options.dry:
@@ -72,6 +66,8 @@ def measure(
         works["ours, PyTorch's products"] = partial(plain_forward_backward, wirings.same, z, t, dtype)
     times = take_turns(works, rounds, device)
     figures: dict[str, object] = {
+        "batch": batch,
+        "dtype": str(dtype),
         "scan": wirings.scan,
         "rounds": rounds,
         "ms": {name: round(median_ms(seconds), 3) for name, seconds in times.items()},

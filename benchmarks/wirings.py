@@ -51,7 +51,10 @@ def build(preset: str, device: torch.device, dtype: torch.dtype) -> Wirings:
                 parameter.normal_(std=0.02)
     isolated.load_state_dict(same.state_dict())
     for model in (same, isolated):
-        model.to(device, dtype).eval()
+        for name, parameter in model.named_parameters():
+            if name.rpartition(".")[2] not in MedSora._keep_in_fp32_modules:
+                parameter.data = parameter.data.to(dtype)
+        model.to(device).eval()
     return Wirings(ReferenceWiring(same, scan), same, isolated, name)
 
 
@@ -69,7 +72,7 @@ def latents(batch: int, count: int, device: torch.device, dtype: torch.dtype) ->
 
 
 def check_same_numbers(wirings: Wirings, device: torch.device, dtype: torch.dtype) -> float:
-    """Largest difference of ε between the two wirings, relative to its largest value; raises if they differ."""
+    """Largest difference of ε between the wirings, relative to its largest value; raises if they differ."""
     z, t = latents(1, CLIP + IMAGES, device, dtype)
     with torch.no_grad():
         expected, actual = (

@@ -32,7 +32,7 @@ def main() -> None:
     """Fill the caches that the config named on the command line switches on."""
     parser = argparse.ArgumentParser(
         prog="python -m medsora.training.cache",
-        description="Compute the latents and prior features that stage 2 would compute in its steps, and keep them.",
+        description="Compute what stage 2 would compute in its steps, latents and prior features, and keep it.",
         epilog=EXIT_STATUSES,
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
@@ -83,7 +83,7 @@ def fill_caches(config: Config) -> None:
 
 
 def _check_room(folder: Path, sizes: dict[str, int], accelerator: Accelerator) -> None:
-    """Say what the caches take; raise `BadInput` if the disk has not that much, entries there counted again."""
+    """Say what the caches take; raise `BadInput` if the disk has not that much left for them."""
     whole = sum(sizes.values())
     present = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     free = shutil.disk_usage(folder).free
