@@ -81,6 +81,10 @@ class ReferenceWiring(nn.Module):
         super().__init__()
         self.model, self.scan = model, scan
 
+    def compile_blocks(self) -> None:
+        """Put the blocks through torch.compile."""
+        self._block = torch.compile(self._block, dynamic=False)
+
     def forward(self, z: Tensor, t: Tensor) -> MedSoraOutput:
         """Latents (B, n, C, h, w) and timesteps (B,) as for `MedSora(z, t, num_images)` when mixed."""
         model = self.model

@@ -6,6 +6,7 @@ finite set: `single` takes the first frame of every window, `packed` groups of e
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from medsora.training.dit_inputs import image_moments
 from medsora.training.fingerprint import clips_digest, weights_digest
 from medsora.training.randomness import derive_seed
 from medsora.training.tensor_store import TensorStore
-from vae import FrequencyCompensatedVAE
+from vae import FrequencyCompensatedVAE, frames_to_latents
 
 CODE_VERSION = 1  # raise when the way from a file to its latents changes
+PIXELS_PER_LATENT = 8  # along a side
 GROUP = 8  # packed images go through the VAE eight at a time
 
 
@@ -43,6 +45,14 @@ class LatentCache:
         self.store = TensorStore(Path(config.cache.dir), "latents", depends_on)
         videos = np.array([video for video, _ in clips.windows])
         self.windows_elsewhere = {int(video): np.flatnonzero(videos != video) for video in np.unique(videos)}
+
+    def disk_bytes(self, channels: int) -> int:
+        """How much all entries take for a VAE with `channels` latent channels, flipped ones included."""
+        per_latent = 2 * 2 * 4 * channels * math.prod(side // PIXELS_PER_LATENT for side in self.clips.size)
+        clip = frames_to_latents(self.clips.frames)
+        alone = 1 if self.images.count and not self.groups else 0
+        grouped = self.groups * frames_to_latents(GROUP) if self.images.count else 0
+        return per_latent * (len(self.clips) * (clip + alone) + grouped)
 
     def build(self, vae: FrequencyCompensatedVAE, accelerator: Accelerator) -> None:
         """Encode what is not there yet; every process takes its share, all wait for the last."""

@@ -1,20 +1,25 @@
 """The flow prior's features on disk (`cache.prior: disk`), filled as they are needed.
 
 Because of the exact skip (`flow_prior.alignment.needed`) most samples never ask for features: a clip's are
-computed when the first sample needs them, kept, and read from then on.
+computed when the first sample needs them, kept, and read from then on; or all of them beforehand by `build`
+(`python -m medsora.training.cache`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
 from torch import Tensor
+from tqdm import tqdm
 
 from flow_prior import FlowPrior
 from medsora.config import Config
 from medsora.data.clips import ClipDataset
 from medsora.training.fingerprint import clips_digest, weights_digest
 from medsora.training.tensor_store import TensorStore
+from vae import frames_to_latents
 
 CODE_VERSION = 1  # raise when the way from a clip to its features changes
 
@@ -37,9 +42,44 @@ class PriorCache:
             "width": width,
         }
         self.store = TensorStore(Path(config.cache.dir), "prior", depends_on)
-        f = config.data.frames
-        self.bytes_per_clip = 2 * len(prior.distinct_layers) * (f // 4 + f % 4) * grid[0] * grid[1] * width
-        self.disk_bytes = self.bytes_per_clip * len(clips) * (2 if config.data.flip else 1)
+        self.grid, self.width = grid, width
+        self.latent_frames = frames_to_latents(config.data.frames)
+        self.flips = (False, True) if config.data.flip else (False,)
+        tokens = self.latent_frames * grid[0] * grid[1]
+        self.bytes_per_clip = 2 * len(prior.distinct_layers) * tokens * width
+        self.disk_bytes = self.bytes_per_clip * len(clips) * len(self.flips)
+
+    @torch.no_grad()
+    def build(self, prior: FlowPrior, clips: ClipDataset, accelerator: Accelerator) -> None:
+        """Compute what is not there yet; every process takes its share, all wait for the last."""
+        entries = {_name(i, flip): (i, flip) for i in range(len(clips)) for flip in self.flips}
+        names = list(entries)[accelerator.process_index :: accelerator.num_processes]
+        missing = self.store.missing(names)
+        show = bool(missing) and accelerator.is_local_main_process
+        for name in tqdm(
+            missing, desc=f"prior features of {len(entries)} clips", disable=not show, mininterval=1
+        ):
+            index, flip = entries[name]
+            pixels = clips.load(
+                clips.choose(0, index, start=clips.window(index)[1].start, flip=flip, images=())
+            )
+            self.put(
+                index, flip, self.compute(prior, pixels["video"], pixels.get("flow"), accelerator.device)
+            )
+        accelerator.wait_for_everyone()
+
+    def compute(
+        self, prior: FlowPrior, video: Tensor, flow: Tensor | None, device: torch.device
+    ) -> list[Tensor]:
+        """Features (f, l, d) per distinct layer of a clip (F+1, 3, H, W) or of its flow (F, 2, H, W)."""
+        layers = prior.distinct_targets(
+            video[None].to(device),
+            None if flow is None else flow[None].to(device),
+            latent_frames=self.latent_frames,
+            grid=self.grid,
+            width=self.width,
+        )
+        return [layer[0] for layer in layers]
 
     def get(self, index: int, flipped: bool) -> list[Tensor] | None:
         """Return the layers' features of one clip, or None if they are still to be computed."""

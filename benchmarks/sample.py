@@ -1,0 +1,180 @@
+"""A denoising step against the public wiring: `python -m benchmarks.sample`.
+
+Both wirings have the same weights, their answers are compared first, and they take turns in one process. On a
+CPU: float32, the reference's scan a good one in PyTorch; on a GPU: bf16, the package mamba-ssm's kernels if
+they are there. The first ratios are of single changes, each against what it replaced; the last are the whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from benchmarks.measure import Ratio, Times, device_name, keep, median_ms, ratio, take_turns
+from benchmarks.reference_wiring import windowed_attention
+from benchmarks.wirings import (
+    CLIP,
+    H200_FLOOR_S,
+    IMAGES,
+    Wirings,
+    build,
+    check_same_numbers,
+    gflop,
+    latents,
+    pytorchs_products,
+)
+from medsora.denoiser.mamba import frame_scans
+from medsora.denoiser.prepared import PreparedDenoiser
+from medsora.training.freed_memory import keep_freed_memory
+
+Work = Callable[[], object]
+TIMESTEPS = (999, 500, 3)
+GRID = (8, 8)
+
+
+def main() -> None:
+    """Measure, print and keep what the command line asks for."""
+    options = _options()
+    device = torch.device(options.device)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    keep_freed_memory()
+    wirings = build(options.preset, device, dtype)
+    error = check_same_numbers(wirings, device, dtype)
+    compiled = "compiled" if options.compile else "not compiled"
+    print(f"{device_name(device)}, {dtype}, {options.preset}, both sides {compiled}")
+    print(f"the reference scans by {wirings.scan}; both answer alike, to {error:.0e} of the largest value")
+    if options.compile:
+        wirings.compile()
+    for batch in options.batches:
+        figures = measure(wirings, batch, device, dtype, options.rounds)
+        if not options.dry:
+            keep("sample", device, {"preset": options.preset, "compiled": options.compile} | figures)
+
+
+@torch.no_grad()
+def measure(
+    wirings: Wirings, batch: int, device: torch.device, dtype: torch.dtype, rounds: int
+) -> dict[str, object]:
+    """Figures of one batch size, printed as they come."""
+    works = whole_steps(wirings, batch, device, dtype)
+    counts = {"reference": gflop(works["reference"]), "ours": gflop(works["ours, same latents"])}
+    whole = take_turns(works, rounds, device)
+    figures: dict[str, object] = {"batch": batch, "dtype": str(dtype), "scan": wirings.scan, "rounds": rounds}
+    figures["gflop"] = {name: round(count, 2) for name, count in counts.items()}
+    figures["ms"] = {name: round(median_ms(times), 3) for name, times in whole.items()}
+    figures["step, same latents"] = ratio(whole["reference"], whole["ours, same latents"])
+    figures["video"] = ratio(whole["reference"], whole["ours, clip alone"])
+    figures["changes"] = changes(wirings, batch, device, dtype, rounds, whole)
+    if device.type == "cuda":
+        figures["peak MiB"] = {name: peak_mib(work) for name, work in works.items()}
+        if "H200" in device_name(device) and batch in H200_FLOOR_S:
+            step = median_ms(whole["ours, same latents"]) / 1e3
+            figures["times the floor"] = round(step / H200_FLOOR_S[batch], 2)
+    report(batch, figures)
+    return figures
+
+
+def whole_steps(wirings: Wirings, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Work]:
+    """A denoising step as each side takes it while sampling; on a GPU ours is a CUDA graph."""
+    six, four = (latents(batch, count, device, dtype) for count in (CLIP + IMAGES, CLIP))
+    same = PreparedDenoiser(wirings.same, TIMESTEPS, num_images=IMAGES)
+    alone = PreparedDenoiser(wirings.isolated, TIMESTEPS)
+    return {
+        "reference": partial(wirings.reference, *six),
+        "ours, same latents": partial(same, *six),
+        "ours, clip alone": partial(alone, *four),
+    }
+
+
+def changes(
+    wirings: Wirings, batch: int, device: torch.device, dtype: torch.dtype, rounds: int, whole: Times
+) -> dict[str, Ratio]:
+    """What single changes bring, each beside what it replaced: parts of a block, then whole steps."""
+    reference, model, block = wirings.reference, wirings.same, wirings.same.blocks[0]
+    frames = CLIP + IMAGES
+    x = torch.randn(batch, frames, GRID[0] * GRID[1], model.config.width).to(device, dtype)
+    scans = frame_scans(frames, frames, GRID, block.spatial.variant, device)
+    six = latents(batch, frames, device, dtype)
+    recorded = PreparedDenoiser(model, TIMESTEPS, num_images=IMAGES)
+    tabulated = PreparedDenoiser(model, TIMESTEPS, num_images=IMAGES, record=False)
+    pairs: dict[str, tuple[Work, Work]] = {
+        "attention: one q-k-v, one masked product": (
+            partial(windowed_attention, block.attention, x),
+            _with_pytorchs_products(partial(block.attention, x)),
+        ),
+        "space: one call for both axes and directions, summed before one projection": (
+            partial(reference._spatial, block.spatial, x, GRID),
+            _with_pytorchs_products(partial(block.spatial, x, scans)),
+        ),
+        "time: no transposes": (
+            partial(reference._temporal, block.temporal, x),
+            _with_pytorchs_products(partial(block.temporal, x, scans)),
+        ),
+        "adaLN from a table": (partial(model, *six, IMAGES), partial(tabulated, *six)),
+    }
+    if device.type == "cpu":
+        plain, own = _with_pytorchs_products(partial(tabulated, *six)), partial(tabulated, *six)
+        pairs["products by oneDNN"] = (plain, own)
+    else:
+        pairs["a CUDA graph"] = (partial(tabulated, *six), partial(recorded, *six))
+    found = {}
+    for name, (before, after) in pairs.items():
+        times = take_turns({"before": before, "after": after}, rounds, device)
+        found[name] = ratio(times["before"], times["after"])
+    found["isolated images: 4 latents instead of 6"] = ratio(
+        whole["ours, same latents"], whole["ours, clip alone"]
+    )
+    return found
+
+
+def _with_pytorchs_products(work: Work) -> Work:
+    def run() -> object:
+        with pytorchs_products():
+            return work()
+
+    return run
+
+
+def peak_mib(work: Work) -> float:
+    """Memory of the device that a call takes beyond what is held before it."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
+def report(batch: int, figures: dict[str, object]) -> None:
+    """Print what `measure` found."""
+    counts = figures["gflop"]
+    print(f"\nbatch {batch}: {counts['reference']:.1f} GFLOP the reference, {counts['ours']:.1f} ours")
+    for name, milliseconds in figures["ms"].items():
+        print(f"  {name:22} {milliseconds:10.3f} ms")
+    for name, change in figures["changes"].items():
+        print(f"  {name:75} {change}")
+    print(f"  a step, same latents   {figures['step, same latents']}")
+    print(f"  a sampled video's cost {figures['video']}")
+    for name in ("times the floor", "peak MiB"):
+        if name in figures:
+            print(f"  {name}: {figures[name]}")
+
+
+def _options() -> argparse.Namespace:
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sample", description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="B", choices=("tiny", "S", "B", "L", "XL"))
+    parser.add_argument("--batches", type=int, nargs="+", default=(1, 32) if on_gpu else (1, 2))
+    parser.add_argument(
+        "--rounds", type=int, default=20 if on_gpu else 5, help="A B A B ... (default: %(default)s)"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the blocks of both sides")
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--dry", action="store_true", help="print, but keep nothing in results.jsonl")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""A training step against the public wiring, and with caches against without: `python -m benchmarks.train`.
+
+Forward and backward of the denoiser take turns as in `benchmarks.sample`, six latents on both sides. Then the
+whole of stage 2's step as a config describes it (phantom.yaml unless another is named): latents and prior
+features from the disk against the VAE, the optical flow and DINO in every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cost import kept_bytes
+from benchmarks.measure import device_name, keep, median_ms, ratio, take_turns
+from benchmarks.reference_wiring import ReferenceWiring
+from benchmarks.stage2_step import Stage2Step
+from benchmarks.wirings import CLIP, IMAGES, Wirings, build, check_same_numbers, latents, pytorchs_products
+from medsora import MedSora
+from medsora.config_file import load_config
+from medsora.training.freed_memory import keep_freed_memory
+
+PHANTOM = Path(__file__).parents[1] / "configs" / "phantom.yaml"
+
+
+def main() -> None:
+    """Measure, print and keep what the command line asks for."""
+    options = _options()
+    device = torch.device(options.device)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    keep_freed_memory()
+    print(f"{device_name(device)}, {dtype}")
+    if "wiring" in options.parts:
+        wirings = build(options.preset, device, torch.float32)
+        error = check_same_numbers(wirings, device, torch.float32)
+        print(
+            f"the reference scans by {wirings.scan}; both answer alike, to {error:.0e} of the largest value"
+        )
+        if options.compile:
+            wirings.compile()
+        for batch in options.batches:
+            figures = measure(wirings, batch, device, dtype, options.rounds)
+            if not options.dry:
+                keep("train", device, {"preset": options.preset, "compiled": options.compile} | figures)
+    if "caches" in options.parts:
+        figures = measure_caches(options.config, options.rounds, device)
+        if not options.dry:
+            keep("caches", device, figures)
+
+
+def measure(
+    wirings: Wirings, batch: int, device: torch.device, dtype: torch.dtype, rounds: int
+) -> dict[str, object]:
+    """Forward and backward of both wirings: times, and what autograd keeps in between."""
+    z, t = latents(batch, CLIP + IMAGES, device, torch.float32)
+    models = {"reference": wirings.reference, "ours": wirings.same}
+    for model in models.values():
+        model.train()
+    works = {name: partial(forward_backward, model, z, t, dtype) for name, model in models.items()}
+    if device.type == "cpu":
+        works["ours, PyTorch's products"] = partial(plain_forward_backward, wirings.same, z, t, dtype)
+    times = take_turns(works, rounds, device)
+    figures: dict[str, object] = {
+        "batch": batch,
+        "dtype": str(dtype),
+        "scan": wirings.scan,
+        "rounds": rounds,
+        "ms": {name: round(median_ms(seconds), 3) for name, seconds in times.items()},
+        "forward and backward": ratio(times["reference"], times["ours"]),
+        "kept for the backward, MiB": {
+            name: round(kept_bytes(model, partial(loss_of, model, z, t, dtype)) / 2**20, 1)
+            for name, model in models.items()
+        },
+    }
+    if device.type == "cpu":
+        plain = times["ours, PyTorch's products"]
+        figures["changes"] = {
+            "wiring and gradients": ratio(times["reference"], plain),
+            "products by oneDNN": ratio(plain, times["ours"]),
+        }
+    else:
+        figures["peak MiB"] = {name: peak_mib(work) for name, work in works.items()}
+    kept = figures["kept for the backward, MiB"]
+    print(f"\nbatch {batch}, forward and backward: {figures['forward and backward']}")
+    for name, milliseconds in figures["ms"].items():
+        print(f"  {name:26} {milliseconds:10.3f} ms")
+    for name, change in figures.get("changes", {}).items():
+        print(f"  {name:26} {change}")
+    share = kept["ours"] / kept["reference"]
+    print(f"  kept for the backward: {kept['ours']} MiB, {share:.2f} of the reference's")
+    if "peak MiB" in figures:
+        print(f"  peak MiB: {figures['peak MiB']}")
+    return figures
+
+
+def loss_of(model: MedSora | ReferenceWiring, z: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A loss that reaches every weight, under autocast where `dtype` is not float32."""
+    images = {"num_images": IMAGES} if isinstance(model, MedSora) else {}
+    with torch.autocast(z.device.type, dtype, enabled=dtype != torch.float32):
+        out = model(z, t, **images)
+    return out.eps.float().square().mean() + out.variance.float().square().mean()
+
+
+def forward_backward(model: nn.Module, z: Tensor, t: Tensor, dtype: torch.dtype) -> None:
+    """One pass each way; the gradients are dropped."""
+    loss_of(model, z, t, dtype).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def plain_forward_backward(model: nn.Module, z: Tensor, t: Tensor, dtype: torch.dtype) -> None:
+    """The same, with PyTorch's own choice for products."""
+    with pytorchs_products():
+        forward_backward(model, z, t, dtype)
+
+
+def peak_mib(work: partial) -> float:
+    """Memory of the device that a call takes beyond what is held before it."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
+def measure_caches(path: Path, rounds: int, device: torch.device) -> dict[str, object]:
+    """Stage 2's step with filled caches and without any, on the same samples."""
+    config = load_config(path, [])
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {}
+        for name, kept in (("off", "off"), ("on", "disk")):
+            cache = dataclasses.replace(
+                config.cache, latents=kept, prior=kept, dir=str(Path(folder, "cache"))
+            )
+            run = dataclasses.replace(config.run, dir=str(Path(folder, name)))
+            steps[name] = Stage2Step(dataclasses.replace(config, cache=cache, run=run), steps=rounds + 1)
+        times = take_turns(steps, rounds, device)
+    figures: dict[str, object] = {
+        "config": Path(path).name,
+        "batch": steps["on"].batch,
+        "rounds": rounds,
+        "ms": {f"caches {name}": round(median_ms(seconds), 2) for name, seconds in times.items()},
+        "caches on against off": ratio(times["off"], times["on"]),
+    }
+    print(f"\n{figures['config']}, a step of stage 2 with batch {figures['batch']}")
+    for name, milliseconds in figures["ms"].items():
+        print(f"  {name:11} {milliseconds:9.2f} ms")
+    print(f"  caches on against off: {figures['caches on against off']}")
+    return figures
+
+
+def _options() -> argparse.Namespace:
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", default=("wiring", "caches"), choices=("wiring", "caches"))
+    parser.add_argument("--preset", default="B", choices=("tiny", "S", "B", "L", "XL"))
+    parser.add_argument("--batches", type=int, nargs="+", default=(1, 16) if on_gpu else (1,))
+    parser.add_argument(
+        "--rounds", type=int, default=10 if on_gpu else 5, help="A B A B ... (default: %(default)s)"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the blocks of both sides")
+    parser.add_argument(
+        "--config", type=Path, default=PHANTOM, help="of the caches' part (default: phantom.yaml)"
+    )
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--dry", action="store_true", help="print, but keep nothing in results.jsonl")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

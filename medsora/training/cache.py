@@ -1,0 +1,101 @@
+"""Fill both caches of stage 2 beforehand: `python -m medsora.training.cache --config configs/phantom.yaml`.
+
+A run fills them by itself, the latents before its first step and a clip's prior features when a sample first
+needs them. Beforehand it is done by as many processes as there are (`accelerate launch -m ...`), and what it
+takes on the disk is said first. Entries lie under a key of all that they depend on, so whatever is there and
+whole is kept and everything else is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from medsora.config import Config
+from medsora.config_file import load_config
+from medsora.errors import EXIT_STATUSES, BadInput, building, exit_with_status
+from medsora.training.clips import open_clips
+from medsora.training.dit_build import build_denoiser, build_prior, token_grid
+from medsora.training.latent_cache import LatentCache
+from medsora.training.prior_cache import PriorCache
+from medsora.training.setup import make_accelerator
+from medsora.training.vae_choice import trained_vae
+from vae import check_video_shape
+
+MIB = 2**20
+
+
+def main() -> None:
+    """Fill the caches that the config named on the command line switches on."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medsora.training.cache",
+        description="Compute what stage 2 would compute in its steps, latents and prior features, and keep it.",
+        epilog=EXIT_STATUSES,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="change keys of the config, such as cache.prior=disk",
+    )
+    options = parser.parse_intermixed_args()
+    fill_caches(load_config(options.config, options.overrides))
+
+
+def fill_caches(config: Config) -> None:
+    """Fill them; raises `BadInput` if none is switched on, the disk is too small, or input cannot be used."""
+    if config.cache.latents != "disk":
+        raise BadInput(
+            "the config keeps no cache (cache.latents: off); set cache.latents=disk cache.prior=disk."
+        )
+    with building():
+        accelerator = make_accelerator(config, config.train_dit.precision, config.dit_dir)
+        vae = trained_vae(config).to(accelerator.device)
+        check_video_shape(config.data.frames, *config.data.height_width)
+        model = build_denoiser(config, vae.latent_channels)
+        aligned = config.alignment.weight > 0 and config.cache.prior == "disk"
+        prior = build_prior(config, model.config.depth).to(accelerator.device) if aligned else None
+        clips, _ = open_clips(
+            config,
+            accelerator,
+            extra_frame=True,
+            images=config.images.count,
+            with_flow=aligned and config.flow.estimator == "exact",
+        )
+        latents = LatentCache(config, clips, vae)
+        priors = None
+        if prior is not None:
+            grid = token_grid(config, model.config.patch)
+            priors = PriorCache(config, clips, prior, grid, model.config.width)
+        sizes = {"latents": latents.disk_bytes(vae.latent_channels)}
+        if priors is not None:
+            sizes["prior features"] = priors.disk_bytes
+        _check_room(Path(config.cache.dir), sizes, accelerator)
+        latents.build(vae, accelerator)
+        if priors is not None:
+            priors.build(prior, clips, accelerator)
+    if accelerator.is_main_process:
+        print(f"filled: {', '.join(str(cache.store.folder) for cache in (latents, priors) if cache)}")
+
+
+def _check_room(folder: Path, sizes: dict[str, int], accelerator: Accelerator) -> None:
+    """Say what the caches take; raise `BadInput` if the disk has not that much left for them."""
+    whole = sum(sizes.values())
+    present = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    free = shutil.disk_usage(folder).free
+    if accelerator.is_main_process:
+        parts = ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in sizes.items())
+        print(f"{folder} will hold {parts}; {free / MIB:.0f} MiB of the disk are free.", flush=True)
+    if whole > free + present:
+        raise BadInput(
+            f"the caches take {whole / MIB:.0f} MiB but {folder} has {free / MIB:.0f} MiB left; make room, "
+            "set cache.dir, or leave cache.prior off."
+        )
+
+
+if __name__ == "__main__":
+    exit_with_status(main)

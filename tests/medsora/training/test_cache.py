@@ -1,0 +1,53 @@
+"""Filling the caches beforehand: whole, sharded, its size said first."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from medsora.errors import BadInput
+from medsora.training import cache
+from medsora.training.cache import fill_caches
+from tests.medsora.training import tiny
+
+
+def entries(folder: Path, kind: str) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.glob(f"{kind}-*/*/*.safetensors")}
+
+
+def test_it_fills_what_the_loop_then_reads(
+    tmp_path: Path, clips: Path, vae_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny.tiny_config(
+        tmp_path, clips, vae__path=str(vae_folder), cache__latents="disk", cache__prior="disk"
+    )
+    fill_caches(config)
+    latents, priors = (entries(Path(config.cache.dir), kind) for kind in ("latents", "prior"))
+    assert len(priors) == 2 * len(latents) > 0, "plain and flipped"
+    said = capsys.readouterr().out
+    promised = [float(part.split(" MiB")[0].split()[-1]) for part in said.split(";")[0].split(", ")]
+    for size, kept in zip(promised, (latents, priors), strict=True):
+        headers = len(kept) * 2000
+        assert abs(sum(kept.values()) - size * 2**20) < headers + 0.06 * 2**20
+
+    before = {path: path.stat().st_mtime_ns for path in Path(config.cache.dir).rglob("*.safetensors")}
+    tiny.train("dit", config)
+    after = {path: path.stat().st_mtime_ns for path in Path(config.cache.dir).rglob("*.safetensors")}
+    assert after == before, "the run found everything in place"
+
+
+def test_a_config_without_caches_and_a_full_disk_are_one_sentence(
+    tmp_path: Path, clips: Path, vae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder))
+    with pytest.raises(BadInput, match=r"cache\.latents=disk"):
+        fill_caches(config)
+    full = type("Usage", (), {"free": 0})()
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: full)
+    kept = dataclasses.replace(config, cache=dataclasses.replace(config.cache, latents="disk"))
+    with pytest.raises(BadInput, match="0 MiB left"):
+        fill_caches(kept)
+    assert torch.is_grad_enabled()
