@@ -32,7 +32,7 @@ def main() -> None:
     """Fill the caches that the config named on the command line switches on."""
     parser = argparse.ArgumentParser(
         prog="python -m medsora.training.cache",
-        description="Compute what stage 2 would compute in its steps, latents and prior features, and keep it.",
+        description="Compute and keep what stage 2 would compute in its steps: latents and prior features.",
         epilog=EXIT_STATUSES,
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
