@@ -42,7 +42,7 @@ class Wirings:
 def build(preset: str, device: torch.device, dtype: torch.dtype) -> Wirings:
     """Both wirings with the same drawn weights, in evaluation mode, without dropout."""
     torch.manual_seed(0)
-    scan, name = reference_scan(device)
+    scan, scan_name = reference_scan(device)
     same = MedSora.from_preset(preset, mixing="mixed", dropout=0.0)
     isolated = MedSora.from_preset(preset, mixing="isolated", dropout=0.0)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def build(preset: str, device: torch.device, dtype: torch.dtype) -> Wirings:
             if name.rpartition(".")[2] not in MedSora._keep_in_fp32_modules:
                 parameter.data = parameter.data.to(dtype)
         model.to(device).eval()
-    return Wirings(ReferenceWiring(same, scan), same, isolated, name)
+    return Wirings(ReferenceWiring(same, scan), same, isolated, scan_name)
 
 
 def reference_scan(device: torch.device) -> tuple[Scan, str]:
