@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PARITY := $(VENV)/.parity
+DOCS := $(VENV)/.docs
 UV ?= $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup demo test lint audit clean
+.PHONY: setup demo test lint audit docs docs-check clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -44,6 +45,18 @@ test: lint $(PARITY)
 # Advisories against the pinned versions: ADVISORIES=PATH is OSV's PyPI dump; without it pip-audit is asked.
 audit: $(READY)
 	$(BIN)/python -m tests.audit $(if $(ADVISORIES),--advisories $(ADVISORIES))
+
+# The pages in build/docs, links and anchors checked; then every command that they and README show, run.
+$(DOCS): $(READY)
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "the pages: build/docs/index.html"
+
+docs-check: docs
+	$(BIN)/python -m tests.run_docs_commands
 
 clean:
 	rm -rf $(VENV) build *.egg-info
