@@ -36,12 +36,12 @@ def test_a_step_with_joint_images(
     seen: dict[str, Any] = {}
     forward = MedSora.forward
 
-    def noted_forward(self, z, t, num_images=0):
+    def noted_forward(self, z, t, num_images=0, **options):
         if torch.is_grad_enabled():
             seen["trained"] = (tuple(z.shape), num_images)
         else:
             seen["evaluated or sampled"] = (z.shape[1], num_images)  # sampling comes last
-        return forward(self, z, t, num_images=num_images)
+        return forward(self, z, t, num_images=num_images, **options)
 
     def noted_alignment(features, targets, t, **options):
         seen["features"] = {tuple(feature.shape) for feature in features}
