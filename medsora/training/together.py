@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import sys
 import threading
 import time
@@ -122,7 +123,8 @@ def _why_lost(error: RuntimeError) -> str | None:
     alone = PartialState().num_processes == 1
     if alone or not (isinstance(error, DistError) or any(word in text.lower() for word in NETWORK_WORDS)):
         return None
-    return f"another process of this run is gone ({' '.join(text.split())[-120:].rstrip('. ')}); {GO_ON}."
+    reason = re.sub(r"^\[.*?\] ", "", " ".join(text.split())).split(" [")[0].split(". ")[0]
+    return f"another process of this run is gone ({reason}); {GO_ON}."
 
 
 def _lost(silent: list[int], seconds: float) -> str:

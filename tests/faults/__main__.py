@@ -23,7 +23,9 @@ def main() -> int:
     )
     kill.add_argument("--times", type=int, default=20, metavar="N", help="kills (default: 20)")
     kill.add_argument("--seed", type=int, default=0, help="decides the moments (default: 0)")
-    kill.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
+    kill.add_argument(
+        "--processes", type=int, nargs="+", default=[1, 2], metavar="N", help="taken in turn (default: 1 2)"
+    )
     kill.add_argument(
         "--stages", nargs="+", choices=("vae", "dit", "dit-cached"), default=["vae", "dit", "dit-cached"]
     )

@@ -10,6 +10,7 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from tests.faults.processes import Started, alone, finish, kill, start_forks, wa
 from tests.medsora.training import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 6
+STEPS = 4
 SCRIPTS = {"vae": train_vae.main, "dit": train_dit.main, "dit-cached": train_dit.main}
 NOT_IN = {  # places that a stage never comes by
     "vae": ("samples", "cache"),
@@ -63,12 +64,13 @@ def kill_runs(options: argparse.Namespace) -> int:
     launch = start_commands if options.commands else start_forked
     try:
         alone(lambda: _prepare(work))
-        straight = {}
+        straight = []
         for stage in options.stages:
             for processes in options.processes:
-                run = _configure(Run(stage, processes, work / f"straight-{stage}-{processes}"), work)
-                finish(launch(run))
-                straight[stage, processes] = run
+                run = Run(stage, processes, work / f"straight-{stage}-{processes}")
+                if run not in straight:
+                    finish(launch(_configure(run, work)))
+                straight.append(run)
         return _report([_trial(number, options, straight, launch, work) for number in range(options.times)])
     finally:
         shutil.rmtree(work)
@@ -86,20 +88,24 @@ class Outcome:
 def _trial(
     number: int,
     options: argparse.Namespace,
-    straight: dict[tuple[str, int], Run],
+    straight: list[Run],
     launch: Callable,
     work: Path,
 ) -> Outcome:
     places = ["at a random moment"] if options.commands else options.where or ["at a random moment", *PLACES]
     place = places[number % len(places)]
-    passing = [run for run in straight.values() if not any(word in place for word in NOT_IN[run.stage])]
+    passing = [run for run in straight if not any(word in place for word in NOT_IN[run.stage])]
     model = passing[(number + number // len(places)) % len(passing)]
     run = _configure(Run(model.stage, model.processes, work / f"killed-{number}"), work)
-    others_stopped_s = None
+    others_stopped_s, wrong = None, []
     if place in PLACES:
         nth = random.randint(1, 2)
         started = launch(run, lambda: PLACES[place](nth))
-        others_stopped_s, _ = wait_for_others(started, 0)
+        others_stopped_s, statuses = wait_for_others(started, 0)
+        if statuses[0] != -signal.SIGKILL:
+            wrong.append(f"it was not killed but ended with {statuses[0]}")
+        if run.processes > 1 and "error: another process of this run is gone" not in started.said:
+            wrong.append("the other process did not say why it stopped")
     else:
         started = launch(run)
         time.sleep(random.uniform(0, _duration(model)))
@@ -109,9 +115,9 @@ def _trial(
     resumed = launch(run)
     try:
         finish(resumed)
-        differences = _differences(run, model)
+        differences = wrong + _differences(run, model)
     except AssertionError as error:
-        differences = [str(error)]
+        differences = [*wrong, str(error)]
     noted = run.folder / FIRST_STEP
     resume_s = float(noted.read_text()) if noted.is_file() else 0.0
     what = "the same" if not differences else f"DIFFERENT: {'; '.join(differences)}"
@@ -151,10 +157,10 @@ def _prepare(work: Path) -> None:
 def _configure(run: Run, work: Path) -> Run:
     run.folder.mkdir()
     cached = {"cache__latents": "disk", "cache__prior": "disk"} if run.stage == "dit-cached" else {}
-    often = {"log_every": 3, "eval_every": 2, "save_every": 2, "max_steps": STEPS, "keep": 2}
+    often = {"log_every": 3, "eval_every": 2, "save_every": 1, "max_steps": STEPS, "keep": 2}
     both = {f"train_{stage}__{key}": value for stage in ("vae", "dit") for key, value in often.items()}
     config = tiny.tiny_config(
-        Path(), work / "clips", vae__path=str(work / "vae"), train_dit__sample_every=3, **both, **cached
+        Path(), work / "clips", vae__path=str(work / "vae"), train_dit__sample_every=2, **both, **cached
     )
     save_config(config, run.folder / "config.yaml")
     return run

@@ -85,7 +85,7 @@ def _in_rename(nth: int, *, after: bool) -> None:
     Path.rename = armed
 
 
-# The n-th passing, from 1; each n is one that a run of six steps, saved every second one, comes by.
+# The n-th passing, from 1; each n, 1 or 2, is one that a run of four steps comes by.
 PLACES: dict[str, Callable[[int], None]] = {
     "in a fetch": lambda n: arm(ClipDataset, "load", 3 * n, nothing),
     "after a step": lambda n: arm(Progress, "count", n + 1, nothing),
