@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae.perceptual import PerceptualLoss
@@ -19,6 +20,7 @@ class VaeLossParts:
     lpips: Tensor
     ffl: Tensor
     kl: Tensor
+    coarse: Tensor
 
     def parts(self) -> dict[str, Tensor]:
         """Return every part by name."""
@@ -26,7 +28,7 @@ class VaeLossParts:
 
 
 class VaeLoss(nn.Module):
-    """L1 + `lpips`·LPIPS + `ffl`·FFL + `kl`·KL; a part of weight 0 is not computed and reads 0.
+    """L1 + `lpips`·LPIPS + `ffl`·FFL + `kl`·KL + `coarse`·coarse; a part of weight 0 is left out and reads 0.
 
     `lpips_net` ("vgg" or "alex") and `lpips_trunk` are those of `PerceptualLoss`.
     """
@@ -38,15 +40,26 @@ class VaeLoss(nn.Module):
         lpips: float = 0.1,
         ffl: float = 0.1,
         kl: float = 0.0,
+        coarse: float = 0.0,
         lpips_net: str = "vgg",
         lpips_trunk: str | None = None,
     ) -> None:
         super().__init__()
-        self.weights = {"l1": l1, "lpips": lpips, "ffl": ffl, "kl": kl}
+        self.weights = {"l1": l1, "lpips": lpips, "ffl": ffl, "kl": kl, "coarse": coarse}
         self.perceptual = PerceptualLoss(lpips_net, trunk=lpips_trunk) if lpips else None
 
-    def forward(self, reconstruction: Tensor, video: Tensor, mean: Tensor, logvar: Tensor) -> VaeLossParts:
-        """Compare videos (B, F, 3, H, W) in [-1, 1]; mean and log-variance (B, n, C, h, w) are unscaled."""
+    def forward(
+        self,
+        reconstruction: Tensor,
+        video: Tensor,
+        mean: Tensor,
+        logvar: Tensor,
+        coarse: Tensor | None = None,
+    ) -> VaeLossParts:
+        """Compare videos (B, F, 3, H, W) in [-1, 1]; mean and log-variance (B, n, C, h, w) are unscaled.
+
+        `coarse` (B, F, 3, H/2, W/2), which only its part needs: the latents decoded at half size.
+        """
         prediction, target = reconstruction.float(), video.float()
         nothing = prediction.new_zeros(())
         parts = {
@@ -54,6 +67,7 @@ class VaeLoss(nn.Module):
             "lpips": self.perceptual(prediction, target) if self.perceptual else nothing,
             "ffl": focal_frequency_loss(prediction, target) if self.weights["ffl"] else nothing,
             "kl": kl_divergence(mean.float(), logvar.float()) if self.weights["kl"] else nothing,
+            "coarse": coarse_loss(coarse.float(), target) if self.weights["coarse"] else nothing,
         }
         total = sum(self.weights[name] * value for name, value in parts.items())
         return VaeLossParts(total=total, **parts)
@@ -79,3 +93,16 @@ def focal_frequency_loss(prediction: Tensor, target: Tensor, alpha: float = 1.0)
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL divergence of N(mean, exp(logvar)) from N(0, 1), averaged over every latent value."""
     return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
+
+
+def coarse_loss(coarse: Tensor, video: Tensor) -> Tensor:
+    """L1 of halved latents, decoded, against the halved video (scale equivariance, Skorokhodov et al. 2025).
+
+    It leaves the coarse structure to the latents' low frequencies, which a denoiser learns first.
+    """
+    return (coarse - halved(video)).abs().mean()
+
+
+def halved(frames: Tensor) -> Tensor:
+    """Average 2x2 neighbours: (..., H, W) -> (..., H/2, W/2)."""
+    return F.avg_pool2d(frames.flatten(0, -4), 2).unflatten(0, frames.shape[:-3])

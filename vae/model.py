@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vae.base import base_from_config, load_base
 from vae.compensation import add_compensation, compensation_modules
+from vae.losses import halved
 from vae.shapes import check_video_shape, frames_to_latents
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -32,11 +33,15 @@ VIDEOS_AT_ONCE = 4  # without gradients: what bounds the memory of encoding and 
 
 @dataclass
 class VAEOutput:
-    """One differentiable pass: pixels `(B, F, 3, H, W)` and the unscaled moments `(B, n, C, h, w)`."""
+    """One differentiable pass: pixels `(B, F, 3, H, W)` and the unscaled moments `(B, n, C, h, w)`.
+
+    `coarse`, if asked for, is what the decoder makes of the latents at half their height and width.
+    """
 
     reconstruction: Tensor
     mean: Tensor
     logvar: Tensor
+    coarse: Tensor | None = None
 
 
 class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
@@ -209,11 +214,16 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
             )
         return self._decode(self.unscale(z))
 
-    def forward(self, video: Tensor, generator: Generators = None, sample: bool = True) -> VAEOutput:
-        """Encode, draw (or take the mean), decode: differentiable from pixels to pixels."""
+    def forward(
+        self, video: Tensor, generator: Generators = None, sample: bool = True, coarse: bool = False
+    ) -> VAEOutput:
+        """Encode, draw (or take the mean), decode: differentiable from pixels to pixels.
+
+        `coarse` also decodes the latents at half size, for `vae.losses.coarse_loss`.
+        """
         mean, logvar = self.encode_moments(video)
         z = _sample(mean, logvar, generator) if sample else mean
-        return VAEOutput(self._decode(z), mean, logvar)
+        return VAEOutput(self._decode(z), mean, logvar, self._decode(halved(z)) if coarse else None)
 
     def _decode(self, unscaled: Tensor) -> Tensor:
         parts = [self.base.decode(part).sample for part in self._slices(unscaled.transpose(1, 2))]

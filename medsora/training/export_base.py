@@ -24,7 +24,7 @@ from medsora.training.run_folder import read_log  # noqa: E402
 from vae import FrequencyCompensatedVAE  # noqa: E402
 from vae.quality import flicker, mean_colour_psnr, psnr, ssim  # noqa: E402
 
-UNSEEN_SEED, UNSEEN_CLIPS, FRAMES, SIZE = 2, 12, 16, 64
+UNSEEN_SEED, UNSEEN_CLIPS, FRAMES, SIZE = 2, 12, 17, 64
 
 
 def main() -> None:

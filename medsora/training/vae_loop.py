@@ -76,7 +76,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
     stop = StopRequest(time_limit_minutes)
-    with losses_said(), building():
+    with losses_said(), building(), stop.preparing():
         stage = build_vae_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.vae, stage.optimizer)
         start = _resume(stage)
@@ -95,6 +95,8 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     stop.expect_checkpoint(stage.checkpoint_bytes)
     with losses_said(), stop, batches, progress, report:
         _look(stage, start, resumed=True)
+        if any(any_process(accelerator, stop.wanted())):
+            raise _interrupted(stage, start, stop)
         for number in range(start, schedule.total_steps):
             stop.begin_step()
             step = schedule.step(number)
@@ -110,8 +112,8 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 draws = [generator_for(config.run.seed, "posterior", int(n)) for n in batch["sample"]]
                 last = micro == settings.accumulation - 1
                 with accelerator.autocast(), gradients_synchronised(accelerator, model, last):
-                    out = model(video, generator=draws)
-                    loss = stage.loss(out.reconstruction, video, out.mean, out.logvar)
+                    out = model(video, generator=draws, coarse=settings.coarse > 0)
+                    loss = stage.loss(out.reconstruction, video, out.mean, out.logvar, out.coarse)
                     accelerator.backward(loss.total / settings.accumulation)
                 record.add(loss.total, batch)
                 for name, value in loss.parts().items():
@@ -141,11 +143,9 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 with stop.saving():
                     _save(stage, done)
             if asked and not ends:
-                accelerator.end_training()
-                raise Interrupted(
-                    f"{stop.why()}; saved after step {done}, the same command goes on from there."
-                )
-            _look(stage, done)  # an interrupted run makes up for it when it is resumed
+                raise _interrupted(stage, done, stop)
+            with progress.not_training():
+                _look(stage, done)  # an interrupted run makes up for it when it is resumed
 
     return _finish(stage)
 
@@ -163,6 +163,7 @@ def build_vae_stage(config: Config) -> VaeStage:
         lpips=settings.lpips,
         ffl=settings.ffl,
         kl=settings.kl,
+        coarse=settings.coarse,
         lpips_net=settings.lpips_net,
         lpips_trunk=settings.lpips_trunk,
     ).to(accelerator.device)
@@ -212,9 +213,16 @@ def _save(stage: VaeStage, step: int) -> None:
             keep=settings.keep,
             keep_every=settings.keep_every,
             config=config_to_dict(stage.config),
-            model_bytes=stage.checkpoint_bytes,
+            model_bytes=sum(parameter.nbytes for parameter in stage.vae.parameters()),
         )
     stage.accelerator.wait_for_everyone()
+
+
+def _interrupted(stage: VaeStage, step: int, stop: StopRequest) -> Interrupted:
+    """Save what is not saved yet and end the training; return what to raise."""
+    _save(stage, step)
+    stage.accelerator.end_training()
+    return Interrupted(f"{stop.why()}; saved after step {step}, the same command goes on from there.")
 
 
 def _look(stage: VaeStage, step: int, *, resumed: bool = False) -> None:
@@ -231,7 +239,8 @@ def _look(stage: VaeStage, step: int, *, resumed: bool = False) -> None:
         figures, sheet = evaluate_reconstruction(stage.vae, clips)
         keep_sheet(stage.run, stage.run.samples / f"step-{step:07d}.png", sheet, step)
         stage.run.log(step, figures)
-        stage.run.say(f"step {step}, held out: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        told = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in figures.items())
+        stage.run.say(f"step {step}, held out: {told}")
     stage.accelerator.wait_for_everyone()
 
 

@@ -10,7 +10,7 @@ import torchvision
 from focal_frequency_loss import FocalFrequencyLoss
 
 from vae import VaeLoss, focal_frequency_loss
-from vae.losses import kl_divergence
+from vae.losses import coarse_loss, kl_divergence
 from vae.perceptual import PerceptualLoss
 
 
@@ -58,13 +58,13 @@ def test_each_part_is_weighted_exactly_once(monkeypatch) -> None:
     )
     pred, target = torch.rand(1, 2, 3, 64, 64) * 2 - 1, torch.rand(1, 2, 3, 64, 64) * 2 - 1
     mean, logvar = torch.randn(1, 1, 16, 8, 8), torch.randn(1, 1, 16, 8, 8)
-    loss = VaeLoss(l1=1.0, lpips=0.1, ffl=0.1, kl=1e-3, lpips_net="alex")
-    found = loss(pred, target, mean, logvar)
+    loss = VaeLoss(l1=1.0, lpips=0.1, ffl=0.1, kl=1e-3, coarse=0.25, lpips_net="alex")
+    found = loss(pred, target, mean, logvar, coarse=torch.rand(1, 2, 3, 32, 32))
     torch.testing.assert_close(found.l1, (pred - target).abs().mean())
     torch.testing.assert_close(found.lpips, loss.perceptual(pred, target))
     torch.testing.assert_close(found.ffl, focal_frequency_loss(pred, target))
     torch.testing.assert_close(found.kl, kl_divergence(mean, logvar))
-    expected = found.l1 + 0.1 * found.lpips + 0.1 * found.ffl + 1e-3 * found.kl
+    expected = found.l1 + 0.1 * found.lpips + 0.1 * found.ffl + 1e-3 * found.kl + 0.25 * found.coarse
     torch.testing.assert_close(found.total, expected)
     assert all(value > 0 for value in found.parts().values())
 
@@ -77,7 +77,14 @@ def test_a_part_of_weight_zero_is_not_computed() -> None:
     )
     found = VaeLoss(l1=1.0, lpips=0, ffl=0, kl=0)(pred, target, latent, latent)
     assert found.total == found.l1
-    assert found.lpips == found.ffl == found.kl == 0
+    assert found.lpips == found.ffl == found.kl == found.coarse == 0
+
+
+def test_coarse_loss_compares_with_the_video_at_half_size() -> None:
+    video = torch.rand(2, 3, 3, 16, 32)
+    half = torch.nn.functional.interpolate(video.flatten(0, 1), scale_factor=0.5, mode="area")
+    assert coarse_loss(half.unflatten(0, (2, 3)), video) < 1e-6
+    torch.testing.assert_close(coarse_loss(half.unflatten(0, (2, 3)) + 0.5, video), torch.tensor(0.5))
 
 
 class TestPerceptualLoss:

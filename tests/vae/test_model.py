@@ -102,6 +102,15 @@ def test_later_frames_leave_earlier_chunks_alone(trained, frames, first_frames, 
 
 
 @torch.no_grad()
+def test_clips_of_8k_frames_begin_with_four_equal_ones_and_clips_of_8k_plus_1_do_not(trained) -> None:
+    """A first latent of four frames has no past to tell them apart by (docs/fidelity.md)."""
+    even, odd = (trained.decode(torch.randn(1, latents, 16, 4, 4)) for latents in (4, 5))
+    assert torch.equal(even[:, 1:4], even[:, :1].expand(-1, 3, -1, -1, -1))
+    assert not torch.allclose(even[:, 4], even[:, 5])
+    assert all(not torch.allclose(odd[:, k], odd[:, k + 1]) for k in range(16))
+
+
+@torch.no_grad()
 def test_the_causal_compensation_looks_back_across_chunks_and_never_ahead() -> None:
     module = CausalCompensation(8, norm_groups=4)
     for parameter in module.parameters():
