@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import kept_bytes
 from medsora import PRESETS, MedSora
 from medsora.errors import BadInput, exit_with_status
 from vae import check_video_shape, frames_to_latents
@@ -122,22 +122,6 @@ def count_flops(model: MedSora, inputs: Sequence[Tensor], num_images: int) -> in
 def saved_bytes(model: MedSora, inputs: Sequence[Tensor], num_images: int) -> int:
     """Return the bytes of all that autograd keeps of one forward."""
     return kept_bytes(model, lambda: _loss(model(*inputs, num_images=num_images)))
-
-
-def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Return the bytes of all that autograd keeps for a loss, parameters of `model` and repeats left out."""
-    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}  # holds the tensors, so that no storage's address is given away again
-
-    def keep(tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage()._cdata
-        if place not in parameters:
-            kept.setdefault(place, tensor)
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def measured_memory(preset: str, frames: int, size: int, image_latents: int) -> tuple[int, int]:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 PACKAGES = ("torch", "triton", "mamba-ssm", "causal-conv1d", "diffusers")
@@ -69,6 +71,31 @@ def ratio(slow: list[float], fast: list[float], *, times: float = 1.0) -> Ratio:
     return Ratio(statistics.median(rounds), min(rounds), max(rounds))
 
 
+def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Return the bytes of all that autograd keeps for a loss, parameters of `model` and repeats left out."""
+    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}  # holds the tensors, so that no storage's address is given away again
+
+    def keep(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage()._cdata
+        if place not in parameters:
+            kept.setdefault(place, tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def peak_mib(work: Callable[[], object]) -> float:
+    """Memory of the GPU that a call takes beyond what is held before it, in MiB."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
 def median_ms(times: list[float]) -> float:
     """Milliseconds."""
     return 1e3 * statistics.median(times)
@@ -85,6 +112,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     """What a figure depends on besides the code: machine, versions, commit, and how busy the machine is."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device.type,
         "machine": device_name(device),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,

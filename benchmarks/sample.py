@@ -10,10 +10,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Ratio, Times, device_name, keep, median_ms, ratio, take_turns
+from benchmarks.measure import (
+    RESULTS,
+    Ratio,
+    Times,
+    device_name,
+    keep,
+    median_ms,
+    peak_mib,
+    ratio,
+    take_turns,
+)
 from benchmarks.reference_wiring import windowed_attention
 from benchmarks.wirings import (
     CLIP,
@@ -51,7 +62,8 @@ def main() -> None:
     for batch in options.batches:
         figures = measure(wirings, batch, device, dtype, options.rounds)
         if not options.dry:
-            keep("sample", device, {"preset": options.preset, "compiled": options.compile} | figures)
+            chosen = {"preset": options.preset, "compiled": options.compile}
+            keep("sample", device, chosen | figures, options.results)
 
 
 @torch.no_grad()
@@ -69,6 +81,8 @@ def measure(
     figures["video"] = ratio(whole["reference"], whole["ours, clip alone"])
     figures["changes"] = changes(wirings, batch, device, dtype, rounds, whole)
     if device.type == "cuda":
+        step = median_ms(whole["ours, clip alone"]) / 1e3
+        figures["videos/s, 250 steps, not decoded"] = round(batch / (250 * step), 2)
         figures["peak MiB"] = {name: peak_mib(work) for name, work in works.items()}
         if "H200" in device_name(device) and batch in H200_FLOOR_S:
             step = median_ms(whole["ours, same latents"]) / 1e3
@@ -138,15 +152,6 @@ def _with_pytorchs_products(work: Work) -> Work:
     return run
 
 
-def peak_mib(work: Work) -> float:
-    """Memory of the device that a call takes beyond what is held before it."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
-
-
 def report(batch: int, figures: dict[str, object]) -> None:
     """Print what `measure` found."""
     counts = figures["gflop"]
@@ -157,7 +162,7 @@ def report(batch: int, figures: dict[str, object]) -> None:
         print(f"  {name:75} {change}")
     print(f"  a step, same latents   {figures['step, same latents']}")
     print(f"  a sampled video's cost {figures['video']}")
-    for name in ("times the floor", "peak MiB"):
+    for name in ("times the floor", "videos/s, 250 steps, not decoded", "peak MiB"):
         if name in figures:
             print(f"  {name}: {figures[name]}")
 
@@ -172,7 +177,8 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--compile", action="store_true", help="compile the blocks of both sides")
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--dry", action="store_true", help="print, but keep nothing in results.jsonl")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")
+    parser.add_argument("--dry", action="store_true", help="print, but keep nothing")
     return parser.parse_args()
 
 

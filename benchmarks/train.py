@@ -16,13 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cost import kept_bytes
-from benchmarks.measure import device_name, keep, median_ms, ratio, take_turns
+from benchmarks.measure import RESULTS, device_name, keep, kept_bytes, median_ms, peak_mib, ratio, take_turns
 from benchmarks.reference_wiring import ReferenceWiring
-from benchmarks.stage2_step import Stage2Step
 from benchmarks.wirings import CLIP, IMAGES, Wirings, build, check_same_numbers, latents, pytorchs_products
 from medsora import MedSora
-from medsora.config_file import load_config
 from medsora.training.freed_memory import keep_freed_memory
 
 PHANTOM = Path(__file__).parents[1] / "configs" / "phantom.yaml"
@@ -46,11 +43,12 @@ def main() -> None:
         for batch in options.batches:
             figures = measure(wirings, batch, device, dtype, options.rounds)
             if not options.dry:
-                keep("train", device, {"preset": options.preset, "compiled": options.compile} | figures)
+                chosen = {"preset": options.preset, "compiled": options.compile}
+                keep("train", device, chosen | figures, options.results)
     if "caches" in options.parts:
         figures = measure_caches(options.config, options.rounds, device)
         if not options.dry:
-            keep("caches", device, figures)
+            keep("caches", device, figures, options.results)
 
 
 def measure(
@@ -118,17 +116,11 @@ def plain_forward_backward(model: nn.Module, z: Tensor, t: Tensor, dtype: torch.
         forward_backward(model, z, t, dtype)
 
 
-def peak_mib(work: partial) -> float:
-    """Memory of the device that a call takes beyond what is held before it."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
-
-
 def measure_caches(path: Path, rounds: int, device: torch.device) -> dict[str, object]:
     """Stage 2's step with filled caches and without any, on the same samples."""
+    from benchmarks.stage2_step import Stage2Step  # needs all that training needs
+    from medsora.config_file import load_config
+
     config = load_config(path, [])
     with tempfile.TemporaryDirectory() as folder:
         steps = {}
@@ -167,7 +159,8 @@ def _options() -> argparse.Namespace:
         "--config", type=Path, default=PHANTOM, help="of the caches' part (default: phantom.yaml)"
     )
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--dry", action="store_true", help="print, but keep nothing in results.jsonl")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")
+    parser.add_argument("--dry", action="store_true", help="print, but keep nothing")
     return parser.parse_args()
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.gated_norm import gated_norm_sum
 from kernels.walks import put_back, walk, walk_conv_silu
 
 ONE_CHUNK = 128  # steps: up to here one matrix is cheaper than states
@@ -53,10 +54,8 @@ def scan(
         run = _one_chunk if walks.shape[2] <= ONE_CHUNK else _many_chunks
         y = run(x, B, C, dt, decay, D).flatten(-2).unflatten(1, walks.shape[:2])
 
-        gated = put_back(y, walks).to(exact) * F.silu(z.to(exact))[:, None]
-        scale = torch.rsqrt(gated.square().mean(-1, keepdim=True) + eps)
-        normed = (gated * scale).unflatten(1, orders.shape[:2]).sum(2) * norm_weight.to(exact)
-        return normed.to(zxbcdt.dtype).transpose(0, 1)
+        summed = gated_norm_sum(put_back(y, walks), z, norm_weight, orders.shape[0], eps)
+        return summed.transpose(0, 1)
 
 
 def _one_chunk(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:

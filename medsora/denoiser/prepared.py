@@ -26,80 +26,121 @@ class _Recording:
     """A CUDA graph, and the buffers that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    z: Tensor
-    t: Tensor
+    inputs: tuple[Tensor, ...]
     eps: Tensor
 
 
 class PreparedDenoiser:
-    """(z (B, n, C, h, w), t (B,)) -> ε, for timesteps known beforehand and alike for the whole batch.
+    """(z (B, n, C, h, w), t, perhaps labels) -> ε, for timesteps and labels known beforehand.
+
+    Timesteps are (B,) or (B, n), alike for the whole batch; labels as `MedSora.forward` takes them.
 
     Args:
         model: in evaluation mode; its weights must stay as they are (`fits` tells).
         timesteps: all that will be asked for.
         num_images: how many of the last latents are joint images.
         record: whether to record CUDA graphs; on a CPU there are none.
+        labels: all numbers that will be asked for; none: no label will be given.
     """
 
     @torch.no_grad()
     def __init__(
-        self, model: MedSora, timesteps: Sequence[int], *, num_images: int = 0, record: bool = True
+        self,
+        model: MedSora,
+        timesteps: Sequence[int],
+        *,
+        num_images: int = 0,
+        record: bool = True,
+        labels: Sequence[int] = (),
     ) -> None:
         self.model, self.timesteps, self.num_images = model, tuple(timesteps), num_images
+        self.labels = tuple(labels)
         self.record = record and model.device.type == "cuda"
         self._state = _state(model)
         t = torch.tensor(self.timesteps, device=model.device)
-        self._table = model.modulation(t)
-        self._row = torch.zeros(max(self.timesteps) + 1, dtype=torch.long, device=model.device)
-        self._row[t] = torch.arange(len(t), device=model.device)
-        self._recordings: dict[torch.Size, _Recording] = {}
+        self._row = _places(t)
+        if labels:
+            of_label = torch.tensor(self.labels, device=model.device)
+            self._column = _places(of_label)
+            table = model.modulation(t[:, None].expand(-1, len(labels)), of_label.expand(len(t), -1))
+        else:
+            table = model.modulation(t)
+        # One row per timestep, or one per timestep and label: (T·labels, 9·d).
+        self._table = Modulation([block.flatten(0, 1) for block in table.blocks], table.final.flatten(0, 1))
+        self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}
 
-    def fits(self, model: MedSora, timesteps: Sequence[int], num_images: int, record: bool) -> bool:
-        """Whether this was made for the same weights, timesteps and images, and for recording or not."""
+    def fits(
+        self,
+        model: MedSora,
+        timesteps: Sequence[int],
+        num_images: int,
+        record: bool,
+        labels: Sequence[int] = (),
+    ) -> bool:
+        """Whether this was made for the same weights, timesteps, images and labels, recording or not."""
         return (
             self.model is model
             and (self.timesteps, self.num_images) == (tuple(timesteps), num_images)
+            and self.labels == tuple(labels)
             and self.record == (record and model.device.type == "cuda")
             and self._state == _state(model)
         )
 
     @torch.no_grad()
-    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return ε; nothing waits for the device."""
+        inputs = (z, t) if labels is None else (z, t, labels)
         if not self.record:
-            return self._denoise(z, t)
-        recording = self._recordings.get(z.shape) or self._record(z, t)
+            return self._denoise(*inputs)
+        recording = self._recordings.get(_shapes(inputs)) or self._record(*inputs)
         if recording is None:
-            return self._denoise(z, t)
-        recording.z.copy_(z)
-        recording.t.copy_(t)
+            return self._denoise(*inputs)
+        for buffer, given in zip(recording.inputs, inputs, strict=True):
+            buffer.copy_(given)
         recording.graph.replay()
         return recording.eps.clone()
 
-    def _denoise(self, z: Tensor, t: Tensor) -> Tensor:
-        row = self._row[t[:1]]
+    def _denoise(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        row = _per_latent(self._row[t[:1]])
+        if labels is not None:
+            row = row * len(self.labels) + _per_latent(self._column[labels])
         modulation = Modulation([block[row] for block in self._table.blocks], self._table.final[row])
         return self.model(z, t, num_images=self.num_images, modulation=modulation).eps
 
-    def _record(self, z: Tensor, t: Tensor) -> _Recording | None:
-        """Record a step for latents of this shape; None, and a word in the log, if it cannot be recorded."""
-        z, t = z.clone(), t.clone()
+    def _record(self, *inputs: Tensor) -> _Recording | None:
+        """Record a step for inputs of these shapes; None, and a word in the log, if it cannot be recorded."""
+        inputs = tuple(given.clone() for given in inputs)
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(WARM_UPS):
-                self._denoise(z, t)
+                self._denoise(*inputs)
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                eps = self._denoise(z, t)
+                eps = self._denoise(*inputs)
         except RuntimeError as error:
             log.warning("sampling without a CUDA graph: %s", str(error).splitlines()[0])
             self.record = False
             return None
-        self._recordings[z.shape] = _Recording(graph, z, t, eps)
-        return self._recordings[z.shape]
+        self._recordings[_shapes(inputs)] = _Recording(graph, inputs, eps)
+        return self._recordings[_shapes(inputs)]
+
+
+def _places(values: Tensor) -> Tensor:
+    """Where each of `values` stands in the list, looked up by the value itself."""
+    places = torch.zeros(int(values.max()) + 1, dtype=torch.long, device=values.device)
+    places[values] = torch.arange(len(values), device=values.device)
+    return places
+
+
+def _per_latent(rows: Tensor) -> Tensor:
+    return rows if rows.ndim == 2 else rows[:, None]
+
+
+def _shapes(inputs: Sequence[Tensor]) -> tuple[torch.Size, ...]:
+    return tuple(given.shape for given in inputs)
 
 
 def _state(model: MedSora) -> list[tuple[int, int]]:

@@ -1,0 +1,64 @@
+"""How a denoising step grows with the film: `python -m benchmarks.length --frames 16 32 64 128`.
+
+Seconds of one step at batch 1, the lengths taking turns, and each length's seconds per frame against the
+shortest one's: 1 is linear, below it longer films are cheaper by the frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from medsora import PRESETS, MedSora
+from medsora.denoiser.prepared import PreparedDenoiser
+from medsora.errors import exit_with_status
+from vae import check_video_shape, frames_to_latents
+
+TIMESTEP = 500
+PIXELS_PER_LATENT = 8
+
+
+def main() -> None:
+    """Measure and print what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.length", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--preset", default="tiny", choices=list(PRESETS), help="(default: %(default)s)")
+    add("--frames", nargs="+", type=int, default=[16, 32, 64, 128], metavar="F", help="(default: 16 to 128)")
+    add("--size", type=int, default=64, metavar="PX", help="side of a frame (default: %(default)s)")
+    add("--rounds", type=int, default=7, metavar="N", help="turns of every length (default: %(default)s)")
+    options = parser.parse_args()
+    for frames in options.frames:
+        check_video_shape(frames, options.size, options.size)
+    seconds = step_seconds(options.preset, options.frames, options.size, options.rounds)
+    least = min(options.frames)
+    for frames in options.frames:
+        ratio = seconds[frames] / frames / (seconds[least] / least)
+        print(f"{frames:4} frames: {seconds[frames]:8.4f} s a step, {ratio:.2f} times {least}'s per frame")
+
+
+@torch.no_grad()
+def step_seconds(preset: str, lengths: list[int], size: int, rounds: int) -> dict[int, float]:
+    """Return the median seconds of a sampling step by the number of frames."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = MedSora.from_preset(preset).to(device).eval()
+    prepared = PreparedDenoiser(model, [TIMESTEP])
+    side, t = size // PIXELS_PER_LATENT, torch.tensor([TIMESTEP], device=device)
+    latents = {
+        frames: torch.randn(1, frames_to_latents(frames), model.config.in_channels, side, side, device=device)
+        for frames in lengths
+    }
+    taken: dict[int, list[float]] = {frames: [] for frames in lengths}
+    for number in range(rounds + 1):
+        for frames, z in latents.items():
+            began = time.perf_counter()
+            prepared(z, t).sum().item()  # waits for the device
+            if number:  # the first turn warms up
+                taken[frames].append(time.perf_counter() - began)
+    return {frames: statistics.median(times) for frames, times in taken.items()}
+
+
+if __name__ == "__main__":
+    exit_with_status(main)

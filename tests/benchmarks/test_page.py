@@ -1,0 +1,52 @@
+"""The page of measured speed: the newest line counts, what was not measured is said not to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import page
+
+
+def entry(median: float, *, commit: str, batch: int = 1) -> dict:
+    ratio = {"median": median, "low": median - 0.1, "high": median + 0.1}
+    figures = {"preset": "B", "compiled": False, "batch": batch, "step, same latents": ratio}
+    figures["changes"] = {"a change": ratio}
+    return {"benchmark": "sample", "device": "cpu", "machine": "a CPU", "commit": commit, "figures": figures}
+
+
+def test_the_newest_line_of_a_size_is_what_the_table_shows() -> None:
+    entries = [entry(1.5, commit="old"), entry(1.8, commit="new"), entry(9.0, commit="two", batch=2)]
+    rows = list(page.bars_table(entries))
+    assert "1.80x (1.70 to 1.90) (new)" in rows[2]
+    assert "a CPU" in rows[2]
+    assert "9.00x" in rows[3]
+    assert all("not yet" in row for row in rows[4:])
+    assert any("| a change | a step | 1.80x" in row for row in page.changes_tables(entries))
+
+
+def test_shares_are_made_of_both_sides() -> None:
+    figures = {"kept for the backward, MiB": {"reference": 8.0, "ours": 2.0}}
+    assert page.value_of(figures, "share kept") == 0.25
+    assert page.value_of({}, "share of peak") is None
+
+
+def test_only_what_lies_between_the_marks_is_written(tmp_path: Path, monkeypatch) -> None:
+    written, results = tmp_path / "performance.md", tmp_path / "results.jsonl"
+    results.write_text(json.dumps(entry(2.0, commit="abc")) + "\n")
+    written.write_text(f"before\n{page.BEGIN}\nstale\n{page.END}\nafter\n")
+    monkeypatch.setattr(page, "PAGE", written)
+    monkeypatch.setattr(page, "PICTURE", tmp_path / "performance.svg")
+    monkeypatch.setattr(page, "RESULTS", results)
+    page.main()
+    text = written.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "stale" not in text
+    assert "2.00x" in text
+    assert (tmp_path / "performance.svg").read_text().count("<svg") == 1
+    written.write_text("no marks")
+    with pytest.raises(SystemExit, match="marks"):
+        page.main()
