@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Compare generated clips with real ones, or a VAE's reconstructions with their "
         "originals, by one protocol that is written beside the figures. 'accelerate launch evaluate.py ...' "
         "splits the work over processes.",
-        epilog=EXIT_STATUSES.partition("; 75")[0],
+        epilog=EXIT_STATUSES.replace("saved", "extracted features kept"),
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument

@@ -50,7 +50,38 @@ def make_parser() -> argparse.ArgumentParser:
         help="auto: a CUDA graph on a GPU; on: compile the blocks too, a minute that pays for many videos, "
         "on a CPU as well; off: neither (default: auto)",
     )
-    add("--frames", type=int, metavar="F", help="frames per video: 1, 8k or 8k+1 (default: the model's)")
+    add(
+        "--frames",
+        type=int,
+        metavar="F",
+        help="frames per video: 1, 8k or 8k+1, with --window any (default: the model's)",
+    )
+    add(
+        "--label",
+        metavar="NAME",
+        help="what the videos shall show, for a model trained with labels (default: whatever comes)",
+    )
+    add(
+        "--guidance",
+        type=float,
+        metavar="G",
+        help="how strongly they follow the label: 1 as trained, 2 to 4 more strongly at twice the work "
+        "(default: 1.0)",
+    )
+    add(
+        "--first-frame",
+        type=Path,
+        metavar="FILE",
+        help="a picture that the videos begin with, or a video whose last frames they go on with "
+        "(default: the model begins them)",
+    )
+    add(
+        "--window",
+        type=int,
+        metavar="W",
+        help="make longer films in windows of W frames, each begun with the last ones before it (default: "
+        "all frames in one piece)",
+    )
     add("--format", choices=("mp4", "frames"), help="video files, or folders of PNGs (default: mp4)")
     add("--fps", type=float, help="frames per second (default: the model's)")
     add("--raw", action="store_true", help="a run's raw weights instead of their moving average")

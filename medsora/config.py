@@ -1,7 +1,8 @@
 """The dataclasses that one YAML file becomes: every key of a run, with its default and what it means.
 
-Every default is the paper's value (§4.1, Table 1, and SPEC where the paper is silent); the corpora's configs
-override only what their data demands, `phantom.yaml` what a laptop CPU demands.
+Every default is the paper's value (§4.1, Table 1, and SPEC where the paper is silent) but for `data.crop`,
+which the corpora's configs set back. Else they override only what their data demand, and `phantom.yaml` what
+a laptop CPU demands.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class DataConfig:
     flip: bool = True
     holdout: float = 0.1  # part of the videos that is never trained on
     split_csv: str | None = None
+    labels: str = (
+        "none"  # none | folders (a video's folder is its label) | a CSV with the columns file, label
+    )
+    balance: bool = False  # stage 2 sees every label equally often, whatever the folder holds
     workers: int = 2
 
     @property
@@ -78,6 +83,9 @@ class DenoiserConfig:
     prediction: str = "noise"  # noise | velocity: what the last layer gives (ε follows from either)
     backend: str = "auto"  # the scan: auto | reference | torch | triton | mamba_ssm
     gradient_checkpointing: bool = False
+    weights: str | None = (
+        None  # a trained model (run, folder or hub name) whose denoiser this one starts from
+    )
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
@@ -127,6 +135,7 @@ class VaeTrainingConfig:
     lpips_trunk: str | None = None  # local file of the trunk; null: torchvision's download
     ffl: float = 0.1
     kl: float = 0.0
+    coarse: float = 0.0  # weight of halved latents, decoded, against the halved video; the paper has none
     latent_std: float = 1.0  # train: all gives its scaled latents this standard deviation
     precision: str = "no"  # no | bf16 | fp16
     gradient_checkpointing: bool = False
@@ -165,6 +174,9 @@ class DitTrainingConfig:
     clip_from_epoch: int = 25
     ema_decay: float = 0.9999
     precision: str = "no"  # no | bf16 | fp16
+    label_dropout: float = 0.1  # part of the samples that are trained without their label (guidance needs it)
+    first_frame_prob: float = 0.0  # part of the samples whose first frames are given, without noise
+    given_frames: list[int] = field(default_factory=lambda: [1])  # how many are given then, drawn from these
     error_of: str = "noise"  # noise | velocity | data: whose squared error is the loss's first part
     matmul: str = "highest"  # highest | high | medium: how exact float32 products are
     sample_every: int = 1000

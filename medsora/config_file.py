@@ -101,6 +101,7 @@ _AT_MOST = {
 LARGEST_SIDE = 4096  # pixels
 
 DIFFUSION_STEPS = 1000
+FRAMES_PER_GROUP = 8  # that the VAE encodes together, after a first frame of its own in clips of 8k+1
 
 # A config may come from a stranger: it names values, and writes nowhere but below the folder it is run from.
 OUTPUTS = ("run.dir", "cache.dir", "phantom.folder")
@@ -295,6 +296,7 @@ def _check_values(config: Config, source: str) -> None:
             f"each at most {LARGEST_SIDE}."
         )
     _check_crop(config.data.crop, source)
+    _check_conditions(config, source)
     if not 0 <= config.data.holdout < 1:
         raise BadInput(
             f"{source}: data.holdout is {config.data.holdout} but must be at least 0 and less than 1."
@@ -317,6 +319,33 @@ def _check_crop(crop: Any, source: str) -> None:
             f"{source}: data.crop is {crop!r} but must be auto, none, or four parts of the frame to cut off, "
             "[top, bottom, left, right], such as [0.1, 0.1, 0.25, 0]."
         )
+
+
+def _check_conditions(config: Config, source: str) -> None:
+    data, settings = config.data, config.train_dit
+    if data.balance and data.labels == "none":
+        raise BadInput(f"{source}: data.balance needs labels to balance; set data.labels (folders or a CSV).")
+    for key in ("label_dropout", "first_frame_prob"):
+        if not 0 <= getattr(settings, key) <= 1:
+            raise BadInput(f"{source}: train_dit.{key} is {getattr(settings, key)} but must be 0 to 1.")
+    if settings.first_frame_prob == 0:
+        return
+    if config.alignment.weight and config.alignment.correlation == "batch":
+        raise BadInput(
+            f"{source}: alignment.correlation batch takes every sample, but those with given frames are left "
+            "out of the alignment (train_dit.first_frame_prob); use sample."
+        )
+    for frames in settings.given_frames or [0]:
+        if not 0 < frames < data.frames or (data.frames - frames) % FRAMES_PER_GROUP:
+            raise BadInput(
+                f"{source}: train_dit.given_frames is {settings.given_frames}, but of clips of {data.frames} "
+                f"frames only {_givable(data.frames)} can be given: whole groups of latents."
+            )
+
+
+def _givable(frames: int) -> str:
+    counts = [str(count) for count in range(1, frames) if (frames - count) % FRAMES_PER_GROUP == 0]
+    return " or ".join(counts) or "none (a frame of its own needs clips of 8k+1)"
 
 
 def _check_phases(phases: list[PhaseConfig], source: str) -> None:

@@ -20,6 +20,7 @@ from medsora.errors import BadInput
 
 TRAIN_STEPS, BETA_START, BETA_END = 1000, 1e-4, 0.02
 SAMPLERS = ("ddim", "dpmpp")
+CLEAN = 0  # the timestep of latents that are given: the least noise there is a timestep for
 HALF_BIN = 1 / 255  # half the width of the bins in which the last step's likelihood is counted
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -287,6 +288,7 @@ def sample(
     eta: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
     callback: Callback | None = None,
+    given: Tensor | None = None,
 ) -> Tensor:
     """Turn noise (B, ...) into samples: the sampler as a function of model, noise and schedule.
 
@@ -298,19 +300,35 @@ def sample(
         generators: with eta > 0, one CPU generator per sample, so that a sample's noise does not depend on
             those beside it.
         callback: called after every step with its number (from 0), its timestep and the latents.
+        given: the first latents (B or 1, k, ...) if they are known: they stay as they are, free of noise, and
+            `denoise` gets timesteps (B, n) that say so (`CLEAN`).
 
     Raises:
         BadInput: for eta outside 0..1, with a scheduler that has none, or without generators.
     """
     stochastic = _check_eta(eta, scheduler, generators)
-    z = noise
+    z = _beginning_with(given, noise)
     for number, t in enumerate(scheduler.timesteps.tolist()):
-        eps = denoise(z, torch.full((z.shape[0],), t, device=z.device))
+        eps = denoise(z, _timesteps(t, z, given))
         options = {"eta": eta, "variance_noise": noise_like(z, generators)} if stochastic else {}
-        z = scheduler.step(eps, t, z, return_dict=False, **options)[0]
+        z = _beginning_with(given, scheduler.step(eps, t, z, return_dict=False, **options)[0])
         if callback is not None:
             callback(number, t, z)
     return z
+
+
+def _beginning_with(given: Tensor | None, z: Tensor) -> Tensor:
+    if given is None:
+        return z
+    return torch.cat([given.to(z).expand(len(z), *given.shape[1:]), z[:, given.shape[1] :]], dim=1)
+
+
+def _timesteps(t: int, z: Tensor, given: Tensor | None) -> Tensor:
+    if given is None:
+        return torch.full((z.shape[0],), t, device=z.device)
+    timesteps = torch.full(z.shape[:2], t, device=z.device)
+    timesteps[:, : given.shape[1]] = CLEAN
+    return timesteps
 
 
 def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

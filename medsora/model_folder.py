@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
 GEOMETRY = {"frames": int, "size": list, "fps": (int, float), "image_latents": int}
+CONDITIONS = {"labels": str, "given_frames": int}  # only where the model was trained with them
+CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 WAYS = "give a run folder (runs/NAME/dit-PRESET), a saved pipeline's folder, or its OWNER/NAME on the hub"
 
@@ -33,7 +35,8 @@ WAYS = "give a run folder (runs/NAME/dit-PRESET), a saved pipeline's folder, or 
 class ModelFolder:
     """Where the parts of one model lie.
 
-    `geometry` holds the clip that it was trained on: frames, size [H, W], fps and image_latents.
+    `geometry` holds the clip that it was trained on: frames, size [H, W], fps and image_latents; and, if it
+    was trained with them, labels and given_frames.
     """
 
     denoiser: Path
@@ -185,7 +188,21 @@ def _read_geometry(path: Path) -> dict[str, Any]:
     for key, kind in GEOMETRY.items():
         if not isinstance(values.get(key), kind):
             raise BadInput(f"{path} does not say the clip's {key}; save the model again with this version.")
-    return {key: values[key] for key in GEOMETRY}
+    return {key: values[key] for key in GEOMETRY} | _read_conditions(path, values)
+
+
+def _read_conditions(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Return what the model can be asked for, as far as it was trained for any of it."""
+    found = {}
+    for key, kind in CONDITIONS.items():
+        entries = values.get(key, [])
+        if not isinstance(entries, list) or any(
+            type(entry) is not kind or (kind is str and not entry.isprintable()) for entry in entries
+        ):
+            raise BadInput(f"{path}: {key} must be a list of {CONDITION_WORDS[key]}; save the model again.")
+        if entries:
+            found[key] = entries
+    return found
 
 
 def _download(name: str) -> Path:

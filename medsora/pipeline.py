@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +21,13 @@ from diffusers.utils import BaseOutput
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from medsora.data.pixels import video_to_frames
+from medsora.conditions import check_first_frames, check_guidance, label_numbers, plan_film
+from medsora.data.pixels import frames_to_video, video_to_frames
 from medsora.denoiser import PRESETS, MedSora
 from medsora.denoiser.compiled import COMPILE, compile_blocks
+from medsora.denoiser.guidance import guided
 from medsora.denoiser.prepared import PreparedDenoiser
-from medsora.diffusion import Callback, ddim_scheduler, make_scheduler, noise_like, sample
+from medsora.diffusion import CLEAN, Callback, ddim_scheduler, make_scheduler, noise_like, sample
 from medsora.errors import BadInput
 from medsora.hub import upload_model
 from medsora.model_card import CARD_NAME, ModelCard
@@ -60,9 +62,11 @@ class MedSoraPipeline(DiffusionPipeline):
         frames, size, fps: F, (H, W) in pixels and frames per second of the clips trained on.
         image_latents: how many joint images the denoiser was trained with (§3.4). One with `mixing="mixed"`
             gets as many beside the clip's latents, which are dropped at the end.
+        labels: the names of the labels that the denoiser was trained with, in its order.
+        given_frames: with how many given first frames it was trained.
 
     Raises:
-        BadInput: if the latent channels differ.
+        BadInput: if the latent channels or the number of labels differ.
     """
 
     model_cpu_offload_seq = "denoiser->vae"
@@ -78,6 +82,8 @@ class MedSoraPipeline(DiffusionPipeline):
         size: Sequence[int] = (128, 128),
         fps: float = 8,
         image_latents: int = 0,
+        labels: Sequence[str] = (),
+        given_frames: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if denoiser.config.in_channels != vae.latent_channels:
@@ -85,10 +91,21 @@ class MedSoraPipeline(DiffusionPipeline):
                 f"the denoiser works on {denoiser.config.in_channels} latent channels but the VAE has "
                 f"{vae.latent_channels}; take the VAE that the denoiser was trained with."
             )
+        if denoiser.config.classes != len(labels):
+            raise BadInput(
+                f"the denoiser was trained with {denoiser.config.classes} labels, but the model names "
+                f"{len(labels)}; save or copy the model again."
+            )
         scheduler = ddim_scheduler(250) if scheduler is None else scheduler
         self.register_modules(denoiser=denoiser, vae=vae, scheduler=scheduler)
         self.register_to_config(frames=frames, size=list(size), fps=fps, image_latents=image_latents)
+        self.register_to_config(labels=list(labels), given_frames=list(given_frames))
         self._prepared: PreparedDenoiser | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """What the model can be asked for; empty if it was trained without labels."""
+        return list(self.config.labels)
 
     # Saving and loading
 
@@ -154,7 +171,7 @@ class MedSoraPipeline(DiffusionPipeline):
 
     def card(self, **facts: Any) -> ModelCard:
         """Return the model card with what the pipeline itself knows, and `facts` (fields of `ModelCard`)."""
-        geometry = {key: self.config[key] for key in GEOMETRY}
+        geometry = {key: self.config[key] for key in (*GEOMETRY, "labels")}
         preset = _preset_name(self.denoiser)
         known = {
             "name": f"MedSora-{preset}",
@@ -183,6 +200,10 @@ class MedSoraPipeline(DiffusionPipeline):
         compile: str = "auto",
         output_type: str = "np",
         callback: Callback | None = None,
+        label: str | Sequence[str] | None = None,
+        guidance: float = 1.0,
+        first_frames: np.ndarray | None = None,
+        window: int | None = None,
     ) -> MedSoraPipelineOutput:
         """Sample videos.
 
@@ -200,26 +221,38 @@ class MedSoraPipeline(DiffusionPipeline):
                 does neither.
             output_type: "np" for frames, "latent" for scaled latents.
             callback: called with step, timestep and latents after every step of every batch.
+            label: one of `labels` for all videos, or one per video; default: no label, whatever comes.
+            guidance: how strongly the label is followed: 1 as the model was trained, 2 to 4 more strongly,
+                for twice the work (classifier-free guidance).
+            first_frames: uint8 (g, H, W, 3) for all videos, or (N, g, H, W, 3), with which the videos begin;
+                other sizes are fitted. g is one of the config's `given_frames`.
+            window: makes a film of any length in windows of so many frames, each begun with the last ones of
+                the window before it; default: all `frames` in one piece.
 
         Raises:
             BadInput: for a value outside what is named here.
             ValueError: for a clip size that the VAE cannot return; it names the next valid ones.
         """
         seeds = _choose_seeds(num_videos, seeds, generator)
-        shape = self._latent_shape(
-            self.config.frames if frames is None else frames, self.config.size if size is None else size
-        )
+        size = self.config.size if size is None else size
+        film = plan_film(self.config.frames if frames is None else frames, window, self.config.given_frames)
+        shape = self._latent_shape(film.window, size)
+        labels = label_numbers(label, self.labels, len(seeds))
+        check_guidance(guidance, label)
+        first = check_first_frames(first_frames, self.config.given_frames, film.window, size, len(seeds))
         if batch_size < 1:
             raise BadInput(f"the batch size must be at least 1, not {batch_size}.")
         if compile not in COMPILE:
             raise BadInput(f"compile must be one of {', '.join(COMPILE)}, not {compile!r}.")
         if output_type not in ("np", "latent"):
             raise BadInput(f"there is no output type {output_type!r}; choose np or latent.")
-        batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
+        if output_type == "latent" and film.windows > 1:
+            raise BadInput("a film made in windows has no latents of its own; take frames, or no window.")
+        batches = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
         videos = []
         with (
             _evaluating(self.denoiser, self.vae),
-            self.progress_bar(total=len(batches) * num_inference_steps) as bar,
+            self.progress_bar(total=len(batches) * num_inference_steps * film.windows) as bar,
         ):
 
             def after_step(number: int, t: int, z: Tensor) -> None:
@@ -227,9 +260,22 @@ class MedSoraPipeline(DiffusionPipeline):
                 if callback is not None:
                     callback(number, t, z)
 
+            asked = sorted({*labels, len(self.labels)}) if labels else []
+            how = _How(sampler, num_inference_steps, eta, compile, guidance, asked, after_step)
             for batch in batches:
-                z = self._sample_latents(batch, shape, sampler, num_inference_steps, eta, compile, after_step)
-                videos.append(z if output_type == "latent" else self._decode(z))
+                generators = [torch.Generator().manual_seed(seed) for seed in seeds[batch]]
+                numbers = None if labels is None else labels[batch]
+                begin = first if first is None or len(first) == 1 else first[batch]
+                z = self._sample_latents(generators, shape, how, numbers, begin)
+                if output_type == "latent":
+                    videos.append(z)
+                    continue
+                video = self._decode(z)
+                while video.shape[1] < film.frames:
+                    begin = video[:, -film.overlap :]
+                    z = self._sample_latents(generators, shape, how, numbers, begin)
+                    video = np.concatenate([video, self._decode(z)[:, film.overlap :]], axis=1)
+                videos.append(video[:, : film.frames])
         joined = torch.cat(videos) if output_type == "latent" else np.concatenate(videos)
         return MedSoraPipelineOutput(frames=joined, seeds=seeds)
 
@@ -242,50 +288,86 @@ class MedSoraPipeline(DiffusionPipeline):
 
     def _sample_latents(
         self,
-        seeds: Sequence[int],
+        generators: Sequence[torch.Generator],
         shape: tuple[int, int, int, int],
-        sampler: str,
-        steps: int,
-        eta: float,
-        compile: str,
-        callback: Callback,
+        how: _How,
+        labels: Sequence[int] | None,
+        first: np.ndarray | None,
     ) -> Tensor:
         """Scaled latents (B, f, C, h, w), float32: only the weights and what they compute are in `dtype`."""
-        clip = shape[0]
+        clip, none = shape[0], self.denoiser.config.classes
         images = self.config.image_latents if self.denoiser.config.mixing == "mixed" else 0
         trained = self.scheduler.config
         scheduler = make_scheduler(
-            sampler,
-            steps,
+            how.sampler,
+            how.steps,
             train_steps=trained.num_train_timesteps,
             beta_start=trained.beta_start,
             beta_end=trained.beta_end,
         )
 
-        prepared = self._prepare(scheduler.timesteps.tolist(), images, compile)
+        timesteps, of_latents, given = scheduler.timesteps.tolist(), None, None
+        if first is not None:
+            given = self._encode(first)
+            timesteps = [*timesteps, CLEAN]
+        if labels is not None:  # joint images, which a mixed denoiser carries along, have none
+            rows = [[label] * clip + [none] * images for label in labels] if images else labels
+            of_latents = torch.tensor(rows, device=self.denoiser.device)
+        prepared = self._prepare(timesteps, images, how.compile, how.labels)
+
+        def predict(z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+            return prepared(z.to(self.denoiser.dtype), t, labels).float()
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
-            return prepared(z.to(self.denoiser.dtype), t).float()
+            return guided(predict, z, t, of_latents, none, how.guidance)
 
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        like = torch.empty(len(seeds), clip + images, *shape[1:], device=self.denoiser.device)
-        noise = noise_like(like, generators)
-        return sample(denoise, noise, scheduler, eta=eta, generators=generators, callback=callback)[:, :clip]
+        like = torch.empty(len(generators), clip + images, *shape[1:], device=self.denoiser.device)
+        z = sample(
+            denoise,
+            noise_like(like, generators),
+            scheduler,
+            eta=how.eta,
+            generators=generators,
+            callback=how.callback,
+            given=given,
+        )
+        return z[:, :clip]
 
-    def _prepare(self, timesteps: list[int], images: int, compile: str) -> PreparedDenoiser:
-        """The denoiser made ready for these timesteps; the last one again if nothing has changed."""
+    def _prepare(
+        self, timesteps: list[int], images: int, compile: str, labels: list[int]
+    ) -> PreparedDenoiser:
+        """The denoiser made ready for timesteps and labels; the last one again if nothing has changed."""
         if compile == "on":
             compile_blocks(self.denoiser)
-        record = compile != "off"
-        if self._prepared is None or not self._prepared.fits(self.denoiser, timesteps, images, record):
-            self._prepared = PreparedDenoiser(self.denoiser, timesteps, num_images=images, record=record)
+        asked = (timesteps, images, compile != "off", labels)
+        if self._prepared is None or not self._prepared.fits(self.denoiser, *asked):
+            self._prepared = PreparedDenoiser(
+                self.denoiser, timesteps, num_images=images, record=compile != "off", labels=labels
+            )
         return self._prepared
+
+    def _encode(self, frames: np.ndarray) -> Tensor:
+        """First frames, uint8 (B, g, H, W, 3), to the scaled latents (B, k, C, h, w) that stand for them."""
+        video = frames_to_video(frames).to(self.vae.device, self.vae.dtype)
+        return self.vae.encode(video).to(self.denoiser.device, torch.float32)
 
     def _decode(self, z: Tensor) -> np.ndarray:
         """Latents to uint8 videos; the VAE decodes a few at a time, so memory is bounded."""
         if self.vae.device.type == "cuda":
             self.vae.to(memory_format=torch.channels_last_3d)  # what its convolutions are fastest in
         return video_to_frames(self.vae.decode(z.to(self.vae.device, self.vae.dtype)))
+
+
+class _How(NamedTuple):
+    """How a call samples, whatever it samples."""
+
+    sampler: str
+    steps: int
+    eta: float
+    compile: str
+    guidance: float
+    labels: list[int]  # all that any of its videos asks for, and that for none; empty if it asks for none
+    callback: Callback
 
 
 def _preset_name(denoiser: MedSora) -> str:
@@ -330,7 +412,7 @@ def _load_part(kind: type[nn.Module], folder: Path, dtype: torch.dtype) -> nn.Mo
         return kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True).eval()
     except BadInput:
         raise
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, ArithmeticError, SafetensorError) as error:
         reason = " ".join(str(error).split()).partition(". ")[0][:300]
         raise BadInput(f"{folder} cannot be loaded as a {kind.__name__}: {reason}.") from error
 

@@ -7,6 +7,7 @@ OUT/manifest.json         seeds, settings, the weights' SHA-256 and library vers
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,16 +16,22 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-from accelerate.utils.environment import parse_flag_from_env
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from medsora.conditions import (
+    FilmPlan,
+    check_first_frames,
+    check_guidance,
+    label_numbers,
+    plan_film,
+    read_first_frames,
+)
 from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
 from medsora.data.video_io import read_frames, write_video
 from medsora.denoiser.compiled import COMPILE
@@ -35,13 +42,13 @@ from medsora.pipeline import DTYPES, MedSoraPipeline
 from medsora.synthetic import synthetic_tags
 from medsora.training.checkpoint import library_versions
 from medsora.training.interruption import StopRequest
+from medsora.training.processes import on_main, share_of, working_together
 from medsora.training.progress import QUIET_INTERVAL_S
 from vae import check_video_shape
 
 FORMATS = ("mp4", "frames")
 MANIFEST = "manifest.json"
 SHEET_ROWS = 12
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,10 @@ class SamplingSettings:
     format: str = "mp4"
     fps: float | None = None
     raw: bool = False
+    label: str | None = None
+    guidance: float = 1.0
+    first_frame: Path | None = None
+    window: int | None = None
 
     def __post_init__(self) -> None:
         choices = {"sampler": SAMPLERS, "dtype": DTYPES, "compile": COMPILE, "format": FORMATS}
@@ -83,6 +94,7 @@ class SamplingSettings:
             )
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise BadInput(f"fps must be above 0 and at most 1000, not {self.fps}.")
+        check_guidance(self.guidance, self.label)
         trailing_timesteps(self.steps)
 
     def path(self, number: int) -> Path:
@@ -99,6 +111,8 @@ class Plan:
     frames: int
     fps: float
     missing: list[int]
+    film: FilmPlan
+    first_frames: np.ndarray | None
 
 
 def sample_videos(settings: SamplingSettings) -> list[Path]:
@@ -107,9 +121,13 @@ def sample_videos(settings: SamplingSettings) -> list[Path]:
     Raises `BadInput` for a model or folder that cannot be used, before anything is sampled, and `Interrupted`
     after Ctrl-C or SIGTERM; finished videos stay and are skipped the next time.
     """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    plan = _on_main_process(state, lambda: _plan(settings, state.num_processes))
-    mine = plan.missing[state.process_index :: state.num_processes]
+    with working_together() as state:
+        return _sample(settings, state)
+
+
+def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
+    plan = on_main(state, lambda: _plan(settings, state.num_processes))
+    mine = [plan.missing[k] for k in share_of(state, len(plan.missing))]
     if mine:
         with StopRequest() as stop:
             with building():
@@ -144,7 +162,10 @@ def _sample_share(
     def write(number: int, video: np.ndarray) -> None:
         _write(settings, settings.path(number), video, plan, settings.seed + number)
 
-    with _progress_bar(len(batches) * settings.steps, show=show) as bar, BackgroundWriter(write) as writing:
+    with (
+        _progress_bar(len(batches) * settings.steps * plan.film.windows, show=show) as bar,
+        BackgroundWriter(write) as writing,
+    ):
 
         def after_step(number: int, t: int, z: Tensor) -> None:
             bar.update()
@@ -162,6 +183,10 @@ def _sample_share(
                 eta=settings.eta,
                 batch_size=size,
                 compile=settings.compile,
+                label=settings.label,
+                guidance=settings.guidance,
+                first_frames=plan.first_frames,
+                window=settings.window,
                 callback=after_step,
             ).frames
             writing.add(batch, videos)
@@ -232,36 +257,29 @@ def _progress_bar(steps: int, *, show: bool) -> tqdm:
 # Planning: on the main process alone, so that all processes take the same checkpoint and the same videos
 
 
-def _on_main_process(state: PartialState, work: Callable[[], Result]) -> Result:
-    """Do `work` once and give its result to every process; if it fails, only the main process says so."""
-    outcome: list[Any] = [None, None]
-    if state.is_main_process:
-        try:
-            with building():
-                outcome[0] = work()
-        except BadInput as error:
-            outcome[1] = str(error)
-    broadcast_object_list(outcome)
-    result, problem = outcome
-    if problem is not None and state.is_main_process:
-        raise BadInput(problem)
-    if problem is not None:
-        sys.exit(2)
-    return result
-
-
 def _plan(settings: SamplingSettings, processes: int) -> Plan:
     model = find_model(settings.model, raw=settings.raw)
     frames = model.geometry["frames"] if settings.frames is None else settings.frames
-    check_video_shape(frames, *model.geometry["size"])
+    size, trained = model.geometry["size"], model.geometry.get("given_frames", [])
+    film = plan_film(frames, settings.window, trained)
+    check_video_shape(film.window, *size)
+    first = None
+    if settings.first_frame is not None:
+        first = read_first_frames(settings.first_frame, trained, film.window)
+        first = check_first_frames(first, trained, film.window, size, settings.num_videos)[0]
     fps = model.geometry["fps"] if settings.fps is None else settings.fps
+    label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)
     made_by = {
         "weights_sha256": model.digests(),
         "weights": model.weights,
         "frames": frames,
-        "size": model.geometry["size"],
+        "size": size,
         "fps": fps,
         **{key: getattr(settings, key) for key in ("steps", "eta", "seed", "sampler", "dtype", "format")},
+        "label": settings.label,
+        "guidance": settings.guidance if settings.label else None,
+        "first_frames": None if first is None else [len(first), hashlib.sha256(first.tobytes()).hexdigest()],
+        "window": film.window if film.windows > 1 else None,
     }
     present = _check_out(settings, made_by)
     missing = [number for number in range(settings.num_videos) if not settings.path(number).exists()]
@@ -277,7 +295,7 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
             "versions": library_versions(),
         }
         _write_manifest(settings.out, manifest)
-    return Plan(model, frames, fps, missing)
+    return Plan(model, frames, fps, missing, film, first)
 
 
 def _check_out(settings: SamplingSettings, made_by: dict[str, Any]) -> int:

@@ -269,7 +269,7 @@ def test_the_command_lines_defaults_are_those_of_the_settings(tmp_path: Path) ->
     assert options.keys() == fields.keys()
     for name, field in fields.items():
         if field.default is None:
-            assert "default: the model's" in options[name].help
+            assert "(default: " in options[name].help
         elif field.default not in (dataclasses.MISSING, False):
             assert f"(default: {field.default})" in options[name].help
         for choice in options[name].choices or ():

@@ -31,17 +31,17 @@ def check_table(report: CheckReport) -> Table:
     return table
 
 
-def check_totals(report: CheckReport) -> str:
-    """Return the totals in one or two sentences."""
+def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
+    """Return the totals in one or two sentences, and with `remarks` what borders and marks there are."""
     frames = sum(source.scan.frames for source in report.usable)
     text = (
         f"{len(report.usable)} of {len(report.reports)} sources can be used: {frames} frames, {report.clips} "
         f"clips of {report.frames} frames at interval {report.interval} "
         f"(each spans {clip_span(report.frames, report.interval)} frames)."
     )
-    if cropped := sum(source.crop_words is not None for source in report.usable):
+    if remarks and (cropped := sum(source.crop_words is not None for source in report.usable)):
         text += f" Borders are cut off in {cropped}."
-    if marked := sum(bool(source.marks) for source in report.usable):
+    if remarks and (marked := sum(bool(source.marks) for source in report.usable)):
         text += (
             f" {marked} hold burnt-in text or marks that stand still: a model learns names and dates too, so "
             "cut them off (data.crop) or take these files out."

@@ -21,6 +21,7 @@ from medsora.data.check import CheckReport, SourceReport, check_folder
 from medsora.data.choice import ClipChoice, ImageSource, draw_images
 from medsora.data.decoding import UnreadableVideo
 from medsora.data.exact_flow import check_flow_files, read_flow
+from medsora.data.labels import NO_LABELS, read_labels
 from medsora.data.pixels import frames_to_video
 from medsora.data.resize import height_width
 from medsora.data.split import HELD_OUT, split_by_csv, split_by_video
@@ -50,6 +51,7 @@ class ClipDataset(Dataset):
         seed: decides starts, flips, images and the split.
         split: "train", "held-out" (may be empty) or "all".
         holdout: part of the videos that is held out; `split_csv` decides instead if given (see `split.py`).
+        labels: what each video's label is read from (`labels.py`): "none", "folders" or a CSV.
         with_flow: also give the exact flow from `NAME.flow.safetensors` beside each video.
         check_cache: where the check's scans are kept (default: below runs/cache).
         report: a check of the same folder and clip length made before, to save making it again.
@@ -73,6 +75,7 @@ class ClipDataset(Dataset):
         split: str = "train",
         holdout: float = 0.1,
         split_csv: str | Path | None = None,
+        labels: str = NO_LABELS,
         with_flow: bool = False,
         check_cache: str | Path | None = None,
         report: CheckReport | None = None,
@@ -105,6 +108,12 @@ class ClipDataset(Dataset):
             )
         report.require_clips()
         self.report = report
+        self.labels = read_labels(
+            labels,
+            root,
+            [video.source.name for video in report.usable],
+            known=[video.source.name for video in report.bad],
+        )
         self.videos: list[SourceReport] = self._videos_of_split(report, holdout, split_csv)
         self.windows: list[tuple[int, Window]] = [
             (number, window) for number, video in enumerate(self.videos) for window in video.windows
@@ -144,6 +153,10 @@ class ClipDataset(Dataset):
     def window(self, index: int) -> tuple[int, Window]:
         """Return the video's number and the window of `index`."""
         return self.windows[index]
+
+    def label(self, index: int) -> int:
+        """Return the label's number of window `index`; `len(self.labels.names)` if its video has none."""
+        return self.labels.number(self.videos[self.windows[index][0]].source.name)
 
     def name(self, choice: ClipChoice) -> str:
         """Return what reports call the clip: "folder/file.mp4@START"."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from medsora.data.video_table import read_video_table
 from medsora.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -45,14 +44,10 @@ def split_by_csv(
     word, a file listed twice differently, a patient on both sides.
     """
     csv_path = Path(csv_path)
-    rows = _read_rows(csv_path)
-    lookup = _lookup([*names, *known])
+    rows = read_video_table(csv_path, "split", ("split", "patient"), [*names, *known])
     patients: dict[str, str] = {}
     splits: dict[str, str] = {}
-    for number, row in rows:
-        name = lookup.get(_clean(row["file"]))
-        if name is None:
-            raise BadInput(f"{csv_path}, line {number}: the file '{row['file']}' is not in the data folder.")
+    for number, name, row in rows:
         patient = row.get("patient") or name
         if patients.setdefault(name, patient) != patient:
             raise BadInput(f"{csv_path}, line {number}: '{row['file']}' is listed for two patients.")
@@ -71,44 +66,6 @@ def split_by_csv(
     if unlisted:
         log.warning("left out %d videos that %s does not list: %s ...", len(unlisted), csv_path, unlisted[0])
     return {name: splits[patients[name]] for name in names if name in patients}
-
-
-def _read_rows(csv_path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return (line number, values by column) of every row, names in lower case, blanks stripped."""
-    try:
-        with csv_path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = [(column or "").strip().lower() for column in reader.fieldnames or []]
-            reader.fieldnames = columns
-            rows = [
-                (reader.line_num, {key: (value or "").strip() for key, value in row.items() if key})
-                for row in reader
-            ]
-    except FileNotFoundError:
-        raise BadInput(f"there is no split file {csv_path}.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{csv_path} cannot be read as CSV ({error}).") from error
-    if "file" not in columns or not {"split", "patient"} & set(columns):
-        raise BadInput(
-            f"{csv_path} needs the columns 'file' and 'split' or 'patient' in its first line; it has "
-            f"{', '.join(columns) or 'none'}."
-        )
-    if not rows:
-        raise BadInput(f"{csv_path} lists no files.")
-    return rows
-
-
-def _lookup(names: Sequence[str]) -> dict[str, str]:
-    """Return full path, and where unique bare name and stem, -> video name."""
-    found: dict[str, str] = {}
-    for shorten in (lambda name: PurePosixPath(name).stem, lambda name: PurePosixPath(name).name):
-        uses = Counter(map(shorten, names))
-        found |= {shorten(name): name for name in names if uses[shorten(name)] == 1}
-    return found | {name: name for name in names}
-
-
-def _clean(name: str) -> str:
-    return PurePosixPath(name.replace("\\", "/")).as_posix()
 
 
 def _held_out_count(videos: int, holdout: float) -> int:

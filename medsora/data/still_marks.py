@@ -147,10 +147,16 @@ def _burnt_in(
 
 
 def _rim(lit: np.ndarray) -> np.ndarray:
-    """Return what lies close to the edge of the lit field of view (h, w): it is sharp, and stands still."""
+    """Return what lies close to the edge of the lit field of view (h, w): it is sharp, and stands still.
+
+    Darkness inside the field, such as a black box behind text or the outline of letters, is part of it.
+    """
     side = min(lit.shape)
     thick = np.ones((max(3, round(THICK * side)),) * 2, np.uint8)
     field = cv2.morphologyEx(lit.astype(np.uint8), cv2.MORPH_OPEN, thick)
+    _, regions = cv2.connectedComponents(1 - field)
+    at_edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
+    field = (~np.isin(regions, at_edge[at_edge > 0])).astype(np.uint8)
     if field.min() == 1 or field.max() == 0:
         return np.zeros(lit.shape, bool)
     to_edge = (cv2.distanceTransform(part, cv2.DIST_L2, 3) for part in (field, 1 - field))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,7 +21,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from medsora.data.atomic import written_beside
 from medsora.data.decoding import SeekPoint, UnreadableVideo, VideoReader
-from medsora.data.frame_folder import list_frames, read_image
+from medsora.data.frame_folder import IMAGE_SUFFIXES, list_frames, read_image
 from medsora.data.resize import resize_and_crop
 from medsora.data.still_marks import NO_MARGINS, Margins, crop
 
@@ -115,6 +116,25 @@ def read_frames(
     if any(frame.shape != kept[0].shape for frame in kept):
         raise UnreadableVideo(path, "its frames differ in size; read it with a size")
     return np.stack(kept)
+
+
+def read_last_frames(path: str | Path, count: int) -> np.ndarray:
+    """Return the last `count` frames, or all if there are fewer: uint8 (G, H, W, 3).
+
+    A picture is a video of one frame. Decodes everything, keeps `count` frames. Raises `UnreadableVideo` (a
+    `ValueError`) or `OSError` with one sentence.
+    """
+    path = Path(path)
+    if path.is_dir():
+        frames = [read_image(picture) for picture in list_frames(path)[-count:]]
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
+        frames = [read_image(path)]
+    else:
+        with VideoReader(path) as reader:
+            frames = [reader.pixels(frame) for frame in deque(reader.frames(), maxlen=count)]
+    if not frames or any(frame.shape != frames[0].shape for frame in frames):
+        raise UnreadableVideo(path, "no frames of one size could be read from it")
+    return np.stack(frames)
 
 
 def _folder_frames(folder: Path, start: int, stop: int | None, interval: int) -> Iterator[np.ndarray]:

@@ -67,6 +67,8 @@ class MedSora(ModelMixin, ConfigMixin):
             2022), from which ε = √ᾱ·v + √(1 - ᾱ)·z_t follows. Either way the model returns ε; with v an
             untrained model is right about the high noise already, where ε is all but z_t itself.
         backend: how the scans are computed, one of `kernels.mamba2_scan`'s.
+        classes: how many labels a clip may have, each with an embedding that is added to that of the time;
+            0: none, and no parameter for it.
 
     Raises:
         BadInput: if the widths do not divide, or `mixing` or `prediction` is unknown.
@@ -94,6 +96,7 @@ class MedSora(ModelMixin, ConfigMixin):
         mixing: str = "isolated",
         prediction: str = "noise",
         backend: str = "auto",
+        classes: int = 0,
     ) -> None:
         super().__init__()
         if width % (2 * heads) or width % 4:
@@ -112,6 +115,7 @@ class MedSora(ModelMixin, ConfigMixin):
             for index in range(depth)
         )
         self.final = FinalLayer(width, patch, in_channels)
+        self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last row: no label
         self.gradient_checkpointing = False
         self._initialise()
 
@@ -169,19 +173,30 @@ class MedSora(ModelMixin, ConfigMixin):
         projection = self.patches.projection
         nn.init.xavier_uniform_(projection.weight.view(projection.out_channels, -1))
         nn.init.zeros_(projection.bias)
+        if self.labels is not None:
+            nn.init.zeros_(self.labels.weight)
         modulations = [block.modulation for block in self.blocks]
         for silent in (*modulations, self.final.modulation, self.final.linear):
             nn.init.zeros_(silent.weight)
             nn.init.zeros_(silent.bias)
 
-    def modulation(self, t: Tensor) -> Modulation:
-        """What adaLN makes of timesteps (B,) or (B, n). It does not depend on the latents, so whoever knows
-        the timesteps beforehand computes it once (28.4 of B's 86.5 million parameters)."""
-        time = nn.functional.silu(self.time(t if t.ndim == 2 else t[:, None]))
+    def modulation(self, t: Tensor, labels: Tensor | None = None) -> Modulation:
+        """What adaLN makes of timesteps and labels, each (B,) or (B, n). It does not depend on the latents,
+        so whoever knows both beforehand computes it once (28.4 of B's 86.5 million parameters)."""
+        time = self.time(t if t.ndim == 2 else t[:, None])
+        if self.labels is not None:
+            labels = torch.full_like(t, self.config.classes) if labels is None else labels
+            time = time + self.labels(labels if labels.ndim == 2 else labels[:, None])
+        time = nn.functional.silu(time)
         return Modulation([block.modulation(time) for block in self.blocks], self.final.modulation(time))
 
     def forward(
-        self, z: Tensor, t: Tensor, num_images: int = 0, modulation: Modulation | None = None
+        self,
+        z: Tensor,
+        t: Tensor,
+        num_images: int = 0,
+        modulation: Modulation | None = None,
+        labels: Tensor | None = None,
     ) -> MedSoraOutput:
         """Predict the noise in `z` and the variance of the reverse step.
 
@@ -189,18 +204,20 @@ class MedSora(ModelMixin, ConfigMixin):
             z: noisy scaled latents (B, n, C, h, w), h and w divisible by the patch size.
             t: timesteps (B,), or one per latent frame (B, n).
             num_images: how many of the last latent frames are joint images instead of the clip's.
-            modulation: `self.modulation(t)`, if it is known already.
+            modulation: `self.modulation(t, labels)`, if it is known already.
+            labels: numbers of labels below `classes`, or `classes` for no label: (B,), or one per latent
+                frame (B, n); default: no label.
 
         Raises:
             BadInput: if the shapes do not fit.
         """
-        self._check(z, t, num_images)
+        self._check(z, t, num_images, labels)
         clip = z.shape[1] - num_images
         joint = clip if self.config.mixing == "isolated" else z.shape[1]
         grid = (z.shape[3] // self.config.patch, z.shape[4] // self.config.patch)
 
         x = self.patches(z)
-        modulation = self.modulation(t) if modulation is None else modulation
+        modulation = self.modulation(t, labels) if modulation is None else modulation
         features = []
         for block, of_block in zip(self.blocks, modulation.blocks, strict=True):
             scans = frame_scans(z.shape[1], joint, grid, block.spatial.variant, z.device)
@@ -214,7 +231,7 @@ class MedSora(ModelMixin, ConfigMixin):
             eps = noise_from_velocity(eps, z, t)
         return MedSoraOutput(eps=eps, variance=variance, features=features)
 
-    def _check(self, z: Tensor, t: Tensor, num_images: int) -> None:
+    def _check(self, z: Tensor, t: Tensor, num_images: int, labels: Tensor | None) -> None:
         channels, patch = self.config.in_channels, self.config.patch
         if z.ndim != 5 or z.shape[2] != channels:
             raise BadInput(f"latents must be (B, n, {channels}, h, w), not {tuple(z.shape)}")
@@ -223,6 +240,10 @@ class MedSora(ModelMixin, ConfigMixin):
         per_sample, per_frame = tuple(z.shape[:1]), tuple(z.shape[:2])
         if tuple(t.shape) not in (per_sample, per_frame):
             raise BadInput(f"timesteps must be {per_sample} or {per_frame}, not {tuple(t.shape)}")
+        if labels is not None and self.labels is None:
+            raise BadInput("this denoiser has no labels (classes is 0): leave them out")
+        if labels is not None and tuple(labels.shape) not in (per_sample, per_frame):
+            raise BadInput(f"labels must be {per_sample} or {per_frame}, not {tuple(labels.shape)}")
         if not 0 <= num_images < z.shape[1]:
             raise BadInput(f"{num_images} of {z.shape[1]} latent frames cannot be images: a clip must remain")
 

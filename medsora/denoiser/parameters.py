@@ -28,6 +28,7 @@ def parameter_table(model: str | MedSora, latent_size: tuple[int, int] = (16, 16
         "patch embedding": _count(model.patches),
         "position table": latent_size[0] // patch * (latent_size[1] // patch) * model.config.width,
         "time embedding": _count(model.time),
+        **({"label embedding": _count(model.labels)} if model.labels is not None else {}),
         "modulation": sum(_count(block.modulation) for block in blocks),
         "norms": sum(
             _count(norm)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from medsora.data.check import CheckReport, SourceReport, check_folder
+from medsora.data.clips import CLIP_TIME_LIMIT_S
 from medsora.data.frame_folder import list_frames
 from medsora.data.resize import height_width
 from medsora.data.video_io import read_frames
@@ -59,6 +60,7 @@ class ClipSet:
             self.interval,
             self.size,
             seek_points=source.scan.seek_points,
+            time_limit=CLIP_TIME_LIMIT_S,
         )
 
     def read_ahead(self, indices: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], np.ndarray]]:

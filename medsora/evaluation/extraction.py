@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from medsora.errors import building
 from medsora.evaluation.clip_set import ClipSet
 from medsora.evaluation.feature_store import Extractor, Features, FeatureStore
-from medsora.evaluation.processes import on_main, share_of
+from medsora.training.processes import on_main, share_of
 
 
 def extract(
@@ -28,28 +27,36 @@ def extract(
     """Return every extractor's features of all clips; those that lie in `folder` already are not made again.
 
     Work is divided among processes by the number of a clip, so the features do not depend on how many there
-    are; memory does not depend on how many clips there are. Raises `BadInput` if a clip cannot be read or the
-    folder not be written.
+    are; memory does not depend on how many clips there are. What an interrupted extraction has done stays.
+    Raises `BadInput` if a clip cannot be read or the folder not be written.
     """
-    digest, writer = on_main(state, lambda: (clips.digest(), os.getpid()))
+    digest = on_main(state, clips.digest)
     stores = {
-        name: FeatureStore(folder, digest, extractor, len(clips), clips.frames, writer)
+        name: FeatureStore(folder, digest, extractor, len(clips), clips.frames)
         for name, extractor in extractors.items()
     }
-    missing = on_main(state, lambda: _begin(stores))
-    if missing:
-        wanted = [stores[name] for name in missing]
-        _fill(clips, wanted, share_of(state, len(clips)), batch_size, label, show=state.is_main_process)
+    writers, left = on_main(state, lambda: _begin(stores, label))
+    if writers:
+        wanted = [stores[name] for name in writers]
+        for name, writer in writers.items():
+            stores[name].writer = writer
+        mine = [left[k] for k in share_of(state, len(left))]
+        _fill(clips, wanted, mine, batch_size, label, show=state.is_main_process)
         state.wait_for_everyone()
         on_main(state, lambda: [store.finish() for store in wanted] and None)
     return {name: store.read() for name, store in stores.items()}
 
 
-def _begin(stores: Mapping[str, FeatureStore]) -> list[str]:
-    missing = [name for name, store in stores.items() if not store.is_whole()]
-    for name in missing:
-        stores[name].begin()
-    return missing
+def _begin(stores: Mapping[str, FeatureStore], label: str) -> tuple[dict[str, str], list[int]]:
+    """Return who writes each store that is not whole, and the clips that any of these still lacks."""
+    writers = {name: store.begin() for name, store in stores.items() if not store.is_whole()}
+    left = sorted({clip for name in writers for clip in stores[name].left()})
+    for store in (stores[name] for name in writers):
+        if 0 < len(left) < (count := store.shape[0]):
+            what = f"{count - len(left)} of {count} {label} clips"
+            print(f"the features of {what} are there from an interrupted run.", file=sys.stderr)
+            break
+    return writers, left
 
 
 def _fill(

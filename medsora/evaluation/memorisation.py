@@ -24,8 +24,8 @@ from medsora.evaluation.clip_set import ClipSet, choose_clips
 from medsora.evaluation.extraction import extract
 from medsora.evaluation.feature_store import Extractor, Features
 from medsora.evaluation.paper_tables import number_text
-from medsora.evaluation.processes import on_main
 from medsora.evaluation.settings import EvaluationSettings
+from medsora.training.processes import on_main
 
 NEAR_QUANTILE = 0.05
 SHOWN_PAIRS = 6

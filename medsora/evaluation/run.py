@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from medsora.errors import building
 from medsora.evaluation.bootstrap import between_halves, bootstrap, spread
@@ -21,11 +22,11 @@ from medsora.evaluation.measure import Measure
 from medsora.evaluation.memorisation import audit
 from medsora.evaluation.metrics import build_measures
 from medsora.evaluation.plots import draw_distances, draw_motion, write_sheet
-from medsora.evaluation.processes import on_main, process_state
 from medsora.evaluation.pyramid import PyramidExtractor
 from medsora.evaluation.results import Distance, Results, Score
 from medsora.evaluation.settings import EvaluationSettings
 from medsora.training.checkpoint import library_versions
+from medsora.training.processes import on_main, working_together
 
 LIBRARIES = (
     "numpy",
@@ -50,7 +51,11 @@ def evaluate(real: str | Path, fake: str | Path, **options: Any) -> Results | No
 
 def run_evaluation(settings: EvaluationSettings) -> Results | None:
     """Do what `settings` say; see `evaluate`."""
-    state = process_state()
+    with working_together() as state:
+        return _run(settings, state)
+
+
+def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     chosen = {
         "frames": settings.frames,
         "size": settings.size,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -24,9 +25,9 @@ from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, building
 from medsora.evaluation.clip_set import RESIZE, ClipSet, choose_clips
 from medsora.evaluation.paper_tables import number_text
-from medsora.evaluation.processes import on_main, process_state, share_of
 from medsora.model_folder import read_json_object, sha256
 from medsora.training.checkpoint import library_versions
+from medsora.training.processes import on_main, share_of, working_together
 from medsora.training.vae_evaluation import compensation_off
 from vae import FrequencyCompensatedVAE, check_video_shape, focal_frequency_loss
 from vae.compensation import compensation_modules
@@ -73,7 +74,11 @@ def evaluate_vae(settings: VaeSettings) -> dict[str, Any] | None:
 
     None in all but the main process. Raises `BadInput` for a folder or clips that cannot be used.
     """
-    state = process_state()
+    with working_together() as state:
+        return _measure(settings, state)
+
+
+def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | None:
     clips = on_main(state, lambda: _choose(settings))
     folder = on_main(state, lambda: find_vae(settings.vae))
     with building():

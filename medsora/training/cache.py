@@ -22,6 +22,7 @@ from medsora.training.dit_build import build_denoiser, build_prior, token_grid
 from medsora.training.latent_cache import LatentCache
 from medsora.training.prior_cache import PriorCache
 from medsora.training.setup import make_accelerator
+from medsora.training.together import losses_said
 from medsora.training.vae_choice import trained_vae
 from vae import check_video_shape
 
@@ -52,7 +53,7 @@ def fill_caches(config: Config) -> None:
         raise BadInput(
             "the config keeps no cache (cache.latents: off); set cache.latents=disk cache.prior=disk."
         )
-    with building():
+    with losses_said(), building():
         accelerator = make_accelerator(config, config.train_dit.precision, config.dit_dir)
         vae = trained_vae(config).to(accelerator.device)
         check_video_shape(config.data.frames, *config.data.height_width)

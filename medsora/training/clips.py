@@ -13,7 +13,7 @@ from medsora.data.check import check_folder
 from medsora.data.clips import ClipDataset
 from medsora.data.phantom import write_phantom
 from medsora.data.split import HELD_OUT
-from medsora.errors import BadInput
+from medsora.errors import BadInput, one_line
 
 RENDER_PROCESSES = 2
 
@@ -82,11 +82,20 @@ def _open(
         "seed": config.run.seed,
         "holdout": data.holdout,
         "split_csv": data.split_csv,
+        "labels": data.labels,
         "with_flow": with_flow,
         "report": report,
     }
     clips = ClipDataset(root, flip=data.flip, split="train", **options)
     held_out = ClipDataset(root, flip=False, split=HELD_OUT, **options)
+    names = [video.source.name for video in clips.videos]
+    unlabelled = [name for name in names if name not in clips.labels.of_video]
+    if show and clips.labels.names and unlabelled:
+        print(
+            f"{len(unlabelled)} videos have no label in {data.labels} and train without one: "
+            f"{one_line(unlabelled[0])} ...",
+            file=sys.stderr,
+        )
     if len(held_out) == 0:
         if show:
             print("nothing is held out: figures are of training clips (data.holdout).", file=sys.stderr)

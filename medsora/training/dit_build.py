@@ -11,6 +11,7 @@ from medsora.config import Config
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
+from medsora.model_folder import find_model
 from medsora.training.clips import open_clips
 from medsora.training.dit_inputs import DitInputs
 from medsora.training.dit_samples import DitSamples
@@ -35,20 +36,22 @@ def build_dit_stage(config: Config) -> DitStage:
     accelerator = make_accelerator(config, settings.precision, config.dit_dir)
     vae = trained_vae(config)
     check_video_shape(config.data.frames, *config.data.height_width)
-    model = build_denoiser(config, vae.latent_channels)
+    clips, held_out = open_clips(
+        config,
+        accelerator,
+        extra_frame=True,
+        images=config.images.count,
+        with_flow=config.alignment.weight > 0 and config.flow.estimator == "exact",
+    )
+    classes = len(clips.labels.names)
+    model = build_denoiser(config, vae.latent_channels, classes)
+    start_from(model, config.denoiser.weights)
     grid = token_grid(config, model.config.patch)
     aligned = config.alignment.weight > 0
     prior = build_prior(config, model.config.depth) if aligned else None
     for part in (vae, model, prior):
         if part is not None:
             part.to(accelerator.device)
-    clips, held_out = open_clips(
-        config,
-        accelerator,
-        extra_frame=True,
-        images=config.images.count,
-        with_flow=aligned and config.flow.estimator == "exact",
-    )
     schedule = Schedule(
         settings.phases,
         len(clips),
@@ -60,6 +63,7 @@ def build_dit_stage(config: Config) -> DitStage:
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     run = RunFolder(config.dit_dir, config, "train_dit", accelerator)
     check_same_run(run, config, clips)
+    start_trackers(accelerator, run, config)  # before the caches: who is not logged in hears it at once
     if prior is not None and prior.untrained:
         run.say("the flow prior is untrained (dino.weights: random): its alignment teaches nothing.")
     diffusion = GaussianDiffusion()
@@ -71,7 +75,6 @@ def build_dit_stage(config: Config) -> DitStage:
     if prior is not None and latents is not None and config.cache.prior == "disk":
         priors = PriorCache(config, clips, prior, grid, model.config.width)
         run.say(f"the cache of prior features may grow to {priors.disk_bytes / 2**20:.0f} MiB.")
-    start_trackers(accelerator, run, config)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.phases[0].lr,
@@ -89,11 +92,22 @@ def build_dit_stage(config: Config) -> DitStage:
         vae=vae,
         vae_digest=weights_digest(vae),
         diffusion=diffusion,
-        inputs=DitInputs(config, vae, diffusion, prior, priors, accelerator.device, grid, model.config.width),
+        inputs=DitInputs(
+            config, vae, diffusion, prior, priors, accelerator.device, grid, model.config.width, classes
+        ),
         optimizer=optimizer,
         ema=Ema(model, settings.ema_decay),
         schedule=schedule,
     )
+
+
+def start_from(model: MedSora, trained: str | None) -> None:
+    """Fill the denoiser with the weights of another model, if one is named, to go on training from there.
+
+    Raises `BadInput` if there is none, or it was built with other settings.
+    """
+    if trained is not None:
+        model.load_weights(find_model(trained).denoiser)
 
 
 def token_grid(config: Config, patch: int) -> tuple[int, int]:
@@ -126,13 +140,17 @@ def build_prior(config: Config, depth: int) -> FlowPrior:
     return prior.eval().requires_grad_(False)
 
 
-def build_denoiser(config: Config, in_channels: int) -> MedSora:
-    """Return the denoiser of the config's preset for a VAE of `in_channels`; raises `BadInput`."""
+def build_denoiser(config: Config, in_channels: int, classes: int = 0) -> MedSora:
+    """Return the denoiser of the config's preset for a VAE of `in_channels` and so many labels.
+
+    Raises `BadInput` if the config's overrides do not fit.
+    """
     settings = {
         "in_channels": in_channels,
         "mixing": config.denoiser.mixing,
         "prediction": config.denoiser.prediction,
         "backend": config.denoiser.backend,
+        "classes": classes,
         **config.denoiser.overrides,
     }
     try:
@@ -143,6 +161,11 @@ def build_denoiser(config: Config, in_channels: int) -> MedSora:
         raise BadInput(
             f"the denoiser works on {model.config.in_channels} latent channels (denoiser.overrides) but the "
             f"VAE has {in_channels}; leave denoiser.overrides.in_channels out."
+        )
+    if model.config.classes != classes:
+        raise BadInput(
+            f"the denoiser has {model.config.classes} classes (denoiser.overrides) but the clips have "
+            f"{classes} labels; leave denoiser.overrides.classes out, data.labels decides."
         )
     if config.denoiser.gradient_checkpointing:
         model.enable_gradient_checkpointing()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flow_prior import FlowPrior
 from medsora.config import Config
-from medsora.diffusion import GaussianDiffusion
+from medsora.diffusion import CLEAN, GaussianDiffusion
 from medsora.training.prior_cache import PriorCache
 from medsora.training.randomness import normal_for
 from vae import FrequencyCompensatedVAE, frames_to_latents
@@ -22,7 +22,11 @@ from vae import FrequencyCompensatedVAE, frames_to_latents
 
 @dataclass(frozen=True)
 class NoisedLatents:
-    """A micro-batch: scaled latents z_0, noise and z_t (B, n, C, h, w), timesteps (B,), the last images."""
+    """A micro-batch: scaled latents z_0, noise and z_t (B, n, C, h, w), timesteps (B,), the last images.
+
+    Where first frames are given, `latent_t` and `weights` are (B, n): the given latents are free of noise,
+    have the timestep `CLEAN` and no weight in the loss. `labels` (B, n) are None in a model without.
+    """
 
     z_0: Tensor
     z_t: Tensor
@@ -30,6 +34,9 @@ class NoisedLatents:
     t: Tensor
     num_images: int
     needed: Tensor  # (B,) bool, on the CPU: samples whose alignment loss is not provably zero
+    latent_t: Tensor
+    weights: Tensor | None
+    labels: Tensor | None
 
 
 class DitInputs:
@@ -45,7 +52,9 @@ class DitInputs:
         device: torch.device,
         grid: tuple[int, int],
         width: int,
+        classes: int = 0,
     ) -> None:
+        self.classes = classes
         self.config, self.vae, self.diffusion = config, vae, diffusion
         self.prior, self.priors = prior, priors
         self.device, self.grid, self.width = device, grid, width
@@ -57,22 +66,49 @@ class DitInputs:
             mean, logvar = batch["mean"].to(self.device), batch["logvar"].to(self.device)
         else:
             video = batch["video"][:, : self.config.data.frames].to(self.device)
-            moments = [self.vae.encode_moments(video)]
+            moments = [self._clip_moments(video, batch)]
             if self.config.images.count:
                 images = batch["images"].to(self.device)
                 moments.append(image_moments(self.vae, images, self.config.images.encoding))
             mean, logvar = (torch.cat(parts, dim=1) for parts in zip(*moments, strict=True))
         z_0 = self.vae.sample_latents(mean, logvar, noise=self._noise(mean, batch, "posterior"))
         noise = self._noise(mean, batch, "noise")
-        t = batch["t"].to(self.device)
+        t = latent_t = batch["t"].to(self.device)
+        weights = None
+        if "given" in batch:
+            given = torch.arange(z_0.shape[1]) < batch["given"][:, None]
+            given = given.to(self.device)
+            latent_t, weights = t[:, None].masked_fill(given, CLEAN), (~given).float()
+        z_t = self.diffusion.add_noise(z_0, noise, latent_t)
+        if weights is not None:
+            z_t = torch.where(given[:, :, None, None, None], z_0, z_t)
         return NoisedLatents(
             z_0=z_0,
-            z_t=self.diffusion.add_noise(z_0, noise, t),
+            z_t=z_t,
             noise=noise,
             t=t,
             num_images=image_latents(self.config),
             needed=batch["needed"],
+            latent_t=latent_t,
+            weights=weights,
+            labels=self._labels(batch, z_0.shape[1]),
         )
+
+    def _clip_moments(self, video: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Encode clips; where one latent is given, it is the first frame's alone, as when sampling."""
+        mean, logvar = self.vae.encode_moments(video)
+        alone = (batch["given"] == 1).nonzero().flatten().to(self.device) if "given" in batch else ()
+        if len(alone):
+            mean[alone, :1], logvar[alone, :1] = self.vae.encode_moments(video[alone, :1])
+        return mean, logvar
+
+    def _labels(self, batch: dict[str, Any], latents: int) -> Tensor | None:
+        """(B, n): the clip's latents have its label; joint images, which show other videos, have none."""
+        if not self.classes:
+            return None
+        labels = batch["label"][:, None].repeat(1, latents)
+        labels[:, latents - image_latents(self.config) :] = self.classes
+        return labels.to(self.device)
 
     @torch.no_grad()
     def alignment_targets(self, batch: dict[str, Any]) -> list[Tensor] | None:

@@ -32,7 +32,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
     stop = StopRequest(time_limit_minutes)
-    with losses_said(), building():
+    with losses_said(), building(), stop.preparing():
         stage = build_dit_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
         start = stage.resume()
@@ -44,6 +44,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
         accumulation=settings.accumulation,
+        labels=stage.clip_labels if config.data.balance else None,
     )
     batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
     progress = Progress("stage 2", schedule.total_steps, start, show=accelerator.is_local_main_process)
@@ -68,9 +69,17 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 last = micro == settings.accumulation - 1
                 with gradients_synchronised(accelerator, model, last):
                     with accelerator.autocast():
-                        out = model(noised.z_t, noised.t, num_images=noised.num_images)
+                        out = model(
+                            noised.z_t, noised.latent_t, num_images=noised.num_images, labels=noised.labels
+                        )
                     diffusion = stage.diffusion.hybrid_loss(
-                        out.eps.float(), out.variance.float(), noised.z_0, noised.z_t, noised.noise, noised.t
+                        out.eps.float(),
+                        out.variance.float(),
+                        noised.z_0,
+                        noised.z_t,
+                        noised.noise,
+                        noised.latent_t,
+                        weights=noised.weights,
                     )
                     weight = stage.diffusion.error_weight(noised.t, settings.error_of)
                     loss = (weight * diffusion.mse + diffusion.vb).mean()
@@ -118,7 +127,9 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 with stop.saving():
                     stage.save(done)
             # Who is asked to leave has little time: looking at step `done` is then made up for on resuming.
-            if (asked and not ends) or not stage.look(done, stop):
+            with progress.not_training():
+                looked = not (asked and not ends) and stage.look(done, stop)
+            if not looked:
                 raise stage.interrupted(done, stop)
 
     run.say(

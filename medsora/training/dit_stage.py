@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ class DitStage:
             with written_folder(self.run.path / "vae") as folder:
                 self.vae.save_pretrained(folder)
             with self.run.writing():
-                write_json(self.run.path / "pipeline.json", clip_geometry(self.config))
+                write_json(self.run.path / "pipeline.json", self.geometry)
         if checkpoint is None:
             return 0
         self.model.load_weights(checkpoint.folder / "denoiser")
@@ -113,6 +114,16 @@ class DitStage:
         self.blocks.restore(checkpoint.state.get("alignment"))
         self.run.announce(checkpoint, self.schedule.total_steps)
         return checkpoint.step
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """What a pipeline must know of the clips that the denoiser is trained on."""
+        return clip_geometry(self.config, self.samples.clips.labels.names)
+
+    @property
+    def clip_labels(self) -> list[int]:
+        """The label's number of every training clip."""
+        return [self.samples.clips.label(index) for index in range(len(self.samples.clips))]
 
     @property
     def parameter_names(self) -> list[str]:
@@ -127,7 +138,8 @@ class DitStage:
     def look(self, step: int, stop: StopRequest, *, resumed: bool = False) -> bool:
         """Evaluate and sample if that is due after `step`; return False if `stop` cut the sampling short.
 
-        With `resumed`, only what a stop right after the checkpoint of `step` left undone.
+        With `resumed`, before the first step: only what a stop right after the checkpoint of `step` left
+        undone; False if there is no time for a step either.
         """
         settings, ends = self.config.train_dit, step == self.schedule.total_steps
         done = True
@@ -138,7 +150,7 @@ class DitStage:
                 self.evaluate(step)
             if (step % settings.sample_every == 0 or ends) and not (resumed and self.sheet(step).is_file()):
                 done = self.sample(step, stop)
-        (cut_short,) = any_process(self.accelerator, not done)
+        (cut_short,) = any_process(self.accelerator, not done or (resumed and stop.wanted()))
         return not cut_short
 
     def interrupted(self, step: int, stop: StopRequest) -> Interrupted:
@@ -162,7 +174,7 @@ class DitStage:
             for t in EVALUATION_TIMESTEPS:
                 batch["t"] = torch.full((count,), t)
                 noised = self.inputs.noised_latents(batch)
-                out = model(noised.z_t, noised.t, num_images=noised.num_images)
+                out = model(noised.z_t, noised.latent_t, num_images=noised.num_images, labels=noised.labels)
                 errors[f"held_out/mse_t{t}"] = float((out.eps - noised.noise).square().mean())
             model.train()
         errors["held_out/mse"] = sum(errors.values()) / len(errors)
@@ -170,7 +182,8 @@ class DitStage:
 
     def sample(self, step: int, stop: StopRequest) -> bool:
         """Sample a few videos from the EMA weights into samples/; return False if `stop` was wanted."""
-        settings = self.config.train_dit
+        settings, names = self.config.train_dit, self.samples.clips.labels.names
+        labels = [names[k % len(names)] for k in range(settings.sample_videos)] if names else None
 
         def leave_if_asked(number: int, t: int, z: torch.Tensor) -> None:
             if stop.wanted():
@@ -178,13 +191,14 @@ class DitStage:
 
         with self.ema.applied() as model:
             model.eval()
-            pipeline = MedSoraPipeline(model, self.vae, **clip_geometry(self.config))
+            pipeline = MedSoraPipeline(model, self.vae, **self.geometry)
             pipeline.set_progress_bar_config(disable=True)
             try:
                 frames = pipeline(
                     num_videos=settings.sample_videos,
                     num_inference_steps=settings.sample_steps,
                     seeds=list(range(settings.sample_videos)),
+                    label=labels,
                     callback=leave_if_asked,
                 ).frames
             except Interrupted:
@@ -193,7 +207,8 @@ class DitStage:
                 model.train()
         folder = self.run.samples / f"step-{step:07d}"
         tags = synthetic_tags(f"{self.run.path.name}, step {step}")
-        rows = [(f"seed {number}", video) for number, video in enumerate(frames)]
+        of_rows = [f", {label}" for label in labels] if labels else [""] * len(frames)
+        rows = [(f"seed {k}{of_rows[k]}", video) for k, video in enumerate(frames)]
         with self.run.writing():
             for number, video in enumerate(frames):
                 write_video(folder / f"video-{number:05d}.mp4", video, SAMPLE_FPS, metadata=tags)
@@ -201,11 +216,16 @@ class DitStage:
         return True
 
 
-def clip_geometry(config: Config) -> dict[str, Any]:
+def clip_geometry(config: Config, labels: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a pipeline must know of the clips that its denoiser was trained on."""
-    return {
+    geometry = {
         "frames": config.data.frames,
         "size": list(config.data.height_width),
         "fps": SAMPLE_FPS,
         "image_latents": image_latents(config),
     }
+    if labels:
+        geometry["labels"] = list(labels)
+    if config.train_dit.first_frame_prob:
+        geometry["given_frames"] = sorted(set(config.train_dit.given_frames))
+    return geometry

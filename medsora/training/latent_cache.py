@@ -35,6 +35,7 @@ class LatentCache:
         self.clips, self.images = clips, config.images
         self.groups = config.cache.image_groups if config.images.encoding == "packed" else 0
         self.seed = config.run.seed
+        self.alone = bool(self.images.count and not self.groups) or config.train_dit.first_frame_prob > 0
         depends_on = {
             "code": CODE_VERSION,
             "clips": clips_digest(clips),
@@ -42,6 +43,8 @@ class LatentCache:
             "vae": weights_digest(vae),
             "images": [self.images.encoding, self.groups, self.seed if self.groups else 0],
         }
+        if self.alone and not (self.images.count and not self.groups):
+            depends_on["first frames alone"] = True
         self.store = TensorStore(Path(config.cache.dir), "latents", depends_on)
         videos = np.array([video for video, _ in clips.windows])
         self.windows_elsewhere = {int(video): np.flatnonzero(videos != video) for video in np.unique(videos)}
@@ -50,9 +53,8 @@ class LatentCache:
         """How much all entries take for a VAE with `channels` latent channels, flipped ones included."""
         per_latent = 2 * 2 * 4 * channels * math.prod(side // PIXELS_PER_LATENT for side in self.clips.size)
         clip = frames_to_latents(self.clips.frames)
-        alone = 1 if self.images.count and not self.groups else 0
         grouped = self.groups * frames_to_latents(GROUP) if self.images.count else 0
-        return per_latent * (len(self.clips) * (clip + alone) + grouped)
+        return per_latent * (len(self.clips) * (clip + self.alone) + grouped)
 
     def build(self, vae: FrequencyCompensatedVAE, accelerator: Accelerator) -> None:
         """Encode what is not there yet; every process takes its share, all wait for the last."""
@@ -67,10 +69,17 @@ class LatentCache:
             self.store.put(name, encode(vae, int(number), accelerator.device))
         accelerator.wait_for_everyone()
 
-    def clip(self, index: int, flipped: bool) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance (f, C, h, w) of a window's clip, unscaled."""
+    def clip(self, index: int, flipped: bool, *, first_alone: bool = False) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance (f, C, h, w) of a window's clip, unscaled.
+
+        `first_alone` puts the first frame, encoded as a picture, in place of the clip's first latent.
+        """
         entry = self._entry(_clip_name(index))
-        return entry["mean"][int(flipped)], entry["logvar"][int(flipped)]
+        mean, logvar = entry["mean"][int(flipped)], entry["logvar"][int(flipped)]
+        if first_alone:
+            mean = torch.cat([entry["image_mean"][int(flipped)], mean[1:]])
+            logvar = torch.cat([entry["image_logvar"][int(flipped)], logvar[1:]])
+        return mean, logvar
 
     def joint_images(self, video: int, sample: int) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance (n - f, C, h, w) of a sample's images, from videos other than `video`.
@@ -111,8 +120,8 @@ class LatentCache:
         both = torch.stack([video, video.flip(-1)]).to(device)
         mean, logvar = vae.encode_moments(both)
         entry = {"mean": mean.float().cpu(), "logvar": logvar.float().cpu()}
-        if self.images.count and not self.groups:
-            entry |= self._image_entry(vae, both[:, :1])
+        if self.alone:
+            entry |= self._picture_entry(vae, both[:, :1], "single")
         return entry
 
     @torch.no_grad()
@@ -123,10 +132,11 @@ class LatentCache:
         sources = self.clips.image_sources
         chosen = [sources[i] for i in random.integers(len(sources), size=GROUP)]
         images = self.clips.load_images(chosen)
-        return self._image_entry(vae, torch.stack([images, images.flip(-1)]).to(device))
+        return self._picture_entry(vae, torch.stack([images, images.flip(-1)]).to(device), "packed")
 
-    def _image_entry(self, vae: FrequencyCompensatedVAE, images: Tensor) -> dict[str, Tensor]:
-        mean, logvar = image_moments(vae, images, self.images.encoding)
+    @staticmethod
+    def _picture_entry(vae: FrequencyCompensatedVAE, pictures: Tensor, encoding: str) -> dict[str, Tensor]:
+        mean, logvar = image_moments(vae, pictures, encoding)
         return {"image_mean": mean.float().cpu(), "image_logvar": logvar.float().cpu()}
 
 

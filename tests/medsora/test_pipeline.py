@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -261,6 +262,13 @@ def test_damaged_files_are_named(saved: Path, part: str) -> None:
         MedSoraPipeline.from_pretrained(saved)
     config.unlink()
     with pytest.raises(BadInput, match=f"{part}/config.json cannot be read"):
+        MedSoraPipeline.from_pretrained(saved)
+
+
+def test_settings_that_cannot_be_computed_with_are_refused(saved: Path) -> None:
+    path = saved / "denoiser" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"heads": 0}))
+    with pytest.raises(BadInput, match="denoiser cannot be loaded as a MedSora: integer modulo by zero"):
         MedSoraPipeline.from_pretrained(saved)
 
 

@@ -20,6 +20,7 @@ from medsora.data.phantom.render import KINDS, render_clip
 from medsora.data.video_io import write_video
 
 LOOK = 1  # raise when the renderer draws other pictures from the same seed
+LABELS_NAME = "labels.csv"
 _DONE, _BEGUN = "phantom.json", ".phantom.begun.json"
 
 
@@ -77,13 +78,13 @@ def write_phantom(
         for done, _ in enumerate(run(missing), start=videos - len(missing) + 1):
             if progress:
                 progress(done, videos)
-    with open(folder / ".labels.csv.part", "w", newline="", encoding="utf-8") as file:
+    with open(folder / f".{LABELS_NAME}.part", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file", "label", "polyp", "instrument"])
         for clip in clips:
             kind = clip.kind
             table.writerow([clip.video.name, kind, int(kind == "polyp"), int(kind == "instrument")])
-    os.replace(folder / ".labels.csv.part", folder / "labels.csv")
+    os.replace(folder / f".{LABELS_NAME}.part", folder / LABELS_NAME)
     seeds = {clip.video.name: clip.seed for clip in clips}
     _replace(folder / _DONE, json.dumps({**recipe, "seeds": seeds}, indent=1).encode())
     (folder / _BEGUN).unlink()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from medsora.data.check import check_folder
 from medsora.data.phantom import write_phantom
 from medsora.data.video_io import read_frames, write_video
 from tests.medsora.data.material import cut, encode
@@ -142,15 +145,32 @@ def test_a_folder_with_a_fifth_of_it_damaged_trains_to_its_end(
             assert any(word in line for word in words.split("|")), line
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_files_that_may_not_be_read(
-    tmp_path: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_video(tmp_path / "videos" / "closed.mkv", frames, 8, lossless=True)
-    write_video(tmp_path / "videos" / "open.mkv", frames, 8, lossless=True)
-    (tmp_path / "videos" / "closed.mkv").chmod(0)
-    config = tiny.tiny_config(
-        tmp_path, tmp_path / "clips", data__root=str(tmp_path / "videos"), train_vae__max_steps=1
-    )
-    assert (tiny.train("vae", config) / "final").is_dir()
+@contextmanager
+def nobody() -> Iterator[Path]:
+    """Be a user who may not read everything, and give a folder that this user may write to."""
+    root, folder = os.geteuid() == 0, Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    if root:
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        for path in folder.rglob("*"):
+            path.chmod(0o700)
+        shutil.rmtree(folder)
+
+
+def test_files_and_folders_that_may_not_be_read(frames: np.ndarray) -> None:
+    with nobody() as folder:
+        for name in ("closed.mkv", "open.mkv", "hidden/one.mkv"):
+            write_video(folder / name, frames, 8, lossless=True)
+        (folder / "closed.mkv").chmod(0)
+        (folder / "hidden").chmod(0)
+        report = check_folder(folder, frames=16, interval=1, cache_path=folder / "check.json")
+        assert [usable.source.name for usable in report.usable] == ["open.mkv"]
+        complaints = sorted(report.complaints())
+    assert len(complaints) == 2
+    assert complaints[0].startswith("left out closed.mkv: cannot be read: Permission denied")
+    assert complaints[1].startswith("left out the folder hidden: ")

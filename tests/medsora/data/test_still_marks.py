@@ -53,6 +53,13 @@ def test_text_on_the_scene_is_found_where_it_stands(scene: np.ndarray) -> None:
     assert 58 <= left < right <= 128
 
 
+@pytest.mark.parametrize("behind", ["box", "outline"])
+def test_text_that_brings_its_own_darkness_is_found(scene: np.ndarray, behind: str) -> None:
+    found = find_still_marks(grey(lettered(scene, at=(30, 60), behind=behind)))
+    assert [place(box) for box in found.marks] == ["in the middle"]
+    assert found.margins == NO_MARGINS
+
+
 def test_plain_phantoms_have_neither() -> None:
     for seed in range(8):
         assert find_still_marks(grey(render_clip(seed, 17, 48).video)) == StillMarks()

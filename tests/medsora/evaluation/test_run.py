@@ -269,7 +269,7 @@ def test_results_that_cannot_be_written(run: Callable[..., Results], tmp_path: P
 
 def test_two_runs_at_once_do_not_touch_each_other(folders: tuple[Path, Path], tmp_path: Path) -> None:
     clips = choose_clips(folders[0], frames=4, size=32, interval=1, count=2, seed=0)
-    first, second = (FeatureStore(tmp_path, "same", PixelExtractor(), 2, 4, writer) for writer in (1, 2))
+    first, second = (FeatureStore(tmp_path, "same", PixelExtractor(), 2, 4) for _ in range(2))
     batch = np.stack([clips.read(0), clips.read(1)])
     first.begin()
     second.begin()
@@ -278,6 +278,29 @@ def test_two_runs_at_once_do_not_touch_each_other(folders: tuple[Path, Path], tm
     second.write([0], batch[:1])
     assert second.is_whole()  # the first one's file
     assert np.array_equal(second.read().values, PixelExtractor()(batch))
+
+
+def test_an_interrupted_extraction_goes_on_where_it_was(
+    run: Callable[..., Results], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the fifth batch of two: the clips before it are not shown to the extractors again."""
+    straight = run(out="straight", cache="straight-cache", batch_size=2).figures()
+    write, batches = FeatureStore.write, iter(range(100))
+
+    def write_until_asked(self: FeatureStore, indices: list[int], clips: np.ndarray) -> None:
+        if next(batches) == 12:  # three extractors: four batches of real clips are done
+            raise KeyboardInterrupt
+        write(self, indices, clips)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureStore, "write", write_until_asked)
+        with pytest.raises(KeyboardInterrupt):
+            run(cache="cache", batch_size=2)
+    calls = count_reads(monkeypatch)
+    assert run(cache="cache", batch_size=2).figures() == straight
+    assert len(calls) == 3 * (2 + 8)  # two of ten real clips, eight generated ones
+    assert "features of 8 of 10 real clips are there from an interrupted run" in capsys.readouterr().err
+    assert not [path for path in Path("cache").iterdir() if path.suffix in (".done", ".partial")]
 
 
 def test_two_processes_give_the_figures_of_one(

@@ -1,0 +1,70 @@
+"""What each video shows, in one word: the name of its folder, or what a CSV says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from medsora.data.video_table import read_video_table
+from medsora.errors import BadInput, one_line
+
+NO_LABELS, FOLDERS = "none", "folders"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels' names in alphabetical order, and the number of each labelled video's among them."""
+
+    names: tuple[str, ...] = ()
+    of_video: Mapping[str, int] = field(default_factory=dict)
+
+    def number(self, video: str) -> int:
+        """Return the video's label as the denoiser counts it; a video without one has `len(names)`."""
+        return self.of_video.get(video, len(self.names))
+
+
+def read_labels(source: str, root: str | Path, videos: Sequence[str], *, known: Sequence[str] = ()) -> Labels:
+    """Return the labels of `videos`, which are named by their paths below `root`.
+
+    `source` is "none"; "folders", where a video's label is the folder that it lies in; or a CSV with the
+    columns `file` and `label`, looked for from here and then in `root`. Videos that the CSV does not list, or
+    lists with an empty label, have none: they are trained on as if their label had been dropped. `known` are
+    further videos that exist but cannot be used: naming them is no error.
+
+    Raises `BadInput` with one sentence: a video outside every folder, a CSV as `read_video_table` says, a
+    video listed with two labels, no label at all.
+    """
+    if source == NO_LABELS:
+        return Labels()
+    words = _from_folders(videos) if source == FOLDERS else _from_csv(source, Path(root), [*videos, *known])
+    words = {video: one_line(words[video]) for video in videos if words.get(video)}
+    if not words:
+        raise BadInput(f"data.labels is {source}, but it gives no video a label.")
+    names = tuple(sorted(set(words.values())))
+    return Labels(names, {video: names.index(word) for video, word in words.items()})
+
+
+def _from_folders(videos: Sequence[str]) -> dict[str, str]:
+    words = {video: PurePosixPath(video).parent.name for video in videos}
+    for video, word in words.items():
+        if not word:
+            raise BadInput(
+                f"data.labels is folders, but '{video}' lies in no sub-folder that could be its label; sort "
+                "the videos into folders, or give a CSV with the columns file and label."
+            )
+    return words
+
+
+def _from_csv(source: str, root: Path, videos: Sequence[str]) -> dict[str, str]:
+    path = Path(source)
+    if not path.is_file() and (root / path).is_file():
+        path = root / path
+    words: dict[str, str] = {}
+    for number, video, row in read_video_table(path, "label", ("label",), videos):
+        if words.setdefault(video, row["label"]) != row["label"]:
+            raise BadInput(
+                f"{path}, line {number}: '{row['file']}' is labelled both '{words[video]}' and "
+                f"'{row['label']}', but a video has one label."
+            )
+    return words

@@ -1,0 +1,65 @@
+"""CSV tables that say something about the videos of a data folder, one row per video."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from medsora.errors import BadInput
+
+
+def read_video_table(
+    csv_path: str | Path, kind: str, columns: Sequence[str], names: Sequence[str]
+) -> list[tuple[int, str, dict[str, str]]]:
+    """Return (line number, video name, values by column) of every row, names in lower case, blanks stripped.
+
+    The column `file` names a video by its path below the data folder, or by its bare name with or without
+    ending where that is unique among `names`; one of `columns` must be there too. `kind` says in errors what
+    the table is for.
+
+    Raises `BadInput` with one sentence: no such file or column, no rows, a file that is not in the folder.
+    """
+    csv_path = Path(csv_path)
+    lookup = _lookup(names)
+    rows = []
+    for number, row in _read_rows(csv_path, kind, columns):
+        name = lookup.get(PurePosixPath(row["file"].replace("\\", "/")).as_posix())
+        if name is None:
+            raise BadInput(f"{csv_path}, line {number}: the file '{row['file']}' is not in the data folder.")
+        rows.append((number, name, row))
+    return rows
+
+
+def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    try:
+        with csv_path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            found = [(column or "").strip().lower() for column in reader.fieldnames or []]
+            reader.fieldnames = found
+            rows = [
+                (reader.line_num, {key: (value or "").strip() for key, value in row.items() if key})
+                for row in reader
+            ]
+    except FileNotFoundError:
+        raise BadInput(f"there is no {kind} file {csv_path}.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{csv_path} cannot be read as CSV ({error}).") from error
+    if "file" not in found or not set(columns) & set(found):
+        raise BadInput(
+            f"{csv_path} needs the columns 'file' and {' or '.join(map(repr, columns))} in its first line; "
+            f"it has {', '.join(found) or 'none'}."
+        )
+    if not rows:
+        raise BadInput(f"{csv_path} lists no files.")
+    return rows
+
+
+def _lookup(names: Sequence[str]) -> dict[str, str]:
+    """Return full path, and where unique bare name and stem, -> video name."""
+    found: dict[str, str] = {}
+    for shorten in (lambda name: PurePosixPath(name).stem, lambda name: PurePosixPath(name).name):
+        uses = Counter(map(shorten, names))
+        found |= {shorten(name): name for name in names if uses[shorten(name)] == 1}
+    return found | {name: name for name in names}

@@ -1,0 +1,55 @@
+"""Labels of videos: from folders, from a CSV; what is missing or contradicts itself is one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medsora.data.labels import Labels, read_labels
+from medsora.errors import BadInput
+
+VIDEOS = ["lower/polyp/a.avi", "upper/polyp/b.avi", "neither/c"]
+
+
+def test_a_folder_is_a_label_wherever_it_lies() -> None:
+    labels = read_labels("folders", "root", VIDEOS)
+    assert labels.names == ("neither", "polyp")
+    assert [labels.number(video) for video in VIDEOS] == [1, 1, 0]
+    with pytest.raises(BadInput, match=r"'x.avi' lies in no sub-folder"):
+        read_labels("folders", "root", [*VIDEOS, "x.avi"])
+
+
+def test_none_is_none() -> None:
+    assert read_labels("none", "root", VIDEOS) == Labels()
+    assert Labels().number("a") == 0
+
+
+@pytest.mark.parametrize("beside_the_videos", [True, False])
+def test_a_csv_names_what_it_knows(tmp_path: Path, monkeypatch, beside_the_videos: bool) -> None:
+    root = tmp_path / "videos"
+    root.mkdir()
+    monkeypatch.chdir(tmp_path)
+    table = "file,label\na,ulcer\nupper\\polyp\\b.avi,\nbroken.avi,ulcer\n"
+    (root if beside_the_videos else tmp_path).joinpath("l.csv").write_text(table)
+    labels = read_labels("l.csv", root, VIDEOS, known=["broken.avi"])
+    assert labels.names == ("ulcer",)
+    assert [labels.number(video) for video in VIDEOS] == [0, 1, 1]  # 1: no label, empty or not listed
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("file,label\nmissing.avi,x\n", r"line 2: the file 'missing.avi' is not in the data folder"),
+        ("file,label\na.avi,x\na,y\n", "line 3: 'a' is labelled both 'x' and 'y'"),
+        ("file,kind\na.avi,x\n", "needs the columns 'file' and 'label'"),
+        ("file,label\na.avi,\n", "gives no video a label"),
+    ],
+)
+def test_a_csv_that_cannot_be_used(tmp_path: Path, table: str, sentence: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(table)
+    with pytest.raises(BadInput, match=sentence):
+        read_labels(str(path), tmp_path, VIDEOS)
+    with pytest.raises(BadInput, match="there is no label file"):
+        read_labels(str(tmp_path / "other.csv"), tmp_path, VIDEOS)
