@@ -1,11 +1,12 @@
-"""Memory of one training run against its estimate, each in a process of its own, started by test_memory.py.
+"""Memory of one training run against its estimate, in processes of their own; started by test_memory.py.
 
-python -m tests.measure_memory estimate|train STAGE CONFIG prints bytes: the estimate's total, or how much the
-largest resident size of the run exceeds what the process took before it (on a GPU: what CUDA allocated).
+python -m tests.measure_memory STAGE CONFIG prints two numbers of bytes: the estimate's total, and how much
+the largest resident size of the run exceeds what the process took before it (on a GPU: what CUDA allocated).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from medsora.training.vae_loop import train_vae
 
 
 def main() -> None:
-    """Estimate or train, and print the bytes on a line of their own."""
-    what, stage, path = sys.argv[1:]
+    """Estimate in a forked process, which leaves no traces in this one; then train; print both."""
+    stage, path = sys.argv[1:]
     config = load_config(path)
-    if what == "estimate":
-        print(estimated(stage, config))
-        return
+    if (child := os.fork()) == 0:
+        print(estimated(stage, config), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, "estimating failed"
     before = status_bytes("VmRSS")
     (train_vae if stage == "vae" else train_dit)(config)
     on_gpu = torch.cuda.is_available()

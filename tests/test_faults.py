@@ -16,12 +16,27 @@ from tests.faults.fuzz_config import fuzz_config
 from tests.faults.fuzz_video import fuzz_video
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMANDS_OF_ONE_PROCESS = """
+import sys
+from tests.faults.__main__ import main
+for command in sys.argv[1:]:
+    sys.argv = ["tests.faults", *command.split("; ")]
+    assert main() == 0, command
+"""
+PLACES = (
+    "in a fetch",
+    "in the writing of a checkpoint",
+    "before an fsync",
+    "after an fsync",
+    "before the rename",
+    "after the rename",
+)
 
 
-def faults(*arguments: str) -> str:
-    """Run a command of the harness, which must find nothing; return what it printed."""
+def faults(*commands: str) -> str:
+    """Run commands of the harness, which must find nothing, in one process; return what they printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", *arguments],
+        [sys.executable, "-c", COMMANDS_OF_ONE_PROCESS, *commands],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -33,27 +48,21 @@ def faults(*arguments: str) -> str:
     return done.stdout
 
 
-def test_killed_runs_end_as_the_one_that_nobody_killed() -> None:
-    """In a fetch, in a save, before and after fsync and rename; on one process and on two."""
-    places = (
-        "in a fetch",
-        "in the writing of a checkpoint",
-        "before an fsync",
-        "after an fsync",
-        "before the rename",
-        "after the rename",
-    )
+def test_kills_and_several_processes() -> None:
+    """Killed runs end as the one that nobody killed, on one process and two; scripts run on two and four."""
     printed = faults(
-        "kill", "--times", "6", "--stages", "vae", "--processes", "1", "1", "2", "--where", *places
+        f"kill; --times; 6; --stages; vae; --processes; 1; 1; 2; --where; {'; '.join(PLACES)}",
+        "together; --processes; 2; --only; every-script; evaluation-interrupted; evaluation-dies",
+        "together; --processes; 4; --only; every-script",
     )
     assert "kills survived: 6 of 6" in printed
     assert "lost: nothing" in printed
-    for place in places:
+    for place in PLACES:
         assert f"killed {place}" in printed
-
-
-def test_four_processes_run_every_script() -> None:
-    assert "one process wrote" in faults("together", "--processes", "4", "--only", "every-script")
+    for processes in (2, 4):
+        assert f"every-script, {processes} processes: train_vae, cache, train_dit, sample_ddim" in printed
+    assert "evaluation-interrupted, 2 processes: status 75 and one sentence" in printed
+    assert "evaluation-dies, 2 processes: the other" in printed
 
 
 @pytest.mark.parametrize("fuzz", [fuzz_video, fuzz_config, fuzz_checkpoint])

@@ -18,13 +18,16 @@ from medsora.config import Config, PhaseConfig
 from medsora.config_file import load_config
 from medsora.data.check import check_folder
 from medsora.data.clips import ClipDataset
+from medsora.data.labels import NO_LABELS, Labels
+from medsora.data.phantom.corpus import LABELS_NAME
+from medsora.data.phantom.render import KINDS
 from medsora.data.scan import Scan
 from medsora.data.split import HELD_OUT, split_by_video
 from medsora.data.windows import clip_span, windows_of
 from medsora.denoiser import MedSora
 from medsora.errors import BadInput
 from medsora.model_folder import checkpoint_problem
-from medsora.training.dit_build import build_denoiser, build_prior, token_grid
+from medsora.training.dit_build import build_denoiser, build_prior, start_from, token_grid
 from medsora.training.memory import MemoryEstimate, estimate_dit, estimate_vae, size_bytes
 from medsora.training.run_folder import refuse_changes
 from medsora.training.schedule import Schedule
@@ -83,15 +86,16 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
         vae = trained_vae(config)
     with findings.part("the clip's size"):
         check_video_shape(config.data.frames, *config.data.height_width)
+    clips, classes = _clips(findings, config, extra_frame=True, exact_flow=config.flow.estimator == "exact")
     with findings.part("the denoiser"):
-        model = build_denoiser(config, vae.latent_channels if vae else 16)
+        model = build_denoiser(config, vae.latent_channels if vae else 16, classes)
+        start_from(model, config.denoiser.weights)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         findings.line("denoiser", f"{config.denoiser.preset}, {parameters:,} trained parameters")
         token_grid(config, model.config.patch)
     if config.alignment.weight > 0 and model is not None:
         with findings.part("the flow prior"):
             prior = build_prior(config, model.config.depth)
-    clips = _clips(findings, config, extra_frame=True, exact_flow=config.flow.estimator == "exact")
     with findings.part("the schedule"):
         _say_schedule(findings, _schedule_dit(config, clips), clips, processes, settings.accumulation)
     with findings.part("the run"):
@@ -131,10 +135,11 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
             lpips=settings.lpips,
             ffl=settings.ffl,
             kl=settings.kl,
+            coarse=settings.coarse,
             lpips_net=settings.lpips_net,
             lpips_trunk=settings.lpips_trunk,
         )
-    clips = _clips(findings, config, extra_frame=False, exact_flow=False)
+    clips, _ = _clips(findings, config, extra_frame=False, exact_flow=False)
     with findings.part("the schedule"):
         schedule = Schedule(
             [PhaseConfig(settings.lr, settings.batch)],
@@ -161,15 +166,16 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
 # Data and schedule
 
 
-def _clips(findings: Findings, config: Config, *, extra_frame: bool, exact_flow: bool) -> int:
-    """Say how many clips there are to train on and to hold out; return the first number."""
-    data, counts = config.data, (0, 0)
+def _clips(findings: Findings, config: Config, *, extra_frame: bool, exact_flow: bool) -> tuple[int, int]:
+    """Say how many clips there are to train on and to hold out; return the first number, and the labels'."""
+    data, counts, labels = config.data, (0, 0), Labels()
     with findings.part("the clips"):
         if data.root is None:
             counts, where = (
                 _phantom_clips(config, extra_frame),
                 "of the phantom, rendered when training starts",
             )
+            labels = _phantom_labels(data.labels)
         else:
             report = check_folder(
                 data.root,
@@ -186,13 +192,23 @@ def _clips(findings: Findings, config: Config, *, extra_frame: bool, exact_flow:
                 "seed": config.run.seed,
                 "holdout": data.holdout,
                 "split_csv": data.split_csv,
+                "labels": data.labels,
                 "report": report,
             }
             clips = ClipDataset(data.root, split="train", with_flow=exact_flow, **options)
             counts = len(clips), len(ClipDataset(data.root, split=HELD_OUT, **options))
+            labels = clips.labels
             where = f"in {data.root}, {len(report.bad)} of {len(report.reports)} sources left out"
         findings.line("clips", f"{counts[0]:,} to train on, {counts[1]:,} held out, {where}")
-    return counts[0]
+        if labels.names:
+            findings.line("labels", ", ".join(labels.names))
+    return counts[0], len(labels.names)
+
+
+def _phantom_labels(source: str) -> Labels:
+    if source in (NO_LABELS, LABELS_NAME):
+        return Labels(tuple(sorted(KINDS)) if source == LABELS_NAME else ())
+    raise BadInput(f"data.labels is {source}, but the phantom's labels lie in {LABELS_NAME}: set that.")
 
 
 def _phantom_clips(config: Config, extra_frame: bool) -> tuple[int, int]:
@@ -249,7 +265,8 @@ def _cache_bytes(
     moments = 2 * 4 * vae.latent_channels * height * width  # mean and log-variance, float32, of one latent
     packed = config.images.count and config.images.encoding == "packed"
     single = bool(config.images.count) and not packed
-    found = 2 * clips * moments * (latents + single) + (
+    alone = single or config.train_dit.first_frame_prob > 0
+    found = 2 * clips * moments * (latents + alone) + (
         2 * 2 * config.cache.image_groups * moments if packed else 0
     )
     if prior is not None and config.cache.prior == "disk":

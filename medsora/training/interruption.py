@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from medsora.errors import STOP_SIGNALS
 
 ONE_WISH_S = 1.0  # a terminal's Ctrl-C reaches a process twice: directly and through its launcher
+TIME_IS_OVER = "the time limit is reached"
 BYTES_SAVED_PER_S = 100e6  # a guess for the first checkpoint; the next ones are measured
 
 
@@ -21,17 +22,34 @@ class StopRequest:
     """Remembers that somebody asked the run to stop; used as a context around a training loop.
 
     A second Ctrl-C is not caught again, so that an impatient user can still leave at once. A time limit is
-    kept: the run leaves when one more step and the checkpoint would not fit any more.
+    kept: the run leaves when what may come before it is asked again, and the checkpoint, would not fit any
+    more: a checkpoint that is due, an evaluation and a step, each as long as the longest so far.
     """
 
     def __init__(self, time_limit_minutes: float | None = None) -> None:
         self.deadline = None if time_limit_minutes is None else time.monotonic() + 60 * time_limit_minutes
         self.reason: str | None = None
         self._asked_at = 0.0
+        self._asked_last: float | None = None
         self._step_began: float | None = None
-        self._step_s = self._save_s = 0.0
+        self._step_s = self._between_s = self._save_s = 0.0
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Leave by `KeyboardInterrupt`, as Ctrl-C does then, if the time is over before there is a step."""
+        if self.deadline is None:
+            yield
+            return
+        before = signal.signal(signal.SIGALRM, _time_is_over)
+        signal.setitimer(signal.ITIMER_REAL, max(self.deadline - time.monotonic(), 1e-3))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
     def __enter__(self) -> StopRequest:
+        self._asked_last = time.monotonic()
         self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
@@ -58,8 +76,10 @@ class StopRequest:
         self._save_s = size_bytes / BYTES_SAVED_PER_S
 
     def begin_step(self) -> None:
-        """Note that a step begins; the longest one is what must still fit before the time limit."""
+        """Note that a step begins, and how long saving and looking between the steps took."""
         self._step_began = time.monotonic()
+        if self._asked_last is not None:
+            self._between_s = max(self._between_s, self._step_began - self._asked_last)
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -73,18 +93,19 @@ class StopRequest:
         return self.reason or "another process was asked to stop"
 
     def wanted(self) -> bool:
-        """Return whether this process was asked to stop, or another step and a save exceed its time."""
-        now = time.monotonic()
+        """Return whether this process was asked to stop, or its time would be over when it is asked again."""
+        now = self._asked_last = time.monotonic()
         if self._step_began is not None:
             self._step_s = max(self._step_s, now - self._step_began)
             self._step_began = None
-        if (
-            self.reason is None
-            and self.deadline is not None
-            and now + self._step_s + self._save_s >= self.deadline
-        ):
-            self.reason = "the time limit is reached"
+        still_to_come = self._between_s + self._step_s + self._save_s
+        if self.reason is None and self.deadline is not None and now + still_to_come >= self.deadline:
+            self.reason = TIME_IS_OVER
         return self.reason is not None
+
+
+def _time_is_over(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(TIME_IS_OVER)
 
 
 def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:

@@ -143,8 +143,8 @@ def estimate_vae(config: Config, vae: FrequencyCompensatedVAE, loss: VaeLoss, ba
     def train() -> Tensor:
         video = torch.empty(batch, data.frames, 3, *data.height_width)
         with _autocast(settings.precision):
-            out = vae(video)
-            return loss(out.reconstruction, video, out.mean, out.logvar).total
+            out = vae(video, coarse=settings.coarse > 0)
+            return loss(out.reconstruction, video, out.mean, out.logvar, out.coarse).total
 
     def look() -> None:
         videos = torch.empty(settings.eval_clips, data.frames, 3, *data.height_width)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import psutil
@@ -41,6 +43,13 @@ class Progress:
         self.waited += waited_s
         self.bar.update()
 
+    @contextmanager
+    def not_training(self) -> Iterator[None]:
+        """Leave the time spent in it, on samples and evaluations, out of `speed`; the time to go keeps it."""
+        paused = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - paused
+
     def speed(self) -> dict[str, float]:
         """Return samples/s, share of waiting for data (0..1) and GiB since the last `restart_clock`."""
         seconds = max(time.perf_counter() - self.began, 1e-9)
@@ -56,8 +65,11 @@ class Progress:
         }
 
     def show(self, losses: dict[str, float], speed: dict[str, float]) -> None:
-        """Put losses and what `speed` gave behind the bar, which itself tells step and time to go."""
-        parts = " ".join(f"{key.split('/')[-1]}={value:.3g}" for key, value in losses.items())
+        """Put losses and what `speed` gave behind the bar, which itself tells step and time to go.
+
+        A loss of exactly 0 is one that is left out.
+        """
+        parts = " ".join(f"{key.split('/')[-1]}={value:.3g}" for key, value in losses.items() if value)
         self.bar.set_postfix_str(
             f"{parts} | {speed['speed/samples_per_s']:.3g} samples/s, "
             f"{speed['speed/data_wait']:.0%} waiting for data, {speed['speed/memory_gib']:.1f} GiB",

@@ -30,6 +30,11 @@ def normal_for(shape: tuple[int, ...], seed: int, purpose: str, sample: int) -> 
     return torch.randn(shape, generator=generator_for(seed, purpose, sample))
 
 
+def chance_for(seed: int, purpose: str, sample: int) -> float:
+    """Return a number drawn evenly from [0, 1) that belongs to one global sample number."""
+    return derive_seed(seed, purpose, sample) / 2**63
+
+
 def timestep_for(steps: int, seed: int, sample: int) -> int:
     """Return the diffusion timestep in [0, steps) of one global sample number.
 

@@ -43,6 +43,8 @@ FREE_SECTIONS = ("run.dir", "run.name", "cache.dir", "tracking.", "data.workers"
 FOREIGN_SECTIONS = {
     "train_vae": (
         "train_dit.",
+        "data.labels",
+        "data.balance",
         "vae.path",
         "images.",
         "denoiser.",

@@ -7,7 +7,7 @@ the L clips. A step takes the next `batch` numbers, so no clip is dropped at the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,8 +95,26 @@ class Schedule:
         return 1.0
 
 
+def balanced_order(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return as many clip numbers as there are `labels`, every label equally often (to within one), shuffled.
+
+    A rare label's clips come several times, each as often as the others of its label (to within one).
+    """
+    kinds = random.permutation(np.unique(labels))
+    drawn = []
+    for place, kind in enumerate(kinds):
+        members = np.flatnonzero(labels == kind)
+        wanted = (len(labels) + place) // len(kinds)
+        rounds = [random.permutation(members) for _ in range(math.ceil(wanted / len(members)))]
+        drawn += rounds and [np.concatenate(rounds)[:wanted]]
+    return random.permutation(np.concatenate(drawn))
+
+
 class StepBatches(Sampler[list[SampleKey]]):
-    """One process's micro-batches from `start_step` on: contiguous slices of each step's global batch."""
+    """One process's micro-batches from `start_step` on: contiguous slices of each step's global batch.
+
+    `labels`, one per clip, makes every epoch's order a `balanced_order`.
+    """
 
     def __init__(
         self,
@@ -107,10 +125,12 @@ class StepBatches(Sampler[list[SampleKey]]):
         rank: int = 0,
         processes: int = 1,
         accumulation: int = 1,
+        labels: Sequence[int] | None = None,
     ) -> None:
         schedule.check_processes(processes, accumulation)
         self.schedule, self.seed, self.start_step = schedule, seed, start_step
         self.rank, self.processes, self.accumulation = rank, processes, accumulation
+        self.labels = None if labels is None else np.array(labels)
 
     def __len__(self) -> int:
         return (self.schedule.total_steps - self.start_step) * self.accumulation
@@ -129,5 +149,9 @@ class StepBatches(Sampler[list[SampleKey]]):
         if epoch not in orders:
             orders.clear()
             random = np.random.default_rng(derive_seed(self.seed, "order", epoch))
-            orders[epoch] = random.permutation(self.schedule.clips)
+            orders[epoch] = (
+                random.permutation(self.schedule.clips)
+                if self.labels is None
+                else balanced_order(self.labels, random)
+            )
         return SampleKey(sample, epoch, int(orders[epoch][position]))

@@ -25,7 +25,7 @@ from medsora.training.freed_memory import keep_freed_memory
 from medsora.training.randomness import derive_seed
 from medsora.training.run_folder import RunFolder
 from medsora.training.schedule import SampleKey, StepBatches
-from medsora.training.together import BATCH_TIME_LIMIT_S, check_agreement, start_heartbeat
+from medsora.training.together import BATCH_TIME_LIMIT_S, check_agreement, join, start_heartbeat
 from medsora.training.trackers import usable_trackers
 
 
@@ -37,6 +37,7 @@ def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     keep_freed_memory()
     torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
+    join()
     check_precision(precision)
     accelerator = Accelerator(
         mixed_precision=precision,

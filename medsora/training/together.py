@@ -1,8 +1,8 @@
 """Several processes as one run: they agree on what they run, and none waits for one that is gone.
 
-A collective operation alone would wait for half an hour. So each process counts up a number of its own in a
-small store every few seconds and reads those of the others; one that stays silent for `SILENT_S` seconds,
-because it died, hangs or its machine is gone, ends the others with a sentence.
+A collective operation may wait for hours, while the main process checks a large folder. So each process
+counts up a number of its own in a small store every few seconds and reads those of the others; one that stays
+silent for `SILENT_S` seconds, because it died, hangs or its machine is gone, ends the others with a sentence.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils.environment import parse_flag_from_env
 from torch.distributed import DistError, TCPStore
 
 from medsora.errors import BadInput, LostProcess
 
 BEAT_S = 2.0
 SILENT_S = 45.0
+LONGEST_WAIT = datetime.timedelta(hours=6)  # for the main process's part of the work
 BATCH_TIME_LIMIT_S = 600.0  # for a loader's worker; a clip that is hard to decode is given up long before
 GO_ON = "what was saved before is whole, so start the same command again"
 NETWORK_WORDS = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe")
@@ -39,11 +41,14 @@ class Heartbeat(threading.Thread):
         super().__init__(name="heartbeat", daemon=True)
         self.store, self.rank, self.silent_s = store, rank, silent_s
         self.heard = {other: (0, 0) for other in range(processes) if other != rank}  # its count, beats missed
+        self.parted = False
 
     def run(self) -> None:
         """Beat and listen until another process is silent; then say so and end this one."""
-        while not (silent := self._silent()):
+        while not (silent := self._silent()) and not self.parted:
             time.sleep(BEAT_S)
+        if self.parted:
+            return
         if self.rank == min({self.rank, *self.heard} - set(silent)):
             print(
                 f"\nerror: {_lost(silent, self.silent_s)}", file=sys.stderr, flush=True
@@ -63,17 +68,29 @@ class Heartbeat(threading.Thread):
             return False
         return True
 
+    def part(self) -> None:
+        """Let the others know that this process has done its work, so that they do not miss it."""
+        self.parted = True
+        with suppress(DistError, RuntimeError):  # the main process, and its store, may have left before
+            self.store.add(f"parted/{self.rank}", 1)
+
     def _silent(self) -> list[int]:
         """Return who was not heard of for too many beats of our own: all may have been suspended together."""
         try:
             self.store.add(f"beat/{self.rank}", 1)
             for other, (count, missed) in self.heard.items():
                 found = self.store.add(f"beat/{other}", 0)
-                self.heard[other] = (found, 0 if found != count else missed + 1)
+                expected = found == count and self.store.add(f"parted/{other}", 0) == 0
+                self.heard[other] = (found, missed + 1 if expected else 0)
         except (DistError, RuntimeError):  # the store is the main process's, so that one is gone
             count, missed = self.heard.get(0, (0, 0))
             self.heard[0] = (count, missed + 1)
         return [other for other, (_, missed) in self.heard.items() if missed * BEAT_S > self.silent_s]
+
+
+def join() -> PartialState:
+    """Return this process's place among those that a launcher started, once they have found each other."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
 
 
 def start_heartbeat(silent_s: float = SILENT_S) -> None:
@@ -88,6 +105,12 @@ def start_heartbeat(silent_s: float = SILENT_S) -> None:
     store = store or TCPStore(host, port, is_master=False, **options)
     _heartbeats.append(Heartbeat(store, state.process_index, state.num_processes, silent_s))
     _heartbeats[0].start()
+
+
+def part() -> None:
+    """End this process's part of the work: from here on nobody misses it."""
+    while _heartbeats:
+        _heartbeats.pop().part()
 
 
 @contextmanager

@@ -13,6 +13,10 @@ from medsora.errors import BadInput
 from medsora.training.run_folder import RunFolder
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # name -> package
+HELP = {
+    "wandb": "run 'wandb login', or set WANDB_MODE=offline to keep everything in the run's folder",
+    "trackio": "see its documentation",
+}
 
 
 def usable_trackers(names: list[str]) -> list[str]:
@@ -29,7 +33,7 @@ def usable_trackers(names: list[str]) -> list[str]:
 
 
 def start_trackers(accelerator: Accelerator, run: RunFolder, config: Config) -> None:
-    """Open the trackers once the run folder is there."""
+    """Open the trackers once the run folder is there; raises `BadInput` for one that refuses."""
     if not config.tracking.trackers:
         return
     tags = {"run": config.run.name, "seed": config.run.seed, "preset": config.denoiser.preset}
@@ -38,8 +42,17 @@ def start_trackers(accelerator: Accelerator, run: RunFolder, config: Config) -> 
         "wandb": {"name": title, "dir": str(run.path)},
         "trackio": {"name": title},
     }
-    with run.writing():
-        accelerator.init_trackers(config.tracking.project, config=tags, init_kwargs=options)
+    try:
+        with run.writing():
+            accelerator.init_trackers(config.tracking.project, config=tags, init_kwargs=options)
+    except Exception as error:
+        tracker = type(error).__module__.partition(".")[0]
+        if tracker not in ("wandb", "trackio"):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise BadInput(
+            f"{tracker} cannot be started ({reason}); {HELP[tracker]}, or leave it out of tracking.trackers."
+        ) from error
 
 
 def show_picture(accelerator: Accelerator, name: str, picture: np.ndarray, step: int) -> None:

@@ -38,6 +38,12 @@ def main() -> int:
         help="the real commands, torchrun included; killed at random moments",
     )
 
+    ask = commands.add_parser(
+        "interrupt", help="Ctrl-C and SIGTERM for every long script, started again after"
+    )
+    ask.add_argument("--times", type=int, default=3, metavar="N", help="for each script (default: 3)")
+    ask.add_argument("--seed", type=int, default=0, help="decides the moments (default: 0)")
+
     several = commands.add_parser("together", help="several processes as one run: they die, hang, disagree")
     several.add_argument("--processes", type=int, default=2, help="(default: 2)")
     several.add_argument("--only", nargs="+", metavar="SCENARIO", help="see tests/faults/together.py")
@@ -56,6 +62,10 @@ def main() -> int:
         from tests.faults.kill import kill_runs
 
         return kill_runs(options)
+    if options.command == "interrupt":
+        from tests.faults.interrupt import interrupt_runs
+
+        return interrupt_runs(options)
     if options.command == "together":
         from tests.faults.together import try_together
 

@@ -65,7 +65,7 @@ def report(tally: Tally, past: str, what: str) -> int:
     for outcome, count in tally.outcomes.most_common():
         print(f"  {outcome}: {count}")
     growth = tally.largest_growth_bytes / 2**20
-    print(f"slowest: {tally.slowest_s:.1f} s; memory grew by at most {growth:.0f} MiB")
+    print(f"slowest: {tally.slowest_s:.1f} s of the processor; memory grew by at most {growth:.0f} MiB")
     print(f"undocumented errors, crashes, hangs: {len(tally.failures)}")
     for failure in tally.failures[:20]:
         print(f"  {failure}")
@@ -120,7 +120,7 @@ def _work(first: int, count: int, attempt: Callable[[int], str], writing: int) -
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         before = _status_bytes("VmHWM")
         for number in range(first, count):
-            began, failure = time.monotonic(), None
+            began, failure = time.process_time(), None
             try:
                 outcome = attempt(number)
             except (ValueError, OSError) as error:
@@ -130,7 +130,7 @@ def _work(first: int, count: int, attempt: Callable[[int], str], writing: int) -
             except Exception:
                 outcome, failure = "undocumented", traceback.format_exc(limit=-4)
             growth = max(_status_bytes("VmHWM") - before, 0)
-            line = json.dumps(_record(outcome, time.monotonic() - began, growth, failure))
+            line = json.dumps(_record(outcome, time.process_time() - began, growth, failure))
             os.write(writing, line.encode() + b"\n")
         status = 0
     finally:

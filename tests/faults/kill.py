@@ -27,7 +27,16 @@ from medsora.config_file import save_config
 from medsora.errors import exit_with_status
 from medsora.training.progress import Progress
 from tests.faults.places import PLACES
-from tests.faults.processes import Started, alone, finish, kill, start_forks, wait, wait_for_others
+from tests.faults.processes import (
+    Started,
+    alone,
+    finish,
+    kill,
+    start_forks,
+    wait,
+    wait_for_others,
+    without_pages,
+)
 from tests.medsora.training import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,6 +209,7 @@ def start_forked(run: Run, arm: Callable[[], None] | None = None) -> Started:
 
     def train(rank: int) -> None:
         sys.argv = ["train", "--config", "config.yaml"]
+        without_pages()
         if rank == 0:
             _note_first_step(run.folder / FIRST_STEP, began)
             if arm is not None:

@@ -67,7 +67,7 @@ def mutate_tree(tree: Any, draw: random.Random, times: int | None = None) -> Any
     for _ in range(times or draw.randint(1, 3)):
         places = _places(changed)
         if not places:
-            return draw.choice(ODD_VALUES)
+            return deepcopy(draw.choice(ODD_VALUES))
         parent, key = draw.choice(places)
         kind = draw.randrange(6)
         if kind == 0:
@@ -80,7 +80,7 @@ def mutate_tree(tree: Any, draw: random.Random, times: int | None = None) -> Any
         elif kind == 3 and isinstance(parent[key], int | float) and not isinstance(parent[key], bool):
             parent[key] = draw.choice((parent[key] * 2, -parent[key], parent[key] + 1, parent[key] / 3, 0))
         else:
-            parent[key] = draw.choice(ODD_VALUES)
+            parent[key] = deepcopy(draw.choice(ODD_VALUES))  # the next change may go into it
     return changed
 
 

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from medsora.data.clips import ClipDataset
-from medsora.training import checkpoint, dit_stage, run_folder, run_report, tensor_store, vae_loop
+from medsora.training import checkpoint, dit_stage, run_report, tensor_store, vae_loop
 from medsora.training.latent_cache import LatentCache
 from medsora.training.progress import Progress
 from medsora.training.run_folder import RunFolder
@@ -103,5 +105,5 @@ PLACES: dict[str, Callable[[int], None]] = {
     "in the writing of samples": lambda n: arm(run_report, "save_image", 2, half_a_picture),
     "in the writing of the cache": lambda n: arm(tensor_store, "save_file", n, half_a_tensor_file),
     "in the encoding for the cache": lambda n: arm(LatentCache, "_encode_clip", n, nothing),
-    "at the end": lambda n: arm(run_folder.RunFolder, "say", 3, nothing),
+    "at the end": lambda n: arm(Accelerator, "end_training", 1, nothing),
 }

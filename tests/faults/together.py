@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from accelerate import PartialState
 
 import evaluate
 import sample_ddim
@@ -26,9 +26,8 @@ import train_dit
 import train_vae
 from medsora.config_file import save_config
 from medsora.errors import exit_with_status
-from medsora.training import setup
+from medsora.training import cache, setup
 from medsora.training.dit_samples import DitSamples
-from medsora.training.progress import Progress
 from medsora.training.schedule import SampleKey
 from medsora.training.together import start_heartbeat
 from tests.faults.processes import (
@@ -39,11 +38,14 @@ from tests.faults.processes import (
     stop_within,
     wait,
     wait_for_others,
+    without_pages,
 )
+from tests.faults.troubles import after_a_batch, after_a_step, die, freeze, kill_worker, troubled
 from tests.medsora.training import tiny
 
 SILENT_S = 10.0  # instead of the real limit, which nobody wants to wait for here
 CLIPS = 5  # no multiple of any batch: epochs end unevenly
+CACHED = ("cache.latents=disk", "cache.prior=disk")
 
 
 def try_together(options: argparse.Namespace) -> int:
@@ -53,7 +55,7 @@ def try_together(options: argparse.Namespace) -> int:
     work = Path(tempfile.mkdtemp(prefix="medsora-together-"))
     failed = 0
     try:
-        alone(partial(_prepare, work))
+        alone(partial(prepare, work))
         for name in options.only or SCENARIOS:
             try:
                 said = SCENARIOS[name](work, options.processes)
@@ -65,13 +67,15 @@ def try_together(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _prepare(work: Path) -> None:
+def prepare(work: Path) -> None:
+    """Write the clips and the VAE that all runs use."""
     os.chdir(work)
     tiny.write_clips(work / "clips")
     tiny.write_vae(work / "vae")
 
 
-def _configure(work: Path, name: str, processes: int, **changes: Any) -> Path:
+def configure(work: Path, name: str, processes: int, **changes: Any) -> Path:
+    """Return a new folder with the config of a run of so many processes."""
     folder = work / name
     folder.mkdir(exist_ok=True)
     settings = {"vae__path": str(work / "vae"), "data__holdout": 0.0, "train_vae__batch": processes}
@@ -80,18 +84,34 @@ def _configure(work: Path, name: str, processes: int, **changes: Any) -> Path:
     return folder
 
 
-def _script(main: Callable[[], None], *arguments: str) -> Callable[[int], None]:
+def script(main: Callable[[], None], *arguments: str) -> Callable[[int], None]:
     """Return what each process does: run a script with its command line."""
 
     def run(rank: int) -> None:
         sys.argv = ["script", *arguments]
+        without_pages()
         exit_with_status(main)
+        Path(f"world-{rank}.txt").write_text(str(PartialState().num_processes))
 
     return run
 
 
 def _train(main: Callable[[], None] = train_dit.main, *overrides: str) -> Callable[[int], None]:
-    return _script(main, "--config", "config.yaml", *overrides)
+    return script(main, "--config", "config.yaml", *overrides)
+
+
+def _evaluate(work: Path, *arguments: str) -> Callable[[int], None]:
+    sizes = ("--frames", "8", "--size", "32", "--clips", "8", "--batch-size", "1", "--metrics", "motion")
+    return script(evaluate.main, "--real", str(work / "clips"), "--out", "results", *sizes, *arguments)
+
+
+def _finish(folder: Path, processes: int, main: Callable[[int], None]) -> None:
+    """Run to the end; fails unless the processes were as many as that, and found each other."""
+    for path in folder.glob("world-*.txt"):
+        path.unlink()
+    finish(start_forks(folder, processes, main))
+    sizes = [path.read_text() for path in folder.glob("world-*.txt")]
+    assert sizes == [str(processes)] * processes, sizes
 
 
 # Scenarios: each returns what it saw, or fails by an assertion
@@ -99,10 +119,13 @@ def _train(main: Callable[[], None] = train_dit.main, *overrides: str) -> Callab
 
 def every_script(work: Path, processes: int) -> str:
     """Both stages, sampling and evaluation: all processes take part, one writes."""
-    folder = _configure(work, "scripts", processes, vae__path=None)
+    folder = configure(work, "scripts", processes, vae__path=None)
     run = folder / "runs" / "tiny"
-    finish(start_forks(folder, processes, _train(train_vae.main)))
-    finish(start_forks(folder, processes, _train()))
+    _finish(folder, processes, _train(train_vae.main))
+    _finish(folder, processes, _train(cache.main, *CACHED))
+    entries = {path.stem for path in (folder / "cache").rglob("*.safetensors")}
+    assert len([name for name in entries if name.startswith("clip-")]) >= CLIPS, entries
+    _finish(folder, processes, _train(train_dit.main, *CACHED))
     for stage in ("vae", "dit-tiny"):
         states = sorted((run / stage / "checkpoints").glob("step-*/state.json"))
         assert {json.loads(path.read_text())["processes"] for path in states} == {processes}
@@ -110,22 +133,20 @@ def every_script(work: Path, processes: int) -> str:
         assert steps == [1, 2, 3, 4], steps
     model, videos = str(run / "dit-tiny"), str(processes + 1)
     sampling = ("--model", model, "--out", "videos", "--num-videos", videos, "--steps", "2")
-    finish(start_forks(folder, processes, _script(sample_ddim.main, *sampling)))
+    _finish(folder, processes, script(sample_ddim.main, *sampling))
     manifest = json.loads((folder / "videos" / "manifest.json").read_text())
     assert manifest["processes"] == processes, manifest
     assert len(list((folder / "videos").glob("video-*.mp4"))) == processes + 1
-    sizes = ("--frames", "8", "--size", "32", "--clips", "4", "--metrics", "motion")
-    measuring = ("--real", str(work / "clips"), "--fake", "videos", "--out", "results", *sizes)
-    finish(start_forks(folder, processes, _script(evaluate.main, *measuring)))
+    _finish(folder, processes, _evaluate(work, "--fake", "videos"))
     assert list((folder / "results").glob("*.json")), "no results"
-    assert not [path for path in folder.rglob(".*") if path.name != ".features"]
-    return "train_vae, train_dit, sample_ddim and evaluate ran, one process wrote"
+    assert not list(folder.rglob(".*")), "something unfinished is left"
+    return "train_vae, cache, train_dit, sample_ddim and evaluate ran, one process wrote"
 
 
 def uneven_epochs(work: Path, processes: int) -> str:
     """Five clips in batches of `processes`: every clip once in every epoch, over all processes."""
     epochs = 4
-    folder = _configure(work, "uneven", processes, train_dit__epochs=epochs, train_dit__max_steps=None)
+    folder = configure(work, "uneven", processes, train_dit__epochs=epochs, train_dit__max_steps=None)
     seen = _seen_samples(folder, processes, _train())
     first_missing = (max(number for number, *_ in seen) + 1) // CLIPS * CLIPS
     counts = Counter((epoch, index) for number, epoch, index in seen if number < first_missing)
@@ -136,7 +157,7 @@ def uneven_epochs(work: Path, processes: int) -> str:
 
 def another_number(work: Path, processes: int) -> str:
     """A run goes on with half as many processes: said, and with no sample twice or never."""
-    folder = _configure(work, "fewer", processes)
+    folder = configure(work, "fewer", processes)
     before = _seen_samples(folder, processes, _train(train_dit.main, "train_dit.max_steps=2"))
     after = _seen_samples(folder, processes // 2, _train())
     said = (folder / "runs" / "tiny" / "dit-tiny" / "messages.txt").read_text()
@@ -148,8 +169,8 @@ def another_number(work: Path, processes: int) -> str:
 
 def a_process_dies(work: Path, processes: int) -> str:
     """The last process is killed in a step: the others stop and one says why."""
-    folder, last = _configure(work, "dies", processes), processes - 1
-    started = start_forks(folder, processes, _with(_train(), last, partial(_after_a_step, _die)))
+    folder, last = configure(work, "dies", processes), processes - 1
+    started = start_forks(folder, processes, troubled(_train(), last, partial(after_a_step, die)))
     seconds, statuses = wait_for_others(started, last)
     others = statuses[:-1]
     assert set(others) == {1}, f"statuses {statuses}: {started.said[-2000:]}"
@@ -159,11 +180,11 @@ def a_process_dies(work: Path, processes: int) -> str:
 
 def a_process_hangs(work: Path, processes: int) -> str:
     """The last process is stopped in a step and never answers again: the others end themselves."""
-    folder, last = _configure(work, "hangs", processes), processes - 1
+    folder, last = configure(work, "hangs", processes), processes - 1
 
     def impatient(rank: int) -> None:
         setup.start_heartbeat = partial(start_heartbeat, SILENT_S)
-        _with(_train(), last, partial(_after_a_step, _freeze))(rank)
+        troubled(_train(), last, partial(after_a_step, freeze))(rank)
 
     started = start_forks(folder, processes, impatient)
     seconds, statuses = _others_stop(started, last)
@@ -174,17 +195,47 @@ def a_process_hangs(work: Path, processes: int) -> str:
 
 def a_worker_dies(work: Path, processes: int) -> str:
     """The process that loads data for the main one is killed: all stop and one says why."""
-    folder = _configure(work, "worker", processes, data__workers=1, train_dit__max_steps=50)
-    started = start_forks(folder, processes, _with(_train(), 0, partial(_after_a_step, _kill_worker)))
+    folder = configure(work, "worker", processes, data__workers=1, train_dit__max_steps=50)
+    started = start_forks(folder, processes, troubled(_train(), 0, partial(after_a_step, kill_worker)))
     seconds, statuses = wait_for_others(started, 0)
     assert statuses[0] == 1, f"statuses {statuses}: {started.said[-2000:]}"
     assert "a process that loads data died" in started.said, started.said[-2000:]
     return f"the others stopped after {seconds:.1f} s: {_sentence(started.said)}"
 
 
+def an_evaluation_loses_a_process(work: Path, processes: int) -> str:
+    """The last process is killed while it extracts: the others stop; what is extracted is used again."""
+    folder, last = configure(work, "evaluation", processes), processes - 1
+    evaluation = _evaluate(work, "--fake", str(work / "clips"))
+    started = start_forks(folder, processes, troubled(evaluation, last, partial(after_a_batch, die)))
+    seconds, statuses = wait_for_others(started, last)
+    assert set(statuses[:-1]) == {1}, f"statuses {statuses}: {started.said[-2000:]}"
+    sentence = _sentence(started.said)
+    _finish(folder, processes, evaluation)
+    assert "are there from an interrupted run" in started.said, started.said[-2000:]
+    return f"the others stopped after {seconds:.1f} s: {sentence}"
+
+
+def an_evaluation_is_interrupted(work: Path, processes: int) -> str:
+    """All processes are told to end while they extract: status 75 and one sentence, no traceback."""
+    folder = configure(work, "interrupted", processes)
+    evaluation = _evaluate(work, "--fake", str(work / "clips"))
+
+    def all_told(rank: int) -> None:
+        after_a_batch(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        evaluation(rank)
+
+    started = start_forks(folder, processes, all_told)
+    statuses = wait(started)
+    assert set(statuses) == {75}, f"statuses {statuses}: {started.said[-2000:]}"
+    assert started.said.count("interrupted: received SIGTERM") == 1, started.said[-2000:]
+    assert "Traceback" not in started.said, started.said[-2000:]
+    return "status 75 and one sentence"
+
+
 def they_disagree(work: Path, processes: int) -> str:
     """One process has another configuration: refused before anything is trained."""
-    folder = _configure(work, "disagree", processes)
+    folder = configure(work, "disagree", processes)
 
     def main(rank: int) -> None:
         _train(train_dit.main, *(["train_dit.weight_decay=0.5"] if rank == processes - 1 else []))(rank)
@@ -202,45 +253,10 @@ SCENARIOS: dict[str, Callable[[Path, int], str]] = {
     "process-dies": a_process_dies,
     "process-hangs": a_process_hangs,
     "worker-dies": a_worker_dies,
+    "evaluation-dies": an_evaluation_loses_a_process,
+    "evaluation-interrupted": an_evaluation_is_interrupted,
     "disagree": they_disagree,
 }
-
-
-# What happens to processes
-
-
-def _with(main: Callable[[int], None], rank: int, trouble: Callable[[], None]) -> Callable[[int], None]:
-    """Return `main` with trouble in one process."""
-
-    def troubled(own: int) -> None:
-        if own == rank:
-            trouble()
-        main(own)
-
-    return troubled
-
-
-def _after_a_step(happen: Callable[[], None]) -> None:
-    count = Progress.count
-
-    def counted(self: Progress, *arguments: object) -> None:
-        count(self, *arguments)
-        happen()
-
-    Progress.count = counted
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _freeze() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def _kill_worker() -> None:
-    for worker in psutil.Process().children():
-        worker.kill()
 
 
 def _others_stop(started: Any, frozen: int) -> tuple[float, list[int]]:
@@ -270,7 +286,7 @@ def _seen_samples(folder: Path, processes: int, main: Callable[[int], None]) -> 
         DitSamples.__getitem__ = noted
         main(rank)
 
-    finish(start_forks(folder, processes, noting))
+    _finish(folder, processes, noting)
     lines = [line for path in folder.glob("samples-*.txt") for line in path.read_text().splitlines()]
     return [tuple(map(int, line.split())) for line in lines]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from medsora.errors import BadInput, Interrupted
-from medsora.training import dit_stage, interruption
+from medsora.training import dit_loop, dit_stage, interruption, vae_loop
 from medsora.training.interruption import StopRequest
 from medsora.training.run_lock import hold_folder
 from tests.medsora.training import tiny
@@ -32,24 +33,51 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_run_leaves_while_a_step_and_a_checkpoint_still_fit(clock: Clock) -> None:
-    stop = StopRequest(time_limit_minutes=10)
-    stop.expect_checkpoint(size_bytes=3_000_000_000)  # 30 s at the rate that is guessed
-    steps = 0
-    while True:
-        stop.begin_step()
-        clock.now += 20
-        steps += 1
-        if stop.wanted():
-            break
-        if steps == 5:
-            with stop.saving():
-                clock.now += 100
-    assert clock.now + 20 + 100 >= 1000 + 600, "left too early"
-    with stop.saving():
-        clock.now += 100
-    assert clock.now <= 1000 + 600, "left too late"
+@pytest.mark.parametrize("save_every", [1, 5, 1000])
+def test_a_run_leaves_while_a_step_a_look_and_a_checkpoint_still_fit(clock: Clock, save_every: int) -> None:
+    """Steps of 20 s, every 7th followed by an evaluation of 50 s; checkpoints take 100 s."""
+    over = clock.now + 3600
+    with StopRequest(time_limit_minutes=60) as stop:
+        stop.expect_checkpoint(size_bytes=10_000_000_000)  # 100 s at the rate that is guessed
+        clock.now += 50
+        steps = 0
+        while not stop.wanted():
+            if steps and steps % save_every == 0:
+                with stop.saving():
+                    clock.now += 100
+            if steps and steps % 7 == 0:
+                clock.now += 50
+            stop.begin_step()
+            clock.now += 20
+            steps += 1
+    assert clock.now + 100 + 50 + 20 + 100 >= over, "left too early"
+    assert clock.now + 100 <= over, "left too late"
     assert stop.why() == "the time limit is reached"
+
+
+def test_a_limit_that_is_over_before_the_first_step() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    late = StopRequest(time_limit_minutes=-1)
+    with pytest.raises(KeyboardInterrupt, match="the time limit is reached"), late.preparing():
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGALRM) is before
+    with StopRequest(time_limit_minutes=0.001).preparing():
+        pass
+    time.sleep(0.1)  # the alarm is off
+
+
+@pytest.mark.parametrize("stage", ["vae", "dit"])
+def test_no_step_is_taken_that_does_not_fit(
+    stage: str, clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is over when the run has prepared itself: saved, and nothing is lost by starting again."""
+    config = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder), alignment__weight=0)
+    monkeypatch.setattr(interruption, "BYTES_SAVED_PER_S", 1e-3)  # a checkpoint would take days
+    train = vae_loop.train_vae if stage == "vae" else dit_loop.train_dit
+    with pytest.raises(Interrupted, match="the time limit is reached; saved after step 0"):
+        train(config, time_limit_minutes=10)
+    logged = tiny.figures(config.vae_dir if stage == "vae" else config.dit_dir)
+    assert not [line for line in logged if "loss/total" in line]
 
 
 def test_without_a_limit_nobody_leaves(clock: Clock) -> None:

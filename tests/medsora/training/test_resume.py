@@ -164,14 +164,16 @@ def test_gradients_that_are_not_finite_never_reach_the_weights(
     assert all(tensor.isfinite().all() for tensor in saved.values())
 
 
-def test_the_time_limit_counts_from_the_start(
+def test_the_time_limit_is_kept_before_the_first_step_too(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     config = tiny.tiny_config(tmp_path, clips, train_vae__eval_every=100)
     with pytest.raises(SystemExit) as left:
         exit_with_status(lambda: tiny.vae_loop.train_vae(config, time_limit_minutes=1e-9))
     assert left.value.code == 75
-    assert "the time limit is reached; saved after step 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said == "interrupted: the time limit is reached; what was saved before is whole, start again.\n"
+    assert not (config.vae_dir / "checkpoints").exists()
 
 
 def test_another_vae_is_refused(straight: Straight, tmp_path: Path) -> None:

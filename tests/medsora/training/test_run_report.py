@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +16,14 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from medsora.config_file import config_from_dict
 from medsora.errors import BadInput
 from medsora.report import draw_curves
 from medsora.training.block_alignment import BlockAlignment
 from medsora.training.progress import Progress
 from medsora.training.run_folder import read_log
 from medsora.training.run_report import write_run_report
-from medsora.training.trackers import usable_trackers
+from medsora.training.trackers import start_trackers, usable_trackers
 from tests.medsora.training.tiny import tiny_config, train, write_clips, write_vae
 
 
@@ -36,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return train("dit", tiny_config(work, write_clips(work / "clips"), **changes))
+        return train("dit", tiny_config(work, write_clips(work / "clips"), **changes), pages=True)
 
 
 def test_the_page_is_whole_and_needs_no_network(run: Path) -> None:
@@ -107,6 +111,35 @@ def test_the_line_names_losses_speed_waiting_and_memory(capsys: pytest.CaptureFi
     line = capsys.readouterr().err
     assert "4/10" in line
     assert re.search(r"total=0\.5 mse=0\.25 \| \S+ samples/s, 0% waiting for data, \d+\.\d GiB", line)
+
+
+def test_losses_that_are_left_out_and_time_that_is_not_training(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("stage 1", 10, 0, show=True) as progress:
+        progress.count(8, 0.0)
+        with progress.not_training():
+            time.sleep(0.3)
+        speed = progress.speed()
+        progress.show({"loss/total": 0.5, "loss/lpips": 0.0}, speed)
+        progress.bar.refresh()
+    assert speed["speed/samples_per_s"] > 8 / 0.25
+    assert "lpips" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("raised_by", ["wandb.errors.errors", "somewhere.else"])
+def test_a_tracker_that_refuses_is_one_sentence(raised_by: str, tmp_path: Path) -> None:
+    class Refusal(Exception):
+        __module__ = raised_by
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise Refusal("No API key configured.")
+
+    run = SimpleNamespace(path=tmp_path, writing=nullcontext)
+    config = config_from_dict({"tracking": {"trackers": ["wandb"]}}, "it")
+    expected, words = (BadInput, r"No API key configured\); run 'wandb login', or set WANDB_MODE=offline")
+    if not raised_by.startswith("wandb"):
+        expected, words = Refusal, "No API key"  # a bug keeps its traceback
+    with pytest.raises(expected, match=words):
+        start_trackers(SimpleNamespace(init_trackers=refuse), run, config)
 
 
 @pytest.mark.parametrize(("name", "words"), [("tensorbord", "only tensorboard, wandb, trackio")])

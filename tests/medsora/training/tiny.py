@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +20,7 @@ from medsora.config_file import config_from_dict
 from medsora.data.phantom import write_phantom
 from medsora.training import dit_build, dit_loop, vae_loop
 from medsora.training.run_folder import read_log
+from medsora.training.run_report import RunReport
 from vae import FrequencyCompensatedVAE
 
 VIDEOS, FRAMES, SIZE = 5, 17, 32
@@ -75,12 +76,13 @@ def tiny_config(work: Path, clips: Path, **changes: Any) -> Config:
     return config_from_dict(values, "the tiny config")
 
 
-def train(stage: str, config: Config) -> Path:
-    """Run stage "vae" or "dit"; return its run folder."""
-    if stage == "vae":
-        vae_loop.train_vae(config)
-        return config.vae_dir
-    return dit_loop.train_dit(config)
+def train(stage: str, config: Config, *, pages: bool = False) -> Path:
+    """Run stage "vae" or "dit"; return its run folder. `pages`, its reports, take longer than the rest."""
+    with nullcontext() if pages else mock.patch.object(RunReport, "update"):
+        if stage == "vae":
+            vae_loop.train_vae(config)
+            return config.vae_dir
+        return dit_loop.train_dit(config)
 
 
 def forget_precision() -> None:
