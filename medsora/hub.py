@@ -9,6 +9,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from medsora.errors import BadInput
 
+# Those of httpx, or of what takes its place: a connection that fails raises one, which is no OSError.
+HTTP_ERRORS = HfHubHTTPError.__bases__
 UPLOADED = ["*.json", "*.safetensors", "*.md", "*.png"]
 
 
@@ -26,7 +28,7 @@ def upload_model(folder: Path, repo: str, *, private: bool = False, token: str |
             allow_patterns=UPLOADED,
             commit_message="Upload a MedSora model",
         )
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError, *HTTP_ERRORS) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise BadInput(
             f"{repo} cannot be written on the hub ({reason}); log in with 'hf auth login' and check the name."

@@ -81,6 +81,7 @@ class ModelCard:
             "",
             f"or `python sample_ddim.py --model {where} --num-videos 4 --out videos`. {MARKING}",
             "",
+            *_asking(self.geometry.get("labels", ())),
             "## Training data",
             "",
             self.data or NOT_DESCRIBED,
@@ -103,6 +104,16 @@ class ModelCard:
             INTENDED_USE,
         ]
         return "\n".join(lines) + "\n"
+
+
+def _asking(labels: Sequence[str]) -> list[str]:
+    if not labels:
+        return []
+    return [
+        f"It can be asked for a label, `pipe(label=..., guidance=2.0)` or `--label ... --guidance 2`: "
+        f"{', '.join(_plain(label) for label in labels)}.",
+        "",
+    ]
 
 
 def evaluation_lines(results: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ PROJECT/contact-sheet.png   the clips as training will see them
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 from pathlib import Path
@@ -38,7 +39,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
         raise BadInput(f"runs/{name} holds a run of that name already; take another PROJECT.")
     if options.memory is not None and not 0 <= options.memory < 10_000:
         raise BadInput(f"--memory is {options.memory} but must be a number of GiB, or 0 for a CPU.")
-    machine = Machine(found_gpu_gib() if options.memory is None else options.memory, os.cpu_count() or 1)
+    gpu_gib = found_gpu_gib() if options.memory is None else options.memory
+    machine = Machine(gpu_gib, os.cpu_count() or 1, found_ram_gib())
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("decoding", total=None)
 
@@ -76,6 +78,14 @@ def found_gpu_gib() -> float:
     return min(sizes, default=0.0)
 
 
+def found_ram_gib() -> float:
+    """Return the machine's memory in GiB; endless where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
 def next_commands(project: Path, name: str, preset: str) -> list[str]:
     """Return the three commands that follow: both stages and sampling."""
     config = shlex.quote(str(project / CONFIG_NAME))
@@ -91,9 +101,9 @@ def _tell(console: Console, report: CheckReport, fit: Fit, project: Path) -> Non
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-    say(check_totals(report))
-    for complaint in report.complaints():
-        say(f"note: {complaint}")
+    say(check_totals(report, remarks=False))
+    for note in (*report.complaints(), *fit.notes):
+        say(f"note: {note}")
     say(f"clips as training sees them: {project / SHEET_NAME}")
     say(f"config, a reason on every line: {project / CONFIG_NAME}")
     say("\nnext:")

@@ -17,10 +17,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from medsora.data.check import CheckReport
+from medsora.data.split import HELD_OUT, split_by_video
 from medsora.errors import BadInput
 
+RATES_ALIKE = 1.5  # the highest frame rate over the lowest; beyond, it is said
 PAPER_RATE = 10  # frames of a clip per second: every third of 30
 FRAMES, PAPER_SIZE, CPU_SIZE, LEAST_SIZE = 16, 128, 64, 32
+HOLDOUT, SEED = 0.1, 0
 MOST_SOURCES = 0.8  # the part of the videos that must stay usable when frames are left out between frames
 
 # GiB of activations per clip of 16 frames of 128x128 with 2 image latents, counted over all tensors that
@@ -30,28 +33,34 @@ STATE_GIB = {"S": 0.8, "B": 1.6, "L": 3.2, "XL": 6.4}
 VAE_STAGE_GIB = 16  # stage 1 on one such clip without gradient checkpointing
 PRIOR_GIB = 3  # the frozen VAE, RAFT and DINO at work
 USABLE = 0.8  # of a GPU's memory; the rest is fragments and the CUDA context
+# On a CPU: a process with its libraries, and a clip of a step at 64x64 (the demo takes 1.8 GiB at batch 8).
+CPU_PROCESS_GIB, CPU_CLIP_GIB, CPU_USABLE = 1.2, 0.08, 0.5
 
 VAE_STEPS = (1_000, 20_000)
 DIT_STEPS = (20_000, 400_000)
-DIT_PASSES = 100
+VAE_PASSES, DIT_PASSES = 10, 100
+CPU_VAE_STEPS, CPU_DIT_STEPS = (200, 1_000), (1_000, 5_000)
+NOT_THE_END = "never what ends the run: max_steps does"
 
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # what YAML reads as text without quotes, a few words apart
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What will train: memory of one GPU in GiB (0: there is none), CPU cores."""
+    """What will train: memory of one GPU in GiB (0: there is none), CPU cores, the machine's own memory."""
 
     gpu_gib: float
     cores: int
+    ram_gib: float = math.inf
 
 
 @dataclass
 class Fit:
-    """The config as nested values, and the reason for each that is not simply the paper's."""
+    """The config as nested values, the reason for each, and what else deserves to be said of the videos."""
 
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def set(self, key: str, value: Any, reason: str) -> None:
         """Decide `section.name`."""
@@ -76,14 +85,14 @@ def fit_project(
     """
     fit = Fit()
     fit.set("run.name", name, "results go to runs/NAME")
-    fit.set("run.seed", 0, "decides the split, the order and all noise; the same seed gives the same run")
+    fit.set("run.seed", SEED, "decides the split, the order and all noise; the same seed gives the same run")
     report = _fit_clips(fit, data, check)
     if machine.gpu_gib > 0:
         side = _fit_size(fit, report, size or PAPER_SIZE, asked=size is not None)
         _fit_gpu(fit, machine, report.clips, side, preset)
     else:
-        _fit_size(fit, report, size or CPU_SIZE, asked=size is not None)
-        _fit_cpu(fit, preset)
+        side = _fit_size(fit, report, size or CPU_SIZE, asked=size is not None)
+        _fit_cpu(fit, machine, report.clips, side, preset)
     return fit
 
 
@@ -102,7 +111,7 @@ def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) ->
         interval -= 1
     report = check(frames + 1, interval)
     fit.set("data.root", data, f"{len(report.usable)} usable of {len(report.reports)} videos")
-    why = "the paper's; one more is read for the optical flow"
+    why = "the paper's; 17 would move from the first frame on (docs/fidelity.md)"
     fit.set("data.frames", frames, why if frames == FRAMES else "no video is long enough for the paper's 16")
     if not rates:
         why = "folders of pictures do not say their rate; 3 if these are 30 per second, as in the paper"
@@ -113,12 +122,19 @@ def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) ->
             f"{median(rates):.4g} frames per second, so a clip has {median(rates) / interval:.3g}; paper: 10"
         )
     fit.set("data.interval", interval, why)
+    if rates and max(rates) > RATES_ALIKE * min(rates):
+        fit.notes.append(
+            f"frame rates lie between {min(rates):.4g} and {max(rates):.4g} per second, but data.interval is "
+            "one for all: motion looks faster in the slow ones; resample them, or train on them apart"
+        )
     cropped = sum(source.crop_words is not None for source in report.usable)
     fit.set("data.crop", "auto", f"black borders, found in {cropped} videos; none: whole frames")
-    why = "part of the videos that is never trained on; data.split_csv: by patient"
-    if len(report.usable) == 1:
+    names = [source.source.name for source in report.usable]
+    held_out = list(split_by_video(names, HOLDOUT, SEED).values()).count(HELD_OUT)
+    why = f"{held_out} of {len(names)} videos never trained on, drawn by seed; data.split_csv: by patient"
+    if len(names) == 1:
         why = "there is only one video: nothing can be held out, figures are of training clips"
-    fit.set("data.holdout", 0.1, why)
+    fit.set("data.holdout", HOLDOUT, why)
     return report
 
 
@@ -155,25 +171,25 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     fit.set("flow.estimator", "raft_large", "the paper's; dis needs no weights and is weaker")
     fit.set("dino.model", "vit_base_patch8_224.dino", "the paper's; reads the optical flow as pictures")
     fit.set("dino.weights", "hub", "downloaded once; or a local file")
-    steps = min(max(10 * clips, VAE_STEPS[0]), VAE_STEPS[1])
+    steps = _steps(VAE_PASSES * clips, VAE_STEPS)
     fit.set("train_vae.lr", 1e-4, "the paper's 2e-7 moves a zero-initialised output next to nothing")
     fit.set("train_vae.lr_decay", "cosine", "down to zero at the last step")
-    fit.set("train_vae.epochs", math.ceil(steps / clips) + 1, "more than max_steps needs")
-    fit.set("train_vae.max_steps", steps, f"10 passes over {clips} clips, {_within(VAE_STEPS)}")
+    fit.set("train_vae.epochs", steps, NOT_THE_END)
+    fit.set("train_vae.max_steps", steps, f"{VAE_PASSES} passes over {clips} clips, {_within(VAE_STEPS)}")
     small = machine.gpu_gib < VAE_STAGE_GIB * area / USABLE
     fit.set(
         "train_vae.gradient_checkpointing",
         small,
         f"{memory}; one clip takes about {16 * area:.0f} GiB without",
     )
-    steps = min(max(DIT_PASSES * clips // 2, DIT_STEPS[0]), DIT_STEPS[1])
+    steps = _steps(DIT_PASSES * clips // 2, DIT_STEPS)
     phases = [
         {"lr": 1e-3, "batch": first, "until_epoch": 2},
         {"lr": 1e-4, "batch": min(2, first), "until_epoch": None},
     ]
     why = "the paper's" if first == 16 else f"the paper's first batch is 16; {first} fits into {memory}"
     fit.set("train_dit.phases", phases, why)
-    fit.set("train_dit.epochs", first * math.ceil(steps / clips), "more than max_steps needs")
+    fit.set("train_dit.epochs", first * steps, NOT_THE_END)
     fit.set("train_dit.max_steps", steps, f"{DIT_PASSES} passes over {clips} clips, {_within(DIT_STEPS)}")
     fit.set("train_dit.ema_decay", 0.9999, "the paper's; samples come from this moving average")
     fit.set("train_dit.sample_every", max(steps // 20, 500), "20 contact sheets over the run")
@@ -182,7 +198,7 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     fit.set("cache.latents", "off", "disk: encode every clip once; then a clip starts at fixed frames")
 
 
-def _fit_cpu(fit: Fit, preset: str | None) -> None:
+def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | None) -> None:
     """The demo's settings: minutes instead of days, and nothing to download."""
     if preset not in (None, "tiny"):
         raise BadInput(
@@ -196,8 +212,21 @@ def _fit_cpu(fit: Fit, preset: str | None) -> None:
     for section in ("vae", "images", "denoiser", "flow", "dino", "train_vae", "train_dit", "cache"):
         for name, value in shipped[section].items():
             fit.set(f"{section}.{name}", value, CPU_REASONS.get(f"{section}.{name}", "as in the demo"))
+    phase = shipped["train_dit"]["phases"][0]
+    clip_gib = CPU_CLIP_GIB * (side / CPU_SIZE) ** 2
+    fitting = max((CPU_USABLE * machine.ram_gib - CPU_PROCESS_GIB) / clip_gib, 1)
+    if fitting < phase["batch"]:
+        phase["batch"] = 2 ** int(math.log2(fitting))
+        why = f"{machine.ram_gib:.1f} GiB of memory: a clip of a step takes about {clip_gib:.2g} GiB"
+        fit.set("train_dit.phases", [phase], why)
     fit.set("train_vae.train", "all", "this base knows phantoms only, so all of it learns your videos")
-    fit.set("train_vae.max_steps", 200, "minutes on two cores; more is better")
+    for stage, passes, within, batch in (
+        ("train_vae", VAE_PASSES, CPU_VAE_STEPS, shipped["train_vae"]["batch"]),
+        ("train_dit", DIT_PASSES, CPU_DIT_STEPS, phase["batch"]),
+    ):
+        steps = _steps(passes * clips // batch, within)
+        fit.set(f"{stage}.max_steps", steps, f"{passes} passes over {clips} clips, {_within(within)}")
+        fit.set(f"{stage}.epochs", batch * steps, NOT_THE_END)
     fit.set("train_vae.latent_std", 2.0, "8x8 latents drown in noise sooner than 16x16 ones")
 
 
@@ -210,11 +239,34 @@ CPU_REASONS = {
     "flow.estimator": "needs no weights",
     "dino.weights": "nothing is downloaded, and the alignment teaches nothing; hub: the real one",
     "train_vae.lpips": "its weights would have to be downloaded; 0.1: the paper's",
-    "train_dit.max_steps": "minutes on two cores; more is better",
+    "denoiser.prediction": "coarse structure first, which a short run needs; the paper's: noise",
+    "dino.model": "small enough for a CPU; the paper's: vit_base_patch8_224.dino",
+    "train_vae.lr": "the paper's 2e-7 moves next to nothing in a short run",
+    "train_vae.lr_decay": "down to zero at the last step",
+    "train_vae.betas": "for short runs; the paper's: [0.5, 0.9]",
+    "train_vae.batch": "clips per step; the paper's: 1",
+    "train_vae.eval_every": "steps between points of the held-out curve, and between sheets",
+    "train_vae.save_every": "what an interruption without warning can cost",
+    "train_dit.phases": "one, for short runs; the paper's: 1e-3 with batch 16, then 1e-4 with batch 2",
+    "train_dit.betas": "for short runs; AdamW's usual: [0.9, 0.999]",
+    "train_dit.lr_decay": "down to zero at the last step",
+    "train_dit.warmup_steps": "over which the learning rate grows",
+    "train_dit.clip_from_epoch": "gradients are clipped from the first step on",
+    "train_dit.ema_decay": "of a short run 0.9999, the paper's, would keep the beginning",
+    "train_dit.error_of": "goes with denoiser.prediction; the paper's: noise",
+    "train_dit.sample_every": "steps between contact sheets",
+    "train_dit.sample_steps": "of DDIM; the paper's: 250",
+    "train_dit.eval_every": "steps between points of the held-out curve",
+    "train_dit.save_every": "what an interruption without warning can cost",
+    "train_dit.log_every": "steps between points of the other curves",
     "train_dit.matmul": "bf16 products where the processor has them",
     "cache.latents": "every clip is encoded once",
     "cache.prior": "and its flow features are computed once",
 }
+
+
+def _steps(wanted: int, within: tuple[int, int]) -> int:
+    return min(max(wanted, within[0]), within[1])
 
 
 def _within(steps: tuple[int, int]) -> str:

@@ -46,7 +46,7 @@ def dry_run(
 
 @pytest.mark.parametrize("stage", ["vae", "dit"])
 def test_ready(stage: str, dry_run: Callable, tmp_path: Path) -> None:
-    status, said = dry_run(stage, cache__latents="disk", cache__prior="disk")
+    status, said = dry_run(stage, cache__latents="disk", cache__prior="disk", train_vae__coarse=0.5)
     assert status == 0, said
     assert said.rstrip().endswith("ready")
     assert "4 to train on, 1 held out" in said

@@ -14,7 +14,7 @@ LEAVES = ("vae", "flow_prior", "kernels")
 STOREYS = (
     {"errors", "name_guard", "config", "config_file", "cli", "spiral", "report", "synthetic", "hub"},
     {"denoiser", "diffusion", "data"},
-    {"model_folder", "model_card", "pipeline"},
+    {"model_folder", "model_card", "conditions", "pipeline"},
     {"training", "evaluation", "sampling_run"},
     {"demo", "demo_proof", "demo_report", "project_fit", "new_project", "export_model", "app"},
     {"__main__"},

@@ -33,7 +33,7 @@ CSS = """
 .medsora p { margin: .1rem 0 .6rem; opacity: .75; }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 14px; }
 .clips.pair { grid-template-columns: 1fr 1fr; max-width: 600px; margin: 0 auto; }
-.clips.empty { display: flex; align-items: center; justify-content: center; min-height: 340px; opacity: .5;
+.clips.empty { display: flex; padding-top: 90px; justify-content: center; min-height: 340px; opacity: .5;
   border: 1px dashed currentColor; border-radius: 12px; }
 .clip { margin: 0; border-radius: 12px; overflow: hidden; border: 1px solid var(--border-color-primary);
   background: var(--background-fill-secondary); }
@@ -41,7 +41,14 @@ CSS = """
 .clip figcaption { display: flex; justify-content: space-between; align-items: baseline; gap: 8px;
   padding: 7px 11px; font-size: .85rem; }
 .clip figcaption a { color: inherit; text-decoration: underline; text-underline-offset: 2px; }
-.told { opacity: .75; font-size: .9rem; }
+.clip figcaption span { text-wrap: balance; }
+.told { opacity: .75; font-size: .9rem; padding-left: 12px; }
+#grid .wrap.center, #pair .wrap.center { inset: 0; }
+#grid .progress-level-inner, #pair .progress-level-inner { font-family: inherit; font-size: .95rem; }
+#grid .progress-bar-wrap, #pair .progress-bar-wrap { height: 8px; border-radius: 4px; overflow: hidden; }
+#grid .meta-text-center, #pair .meta-text-center { inset: auto 12px 8px auto; transform: none;
+  font-family: inherit; opacity: .6; }
+#grid .error, #grid .clear-status, #pair .error, #pair .clear-status { display: none; }
 """
 
 
@@ -76,8 +83,11 @@ def _sample_tab(models: Models) -> None:
         with gr.Column(scale=1, min_width=260):
             name = gr.Dropdown(models.names, value=models.names[0], label="Model", elem_id="model")
             sampler, steps = _how()
-            seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", info="video k has this seed + k")
-            videos = gr.Number(4, label=f"Videos, up to {MOST_VIDEOS}", precision=0, elem_id="videos")
+            with gr.Row():
+                seed = gr.Number(0, label="First seed", precision=0, elem_id="seed", min_width=100)
+                videos = gr.Number(
+                    4, label=f"Videos, max {MOST_VIDEOS}", precision=0, elem_id="videos", min_width=100
+                )
             button = gr.Button("Sample", variant="primary", elem_id="sample")
             download = gr.DownloadButton("Download all", interactive=False, elem_id="download")
         with gr.Column(scale=3):
@@ -127,7 +137,7 @@ _PROGRESS = gr.Progress()
 
 
 def _how() -> tuple[gr.Dropdown, gr.Number]:
-    sampler = gr.Dropdown(SAMPLERS, value="ddim", label="Sampler")
+    sampler = gr.Dropdown(SAMPLERS, value="ddim", label="Sampler", min_width=240)
     return sampler, gr.Number(50, label=f"Steps, up to {MOST_STEPS:,}", precision=0, elem_classes="steps")
 
 

@@ -53,7 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_videos_sheet_and_curves_are_there(run: Path) -> None:
     videos = sorted((run / "videos").glob("*.mp4"))
     assert [video.name for video in videos] == ["video-00000.mp4", "video-00001.mp4"]
-    assert read_frames(videos[0]).shape == (16, 64, 64, 3)
+    assert read_frames(videos[0]).shape == (17, 64, 64, 3)
     assert "synthetic" in probe(videos[0]).metadata["comment"]
     for name in ("sheet.png", "stage-1.png", "stage-2.png"):
         assert np.asarray(Image.open(run / name)).std() > 1

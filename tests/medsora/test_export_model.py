@@ -19,6 +19,7 @@ from medsora.config_file import config_from_dict, save_config
 from medsora.data.sheet import save_image
 from medsora.errors import BadInput
 from medsora.export_model import export_run
+from medsora.hub import HTTP_ERRORS
 from medsora.model_card import INTENDED_USE, NOT_DESCRIBED, evaluation_lines
 from tests.medsora.tiny_pipeline import GEOMETRY, tiny_pipeline, write_run
 
@@ -218,10 +219,11 @@ def test_export_pushes_the_folder_that_it_made(hub: type[StubHub], run: Path, tm
     assert "denoiser/diffusion_pytorch_model.safetensors" in hub.uploaded
 
 
+@pytest.mark.parametrize("kind", [OSError, HTTP_ERRORS[0]], ids=["refused", "no connection"])
 def test_a_hub_that_refuses_is_one_sentence(
-    hub: type[StubHub], monkeypatch: pytest.MonkeyPatch, run: Path, tmp_path: Path
+    kind: type[Exception], hub: type[StubHub], monkeypatch: pytest.MonkeyPatch, run: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(hub, "refusal", OSError("401\nUnauthorized"))
+    monkeypatch.setattr(hub, "refusal", kind("401\nUnauthorized"))
     with pytest.raises(BadInput, match=r"somebody/clips cannot be written on the hub \(401 Unauthorized\)"):
         export(str(run), str(tmp_path / "out"), "--push", "somebody/clips")
     assert (tmp_path / "out" / "README.md").is_file()

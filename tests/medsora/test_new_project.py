@@ -10,6 +10,7 @@ from rich.console import Console
 
 from medsora import new_project
 from medsora.__main__ import parser
+from medsora.config import PhaseConfig
 from medsora.config_file import load_config
 from medsora.data.check import CheckReport, SourceReport
 from medsora.data.find import Source
@@ -19,6 +20,7 @@ from medsora.data.video_io import write_video
 from medsora.data.windows import clip_span, windows_of
 from medsora.errors import BadInput
 from medsora.project_fit import Fit, Machine, fit_project, render_config
+from medsora.training.schedule import Schedule
 from tests.medsora.data.material import bordered, lettered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +135,17 @@ def test_memory_decides_preset_batch_and_checkpointing() -> None:
     assert facts(LARGE, size=256)[1] == 8
 
 
+def test_on_a_cpu_the_batch_follows_the_machines_memory() -> None:
+    def batch(ram_gib: float, **options: object) -> tuple[int, str]:
+        fit = fitted(videos(), Machine(0, 2, ram_gib), **options)
+        return fit.values["train_dit"]["phases"][0]["batch"], fit.reasons["train_dit.phases"]
+
+    assert batch(16)[0] == 8
+    assert batch(3) == (2, "3.0 GiB of memory: a clip of a step takes about 0.08 GiB")
+    assert batch(1)[0] == 1
+    assert batch(4, size=128)[0] == 2
+
+
 def test_more_clips_ask_for_more_steps() -> None:
     few, many, lots = (fitted(videos(count), USUAL).values for count in (1, 100, 2000))
     assert few["train_dit"]["max_steps"] == 20_000
@@ -142,6 +155,34 @@ def test_more_clips_ask_for_more_steps() -> None:
     for values, clips in ((few, 30), (many, 3000), (lots, 60_000)):
         for stage, batch in (("train_vae", 1), ("train_dit", 2)):
             assert values[stage]["epochs"] * clips >= values[stage]["max_steps"] * batch
+
+
+@pytest.mark.parametrize("machine", [CPU, USUAL], ids=["CPU", "24"])
+def test_max_steps_is_what_ends_the_run(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text(render_config(fitted(videos(2, 90), machine), ""), encoding="utf-8")
+    config = load_config(tmp_path / "it.yaml")
+    vae, dit = config.train_vae, config.train_dit
+    for settings, phases in ((vae, [PhaseConfig(vae.lr, vae.batch)]), (dit, dit.phases)):
+        schedule = Schedule(phases, 1, epochs=settings.epochs, max_steps=settings.max_steps)
+        assert schedule.total_steps == settings.max_steps
+
+
+def test_a_large_folder_asks_a_cpu_for_more_steps_too() -> None:
+    few, many = (fitted(videos(count), CPU).values for count in (1, 200))
+    assert few["train_vae"]["max_steps"] < many["train_vae"]["max_steps"] == 1000
+    assert few["train_dit"]["max_steps"] < many["train_dit"]["max_steps"] == 5000
+
+
+def test_frame_rates_that_differ_are_told() -> None:
+    slow, fast = Scan("mov", "h264", 640, 480, 5, 900), Scan("mov", "h264", 640, 480, 25, 900)
+    (note,) = fitted(checker(slow, fast), USUAL).notes
+    assert note.startswith("frame rates lie between 5 and 25 per second")
+    assert fitted(videos(fps=25), USUAL).notes == []
+
+
+def test_the_config_says_how_many_videos_are_held_out() -> None:
+    reasons = fitted(videos(4), USUAL).reasons
+    assert reasons["data.holdout"].startswith("1 of 4 videos never trained on")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +212,7 @@ def test_the_command_on_bordered_and_lettered_clips(tmp_path: Path) -> None:
     assert "2 of 2 sources can be used" in said
     assert "cropped by top 12, bottom 20, left 100, right 28 pixels" in said
     assert "b.mp4 burnt-in text or marks at the top left" in said
+    assert said.lower().count("borders are cut off") == said.count("stand still") == 1
     commands = [line.strip() for line in said.partition("next:")[2].splitlines() if line.strip()]
     assert commands == [
         "accelerate launch train_vae.py --config projects/first/config.yaml",
