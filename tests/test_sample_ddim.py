@@ -158,16 +158,17 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    write = sampling_run._write
+    add = sampling_run.BackgroundWriter.add
 
-    def write_and_interrupt(*arguments) -> None:
-        write(*arguments)
+    def add_and_interrupt(writing: sampling_run.BackgroundWriter, *batch) -> None:
+        add(writing, *batch)
+        writing.thread.shutdown(wait=True)  # the first video is whole before the signal comes
         os.kill(os.getpid(), signal.SIGTERM)
 
     out = tmp_path / "videos"
     arguments = ("--model", run, "--out", out, "--num-videos", 2, "--steps", 3, "--batch-size", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(sampling_run, "_write", write_and_interrupt)
+        patch.setattr(sampling_run.BackgroundWriter, "add", add_and_interrupt)
         assert status_of(patch, *arguments) == 75
     assert "received SIGTERM" in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "video-00000.mp4"]
