@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from medsora.data.video_io import write_video
 
 LOOK = 1  # raise when the renderer draws other pictures from the same seed
 LABELS_NAME = "labels.csv"
-_DONE, _BEGUN = "phantom.json", ".phantom.begun.json"
+_DONE, _BEGUN, _LOCK = "phantom.json", ".phantom.begun.json", ".phantom.lock"
 
 
 def clip_seed(seed: int, index: int) -> int:
@@ -45,7 +46,7 @@ def write_phantom(
     (F-1, 2, H, W) in pixels from frame to next frame, and `valid`, bool (F-1, H, W). `labels.csv` has the
     columns file, label, polyp, instrument; the labels take turns, so that each has a third. `phantom.json`
     comes last: a folder without it is unfinished and is gone on with at the next call; with it, and the same
-    parameters, nothing is done.
+    parameters, nothing is done. Of several processes that fill the same folder one renders, the others wait.
 
     Args:
         workers: processes that render.
@@ -71,13 +72,22 @@ def write_phantom(
     if _made_before(folder, recipe):
         return
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        if not _made_before(folder, recipe):
+            _write_missing(folder, recipe, workers, progress)
+        (folder / _LOCK).unlink(missing_ok=True)  # who waits for it, and who comes now, finds the folder done
+
+
+def _write_missing(
+    folder: Path, recipe: dict[str, int | float], workers: int, progress: Callable[[int, int], None] | None
+) -> None:
     _replace(folder / _BEGUN, json.dumps(recipe).encode())
-    clips = [_Clip(folder, index, recipe) for index in range(videos)]
+    clips = [_Clip(folder, index, recipe) for index in range(recipe["videos"])]
     missing = [clip for clip in clips if not clip.is_whole()]
     with _runner(min(workers, len(missing))) as run:
-        for done, _ in enumerate(run(missing), start=videos - len(missing) + 1):
+        for done, _ in enumerate(run(missing), start=len(clips) - len(missing) + 1):
             if progress:
-                progress(done, videos)
+                progress(done, len(clips))
     with open(folder / f".{LABELS_NAME}.part", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file", "label", "polyp", "instrument"])
@@ -142,6 +152,15 @@ def _made_before(folder: Path, recipe: dict[str, int | float]) -> bool:
                 )
             return name == _DONE
     return False
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder; whoever ends, however it ends, lets the next one in."""
+    with open(folder / _LOCK, "w") as file:
+        with suppress(OSError):  # a file system without locks: as if there were no other process
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
