@@ -69,7 +69,7 @@ class _OneChunk(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:
         ctx.save_for_backward(x, B, C, dt, decay, D)
-        kernel = _decay_between(decay).mul_((C @ B.mT).unsqueeze(2)).mul_(dt.mT.unsqueeze(-2))
+        kernel = _fades(decay).mul_(_alike(C, B).unsqueeze(2)).mul_(dt.mT.unsqueeze(-2))
         kernel.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
         return (kernel.to(x.dtype) @ x.transpose(2, 3)).transpose(2, 3)
 
@@ -79,11 +79,11 @@ class _OneChunk(torch.autograd.Function):
         x, B, C, dt, decay, D = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             grad, steps = grad.transpose(2, 3), dt.mT.unsqueeze(-2)
-            fades, alike = _decay_between(decay), (C @ B.mT).to(decay.dtype).unsqueeze(2)
+            fades, alike = _fades(decay), _alike(C, B).to(decay.dtype).unsqueeze(2)
             grad_kernel = (grad @ x.permute(0, 1, 3, 4, 2)).to(decay.dtype)
             grad_D = grad_kernel.diagonal(dim1=-2, dim2=-1).sum((0, 1, 3))
             grad_kernel.mul_(fades)
-            grad_alike = (grad_kernel * steps).sum(2).to(B.dtype)
+            grad_alike = (grad_kernel * steps).sum(2).tril_().to(B.dtype)
 
             kernel = fades.mul_(alike).mul_(steps)
             kernel.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
@@ -95,11 +95,16 @@ class _OneChunk(torch.autograd.Function):
             return grad_x, grad_alike.mT @ C, grad_alike @ B, grad_steps, grad_decay, grad_D.to(D.dtype)
 
 
-def _decay_between(decay: Tensor) -> Tensor:
-    """exp of the sum of ΔA after step s up to step t, 0 where s is later: (b, r, q, h) -> (b, r, h, q, q)."""
+def _fades(decay: Tensor) -> Tensor:
+    """exp of the sum of ΔA after step s up to step t: (b, r, q, h) -> (b, r, h, q, q); no meaning where s is
+    later, which `_alike` leaves out: there are h times as many fades, and exp of -inf is slow on a CPU."""
     reached = decay.cumsum(2).mT  # log of the decay from the start to each step
-    later = torch.ones(decay.shape[2], decay.shape[2], dtype=torch.bool, device=decay.device).triu(1)
-    return (reached.unsqueeze(-1) - reached.unsqueeze(-2)).masked_fill_(later, -torch.inf).exp_()
+    return (reached.unsqueeze(-1) - reached.unsqueeze(-2)).clamp_(max=0).exp_()
+
+
+def _alike(C: Tensor, B: Tensor) -> Tensor:
+    """C_t.B_s, 0 where s is later than t: (b, r, q, n) -> (b, r, q, q)."""
+    return (C @ B.mT).tril_()
 
 
 def _many_chunks(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:

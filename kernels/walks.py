@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.depthwise import causal_conv, grad_of_steps, grad_of_taps
+
 
 def walk(tokens: Tensor, walks: Tensor) -> Tensor:
     """Tokens (b, T, c) along every walk: (b, w, S, l, c)."""
@@ -64,36 +66,18 @@ class _WalkConvSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tokens: Tensor, weight: Tensor, bias: Tensor, walks: Tensor) -> Tensor:
         ctx.save_for_backward(tokens, weight, bias, walks)
-        return F.silu(_convolve(_gather_exact(tokens, walks), weight, bias), inplace=True).to(tokens.dtype)
+        return F.silu(causal_conv(_gather_exact(tokens, walks), weight, bias)).to(tokens.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         tokens, weight, bias, walks = ctx.saved_tensors
         walked = _gather_exact(tokens, walks)
-        before = _convolve(walked, weight, bias)
-        grad_before = torch.ops.aten.silu_backward(grad.to(before.dtype), before)
-
-        length, width = walked.shape[3], weight.shape[1]
-        lags = range(min(width, length))  # how many steps ago; the last tap sees the present step
-        taps = weight.to(before.dtype).unbind(1)
-        grad_walked = grad_before * taps[-1]
-        for lag in lags[1:]:
-            grad_walked[..., :-lag, :].addcmul_(grad_before[..., lag:, :], taps[-1 - lag])
-        grad_weight = torch.zeros_like(weight)
-        for lag in lags:
-            product = grad_before[..., lag:, :] * walked[..., : length - lag, :]
-            grad_weight[:, width - 1 - lag] = product.sum((0, 1, 2, 3))
-        grad_tokens = _scatter(grad_walked, walks).sum(1).to(tokens.dtype)
-        return grad_tokens, grad_weight, grad_before.sum((0, 1, 2, 3)).to(bias.dtype), None
-
-
-def _convolve(walked: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    taps = weight.to(walked.dtype).unbind(1)
-    out = torch.addcmul(bias.to(walked.dtype), walked, taps[-1])
-    for lag in range(1, min(len(taps), walked.shape[3])):
-        out[..., lag:, :].addcmul_(walked[..., :-lag, :], taps[-1 - lag])
-    return out
+        before = causal_conv(walked, weight, bias)
+        grad = torch.ops.aten.silu_backward(grad.to(before.dtype), before)
+        grad_tokens = _scatter(grad_of_steps(grad, weight), walks).sum(1).to(tokens.dtype)
+        grad_weight = grad_of_taps(grad, walked, weight.shape[1]).to(weight.dtype)
+        return grad_tokens, grad_weight, grad.sum((0, 1, 2, 3)).to(bias.dtype), None
 
 
 def _gather(tokens: Tensor, walks: Tensor) -> Tensor:
