@@ -1,7 +1,7 @@
 """The causal depth-wise convolution along sequences, and its gradients, by what is fastest where they are.
 
-On a CPU the products with the taps are oneDNN's, which reads steps (..., l, c) as they lie: PyTorch's own
-road to it rearranges them. Its gradient of the taps is slow on short sequences, so that one is a sum over steps.
+On a CPU the products with the taps are oneDNN's, which reads steps (..., l, c) as they lie; PyTorch's own
+road to it rearranges them. Its gradient of the taps is slow on short sequences, so that is a sum over steps.
 """
 
 from __future__ import annotations
