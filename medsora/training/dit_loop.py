@@ -10,8 +10,8 @@ from flow_prior import alignment_loss
 from medsora.config import Config
 from medsora.errors import building
 from medsora.training.dit_build import build_dit_stage
-from medsora.training.interruption import StopRequest, any_process
-from medsora.training.non_finite import StepRecord
+from medsora.training.interruption import StopRequest
+from medsora.training.non_finite import StepGuard, StepRecord
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed
 from medsora.training.run_report import RunReport
@@ -50,6 +50,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     progress = Progress("stage 2", schedule.total_steps, start, show=accelerator.is_local_main_process)
 
     report = RunReport(run, f"{config.run.name}: the denoiser {config.denoiser.preset}", schedule.total_steps)
+    guard = StepGuard(accelerator, stage.optimizer)
     stop.expect_checkpoint(stage.checkpoint_bytes)
     with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
         if not stage.look(start, stop, resumed=True):
@@ -103,17 +104,18 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
 
             clip_norm = settings.clip_norm if step.epoch >= settings.clip_from_epoch else None
             norm = clipped_norm(accelerator, stage.model, clip_norm)
-            bad, asked = any_process(accelerator, not record.is_finite(norm, accelerator), stop.wanted())
-            if bad:
-                stage.save(number)
-                accelerator.end_training()
-                raise record.error(norm, accelerator, run.checkpoints)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            stage.ema.update()
-
             done = number + 1
             ends = done == schedule.total_steps
+            saves = done % settings.save_every == 0 or ends
+            bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=saves)
+            if bad is not None:
+                stage.save(bad.number)
+                accelerator.end_training()
+                raise bad.error(run.checkpoints)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            stage.ema.update(unless=guard.bad if guard.lag else None)
+
             progress.count(step.batch, batches.waited())
             if done % settings.log_every == 0 or ends:
                 figures = {f"loss/{name}": float(value) for name, value in parts.items()}
@@ -123,7 +125,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 progress.show(figures, speed)
                 report.update()
                 progress.restart_clock()
-            if done % settings.save_every == 0 or ends or asked:
+            if saves or asked:
                 with stop.saving():
                     stage.save(done)
             # Who is asked to leave has little time: looking at step `done` is then made up for on resuming.

@@ -77,7 +77,7 @@ class DitStage:
                 {
                     "processes": self.accelerator.num_processes,
                     "scaler": scaler_state(self.accelerator),
-                    "ema_updates": self.ema.updates,
+                    "ema_updates": step,
                     "alignment": self.blocks.state(),
                     "vae": self.vae_digest,
                 },
@@ -150,6 +150,8 @@ class DitStage:
                 self.evaluate(step)
             if (step % settings.sample_every == 0 or ends) and not (resumed and self.sheet(step).is_file()):
                 done = self.sample(step, stop)
+        if step % settings.sample_every and not ends and not resumed:
+            return True  # nothing was sampled that could have been cut short: no process waits for the others
         (cut_short,) = any_process(self.accelerator, not done or (resumed and stop.wanted()))
         return not cut_short
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers.training_utils import EMAModel
+from torch import Tensor
 
 from medsora.denoiser import MedSora
 from medsora.denoiser.weights import read_matching_weights
@@ -24,14 +25,16 @@ class Ema:
         self.model = model
         self.average = EMAModel(model.parameters(), decay=decay, foreach=True)
 
-    @property
-    def updates(self) -> int:
-        """How many updates the average has seen."""
-        return self.average.optimization_step
-
-    def update(self) -> None:
-        """Move the average towards the model's present weights."""
-        self.average.step(self.model.parameters())
+    @torch.no_grad()
+    def update(self, unless: Tensor | None = None) -> None:
+        """Move the average towards the model's present weights, unless the number on the device is 1."""
+        average, live = self.average, list(self.model.parameters())
+        average.optimization_step += 1
+        decay = average.get_decay(average.optimization_step)
+        difference = torch._foreach_sub(average.shadow_params, live)
+        if unless is not None:
+            torch._foreach_mul_(difference, 1 - unless)
+        torch._foreach_sub_(average.shadow_params, difference, alpha=1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[MedSora]:

@@ -1,16 +1,24 @@
-"""A loss or gradient that is NaN or infinite: the run stops before it reaches the weights, and says where."""
+"""A loss or gradient that is NaN or infinite: the run stops before it reaches the weights, and says where.
+
+A GPU works on while the host reads what became of the step before: until the host knows, the device itself
+leaves the weights as they were (`found_inf` of PyTorch's fused optimisers). A CPU is asked at once.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from medsora.errors import NonFiniteLoss
+
+LAG = {"cuda": 1}  # by how many steps the host's knowledge may be late; elsewhere none
 
 
 class StepRecord:
@@ -18,10 +26,11 @@ class StepRecord:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.losses: list[torch.Tensor] = []
+        self.losses: list[Tensor] = []
         self.clips: list[list[str]] = []
+        self.gradient_norm = torch.tensor(math.nan)
 
-    def add(self, loss: torch.Tensor, batch: dict[str, Any]) -> None:
+    def add(self, loss: Tensor, batch: dict[str, Any]) -> None:
         """Note a micro-batch: its loss, its clips' names and, where there are any, their timesteps."""
         names = batch["name"]
         if "t" in batch:
@@ -29,23 +38,74 @@ class StepRecord:
         self.losses.append(loss.detach())
         self.clips.append(names)
 
-    def is_finite(self, gradient_norm: torch.Tensor, accelerator: Accelerator) -> bool:
-        """Return whether every loss is a finite number and, but for fp16, the gradients' norm is.
-
-        fp16's loss scaler tries out which scale makes gradients overflow, and leaves out those steps itself.
-        """
-        norms = [] if accelerator.scaler else [gradient_norm.float()]
-        return bool(torch.isfinite(torch.stack([loss.float() for loss in self.losses] + norms)).all())
-
-    def error(self, gradient_norm: torch.Tensor, accelerator: Accelerator, saved: Path) -> NonFiniteLoss:
+    def error(self, saved: Path) -> NonFiniteLoss:
         """Return what to raise after saving; all processes call it. If all losses are finite it names all."""
         found = [
             (float(loss), name) for loss, names in zip(self.losses, self.clips, strict=True) for name in names
         ]
         found = gather_object(found)
         bad = [(loss, name) for loss, name in found if not math.isfinite(loss)]
-        what = f"the loss became {bad[0][0]}" if bad else f"the gradients' norm became {float(gradient_norm)}"
+        norm = float(self.gradient_norm)
+        what = f"the loss became {bad[0][0]}" if bad else f"the gradients' norm became {norm}"
         names = ", ".join(name for _, name in bad or found)
         return NonFiniteLoss(
             f"{what} at step {self.number} on {names}; the state before that step is saved in {saved}."
         )
+
+
+class StepGuard:
+    """Looks at every step before the optimiser takes it: is it finite, and is a process asked to leave?
+
+    `optimizer` is the loop's own, before `Accelerator.prepare`; with a lag it must be a fused one.
+    """
+
+    def __init__(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
+        self.accelerator, self.optimizer = accelerator, optimizer
+        self.scaled = (
+            accelerator.scaler is not None
+        )  # fp16's scaler waits for the device in every step anyway
+        self.lag = 0 if self.scaled else LAG.get(accelerator.device.type, 0)
+        self.bad = torch.zeros((), device=accelerator.device)  # 1 from the first bad step on, in any process
+        self._unread: deque[tuple[StepRecord, Tensor, torch.cuda.Event | None]] = deque()
+
+    def look(
+        self, record: StepRecord, norm: Tensor, *, asked: bool, at_once: bool
+    ) -> tuple[StepRecord | None, bool]:
+        """Return the first step that is known to be bad, if there is one, and whether any process was asked.
+
+        Both are what all processes know, of the step `self.lag` before this one, or of this one if `at_once`
+        (all processes alike). Call it before the optimiser's step, which after a bad one changes nothing.
+        """
+        record.gradient_norm = norm
+        # fp16's scaler tries out which scale makes gradients overflow, and leaves out those steps itself.
+        figures = [loss.float() for loss in record.losses] + ([] if self.scaled else [norm.float()])
+        bad = 1 - torch.isfinite(torch.stack(figures)).all().float()
+        flags = torch.stack([bad, torch.full_like(bad, float(asked))])
+        if self.accelerator.num_processes > 1:
+            flags = self.accelerator.reduce(flags, reduction="sum")
+        self.bad = torch.maximum(self.bad, flags[0].clamp(max=1))
+        if self.lag:
+            self.optimizer.found_inf = self.bad
+        self._unread.append((record, *_on_the_way_to_the_host(flags)))
+
+        anyone_asked = asked and self.accelerator.num_processes == 1
+        while len(self._unread) > (0 if at_once or anyone_asked else self.lag):
+            unread, flags, arrived = self._unread.popleft()
+            if arrived is not None:
+                arrived.synchronize()
+            bad, others = flags.tolist()
+            if bad:
+                return unread, False
+            anyone_asked = anyone_asked or others > 0
+        return None, anyone_asked
+
+
+def _on_the_way_to_the_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The flags in the host's memory, once the event has come about."""
+    if flags.device.type != "cuda":
+        return flags, None
+    there = torch.empty_like(flags, device="cpu", pin_memory=True)
+    there.copy_(flags, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return there, arrived

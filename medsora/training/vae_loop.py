@@ -21,7 +21,7 @@ from medsora.training.checkpoint import (
 )
 from medsora.training.clips import open_clips
 from medsora.training.interruption import StopRequest, any_process
-from medsora.training.non_finite import StepRecord
+from medsora.training.non_finite import StepGuard, StepRecord
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed, generator_for
 from medsora.training.run_folder import RunFolder
@@ -92,6 +92,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     batches = TimedBatches(NumberedClips(stage.clips), order, config.data.workers)
     progress = Progress("stage 1", schedule.total_steps, start, show=accelerator.is_local_main_process)
     report = RunReport(run, f"{config.run.name}: the VAE", schedule.total_steps)
+    guard = StepGuard(accelerator, stage.optimizer)
     stop.expect_checkpoint(stage.checkpoint_bytes)
     with losses_said(), stop, batches, progress, report:
         _look(stage, start, resumed=True)
@@ -120,16 +121,17 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                     parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
 
             norm = clipped_norm(accelerator, stage.vae, settings.clip_norm)
-            bad, asked = any_process(accelerator, not record.is_finite(norm, accelerator), stop.wanted())
-            if bad:
-                _save(stage, number)
+            done = number + 1
+            ends = done == schedule.total_steps
+            saves = done % settings.save_every == 0 or ends
+            bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=saves)
+            if bad is not None:
+                _save(stage, bad.number)
                 accelerator.end_training()
-                raise record.error(norm, accelerator, run.checkpoints)
+                raise bad.error(run.checkpoints)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-            done = number + 1
-            ends = done == schedule.total_steps
             progress.count(step.batch, batches.waited())
             if done % settings.log_every == 0 or ends:
                 figures = {f"loss/{name}": float(value) for name, value in parts.items()}
@@ -139,7 +141,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 progress.show(figures, speed)
                 report.update()
                 progress.restart_clock()
-            if done % settings.save_every == 0 or ends or asked:
+            if saves or asked:
                 with stop.saving():
                     _save(stage, done)
             if asked and not ends:
@@ -181,7 +183,7 @@ def build_vae_stage(config: Config) -> VaeStage:
     names = [name for name, parameter in vae.named_parameters() if parameter.requires_grad]
     if settings.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
-    optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=tuple(settings.betas))
+    optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=tuple(settings.betas), fused=True)
     run = RunFolder(config.vae_dir, config, "train_vae", accelerator)
     check_same_run(run, config, clips)
     start_trackers(accelerator, run, config)

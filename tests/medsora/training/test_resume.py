@@ -17,6 +17,7 @@ import torch
 from medsora.config import Config
 from medsora.diffusion import DiffusionLoss, GaussianDiffusion
 from medsora.errors import BadInput, exit_with_status
+from medsora.training import non_finite
 from medsora.training.progress import Progress
 from tests.medsora.training import tiny
 from vae.losses import VaeLoss
@@ -120,9 +121,11 @@ def poison(monkeypatch: pytest.MonkeyPatch, stage: str, call: int) -> None:
     monkeypatch.setattr(owner, name, computed)
 
 
-@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("step", [0, 2, 3])
 def test_a_loss_that_is_not_finite(
     step: int,
+    lag: int,
     straight: Straight,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -130,6 +133,7 @@ def test_a_loss_that_is_not_finite(
 ) -> None:
     config = straight.configure(tmp_path)
     with monkeypatch.context() as patch:
+        patch.setattr(non_finite, "LAG", {"cpu": lag})  # 1 as on a GPU, whose work the host does not wait for
         poison(patch, straight.stage, step)
         assert status_of(straight.stage, config) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]

@@ -9,6 +9,7 @@ import torch
 
 from medsora.config import Config
 from medsora.denoiser.block import Block
+from medsora.training.non_finite import StepGuard
 from tests.medsora.training import tiny
 from vae.compensation import SpatialCompensation
 
@@ -31,14 +32,12 @@ def gradients(
         calls.append(1)
         return forward(*arguments, **options)
 
-    def enough(_accelerator, *flags: bool) -> tuple[bool, ...]:
-        if kept:
-            raise Enough
-        return flags
+    def enough(*arguments, **options) -> None:
+        raise Enough
 
     with tiny.nothing_silent(), monkeypatch.context() as patch:
         patch.setattr(PART[stage], "forward", forward_and_count)
-        patch.setattr(tiny.LOOPS[stage], "any_process", enough)
+        patch.setattr(StepGuard, "look", enough)
         patch.setattr(tiny.vae_loop, "_look", lambda *arguments, **options: None)
         with tiny.first_gradients(stage) as kept, pytest.raises(Enough):
             tiny.train(stage, config)
