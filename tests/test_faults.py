@@ -14,6 +14,7 @@ import pytest
 from tests.faults.fuzz_checkpoint import fuzz_checkpoint
 from tests.faults.fuzz_config import fuzz_config
 from tests.faults.fuzz_video import fuzz_video
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS_OF_ONE_PROCESS = """
@@ -41,7 +42,7 @@ def faults(*commands: str) -> str:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

@@ -12,6 +12,7 @@ import pytest
 from medsora.errors import BadInput
 from medsora.training import together
 from medsora.training.together import Heartbeat, check_agreement, losses_said
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[3]
 TRAIN_AND_KILL_WORKERS = """
@@ -45,7 +46,7 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(clips: Path, tmp_path: 
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert re.search(r"a process that loads data died \(.*\); what was saved before is whole", done.stdout), (
         done.stderr
