@@ -64,7 +64,7 @@ def test_interrupted_and_resumed(
     straight: Straight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     """Ctrl-C and timeout(1) signal the whole group: the loader's worker is there and must not die of it."""
-    count = Progress.count
+    count, others = Progress.count, set(multiprocessing.active_children())
 
     def count_and_signal(self: Progress, *arguments) -> None:
         patch.setattr(Progress, "count", count)  # a second signal ends a run at once
@@ -76,7 +76,7 @@ def test_interrupted_and_resumed(
         patch.setattr(Progress, "count", count_and_signal)
         assert status_of(straight.stage, straight.configure(tmp_path, data__workers=1)) == 75
     assert "interrupted: received SIGTERM; saved after step 2" in capfd.readouterr().err
-    assert multiprocessing.active_children() == []  # they would not hear SIGTERM at the process's exit
+    assert set(multiprocessing.active_children()) <= others  # who would not hear SIGTERM at the exit
     run = tiny.train(straight.stage, straight.configure(tmp_path))
     assert f"going on after step 2 of {STEPS}" in (run / "messages.txt").read_text()
     tiny.assert_same_run(run, straight.run, STEPS)
