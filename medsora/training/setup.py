@@ -130,11 +130,13 @@ class TimedBatches:
         # seconds; one that still decodes then only reads, so ending it by force loses nothing.
         ended, self.batches = self.batches, iter(())
         workers = getattr(ended, "_workers", [])
-        if workers:
-            ended._shutdown_workers()
-        for worker in workers:
-            worker.kill()
-            worker.join()
+        try:
+            if workers:
+                ended._shutdown_workers()
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.join()
 
     def next(self) -> dict[str, Any]:
         """Return the next micro-batch."""

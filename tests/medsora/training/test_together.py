@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -43,7 +44,8 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(clips: Path, tmp_path: 
     """In a process of its own: PyTorch tells of a dead worker by a signal, which may come a test too late."""
     done = subprocess.run(
         [sys.executable, "-c", TRAIN_AND_KILL_WORKERS, tmp_path, clips],
-        cwd=ROOT,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
