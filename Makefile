@@ -7,7 +7,11 @@ READY := $(VENV)/.ready
 PARITY := $(VENV)/.parity
 DOCS := $(VENV)/.docs
 UV ?= $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
-JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Tests at once: each may start processes of its own, and takes about 2 GiB.
+CORES = $(shell nproc 2>/dev/null || echo 2)
+GIB_FREE = $(shell awk '/^MemAvailable/ {print int($$2 / 2^20)}' /proc/meminfo 2>/dev/null || echo 4)
+JOBS ?= $(shell jobs=$(CORES); free=$$(( $(GIB_FREE) / 2 )); \
+  [ $$jobs -le 4 ] || jobs=4; [ $$jobs -le $$free ] || jobs=$$free; [ $$jobs -ge 1 ] || jobs=1; echo $$jobs)
 
 .PHONY: setup demo test lint audit docs docs-check clean
 .DEFAULT_GOAL := setup

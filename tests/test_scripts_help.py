@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     ("train_vae.py",),
@@ -30,7 +32,7 @@ def test_help_explains_every_option(command: tuple[str, ...]) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=True,
     )
     options = re.findall(r"^  (--[a-z-]+)", done.stdout, flags=re.MULTILINE)
@@ -46,7 +48,7 @@ def test_bad_input_is_one_sentence_and_status_2(script: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 2

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from medsora.config import Config
 from medsora.config_file import save_config
 from tests.medsora.training import tiny
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -45,7 +46,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

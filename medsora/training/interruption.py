@@ -40,9 +40,11 @@ class StopRequest:
         if self.deadline is None:
             yield
             return
+        if (left_s := self.deadline - time.monotonic()) <= 0:
+            raise KeyboardInterrupt(TIME_IS_OVER)
         before = signal.signal(signal.SIGALRM, _time_is_over)
-        signal.setitimer(signal.ITIMER_REAL, max(self.deadline - time.monotonic(), 1e-3))
         try:
+            signal.setitimer(signal.ITIMER_REAL, left_s)
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -125,9 +125,18 @@ class TimedBatches:
         return self
 
     def __exit__(self, *stopped: object) -> None:
-        # Lets go of the workers now: a pending exception's traceback would keep them, and the exit handlers
-        # would wait for processes that (see `_quiet_worker`) do not hear SIGTERM.
-        self.batches = iter(())
+        # Now: a pending exception's traceback would keep the workers, and the exit handlers would wait for
+        # processes that do not hear SIGTERM (see `_quiet_worker`). PyTorch asks them to end and waits for
+        # seconds; one that still decodes then only reads, so ending it by force loses nothing.
+        ended, self.batches = self.batches, iter(())
+        workers = getattr(ended, "_workers", [])
+        try:
+            if workers:
+                ended._shutdown_workers()
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.join()
 
     def next(self) -> dict[str, Any]:
         """Return the next micro-batch."""

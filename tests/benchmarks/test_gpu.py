@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.gpu import PARTS
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 WITHOUT = """
@@ -37,7 +38,7 @@ def test_a_step_is_measured_without_diffusers(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert run.returncode == 0, run.stderr[-2000:]
     assert "done without: diffusers, safetensors" in run.stdout

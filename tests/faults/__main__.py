@@ -48,6 +48,15 @@ def main() -> int:
     several.add_argument("--processes", type=int, default=2, help="(default: 2)")
     several.add_argument("--only", nargs="+", metavar="SCENARIO", help="see tests/faults/together.py")
 
+    for command in (kill, several):
+        command.add_argument(
+            "--within",
+            type=float,
+            default=60.0,
+            metavar="SECONDS",
+            help="how soon the others must have stopped when one is killed (default: 60)",
+        )
+
     for name, what, count in (
         ("fuzz-video", "mutated video files against the check and the reader", 2000),
         ("fuzz-config", "mutated configurations against the config loader", 10000),

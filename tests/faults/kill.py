@@ -33,6 +33,7 @@ from tests.faults.processes import (
     finish,
     kill,
     start_forks,
+    survivors_leave_within,
     wait,
     wait_for_others,
     without_pages,
@@ -69,6 +70,7 @@ def kill_runs(options: argparse.Namespace) -> int:
     random.seed(options.seed)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)  # several processes on few cores
+    survivors_leave_within(options.within)
     work = Path(tempfile.mkdtemp(prefix="medsora-faults-"))
     launch = start_commands if options.commands else start_forked
     try:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from medsora.training.run_report import RunReport
+from tests.reserved_port import reserve_port
 
 SURVIVORS_S = 60.0  # how soon the other processes must have stopped when one is killed
 
@@ -24,6 +25,7 @@ class Started:
 
     pids: list[int]
     folder: Path
+    port: socket.socket | None = None  # keeps the port on which they meet
 
     @property
     def said(self) -> str:
@@ -34,16 +36,14 @@ class Started:
 def start_forks(folder: Path, processes: int, main: Callable[[int], None]) -> Started:
     """Fork `processes` processes in `folder`; each calls `main(rank)` as a launcher would have started it."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids = []
+    held = reserve_port()
+    port, pids = held.getsockname()[1], []
     for rank in range(processes):
         pid = os.fork()
         if pid == 0:
             leave_with(partial(_be, folder, processes, rank, port, main))
         pids.append(pid)
-    return Started(pids, folder)
+    return Started(pids, folder, held)
 
 
 def _be(folder: Path, processes: int, rank: int, port: int, main: Callable[[int], None]) -> None:
@@ -96,6 +96,12 @@ def finish(started: Started) -> None:
     """Wait until a run has ended well."""
     statuses = wait(started)
     assert set(statuses) == {0}, f"ended with status {statuses}: {started.said[-2000:]}"
+
+
+def survivors_leave_within(seconds: float) -> None:
+    """Give the other processes so much time to stop when one is killed."""
+    global SURVIVORS_S
+    SURVIVORS_S = seconds
 
 
 def wait_for_others(started: Started, first: int) -> tuple[float, list[int]]:

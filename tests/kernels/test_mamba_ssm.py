@@ -11,6 +11,7 @@ import pytest
 
 from kernels import mamba_ssm_backend
 from tests.kernels.run_mamba_ssm import CASES
+from tests.patience import PATIENCE_S
 
 
 @pytest.mark.skipif(
@@ -19,7 +20,10 @@ from tests.kernels.run_mamba_ssm import CASES
 )
 def test_its_kernels_equal_the_recurrence_with_every_gradient() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.run_mamba_ssm"], capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "tests.kernels.run_mamba_ssm"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]

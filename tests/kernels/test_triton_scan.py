@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from tests.kernels.run_triton import CASES
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
 def test_kernels_equal_the_recurrence_with_every_gradient() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.run_triton"], capture_output=True, text=True, timeout=900
+        [sys.executable, "-m", "tests.kernels.run_triton"], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert run.returncode == 0, run.stderr[-3000:]
     *lines, last = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]

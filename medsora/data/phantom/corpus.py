@@ -142,7 +142,7 @@ class _Clip:
 def _made_before(folder: Path, recipe: dict[str, int | float]) -> bool:
     """Whether the folder already holds this phantom whole; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
-        if (folder / name).is_file():
+        with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done takes _BEGUN away at any time
             found = json.loads((folder / name).read_text(encoding="utf-8"))
             other = {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}
             if other:

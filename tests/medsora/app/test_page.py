@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,14 @@ import pytest
 
 from medsora.data.video_io import probe
 from tests.medsora.tiny_pipeline import write_run
+from tests.patience import PATIENCE_S
+from tests.reserved_port import reserve_port
 
 ROOT = Path(__file__).resolve().parents[3]
 FLAGS = [
     "--headless",
     "--no-sandbox",
+    "--disable-dev-shm-usage",  # containers often have little of it
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -31,7 +33,6 @@ FLAGS = [
     "--disable-sync",
     "--window-size=1280,900",
 ]
-PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if find_spec("gradio") is None:
         pytest.skip("Gradio is not installed (pip install '.[app]')")
     run = write_run(tmp_path_factory.mktemp("runs") / "mine" / "dit-tiny")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    held = reserve_port()
+    port = held.getsockname()[1]
     command = [sys.executable, "-u", "-m", "medsora.app", "--model", str(run), "--port", str(port)]
     server = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -50,8 +50,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert f"open http://127.0.0.1:{port}" in server.stdout.readline()
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.terminate()
-        server.wait(30)
+        server.kill()  # leaving in order takes longer than anybody's patience on a busy machine
+        server.wait()
+        held.close()
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +67,23 @@ def browser() -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as profile:
         for flag in [*FLAGS, f"--user-data-dir={profile}"]:
             options.add_argument(flag)
-        service = webdriver.chrome.service.Service(driver)
-        chrome = webdriver.Chrome(options=options, service=service)
+        chrome = started(webdriver, options, driver)
         try:
             yield chrome
         finally:
             chrome.quit()
+
+
+def started(webdriver: Any, options: Any, driver: str) -> Any:
+    """Start Chromium, whose driver gives itself less time for it than a busy machine may need."""
+    from selenium.common.exceptions import WebDriverException
+
+    for _ in range(3):
+        try:
+            return webdriver.Chrome(options=options, service=webdriver.chrome.service.Service(driver))
+        except WebDriverException as error:
+            why = str(error).splitlines()[0]
+    pytest.skip(f"Chromium does not start here: {why}")
 
 
 @pytest.fixture

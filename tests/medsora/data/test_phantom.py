@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import multiprocessing
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -288,6 +289,23 @@ def test_who_waits_for_the_folder_renders_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus.fcntl, "lockf", filled_by_another)
     write_phantom(folder, 2, 2, 16, seed=1, progress=lambda done, total: pytest.fail("rendered twice"))
     assert (folder / "phantom.json").is_file()
+
+
+def test_what_was_begun_may_be_done_while_it_is_looked_at(tmp_path, monkeypatch):
+    folder = tmp_path / "phantom"
+    write_phantom(folder, 2, 2, 16, seed=1)
+    (folder / ".phantom.begun.json").write_text((folder / "phantom.json").read_text())
+    read_text = Path.read_text
+
+    def gone_when_it_is_read(path, *arguments, **options):
+        if path.name == ".phantom.begun.json":
+            path.unlink()
+        elif path.exists() and not (folder / ".phantom.lock").exists():
+            raise FileNotFoundError(path)  # it was not there yet
+        return read_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", gone_when_it_is_read)
+    write_phantom(folder, 2, 2, 16, seed=1, progress=lambda done, total: pytest.fail("rendered twice"))
 
 
 @pytest.mark.parametrize("name", ["videos", "frames", "size", "fps", "workers"])

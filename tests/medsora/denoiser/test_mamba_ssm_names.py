@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medsora.denoiser.mamba import Mamba2
+from tests.patience import PATIENCE_S
 
 # A program of its own: the package needs stand-ins for its compiled parts (which the weights do without), and
 # its __init__ would import transformers.
@@ -44,7 +45,7 @@ def test_state_dicts_interchange_with_mamba_ssm(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
     save_file(model.state_dict(), ours)
     command = [sys.executable, "-c", PACKAGE, *package.submodule_search_locations, str(ours), str(theirs)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert run.returncode == 0, run.stderr[-2000:]
     weights = load_file(theirs)
     model.load_state_dict(weights, strict=True)

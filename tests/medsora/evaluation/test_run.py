@@ -24,6 +24,7 @@ from medsora.evaluation.paper_tables import TABLE_2, paper_tables
 from medsora.evaluation.pixel import PixelExtractor
 from medsora.evaluation.results import Results
 from tests.medsora.evaluation.material import drifting_clip, write_clips
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = {"frames": 4, "size": 32}
@@ -316,7 +317,7 @@ def test_two_processes_give_the_figures_of_one(
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from medsora.training import dit_loop, dit_stage, interruption, vae_loop
 from medsora.training.interruption import StopRequest
 from medsora.training.run_lock import hold_folder
 from tests.medsora.training import tiny
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Clock:
@@ -56,14 +59,20 @@ def test_a_run_leaves_while_a_step_a_look_and_a_checkpoint_still_fit(clock: Cloc
 
 
 def test_a_limit_that_is_over_before_the_first_step() -> None:
+    """Before anything is prepared, or while it is: by an alarm, which is off and forgotten afterwards."""
     before = signal.getsignal(signal.SIGALRM)
-    late = StopRequest(time_limit_minutes=-1)
-    with pytest.raises(KeyboardInterrupt, match="the time limit is reached"), late.preparing():
-        time.sleep(5)
+    reached = pytest.raises(KeyboardInterrupt, match="the time limit is reached")
+    with reached, StopRequest(time_limit_minutes=0).preparing():
+        pytest.fail("there is nothing to prepare for")
+    with reached, StopRequest(time_limit_minutes=60).preparing():
+        left_s, every_s = signal.getitimer(signal.ITIMER_REAL)
+        assert 0 < left_s <= 3600
+        assert every_s == 0
+        signal.raise_signal(signal.SIGALRM)
+    with StopRequest(time_limit_minutes=60).preparing():
+        assert signal.getsignal(signal.SIGALRM) is not before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert signal.getsignal(signal.SIGALRM) is before
-    with StopRequest(time_limit_minutes=0.001).preparing():
-        pass
-    time.sleep(0.1)  # the alarm is off
 
 
 @pytest.mark.parametrize("stage", ["vae", "dit"])
@@ -75,7 +84,7 @@ def test_no_step_is_taken_that_does_not_fit(
     monkeypatch.setattr(interruption, "BYTES_SAVED_PER_S", 1e-3)  # a checkpoint would take days
     train = vae_loop.train_vae if stage == "vae" else dit_loop.train_dit
     with pytest.raises(Interrupted, match="the time limit is reached; saved after step 0"):
-        train(config, time_limit_minutes=10)
+        train(config, time_limit_minutes=600)
     logged = tiny.figures(config.vae_dir if stage == "vae" else config.dit_dir)
     assert not [line for line in logged if "loss/total" in line]
 
@@ -131,17 +140,15 @@ def test_sampling_is_left_when_asked_and_made_up_for_later(
 
 
 def test_a_folder_has_one_run(tmp_path: Path) -> None:
-    held, done = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        kept = hold_folder(tmp_path)
-        os.write(done, str(kept.fileno()).encode())
-        signal.pause()
-    os.read(held, 1)
-    try:
-        with pytest.raises(BadInput, match=rf"is in use by process {pid} on "):
-            hold_folder(tmp_path, patience_s=0.3)
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    code = (
+        "import signal, sys; from pathlib import Path; from medsora.training.run_lock import hold_folder\n"
+        "kept = hold_folder(Path(sys.argv[1])); print('held', flush=True); signal.pause()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"held\n"
+            with pytest.raises(BadInput, match=rf"is in use by process {other.pid} on "):
+                hold_folder(tmp_path, patience_s=0.3)
+        finally:
+            other.kill()
     hold_folder(tmp_path, patience_s=0.3).close()  # a killed run leaves no lock behind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from medsora.errors import BadInput
 from medsora.training import together
 from medsora.training.together import Heartbeat, check_agreement, losses_said
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[3]
 TRAIN_AND_KILL_WORKERS = """
@@ -42,10 +44,11 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(clips: Path, tmp_path: 
     """In a process of its own: PyTorch tells of a dead worker by a signal, which may come a test too late."""
     done = subprocess.run(
         [sys.executable, "-c", TRAIN_AND_KILL_WORKERS, tmp_path, clips],
-        cwd=ROOT,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert re.search(r"a process that loads data died \(.*\); what was saved before is whole", done.stdout), (
         done.stderr
