@@ -23,7 +23,7 @@ from medsora.training.randomness import derive_seed
 from medsora.training.tensor_store import TensorStore
 from vae import FrequencyCompensatedVAE, frames_to_latents
 
-CODE_VERSION = 1  # raise when the way from a file to its latents changes
+CODE_VERSION = 2  # raise when the way from a file to its latents changes
 PIXELS_PER_LATENT = 8  # along a side
 GROUP = 8  # packed images go through the VAE eight at a time
 
@@ -42,9 +42,8 @@ class LatentCache:
             "frames": clips.frames,
             "vae": weights_digest(vae),
             "images": [self.images.encoding, self.groups, self.seed if self.groups else 0],
+            "pictures": self.alone,
         }
-        if self.alone and not (self.images.count and not self.groups):
-            depends_on["first frames alone"] = True
         self.store = TensorStore(Path(config.cache.dir), "latents", depends_on)
         videos = np.array([video for video, _ in clips.windows])
         self.windows_elsewhere = {int(video): np.flatnonzero(videos != video) for video in np.unique(videos)}
