@@ -115,7 +115,7 @@ class LatentCache:
     def _encode_clip(
         self, vae: FrequencyCompensatedVAE, index: int, device: torch.device
     ) -> dict[str, Tensor]:
-        video = self.clips.fixed_clip(index)["video"][: self.clips.frames]
+        video = self.clips.fixed_clip(index, images=())["video"][: self.clips.frames]
         both = torch.stack([video, video.flip(-1)]).to(device)
         mean, logvar = vae.encode_moments(both)
         entry = {"mean": mean.float().cpu(), "logvar": logvar.float().cpu()}
@@ -128,9 +128,7 @@ class LatentCache:
         self, vae: FrequencyCompensatedVAE, group: int, device: torch.device
     ) -> dict[str, Tensor]:
         random = np.random.default_rng(derive_seed(self.seed, "group", group))
-        sources = self.clips.image_sources
-        chosen = [sources[i] for i in random.integers(len(sources), size=GROUP)]
-        images = self.clips.load_images(chosen)
+        images = self.clips.image_group(GROUP, random)
         return self._picture_entry(vae, torch.stack([images, images.flip(-1)]).to(device), "packed")
 
     @staticmethod

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from flow_prior import FlowPrior
 from medsora.config import Config
 from medsora.data.clips import ClipDataset
-from medsora.training.fingerprint import clips_digest, weights_digest
+from medsora.training.fingerprint import clips_digest, flow_digest, weights_digest
 from medsora.training.tensor_store import TensorStore
 from vae import frames_to_latents
 
@@ -41,6 +41,8 @@ class PriorCache:
             "grid": list(grid),
             "width": width,
         }
+        if clips.with_flow:
+            depends_on["flow"] = flow_digest(clips)
         self.store = TensorStore(Path(config.cache.dir), "prior", depends_on)
         self.grid, self.width = grid, width
         self.latent_frames = frames_to_latents(config.data.frames)
@@ -60,9 +62,7 @@ class PriorCache:
             missing, desc=f"prior features of {len(entries)} clips", disable=not show, mininterval=1
         ):
             index, flip = entries[name]
-            pixels = clips.load(
-                clips.choose(0, index, start=clips.window(index)[1].start, flip=flip, images=())
-            )
+            pixels = clips.fixed_clip(index, flip=flip, images=())
             self.put(
                 index, flip, self.compute(prior, pixels["video"], pixels.get("flow"), accelerator.device)
             )

@@ -71,8 +71,8 @@ def test_packed_images_are_groups_of_eight(tmp_path: Path, clips: Path, vae: Any
     cache = open_cache(tmp_path, clips, vae, "packed")
     cache.build(vae, one_process())
     seen = []
-    load_images = cache.clips.load_images
-    cache.clips.load_images = lambda chosen: seen.append(load_images(chosen)) or seen[-1]
+    image_group = cache.clips.image_group
+    cache.clips.image_group = lambda *drawn: seen.append(image_group(*drawn)) or seen[-1]
     entry = cache._encode_group(vae, 1, torch.device("cpu"))
     with torch.no_grad():
         expected, _ = image_moments(vae, seen[0][None], "packed")
