@@ -27,9 +27,9 @@ from medsora.errors import BadInput, exit_with_status  # noqa: E402
 from medsora.evaluation.claims import Claim  # noqa: E402
 from medsora.evaluation.measuring import conclude, load_measured, measuring_parser  # noqa: E402
 from medsora.evaluation.motion import occluded, warping_error  # noqa: E402
+from vae.shapes import FRAMES_PER_LATENT  # noqa: E402
 
 MOST_AT_JOINTS = 1.2
-FRAMES_PER_LATENT = 4
 SHEET_FILMS = 4
 
 

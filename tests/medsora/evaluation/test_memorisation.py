@@ -20,8 +20,7 @@ from medsora.evaluation.memorisation import (
     spread_of,
 )
 from medsora.evaluation.pyramid import PyramidExtractor
-from tests.medsora.data.material import bordered
-from tests.medsora.evaluation.material import drifting_clip, write_clips
+from tests.medsora.evaluation.material import bordered, drifting_clip, write_clips
 
 
 @pytest.fixture(autouse=True)

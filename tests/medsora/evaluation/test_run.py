@@ -23,8 +23,7 @@ from medsora.evaluation.measure import FrechetMeasure
 from medsora.evaluation.paper_tables import TABLE_2, paper_tables
 from medsora.evaluation.pixel import PixelExtractor
 from medsora.evaluation.results import Results
-from tests.medsora.data.material import bordered
-from tests.medsora.evaluation.material import drifting_clip, write_clips
+from tests.medsora.evaluation.material import bordered, drifting_clip, write_clips
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = {"frames": 4, "size": 32}
@@ -175,7 +174,7 @@ def test_borders_are_cut_off_as_in_training(
     cut = run(real=tmp_path / "bordered")
     assert cut.figures() == plain.figures()
     assert "as in training" in cut.protocol["crop"]
-    assert cut.sets["real"]["borders_cut_off"]["clip-0.mkv"].startswith("cropped by top 12, bottom 20")
+    assert cut.sets["real"]["borders_cut_off"]["clip-0.mkv"].startswith("cropped by top 4, bottom 6")
     assert cut.sets["generated"]["borders_cut_off"] == {}
     assert any("cut off 5 real and 0 generated videos" in warning for warning in cut.warnings)
     assert "black borders cut off" in cut.markdown()
