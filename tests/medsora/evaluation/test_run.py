@@ -170,15 +170,15 @@ def test_borders_are_cut_off_as_in_training(
 ) -> None:
     for path in folders[0].iterdir():
         write_video(tmp_path / "bordered" / path.name, bordered(read_frames(path)), 10, lossless=True)
-    plain = run()
-    cut = run(real=tmp_path / "bordered")
+    plain = run(metrics="pixel")
+    cut = run(metrics="pixel", real=tmp_path / "bordered")
     assert cut.figures() == plain.figures()
     assert "as in training" in cut.protocol["crop"]
     assert cut.sets["real"]["borders_cut_off"]["clip-0.mkv"].startswith("cropped by top 4, bottom 6")
     assert cut.sets["generated"]["borders_cut_off"] == {}
     assert any("cut off 5 real and 0 generated videos" in warning for warning in cut.warnings)
     assert "black borders cut off" in cut.markdown()
-    whole = run(real=tmp_path / "bordered", crop="none")
+    whole = run(metrics="pixel", real=tmp_path / "bordered", crop="none")
     assert whole.distances["untrained_pyramid_distance"].value > (
         2 * cut.distances["untrained_pyramid_distance"].value
     )
