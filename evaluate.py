@@ -12,7 +12,7 @@ from pathlib import Path  # noqa: E402
 from medsora.cli import EXIT_STATUSES  # noqa: E402
 from medsora.errors import BadInput, exit_with_status  # noqa: E402
 
-OF_A_VAE = {"vae", "real", "clips", "frames", "size", "interval", "seed", "weights", "out"}
+OF_A_VAE = {"vae", "real", "clips", "frames", "size", "crop", "interval", "seed", "weights", "out"}
 
 
 def main() -> None:
@@ -64,6 +64,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--clips", type=int, metavar="N", help="at most so many clips on each side (default: 2048)")
     add("--frames", type=int, metavar="F", help="frames per clip (default: 16)")
     add("--size", type=int, metavar="PX", help="side of a frame; both sides are resized alike (default: 128)")
+    add(
+        "--crop",
+        choices=("auto", "none"),
+        help="auto: cut every video's own black borders off first, on both sides alike, as training does; "
+        "none: whole frames, for a model trained with data.crop: none (default: auto)",
+    )
     add(
         "--interval",
         type=int,

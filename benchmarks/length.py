@@ -16,9 +16,9 @@ from medsora import PRESETS, MedSora
 from medsora.denoiser.prepared import PreparedDenoiser
 from medsora.errors import exit_with_status
 from vae import check_video_shape, frames_to_latents
+from vae.shapes import PIXELS_PER_LATENT
 
 TIMESTEP = 500
-PIXELS_PER_LATENT = 8
 
 
 def main() -> None:

@@ -49,9 +49,15 @@ class Stage2Step:
         noised = stage.inputs.noised_latents(batch)
         targets = stage.inputs.alignment_targets(batch)
         with stage.accelerator.autocast():
-            out = stage.model(noised.z_t, noised.t, num_images=noised.num_images)
+            out = stage.model(noised.z_t, noised.latent_t, num_images=noised.num_images, labels=noised.labels)
         diffusion = stage.diffusion.hybrid_loss(
-            out.eps.float(), out.variance.float(), noised.z_0, noised.z_t, noised.noise, noised.t
+            out.eps.float(),
+            out.variance.float(),
+            noised.z_0,
+            noised.z_t,
+            noised.noise,
+            noised.latent_t,
+            weights=noised.weights,
         )
         weight = stage.diffusion.error_weight(noised.t, settings.error_of)
         loss = (weight * diffusion.mse + diffusion.vb).mean()

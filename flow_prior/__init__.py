@@ -5,7 +5,7 @@ from flow_prior.dino import DinoEncoder
 from flow_prior.dis import DisEstimator
 from flow_prior.estimate import ESTIMATORS, build_estimator, estimate_flow
 from flow_prior.flow_image import flow_to_rgb
-from flow_prior.prior import FlowPrior, aligned_targets, selected_layers
+from flow_prior.prior import FlowPrior, selected_layers
 from flow_prior.raft import RaftEstimator
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "DisEstimator",
     "FlowPrior",
     "RaftEstimator",
-    "aligned_targets",
     "alignment_loss",
     "build_estimator",
     "estimate_flow",

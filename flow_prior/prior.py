@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flow_prior.alignment import needed
 from flow_prior.dino import DinoEncoder
 from flow_prior.estimate import build_estimator, estimate_flow
 from flow_prior.flow_image import flow_to_rgb
@@ -170,29 +169,3 @@ def sample(maps: Tensor, grid: tuple[int, int], width: int) -> Tensor:
     resized = F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
     tokens = resized.flatten(2).transpose(1, 2)
     return F.interpolate(tokens, size=width, mode="linear", align_corners=False)
-
-
-def aligned_targets(
-    prior: FlowPrior,
-    t: Tensor,
-    *,
-    video: Tensor | None = None,
-    flow: Tensor | None = None,
-    latent_frames: int,
-    grid: tuple[int, int],
-    width: int,
-    margin: float = 0.01,
-) -> tuple[list[Tensor] | None, Tensor]:
-    """Compute the targets of only those samples whose loss is not provably zero; nothing if there are none.
-
-    Args:
-        t: (B,) timesteps; `video` and `flow` have B samples; the rest as for `FlowPrior.forward`.
-
-    Returns:
-        `targets` and `needed` for `alignment_loss`: per block (B', f, l, d) or None, and the mask (B,).
-    """
-    mask = needed(t, margin)
-    if not mask.any():
-        return None, mask
-    video, flow = (part if part is None else part[mask.to(part.device)] for part in (video, flow))
-    return prior(video, flow, latent_frames=latent_frames, grid=grid, width=width), mask

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medsora.errors import building, exit_with_status
 from medsora.name_guard import check_kernels_name
+from medsora.presets import PRESETS
 
 check_kernels_name()
 
@@ -42,7 +43,7 @@ def _add_new(commands: argparse._SubParsersAction) -> None:
     add("project", type=Path, metavar="PROJECT", help="a folder to make; its name is the run's")
     add("--data", required=True, metavar="DIR", help="a folder of videos or of frame folders")
     add("--size", type=int, metavar="PX", help="side of the clips (default: what fits, up to 128)")
-    add("--preset", choices=("tiny", "S", "B", "L", "XL"), help="size of the denoiser")
+    add("--preset", choices=tuple(PRESETS), help="size of the denoiser")
     add(
         "--memory",
         type=float,

@@ -11,8 +11,7 @@ import psutil
 from medsora.config import Config
 from medsora.config_file import load_config
 from medsora.errors import EXIT_STATUSES, BadInput
-
-PRESETS = ("S", "B", "L", "XL", "tiny")
+from medsora.presets import PRESETS
 
 
 def training_arguments(description: str, *, preset: bool = False) -> tuple[Config, argparse.Namespace]:
@@ -20,7 +19,9 @@ def training_arguments(description: str, *, preset: bool = False) -> tuple[Confi
     parser = argparse.ArgumentParser(description=description, epilog=EXIT_STATUSES)
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
     if preset:
-        parser.add_argument("--preset", choices=PRESETS, help="size of the denoiser (default: the config's)")
+        parser.add_argument(
+            "--preset", choices=tuple(PRESETS), help="size of the denoiser (default: the config's)"
+        )
     parser.add_argument(
         "--resume",
         choices=("auto", "never"),

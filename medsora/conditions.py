@@ -12,10 +12,9 @@ import numpy as np
 from medsora.data.resize import resize_and_crop
 from medsora.data.video_io import read_last_frames
 from medsora.errors import BadInput
+from vae.shapes import FRAMES_PER_CHUNK
 
 log = logging.getLogger(__name__)
-
-FRAMES_PER_GROUP = 8  # that the VAE encodes together
 
 
 def label_numbers(label: str | Sequence[str] | None, names: Sequence[str], videos: int) -> list[int] | None:
@@ -71,7 +70,7 @@ def check_first_frames(
     if not givable(count, frames):
         raise BadInput(
             f"a clip of {frames} frames cannot begin with {count} given ones, which the VAE encodes by "
-            f"themselves; ask for {count + FRAMES_PER_GROUP} or {count + 2 * FRAMES_PER_GROUP} frames."
+            f"themselves; ask for {count + FRAMES_PER_CHUNK} or {count + 2 * FRAMES_PER_CHUNK} frames."
         )
     height, width = given.shape[2:4]
     if (height, width) == tuple(size):
@@ -118,7 +117,7 @@ def trained_to_begin_with(counts: Sequence[int]) -> str:
 
 def givable(count: int, frames: int) -> bool:
     """Whether `count` frames, encoded by themselves, can be the beginning of a clip of `frames`."""
-    return 0 < count < frames and (frames - count) % FRAMES_PER_GROUP == 0
+    return 0 < count < frames and (frames - count) % FRAMES_PER_CHUNK == 0
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from medsora.config import Config, PhaseConfig
 from medsora.errors import BadInput
+from medsora.presets import PRESETS
+from vae.shapes import FRAMES_PER_CHUNK
 
 _CHOICES = {
     "images.encoding": ("packed", "single"),
-    "denoiser.preset": ("S", "B", "L", "XL", "tiny"),
+    "denoiser.preset": tuple(PRESETS),
     "denoiser.mixing": ("isolated", "mixed"),
     "denoiser.prediction": ("noise", "velocity"),
     "denoiser.backend": ("auto", "reference", "torch", "triton", "mamba_ssm"),
@@ -101,7 +103,6 @@ _AT_MOST = {
 LARGEST_SIDE = 4096  # pixels
 
 DIFFUSION_STEPS = 1000
-FRAMES_PER_GROUP = 8  # that the VAE encodes together, after a first frame of its own in clips of 8k+1
 
 # A config may come from a stranger: it names values, and writes nowhere but below the folder it is run from.
 OUTPUTS = ("run.dir", "cache.dir", "phantom.folder")
@@ -301,10 +302,11 @@ def _check_values(config: Config, source: str) -> None:
         raise BadInput(
             f"{source}: data.holdout is {config.data.holdout} but must be at least 0 and less than 1."
         )
-    if config.images.count < 0 or (config.images.encoding == "packed" and config.images.count % 8):
+    images = config.images
+    if images.count < 0 or (images.encoding == "packed" and images.count % FRAMES_PER_CHUNK):
         raise BadInput(
-            f"{source}: images.count is {config.images.count}, but packed images come in groups of 8; "
-            "use a multiple of 8, 0, or images.encoding=single."
+            f"{source}: images.count is {images.count}, but packed images come in groups of "
+            f"{FRAMES_PER_CHUNK}; use a multiple of {FRAMES_PER_CHUNK}, 0, or images.encoding=single."
         )
     _check_phases(config.train_dit.phases, source)
 
@@ -336,7 +338,7 @@ def _check_conditions(config: Config, source: str) -> None:
             "out of the alignment (train_dit.first_frame_prob); use sample."
         )
     for frames in settings.given_frames or [0]:
-        if not 0 < frames < data.frames or (data.frames - frames) % FRAMES_PER_GROUP:
+        if not 0 < frames < data.frames or (data.frames - frames) % FRAMES_PER_CHUNK:
             raise BadInput(
                 f"{source}: train_dit.given_frames is {settings.given_frames}, but of clips of {data.frames} "
                 f"frames only {_givable(data.frames)} can be given: whole groups of latents."
@@ -344,7 +346,7 @@ def _check_conditions(config: Config, source: str) -> None:
 
 
 def _givable(frames: int) -> str:
-    counts = [str(count) for count in range(1, frames) if (frames - count) % FRAMES_PER_GROUP == 0]
+    counts = [str(count) for count in range(1, frames) if (frames - count) % FRAMES_PER_CHUNK == 0]
     return " or ".join(counts) or "none (a frame of its own needs clips of 8k+1)"
 
 

@@ -40,8 +40,8 @@ from medsora.model_folder import (
     read_json_object,
 )
 from vae import FrequencyCompensatedVAE, check_video_shape, frames_to_latents
+from vae.shapes import PIXELS_PER_LATENT
 
-SPATIAL_FACTOR = 8  # pixels per latent and side
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -284,7 +284,7 @@ class MedSoraPipeline(DiffusionPipeline):
         height, width = size
         check_video_shape(frames, height, width)
         channels = self.denoiser.config.in_channels
-        return frames_to_latents(frames), channels, height // SPATIAL_FACTOR, width // SPATIAL_FACTOR
+        return frames_to_latents(frames), channels, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
 
     def _sample_latents(
         self,

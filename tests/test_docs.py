@@ -10,6 +10,7 @@ from typing import get_type_hints
 import pytest
 
 from medsora.config import Config
+from medsora.config_file import load_config
 from tests.run_docs_commands import ROOT, Block, blocks_of, is_run, pages, run_block, unlabelled
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -39,6 +40,45 @@ def test_files_named_in_the_text_are_there(page: Path) -> None:
 def test_every_page_is_in_the_menu() -> None:
     listed = [page for page in pages() if page.name != "README.md"]
     assert sorted(listed) == PAGES, "mkdocs.yml's nav and the folder docs do not hold the same pages"
+
+
+def fidelity_rows() -> dict[str, str]:
+    """The rows of docs/fidelity.md that name `phantom.yaml`, by each key of their last column."""
+    page = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("|") and "phantom" in line]
+    keys = [(re.findall(r"`([a-z_.0-9]+)[`:]", row.rsplit("|", 2)[-2]), row) for row in rows]
+    section = ""
+    found = {}
+    for named, row in keys:
+        for key in named:
+            section = key.split(".")[0] or section  # `train_dit.phases`, `.lr_decay`
+            found[section + key if key.startswith(".") else key] = row
+    return found
+
+
+def test_the_fidelity_page_says_what_the_phantom_s_configs_say() -> None:
+    rows = fidelity_rows()
+    phantom, base = (load_config(ROOT / "configs" / f"{name}.yaml") for name in ("phantom", "phantom_base"))
+    numbers = {
+        key: float(number.group(1))
+        for key, row in rows.items()
+        if (number := re.search(r"`phantom\.yaml` (\d[\d.e-]*)", row)) and key != "images.encoding"
+    }
+    assert numbers == {
+        "train_vae.lr": phantom.train_vae.lr,
+        "data.frames": phantom.data.frames,
+        "images.count": phantom.images.count,
+        "train_dit.ema_decay": phantom.train_dit.ema_decay,
+    }
+    assert f"to a standard deviation of {base.train_vae.latent_std:g}" in rows["train_vae.latent_std"]
+    how = (ROOT / "configs" / "phantom_base.yaml").read_text(encoding="utf-8")  # its stages are overrides
+    assert ("train_vae.coarse=0." in how) == ("the small phantom base also asks" in rows["train_vae.coarse"])
+    assert (phantom.vae.base, phantom.images.encoding) == ("configs/phantom_base.json", "single")
+    assert (phantom.denoiser.prediction, phantom.train_dit.error_of) == ("velocity", "velocity")
+    assert "in `phantom.yaml` it gives v" in rows["denoiser.prediction"]
+    assert phantom.train_dit.matmul == "medium", rows["train_dit.matmul"]
+    assert (len(phantom.train_dit.phases), phantom.train_dit.lr_decay) == (1, "cosine")
+    assert "`phantom.yaml` one phase with a cosine decay" in rows["train_dit.lr_decay"]
 
 
 def known_keys() -> set[str]:

@@ -1,12 +1,18 @@
-"""Video to latents and back: the frequency-compensated causal VAE, its losses and its figures of merit."""
+"""Video to latents and back: the frequency-compensated causal VAE, its losses and its figures of merit.
 
-from vae.losses import VaeLoss, focal_frequency_loss
-from vae.model import (
-    FrequencyCompensatedVAE,
-    VAEOutput,
-    measure_scaling_factor,
-)
+The names below load on first use, so that a command line that only needs `vae.shapes` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from vae.shapes import check_video_shape, frames_to_latents
+
+if TYPE_CHECKING:
+    from vae.losses import VaeLoss, focal_frequency_loss
+    from vae.model import FrequencyCompensatedVAE, VAEOutput, measure_scaling_factor
 
 __all__ = [
     "FrequencyCompensatedVAE",
@@ -17,3 +23,17 @@ __all__ = [
     "frames_to_latents",
     "measure_scaling_factor",
 ]
+
+_HOMES = {
+    "FrequencyCompensatedVAE": "vae.model",
+    "VAEOutput": "vae.model",
+    "VaeLoss": "vae.losses",
+    "focal_frequency_loss": "vae.losses",
+    "measure_scaling_factor": "vae.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vae' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

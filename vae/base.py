@@ -18,9 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
-
-TEMPORAL_RATIO = FRAMES_PER_CHUNK // LATENTS_PER_CHUNK
+from vae.shapes import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, LATENTS_PER_CHUNK
 
 
 def load_base(
@@ -57,11 +55,11 @@ def base_from_config(config: Mapping[str, Any], source: str) -> AutoencoderKLCog
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{source}: {key!r} is no setting of AutoencoderKLCogVideoX{hint}")
-    ratio = chosen.get("temporal_compression_ratio", TEMPORAL_RATIO)
-    if ratio != TEMPORAL_RATIO:
+    ratio = chosen.get("temporal_compression_ratio", FRAMES_PER_LATENT)
+    if ratio != FRAMES_PER_LATENT:
         raise ValueError(
             f"{source}: temporal_compression_ratio is {ratio}, but AutoencoderKLCogVideoX works in chunks of "
-            f"{FRAMES_PER_CHUNK} frames and {LATENTS_PER_CHUNK} latents; set it to {TEMPORAL_RATIO}"
+            f"{FRAMES_PER_CHUNK} frames and {LATENTS_PER_CHUNK} latents; set it to {FRAMES_PER_LATENT}"
         )
     try:
         return AutoencoderKLCogVideoX(**chosen)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 FRAMES_PER_CHUNK = 8  # the base encodes 8 frames at a time, whatever its config says
 LATENTS_PER_CHUNK = 2
-SIDE_MULTIPLE = 16  # the VAE divides a side by 8, the denoiser's patches by another 2
+FRAMES_PER_LATENT = FRAMES_PER_CHUNK // LATENTS_PER_CHUNK
+PIXELS_PER_LATENT = 8  # along a side
+SIDE_MULTIPLE = 2 * PIXELS_PER_LATENT  # the denoiser's patches divide by another 2
 
 
 def frames_to_latents(frames: int) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from medsora.pipeline import MedSoraPipeline
 from medsora.synthetic import SYNTHETIC, synthetic_tags
 
 MOST_VIDEOS, MOST_STEPS, LARGEST_SEED = 16, 1000, 2**53  # beyond, a browser's numbers have gaps
+SAMPLINGS_KEPT = 4  # on the disk; a comparison needs two, what the browser shows and saves are copies
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Wish:
 def sample_files(
     pipeline: MedSoraPipeline, model: str, wish: Wish, tell: Callable[[float, str], None]
 ) -> list[Path]:
-    """Sample into a new temporary folder; return one mp4 per video.
+    """Sample into a temporary folder, which the next few samplings leave alone; return one mp4 per video.
 
     `tell(part, words)` hears how far it is, 0 to 1.
     """
@@ -70,13 +73,29 @@ def sample_files(
         batch_size=MOST_VIDEOS,
         callback=after_step,
     ).frames
-    folder = Path(tempfile.mkdtemp(prefix="medsora-"))
+    folder = _new_folder()
     paths = []
     for seed, video in zip(wish.seeds, frames, strict=True):
         paths.append(folder / f"seed-{seed}.mp4")
         tags = synthetic_tags(f"{model}, seed {seed}, {wish.sampler}, {total} steps")
         write_video(paths[-1], video, pipeline.config.fps, metadata=tags)
     return paths
+
+
+@cache
+def _workplace() -> tempfile.TemporaryDirectory:
+    """The process's own folder, gone when it ends."""
+    return tempfile.TemporaryDirectory(prefix="medsora-")
+
+
+def _new_folder() -> Path:
+    """Return a new folder for one sampling; all but the last few are removed, the page has shown them."""
+    made = sorted(Path(_workplace().name).iterdir())
+    for old in made[: len(made) + 1 - SAMPLINGS_KEPT]:
+        shutil.rmtree(old)
+    folder = Path(_workplace().name) / f"{int(made[-1].name) + 1 if made else 0:09d}"
+    folder.mkdir()
+    return folder
 
 
 def packed(paths: list[Path], model: str, wish: Wish) -> Path:

@@ -48,6 +48,16 @@ class SourceReport:
         return StillMarks(self.scan.margins, self.scan.marks).marks_inside(self.margins)
 
     @property
+    def used_height(self) -> int:
+        """Pixels of what is left of a frame's height after `margins` are cut off."""
+        return round(self.scan.height * (1 - self.margins[0] - self.margins[1]))
+
+    @property
+    def used_width(self) -> int:
+        """Pixels of what is left of a frame's width after `margins` are cut off."""
+        return round(self.scan.width * (1 - self.margins[2] - self.margins[3]))
+
+    @property
     def crop_words(self) -> str | None:
         """What is cut off, in pixels, in words; None if nothing is."""
         sides = zip(("top", "bottom", "left", "right"), self.margins, strict=True)

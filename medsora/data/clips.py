@@ -184,18 +184,41 @@ class ClipDataset(Dataset):
             images = draw_images(random, self.images, self._scans, video, clip)
         return ClipChoice(index, video, start, drawn_flip if flip is None else flip, tuple(images))
 
-    def fixed_choice(self, index: int, *, flip: bool = False) -> ClipChoice:
+    def fixed_choice(
+        self, index: int, *, flip: bool = False, images: Sequence[ImageSource] | None = None
+    ) -> ClipChoice:
         """Return the choice that never changes: the window's first frame, the joint images of epoch 0."""
-        return self.choose(0, index, start=self.windows[index][1].start, flip=flip)
+        return self.choose(0, index, start=self.windows[index][1].start, flip=flip, images=images)
 
-    def fixed_clip(self, index: int) -> dict[str, Any]:
-        """Return the item of `fixed_choice(index)`: the same clip in every evaluation."""
-        return self._load_or_next(index, self.fixed_choice)
+    def fixed_clip(
+        self, index: int, *, flip: bool = False, images: Sequence[ImageSource] | None = None
+    ) -> dict[str, Any]:
+        """Return the item of `fixed_choice(index)`: the same clip in every evaluation and in every cache.
 
-    @property
-    def image_sources(self) -> list[ImageSource]:
-        """The first frame of every window: a finite set of joint images, for caches."""
-        return [ImageSource(video, window.start) for video, window in self.windows]
+        Replaced as in `__getitem__` if it turns out not to decode.
+        """
+        return self._load_or_next(index, lambda other: self.fixed_choice(other, flip=flip, images=images))
+
+    def image_group(self, count: int, random: np.random.Generator) -> Tensor:
+        """Draw `count` joint images from a finite set, the windows' first frames: float32 (count, 3, H, W).
+
+        One that turns out not to decode is drawn again. Raises `UnreadableVideo` or `OSError` if none does.
+        """
+        drawn = [int(window) for window in random.integers(len(self), size=count)]
+        return torch.cat([self._image_or_another(window, random) for window in drawn])
+
+    def _image_or_another(self, index: int, random: np.random.Generator) -> Tensor:
+        for untried in reversed(range(REPLACEMENTS)):
+            video, window = self.windows[index]
+            try:
+                return self._read(video, window.start, 1)
+            except (UnreadableVideo, OSError) as error:
+                name = one_line(self.videos[video].source.name)
+                self._report(f"the joint image {name}@{window.start} is drawn again", error)
+                if not untried:
+                    raise
+                index = int(random.integers(len(self)))
+        raise AssertionError("the last try returns or raises")
 
     def load(self, choice: ClipChoice) -> dict[str, Any]:
         """Decode `choice`. Raises `UnreadableVideo` if that is not possible.
@@ -244,12 +267,15 @@ class ClipDataset(Dataset):
             try:
                 return self.load(choice)
             except (UnreadableVideo, OSError) as error:
-                if str(error) not in self._reported:
-                    self._reported.add(str(error))
-                    log.warning("the clip %s is replaced by the next: %s", self.name(choice), error)
+                self._report(f"the clip {self.name(choice)} is replaced by the next", error)
                 if step == tries - 1:
                     raise
         raise AssertionError("a dataset without clips has no index")
+
+    def _report(self, what: str, error: Exception) -> None:
+        if str(error) not in self._reported:
+            self._reported.add(str(error))
+            log.warning("%s: %s", what, error)
 
 
 def flip_item(item: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from medsora.data.check import SourceReport
+from medsora.data.decoding import UnreadableVideo
 from medsora.errors import BadInput
 
 
@@ -55,6 +56,13 @@ def check_flow_files(videos: Sequence[SourceReport], *, interval: int, size: tup
 
 
 def read_flow(video: Path, start: int, count: int) -> Tensor:
-    """Return the flow of `count` frame pairs from frame `start` on: float32 (count, 2, H, W) in pixels."""
-    with safe_open(flow_path(video), framework="pt") as file:
-        return file.get_slice("flow")[start : start + count].to(torch.float32)
+    """Return the flow of `count` frame pairs from frame `start` on: float32 (count, 2, H, W) in pixels.
+
+    Raises `UnreadableVideo` or `OSError` if the file is gone or damaged since it was checked.
+    """
+    path = flow_path(video)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_slice("flow")[start : start + count].to(torch.float32)
+    except SafetensorError as error:
+        raise UnreadableVideo(path, f"does not read as exact flow ({error})") from error

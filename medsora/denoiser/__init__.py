@@ -2,6 +2,6 @@
 
 from medsora.denoiser.model import MedSora, MedSoraOutput
 from medsora.denoiser.parameters import parameter_table
-from medsora.denoiser.presets import PRESETS
+from medsora.presets import PRESETS
 
 __all__ = ["PRESETS", "MedSora", "MedSoraOutput", "parameter_table"]

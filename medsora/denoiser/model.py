@@ -19,10 +19,10 @@ from medsora.denoiser.block import Block, modulate
 from medsora.denoiser.embed import PatchEmbedding, TimeEmbedding
 from medsora.denoiser.linear import Linear
 from medsora.denoiser.mamba import frame_scans
-from medsora.denoiser.presets import PRESETS
 from medsora.denoiser.velocity import noise_from_velocity
 from medsora.denoiser.weights import read_matching_weights
 from medsora.errors import BadInput
+from medsora.presets import PRESETS
 from medsora.spiral import VARIANTS
 
 MIXINGS = ("isolated", "mixed")

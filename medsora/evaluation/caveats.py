@@ -23,6 +23,7 @@ def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results:
     return [
         *_same_clips(real, fake),
         *_too_few(settings, real, fake, results),
+        *_cropped(real, fake),
         *_unequal_files(real, fake),
         *_left_out(real),
         *_left_out(fake),
@@ -66,6 +67,16 @@ def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results
     ]
 
 
+def _cropped(real: ClipSet, fake: ClipSet) -> list[str]:
+    if not real.cropped and not fake.cropped:
+        return []
+    counts = f"{len(real.cropped)} real and {len(fake.cropped)} generated videos"
+    return [
+        f"black borders are cut off {counts}, as training does by default; for a model of whole frames "
+        "(data.crop: none) give --crop none."
+    ]
+
+
 def _unequal_files(real: ClipSet, fake: ClipSet) -> list[str]:
     notes = []
     if real.compressed != fake.compressed:
@@ -76,12 +87,13 @@ def _unequal_files(real: ClipSet, fake: ClipSet) -> list[str]:
         )
     for name, clips in (("real", real), ("generated", fake)):
         height, width = clips.size
-        small = [s for s, _ in clips.clips if s.scan.height < height or s.scan.width < width]
+        small = [s for s, _ in clips.clips if s.used_height < height or s.used_width < width]
         if small:
-            scan = small[0].scan
+            first = small[0]
             notes.append(
-                f"{name} frames are enlarged to {width}x{height} pixels ({small[0].source.name} has "
-                f"{scan.width}x{scan.height}); enlarged frames look blurred, choose a smaller --size."
+                f"{name} frames are enlarged to {width}x{height} pixels ({first.source.name} has "
+                f"{first.used_width}x{first.used_height}); enlarged frames look blurred, choose a smaller "
+                "--size."
             )
     return notes
 

@@ -25,6 +25,11 @@ from medsora.data.resize import height_width
 from medsora.data.video_io import read_frames
 
 RESIZE = "Pillow bilinear with antialiasing, scaled to cover, cropped in the middle; untouched at equal size"
+CROP = {
+    "auto": "every video's own black borders are cut off first, as in training with data.crop: auto",
+    "none": "whole frames, as in training with data.crop: none",
+}
+DEFAULT_CROP = "auto"  # as in training
 LOSSLESS_CODECS = {"ffv1", "png", "apng", "bmp", "ppm", "tif", "tiff", "rawvideo", "huffyuv", "utvideo"}
 READ_THREADS = 4
 
@@ -41,6 +46,7 @@ class ClipSet:
     interval: int
     size: tuple[int, int]
     seed: int
+    crop: str
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -60,6 +66,7 @@ class ClipSet:
             self.interval,
             self.size,
             seek_points=source.scan.seek_points,
+            margins=source.margins,
             time_limit=CLIP_TIME_LIMIT_S,
         )
 
@@ -92,6 +99,8 @@ class ClipSet:
         state = hashlib.sha256(f"{self.frames}/{self.interval}/{self.size}/{RESIZE}".encode())
         for source, start in self.clips:
             state.update(f"/{self.source_digests[source.source.name]}@{start}".encode())
+            if any(source.margins):
+                state.update(f"-{source.margins}".encode())
         return state.hexdigest()
 
     def facts(self) -> dict[str, Any]:
@@ -106,10 +115,16 @@ class ClipSet:
             "clips_available": self.available,
             "clips_used": len(self),
             "every_nth_frame": self.interval,
+            "borders_cut_off": self.cropped,
             "source_sizes": _counted(f"{source.scan.width}x{source.scan.height}" for source in used),
             "codecs": _counted(source.scan.codec for source in used),
             "content_sha256": self.digest(),
         }
+
+    @property
+    def cropped(self) -> dict[str, str]:
+        """What is cut off the sources used, in words, by name; of the others nothing is."""
+        return {source.source.name: words for source, _ in self.clips if (words := source.crop_words)}
 
     @property
     def compressed(self) -> bool:
@@ -125,19 +140,23 @@ def choose_clips(
     interval: int,
     count: int | None,
     seed: int,
+    crop: str = DEFAULT_CROP,
     stride: int | None = None,
 ) -> ClipSet:
     """Choose at most `count` clips of `frames` frames below `root` by the module's rule; None takes all.
 
     `stride` source frames lie between two clips of a video, by default so many that they do not overlap.
+    `crop` "auto" cuts each video's own black borders off first, as training does; "none" keeps whole frames.
     Raises `BadInput` with one sentence if there is no folder or no usable clip in it.
     """
-    report = check_folder(root, frames=frames, interval=interval, clip_stride=stride)
+    report = check_folder(root, frames=frames, interval=interval, clip_stride=stride, crop=crop)
     report.require_clips()
     everything = [(source, window.start) for source in report.usable for window in source.windows]
     picked = np.sort(np.random.default_rng(seed).permutation(len(everything))[:count])
     clips = tuple(everything[i] for i in picked)
-    return ClipSet(Path(root), report, clips, len(everything), frames, interval, height_width(size), seed)
+    return ClipSet(
+        Path(root), report, clips, len(everything), frames, interval, height_width(size), seed, crop
+    )
 
 
 def _digest(path: Path) -> str:

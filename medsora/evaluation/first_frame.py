@@ -8,7 +8,7 @@ follows must move as real clips do (by optical flow, OpenCV's DIS).
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
 from medsora.name_guard import check_kernels_name
@@ -16,16 +16,19 @@ from medsora.name_guard import check_kernels_name
 check_kernels_name()
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 
 from medsora.conditions import trained_to_begin_with  # noqa: E402
-from medsora.data.pixels import frames_to_video, video_to_frames  # noqa: E402
 from medsora.data.sheet import contact_sheet, save_image  # noqa: E402
-from medsora.errors import BadInput, building, exit_with_status  # noqa: E402
+from medsora.errors import BadInput, exit_with_status  # noqa: E402
+from medsora.evaluation.claims import Claim  # noqa: E402
 from medsora.evaluation.fresh_phantom import HELD_OUT_SEED, phantom_clips  # noqa: E402
+from medsora.evaluation.measuring import (  # noqa: E402
+    conclude,
+    load_measured,
+    measuring_parser,
+    through_vae,
+)
 from medsora.evaluation.motion import flow_magnitudes  # noqa: E402
-from medsora.model_folder import find_model  # noqa: E402
-from medsora.pipeline import MedSoraPipeline  # noqa: E402
 
 MOST_LOST_DB = 1.0
 USUAL = (5, 95)  # percentiles of real clips' flow between which the generated ones' median must lie
@@ -34,28 +37,26 @@ SHEET_CLIPS = 6
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medsora.evaluation.first_frame", description=__doc__.partition("\n")[0]
+    parser = measuring_parser(
+        "first_frame",
+        __doc__.partition("\n")[0],
+        model="trained with train_dit.first_frame_prob",
+        videos=48,
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="RUN_OR_FOLDER", help="trained with train_dit.first_frame_prob")
-    add("--out", required=True, type=Path, metavar="DIR", help="where results.json and the sheet go")
-    add("--videos", type=int, default=48, metavar="N", help="clips to sample (default: %(default)s)")
     add("--given", type=int, default=1, metavar="G", help="how many first frames (default: %(default)s)")
-    add("--sampler", choices=("ddim", "dpmpp"), default="ddim", help="(default: %(default)s)")
-    add("--steps", type=int, default=50, metavar="N", help="sampling steps (default: %(default)s)")
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
-    measure(parser.parse_args())
+    sys.exit(measure(parser.parse_args()))
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Sample, compare, write; raises `BadInput` for a model that was not trained for it."""
-    with building():
-        pipeline = MedSoraPipeline.from_folder(find_model(options.model))
+def measure(options: argparse.Namespace) -> int:
+    """Sample, compare, write; return the exit status.
+
+    Raises `BadInput` for a model that was not trained for it.
+    """
+    pipeline = load_measured(options.model)
     if options.given not in pipeline.config.given_frames:
         raise BadInput(f"{options.model}: {trained_to_begin_with(pipeline.config.given_frames)}.")
-    if torch.cuda.is_available():
-        pipeline.to("cuda")
     frames, (size, _) = pipeline.config.frames, pipeline.config.size
     real, _, _ = phantom_clips(options.cache, options.videos, frames, size, HELD_OUT_SEED)
     given = real[:, : options.given]
@@ -68,7 +69,7 @@ def measure(options: argparse.Namespace) -> None:
     flows = {name: flow_magnitudes(clips) for name, clips in (("real", real), ("generated", videos))}
     low, high = np.percentile(flows["real"], USUAL)
     results = {
-        "psnr_of_the_vae_alone_db": psnr(_through_vae(pipeline, given), given),
+        "psnr_of_the_vae_alone_db": psnr(through_vae(pipeline, given), given),
         "psnr_of_the_given_frames_db": psnr(videos[:, : options.given], given),
         "flow_real_px": [float(low), float(np.median(flows["real"])), float(high)],
         "flow_generated_px": [float(x) for x in np.percentile(flows["generated"], (5, 50, 95))],
@@ -80,35 +81,25 @@ def measure(options: argparse.Namespace) -> None:
         "steps": options.steps,
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     rows = []
     for k in range(min(SHEET_CLIPS, options.videos)):
         rows += [(f"clip {k}, real", real[k]), (f"clip {k}, from its first frame", videos[k])]
     save_image(options.out / "sheet.png", contact_sheet(rows, columns=9))
-    for name, value in results.items():
-        print(f"{name}: {value}")
     lost = results["psnr_of_the_vae_alone_db"] - results["psnr_of_the_given_frames_db"]
     median = results["flow_generated_px"][1]
-    for holds, sentence in (
-        (lost <= MOST_LOST_DB, f"given frames come back {lost:.2f} dB below the VAE alone, at most 1"),
-        (low <= median <= high, f"median flow {median:.2f} px lies in real clips' {low:.2f} to {high:.2f}"),
-    ):
-        print(f"{'Holds' if holds else 'DOES NOT HOLD'}: {sentence}")
+    claims = (
+        Claim(f"given frames come back {lost:.2f} dB below the VAE alone, at most 1", lost <= MOST_LOST_DB),
+        Claim(
+            f"median flow {median:.2f} px lies in real clips' {low:.2f} to {high:.2f}", low <= median <= high
+        ),
+    )
+    return conclude(options.out, results, claims)
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
     """Return the mean over clips of the PSNR in dB of uint8 (N, F, H, W, 3) against another."""
     error = np.square(one.astype(np.float64) - other).mean(axis=(1, 2, 3, 4))
     return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3))))
-
-
-@torch.no_grad()
-def _through_vae(pipeline: MedSoraPipeline, clips: np.ndarray) -> np.ndarray:
-    vae, parts = pipeline.vae, []
-    for part in np.array_split(clips, -(-len(clips) // 8)):
-        video = frames_to_video(part).to(vae.device, vae.dtype)
-        parts.append(video_to_frames(vae.decode(vae.encode(video))))
-    return np.concatenate(parts)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ answers must be at chance.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,16 +18,21 @@ from medsora.name_guard import check_kernels_name
 check_kernels_name()
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 
-from medsora.data.pixels import frames_to_video, video_to_frames  # noqa: E402
 from medsora.data.sheet import contact_sheet, save_image  # noqa: E402
-from medsora.errors import BadInput, building, exit_with_status  # noqa: E402
+from medsora.errors import BadInput, exit_with_status  # noqa: E402
+from medsora.evaluation.claims import Claim  # noqa: E402
 from medsora.evaluation.fresh_phantom import HELD_OUT_SEED, TRAINING_SEED, phantom_clips  # noqa: E402
 from medsora.evaluation.judge import Judge, judged, train_judge  # noqa: E402
-from medsora.model_folder import find_model  # noqa: E402
+from medsora.evaluation.measuring import (  # noqa: E402
+    conclude,
+    load_measured,
+    measuring_parser,
+    through_vae,
+)
 from medsora.pipeline import MedSoraPipeline  # noqa: E402
 
+FRAMES, SIZE = 17, 64  # of the judge's clips without a model, as in configs/phantom_labels.yaml
 SHUFFLES = 1000
 SHEET_ROWS = 8
 JUDGE_MUST_REACH, MODEL_MUST_REACH = 0.95, 0.85
@@ -61,34 +65,33 @@ class Agreement:
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medsora.evaluation.labels", description=__doc__.partition("\n")[0]
+    parser = measuring_parser(
+        "labels",
+        __doc__.partition("\n")[0],
+        model="a model of the phantom with labels; none: the judge alone",
+        videos=200,
+        model_required=False,
     )
     add = parser.add_argument
-    add("--model", metavar="RUN_OR_FOLDER", help="a model of the phantom with labels; none: the judge alone")
-    add("--out", required=True, type=Path, metavar="DIR", help="where results.json and the sheets go")
-    add("--videos", type=int, default=200, metavar="N", help="clips to sample (default: %(default)s)")
     add("--guidance", type=float, default=2.0, metavar="G", help="(default: %(default)s)")
-    add("--sampler", choices=("ddim", "dpmpp"), default="ddim", help="(default: %(default)s)")
-    add("--steps", type=int, default=50, metavar="N", help="sampling steps (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="video k has the seed S + k (default: %(default)s)")
     add("--training-clips", type=int, default=900, metavar="N", help="for the judge (default: %(default)s)")
     add("--held-out-clips", type=int, default=300, metavar="N", help="for the judge (default: %(default)s)")
     add("--epochs", type=int, default=12, metavar="N", help="for the judge (default: %(default)s)")
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
-    measure(parser.parse_args())
+    sys.exit(measure(parser.parse_args()))
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Train and try the judge, sample, compare, write; raises `BadInput` for a model without labels."""
-    pipeline, frames, size = None, 16, 64
+def measure(options: argparse.Namespace) -> int:
+    """Train and try the judge, sample, compare, write; return the exit status.
+
+    Raises `BadInput` for a model without labels.
+    """
+    pipeline, frames, size = None, FRAMES, SIZE
     if options.model:
-        with building():
-            pipeline = MedSoraPipeline.from_folder(find_model(options.model))
+        pipeline = load_measured(options.model)
         if not pipeline.labels:
             raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to measure.")
-        if torch.cuda.is_available():
-            pipeline.to("cuda")
         frames, (size, _) = pipeline.config.frames, pipeline.config.size
     device = pipeline.denoiser.device if pipeline else "cpu"
 
@@ -106,22 +109,10 @@ def measure(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     results = {"judge on held-out real clips": float((judged(judge, tests) == truth).mean())}
     if pipeline is not None:
-        returned = _through_vae(pipeline, tests)
+        returned = through_vae(pipeline, tests)
         results["judge on the same, through the VAE"] = float((judged(judge, returned) == truth).mean())
         results |= _model_results(pipeline, judge, names, options)
-    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for name, value in results.items():
-        print(f"{name}: {value}")
-    _conclude(results)
-
-
-def _through_vae(pipeline: MedSoraPipeline, clips: np.ndarray) -> np.ndarray:
-    vae, parts = pipeline.vae, []
-    with torch.no_grad():
-        for part in np.array_split(clips, -(-len(clips) // 8)):
-            video = frames_to_video(part).to(vae.device, vae.dtype)
-            parts.append(video_to_frames(vae.decode(vae.encode(video))))
-    return np.concatenate(parts)
+    return conclude(options.out, results, _claims(results))
 
 
 def _model_results(
@@ -147,15 +138,16 @@ def _model_results(
     return asdict(Agreement.of(asked, seen, names)) | {key: getattr(options, key) for key in settings}
 
 
-def _conclude(results: dict[str, object]) -> None:
-    claims = [
+def _claims(results: dict[str, object]) -> list[Claim]:
+    wanted = [
         ("the judge is right about held-out real clips", "judge on held-out real clips", JUDGE_MUST_REACH)
     ]
     if "asked" in results:
-        claims.append(("sampled clips show what was asked for", "asked", MODEL_MUST_REACH))
-    for sentence, key, least in claims:
-        word = "Holds" if results[key] >= least else "DOES NOT HOLD"
-        print(f"{word}: {sentence} in {results[key]:.1%}, at least {least:.0%}")
+        wanted.append(("sampled clips show what was asked for", "asked", MODEL_MUST_REACH))
+    return [
+        Claim(f"{sentence} in {results[key]:.1%}, at least {least:.0%}", results[key] >= least)
+        for sentence, key, least in wanted
+    ]
 
 
 if __name__ == "__main__":

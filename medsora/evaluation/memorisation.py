@@ -187,6 +187,7 @@ def _training_clips(settings: EvaluationSettings) -> ClipSet:
         frames=settings.frames,
         size=settings.size,
         interval=settings.interval,
+        crop=settings.crop,
         count=None,
         seed=settings.seed,
         stride=stride,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medsora.evaluation.claims import Claim
 from medsora.evaluation.degrade import blurred, frozen, mean_clip
 from medsora.evaluation.feature_store import Extractor, Features
 from medsora.evaluation.measure import FrechetMeasure
@@ -33,14 +34,6 @@ MEAN, FROZEN, BLURRED = (
     "cheat: frozen real clips",
     "cheat: strongly blurred real clips",
 )
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One thing that must hold, as a sentence with its numbers, and whether it does."""
-
-    sentence: str
-    holds: bool
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ class Proof:
 
     def sentences(self) -> list[str]:
         """Return every claim with its outcome."""
-        return [f"{'Holds' if c.holds else 'DOES NOT HOLD'}: {c.sentence}" for c in self.claims]
+        return [str(claim) for claim in self.claims]
 
 
 def prove(

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from medsora.errors import building
 from medsora.evaluation.bootstrap import between_halves, bootstrap, spread
 from medsora.evaluation.caveats import caveats, require_enough
-from medsora.evaluation.clip_set import RESIZE, ClipSet, choose_clips
+from medsora.evaluation.clip_set import CROP, RESIZE, ClipSet, choose_clips
 from medsora.evaluation.extraction import extract
 from medsora.evaluation.feature_store import Extractor, Features
 from medsora.evaluation.measure import Measure
@@ -59,6 +59,7 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     chosen = {
         "frames": settings.frames,
         "size": settings.size,
+        "crop": settings.crop,
         "count": settings.clips,
         "seed": settings.seed,
     }
@@ -159,6 +160,7 @@ def _protocol(settings: EvaluationSettings, measures: Mapping[str, Measure]) -> 
         "size": list(settings.size),
         "seed": settings.seed,
         "choice": "clips without overlap from every usable video, then a seeded permutation's first clips",
+        "crop": CROP[settings.crop],
         "resize": RESIZE,
         "bootstrap_replicates": settings.bootstrap,
         "extractors": {name: measure.extractor.identity for name, measure in measures.items()},

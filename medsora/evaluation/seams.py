@@ -10,8 +10,7 @@ The ratio to all other pairs is written down too, and the mean of every pair.
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
+import sys
 
 from medsora.name_guard import check_kernels_name
 
@@ -24,44 +23,39 @@ from flow_prior import DisEstimator  # noqa: E402
 from medsora.conditions import FilmPlan, plan_film  # noqa: E402
 from medsora.data.pixels import frames_to_video  # noqa: E402
 from medsora.data.sheet import contact_sheet, save_image  # noqa: E402
-from medsora.errors import BadInput, building, exit_with_status  # noqa: E402
+from medsora.errors import BadInput, exit_with_status  # noqa: E402
+from medsora.evaluation.claims import Claim  # noqa: E402
+from medsora.evaluation.measuring import conclude, load_measured, measuring_parser  # noqa: E402
 from medsora.evaluation.motion import occluded, warping_error  # noqa: E402
-from medsora.model_folder import find_model  # noqa: E402
-from medsora.pipeline import MedSoraPipeline  # noqa: E402
+from vae.shapes import FRAMES_PER_LATENT  # noqa: E402
 
 MOST_AT_JOINTS = 1.2
-FRAMES_PER_LATENT = 4
 SHEET_FILMS = 4
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medsora.evaluation.seams", description=__doc__.partition("\n")[0]
+    parser = measuring_parser(
+        "seams",
+        __doc__.partition("\n")[0],
+        model="trained with train_dit.first_frame_prob",
+        videos=16,
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="RUN_OR_FOLDER", help="trained with train_dit.first_frame_prob")
-    add("--out", required=True, type=Path, metavar="DIR", help="where results.json and the sheet go")
-    add("--videos", type=int, default=16, metavar="N", help="films to sample (default: %(default)s)")
     add("--frames", type=int, default=64, metavar="F", help="of a film (default: %(default)s)")
     add("--window", type=int, metavar="W", help="of a window (default: the model's own length)")
-    add("--sampler", choices=("ddim", "dpmpp"), default="ddim", help="(default: %(default)s)")
-    add("--steps", type=int, default=50, metavar="N", help="sampling steps (default: %(default)s)")
-    measure(parser.parse_args())
+    sys.exit(measure(parser.parse_args()))
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Sample, compare, write; raises `BadInput` for a film that is no roll-out."""
-    with building():
-        pipeline = MedSoraPipeline.from_folder(find_model(options.model))
+def measure(options: argparse.Namespace) -> int:
+    """Sample, compare, write; return the exit status. Raises `BadInput` for a film that is no roll-out."""
+    pipeline = load_measured(options.model)
     window = options.window or pipeline.config.frames
     plan = plan_film(options.frames, window, pipeline.config.given_frames)
     if plan.windows < 2:
         raise BadInput(
             f"a film of {plan.frames} frames in a window of {window} has no joint; raise --frames."
         )
-    if torch.cuda.is_available():
-        pipeline.to("cuda")
     films = pipeline(
         num_inference_steps=options.steps,
         seeds=range(options.videos),
@@ -87,13 +81,11 @@ def measure(options: argparse.Namespace) -> None:
         "steps": options.steps,
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     rows = [(f"film {k}, {plan.frames} frames", film) for k, film in enumerate(films[:SHEET_FILMS])]
     save_image(options.out / "sheet.png", contact_sheet(rows, columns=16))
-    for name, value in results.items():
-        print(f"{name}: {value}")
-    word = "Holds" if results["joints_to_inside"] <= MOST_AT_JOINTS else "DOES NOT HOLD"
-    print(f"{word}: joints show {results['joints_to_inside']:.2f} times the error inside, at most 1.2")
+    found = results["joints_to_inside"]
+    claim = Claim(f"joints show {found:.2f} times the error inside, at most 1.2", found <= MOST_AT_JOINTS)
+    return conclude(options.out, results, [claim])
 
 
 def warping_errors(film: np.ndarray) -> np.ndarray:

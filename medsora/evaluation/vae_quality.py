@@ -23,7 +23,7 @@ from medsora.data.pixels import frames_to_video, video_to_frames
 from medsora.data.resize import height_width
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, building
-from medsora.evaluation.clip_set import RESIZE, ClipSet, choose_clips
+from medsora.evaluation.clip_set import CROP, DEFAULT_CROP, RESIZE, ClipSet, choose_clips
 from medsora.evaluation.paper_tables import number_text
 from medsora.model_folder import read_json_object, sha256
 from medsora.training.checkpoint import library_versions
@@ -56,6 +56,7 @@ class VaeSettings:
     clips: int = 2048
     frames: int = 16
     size: int | tuple[int, int] = 128
+    crop: str = DEFAULT_CROP
     interval: int = 1
     seed: int = 0
     weights: Mapping[str, str | Path] = field(default_factory=dict)
@@ -65,6 +66,8 @@ class VaeSettings:
         self.size, self.out = height_width(self.size), Path(self.out)
         if self.clips < 1 or self.interval < 1:
             raise BadInput(f"clips {self.clips} and interval {self.interval} must be at least 1.")
+        if self.crop not in CROP:
+            raise BadInput(f"the crop '{self.crop}' must be one of {', '.join(CROP)}.")
         with building():
             check_video_shape(self.frames, *self.size)
 
@@ -101,6 +104,7 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
             "frames": settings.frames,
             "size": list(settings.size),
             "seed": settings.seed,
+            "crop": CROP[settings.crop],
             "resize": RESIZE,
             "lpips": "VGG" if perceptual else "left out: its weights are not here (--weights lpips=FILE)",
             "versions": library_versions(),
@@ -205,7 +209,12 @@ def spectrum(frames: np.ndarray) -> np.ndarray:
 
 
 def _choose(settings: VaeSettings) -> ClipSet:
-    chosen = {"interval": settings.interval, "count": settings.clips, "seed": settings.seed}
+    chosen = {
+        "crop": settings.crop,
+        "interval": settings.interval,
+        "count": settings.clips,
+        "seed": settings.seed,
+    }
     return choose_clips(settings.real, frames=settings.frames, size=settings.size, **chosen)
 
 

@@ -19,8 +19,8 @@ from medsora.config_file import load_config
 from medsora.errors import EXIT_STATUSES, BadInput, building, exit_with_status
 from medsora.training.clips import open_clips
 from medsora.training.dit_build import build_denoiser, build_prior, token_grid
-from medsora.training.latent_cache import LatentCache
-from medsora.training.prior_cache import PriorCache
+from medsora.training.latent_cache import LatentCache, latent_cache_bytes
+from medsora.training.prior_cache import PriorCache, prior_cache_bytes
 from medsora.training.setup import make_accelerator
 from medsora.training.together import losses_said
 from medsora.training.vae_choice import trained_vae
@@ -72,9 +72,9 @@ def fill_caches(config: Config) -> None:
         if prior is not None:
             grid = token_grid(config, model.config.patch)
             priors = PriorCache(config, clips, prior, grid, model.config.width)
-        sizes = {"latents": latents.disk_bytes(vae.latent_channels)}
+        sizes = {"latents": latent_cache_bytes(config, len(clips), vae.latent_channels)}
         if priors is not None:
-            sizes["prior features"] = priors.disk_bytes
+            sizes["prior features"] = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
         _check_room(Path(config.cache.dir), sizes, accelerator)
         latents.build(vae, accelerator)
         if priors is not None:

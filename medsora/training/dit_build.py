@@ -19,15 +19,14 @@ from medsora.training.dit_stage import DitStage
 from medsora.training.ema import Ema
 from medsora.training.fingerprint import weights_digest
 from medsora.training.latent_cache import LatentCache
-from medsora.training.prior_cache import PriorCache
+from medsora.training.prior_cache import PriorCache, prior_cache_bytes
 from medsora.training.run_folder import RunFolder
 from medsora.training.schedule import Schedule
 from medsora.training.setup import check_same_run, make_accelerator
 from medsora.training.trackers import start_trackers
 from medsora.training.vae_choice import trained_vae
 from vae import check_video_shape
-
-PIXELS_PER_LATENT = 8  # along a side
+from vae.shapes import PIXELS_PER_LATENT
 
 
 def build_dit_stage(config: Config) -> DitStage:
@@ -52,14 +51,7 @@ def build_dit_stage(config: Config) -> DitStage:
     for part in (vae, model, prior):
         if part is not None:
             part.to(accelerator.device)
-    schedule = Schedule(
-        settings.phases,
-        len(clips),
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        warmup_steps=settings.warmup_steps,
-        lr_decay=settings.lr_decay,
-    )
+    schedule = Schedule.of(settings, len(clips))
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     run = RunFolder(config.dit_dir, config, "train_dit", accelerator)
     check_same_run(run, config, clips)
@@ -74,7 +66,8 @@ def build_dit_stage(config: Config) -> DitStage:
     priors = None
     if prior is not None and latents is not None and config.cache.prior == "disk":
         priors = PriorCache(config, clips, prior, grid, model.config.width)
-        run.say(f"the cache of prior features may grow to {priors.disk_bytes / 2**20:.0f} MiB.")
+        most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
+        run.say(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.phases[0].lr,

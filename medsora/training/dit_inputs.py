@@ -18,6 +18,7 @@ from medsora.diffusion import CLEAN, GaussianDiffusion
 from medsora.training.prior_cache import PriorCache
 from medsora.training.randomness import normal_for
 from vae import FrequencyCompensatedVAE, frames_to_latents
+from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class DitInputs:
 
 def image_latents(config: Config) -> int:
     """Return how many latents the joint images of one sample become: count/4 packed, count single."""
-    return config.images.count // 4 if config.images.encoding == "packed" else config.images.count
+    count = config.images.count
+    return count // FRAMES_PER_CHUNK * LATENTS_PER_CHUNK if config.images.encoding == "packed" else count
 
 
 def image_moments(vae: FrequencyCompensatedVAE, images: Tensor, encoding: str) -> tuple[Tensor, Tensor]:
@@ -153,7 +155,7 @@ def image_moments(vae: FrequencyCompensatedVAE, images: Tensor, encoding: str) -
 
     `packed` takes groups of 8 through the causal VAE together (2 latents each), `single` each image alone.
     """
-    together = 8 if encoding == "packed" else 1
+    together = FRAMES_PER_CHUNK if encoding == "packed" else 1
     groups = images.reshape(-1, together, *images.shape[2:])
     mean, logvar = vae.encode_moments(groups)
     return tuple(part.reshape(images.shape[0], -1, *part.shape[2:]) for part in (mean, logvar))

@@ -109,7 +109,7 @@ class DitSamples(Dataset):
             if stored is not None:
                 item["prior"] = stored
             else:
-                pixels = self.clips.load(choice)
+                pixels = self.clips.fixed_clip(key.index, flip=choice.flipped, images=())
                 item |= {"flow_video": pixels["video"], "flow": pixels.get("flow")}
         return item
 

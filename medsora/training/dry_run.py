@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from flow_prior import FlowPrior
-from medsora.config import Config, PhaseConfig
+from medsora.config import Config
 from medsora.config_file import load_config
 from medsora.data.check import check_folder
 from medsora.data.clips import ClipDataset
@@ -28,13 +28,15 @@ from medsora.denoiser import MedSora
 from medsora.errors import BadInput
 from medsora.model_folder import checkpoint_problem
 from medsora.training.dit_build import build_denoiser, build_prior, start_from, token_grid
+from medsora.training.latent_cache import latent_cache_bytes
 from medsora.training.memory import MemoryEstimate, estimate_dit, estimate_vae, size_bytes
+from medsora.training.prior_cache import prior_cache_bytes
 from medsora.training.run_folder import refuse_changes
 from medsora.training.schedule import Schedule
 from medsora.training.setup import check_precision
 from medsora.training.trackers import usable_trackers
 from medsora.training.vae_choice import trained_vae
-from vae import FrequencyCompensatedVAE, check_video_shape, frames_to_latents
+from vae import FrequencyCompensatedVAE, check_video_shape
 from vae.losses import VaeLoss
 
 CUDA_ITSELF = "on a GPU, CUDA itself about 0.5 GiB"
@@ -97,7 +99,7 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
         with findings.part("the flow prior"):
             prior = build_prior(config, model.config.depth)
     with findings.part("the schedule"):
-        _say_schedule(findings, _schedule_dit(config, clips), clips, processes, settings.accumulation)
+        _say_schedule(findings, Schedule.of(settings, max(clips, 1)), clips, processes, settings.accumulation)
     with findings.part("the run"):
         check_precision(settings.precision)
         usable_trackers(config.tracking.trackers)
@@ -141,12 +143,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
         )
     clips, _ = _clips(findings, config, extra_frame=False, exact_flow=False)
     with findings.part("the schedule"):
-        schedule = Schedule(
-            [PhaseConfig(settings.lr, settings.batch)],
-            max(clips, 1),
-            epochs=settings.epochs,
-            max_steps=settings.max_steps,
-        )
+        schedule = Schedule.of(settings, max(clips, 1))
         _say_schedule(findings, schedule, clips, processes, settings.accumulation)
     with findings.part("the run"):
         check_precision(settings.precision)
@@ -182,6 +179,7 @@ def _clips(findings: Findings, config: Config, *, extra_frame: bool, exact_flow:
                 frames=data.frames + extra_frame,
                 interval=data.interval,
                 clip_stride=data.clip_stride,
+                crop=data.crop,
             )
             options = {
                 "frames": data.frames,
@@ -222,11 +220,6 @@ def _phantom_clips(config: Config, extra_frame: bool) -> tuple[int, int]:
     return windows * (phantom.videos - held_out), windows * held_out
 
 
-def _schedule_dit(config: Config, clips: int) -> Schedule:
-    settings = config.train_dit
-    return Schedule(settings.phases, max(clips, 1), epochs=settings.epochs, max_steps=settings.max_steps)
-
-
 def _say_schedule(
     findings: Findings, schedule: Schedule, clips: int, processes: int, accumulation: int
 ) -> None:
@@ -257,22 +250,12 @@ def _cache_bytes(
     config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, clips: int
 ) -> dict[str, int]:
     """Return the bytes that the caches grow to at most, by the folder that they lie in."""
-    data, sides = config.data, 2 if config.data.flip else 1
-    height, width = (side // 8 for side in data.height_width)
-    latents = frames_to_latents(data.frames)
     if config.cache.latents != "disk":
         return {}
-    moments = 2 * 4 * vae.latent_channels * height * width  # mean and log-variance, float32, of one latent
-    packed = config.images.count and config.images.encoding == "packed"
-    single = bool(config.images.count) and not packed
-    alone = single or config.train_dit.first_frame_prob > 0
-    found = 2 * clips * moments * (latents + alone) + (
-        2 * 2 * config.cache.image_groups * moments if packed else 0
-    )
+    found = latent_cache_bytes(config, clips, vae.latent_channels)
     if prior is not None and config.cache.prior == "disk":
-        rows, columns = token_grid(config, model.config.patch)
-        of_clip = 2 * len(prior.distinct_layers) * latents * rows * columns * model.config.width
-        found += of_clip * clips * sides
+        grid = token_grid(config, model.config.patch)
+        found += prior_cache_bytes(config, clips, prior, grid, model.config.width)
     return {config.cache.dir: found}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from medsora.data.clips import ClipDataset
+from medsora.data.exact_flow import flow_path
 
 
 def clips_digest(clips: ClipDataset) -> str:
@@ -23,6 +24,14 @@ def clips_digest(clips: ClipDataset) -> str:
     for video in clips.videos:
         digest.update(video.source.name.encode("utf-8", "surrogateescape"))
         digest.update(_content_digest(video.source.path))
+    return digest.hexdigest()
+
+
+def flow_digest(clips: ClipDataset) -> str:
+    """Return a SHA-256 over the content of the exact flow beside every source."""
+    digest = hashlib.sha256()
+    for video in clips.videos:
+        digest.update(_content_digest(flow_path(video.source.path)))
     return digest.hexdigest()
 
 

@@ -22,10 +22,9 @@ from medsora.training.fingerprint import clips_digest, weights_digest
 from medsora.training.randomness import derive_seed
 from medsora.training.tensor_store import TensorStore
 from vae import FrequencyCompensatedVAE, frames_to_latents
+from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK, PIXELS_PER_LATENT
 
-CODE_VERSION = 1  # raise when the way from a file to its latents changes
-PIXELS_PER_LATENT = 8  # along a side
-GROUP = 8  # packed images go through the VAE eight at a time
+CODE_VERSION = 2  # raise when the way from a file to its latents changes
 
 
 class LatentCache:
@@ -35,26 +34,18 @@ class LatentCache:
         self.clips, self.images = clips, config.images
         self.groups = config.cache.image_groups if config.images.encoding == "packed" else 0
         self.seed = config.run.seed
-        self.alone = bool(self.images.count and not self.groups) or config.train_dit.first_frame_prob > 0
+        self.alone = first_frames_alone(config)
         depends_on = {
             "code": CODE_VERSION,
             "clips": clips_digest(clips),
             "frames": clips.frames,
             "vae": weights_digest(vae),
             "images": [self.images.encoding, self.groups, self.seed if self.groups else 0],
+            "pictures": self.alone,
         }
-        if self.alone and not (self.images.count and not self.groups):
-            depends_on["first frames alone"] = True
         self.store = TensorStore(Path(config.cache.dir), "latents", depends_on)
         videos = np.array([video for video, _ in clips.windows])
         self.windows_elsewhere = {int(video): np.flatnonzero(videos != video) for video in np.unique(videos)}
-
-    def disk_bytes(self, channels: int) -> int:
-        """How much all entries take for a VAE with `channels` latent channels, flipped ones included."""
-        per_latent = 2 * 2 * 4 * channels * math.prod(side // PIXELS_PER_LATENT for side in self.clips.size)
-        clip = frames_to_latents(self.clips.frames)
-        grouped = self.groups * frames_to_latents(GROUP) if self.images.count else 0
-        return per_latent * (len(self.clips) * (clip + self.alone) + grouped)
 
     def build(self, vae: FrequencyCompensatedVAE, accelerator: Accelerator) -> None:
         """Encode what is not there yet; every process takes its share, all wait for the last."""
@@ -90,7 +81,7 @@ class LatentCache:
         if self.groups:
             chosen = [
                 (self._entry(_group_name(int(group))), int(random.integers(2)))
-                for group in random.integers(self.groups, size=self.images.count // GROUP)
+                for group in random.integers(self.groups, size=self.images.count // FRAMES_PER_CHUNK)
             ]
         else:
             candidates = self.windows_elsewhere[video]
@@ -116,7 +107,7 @@ class LatentCache:
     def _encode_clip(
         self, vae: FrequencyCompensatedVAE, index: int, device: torch.device
     ) -> dict[str, Tensor]:
-        video = self.clips.fixed_clip(index)["video"][: self.clips.frames]
+        video = self.clips.fixed_clip(index, images=())["video"][: self.clips.frames]
         both = torch.stack([video, video.flip(-1)]).to(device)
         mean, logvar = vae.encode_moments(both)
         entry = {"mean": mean.float().cpu(), "logvar": logvar.float().cpu()}
@@ -129,15 +120,29 @@ class LatentCache:
         self, vae: FrequencyCompensatedVAE, group: int, device: torch.device
     ) -> dict[str, Tensor]:
         random = np.random.default_rng(derive_seed(self.seed, "group", group))
-        sources = self.clips.image_sources
-        chosen = [sources[i] for i in random.integers(len(sources), size=GROUP)]
-        images = self.clips.load_images(chosen)
+        images = self.clips.image_group(FRAMES_PER_CHUNK, random)
         return self._picture_entry(vae, torch.stack([images, images.flip(-1)]).to(device), "packed")
 
     @staticmethod
     def _picture_entry(vae: FrequencyCompensatedVAE, pictures: Tensor, encoding: str) -> dict[str, Tensor]:
         mean, logvar = image_moments(vae, pictures, encoding)
         return {"image_mean": mean.float().cpu(), "image_logvar": logvar.float().cpu()}
+
+
+def first_frames_alone(config: Config) -> bool:
+    """Whether every clip's first frame is kept as a picture too: a joint image, or one that is given."""
+    joint = bool(config.images.count) and config.images.encoding == "single"
+    return joint or config.train_dit.first_frame_prob > 0
+
+
+def latent_cache_bytes(config: Config, clips: int, channels: int) -> int:
+    """How much all entries of `clips` windows take for a VAE with `channels`, flipped ones included."""
+    side = math.prod(side // PIXELS_PER_LATENT for side in config.data.height_width)
+    per_latent = 2 * 2 * 4 * channels * side  # mean and log-variance, plain and flipped, float32
+    grouped = bool(config.images.count) and config.images.encoding == "packed"
+    groups = config.cache.image_groups * LATENTS_PER_CHUNK if grouped else 0
+    of_clip = frames_to_latents(config.data.frames) + first_frames_alone(config)
+    return per_latent * (clips * of_clip + groups)
 
 
 def _clip_name(index: int) -> str:

@@ -27,6 +27,7 @@ from medsora.denoiser import MedSora
 from medsora.training.dit_inputs import image_latents, image_moments
 from vae import FrequencyCompensatedVAE, frames_to_latents
 from vae.losses import VaeLoss
+from vae.shapes import PIXELS_PER_LATENT
 
 SLACK = 0.45  # of what comes and goes; measured on a CPU, where freed memory is kept (`freed_memory.py`)
 COPIES = 3  # of a batch's pixels: the items, the batch, and the batch before
@@ -85,7 +86,7 @@ def estimate_dit(
     An alignment whose every sample needs targets is assumed: sooner or later a step has one.
     """
     data, settings = config.data, config.train_dit
-    height, width = (side // 8 for side in data.height_width)
+    height, width = (side // PIXELS_PER_LATENT for side in data.height_width)
     clip, images = frames_to_latents(data.frames), image_latents(config)
     grid = (height // model.config.patch, width // model.config.patch)
     model.train()

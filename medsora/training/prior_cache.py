@@ -17,7 +17,7 @@ from tqdm import tqdm
 from flow_prior import FlowPrior
 from medsora.config import Config
 from medsora.data.clips import ClipDataset
-from medsora.training.fingerprint import clips_digest, weights_digest
+from medsora.training.fingerprint import clips_digest, flow_digest, weights_digest
 from medsora.training.tensor_store import TensorStore
 from vae import frames_to_latents
 
@@ -41,13 +41,12 @@ class PriorCache:
             "grid": list(grid),
             "width": width,
         }
+        if clips.with_flow:
+            depends_on["flow"] = flow_digest(clips)
         self.store = TensorStore(Path(config.cache.dir), "prior", depends_on)
         self.grid, self.width = grid, width
         self.latent_frames = frames_to_latents(config.data.frames)
-        self.flips = (False, True) if config.data.flip else (False,)
-        tokens = self.latent_frames * grid[0] * grid[1]
-        self.bytes_per_clip = 2 * len(prior.distinct_layers) * tokens * width
-        self.disk_bytes = self.bytes_per_clip * len(clips) * len(self.flips)
+        self.flips = _flips(config)
 
     @torch.no_grad()
     def build(self, prior: FlowPrior, clips: ClipDataset, accelerator: Accelerator) -> None:
@@ -60,9 +59,7 @@ class PriorCache:
             missing, desc=f"prior features of {len(entries)} clips", disable=not show, mininterval=1
         ):
             index, flip = entries[name]
-            pixels = clips.load(
-                clips.choose(0, index, start=clips.window(index)[1].start, flip=flip, images=())
-            )
+            pixels = clips.fixed_clip(index, flip=flip, images=())
             self.put(
                 index, flip, self.compute(prior, pixels["video"], pixels.get("flow"), accelerator.device)
             )
@@ -91,6 +88,16 @@ class PriorCache:
         halves = [layer.half() for layer in layers]
         self.store.put(_name(index, flipped), {f"layer-{i}": half.cpu() for i, half in enumerate(halves)})
         return halves
+
+
+def prior_cache_bytes(config: Config, clips: int, prior: FlowPrior, grid: tuple[int, int], width: int) -> int:
+    """How much the features of `clips` windows take at most, flipped ones included if clips are flipped."""
+    tokens = frames_to_latents(config.data.frames) * grid[0] * grid[1]
+    return 2 * len(prior.distinct_layers) * tokens * width * clips * len(_flips(config))  # fp16
+
+
+def _flips(config: Config) -> tuple[bool, ...]:
+    return (False, True) if config.data.flip else (False,)
 
 
 def _name(index: int, flipped: bool) -> str:

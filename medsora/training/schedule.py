@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from medsora.config import PhaseConfig
+from medsora.config import DitTrainingConfig, PhaseConfig, VaeTrainingConfig
 from medsora.errors import BadInput
 from medsora.training.randomness import derive_seed
 
@@ -61,6 +62,19 @@ class Schedule:
         self.total_steps = self._steps_to_sample(epochs * clips)
         if max_steps is not None:
             self.total_steps = min(self.total_steps, max_steps)
+
+    @classmethod
+    def of(cls, settings: VaeTrainingConfig | DitTrainingConfig, clips: int) -> Self:
+        """Return what a stage's settings mean for `clips` clips; stage 1 has one phase."""
+        one_phase = isinstance(settings, VaeTrainingConfig)
+        return cls(
+            [PhaseConfig(settings.lr, settings.batch)] if one_phase else settings.phases,
+            clips,
+            epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            warmup_steps=settings.warmup_steps,
+            lr_decay=settings.lr_decay,
+        )
 
     def step(self, number: int) -> Step:
         """Return step `number`, counted from 0."""

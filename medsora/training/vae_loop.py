@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from medsora.config import Config, PhaseConfig
+from medsora.config import Config
 from medsora.config_file import config_to_dict
 from medsora.data.clips import ClipDataset
 from medsora.errors import Interrupted, building
@@ -170,14 +170,7 @@ def build_vae_stage(config: Config) -> VaeStage:
         lpips_trunk=settings.lpips_trunk,
     ).to(accelerator.device)
     clips, held_out = open_clips(config, accelerator, extra_frame=False, images=0)
-    schedule = Schedule(
-        [PhaseConfig(settings.lr, settings.batch)],
-        len(clips),
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        warmup_steps=settings.warmup_steps,
-        lr_decay=settings.lr_decay,
-    )
+    schedule = Schedule.of(settings, len(clips))
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     parameters = vae.trainable_parameters(settings.train)
     names = [name for name, parameter in vae.named_parameters() if parameter.requires_grad]

@@ -5,12 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 from medsora.config_file import config_from_dict, config_to_dict, load_config, save_config
+from medsora.data.windows import clip_span
 from medsora.errors import BadInput
+from medsora.training.dit_build import build_denoiser, token_grid
+from medsora.training.schedule import Schedule
+from vae import check_video_shape
+from vae.base import load_base
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
-PHANTOM = Path(__file__).resolve().parents[2] / "configs" / "phantom.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PHANTOM = ROOT / "configs" / "phantom.yaml"
+COGVIDEOX_CHANNELS = 16  # of the base that is fetched from the hub
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -26,6 +35,30 @@ def test_shipped_configs_hold_relative_paths_only(path: Path) -> None:
     values = config_to_dict(load_config(path))
     strings = [value for section in values.values() for value in section.values() if isinstance(value, str)]
     assert not [value for value in strings if value.startswith(("/", "~")) or ".." in value]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_what_shipped_configs_describe_can_be_built(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but what has to be fetched: both schedules, the base, the denoiser, DINO's name."""
+    monkeypatch.chdir(ROOT)  # a config's paths are relative to where its commands are run
+    config = load_config(path)
+    data, channels = config.data, COGVIDEOX_CHANNELS
+    check_video_shape(data.frames, *data.height_width)
+    for settings in (config.train_vae, config.train_dit):
+        schedule = Schedule.of(settings, clips=100)
+        schedule.check_processes(1, settings.accumulation)
+        assert schedule.step(schedule.total_steps - 1).lr >= 0
+    if config.vae.base.endswith(".json"):
+        channels = load_base(config.vae.base, config.vae.weights).config.latent_channels
+    if data.root is None:
+        assert config.phantom.frames >= clip_span(data.frames + 1, data.interval)
+    with torch.device("meta"):
+        model = build_denoiser(config, channels, classes=0 if data.labels == "none" else 3)
+    rows, columns = token_grid(config, model.config.patch)
+    assert rows * columns > 1
+    assert model.config.in_channels == channels
+    name = config.dino.model if config.dino.weights == "hub" else config.dino.model.partition(".")[0]
+    assert name in timm.list_models(pretrained=config.dino.weights == "hub")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medsora.app.models import Models
-from medsora.app.sampling import Wish, packed, sample_files
+from medsora.app.sampling import SAMPLINGS_KEPT, Wish, _new_folder, _workplace, packed, sample_files
 from medsora.data.video_io import probe, read_frames
 from medsora.errors import BadInput
 from tests.medsora.tiny_pipeline import tiny_pipeline, write_run
@@ -62,6 +62,17 @@ def test_videos_and_the_archive_say_what_they_are() -> None:
         manifest = json.loads(archive.read("manifest.json"))
     assert manifest["synthetic"] is True
     assert (manifest["seed"], manifest["steps"], manifest["sampler"]) == (7, 2, "dpmpp")
+
+
+def test_the_disk_keeps_the_last_few_samplings_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    _workplace.cache_clear()
+    made = [_new_folder() for _ in range(SAMPLINGS_KEPT + 3)]
+    (place,) = tmp_path.iterdir()
+    assert sorted(place.iterdir()) == made[-SAMPLINGS_KEPT:]
+    _workplace().cleanup()
+    _workplace.cache_clear()
+    assert not list(tmp_path.iterdir()), "nothing is left when the page ends"
 
 
 @pytest.mark.parametrize(

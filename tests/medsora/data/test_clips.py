@@ -133,8 +133,12 @@ def test_choices_can_be_overruled_and_loaded_apart(corpus: Path) -> None:
     assert same(*fixed)
     assert fixed[0]["name"] == f"v{number}.mkv@{window.start}"
     assert not fixed[0]["flipped"]
-    assert len(data.image_sources) == len(data)
-    assert data.fixed_choice(5, flip=True).flipped
+    assert same(data.fixed_clip(5, flip=True), data.load(data.fixed_choice(5, flip=True)))
+    assert data.fixed_clip(5, images=())["images"].shape == (0, 3, SIZE, SIZE)
+    images = data.image_group(8, np.random.default_rng(1))
+    frames, videos, _ = identity(images)
+    assert torch.equal(images, data.image_group(8, np.random.default_rng(1)))
+    assert {*zip(videos, frames, strict=True)} <= {(video, window.start) for video, window in data.windows}
 
 
 def test_clips_without_the_extra_frame_and_with_another_size(corpus: Path) -> None:

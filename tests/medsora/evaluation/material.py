@@ -31,6 +31,11 @@ def drifting_clip(seed: int, frames: int = 8, size: int = 32) -> np.ndarray:
     return np.stack(clip).round().clip(0, 255).astype(np.uint8)
 
 
+def bordered(frames: np.ndarray) -> np.ndarray:
+    """Put black borders around frames: 4 pixels at the top, 6 at the bottom, 10 left, 2 right."""
+    return np.pad(frames, [(0, 0), (4, 6), (10, 2), (0, 0)])
+
+
 def write_clips(folder: Path, seeds: range, frames: int = 8, size: int = 32) -> Path:
     """Write one lossless video per seed and return the folder."""
     for seed in seeds:

@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 
 from medsora.conditions import FilmPlan
+from medsora.config_file import load_config
 from medsora.data.phantom import render_clip
 from medsora.errors import BadInput
 from medsora.evaluation import first_frame, labels, seams
+from medsora.evaluation.claims import Claim
 from medsora.evaluation.judge import judged, train_judge
+from medsora.evaluation.measuring import conclude
 from medsora.pipeline import MedSoraPipeline
 from tests.medsora.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_pipeline, tiny_vae
 
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = ["instrument", "neither", "polyp"]
 
 
@@ -60,11 +64,13 @@ def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
 
 def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     judge = {"training_clips": 6, "held_out_clips": 6, "epochs": 1}
-    labels.measure(options(model, tmp_path, videos=3, guidance=2.0, seed=0, **judge))
+    status = labels.measure(options(model, tmp_path, videos=3, guidance=2.0, seed=0, **judge))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["videos"] == 3
     assert all((tmp_path / f"sheet-{name}.png").is_file() for name in NAMES)
-    assert "sampled clips show what was asked for" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "sampled clips show what was asked for" in said
+    assert status == ("DOES NOT HOLD" in said)
     tiny_pipeline().save_pretrained(tmp_path / "plain")
     with pytest.raises(BadInput, match="trained without labels"):
         labels.measure(options(tmp_path / "plain", tmp_path, videos=3, **judge))
@@ -78,6 +84,21 @@ def test_first_frames_from_end_to_end(model: Path, tmp_path: Path, capsys: pytes
     assert "given frames come back" in capsys.readouterr().out
     with pytest.raises(BadInput, match="trained to begin with 1 "):
         first_frame.measure(options(model, tmp_path, videos=2, given=9))
+
+
+@pytest.mark.parametrize(("outcomes", "status"), [((True, True), 0), ((True, False), 1)])
+def test_a_claim_that_fails_is_the_exit_status(
+    outcomes: tuple[bool, ...], status: int, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    claims = [Claim(f"number {k}", holds) for k, holds in enumerate(outcomes)]
+    assert conclude(tmp_path, {"figure": 1.5}, claims) == status
+    assert json.loads((tmp_path / "results.json").read_text()) == {"figure": 1.5}
+    assert capsys.readouterr().out.count("DOES NOT HOLD") == status
+
+
+def test_the_judge_alone_sees_clips_as_long_as_the_model_s() -> None:
+    data = load_config(ROOT / "configs" / "phantom_labels.yaml").data
+    assert (data.frames, data.size) == (labels.FRAMES, labels.SIZE)
 
 
 def test_psnr() -> None:

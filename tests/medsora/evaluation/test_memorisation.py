@@ -20,7 +20,7 @@ from medsora.evaluation.memorisation import (
     spread_of,
 )
 from medsora.evaluation.pyramid import PyramidExtractor
-from tests.medsora.evaluation.material import drifting_clip, write_clips
+from tests.medsora.evaluation.material import bordered, drifting_clip, write_clips
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,10 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_copies_are_found_and_fresh_clips_are_not(tmp_path: Path) -> None:
     """One generated clip is a training clip, mirrored and compressed; it alone is marked, in pixels."""
-    train = write_clips(tmp_path / "train", range(20, 28), frames=12)
+    train = tmp_path / "train"
+    for seed in range(20, 28):  # its black borders are cut off, as they were in training
+        frames = bordered(drifting_clip(seed, frames=12))
+        write_video(train / f"clip-{seed}.mkv", frames, 10, lossless=True)
     held_out = write_clips(tmp_path / "held-out", range(6))
     fake = write_clips(tmp_path / "fake", range(10, 13))
     copied = drifting_clip(23, frames=12)[2:10, :, ::-1]

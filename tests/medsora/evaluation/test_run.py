@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsora.data.video_io import write_video
+from medsora.data.video_io import read_frames, write_video
 from medsora.errors import BadInput
 from medsora.evaluation import evaluate
 from medsora.evaluation.bootstrap import between_halves, bootstrap, replicate_weights, spread
@@ -23,7 +23,7 @@ from medsora.evaluation.measure import FrechetMeasure
 from medsora.evaluation.paper_tables import TABLE_2, paper_tables
 from medsora.evaluation.pixel import PixelExtractor
 from medsora.evaluation.results import Results
-from tests.medsora.evaluation.material import drifting_clip, write_clips
+from tests.medsora.evaluation.material import bordered, drifting_clip, write_clips
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -161,6 +161,41 @@ def test_reading_ahead_keeps_order_and_batches(folders: tuple[Path, Path]) -> No
     batches = list(clips.read_ahead(range(1, 8), 3))
     assert [indices for indices, _ in batches] == [[1, 2, 3], [4, 5, 6], [7]]
     assert np.array_equal(batches[2][1][0], clips.read(7))
+
+
+# Black borders
+
+
+def test_borders_are_cut_off_as_in_training(
+    run: Callable[..., Results], folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for path in folders[0].iterdir():
+        write_video(tmp_path / "bordered" / path.name, bordered(read_frames(path)), 10, lossless=True)
+    plain = run(metrics="pixel")
+    cut = run(metrics="pixel", real=tmp_path / "bordered")
+    assert cut.figures() == plain.figures()
+    assert "as in training" in cut.protocol["crop"]
+    assert cut.sets["real"]["borders_cut_off"]["clip-0.mkv"].startswith("cropped by top 4, bottom 6")
+    assert cut.sets["generated"]["borders_cut_off"] == {}
+    assert any("cut off 5 real and 0 generated videos" in warning for warning in cut.warnings)
+    assert "black borders cut off" in cut.markdown()
+    whole = run(metrics="pixel", real=tmp_path / "bordered", crop="none")
+    assert whole.distances["untrained_pyramid_distance"].value > (
+        2 * cut.distances["untrained_pyramid_distance"].value
+    )
+    assert "whole frames" in whole.protocol["crop"]
+
+
+def test_the_crop_changes_what_is_cached_only_where_there_are_borders(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "bordered" / "a.mkv", bordered(drifting_clip(0)), 10, lossless=True)
+    chosen = {"frames": 4, "size": 32, "interval": 1, "count": None, "seed": 0}
+    for folder, same in ((folders[0], True), (tmp_path / "bordered", False)):
+        auto, none = (choose_clips(folder, crop=crop, **chosen) for crop in ("auto", "none"))
+        assert (auto.digest() == none.digest()) == same
+        assert np.array_equal(auto.read(0), none.read(0)) == same
 
 
 # Re-sampling

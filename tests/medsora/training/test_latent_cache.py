@@ -33,11 +33,10 @@ def vae(vae_folder: Path) -> FrequencyCompensatedVAE:
 
 
 def open_cache(
-    work: Path, clips: Path, vae: FrequencyCompensatedVAE, encoding: str = "single"
+    work: Path, clips: Path, vae: FrequencyCompensatedVAE, encoding: str = "single", images: int | None = None
 ) -> LatentCache:
-    config = tiny.tiny_config(
-        work, clips, images__encoding=encoding, images__count=8 if encoding == "packed" else 2
-    )
+    count = (8 if encoding == "packed" else 2) if images is None else images
+    config = tiny.tiny_config(work, clips, images__encoding=encoding, images__count=count)
     dataset = ClipDataset(clips, frames=16, interval=1, size=32, images=config.images.count, holdout=0.2)
     return LatentCache(config, dataset, vae)
 
@@ -72,8 +71,8 @@ def test_packed_images_are_groups_of_eight(tmp_path: Path, clips: Path, vae: Any
     cache = open_cache(tmp_path, clips, vae, "packed")
     cache.build(vae, one_process())
     seen = []
-    load_images = cache.clips.load_images
-    cache.clips.load_images = lambda chosen: seen.append(load_images(chosen)) or seen[-1]
+    image_group = cache.clips.image_group
+    cache.clips.image_group = lambda *drawn: seen.append(image_group(*drawn)) or seen[-1]
     entry = cache._encode_group(vae, 1, torch.device("cpu"))
     with torch.no_grad():
         expected, _ = image_moments(vae, seen[0][None], "packed")
@@ -101,6 +100,16 @@ def test_another_vae_or_file_has_another_cache(tmp_path: Path, clips: Path, vae:
     with torch.no_grad():
         next(vae.parameters()).view(-1)[0] -= 1e-3
     assert len(keys) == 5
+
+
+def test_joint_images_asked_for_later_are_encoded_then(tmp_path: Path, clips: Path, vae: Any) -> None:
+    without = open_cache(tmp_path, clips, vae, images=0)
+    without.build(vae, one_process())
+    assert "image_mean" not in without.store.get("clip-0000000")
+    cache = open_cache(tmp_path, clips, vae, images=1)
+    cache.build(vae, one_process())
+    assert cache.joint_images(0, 0)[0].shape == (1, 4, 4, 4)
+    assert open_cache(tmp_path, clips, vae, images=2).store.key == cache.store.key  # the same pictures
 
 
 def test_a_damaged_entry_is_built_anew(tmp_path: Path, clips: Path, vae: Any) -> None:

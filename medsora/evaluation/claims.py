@@ -1,0 +1,16 @@
+"""What a measurement must show, and whether it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One thing that must hold, as a sentence with its numbers, and whether it does."""
+
+    sentence: str
+    holds: bool
+
+    def __str__(self) -> str:
+        return f"{'Holds' if self.holds else 'DOES NOT HOLD'}: {self.sentence}"
