@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ import numpy as np
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from medsora.conditions import (
     FilmPlan,
@@ -39,11 +37,11 @@ from medsora.diffusion import SAMPLERS, trailing_timesteps
 from medsora.errors import BadInput, Interrupted, building
 from medsora.model_folder import ModelFolder, find_model
 from medsora.pipeline import DTYPES, MedSoraPipeline
+from medsora.progress_bar import progress_bar
 from medsora.synthetic import synthetic_tags
 from medsora.training.checkpoint import library_versions
 from medsora.training.interruption import StopRequest
 from medsora.training.processes import on_main, share_of, working_together
-from medsora.training.progress import QUIET_INTERVAL_S
 from vae import check_video_shape
 
 FORMATS = ("mp4", "frames")
@@ -158,12 +156,13 @@ def _sample_share(
     pipeline.set_progress_bar_config(disable=True)
     size = settings.batch_size
     batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    steps = len(batches) * settings.steps * plan.film.windows
 
     def write(number: int, video: np.ndarray) -> None:
         _write(settings, settings.path(number), video, plan, settings.seed + number)
 
     with (
-        _progress_bar(len(batches) * settings.steps * plan.film.windows, show=show) as bar,
+        progress_bar("sampling", total=steps, unit="step", show=show) as bar,
         BackgroundWriter(write) as writing,
     ):
 
@@ -239,19 +238,6 @@ def _write(settings: SamplingSettings, path: Path, video: np.ndarray, plan: Plan
         raise BadInput(f"{path} cannot be written: {error.strerror or error}; make room.") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _progress_bar(steps: int, *, show: bool) -> tqdm:
-    on_terminal = sys.stderr.isatty()
-    return tqdm(
-        total=steps,
-        desc="sampling",
-        unit="step",
-        disable=not show,
-        mininterval=0.5 if on_terminal else QUIET_INTERVAL_S,
-        dynamic_ncols=on_terminal,
-        ascii=not on_terminal,
-    )
 
 
 # Planning: on the main process alone, so that all processes take the same checkpoint and the same videos

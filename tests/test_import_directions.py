@@ -13,7 +13,7 @@ LEAVES = ("vae", "flow_prior", "kernels")
 # Rooms of medsora from the ground up; a file may import from its own room and from those before it.
 STOREYS = (
     {"errors", "name_guard", "presets", "config", "config_file", "cli", "spiral"}
-    | {"report", "synthetic", "hub"},
+    | {"report", "synthetic", "hub", "progress_bar"},
     {"denoiser", "diffusion", "data"},
     {"model_folder", "model_card", "conditions", "pipeline"},
     {"training", "evaluation", "sampling_run"},

@@ -14,20 +14,14 @@ import sample_ddim
 from medsora.data.sheet import save_image
 from medsora.data.video_io import read_frames
 from medsora.pipeline import MedSoraPipeline
-from tests.medsora.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_vae
+from tests.medsora.tiny_pipeline import write_conditional
 from tests.test_sample_ddim import no_loading, status_of
 
 
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved pipeline with labels that can begin with one frame or nine."""
-    folder = tmp_path_factory.mktemp("conditional")
-    geometry = GEOMETRY | {"frames": 17}
-    denoiser, names = tiny_denoiser(classes=2), ["bleeding", "polyp"]
-    MedSoraPipeline(denoiser, tiny_vae(), **geometry, labels=names, given_frames=[1, 9]).save_pretrained(
-        folder
-    )
-    return folder
+    return write_conditional(tmp_path_factory.mktemp("conditional"))
 
 
 def test_label_first_frame_and_window_on_the_command_line(

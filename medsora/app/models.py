@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from medsora.conditions import givable
 from medsora.errors import BadInput
 from medsora.export_model import stage_2_folder
 from medsora.model_folder import ModelFolder, find_in_run, find_pipeline
@@ -28,16 +29,26 @@ class Models:
         for model in models:
             self._find |= _choices(model)
         self.pipeline = lru_cache(KEPT)(self._load)
+        self._folder = lru_cache(None)(self._found)
 
     @property
     def names(self) -> list[str]:
         """What can be chosen; the first is the default."""
         return list(self._find)
 
-    def _load(self, name: str | None) -> MedSoraPipeline:
+    def asked_for(self, name: str | None) -> tuple[list[str], bool]:
+        """Return the labels that a model knows, and whether its clips can begin with a given picture."""
+        geometry = self._folder(name).geometry
+        takes_picture = 1 in geometry.get("given_frames", []) and givable(1, geometry["frames"])
+        return list(geometry.get("labels", [])), takes_picture
+
+    def _found(self, name: str | None) -> ModelFolder:
         if name not in self._find:
             raise BadInput("choose one of the models in the list.")
-        pipeline = MedSoraPipeline.from_folder(self._find[name]()).to(self.device)
+        return self._find[name]()
+
+    def _load(self, name: str | None) -> MedSoraPipeline:
+        pipeline = MedSoraPipeline.from_folder(self._folder(name)).to(self.device)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import gradio as gr
 
+from medsora.app.asking import asking_fields
 from medsora.app.models import Models
 from medsora.app.sampling import MOST_STEPS, MOST_VIDEOS, Wish, packed, sample_files
 from medsora.errors import BadInput
 
 TITLE = "MedSora"
+SIDES = ("Left", "Right")
 SAMPLERS = [("DDIM (the paper's)", "ddim"), ("DPM-Solver++ (needs 20 to 50 steps)", "dpmpp")]
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "sampling"}
 THEME = gr.themes.Default(  # fonts of the reader's own system: the page asks nobody else for anything
@@ -65,10 +67,11 @@ def build_page(models: Models) -> gr.Blocks:
 
 def _sample_tab(models: Models) -> None:
     def sample(
-        name: str, sampler: str, steps: Any, seed: Any, videos: Any, progress: gr.Progress = _PROGRESS
-    ):
+        name: str, sampler: str, steps: Any, seed: Any, videos: Any, label: str, guidance: Any,
+        picture: str | None, progress: gr.Progress = _PROGRESS,
+    ):  # fmt: skip
         with _said():
-            wish = Wish(sampler, steps, seed, videos)
+            wish = Wish(sampler, steps, seed, videos, label or None, guidance, picture)
             began = time.monotonic()
             progress(0, desc="loading the model")
             paths = sample_files(
@@ -76,12 +79,13 @@ def _sample_tab(models: Models) -> None:
             )
             archive = packed(paths, name, wish)
         clips = [(path, f"seed {number}") for path, number in zip(paths, wish.seeds, strict=True)]
-        told = f"{len(paths)} videos in {time.monotonic() - began:.0f} s, {name}."
+        told = f"{len(paths)} videos in {time.monotonic() - began:.0f} s, {name}{wish.asked}."
         return _grid(clips), told, gr.DownloadButton(value=str(archive), interactive=True)
 
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             name = gr.Dropdown(models.names, value=models.names[0], label="Model", elem_id="model")
+            asked = asking_fields(models, name, "sample")
             sampler, steps = _how()
             with gr.Row():
                 seed = gr.Number(0, label="First seed", precision=0, elem_id="seed", min_width=100)
@@ -93,44 +97,42 @@ def _sample_tab(models: Models) -> None:
         with gr.Column(scale=3):
             grid = gr.HTML(EMPTY, elem_id="grid")
             told = gr.Markdown(elem_classes="told", elem_id="told")
-    inputs = [name, sampler, steps, seed, videos]
+    inputs = [name, sampler, steps, seed, videos, *asked]
     button.click(sample, inputs, [grid, told, download], show_progress_on=[grid], **ONE_AT_A_TIME)
 
 
 def _compare_tab(models: Models) -> None:
-    def compare(
-        left: str, left_seed: Any, right: str, right_seed: Any, sampler: str, steps: Any,
-        progress: gr.Progress = _PROGRESS,
-    ):  # fmt: skip
+    def compare(sampler: str, steps: Any, progress: gr.Progress = _PROGRESS, *fields: Any):
         clips = []
         with _said():
-            wishes = [Wish(sampler, steps, seed, 1) for seed in (left_seed, right_seed)]
-            for side, (name, wish) in enumerate(zip((left, right), wishes, strict=True)):
+            wishes = []
+            for name, seed, label, guidance, picture in (fields[:5], fields[5:]):
+                wishes.append((name, Wish(sampler, steps, seed, 1, label or None, guidance, picture)))
+            for side, (name, wish) in enumerate(wishes):
 
                 def tell(part: float, words: str, side: int = side) -> None:
-                    progress((side + part) / 2, desc=f"{('left', 'right')[side]}: {words}")
+                    progress((side + part) / 2, desc=f"{SIDES[side].lower()}: {words}")
 
                 tell(0, "loading the model")
                 (path,) = sample_files(models.pipeline(name), name, wish, tell)
-                clips.append((path, f"{name}, seed {wish.seeds[0]}"))
+                clips.append((path, f"{name}, seed {wish.seeds[0]}{wish.asked}"))
         return _grid(clips, pair=True)
 
     newest, oldest = models.names[0], models.names[-1]
     with gr.Row():
-        with gr.Column():
-            left = gr.Dropdown(models.names, value=newest, label="Left model", elem_id="left-model")
-            left_seed = gr.Number(0, label="Left seed", precision=0, elem_id="left-seed")
-        with gr.Column():
-            right = gr.Dropdown(models.names, value=oldest, label="Right model", elem_id="right-model")
-            right_seed = gr.Number(
-                int(newest == oldest), label="Right seed", precision=0, elem_id="right-seed"
-            )
+        sides = []
+        for side, first, number in zip(SIDES, (newest, oldest), (0, int(newest == oldest)), strict=True):
+            with gr.Column():
+                name = gr.Dropdown(
+                    models.names, value=first, label=f"{side} model", elem_id=f"{side.lower()}-model"
+                )
+                seed = gr.Number(number, label=f"{side} seed", precision=0, elem_id=f"{side.lower()}-seed")
+                sides += [name, seed, *asking_fields(models, name, side.lower())]
     with gr.Row():
         sampler, steps = _how()
     button = gr.Button("Compare", variant="primary", elem_id="compare")
     grid = gr.HTML(EMPTY, elem_id="pair")
-    inputs = [left, left_seed, right, right_seed, sampler, steps]
-    button.click(compare, inputs, grid, show_progress_on=[grid], **ONE_AT_A_TIME)
+    button.click(compare, [sampler, steps, *sides], grid, show_progress_on=[grid], **ONE_AT_A_TIME)
 
 
 _PROGRESS = gr.Progress()

@@ -14,6 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from medsora.conditions import read_first_frames
+from medsora.data.decoding import UnreadableVideo
+from medsora.data.frame_folder import read_image
 from medsora.data.video_io import write_video
 from medsora.diffusion import SAMPLERS
 from medsora.errors import BadInput
@@ -22,16 +25,23 @@ from medsora.synthetic import SYNTHETIC, synthetic_tags
 
 MOST_VIDEOS, MOST_STEPS, LARGEST_SEED = 16, 1000, 2**53  # beyond, a browser's numbers have gaps
 SAMPLINGS_KEPT = 4  # on the disk; a comparison needs two, what the browser shows and saves are copies
+MOST_GUIDANCE = 8
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What to sample; video k has the seed `seed` + k. Raises `BadInput` for what is not possible."""
+    """What to sample; video k has the seed `seed` + k. Raises `BadInput` for what is not possible.
+
+    Without a `label`, `guidance` does not count. `first_frame` is the path of a picture.
+    """
 
     sampler: str
     steps: int
     seed: int
     videos: int
+    label: str | None = None
+    guidance: float = 1
+    first_frame: str | None = None
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -45,11 +55,33 @@ class Wish:
             if not whole or not least <= value <= most:
                 what = "nothing" if value is None else f"{value:,}" if isinstance(value, int) else value
                 raise BadInput(f"The {name} must be a whole number from {least} to {most:,}, not {what}.")
+        number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
+        if self.label and not (number and 1 <= self.guidance <= MOST_GUIDANCE):
+            what = "nothing" if self.guidance is None else self.guidance
+            raise BadInput(f"The guidance must be a number from 1 to {MOST_GUIDANCE}, not {what}.")
 
     @property
     def seeds(self) -> list[int]:
         """One per video."""
         return [int(self.seed) + number for number in range(int(self.videos))]
+
+    @property
+    def asked(self) -> str:
+        """What was asked for beyond any video, in words that go on after a comma; empty if nothing was."""
+        label = f", {self.label}, guidance {self.guidance:g}" if self.label else ""
+        return f"{label}, first frame given" if self.first_frame else label
+
+
+def check_picture(path: str | Path, uploads: str | Path) -> None:
+    """Raise `BadInput` unless `path` is a picture that can be read, and lies in the folder of uploads."""
+    if not Path(path).resolve().is_relative_to(Path(uploads).resolve()):
+        raise BadInput("The picture must be uploaded.")  # a page that asks for other files is not ours
+    try:
+        read_image(path)
+    except UnreadableVideo as error:
+        raise BadInput(f"The picture cannot be read: {error.reason}.") from error
+    except OSError as error:
+        raise BadInput(f"The picture cannot be read: {error.strerror or error}.") from error
 
 
 def sample_files(
@@ -57,8 +89,12 @@ def sample_files(
 ) -> list[Path]:
     """Sample into a temporary folder, which the next few samplings leave alone; return one mp4 per video.
 
-    `tell(part, words)` hears how far it is, 0 to 1.
+    `tell(part, words)` hears how far it is, 0 to 1. Raises `BadInput` if the model cannot be asked for that.
     """
+    config = pipeline.config
+    first = None
+    if wish.first_frame:
+        first = read_first_frames(wish.first_frame, config.given_frames, config.frames)
     done, total = 0, int(wish.steps)
 
     def after_step(number: int, t: int, z: Tensor) -> None:
@@ -72,13 +108,16 @@ def sample_files(
         sampler=wish.sampler,
         batch_size=MOST_VIDEOS,
         callback=after_step,
+        label=wish.label,
+        guidance=float(wish.guidance) if wish.label else 1.0,
+        first_frames=first,
     ).frames
     folder = _new_folder()
     paths = []
     for seed, video in zip(wish.seeds, frames, strict=True):
         paths.append(folder / f"seed-{seed}.mp4")
-        tags = synthetic_tags(f"{model}, seed {seed}, {wish.sampler}, {total} steps")
-        write_video(paths[-1], video, pipeline.config.fps, metadata=tags)
+        tags = synthetic_tags(f"{model}, seed {seed}, {wish.sampler}, {total} steps{wish.asked}")
+        write_video(paths[-1], video, config.fps, metadata=tags)
     return paths
 
 
@@ -101,6 +140,8 @@ def _new_folder() -> Path:
 def packed(paths: list[Path], model: str, wish: Wish) -> Path:
     """Return a zip of the videos and a manifest that says what they are, beside the first."""
     manifest: dict[str, Any] = {"synthetic": True, "note": SYNTHETIC, "model": model, **asdict(wish)}
+    manifest["guidance"] = wish.guidance if wish.label else None
+    manifest["first_frame"] = Path(wish.first_frame).name if wish.first_frame else None
     manifest["files"] = [path.name for path in paths]
     archive = paths[0].with_name(f"medsora-seed-{wish.seeds[0]}.zip")
     with zipfile.ZipFile(archive, "w") as file:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-import cv2
-
 from medsora.data.decoding import SeekPoint, UnreadableVideo, VideoReader
 from medsora.data.find import Source
 from medsora.data.frame_folder import list_frames, read_image
@@ -79,7 +77,7 @@ def _scan_file(path: Path) -> Scan:
                 hits.append(number)
                 skipped = reader.skipped_packets
             elif samples.wants(number):
-                samples.add(reader.pixels(frame, "gray"))
+                samples.add(reader.pixels(frame))
             ordered &= frame.pts is not None and (last_pts is None or frame.pts > last_pts)
             last_pts = frame.pts
             if ordered and frame.key_frame and number >= (points[-1].frame if points else 0) + SEEK_SPACING:
@@ -180,7 +178,7 @@ def _scan_folder(folder: Path) -> Scan:
             height, width = image.shape[:2]
             sizes[width, height] = sizes.get((width, height), 0) + 1
             if samples.wants(number):
-                samples.add(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+                samples.add(image)
     if not sizes:
         return Scan("frames", problem=f"none of its {len(pictures)} pictures decodes: {reasons[0]}")
     width, height = max(sizes, key=lambda size: sizes[size])

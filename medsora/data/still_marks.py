@@ -1,7 +1,8 @@
 """What stands still in a video while the scene moves: black borders, and text or marks burnt into the frames.
 
-Names, dates and hospital logos are the same sharp, bright pixels in frame after frame. A model would learn
-them, and a name is nobody's to learn: the check warns of them. Black borders carry nothing and are cropped.
+Names, dates and hospital logos are the same sharp pixels in frame after frame: bright ones, or strokes of
+one colour behind which the scene moves. A model would learn them, and a name is nobody's to learn: the check
+warns of them. Black borders carry nothing and are cropped.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ LEAST_LEFT = 0.25  # part of a side that must remain, or the video is dark rathe
 BRIGHT, STILL, SHARP = 150, 24, 80  # grey levels: of a mark, of its change over time, against what is around
 MOVING, LEAST_MOVING = 12, 0.3  # grey levels, and the part of the picture that must change by them
 FEWEST_PIXELS, LOWEST = 20, 5  # of a mark, at the size looked at
+
+# Letters of any colour are told from the scene by what moves around them, and by being many strokes, close
+# together, of one colour; an instrument that rests is none of these.
+STROKE, NEAR = 0.03, 0.03  # of the shorter side: thicker is no stroke; around a pixel
+STILLER, LEAST_AROUND = 0.3, 30  # change over time: of a letter against what is around; of that, grey levels
+CLEAR = 60  # grey levels, in any colour, against what is around
+ONE_COLOUR, LEAST_ALIKE = 40, 0.7  # levels from the letters' median colour, and the part within
+LEAST_FILLED = 0.06  # part of its box that a line of letters covers
+DARK_AROUND = 0.4  # part of a coloured letter's surroundings that is black where they do not move
 THICK, RIM = 0.04, 0.03  # of the shorter side: the field of view is thicker than letters; its rim is no mark
 
 Margins = tuple[float, float, float, float]  # top, bottom, left, right: parts of height, height, width, width
@@ -59,17 +69,15 @@ class EvenSamples:
         """Return whether frame `number`, counted from 0 without gaps, is to be given to `add`."""
         return number % self._spacing == 0
 
-    def add(self, grey: np.ndarray) -> None:
-        """Keep a frame's grey values, uint8 (h, w), reduced to LONGEST_SIDE; another size than before starts
-        anew.
-        """
-        scale = LONGEST_SIDE / max(grey.shape)
+    def add(self, frame: np.ndarray) -> None:
+        """Keep a frame, uint8 (h, w, 3), reduced to LONGEST_SIDE; another size than before starts anew."""
+        scale = LONGEST_SIDE / max(frame.shape)
         if scale < 1:
-            height, width = (max(1, round(side * scale)) for side in grey.shape)
-            grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
-        if self._kept and self._kept[0].shape != grey.shape:
+            height, width = (max(1, round(side * scale)) for side in frame.shape[:2])
+            frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+        if self._kept and self._kept[0].shape != frame.shape:
             self._kept.clear()
-        self._kept.append(grey)
+        self._kept.append(frame)
         if len(self._kept) >= 2 * SAMPLES:
             self._kept, self._spacing = self._kept[::2], 2 * self._spacing
 
@@ -78,16 +86,31 @@ class EvenSamples:
         return find_still_marks(np.stack(self._kept)) if self._kept else StillMarks()
 
 
-def find_still_marks(greys: np.ndarray) -> StillMarks:
-    """Return borders and marks of `greys`, uint8 (T, h, w), frames spread over one video.
+def find_still_marks(frames: np.ndarray) -> StillMarks:
+    """Return borders and marks of `frames`, uint8 (T, h, w, 3), spread over one video.
 
     Marks on a black border do not keep it from being one: it is cropped with them. One that reaches from
     there into the picture by less than half moves the border's edge.
     """
-    ordered = np.sort(np.moveaxis(greys, 0, -1))
-    low, median, high = (ordered[..., round(part * (len(greys) - 1))] for part in (0.05, 0.5, 0.95))
-    mask, marks = _burnt_in(low, median, high) if len(greys) >= FEWEST_SAMPLES else (False, ())
-    return StillMarks(_with_marks(_margins(np.where(mask, 0, high)), marks), marks)
+    grey = _levels(np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]))
+    mask, marks = False, ()
+    if len(frames) >= FEWEST_SAMPLES and _scene_moves(*grey):
+        channels = [_levels(frames[..., channel]) for channel in range(3)]
+        colour = (np.stack(level, axis=-1) for level in zip(*channels, strict=True))
+        mask, marks = _burnt_in(_bright_marks(*grey) | _coloured_marks(grey[2], *colour))
+    return StillMarks(_with_marks(_margins(np.where(mask, 0, grey[2])), marks), marks)
+
+
+def _levels(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return low, median and high (h, w) of `values` (T, h, w) over time, flashes left out."""
+    ordered = np.sort(np.moveaxis(values, 0, -1))
+    low, median, high = (ordered[..., round(part * (len(values) - 1))] for part in (0.05, 0.5, 0.95))
+    return low.copy(), median.copy(), high.copy()
+
+
+def _scene_moves(low: np.ndarray, median: np.ndarray, high: np.ndarray) -> bool:
+    lit = high > BLACK
+    return bool(lit.any()) and ((high - low)[lit] > MOVING).mean() >= LEAST_MOVING
 
 
 def _with_marks(margins: Margins, marks: tuple[Margins, ...]) -> Margins:
@@ -121,29 +144,71 @@ def _dark_ends(peak: np.ndarray) -> tuple[int, int]:
     return (int(lit[0]), int(len(peak) - 1 - lit[-1])) if len(lit) else (len(peak), 0)
 
 
-def _burnt_in(
-    low: np.ndarray, median: np.ndarray, high: np.ndarray
-) -> tuple[np.ndarray, tuple[Margins, ...]]:
-    """Return a mask (h, w) of the marks and their surroundings, and their boxes."""
-    height, width = median.shape
-    mask = np.zeros((height, width), bool)
-    lit = high > BLACK
-    if not lit.any() or ((high - low)[lit] > MOVING).mean() < LEAST_MOVING:
-        return mask, ()  # the scene itself stands still
+def _bright_marks(low: np.ndarray, median: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return where (h, w) grey levels are bright, still and sharp: white marks, boxed or not."""
     contrast = cv2.morphologyEx(median, cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8))
-    found = (median >= BRIGHT) & (high - low <= STILL) & (contrast >= SHARP) & ~_rim(lit)
-    found = found.astype(np.uint8)
-    reach = np.ones((2 * (height // 100) + 3, 2 * (width // 50) + 3), np.uint8)  # letters make a line
-    joined = cv2.dilate(found, reach)
-    count, labels = cv2.connectedComponents(joined)
+    return (median >= BRIGHT) & (high - low <= STILL) & (contrast >= SHARP) & ~_rim(high > BLACK)
+
+
+def _coloured_marks(
+    grey_high: np.ndarray, low: np.ndarray, median: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """Return where (h, w) there are letters of any colour, dark ones too, by levels (h, w, 3) over time."""
+    side = min(grey_high.shape)
+    change = (high - low).max(axis=-1).astype(np.float32)
+    near = (max(5, 2 * round(NEAR * side) + 1),) * 2
+    around = cv2.blur(change, near)
+    still = (change <= np.clip(STILLER * around, STILL, 2 * STILL)).astype(np.uint8)
+    stroke = np.ones((max(3, round(STROKE * side)),) * 2, np.uint8)
+    thin = (still & ~cv2.morphologyEx(still, cv2.MORPH_OPEN, stroke)) > 0
+    square = np.ones((5, 5), np.uint8)
+    contrast = cv2.morphologyEx(median, cv2.MORPH_GRADIENT, square).max(axis=-1)
+    rim = _rim(grey_high > BLACK)
+    found = thin & (contrast >= CLEAR) & (around >= LEAST_AROUND) & ~rim
+    letters = np.zeros_like(found)
+    for line in _lines(found):
+        rows, columns = np.nonzero(line)
+        alike = (
+            np.abs(median[line].astype(float) - np.median(median[line], axis=0)).max(axis=-1) <= ONE_COLOUR
+        )
+        filled = len(rows) / ((np.ptp(rows) + 1) * (np.ptp(columns) + 1))
+        if alike.mean() >= LEAST_ALIKE and filled >= LEAST_FILLED:
+            letters |= line
+    black = cv2.blur((high.max(axis=-1) <= 2 * BLACK).astype(np.float32), near) >= DARK_AROUND
+    on_black = (median.max(axis=-1) >= BRIGHT) & (change <= STILL) & (contrast >= SHARP) & black & ~rim
+    return letters | on_black
+
+
+def _lines(found: np.ndarray) -> list[np.ndarray]:
+    """Return the pixels `found` (h, w) parted into lines of letters, specks left out: masks (h, w)."""
+    _, labels = cv2.connectedComponents(_widened(found.astype(np.uint8)))
+    pixels = np.bincount(labels[found], minlength=1)
+    lines = []
+    for label in np.flatnonzero(pixels >= FEWEST_PIXELS):
+        line = (labels == label) & found
+        rows, columns = np.nonzero(line)
+        if min(np.ptp(rows), np.ptp(columns)) + 1 >= LOWEST:
+            lines.append(line)
+    return lines
+
+
+def _widened(mask: np.ndarray) -> np.ndarray:
+    """Return `mask`, uint8 (h, w), widened until the letters of a line touch each other."""
+    height, width = mask.shape
+    return cv2.dilate(mask, np.ones((2 * (height // 100) + 3, 2 * (width // 50) + 3), np.uint8))
+
+
+def _burnt_in(found: np.ndarray) -> tuple[np.ndarray, tuple[Margins, ...]]:
+    """Return a mask (h, w) of the marks found and their surroundings, and their boxes."""
+    height, width = found.shape
+    mask = np.zeros((height, width), np.uint8)
     boxes = []
-    for label in range(1, count):
-        rows, columns = np.nonzero((labels == label) & (found > 0))
+    for line in _lines(found):
+        rows, columns = np.nonzero(line)
         top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
-        if len(rows) >= FEWEST_PIXELS and bottom - top >= LOWEST and right - left >= LOWEST:
-            boxes.append((top / height, bottom / height, left / width, right / width))
-            mask |= labels == label
-    return mask, tuple(tuple(float(edge) for edge in box) for box in boxes)
+        boxes.append((top / height, bottom / height, left / width, right / width))
+        mask |= line
+    return _widened(mask) > 0, tuple(tuple(float(edge) for edge in box) for box in boxes)
 
 
 def _rim(lit: np.ndarray) -> np.ndarray:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
-from tqdm import tqdm
 
 from medsora.errors import building
 from medsora.evaluation.clip_set import ClipSet
 from medsora.evaluation.feature_store import Extractor, Features, FeatureStore
+from medsora.progress_bar import progress_bar
 from medsora.training.processes import on_main, share_of
 
 
@@ -68,9 +68,8 @@ def _fill(
     *,
     show: bool,
 ) -> None:
-    hidden = not show or not sys.stderr.isatty()
     with (
-        tqdm(total=len(mine), desc=f"features of {label} clips", unit="clip", disable=hidden) as bar,
+        progress_bar(f"features of {label} clips", total=len(mine), unit="clip", show=show) as bar,
         building(),
     ):
         for indices, batch in clips.read_ahead(mine, batch_size):

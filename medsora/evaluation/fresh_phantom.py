@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from medsora.data.phantom import write_phantom
 from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.video_io import read_frames
 from medsora.data.video_table import read_video_table
 from medsora.errors import building
+from medsora.progress_bar import progress_bar
 
 TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # of corpora, far from those of the configs
 WORTH_PROCESSES = 32  # clips from which on starting processes pays
@@ -22,7 +22,7 @@ def phantom_clips(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Render phantom clips, unless they are there: uint8 (N, F, H, W, 3), labels' numbers and names."""
     folder = cache / f"phantom-{count}x{frames}-{size}px-seed{seed}"
-    with building(), tqdm(total=count, desc="rendering phantom clips", mininterval=1) as bar:
+    with building(), progress_bar("rendering phantom clips", total=count, unit="clip") as bar:
         workers = 2 if count >= WORTH_PROCESSES else 1
         write_phantom(
             folder, count, frames, size, seed, workers=workers, progress=lambda n, _: bar.update(n - bar.n)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from medsora.config import Config
 from medsora.data.check import check_folder
@@ -14,6 +13,7 @@ from medsora.data.clips import ClipDataset
 from medsora.data.phantom import write_phantom
 from medsora.data.split import HELD_OUT
 from medsora.errors import BadInput, one_line
+from medsora.progress_bar import progress_bar
 
 RENDER_PROCESSES = 2
 
@@ -38,7 +38,7 @@ def clip_folder(config: Config, *, show: bool = False) -> Path:
     folder = Path(f"{phantom.folder}-{phantom.videos}x{phantom.frames}-{height}px-seed{phantom.seed}")
     if height != width:
         raise ValueError(f"data.size is {height}x{width}, but the phantom is square; give one number.")
-    with tqdm(total=phantom.videos, desc="rendering the phantom", unit="video", disable=not show) as bar:
+    with progress_bar("rendering the phantom", total=phantom.videos, unit="video", show=show) as bar:
         try:
             write_phantom(
                 folder,

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from medsora.config import Config
 from medsora.data.clips import ClipDataset
+from medsora.progress_bar import progress_bar
 from medsora.training.dit_inputs import image_moments
 from medsora.training.fingerprint import clips_digest, weights_digest
 from medsora.training.randomness import derive_seed
@@ -54,7 +54,7 @@ class LatentCache:
         missing = self.store.missing(names[accelerator.process_index :: accelerator.num_processes])
         title = f"latents of {len(names)} clips"
         show = bool(missing) and accelerator.is_local_main_process
-        for name in tqdm(missing, desc=title, disable=not show, mininterval=1):
+        for name in progress_bar(title, missing, unit="clip", show=show):
             kind, number = name.split("-")
             encode = self._encode_clip if kind == "clip" else self._encode_group
             self.store.put(name, encode(vae, int(number), accelerator.device))

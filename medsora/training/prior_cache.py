@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from flow_prior import FlowPrior
 from medsora.config import Config
 from medsora.data.clips import ClipDataset
+from medsora.progress_bar import progress_bar
 from medsora.training.fingerprint import clips_digest, flow_digest, weights_digest
 from medsora.training.tensor_store import TensorStore
 from vae import frames_to_latents
@@ -55,9 +55,8 @@ class PriorCache:
         names = list(entries)[accelerator.process_index :: accelerator.num_processes]
         missing = self.store.missing(names)
         show = bool(missing) and accelerator.is_local_main_process
-        for name in tqdm(
-            missing, desc=f"prior features of {len(entries)} clips", disable=not show, mininterval=1
-        ):
+        title = f"prior features of {len(entries)} clips"
+        for name in progress_bar(title, missing, unit="clip", show=show):
             index, flip = entries[name]
             pixels = clips.fixed_clip(index, flip=flip, images=())
             self.put(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,27 +9,15 @@ from types import TracebackType
 
 import psutil
 import torch
-from tqdm import tqdm
 
-QUIET_INTERVAL_S = 15  # between lines when the output is a file
+from medsora.progress_bar import progress_bar
 
 
 class Progress:
-    """A tqdm bar over optimiser steps, used as a context, that also keeps figures of speed and memory."""
+    """A progress bar over optimiser steps, used as a context, that also keeps figures of speed and memory."""
 
     def __init__(self, title: str, total_steps: int, start_step: int, *, show: bool) -> None:
-        on_terminal = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=total_steps,
-            initial=start_step,
-            desc=title,
-            unit="step",
-            disable=not show,
-            mininterval=0.5 if on_terminal else QUIET_INTERVAL_S,
-            maxinterval=10 if on_terminal else 2 * QUIET_INTERVAL_S,
-            dynamic_ncols=on_terminal,
-            ascii=not on_terminal,
-        )
+        self.bar = progress_bar(title, total=total_steps, initial=start_step, unit="step", show=show)
         self.restart_clock()
 
     def restart_clock(self) -> None:

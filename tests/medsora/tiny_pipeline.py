@@ -39,6 +39,16 @@ def tiny_pipeline(**overrides: Any) -> MedSoraPipeline:
     return pipeline
 
 
+def write_conditional(folder: Path) -> Path:
+    """A saved pipeline with labels that can begin with one frame or nine."""
+    denoiser, names = tiny_denoiser(classes=2), ["bleeding", "polyp"]
+    pipeline = MedSoraPipeline(
+        denoiser, tiny_vae(), **GEOMETRY | {"frames": 17}, labels=names, given_frames=[1, 9]
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def write_run(run: Path, steps: tuple[int, ...] = (5, 10)) -> Path:
     """A run folder as training writes it; at step s the raw weights have seed s, the averaged ones s + 1."""
     tiny_vae().save_pretrained(run / "vae")

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from medsora.data.sheet import save_image
 from medsora.data.video_io import probe
-from tests.medsora.tiny_pipeline import write_run
+from tests.medsora.tiny_pipeline import write_conditional, write_run
 from tests.patience import PATIENCE_S
 from tests.reserved_port import reserve_port
 
@@ -37,12 +40,19 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(write_run(tmp_path_factory.mktemp("runs") / "mine" / "dit-tiny")) as address:
+        yield address
+
+
+@contextmanager
+def served(*models: Path) -> Iterator[str]:
     if find_spec("gradio") is None:
         pytest.skip("Gradio is not installed (pip install '.[app]')")
-    run = write_run(tmp_path_factory.mktemp("runs") / "mine" / "dit-tiny")
     held = reserve_port()
     port = held.getsockname()[1]
-    command = [sys.executable, "-u", "-m", "medsora.app", "--model", str(run), "--port", str(port)]
+    command = [sys.executable, "-u", "-m", "medsora.app", "--port", str(port)]
+    for model in models:
+        command += ["--model", str(model)]
     server = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -88,22 +98,23 @@ def started(webdriver: Any, options: Any, driver: str) -> Any:
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Page:
-    page = Page(browser)
-    browser.get(address)
-    page.until("return document.querySelector('#sample') !== null")
-    return page
+    return Page(browser, address)
 
 
 class Page:
     """The few things that a visitor does."""
 
-    def __init__(self, browser: Any) -> None:
+    def __init__(self, browser: Any, address: str) -> None:
         self.browser = browser
+        browser.get(address)
+        self.until("return document.querySelector('#sample') !== null")
 
-    def until(self, script: str) -> Any:
+    def until(self, script: str, *arguments: str) -> Any:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.browser, PATIENCE_S).until(lambda browser: browser.execute_script(script))
+        return WebDriverWait(self.browser, PATIENCE_S).until(
+            lambda browser: browser.execute_script(script, *arguments)
+        )
 
     def type(self, selector: str, text: str) -> None:
         from selenium.webdriver.common.keys import Keys
@@ -115,6 +126,21 @@ class Page:
     def click(self, selector: str) -> None:
         (button,) = [b for b in self.browser.find_elements("css selector", selector) if b.is_displayed()]
         button.click()
+
+    def choose(self, selector: str, words: str) -> None:
+        """Choose the entry of a list that begins with `words`."""
+        self.click(f"{selector} input")
+        entry = (
+            "const e = [...document.querySelectorAll('[role=option]')].find(x => "
+            "x.getAttribute('aria-label').startsWith(arguments[0]));"
+        )
+        self.until(f"{entry} return e !== undefined", words)
+        self.browser.execute_script(
+            f"{entry} e.dispatchEvent(new MouseEvent('mousedown', {{bubbles: true}}))", words
+        )
+
+    def shown(self, selector: str) -> bool:
+        return any(x.is_displayed() for x in self.browser.find_elements("css selector", selector))
 
     def playing(self, place: str, count: int) -> list[float]:
         """Wait until `count` videos play in `place`; return their widths in pixels of the file."""
@@ -171,6 +197,49 @@ def test_nonsense_is_answered_with_a_sentence(page: Page, field: str, value: str
     page.click("#sample")
     page.until(f"return document.body.textContent.includes({words!r})")
     assert not page.browser.find_elements("css selector", "#grid video")
+
+
+def test_a_model_without_labels_shows_no_fields_for_them(page: Page) -> None:
+    assert page.shown("#model")
+    assert not any(
+        page.shown(f"#sample-{field}, #left-{field}") for field in ("label", "guidance", "first-frame")
+    )
+
+
+def test_a_label_and_a_first_frame_are_asked_for(browser: Any, tmp_path: Path) -> None:
+    save_image(tmp_path / "picture.png", np.full((32, 16, 3), 120, np.uint8))
+    plain, folder = (
+        write_run(tmp_path / "mine" / "dit-tiny", steps=(5,)),
+        write_conditional(tmp_path / "asked"),
+    )
+    with served(folder, plain) as address:
+        page = Page(browser, address)
+        assert page.shown("#sample-label")
+        page.until("return document.querySelector('#sample-guidance input[type=range]').disabled")
+        page.choose("#sample-label", "polyp")
+        page.until("return !document.querySelector('#sample-guidance input[type=range]').disabled")
+        upload = browser.find_element("css selector", "#sample-first-frame input[type=file]")
+        (tmp_path / "text.png").write_text("no picture")
+        upload.send_keys(str(tmp_path / "text.png"))
+        page.until("return document.body.textContent.includes('its content is no picture')")
+        page.until("return document.querySelector('#sample-first-frame input[type=file]') !== null")
+        upload = browser.find_element("css selector", "#sample-first-frame input[type=file]")
+        upload.send_keys(str(tmp_path / "picture.png"))
+        page.until("return document.querySelector('#sample-first-frame img') !== null")
+        page.type(".steps input", "2")
+        page.type("#videos input", "2")
+        page.click("#sample")
+        page.playing("#grid", 2)
+        told = page.until("return document.querySelector('#told').textContent")
+        assert ", polyp, guidance 2, first frame given." in told
+        page.choose("#model", "mine/dit-tiny")
+        page.until("return document.querySelector('#sample-label')?.offsetParent == null")
+        assert not page.shown("#sample-first-frame")
+        page.click("#sample")  # what is hidden is no longer asked for
+        told = page.until(
+            "const t = document.querySelector('#told').textContent; return t.includes('mine') ? t : null"
+        )
+        assert "polyp" not in told
 
 
 def test_nothing_is_asked_of_other_hosts(page: Page, address: str) -> None:

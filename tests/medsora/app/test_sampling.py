@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 
 from medsora.app.models import Models
-from medsora.app.sampling import SAMPLINGS_KEPT, Wish, _new_folder, _workplace, packed, sample_files
+from medsora.app.sampling import (
+    SAMPLINGS_KEPT,
+    Wish,
+    _new_folder,
+    _workplace,
+    check_picture,
+    packed,
+    sample_files,
+)
+from medsora.data.sheet import save_image
 from medsora.data.video_io import probe, read_frames
 from medsora.errors import BadInput
-from tests.medsora.tiny_pipeline import tiny_pipeline, write_run
+from medsora.pipeline import MedSoraPipeline
+from tests.medsora.tiny_pipeline import tiny_pipeline, write_conditional, write_run
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +85,84 @@ def test_the_disk_keeps_the_last_few_samplings_only(tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir()), "nothing is left when the page ends"
 
 
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_conditional(tmp_path_factory.mktemp("conditional"))
+
+
+def test_what_a_model_can_be_asked_for(run: Path, conditional: Path) -> None:
+    models = Models([str(conditional), str(run)], "cpu")
+    assert [models.asked_for(name) for name in models.names] == [
+        (["bleeding", "polyp"], True),
+        ([], False),
+        ([], False),
+    ]
+    with pytest.raises(BadInput, match="choose one of the models"):
+        models.asked_for(None)
+
+
+def silent(part: float, words: str) -> None:
+    pass
+
+
+def test_label_guidance_and_first_frame_reach_the_videos(conditional: Path, tmp_path: Path) -> None:
+    pipeline = MedSoraPipeline.from_pretrained(conditional)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = tmp_path / "picture.png"
+    save_image(picture, np.full((40, 40, 3), 120, np.uint8))
+    wish = Wish("ddim", 2, 3, 1, "polyp", 3, str(picture))
+    assert wish.asked == ", polyp, guidance 3, first frame given"
+    paths = sample_files(pipeline, "tiny", wish, silent)
+    given = np.full((1, 32, 16, 3), 120, np.uint8)
+    options = {"num_inference_steps": 2, "seeds": [3], "first_frames": given}
+    (asked,) = pipeline(label="polyp", guidance=3.0, **options).frames
+    (other,) = pipeline(label="bleeding", guidance=3.0, **options).frames
+    written = read_frames(paths[0]).astype(float)
+    assert abs(written - asked).mean() < abs(written - other).mean()
+    assert "polyp, guidance 3, first frame given" in probe(paths[0]).metadata["comment"]
+    with zipfile.ZipFile(packed(paths, "tiny", wish)) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    assert [manifest[key] for key in ("label", "guidance", "first_frame")] == ["polyp", 3, "picture.png"]
+
+
+def test_without_a_label_guidance_does_not_count(conditional: Path) -> None:
+    wish = Wish("ddim", 1, 0, 1, None, None)
+    assert wish.asked == ""
+    sample_files(MedSoraPipeline.from_pretrained(conditional), "tiny", wish, silent)
+
+
+def test_what_a_model_cannot_be_asked_for(conditional: Path, tmp_path: Path) -> None:
+    pipeline = MedSoraPipeline.from_pretrained(conditional)
+    (tmp_path / "text.png").write_text("no picture")
+    for asked, words in (
+        (("ulcer", 2), "there is no label 'ulcer'; this model knows bleeding, polyp"),
+        ((None, 1, str(tmp_path / "text.png")), "the first frame cannot be read: .*text.png"),
+        ((None, 1, str(tmp_path / "gone.png")), "there is no file"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            sample_files(pipeline, "tiny", Wish("ddim", 1, 0, 1, *asked), silent)
+    with pytest.raises(BadInput, match="this model knows no labels"):
+        sample_files(tiny_pipeline(), "tiny", Wish("ddim", 1, 0, 1, "polyp"), silent)
+
+
+def test_a_picture_is_looked_at_when_it_comes(tmp_path: Path) -> None:
+    uploads, picture = tmp_path / "uploads", tmp_path / "uploads" / "picture.png"
+    uploads.mkdir()
+    save_image(picture, np.full((40, 40, 3), 120, np.uint8))
+    check_picture(picture, uploads)
+    (uploads / "text.png").write_text("no picture")
+    for path, words in (
+        (
+            uploads / "text.png",
+            "The picture cannot be read: .*its content is no picture",
+        ),
+        (uploads / "gone.png", "The picture cannot be read: No such file or directory."),
+        (uploads / ".." / "elsewhere.png", "must be uploaded"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            check_picture(path, uploads)
+
+
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
@@ -86,6 +174,9 @@ def test_the_disk_keeps_the_last_few_samplings_only(tmp_path: Path, monkeypatch:
         (("ddim", 1, -1, 1), "seed must be"),
         (("ddim", 1, 2**60, 1), "seed must be"),
         (("ddim", 1, 0, 17), "number of videos must be a whole number from 1 to 16"),
+        (("ddim", 1, 0, 1, "polyp", 0.5), "guidance must be a number from 1 to 8, not 0.5"),
+        (("ddim", 1, 0, 1, "polyp", None), "guidance must be a number from 1 to 8, not nothing"),
+        (("ddim", 1, 0, 1, "polyp", float("nan")), "guidance must be a number"),
     ],
 )
 def test_wishes_that_are_not_possible(wish: tuple, words: str) -> None:

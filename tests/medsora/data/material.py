@@ -98,17 +98,23 @@ def bordered(frames: np.ndarray) -> np.ndarray:
 
 
 def lettered(
-    frames: np.ndarray, text: str = "DOE, JANE", at: tuple[int, int] = (4, 20), *, behind: str = "scene"
+    frames: np.ndarray,
+    text: str = "DOE, JANE",
+    at: tuple[int, int] = (4, 20),
+    *,
+    behind: str = "scene",
+    fill: tuple[int, int, int] = (255, 255, 255),
+    height: int = 12,
 ) -> np.ndarray:
     """Burn `text` into every frame; `behind` it is the scene, a black box, or the letters' black outline."""
     written = []
     for frame in frames:
         image = Image.fromarray(frame)
-        draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+        draw, font = ImageDraw.Draw(image), ImageFont.load_default(height)
         if behind == "box":
             left, top, right, bottom = draw.textbbox(at, text, font=font)
             draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=0)
         outline = 1 if behind == "outline" else 0
-        draw.text(at, text, fill=(255, 255, 255), font=font, stroke_width=outline, stroke_fill=(0, 0, 0))
+        draw.text(at, text, fill=fill, font=font, stroke_width=outline, stroke_fill=(0, 0, 0))
         written.append(np.asarray(image))
     return np.stack(written)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from medsora.config_file import config_from_dict
 from medsora.data.check import check_folder
@@ -14,7 +13,7 @@ from medsora.data.clips import ClipDataset
 from medsora.data.exact_flow import check_flow_files
 from medsora.data.phantom import render_clip
 from medsora.data.still_marks import NO_MARGINS, EvenSamples, StillMarks, find_still_marks, place
-from medsora.data.video_io import write_video
+from medsora.data.video_io import read_frames, write_video
 from medsora.errors import BadInput
 from medsora.training.fingerprint import clips_digest
 from tests.medsora.data.material import BORDERS, bordered, lettered
@@ -25,19 +24,15 @@ def scene() -> np.ndarray:
     return render_clip(3, 20, 128).video
 
 
-def grey(frames: np.ndarray) -> np.ndarray:
-    return np.stack([np.asarray(Image.fromarray(frame).convert("L")) for frame in frames])
-
-
 MARGINS = tuple(border / side for border, side in zip(BORDERS, (160, 160, 256, 256), strict=True))
 
 
 def test_borders_are_found_to_the_pixel(scene: np.ndarray) -> None:
-    assert find_still_marks(grey(bordered(scene))) == StillMarks(MARGINS)
+    assert find_still_marks(bordered(scene)) == StillMarks(MARGINS)
 
 
 def test_text_on_a_border_is_found_and_cut_off_with_it(scene: np.ndarray) -> None:
-    found = find_still_marks(grey(lettered(bordered(scene))))
+    found = find_still_marks(lettered(bordered(scene)))
     assert found.margins == MARGINS
     assert [place(box) for box in found.marks] == ["at the top left"]
     assert found.marks_inside(found.margins) == ()
@@ -45,7 +40,7 @@ def test_text_on_a_border_is_found_and_cut_off_with_it(scene: np.ndarray) -> Non
 
 
 def test_text_on_the_scene_is_found_where_it_stands(scene: np.ndarray) -> None:
-    found = find_still_marks(grey(lettered(scene, at=(60, 110))))
+    found = find_still_marks(lettered(scene, at=(60, 110)))
     assert found.margins == NO_MARGINS
     (box,) = found.marks
     top, bottom, left, right = np.array(box) * 128
@@ -55,29 +50,52 @@ def test_text_on_the_scene_is_found_where_it_stands(scene: np.ndarray) -> None:
 
 @pytest.mark.parametrize("behind", ["box", "outline"])
 def test_text_that_brings_its_own_darkness_is_found(scene: np.ndarray, behind: str) -> None:
-    found = find_still_marks(grey(lettered(scene, at=(30, 60), behind=behind)))
+    found = find_still_marks(lettered(scene, at=(30, 60), behind=behind))
     assert [place(box) for box in found.marks] == ["in the middle"]
     assert found.margins == NO_MARGINS
 
 
+COLOURS = {"red": (255, 0, 0), "black": (0, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+@pytest.mark.parametrize("colour", COLOURS.values(), ids=COLOURS)
+def test_text_of_any_colour_is_found(colour: tuple[int, int, int], scene: np.ndarray) -> None:
+    found = find_still_marks(lettered(scene, at=(30, 60), fill=colour))
+    assert found.margins == NO_MARGINS
+    assert found.marks
+    assert all(0.4 < top < bottom < 0.65 and left > 0.2 for top, bottom, left, _ in found.marks)
+
+
+def test_thin_green_text_and_compressed_red_text_are_found(scene: np.ndarray, tmp_path: Path) -> None:
+    assert find_still_marks(lettered(scene, at=(30, 60), fill=(0, 255, 0), height=10)).marks
+    write_video(tmp_path / "red.mp4", lettered(scene, at=(10, 60), fill=(255, 0, 0), height=18), 25)
+    assert find_still_marks(read_frames(tmp_path / "red.mp4")).marks
+
+
+def test_red_text_on_a_border_is_cut_off_with_it(scene: np.ndarray) -> None:
+    found = find_still_marks(lettered(bordered(scene), fill=(255, 0, 0)))
+    assert found.margins == MARGINS
+    assert [place(box) for box in found.marks] == ["at the top left"]
+
+
 def test_plain_phantoms_have_neither() -> None:
     for seed in range(8):
-        assert find_still_marks(grey(render_clip(seed, 17, 48).video)) == StillMarks()
+        assert find_still_marks(render_clip(seed, 17, 48).video) == StillMarks()
 
 
 def test_a_round_field_is_cropped_and_its_rim_is_no_mark(scene: np.ndarray) -> None:
     rows, columns = np.mgrid[0:128, 0:128] - 63.5
     inside = (np.hypot(rows, columns) < 50)[..., None]
     rim = (np.abs(np.hypot(rows, columns) - 50) < 1.5)[..., None]
-    found = find_still_marks(grey(np.where(rim, 255, np.where(inside, scene, 0)).astype(np.uint8)))
+    found = find_still_marks(np.where(rim, 255, np.where(inside, scene, 0)).astype(np.uint8))
     assert found.marks == ()
     assert np.allclose(found.margins, 13 / 128, atol=3 / 128)
 
 
 def test_a_still_scene_and_a_dark_video_say_nothing(scene: np.ndarray) -> None:
-    assert find_still_marks(grey(lettered(scene[:1]).repeat(20, 0))).marks == ()
-    assert find_still_marks(np.zeros((20, 40, 60), np.uint8)) == StillMarks()
-    assert find_still_marks(grey(bordered(scene[:1]))).margins == MARGINS
+    assert find_still_marks(lettered(scene[:1]).repeat(20, 0)).marks == ()
+    assert find_still_marks(np.zeros((20, 40, 60, 3), np.uint8)) == StillMarks()
+    assert find_still_marks(bordered(scene[:1])).margins == MARGINS
 
 
 def test_samples_stay_few_and_even() -> None:
@@ -86,8 +104,8 @@ def test_samples_stay_few_and_even() -> None:
     for number in range(1000):
         if samples.wants(number):
             taken.append(number)
-            samples.add(np.full((4, 6), number % 251, np.uint8))
-    kept = np.stack(samples._kept)[:, 0, 0]
+            samples.add(np.full((4, 6, 3), number % 251, np.uint8))
+    kept = np.stack(samples._kept)[:, 0, 0, 0]
     assert 24 <= len(kept) < 48
     assert len(taken) < 200
     assert list(kept) == [number % 251 for number in range(0, 1000, 32)]

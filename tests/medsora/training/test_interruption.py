@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,15 @@ def test_without_a_limit_nobody_leaves(clock: Clock) -> None:
     assert stop.why() == "another process was asked to stop"
 
 
+@pytest.fixture
+def sigint_is_heard() -> Iterator[None]:
+    """A process started in the background of a shell script ignores SIGINT from its birth on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_is_heard")
 def test_one_wish_may_arrive_twice_but_a_second_one_counts(clock: Clock) -> None:
     def impatient() -> None:
         with StopRequest() as stop:

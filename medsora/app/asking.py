@@ -1,0 +1,76 @@
+"""The page's fields for what a model can be asked for: a label and how strongly, a first frame.
+
+A model that was trained without them shows none of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from medsora.app.models import Models
+from medsora.app.sampling import MOST_GUIDANCE, check_picture
+from medsora.errors import BadInput
+
+ANY_LABEL = ("any", "")  # shown, sent
+USUAL_GUIDANCE = 2
+
+
+def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.components.Component]:
+    """Return fields for label, guidance and first frame, which follow the model chosen in `name`.
+
+    `place` begins the fields' names on the page ("left" gives #left-label).
+    """
+    labels, takes_picture = models.asked_for(name.value)
+    label = gr.Dropdown(
+        _choices(labels), value="", label="Label", visible=bool(labels), elem_id=f"{place}-label"
+    )
+    guidance = gr.Slider(
+        1,
+        MOST_GUIDANCE,
+        USUAL_GUIDANCE,
+        step=0.5,
+        label="Guidance",
+        visible=bool(labels),
+        interactive=False,  # until there is a label to follow
+        elem_id=f"{place}-guidance",
+    )
+    picture = gr.Image(
+        type="filepath",
+        image_mode=None,  # the file as it came: another mode would be written anew, with losses
+        sources=["upload"],
+        label="First frame, if you like",
+        visible=takes_picture,
+        height=170,
+        buttons=[],
+        elem_id=f"{place}-first-frame",
+    )
+
+    def look(uploaded: dict[str, Any]) -> Any:
+        try:
+            check_picture(uploaded["path"], picture.GRADIO_CACHE)
+        except BadInput as error:
+            gr.Warning(str(error))
+            return gr.Image(value=None)
+        return gr.skip()
+
+    def follow(name: str, chosen: str, uploaded: str | None) -> list[Any]:
+        labels, takes_picture = models.asked_for(name)
+        kept = chosen if chosen in labels else ""
+        return [
+            gr.Dropdown(_choices(labels), value=kept, visible=bool(labels)),
+            gr.Slider(visible=bool(labels), interactive=bool(kept)),
+            gr.Image(value=uploaded if takes_picture else None, visible=takes_picture),
+        ]
+
+    quietly = {"show_progress": "hidden"}
+    # Gradio's own look at a file that is no picture ends in an error that says nothing.
+    picture.upload(look, picture, picture, preprocess=False, **quietly)
+    name.change(follow, [name, label, picture], [label, guidance, picture], **quietly)
+    label.change(lambda chosen: gr.Slider(interactive=bool(chosen)), label, guidance, **quietly)
+    return [label, guidance, picture]
+
+
+def _choices(labels: list[str]) -> list[tuple[str, str]]:
+    return [ANY_LABEL, *((label, label) for label in labels)]
