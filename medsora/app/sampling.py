@@ -80,8 +80,6 @@ def check_picture(path: str | Path, uploads: str | Path) -> None:
         read_image(path)
     except UnreadableVideo as error:
         raise BadInput(f"The picture cannot be read: {error.reason}.") from error
-    except OSError as error:
-        raise BadInput(f"The picture cannot be read: {error.strerror or error}.") from error
 
 
 def sample_files(

@@ -152,11 +152,8 @@ def test_a_picture_is_looked_at_when_it_comes(tmp_path: Path) -> None:
     check_picture(picture, uploads)
     (uploads / "text.png").write_text("no picture")
     for path, words in (
-        (
-            uploads / "text.png",
-            "The picture cannot be read: .*its content is no picture",
-        ),
-        (uploads / "gone.png", "The picture cannot be read: No such file or directory."),
+        (uploads / "text.png", "The picture cannot be read: .*its content is no picture"),
+        (uploads / "gone.png", "The picture cannot be read: .*No such file or directory"),
         (uploads / ".." / "elsewhere.png", "must be uploaded"),
     ):
         with pytest.raises(BadInput, match=words):
