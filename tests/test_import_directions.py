@@ -15,7 +15,7 @@ STOREYS = (
     {"errors", "name_guard", "presets", "config", "config_file", "cli", "spiral"}
     | {"report", "synthetic", "hub", "progress_bar"},
     {"denoiser", "diffusion", "data"},
-    {"model_folder", "model_card", "conditions", "pipeline"},
+    {"model_folder", "model_card", "conditions", "saved_pipeline", "pipeline"},
     {"training", "evaluation", "sampling_run"},
     {"demo", "demo_proof", "demo_report", "project_fit", "new_project", "export_model", "app"},
     {"__main__"},

@@ -230,6 +230,6 @@ def test_a_hub_that_refuses_is_one_sentence(
 
 
 def test_presets_are_recognised() -> None:
-    from medsora.pipeline import _preset_name
+    from medsora.saved_pipeline import preset_name
 
-    assert _preset_name(MedSora.from_preset("tiny", in_channels=4)) == "tiny"
+    assert preset_name(MedSora.from_preset("tiny", in_channels=4)) == "tiny"
