@@ -128,7 +128,7 @@ def _workplace() -> tempfile.TemporaryDirectory:
 def _new_folder() -> Path:
     """Return a new folder for one sampling; all but the last few are removed, the page has shown them."""
     made = sorted(Path(_workplace().name).iterdir())
-    for old in made[: len(made) + 1 - SAMPLINGS_KEPT]:
+    for old in made[: max(len(made) + 1 - SAMPLINGS_KEPT, 0)]:
         shutil.rmtree(old)
     folder = Path(_workplace().name) / f"{int(made[-1].name) + 1 if made else 0:09d}"
     folder.mkdir()
