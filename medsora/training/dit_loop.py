@@ -106,8 +106,9 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             norm = clipped_norm(accelerator, stage.model, clip_norm)
             done = number + 1
             ends = done == schedule.total_steps
+            logs = done % settings.log_every == 0 or ends
             saves = done % settings.save_every == 0 or ends
-            bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=saves)
+            bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=logs or saves)
             if bad is not None:
                 stage.save(bad.number)
                 accelerator.end_training()
@@ -117,7 +118,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             stage.ema.update(unless=guard.bad if guard.lag else None)
 
             progress.count(step.batch, batches.waited())
-            if done % settings.log_every == 0 or ends:
+            if logs:
                 figures = {f"loss/{name}": float(value) for name, value in parts.items()}
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
                 speed = progress.speed()

@@ -123,8 +123,9 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             norm = clipped_norm(accelerator, stage.vae, settings.clip_norm)
             done = number + 1
             ends = done == schedule.total_steps
+            logs = done % settings.log_every == 0 or ends
             saves = done % settings.save_every == 0 or ends
-            bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=saves)
+            bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=logs or saves)
             if bad is not None:
                 _save(stage, bad.number)
                 accelerator.end_training()
@@ -133,7 +134,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             optimizer.zero_grad(set_to_none=True)
 
             progress.count(step.batch, batches.waited())
-            if done % settings.log_every == 0 or ends:
+            if logs:
                 figures = {f"loss/{name}": float(value) for name, value in parts.items()}
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
                 speed = progress.speed()
