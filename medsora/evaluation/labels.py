@@ -77,7 +77,7 @@ def main() -> None:
     add("--seed", type=int, default=0, metavar="S", help="video k has the seed S + k (default: %(default)s)")
     add("--training-clips", type=int, default=900, metavar="N", help="for the judge (default: %(default)s)")
     add("--held-out-clips", type=int, default=300, metavar="N", help="for the judge (default: %(default)s)")
-    add("--epochs", type=int, default=12, metavar="N", help="for the judge (default: %(default)s)")
+    add("--epochs", type=int, default=24, metavar="N", help="for the judge (default: %(default)s)")
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
     sys.exit(measure(parser.parse_args()))
 
