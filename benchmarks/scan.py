@@ -75,8 +75,14 @@ def package_reference(
     norm_weight: Tensor,
 ) -> Tensor:
     """Sequences (b, L, features) through mamba-ssm's reference of the scan and of the gated norm."""
-    from mamba_ssm.ops.triton.layernorm_gated import rms_norm_ref
-    from mamba_ssm.ops.triton.ssd_combined import ssd_chunk_scan_combined_ref
+    try:
+        from mamba_ssm.ops.triton.layernorm_gated import rms_norm_ref
+        from mamba_ssm.ops.triton.ssd_combined import ssd_chunk_scan_combined_ref
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"error: {error.name} is not installed, which this compares with; 'make .venv/.parity' installs "
+            "mamba-ssm as pure Python, without nvcc."
+        ) from error
 
     length, heads = zxbcdt.shape[1], dt_bias.shape[0]
     d_state = (conv_weight.shape[0] - D_INNER) // 2
