@@ -31,6 +31,7 @@ STILLER, LEAST_AROUND = 0.3, 30  # change over time: of a letter against what is
 CLEAR = 60  # grey levels, in any colour, against what is around
 ONE_COLOUR, LEAST_ALIKE = 40, 0.7  # levels from the letters' median colour, and the part within
 LEAST_FILLED = 0.06  # part of its box that a line of letters covers
+LEGIBLE = 96  # pixels of the shorter side: on smaller pictures no coloured letter can be read, or told apart
 DARK_AROUND = 0.4  # part of a coloured letter's surroundings that is black where they do not move
 THICK, RIM = 0.04, 0.03  # of the shorter side: the field of view is thicker than letters; its rim is no mark
 
@@ -95,9 +96,12 @@ def find_still_marks(frames: np.ndarray) -> StillMarks:
     grey = _levels(np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]))
     mask, marks = False, ()
     if len(frames) >= FEWEST_SAMPLES and _scene_moves(*grey):
-        channels = [_levels(frames[..., channel]) for channel in range(3)]
-        colour = (np.stack(level, axis=-1) for level in zip(*channels, strict=True))
-        mask, marks = _burnt_in(_bright_marks(*grey) | _coloured_marks(grey[2], *colour))
+        found = _bright_marks(*grey)
+        if min(found.shape) >= LEGIBLE:
+            channels = [_levels(frames[..., channel]) for channel in range(3)]
+            colour = (np.stack(level, axis=-1) for level in zip(*channels, strict=True))
+            found |= _coloured_marks(grey[2], *colour)
+        mask, marks = _burnt_in(found)
     return StillMarks(_with_marks(_margins(np.where(mask, 0, grey[2])), marks), marks)
 
 

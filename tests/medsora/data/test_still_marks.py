@@ -11,7 +11,7 @@ from medsora.config_file import config_from_dict
 from medsora.data.check import check_folder
 from medsora.data.clips import ClipDataset
 from medsora.data.exact_flow import check_flow_files
-from medsora.data.phantom import render_clip
+from medsora.data.phantom import clip_seed, render_clip
 from medsora.data.still_marks import NO_MARGINS, EvenSamples, StillMarks, find_still_marks, place
 from medsora.data.video_io import read_frames, write_video
 from medsora.errors import BadInput
@@ -81,6 +81,13 @@ def test_red_text_on_a_border_is_cut_off_with_it(scene: np.ndarray) -> None:
 def test_plain_phantoms_have_neither() -> None:
     for seed in range(8):
         assert find_still_marks(render_clip(seed, 17, 48).video) == StillMarks()
+
+
+@pytest.mark.parametrize("index", [1, 19, 61])
+def test_a_resting_instrument_of_a_few_pixels_is_no_text(index: int) -> None:
+    """Two of these have thin, still, evenly coloured lines; 64 pixels are too few for letters."""
+    clip = render_clip(clip_seed(0, index), 18, 64, polyp=False, instrument=True)
+    assert find_still_marks(clip.video).marks == ()
 
 
 def test_a_round_field_is_cropped_and_its_rim_is_no_mark(scene: np.ndarray) -> None:
