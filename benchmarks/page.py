@@ -1,7 +1,7 @@
 """Draws the kept results into docs/performance.md: `python -m benchmarks.page`.
 
-Of each benchmark and size the newest line of results.jsonl counts. The tables stand between two marks of the
-page, everything else on it is written by hand.
+Of each benchmark, size and machine the newest line of results.jsonl counts. The tables stand between two
+marks of the page, everything else on it is written by hand.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from medsora.data.atomic import written_beside
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 PICTURE = PAGE.parent / "images" / "performance.svg"
 BEGIN, END = "<!-- python -m benchmarks.page -->", "<!-- the end of what it writes -->"
-COLOURS = {"cpu": "#4c78a8", "cuda": "#54a24b"}
+COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2")  # of machines
 
 Entry = dict[str, Any]
 
@@ -40,15 +40,16 @@ class Bar:
     def __str__(self) -> str:
         return f"at most {self.bound:g}" if self.at_most else f"at least {self.bound:g}x"
 
-    def newest(self, entries: Sequence[Entry]) -> Entry | None:
-        """The last entry that holds this figure."""
-        for entry in reversed(entries):
+    def newest(self, entries: Sequence[Entry]) -> list[Entry]:
+        """The last entry of every machine that holds this figure, machines in the order of their first."""
+        found = {}
+        for entry in entries:
             figures = entry["figures"]
             same = (entry["benchmark"], entry["device"]) == (self.benchmark, self.device)
             fits = all(figures.get(key) == value for key, value in self.size.items())
             if same and fits and value_of(figures, self.figure) is not None:
-                return entry
-        return None
+                found[entry["machine"]] = entry
+        return list(found.values())
 
 
 B1, B2, B32 = ({"preset": "B", "compiled": False, "batch": batch} for batch in (1, 2, 32))
@@ -84,7 +85,7 @@ def main() -> None:
     with written_beside(PAGE) as path:
         path.write_text(head + "\n".join(lines) + tail, encoding="utf-8")
     draw(PICTURE, entries)
-    print(f"{PAGE}: {sum(bar.newest(entries) is not None for bar in BARS)} of {len(BARS)} bars measured")
+    print(f"{PAGE}: {sum(bool(bar.newest(entries)) for bar in BARS)} of {len(BARS)} bars measured")
 
 
 def read_results(path: Path) -> list[Entry]:
@@ -108,29 +109,28 @@ def bars_table(entries: Sequence[Entry]) -> Iterator[str]:
     yield "| what, of preset B against the reference wiring unless in brackets | where | asked | measured |"
     yield "|---|---|---|---|"
     for bar in BARS:
-        entry = bar.newest(entries)
-        where = "CPU" if bar.device == "cpu" else "GPU"
-        measured = "not yet"
-        if entry is not None:
-            where = entry["machine"]
+        newest = bar.newest(entries)
+        if not newest:
+            yield f"| {bar.what} | {'CPU' if bar.device == 'cpu' else 'GPU'} | {bar} | not yet |"
+        for entry in newest:
             measured = f"{shown(value_of(entry['figures'], bar.figure))} ({entry['commit'].split()[0]})"
-        yield f"| {bar.what} | {where} | {bar} | {measured} |"
+            yield f"| {bar.what} | {entry['machine']} | {bar} | {measured} |"
 
 
 def changes_tables(entries: Sequence[Entry]) -> Iterator[str]:
-    """Markdown rows of what each single change brings, newest first per benchmark and device."""
-    for device, title in (("cpu", "On a CPU"), ("cuda", "On a GPU")):
-        rows = {}
-        for entry in entries:
-            if entry["device"] == device and entry["figures"].get("batch") == 1:
-                place = "a step" if entry["benchmark"] == "sample" else "forward and backward"
-                for name, change in entry["figures"].get("changes", {}).items():
-                    rows[f"| {name} | {place} |"] = shown(change)
-        if rows:
-            yield f"{title}, one change at a time, batch 1:"
-            yield from ("", "| change | in | faster |", "|---|---|---|")
-            yield from (f"{row} {change} |" for row, change in rows.items())
-            yield ""
+    """Markdown tables, one per machine, of what each single change brings at batch 1, newest lines only."""
+    machines: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        if entry["figures"].get("batch") == 1 and entry["figures"].get("changes"):
+            place = "a step" if entry["benchmark"] == "sample" else "forward and backward"
+            rows = machines.setdefault(entry["machine"], {})
+            for name, change in entry["figures"]["changes"].items():
+                rows[f"| {name} | {place} |"] = shown(change)
+    for machine, rows in machines.items():
+        yield f"On {machine}, one change at a time, batch 1:"
+        yield from ("", "| change | in | faster |", "|---|---|---|")
+        yield from (f"{row} {change} |" for row, change in rows.items())
+        yield ""
 
 
 def shown(value: float | dict[str, float]) -> str:
@@ -142,14 +142,20 @@ def shown(value: float | dict[str, float]) -> str:
 
 def draw(path: Path, entries: Sequence[Entry]) -> None:
     """Every measured ratio with its range beside what was asked."""
-    found = [(bar, entry) for bar in BARS if (entry := bar.newest(entries)) and not bar.at_most]
-    figure = Figure(figsize=(8, 0.6 + 0.45 * len(found)), layout="constrained")
+    found = [(bar, entry) for bar in BARS if not bar.at_most for entry in bar.newest(entries)]
+    machines = list(dict.fromkeys(entry["machine"] for _, entry in found))
+    figure = Figure(figsize=(8, 0.8 + 0.35 * len(found)), layout="constrained")
     axes = figure.add_subplot()
     for place, (bar, entry) in enumerate(found):
         ratio = value_of(entry["figures"], bar.figure)
         around = [[ratio["median"] - ratio["low"]], [ratio["high"] - ratio["median"]]]
-        axes.barh(place, ratio["median"], xerr=around, color=COLOURS[bar.device], height=0.6, capsize=3)
+        number = machines.index(entry["machine"])
+        colour, label = COLOURS[number % len(COLOURS)], entry["machine"]
+        axes.barh(place, ratio["median"], xerr=around, color=colour, height=0.6, capsize=3, label=label)
         axes.vlines(bar.bound, place - 0.4, place + 0.4, color="black")
+    labelled = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if labelled:
+        figure.legend(labelled.values(), labelled.keys(), loc="outside upper center", ncols=len(labelled))
     axes.set_yticks(range(len(found)), [bar.what for bar, _ in found])
     axes.set(xlabel="times as fast: median and range of the rounds; the line is what was asked")
     axes.invert_yaxis()

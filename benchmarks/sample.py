@@ -35,7 +35,7 @@ from benchmarks.wirings import (
     check_same_numbers,
     gflop,
     latents,
-    pytorchs_products,
+    products_by,
 )
 from medsora.denoiser.mamba import frame_scans
 from medsora.denoiser.prepared import PreparedDenoiser
@@ -117,21 +117,21 @@ def changes(
     pairs: dict[str, tuple[Work, Work]] = {
         "attention: one q-k-v, one masked product": (
             partial(windowed_attention, block.attention, x),
-            _with_pytorchs_products(partial(block.attention, x)),
+            _by_pytorch(partial(block.attention, x)),
         ),
         "space: one call for both axes and directions, summed before one projection": (
             partial(reference._spatial, block.spatial, x, GRID),
-            _with_pytorchs_products(partial(block.spatial, x, scans)),
+            _by_pytorch(partial(block.spatial, x, scans)),
         ),
         "time: no transposes": (
             partial(reference._temporal, block.temporal, x),
-            _with_pytorchs_products(partial(block.temporal, x, scans)),
+            _by_pytorch(partial(block.temporal, x, scans)),
         ),
         "adaLN from a table": (partial(model, *six, IMAGES), partial(tabulated, *six)),
     }
     if device.type == "cpu":
-        plain, own = _with_pytorchs_products(partial(tabulated, *six)), partial(tabulated, *six)
-        pairs["products by oneDNN"] = (plain, own)
+        step = partial(tabulated, *six)
+        pairs["products by oneDNN"] = (_by_pytorch(step), _by_onednn(step))
     else:
         pairs["a CUDA graph"] = (partial(tabulated, *six), partial(recorded, *six))
     found = {}
@@ -144,12 +144,17 @@ def changes(
     return found
 
 
-def _with_pytorchs_products(work: Work) -> Work:
-    def run() -> object:
-        with pytorchs_products():
-            return work()
+def _by_pytorch(work: Work) -> Work:
+    return partial(_with_products, False, work)
 
-    return run
+
+def _by_onednn(work: Work) -> Work:
+    return partial(_with_products, True, work)
+
+
+def _with_products(onednn: bool, work: Work) -> object:
+    with products_by(onednn):
+        return work()
 
 
 def report(batch: int, figures: dict[str, object]) -> None:

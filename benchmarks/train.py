@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from benchmarks.measure import RESULTS, device_name, keep, kept_bytes, median_ms, peak_mib, ratio, take_turns
 from benchmarks.reference_wiring import ReferenceWiring
-from benchmarks.wirings import CLIP, IMAGES, Wirings, build, check_same_numbers, latents, pytorchs_products
+from benchmarks.wirings import CLIP, IMAGES, Wirings, build, check_same_numbers, latents, products_by
 from medsora import MedSora
 from medsora.training.freed_memory import keep_freed_memory
 
 PHANTOM = Path(__file__).parents[1] / "configs" / "phantom.yaml"
+PRODUCTS = {False: "ours, PyTorch's products", True: "ours, oneDNN's products"}  # on a CPU
 
 
 def main() -> None:
@@ -61,7 +62,8 @@ def measure(
         model.train()
     works = {name: partial(forward_backward, model, z, t, dtype) for name, model in models.items()}
     if device.type == "cpu":
-        works["ours, PyTorch's products"] = partial(plain_forward_backward, wirings.same, z, t, dtype)
+        for onednn, name in PRODUCTS.items():
+            works[name] = partial(with_products, onednn, wirings.same, z, t, dtype)
     times = take_turns(works, rounds, device)
     figures: dict[str, object] = {
         "batch": batch,
@@ -76,10 +78,10 @@ def measure(
         },
     }
     if device.type == "cpu":
-        plain = times["ours, PyTorch's products"]
+        plain, by_onednn = (times[PRODUCTS[onednn]] for onednn in (False, True))
         figures["changes"] = {
             "wiring and gradients": ratio(times["reference"], plain),
-            "products by oneDNN": ratio(plain, times["ours"]),
+            "products by oneDNN": ratio(plain, by_onednn),
         }
     else:
         figures["peak MiB"] = {name: peak_mib(work) for name, work in works.items()}
@@ -110,9 +112,9 @@ def forward_backward(model: nn.Module, z: Tensor, t: Tensor, dtype: torch.dtype)
     model.zero_grad(set_to_none=True)
 
 
-def plain_forward_backward(model: nn.Module, z: Tensor, t: Tensor, dtype: torch.dtype) -> None:
-    """The same, with PyTorch's own choice for products."""
-    with pytorchs_products():
+def with_products(onednn: bool, model: nn.Module, z: Tensor, t: Tensor, dtype: torch.dtype) -> None:
+    """The same, with products by oneDNN or as PyTorch has them."""
+    with products_by(onednn):
         forward_backward(model, z, t, dtype)
 
 

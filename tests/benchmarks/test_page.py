@@ -10,11 +10,11 @@ import pytest
 from benchmarks import page
 
 
-def entry(median: float, *, commit: str, batch: int = 1) -> dict:
+def entry(median: float, *, commit: str, batch: int = 1, machine: str = "a CPU") -> dict:
     ratio = {"median": median, "low": median - 0.1, "high": median + 0.1}
     figures = {"preset": "B", "compiled": False, "batch": batch, "step, same latents": ratio}
     figures["changes"] = {"a change": ratio}
-    return {"benchmark": "sample", "device": "cpu", "machine": "a CPU", "commit": commit, "figures": figures}
+    return {"benchmark": "sample", "device": "cpu", "machine": machine, "commit": commit, "figures": figures}
 
 
 def test_the_newest_line_of_a_size_is_what_the_table_shows() -> None:
@@ -25,6 +25,23 @@ def test_the_newest_line_of_a_size_is_what_the_table_shows() -> None:
     assert "9.00x" in rows[3]
     assert all("not yet" in row for row in rows[4:])
     assert any("| a change | a step | 1.80x" in row for row in page.changes_tables(entries))
+
+
+def test_every_machine_keeps_its_own_newest_line() -> None:
+    entries = [
+        entry(1.5, commit="old"),
+        entry(1.2, commit="other", machine="another CPU"),
+        entry(1.8, commit="new"),
+    ]
+    rows = list(page.bars_table(entries))
+    assert "| a CPU |" in rows[2]
+    assert "1.80x" in rows[2]
+    assert "| another CPU |" in rows[3]
+    assert "1.20x" in rows[3]
+    assert "not yet" in rows[4]
+    changes = "\n".join(page.changes_tables(entries))
+    assert changes.index("On a CPU") < changes.index("1.80x") < changes.index("On another CPU")
+    assert "1.50x" not in changes
 
 
 def test_shares_are_made_of_both_sides() -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from medsora.denoiser.linear import AVAILABLE, FEWEST_ROWS, Linear, served_by_onednn
+from medsora.denoiser import linear
+from medsora.denoiser.linear import AVAILABLE, FEWEST_ROWS, Linear, made_by_intel, served_by_onednn
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch is built without oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "FASTER", True)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -51,3 +59,14 @@ def test_the_flop_counter_sees_them() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         Linear(12, 20)(torch.randn(64, 12))
     assert counter.get_total_flops() == 2 * 64 * 12 * 20
+
+
+def test_intels_processors_keep_to_intels_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = tmp_path / "cpuinfo"
+    for vendor, expected in (("GenuineIntel", True), ("AuthenticAMD", False)):
+        said.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+        assert made_by_intel(said) is expected
+    monkeypatch.setattr(linear.platform, "processor", lambda: "Intel64 Family 6, GenuineIntel")
+    assert made_by_intel(tmp_path / "no such file")
+    monkeypatch.setattr(linear, "FASTER", False)
+    assert not served_by_onednn(torch.randn(64, 12), torch.randn(20, 12))
