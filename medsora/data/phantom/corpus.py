@@ -55,7 +55,14 @@ def write_phantom(
     Raises:
         ValueError: bad numbers, or the folder holds a phantom with other parameters.
         OSError: the folder cannot be written.
+        RuntimeError: a worker imports the script that called this, and is sent here again by it.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # It would wait for the folder that its own parent holds, for ever.
+        raise RuntimeError(
+            "rendering starts processes that import your script again: "
+            "put its calls under `if __name__ == '__main__':`."
+        )
     for name, value in {
         "videos": videos,
         "frames": frames,

@@ -4,6 +4,8 @@ import csv
 import itertools
 import json
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -289,6 +291,17 @@ def test_who_waits_for_the_folder_renders_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus.fcntl, "lockf", filled_by_another)
     write_phantom(folder, 2, 2, 16, seed=1, progress=lambda done, total: pytest.fail("rendered twice"))
     assert (folder / "phantom.json").is_file()
+
+
+def test_a_script_without_a_main_guard_is_told_so_instead_of_waiting_for_itself(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from medsora.data.phantom import write_phantom\n"
+        f"write_phantom({str(tmp_path / 'clips')!r}, 2, 2, 16, seed=0, workers=2)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=3600)
+    assert done.returncode != 0
+    assert "__main__" in done.stderr
 
 
 def test_what_was_begun_may_be_done_while_it_is_looked_at(tmp_path, monkeypatch):
