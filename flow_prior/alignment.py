@@ -71,7 +71,10 @@ def alignment_loss(
         )
     samples = features[0].shape[0]
     given = torch.ones(samples, dtype=torch.bool) if needed is None else needed
-    rows = given.nonzero().squeeze(1).to(features[0].device)
+    rows = given.nonzero().squeeze(1)
+    if features[0].device.type == "cuda" and rows.device.type == "cpu":
+        rows = rows.pin_memory()  # the host need not wait for this copy
+    rows = rows.to(features[0].device, non_blocking=True)
     if targets is None:
         targets = [feature.detach()[:0] for feature in features]
     _check(features, targets, t, len(rows))

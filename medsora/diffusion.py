@@ -52,6 +52,7 @@ class GaussianDiffusion:
         self.steps = steps
         self.alpha_bar = alpha_bar
         self._tables = {
+            "alpha_bar": alpha_bar,
             "signal": alpha_bar.sqrt(),
             "noise": (1 - alpha_bar).sqrt(),
             "log_beta": beta.log(),
@@ -85,7 +86,7 @@ class GaussianDiffusion:
         (1 - ᾱ)/ᾱ). Weighted alike, ε's error at high noise is so small that what a short run must learn
         first, the picture's coarse structure, hardly reaches the gradient.
         """
-        alpha_bar = self.alpha_bar.to(t.device)[t]
+        alpha_bar = self._table("alpha_bar", t.device)[t]
         share = {"noise": alpha_bar, "velocity": torch.ones_like(alpha_bar), "data": 1 - alpha_bar}
         return (share[target] / alpha_bar).float()
 
@@ -132,9 +133,13 @@ class GaussianDiffusion:
 
     def _at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
         """Look up a table at `t`, shaped (B, 1 or n, 1, 1, 1) and typed like the data."""
-        if t.device not in self._by_device:
-            self._by_device[t.device] = {key: table.to(t.device) for key, table in self._tables.items()}
-        return _per_latent(self._by_device[t.device][name][t], like).to(like.dtype)
+        return _per_latent(self._table(name, t.device)[t], like).to(like.dtype)
+
+    def _table(self, name: str, device: torch.device) -> Tensor:
+        """A table where it is asked for; it travels once."""
+        if device not in self._by_device:
+            self._by_device[device] = {key: table.to(device) for key, table in self._tables.items()}
+        return self._by_device[device][name]
 
 
 def _per_latent(values: Tensor, like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ and on any number of processes. Shapes: latents (B, n, C, h, w), videos uint8 (N
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from medsora.diffusion import CLEAN, Callback, make_scheduler, noise_like, sampl
 from medsora.errors import BadInput
 from medsora.saved_pipeline import SavedPipeline
 from vae import check_video_shape, frames_to_latents
+from vae.layout import channels_last
 from vae.shapes import PIXELS_PER_LATENT
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -212,9 +213,9 @@ class MedSoraPipeline(SavedPipeline):
 
     def _decode(self, z: Tensor) -> np.ndarray:
         """Latents to uint8 videos; the VAE decodes a few at a time, so memory is bounded."""
-        if self.vae.device.type == "cuda":
-            self.vae.to(memory_format=torch.channels_last_3d)  # what its convolutions are fastest in
-        return video_to_frames(self.vae.decode(z.to(self.vae.device, self.vae.dtype)))
+        on_gpu = self.vae.device.type == "cuda"
+        with channels_last(self.vae) if on_gpu else nullcontext():
+            return video_to_frames(self.vae.decode(z.to(self.vae.device, self.vae.dtype)))
 
 
 class _How(NamedTuple):

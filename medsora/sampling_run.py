@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +29,7 @@ from medsora.conditions import (
     plan_film,
     read_first_frames,
 )
+from medsora.data.atomic import name_beside
 from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
 from medsora.data.video_io import read_frames, write_video
 from medsora.denoiser.compiled import COMPILE
@@ -228,7 +228,7 @@ def _write(settings: SamplingSettings, path: Path, video: np.ndarray, plan: Plan
         tags = synthetic_tags(f"seed {seed}, {settings.sampler}, {settings.steps} steps")
         write_video(path, video, plan.fps, metadata=tags)
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = name_beside(path)
     try:
         beside.mkdir()
         for number, frame in enumerate(video):
@@ -309,7 +309,7 @@ def _check_out(settings: SamplingSettings, made_by: dict[str, Any]) -> int:
 
 
 def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
-    beside = out / f".{MANIFEST}.{os.getpid()}"
+    beside = name_beside(out / MANIFEST)
     try:
         out.mkdir(parents=True, exist_ok=True)
         try:

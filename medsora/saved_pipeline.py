@@ -45,7 +45,6 @@ class SavedPipeline(DiffusionPipeline):
         BadInput: if the latent channels or the number of labels differ.
     """
 
-    model_cpu_offload_seq = "denoiser->vae"
     _optional_components: ClassVar = ["scheduler"]
 
     def __init__(

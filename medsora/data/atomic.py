@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 
     Missing parent folders are made. Raises `OSError` with one sentence if the place cannot be written.
     """
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    beside = name_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
@@ -26,3 +27,8 @@ def written_beside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def name_beside(path: Path) -> Path:
+    """A hidden name beside `path` that nobody else has, on whatever machine: process numbers repeat."""
+    return path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")

@@ -199,19 +199,21 @@ class ClipDataset(Dataset):
         """
         return self._load_or_next(index, lambda other: self.fixed_choice(other, flip=flip, images=images))
 
-    def image_group(self, count: int, random: np.random.Generator) -> Tensor:
-        """Draw `count` joint images from a finite set, the windows' first frames: float32 (count, 3, H, W).
+    def image_group(self, count: int, random: np.random.Generator) -> tuple[Tensor, list[int]]:
+        """Draw `count` joint images from a finite set, the windows' first frames.
 
-        One that turns out not to decode is drawn again. Raises `UnreadableVideo` or `OSError` if none does.
+        Returns them, float32 (count, 3, H, W), and the numbers of the videos that they are from. One that
+        turns out not to decode is drawn again. Raises `UnreadableVideo` or `OSError` if none does.
         """
         drawn = [int(window) for window in random.integers(len(self), size=count)]
-        return torch.cat([self._image_or_another(window, random) for window in drawn])
+        images, videos = zip(*(self._image_or_another(window, random) for window in drawn), strict=True)
+        return torch.cat(images), list(videos)
 
-    def _image_or_another(self, index: int, random: np.random.Generator) -> Tensor:
+    def _image_or_another(self, index: int, random: np.random.Generator) -> tuple[Tensor, int]:
         for untried in reversed(range(REPLACEMENTS)):
             video, window = self.windows[index]
             try:
-                return self._read(video, window.start, 1)
+                return self._read(video, window.start, 1), video
             except (UnreadableVideo, OSError) as error:
                 name = one_line(self.videos[video].source.name)
                 self._report(f"the joint image {name}@{window.start} is drawn again", error)

@@ -41,7 +41,9 @@ class PatchEmbedding(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         patches = self.projection(z.flatten(0, 1))
         tokens = patches.flatten(2).transpose(1, 2).unflatten(0, z.shape[:2])
-        return tokens + position_table(*patches.shape[2:], tokens.shape[-1], z.device, tokens.dtype)
+        # In the weights' precision, not autocast's: what follows adds to these tokens in every branch.
+        dtype = torch.promote_types(tokens.dtype, self.projection.weight.dtype)
+        return tokens + position_table(*patches.shape[2:], tokens.shape[-1], z.device, dtype)
 
 
 class TimeEmbedding(nn.Module):

@@ -110,20 +110,22 @@ class PreparedDenoiser:
     def _record(self, *inputs: Tensor) -> _Recording | None:
         """Record a step for inputs of these shapes; None, and a word in the log, if it cannot be recorded."""
         inputs = tuple(given.clone() for given in inputs)
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(WARM_UPS):
-                self._denoise(*inputs)
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                eps = self._denoise(*inputs)
-        except RuntimeError as error:
-            log.warning("sampling without a CUDA graph: %s", str(error).splitlines()[0])
-            self.record = False
-            return None
+        with torch.cuda.device(self.model.device):  # streams belong to the current one
+            beside = torch.cuda.Stream()
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                for _ in range(WARM_UPS):
+                    self._denoise(*inputs)
+            torch.cuda.current_stream().wait_stream(beside)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                # Of this thread alone: a loader's may pin memory meanwhile, which else spoils the recording.
+                with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
+                    eps = self._denoise(*inputs)
+            except RuntimeError as error:
+                log.warning("sampling without a CUDA graph: %s", str(error).splitlines()[0])
+                self.record = False
+                return None
         self._recordings[_shapes(inputs)] = _Recording(graph, inputs, eps)
         return self._recordings[_shapes(inputs)]
 
@@ -144,7 +146,7 @@ def _shapes(inputs: Sequence[Tensor]) -> tuple[torch.Size, ...]:
 
 
 def _state(model: MedSora) -> list[tuple[int, int]]:
-    """What changes when weights move or are written to."""
+    """What changes when weights move or are written to, through `.data` excepted."""
     return [
         (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
         for parameter in model.parameters()

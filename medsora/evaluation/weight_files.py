@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 from flow_prior.weights import read_weights
+from medsora.data.atomic import name_beside
 from medsora.errors import BadInput
 
 # what --weights may name, and where each is published
@@ -52,7 +52,7 @@ def weight_file(name: str, weights: Mapping[str, str | Path]) -> Path:
     url = PUBLISHED[name]
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside = name_beside(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(beside), progress=False)

@@ -22,6 +22,7 @@ from medsora.training.dit_build import build_denoiser, build_prior, token_grid
 from medsora.training.latent_cache import LatentCache, latent_cache_bytes
 from medsora.training.prior_cache import PriorCache, prior_cache_bytes
 from medsora.training.setup import make_accelerator
+from medsora.training.tensor_store import TensorStore
 from medsora.training.together import losses_said
 from medsora.training.vae_choice import trained_vae
 from vae import check_video_shape
@@ -75,7 +76,8 @@ def fill_caches(config: Config) -> None:
         sizes = {"latents": latent_cache_bytes(config, len(clips), vae.latent_channels)}
         if priors is not None:
             sizes["prior features"] = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
-        _check_room(Path(config.cache.dir), sizes, accelerator)
+        present = _stored_bytes(latents.store) + (_stored_bytes(priors.store) if priors else 0)
+        _check_room(Path(config.cache.dir), sizes, present, accelerator)
         latents.build(vae, accelerator)
         if priors is not None:
             priors.build(prior, clips, accelerator)
@@ -83,10 +85,13 @@ def fill_caches(config: Config) -> None:
         print(f"filled: {', '.join(str(cache.store.folder) for cache in (latents, priors) if cache)}")
 
 
-def _check_room(folder: Path, sizes: dict[str, int], accelerator: Accelerator) -> None:
-    """Say what the caches take; raise `BadInput` if the disk has not that much left for them."""
+def _stored_bytes(store: TensorStore) -> int:
+    return sum(path.stat().st_size for path in store.folder.rglob("*.safetensors"))
+
+
+def _check_room(folder: Path, sizes: dict[str, int], present: int, accelerator: Accelerator) -> None:
+    """Say what the caches take, `present` of it already; raise `BadInput` if the rest finds no room."""
     whole = sum(sizes.values())
-    present = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     free = shutil.disk_usage(folder).free
     if accelerator.is_main_process:
         parts = ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in sizes.items())

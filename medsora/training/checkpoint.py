@@ -75,10 +75,10 @@ def save_checkpoint(
     `write_models` puts the model folders, about `model_bytes`, into the folder it is given; `config` goes
     into the manifest. Raises `BadInput` when the disk has no room; the checkpoints that are there stay.
     """
-    _require_space(root, model_bytes + sum(tensor.nbytes for tensor in optimizer.values()))
     final = root / f"step-{step:07d}"
     if final.exists() and checkpoint_problem(final) is None:
         return final
+    _require_space(root, model_bytes + sum(tensor.nbytes for tensor in optimizer.values()))
     with written_folder(final) as working:
         write_models(working)
         save_file(optimizer, working / "optimizer.safetensors")

@@ -17,6 +17,7 @@ from medsora.config import Config
 from medsora.diffusion import CLEAN, GaussianDiffusion
 from medsora.training.prior_cache import PriorCache
 from medsora.training.randomness import normal_for
+from medsora.training.transfers import sent
 from vae import FrequencyCompensatedVAE, frames_to_latents
 from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
 
@@ -64,21 +65,21 @@ class DitInputs:
     def noised_latents(self, batch: dict[str, Any]) -> NoisedLatents:
         """Return the noised latents of a collated micro-batch (`DitSamples.collate`)."""
         if "mean" in batch:
-            mean, logvar = batch["mean"].to(self.device), batch["logvar"].to(self.device)
+            mean, logvar = sent(batch["mean"], self.device), sent(batch["logvar"], self.device)
         else:
-            video = batch["video"][:, : self.config.data.frames].to(self.device)
+            video = sent(batch["video"][:, : self.config.data.frames], self.device)
             moments = [self._clip_moments(video, batch)]
             if self.config.images.count:
-                images = batch["images"].to(self.device)
+                images = sent(batch["images"], self.device)
                 moments.append(image_moments(self.vae, images, self.config.images.encoding))
             mean, logvar = (torch.cat(parts, dim=1) for parts in zip(*moments, strict=True))
         z_0 = self.vae.sample_latents(mean, logvar, noise=self._noise(mean, batch, "posterior"))
         noise = self._noise(mean, batch, "noise")
-        t = latent_t = batch["t"].to(self.device)
+        t = latent_t = sent(batch["t"], self.device)
         weights = None
         if "given" in batch:
             given = torch.arange(z_0.shape[1]) < batch["given"][:, None]
-            given = given.to(self.device)
+            given = sent(given, self.device)
             latent_t, weights = t[:, None].masked_fill(given, CLEAN), (~given).float()
         z_t = self.diffusion.add_noise(z_0, noise, latent_t)
         if weights is not None:
@@ -98,7 +99,7 @@ class DitInputs:
     def _clip_moments(self, video: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Encode clips; where one latent is given, it is the first frame's alone, as when sampling."""
         mean, logvar = self.vae.encode_moments(video)
-        alone = (batch["given"] == 1).nonzero().flatten().to(self.device) if "given" in batch else ()
+        alone = sent((batch["given"] == 1).nonzero().flatten(), self.device) if "given" in batch else ()
         if len(alone):
             mean[alone, :1], logvar[alone, :1] = self.vae.encode_moments(video[alone, :1])
         return mean, logvar
@@ -109,7 +110,7 @@ class DitInputs:
             return None
         labels = batch["label"][:, None].repeat(1, latents)
         labels[:, latents - image_latents(self.config) :] = self.classes
-        return labels.to(self.device)
+        return sent(labels, self.device)
 
     @torch.no_grad()
     def alignment_targets(self, batch: dict[str, Any]) -> list[Tensor] | None:
@@ -124,11 +125,11 @@ class DitInputs:
     def _clip_features(self, batch: dict[str, Any], row: int) -> list[Tensor]:
         """Return a clip's features (f, l, d) per distinct DINO layer, from the cache or computed and kept."""
         if batch["prior"][row] is not None:
-            return [layer.to(self.device, torch.float32) for layer in batch["prior"][row]]
+            return [sent(layer, self.device).float() for layer in batch["prior"][row]]
         video, flow = batch["flow_video"][row], batch["flow"][row]
         layers = self.prior.distinct_targets(
-            None if video is None else video[None].to(self.device),
-            None if flow is None else flow[None].to(self.device),
+            None if video is None else sent(video[None], self.device),
+            None if flow is None else sent(flow[None], self.device),
             latent_frames=frames_to_latents(self.config.data.frames),
             grid=self.grid,
             width=self.width,
@@ -141,7 +142,7 @@ class DitInputs:
     def _noise(self, like: Tensor, batch: dict[str, Any], purpose: str) -> Tensor:
         seed, shape = self.config.run.seed, tuple(like.shape[1:])
         noise = [normal_for(shape, seed, purpose, int(sample)) for sample in batch["sample"]]
-        return torch.stack(noise).to(self.device)
+        return sent(torch.stack(noise), self.device)
 
 
 def image_latents(config: Config) -> int:

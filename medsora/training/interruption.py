@@ -33,6 +33,7 @@ class StopRequest:
         self._asked_last: float | None = None
         self._step_began: float | None = None
         self._step_s = self._between_s = self._save_s = 0.0
+        self._late_steps = 0
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -77,6 +78,10 @@ class StopRequest:
         """Reserve time for writing `size_bytes` before any checkpoint was written."""
         self._save_s = size_bytes / BYTES_SAVED_PER_S
 
+    def expect_answers_late(self, steps: int) -> None:
+        """Reserve time for as many more steps, after which all processes know that one must stop."""
+        self._late_steps = steps
+
     def begin_step(self) -> None:
         """Note that a step begins, and how long saving and looking between the steps took."""
         self._step_began = time.monotonic()
@@ -100,7 +105,7 @@ class StopRequest:
         if self._step_began is not None:
             self._step_s = max(self._step_s, now - self._step_began)
             self._step_began = None
-        still_to_come = self._between_s + self._step_s + self._save_s
+        still_to_come = self._between_s + (1 + self._late_steps) * self._step_s + self._save_s
         if self.reason is None and self.deadline is not None and now + still_to_come >= self.deadline:
             self.reason = TIME_IS_OVER
         return self.reason is not None

@@ -24,7 +24,8 @@ from medsora.training.tensor_store import TensorStore
 from vae import FrequencyCompensatedVAE, frames_to_latents
 from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK, PIXELS_PER_LATENT
 
-CODE_VERSION = 2  # raise when the way from a file to its latents changes
+GROUPS_TRIED = 16
+CODE_VERSION = 3  # raise when the way from a file to its latents changes
 
 
 class LatentCache:
@@ -75,13 +76,14 @@ class LatentCache:
     def joint_images(self, video: int, sample: int) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance (n - f, C, h, w) of a sample's images, from videos other than `video`.
 
-        With a single video its other windows serve.
+        With a single video its other windows serve; among few videos, a packed group that `GROUPS_TRIED`
+        draws do not better.
         """
         random = np.random.default_rng(derive_seed(self.seed, "images", sample))
         if self.groups:
             chosen = [
-                (self._entry(_group_name(int(group))), int(random.integers(2)))
-                for group in random.integers(self.groups, size=self.images.count // FRAMES_PER_CHUNK)
+                (self._group_without(video, random), int(random.integers(2)))
+                for _ in range(self.images.count // FRAMES_PER_CHUNK)
             ]
         else:
             candidates = self.windows_elsewhere[video]
@@ -93,6 +95,14 @@ class LatentCache:
         means = [entry["image_mean"][flip] for entry, flip in chosen]
         logvars = [entry["image_logvar"][flip] for entry, flip in chosen]
         return torch.cat(means), torch.cat(logvars)
+
+    def _group_without(self, video: int, random: np.random.Generator) -> dict[str, Tensor]:
+        """A drawn group that shows no frame of `video`, if there is one among those tried."""
+        for _ in range(GROUPS_TRIED):
+            entry = self._entry(_group_name(int(random.integers(self.groups))))
+            if video not in entry["videos"]:
+                break
+        return entry
 
     def _entry(self, name: str) -> dict[str, Tensor]:
         entry = self.store.get(name)
@@ -120,8 +130,9 @@ class LatentCache:
         self, vae: FrequencyCompensatedVAE, group: int, device: torch.device
     ) -> dict[str, Tensor]:
         random = np.random.default_rng(derive_seed(self.seed, "group", group))
-        images = self.clips.image_group(FRAMES_PER_CHUNK, random)
-        return self._picture_entry(vae, torch.stack([images, images.flip(-1)]).to(device), "packed")
+        images, videos = self.clips.image_group(FRAMES_PER_CHUNK, random)
+        both = torch.stack([images, images.flip(-1)]).to(device)
+        return self._picture_entry(vae, both, "packed") | {"videos": torch.tensor(videos)}
 
     @staticmethod
     def _picture_entry(vae: FrequencyCompensatedVAE, pictures: Tensor, encoding: str) -> dict[str, Tensor]:

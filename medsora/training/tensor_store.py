@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from medsora.data.atomic import written_beside
 from medsora.errors import BadInput
 
 
@@ -29,7 +29,8 @@ class TensorStore:
         self.folder = Path(root) / f"{kind}-{self.key[:16]}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "depends_on.json").write_text(json.dumps(depends_on, indent=1), encoding="utf-8")
+            with written_beside(self.folder / "depends_on.json") as beside:
+                beside.write_text(json.dumps(depends_on, indent=1), encoding="utf-8")
         except OSError as error:
             reason = error.strerror or error
             raise BadInput(
@@ -49,14 +50,11 @@ class TensorStore:
     def put(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write an entry; several processes may write the same one."""
         path = self._path(name)
-        path.parent.mkdir(exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-            save_file(contiguous, beside, metadata={"key": self.key})
-            os.replace(beside, path)
+            with written_beside(path) as beside:
+                contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+                save_file(contiguous, beside, metadata={"key": self.key})
         except (OSError, SafetensorError) as error:
-            beside.unlink(missing_ok=True)
             raise BadInput(
                 f"the cache entry {path} cannot be written: {error}; make room or set cache.dir."
             ) from error

@@ -40,6 +40,7 @@ from medsora.training.setup import (
 )
 from medsora.training.together import losses_said
 from medsora.training.trackers import start_trackers
+from medsora.training.transfers import sent
 from medsora.training.vae_evaluation import evaluate_reconstruction
 from vae import FrequencyCompensatedVAE, check_video_shape, measure_scaling_factor
 from vae.base import load_weights
@@ -94,6 +95,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     report = RunReport(run, f"{config.run.name}: the VAE", schedule.total_steps)
     guard = StepGuard(accelerator, stage.optimizer)
     stop.expect_checkpoint(stage.checkpoint_bytes)
+    stop.expect_answers_late(guard.lag)
     with losses_said(), stop, batches, progress, report:
         _look(stage, start, resumed=True)
         if any(any_process(accelerator, stop.wanted())):
@@ -109,7 +111,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             for micro in range(settings.accumulation):
                 batch = batches.next()
                 # A worker's batch lies otherwise in memory than the main process's: other last digits.
-                video = batch["video"].to(accelerator.device).contiguous()
+                video = sent(batch["video"], accelerator.device).contiguous()
                 draws = [generator_for(config.run.seed, "posterior", int(n)) for n in batch["sample"]]
                 last = micro == settings.accumulation - 1
                 with accelerator.autocast(), gradients_synchronised(accelerator, model, last):

@@ -53,3 +53,10 @@ def test_time_keeps_the_shape_of_the_timesteps() -> None:
     t = torch.randint(0, 1000, (2, 5))
     assert time(t).shape == (2, 5, 32)
     torch.testing.assert_close(time(t)[1, 3], time(t[1, 3]))
+
+
+def test_autocast_does_not_round_the_tokens_that_branches_add_to() -> None:
+    patches, z = PatchEmbedding(4, 32, 2), torch.randn(1, 1, 4, 4, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert patches(z).dtype == torch.float32
+    assert patches.bfloat16()(z.bfloat16()).dtype == torch.bfloat16

@@ -48,6 +48,9 @@ def test_a_config_without_caches_and_a_full_disk_are_one_sentence(
     full = type("Usage", (), {"free": 0})()
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: full)
     kept = dataclasses.replace(config, cache=dataclasses.replace(config.cache, latents="disk"))
+    other = Path(kept.cache.dir) / "latents-of-another-vae" / "large.safetensors"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(bytes(10_000_000))
     with pytest.raises(BadInput, match="0 MiB left"):
         fill_caches(kept)
     assert torch.is_grad_enabled()

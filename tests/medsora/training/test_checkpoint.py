@@ -168,6 +168,12 @@ def test_room_is_looked_for_before_anything_is_written(
     assert not (tmp_path / "new").exists()
 
 
+def test_what_is_saved_already_needs_no_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path, 5)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0}))
+    assert save(tmp_path, 5, model_bytes=100_000_000) == folder
+
+
 @pytest.mark.parametrize("state", ["[]", '{"step": 4}', '{"step": "5"}', "{", "[" * 100_000])
 def test_a_state_that_cannot_be_is_damage(state: str, tmp_path: Path) -> None:
     folder = save(tmp_path, 5)

@@ -95,7 +95,8 @@ def test_a_group_of_joint_images_draws_again(config: Config, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         groups = [dataset.image_group(8, np.random.default_rng(seed)) for seed in range(4)]
     assert "is drawn again" in caplog.text
-    assert all(group.shape == (8, 3, 32, 32) for group in groups)
+    assert all(images.shape == (8, 3, 32, 32) for images, _ in groups)
+    assert all(BROKEN not in videos for _, videos in groups)
     latents = LatentCache(config, dataset, vae)
     latents.build(vae, one_process())
     assert latents.joint_images(0, 0)[0].shape == (2, 4, 4, 4)

@@ -162,3 +162,14 @@ def test_a_folder_has_one_run(tmp_path: Path) -> None:
         finally:
             other.kill()
     hold_folder(tmp_path, patience_s=0.3).close()  # a killed run leaves no lock behind
+
+
+def test_answers_that_come_a_step_late_are_allowed_for(clock: Clock) -> None:
+    for late, leaves_after in ((0, 60 - 20), (1, 60 - 40)):
+        began = clock.now
+        stop = StopRequest(time_limit_minutes=1)
+        stop.expect_answers_late(late)
+        while not stop.wanted():
+            stop.begin_step()
+            clock.now += 20
+        assert clock.now - began == leaves_after

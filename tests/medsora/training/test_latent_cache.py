@@ -74,13 +74,32 @@ def test_packed_images_are_groups_of_eight(tmp_path: Path, clips: Path, vae: Any
     image_group = cache.clips.image_group
     cache.clips.image_group = lambda *drawn: seen.append(image_group(*drawn)) or seen[-1]
     entry = cache._encode_group(vae, 1, torch.device("cpu"))
+    images, videos = seen[0]
     with torch.no_grad():
-        expected, _ = image_moments(vae, seen[0][None], "packed")
-    assert seen[0].shape == (8, 3, 32, 32)
+        expected, _ = image_moments(vae, images[None], "packed")
+    assert images.shape == (8, 3, 32, 32)
+    assert entry["videos"].tolist() == videos
     stored = cache.store.get("group-00001")["image_mean"]
     assert torch.equal(entry["image_mean"], stored)
     torch.testing.assert_close(stored[0], expected[0], rtol=1e-4, atol=1e-5)
     assert cache.joint_images(0, 5)[0].shape == (2, 4, 4, 4)
+
+
+def test_packed_images_are_of_other_videos_where_there_are_such(
+    tmp_path: Path, clips: Path, vae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = open_cache(tmp_path, clips, vae, "packed")
+    of_group = {f"group-{k:05d}": torch.tensor([k % 2, 2]) for k in range(cache.groups)}
+
+    def entry(name: str) -> dict[str, torch.Tensor]:
+        picture = of_group[name][:1].expand(2, 2).float()
+        return {"videos": of_group[name], "image_mean": picture, "image_logvar": picture}
+
+    monkeypatch.setattr(cache, "_entry", entry)
+    for sample in range(20):
+        assert (cache.joint_images(0, sample)[0] == 1).all()
+        assert (cache.joint_images(1, sample)[0] == 0).all()
+        assert cache.joint_images(2, sample)[0].shape == (2,), "every group shows this one"
 
 
 def test_another_vae_or_file_has_another_cache(tmp_path: Path, clips: Path, vae: Any) -> None:
