@@ -2,14 +2,20 @@
 
 It needs PyTorch and Triton and nothing else (docs/gpu-run.md: what is worth bringing along). Each part is a
 process of its own with a limit of its own, so that one that fails or hangs costs no other part its figures.
+Kernels are compiled first, for all parts at once: that takes longer than measuring, and disturbs it.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +24,8 @@ import torch
 from benchmarks.bare_machine import make_do
 from benchmarks.measure import RESULTS, device_name, keep
 
-PARTS = {  # seconds at most; together under 480
-    "check": 75,
-    "sample": 130,
-    "train": 100,
-    "growth": 45,
-    "scan": 110,
-}
+COMPILING_S = 150  # the check of numbers runs meanwhile: it compiles most of all and times nothing
+TIMED_PARTS = {"sample": 110, "train": 80, "growth": 30, "scan": 90}  # seconds at most
 LENGTHS = (1, 2, 31, 32, 33, 47, 48, 63, 64, 65, 300)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 QUICK = ["--preset", "tiny", "--rounds", "2", "--batches", "1"]  # to try the parts out, on a CPU too
@@ -32,49 +33,77 @@ QUICK = ["--preset", "tiny", "--rounds", "2", "--batches", "1"]  # to try the pa
 
 def main() -> int:
     """Run every part that is asked for in turn; exit status 1 if one of them failed."""
+    parts = ("check", *TIMED_PARTS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does every part run here?")
-    parser.add_argument("--only", choices=tuple(PARTS), help=argparse.SUPPRESS)  # what a part's process does
+    parser.add_argument("--only", choices=parts, help=argparse.SUPPRESS)  # what a part's process does
+    parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)  # and keeps nothing of
     options = parser.parse_args()
     if options.only:
-        return run_part(options.only, options.results, quick=options.quick)
+        return run_part(options.only, options.results, quick=options.quick, compiling=options.compile)
     if not torch.cuda.is_available() and not options.quick:
         print("there is no GPU here; --quick tries the parts out on a CPU", file=sys.stderr)
         return 2
-    failed = []
-    for part in options.parts:
-        print(f"\n===== {part}, at most {PARTS[part]} s", flush=True)
-        command = [sys.executable, "-m", "benchmarks.gpu", "--only", part, "--results", str(options.results)]
-        start = time.monotonic()
-        try:
-            done = subprocess.run(command + ["--quick"] * options.quick, timeout=PARTS[part])
-            outcome = "done" if done.returncode == 0 else f"failed with status {done.returncode}"
-        except subprocess.TimeoutExpired:
-            outcome = "ran out of time"
-        print(f"===== {part} {outcome} after {time.monotonic() - start:.0f} s", flush=True)
-        failed += [part] * (outcome != "done")
+
+    def part(name: str, *more: str) -> list[str]:
+        command = [sys.executable, "-m", "benchmarks.gpu", "--only", name, "--results", str(options.results)]
+        return [*command, *more, *["--quick"] * options.quick]
+
+    timed = [name for name in options.parts if name in TIMED_PARTS]
+    first = {"check": part("check")} if "check" in options.parts else {}
+    if not options.quick:
+        first |= {f"{name}: its kernels": part(name, "--compile") for name in timed}
+    outcomes = run_together(first, COMPILING_S)
+    for name in timed:
+        outcomes |= run_together({name: part(name)}, TIMED_PARTS[name])
+    failed = [name for name, done in outcomes.items() if not done]
     print(f"\nfigures are in {options.results}" + (f"; not whole: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 
-def run_part(part: str, results: Path, *, quick: bool) -> int:
-    """One part, in this process."""
+def run_together(commands: dict[str, list[str]], limit_s: float) -> dict[str, bool]:
+    """Run commands side by side, killed with all their processes at the limit; whether each did its work."""
+    if commands:
+        print(f"\n===== {', '.join(commands)}: at most {limit_s:.0f} s", flush=True)
+    start = time.monotonic()
+    environment = os.environ | {"TRITON_CACHE_AUTOTUNING": "1"}  # what is tuned while compiling stays tuned
+    running = {
+        name: subprocess.Popen(command, env=environment, start_new_session=True)
+        for name, command in commands.items()
+    }
+    outcomes = {}
+    for name, process in running.items():
+        try:
+            status = process.wait(max(0, start + limit_s - time.monotonic()))
+            outcome = "done" if status == 0 else f"failed with status {status}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            outcome = "ran out of time"
+        print(f"===== {name} {outcome} after {time.monotonic() - start:.0f} s", flush=True)
+        outcomes[name] = outcome == "done"
+    return outcomes
+
+
+def run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
+    """One part, in this process; `compiling`: each of its works as few times as can be, nothing kept."""
     if missing := make_do():
         print(f"not here, done without: {', '.join(missing)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if part == "check":
         return check(device, results, LENGTHS[:3] if quick else LENGTHS)
-    kept, tiny = ["--results", str(results)], QUICK if quick else []
+    kept, tiny = ["--results", str(results)] + ["--dry"] * compiling, QUICK if quick else []
+    rounds = ["--rounds", "1"] if compiling else []
     if part == "sample":
         from benchmarks import sample as module
 
-        sys.argv = ["sample", *kept, *(tiny or ["--batches", "1", "32"])]
+        sys.argv = ["sample", *kept, *(tiny or ["--batches", "1", "32", *rounds])]
     elif part == "train":
         from benchmarks import train as module
 
-        sys.argv = ["train", "--parts", "wiring", *kept, *(tiny or ["--batches", "1", "16"])]
+        sys.argv = ["train", "--parts", "wiring", *kept, *(tiny or ["--batches", "1", "16", *rounds])]
     elif part == "growth":
         from benchmarks import growth as module
 
@@ -82,44 +111,73 @@ def run_part(part: str, results: Path, *, quick: bool) -> int:
     else:
         from kernels import bench as module
 
-        sys.argv = ["bench", "--seconds", "0.05"]
+        sys.argv = ["bench", "--seconds", "0.001" if compiling else "0.05"]
         sys.argv += ["--lengths", "48", "--batches", "1"] if quick else []
-    module.main()
+    figures = module.main()
+    if part == "scan" and not compiling:
+        keep("scan of every backend", device, {"rows": figures}, results)
     return 0
 
 
 def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
-    """Outputs and every gradient of the Triton scan against the recurrence, on this device."""
-    from kernels import backends, mamba2_scan
-    from tests.kernels.scan_inputs import output_and_gradients, random_inputs
+    """Outputs and every gradient of the Triton scan against the recurrence, on this device.
+
+    Lengths are compiled side by side. What is found in time is kept, whatever the rest does.
+    """
+    from kernels import backends
 
     reasons = {name: reason for name, reason in backends().items() if reason}
     print(f"{device_name(device)}, torch {torch.__version__}; not here: {reasons or 'nothing'}")
     backend = "torch" if "triton" in reasons else "triton"
-    worst: dict[str, float] = {}
-    for dtype, tolerance in TOLERANCE.items():
-        for length in lengths:
-            inputs = random_inputs(length, batch=2, heads=2, headdim=64, d_state=128, orders=2, dtype=dtype)
-            inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-            actual, expected = (
-                output_and_gradients(partial(mamba2_scan, backend=name), inputs)
-                for name in (backend, "reference")
-            )
-            error = largest_error(actual, expected)
-            worst[str(dtype)] = max(worst.get(str(dtype), 0.0), error)
-            if not error <= tolerance:
-                print(f"{backend}, {dtype}, length {length}: error {error:.1e} exceeds {tolerance:.0e}")
-    keep("check", device, {"backend": backend, "largest relative error": worst}, results)
+    cases = [(length, dtype) for length in sorted(lengths, reverse=True) for dtype in TOLERANCE]
+    worst, missing, failed = dict.fromkeys(map(str, TOLERANCE), 0.0), set(cases), False
+    workers = min(len(cases), max(1, (os.cpu_count() or 2) // 2)) if device.type == "cuda" else 1
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=make_do)
+    try:
+        jobs = {pool.submit(error_of, backend, device.type, *case): case for case in cases}
+        for job in as_completed(jobs, timeout=COMPILING_S - 20):
+            length, dtype = jobs[job]
+            error = job.result()
+            missing.discard((length, dtype))
+            worst[str(dtype)] = max(worst[str(dtype)], error)
+            if not error <= TOLERANCE[dtype]:
+                failed = True
+                print(
+                    f"{backend}, {dtype}, length {length}: error {error:.1e} exceeds {TOLERANCE[dtype]:.0e}"
+                )
+    except TimeoutError:
+        late = ", ".join(f"{length} in {dtype}" for length, dtype in cases if (length, dtype) in missing)
+        print(f"not checked in time: {late}")
+    figures = {"backend": backend, "checked": len(cases) - len(missing), "of": len(cases)}
+    keep("check", device, figures | {"largest relative error": worst}, results)
     print(f"{backend} against the recurrence, outputs and gradients, largest relative errors: {worst}")
-    return int(any(worst[str(dtype)] > tolerance for dtype, tolerance in TOLERANCE.items()))
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    pool.shutdown(wait=False, cancel_futures=True)
+    return int(failed or bool(missing))
+
+
+def error_of(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
+    """`largest_error` of one length's outputs and gradients against the recurrence."""
+    from kernels import mamba2_scan
+    from tests.kernels.scan_inputs import output_and_gradients, random_inputs
+
+    inputs = random_inputs(length, batch=2, heads=2, headdim=64, d_state=128, orders=2, dtype=dtype)
+    inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    actual, expected = (
+        output_and_gradients(partial(mamba2_scan, backend=name), inputs) for name in (backend, "reference")
+    )
+    return largest_error(actual, expected)
 
 
 def largest_error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """Over all entries, the largest difference relative to the entry's largest value."""
-    return max(
+    """Over all entries, the largest difference relative to the entry's largest value; infinite for NaN."""
+    errors = (
         float((actual[name] - value).abs().max() / value.abs().max().clamp(min=1e-3))
         for name, value in expected.items()
     )
+    return max(math.inf if math.isnan(error) else error for error in errors)
 
 
 if __name__ == "__main__":

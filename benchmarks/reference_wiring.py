@@ -91,7 +91,8 @@ class ReferenceWiring(nn.Module):
         patch = model.config.patch
         grid = (z.shape[3] // patch, z.shape[4] // patch)
         tokens = model.patches.projection(z.flatten(0, 1)).flatten(2).mT.unflatten(0, z.shape[:2])
-        x = tokens + position_table(*grid, tokens.shape[-1], z.device, tokens.dtype)
+        exact = torch.promote_types(tokens.dtype, model.patches.projection.weight.dtype)
+        x = tokens + position_table(*grid, tokens.shape[-1], z.device, exact)
         time = F.silu(model.time(t))
         features = []
         for block in model.blocks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from kernels import backends, mamba_ssm_backend
 from medsora import MedSora
 from medsora.denoiser import linear
 from medsora.denoiser.compiled import compile_blocks
+from medsora.denoiser.mamba import Mamba2
+from medsora.denoiser.prepared import PreparedDenoiser
 
 CLIP, IMAGES, CHANNELS, SIDE = 4, 2, 16, 16  # latents of a clip and of its joint images, 128 x 128 pixels
 H200_FLOOR_S = {1: 187e-6, 32: 4.9e-3}  # a step of B in bf16: products at 790 TFLOP/s, bytes at 4.8 TB/s
@@ -84,6 +87,24 @@ def check_same_numbers(wirings: Wirings, device: torch.device, dtype: torch.dtyp
     if not error < (1e-3 if dtype == torch.float32 else 0.1):
         raise RuntimeError(f"the two wirings differ by {error:.1e}: their times do not compare")
     return error
+
+
+@torch.no_grad()
+def counted_gflop(wirings: Wirings, batch: int) -> dict[str, float]:
+    """GFLOP of a denoising step of both sides; both scan in PyTorch here, since kernels cannot be counted."""
+    device, dtype = wirings.same.device, wirings.same.dtype
+    six = latents(batch, CLIP + IMAGES, device, dtype)
+    layers = [module for module in wirings.same.modules() if isinstance(module, Mamba2)]
+    backends = [layer.backend for layer in layers]
+    for layer in layers:
+        layer.backend = "torch"
+    try:
+        ours = PreparedDenoiser(wirings.same, (int(six[1][0]),), num_images=IMAGES, record=False)
+        works = {"reference": partial(ReferenceWiring(wirings.same), *six), "ours": partial(ours, *six)}
+        return {name: gflop(work) for name, work in works.items()}
+    finally:
+        for layer, backend in zip(layers, backends, strict=True):
+            layer.backend = backend
 
 
 def gflop(work: Callable[[], object]) -> float:

@@ -35,8 +35,8 @@ class Speed:
     operations_per_second: float
 
 
-def main() -> None:
-    """Print the table for the sizes asked for."""
+def main() -> list[dict[str, object]]:
+    """Print the table for the sizes asked for, and return its rows."""
     args = _arguments()
     device = torch.device(args.device)
     dtype = DTYPES[args.dtype]
@@ -51,9 +51,12 @@ def main() -> None:
     )
     header = f"{'length':>6} {'batch':>5} {'backend':>10} {'forward':>10} {'with backward':>14} {'memory':>9}"
     print(f"{header} {'to mamba_ssm':>12} {'to floor':>8}   forward of " + ", ".join(BLOCKS) + " (ms)")
-    for length in args.lengths:
-        for batch in args.batches:
-            report(length, batch, names, device, dtype, speed, args.seconds)
+    return [
+        row
+        for length in args.lengths
+        for batch in args.batches
+        for row in report(length, batch, names, device, dtype, speed, args.seconds)
+    ]
 
 
 def report(
@@ -64,8 +67,8 @@ def report(
     dtype: torch.dtype,
     speed: Speed,
     seconds: float,
-) -> None:
-    """One line per backend: milliseconds of one block's scans, and their ratios."""
+) -> list[dict[str, object]]:
+    """Print and return a row per backend: milliseconds of one block's scans, and their ratios."""
     scans = block_scans(batch, length // SIDE, device, dtype)
     floor = floor_seconds(batch, length, dtype, speed)
     rows = {}
@@ -82,6 +85,19 @@ def report(
             f"{size} {theirs} {forward / floor:7.1f}x   {presets}",
             flush=True,
         )
+    return [
+        {
+            "length": length,
+            "batch": batch,
+            "backend": name,
+            "forward ms": round(forward * 1e3, 4),
+            "with backward ms": round(both * 1e3, 4),
+            "bytes": memory,
+            "times mamba_ssm": round(rows["mamba_ssm"][0] / forward, 3) if "mamba_ssm" in rows else None,
+            "times the floor": round(forward / floor, 3),
+        }
+        for name, (forward, both, memory) in rows.items()
+    ]
 
 
 def block_scans(

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.gpu import PARTS
+import torch
+
+from benchmarks.gpu import COMPILING_S, TIMED_PARTS, check, largest_error, run_together
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +30,30 @@ sys.exit(main())
 
 
 def test_the_parts_take_less_than_eight_minutes() -> None:
-    assert sum(PARTS.values()) < 8 * 60
+    assert COMPILING_S + sum(TIMED_PARTS.values()) < 8 * 60
+
+
+def test_what_fails_or_hangs_is_told_and_ended_with_its_children(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    hangs = (
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', "
+        f"'import time; time.sleep(3600); open({str(alive)!r}, chr(119))'])"
+    )
+    ends = {"good": "pass", "bad": "raise SystemExit(3)"}
+    outcomes = run_together({name: [sys.executable, "-c", code] for name, code in ends.items()}, PATIENCE_S)
+    assert outcomes == {"good": True, "bad": False}
+    assert run_together({"hangs": [sys.executable, "-c", hangs]}, 1) == {"hangs": False}
+    assert not alive.exists()
+
+
+def test_numbers_are_checked_and_a_wrong_one_is_seen(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    assert check(torch.device("cpu"), results, (1, 5)) == 0
+    figures = json.loads(results.read_text())["figures"]
+    assert figures["checked"] == figures["of"] == 4
+    assert 0 < max(figures["largest relative error"].values()) < 2e-2
+    right, nan = torch.ones(3), torch.tensor([1.0, float("nan"), 1.0])
+    assert largest_error({"a": nan, "b": right}, {"a": right, "b": right}) == float("inf")
 
 
 def test_a_step_is_measured_without_diffusers(tmp_path: Path) -> None:
