@@ -33,22 +33,23 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 .medsora h1 { font-size: 1.9rem; font-weight: 700; margin: .2rem 0 0; letter-spacing: -.02em; }
 .medsora p { margin: .1rem 0 .6rem; opacity: .75; }
-.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 14px; }
+.clips { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 14px; }
 .clips.pair { grid-template-columns: 1fr 1fr; max-width: 600px; margin: 0 auto; }
 .clips.empty { display: flex; padding-top: 90px; justify-content: center; min-height: 340px; opacity: .5;
   border: 1px dashed currentColor; border-radius: 12px; }
-.clip { margin: 0; border-radius: 12px; overflow: hidden; border: 1px solid var(--border-color-primary);
-  background: var(--background-fill-secondary); }
+.clip { margin: 0; max-width: 400px; border-radius: 12px; overflow: hidden;
+  border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary); }
 .clip video { display: block; width: 100%; aspect-ratio: auto; background: #000; }
-.clip figcaption { display: flex; justify-content: space-between; align-items: baseline; gap: 8px;
-  padding: 7px 11px; font-size: .85rem; }
+.clip figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: baseline;
+  gap: 8px; padding: 7px 11px; font-size: .85rem; }
 .clip figcaption a { color: inherit; text-decoration: underline; text-underline-offset: 2px; }
-.clip figcaption span { text-wrap: balance; }
+.clip figcaption span { text-wrap: balance; overflow-wrap: anywhere; }
+input[role=listbox] { text-overflow: ellipsis; margin-right: 1.6rem; }
 .told { opacity: .75; font-size: .9rem; padding-left: 12px; }
 #grid .wrap.center, #pair .wrap.center { inset: 0; }
 #grid .progress-level-inner, #pair .progress-level-inner { font-family: inherit; font-size: .95rem; }
 #grid .progress-bar-wrap, #pair .progress-bar-wrap { height: 8px; border-radius: 4px; overflow: hidden; }
-#grid .meta-text-center, #pair .meta-text-center { inset: auto 12px 8px auto; transform: none;
+#grid .meta-text-center, #pair .meta-text-center { inset: 8px 12px auto auto; transform: none;
   font-family: inherit; opacity: .6; }
 #grid .error, #grid .clear-status, #pair .error, #pair .clear-status { display: none; }
 """
