@@ -73,9 +73,13 @@ def report(
     floor = floor_seconds(batch, length, dtype, speed)
     rows = {}
     for name in names:
-        forward = median_seconds(lambda name=name: run(scans, name, backward=False), device, seconds)
-        both = median_seconds(lambda name=name: run(scans, name, backward=True), device, seconds)
-        rows[name] = forward, both, peak_bytes(lambda name=name: run(scans, name, backward=True), device)
+        try:
+            forward = median_seconds(lambda name=name: run(scans, name, backward=False), device, seconds)
+            both = median_seconds(lambda name=name: run(scans, name, backward=True), device, seconds)
+            rows[name] = forward, both, peak_bytes(lambda name=name: run(scans, name, backward=True), device)
+        except torch.OutOfMemoryError:
+            print(f"{length:6} {batch:5} {name:>10} does not fit into this device's memory", flush=True)
+            torch.cuda.empty_cache()
     for name, (forward, both, memory) in rows.items():
         theirs = f"{rows['mamba_ssm'][0] / forward:11.2f}x" if "mamba_ssm" in rows else f"{'-':>12}"
         size = f"{memory / 2**20:6.0f} MiB" if memory is not None else f"{'-':>9}"

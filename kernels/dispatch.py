@@ -100,7 +100,7 @@ def _choose(backend: str, device: str, dtype: torch.dtype, headdim: int, d_state
             reason = _declines(name, device, dtype, headdim, d_state)
             if reason is None:
                 return name
-            _tell_once(f"scan backend {name!r} declined: {reason}")
+            _tell_once(f"scan backend {name!r} declined: {reason}", device)
     if backend not in FASTEST_FIRST:
         raise ValueError(
             f"scan backend {backend!r} is unknown; choose one of auto, {', '.join(FASTEST_FIRST)}."
@@ -126,10 +126,11 @@ def _declines(name: str, device: str, dtype: torch.dtype, headdim: int, d_state:
     return None
 
 
-def _tell_once(sentence: str) -> None:
+def _tell_once(sentence: str, device: str) -> None:
+    """On a GPU that matters, and is heard; that a CPU takes none of a GPU's kernels is no news."""
     if sentence not in _told:
         _told.add(sentence)
-        log.info(sentence)
+        log.log(logging.WARNING if device == "cuda" else logging.INFO, sentence)
 
 
 def _check_shapes(
@@ -151,7 +152,7 @@ def _check_shapes(
         raise ValueError(
             f"norm_weight has {d_inner} channels, {heads} heads of headdim {headdim} need {needed}."
         )
-    d_state, odd = divmod(channels - d_inner, 2)
+    d_state, odd = (channels - d_inner) // 2, (channels - d_inner) % 2  # torch.compile knows no divmod
     if d_state < 1 or odd:
         raise ValueError(
             f"conv_bias has {channels} channels where d_inner + 2*N with d_inner = {d_inner} is needed."

@@ -156,6 +156,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
         key = getattr(error, "full_key", None) or "a key"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{source}: {key} has a value that does not fit: {reason}.") from error
+    _mend_switches(config)
     _check_values(config, source)
     return config
 
@@ -241,6 +242,15 @@ def _refuse_odd_values(value: Any, name: str, source: str) -> None:
         raise BadInput(f"{source}: {name} is {value!s:.50}, which is no number to compute with.")
 
 
+def _mend_switches(config: Config) -> None:
+    """Put back the words off and no, which YAML reads as false."""
+    for key, choices in _CHOICES.items():
+        for word in {"off", "no"} & set(choices):
+            if _value(config, key) == "False":
+                section, name = key.split(".")
+                setattr(getattr(config, section), name, word)
+
+
 def _value(config: Config, key: str) -> Any:
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
@@ -309,6 +319,11 @@ def _check_values(config: Config, source: str) -> None:
             f"{FRAMES_PER_CHUNK}; use a multiple of {FRAMES_PER_CHUNK}, 0, or images.encoding=single."
         )
     _check_phases(config.train_dit.phases, source)
+    if config.cache.prior == "disk" and config.cache.latents != "disk":
+        raise BadInput(
+            f"{source}: cache.prior: disk keeps features of the windows that cache.latents: disk takes its "
+            "clips from; set both, or none."
+        )
 
 
 def _check_crop(crop: Any, source: str) -> None:

@@ -64,7 +64,7 @@ def build_dit_stage(config: Config) -> DitStage:
         latents = LatentCache(config, clips, vae)
         latents.build(vae, accelerator)
     priors = None
-    if prior is not None and latents is not None and config.cache.prior == "disk":
+    if prior is not None and config.cache.prior == "disk":
         priors = PriorCache(config, clips, prior, grid, model.config.width)
         most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
         run.say(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")

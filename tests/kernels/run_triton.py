@@ -34,6 +34,7 @@ class Case:
     heads: int = 2
     headdim: int = 16
     d_state: int = 16
+    apart: bool = False  # the batch's samples farther apart in memory than 32 bits can count
 
     def inputs(self) -> dict[str, torch.Tensor]:
         inputs = random_inputs(
@@ -49,12 +50,29 @@ class Case:
             inputs["orders"] = inputs["orders"].view(self.axes, self.orders, self.lines, self.length)
         return inputs
 
+    def placed(self, inputs: dict[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:
+        """The inputs on the device, its tokens laid out as the case says."""
+        inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in inputs.items()}
+        if self.apart:
+            tokens = inputs["zxbcdt"]
+            memory = torch.empty(2**31 + tokens[0].numel(), dtype=tokens.dtype, device=device)
+            inputs["zxbcdt"] = memory.as_strided(tokens.shape, (2**31, *tokens.stride()[1:])).copy_(tokens)
+        return inputs
+
 
 CASES = [
     *(Case(length) for length in (1, 2, 31, 32, 33, 47, 48, 63, 64, 65)),
     Case(300, orders=1, heads=3),
+    *(Case(length, dtype=torch.bfloat16) for length in (1, 2, 31, 32, 33, 47, 63, 64)),
+    Case(300, orders=1, dtype=torch.bfloat16),
     *(Case(length, dtype=torch.bfloat16, heads=4) for length in (3, 48, 65)),
     Case(33, dtype=torch.float16, heads=4),
+    Case(48, orders=1, dtype=torch.float16, batch=2, apart=True),
+    Case(1025, orders=1, heads=1),
+    Case(64, orders=1, lines=3),  # over time, as long as it gets
+    Case(33, orders=1, heads=1, headdim=128, d_state=16),
+    Case(70, orders=1, heads=1, headdim=32, d_state=128),
+    Case(33, orders=1, heads=3, d_state=256),
     Case(6, orders=1, lines=11, batch=2),  # frames: several sequences to a tile, the last tile not full
     Case(20, lines=3, axes=2, heads=3, headdim=32, d_state=24),  # both axes at once, padded states
     Case(70, lines=2, orders=1, headdim=64, d_state=40),  # chunks of several lines
@@ -111,7 +129,7 @@ def compare(case: Case, device: str) -> dict[str, float]:
     inputs = case.inputs()
     exact = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
     expected = output_and_gradients(partial(mamba2_scan, backend="reference"), exact)
-    inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in inputs.items()}
+    inputs = case.placed(inputs, device)
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
     actual = output_and_gradients(partial(mamba2_scan, backend="triton"), inputs)
     torch.use_deterministic_algorithms(False)
@@ -124,17 +142,29 @@ def compare(case: Case, device: str) -> dict[str, float]:
 
 
 def check_registration(device: str) -> None:
-    """The operators keep torch.library's promises and a compiled scan has no graph break."""
-    from kernels.triton_ssd import fused_scan
+    """The operators keep torch.library's promises; a compiled scan and its backward have no graph break."""
+    from kernels.triton_ssd import fused_scan, fused_scan_backward
 
-    inputs = Case(5, lines=2, orders=1).inputs()
-    orders = inputs.pop("orders").int().to(device)
-    headdim = inputs.pop("headdim")
-    tensors = {name: value.to(device).requires_grad_() for name, value in inputs.items()}
-    torch.library.opcheck(fused_scan, (*tensors.values(), orders, 1e-5))
-    scan = partial(mamba2_scan, orders=orders, headdim=headdim, backend="triton")
-    compiled = torch.compile(scan, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(**tensors), scan(**tensors))
+    for case in (Case(5, lines=2, orders=1), Case(70, orders=1, heads=1)):  # one tile, several chunks
+        inputs = case.inputs()
+        orders = inputs.pop("orders").view(case.axes, case.orders, case.lines, case.length).int().to(device)
+        headdim = inputs.pop("headdim")
+        tensors = {name: value.to(device).requires_grad_() for name, value in inputs.items()}
+        torch.library.opcheck(fused_scan, (*tensors.values(), orders, 1e-5))
+        scan = partial(mamba2_scan, orders=orders, headdim=headdim, backend="triton")
+        torch._dynamo.reset()  # else the second case's weights are of unknown size
+        compiled = torch.compile(scan, backend="aot_eager", fullgraph=True)
+        out, expected = compiled(**tensors), scan(**tensors)
+        torch.testing.assert_close(out, expected)
+        leaves = list(tensors.values())
+        for actual, wanted in zip(
+            torch.autograd.grad(out.square().sum(), leaves),
+            torch.autograd.grad(expected.square().sum(), leaves),
+            strict=True,
+        ):
+            torch.testing.assert_close(actual, wanted)
+        plain = [tensor.detach() for tensor in leaves]
+        torch.library.opcheck(fused_scan_backward, (torch.ones_like(expected).detach(), *plain, orders, 1e-5))
 
 
 def main() -> None:

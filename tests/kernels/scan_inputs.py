@@ -48,7 +48,7 @@ def output_and_gradients(
 ) -> dict[str, Tensor]:
     """The scan's output and its gradients by tokens and weights, for one fixed random upstream gradient."""
     differentiable = ("zxbcdt", *WEIGHTS)
-    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in differentiable}
+    leaves = {name: inputs[name].detach().requires_grad_() for name in differentiable}
     out = scan(**(inputs | leaves), **options)
     generator = torch.Generator().manual_seed(1)
     upstream = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)

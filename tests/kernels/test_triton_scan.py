@@ -33,10 +33,17 @@ def test_kernels_equal_the_recurrence_with_every_gradient() -> None:
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="with a GPU at hand the kernels are run, not only compiled"
 )
-def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [],
+        ["--headdim", "64", "--d-state", "128", "--heads", "16", "--tile", "64"],  # of the presets S, B and L
+    ],
+)
+def test_kernels_compile_for_hopper(tmp_path: Path, sizes: list[str]) -> None:
     """The interpreter takes Python that the compiler refuses, so what it ran is compiled as well."""
     run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.compile_triton"],
+        [sys.executable, "-m", "tests.kernels.compile_triton", *sizes],
         capture_output=True,
         text=True,
         env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},

@@ -75,6 +75,7 @@ def test_what_shipped_configs_describe_can_be_built(path: Path, monkeypatch: pyt
         ("images.encoding=packed", "multiple of 8"),
         ("data=3", "section"),
         ("data.holdout=1.5", "data.holdout"),
+        ("cache.latents=off", "cache.prior: disk"),
         ("nonsense", "key=value"),
         ("train_dit.phases=[{lr: 1, batch: 2, until_epoch: 3}]", "until_epoch"),
         ("train_dit.phases=[{lrr: 1}]", "did you mean 'train_dit.phases\\[0\\].lr'"),
@@ -84,6 +85,14 @@ def test_bad_values_are_one_sentence_that_names_the_key(override: str, expected:
     with pytest.raises(BadInput, match=expected) as caught:
         load_config(PHANTOM, [override])
     assert "\n" not in str(caught.value)
+
+
+def test_words_that_yaml_takes_for_false_are_what_was_written(tmp_path: Path) -> None:
+    typed = load_config(PHANTOM, ["cache.latents=off", "cache.prior=off", "train_dit.precision=no"])
+    path = tmp_path / "written.yaml"
+    path.write_text("cache: {latents: off, prior: off}\ntrain_dit: {precision: no}\n")
+    for config in (typed, load_config(path)):
+        assert (config.cache.latents, config.cache.prior, config.train_dit.precision) == ("off", "off", "no")
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from medsora.data.clips import ClipDataset
 from medsora.errors import BadInput
-from medsora.training import cache
+from medsora.training import cache, prior_cache
 from medsora.training.cache import fill_caches
+from medsora.training.dit_build import build_prior
+from medsora.training.prior_cache import PriorCache
 from tests.medsora.training import tiny
+from tests.medsora.training.test_latent_cache import one_process
 
 
 def entries(folder: Path, kind: str) -> dict[str, int]:
@@ -54,3 +58,38 @@ def test_a_config_without_caches_and_a_full_disk_are_one_sentence(
     with pytest.raises(BadInput, match="0 MiB left"):
         fill_caches(kept)
     assert torch.is_grad_enabled()
+
+
+def test_prior_features_of_other_weights_sizes_or_code_lie_elsewhere(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.tiny_config(tmp_path, clips, cache__latents="disk", cache__prior="disk")
+    prior = build_prior(config, 4)
+
+    def key(size: int = 32, grid: tuple[int, int] = (2, 2)) -> str:
+        dataset = ClipDataset(clips, frames=16, interval=1, size=size, holdout=0.2)
+        return PriorCache(config, dataset, prior, grid, 32).store.key
+
+    first = key()
+    assert key() == first
+    keys = {first, key(size=48), key(grid=(4, 4))}
+    with torch.no_grad():
+        next(prior.parameters()).view(-1)[0] += 1e-3
+    keys.add(key())
+    monkeypatch.setattr(prior_cache, "CODE_VERSION", prior_cache.CODE_VERSION + 1)
+    keys.add(key())
+    assert len(keys) == 5
+
+
+def test_processes_share_the_prior_features_and_none_is_computed_twice(tmp_path: Path, clips: Path) -> None:
+    config = tiny.tiny_config(tmp_path, clips, cache__latents="disk", cache__prior="disk")
+    prior = build_prior(config, 4)
+    dataset = ClipDataset(clips, frames=16, interval=1, size=32, holdout=0.2)
+    written: list[set[str]] = []
+    for rank in range(2):
+        kept = PriorCache(config, dataset, prior, (2, 2), 32)
+        before = set(entries(Path(config.cache.dir), "prior"))
+        kept.build(prior, dataset, one_process(rank, 2))
+        written.append(set(entries(Path(config.cache.dir), "prior")) - before)
+    assert len(written[0]) + len(written[1]) == 2 * len(dataset), "plain and flipped"
+    assert abs(len(written[0]) - len(written[1])) <= 1
