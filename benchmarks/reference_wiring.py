@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import mamba_ssm_backend
+from kernels import mamba2_scan, mamba_ssm_backend
 from medsora.denoiser import MedSora
 from medsora.denoiser.attention import LocalAttention
 from medsora.denoiser.block import Block
@@ -49,6 +49,22 @@ def matrix_scan(mamba: Mamba2, zxbcdt: Tensor) -> Tensor:
     y = (kernel.to(x.dtype) @ x.transpose(1, 2)).transpose(1, 2)
     y = (y + x * mamba.D[:, None]).flatten(-2)
     return F.rms_norm(y * F.silu(z), (d_inner,), mamba.norm.weight, mamba.norm.eps).to(zxbcdt.dtype)
+
+
+def torch_scan(mamba: Mamba2, zxbcdt: Tensor) -> Tensor:
+    """Our own scan in plain PyTorch (`kernels.ssd`), on sequences that lie one after another."""
+    return mamba2_scan(
+        zxbcdt,
+        mamba.conv1d.weight,
+        mamba.conv1d.bias,
+        mamba.dt_bias,
+        mamba.A_log,
+        mamba.D,
+        mamba.norm.weight,
+        headdim=mamba.headdim,
+        eps=mamba.norm.eps,
+        backend="torch",
+    )
 
 
 def package_scan(mamba: Mamba2, zxbcdt: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ def measure(
         for onednn, name in PRODUCTS.items():
             works[name] = partial(with_products, onednn, wirings.same, z, t, dtype)
     times = take_turns(works, rounds, device)
+    plain_on_cpu = {"reference": wirings.plain.train()} if device.type == "cpu" else {}
     figures: dict[str, object] = {
         "batch": batch,
         "dtype": str(dtype),
@@ -74,7 +75,7 @@ def measure(
         "forward and backward": ratio(times["reference"], times["ours"]),
         "kept for the backward, MiB": {
             name: round(kept_bytes(model, partial(loss_of, model, z, t, dtype)) / 2**20, 1)
-            for name, model in models.items()
+            for name, model in (models | plain_on_cpu).items()
         },
     }
     if device.type == "cpu":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.reference_wiring import ReferenceWiring, Scan, matrix_scan, package_scan
+from benchmarks.reference_wiring import ReferenceWiring, Scan, matrix_scan, package_scan, torch_scan
 from kernels import backends, mamba_ssm_backend
 from medsora import MedSora
 from medsora.denoiser import linear
@@ -31,6 +31,11 @@ class Wirings:
     same: MedSora
     isolated: MedSora
     scan: str  # how the reference scans
+
+    @property
+    def plain(self) -> ReferenceWiring:
+        """The reference with a scan of library parts: our own keeps less for its gradients than those do."""
+        return ReferenceWiring(self.same, matrix_scan)
 
     def compile(self) -> None:
         """Compile the blocks of both sides alike."""
@@ -62,10 +67,10 @@ def build(preset: str, device: torch.device, dtype: torch.dtype) -> Wirings:
 
 
 def reference_scan(device: torch.device) -> tuple[Scan, str]:
-    """The package's kernels where they run, as the public wiring takes them; else a good scan in PyTorch."""
+    """The package's kernels where they run, as the public wiring takes them; else our own scan in PyTorch."""
     if device.type == "cuda" and backends()["mamba_ssm"] is None:
         return package_scan, f"mamba_ssm's {mamba_ssm_backend.function_in_use()}"
-    return matrix_scan, "torch"
+    return torch_scan, "the torch backend"
 
 
 def latents(batch: int, count: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
