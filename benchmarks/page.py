@@ -157,7 +157,7 @@ def draw(path: Path, entries: Sequence[Entry]) -> None:
     if labelled:
         figure.legend(labelled.values(), labelled.keys(), loc="outside upper center", ncols=len(labelled))
     axes.set_yticks(range(len(found)), [bar.what for bar, _ in found])
-    axes.set(xlabel="times as fast: median and range of the rounds; the line is what was asked")
+    axes.set(xlabel="times as fast, with range; the line was asked for")
     axes.invert_yaxis()
     with written_beside(path) as beside:
         figure.savefig(beside, format="svg", metadata={"Date": None})
