@@ -25,7 +25,7 @@ from benchmarks.measure import (
     ratio,
     take_turns,
 )
-from benchmarks.reference_wiring import windowed_attention
+from benchmarks.reference_wiring import linear, windowed_attention
 from benchmarks.wirings import (
     CLIP,
     H200_FLOOR_S,
@@ -37,7 +37,7 @@ from benchmarks.wirings import (
     latents,
     products_by,
 )
-from medsora.denoiser.mamba import frame_scans
+from medsora.denoiser.mamba import Mamba2, frame_scans
 from medsora.denoiser.prepared import PreparedDenoiser
 from medsora.training.freed_memory import keep_freed_memory
 
@@ -126,6 +126,7 @@ def changes(
             partial(reference._spatial, block.spatial, x, GRID),
             _by_pytorch(partial(block.spatial, x, scans)),
         ),
+        "of that: two projections of sums instead of four": _projections(block.spatial.mamba, x),
         "time: no transposes": (
             partial(reference._temporal, block.temporal, x),
             _by_pytorch(partial(block.temporal, x, scans)),
@@ -145,6 +146,15 @@ def changes(
         whole["ours, same latents"], whole["ours, clip alone"]
     )
     return found
+
+
+def _projections(mamba: Mamba2, x: torch.Tensor) -> tuple[Work, Work]:
+    """Of what the scans of both axes in both directions give: each projected and summed, or the other way."""
+    ways = x.new_empty(2, 2, *x.shape[:-1], mamba.norm.weight.numel()).normal_()  # axes, directions, ...
+    return (
+        lambda: [linear(mamba.out_proj, there) + linear(mamba.out_proj, back) for there, back in ways],
+        lambda: [linear(mamba.out_proj, there + back) for there, back in ways],
+    )
 
 
 def _by_pytorch(work: Work) -> Work:
