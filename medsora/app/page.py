@@ -44,7 +44,8 @@ CSS = """
   gap: 8px; padding: 7px 11px; font-size: .85rem; }
 .clip figcaption a { color: inherit; text-decoration: underline; text-underline-offset: 2px; }
 .clip figcaption span { text-wrap: balance; overflow-wrap: anywhere; }
-input[role=listbox] { text-overflow: ellipsis; margin-right: 1.6rem; }
+#model input, #left-model input, #right-model input { text-overflow: ellipsis;
+  padding-right: 2rem !important; box-sizing: border-box; }
 .told { opacity: .75; font-size: .9rem; padding-left: 12px; }
 #grid .wrap.center, #pair .wrap.center { inset: 0; }
 #grid .progress-level-inner, #pair .progress-level-inner { font-family: inherit; font-size: .95rem; }
