@@ -17,7 +17,7 @@ STOREYS = (
     {"denoiser", "diffusion", "data"},
     {"model_folder", "model_card", "conditions", "saved_pipeline", "pipeline"},
     {"training", "evaluation", "sampling_run"},
-    {"demo", "demo_proof", "demo_report", "project_fit", "new_project", "export_model", "app"},
+    {"demo", "demo_pace", "demo_proof", "demo_report", "project_fit", "new_project", "export_model", "app"},
     {"__main__"},
 )
 

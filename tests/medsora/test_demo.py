@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from medsora import demo as demo_module
+from medsora import demo_pace
 from medsora.config_file import load_config
 from medsora.data.video_io import probe, read_frames
 from medsora.demo import demo
@@ -75,3 +77,21 @@ def test_the_manifest_says_how_it_was_made(run: Path) -> None:
     manifest = json.loads((run / "videos" / "manifest.json").read_text())
     assert manifest["synthetic"] is True
     assert manifest["settings"]["steps"] == 5
+
+
+def test_a_faster_machine_trains_longer_and_a_begun_run_keeps_its_number(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(run / "dit-tiny" / "config.yaml", outputs_anywhere=True)
+    assert demo_pace.paced(config, 1e9).train_dit.max_steps == 2, "it has begun"
+
+    assert demo_pace.seconds_of_a_pass(config) > 0
+    fresh = dataclasses.replace(
+        config,
+        denoiser=dataclasses.replace(config.denoiser, preset="S"),
+        train_dit=dataclasses.replace(config.train_dit, max_steps=100),
+    )
+    for pass_s, steps in ((1000.0, 100), (1.0, 200), (1e-6, 250)):
+        monkeypatch.setattr(demo_pace, "seconds_of_a_pass", lambda config, s=pass_s: s)
+        seconds = demo_pace.SAMPLING + 210 * demo_pace.WHOLE_STEP
+        assert demo_pace.paced(fresh, seconds).train_dit.max_steps == steps
