@@ -20,7 +20,7 @@ from vae.shapes import PIXELS_PER_LATENT
 TRIED = 6  # passes that are timed
 WHOLE_STEP = 1.25  # a step of training in passes: with its data, losses, optimiser, looks at held-out clips
 SAMPLING = 150  # what follows stage 2, in passes
-AT_MOST = 2.5  # times the config's steps: more would show the few clips again and again
+AT_MOST = 2.2  # times the config's steps: more would show the few clips again and again
 
 
 def paced(config: Config, seconds: float) -> Config:
