@@ -135,9 +135,12 @@ def test_choices_can_be_overruled_and_loaded_apart(corpus: Path) -> None:
     assert not fixed[0]["flipped"]
     assert same(data.fixed_clip(5, flip=True), data.load(data.fixed_choice(5, flip=True)))
     assert data.fixed_clip(5, images=())["images"].shape == (0, 3, SIZE, SIZE)
-    images = data.image_group(8, np.random.default_rng(1))
+    images, drawn = data.image_group(8, np.random.default_rng(1))
     frames, videos, _ = identity(images)
-    assert torch.equal(images, data.image_group(8, np.random.default_rng(1)))
+    assert videos == drawn
+    again, from_the_same = data.image_group(8, np.random.default_rng(1))
+    assert torch.equal(images, again)
+    assert drawn == from_the_same
     assert {*zip(videos, frames, strict=True)} <= {(video, window.start) for video, window in data.windows}
 
 
