@@ -353,7 +353,8 @@ def _check_conditions(config: Config, source: str) -> None:
             "out of the alignment (train_dit.first_frame_prob); use sample."
         )
     for frames in settings.given_frames or [0]:
-        if not 0 < frames < data.frames or (data.frames - frames) % FRAMES_PER_CHUNK:
+        whole = type(frames) is int and 0 < frames < data.frames  # OmegaConf lets a list pass for a number
+        if not whole or (data.frames - frames) % FRAMES_PER_CHUNK:
             raise BadInput(
                 f"{source}: train_dit.given_frames is {settings.given_frames}, but of clips of {data.frames} "
                 f"frames only {_givable(data.frames)} can be given: whole groups of latents."

@@ -76,6 +76,8 @@ def test_what_shipped_configs_describe_can_be_built(path: Path, monkeypatch: pyt
         ("data=3", "section"),
         ("data.holdout=1.5", "data.holdout"),
         ("cache.latents=off", "cache.prior: disk"),
+        ("train_dit={first_frame_prob: 0.5, given_frames: [[1]]}", "given_frames"),
+        ("train_dit={first_frame_prob: 0.5, given_frames: [{a: 1}]}", "given_frames"),
         ("nonsense", "key=value"),
         ("train_dit.phases=[{lr: 1, batch: 2, until_epoch: 3}]", "until_epoch"),
         ("train_dit.phases=[{lrr: 1}]", "did you mean 'train_dit.phases\\[0\\].lr'"),
