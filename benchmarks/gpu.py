@@ -139,6 +139,9 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
         jobs = {pool.submit(error_of, backend, device.type, *case): case for case in cases}
         for job in as_completed(jobs, timeout=COMPILING_S - 20):
             length, dtype = jobs[job]
+            if broken := job.exception():
+                print(f"{backend}, {dtype}, length {length} cannot be computed: {broken}")
+                continue
             error = job.result()
             missing.discard((length, dtype))
             worst[str(dtype)] = max(worst[str(dtype)], error)
@@ -148,8 +151,12 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
                     f"{backend}, {dtype}, length {length}: error {error:.1e} exceeds {TOLERANCE[dtype]:.0e}"
                 )
     except TimeoutError:
-        late = ", ".join(f"{length} in {dtype}" for length, dtype in cases if (length, dtype) in missing)
-        print(f"not checked in time: {late}")
+        print("the rest was not checked in time")
+    if missing:
+        print(
+            "no figures of "
+            + ", ".join(f"{length} in {dtype}" for length, dtype in cases if (length, dtype) in missing)
+        )
     figures = {"backend": backend, "checked": len(cases) - len(missing), "of": len(cases)}
     keep("check", device, figures | {"largest relative error": worst}, results)
     print(f"{backend} against the recurrence, outputs and gradients, largest relative errors: {worst}")
