@@ -28,6 +28,7 @@ class PhantomConfig:
     videos: int = 96
     frames: int = 33
     seed: int = 0
+    polyp_size: float = 1.0  # width of polyps, times the usual; at most 2
     folder: str = "runs/phantom-clips"
 
 

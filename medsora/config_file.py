@@ -43,6 +43,7 @@ _POSITIVE = (
     "data.interval",
     "phantom.videos",
     "phantom.frames",
+    "phantom.polyp_size",
     "train_vae.batch",
     "train_vae.accumulation",
     "train_vae.epochs",
@@ -98,6 +99,7 @@ _AT_MOST = {
     "images.count": 4096,
     "phantom.videos": 1_000_000,
     "phantom.frames": 100_000,
+    "phantom.polyp_size": 2,
     "cache.image_groups": 1_000_000,
 }
 LARGEST_SIDE = 4096  # pixels

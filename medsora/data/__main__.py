@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     phantom.add_argument("--videos", type=int, default=96, help="how many videos")
     phantom.add_argument("--frames", type=int, default=33, help="frames of each")
     phantom.add_argument("--size", type=int, default=64, help="side in pixels")
+    phantom.add_argument("--polyp-size", type=float, default=1.0, help="width of polyps, times the usual")
     phantom.add_argument("--seed", type=int, default=0, help="decides everything about them")
     phantom.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render")
     phantom.set_defaults(run=run_phantom)
@@ -118,6 +119,7 @@ def run_phantom(options: argparse.Namespace, console: Console) -> None:
             options.seed,
             workers=options.workers,
             progress=_shown(progress, "rendering"),
+            polyp_size=options.polyp_size,
         )
     console.print(f"{options.videos} phantom videos: {options.folder}", highlight=False, soft_wrap=True)
 

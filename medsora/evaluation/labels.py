@@ -19,6 +19,7 @@ check_kernels_name()
 
 import numpy as np  # noqa: E402
 
+from medsora.config_file import load_config  # noqa: E402
 from medsora.data.sheet import contact_sheet, save_image  # noqa: E402
 from medsora.errors import BadInput, exit_with_status  # noqa: E402
 from medsora.evaluation.claims import Claim  # noqa: E402
@@ -78,6 +79,12 @@ def main() -> None:
     add("--training-clips", type=int, default=900, metavar="N", help="for the judge (default: %(default)s)")
     add("--held-out-clips", type=int, default=300, metavar="N", help="for the judge (default: %(default)s)")
     add("--epochs", type=int, default=24, metavar="N", help="for the judge (default: %(default)s)")
+    add(
+        "--polyp-size",
+        type=float,
+        metavar="X",
+        help="width of the judge's polyps, times the usual (default: as the run's config.yaml says, else 1)",
+    )
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
     sys.exit(measure(parser.parse_args()))
 
@@ -94,9 +101,11 @@ def measure(options: argparse.Namespace) -> int:
             raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to measure.")
         frames, (size, _) = pipeline.config.frames, pipeline.config.size
     device = pipeline.denoiser.device if pipeline else "cpu"
+    polyps = options.polyp_size or _trained_polyp_size(options.model)
 
-    clips, numbers, names = phantom_clips(options.cache, options.training_clips, frames, size, TRAINING_SEED)
-    tests, truth, _ = phantom_clips(options.cache, options.held_out_clips, frames, size, HELD_OUT_SEED)
+    kind = (frames, size)
+    clips, numbers, names = phantom_clips(options.cache, options.training_clips, *kind, TRAINING_SEED, polyps)
+    tests, truth, _ = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, polyps)
     if pipeline is not None and pipeline.labels != names:
         raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
     judge = train_judge(
@@ -113,6 +122,14 @@ def measure(options: argparse.Namespace) -> int:
         results["judge on the same, through the VAE"] = float((judged(judge, returned) == truth).mean())
         results |= _model_results(pipeline, judge, names, options)
     return conclude(options.out, results, _claims(results))
+
+
+def _trained_polyp_size(model: str | None) -> float:
+    """The polyps' size in the phantom that the run `model` was trained on; the usual for any other model."""
+    config = Path(model or "", "config.yaml")
+    if model is None or not config.is_file():
+        return 1.0
+    return load_config(config, outputs_anywhere=True).phantom.polyp_size
 
 
 def _model_results(

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from medsora.config import Config
 from medsora.data.check import check_folder
 from medsora.data.clips import ClipDataset
-from medsora.data.phantom import write_phantom
+from medsora.data.phantom import polyp_suffix, write_phantom
 from medsora.data.split import HELD_OUT
 from medsora.errors import BadInput, one_line
 from medsora.progress_bar import progress_bar
@@ -35,7 +35,10 @@ def clip_folder(config: Config, *, show: bool = False) -> Path:
     if config.data.root is not None:
         return Path(config.data.root)
     phantom, (height, width) = config.phantom, config.data.height_width
-    folder = Path(f"{phantom.folder}-{phantom.videos}x{phantom.frames}-{height}px-seed{phantom.seed}")
+    folder = Path(
+        f"{phantom.folder}-{phantom.videos}x{phantom.frames}-{height}px-seed{phantom.seed}"
+        + polyp_suffix(phantom.polyp_size)
+    )
     if height != width:
         raise ValueError(f"data.size is {height}x{width}, but the phantom is square; give one number.")
     with progress_bar("rendering the phantom", total=phantom.videos, unit="video", show=show) as bar:
@@ -47,6 +50,7 @@ def clip_folder(config: Config, *, show: bool = False) -> Path:
                 height,
                 phantom.seed,
                 workers=RENDER_PROCESSES,
+                polyp_size=phantom.polyp_size,
                 progress=lambda done, total: bar.update(done - bar.n),
             )
         except OSError as error:

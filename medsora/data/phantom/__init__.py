@@ -4,7 +4,7 @@ Read in this order: `render.py` (one clip), `scene.py` (what rays meet), `wall.p
 `corpus.py` writes folders of clips.
 """
 
-from medsora.data.phantom.corpus import clip_seed, write_phantom
+from medsora.data.phantom.corpus import clip_seed, polyp_suffix, write_phantom
 from medsora.data.phantom.render import KINDS, PhantomClip, render_clip
 
-__all__ = ["KINDS", "PhantomClip", "clip_seed", "render_clip", "write_phantom"]
+__all__ = ["KINDS", "PhantomClip", "clip_seed", "polyp_suffix", "render_clip", "write_phantom"]

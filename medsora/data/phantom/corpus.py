@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from safetensors.numpy import save
 
-from medsora.data.phantom.render import KINDS, render_clip
+from medsora.data.phantom.render import KINDS, check_polyp_size, render_clip
 from medsora.data.video_io import write_video
 
 LOOK = 1  # raise when the renderer draws other pictures from the same seed
@@ -30,6 +30,11 @@ def clip_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
 
 
+def polyp_suffix(polyp_size: float) -> str:
+    """What a folder's name says of polyps that are not of the usual size."""
+    return "" if polyp_size == 1 else f"-polyps{polyp_size:g}"
+
+
 def write_phantom(
     folder: str | Path,
     videos: int,
@@ -39,6 +44,7 @@ def write_phantom(
     fps: float = 10,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    polyp_size: float = 1.0,
 ) -> None:
     """Fill `folder` with `videos` clips of `frames` frames of `size` x `size` pixels.
 
@@ -51,6 +57,7 @@ def write_phantom(
     Args:
         workers: processes that render.
         progress: called with (clips done, clips in all) after every clip.
+        polyp_size: how wide polyps are, times the usual; see `render_clip`.
 
     Raises:
         ValueError: bad numbers, or the folder holds a phantom with other parameters.
@@ -74,8 +81,10 @@ def write_phantom(
             raise ValueError(f"phantom: {name} is {value}, expected more than 0.")
     if seed < 0:
         raise ValueError(f"phantom: seed is {seed}, expected 0 or more.")
+    check_polyp_size(polyp_size)
     folder = Path(folder)
     recipe = {"look": LOOK, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": fps}
+    recipe["polyp_size"] = polyp_size
     if _made_before(folder, recipe):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +150,7 @@ class _Clip:
             self.recipe["size"],
             polyp=self.kind == "polyp",
             instrument=self.kind == "instrument",
+            polyp_size=self.recipe["polyp_size"],
         )
         write_video(self.video, clip.video, self.recipe["fps"], lossless=True)
         _replace(self.flow, save({"flow": clip.flow.astype(np.float16), "valid": clip.valid}))
@@ -150,7 +160,7 @@ def _made_before(folder: Path, recipe: dict[str, int | float]) -> bool:
     """Whether the folder already holds this phantom whole; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
         with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done takes _BEGUN away at any time
-            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            found = {"polyp_size": 1.0} | json.loads((folder / name).read_text(encoding="utf-8"))
             other = {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}
             if other:
                 raise ValueError(

@@ -11,6 +11,7 @@ from medsora.data.phantom.camera import Lens
 from medsora.data.phantom.scene import Scene
 
 KINDS = ("polyp", "instrument", "neither")
+LARGEST_POLYP = 2.0  # more would be a stricture
 _SUPERSAMPLING = 2
 _SAME_POINT = 0.02  # relative difference in depth below which two rays met the same surface point
 
@@ -49,6 +50,7 @@ def render_clip(
     *,
     polyp: bool | None = None,
     instrument: bool | None = None,
+    polyp_size: float = 1.0,
 ) -> PhantomClip:
     """Render the clip of `seed`; a longer clip begins with the frames of a shorter one.
 
@@ -57,9 +59,11 @@ def render_clip(
         frames: number of frames, at least 1.
         size: side in pixels, or (height, width).
         polyp, instrument: None lets the seed choose (a third each: polyp, instrument, neither).
+        polyp_size: how wide polyps are, times the usual; more than 0, at most `LARGEST_POLYP`.
 
     Raises:
-        ValueError: no frames, an empty picture, a negative seed, or both polyp and instrument asked for.
+        ValueError: no frames, an empty picture, a negative seed, a polyp that does not fit into the tube,
+            or both polyp and instrument asked for.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if seed < 0 or frames < 1 or min(height, width) < 8:
@@ -67,8 +71,9 @@ def render_clip(
             f"phantom of seed {seed}, {frames} frames, {height}x{width}: "
             "expected a seed of at least 0, 1 frame and 8 pixels per side"
         )
+    check_polyp_size(polyp_size)
     polyp, instrument = choose_labels(seed, polyp, instrument)
-    scene = Scene(seed, polyp=polyp, instrument=instrument)
+    scene = Scene(seed, polyp=polyp, instrument=instrument, polyp_size=polyp_size)
     lens = Lens(height, width)
     rays, fine_rays = lens.rays(), lens.rays(_SUPERSAMPLING)
     mask = _vignette(scene.vignette, height, width, _SUPERSAMPLING)
@@ -99,6 +104,12 @@ def render_clip(
             flow[k - 1] = motion.T.reshape(2, height, width)
         carried = scene.carry(pose, hits, k, next_pose)
     return PhantomClip(video, flow, valid, polyp, instrument, seed)
+
+
+def check_polyp_size(polyp_size: float) -> None:
+    """Raise `ValueError` for a polyp that is none, or that closes the tube."""
+    if not 0 < polyp_size <= LARGEST_POLYP:
+        raise ValueError(f"phantom: polyp_size is {polyp_size}, expected above 0, at most {LARGEST_POLYP}.")
 
 
 def choose_labels(seed: int, polyp: bool | None, instrument: bool | None) -> tuple[bool, bool]:

@@ -31,14 +31,14 @@ class Hits:
 class Scene:
     """One clip's world, drawn from generators that do not influence each other."""
 
-    def __init__(self, seed: int, *, polyp: bool, instrument: bool) -> None:
+    def __init__(self, seed: int, *, polyp: bool, instrument: bool, polyp_size: float = 1.0) -> None:
         streams = np.random.SeedSequence(seed).spawn(6)
         line, path, wall, place, forceps, look = (np.random.default_rng(s) for s in streams)
         self.line = CentreLine(line)
         self.path = Path(path)
         gap = place.uniform(0.1, 0.5)
         polyp_at = 0.9 + 9 * max(self.path.speed, 0) + gap if polyp else None
-        self.wall = Wall(wall, polyp_at)
+        self.wall = Wall(wall, polyp_at, polyp_size)
         self.forceps = Forceps(forceps) if instrument else None
         self.light = look.uniform(-0.09, 0.09, 3) * [1, 1, 0]
         self.exposure = look.uniform(2.1, 2.7)

@@ -24,21 +24,22 @@ class Wall:
     Args:
         rng: source of everything that varies between clips.
         polyp_at: where along the tube a polyp sits, or None.
+        polyp_size: how wide it is, times the usual; it grows wider sooner than tall.
     """
 
-    def __init__(self, rng: np.random.Generator, polyp_at: float | None) -> None:
+    def __init__(self, rng: np.random.Generator, polyp_at: float | None, polyp_size: float = 1.0) -> None:
         haustra = _folds(rng)
         bulges = 0.07 * smooth_noise(rng, 10, 5)
         polyp_angle = rng.uniform(0, 2 * np.pi)
-        polyp_size, polyp_height = rng.uniform(0.34, 0.48), rng.uniform(0.3, 0.42)
+        across, height = polyp_size * rng.uniform(0.34, 0.48), polyp_size**0.3 * rng.uniform(0.3, 0.42)
         dome = np.zeros((ROWS, COLUMNS), np.float32)
         if polyp_at is not None:
             near = _distance(polyp_at, polyp_angle)
             haustra = haustra * (1 - 0.85 * np.exp(-((near / 1.0) ** 2)))
             in_front = _distance(polyp_at - 0.8, polyp_angle)
             haustra = haustra * (1 - 0.75 * np.exp(-((in_front / 0.8) ** 2)))
-            dome = np.clip(1 - (near / polyp_size) ** 2, 0, None) ** 0.65
-        radius = 1 + bulges - haustra - polyp_height * dome
+            dome = np.clip(1 - (near / across) ** 2, 0, None) ** 0.65
+        radius = 1 + bulges - haustra - height * dome
         radius = cv2.GaussianBlur(_pad(radius, 8), (0, 0), 0.023 * TEXELS)[8:-8, 8:-8]
         radius = NARROWEST + _soft_positive(radius - NARROWEST, 0.04)
         # What light sees is rougher than what hides: fine wet bumps bend the normal, not the silhouette.

@@ -13,10 +13,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from medsora.config_file import load_config
 from medsora.data.phantom import KINDS, clip_seed, corpus, render_clip, write_phantom
-from medsora.data.phantom.render import choose_labels
+from medsora.data.phantom.render import LARGEST_POLYP, choose_labels
 from medsora.data.phantom.scene import Scene
+from medsora.data.phantom.wall import Wall
 from medsora.data.video_io import read_frames
+from medsora.errors import BadInput
+
+CONFIG = Path(__file__).parents[3] / "configs" / "phantom.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +326,30 @@ def test_what_was_begun_may_be_done_while_it_is_looked_at(tmp_path, monkeypatch)
     write_phantom(folder, 2, 2, 16, seed=1, progress=lambda done, total: pytest.fail("rendered twice"))
 
 
-@pytest.mark.parametrize("name", ["videos", "frames", "size", "fps", "workers"])
+def test_larger_polyps_cover_more_and_change_nothing_else(tmp_path):
+    along, around = (grid.ravel() for grid in np.mgrid[3:7:0.02, -np.pi : np.pi : 0.02].astype(np.float32))
+    usual, large = (Wall(np.random.default_rng(1), 5.0, size) for size in (1.0, 1.8))
+    areas = [(wall.colour(along, around)[1] > 0).mean() for wall in (usual, large)]
+    assert areas[1] == pytest.approx(1.8**2 * areas[0], rel=0.1)
+    clips = {
+        (polyp, size): render_clip(1, 2, 32, polyp=polyp, instrument=False, polyp_size=size).video
+        for polyp in (True, False)
+        for size in (1.0, 1.8)
+    }
+    np.testing.assert_array_equal(clips[False, 1.0], clips[False, 1.8])
+    assert (clips[True, 1.0] != clips[True, 1.8]).any()
+    write_phantom(tmp_path / "usual", 1, 2, 16, seed=1)
+    done = tmp_path / "usual" / "phantom.json"
+    done.write_text(json.dumps({k: v for k, v in json.loads(done.read_text()).items() if k != "polyp_size"}))
+    write_phantom(tmp_path / "usual", 1, 2, 16, seed=1)  # as versions wrote it that knew one size alone
+    with pytest.raises(ValueError, match="polyp_size"):
+        write_phantom(tmp_path / "usual", 1, 2, 16, seed=1, polyp_size=1.5)
+    assert load_config(CONFIG, [f"phantom.polyp_size={LARGEST_POLYP}"]).phantom.polyp_size == LARGEST_POLYP
+    with pytest.raises(BadInput, match="polyp_size"):
+        load_config(CONFIG, [f"phantom.polyp_size={LARGEST_POLYP + 0.1}"])
+
+
+@pytest.mark.parametrize("name", ["videos", "frames", "size", "fps", "workers", "polyp_size"])
 def test_bad_corpus_numbers_are_refused(tmp_path, name):
     numbers = {"videos": 1, "frames": 2, "size": 16, "fps": 10, "workers": 1, name: 0}
     with pytest.raises(ValueError, match=name):
