@@ -45,6 +45,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="video k has this seed + k (default: 0)")
     add("--dtype", choices=("fp32", "bf16", "fp16"), help="of weights and activations (default: fp32)")
     add(
+        "--vae-dtype",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="of the VAE's; auto: bf16 on a GPU that has it, elsewhere as --dtype (default: auto)",
+    )
+    add(
         "--compile",
         choices=("auto", "on", "off"),
         help="auto: a CUDA graph on a GPU; on: compile the blocks too, a minute that pays for many videos, "

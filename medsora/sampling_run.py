@@ -12,11 +12,12 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
@@ -66,6 +67,7 @@ class SamplingSettings:
     seed: int = 0
     sampler: str = "ddim"
     dtype: str = "fp32"
+    vae_dtype: str = "auto"
     compile: str = "auto"
     frames: int | None = None
     format: str = "mp4"
@@ -77,7 +79,13 @@ class SamplingSettings:
     window: int | None = None
 
     def __post_init__(self) -> None:
-        choices = {"sampler": SAMPLERS, "dtype": DTYPES, "compile": COMPILE, "format": FORMATS}
+        choices = {
+            "sampler": SAMPLERS,
+            "dtype": DTYPES,
+            "vae_dtype": ("auto", *DTYPES),
+            "compile": COMPILE,
+            "format": FORMATS,
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise BadInput(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
@@ -94,6 +102,13 @@ class SamplingSettings:
             raise BadInput(f"fps must be above 0 and at most 1000, not {self.fps}.")
         check_guidance(self.guidance, self.label)
         trailing_timesteps(self.steps)
+
+    def on(self, device: torch.device) -> SamplingSettings:
+        """Return the settings with what "auto" means on `device`: on a GPU the VAE decodes in bfloat16."""
+        if self.vae_dtype != "auto":
+            return self
+        half = self.dtype == "fp32" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return replace(self, vae_dtype="bf16" if half else self.dtype)
 
     def path(self, number: int) -> Path:
         """Return where a video goes."""
@@ -124,12 +139,15 @@ def sample_videos(settings: SamplingSettings) -> list[Path]:
 
 
 def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
+    settings = settings.on(state.device)
     plan = on_main(state, lambda: _plan(settings, state.num_processes))
     mine = [plan.missing[k] for k in share_of(state, len(plan.missing))]
     if mine:
         with StopRequest() as stop:
             with building():
-                pipeline = MedSoraPipeline.from_folder(plan.model, dtype=DTYPES[settings.dtype])
+                pipeline = MedSoraPipeline.from_folder(
+                    plan.model, dtype=DTYPES[settings.dtype], vae_dtype=DTYPES[settings.vae_dtype]
+                )
             pipeline.to(state.device)
             _sample_share(settings, plan, pipeline, mine, stop, show=state.is_main_process)
     state.wait_for_everyone()
@@ -261,7 +279,10 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
         "frames": frames,
         "size": size,
         "fps": fps,
-        **{key: getattr(settings, key) for key in ("steps", "eta", "seed", "sampler", "dtype", "format")},
+        **{
+            key: getattr(settings, key)
+            for key in ("steps", "eta", "seed", "sampler", "dtype", "vae_dtype", "format")
+        },
         "label": settings.label,
         "guidance": settings.guidance if settings.label else None,
         "first_frames": None if first is None else [len(first), hashlib.sha256(first.tobytes()).hexdigest()],

@@ -113,10 +113,16 @@ class SavedPipeline(DiffusionPipeline):
         return cls.from_folder(find_in_run(run, raw=raw, checkpoint=checkpoint), dtype=dtype)
 
     @classmethod
-    def from_folder(cls, found: ModelFolder, *, dtype: torch.dtype = torch.float32) -> Self:
-        """Load what `medsora.model_folder` found."""
+    def from_folder(
+        cls,
+        found: ModelFolder,
+        *,
+        dtype: torch.dtype = torch.float32,
+        vae_dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Load what `medsora.model_folder` found; `vae_dtype` is the VAE's, `dtype` unless given."""
         denoiser = _load_part(MedSora, found.denoiser, dtype)
-        vae = _load_part(FrequencyCompensatedVAE, found.vae, dtype)
+        vae = _load_part(FrequencyCompensatedVAE, found.vae, vae_dtype or dtype)
         scheduler = _load_scheduler(found.scheduler) if found.scheduler else None
         return cls(denoiser, vae, scheduler, **found.geometry)
 

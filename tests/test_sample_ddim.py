@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import sample_ddim
 from medsora import sampling_run
@@ -86,10 +87,32 @@ def test_videos_manifest_and_sheet(sample: Callable, run: Path, tmp_path: Path) 
 
 
 def test_folders_of_frames_hold_exactly_what_the_pipeline_gives(sample: Callable, run: Path) -> None:
-    paths = sample(format="frames", fps=12)
+    paths = sample(format="frames", fps=12, vae_dtype="fp32")
     expected = MedSoraPipeline.from_run(run)(num_inference_steps=3, seeds=[7, 8]).frames
     for path, video in zip(paths, expected, strict=True):
         assert np.array_equal(read_frames(path), video)
+
+
+def test_the_vae_alone_in_bfloat16_gives_all_but_the_same(sample: Callable, tmp_path: Path) -> None:
+    exact = sample(format="frames", num_videos=1, vae_dtype="fp32")
+    half = sample(format="frames", num_videos=1, vae_dtype="bf16", out=tmp_path / "half")
+    one, other = (read_frames(paths[0]).astype(int) for paths in (exact, half))
+    assert 0 < np.abs(one - other).mean() < 1
+    manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
+    assert (manifest["settings"]["dtype"], manifest["settings"]["vae_dtype"]) == ("fp32", "bf16")
+
+
+def test_auto_is_bfloat16_for_the_vae_on_a_gpu_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = sampling_run.SamplingSettings(model="some", out=tmp_path)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for has, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
+        assert settings.on(gpu).vae_dtype == chosen
+        assert settings.on(cpu).vae_dtype == "fp32"
+        assert dataclasses.replace(settings, dtype="fp16").on(gpu).vae_dtype == "fp16"
+        assert dataclasses.replace(settings, vae_dtype="fp32").on(gpu).vae_dtype == "fp32"
 
 
 def test_raw_weights_other_lengths_and_samplers(sample: Callable, tmp_path: Path) -> None:
