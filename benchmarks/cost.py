@@ -23,7 +23,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import kept_bytes
+from kernels.bench import kept_bytes
 from medsora import PRESETS, MedSora
 from medsora.errors import BadInput, exit_with_status
 from vae import check_video_shape, frames_to_latents
@@ -121,7 +121,7 @@ def count_flops(model: MedSora, inputs: Sequence[Tensor], num_images: int) -> in
 
 def saved_bytes(model: MedSora, inputs: Sequence[Tensor], num_images: int) -> int:
     """Return the bytes of all that autograd keeps of one forward."""
-    return kept_bytes(model, lambda: _loss(model(*inputs, num_images=num_images)))
+    return kept_bytes(model.parameters(), lambda: _loss(model(*inputs, num_images=num_images)))
 
 
 def measured_memory(preset: str, frames: int, size: int, image_latents: int) -> tuple[int, int]:

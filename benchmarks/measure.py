@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 PACKAGES = ("torch", "triton", "mamba-ssm", "causal-conv1d", "diffusers")
@@ -69,22 +67,6 @@ def ratio(slow: list[float], fast: list[float], *, times: float = 1.0) -> Ratio:
     """Of two works' seconds, round by round; `times` is how much more `fast` did in a call."""
     rounds = [times * a / b for a, b in zip(slow, fast, strict=True)]
     return Ratio(statistics.median(rounds), min(rounds), max(rounds))
-
-
-def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Return the bytes of all that autograd keeps for a loss, parameters of `model` and repeats left out."""
-    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}  # holds the tensors, so that no storage's address is given away again
-
-    def keep(tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage()._cdata
-        if place not in parameters:
-            kept.setdefault(place, tensor)
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def peak_mib(work: Callable[[], object]) -> float:

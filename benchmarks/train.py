@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import RESULTS, device_name, keep, kept_bytes, median_ms, peak_mib, ratio, take_turns
+from benchmarks.measure import RESULTS, device_name, keep, median_ms, peak_mib, ratio, take_turns
 from benchmarks.reference_wiring import ReferenceWiring
 from benchmarks.wirings import CLIP, IMAGES, Wirings, build, check_same_numbers, latents, products_by
+from kernels.bench import kept_bytes
 from medsora import MedSora
 from medsora.training.freed_memory import keep_freed_memory
 
@@ -74,7 +75,7 @@ def measure(
         "ms": {name: round(median_ms(seconds), 3) for name, seconds in times.items()},
         "forward and backward": ratio(times["reference"], times["ours"]),
         "kept for the backward, MiB": {
-            name: round(kept_bytes(model, partial(loss_of, model, z, t, dtype)) / 2**20, 1)
+            name: round(kept_bytes(model.parameters(), partial(loss_of, model, z, t, dtype)) / 2**20, 1)
             for name, model in (models | plain_on_cpu).items()
         },
     }

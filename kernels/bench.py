@@ -4,18 +4,25 @@ One denoising step scans, per block, both axes of the frames in two directions a
 time. A preset's figure is its blocks times that. The floor is what no version can beat here: each input byte
 read and each output byte written once at the speed of a large copy, or the products at the speed of a large
 product, whichever takes longer; both speeds are measured first, in the same run.
+
+Sizes that take minutes here are left out, and said so; `reference`, which walks token by token, is timed once,
+at the smallest size alone. Memory is the peak of forward and backward on a GPU, and on a CPU what autograd
+keeps between them.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from kernels import backends, mamba2_scan
 
@@ -24,6 +31,8 @@ HEADS, HEADDIM, D_STATE, TAPS, SIDE = 16, 64, 128, 4, 8  # of the presets S, B a
 D_INNER = HEADS * HEADDIM
 CHANNELS = D_INNER + 2 * D_STATE
 FEATURES = D_INNER + CHANNELS + HEADS
+REFERENCE_STEPS = 48  # length x batch
+CPU_TOKENS = 2**14
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,7 +49,7 @@ def main() -> list[dict[str, object]]:
     args = _arguments()
     device = torch.device(args.device)
     dtype = DTYPES[args.dtype]
-    names = [name for name, reason in backends().items() if reason is None and name != "reference"]
+    names = [name for name, reason in backends().items() if reason is None]
     for name, reason in backends().items():
         if reason is not None:
             print(f"{name}: not here, {reason}")
@@ -51,12 +60,18 @@ def main() -> list[dict[str, object]]:
     )
     header = f"{'length':>6} {'batch':>5} {'backend':>10} {'forward':>10} {'with backward':>14} {'memory':>9}"
     print(f"{header} {'to mamba_ssm':>12} {'to floor':>8}   forward of " + ", ".join(BLOCKS) + " (ms)")
-    return [
-        row
-        for length in args.lengths
-        for batch in args.batches
-        for row in report(length, batch, names, device, dtype, speed, args.seconds)
-    ]
+    rows = []
+    for length in args.lengths:
+        for batch in args.batches:
+            if length * batch * SIDE > args.most_tokens:
+                print(
+                    f"{length:6} {batch:5} left out: {length * batch * SIDE:,} tokens are more than "
+                    f"--most-tokens {args.most_tokens:,}"
+                )
+                continue
+            timed = [name for name in names if name != "reference" or length * batch <= REFERENCE_STEPS]
+            rows += report(length, batch, timed, device, dtype, speed, args.seconds)
+    return rows
 
 
 def report(
@@ -73,16 +88,17 @@ def report(
     floor = floor_seconds(batch, length, dtype, speed)
     rows = {}
     for name in names:
+        timed = once_seconds if name == "reference" else partial(median_seconds, seconds=seconds)
         try:
-            forward = median_seconds(lambda name=name: run(scans, name, backward=False), device, seconds)
-            both = median_seconds(lambda name=name: run(scans, name, backward=True), device, seconds)
-            rows[name] = forward, both, peak_bytes(lambda name=name: run(scans, name, backward=True), device)
+            forward = timed(lambda name=name: run(scans, name, backward=False), device)
+            both = timed(lambda name=name: run(scans, name, backward=True), device)
+            rows[name] = forward, both, memory_bytes(scans, name, device)
         except torch.OutOfMemoryError:
             print(f"{length:6} {batch:5} {name:>10} does not fit into this device's memory", flush=True)
             torch.cuda.empty_cache()
     for name, (forward, both, memory) in rows.items():
         theirs = f"{rows['mamba_ssm'][0] / forward:11.2f}x" if "mamba_ssm" in rows else f"{'-':>12}"
-        size = f"{memory / 2**20:6.0f} MiB" if memory is not None else f"{'-':>9}"
+        size = f"{memory / 2**20:6.0f} MiB"
         presets = " ".join(f"{blocks * forward * 1e3:9.3f}" for blocks in BLOCKS.values())
         print(
             f"{length:6} {batch:5} {name:>10} {forward * 1e3:7.3f} ms {both * 1e3:11.3f} ms "
@@ -212,15 +228,42 @@ def _median(work: Callable[[], object], seconds: float) -> float:
     return statistics.median(durations)
 
 
-def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
-    """Memory that the work takes beyond what is held before it; None where it is not counted."""
+def once_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Duration of one call, for works that take seconds."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def memory_bytes(scans: list[tuple[dict[str, Tensor], Tensor]], backend: str, device: torch.device) -> int:
+    """Memory of forward and backward beyond inputs: the peak on a GPU, what autograd keeps on a CPU."""
     if device.type != "cuda":
-        return None
+        inputs = [tensor for given, _ in scans for tensor in given.values()]
+        return kept_bytes(inputs, lambda: run(scans, backend, backward=True))
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    work()
+    run(scans, backend, backward=True)
     return torch.cuda.max_memory_allocated() - before
+
+
+def kept_bytes(left_out: Iterable[Tensor], forward: Callable[[], object]) -> int:
+    """Return the bytes of all that autograd keeps for a backward, repeats and the tensors `left_out` not."""
+    known = {tensor.untyped_storage()._cdata for tensor in left_out}
+    kept: dict[int, Tensor] = {}  # holds the tensors, so that no storage's address is given away again
+
+    def keep(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage()._cdata
+        if place not in known:
+            kept.setdefault(place, tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def device_name(device: torch.device) -> str:
@@ -237,11 +280,19 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16" if on_gpu else "float32")
-    lengths = (48, 192, 1024, 4096) if on_gpu else (48, 192)
+    lengths, batches = (48, 192, 1024, 4096), (1, 2, 8, 32)
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths, help="steps of a spatial sequence")
-    parser.add_argument("--batches", type=int, nargs="+", default=(1, 2, 8, 32) if on_gpu else (1, 2))
+    parser.add_argument("--batches", type=int, nargs="+", default=batches)
+    parser.add_argument(
+        "--most-tokens",
+        type=int,
+        metavar="N",
+        help="larger sizes (length x batch x 8) are left out (default: on a CPU 16384, on a GPU none are)",
+    )
     parser.add_argument("--seconds", type=float, default=0.2 if on_gpu else 1.0, help="per figure")
     args = parser.parse_args()
+    if args.most_tokens is None:
+        args.most_tokens = sys.maxsize if args.device.startswith("cuda") else CPU_TOKENS
     if bad := [length for length in args.lengths if length < SIDE or length % SIDE]:
         parser.error(f"lengths must be multiples of {SIDE} (a line of tokens per frame), got {bad}")
     return args
