@@ -4,6 +4,10 @@
 it never saw. The frame must come back as well as the VAE alone returns it (within 1 dB of PSNR), and what
 follows must move as real clips do (by optical flow, OpenCV's DIS). What the VAE alone makes of the real clips
 stands beside both: more than that no model over its latents can do.
+
+Optical flow follows texture, and reads the very same motion as less where a VAE has smoothed the texture. So
+flow is measured twice: of the clips as they are, and of all of them, real ones as well, blurred by `COARSE`
+of their height. What still moves then is what both have: folds, lumen, instruments; the claim is about that.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from medsora.conditions import trained_to_begin_with  # noqa: E402
 from medsora.data.sheet import contact_sheet, save_image  # noqa: E402
 from medsora.errors import BadInput, exit_with_status  # noqa: E402
 from medsora.evaluation.claims import Claim  # noqa: E402
+from medsora.evaluation.degrade import blurred  # noqa: E402
 from medsora.evaluation.fresh_phantom import HELD_OUT_SEED, phantom_clips  # noqa: E402
 from medsora.evaluation.measuring import (  # noqa: E402
     conclude,
@@ -32,6 +37,7 @@ from medsora.evaluation.measuring import (  # noqa: E402
 from medsora.evaluation.motion import flow_magnitudes  # noqa: E402
 
 MOST_LOST_DB = 1.0
+COARSE = 1 / 20  # sigma of the blur, as a share of the height
 USUAL = (5, 95)  # percentiles of real clips' flow between which the generated ones' median must lie
 SHEET_CLIPS = 4
 
@@ -68,18 +74,18 @@ def measure(options: argparse.Namespace) -> int:
         first_frames=given,
     ).frames
     returned = through_vae(pipeline, real)
-    of = {"real": real, "through the VAE": returned, "generated": videos}
-    flows = {name: flow_magnitudes(clips) for name, clips in of.items()}
-    low, high = np.percentile(flows["real"], USUAL)
+    of = {"real": real, "real_through_the_vae": returned, "generated": videos}
+    fine = {f"flow_{name}_px": _usual(flow_magnitudes(clips)) for name, clips in of.items()}
+    coarse = {
+        f"coarse_flow_{name}_px": _usual(flow_magnitudes([blurred(clip, COARSE * size) for clip in clips]))
+        for name, clips in of.items()
+    }
+    low, _, high = coarse["coarse_flow_real_px"]
     results = {
         "psnr_of_the_vae_alone_db": psnr(through_vae(pipeline, given), given),
         "psnr_of_the_given_frames_db": psnr(videos[:, : options.given], given),
-        "flow_real_px": [float(low), float(np.median(flows["real"])), float(high)],
-        "flow_real_through_the_vae_px": np.percentile(flows["through the VAE"], (5, 50, 95)).tolist(),
-        "flow_generated_px": np.percentile(flows["generated"], (5, 50, 95)).tolist(),
-        "part_within_the_real_range": float(
-            ((flows["generated"] >= flows["real"].min()) & (flows["generated"] <= flows["real"].max())).mean()
-        ),
+        **fine,
+        **coarse,
         "videos": options.videos,
         "given": options.given,
         "steps": options.steps,
@@ -92,14 +98,20 @@ def measure(options: argparse.Namespace) -> int:
         rows.append((f"clip {k}, made from {_frames(options.given)}", videos[k]))
     save_image(options.out / "sheet.png", contact_sheet(rows, columns=9))
     lost = results["psnr_of_the_vae_alone_db"] - results["psnr_of_the_given_frames_db"]
-    median = results["flow_generated_px"][1]
+    median = results["coarse_flow_generated_px"][1]
     claims = (
         Claim(f"given frames come back {lost:.2f} dB below the VAE alone, at most 1", lost <= MOST_LOST_DB),
         Claim(
-            f"median flow {median:.2f} px lies in real clips' {low:.2f} to {high:.2f}", low <= median <= high
+            f"median coarse flow {median:.2f} px lies in real clips' {low:.2f} to {high:.2f}",
+            low <= median <= high,
         ),
     )
     return conclude(options.out, results, claims)
+
+
+def _usual(flows: np.ndarray) -> list[float]:
+    low, high = USUAL
+    return np.percentile(flows, (low, 50, high)).tolist()
 
 
 def _frames(given: int) -> str:

@@ -15,8 +15,10 @@ from medsora.data.phantom import render_clip
 from medsora.errors import BadInput
 from medsora.evaluation import first_frame, labels, seams
 from medsora.evaluation.claims import Claim
+from medsora.evaluation.degrade import blurred
 from medsora.evaluation.judge import judged, train_judge
 from medsora.evaluation.measuring import conclude
+from medsora.evaluation.motion import flow_magnitudes
 from medsora.pipeline import MedSoraPipeline
 from tests.medsora.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_pipeline, tiny_vae
 
@@ -84,6 +86,17 @@ def test_first_frames_from_end_to_end(model: Path, tmp_path: Path, capsys: pytes
     assert "given frames come back" in capsys.readouterr().out
     with pytest.raises(BadInput, match="trained to begin with 1 "):
         first_frame.measure(options(model, tmp_path, videos=2, given=9))
+
+
+def test_coarse_flow_hardly_depends_on_how_sharp_a_clip_is() -> None:
+    clips = [render_clip(seed, 9, 64).video for seed in range(2)]
+    soft = [blurred(clip, 2.0) for clip in clips]
+    coarse = [blurred(clip, 64 * first_frame.COARSE) for clip in clips]
+    coarse_soft = [blurred(clip, 64 * first_frame.COARSE) for clip in soft]
+    fine_ratio = flow_magnitudes(soft).sum() / flow_magnitudes(clips).sum()
+    coarse_ratio = flow_magnitudes(coarse_soft).sum() / flow_magnitudes(coarse).sum()
+    assert coarse_ratio == pytest.approx(1, abs=0.05)
+    assert abs(coarse_ratio - 1) < abs(fine_ratio - 1)
 
 
 @pytest.mark.parametrize(("outcomes", "status"), [((True, True), 0), ((True, False), 1)])
