@@ -51,9 +51,10 @@ def counted(preset: str) -> float:
 @torch.no_grad()
 def timed(preset: str, device: torch.device) -> float:
     """Growth of a step's time over that of the frames, at a batch that fills the device."""
-    model = MedSora.from_preset(preset).to(device).eval()
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    model = MedSora.from_preset(preset).to(device, dtype).eval()
     prepared = PreparedDenoiser(model, (500,))
-    works = {str(n): partial(prepared, *latents(8, n, device, torch.float32)) for n in (SHORT, LONG)}
+    works = {str(n): partial(prepared, *latents(8, n, device, dtype)) for n in (SHORT, LONG)}
     times = take_turns(works, 10, device)
     return median_ms(times[str(LONG)]) / median_ms(times[str(SHORT)]) / (LONG / SHORT)
 

@@ -141,8 +141,7 @@ def _commit() -> str:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + (
-            " changed" if git("status", "--porcelain", "-uno") else ""
-        )
+        changed = git("status", "--porcelain", "-uno", "--", ":/", f":(exclude){RESULTS.name}")
+        return git("rev-parse", "--short=12", "HEAD") + (" changed" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

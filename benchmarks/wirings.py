@@ -89,7 +89,9 @@ def check_same_numbers(wirings: Wirings, device: torch.device, dtype: torch.dtyp
     if actual.shape != expected.shape:
         raise RuntimeError("the two wirings give different shapes")
     error = float((actual - expected).abs().max() / expected.abs().max())
-    if not error < (1e-3 if dtype == torch.float32 else 0.1):
+    # Other people's kernels on a GPU multiply float32 in TF32, whose products have ten bits.
+    most = 0.1 if dtype != torch.float32 else 1e-3 if device.type == "cpu" else 2e-2
+    if not error < most:
         raise RuntimeError(f"the two wirings differ by {error:.1e}: their times do not compare")
     return error
 

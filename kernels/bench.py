@@ -16,7 +16,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,10 +44,18 @@ class Speed:
     operations_per_second: float
 
 
-def main() -> list[dict[str, object]]:
-    """Print the table for the sizes asked for, and return its rows."""
+def main() -> None:
+    """Print the table for the sizes asked for."""
+    for _ in rows():
+        pass
+
+
+def rows() -> Iterator[dict[str, object]]:
+    """Print the table for the sizes asked for; yield each row, once its size is done."""
     args = _arguments()
     device = torch.device(args.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dtype = DTYPES[args.dtype]
     names = [name for name, reason in backends().items() if reason is None]
     for name, reason in backends().items():
@@ -60,7 +68,6 @@ def main() -> list[dict[str, object]]:
     )
     header = f"{'length':>6} {'batch':>5} {'backend':>10} {'forward':>10} {'with backward':>14} {'memory':>9}"
     print(f"{header} {'to mamba_ssm':>12} {'to floor':>8}   forward of " + ", ".join(BLOCKS) + " (ms)")
-    rows = []
     for length in args.lengths:
         for batch in args.batches:
             if length * batch * SIDE > args.most_tokens:
@@ -70,8 +77,8 @@ def main() -> list[dict[str, object]]:
                 )
                 continue
             timed = [name for name in names if name != "reference" or length * batch <= REFERENCE_STEPS]
-            rows += report(length, batch, timed, device, dtype, speed, args.seconds)
-    return rows
+            yield from report(length, batch, timed, device, dtype, speed, args.seconds)
+    print(f"reference: left out where length x batch is more than {REFERENCE_STEPS}")
 
 
 def report(
@@ -93,9 +100,11 @@ def report(
             forward = timed(lambda name=name: run(scans, name, backward=False), device)
             both = timed(lambda name=name: run(scans, name, backward=True), device)
             rows[name] = forward, both, memory_bytes(scans, name, device)
-        except torch.OutOfMemoryError:
-            print(f"{length:6} {batch:5} {name:>10} does not fit into this device's memory", flush=True)
-            torch.cuda.empty_cache()
+        except Exception as error:  # one backend's failure, of whatever kind, costs no other its figures
+            reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+            print(f"{length:6} {batch:5} {name:>10} failed: {reason}", flush=True)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
     for name, (forward, both, memory) in rows.items():
         theirs = f"{rows['mamba_ssm'][0] / forward:11.2f}x" if "mamba_ssm" in rows else f"{'-':>12}"
         size = f"{memory / 2**20:6.0f} MiB"
@@ -241,7 +250,7 @@ def once_seconds(work: Callable[[], object], device: torch.device) -> float:
 def memory_bytes(scans: list[tuple[dict[str, Tensor], Tensor]], backend: str, device: torch.device) -> int:
     """Memory of forward and backward beyond inputs: the peak on a GPU, what autograd keeps on a CPU."""
     if device.type != "cuda":
-        inputs = [tensor for given, _ in scans for tensor in given.values()]
+        inputs = [tensor for given, orders in scans for tensor in (*given.values(), orders)]
         return kept_bytes(inputs, lambda: run(scans, backend, backward=True))
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from kernels.triton_ops import (
     PRECISION,
+    SIZES,
     convolve,
     convolve_BC,
     decay_between,
@@ -21,7 +22,7 @@ from kernels.triton_ops import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def norm_backward(
     zxbcdt,
     y,  # (axes*WAYS, rows, DI): read as y, overwritten with its gradient
@@ -71,7 +72,7 @@ def norm_backward(
     tl.store(grad_weight + program * DI + d, weight_sum, mask=d < DI)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def scan_backward(
     zxbcdt,
     walks,
@@ -271,7 +272,7 @@ def scan_backward(
             tl.store(target + D_STATE, grad_C.to(grad_conv.dtype.element_ty), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def conv_backward(
     zxbcdt,
     walks,

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from kernels.triton_ops import (
     PRECISION,
+    SIZES,
     convolve,
     convolve_BC,
     decay_between,
@@ -21,7 +22,7 @@ from kernels.triton_ops import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def scan_forward(
     zxbcdt,  # (batch, tokens, 2*DI + 2*D_STATE + HEADS), any strides but 1 along the last
     walks,  # (ways, sequences, steps) int32 token numbers
@@ -137,7 +138,7 @@ def scan_forward(
             )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def norm_forward(
     zxbcdt,
     y,  # (axes*WAYS, rows, DI), rows = batch*tokens

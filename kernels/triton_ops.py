@@ -11,6 +11,19 @@ import triton.language as tl
 # cores and makes so much code of these tiles that compiling takes minutes and registers spill.
 PRECISION = tl.constexpr("tf32x3")
 
+# Sizes that differ from batch to batch and from clip to clip: no kernel is compiled for one of them alone.
+SIZES = (
+    "batches",
+    "sequences",
+    "steps",
+    "tiles",
+    "chunks",
+    "token_count",
+    "rows",
+    "rows_per_program",
+    "blocks_per_program",
+)
+
 
 @triton.jit
 def sigmoid(x):

@@ -15,8 +15,8 @@ import triton
 from torch import Tensor
 
 from kernels import triton_backward, triton_forward
+from kernels.triton_backend import LONGEST_TILE, chunked_tile
 
-LONGEST_TILE = 64  # steps
 PROGRAMS_PER_PROCESSOR = 2  # fewer heads per program where there would be less than that to do
 MOST_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients
 
@@ -91,7 +91,10 @@ def plan(zxbcdt: Tensor, conv_weight: Tensor, D: Tensor, norm_weight: Tensor, or
     """Cut a scan along orders (axes, k, S, l) into programs."""
     axes, ways, sequences, steps = orders.shape
     heads, d_inner = D.shape[0], norm_weight.shape[0]
-    tile = LONGEST_TILE // 2 if steps <= LONGEST_TILE // 2 else LONGEST_TILE
+    if steps > LONGEST_TILE:
+        tile = chunked_tile(zxbcdt.dtype)
+    else:
+        tile = LONGEST_TILE // 2 if steps <= LONGEST_TILE // 2 else LONGEST_TILE
     packed = max(1, tile // steps)
     chunks = -(-steps // tile)
     heads_at_once = 1

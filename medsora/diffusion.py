@@ -338,8 +338,10 @@ def _timesteps(t: int, z: Tensor, given: Tensor | None) -> Tensor:
 
 def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Return standard normal noise of z's shape: sample k from generator k, in float32 on the CPU."""
-    drawn = [torch.randn(z.shape[1:], generator=generator) for generator in generators]
-    return torch.stack(drawn).to(z)
+    drawn = torch.stack([torch.randn(z.shape[1:], generator=generator) for generator in generators])
+    if z.is_cuda:  # from pinned memory, so that the host need not wait
+        drawn = drawn.pin_memory()
+    return drawn.to(z, non_blocking=True)
 
 
 def _check_eta(

@@ -197,8 +197,8 @@ class MedSoraPipeline(SavedPipeline):
         self, timesteps: list[int], images: int, compile: str, labels: list[int]
     ) -> PreparedDenoiser:
         """The denoiser made ready for timesteps and labels; the last one again if nothing has changed."""
-        if compile == "on":
-            compile_blocks(self.denoiser)
+        if compile == "on" and compile_blocks(self.denoiser):
+            self._prepared = None  # what it recorded is of the blocks as they were
         asked = (timesteps, images, compile != "off", labels)
         if self._prepared is None or not self._prepared.fits(self.denoiser, *asked):
             self._prepared = PreparedDenoiser(

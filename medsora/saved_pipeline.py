@@ -90,12 +90,20 @@ class SavedPipeline(DiffusionPipeline):
                 path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        vae_dtype: torch.dtype | None = None,
+    ) -> Self:
         """Load a folder that `save_pretrained` wrote, or a hub name, strictly; weights are cast to `dtype`.
+
+        `vae_dtype` is the VAE's, `dtype` unless given: bfloat16 decodes faster on a GPU.
 
         Raises `BadInput`, naming the file, if one is missing, damaged or belongs to another model.
         """
-        return cls.from_folder(find_pipeline(path), dtype=dtype)
+        return cls.from_folder(find_pipeline(path), dtype=dtype, vae_dtype=vae_dtype)
 
     @classmethod
     def from_run(
@@ -105,12 +113,14 @@ class SavedPipeline(DiffusionPipeline):
         raw: bool = False,
         checkpoint: str | int | None = None,
         dtype: torch.dtype = torch.float32,
+        vae_dtype: torch.dtype | None = None,
     ) -> Self:
         """Load a run folder's newest whole checkpoint, or the named one: EMA weights, or the raw ones.
 
         Raises `BadInput` as `find_in_run` and `from_pretrained` do.
         """
-        return cls.from_folder(find_in_run(run, raw=raw, checkpoint=checkpoint), dtype=dtype)
+        found = find_in_run(run, raw=raw, checkpoint=checkpoint)
+        return cls.from_folder(found, dtype=dtype, vae_dtype=vae_dtype)
 
     @classmethod
     def from_folder(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def spiral_order(rows: int, cols: int, variant: int) -> Tensor:
     return torch.cat(edges)
 
 
-@lru_cache(maxsize=256)
+@cache
 @torch.inference_mode(False)
 def spatial_walks(
     frames: int, rows: int, cols: int, variant: int, together: bool, device: torch.device
@@ -75,7 +75,7 @@ def spatial_walks(
     return tuple(table.int().contiguous().to(device) for table in tables)
 
 
-@lru_cache(maxsize=256)
+@cache
 @torch.inference_mode(False)
 def temporal_walks(frames: int, tokens: int, together: bool, device: torch.device) -> Tensor:
     """Each token position along the frames (Eq. 10), as orders (1, 1, sequences, steps) of `mamba2_scan`.

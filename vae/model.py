@@ -269,5 +269,14 @@ def _sample(
 ) -> Tensor:
     if noise is None:
         generator = list(generator) if isinstance(generator, Sequence) else generator
-        noise = randn_tensor(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        on_host = generator is not None and _place_of(generator) == "cpu"
+        place = torch.device("cpu") if on_host else mean.device
+        noise = randn_tensor(mean.shape, generator=generator, device=place, dtype=mean.dtype)
+        if on_host and mean.is_cuda:  # from pinned memory, so that the host need not wait
+            noise = noise.pin_memory().to(mean.device, non_blocking=True)
     return mean + torch.exp(0.5 * logvar) * noise
+
+
+def _place_of(generator: Generators) -> str:
+    first = generator[0] if isinstance(generator, list) else generator
+    return first.device.type

@@ -9,7 +9,7 @@ padding leak in. Long frames go through it in tiles.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ ROTARY_BASE = 10_000
 TILE = 64  # frames of more than two tiles are cut, so that cost grows with l instead of l²
 
 
-@lru_cache(maxsize=64)
+@cache
 @torch.inference_mode(False)
 def window_mask(length: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Eq. 6 as a term of the scores, (length, length): 0 where |i - j| <= window, else minus infinity."""
@@ -30,7 +30,7 @@ def window_mask(length: int, window: int, device: torch.device, dtype: torch.dty
     return torch.zeros(length, length).masked_fill(outside, -torch.inf).to(device, dtype)
 
 
-@lru_cache(maxsize=64)
+@cache
 @torch.inference_mode(False)
 def tiled_mask(length: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Eq. 6 for tiles of queries and the keys from `window` before a tile to `window` after it,
@@ -44,7 +44,7 @@ def tiled_mask(length: int, window: int, device: torch.device, dtype: torch.dtyp
     return torch.zeros(seen.shape).masked_fill(~seen, -torch.inf).to(device, dtype)
 
 
-@lru_cache(maxsize=64)
+@cache
 @torch.inference_mode(False)
 def rotary_tables(length: int, features: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines for q (index 0) and k (index 1), each (2, 1, 1, length, features) in float32.

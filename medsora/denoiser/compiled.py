@@ -14,8 +14,8 @@ from medsora.errors import BadInput
 COMPILE = ("auto", "on", "off")
 
 
-def compile_blocks(model: MedSora) -> None:
-    """Compile every block at its next call, in place; once is enough.
+def compile_blocks(model: MedSora) -> bool:
+    """Compile every block at its next call, in place; once is enough. Return whether one was not yet.
 
     Raises:
         BadInput: on a CPU without a C++ compiler.
@@ -24,9 +24,10 @@ def compile_blocks(model: MedSora) -> None:
         raise BadInput(
             "compiling for a CPU needs a C++ compiler and none was found: install g++, or leave compile off."
         )
-    for block in model.blocks:
-        if block._compiled_call_impl is None:
-            block.compile(dynamic=False)
+    plain = [block for block in model.blocks if block._compiled_call_impl is None]
+    for block in plain:
+        block.compile(dynamic=False)
+    return bool(plain)
 
 
 def _has_compiler() -> bool:

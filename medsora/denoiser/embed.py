@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ def sinusoids(positions: Tensor, features: int) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
-@lru_cache(maxsize=64)
+@cache
 @torch.inference_mode(False)
 def position_table(rows: int, cols: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The fixed 2-D sine-cosine embedding, `(rows * cols, width)`: half the features name the row, half the

@@ -23,7 +23,11 @@ WARM_UPS = 3  # calls before recording: kernels are chosen, compiled and tuned i
 
 @dataclass
 class _Recording:
-    """A CUDA graph, and the buffers that it reads and writes."""
+    """A CUDA graph, and the buffers that it reads and writes.
+
+    It holds bare addresses: spirals, masks and position tables, which the model keeps by shape, are never
+    dropped for its sake.
+    """
 
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
@@ -67,6 +71,7 @@ class PreparedDenoiser:
             table = model.modulation(t)
         # One row per timestep, or one per timestep and label: (T·labels, 9·d).
         self._table = Modulation([block.flatten(0, 1) for block in table.blocks], table.final.flatten(0, 1))
+        self._cannot_record = False
         self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}
 
     def fits(
@@ -90,7 +95,7 @@ class PreparedDenoiser:
     def __call__(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return ε; nothing waits for the device."""
         inputs = (z, t) if labels is None else (z, t, labels)
-        if not self.record:
+        if not self.record or self._cannot_record:
             return self._denoise(*inputs)
         recording = self._recordings.get(_shapes(inputs)) or self._record(*inputs)
         if recording is None:
@@ -124,7 +129,7 @@ class PreparedDenoiser:
                     eps = self._denoise(*inputs)
             except RuntimeError as error:
                 log.warning("sampling without a CUDA graph: %s", str(error).splitlines()[0])
-                self.record = False
+                self._cannot_record = True
                 return None
         self._recordings[_shapes(inputs)] = _Recording(graph, inputs, eps)
         return self._recordings[_shapes(inputs)]

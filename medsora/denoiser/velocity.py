@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def noise_from_velocity(velocity: Tensor, z: Tensor, t: Tensor) -> Tensor:
     return torch.addcmul(noise * z.to(exact), signal, velocity.to(exact))
 
 
-@lru_cache(maxsize=16)
+@cache
 @torch.inference_mode(False)
 def _shares(device: torch.device) -> tuple[Tensor, Tensor]:
     """√ᾱ and √(1 - ᾱ) of every timestep, on `device`."""

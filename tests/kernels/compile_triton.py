@@ -14,13 +14,16 @@ import re
 import subprocess
 import tempfile
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import triton_backward, triton_forward
+from kernels.triton_backend import LONGEST_TILE, chunked_tile, shared_bytes
 
 HOPPER = GPUTarget("cuda", 90, 32)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FLOAT32 = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight", "states")
 FLOAT32_SUMS = ("grad_dt", "grad_heads", "grad_weight", "grad_taps")
 TABLES = ("walks", "places")
@@ -85,7 +88,8 @@ def main() -> None:
     parser.add_argument("--heads-at-once", type=int, default=1)
     parser.add_argument("--tile", type=int, default=32)
     parser.add_argument("--warps", type=int, default=4)
-    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16")
+    parser.add_argument("--chunked", action="store_true", help="the kernels of long sequences alone")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
     args = parser.parse_args()
 
     d_inner, block_n = args.heads * args.headdim, triton.next_power_of_2(args.d_state)
@@ -100,7 +104,7 @@ def main() -> None:
         "HEADS_AT_ONCE": args.heads_at_once,
     }
     one_tile = scan | {"CHUNKED": False, "SLICE": min(64, block_n)}
-    many_chunks = scan | {"CHUNKED": True, "SLICE": block_n}
+    many_chunks = scan | {"CHUNKED": True, "SLICE": block_n, "Q": chunked_tile(DTYPES[args.dtype])}
     norm = {"DI": d_inner, "BLOCK_D": triton.next_power_of_2(d_inner), "WAYS": 2}
     conv = {"DI": d_inner, "D_STATE": args.d_state, "WIDTH": 4, "TAP_ROWS": 8, "BLOCK_T": 32}
     kernels = [
@@ -116,7 +120,13 @@ def main() -> None:
         ),
     ]
     for kernel, constants in kernels:
-        print(json.dumps(compile_kernel(kernel, args.dtype, constants, args.warps)), flush=True)
+        chunked = constants.get("CHUNKED", False)
+        if args.chunked and not chunked:
+            continue
+        steps = (LONGEST_TILE + 1) if chunked else args.tile
+        bound = shared_bytes(DTYPES[args.dtype], args.headdim, args.d_state, steps, HOPPER.arch // 10)
+        line = compile_kernel(kernel, args.dtype, constants, 8 if chunked else args.warps)
+        print(json.dumps(line | {"shared_bound": bound}), flush=True)
 
 
 if __name__ == "__main__":

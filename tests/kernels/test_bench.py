@@ -17,7 +17,7 @@ def test_prints_every_usable_backend(
     monkeypatch.setattr(
         bench, "backends", lambda: backends() | {"triton": "left out", "mamba_ssm": "left out"}
     )
-    rows = bench.main()
+    rows = list(bench.rows())
     printed = capsys.readouterr().out
     assert "triton: not here, left out" in printed
     assert {row["backend"] for row in rows} == {"reference", "torch"}
@@ -35,7 +35,7 @@ def test_sizes_that_take_minutes_are_left_out_and_said_so(
     argv = ["bench", "--device", "cpu", "--dtype", "float32", "--lengths", "8", "16", "--batches", "1", "2"]
     monkeypatch.setattr("sys.argv", [*argv, "--seconds", "0.01", "--most-tokens", "128"])
     monkeypatch.setattr(bench, "REFERENCE_STEPS", 8)
-    rows = bench.main()
+    rows = list(bench.rows())
     sizes = [(row["length"], row["batch"]) for row in rows if row["backend"] == "torch"]
     assert sizes == [(8, 1), (8, 2), (16, 1)]
     assert [row["length"] * row["batch"] for row in rows if row["backend"] == "reference"] == [8]

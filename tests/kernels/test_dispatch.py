@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
 
-from kernels import backends, dispatch, mamba2_scan
+from kernels import backends, dispatch, mamba2_scan, triton_backend
 from tests.kernels.scan_inputs import random_inputs
 
 
@@ -40,6 +41,56 @@ def test_a_backend_asked_for_by_name_never_falls_back() -> None:
         pytest.skip("a GPU is at hand: mamba_ssm may be usable")
     with pytest.raises(ValueError, match="'mamba_ssm' cannot serve here: "):
         mamba2_scan(**random_inputs(4), backend="mamba_ssm")
+
+
+class Gpu(NamedTuple):
+    major: int
+    shared_memory_per_block_optin: int
+
+
+@pytest.mark.parametrize(
+    ("gpu", "steps", "dtype", "headdim", "d_state", "serves"),
+    [
+        (Gpu(9, 232_448), 300, torch.float32, 64, 128, True),
+        (Gpu(8, 166_912), 300, torch.float32, 64, 128, True),
+        (Gpu(8, 101_376), 300, torch.float32, 64, 128, False),
+        (Gpu(8, 101_376), 300, torch.bfloat16, 64, 128, True),
+        (Gpu(8, 101_376), 64, torch.float32, 64, 128, True),
+        (Gpu(9, 232_448), 300, torch.float32, 128, 256, False),
+        (Gpu(9, 232_448), 300, torch.bfloat16, 128, 256, True),
+    ],
+)
+def test_long_sequences_go_elsewhere_where_shared_memory_does_not_suffice(
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: Gpu,
+    steps: int,
+    dtype: torch.dtype,
+    headdim: int,
+    d_state: int,
+    serves: bool,
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: gpu)
+    reason = triton_backend.declines("cuda", dtype, headdim, d_state, steps)
+    assert (reason is None) == serves
+    assert serves or f"this GPU has {gpu.shared_memory_per_block_optin:,}" in reason
+
+
+def test_triton_without_a_compiler_declines_and_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+
+    class NoCompiler:
+        @property
+        def active(self) -> None:
+            raise RuntimeError("Failed to find C compiler.\nMore.")
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr("triton.runtime.driver", NoCompiler())
+    reason = triton_backend.unusable.__wrapped__()
+    assert "Failed to find C compiler." in reason
+    assert "needs a C compiler and Python's headers" in reason
 
 
 def test_unknown_backend() -> None:

@@ -15,6 +15,8 @@ import torch
 from tests.kernels.run_triton import CASES
 from tests.patience import PATIENCE_S
 
+HOPPER_SHARED_BYTES = 227 * 1024
+
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -34,13 +36,14 @@ def test_kernels_equal_the_recurrence_with_every_gradient() -> None:
     torch.cuda.is_available(), reason="with a GPU at hand the kernels are run, not only compiled"
 )
 @pytest.mark.parametrize(
-    "sizes",
+    ("sizes", "kernels"),
     [
-        [],
-        ["--headdim", "64", "--d-state", "128", "--heads", "16", "--tile", "64"],  # of the presets S, B and L
+        ([], 7),
+        (["--headdim", "64", "--d-state", "128", "--heads", "16", "--tile", "64"], 7),  # of S, B and L
+        (["--headdim", "64", "--d-state", "128", "--heads", "16", "--dtype", "fp32", "--chunked"], 2),
     ],
 )
-def test_kernels_compile_for_hopper(tmp_path: Path, sizes: list[str]) -> None:
+def test_kernels_compile_for_hopper(tmp_path: Path, sizes: list[str], kernels: int) -> None:
     """The interpreter takes Python that the compiler refuses, so what it ran is compiled as well."""
     run = subprocess.run(
         [sys.executable, "-m", "tests.kernels.compile_triton", *sizes],
@@ -50,5 +53,6 @@ def test_kernels_compile_for_hopper(tmp_path: Path, sizes: list[str]) -> None:
     )
     assert run.returncode == 0, run.stderr[-3000:]
     compiled = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-    assert len(compiled) == 7
+    assert len(compiled) == kernels
     assert all(line["cubin_bytes"] > 1000 for line in compiled)
+    assert all(line["shared_bytes"] <= line["shared_bound"] <= HOPPER_SHARED_BYTES for line in compiled)
