@@ -79,12 +79,13 @@ def shared_bytes(dtype: torch.dtype, headdim: int, d_state: int, steps: int, cap
     major one: on Hopper, 9, products of half precision leave more in registers.
     """
     channels = max(headdim, 64)
+    least = 1024 * channels
     if steps <= LONGEST_TILE:
-        return 1024 * channels
+        return least
     states = 1 << (max(d_state, 16) - 1).bit_length()
     if dtype == torch.float32:
-        return states * (256 + 8 * channels) + 2 * channels**2
-    return states * (768 if capability == 9 else 256 + 8 * channels)
+        return max(least, states * (256 + 8 * channels) + 2 * channels**2)
+    return max(least, states * (768 if capability == 9 else 256 + 8 * channels))
 
 
 def chunked_tile(dtype: torch.dtype) -> int:
