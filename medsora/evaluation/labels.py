@@ -74,7 +74,7 @@ def main() -> None:
         model_required=False,
     )
     add = parser.add_argument
-    add("--guidance", type=float, default=2.0, metavar="G", help="(default: %(default)s)")
+    add("--guidance", type=float, default=3.0, metavar="G", help="(default: %(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="video k has the seed S + k (default: %(default)s)")
     add("--training-clips", type=int, default=900, metavar="N", help="for the judge (default: %(default)s)")
     add("--held-out-clips", type=int, default=300, metavar="N", help="for the judge (default: %(default)s)")
