@@ -65,7 +65,7 @@ def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
 
 
 def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    judge = {"training_clips": 6, "held_out_clips": 6, "epochs": 1}
+    judge = {"training_clips": 6, "held_out_clips": 6, "epochs": 1, "polyp_size": None}
     status = labels.measure(options(model, tmp_path, videos=3, guidance=2.0, seed=0, **judge))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["videos"] == 3
