@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -41,6 +42,8 @@ class PriorCache:
             "grid": list(grid),
             "width": width,
         }
+        if config.flow.estimator == "dis":
+            depends_on["opencv"] = cv2.__version__  # whose flow it is
         if clips.with_flow:
             depends_on["flow"] = flow_digest(clips)
         self.store = TensorStore(Path(config.cache.dir), "prior", depends_on)

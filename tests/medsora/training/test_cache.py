@@ -78,7 +78,10 @@ def test_prior_features_of_other_weights_sizes_or_code_lie_elsewhere(
     keys.add(key())
     monkeypatch.setattr(prior_cache, "CODE_VERSION", prior_cache.CODE_VERSION + 1)
     keys.add(key())
-    assert len(keys) == 5
+    assert config.flow.estimator == "dis"
+    monkeypatch.setattr(prior_cache.cv2, "__version__", "another")
+    keys.add(key())
+    assert len(keys) == 6
 
 
 def test_processes_share_the_prior_features_and_none_is_computed_twice(tmp_path: Path, clips: Path) -> None:
