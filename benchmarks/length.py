@@ -15,6 +15,7 @@ import torch
 from medsora import PRESETS, MedSora
 from medsora.denoiser.prepared import PreparedDenoiser
 from medsora.errors import exit_with_status
+from medsora.training.freed_memory import keep_freed_memory
 from vae import check_video_shape, frames_to_latents
 from vae.shapes import PIXELS_PER_LATENT
 
@@ -32,6 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     for frames in options.frames:
         check_video_shape(frames, options.size, options.size)
+    keep_freed_memory()
     seconds = step_seconds(options.preset, options.frames, options.size, options.rounds)
     least = min(options.frames)
     for frames in options.frames:

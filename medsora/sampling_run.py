@@ -41,6 +41,7 @@ from medsora.pipeline import DTYPES, MedSoraPipeline
 from medsora.progress_bar import progress_bar
 from medsora.synthetic import synthetic_tags
 from medsora.training.checkpoint import library_versions
+from medsora.training.freed_memory import keep_freed_memory
 from medsora.training.interruption import StopRequest
 from medsora.training.processes import on_main, share_of, working_together
 from vae import check_video_shape
@@ -140,6 +141,7 @@ def sample_videos(settings: SamplingSettings) -> list[Path]:
 
 def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
     settings = settings.on(state.device)
+    keep_freed_memory()
     plan = on_main(state, lambda: _plan(settings, state.num_processes))
     mine = [plan.missing[k] for k in share_of(state, len(plan.missing))]
     if mine:

@@ -16,6 +16,7 @@ from medsora.errors import building
 from medsora.evaluation.claims import Claim
 from medsora.model_folder import find_model
 from medsora.pipeline import MedSoraPipeline
+from medsora.training.freed_memory import keep_freed_memory
 
 STATUSES = "exit status: 0 all claims hold; 1 one does not; 2 bad input, with one sentence; 75 interrupted"
 CLIPS_AT_ONCE = 8  # through the VAE
@@ -39,6 +40,7 @@ def measuring_parser(
 
 def load_measured(model: str) -> MedSoraPipeline:
     """Return the pipeline of a run or folder, on the GPU if there is one; raises `BadInput`."""
+    keep_freed_memory()
     with building():
         pipeline = MedSoraPipeline.from_folder(find_model(model))
     return pipeline.to("cuda") if torch.cuda.is_available() else pipeline
