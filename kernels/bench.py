@@ -93,7 +93,7 @@ def report(
     """Print and return a row per backend: milliseconds of one block's scans, and their ratios."""
     scans = block_scans(batch, length // SIDE, device, dtype)
     floor = floor_seconds(batch, length, dtype, speed)
-    rows = {}
+    rows, failed = {}, []
     for name in names:
         timed = once_seconds if name == "reference" else partial(median_seconds, seconds=seconds)
         try:
@@ -103,6 +103,7 @@ def report(
         except Exception as error:  # one backend's failure, of whatever kind, costs no other its figures
             reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
             print(f"{length:6} {batch:5} {name:>10} failed: {reason}", flush=True)
+            failed.append({"length": length, "batch": batch, "backend": name, "failed": reason})
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     for name, (forward, both, memory) in rows.items():
@@ -126,7 +127,7 @@ def report(
             "times the floor": round(forward / floor, 3),
         }
         for name, (forward, both, memory) in rows.items()
-    ]
+    ] + failed
 
 
 def block_scans(

@@ -341,7 +341,7 @@ def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     drawn = torch.stack([torch.randn(z.shape[1:], generator=generator) for generator in generators])
     if z.is_cuda:  # from pinned memory, so that the host need not wait
         drawn = drawn.pin_memory()
-    return drawn.to(z, non_blocking=True)
+    return drawn.to(z, non_blocking=z.is_cuda)
 
 
 def _check_eta(

@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace) -> int:
             raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to measure.")
         frames, (size, _) = pipeline.config.frames, pipeline.config.size
     device = pipeline.denoiser.device if pipeline else "cpu"
-    polyps = options.polyp_size or _trained_polyp_size(options.model)
+    polyps = _trained_polyp_size(options.model) if options.polyp_size is None else options.polyp_size
 
     kind = (frames, size)
     clips, numbers, names = phantom_clips(options.cache, options.training_clips, *kind, TRAINING_SEED, polyps)

@@ -42,6 +42,23 @@ def test_sizes_that_take_minutes_are_left_out_and_said_so(
     assert "256 tokens are more than --most-tokens 128" in capsys.readouterr().out
 
 
+def test_a_backend_that_fails_costs_no_other_its_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(scans: object, backend: str, *, backward: bool) -> None:
+        if backend == "broken":
+            raise ValueError("out of something\nmore")
+
+    monkeypatch.setattr(bench, "run", run)
+    speed = bench.Speed(1e9, 1e9)
+    *rows, failed = bench.report(
+        8, 1, ["broken", "torch"], torch.device("cpu"), torch.float32, speed, seconds=0.001
+    )
+    assert [row["backend"] for row in rows] == ["torch"]
+    assert failed == {"length": 8, "batch": 1, "backend": "broken", "failed": "out of something"}
+    assert "broken failed: out of something" in capsys.readouterr().out
+
+
 def test_lengths_are_lines_of_whole_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["bench", "--lengths", "47"])
     with pytest.raises(SystemExit) as stopped:
