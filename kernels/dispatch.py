@@ -63,8 +63,7 @@ def mamba2_scan(
     """
     _check_shapes(zxbcdt, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, orders, headdim)
     d_state = (conv_bias.numel() - norm_weight.numel()) // 2
-    steps = zxbcdt.shape[1] if orders is None else orders.shape[-1]
-    name = _choose(backend, zxbcdt.device.type, zxbcdt.dtype, headdim, d_state, steps)
+    name = _choose(backend, zxbcdt.device.type, zxbcdt.dtype, headdim, d_state)
     if orders is None:
         orders = torch.arange(zxbcdt.shape[1], dtype=torch.int32, device=zxbcdt.device)[None]
     per_axis = _SCANS[name](
@@ -95,10 +94,10 @@ def _unusable(name: str) -> str | None:
     return None
 
 
-def _choose(backend: str, device: str, dtype: torch.dtype, headdim: int, d_state: int, steps: int) -> str:
+def _choose(backend: str, device: str, dtype: torch.dtype, headdim: int, d_state: int) -> str:
     if backend == "auto":
         for name in FASTEST_FIRST:
-            reason = _declines(name, device, dtype, headdim, d_state, steps)
+            reason = _declines(name, device, dtype, headdim, d_state)
             if reason is None:
                 return name
             _tell_once(f"scan backend {name!r} declined: {reason}", device)
@@ -106,7 +105,7 @@ def _choose(backend: str, device: str, dtype: torch.dtype, headdim: int, d_state
         raise ValueError(
             f"scan backend {backend!r} is unknown; choose one of auto, {', '.join(FASTEST_FIRST)}."
         )
-    if reason := _declines(backend, device, dtype, headdim, d_state, steps):
+    if reason := _declines(backend, device, dtype, headdim, d_state):
         raise ValueError(f"scan backend {backend!r} cannot serve here: {reason}; 'auto' takes one that can.")
     return backend
 
@@ -115,13 +114,11 @@ def _choose(backend: str, device: str, dtype: torch.dtype, headdim: int, d_state
 _choose._dynamo_marked_constant = True
 
 
-def _declines(
-    name: str, device: str, dtype: torch.dtype, headdim: int, d_state: int, steps: int
-) -> str | None:
+def _declines(name: str, device: str, dtype: torch.dtype, headdim: int, d_state: int) -> str | None:
     if reason := _unusable(name):
         return reason
     if name == "triton":
-        return triton_backend.declines(device, dtype, headdim, d_state, steps)
+        return triton_backend.declines(device, dtype, headdim, d_state)
     if name == "mamba_ssm" and device != "cuda":
         return f"its kernels need a GPU and the tokens are on {device}"
     if name == "mamba_ssm" and dtype == torch.float64:

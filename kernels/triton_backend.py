@@ -14,6 +14,8 @@ HEADDIMS = (16, 32, 64, 128)
 D_STATES = range(16, 257)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LONGEST_TILE = 64  # steps that a program computes at once
+MOST_CHANNELS = 64  # of a head that a program computes at once: with more its registers spill
+HOPPER_MEMORY = 227 * 1024  # shared, of a block: what the interpreter goes by
 OLDEST_CAPABILITY = (8, 0)  # bf16 products
 
 
@@ -48,8 +50,8 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def declines(device: str, dtype: torch.dtype, headdim: int, d_state: int, steps: int) -> str | None:
-    """Why the kernels cannot serve such tensors in sequences of so many steps, or None."""
+def declines(device: str, dtype: torch.dtype, headdim: int, d_state: int) -> str | None:
+    """Why the kernels cannot serve such tensors, or None."""
     if device != "cuda" and not interpreted():
         return f"its kernels need a GPU and the tokens are on {device}"
     if dtype not in DTYPES:
@@ -58,39 +60,47 @@ def declines(device: str, dtype: torch.dtype, headdim: int, d_state: int, steps:
         return f"its kernels are made for a headdim of {HEADDIMS}, not {headdim}"
     if d_state not in D_STATES:
         return f"its kernels are made for states of {D_STATES.start} to {D_STATES.stop - 1}, not {d_state}"
-    if not interpreted():
-        gpu = torch.cuda.get_device_properties()
-        needed, there = (
-            shared_bytes(dtype, headdim, d_state, steps, gpu.major),
-            gpu.shared_memory_per_block_optin,
-        )
-        if needed > there:
-            return (
-                f"sequences of {steps} steps in {dtype} with a headdim of {headdim} and states of {d_state} "
-                f"need {needed:,} bytes of shared memory, and this GPU has {there:,}"
-            )
     return None
 
 
-def shared_bytes(dtype: torch.dtype, headdim: int, d_state: int, steps: int, capability: int) -> int:
-    """Shared memory that the kernels take at most for sequences of so many steps, forward or backward.
+def split_of_a_head(headdim: int, d_state: int, steps: int) -> int:
+    """Parts in which a head's channels are computed, so that a program's shared memory suffices.
 
-    A bound on what the compiler asks for, which tests/kernels/compile_triton.py prints. `capability` is the
-    major one: on Hopper, 9, products of half precision leave more in registers.
+    The channels of a head do not meet inside the scan: a part is a head of its own with the same Δ, A and D.
     """
-    channels = max(headdim, 64)
-    least = 1024 * channels
+    for channels in reversed(HEADDIMS):
+        if channels <= min(headdim, MOST_CHANNELS) and shared_bytes(channels, d_state, steps) <= _memory():
+            return headdim // channels
+    return headdim // min(HEADDIMS)
+
+
+def shared_bytes(channels: int, d_state: int, steps: int) -> int:
+    """Shared memory of a program of so many channels of a head, in sequences of so many steps, at most.
+
+    A bound on what the compiler asks for, forward and backward, in every dtype, beside which
+    tests/kernels/compile_triton.py prints it. States of 256 in 16 channels take 96 KiB, which every GPU has
+    that the kernels run on.
+    """
     if steps <= LONGEST_TILE:
-        return least
+        return 2**16
     states = 1 << (max(d_state, 16) - 1).bit_length()
+    return max(2**16, states * (256 + 8 * channels))
+
+
+def chunked_tile(dtype: torch.dtype, *, backward: bool) -> int:
+    """Steps of a chunk, so few that what a program holds of them stays in registers.
+
+    float32 takes twice the registers, and its products of three TF32 each twice again.
+    """
     if dtype == torch.float32:
-        return max(least, states * (256 + 8 * channels) + 2 * channels**2)
-    return max(least, states * (768 if capability == 9 else 256 + 8 * channels))
+        return 16
+    return LONGEST_TILE // 2 if backward else LONGEST_TILE
 
 
-def chunked_tile(dtype: torch.dtype) -> int:
-    """Steps of a chunk: float32 takes twice the memory, and its products of three TF32 each twice again."""
-    return LONGEST_TILE // 2 if dtype == torch.float32 else LONGEST_TILE
+def _memory() -> int:
+    if interpreted():
+        return HOPPER_MEMORY
+    return torch.cuda.get_device_properties().shared_memory_per_block_optin
 
 
 def scan(

@@ -96,6 +96,7 @@ def scan_backward(
     chunks,
     HEADS: tl.constexpr,
     HEADDIM: tl.constexpr,
+    SPLIT: tl.constexpr,  # so many heads share Δ, A and D, whose gradients are theirs together
     D_STATE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SLICE: tl.constexpr,  # of BLOCK_N that is held at once: all of it if CHUNKED
@@ -160,10 +161,13 @@ def scan_backward(
 
         for i in range(HEADS_AT_ONCE):
             head = head_block * HEADS_AT_ONCE + i
-            raw = tl.load(tokens + token * token_stride + 2 * DI + 2 * D_STATE + head, mask=inside, other=0.0)
-            raw = raw.to(tl.float32) + tl.load(dt_bias + head).to(tl.float32)
+            whole = head // SPLIT
+            raw = tl.load(
+                tokens + token * token_stride + 2 * DI + 2 * D_STATE + whole, mask=inside, other=0.0
+            )
+            raw = raw.to(tl.float32) + tl.load(dt_bias + whole).to(tl.float32)
             dt = tl.where(inside, softplus(raw), 0.0)
-            A = -tl.exp(tl.load(A_log + head).to(tl.float32))
+            A = -tl.exp(tl.load(A_log + whole).to(tl.float32))
             decay = dt * A
             reached = log_decay_reached(decay, past)
             between = decay_between(reached, past, earlier)
@@ -196,7 +200,7 @@ def scan_backward(
             grad_reached = tl.sum(through_decay, axis=1) - tl.sum(through_decay, axis=0)
             above_exact = above.to(tl.float32)
             grad_value = tl.dot(tl.trans(kernel.to(dtype)), above, input_precision=PRECISION)
-            grad_value += tl.load(D + head).to(tl.float32) * above_exact
+            grad_value += tl.load(D + whole).to(tl.float32) * above_exact
 
             if CHUNKED:
                 index = ((way * batches + batch) * sequences + tile) * HEADS + head

@@ -42,6 +42,7 @@ def scan_forward(
     chunks,
     HEADS: tl.constexpr,
     HEADDIM: tl.constexpr,
+    SPLIT: tl.constexpr,  # so many heads share Δ, A and D: they are one whose channels were too many at once
     D_STATE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SLICE: tl.constexpr,  # of BLOCK_N that is held at once: all of it if CHUNKED
@@ -96,10 +97,13 @@ def scan_forward(
 
         for i in range(HEADS_AT_ONCE):
             head = head_block * HEADS_AT_ONCE + i
-            raw = tl.load(tokens + token * token_stride + 2 * DI + 2 * D_STATE + head, mask=inside, other=0.0)
-            dt = softplus(raw.to(tl.float32) + tl.load(dt_bias + head).to(tl.float32))
+            whole = head // SPLIT
+            raw = tl.load(
+                tokens + token * token_stride + 2 * DI + 2 * D_STATE + whole, mask=inside, other=0.0
+            )
+            dt = softplus(raw.to(tl.float32) + tl.load(dt_bias + whole).to(tl.float32))
             dt = tl.where(inside, dt, 0.0)
-            decay = dt * -tl.exp(tl.load(A_log + head).to(tl.float32))
+            decay = dt * -tl.exp(tl.load(A_log + whole).to(tl.float32))
             reached = log_decay_reached(decay, past)
             kernel = decay_between(reached, past, earlier) * dt[None, :] * CB
 
@@ -119,7 +123,7 @@ def scan_forward(
             )
             x = masked_silu(x, inside)
             result = tl.dot(kernel.to(dtype), x.to(dtype), input_precision=PRECISION)
-            result += tl.load(D + head).to(tl.float32) * x
+            result += tl.load(D + whole).to(tl.float32) * x
             if CHUNKED:
                 if KEEP_STATES:
                     index = ((way * batches + batch) * sequences + tile) * HEADS + head

@@ -15,10 +15,11 @@ import triton
 from torch import Tensor
 
 from kernels import triton_backward, triton_forward
-from kernels.triton_backend import LONGEST_TILE, chunked_tile
+from kernels.triton_backend import LONGEST_TILE, chunked_tile, split_of_a_head
 
 PROGRAMS_PER_PROCESSOR = 2  # fewer heads per program where there would be less than that to do
 MOST_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients
+MOST_BACKWARD_BYTES = 2**31  # of buffers of a backward pass: a batch that needs more goes through in parts
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Launch:
     ways: int  # walks per axis
     sequences: int  # per walk and batch element
     steps: int  # per sequence
-    heads: int
+    heads: int  # of programs: a head of many channels counts as `split`
     headdim: int
+    split: int  # heads in a row that share Δ, A and D
     d_state: int
     width: int  # taps of the convolution
     tile: int  # steps that a program computes at once
@@ -64,16 +66,28 @@ class Launch:
         return self.heads // self.heads_at_once
 
     @property
+    def sequence_tiles(self) -> int:
+        """Tiles of a walk through one batch element, those that follow one another in a program included."""
+        return self.tiles * self.chunks
+
+    def backward_bytes(self, itemsize: int) -> int:
+        """Of a batch element's buffers in a backward pass: y, gradients before the convolution, states."""
+        y_and_convolved = 2 * self.d_inner + self.head_blocks * 2 * self.d_state
+        states = self.sequence_tiles * self.d_state * self.d_inner * 4 if self.chunks > 1 else 0
+        return self.all_ways * (self.tokens * (y_and_convolved * itemsize + self.heads * 4) + states)
+
+    @property
     def grid(self) -> tuple[int, int]:
         return self.batches * self.tiles * self.head_blocks, self.all_ways
 
     def constants(self, *, many_registers: bool) -> dict[str, int | bool]:
         """Compile-time arguments that the two scan kernels share."""
         block_n = max(16, triton.next_power_of_2(self.d_state))
-        spread = self.chunks > 1 or self.headdim > 64 or (many_registers and self.tile > 32)
+        spread = self.chunks > 1 or (many_registers and self.tile > 32)
         return {
             "HEADS": self.heads,
             "HEADDIM": self.headdim,
+            "SPLIT": self.split,
             "D_STATE": self.d_state,
             "BLOCK_N": block_n,
             "SLICE": block_n if self.chunks > 1 else min(64, block_n),
@@ -87,12 +101,17 @@ class Launch:
         }
 
 
-def plan(zxbcdt: Tensor, conv_weight: Tensor, D: Tensor, norm_weight: Tensor, orders: Tensor) -> Launch:
-    """Cut a scan along orders (axes, k, S, l) into programs."""
+def plan(
+    zxbcdt: Tensor, conv_weight: Tensor, D: Tensor, norm_weight: Tensor, orders: Tensor, *, backward: bool
+) -> Launch:
+    """Cut a scan along orders (axes, k, S, l), or its backward pass, into programs."""
     axes, ways, sequences, steps = orders.shape
-    heads, d_inner = D.shape[0], norm_weight.shape[0]
+    d_inner = norm_weight.shape[0]
+    d_state = (conv_weight.shape[0] - d_inner) // 2
+    split = split_of_a_head(d_inner // D.shape[0], d_state, steps)
+    heads = D.shape[0] * split
     if steps > LONGEST_TILE:
-        tile = chunked_tile(zxbcdt.dtype)
+        tile = chunked_tile(zxbcdt.dtype, backward=backward)
     else:
         tile = LONGEST_TILE // 2 if steps <= LONGEST_TILE // 2 else LONGEST_TILE
     packed = max(1, tile // steps)
@@ -111,7 +130,8 @@ def plan(zxbcdt: Tensor, conv_weight: Tensor, D: Tensor, norm_weight: Tensor, or
         steps=steps,
         heads=heads,
         headdim=d_inner // heads,
-        d_state=(conv_weight.shape[0] - d_inner) // 2,
+        split=split,
+        d_state=d_state,
         width=conv_weight.shape[1],
         tile=tile,
         packed=packed,
@@ -133,7 +153,7 @@ def fused_scan(
     eps: float,
 ) -> Tensor:
     """(b, T, 2*d_inner + 2*N + heads) along int32 orders (axes, k, S, l) -> (axes, b, T, d_inner)."""
-    launch = plan(zxbcdt, conv_weight, D, norm_weight, orders)
+    launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=False)
     out = zxbcdt.new_empty(launch.axes, launch.batches, launch.tokens, launch.d_inner)
     with _on(zxbcdt.device):
         y, _ = _scan(launch, zxbcdt, orders, conv_weight, conv_bias, dt_bias, A_log, D, keep_states=False)
@@ -172,106 +192,117 @@ def fused_scan_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients by zxbcdt and the six weights, in this order."""
-    launch = plan(zxbcdt, conv_weight, D, norm_weight, orders)
+    weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
+    launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=True)
+    grad_zxbcdt = zxbcdt.new_empty(zxbcdt.shape)
+    at_once = max(1, MOST_BACKWARD_BYTES // launch.backward_bytes(zxbcdt.element_size()))
+    sums = []
+    with _on(zxbcdt.device):
+        for first in range(0, launch.batches, at_once):
+            part = slice(first, first + at_once)
+            above = grad_out[:, part].contiguous()
+            sums.append(_backward_of_part(above, zxbcdt[part], weights, orders, eps, grad_zxbcdt[part]))
+    grad_taps, grad_heads, grad_norm = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+    of_weights = (grad_taps[:-1].T.contiguous(), grad_taps[-1], *grad_heads, grad_norm)
+    return grad_zxbcdt, *(
+        grad.to(weight.dtype, copy=True) for grad, weight in zip(of_weights, weights, strict=True)
+    )
+
+
+def _backward_of_part(
+    grad_out: Tensor,
+    zxbcdt: Tensor,
+    weights: tuple[Tensor, ...],
+    orders: Tensor,
+    eps: float,
+    grad_zxbcdt: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fill grad_zxbcdt; give the float32 gradients of taps and bias, of (dt_bias, A_log, D), of the norm."""
+    conv_weight, *_, D, norm_weight = weights
+    launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=True)
     strides = zxbcdt.stride()[:2]
     channels, features = conv_weight.shape[0], zxbcdt.shape[2]
     exact = {"dtype": torch.float32, "device": zxbcdt.device}
-    grad_zxbcdt = zxbcdt.new_empty(zxbcdt.shape)
     grad_conv = zxbcdt.new_empty(
         launch.all_ways * launch.rows * (launch.d_inner + launch.head_blocks * 2 * launch.d_state)
     )
     grad_dt = torch.empty(launch.all_ways, launch.rows, launch.heads, **exact)
     grad_heads = torch.empty(
-        launch.all_ways * launch.batches * launch.tiles * launch.chunks, 3, launch.heads, **exact
+        launch.all_ways * launch.batches * launch.sequence_tiles, 3, launch.heads, **exact
     )
     places = orders.new_empty(launch.all_ways, launch.tokens)
-    with _on(zxbcdt.device):
-        y, states = _scan(
-            launch, zxbcdt, orders, conv_weight, conv_bias, dt_bias, A_log, D, keep_states=launch.chunks > 1
-        )
-        rows_each = -(-launch.rows // MOST_PARTIAL_SUMS)
-        norm_programs = -(-launch.rows // rows_each)
-        grad_norm = torch.empty(norm_programs, launch.d_inner, **exact)
-        triton_backward.norm_backward[(norm_programs,)](
-            zxbcdt,
-            y,
-            norm_weight,
-            grad_out.contiguous(),
-            grad_zxbcdt,
-            grad_norm,
-            *strides,
-            launch.tokens,
-            launch.rows,
-            rows_each,
-            features,
-            eps,
-            DI=launch.d_inner,
-            BLOCK_D=triton.next_power_of_2(launch.d_inner),
-            AXES=launch.axes,
-            WAYS=launch.ways,
-        )
-        triton_backward.scan_backward[launch.grid](
-            zxbcdt,
-            orders,
-            conv_weight,
-            conv_bias,
-            dt_bias,
-            A_log,
-            D,
-            y,
-            states,
-            places,
-            grad_conv,
-            grad_dt,
-            grad_heads,
-            *strides,
-            launch.batches,
-            launch.sequences,
-            launch.steps,
-            launch.tiles,
-            launch.chunks,
-            **launch.constants(many_registers=True),
-        )
-        block_t, block_c = 32, min(64, launch.headdim)
-        blocks = -(-launch.rows // block_t)
-        blocks_each = -(-blocks // MOST_PARTIAL_SUMS)
-        conv_programs = -(-blocks // blocks_each)
-        grad_taps = torch.empty(conv_programs, launch.width + 1, channels, **exact)
-        triton_backward.conv_backward[(conv_programs, -(-channels // block_c))](
-            zxbcdt,
-            orders,
-            places,
-            conv_weight,
-            grad_conv,
-            grad_zxbcdt,
-            grad_taps,
-            *strides,
-            launch.tokens,
-            launch.steps,
-            launch.rows,
-            blocks_each,
-            features,
-            DI=launch.d_inner,
-            D_STATE=launch.d_state,
-            HEAD_BLOCKS=launch.head_blocks,
-            ALL_WAYS=launch.all_ways,
-            WIDTH=launch.width,
-            TAP_ROWS=triton.next_power_of_2(launch.width + 1),
-            BLOCK_T=block_t,
-            BLOCK_C=block_c,
-        )
-    grad_zxbcdt[..., -launch.heads :] = grad_dt.sum(0).view(*zxbcdt.shape[:2], launch.heads)
-    grad_dt_bias, grad_A_log, grad_D = grad_heads.sum(0)
-    grad_taps = grad_taps.sum(0)
-    return (
+    y, states = _scan(launch, zxbcdt, orders, *weights[:-1], keep_states=launch.chunks > 1)
+
+    rows_each = -(-launch.rows // MOST_PARTIAL_SUMS)
+    norm_programs = -(-launch.rows // rows_each)
+    grad_norm = torch.empty(norm_programs, launch.d_inner, **exact)
+    triton_backward.norm_backward[(norm_programs,)](
+        zxbcdt,
+        y,
+        norm_weight,
+        grad_out,
         grad_zxbcdt,
-        grad_taps[:-1].T.contiguous().to(conv_weight.dtype),
-        grad_taps[-1].to(conv_bias.dtype, copy=True),
-        grad_dt_bias.to(dt_bias.dtype, copy=True),
-        grad_A_log.to(A_log.dtype, copy=True),
-        grad_D.to(D.dtype, copy=True),
-        grad_norm.sum(0).to(norm_weight.dtype),
+        grad_norm,
+        *strides,
+        launch.tokens,
+        launch.rows,
+        rows_each,
+        features,
+        eps,
+        DI=launch.d_inner,
+        BLOCK_D=triton.next_power_of_2(launch.d_inner),
+        AXES=launch.axes,
+        WAYS=launch.ways,
     )
+    triton_backward.scan_backward[launch.grid](
+        zxbcdt,
+        orders,
+        *weights[:-1],
+        y,
+        states,
+        places,
+        grad_conv,
+        grad_dt,
+        grad_heads,
+        *strides,
+        launch.batches,
+        launch.sequences,
+        launch.steps,
+        launch.tiles,
+        launch.chunks,
+        **launch.constants(many_registers=True),
+    )
+    block_t, block_c = 32, min(64, launch.headdim)
+    blocks = -(-launch.rows // block_t)
+    blocks_each = -(-blocks // MOST_PARTIAL_SUMS)
+    conv_programs = -(-blocks // blocks_each)
+    grad_taps = torch.empty(conv_programs, launch.width + 1, channels, **exact)
+    triton_backward.conv_backward[(conv_programs, -(-channels // block_c))](
+        zxbcdt,
+        orders,
+        places,
+        conv_weight,
+        grad_conv,
+        grad_zxbcdt,
+        grad_taps,
+        *strides,
+        launch.tokens,
+        launch.steps,
+        launch.rows,
+        blocks_each,
+        features,
+        DI=launch.d_inner,
+        D_STATE=launch.d_state,
+        HEAD_BLOCKS=launch.head_blocks,
+        ALL_WAYS=launch.all_ways,
+        WIDTH=launch.width,
+        TAP_ROWS=triton.next_power_of_2(launch.width + 1),
+        BLOCK_T=block_t,
+        BLOCK_C=block_c,
+    )
+    whole = D.shape[0], launch.split
+    grad_zxbcdt[..., -D.shape[0] :] = grad_dt.sum(0).view(*zxbcdt.shape[:2], *whole).sum(-1)
+    return grad_taps.sum(0), grad_heads.sum(0).view(3, *whole).sum(-1), grad_norm.sum(0)
 
 
 @fused_scan_backward.register_fake

@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 from kernels import triton_backward, triton_forward
 from kernels.triton_backend import LONGEST_TILE, chunked_tile, shared_bytes
 
-HOPPER = GPUTarget("cuda", 90, 32)
+HOPPER = 90
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FLOAT32 = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight", "states")
 FLOAT32_SUMS = ("grad_dt", "grad_heads", "grad_weight", "grad_taps")
@@ -30,7 +30,9 @@ TABLES = ("walks", "places")
 STRIDES = ("batch_stride", "token_stride", "features")
 
 
-def compile_kernel(kernel, dtype: str, constants: dict[str, int | bool], warps: int) -> dict[str, object]:
+def compile_kernel(
+    kernel, dtype: str, constants: dict[str, int | bool], warps: int, capability: int
+) -> dict[str, object]:
     """Compile one kernel with pointers and strides that divide by 16; registers and spills by ptxas."""
 
     def kind(name: str) -> str:
@@ -54,24 +56,27 @@ def compile_kernel(kernel, dtype: str, constants: dict[str, int | bool], warps: 
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
     )
-    compiled = triton.compile(source, target=HOPPER, options={"num_warps": warps, "num_stages": 1})
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "num_stages": 1}
+    )
     return {
         "kernel": kernel.__name__,
         "chunked": constants.get("CHUNKED", False),
         "cubin_bytes": len(compiled.asm["cubin"]),
         "shared_bytes": compiled.metadata.shared,
-        **registers(compiled.asm["ptx"]),
+        **registers(compiled.asm["ptx"], capability),
     }
 
 
-def registers(ptx: str) -> dict[str, int]:
+def registers(ptx: str, capability: int) -> dict[str, int]:
     """Registers per thread and bytes spilled, as the assembler that ships with triton reports them."""
+    architecture = f"{capability}a" if capability >= HOPPER else str(capability)
     assembler = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "ptxas")
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         report = subprocess.run(
-            [assembler, "-v", "--gpu-name=sm_90a", file.name, "-o", os.devnull],
+            [assembler, "-v", f"--gpu-name=sm_{architecture}", file.name, "-o", os.devnull],
             capture_output=True,
             text=True,
         ).stderr
@@ -90,6 +95,7 @@ def main() -> None:
     parser.add_argument("--warps", type=int, default=4)
     parser.add_argument("--chunked", action="store_true", help="the kernels of long sequences alone")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--capability", type=int, default=HOPPER, help="80, 89, ... (default: Hopper's 90)")
     args = parser.parse_args()
 
     d_inner, block_n = args.heads * args.headdim, triton.next_power_of_2(args.d_state)
@@ -98,22 +104,27 @@ def main() -> None:
         "HEADDIM": args.headdim,
         "D_STATE": args.d_state,
         "BLOCK_N": block_n,
+        "SPLIT": 1,
         "WIDTH": 4,
         "Q": args.tile,
         "PACKED": 1,
         "HEADS_AT_ONCE": args.heads_at_once,
     }
     one_tile = scan | {"CHUNKED": False, "SLICE": min(64, block_n)}
-    many_chunks = scan | {"CHUNKED": True, "SLICE": block_n, "Q": chunked_tile(DTYPES[args.dtype])}
+    many_chunks = scan | {"CHUNKED": True, "SLICE": block_n}
+    sampling, training = (
+        many_chunks | {"Q": chunked_tile(DTYPES[args.dtype], backward=backward)} for backward in (False, True)
+    )
     norm = {"DI": d_inner, "BLOCK_D": triton.next_power_of_2(d_inner), "WAYS": 2}
     conv = {"DI": d_inner, "D_STATE": args.d_state, "WIDTH": 4, "TAP_ROWS": 8, "BLOCK_T": 32}
     kernels = [
         (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False}),
-        (triton_forward.scan_forward, many_chunks | {"KEEP_STATES": True}),
+        (triton_forward.scan_forward, sampling | {"KEEP_STATES": False}),
+        (triton_forward.scan_forward, training | {"KEEP_STATES": True}),
         (triton_forward.norm_forward, norm),
         (triton_backward.norm_backward, norm | {"AXES": 2}),
         (triton_backward.scan_backward, one_tile),
-        (triton_backward.scan_backward, many_chunks),
+        (triton_backward.scan_backward, training),
         (
             triton_backward.conv_backward,
             conv | {"HEAD_BLOCKS": 2, "ALL_WAYS": 4, "BLOCK_C": min(64, args.headdim)},
@@ -124,8 +135,8 @@ def main() -> None:
         if args.chunked and not chunked:
             continue
         steps = (LONGEST_TILE + 1) if chunked else args.tile
-        bound = shared_bytes(DTYPES[args.dtype], args.headdim, args.d_state, steps, HOPPER.arch // 10)
-        line = compile_kernel(kernel, args.dtype, constants, 8 if chunked else args.warps)
+        bound = shared_bytes(args.headdim, args.d_state, steps)
+        line = compile_kernel(kernel, args.dtype, constants, 8 if chunked else args.warps, args.capability)
         print(json.dumps(line | {"shared_bound": bound}), flush=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -43,37 +42,26 @@ def test_a_backend_asked_for_by_name_never_falls_back() -> None:
         mamba2_scan(**random_inputs(4), backend="mamba_ssm")
 
 
-class Gpu(NamedTuple):
-    major: int
-    shared_memory_per_block_optin: int
-
-
 @pytest.mark.parametrize(
-    ("gpu", "steps", "dtype", "headdim", "d_state", "serves"),
+    ("kibibytes", "headdim", "d_state", "steps", "parts"),
     [
-        (Gpu(9, 232_448), 300, torch.float32, 64, 128, True),
-        (Gpu(8, 166_912), 300, torch.float32, 64, 128, True),
-        (Gpu(8, 101_376), 300, torch.float32, 64, 128, False),
-        (Gpu(8, 101_376), 300, torch.bfloat16, 64, 128, True),
-        (Gpu(8, 101_376), 64, torch.float32, 64, 128, True),
-        (Gpu(9, 232_448), 300, torch.float32, 128, 256, False),
-        (Gpu(9, 232_448), 300, torch.bfloat16, 128, 256, True),
+        (227, 64, 128, 4096, 1),  # an H200
+        (227, 128, 128, 4096, 2),
+        (227, 128, 256, 4096, 2),
+        (163, 128, 256, 4096, 4),  # an A100
+        (99, 64, 128, 4096, 1),  # cards of a workstation
+        (99, 64, 256, 4096, 4),
+        (99, 16, 256, 4096, 1),
+        (99, 128, 256, 64, 2),  # one tile needs no states
+        (99, 64, 256, 64, 1),
     ],
 )
-def test_long_sequences_go_elsewhere_where_shared_memory_does_not_suffice(
-    monkeypatch: pytest.MonkeyPatch,
-    gpu: Gpu,
-    steps: int,
-    dtype: torch.dtype,
-    headdim: int,
-    d_state: int,
-    serves: bool,
+def test_a_head_is_split_until_a_program_of_it_fits_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, kibibytes: int, headdim: int, d_state: int, steps: int, parts: int
 ) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: gpu)
-    reason = triton_backend.declines("cuda", dtype, headdim, d_state, steps)
-    assert (reason is None) == serves
-    assert serves or f"this GPU has {gpu.shared_memory_per_block_optin:,}" in reason
+    monkeypatch.setattr(triton_backend, "_memory", lambda: kibibytes * 1024)
+    assert triton_backend.split_of_a_head(headdim, d_state, steps) == parts
+    assert triton_backend.shared_bytes(headdim // parts, d_state, steps) <= kibibytes * 1024
 
 
 def test_triton_without_a_compiler_declines_and_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
