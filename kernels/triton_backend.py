@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -32,6 +33,7 @@ def unusable() -> str | None:
         if reason := _no_launcher():
             return reason
     importlib.import_module("kernels.triton_ssd")
+    importlib.import_module("kernels.triton_block")
     return None
 
 
@@ -51,16 +53,28 @@ def interpreted() -> bool:
 
 
 def declines(device: str, dtype: torch.dtype, headdim: int, d_state: int) -> str | None:
-    """Why the kernels cannot serve such tensors, or None."""
-    if device != "cuda" and not interpreted():
-        return f"its kernels need a GPU and the tokens are on {device}"
-    if dtype not in DTYPES:
-        return f"its kernels do not compute in {dtype}"
+    """Why the scan's kernels cannot serve such tensors, or None."""
+    if reason := declines_tensors(device, dtype):
+        return reason
     if headdim not in HEADDIMS:
         return f"its kernels are made for a headdim of {HEADDIMS}, not {headdim}"
     if d_state not in D_STATES:
         return f"its kernels are made for states of {D_STATES.start} to {D_STATES.stop - 1}, not {d_state}"
     return None
+
+
+def declines_tensors(device: str, dtype: torch.dtype) -> str | None:
+    """Why no kernel takes tensors from there, or None."""
+    if device != "cuda" and not interpreted():
+        return f"its kernels need a GPU and the tokens are on {device}"
+    if dtype not in DTYPES:
+        return f"its kernels do not compute in {dtype}"
+    return None
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager:
+    """Launches go to this device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def split_of_a_head(headdim: int, d_state: int, steps: int) -> int:
@@ -83,8 +97,25 @@ def shared_bytes(channels: int, d_state: int, steps: int) -> int:
     """
     if steps <= LONGEST_TILE:
         return 2**16
-    states = 1 << (max(d_state, 16) - 1).bit_length()
-    return max(2**16, states * (256 + 8 * channels))
+    return max(2**16, _power_of_two(max(d_state, 16)) * (256 + 8 * channels))
+
+
+def attention_tile(length: int, window: int) -> tuple[int, int]:
+    """Queries of a frame of so many tokens that a program attends for, and the keys that it holds."""
+    if length <= LONGEST_TILE:
+        whole = max(16, _power_of_two(length))
+        return whole, whole
+    return LONGEST_TILE // 2, _power_of_two(LONGEST_TILE // 2 + 2 * window)
+
+
+def attends(length: int, window: int, features: int, dtype: torch.dtype) -> bool:
+    """Whether the keys of a program fit beside its values and queries in the shared memory of any GPU."""
+    _, keys = attention_tile(length, window)
+    return keys * max(16, _power_of_two(features)) * dtype.itemsize <= 2**15
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
 def chunked_tile(dtype: torch.dtype, *, backward: bool) -> int:

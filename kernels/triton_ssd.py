@@ -7,7 +7,6 @@ values, so both can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ import triton
 from torch import Tensor
 
 from kernels import triton_backward, triton_forward
-from kernels.triton_backend import LONGEST_TILE, chunked_tile, split_of_a_head
+from kernels.triton_backend import LONGEST_TILE, chunked_tile, on, split_of_a_head
 
 PROGRAMS_PER_PROCESSOR = 2  # fewer heads per program where there would be less than that to do
 MOST_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients
@@ -155,7 +154,7 @@ def fused_scan(
     """(b, T, 2*d_inner + 2*N + heads) along int32 orders (axes, k, S, l) -> (axes, b, T, d_inner)."""
     launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=False)
     out = zxbcdt.new_empty(launch.axes, launch.batches, launch.tokens, launch.d_inner)
-    with _on(zxbcdt.device):
+    with on(zxbcdt.device):
         y, _ = _scan(launch, zxbcdt, orders, conv_weight, conv_bias, dt_bias, A_log, D, keep_states=False)
         triton_forward.norm_forward[(launch.rows, launch.axes)](
             zxbcdt,
@@ -197,7 +196,7 @@ def fused_scan_backward(
     grad_zxbcdt = zxbcdt.new_empty(zxbcdt.shape)
     at_once = max(1, MOST_BACKWARD_BYTES // launch.backward_bytes(zxbcdt.element_size()))
     sums = []
-    with _on(zxbcdt.device):
+    with on(zxbcdt.device):
         for first in range(0, launch.batches, at_once):
             part = slice(first, first + at_once)
             above = grad_out[:, part].contiguous()
@@ -363,10 +362,6 @@ def _scan(
         **launch.constants(many_registers=zxbcdt.dtype == torch.float32),
     )
     return y, states
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _processors(device: torch.device) -> int:

@@ -82,7 +82,9 @@ class DenoiserConfig:
     preset: str = "B"
     mixing: str = "isolated"  # isolated | mixed
     prediction: str = "noise"  # noise | velocity: what the last layer gives (ε follows from either)
-    backend: str = "auto"  # the scan: auto | reference | torch | triton | mamba_ssm
+    backend: str = (
+        "auto"  # scans: auto | reference | torch | triton | mamba_ssm; auto, triton: fused steps, too
+    )
     gradient_checkpointing: bool = False
     weights: str | None = (
         None  # a trained model (run, folder or hub name) whose denoiser this one starts from

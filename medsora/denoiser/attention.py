@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from kernels.block_steps import attends_fused
 from medsora.denoiser.linear import Linear
 
 ROTARY_BASE = 10_000
@@ -63,17 +64,20 @@ def rotary_tables(length: int, features: int, window: int, device: torch.device)
 class LocalAttention(nn.Module):
     """Multi-head attention within +-`window` tokens; q, k, v without bias, no output projection (Table 1)."""
 
-    def __init__(self, width: int, heads: int, window: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, window: int, dropout: float, backend: str = "auto") -> None:
         super().__init__()
-        self.heads, self.window, self.dropout = heads, window, dropout
+        self.heads, self.window, self.dropout, self.backend = heads, window, dropout, backend
         self.qkv = Linear(width, 3 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, n, l, d) -> (B, n, l, d); frames do not see one another."""
         length, width = x.shape[2:]
         qkv = self.qkv(x).view(-1, length, 3, self.heads, width // self.heads)
-        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B·n, heads, l, d / heads)
         cos, sin = rotary_tables(length, qkv.shape[-1], self.window, x.device)
+        if attends_fused(qkv, self.window, self.backend) and not (self.training and self.dropout):
+            tables = (table.view(2, length, -1) for table in (cos, sin))
+            return torch.ops.medsora.local_attention(qkv, *tables, self.window).view_as(x)
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B·n, heads, l, d / heads)
         qk, v = qkv.split((2, 1))
         q, k = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, dims=-1), sin).type_as(qkv)
         y = self._attend(q, k, v.squeeze(0))

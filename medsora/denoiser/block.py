@@ -8,14 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernels.block_steps import add_norm, norm
 from medsora.denoiser.attention import LocalAttention
 from medsora.denoiser.linear import Linear
 from medsora.denoiser.mamba import FrameScans, SpatialMamba, TemporalMamba
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x·(1 + scale) + shift."""
-    return torch.addcmul(shift, x, 1 + scale)
 
 
 class Block(nn.Module):
@@ -25,9 +21,10 @@ class Block(nn.Module):
         self, width: int, *, heads: int, window: int, dropout: float, variant: int, mamba: dict[str, Any]
     ) -> None:
         super().__init__()
+        self.backend = mamba["backend"]
         self.modulation = Linear(width, 9 * width)
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = LocalAttention(width, heads, window, dropout)
+        self.attention = LocalAttention(width, heads, window, dropout, self.backend)
         self.spatial_norm = nn.LayerNorm(width)
         self.spatial = SpatialMamba(width, variant, **mamba)
         self.temporal_norm = nn.LayerNorm(width)
@@ -48,10 +45,9 @@ class Block(nn.Module):
             (temporal_shift, temporal_scale, temporal_gate),
         ) = modulation.unflatten(-1, (3, 3, 1, -1)).permute(2, 3, 0, 1, 4, 5)
 
-        y = self.attention(modulate(self.attention_norm(x), attention_shift, attention_scale))
-        x = torch.addcmul(x, attention_gate, y)
-        y = self.spatial(modulate(self.spatial_norm(x), spatial_shift, spatial_scale), scans)
-        x = torch.addcmul(x, spatial_gate, y)
-        spatial = x
-        y = self.temporal(modulate(self.temporal_norm(x), temporal_shift, temporal_scale), scans)
-        return torch.addcmul(x, temporal_gate, y), spatial
+        y = norm(x, attention_shift, attention_scale, self.attention_norm, self.backend)
+        y = self.attention(y)
+        x, y = add_norm(x, y, attention_gate, spatial_shift, spatial_scale, self.spatial_norm, self.backend)
+        y = self.spatial(y, scans)
+        x, y = add_norm(x, y, spatial_gate, temporal_shift, temporal_scale, self.temporal_norm, self.backend)
+        return torch.addcmul(x, temporal_gate, self.temporal(y, scans)), x

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import mamba2_scan
+from kernels.block_steps import gated_sum
 from medsora.denoiser.linear import Linear
 from medsora.spiral import spatial_walks, temporal_walks
 
@@ -132,8 +133,8 @@ class SpatialMamba(nn.Module):
 
         y = _part_by_part(both_axes, self.mamba.project(x), scans)
         height, width = self.mamba.out_proj(y)
-        height = height * self.gate_height(height).sigmoid()
-        return torch.addcmul(height, width, self.gate_width(width).sigmoid()).view_as(x)
+        gates = self.gate_height(height), self.gate_width(width)
+        return gated_sum(height, gates[0], width, gates[1], self.mamba.backend).view_as(x)
 
 
 class TemporalMamba(nn.Module):

@@ -15,7 +15,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from medsora.denoiser.block import Block, modulate
+from kernels.block_steps import norm
+from medsora.denoiser.block import Block
 from medsora.denoiser.embed import PatchEmbedding, TimeEmbedding
 from medsora.denoiser.linear import Linear
 from medsora.denoiser.mamba import frame_scans
@@ -66,7 +67,8 @@ class MedSora(ModelMixin, ConfigMixin):
         prediction: what the last layer's first channels are: "noise", ε itself, or "velocity" (Salimans & Ho,
             2022), from which ε = √ᾱ·v + √(1 - ᾱ)·z_t follows. Either way the model returns ε; with v an
             untrained model is right about the high noise already, where ε is all but z_t itself.
-        backend: how the scans are computed, one of `kernels.mamba2_scan`'s.
+        backend: how the scans are computed, one of `kernels.mamba2_scan`'s; with "auto" or "triton" a GPU
+            takes the rest of a block in fewer kernels, too, while sampling.
         classes: how many labels a clip may have, each with an embedding that is added to that of the time;
             0: none, and no parameter for it.
 
@@ -114,7 +116,7 @@ class MedSora(ModelMixin, ConfigMixin):
             Block(width, heads=heads, window=window, dropout=dropout, variant=index % VARIANTS, mamba=mamba)
             for index in range(depth)
         )
-        self.final = FinalLayer(width, patch, in_channels)
+        self.final = FinalLayer(width, patch, in_channels, backend)
         self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last row: no label
         self.gradient_checkpointing = False
         self._initialise()
@@ -251,9 +253,9 @@ class MedSora(ModelMixin, ConfigMixin):
 class FinalLayer(nn.Module):
     """Tokens -> noise and variance: LayerNorm without affine, adaLN, Linear, patches put back in place."""
 
-    def __init__(self, width: int, patch: int, channels: int) -> None:
+    def __init__(self, width: int, patch: int, channels: int, backend: str) -> None:
         super().__init__()
-        self.patch, self.channels = patch, channels
+        self.patch, self.channels, self.backend = patch, channels, backend
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = Linear(width, 2 * width)
         self.linear = Linear(width, 2 * channels * patch * patch)
@@ -261,7 +263,7 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(B, n, l, d), and `self.modulation` of the time embedding -> two tensors (B, n, C, h, w)."""
         shift, scale = modulation.unsqueeze(2).chunk(2, dim=-1)
-        y = self.linear(modulate(self.norm(x), shift, scale))
+        y = self.linear(norm(x, shift, scale, self.norm, self.backend))
         y = y.unflatten(3, (2, self.channels, self.patch, self.patch)).unflatten(2, grid)
         y = y.permute(4, 0, 1, 5, 2, 6, 3, 7)  # (2, B, n, C, h̄, patch, w̄, patch)
         return y.flatten(6, 7).flatten(4, 5).unbind(0)

@@ -69,8 +69,9 @@ class PreparedDenoiser:
             table = model.modulation(t[:, None].expand(-1, len(labels)), of_label.expand(len(t), -1))
         else:
             table = model.modulation(t)
-        # One row per timestep, or one per timestep and label: (T·labels, 9·d).
-        self._table = Modulation([block.flatten(0, 1) for block in table.blocks], table.final.flatten(0, 1))
+        # A row per timestep, or per timestep and label, one lookup for all blocks: (depth, T·labels, 9·d).
+        self._of_blocks = torch.stack([block.flatten(0, 1) for block in table.blocks])
+        self._of_final = table.final.flatten(0, 1)
         self._cannot_record = False
         self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}
 
@@ -109,7 +110,7 @@ class PreparedDenoiser:
         row = _per_latent(self._row[t[:1]])
         if labels is not None:
             row = row * len(self.labels) + _per_latent(self._column[labels])
-        modulation = Modulation([block[row] for block in self._table.blocks], self._table.final[row])
+        modulation = Modulation(list(self._of_blocks[:, row]), self._of_final[row])
         return self.model(z, t, num_images=self.num_images, modulation=modulation).eps
 
     def _record(self, *inputs: Tensor) -> _Recording | None:

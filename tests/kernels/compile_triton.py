@@ -19,15 +19,27 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import triton_backward, triton_forward
-from kernels.triton_backend import LONGEST_TILE, chunked_tile, shared_bytes
+from kernels import triton_backward, triton_block, triton_forward
+from kernels.triton_backend import LONGEST_TILE, attention_tile, chunked_tile, shared_bytes
 
 HOPPER = 90
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FLOAT32 = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight", "states")
+FLOAT32 = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight", "states", "cos", "sin")
 FLOAT32_SUMS = ("grad_dt", "grad_heads", "grad_weight", "grad_taps")
 TABLES = ("walks", "places")
-STRIDES = ("batch_stride", "token_stride", "features")
+STRIDES = ("batch_stride", "token_stride", "features", "sample_stride", "frame_stride")
+COUNTS = (
+    "batches",
+    "sequences",
+    "steps",
+    "tiles",
+    "chunks",
+    "token_count",
+    "rows",
+    "frames",
+    "length",
+    "count",
+)
 
 
 def compile_kernel(
@@ -42,10 +54,9 @@ def compile_kernel(
             return "*fp32"
         if name in TABLES:
             return "*i32"
-        if name == "eps":
+        if name in ("eps", "score_scale"):
             return "fp32"
-        scalars = (*STRIDES, "batches", "sequences", "steps", "tiles", "chunks", "token_count", "rows")
-        return "i32" if name in scalars or name.endswith("_program") else f"*{dtype}"
+        return "i32" if name in STRIDES + COUNTS or name.endswith("_program") else f"*{dtype}"
 
     names = kernel.arg_names
     signature = {name: kind(name) for name in names}
@@ -117,6 +128,11 @@ def main() -> None:
     )
     norm = {"DI": d_inner, "BLOCK_D": triton.next_power_of_2(d_inner), "WAYS": 2}
     conv = {"DI": d_inner, "D_STATE": args.d_state, "WIDTH": 4, "TAP_ROWS": 8, "BLOCK_T": 32}
+    attention = {"HEADS": args.heads, "FEATURES": args.headdim, "BLOCK_F": args.headdim, "WINDOW": 8}
+    short, long = (
+        attention | dict(zip(("QUERIES", "KEYS"), attention_tile(length, 8), strict=True))
+        for length in (LONGEST_TILE, LONGEST_TILE + 1)
+    )
     kernels = [
         (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False}),
         (triton_forward.scan_forward, sampling | {"KEEP_STATES": False}),
@@ -129,6 +145,13 @@ def main() -> None:
             triton_backward.conv_backward,
             conv | {"HEAD_BLOCKS": 2, "ALL_WAYS": 4, "BLOCK_C": min(64, args.headdim)},
         ),
+        (
+            triton_block.add_norm_kernel,
+            {"WIDTH": d_inner, "BLOCK": norm["BLOCK_D"], "ADDS": True, "AFFINE": True},
+        ),
+        (triton_block.gated_sum_kernel, {"BLOCK": triton_block.ELEMENTS}),
+        (triton_block.local_attention_kernel, short | {"BEFORE": 0}),
+        (triton_block.local_attention_kernel, long | {"BEFORE": 8}),
     ]
     for kernel, constants in kernels:
         chunked = constants.get("CHUNKED", False)

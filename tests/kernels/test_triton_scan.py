@@ -38,8 +38,8 @@ def test_kernels_equal_the_recurrence_with_every_gradient() -> None:
 @pytest.mark.parametrize(
     ("sizes", "kernels"),
     [
-        ([], 8),
-        (["--headdim", "64", "--d-state", "128", "--heads", "16", "--tile", "64"], 8),  # of S, B and L
+        ([], 12),
+        (["--headdim", "64", "--d-state", "128", "--heads", "16", "--tile", "64"], 12),  # of S, B and L
         (["--headdim", "64", "--d-state", "128", "--heads", "16", "--dtype", "fp32", "--chunked"], 3),
         (["--headdim", "64", "--d-state", "256", "--dtype", "fp32", "--chunked"], 3),  # half a head of 128
     ],

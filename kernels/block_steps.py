@@ -1,0 +1,61 @@
+"""What stands between the products of a denoiser's block: PyTorch's operators, or while sampling on a GPU
+one kernel each.
+
+The kernels keep nothing for a gradient. torch.compile is left the operators, which it fuses by itself.
+Shapes: B samples, n frames, l tokens of a frame, d wide.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kernels import triton_backend
+
+
+def fused(tokens: Tensor, backend: str) -> bool:
+    """Whether kernels of our own take such tokens from here, of a model whose scans ask for `backend`."""
+    return (
+        backend in ("auto", "triton")
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and triton_backend.declines_tensors(tokens.device.type, tokens.dtype) is None
+        and not torch.is_autocast_enabled(tokens.device.type)
+        and triton_backend.unusable() is None
+    )
+
+
+def norm(x: Tensor, shift: Tensor, scale: Tensor, layer: nn.LayerNorm, backend: str) -> Tensor:
+    """adaLN of tokens x (B, n, l, d): layer(x)·(1 + scale) + shift, these (B or 1, n or 1, 1, d)."""
+    if fused(x, backend):
+        return torch.ops.medsora.norm(x, shift, scale, layer.weight, layer.bias, layer.eps)
+    return torch.addcmul(shift, layer(x), 1 + scale)
+
+
+def add_norm(
+    x: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    layer: nn.LayerNorm,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """x + gate·branch, and `norm` of that, which the next branch takes."""
+    if fused(x, backend):
+        return torch.ops.medsora.add_norm(x, branch, gate, shift, scale, layer.weight, layer.bias, layer.eps)
+    x = torch.addcmul(x, gate, branch)
+    return x, norm(x, shift, scale, layer, backend)
+
+
+def gated_sum(height: Tensor, gate_height: Tensor, width: Tensor, gate_width: Tensor, backend: str) -> Tensor:
+    """Eq. 9: height·σ(gate_height) + width·σ(gate_width), all of one shape."""
+    if fused(height, backend):
+        return torch.ops.medsora.gated_sum(height, gate_height, width, gate_width)
+    return torch.addcmul(height * gate_height.sigmoid(), width, gate_width.sigmoid())
+
+
+def attends_fused(qkv: Tensor, window: int, backend: str) -> bool:
+    """Whether `torch.ops.medsora.local_attention` takes qkv (N, l, 3, heads, f) with such a window."""
+    length, features = qkv.shape[1], qkv.shape[-1]
+    return fused(qkv, backend) and triton_backend.attends(length, window, features, qkv.dtype)
