@@ -30,10 +30,12 @@ def main() -> None:
     add("--frames", nargs="+", type=int, default=[16, 32, 64, 128], metavar="F", help="(default: 16 to 128)")
     add("--size", type=int, default=64, metavar="PX", help="side of a frame (default: %(default)s)")
     add("--rounds", type=int, default=7, metavar="N", help="turns of every length (default: %(default)s)")
+    add("--plain-malloc", action="store_true", help="let the system have what a step frees, to compare")
     options = parser.parse_args()
     for frames in options.frames:
         check_video_shape(frames, options.size, options.size)
-    keep_freed_memory()
+    if not options.plain_malloc:
+        keep_freed_memory()
     seconds = step_seconds(options.preset, options.frames, options.size, options.rounds)
     least = min(options.frames)
     for frames in options.frames:

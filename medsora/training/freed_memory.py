@@ -5,18 +5,19 @@ from __future__ import annotations
 import ctypes
 import platform
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and values of glibc's malloc.h
-MMAP_THRESHOLD, TRIM_THRESHOLD = 2**25, 2**30  # bytes; 2**25 is the most that glibc takes
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and values of glibc's malloc.h
+KEPT_BYTES = 2**31 - 1  # free at the heap's end; the most that mallopt takes
 
 
 def keep_freed_memory() -> None:
     """Let glibc keep what a step frees for the next step, which asks for the same again.
 
-    By default it hands large blocks back and every page of theirs is fetched anew: a sixth of a small model's
-    training step on a CPU, and nearly half of a sampling step of 128 frames. Other libraries than glibc are
-    left as they are.
+    By default it maps a large block from the system and hands it back when it is freed, and every page of
+    the next one is fetched and cleared anew: a sixth of a small model's training step on a CPU, and more than
+    half of one with tensors of a hundred megabytes. Here all comes from the heap, which keeps it. Other
+    libraries than glibc are left as they are.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
-        mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
