@@ -3,6 +3,9 @@
 What a block of B asks for in space: eight rows and eight columns of 48 tokens per clip, two directions each.
 The package's reference gets its sequences ready in walking order, one chunk each; ours fetches and puts back
 its own. `kernels.bench` times the kernels beside each other; this is the one comparison that needs no GPU.
+
+Memory is as PyTorch leaves it, for whoever calls either scan. With `--keep-freed` it is as our programs run:
+the package's reference, which needs more of it, gains more by that.
 """
 
 from __future__ import annotations
@@ -30,15 +33,19 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 2))
     parser.add_argument("--rounds", type=int, default=15, help="A B A B ... (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")
+    parser.add_argument(
+        "--keep-freed", action="store_true", help="let glibc keep freed memory; implies --dry"
+    )
     parser.add_argument("--dry", action="store_true", help="print, but keep nothing")
     options = parser.parse_args()
     make_do()  # the package's Python files, without its compiled parts
-    keep_freed_memory()
+    if options.keep_freed:
+        keep_freed_memory()
     device = torch.device("cpu")
     for batch in options.batches:
         figures = measure(batch, options.rounds)
         print(f"{device_name(device)}, batch {batch}: {figures['scan']} {figures['ms']}")
-        if not options.dry:
+        if not options.dry and not options.keep_freed:
             keep("scan", device, figures, options.results)
 
 
