@@ -14,9 +14,20 @@ from torch.autograd.function import once_differentiable
 def gated_norm_sum(y: Tensor, z: Tensor, weight: Tensor, axes: int, eps: float) -> Tensor:
     """Sum over an axis's k walks of RMSNorm(y·SiLU(z)): y (b, a·k, T, c), z (b, T, c) -> (b, a, T, c).
 
-    In float32 (float64 for float64 tokens), given back in y's dtype.
+    In float32 (float64 for float64 tokens), given back in y's dtype. Where no gradient can be asked for, y's
+    memory is used for it.
     """
-    return _GatedNormSum.apply(y, z, weight, axes, eps)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or y.itemsize < torch.float32.itemsize:
+        return _GatedNormSum.apply(y, z, weight, axes, eps)
+    gated = y.mul_(F.silu(z)[:, None])
+    length = torch.linalg.vector_norm(gated, dim=-1, keepdim=True)  # one pass, and no squares in memory
+    scale = length.square_().div_(gated.shape[-1]).add_(eps).rsqrt_()
+    first, *others = gated.unflatten(1, (axes, -1)).unbind(2)
+    scales = scale.unflatten(1, (axes, -1)).unbind(2)
+    total = first.mul_(scales[0])
+    for other, its_scale in zip(others, scales[1:], strict=True):
+        total.addcmul_(other, its_scale)
+    return total * weight
 
 
 class _GatedNormSum(torch.autograd.Function):

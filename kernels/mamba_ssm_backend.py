@@ -57,7 +57,7 @@ def scan(
     walks = orders.flatten(0, 1)
     walked = walk(zxbcdt, walks)
     steps = scan_sequences(walked.flatten(0, 2), *weights, headdim, eps).unflatten(0, walked.shape[:3])
-    return put_back(steps, walks).unflatten(1, orders.shape[:2]).sum(2).transpose(0, 1)
+    return put_back(steps.unsqueeze(3), walks).unflatten(1, orders.shape[:2]).sum(2).transpose(0, 1)
 
 
 def scan_sequences(

@@ -41,25 +41,24 @@ def scan(
     `kernels.mamba2_scan` says what the arguments are.
     """
     heads, d_inner, channels = D.numel(), norm_weight.numel(), conv_bias.numel()
-    d_state = (channels - d_inner) // 2
     exact = torch.promote_types(zxbcdt.dtype, torch.float32)
     walks = orders.flatten(0, 1)
     with torch.autocast(zxbcdt.device.type, enabled=False):
         z, xBC, dt = zxbcdt.split([d_inner, channels, heads], dim=-1)
-        xBC = walk_conv_silu(xBC, conv_weight.reshape(channels, -1), conv_bias, walks).flatten(1, 2)
-        x, B, C = xBC.split([d_inner, d_state, d_state], dim=-1)
-        x = x.unflatten(-1, (heads, headdim))
+        taps = conv_weight.reshape(channels, -1)
+        x, BC = walk_conv_silu(xBC, taps, conv_bias, walks, heads, headdim)
+        x, (B, C) = x.flatten(1, 2), BC.flatten(1, 2).chunk(2, dim=-1)
         dt = walk(F.softplus(dt.to(exact) + dt_bias.to(exact)), walks).flatten(1, 2)
         decay = dt * -torch.exp(A_log.to(exact))
         run = _one_chunk if walks.shape[2] <= ONE_CHUNK else _many_chunks
-        y = run(x, B, C, dt, decay, D).flatten(-2).unflatten(1, walks.shape[:2])
+        y = run(x, B, C, dt, decay, D).unflatten(1, walks.shape[:2])
 
         summed = gated_norm_sum(put_back(y, walks), z, norm_weight, orders.shape[0], eps)
         return summed.transpose(0, 1)
 
 
 def _one_chunk(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:
-    """All steps in one matrix per head, D on its diagonal: x (b, r, q, h, p) -> (b, r, q, h, p)."""
+    """All steps in one matrix per head, D on its diagonal: x (b, r, h, q, p) -> (b, r, h, q, p)."""
     return _OneChunk.apply(x, B, C, dt, decay, D)
 
 
@@ -71,23 +70,23 @@ class _OneChunk(torch.autograd.Function):
         ctx.save_for_backward(x, B, C, dt, decay, D)
         kernel = _fades(decay).mul_(_alike(C, B).unsqueeze(2)).mul_(dt.mT.unsqueeze(-2))
         kernel.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
-        return (kernel.to(x.dtype) @ x.transpose(2, 3)).transpose(2, 3)
+        return kernel.to(x.dtype) @ x
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
         x, B, C, dt, decay, D = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            grad, steps = grad.transpose(2, 3), dt.mT.unsqueeze(-2)
+            steps = dt.mT.unsqueeze(-2)
             fades, alike = _fades(decay), _alike(C, B).to(decay.dtype).unsqueeze(2)
-            grad_kernel = (grad @ x.permute(0, 1, 3, 4, 2)).to(decay.dtype)
+            grad_kernel = (grad @ x.mT).to(decay.dtype)
             grad_D = grad_kernel.diagonal(dim1=-2, dim2=-1).sum((0, 1, 3))
             grad_kernel.mul_(fades)
             grad_alike = (grad_kernel * steps).sum(2).tril_().to(B.dtype)
 
             kernel = fades.mul_(alike).mul_(steps)
             kernel.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
-            grad_x = (kernel.to(x.dtype).mT @ grad).transpose(2, 3)
+            grad_x = kernel.to(x.dtype).mT @ grad
 
             grad_steps = grad_kernel.mul_(alike).sum(-2).mT  # (b, r, q, h)
             grad_reached = (grad_kernel @ dt.mT.unsqueeze(-1)).squeeze(-1).mT - grad_steps * dt
@@ -108,22 +107,23 @@ def _alike(C: Tensor, B: Tensor) -> Tensor:
 
 
 def _many_chunks(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:
-    """Chunks side by side, then the state that each hands on: x (b, r, l, h, p) -> (b, r, l, h, p)."""
-    rows, length = x.shape[1:3]
+    """Chunks side by side, then the state that each hands on: x (b, r, h, l, p) -> (b, r, h, l, p)."""
+    rows, heads, length, headdim = x.shape[1:]
     count = -(-length // CHUNK)
     chunk = -(-length // count)
+    missing = count * chunk - length  # steps that are added have Δ = 0, x = 0
 
-    def cut(steps: Tensor) -> Tensor:  # (b, r, l, ...) -> (b, r*c, q, ...); added steps have Δ = 0, x = 0
-        padding = (0, 0) * (steps.dim() - 3) + (0, count * chunk - length)
-        return F.pad(steps, padding).unflatten(2, (count, chunk)).flatten(1, 2)
+    def cut(steps: Tensor) -> Tensor:  # (b, r, l, ...) -> (b, r*c, q, ...)
+        return F.pad(steps, (0, 0, 0, missing)).unflatten(2, (count, chunk)).flatten(1, 2)
 
-    x, B, C, dt, decay = (cut(steps) for steps in (x, B, C, dt, decay))
-    y = _one_chunk(x, B, C, dt, decay, D)
+    x = F.pad(x, (0, 0, 0, missing)).unflatten(3, (count, chunk)).transpose(2, 3).flatten(1, 2)
+    B, C, dt, decay = (cut(steps) for steps in (B, C, dt, decay))
+    y = _one_chunk(x, B, C, dt, decay, D)  # (b, r*c, h, q, p)
 
     reached = decay.cumsum(2)
     to_end = torch.exp(reached[:, :, -1:] - reached) * dt  # (b, r*c, q, h)
-    weighted = (x * to_end.unsqueeze(-1).to(x.dtype)).flatten(-2)
-    added = (B.mT @ weighted).to(reached.dtype).unflatten(-1, x.shape[-2:]).unflatten(1, (rows, count))
+    weighted = (x * to_end.mT.unsqueeze(-1).to(x.dtype)).transpose(2, 3).flatten(-2)
+    added = (B.mT @ weighted).to(reached.dtype).unflatten(-1, (heads, headdim)).unflatten(1, (rows, count))
     kept = torch.exp(reached[:, :, -1]).unflatten(1, (rows, count))[:, :, :, None, :, None]
     state = torch.zeros_like(added[:, :, 0])  # (b, r, n, h, p)
     entering = [state]
@@ -131,5 +131,6 @@ def _many_chunks(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: 
         state = kept[:, :, i] * state + added[:, :, i]
         entering.append(state)
     carried = C @ torch.stack(entering, 2).flatten(1, 2).flatten(-2).to(x.dtype)  # (b, r*c, q, h*p)
-    y = y + carried.unflatten(-1, x.shape[-2:]) * torch.exp(reached).unsqueeze(-1).to(x.dtype)
-    return y.unflatten(1, (rows, count)).flatten(2, 3)[:, :, :length]
+    carried = carried.unflatten(-1, (heads, headdim)).transpose(2, 3)
+    y = y + carried * torch.exp(reached).mT.unsqueeze(-1).to(x.dtype)
+    return y.unflatten(1, (rows, count)).transpose(2, 3).flatten(3, 4)[:, :, :, :length]

@@ -21,17 +21,20 @@ def walk(tokens: Tensor, walks: Tensor) -> Tensor:
 
 
 def put_back(steps: Tensor, walks: Tensor) -> Tensor:
-    """Steps (b, w, S, l, c) in their tokens' own places: (b, w, T, c)."""
+    """Steps of every head (b, w, S, h, l, p) in their tokens' own places: (b, w, T, h*p)."""
     return _PutBack.apply(steps, walks)
 
 
-def walk_conv_silu(tokens: Tensor, weight: Tensor, bias: Tensor, walks: Tensor) -> Tensor:
-    """SiLU of the causal depth-wise convolution of tokens (b, T, c) along every walk: (b, w, S, l, c).
+def walk_conv_silu(
+    tokens: Tensor, weight: Tensor, bias: Tensor, walks: Tensor, heads: int, headdim: int
+) -> tuple[Tensor, Tensor]:
+    """SiLU of the causal depth-wise convolution of tokens (b, T, c) along every walk.
 
     weight (c, width) holds the taps from the oldest step to the present one, bias (c,). Sums are kept in
-    float32 (float64 for float64 tokens).
+    float32 (float64 for float64 tokens). The first h*p channels come head by head, as products want them,
+    (b, w, S, h, l, p); the others step by step, (b, w, S, l, c - h*p).
     """
-    return _WalkConvSilu.apply(tokens, weight, bias, walks)
+    return _WalkConvSilu.apply(tokens, weight, bias, walks, heads, headdim)
 
 
 class _Walk(torch.autograd.Function):
@@ -51,33 +54,72 @@ class _PutBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx, steps: Tensor, walks: Tensor) -> Tensor:
         ctx.save_for_backward(walks)
-        return _scatter(steps, walks)
+        ctx.sizes = heads, headdim = steps.shape[3::2]
+        ways, lines, length = walks.shape
+        places = _places(walks)  # of each token's step among all ways' steps: (line, step)
+        rows = places + places // length * (
+            (heads - 1) * length
+        )  # among (line, head, step), of the first head
+        rows = rows[..., None] + length * torch.arange(heads, device=walks.device)
+        out = steps.flatten(1, 4).index_select(1, rows.flatten())
+        return out.view(len(steps), ways, lines * length, heads * headdim)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (walks,) = ctx.saved_tensors
-        tokens = grad.shape[2]
-        rows = walks.flatten(1) + tokens * torch.arange(walks.shape[0], device=walks.device)[:, None]
-        return grad.flatten(1, 2).index_select(1, rows.flatten()).unflatten(1, walks.shape), None
+        heads, _ = ctx.sizes
+        tokens = walks + walks[0].numel() * torch.arange(len(walks), device=walks.device)[:, None, None]
+        rows = heads * tokens[:, :, None] + torch.arange(heads, device=walks.device)[:, None]
+        by_head = grad.unflatten(-1, ctx.sizes).flatten(1, 3)
+        return by_head.index_select(1, rows.flatten()).unflatten(1, rows.shape), None
 
 
 class _WalkConvSilu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tokens: Tensor, weight: Tensor, bias: Tensor, walks: Tensor) -> Tensor:
+    def forward(
+        ctx, tokens: Tensor, weight: Tensor, bias: Tensor, walks: Tensor, heads: int, headdim: int
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(tokens, weight, bias, walks)
-        return F.silu(causal_conv(_gather_exact(tokens, walks), weight, bias)).to(tokens.dtype)
+        ctx.sizes = heads, headdim
+        x, BC = _by_head(causal_conv(_gather_exact(tokens, walks), weight, bias), heads, headdim)
+        return _silu(x, tokens.dtype), F.silu(BC).to(tokens.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx, grad_x: Tensor, grad_BC: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weight, bias, walks = ctx.saved_tensors
         walked = _gather_exact(tokens, walks)
         before = causal_conv(walked, weight, bias)
-        grad = torch.ops.aten.silu_backward(grad.to(before.dtype), before)
+        grad = torch.empty_like(before)
+        x_into, BC_into = _by_head(grad, *ctx.sizes)
+        x_before, BC_before = _by_head(before, *ctx.sizes)
+        _silu_backward(grad_x, x_before, x_into)
+        _silu_backward(grad_BC, BC_before, BC_into)
         grad_tokens = _scatter(grad_of_steps(grad, weight), walks).sum(1).to(tokens.dtype)
         grad_weight = grad_of_taps(grad, walked, weight.shape[1]).to(weight.dtype)
-        return grad_tokens, grad_weight, grad.sum((0, 1, 2, 3)).to(bias.dtype), None
+        grad_bias = grad.sum((0, 1, 2, 3)).to(bias.dtype)
+        return grad_tokens, grad_weight, grad_bias, None, None, None
+
+
+def _by_head(steps: Tensor, heads: int, headdim: int) -> tuple[Tensor, Tensor]:
+    """Views of steps (b, w, S, l, c): the heads' channels (b, w, S, h, l, p), and the others."""
+    x, others = steps.tensor_split((heads * headdim,), dim=-1)
+    return x.unflatten(-1, (heads, headdim)).transpose(-2, -3), others
+
+
+def _silu(before: Tensor, dtype: torch.dtype) -> Tensor:
+    """SiLU, in one piece of memory: rearranged in the same pass where an operator can."""
+    if dtype != before.dtype or torch.compiler.is_compiling():
+        return F.silu(before).to(dtype).contiguous()
+    return torch.ops.aten.silu.out(before, out=torch.empty(before.shape, dtype=dtype, device=before.device))
+
+
+def _silu_backward(grad: Tensor, before: Tensor, into: Tensor) -> None:
+    if grad.dtype != before.dtype or torch.compiler.is_compiling():
+        into.copy_(torch.ops.aten.silu_backward(grad.to(before.dtype), before))
+    else:
+        torch.ops.aten.silu_backward.grad_input(grad, before, grad_input=into)
 
 
 def _gather(tokens: Tensor, walks: Tensor) -> Tensor:
@@ -89,6 +131,11 @@ def _gather_exact(tokens: Tensor, walks: Tensor) -> Tensor:
 
 
 def _scatter(steps: Tensor, walks: Tensor) -> Tensor:
-    ways, tokens = walks.shape[0], walks[0].numel()
-    rows = walks.flatten(1).argsort(dim=-1) + tokens * torch.arange(ways, device=walks.device)[:, None]
-    return steps.flatten(1, 3).index_select(1, rows.flatten()).unflatten(1, (ways, tokens))
+    rows = _places(walks)
+    return steps.flatten(1, 3).index_select(1, rows.flatten()).unflatten(1, rows.shape)
+
+
+def _places(walks: Tensor) -> Tensor:
+    """Where each token's step stands among the steps (w, S, l) of all ways: (w, T)."""
+    first = walks[0].numel() * torch.arange(len(walks), device=walks.device)[:, None]
+    return first + walks.flatten(1).argsort(dim=-1)

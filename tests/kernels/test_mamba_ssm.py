@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from kernels import mamba_ssm_backend
+from kernels import mamba2_scan, mamba_ssm_backend
 from tests.kernels.run_mamba_ssm import CASES
+from tests.kernels.scan_inputs import random_inputs
 from tests.patience import PATIENCE_S
 
 
@@ -36,3 +38,15 @@ def test_it_says_which_of_its_functions_runs() -> None:
     compiled = importlib.util.find_spec("causal_conv1d_cuda") is not None
     expected = "mamba_split_conv1d_scan_combined" if compiled else "mamba_chunk_scan_combined"
     assert mamba_ssm_backend.function_in_use() == expected
+
+
+def test_sequences_are_fetched_and_put_back_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_recurrence(zxbcdt: torch.Tensor, *others: torch.Tensor | float) -> torch.Tensor:
+        *weights, headdim, eps = others
+        return mamba2_scan(zxbcdt, *weights, headdim=headdim, eps=eps, backend="reference")
+
+    inputs = random_inputs(12, orders=4)
+    inputs["orders"] = inputs["orders"].view(2, 2, 3, 4)
+    expected = mamba2_scan(**inputs, backend="reference")
+    monkeypatch.setattr(mamba_ssm_backend, "scan_sequences", by_recurrence)
+    torch.testing.assert_close(mamba_ssm_backend.scan(**inputs, eps=1e-5), expected)
