@@ -28,6 +28,7 @@ COMPILING_S = 150  # the check of numbers runs meanwhile: it compiles most of al
 TIMED_PARTS = {"sample": 110, "train": 80, "growth": 30, "scan": 90}  # seconds at most
 LENGTHS = (1, 2, 31, 32, 33, 47, 48, 63, 64, 65, 300)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+STEP_TOLERANCE = 1e-3  # of a whole denoiser
 QUICK = ["--preset", "tiny", "--rounds", "2", "--batches", "1"]  # to try the parts out, on a CPU too
 
 
@@ -123,7 +124,7 @@ def run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
 
 
 def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
-    """Outputs and every gradient of the Triton scan against the recurrence, on this device.
+    """Outputs and every gradient of the Triton scan against the recurrence, on this device; a step as well.
 
     Lengths are compiled side by side. What is found in time is kept, whatever the rest does.
     """
@@ -137,6 +138,7 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
     workers = min(len(cases), max(1, (os.cpu_count() or 2) // 2)) if device.type == "cuda" else 1
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=make_do)
+    step_job = pool.submit(step_error, device.type)
     try:
         jobs = {pool.submit(error_of, backend, device.type, *case): case for case in cases}
         for job in as_completed(jobs, timeout=COMPILING_S - 20):
@@ -159,13 +161,39 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
             "no figures of "
             + ", ".join(f"{length} in {dtype}" for length, dtype in cases if (length, dtype) in missing)
         )
-    figures = {"backend": backend, "checked": len(cases) - len(missing), "of": len(cases)}
+    try:
+        step = step_job.result(timeout=0 if missing else 20)
+    except Exception as broken:  # whatever a compiler or a driver may say: the scans' figures are kept
+        step = math.inf
+        print(f"a denoising step cannot be computed: {broken!r}")
+    if not step <= STEP_TOLERANCE:
+        failed = True
+        print(f"a denoising step: error {step:.1e} exceeds {STEP_TOLERANCE:.0e}")
+    figures = {"backend": backend, "checked": len(cases) - len(missing), "of": len(cases), "step": step}
     keep("check", device, figures | {"largest relative error": worst}, results)
     print(f"{backend} against the recurrence, outputs and gradients, largest relative errors: {worst}")
+    print(f"a denoising step by our kernels against PyTorch's operators: {step:.1e}")
     for worker in multiprocessing.active_children():
         worker.kill()
     pool.shutdown(wait=False, cancel_futures=True)
     return int(failed or bool(missing))
+
+
+@torch.no_grad()
+def step_error(device: str) -> float:
+    """`largest_error` of a small denoiser's step by our kernels against PyTorch's operators, float32."""
+    from medsora import MedSora
+
+    ours, plain = (
+        MedSora.from_preset("tiny", dropout=0.0, backend=backend).eval() for backend in ("auto", "torch")
+    )
+    for parameter in ours.parameters():
+        if not parameter.any():  # adaLN-zero's, which would leave nothing to compare
+            parameter.normal_(std=0.02)
+    plain.load_state_dict(ours.state_dict())
+    z, t = torch.randn(2, 6, 16, 16, 16).to(device), torch.tensor([999, 3], device=device)
+    eps = [model.to(device)(z, t, num_images=2).eps for model in (ours, plain)]
+    return largest_error({"eps": eps[0]}, {"eps": eps[1]})
 
 
 def error_of(backend: str, device: str, length: int, dtype: torch.dtype) -> float:

@@ -45,16 +45,16 @@ class _GatedNormSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, z, weight, scale = ctx.saved_tensors
-        exact, walks = scale.dtype, y.shape[1] // ctx.axes
+        exact = scale.dtype
         z_exact, y_exact = z.to(exact), y.to(exact)
         gate = F.silu(z_exact)[:, None]
-        normed = (y_exact * gate).mul_(scale)
+        normed = (y_exact * gate).mul_(scale).unflatten(1, (ctx.axes, -1))
         grad = grad.to(exact)
-        grad_weight = (grad * normed.unflatten(1, (ctx.axes, -1)).sum(2)).sum((0, 1, 2))
+        grad_weight = (grad * normed.sum(2)).sum((0, 1, 2))
 
-        grad_normed = (grad * weight.to(exact)).repeat_interleave(walks, 1)
+        grad_normed = (grad * weight.to(exact)).unsqueeze(2)  # the same for every walk of an axis
         along = (grad_normed * normed).mean(-1, keepdim=True)
-        grad_gated = grad_normed.addcmul_(normed, along, value=-1).mul_(scale)
+        grad_gated = torch.addcmul(grad_normed, normed, along, value=-1).flatten(1, 2).mul_(scale)
         grad_z = torch.ops.aten.silu_backward((grad_gated * y_exact).sum(1), z_exact)
         grad_y = grad_gated.mul_(gate)
         return grad_y.to(y.dtype), grad_z.to(z.dtype), grad_weight.to(weight.dtype), None, None
