@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from kernels import triton_backend
 
 
-def fused(tokens: Tensor, backend: str) -> bool:
-    """Whether kernels of our own take such tokens from here, of a model whose scans ask for `backend`."""
+def fused(backend: str, tokens: Tensor, *others: Tensor) -> bool:
+    """Whether kernels of our own take such tensors of a model whose scans ask for `backend`."""
     return (
         backend in ("auto", "triton")
         and not torch.is_grad_enabled()
@@ -22,12 +22,13 @@ def fused(tokens: Tensor, backend: str) -> bool:
         and triton_backend.declines_tensors(tokens.device.type, tokens.dtype) is None
         and not torch.is_autocast_enabled(tokens.device.type)
         and triton_backend.unusable() is None
+        and all(other.dtype == tokens.dtype for other in others)
     )
 
 
 def norm(x: Tensor, shift: Tensor, scale: Tensor, layer: nn.LayerNorm, backend: str) -> Tensor:
     """adaLN of tokens x (B, n, l, d): layer(x)·(1 + scale) + shift, these (B or 1, n or 1, 1, d)."""
-    if fused(x, backend):
+    if fused(backend, x, shift, scale):
         return torch.ops.medsora.norm(x, shift, scale, layer.weight, layer.bias, layer.eps)
     return torch.addcmul(shift, layer(x), 1 + scale)
 
@@ -42,7 +43,7 @@ def add_norm(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """x + gate·branch, and `norm` of that, which the next branch takes."""
-    if fused(x, backend):
+    if fused(backend, x, branch, gate, shift, scale):
         return torch.ops.medsora.add_norm(x, branch, gate, shift, scale, layer.weight, layer.bias, layer.eps)
     x = torch.addcmul(x, gate, branch)
     return x, norm(x, shift, scale, layer, backend)
@@ -50,7 +51,7 @@ def add_norm(
 
 def gated_sum(height: Tensor, gate_height: Tensor, width: Tensor, gate_width: Tensor, backend: str) -> Tensor:
     """Eq. 9: height·σ(gate_height) + width·σ(gate_width), all of one shape."""
-    if fused(height, backend):
+    if fused(backend, height, gate_height, width, gate_width):
         return torch.ops.medsora.gated_sum(height, gate_height, width, gate_width)
     return torch.addcmul(height * gate_height.sigmoid(), width, gate_width.sigmoid())
 
@@ -58,4 +59,4 @@ def gated_sum(height: Tensor, gate_height: Tensor, width: Tensor, gate_width: Te
 def attends_fused(qkv: Tensor, window: int, backend: str) -> bool:
     """Whether `torch.ops.medsora.local_attention` takes qkv (N, l, 3, heads, f) with such a window."""
     length, features = qkv.shape[1], qkv.shape[-1]
-    return fused(qkv, backend) and triton_backend.attends(length, window, features, qkv.dtype)
+    return fused(backend, qkv) and triton_backend.attends(length, window, features, qkv.dtype, qkv.device)

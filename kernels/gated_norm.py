@@ -27,7 +27,7 @@ def gated_norm_sum(y: Tensor, z: Tensor, weight: Tensor, axes: int, eps: float) 
     total = first.mul_(scales[0])
     for other, its_scale in zip(others, scales[1:], strict=True):
         total.addcmul_(other, its_scale)
-    return total * weight
+    return total.mul_(weight)
 
 
 class _GatedNormSum(torch.autograd.Function):

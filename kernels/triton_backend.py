@@ -17,7 +17,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LONGEST_TILE = 64  # steps that a program computes at once
 MOST_CHANNELS = 64  # of a head that a program computes at once: with more its registers spill
 HOPPER_MEMORY = 227 * 1024  # shared, of a block: what the interpreter goes by
+MOST_KEYS, KEY_BYTES = 128, 2**14  # of local attention that a program holds
 OLDEST_CAPABILITY = (8, 0)  # bf16 products
+HOPPER = (9, 0)
 
 
 @functools.cache
@@ -108,10 +110,18 @@ def attention_tile(length: int, window: int) -> tuple[int, int]:
     return LONGEST_TILE // 2, _power_of_two(LONGEST_TILE // 2 + 2 * window)
 
 
-def attends(length: int, window: int, features: int, dtype: torch.dtype) -> bool:
-    """Whether the keys of a program fit beside its values and queries in the shared memory of any GPU."""
+def attends(length: int, window: int, features: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a program's scores and keys stay in registers, by what the compiler spills.
+
+    In float32 they do on Hopper and newer alone.
+    """
     _, keys = attention_tile(length, window)
-    return keys * max(16, _power_of_two(features)) * dtype.itemsize <= 2**15
+    before_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) < HOPPER
+    return (
+        keys <= MOST_KEYS
+        and keys * max(16, _power_of_two(features)) * dtype.itemsize <= KEY_BYTES
+        and not (dtype == torch.float32 and before_hopper)
+    )
 
 
 def _power_of_two(least: int) -> int:

@@ -195,19 +195,19 @@ def local_attention(qkv: Tensor, cos: Tensor, sin: Tensor, window: int) -> Tenso
             QUERIES=queries,
             KEYS=keys,
             BEFORE=window if tiles > 1 else 0,
-            num_warps=4,
+            num_warps=8 if qkv.dtype == torch.float32 else 4,
         )
     return out
 
 
 @norm.register_fake
 def _(x, shift, scale, weight, bias, eps) -> Tensor:
-    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, shift.dtype))
+    return x.new_empty(x.shape)
 
 
 @add_norm.register_fake
 def _(x, branch, gate, shift, scale, weight, bias, eps) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, shift.dtype))
+    return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 @gated_sum.register_fake
@@ -222,10 +222,11 @@ def _(qkv, cos, sin, window) -> Tensor:
 
 
 @register_flop_formula(torch.ops.medsora.local_attention)
-def _flops(qkv_shape: torch.Size, *_, out_shape=None, **__) -> int:
-    """As PyTorch counts the attention that this replaces: every token with every token of its frame."""
+def _flops(qkv_shape: torch.Size, _cos: torch.Size, _sin: torch.Size, window: int, **__) -> int:
+    """Of the tiles that a program computes, twice: scores and their values."""
     frames, length, _, heads, features = qkv_shape
-    return 4 * frames * heads * length**2 * features
+    queries, keys = attention_tile(length, window)
+    return 4 * frames * heads * -(-length // queries) * queries * keys * features
 
 
 def _add_norm(
@@ -238,17 +239,20 @@ def _add_norm(
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
+    modulations = (shift, scale) if gate is None else (gate, shift, scale)
+    if {modulation.shape for modulation in modulations} != {shift.shape}:
+        raise ValueError("gate, shift and scale must be of one shape.")
+    if (weight is None) != (bias is None):
+        raise ValueError("a norm has weight and bias or neither.")
     x = x.contiguous()
     batch, frames, length, width = x.shape
-    modulations = (shift, scale) if gate is None else (gate, shift, scale)
-    alike = {modulation.stride() for modulation in modulations} == {shift.stride()} and shift.stride(-1) == 1
-    if not alike:
+    if {modulation.stride() for modulation in modulations} != {shift.stride()} or shift.stride(-1) != 1:
         modulations = tuple(modulation.contiguous() for modulation in modulations)
     sample_stride, frame_stride = (
         0 if modulations[0].shape[axis] == 1 else modulations[0].stride(axis) for axis in (0, 1)
     )
     total = torch.empty_like(x) if branch is not None else x
-    out = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, shift.dtype))
+    out = torch.empty_like(x)
     with on(x.device):
         add_norm_kernel[(batch * frames * length,)](
             x,

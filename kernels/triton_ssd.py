@@ -103,7 +103,7 @@ class Launch:
 def plan(
     zxbcdt: Tensor, conv_weight: Tensor, D: Tensor, norm_weight: Tensor, orders: Tensor, *, backward: bool
 ) -> Launch:
-    """Cut a scan along orders (axes, k, S, l), or its backward pass, into programs."""
+    """Cut a scan along orders (axes, k, S, l), or its backward pass, into programs of the current device."""
     axes, ways, sequences, steps = orders.shape
     d_inner = norm_weight.shape[0]
     d_state = (conv_weight.shape[0] - d_inner) // 2
@@ -152,9 +152,9 @@ def fused_scan(
     eps: float,
 ) -> Tensor:
     """(b, T, 2*d_inner + 2*N + heads) along int32 orders (axes, k, S, l) -> (axes, b, T, d_inner)."""
-    launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=False)
-    out = zxbcdt.new_empty(launch.axes, launch.batches, launch.tokens, launch.d_inner)
     with on(zxbcdt.device):
+        launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=False)
+        out = zxbcdt.new_empty(launch.axes, launch.batches, launch.tokens, launch.d_inner)
         y, _ = _scan(launch, zxbcdt, orders, conv_weight, conv_bias, dt_bias, A_log, D, keep_states=False)
         triton_forward.norm_forward[(launch.rows, launch.axes)](
             zxbcdt,
@@ -192,11 +192,11 @@ def fused_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients by zxbcdt and the six weights, in this order."""
     weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
-    launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=True)
     grad_zxbcdt = zxbcdt.new_empty(zxbcdt.shape)
-    at_once = max(1, MOST_BACKWARD_BYTES // launch.backward_bytes(zxbcdt.element_size()))
     sums = []
     with on(zxbcdt.device):
+        launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=True)
+        at_once = max(1, MOST_BACKWARD_BYTES // launch.backward_bytes(zxbcdt.element_size()))
         for first in range(0, launch.batches, at_once):
             part = slice(first, first + at_once)
             above = grad_out[:, part].contiguous()

@@ -7,6 +7,7 @@ import platform
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and values of glibc's malloc.h
 KEPT_BYTES = 2**31 - 1  # free at the heap's end; the most that mallopt takes
+USUAL_MAPPED, USUAL_KEPT_BYTES = 2**16, 2**17  # as glibc begins
 
 
 def keep_freed_memory() -> None:
@@ -14,10 +15,20 @@ def keep_freed_memory() -> None:
 
     By default it maps a large block from the system and hands it back when it is freed, and every page of
     the next one is fetched and cleared anew: a sixth of a small model's training step on a CPU, and more than
-    half of one with tensors of a hundred megabytes. Here all comes from the heap, which keeps it. Other
-    libraries than glibc are left as they are.
+    half of one with tensors of a hundred megabytes. Here the main thread's come from the heap, which keeps
+    them. That is for work whose sizes repeat: blocks of ever new sizes would leave holes. Other libraries
+    than glibc are left as they are.
     """
+    _set_malloc(mapped=0, kept_bytes=KEPT_BYTES)
+
+
+def hand_back_freed_memory() -> None:
+    """Undo `keep_freed_memory` in a process that inherited it and whose blocks differ in size: a loader."""
+    _set_malloc(mapped=USUAL_MAPPED, kept_bytes=USUAL_KEPT_BYTES)
+
+
+def _set_malloc(*, mapped: int, kept_bytes: int) -> None:
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_MAX, mapped)
+        mallopt(M_TRIM_THRESHOLD, kept_bytes)

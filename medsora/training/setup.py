@@ -21,7 +21,7 @@ from medsora.config import Config
 from medsora.config_file import config_to_dict
 from medsora.data.clips import ClipDataset
 from medsora.errors import BadInput
-from medsora.training.freed_memory import keep_freed_memory
+from medsora.training.freed_memory import hand_back_freed_memory, keep_freed_memory
 from medsora.training.randomness import derive_seed
 from medsora.training.run_folder import RunFolder
 from medsora.training.schedule import SampleKey, StepBatches
@@ -180,5 +180,6 @@ def _short_digest(value: Any) -> str:
 def _quiet_worker(worker: int) -> None:
     """One thread, and no signals: Ctrl-C reaches all, but the loop still needs batches to finish its step."""
     torch.set_num_threads(1)
+    hand_back_freed_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

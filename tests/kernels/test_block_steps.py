@@ -38,15 +38,16 @@ def test_kernels_are_for_sampling_alone(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(triton_backend, "declines_tensors", lambda device, dtype: None)
     monkeypatch.setattr(triton_backend, "unusable", lambda: None)
     tokens = torch.zeros(1)
-    assert not block_steps.fused(tokens, "auto"), "gradients may be wanted"
+    assert not block_steps.fused("auto", tokens), "gradients may be wanted"
     with torch.no_grad():
-        assert block_steps.fused(tokens, "auto")
-        assert block_steps.fused(tokens, "triton")
-        assert not block_steps.fused(tokens, "torch"), "who chose another backend has none of these either"
+        assert block_steps.fused("auto", tokens)
+        assert block_steps.fused("triton", tokens, tokens)
+        assert not block_steps.fused("auto", tokens, tokens.double()), "operators promote"
+        assert not block_steps.fused("torch", tokens), "who chose another backend has none of these either"
         with torch.autocast("cpu", torch.bfloat16):
-            assert not block_steps.fused(tokens, "auto"), "operators choose their precision"
+            assert not block_steps.fused("auto", tokens), "operators choose their precision"
         monkeypatch.setattr(triton_backend, "unusable", lambda: "no compiler")
-        assert not block_steps.fused(tokens, "auto")
+        assert not block_steps.fused("auto", tokens)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +57,10 @@ def test_kernels_are_for_sampling_alone(monkeypatch: pytest.MonkeyPatch) -> None
         (4096, 8, 64, torch.float32, True),
         (4096, 8, 128, torch.bfloat16, True),
         (64, 1000, 64, torch.bfloat16, True),  # one tile holds the frame, whatever the window
-        (4096, 100, 64, torch.bfloat16, True),
-        (4096, 100, 64, torch.float32, False),
+        (4096, 48, 64, torch.bfloat16, True),
+        (4096, 48, 64, torch.float32, False),
+        (4096, 100, 16, torch.bfloat16, False),
+        (64, 8, 128, torch.float32, False),
     ],
 )
 def test_wide_windows_are_left_to_the_operators(
@@ -65,4 +68,4 @@ def test_wide_windows_are_left_to_the_operators(
 ) -> None:
     queries, keys = triton_backend.attention_tile(length, window)
     assert keys >= min(length, queries + 2 * window)
-    assert triton_backend.attends(length, window, features, dtype) == fits
+    assert triton_backend.attends(length, window, features, dtype, torch.device("cpu")) == fits
