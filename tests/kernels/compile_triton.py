@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 
 from kernels import triton_backward, triton_block, triton_forward
 from kernels.triton_backend import LONGEST_TILE, attention_tile, chunked_tile, shared_bytes
+from kernels.triton_ops import SIZES
 
 HOPPER = 90
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -28,18 +29,7 @@ FLOAT32 = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight", "
 FLOAT32_SUMS = ("grad_dt", "grad_heads", "grad_weight", "grad_taps")
 TABLES = ("walks", "places")
 STRIDES = ("batch_stride", "token_stride", "features", "sample_stride", "frame_stride")
-COUNTS = (
-    "batches",
-    "sequences",
-    "steps",
-    "tiles",
-    "chunks",
-    "token_count",
-    "rows",
-    "frames",
-    "length",
-    "count",
-)
+COUNTS = (*SIZES, "frames", "length", "count")
 
 
 def compile_kernel(
@@ -56,7 +46,7 @@ def compile_kernel(
             return "*i32"
         if name in ("eps", "score_scale"):
             return "fp32"
-        return "i32" if name in STRIDES + COUNTS or name.endswith("_program") else f"*{dtype}"
+        return "i32" if name in STRIDES + COUNTS else f"*{dtype}"
 
     names = kernel.arg_names
     signature = {name: kind(name) for name in names}
