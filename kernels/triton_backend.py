@@ -1,4 +1,7 @@
-"""The fused Triton scan as a backend: what it can serve, and its call. Its kernels are imported late."""
+"""The fused Triton kernels as a backend: what they can serve, how they are cut, the scan's call.
+
+The kernels themselves are imported late.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +114,7 @@ def attention_tile(length: int, window: int) -> tuple[int, int]:
 
 
 def attends(length: int, window: int, features: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a program's scores and keys stay in registers, by what the compiler spills.
+    """Whether most of a program's scores and keys stay in registers, by what the compiler spills.
 
     In float32 they do on Hopper and newer alone.
     """
@@ -129,7 +132,7 @@ def _power_of_two(least: int) -> int:
 
 
 def chunked_tile(dtype: torch.dtype, *, backward: bool) -> int:
-    """Steps of a chunk, so few that what a program holds of them stays in registers.
+    """Steps of a chunk, so few that most of what a program holds of them stays in registers.
 
     float32 takes twice the registers, and its products of three TF32 each twice again.
     """

@@ -56,11 +56,10 @@ class _PutBack(torch.autograd.Function):
         ctx.save_for_backward(walks)
         ctx.sizes = heads, headdim = steps.shape[3::2]
         ways, lines, length = walks.shape
-        places = _places(walks)  # of each token's step among all ways' steps: (line, step)
-        rows = places + places // length * (
-            (heads - 1) * length
-        )  # among (line, head, step), of the first head
-        rows = rows[..., None] + length * torch.arange(heads, device=walks.device)
+        # Where a token's step stands: among (line, step), then its first head's among (line, head, step).
+        places = _places(walks)
+        first = places + places // length * (heads - 1) * length
+        rows = first[..., None] + length * torch.arange(heads, device=walks.device)
         out = steps.flatten(1, 4).index_select(1, rows.flatten())
         return out.view(len(steps), ways, lines * length, heads * headdim)
 

@@ -105,7 +105,7 @@ class Launches(TorchDispatchMode):
 
 @torch.no_grad()
 def whole_model(device: str) -> dict[str, float]:
-    """A small denoiser by fused kernels and by operators; kernels per block of a step, as both count."""
+    """A small denoiser by fused kernels against operators; the fused kernels of a block and of the rest."""
     from medsora import MedSora  # not before the interpreter is on
     from medsora.denoiser.prepared import PreparedDenoiser
 
