@@ -39,8 +39,7 @@ def main() -> None:
 
 
 def counted(preset: str) -> float:
-    """Growth of a step's FLOPs over that of the frames. Real forwards may fail afterwards: tables made in
-    between hold no numbers."""
+    """Growth of a step's FLOPs over that of the frames."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = MedSora.from_preset(preset, backend="torch").eval()
         inputs = (latents(1, count, torch.device("cpu"), torch.float32) for count in (SHORT, LONG))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from medsora.errors import BadInput
+from medsora.tables import kept_table
 
 VARIANTS = 8
 
@@ -50,8 +49,7 @@ def spiral_order(rows: int, cols: int, variant: int) -> Tensor:
     return torch.cat(edges)
 
 
-@cache
-@torch.inference_mode(False)
+@kept_table
 def spatial_walks(
     frames: int, rows: int, cols: int, variant: int, together: bool, device: torch.device
 ) -> tuple[Tensor, ...]:
@@ -75,8 +73,7 @@ def spatial_walks(
     return tuple(table.int().contiguous().to(device) for table in tables)
 
 
-@cache
-@torch.inference_mode(False)
+@kept_table
 def temporal_walks(frames: int, tokens: int, together: bool, device: torch.device) -> Tensor:
     """Each token position along the frames (Eq. 10), as orders (1, 1, sequences, steps) of `mamba2_scan`.
 

@@ -9,21 +9,19 @@ padding leak in. Long frames go through it in tiles.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from kernels.block_steps import attends_fused
 from medsora.denoiser.linear import Linear
+from medsora.tables import kept_table
 
 ROTARY_BASE = 10_000
 TILE = 64  # frames of more than two tiles are cut, so that cost grows with l instead of l²
 
 
-@cache
-@torch.inference_mode(False)
+@kept_table
 def window_mask(length: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Eq. 6 as a term of the scores, (length, length): 0 where |i - j| <= window, else minus infinity."""
     place = torch.arange(length)
@@ -31,8 +29,7 @@ def window_mask(length: int, window: int, device: torch.device, dtype: torch.dty
     return torch.zeros(length, length).masked_fill(outside, -torch.inf).to(device, dtype)
 
 
-@cache
-@torch.inference_mode(False)
+@kept_table
 def tiled_mask(length: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Eq. 6 for tiles of queries and the keys from `window` before a tile to `window` after it,
     (tiles, TILE, TILE + 2·window). Queries that only fill the last tile may see the padding, lest they see
@@ -45,8 +42,7 @@ def tiled_mask(length: int, window: int, device: torch.device, dtype: torch.dtyp
     return torch.zeros(seen.shape).masked_fill(~seen, -torch.inf).to(device, dtype)
 
 
-@cache
-@torch.inference_mode(False)
+@kept_table
 def rotary_tables(length: int, features: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines for q (index 0) and k (index 1), each (2, 1, 1, length, features) in float32.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor, nn
+
+from medsora.tables import kept_table
 
 TIME_FEATURES = 256
 MAX_PERIOD = 10_000
@@ -20,8 +21,7 @@ def sinusoids(positions: Tensor, features: int) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
-@cache
-@torch.inference_mode(False)
+@kept_table
 def position_table(rows: int, cols: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The fixed 2-D sine-cosine embedding, `(rows * cols, width)`: half the features name the row, half the
     column. Rebuilt per size and never saved, so that one checkpoint serves several sizes."""

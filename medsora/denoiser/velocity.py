@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from medsora.diffusion import GaussianDiffusion
+from medsora.tables import kept_table
 
 
 def noise_from_velocity(velocity: Tensor, z: Tensor, t: Tensor) -> Tensor:
@@ -25,8 +24,7 @@ def noise_from_velocity(velocity: Tensor, z: Tensor, t: Tensor) -> Tensor:
     return torch.addcmul(noise * z.to(exact), signal, velocity.to(exact))
 
 
-@cache
-@torch.inference_mode(False)
+@kept_table
 def _shares(device: torch.device) -> tuple[Tensor, Tensor]:
     """√ᾱ and √(1 - ᾱ) of every timestep, on `device`."""
     alpha_bar = GaussianDiffusion().alpha_bar.to(device)

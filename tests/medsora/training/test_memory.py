@@ -35,6 +35,18 @@ def test_a_step_without_content_counts_what_a_real_one_allocates(checkpointing: 
     assert peak_bytes([model], step) == pytest.approx(live.peak, rel=0.01)
 
 
+def test_training_goes_on_after_an_estimate() -> None:
+    model = MedSora(**tiny.DENOISER, in_channels=4).train()
+
+    def step() -> torch.Tensor:  # of a size that no other test has made tables for
+        out = model(torch.zeros(1, 7, 4, 10, 6), torch.zeros(1, dtype=torch.long), num_images=2)
+        return out.eps.square().mean() + sum(feature.square().mean() for feature in out.features)
+
+    estimated = peak_bytes([model], step)
+    step().backward()
+    assert peak_bytes([model], step) == estimated
+
+
 def test_recomputing_saves_memory_in_the_estimate_too() -> None:
     model = MedSora(**{**tiny.DENOISER, "depth": 6}, in_channels=4).train()
 

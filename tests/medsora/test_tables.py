@@ -1,0 +1,53 @@
+"""Kept tables have content and serve under gradients, whoever asked for them first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from medsora.tables import kept_table
+
+
+def test_built_once_for_the_same_sizes() -> None:
+    asked = []
+
+    @kept_table
+    def numbers(count: int) -> Tensor:
+        asked.append(count)
+        return torch.arange(count)
+
+    assert numbers(3) is numbers(3)
+    assert torch.equal(numbers(4), torch.arange(4))
+    assert asked == [3, 4]
+
+
+def test_has_content_when_an_estimate_asks_first() -> None:
+    @kept_table
+    def numbers(count: int) -> Tensor:
+        return torch.arange(count, dtype=torch.float32)
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(numbers(3) + torch.ones(3), FakeTensor)
+    assert torch.equal(numbers(3) + torch.ones(3), torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_serves_under_gradients_when_inference_asks_first() -> None:
+    @kept_table
+    def numbers(count: int) -> Tensor:
+        return torch.arange(count, dtype=torch.float32)
+
+    with torch.inference_mode():
+        numbers(3)
+    leaf = torch.ones(3, requires_grad=True)
+    (numbers(3) * leaf).sum().backward()
+    assert torch.equal(leaf.grad, numbers(3))
+
+
+def test_compiled_code_sees_through_it() -> None:
+    @kept_table
+    def numbers(count: int) -> Tensor:
+        return torch.arange(count, dtype=torch.float32)
+
+    compiled = torch.compile(lambda x: x + numbers(3), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(torch.ones(3)), torch.tensor([1.0, 2.0, 3.0]))
