@@ -5,6 +5,8 @@ Shape letters: b batch, a axes, k walks of an axis, T tokens, c channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,14 +22,25 @@ def gated_norm_sum(y: Tensor, z: Tensor, weight: Tensor, axes: int, eps: float) 
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or y.itemsize < torch.float32.itemsize:
         return _GatedNormSum.apply(y, z, weight, axes, eps)
     gated = y.mul_(F.silu(z)[:, None])
+    total, _ = _normed_sum(gated, axes, eps, torch.Tensor.mul_)
+    return total.mul_(weight)
+
+
+def _normed_sum(
+    gated: Tensor, axes: int, eps: float, times: Callable[[Tensor, Tensor], Tensor] = torch.mul
+) -> tuple[Tensor, Tensor]:
+    """Sum over each axis's walks of gated (b, a·k, T, c) over its RMS, and one over the RMS (b, a·k, T, 1).
+
+    With `times` in place the sum takes gated's memory, and holds all of it.
+    """
     length = torch.linalg.vector_norm(gated, dim=-1, keepdim=True)  # one pass, and no squares in memory
     scale = length.square_().div_(gated.shape[-1]).add_(eps).rsqrt_()
-    first, *others = gated.unflatten(1, (axes, -1)).unbind(2)
+    walks = gated.unflatten(1, (axes, -1)).unbind(2)
     scales = scale.unflatten(1, (axes, -1)).unbind(2)
-    total = first.mul_(scales[0])
-    for other, its_scale in zip(others, scales[1:], strict=True):
+    total = times(walks[0], scales[0])
+    for other, its_scale in zip(walks[1:], scales[1:], strict=True):
         total.addcmul_(other, its_scale)
-    return total.mul_(weight)
+    return total, scale
 
 
 class _GatedNormSum(torch.autograd.Function):
@@ -35,11 +48,10 @@ class _GatedNormSum(torch.autograd.Function):
     def forward(ctx, y: Tensor, z: Tensor, weight: Tensor, axes: int, eps: float) -> Tensor:
         exact = torch.promote_types(y.dtype, torch.float32)
         gated = y.to(exact) * F.silu(z.to(exact))[:, None]
-        scale = torch.rsqrt(gated.square().mean(-1, keepdim=True) + eps)
+        total, scale = _normed_sum(gated, axes, eps)
         ctx.save_for_backward(y, z, weight, scale)
         ctx.axes = axes
-        normed = gated.mul_(scale).unflatten(1, (axes, -1)).sum(2)
-        return normed.mul_(weight.to(exact)).to(y.dtype)
+        return total.mul_(weight.to(exact)).to(y.dtype)
 
     @staticmethod
     @once_differentiable
@@ -50,11 +62,26 @@ class _GatedNormSum(torch.autograd.Function):
         gate = F.silu(z_exact)[:, None]
         normed = (y_exact * gate).mul_(scale).unflatten(1, (ctx.axes, -1))
         grad = grad.to(exact)
-        grad_weight = (grad * normed.sum(2)).sum((0, 1, 2))
+        grad_weight = (grad * _total(normed, 2)).sum((0, 1, 2))
 
         grad_normed = (grad * weight.to(exact)).unsqueeze(2)  # the same for every walk of an axis
-        along = (grad_normed * normed).mean(-1, keepdim=True)
-        grad_gated = torch.addcmul(grad_normed, normed, along, value=-1).flatten(1, 2).mul_(scale)
-        grad_z = torch.ops.aten.silu_backward((grad_gated * y_exact).sum(1), z_exact)
+        grad_gated = grad_normed * normed
+        along = grad_gated.mean(-1, keepdim=True)
+        torch.addcmul(grad_normed, normed, along, value=-1, out=grad_gated)
+        grad_gated = grad_gated.flatten(1, 2).mul_(scale)
+        grad_gate = _total(grad_gated, 1, y_exact)
+        grad_z = torch.ops.aten.silu_backward(grad_gate, z_exact)
         grad_y = grad_gated.mul_(gate)
         return grad_y.to(y.dtype), grad_z.to(z.dtype), grad_weight.to(weight.dtype), None, None
+
+
+def _total(x: Tensor, dim: int, times: Tensor | None = None) -> Tensor:
+    """Sum over a dimension of few and large parts, multiplied if asked: faster part by part on a CPU."""
+    if times is None:
+        first, *others = x.unbind(dim)
+        return sum(others, first)
+    (first, *others), (its, *theirs) = x.unbind(dim), times.unbind(dim)
+    total = first * its
+    for part, other in zip(others, theirs, strict=True):
+        total.addcmul_(part, other)
+    return total

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.walks import put_back, walk
+from kernels.walks import places_of, put_back, walk
 
 CHUNK = 256  # tokens: the package's own default
 
@@ -55,9 +55,10 @@ def scan(
     """As `kernels.mamba2_scan` describes, with orders (axes, k, S, l); tokens are gathered, then put back."""
     weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
     walks = orders.flatten(0, 1)
-    walked = walk(zxbcdt, walks)
+    places = places_of(walks)
+    walked = walk(zxbcdt, walks, places)
     steps = scan_sequences(walked.flatten(0, 2), *weights, headdim, eps).unflatten(0, walked.shape[:3])
-    return put_back(steps.unsqueeze(3), walks).unflatten(1, orders.shape[:2]).sum(2).transpose(0, 1)
+    return put_back(steps.unsqueeze(3), walks, places).unflatten(1, orders.shape[:2]).sum(2).transpose(0, 1)
 
 
 def scan_sequences(

@@ -10,16 +10,22 @@ p channels per head, n state size; r = all sequences of all walks, w*S.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.gated_norm import gated_norm_sum
-from kernels.walks import put_back, walk, walk_conv_silu
+from kernels.walks import places_of, put_back, walk, walk_conv_silu
 
 ONE_CHUNK = 128  # steps: up to here one matrix is cheaper than states
 CHUNK = 64  # steps at most in each of several chunks
+SHORTEST = 1e-30  # Δ whose logarithm is taken: of steps that only fill a chunk it is 0
+LOG2_E = math.log2(math.e)  # powers of 2 are several times faster than those of e on a CPU
+# Of 2: with smaller ones float32's numbers become slow, and what has no meaning stays finite in products.
+EXPONENTS = -100, 60
 
 
 def scan(
@@ -43,17 +49,18 @@ def scan(
     heads, d_inner, channels = D.numel(), norm_weight.numel(), conv_bias.numel()
     exact = torch.promote_types(zxbcdt.dtype, torch.float32)
     walks = orders.flatten(0, 1)
+    places = places_of(walks)
     with torch.autocast(zxbcdt.device.type, enabled=False):
         z, xBC, dt = zxbcdt.split([d_inner, channels, heads], dim=-1)
         taps = conv_weight.reshape(channels, -1)
-        x, BC = walk_conv_silu(xBC, taps, conv_bias, walks, heads, headdim)
+        x, BC = walk_conv_silu(xBC, taps, conv_bias, walks, places, heads, headdim)
         x, (B, C) = x.flatten(1, 2), BC.flatten(1, 2).chunk(2, dim=-1)
-        dt = walk(F.softplus(dt.to(exact) + dt_bias.to(exact)), walks).flatten(1, 2)
+        dt = walk(F.softplus(dt.to(exact) + dt_bias.to(exact)), walks, places).flatten(1, 2)
         decay = dt * -torch.exp(A_log.to(exact))
         run = _one_chunk if walks.shape[2] <= ONE_CHUNK else _many_chunks
         y = run(x, B, C, dt, decay, D).unflatten(1, walks.shape[:2])
 
-        summed = gated_norm_sum(put_back(y, walks), z, norm_weight, orders.shape[0], eps)
+        summed = gated_norm_sum(put_back(y, walks, places), z, norm_weight, orders.shape[0], eps)
         return summed.transpose(0, 1)
 
 
@@ -68,7 +75,9 @@ class _OneChunk(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:
         ctx.save_for_backward(x, B, C, dt, decay, D)
-        kernel = _fades(decay).mul_(_alike(C, B).unsqueeze(2)).mul_(dt.mT.unsqueeze(-2))
+        if x.shape[-2] == 1:
+            return x * _weight_of_one(B, C, dt, D).to(x.dtype)
+        kernel = _weights(decay, dt).mul_(_alike(C, B).unsqueeze(2))
         kernel.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
         return kernel.to(x.dtype) @ x
 
@@ -77,28 +86,53 @@ class _OneChunk(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
         x, B, C, dt, decay, D = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            steps = dt.mT.unsqueeze(-2)
-            fades, alike = _fades(decay), _alike(C, B).to(decay.dtype).unsqueeze(2)
+            if x.shape[-2] == 1:
+                return _backward_of_one(grad, x, B, C, dt, D)
+            weights, alike = _weights(decay, dt), _alike(C, B).to(decay.dtype).unsqueeze(2)
             grad_kernel = (grad @ x.mT).to(decay.dtype)
             grad_D = grad_kernel.diagonal(dim1=-2, dim2=-1).sum((0, 1, 3))
-            grad_kernel.mul_(fades)
-            grad_alike = (grad_kernel * steps).sum(2).tril_().to(B.dtype)
+            grad_kernel.mul_(weights)
+            grad_alike = grad_kernel.sum(2).tril_().to(B.dtype)
 
-            kernel = fades.mul_(alike).mul_(steps)
+            grad_exponent = grad_kernel.mul_(alike)
+            from_steps, to_steps = grad_exponent.sum(-2).mT, grad_exponent.sum(-1).mT  # (b, r, q, h)
+            grad_dt = from_steps / dt.clamp(min=SHORTEST)
+            grad_decay = (to_steps - from_steps).flip(2).cumsum(2).flip(2)
+
+            kernel = weights.mul_(alike)
             kernel.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
             grad_x = kernel.to(x.dtype).mT @ grad
-
-            grad_steps = grad_kernel.mul_(alike).sum(-2).mT  # (b, r, q, h)
-            grad_reached = (grad_kernel @ dt.mT.unsqueeze(-1)).squeeze(-1).mT - grad_steps * dt
-            grad_decay = grad_reached.flip(2).cumsum(2).flip(2)
-            return grad_x, grad_alike.mT @ C, grad_alike @ B, grad_steps, grad_decay, grad_D.to(D.dtype)
+            return grad_x, grad_alike.mT @ C, grad_alike @ B, grad_dt, grad_decay, grad_D.to(D.dtype)
 
 
-def _fades(decay: Tensor) -> Tensor:
-    """exp of the sum of ΔA after step s up to step t: (b, r, q, h) -> (b, r, h, q, q); no meaning where s is
-    later, which `_alike` leaves out: there are h times as many fades, and exp of -inf is slow on a CPU."""
-    reached = decay.cumsum(2).mT  # log of the decay from the start to each step
-    return (reached.unsqueeze(-1) - reached.unsqueeze(-2)).clamp_(max=0).exp_()
+def _weight_of_one(B: Tensor, C: Tensor, dt: Tensor, D: Tensor) -> Tensor:
+    """What x is multiplied by in sequences of a single step: (b, r, h, 1, 1)."""
+    alike = (C.to(dt.dtype) * B.to(dt.dtype)).sum(-1, keepdim=True)
+    return torch.addcmul(D.to(dt.dtype), alike, dt).mT.unsqueeze(-1)
+
+
+def _backward_of_one(
+    grad: Tensor, x: Tensor, B: Tensor, C: Tensor, dt: Tensor, D: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of `_OneChunk`'s arguments for sequences of a single step, which nothing fades in."""
+    exact = dt.dtype
+    alike = (C.to(exact) * B.to(exact)).sum(-1, keepdim=True)
+    grad_x = grad * _weight_of_one(B, C, dt, D).to(grad.dtype)
+    grad_weight = (grad.to(exact) * x.to(exact)).sum(-1).mT  # (b, r, 1, h)
+    grad_alike = (grad_weight * dt).sum(-1, keepdim=True)
+    grad_D = grad_weight.sum((0, 1, 2)).to(D.dtype)
+    grad_B, grad_C = (grad_alike * C).to(B.dtype), (grad_alike * B).to(C.dtype)
+    return grad_x, grad_B, grad_C, grad_weight * alike, torch.zeros_like(dt), grad_D
+
+
+def _weights(decay: Tensor, dt: Tensor) -> Tensor:
+    """Δ_s exp(sum of ΔA after step s up to step t), in one piece: (b, r, q, h) -> (b, r, h, q, q).
+
+    Where s is later than t it has no meaning, which `_alike` leaves out: there are h times as many of these.
+    """
+    reached = decay.mT.cumsum(-1).mul_(LOG2_E)  # (b, r, h, q): the decay from the start to each step
+    left = reached - dt.mT.clamp(min=SHORTEST).log2()
+    return (reached.unsqueeze(-1) - left.unsqueeze(-2)).clamp_(*EXPONENTS).exp2_()
 
 
 def _alike(C: Tensor, B: Tensor) -> Tensor:
