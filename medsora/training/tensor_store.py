@@ -1,13 +1,15 @@
 """Tensors kept on disk under a key that hashes everything they depend on: never stale, never half a file.
 
 One safetensors file per entry, written beside and renamed, with the key in its header; whatever is missing,
-cut or under another key reads as absent and is computed again.
+cut or under another key reads as absent and is computed again. What was read last stays in memory, up to
+`KEPT_BYTES` in each process: a small store is read once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from torch import Tensor
 from medsora.data.atomic import written_beside
 from medsora.errors import BadInput
 
+KEPT_BYTES = 2**26
+
 
 class TensorStore:
     """A folder of named entries, each a dictionary of tensors."""
@@ -27,6 +31,8 @@ class TensorStore:
         text = json.dumps(depends_on, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()
         self.folder = Path(root) / f"{kind}-{self.key[:16]}"
+        self._kept: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._kept_bytes = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with written_beside(self.folder / "depends_on.json") as beside:
@@ -38,7 +44,16 @@ class TensorStore:
             ) from error
 
     def get(self, name: str) -> dict[str, Tensor] | None:
-        """Return an entry, or None if it is not there or not whole."""
+        """Return an entry, for reading only, or None if it is not there or not whole."""
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            return self._kept[name]
+        entry = self._read(name)
+        if entry is not None:
+            self._keep(name, entry)
+        return entry
+
+    def _read(self, name: str) -> dict[str, Tensor] | None:
         try:
             with safe_open(self._path(name), framework="pt") as file:
                 if (file.metadata() or {}).get("key") != self.key:
@@ -50,6 +65,7 @@ class TensorStore:
     def put(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write an entry; several processes may write the same one."""
         path = self._path(name)
+        self._forget(name)
         try:
             with written_beside(path) as beside:
                 contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
@@ -61,7 +77,20 @@ class TensorStore:
 
     def missing(self, names: list[str]) -> list[str]:
         """Return those of `names` that `get` would not find."""
-        return [name for name in names if self.get(name) is None]
+        return [name for name in names if self._read(name) is None]
+
+    def _keep(self, name: str, entry: dict[str, Tensor]) -> None:
+        self._kept[name] = entry
+        self._kept_bytes += _size(entry)
+        while self._kept_bytes > KEPT_BYTES:
+            self._forget(next(iter(self._kept)))
+
+    def _forget(self, name: str) -> None:
+        self._kept_bytes -= _size(self._kept.pop(name, {}))
 
     def _path(self, name: str) -> Path:
         return self.folder / hashlib.sha256(name.encode()).hexdigest()[:2] / f"{name}.safetensors"
+
+
+def _size(entry: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in entry.values())

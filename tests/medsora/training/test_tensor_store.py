@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from medsora.training import tensor_store
 from medsora.training.tensor_store import TensorStore
 
 
@@ -29,3 +31,24 @@ def test_a_cut_entry_and_one_of_another_key_are_absent(tmp_path: Path) -> None:
     store.put("clip-1", {"mean": torch.zeros(4)})
     mine.write_bytes(mine.read_bytes()[:-3])
     assert store.get("clip-1") is None
+
+
+def test_what_was_read_last_stays_in_memory_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_store, "KEPT_BYTES", 2 * 16)
+    store = TensorStore(tmp_path, "latents", {"vae": "a"})
+    for name in ("a", "b", "c"):
+        store.put(name, {"mean": torch.full((4,), float(ord(name)))})
+    assert store.get("a") is not None
+    assert store.get("b") is not None
+    store.get("a")
+    assert store.get("c") is not None  # b, of those kept the one not asked for longest, makes room
+    for file in store.folder.rglob("*.safetensors"):
+        file.unlink()
+    assert store.missing(["a", "b", "c"]) == ["a", "b", "c"]
+    assert store.get("a")["mean"][0] == ord("a")
+    assert store.get("c")["mean"][0] == ord("c")
+    assert store.get("b") is None
+    store.put("a", {"mean": torch.zeros(4)})
+    assert torch.equal(store.get("a")["mean"], torch.zeros(4))
