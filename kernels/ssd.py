@@ -154,11 +154,11 @@ def _many_chunks(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: 
     B, C, dt, decay = (cut(steps) for steps in (B, C, dt, decay))
     y = _one_chunk(x, B, C, dt, decay, D)  # (b, r*c, h, q, p)
 
-    reached = decay.cumsum(2)
-    to_end = torch.exp(reached[:, :, -1:] - reached) * dt  # (b, r*c, q, h)
+    reached = decay.cumsum(2) * LOG2_E
+    to_end = torch.exp2(reached[:, :, -1:] - reached) * dt  # (b, r*c, q, h)
     weighted = (x * to_end.mT.unsqueeze(-1).to(x.dtype)).transpose(2, 3).flatten(-2)
     added = (B.mT @ weighted).to(reached.dtype).unflatten(-1, (heads, headdim)).unflatten(1, (rows, count))
-    kept = torch.exp(reached[:, :, -1]).unflatten(1, (rows, count))[:, :, :, None, :, None]
+    kept = torch.exp2(reached[:, :, -1]).unflatten(1, (rows, count))[:, :, :, None, :, None]
     state = torch.zeros_like(added[:, :, 0])  # (b, r, n, h, p)
     entering = [state]
     for i in range(count - 1):
@@ -166,5 +166,5 @@ def _many_chunks(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: 
         entering.append(state)
     carried = C @ torch.stack(entering, 2).flatten(1, 2).flatten(-2).to(x.dtype)  # (b, r*c, q, h*p)
     carried = carried.unflatten(-1, (heads, headdim)).transpose(2, 3)
-    y = y + carried * torch.exp(reached).mT.unsqueeze(-1).to(x.dtype)
+    y = y + carried * torch.exp2(reached).mT.unsqueeze(-1).to(x.dtype)
     return y.unflatten(1, (rows, count)).transpose(2, 3).flatten(3, 4)[:, :, :, :length]
