@@ -10,6 +10,7 @@ import argparse  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from medsora.cli import EXIT_STATUSES  # noqa: E402
+from medsora.crop import crop_of_text  # noqa: E402
 from medsora.errors import BadInput, exit_with_status  # noqa: E402
 
 OF_A_VAE = {"vae", "real", "clips", "frames", "size", "crop", "interval", "seed", "weights", "out"}
@@ -66,9 +67,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--size", type=int, metavar="PX", help="side of a frame; both sides are resized alike (default: 128)")
     add(
         "--crop",
-        choices=("auto", "none"),
+        type=crop_of_text,
+        metavar="CROP",
         help="auto: cut every video's own black borders off first, on both sides alike, as training does; "
-        "none: whole frames, for a model trained with data.crop: none (default: auto)",
+        "none: whole frames, for a model trained with data.crop: none; TOP,BOTTOM,LEFT,RIGHT: these parts "
+        "of real frames, for one trained with the same data.crop (default: auto)",
     )
     add(
         "--interval",

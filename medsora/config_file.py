@@ -14,6 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from medsora.config import Config, PhaseConfig
+from medsora.crop import checked_crop
 from medsora.errors import BadInput
 from medsora.presets import PRESETS
 from vae.shapes import FRAMES_PER_CHUNK
@@ -308,7 +309,7 @@ def _check_values(config: Config, source: str) -> None:
             f"{source}: data.size is {size!r} but must be one number of pixels or [height, width], "
             f"each at most {LARGEST_SIDE}."
         )
-    _check_crop(config.data.crop, source)
+    checked_crop(config.data.crop, f"{source}: data.crop")
     _check_conditions(config, source)
     if not 0 <= config.data.holdout < 1:
         raise BadInput(
@@ -325,18 +326,6 @@ def _check_values(config: Config, source: str) -> None:
         raise BadInput(
             f"{source}: cache.prior: disk keeps features of the windows that cache.latents: disk takes its "
             "clips from; set both, or none."
-        )
-
-
-def _check_crop(crop: Any, source: str) -> None:
-    if crop in ("auto", "none"):
-        return
-    parts = crop if isinstance(crop, list | tuple) else ()
-    numbers = len(parts) == 4 and all(isinstance(part, int | float) and 0 <= part < 1 for part in parts)
-    if not numbers or parts[0] + parts[1] >= 0.95 or parts[2] + parts[3] >= 0.95:
-        raise BadInput(
-            f"{source}: data.crop is {crop!r} but must be auto, none, or four parts of the frame to cut off, "
-            "[top, bottom, left, right], such as [0.1, 0.1, 0.25, 0]."
         )
 
 

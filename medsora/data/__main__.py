@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from medsora.crop import checked_crop, crop_of_text
 from medsora.errors import building, exit_with_status
 from medsora.name_guard import check_kernels_name
 
@@ -52,7 +53,10 @@ def parser() -> argparse.ArgumentParser:
         help="side, or height and width (default: 128)",
     )
     check.add_argument(
-        "--crop", choices=("auto", "none"), default="auto", help="cut black borders off (default: auto)"
+        "--crop",
+        type=crop_of_text,
+        default="auto",
+        help="auto: cut black borders off; none; or TOP,BOTTOM,LEFT,RIGHT, of the frame (default: auto)",
     )
     check.add_argument("--sheet", type=Path, help="the contact sheet (default: runs/check/NAME.png)")
     check.add_argument("--cache", type=Path, help="where results are kept (default: below runs/cache)")
@@ -91,7 +95,7 @@ def run_check(options: argparse.Namespace, console: Console) -> None:
             frames=options.frames + 1,
             interval=options.interval,
             clip_stride=options.stride,
-            crop=options.crop,
+            crop=checked_crop(options.crop, "--crop"),
             cache_path=options.cache,
             on_progress=_shown(progress, "decoding"),
         )

@@ -23,7 +23,7 @@ def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results:
     return [
         *_same_clips(real, fake),
         *_too_few(settings, real, fake, results),
-        *_cropped(real, fake),
+        *_borders_cut(settings, real, fake),
         *_unequal_files(real, fake),
         *_left_out(real),
         *_left_out(fake),
@@ -67,13 +67,13 @@ def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results
     ]
 
 
-def _cropped(real: ClipSet, fake: ClipSet) -> list[str]:
-    if not real.cropped and not fake.cropped:
+def _borders_cut(settings: EvaluationSettings, real: ClipSet, fake: ClipSet) -> list[str]:
+    if settings.crop != "auto" or not (real.cropped or fake.cropped):
         return []
     counts = f"{len(real.cropped)} real and {len(fake.cropped)} generated videos"
     return [
         f"black borders are cut off {counts}, as training does by default; for a model of whole frames "
-        "(data.crop: none) give --crop none."
+        "(data.crop: none) give --crop none, for one of fixed parts those parts."
     ]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from medsora.crop import Crop
 from medsora.data.check import CheckReport, SourceReport, check_folder
 from medsora.data.clips import CLIP_TIME_LIMIT_S
 from medsora.data.frame_folder import list_frames
@@ -25,10 +26,6 @@ from medsora.data.resize import height_width
 from medsora.data.video_io import read_frames
 
 RESIZE = "Pillow bilinear with antialiasing, scaled to cover, cropped in the middle; untouched at equal size"
-CROP = {
-    "auto": "every video's own black borders are cut off first, as in training with data.crop: auto",
-    "none": "whole frames, as in training with data.crop: none",
-}
 DEFAULT_CROP = "auto"  # as in training
 LOSSLESS_CODECS = {"ffv1", "png", "apng", "bmp", "ppm", "tif", "tiff", "rawvideo", "huffyuv", "utvideo"}
 READ_THREADS = 4
@@ -46,7 +43,7 @@ class ClipSet:
     interval: int
     size: tuple[int, int]
     seed: int
-    crop: str
+    crop: Crop
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -140,13 +137,14 @@ def choose_clips(
     interval: int,
     count: int | None,
     seed: int,
-    crop: str = DEFAULT_CROP,
+    crop: Crop = DEFAULT_CROP,
     stride: int | None = None,
 ) -> ClipSet:
     """Choose at most `count` clips of `frames` frames below `root` by the module's rule; None takes all.
 
     `stride` source frames lie between two clips of a video, by default so many that they do not overlap.
-    `crop` "auto" cuts each video's own black borders off first, as training does; "none" keeps whole frames.
+    `crop` "auto" cuts each video's own black borders off first, as training does; "none" keeps whole frames;
+    parts (top, bottom, left, right) are cut off every frame.
     Raises `BadInput` with one sentence if there is no folder or no usable clip in it.
     """
     report = check_folder(root, frames=frames, interval=interval, clip_stride=stride, crop=crop)

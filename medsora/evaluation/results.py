@@ -108,7 +108,7 @@ class Results:
         used |= {key: self.protocol[key] for key in ("frames", "size")}
         other = [f"{k} {used[k]} instead of {v}" for k, v in PAPER_PROTOCOL.items() if used[k] != v]
         if any(side["borders_cut_off"] for side in self.sets.values()):
-            other.append("black borders cut off")
+            other.append("frames cropped first")
         where = "" if self.corpus else " Name the corpus with --corpus to have this run's figures put in."
         if other:
             return f"Not the paper's protocol ({', '.join(other)}): do not compare the numbers.{where}"

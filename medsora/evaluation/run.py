@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from medsora.crop import crop_in_words, crop_of_generated
 from medsora.errors import building
 from medsora.evaluation.bootstrap import between_halves, bootstrap, spread
 from medsora.evaluation.caveats import caveats, require_enough
-from medsora.evaluation.clip_set import CROP, RESIZE, ClipSet, choose_clips
+from medsora.evaluation.clip_set import RESIZE, ClipSet, choose_clips
 from medsora.evaluation.extraction import extract
 from medsora.evaluation.feature_store import Extractor, Features
 from medsora.evaluation.measure import Measure
@@ -59,12 +60,13 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     chosen = {
         "frames": settings.frames,
         "size": settings.size,
-        "crop": settings.crop,
         "count": settings.clips,
         "seed": settings.seed,
     }
-    real = on_main(state, lambda: _enough_clips(settings.real, interval=settings.interval, **chosen))
-    fake = on_main(state, lambda: _enough_clips(settings.fake, interval=1, **chosen))
+    of_real = {"interval": settings.interval, "crop": settings.crop}
+    of_fake = {"interval": 1, "crop": crop_of_generated(settings.crop)}
+    real = on_main(state, lambda: _enough_clips(settings.real, **of_real, **chosen))
+    fake = on_main(state, lambda: _enough_clips(settings.fake, **of_fake, **chosen))
     measures: dict[str, Measure] = {}
 
     def build() -> None:
@@ -160,7 +162,7 @@ def _protocol(settings: EvaluationSettings, measures: Mapping[str, Measure]) -> 
         "size": list(settings.size),
         "seed": settings.seed,
         "choice": "clips without overlap from every usable video, then a seeded permutation's first clips",
-        "crop": CROP[settings.crop],
+        "crop": crop_in_words(settings.crop),
         "resize": RESIZE,
         "bootstrap_replicates": settings.bootstrap,
         "extractors": {name: measure.extractor.identity for name, measure in measures.items()},

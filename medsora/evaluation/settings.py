@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medsora.crop import Crop, checked_crop
 from medsora.data.resize import height_width
 from medsora.errors import BadInput
-from medsora.evaluation.clip_set import CROP, DEFAULT_CROP
+from medsora.evaluation.clip_set import DEFAULT_CROP
 from medsora.evaluation.metrics import parse_metrics
 from medsora.evaluation.paper_tables import CORPORA
 
@@ -25,7 +26,8 @@ class EvaluationSettings:
         clips: at most so many on each side.
         frames, size: of a clip; `size` is one number or (H, W).
         crop: "auto" cuts every video's own black borders off first, on both sides and of the training clips
-            alike, as training does; "none" keeps whole frames.
+            alike, as training does; "none" keeps whole frames; parts (top, bottom, left, right) are cut off
+            every real and training frame, as with the same `data.crop`: generated ones never had them.
         interval: every so-manieth frame of the *real* videos, as in training; generated ones are read at 1.
         seed: of the choice of clips and of re-sampling.
         bootstrap: replicates for a 95 % interval of every figure; 0 gives none.
@@ -45,7 +47,7 @@ class EvaluationSettings:
     clips: int = 2048
     frames: int = 16
     size: int | tuple[int, int] = 128
-    crop: str = DEFAULT_CROP
+    crop: Crop = DEFAULT_CROP
     interval: int = 1
     seed: int = 0
     bootstrap: int = 0
@@ -63,8 +65,7 @@ class EvaluationSettings:
         for name, least in {"clips": 2, "frames": 1, "interval": 1, "batch_size": 1, "bootstrap": 0}.items():
             if getattr(self, name) < least:
                 raise BadInput(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if self.crop not in CROP:
-            raise BadInput(f"the crop '{self.crop}' must be one of {', '.join(CROP)}.")
+        self.crop = checked_crop(self.crop, "the crop")
         if min(self.size) < 16:
             raise BadInput(f"the size must be at least 16 pixels per side, not {self.size}.")
         if self.corpus is not None and self.corpus not in CORPORA:

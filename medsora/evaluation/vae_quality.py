@@ -18,12 +18,13 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from medsora.crop import Crop, checked_crop, crop_in_words
 from medsora.data.atomic import written_beside
 from medsora.data.pixels import frames_to_video, video_to_frames
 from medsora.data.resize import height_width
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, building
-from medsora.evaluation.clip_set import CROP, DEFAULT_CROP, RESIZE, ClipSet, choose_clips
+from medsora.evaluation.clip_set import DEFAULT_CROP, RESIZE, ClipSet, choose_clips
 from medsora.evaluation.paper_tables import number_text
 from medsora.model_folder import read_json_object, sha256
 from medsora.training.checkpoint import library_versions
@@ -56,7 +57,7 @@ class VaeSettings:
     clips: int = 2048
     frames: int = 16
     size: int | tuple[int, int] = 128
-    crop: str = DEFAULT_CROP
+    crop: Crop = DEFAULT_CROP
     interval: int = 1
     seed: int = 0
     weights: Mapping[str, str | Path] = field(default_factory=dict)
@@ -66,8 +67,7 @@ class VaeSettings:
         self.size, self.out = height_width(self.size), Path(self.out)
         if self.clips < 1 or self.interval < 1:
             raise BadInput(f"clips {self.clips} and interval {self.interval} must be at least 1.")
-        if self.crop not in CROP:
-            raise BadInput(f"the crop '{self.crop}' must be one of {', '.join(CROP)}.")
+        self.crop = checked_crop(self.crop, "the crop")
         with building():
             check_video_shape(self.frames, *self.size)
 
@@ -104,7 +104,7 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
             "frames": settings.frames,
             "size": list(settings.size),
             "seed": settings.seed,
-            "crop": CROP[settings.crop],
+            "crop": crop_in_words(settings.crop),
             "resize": RESIZE,
             "lpips": "VGG" if perceptual else "left out: its weights are not here (--weights lpips=FILE)",
             "versions": library_versions(),

@@ -178,12 +178,21 @@ def test_borders_are_cut_off_as_in_training(
     assert cut.sets["real"]["borders_cut_off"]["clip-0.mkv"].startswith("cropped by top 4, bottom 6")
     assert cut.sets["generated"]["borders_cut_off"] == {}
     assert any("cut off 5 real and 0 generated videos" in warning for warning in cut.warnings)
-    assert "black borders cut off" in cut.markdown()
+    assert "frames cropped first" in cut.markdown()
     whole = run(metrics="pixel", real=tmp_path / "bordered", crop="none")
     assert whole.distances["untrained_pyramid_distance"].value > (
         2 * cut.distances["untrained_pyramid_distance"].value
     )
     assert "whole frames" in whole.protocol["crop"]
+
+
+def test_fixed_parts_are_cut_off_real_clips_alone(run: Callable[..., Results]) -> None:
+    plain, cut = run(metrics="pixel"), run(metrics="pixel", crop=[0.25, 0, 0, 0.5])
+    assert cut.sets["real"]["borders_cut_off"]["clip-0.mkv"] == "cropped by top 8, right 16 pixels"
+    assert cut.sets["generated"] == plain.sets["generated"]
+    assert cut.sets["real"]["content_sha256"] != plain.sets["real"]["content_sha256"]
+    assert "(top 0.25, right 0.5)" in cut.protocol["crop"]
+    assert not any("black borders" in warning for warning in cut.warnings)
 
 
 def test_the_crop_changes_what_is_cached_only_where_there_are_borders(
@@ -275,6 +284,8 @@ def test_unequal_compression_and_size_are_said(run: Callable[..., Results], tmp_
         ({"frames": 2}, "at least 3 frames, not 2"),
         ({"fake": Path("nowhere")}, "there is no folder nowhere"),
         ({"clips": 1}, "clips must be at least 2"),
+        ({"crop": "black"}, "the crop is 'black' but must be auto, none, or four parts"),
+        ({"crop": [0.5, 0.5, 0, 0]}, "the crop is .* but must be auto, none, or four parts"),
         ({"corpus": "colon"}, "must be one of colonoscopic"),
         ({"metrics": "fvd", "weights": {"fvd": "nothing.pt"}}, "nothing.pt does not exist"),
         ({"size": 8}, "at least 16 pixels"),
