@@ -152,7 +152,7 @@ def _gather_exact(tokens: Tensor, walks: Tensor) -> Tensor:
 def _rows(table: Tensor, rows: Tensor) -> Tensor:
     """The numbered rows of every sample's table (b, N, c): (b, M, c)."""
     taken = table.flatten(0, 1).index_select(0, _in_batch(rows, table).flatten())
-    return taken.unflatten(0, (len(table), -1))
+    return taken.unflatten(0, (len(table), rows.numel()))
 
 
 def _sum_in_place(steps: Tensor, places: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ def _sum_in_place(steps: Tensor, places: Tensor) -> Tensor:
     table = sequences.as_strided(((len(sequences) - 1) * apart + length, channels), (channels, 1))
     bags = places.mT + torch.arange(batch, device=places.device)[:, None, None] * places.numel()
     bags += bags // length * (apart - length)
-    return F.embedding_bag(bags.flatten(0, 1), table, mode="sum").unflatten(0, (batch, -1))
+    return F.embedding_bag(bags.flatten(0, 1), table, mode="sum").unflatten(0, bags.shape[:2])
 
 
 def _in_batch(rows: Tensor, table: Tensor) -> Tensor:

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import ParamSpec, TypeVar
+from threading import RLock
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-Sizes = ParamSpec("Sizes")
 Built = TypeVar("Built")
+_one_at_a_time = RLock()
 
 
-def kept_table(build: Callable[Sizes, Built]) -> Callable[Sizes, Built]:
-    """Keep what `build` makes of hashable arguments for the life of the process, under one address.
+def kept_table(build: Callable[..., Built]) -> Callable[..., Built]:
+    """Keep what `build` makes of positional, hashable arguments for the life of the process, at one address.
 
     Whoever asks first, kept tensors have content and serve under gradients: also where memory is only
-    estimated (`FakeTensorMode`) or gradients are off for good (`torch.inference_mode`).
+    estimated (`FakeTensorMode(allow_non_fake_inputs=True)`) or gradients are off for good
+    (`torch.inference_mode`).
     """
     build = torch.inference_mode(False)(build)
 
     @cache
-    def kept(*sizes: Sizes.args) -> Built:
+    def kept(*sizes: Any) -> Built:
         with _disable_current_modes():
             return build(*sizes)
 
     @wraps(build)
-    def get(*sizes: Sizes.args) -> Built:
-        return build(*sizes) if torch.compiler.is_compiling() else kept(*sizes)
+    def get(*sizes: Any) -> Built:
+        if torch.compiler.is_compiling():
+            return build(*sizes)
+        with _one_at_a_time:
+            return kept(*sizes)
 
     get.cache_info = kept.cache_info
     return get

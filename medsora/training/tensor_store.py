@@ -2,7 +2,7 @@
 
 One safetensors file per entry, written beside and renamed, with the key in its header; whatever is missing,
 cut or under another key reads as absent and is computed again. What was read last stays in memory, up to
-`KEPT_BYTES` in each process: a small store is read once.
+`KEPT_BYTES` of each store in each process: a small store is read once.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class TensorStore:
             ) from error
 
     def get(self, name: str) -> dict[str, Tensor] | None:
-        """Return an entry, for reading only, or None if it is not there or not whole."""
+        """Return an entry, or None if it is not there or not whole."""
         if name in self._kept:
             self._kept.move_to_end(name)
-            return self._kept[name]
+            return _copied(self._kept[name])
         entry = self._read(name)
         if entry is not None:
-            self._keep(name, entry)
+            self._keep(name, _copied(entry))
         return entry
 
     def _read(self, name: str) -> dict[str, Tensor] | None:
@@ -76,7 +76,7 @@ class TensorStore:
             ) from error
 
     def missing(self, names: list[str]) -> list[str]:
-        """Return those of `names` that `get` would not find."""
+        """Return those of `names` that are not there or not whole on the disk."""
         return [name for name in names if self._read(name) is None]
 
     def _keep(self, name: str, entry: dict[str, Tensor]) -> None:
@@ -90,6 +90,12 @@ class TensorStore:
 
     def _path(self, name: str) -> Path:
         return self.folder / hashlib.sha256(name.encode()).hexdigest()[:2] / f"{name}.safetensors"
+
+
+def _copied(entry: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In memory of its own: a tensor that was read maps its file, and one that is sent to another process is
+    moved into memory that both share, where it stays as long as it lives."""
+    return {key: tensor.clone() for key, tensor in entry.items()}
 
 
 def _size(entry: dict[str, Tensor]) -> int:

@@ -50,5 +50,7 @@ def test_what_was_read_last_stays_in_memory_up_to_a_bound(
     assert store.get("a")["mean"][0] == ord("a")
     assert store.get("c")["mean"][0] == ord("c")
     assert store.get("b") is None
+    store.get("a")["mean"].fill_(7)  # what was handed out is the caller's own
+    assert store.get("a")["mean"][0] == ord("a")
     store.put("a", {"mean": torch.zeros(4)})
     assert torch.equal(store.get("a")["mean"], torch.zeros(4))
