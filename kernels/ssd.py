@@ -132,7 +132,7 @@ def _weights(decay: Tensor, dt: Tensor) -> Tensor:
     reached = _to_base_2(decay.mT.cumsum(-1))  # (b, r, h, q): the decay from the start to each step
     left = reached - steps.log2()
     weights = (reached.unsqueeze(-1) - left.unsqueeze(-2)).clamp_(*EXPONENTS).exp2_()
-    weights.diagonal(dim1=-2, dim2=-1).copy_(steps)  # the most of them, and free of the sum's rounding
+    weights.diagonal(dim1=-2, dim2=-1).copy_(steps)  # the largest, free of rounding a sum
     return weights
 
 
