@@ -51,6 +51,8 @@ def test_what_was_read_last_stays_in_memory_up_to_a_bound(
     assert store.get("c")["mean"][0] == ord("c")
     assert store.get("b") is None
     store.get("a")["mean"].fill_(7)  # what was handed out is the caller's own
+    store.get("a")["mean"].share_memory_()  # as a loader's worker does with what it sends
     assert store.get("a")["mean"][0] == ord("a")
+    assert not store.get("a")["mean"].is_shared()
     store.put("a", {"mean": torch.zeros(4)})
     assert torch.equal(store.get("a")["mean"], torch.zeros(4))
