@@ -9,6 +9,7 @@ check_kernels_name()
 import argparse  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+from medsora.choices import COMPILE, DTYPES, FORMATS, SAMPLERS  # noqa: E402
 from medsora.errors import EXIT_STATUSES, exit_with_status  # noqa: E402
 
 
@@ -40,18 +41,18 @@ def make_parser() -> argparse.ArgumentParser:
     add("--num-videos", type=int, metavar="N", help="how many videos (default: 4)")
     add("--batch-size", type=int, metavar="N", help="videos sampled together in a process (default: 8)")
     add("--steps", type=int, metavar="N", help="sampling steps, 1 to 1000 (default: 250)")
-    add("--sampler", choices=("ddim", "dpmpp"), help="dpmpp needs only 20 to 50 steps (default: ddim)")
+    add("--sampler", choices=SAMPLERS, help="dpmpp needs only 20 to 50 steps (default: ddim)")
     add("--eta", type=float, help="0: deterministic, 1: as random as ancestral sampling (default: 0.0)")
     add("--seed", type=int, help="video k has this seed + k (default: 0)")
-    add("--dtype", choices=("fp32", "bf16", "fp16"), help="of weights and activations (default: fp32)")
+    add("--dtype", choices=DTYPES, help="of weights and activations (default: fp32)")
     add(
         "--vae-dtype",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=("auto", *DTYPES),
         help="of the VAE's; auto: bf16 on a GPU that has it, elsewhere as --dtype (default: auto)",
     )
     add(
         "--compile",
-        choices=("auto", "on", "off"),
+        choices=COMPILE,
         help="auto: a CUDA graph on a GPU; on: compile the blocks too, a minute that pays for many videos, "
         "on a CPU as well; off: neither (default: auto)",
     )
@@ -87,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="make longer films in windows of W frames, each begun with the last ones before it (default: "
         "all frames in one piece)",
     )
-    add("--format", choices=("mp4", "frames"), help="video files, or folders of PNGs (default: mp4)")
+    add("--format", choices=FORMATS, help="video files, or folders of PNGs (default: mp4)")
     add("--fps", type=float, help="frames per second (default: the model's)")
     add("--raw", action="store_true", help="a run's raw weights instead of their moving average")
     return parser

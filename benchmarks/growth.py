@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.measure import RESULTS, device_name, keep, median_ms, take_turns
 from benchmarks.wirings import gflop, latents
-from medsora import MedSora
+from medsora import PRESETS, MedSora
 from medsora.denoiser.prepared import PreparedDenoiser
 
 SHORT, LONG = 4, 64  # latents of 16 and of 256 frames
@@ -23,7 +23,7 @@ SHORT, LONG = 4, 64  # latents of 16 and of 256 frames
 def main() -> None:
     """Count, time on a GPU, print and keep."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="B", choices=("tiny", "S", "B", "L", "XL"))
+    parser.add_argument("--preset", default="B", choices=tuple(PRESETS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")
     parser.add_argument("--dry", action="store_true", help="print, but keep nothing")

@@ -39,6 +39,7 @@ from benchmarks.wirings import (
 )
 from medsora.denoiser.mamba import Mamba2, frame_scans
 from medsora.denoiser.prepared import PreparedDenoiser
+from medsora.presets import PRESETS
 from medsora.training.freed_memory import keep_freed_memory
 
 Work = Callable[[], object]
@@ -188,7 +189,7 @@ def report(batch: int, figures: dict[str, object]) -> None:
 def _options() -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sample", description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="B", choices=("tiny", "S", "B", "L", "XL"))
+    parser.add_argument("--preset", default="B", choices=tuple(PRESETS))
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 32) if on_gpu else (1, 2))
     parser.add_argument(
         "--rounds", type=int, default=20 if on_gpu else 5, help="A B A B ... (default: %(default)s)"

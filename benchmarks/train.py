@@ -20,7 +20,7 @@ from benchmarks.measure import RESULTS, device_name, keep, median_ms, peak_mib, 
 from benchmarks.reference_wiring import ReferenceWiring
 from benchmarks.wirings import CLIP, IMAGES, Wirings, build, check_same_numbers, latents, products_by
 from kernels.bench import kept_bytes
-from medsora import MedSora
+from medsora import PRESETS, MedSora
 from medsora.training.freed_memory import keep_freed_memory
 
 PHANTOM = Path(__file__).parents[1] / "configs" / "phantom.yaml"
@@ -153,7 +153,7 @@ def _options() -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=("wiring", "caches"), choices=("wiring", "caches"))
-    parser.add_argument("--preset", default="B", choices=("tiny", "S", "B", "L", "XL"))
+    parser.add_argument("--preset", default="B", choices=tuple(PRESETS))
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 16) if on_gpu else (1,))
     parser.add_argument(
         "--rounds", type=int, default=10 if on_gpu else 5, help="A B A B ... (default: %(default)s)"

@@ -1,12 +1,23 @@
-"""What the denoiser's features should look like: optical flow, seen by DINO (§3.2). Start at `prior.py`."""
+"""What the denoiser's features should look like: optical flow, seen by DINO (§3.2). Start at `prior.py`.
 
-from flow_prior.alignment import AlignmentLoss, alignment_loss, needed
-from flow_prior.dino import DinoEncoder
-from flow_prior.dis import DisEstimator
-from flow_prior.estimate import ESTIMATORS, build_estimator, estimate_flow
-from flow_prior.flow_image import flow_to_rgb
-from flow_prior.prior import FlowPrior, selected_layers
-from flow_prior.raft import RaftEstimator
+The names below load on first use, so that a command line that only needs `flow_prior.choices` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from flow_prior.choices import ESTIMATORS
+
+if TYPE_CHECKING:
+    from flow_prior.alignment import AlignmentLoss, alignment_loss, needed
+    from flow_prior.dino import DinoEncoder
+    from flow_prior.dis import DisEstimator
+    from flow_prior.estimate import build_estimator, estimate_flow
+    from flow_prior.flow_image import flow_to_rgb
+    from flow_prior.prior import FlowPrior, selected_layers
+    from flow_prior.raft import RaftEstimator
 
 __all__ = [
     "ESTIMATORS",
@@ -22,3 +33,23 @@ __all__ = [
     "needed",
     "selected_layers",
 ]
+
+_HOMES = {
+    "AlignmentLoss": "alignment",
+    "DinoEncoder": "dino",
+    "DisEstimator": "dis",
+    "FlowPrior": "prior",
+    "RaftEstimator": "raft",
+    "alignment_loss": "alignment",
+    "build_estimator": "estimate",
+    "estimate_flow": "estimate",
+    "flow_to_rgb": "flow_image",
+    "needed": "alignment",
+    "selected_layers": "prior",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CORRELATIONS = ("sample", "batch")
+from flow_prior.choices import CORRELATIONS
 
 
 @dataclass(frozen=True)

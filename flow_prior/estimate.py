@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from flow_prior.choices import ESTIMATORS
 from flow_prior.dis import DisEstimator
 from flow_prior.raft import VARIANTS, RaftEstimator
-
-ESTIMATORS = (*VARIANTS, "dis", "exact")
 
 
 class ExactFlow(nn.Module):

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flow_prior.choices import AVERAGINGS
 from flow_prior.dino import DinoEncoder
 from flow_prior.estimate import build_estimator, estimate_flow
 from flow_prior.flow_image import flow_to_rgb
-
-AVERAGINGS = ("aligned", "uniform")
 
 
 def selected_layers(depth: int, dino_depth: int = 12) -> list[int]:

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.optical_flow import Raft_Large_Weights, Raft_Small_Weights, raft_large, raft_small
 
+from flow_prior.choices import RAFT_VARIANTS
 from flow_prior.weights import load_strictly, read_weights
 
-VARIANTS = {
-    "raft_large": (raft_large, Raft_Large_Weights.C_T_V2),
-    "raft_small": (raft_small, Raft_Small_Weights.C_T_V2),
-}
+_MODELS = ((raft_large, Raft_Large_Weights.C_T_V2), (raft_small, Raft_Small_Weights.C_T_V2))
+VARIANTS = dict(zip(RAFT_VARIANTS, _MODELS, strict=True))
 SMALLEST_SIDE = 128  # below it the coarsest level of RAFT's correlation pyramid has a single pixel
 STRIDE = 8
 

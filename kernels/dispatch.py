@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from kernels import mamba_ssm_backend, reference, ssd, triton_backend
+from kernels.choices import FASTEST_FIRST
 
 log = logging.getLogger(__name__)
 
-FASTEST_FIRST = ("triton", "mamba_ssm", "torch", "reference")
 _SCANS = {
     "triton": triton_backend.scan,
     "mamba_ssm": mamba_ssm_backend.scan,

@@ -16,10 +16,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 from torch.special import log_ndtr
 
+from medsora.choices import SAMPLERS
+from medsora.config import DIFFUSION_STEPS
 from medsora.errors import BadInput
 
-TRAIN_STEPS, BETA_START, BETA_END = 1000, 1e-4, 0.02
-SAMPLERS = ("ddim", "dpmpp")
+TRAIN_STEPS, BETA_START, BETA_END = DIFFUSION_STEPS, 1e-4, 0.02
 CLEAN = 0  # the timestep of latents that are given: the least noise there is a timestep for
 HALF_BIN = 1 / 255  # half the width of the bins in which the last step's likelihood is counted
 

@@ -16,9 +16,10 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from medsora import choices
 from medsora.conditions import check_first_frames, check_guidance, label_numbers, plan_film
 from medsora.data.pixels import frames_to_video, video_to_frames
-from medsora.denoiser.compiled import COMPILE, compile_blocks
+from medsora.denoiser.compiled import compile_blocks
 from medsora.denoiser.guidance import guided
 from medsora.denoiser.prepared import PreparedDenoiser
 from medsora.diffusion import CLEAN, Callback, make_scheduler, noise_like, sample
@@ -28,7 +29,7 @@ from vae import check_video_shape, frames_to_latents
 from vae.layout import channels_last
 from vae.shapes import PIXELS_PER_LATENT
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = dict(zip(choices.DTYPES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 
 
 @dataclass
@@ -102,8 +103,8 @@ class MedSoraPipeline(SavedPipeline):
         first = check_first_frames(first_frames, self.config.given_frames, film.window, size, len(seeds))
         if batch_size < 1:
             raise BadInput(f"the batch size must be at least 1, not {batch_size}.")
-        if compile not in COMPILE:
-            raise BadInput(f"compile must be one of {', '.join(COMPILE)}, not {compile!r}.")
+        if compile not in choices.COMPILE:
+            raise BadInput(f"compile must be one of {', '.join(choices.COMPILE)}, not {compile!r}.")
         if output_type not in ("np", "latent"):
             raise BadInput(f"there is no output type {output_type!r}; choose np or latent.")
         if output_type == "latent" and film.windows > 1:

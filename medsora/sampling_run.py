@@ -22,6 +22,7 @@ from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
+from medsora.choices import COMPILE, FORMATS, SAMPLERS
 from medsora.conditions import (
     FilmPlan,
     check_first_frames,
@@ -33,8 +34,7 @@ from medsora.conditions import (
 from medsora.data.atomic import name_beside
 from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
 from medsora.data.video_io import read_frames, write_video
-from medsora.denoiser.compiled import COMPILE
-from medsora.diffusion import SAMPLERS, trailing_timesteps
+from medsora.diffusion import trailing_timesteps
 from medsora.errors import BadInput, Interrupted, building
 from medsora.model_folder import ModelFolder, find_model
 from medsora.pipeline import DTYPES, MedSoraPipeline
@@ -46,7 +46,6 @@ from medsora.training.interruption import StopRequest
 from medsora.training.processes import on_main, share_of, working_together
 from vae import check_video_shape
 
-FORMATS = ("mp4", "frames")
 MANIFEST = "manifest.json"
 SHEET_ROWS = 12
 

@@ -12,8 +12,8 @@ PACKAGES = ("medsora", "vae", "flow_prior", "kernels")
 LEAVES = ("vae", "flow_prior", "kernels")
 # Rooms of medsora from the ground up; a file may import from its own room and from those before it.
 STOREYS = (
-    {"errors", "name_guard", "presets", "config", "config_file", "cli", "crop", "spiral", "tables"}
-    | {"report", "synthetic", "hub", "progress_bar"},
+    {"errors", "name_guard", "choices", "presets", "config", "config_checks", "config_file", "cli", "crop"}
+    | {"config_reference", "spiral", "tables", "report", "synthetic", "hub", "progress_bar"},
     {"denoiser", "diffusion", "data"},
     {"model_folder", "model_card", "conditions", "saved_pipeline", "pipeline"},
     {"training", "evaluation", "sampling_run"},

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-TRUNKS = {"vgg": "vgg16", "alex": "alexnet"}
+from vae.choices import LPIPS_TRUNKS
 
 
 class PerceptualLoss(nn.Module):
@@ -23,11 +23,11 @@ class PerceptualLoss(nn.Module):
         Raises `ValueError` for another name or a file that does not fit, `OSError` without a trunk.
         """
         super().__init__()
-        if net not in TRUNKS:
-            raise ValueError(f"train_vae.lpips_net is '{net}' but must be one of {', '.join(TRUNKS)}.")
+        if net not in LPIPS_TRUNKS:
+            raise ValueError(f"the LPIPS network is '{net}' but must be one of {', '.join(LPIPS_TRUNKS)}.")
         self.model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
         if not random_trunk:
-            self._fill_trunk(_trunk_state(net, trunk), trunk or TRUNKS[net])
+            self._fill_trunk(_trunk_state(net, trunk), trunk or LPIPS_TRUNKS[net])
         self.requires_grad_(False).eval()
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -53,14 +53,14 @@ class PerceptualLoss(nn.Module):
 
 
 def _trunk_state(net: str, trunk: str | Path | None) -> dict[str, Tensor]:
-    weights = torchvision.models.get_model_weights(TRUNKS[net])["IMAGENET1K_V1"]
+    weights = torchvision.models.get_model_weights(LPIPS_TRUNKS[net])["IMAGENET1K_V1"]
     if trunk is None:
         try:
             return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu")
         except (OSError, RuntimeError) as error:  # no network; a download whose hash is wrong
             raise OSError(
-                f"the weights of {TRUNKS[net]} for LPIPS cannot be downloaded from {weights.url} ({error}); "
-                "bring that file and set train_vae.lpips_trunk to its path, or set train_vae.lpips=0."
+                f"the weights of {LPIPS_TRUNKS[net]} for LPIPS cannot be downloaded from {weights.url} "
+                f"({error}); bring that file and set train_vae.lpips_trunk to its path, or set train_vae.lpips=0."
             ) from error
     if not Path(trunk).is_file():
         raise FileNotFoundError(

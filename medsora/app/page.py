@@ -15,11 +15,13 @@ import gradio as gr
 from medsora.app.asking import asking_fields
 from medsora.app.models import Models
 from medsora.app.sampling import MOST_STEPS, MOST_VIDEOS, Wish, packed, sample_files
+from medsora.choices import SAMPLERS
 from medsora.errors import BadInput
 
 TITLE = "MedSora"
 SIDES = ("Left", "Right")
-SAMPLERS = [("DDIM (the paper's)", "ddim"), ("DPM-Solver++ (needs 20 to 50 steps)", "dpmpp")]
+SAMPLER_TITLES = ("DDIM (the paper's)", "DPM-Solver++ (needs 20 to 50 steps)")
+SAMPLER_CHOICES = list(zip(SAMPLER_TITLES, SAMPLERS, strict=True))
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "sampling"}
 THEME = gr.themes.Default(  # fonts of the reader's own system: the page asks nobody else for anything
     primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
@@ -141,7 +143,7 @@ _PROGRESS = gr.Progress()
 
 
 def _how() -> tuple[gr.Dropdown, gr.Number]:
-    sampler = gr.Dropdown(SAMPLERS, value="ddim", label="Sampler", min_width=240)
+    sampler = gr.Dropdown(SAMPLER_CHOICES, value="ddim", label="Sampler", min_width=240)
     return sampler, gr.Number(50, label=f"Steps, up to {MOST_STEPS:,}", precision=0, elem_classes="steps")
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
+from medsora.choices import SAMPLERS
 from medsora.conditions import read_first_frames
 from medsora.data.decoding import UnreadableVideo
 from medsora.data.frame_folder import read_image
 from medsora.data.video_io import write_video
-from medsora.diffusion import SAMPLERS
 from medsora.errors import BadInput
 from medsora.pipeline import MedSoraPipeline
 from medsora.synthetic import SYNTHETIC, synthetic_tags

@@ -11,8 +11,6 @@ import shutil
 from medsora.denoiser.model import MedSora
 from medsora.errors import BadInput
 
-COMPILE = ("auto", "on", "off")
-
 
 def compile_blocks(model: MedSora) -> bool:
     """Compile every block at its next call, in place; once is enough. Return whether one was not yet.

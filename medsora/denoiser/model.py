@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from kernels.block_steps import norm
+from medsora.choices import MIXINGS, PREDICTIONS
 from medsora.denoiser.block import Block
 from medsora.denoiser.embed import PatchEmbedding, TimeEmbedding
 from medsora.denoiser.linear import Linear
@@ -25,9 +26,6 @@ from medsora.denoiser.weights import read_matching_weights
 from medsora.errors import BadInput
 from medsora.presets import PRESETS
 from medsora.spiral import VARIANTS
-
-MIXINGS = ("isolated", "mixed")
-PREDICTIONS = ("noise", "velocity")
 
 
 @dataclass

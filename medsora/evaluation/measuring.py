@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from medsora.choices import SAMPLERS
 from medsora.data.pixels import frames_to_video, video_to_frames
 from medsora.errors import building
 from medsora.evaluation.claims import Claim
@@ -33,7 +34,7 @@ def measuring_parser(
     add("--model", required=model_required, metavar="RUN_OR_FOLDER", help=model)
     add("--out", required=True, type=Path, metavar="DIR", help="where results.json and the sheets go")
     add("--videos", type=int, default=videos, metavar="N", help="how many to sample (default: %(default)s)")
-    add("--sampler", choices=("ddim", "dpmpp"), default="ddim", help="(default: %(default)s)")
+    add("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="(default: %(default)s)")
     add("--steps", type=int, default=50, metavar="N", help="sampling steps (default: %(default)s)")
     return parser
 

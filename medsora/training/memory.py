@@ -24,6 +24,7 @@ from flow_prior import FlowPrior
 from flow_prior.alignment import dissimilarity
 from medsora.config import Config
 from medsora.denoiser import MedSora
+from medsora.pipeline import DTYPES
 from medsora.training.dit_inputs import image_latents, image_moments
 from vae import FrequencyCompensatedVAE, frames_to_latents
 from vae.losses import VaeLoss
@@ -31,7 +32,6 @@ from vae.shapes import PIXELS_PER_LATENT
 
 SLACK = 0.6  # of what comes and goes; measured on a CPU, where freed memory is kept (`freed_memory.py`)
 COPIES = 3  # of a batch's pixels: the items, the batch, and the batch before
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -241,4 +241,4 @@ def _key(tensor: Tensor) -> int:
 
 
 def _autocast(precision: str) -> AbstractContextManager:
-    return torch.autocast("cpu", PRECISIONS[precision]) if precision in PRECISIONS else nullcontext()
+    return torch.autocast("cpu", DTYPES[precision]) if precision in DTYPES else nullcontext()

@@ -22,39 +22,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from medsora.config import Config
+from medsora.config import FREE, FREE_WITHOUT_DECAY, Config, all_keys
 from medsora.config_file import config_to_dict, load_config, save_config
 from medsora.data.atomic import written_beside
 from medsora.errors import BadInput, one_line
 from medsora.training.checkpoint import Checkpoint, latest_checkpoint, library_versions
 from medsora.training.run_lock import hold_folder
-
-# Keys that may differ between a run and its continuation: they do not change what a step computes.
-FREE_KEYS = (
-    "keep",
-    "keep_every",
-    "_every",
-    "eval_clips",
-    "sample_videos",
-    "sample_steps",
-)
-FREE_SECTIONS = ("run.dir", "run.name", "cache.dir", "tracking.", "data.workers", "phantom.folder")
-# Keys that a stage does not read.
-FOREIGN_SECTIONS = {
-    "train_vae": (
-        "train_dit.",
-        "data.labels",
-        "data.balance",
-        "vae.path",
-        "images.",
-        "denoiser.",
-        "flow.",
-        "dino.",
-        "alignment.",
-        "cache.",
-    ),
-    "train_dit": ("train_vae.",),
-}
 
 
 class RunFolder:
@@ -162,19 +135,14 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 def refuse_changes(before: Config, now: Config, stage: str, path: Path) -> None:
     """Raise `BadInput`, naming the key, if `stage` of the run in `path` is not what `now` describes."""
-    old, new = _flat(config_to_dict(before)), _flat(config_to_dict(now))
-    for key in sorted(old.keys() | new.keys()):
-        ends = key.split(".")[-1] in ("max_steps", "epochs")
-        if ends and getattr(now, key.split(".")[0]).lr_decay != "none":
-            ends = False  # a decaying learning rate depends on where the run ends
-        free = (
-            ends
-            or key.split(".")[-1].endswith(FREE_KEYS)
-            or key.startswith((*FREE_SECTIONS, *FOREIGN_SECTIONS[stage]))
-        )
-        if not free and old.get(key) != new.get(key):
+    old, new, keys = _flat(config_to_dict(before)), _flat(config_to_dict(now)), all_keys()
+    decays = getattr(now, stage).lr_decay != "none"
+    for name in sorted(old.keys() | new.keys()):
+        key = keys[".".join(name.split(".")[:2])]  # values may be mappings
+        free = key.resume == FREE or (key.resume == FREE_WITHOUT_DECAY and not decays)
+        if key.stage in (None, stage) and not free and old.get(name) != new.get(name):
             raise BadInput(
-                f"{path} holds a run with {key}={old.get(key)}, but now it is {new.get(key)}; "
+                f"{path} holds a run with {name}={old.get(name)}, but now it is {new.get(name)}; "
                 "take another run.name, or put the value back to go on with that run."
             )
 

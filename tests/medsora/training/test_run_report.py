@@ -147,12 +147,6 @@ def test_a_tracker_that_refuses_is_one_sentence(raised_by: str, tmp_path: Path) 
         start_trackers(SimpleNamespace(init_trackers=refuse), run, config)
 
 
-@pytest.mark.parametrize(("name", "words"), [("tensorbord", "only tensorboard, wandb, trackio")])
-def test_a_tracker_that_is_unknown(name: str, words: str) -> None:
-    with pytest.raises(BadInput, match=words):
-        usable_trackers(["tensorboard", name])
-
-
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medsora.training.trackers.find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"wandb, which is not installed: pip install '\.\[wandb\]'"):

@@ -1,0 +1,6 @@
+"""Names that the flow prior's parts are chosen by; importing this file loads no torch."""
+
+RAFT_VARIANTS = ("raft_large", "raft_small")
+ESTIMATORS = (*RAFT_VARIANTS, "dis", "exact")
+AVERAGINGS = ("aligned", "uniform")
+CORRELATIONS = ("sample", "batch")

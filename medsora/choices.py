@@ -1,0 +1,18 @@
+"""Names that a config or a command line chooses from, each list once; importing this file loads no torch.
+
+The leaves have their own: `kernels.choices`, `flow_prior.choices`, `vae.choices`.
+"""
+
+from __future__ import annotations
+
+MIXINGS = ("isolated", "mixed")
+PREDICTIONS = ("noise", "velocity")
+LOSS_TARGETS = (*PREDICTIONS, "data")
+LR_DECAYS = ("none", "cosine")
+PRECISIONS = ("no", "bf16", "fp16")  # mixed precision in training, as accelerate names it
+TRACKERS = ("tensorboard", "wandb", "trackio")  # names of packages, too
+
+SAMPLERS = ("ddim", "dpmpp")
+DTYPES = ("fp32", "bf16", "fp16")
+COMPILE = ("auto", "on", "off")
+FORMATS = ("mp4", "frames")
