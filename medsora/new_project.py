@@ -59,7 +59,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     trained_on = f"a GPU of {machine.gpu_gib:.0f} GiB" if machine.gpu_gib else "a CPU, to try the whole road"
     heading = (
         f"Made by 'python -m medsora new' for {report.clips} clips from {options.data} and {trained_on}.\n"
-        "Every value that is not here has its default, mostly the paper's: see medsora/config.py."
+        "Every value that is not here has its default, mostly the paper's: see docs/configuration.md."
     )
     try:
         save_image(options.project / SHEET_NAME, check_sheet(report, fit.values["data"]["size"]))

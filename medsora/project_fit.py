@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from medsora.config import all_keys
 from medsora.data.check import CheckReport
 from medsora.data.split import HELD_OUT, split_by_video
 from medsora.errors import BadInput
@@ -62,11 +63,10 @@ class Fit:
     reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def set(self, key: str, value: Any, reason: str) -> None:
-        """Decide `section.name`."""
-        section, name = key.split(".")
-        self.values.setdefault(section, {})[name] = value
-        self.reasons[key] = reason
+    def set(self, section: str, reason: str, **values: Any) -> None:
+        """Decide keys of `section`, all for the same `reason`."""
+        self.values.setdefault(section, {}).update(values)
+        self.reasons |= {f"{section}.{name}": reason for name in values}
 
 
 def fit_project(
@@ -84,8 +84,8 @@ def fit_project(
     Raises `BadInput` with one sentence if not a single clip can be had.
     """
     fit = Fit()
-    fit.set("run.name", name, "results go to runs/NAME")
-    fit.set("run.seed", SEED, "decides the split, the order and all noise; the same seed gives the same run")
+    fit.set("run", "results go to runs/NAME", name=name)
+    fit.set("run", "decides the split, the order and all noise; the same seed gives the same run", seed=SEED)
     report = _fit_clips(fit, data, check)
     if machine.gpu_gib > 0:
         side = _fit_size(fit, report, size or PAPER_SIZE, asked=size is not None)
@@ -110,9 +110,9 @@ def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) ->
     while interval > 1 and len(check(frames + 1, interval).usable) < MOST_SOURCES * len(report.usable):
         interval -= 1
     report = check(frames + 1, interval)
-    fit.set("data.root", data, f"{len(report.usable)} usable of {len(report.reports)} videos")
+    fit.set("data", f"{len(report.usable)} usable of {len(report.reports)} videos", root=data)
     why = "the paper's; 17 would move from the first frame on (docs/fidelity.md)"
-    fit.set("data.frames", frames, why if frames == FRAMES else "no video is long enough for the paper's 16")
+    fit.set("data", why if frames == FRAMES else "no video is long enough for the paper's 16", frames=frames)
     if not rates:
         why = "folders of pictures do not say their rate; 3 if these are 30 per second, as in the paper"
     elif interval < wanted:
@@ -121,20 +121,20 @@ def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) ->
         why = (
             f"{median(rates):.4g} frames per second, so a clip has {median(rates) / interval:.3g}; paper: 10"
         )
-    fit.set("data.interval", interval, why)
+    fit.set("data", why, interval=interval)
     if rates and max(rates) > RATES_ALIKE * min(rates):
         fit.notes.append(
             f"frame rates lie between {min(rates):.4g} and {max(rates):.4g} per second, but data.interval is "
             "one for all: motion looks faster in the slow ones; resample them, or train on them apart"
         )
     cropped = sum(source.crop_words is not None for source in report.usable)
-    fit.set("data.crop", "auto", f"black borders, found in {cropped} videos; none: whole frames")
+    fit.set("data", f"black borders, found in {cropped} videos; none: whole frames", crop="auto")
     names = [source.source.name for source in report.usable]
     held_out = list(split_by_video(names, HOLDOUT, SEED).values()).count(HELD_OUT)
     why = f"{held_out} of {len(names)} videos never trained on, drawn by seed; data.split_csv: by patient"
     if len(names) == 1:
         why = "there is only one video: nothing can be held out, figures are of training clips"
-    fit.set("data.holdout", HOLDOUT, why)
+    fit.set("data", why, holdout=HOLDOUT)
     return report
 
 
@@ -147,7 +147,7 @@ def _fit_size(fit: Fit, report: CheckReport, wanted: int, *, asked: bool) -> int
     smallest = round(min(sides))
     side = wanted if asked else max(LEAST_SIZE, min(wanted, 16 * int(median(sides) / 16)))
     why = f"pixels, square; the smallest video has {smallest}"
-    fit.set("data.size", side, why if side <= smallest else f"{why} and is enlarged")
+    fit.set("data", why if side <= smallest else f"{why} and is enlarged", size=side)
     return side
 
 
@@ -160,27 +160,27 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     free = USABLE * machine.gpu_gib - PRIOR_GIB * max(area, 1) - STATE_GIB[preset]
     fitting = max(free / (ACTIVATIONS_GIB[preset] * area), 1)
     first = min(16, 2 ** int(math.log2(fitting)))
-    fit.set("data.workers", max(1, min(8, machine.cores - 1)), "processes that decode videos")
-    fit.set("vae.base", "THUDM/CogVideoX-2b", "stage 1 starts from it; downloaded once, or a local folder")
-    fit.set("images.count", 8, "joint images per clip, as in the paper")
-    fit.set("images.encoding", "packed", "the 8 go through the VAE together, as in the paper")
-    fit.set("denoiser.preset", preset, f"S 44, B 86, L 172, XL 343 million parameters; for {memory}")
+    fit.set("data", "processes that decode videos", workers=max(1, min(8, machine.cores - 1)))
+    fit.set("vae", "stage 1 starts from it; downloaded once, or a local folder", base="THUDM/CogVideoX-2b")
+    fit.set("images", "joint images per clip, as in the paper", count=8)
+    fit.set("images", "the 8 go through the VAE together, as in the paper", encoding="packed")
+    fit.set("denoiser", f"S 44, B 86, L 172, XL 343 million parameters; for {memory}", preset=preset)
     tight = fitting < 1.5
     why = f"{memory}: activations of one clip take about {ACTIVATIONS_GIB[preset] * area:.2g} GiB without"
-    fit.set("denoiser.gradient_checkpointing", tight, why)
-    fit.set("flow.estimator", "raft_large", "the paper's; dis needs no weights and is weaker")
-    fit.set("dino.model", "vit_base_patch8_224.dino", "the paper's; reads the optical flow as pictures")
-    fit.set("dino.weights", "hub", "downloaded once; or a local file")
+    fit.set("denoiser", why, gradient_checkpointing=tight)
+    fit.set("flow", "the paper's; dis needs no weights and is weaker", estimator="raft_large")
+    fit.set("dino", "the paper's; reads the optical flow as pictures", model="vit_base_patch8_224.dino")
+    fit.set("dino", "downloaded once; or a local file", weights="hub")
     steps = _steps(VAE_PASSES * clips, VAE_STEPS)
-    fit.set("train_vae.lr", 1e-4, "the paper's 2e-7 moves a zero-initialised output next to nothing")
-    fit.set("train_vae.lr_decay", "cosine", "down to zero at the last step")
-    fit.set("train_vae.epochs", steps, NOT_THE_END)
-    fit.set("train_vae.max_steps", steps, f"{VAE_PASSES} passes over {clips} clips, {_within(VAE_STEPS)}")
+    fit.set("train_vae", "the paper's 2e-7 moves a zero-initialised output next to nothing", lr=1e-4)
+    fit.set("train_vae", "down to zero at the last step", lr_decay="cosine")
+    fit.set("train_vae", NOT_THE_END, epochs=steps)
+    fit.set("train_vae", f"{VAE_PASSES} passes over {clips} clips, {_within(VAE_STEPS)}", max_steps=steps)
     small = machine.gpu_gib < VAE_STAGE_GIB * area / USABLE
     fit.set(
-        "train_vae.gradient_checkpointing",
-        small,
+        "train_vae",
         f"{memory}; one clip takes about {16 * area:.0f} GiB without",
+        gradient_checkpointing=small,
     )
     steps = _steps(DIT_PASSES * clips // 2, DIT_STEPS)
     phases = [
@@ -188,14 +188,14 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
         {"lr": 1e-4, "batch": min(2, first), "until_epoch": None},
     ]
     why = "the paper's" if first == 16 else f"the paper's first batch is 16; {first} fits into {memory}"
-    fit.set("train_dit.phases", phases, why)
-    fit.set("train_dit.epochs", first * steps, NOT_THE_END)
-    fit.set("train_dit.max_steps", steps, f"{DIT_PASSES} passes over {clips} clips, {_within(DIT_STEPS)}")
-    fit.set("train_dit.ema_decay", 0.9999, "the paper's; samples come from this moving average")
-    fit.set("train_dit.sample_every", max(steps // 20, 500), "20 contact sheets over the run")
-    fit.set("train_dit.eval_every", max(steps // 40, 250), "40 points of the held-out curve")
-    fit.set("train_dit.save_every", 1000, "what an interruption without warning can cost")
-    fit.set("cache.latents", "off", "disk: encode every clip once; then a clip starts at fixed frames")
+    fit.set("train_dit", why, phases=phases)
+    fit.set("train_dit", NOT_THE_END, epochs=first * steps)
+    fit.set("train_dit", f"{DIT_PASSES} passes over {clips} clips, {_within(DIT_STEPS)}", max_steps=steps)
+    fit.set("train_dit", "the paper's; samples come from this moving average", ema_decay=0.9999)
+    fit.set("train_dit", "20 contact sheets over the run", sample_every=max(steps // 20, 500))
+    fit.set("train_dit", "40 points of the held-out curve", eval_every=max(steps // 40, 250))
+    fit.set("train_dit", "what an interruption without warning can cost", save_every=1000)
+    fit.set("cache", "disk: encode every clip once; then a clip starts at fixed frames", latents="off")
 
 
 def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | None) -> None:
@@ -207,62 +207,40 @@ def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     path = Path("configs/phantom.yaml")
     if not path.is_file():
         raise BadInput(f"there is no {path} here; start this command in MedSora's own folder.")
-    shipped = OmegaConf.to_container(OmegaConf.load(path))
-    fit.set("data.workers", 0, "what a step needs lies in the caches")
+    shipped, comments = OmegaConf.to_container(OmegaConf.load(path)), _comments_in(path)
+    fit.set("data", "what a step needs lies in the caches", workers=0)
     for section in ("vae", "images", "denoiser", "flow", "dino", "train_vae", "train_dit", "cache"):
         for name, value in shipped[section].items():
-            fit.set(f"{section}.{name}", value, CPU_REASONS.get(f"{section}.{name}", "as in the demo"))
+            reason = comments.get(f"{section}.{name}") or all_keys()[f"{section}.{name}"].meaning.rstrip(".")
+            fit.set(section, reason, **{name: value})
     phase = shipped["train_dit"]["phases"][0]
     clip_gib = CPU_CLIP_GIB * (side / CPU_SIZE) ** 2
     fitting = max((CPU_USABLE * machine.ram_gib - CPU_PROCESS_GIB) / clip_gib, 1)
     if fitting < phase["batch"]:
         phase["batch"] = 2 ** int(math.log2(fitting))
         why = f"{machine.ram_gib:.1f} GiB of memory: a clip of a step takes about {clip_gib:.2g} GiB"
-        fit.set("train_dit.phases", [phase], why)
-    fit.set("train_vae.train", "all", "this base knows phantoms only, so all of it learns your videos")
+        fit.set("train_dit", why, phases=[phase])
+    fit.set("train_vae", "this base knows phantoms only, so all of it learns your videos", train="all")
     for stage, passes, within, batch in (
         ("train_vae", VAE_PASSES, CPU_VAE_STEPS, shipped["train_vae"]["batch"]),
         ("train_dit", DIT_PASSES, CPU_DIT_STEPS, phase["batch"]),
     ):
         steps = _steps(passes * clips // batch, within)
-        fit.set(f"{stage}.max_steps", steps, f"{passes} passes over {clips} clips, {_within(within)}")
-        fit.set(f"{stage}.epochs", batch * steps, NOT_THE_END)
-    fit.set("train_vae.latent_std", 2.0, "8x8 latents drown in noise sooner than 16x16 ones")
+        why = f"{passes} passes over {clips} clips, {_within(within)}"
+        fit.set(stage, why, max_steps=steps)
+        fit.set(stage, NOT_THE_END, epochs=batch * steps)
+    fit.set("train_vae", "8x8 latents drown in noise sooner than 16x16 ones", latent_std=2.0)
 
 
-CPU_REASONS = {
-    "vae.base": "a small base that was trained on phantoms; THUDM/CogVideoX-2b wants a GPU",
-    "vae.weights": "comes with MedSora",
-    "images.count": "joint images per clip; the paper's 8 cost a CPU too much",
-    "images.encoding": "one latent per image",
-    "denoiser.preset": "4 million parameters, for 64x64 and below",
-    "flow.estimator": "needs no weights",
-    "dino.weights": "nothing is downloaded, and the alignment teaches nothing; hub: the real one",
-    "train_vae.lpips": "its weights would have to be downloaded; 0.1: the paper's",
-    "denoiser.prediction": "coarse structure first, which a short run needs; the paper's: noise",
-    "dino.model": "small enough for a CPU; the paper's: vit_base_patch8_224.dino",
-    "train_vae.lr": "the paper's 2e-7 moves next to nothing in a short run",
-    "train_vae.lr_decay": "down to zero at the last step",
-    "train_vae.betas": "for short runs; the paper's: [0.5, 0.9]",
-    "train_vae.batch": "clips per step; the paper's: 1",
-    "train_vae.eval_every": "steps between points of the held-out curve, and between sheets",
-    "train_vae.save_every": "what an interruption without warning can cost",
-    "train_dit.phases": "one, for short runs; the paper's: 1e-3 with batch 16, then 1e-4 with batch 2",
-    "train_dit.betas": "for short runs; AdamW's usual: [0.9, 0.999]",
-    "train_dit.lr_decay": "down to zero at the last step",
-    "train_dit.warmup_steps": "over which the learning rate grows",
-    "train_dit.clip_from_epoch": "gradients are clipped from the first step on",
-    "train_dit.ema_decay": "of a short run 0.9999, the paper's, would keep the beginning",
-    "train_dit.error_of": "goes with denoiser.prediction; the paper's: noise",
-    "train_dit.sample_every": "steps between contact sheets",
-    "train_dit.sample_steps": "of DDIM; the paper's: 250",
-    "train_dit.eval_every": "steps between points of the held-out curve",
-    "train_dit.save_every": "what an interruption without warning can cost",
-    "train_dit.log_every": "steps between points of the other curves",
-    "train_dit.matmul": "bf16 products where the processor has them",
-    "cache.latents": "every clip is encoded once",
-    "cache.prior": "and its flow features are computed once",
-}
+def _comments_in(path: Path) -> dict[str, str]:
+    """Return the comment behind each key of a shipped config."""
+    section, comments = "", {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if heading := re.fullmatch(r"(\w+):", line):
+            section = heading[1]
+        elif commented := re.fullmatch(r"  (\w+):.* # (.+)", line):
+            comments[f"{section}.{commented[1]}"] = commented[2]
+    return comments
 
 
 def _steps(wanted: int, within: tuple[int, int]) -> int:

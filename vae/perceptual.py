@@ -60,7 +60,8 @@ def _trunk_state(net: str, trunk: str | Path | None) -> dict[str, Tensor]:
         except (OSError, RuntimeError) as error:  # no network; a download whose hash is wrong
             raise OSError(
                 f"the weights of {LPIPS_TRUNKS[net]} for LPIPS cannot be downloaded from {weights.url} "
-                f"({error}); bring that file and set train_vae.lpips_trunk to its path, or set train_vae.lpips=0."
+                f"({error}); bring that file and set train_vae.lpips_trunk to its path, "
+                "or set train_vae.lpips=0."
             ) from error
     if not Path(trunk).is_file():
         raise FileNotFoundError(
