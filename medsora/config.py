@@ -30,6 +30,7 @@ MAX_SIDE_PX = 4096
 # Whether a resumed run may change a key: it may if the key does not change what a training step computes.
 FIXED, FREE, FREE_WITHOUT_DECAY = "no", "yes", "if lr_decay is none"
 STAGE_1, STAGE_2 = "train_vae", "train_dit"
+CACHE_PLACES = ("off", "disk")
 
 
 @dataclass(frozen=True)
@@ -376,11 +377,9 @@ class CacheConfig:
     latents: str = key(
         "off",
         "disk keeps the VAE's latents of every enumerated clip, mirrored and not.",
-        choices=("off", "disk"),
+        choices=CACHE_PLACES,
     )
-    prior: str = key(
-        "off", "disk keeps the flow prior's features of the same clips.", choices=("off", "disk")
-    )
+    prior: str = key("off", "disk keeps the flow prior's features of the same clips.", choices=CACHE_PLACES)
     image_groups: int = key(
         256, "Groups of packed images that are drawn once for the cache.", above=0, at_most=1_000_000
     )

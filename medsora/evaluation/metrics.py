@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from flow_prior import RaftEstimator
+from flow_prior.choices import RAFT_VARIANTS
 from medsora.errors import BadInput
 from medsora.evaluation.i3d import I3DExtractor
 from medsora.evaluation.measure import FrechetMeasure, Measure
@@ -70,7 +71,7 @@ def build_measures(
 
 def _motion_extractor(weights: Mapping[str, str | Path], device: torch.device | str) -> MotionExtractor:
     """DIS unless a RAFT's weights are given: which one it is must not depend on what a machine has cached."""
-    for name in ("raft_large", "raft_small"):
+    for name in RAFT_VARIANTS:
         if name in weights:
             estimator = RaftEstimator(name, weights[name]).to(device)
             identity = {"flow": name, "weights_sha256": sha256(Path(weights[name]))}

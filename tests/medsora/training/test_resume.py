@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from medsora.config import Config
+from medsora.config_file import config_from_dict
 from medsora.diffusion import DiffusionLoss, GaussianDiffusion
 from medsora.errors import BadInput, exit_with_status
 from medsora.training import non_finite
 from medsora.training.progress import Progress
+from medsora.training.run_folder import refuse_changes
 from tests.medsora.training import tiny
 from vae.losses import VaeLoss
 
@@ -219,3 +221,37 @@ def test_other_settings_are_refused_but_not_those_of_the_other_stage(
     else:
         with pytest.raises(BadInput, match=r"denoiser.mixing=isolated, but now it is mixed"):
             tiny.train("dit", config)
+
+
+@pytest.mark.parametrize(
+    ("stage", "section", "values", "refused"),
+    [
+        ("train_dit", "train_dit", {"keep": 9, "save_every": 9, "sample_steps": 9, "max_steps": 9}, None),
+        ("train_dit", "train_dit", {"ema_decay": 0.5}, "train_dit.ema_decay"),
+        ("train_dit", "train_dit", {"epochs": 9, "lr_decay": "cosine"}, "train_dit.epochs"),
+        ("train_dit", "train_vae", {"lr": 1.0}, None),
+        ("train_dit", "denoiser", {"overrides": {"depth": 3}}, "denoiser.overrides.depth"),
+        ("train_dit", "data", {"workers": 9}, None),
+        ("train_dit", "data", {"labels": "folders"}, "data.labels"),
+        ("train_dit", "cache", {"dir": "elsewhere"}, None),
+        ("train_dit", "cache", {"latents": "disk"}, "cache.latents"),
+        ("train_vae", "cache", {"latents": "disk"}, None),
+        ("train_vae", "data", {"labels": "folders"}, None),
+        ("train_vae", "data", {"interval": 9}, "data.interval"),
+        ("train_vae", "vae", {"path": "elsewhere"}, None),
+        ("train_vae", "vae", {"compensation": False}, "vae.compensation"),
+        ("train_vae", "train_dit", {"ema_decay": 0.5}, None),
+        ("train_vae", "tracking", {"project": "other"}, None),
+    ],
+)
+def test_which_keys_a_resumed_run_may_change(
+    stage: str, section: str, values: dict, refused: str | None
+) -> None:
+    before, now = config_from_dict({}, "before"), config_from_dict({section: values}, "now")
+    if section == stage:
+        getattr(before, stage).lr_decay = getattr(now, stage).lr_decay
+    if refused is None:
+        refuse_changes(before, now, stage, Path("run"))
+    else:
+        with pytest.raises(BadInput, match=rf"^run holds a run with {refused}="):
+            refuse_changes(before, now, stage, Path("run"))
