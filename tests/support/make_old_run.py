@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import json
 import lzma
-import os
 import shutil
 import sys
 import tarfile
@@ -315,5 +314,4 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()
