@@ -1,7 +1,8 @@
-"""Lets the benchmarks run on a machine that has PyTorch and Triton and nothing else, not even a network.
+"""Lets the benchmarks run on a machine that has PyTorch, Triton, einops and local-attention, and no network.
 
-The denoiser takes little from diffusers and safetensors: a base class, its settings kept, schedulers.
-Where those packages are missing, plain stand-ins take their place, in this process alone. mamba-ssm is used
+The denoiser takes little from diffusers and safetensors: a base class, its settings kept, schedulers; of
+local-attention it takes nothing that needs hyper-connections. Where those packages are missing, plain
+stand-ins take their place, in this process alone. mamba-ssm is used
 from its Python files without its compiled parts, if they were brought along.
 """
 
@@ -23,12 +24,15 @@ from torch import nn
 
 def make_do() -> list[str]:
     """Put stand-ins where packages are missing; return the missing packages' names."""
-    missing = [name for name in ("diffusers", "safetensors") if importlib.util.find_spec(name) is None]
+    packages = ("diffusers", "safetensors", "hyper_connections")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if "diffusers" in missing:
         _diffusers()
     if "safetensors" in missing:
         _module("safetensors", SafetensorError=type("SafetensorError", (Exception,), {}), safe_open=None)
         _module("safetensors.torch", load_file=None, save_file=None)
+    if "hyper_connections" in missing:
+        _module("hyper_connections", get_init_and_expand_reduce_stream_functions=None)
     package = importlib.util.find_spec("mamba_ssm")
     if package is None:
         missing.append("mamba_ssm")

@@ -1,6 +1,6 @@
 """Every figure that needs a GPU, in under eight minutes, with one command: `python -m benchmarks.gpu`.
 
-It needs PyTorch and Triton and nothing else (docs/gpu-run.md: what is worth bringing along). Each part is a
+It needs PyTorch, Triton, einops and local-attention (docs/gpu-run.md: what to bring along). Each part is a
 process of its own with a limit of its own, so that one that fails or hangs costs no other part its figures.
 Kernels are compiled first, for all parts at once: that takes longer than measuring, and disturbs it.
 """

@@ -25,7 +25,6 @@ from benchmarks.measure import (
     ratio,
     take_turns,
 )
-from benchmarks.reference_wiring import linear, windowed_attention
 from benchmarks.wirings import (
     CLIP,
     H200_FLOOR_S,
@@ -37,7 +36,8 @@ from benchmarks.wirings import (
     latents,
     products_by,
 )
-from medsora.denoiser.mamba import Mamba2, frame_scans
+from medsora.denoiser.mamba import frame_scans
+from medsora.denoiser.plain import Mamba2
 from medsora.denoiser.prepared import PreparedDenoiser
 from medsora.presets import PRESETS
 from medsora.training.freed_memory import keep_freed_memory
@@ -111,7 +111,7 @@ def changes(
     wirings: Wirings, batch: int, device: torch.device, dtype: torch.dtype, rounds: int, whole: Times
 ) -> dict[str, Ratio]:
     """What single changes bring, each beside what it replaced: parts of a block, then whole steps."""
-    reference, model, block = wirings.reference, wirings.same, wirings.same.blocks[0]
+    model, block, public = wirings.same, wirings.same.blocks[0], wirings.reference.blocks[0]
     frames = CLIP + IMAGES
     x = torch.randn(batch, frames, GRID[0] * GRID[1], model.config.width).to(device, dtype)
     scans = frame_scans(frames, frames, GRID, block.spatial.variant, device)
@@ -120,16 +120,16 @@ def changes(
     tabulated = PreparedDenoiser(model, TIMESTEPS, num_images=IMAGES, record=False)
     pairs: dict[str, tuple[Work, Work]] = {
         "attention: one q-k-v, one masked product": (
-            partial(windowed_attention, block.attention, x),
+            partial(public.attention, x),
             _by_pytorch(partial(block.attention, x)),
         ),
         "space: one call for both axes and directions, summed before one projection": (
-            partial(reference._spatial, block.spatial, x, GRID),
+            partial(public.spatial, x, GRID),
             _by_pytorch(partial(block.spatial, x, scans)),
         ),
-        "of that: two projections of sums instead of four": _projections(block.spatial.mamba, x),
+        "of that: two projections of sums instead of four": _projections(public.spatial.mamba, x),
         "time: no transposes": (
-            partial(reference._temporal, block.temporal, x),
+            partial(public.temporal, x),
             _by_pytorch(partial(block.temporal, x, scans)),
         ),
         "adaLN from a table": (partial(model, *six, IMAGES), partial(tabulated, *six)),
@@ -153,8 +153,8 @@ def _projections(mamba: Mamba2, x: torch.Tensor) -> tuple[Work, Work]:
     """Of what the scans of both axes in both directions give: each projected and summed, or the other way."""
     ways = x.new_empty(2, 2, *x.shape[:-1], mamba.norm.weight.numel()).normal_()  # axes, directions, ...
     return (
-        lambda: [linear(mamba.out_proj, there) + linear(mamba.out_proj, back) for there, back in ways],
-        lambda: [linear(mamba.out_proj, there + back) for there, back in ways],
+        lambda: [mamba.out_proj(there) + mamba.out_proj(back) for there, back in ways],
+        lambda: [mamba.out_proj(there + back) for there, back in ways],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from medsora.errors import BadInput
@@ -65,7 +66,8 @@ def spatial_walks(
     numbers = torch.arange(frames * rows * cols, device="cpu").view(frames, rows, cols)
     depth = frames if together else 1
     axes = []
-    for planes, side in ((numbers.transpose(0, 1), cols), (numbers.permute(2, 0, 1), rows)):
+    by_row, by_column = rearrange(numbers, "n h w -> h n w"), rearrange(numbers, "n h w -> w n h")
+    for planes, side in ((by_row, cols), (by_column, rows)):
         lines = planes.reshape(-1, depth * side)
         order = spiral_order(depth, side, variant)
         axes.append(torch.stack((lines[:, order], lines[:, order.flip(0)]))[None])

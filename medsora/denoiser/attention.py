@@ -10,6 +10,7 @@ padding leak in. Long frames go through it in tiles.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
@@ -43,8 +44,10 @@ def tiled_mask(length: int, window: int, device: torch.device, dtype: torch.dtyp
 
 
 @kept_table
-def rotary_tables(length: int, features: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines for q (index 0) and k (index 1), each (2, 1, 1, length, features) in float32.
+def rotary_tables(
+    length: int, features: int, window: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines for q (index 0) and k (index 1), each (2, 1, 1, length, features) in `dtype`.
 
     The sines of the first half of the features carry a minus, so that rotating x is
     `x·cos + roll(x, features / 2)·sin`.
@@ -54,7 +57,7 @@ def rotary_tables(length: int, features: int, window: int, device: torch.device)
     angles = torch.stack((place + window, place))[..., None] * frequency
     cos, sin = angles.cos(), angles.sin()
     tables = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-    return tuple(table[:, None, None].to(device, torch.float32) for table in tables)
+    return tuple(table[:, None, None].to(device, dtype) for table in tables)
 
 
 class LocalAttention(nn.Module):
@@ -69,11 +72,12 @@ class LocalAttention(nn.Module):
         """Tokens (B, n, l, d) -> (B, n, l, d); frames do not see one another."""
         length, width = x.shape[2:]
         qkv = self.qkv(x).view(-1, length, 3, self.heads, width // self.heads)
-        cos, sin = rotary_tables(length, qkv.shape[-1], self.window, x.device)
+        exact = torch.promote_types(qkv.dtype, torch.float32)
+        cos, sin = rotary_tables(length, qkv.shape[-1], self.window, x.device, exact)
         if attends_fused(qkv, self.window, self.backend) and not (self.training and self.dropout):
             tables = (table.view(2, length, -1) for table in (cos, sin))
             return torch.ops.medsora.local_attention(qkv, *tables, self.window).view_as(x)
-        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B·n, heads, l, d / heads)
+        qkv = rearrange(qkv, "N l three heads p -> three N heads l p")
         qk, v = qkv.split((2, 1))
         q, k = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, dims=-1), sin).type_as(qkv)
         y = self._attend(q, k, v.squeeze(0))

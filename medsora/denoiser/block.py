@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from kernels.block_steps import add_norm, norm
@@ -43,7 +44,7 @@ class Block(nn.Module):
             (attention_shift, attention_scale, attention_gate),
             (spatial_shift, spatial_scale, spatial_gate),
             (temporal_shift, temporal_scale, temporal_gate),
-        ) = modulation.unflatten(-1, (3, 3, 1, -1)).permute(2, 3, 0, 1, 4, 5)
+        ) = rearrange(modulation, "B n (branch part d) -> branch part B n 1 d", branch=3, part=3)
 
         y = norm(x, attention_shift, attention_scale, self.attention_norm, self.backend)
         y = self.attention(y)

@@ -13,6 +13,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
+from einops import rearrange
 from torch import Tensor, nn
 
 from kernels.block_steps import norm
@@ -99,14 +100,7 @@ class MedSora(ModelMixin, ConfigMixin):
         classes: int = 0,
     ) -> None:
         super().__init__()
-        if width % (2 * heads) or width % 4:
-            raise BadInput(f"width {width} must be divisible by 4 and by twice the number of heads ({heads})")
-        if expand * width % headdim:
-            raise BadInput(f"expand * width = {expand * width} must be divisible by headdim {headdim}")
-        if mixing not in MIXINGS:
-            raise BadInput(f"mixing {mixing!r} is unknown; it is one of {', '.join(MIXINGS)}")
-        if prediction not in PREDICTIONS:
-            raise BadInput(f"prediction {prediction!r} is unknown; it is one of {', '.join(PREDICTIONS)}")
+        check_settings(width, heads, headdim, expand, mixing, prediction)
         mamba = dict(d_state=d_state, headdim=headdim, expand=expand, d_conv=d_conv, backend=backend)
         self.patches = PatchEmbedding(in_channels, width, patch)
         self.time = TimeEmbedding(width)
@@ -117,7 +111,7 @@ class MedSora(ModelMixin, ConfigMixin):
         self.final = FinalLayer(width, patch, in_channels, backend)
         self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last row: no label
         self.gradient_checkpointing = False
-        self._initialise()
+        initialise(self)
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
@@ -161,24 +155,6 @@ class MedSora(ModelMixin, ConfigMixin):
             BadInput: if the file is damaged or holds another model; the sentence names the first difference.
         """
         self.load_state_dict(read_matching_weights(Path(path), self))
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """Xavier on linear layers, zero on what adaLN-zero keeps silent; Mamba's Δ, A, D stay as drawn."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        projection = self.patches.projection
-        nn.init.xavier_uniform_(projection.weight.view(projection.out_channels, -1))
-        nn.init.zeros_(projection.bias)
-        if self.labels is not None:
-            nn.init.zeros_(self.labels.weight)
-        modulations = [block.modulation for block in self.blocks]
-        for silent in (*modulations, self.final.modulation, self.final.linear):
-            nn.init.zeros_(silent.weight)
-            nn.init.zeros_(silent.bias)
 
     def modulation(self, t: Tensor, labels: Tensor | None = None) -> Modulation:
         """What adaLN makes of timesteps and labels, each (B,) or (B, n). It does not depend on the latents,
@@ -248,12 +224,43 @@ class MedSora(ModelMixin, ConfigMixin):
             raise BadInput(f"{num_images} of {z.shape[1]} latent frames cannot be images: a clip must remain")
 
 
+def check_settings(width: int, heads: int, headdim: int, expand: int, mixing: str, prediction: str) -> None:
+    """Raise `BadInput` if the widths do not divide, or `mixing` or `prediction` is unknown."""
+    if width % (2 * heads) or width % 4:
+        raise BadInput(f"width {width} must be divisible by 4 and by twice the number of heads ({heads})")
+    if expand * width % headdim:
+        raise BadInput(f"expand * width = {expand * width} must be divisible by headdim {headdim}")
+    if mixing not in MIXINGS:
+        raise BadInput(f"mixing {mixing!r} is unknown; it is one of {', '.join(MIXINGS)}")
+    if prediction not in PREDICTIONS:
+        raise BadInput(f"prediction {prediction!r} is unknown; it is one of {', '.join(PREDICTIONS)}")
+
+
+@torch.no_grad()
+def initialise(model: nn.Module) -> None:
+    """Xavier on linear layers, zero on what adaLN-zero keeps silent; Mamba's Δ, A, D stay as drawn."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    projection = model.patches.projection
+    nn.init.xavier_uniform_(projection.weight.view(projection.out_channels, -1))
+    nn.init.zeros_(projection.bias)
+    if model.labels is not None:
+        nn.init.zeros_(model.labels.weight)
+    modulations = [block.modulation for block in model.blocks]
+    for silent in (*modulations, model.final.modulation, model.final.linear):
+        nn.init.zeros_(silent.weight)
+        nn.init.zeros_(silent.bias)
+
+
 class FinalLayer(nn.Module):
     """Tokens -> noise and variance: LayerNorm without affine, adaLN, Linear, patches put back in place."""
 
     def __init__(self, width: int, patch: int, channels: int, backend: str) -> None:
         super().__init__()
-        self.patch, self.channels, self.backend = patch, channels, backend
+        self.patch, self.backend = patch, backend
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = Linear(width, 2 * width)
         self.linear = Linear(width, 2 * channels * patch * patch)
@@ -262,6 +269,5 @@ class FinalLayer(nn.Module):
         """(B, n, l, d), and `self.modulation` of the time embedding -> two tensors (B, n, C, h, w)."""
         shift, scale = modulation.unsqueeze(2).chunk(2, dim=-1)
         y = self.linear(norm(x, shift, scale, self.norm, self.backend))
-        y = y.unflatten(3, (2, self.channels, self.patch, self.patch)).unflatten(2, grid)
-        y = y.permute(4, 0, 1, 5, 2, 6, 3, 7)  # (2, B, n, C, h̄, patch, w̄, patch)
-        return y.flatten(6, 7).flatten(4, 5).unbind(0)
+        in_place = "B n (h w) (out C i j) -> out B n C (h i) (w j)"
+        return rearrange(y, in_place, h=grid[0], out=2, i=self.patch, j=self.patch).unbind()

@@ -15,14 +15,15 @@ from tests.patience import PATIENCE_S
 ROOT = Path(__file__).parents[2]
 WITHOUT = """
 import sys
+GONE = ("diffusers", "safetensors", "hyper_connections")
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("diffusers", "safetensors", "accelerate", "transformers", "omegaconf"):
+        if name.split(".")[0] in GONE + ("accelerate", "transformers", "omegaconf"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
 import importlib.util
-found, gone = importlib.util.find_spec, ("diffusers", "safetensors")
-importlib.util.find_spec = lambda name, package=None: None if name in gone else found(name)
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in GONE else found(name)
 sys.argv = ["gpu", "--only", sys.argv[1], "--quick", "--results", sys.argv[2]]
 from benchmarks.gpu import main
 sys.exit(main())
@@ -68,7 +69,7 @@ def test_a_step_is_measured_without_diffusers(tmp_path: Path) -> None:
         timeout=PATIENCE_S,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    assert "done without: diffusers, safetensors" in run.stdout
+    assert "done without: diffusers, safetensors, hyper_connections" in run.stdout
     kept = json.loads(results.read_text())
     assert kept["benchmark"] == "sample"
     assert kept["figures"]["step, same latents"]["median"] > 0

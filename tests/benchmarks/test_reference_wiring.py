@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.reference_wiring import ReferenceWiring, windowed_attention
+from benchmarks.reference_wiring import ReferenceWiring
 from kernels.bench import kept_bytes
 from medsora import MedSora
 from tests.benchmarks.awake import awake
@@ -48,7 +48,19 @@ def test_half_as_much_is_kept_for_the_gradients() -> None:
     assert ours <= 0.5 * theirs
 
 
-def test_frames_that_do_not_divide_into_windows_are_refused() -> None:
-    model = MedSora.from_preset("tiny", in_channels=4, depth=1)
-    with pytest.raises(ValueError, match="windows of 8"):
-        windowed_attention(model.blocks[0].attention, torch.zeros(1, 1, 12, 192))
+def test_half_precision_and_autocast_are_as_exact_as_ours() -> None:
+    model = awake(MedSora.from_preset("tiny", in_channels=4, depth=2, mixing="mixed", dropout=0.0)).eval()
+    z, t = torch.randn(2, 3, 4, 16, 8), torch.tensor([3, 700])
+    exact = model(z, t).eps
+    for half in (False, True):
+        if half:
+            for name, parameter in model.named_parameters():
+                if name.rpartition(".")[2] not in MedSora._keep_in_fp32_modules:
+                    parameter.data = parameter.data.bfloat16()
+            z = z.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not half):
+            errors = [
+                float((form(z, t).eps.float() - exact).norm() / exact.norm())
+                for form in (model, ReferenceWiring(model))
+            ]
+        assert 0 < errors[1] < 2 * errors[0] < 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import local_attention
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ WIDTH, HEADS, WINDOW = 32, 4, 8
 
 def package_attention(ours: LocalAttention, x: Tensor) -> Tensor:
     """The package's result on our q, k, v; lengths between the multiples of 8 are padded and masked out."""
-    package = pytest.importorskip("local_attention").LocalAttention(
+    package = local_attention.LocalAttention(
         window_size=WINDOW, look_backward=1, look_forward=1, exact_windowsize=True, dim=WIDTH // HEADS
     )
     length = x.shape[2]
