@@ -13,6 +13,7 @@ from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.model_folder import find_model
 from medsora.training.clips import open_clips
+from medsora.training.denoising_loss import DenoisingLoss
 from medsora.training.dit_inputs import DitInputs
 from medsora.training.dit_samples import DitSamples
 from medsora.training.dit_stage import DitStage
@@ -84,10 +85,10 @@ def build_dit_stage(config: Config) -> DitStage:
         model=model,
         vae=vae,
         vae_digest=weights_digest(vae),
-        diffusion=diffusion,
         inputs=DitInputs(
             config, vae, diffusion, prior, priors, accelerator.device, grid, model.config.width, classes
         ),
+        loss=DenoisingLoss(config, diffusion, accelerator.autocast),
         optimizer=optimizer,
         ema=Ema(model, settings.ema_decay),
         schedule=schedule,

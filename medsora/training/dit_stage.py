@@ -15,7 +15,6 @@ from medsora.config_file import config_to_dict
 from medsora.data.sheet import contact_sheet
 from medsora.data.video_io import write_video
 from medsora.denoiser import MedSora
-from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput, Interrupted
 from medsora.pipeline import MedSoraPipeline
 from medsora.synthetic import synthetic_tags
@@ -27,6 +26,7 @@ from medsora.training.checkpoint import (
     write_json,
     written_folder,
 )
+from medsora.training.denoising_loss import DenoisingLoss
 from medsora.training.dit_inputs import DitInputs, image_latents
 from medsora.training.dit_samples import DitSamples
 from medsora.training.ema import Ema
@@ -53,8 +53,8 @@ class DitStage:
     model: MedSora
     vae: FrequencyCompensatedVAE
     vae_digest: str
-    diffusion: GaussianDiffusion
     inputs: DitInputs
+    loss: DenoisingLoss
     optimizer: torch.optim.Optimizer
     ema: Ema
     schedule: Schedule
