@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 
 from medsora.config import Config
 from medsora.config_file import config_to_dict
+from medsora.data.atomic import write_text
 from medsora.data.sheet import contact_sheet
 from medsora.data.video_io import write_video
 from medsora.denoiser import MedSora
@@ -23,7 +25,6 @@ from medsora.training.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
-    write_json,
     written_folder,
 )
 from medsora.training.denoising_loss import DenoisingLoss
@@ -103,8 +104,11 @@ class DitStage:
         if self.run.main:
             with written_folder(self.run.path / "vae") as folder:
                 self.vae.save_pretrained(folder)
-            with self.run.writing():
-                write_json(self.run.path / "pipeline.json", self.geometry)
+            described = self.run.path / "pipeline.json"
+            text = json.dumps(self.geometry, indent=1, sort_keys=True)
+            if not described.is_file() or described.read_bytes() != text.encode():
+                with self.run.writing():
+                    write_text(described, text)
         if checkpoint is None:
             return 0
         self.model.load_weights(checkpoint.folder / "denoiser")

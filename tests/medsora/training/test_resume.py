@@ -197,6 +197,21 @@ def test_the_time_limit_is_kept_before_the_first_step_too(
     assert not (config.vae_dir / "checkpoints").exists()
 
 
+def test_going_on_rewrites_what_sampling_needs_only_if_it_differs(straight: Straight, tmp_path: Path) -> None:
+    if straight.stage == "vae":
+        pytest.skip("stage 1's run is not sampled from")
+    config = straight.configure(tmp_path)
+    shutil.copytree(straight.run, config.dit_dir)
+    described = config.dit_dir / "pipeline.json"
+    before = described.read_text(encoding="utf-8"), described.stat()
+    tiny.train("dit", config)
+    assert described.stat().st_ino == before[1].st_ino
+    assert described.stat().st_mtime_ns == before[1].st_mtime_ns
+    described.write_text("{}", encoding="utf-8")
+    tiny.train("dit", config)
+    assert described.read_text(encoding="utf-8") == before[0]
+
+
 def test_another_vae_is_refused(straight: Straight, tmp_path: Path) -> None:
     if straight.stage == "vae":
         pytest.skip("stage 1 trains the VAE")
