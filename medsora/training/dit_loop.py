@@ -50,7 +50,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
 
     report = RunReport(run, f"{config.run.name}: the denoiser {config.denoiser.preset}", schedule.total_steps)
     guard = StepGuard(accelerator, stage.optimizer)
-    stop.expect_checkpoint(stage.checkpoint_bytes)
+    stop.expect_checkpoint(stage.parts.size_bytes)
     stop.expect_answers_late(guard.lag)
     with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
         if not stage.look(start, stop, resumed=True):

@@ -118,6 +118,7 @@ def load(run: Path, *, sampled: bool) -> None:
         raise BadInput("no whole checkpoint is left.")
     model, optimizer, names, ema = build()
     model.load_weights(found.folder / "denoiser")
-    ema.restore(found.folder / "ema", found.value("ema_updates", int))
+    ema.set_updates(found.value("ema_updates", int))
+    ema.restore(found.folder / "ema")
     restore_optimizer(optimizer, names, found.folder / "optimizer.safetensors")
     optimizer.step()

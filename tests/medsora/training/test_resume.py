@@ -178,14 +178,14 @@ def test_the_time_limit_is_kept_before_the_first_step_too(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     config = tiny.tiny_config(tmp_path, clips, train_vae__eval_every=100)
-    resume = tiny.vae_loop._resume
+    resume = tiny.vae_loop.VaeStage.resume
 
     def late(stage: tiny.vae_loop.VaeStage) -> int:
         start = resume(stage)
         signal.raise_signal(signal.SIGALRM)  # an hour's alarm, which nobody wants to wait for here
         return start
 
-    monkeypatch.setattr(tiny.vae_loop, "_resume", late)
+    monkeypatch.setattr(tiny.vae_loop.VaeStage, "resume", late)
     with pytest.raises(SystemExit) as left:
         exit_with_status(lambda: tiny.vae_loop.train_vae(config, time_limit_minutes=60))
     assert left.value.code == 75
