@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.measure import RESULTS
-from medsora.data.atomic import written_beside
+from medsora.data.atomic import write_text, written_beside
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 PICTURE = PAGE.parent / "images" / "performance.svg"
@@ -82,8 +82,7 @@ def main() -> None:
     _, found, tail = rest.partition(END)
     if not found:
         raise SystemExit(f"{PAGE}: the marks {BEGIN!r} and {END!r} are not there; put them back")
-    with written_beside(PAGE) as path:
-        path.write_text(head + "\n".join(lines) + tail, encoding="utf-8")
+    write_text(PAGE, head + "\n".join(lines) + tail)
     draw(PICTURE, entries)
     print(f"{PAGE}: {sum(bool(bar.newest(entries)) for bar in BARS)} of {len(BARS)} bars measured")
 

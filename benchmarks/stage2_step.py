@@ -6,7 +6,6 @@ import dataclasses
 
 import torch
 
-from flow_prior import alignment_loss
 from medsora.config import Config
 from medsora.training.cache import fill_caches
 from medsora.training.dit_build import build_dit_stage
@@ -48,30 +47,7 @@ class Stage2Step:
         batch = self.batches.next()
         noised = stage.inputs.noised_latents(batch)
         targets = stage.inputs.alignment_targets(batch)
-        with stage.accelerator.autocast():
-            out = stage.model(noised.z_t, noised.latent_t, num_images=noised.num_images, labels=noised.labels)
-        diffusion = stage.diffusion.hybrid_loss(
-            out.eps.float(),
-            out.variance.float(),
-            noised.z_0,
-            noised.z_t,
-            noised.noise,
-            noised.latent_t,
-            weights=noised.weights,
-        )
-        weight = stage.diffusion.error_weight(noised.t, settings.error_of)
-        loss = (weight * diffusion.mse + diffusion.vb).mean()
-        if self.config.alignment.weight:
-            alignment = alignment_loss(
-                out.features,
-                targets,
-                noised.t,
-                margin=self.config.alignment.margin,
-                correlation=self.config.alignment.correlation,
-                needed=noised.needed,
-            )
-            loss = loss + self.config.alignment.weight * alignment.loss
-        loss.backward()
+        stage.loss(stage.model, noised, targets).total.backward()
         norm = clipped_norm(stage.accelerator, stage.model, settings.clip_norm)
         if not torch.isfinite(norm):
             raise RuntimeError("the benchmark's training diverged")

@@ -60,7 +60,7 @@ def alignment_loss(
         correlation: "sample" takes K = f·l, hinges per sample and averages over all B samples; "batch" takes
             the paper's K = B·f·l with the batch's mean g(t), one hinge, and needs the targets of all samples.
         needed: (B,) bool, the samples that `targets` holds, in their order; the others' loss is zero, and so
-            are their gradients.
+            are their gradients. Default: all.
 
     Raises:
         ValueError: shapes that do not belong together, or an unknown `correlation`.
@@ -70,8 +70,7 @@ def alignment_loss(
             f"correlation {correlation!r} is unknown: expected one of {', '.join(CORRELATIONS)}."
         )
     samples = features[0].shape[0]
-    given = torch.ones(samples, dtype=torch.bool) if needed is None else needed
-    rows = given.nonzero().squeeze(1)
+    rows = torch.arange(samples) if needed is None else needed.nonzero().squeeze(1)
     if features[0].device.type == "cuda" and rows.device.type == "cpu":
         rows = rows.pin_memory()  # the host need not wait for this copy
     rows = rows.to(features[0].device, non_blocking=True)

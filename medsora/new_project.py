@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from medsora.config_file import config_from_dict, load_config
-from medsora.data.atomic import written_beside
+from medsora.data.atomic import write_text
 from medsora.data.check import CheckReport, check_folder
 from medsora.data.check_view import check_sheet, check_totals
 from medsora.data.sheet import SHEET_NAME, save_image
@@ -63,8 +63,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     )
     try:
         save_image(options.project / SHEET_NAME, check_sheet(report, fit.values["data"]["size"]))
-        with written_beside(config_path) as beside:
-            beside.write_text(render_config(fit, heading), encoding="utf-8")
+        write_text(config_path, render_config(fit, heading))
     except OSError as error:
         raise BadInput(str(error)) from error
     load_config(config_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ import jinja2
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+
+from medsora.data.atomic import write_text, written_beside
 
 MOST_POINTS = 2000  # of a curve; more cannot be seen
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml", ".mp4": "video/mp4"}
@@ -38,9 +39,7 @@ def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Secti
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_PAGE)
     page = template.render(title=title, subtitle=subtitle, sections=sections, embed=_embed)
-    beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    write_text(path, page)
 
 
 def draw_curves(path: Path, log: list[dict[str, float]], prefix: str, title: str) -> None:
@@ -70,9 +69,8 @@ def draw_curves(path: Path, log: list[dict[str, float]], prefix: str, title: str
     axes.grid(alpha=0.3)
     if len(names) > 1:
         axes.legend(ncols=1 + len(names) // 13, fontsize="small")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    path.write_bytes(buffer.getvalue())
+    with written_beside(path) as beside:
+        figure.savefig(beside, dpi=110)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -31,7 +31,7 @@ from medsora.conditions import (
     plan_film,
     read_first_frames,
 )
-from medsora.data.atomic import name_beside
+from medsora.data.atomic import name_beside, write_json
 from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
 from medsora.data.video_io import read_frames, write_video
 from medsora.diffusion import trailing_timesteps
@@ -331,15 +331,7 @@ def _check_out(settings: SamplingSettings, made_by: dict[str, Any]) -> int:
 
 
 def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
-    beside = name_beside(out / MANIFEST)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            beside.replace(out / MANIFEST)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_json(out / MANIFEST, manifest)
     except OSError as error:
-        raise BadInput(
-            f"{out} cannot be written ({error.strerror}); make room, or take another --out."
-        ) from error
+        raise BadInput(f"{str(error).rstrip('.')}; make room, or take another --out.") from error

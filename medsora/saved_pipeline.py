@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors import SafetensorError
 from torch import nn
 
+from medsora.data.atomic import obey_umask, write_json
 from medsora.denoiser import PRESETS, MedSora
 from medsora.diffusion import ddim_scheduler
 from medsora.errors import BadInput
@@ -87,7 +87,9 @@ class SavedPipeline(DiffusionPipeline):
         for path in Path(save_directory).rglob("*.json"):
             values = read_json_object(path)
             if values.pop("_name_or_path", None) is not None:
-                path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+                write_json(path, values, indent=2, sort_keys=True)
+        for path in Path(save_directory).rglob("*.safetensors"):
+            obey_umask(path)
 
     @classmethod
     def from_pretrained(

@@ -25,7 +25,7 @@ from medsora.config_file import save_config
 from medsora.data.video_io import read_frames, write_video
 from medsora.errors import exit_with_status
 from medsora.model_folder import checkpoint_problem
-from medsora.training import dit_stage, vae_loop
+from medsora.training import stage_parts
 from tests.medsora.training import tiny
 
 SCRIPTS = {"vae": train_vae.main, "dit": train_dit.main}
@@ -284,14 +284,13 @@ def test_a_disk_that_is_full_at_a_checkpoint(
     stage: str, refusal: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint before stays, whole, and nothing of the new one is left."""
-    module = vae_loop if stage == "vae" else dit_stage
-    save = module.save_checkpoint
+    save = stage_parts.save_checkpoint
 
     def save_without_room(root: Path, step: int, *arguments, **options) -> None:
         with small_files(5000 if step == 2 else 2**30):
             save(root, step, *arguments, **options)
 
-    monkeypatch.setattr(module, "save_checkpoint", save_without_room)
+    monkeypatch.setattr(stage_parts, "save_checkpoint", save_without_room)
     sentence = refusal(stage, alignment__weight=0, **{f"train_{stage}__save_every": 1})
     assert "step-0000002 cannot be written" in sentence
     assert "make room" in sentence

@@ -13,8 +13,8 @@ LEAVES = ("vae", "flow_prior", "kernels")
 # Rooms of medsora from the ground up; a file may import from its own room and from those before it.
 STOREYS = (
     {"errors", "name_guard", "choices", "presets", "config", "config_checks", "config_file", "cli", "crop"}
-    | {"config_reference", "spiral", "tables", "report", "synthetic", "hub", "progress_bar"},
-    {"denoiser", "diffusion", "data"},
+    | {"config_reference", "spiral", "tables", "synthetic", "hub", "progress_bar"},
+    {"denoiser", "diffusion", "data", "report"},
     {"model_folder", "model_card", "conditions", "saved_pipeline", "pipeline"},
     {"training", "evaluation", "sampling_run"},
     {"demo", "demo_pace", "demo_proof", "demo_report", "project_fit", "new_project", "export_model", "app"},

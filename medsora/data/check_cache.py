@@ -13,7 +13,7 @@ from pathlib import Path
 
 import av
 
-from medsora.data.atomic import written_beside
+from medsora.data.atomic import write_text
 from medsora.data.decoding import SeekPoint
 from medsora.data.find import Source
 from medsora.data.frame_folder import list_frames
@@ -68,8 +68,7 @@ class CheckCache:
         """Write the file. A place that cannot be written only costs time later."""
         content = json.dumps({"made_by": _MADE_BY, "scans": self._entries})
         try:
-            with written_beside(self.path) as beside:
-                beside.write_text(content, encoding="utf-8")
+            write_text(self.path, content)
         except OSError as error:
             log.warning("the check will be made again next time: %s", error)
 

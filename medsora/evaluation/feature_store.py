@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from medsora.data.atomic import write_json
+
 log = logging.getLogger(__name__)
 
 FORMAT = 1
@@ -130,8 +132,8 @@ class FeatureStore:
 
     def finish(self) -> None:
         """Give the file its name, once every process has written its part."""
-        described = json.dumps({**self.made_of, "shape": self.shape}, indent=1, ensure_ascii=False)
-        self.path.with_suffix(".json").write_text(described, encoding="utf-8")
+        described = {**self.made_of, "shape": self.shape}
+        write_json(self.path.with_suffix(".json"), described, ensure_ascii=False)
         self._partial.replace(self.path)
         self._done.unlink()
         self._held.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from medsora.choices import SAMPLERS
+from medsora.data.atomic import write_json
 from medsora.data.pixels import frames_to_video, video_to_frames
 from medsora.errors import building
 from medsora.evaluation.claims import Claim
@@ -59,7 +59,7 @@ def through_vae(pipeline: MedSoraPipeline, clips: np.ndarray) -> np.ndarray:
 
 def conclude(out: Path, results: dict[str, Any], claims: Sequence[Claim]) -> int:
     """Write `results.json` into `out`, print it and what holds; return the exit status."""
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "results.json", results)
     for name, value in results.items():
         print(f"{name}: {value}")
     for claim in claims:

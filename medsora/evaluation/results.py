@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medsora.data.atomic import written_beside
+from medsora.data.atomic import write_json, write_text
 from medsora.evaluation.bootstrap import Spread
 from medsora.evaluation.paper_tables import PAPER_PROTOCOL, number_text, paper_tables
 
@@ -56,11 +55,8 @@ class Results:
 
     def write(self, folder: Path) -> None:
         """Write both files. Raises `OSError` if the folder cannot be written."""
-        with written_beside(folder / "results.json") as beside:
-            text = json.dumps(_without_nan(asdict(self)), indent=1, ensure_ascii=False)
-            beside.write_text(text, encoding="utf-8")
-        with written_beside(folder / "results.md") as beside:
-            beside.write_text(self.markdown(), encoding="utf-8")
+        write_json(folder / "results.json", _without_nan(asdict(self)), ensure_ascii=False)
+        write_text(folder / "results.md", self.markdown())
 
     def markdown(self) -> str:
         """Return the page for people."""

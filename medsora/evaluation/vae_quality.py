@@ -5,7 +5,6 @@ Per clip and on average: PSNR, SSIM, focal frequency loss, flicker, and LPIPS wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from medsora.crop import Crop, checked_crop, crop_in_words
-from medsora.data.atomic import written_beside
+from medsora.data.atomic import write_json, write_text
 from medsora.data.pixels import frames_to_video, video_to_frames
 from medsora.data.resize import height_width
 from medsora.data.sheet import contact_sheet, save_image
@@ -117,10 +116,8 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
         "clips": [{"name": clips.name(i), **row} for i, row in enumerate(rows)],
     }
     with building():
-        with written_beside(settings.out / "results.json") as beside:
-            beside.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-        with written_beside(settings.out / "results.md") as beside:
-            beside.write_text(markdown(results), encoding="utf-8")
+        write_json(settings.out / "results.json", results, ensure_ascii=False)
+        write_text(settings.out / "results.md", markdown(results))
         _write_sheet(settings.out / "worst-and-best.png", vae, clips, rows)
     return results
 

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medsora import __version__
+from medsora.data.atomic import obey_umask, write_json
 from medsora.errors import BadInput
 from medsora.model_folder import CHECKPOINT_FORMAT, checkpoint_format, checkpoint_problem, sha256
 
@@ -82,7 +83,7 @@ def save_checkpoint(
     with written_folder(final) as working:
         write_models(working)
         save_file(optimizer, working / "optimizer.safetensors")
-        write_json(working / "state.json", {**state, "step": step})
+        write_json(working / "state.json", {**state, "step": step}, sort_keys=True)
         manifest = {
             "format": CHECKPOINT_FORMAT,
             "files": _digest_folder(working),
@@ -90,7 +91,7 @@ def save_checkpoint(
             "code_sha256": code_digest(),
             "versions": library_versions(),
         }
-        write_json(working / "manifest.json", manifest)
+        write_json(working / "manifest.json", manifest, sort_keys=True)
     _prune(root, keep, keep_every)
     return final
 
@@ -108,6 +109,8 @@ def written_folder(final: Path) -> Iterator[Path]:
         working.mkdir(parents=True)
         yield working
         for path in [*sorted(working.rglob("*")), working]:
+            if path.is_file():
+                obey_umask(path)
             _flush(path)
         if final.exists():
             shutil.rmtree(final)
@@ -224,11 +227,6 @@ def _digest_folder(folder: Path) -> dict[str, dict[str, Any]]:
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in files
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented and with sorted keys."""
-    path.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def _flush(path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -13,6 +15,7 @@ from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.model_folder import find_model
 from medsora.training.clips import open_clips
+from medsora.training.denoising_loss import DenoisingLoss
 from medsora.training.dit_inputs import DitInputs
 from medsora.training.dit_samples import DitSamples
 from medsora.training.dit_stage import DitStage
@@ -84,10 +87,10 @@ def build_dit_stage(config: Config) -> DitStage:
         model=model,
         vae=vae,
         vae_digest=weights_digest(vae),
-        diffusion=diffusion,
         inputs=DitInputs(
             config, vae, diffusion, prior, priors, accelerator.device, grid, model.config.width, classes
         ),
+        loss=DenoisingLoss(config, diffusion, accelerator.autocast),
         optimizer=optimizer,
         ema=Ema(model, settings.ema_decay),
         schedule=schedule,
@@ -117,9 +120,7 @@ def token_grid(config: Config, patch: int) -> tuple[int, int]:
 
 def build_prior(config: Config, depth: int) -> FlowPrior:
     """Return the flow prior that the config names, paired with the denoiser's `depth` blocks."""
-    warnings = logging.getLogger("flow_prior.dino")
-    warnings.disabled = True  # that the prior is untrained is said once, and kept, by the run
-    try:
+    with kept_quiet(logging.getLogger("flow_prior.dino"), "is untrained"):  # the run says and keeps it
         prior = FlowPrior.build(
             config.flow.estimator,
             config.dino.model,
@@ -128,9 +129,21 @@ def build_prior(config: Config, depth: int) -> FlowPrior:
             dino_weights=config.dino.weights,
             averaging=config.alignment.averaging,
         )
-    finally:
-        warnings.disabled = False
     return prior.eval().requires_grad_(False)
+
+
+@contextmanager
+def kept_quiet(logger: logging.Logger, sentence: str) -> Iterator[None]:
+    """Let `logger` leave out what contains `sentence` for a while; everything else is heard."""
+
+    def is_another(record: logging.LogRecord) -> bool:
+        return sentence not in record.getMessage()
+
+    logger.addFilter(is_another)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_another)
 
 
 def build_denoiser(config: Config, in_channels: int, classes: int = 0) -> MedSora:

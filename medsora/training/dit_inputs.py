@@ -35,7 +35,7 @@ class NoisedLatents:
     noise: Tensor
     t: Tensor
     num_images: int
-    needed: Tensor  # (B,) bool, on the CPU: samples whose alignment loss is not provably zero
+    needed: Tensor | None  # (B,) bool, on the CPU: whose alignment loss is not provably zero; None: all
     latent_t: Tensor
     weights: Tensor | None
     labels: Tensor | None

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from flow_prior import alignment_loss
 from medsora.config import Config
 from medsora.errors import building
 from medsora.training.dit_build import build_dit_stage
@@ -51,7 +50,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
 
     report = RunReport(run, f"{config.run.name}: the denoiser {config.denoiser.preset}", schedule.total_steps)
     guard = StepGuard(accelerator, stage.optimizer)
-    stop.expect_checkpoint(stage.checkpoint_bytes)
+    stop.expect_checkpoint(stage.parts.size_bytes)
     stop.expect_answers_late(guard.lag)
     with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
         if not stage.look(start, stop, resumed=True):
@@ -70,37 +69,12 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 targets = stage.inputs.alignment_targets(batch)
                 last = micro == settings.accumulation - 1
                 with gradients_synchronised(accelerator, model, last):
-                    with accelerator.autocast():
-                        out = model(
-                            noised.z_t, noised.latent_t, num_images=noised.num_images, labels=noised.labels
-                        )
-                    diffusion = stage.diffusion.hybrid_loss(
-                        out.eps.float(),
-                        out.variance.float(),
-                        noised.z_0,
-                        noised.z_t,
-                        noised.noise,
-                        noised.latent_t,
-                        weights=noised.weights,
-                    )
-                    weight = stage.diffusion.error_weight(noised.t, settings.error_of)
-                    loss = (weight * diffusion.mse + diffusion.vb).mean()
-                    found = {"mse": diffusion.mse.mean(), "vb": diffusion.vb.mean()}
-                    if config.alignment.weight:
-                        alignment = alignment_loss(
-                            out.features,
-                            targets,
-                            noised.t,
-                            margin=config.alignment.margin,
-                            correlation=config.alignment.correlation,
-                            needed=noised.needed,
-                        )
-                        loss = loss + config.alignment.weight * alignment.loss
-                        found["alignment"] = alignment.loss
-                        stage.blocks.add(alignment.per_block)
-                    accelerator.backward(loss / settings.accumulation)
-                record.add(loss, batch)
-                for name, value in {"total": loss, **found}.items():
+                    losses = stage.loss(model, noised, targets)
+                    accelerator.backward(losses.total / settings.accumulation)
+                if losses.per_block is not None:
+                    stage.blocks.add(losses.per_block)
+                record.add(losses.total, batch)
+                for name, value in {"total": losses.total, **losses.parts}.items():
                     parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
 
             clip_norm = settings.clip_norm if step.epoch >= settings.clip_from_epoch else None

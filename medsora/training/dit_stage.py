@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,22 +12,16 @@ import torch
 from accelerate import Accelerator
 
 from medsora.config import Config
-from medsora.config_file import config_to_dict
+from medsora.data.atomic import write_text
 from medsora.data.sheet import contact_sheet
 from medsora.data.video_io import write_video
 from medsora.denoiser import MedSora
-from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput, Interrupted
 from medsora.pipeline import MedSoraPipeline
 from medsora.synthetic import synthetic_tags
 from medsora.training.block_alignment import BlockAlignment
-from medsora.training.checkpoint import (
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-    write_json,
-    written_folder,
-)
+from medsora.training.checkpoint import written_folder
+from medsora.training.denoising_loss import DenoisingLoss
 from medsora.training.dit_inputs import DitInputs, image_latents
 from medsora.training.dit_samples import DitSamples
 from medsora.training.ema import Ema
@@ -34,7 +29,7 @@ from medsora.training.interruption import StopRequest, any_process
 from medsora.training.run_folder import RunFolder
 from medsora.training.run_report import keep_sheet
 from medsora.training.schedule import SampleKey, Schedule
-from medsora.training.setup import restore_scaler, scaler_state
+from medsora.training.stage_parts import ModelPart, StageParts, ValuePart
 from vae import FrequencyCompensatedVAE
 
 EVALUATION_TIMESTEPS = (50, 250, 500, 750, 950)  # fixed, so that the curves of two runs compare
@@ -53,40 +48,43 @@ class DitStage:
     model: MedSora
     vae: FrequencyCompensatedVAE
     vae_digest: str
-    diffusion: GaussianDiffusion
     inputs: DitInputs
+    loss: DenoisingLoss
     optimizer: torch.optim.Optimizer
     ema: Ema
     schedule: Schedule
     blocks: BlockAlignment = field(default_factory=BlockAlignment)
 
+    @property
+    def parts(self) -> StageParts:
+        """What a checkpoint holds; the VAE is not in it, but it must be the one of before."""
+        weights = sum(parameter.nbytes for parameter in self.model.parameters())
+        return StageParts(
+            self.run,
+            self.optimizer,
+            names=[name for name, _ in self.model.named_parameters()],
+            models={
+                "denoiser": ModelPart(self.model.save_pretrained, self.model.load_weights),
+                "ema": ModelPart(self.ema.save, self.ema.restore),
+            },
+            values={
+                "vae": ValuePart(lambda step: self.vae_digest, self._check_vae),
+                "ema_updates": ValuePart(lambda step: step, self.ema.set_updates, int),
+                "alignment": ValuePart(lambda step: self.blocks.state(), self.blocks.restore),
+            },
+            model_bytes=2 * weights,
+        )
+
     def save(self, step: int) -> None:
         """Write the checkpoint of `step` finished steps (main process; the others wait)."""
-        if self.run.main:
-            settings = self.config.train_dit
+        self.parts.save(step, self.config.train_dit, self.config)
 
-            def write_models(folder: Path) -> None:
-                self.model.save_pretrained(folder / "denoiser")
-                self.ema.save(folder / "ema")
-
-            save_checkpoint(
-                self.run.checkpoints,
-                step,
-                write_models,
-                optimizer_tensors(self.optimizer, self.parameter_names),
-                {
-                    "processes": self.accelerator.num_processes,
-                    "scaler": scaler_state(self.accelerator),
-                    "ema_updates": step,
-                    "alignment": self.blocks.state(),
-                    "vae": self.vae_digest,
-                },
-                keep=settings.keep,
-                keep_every=settings.keep_every,
-                config=config_to_dict(self.config),
-                model_bytes=self.checkpoint_bytes // 2,
+    def _check_vae(self, digest: str | None) -> None:
+        if digest != self.vae_digest:
+            raise BadInput(
+                f"{self.run.path} was trained on the latents of another VAE than the one that vae.path or "
+                "stage 1 gives now; take another run.name, or put that VAE back to go on with that run."
             )
-        self.accelerator.wait_for_everyone()
 
     def resume(self) -> int:
         """Take up the newest whole checkpoint, if there is one; return the number of finished steps.
@@ -95,23 +93,18 @@ class DitStage:
         checkpoint cannot be taken up by this model, or the VAE is not the one that it was trained with.
         """
         checkpoint = self.run.newest_checkpoint()
-        if checkpoint is not None and checkpoint.state.get("vae") != self.vae_digest:
-            raise BadInput(
-                f"{self.run.path} was trained on the latents of another VAE than the one that vae.path or "
-                "stage 1 gives now; take another run.name, or put that VAE back to go on with that run."
-            )
+        if checkpoint is not None:
+            self.parts.take_up(checkpoint)
         if self.run.main:
             with written_folder(self.run.path / "vae") as folder:
                 self.vae.save_pretrained(folder)
-            with self.run.writing():
-                write_json(self.run.path / "pipeline.json", self.geometry)
+            described = self.run.path / "pipeline.json"
+            text = json.dumps(self.geometry, indent=1, sort_keys=True)
+            if not described.is_file() or described.read_bytes() != text.encode():
+                with self.run.writing():
+                    write_text(described, text)
         if checkpoint is None:
             return 0
-        self.model.load_weights(checkpoint.folder / "denoiser")
-        self.ema.restore(checkpoint.folder / "ema", checkpoint.value("ema_updates", int))
-        restore_optimizer(self.optimizer, self.parameter_names, checkpoint.folder / "optimizer.safetensors")
-        restore_scaler(self.accelerator, checkpoint.state.get("scaler"))
-        self.blocks.restore(checkpoint.state.get("alignment"))
         self.run.announce(checkpoint, self.schedule.total_steps)
         return checkpoint.step
 
@@ -124,16 +117,6 @@ class DitStage:
     def clip_labels(self) -> list[int]:
         """The label's number of every training clip."""
         return [self.samples.clips.label(index) for index in range(len(self.samples.clips))]
-
-    @property
-    def parameter_names(self) -> list[str]:
-        """The trained parameters' names, in the optimiser's order."""
-        return [name for name, _ in self.model.named_parameters()]
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """About what a checkpoint takes: weights, their average and two moments of AdamW."""
-        return 4 * sum(parameter.nbytes for parameter in self.model.parameters())
 
     def look(self, step: int, stop: StopRequest, *, resumed: bool = False) -> bool:
         """Evaluate and sample if that is due after `step`; return False if `stop` cut the sampling short.

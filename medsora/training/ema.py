@@ -51,8 +51,12 @@ class Ema:
         with self.applied() as model:
             model.save_pretrained(folder)
 
-    def restore(self, folder: Path, updates: int) -> None:
-        """Take the average from a folder that `save` wrote, after `updates` updates.
+    def set_updates(self, updates: int) -> None:
+        """Let the decay go on after `updates` updates."""
+        self.average.optimization_step = updates
+
+    def restore(self, folder: Path) -> None:
+        """Take the average from a folder that `save` wrote.
 
         Raises `BadInput` if it holds another model's weights.
         """
@@ -61,4 +65,3 @@ class Ema:
         with torch.no_grad():
             for name, shadow in zip(names, self.average.shadow_params, strict=True):
                 shadow.copy_(averaged[name])
-        self.average.optimization_step = updates

@@ -17,6 +17,7 @@ check_kernels_name()
 
 import torch  # noqa: E402
 
+from medsora.data.atomic import write_text, written_beside  # noqa: E402
 from medsora.data.phantom import clip_seed, render_clip  # noqa: E402
 from medsora.data.pixels import frames_to_video  # noqa: E402
 from medsora.errors import building, exit_with_status  # noqa: E402
@@ -36,7 +37,8 @@ def main() -> None:
     with building():
         trained = FrequencyCompensatedVAE.from_pretrained(options.run / "final")
         config, weights = (options.out.with_suffix(ending) for ending in (".json", ".safetensors"))
-        trained.save_base(config, weights)
+        with written_beside(config) as its_config, written_beside(weights) as its_weights:
+            trained.save_base(its_config, its_weights)
     figures = unseen_figures(FrequencyCompensatedVAE.from_base(config, weights=weights))
     log = read_log(options.run)
     parameters = sum(parameter.numel() for parameter in trained.parameters())
@@ -60,7 +62,7 @@ def main() -> None:
         "|---|---|",
         *(f"| {name} | {value:.4g} |" for name, value in figures.items()),
     ]
-    options.out.with_suffix(".md").write_text("\n".join(note) + "\n", encoding="utf-8")
+    write_text(options.out.with_suffix(".md"), "\n".join(note) + "\n")
     print("\n".join(note))
 
 

@@ -7,6 +7,7 @@ does are accounted for. What a single operation needs inside itself is not seen.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,11 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from flow_prior import FlowPrior
-from flow_prior.alignment import dissimilarity
 from medsora.config import Config
 from medsora.denoiser import MedSora
+from medsora.diffusion import GaussianDiffusion
 from medsora.pipeline import DTYPES
-from medsora.training.dit_inputs import image_latents, image_moments
+from medsora.training.denoising_loss import DenoisingLoss
+from medsora.training.dit_inputs import DitInputs, image_latents, image_moments
 from vae import FrequencyCompensatedVAE, frames_to_latents
 from vae.losses import VaeLoss
 from vae.shapes import PIXELS_PER_LATENT
@@ -91,17 +93,23 @@ def estimate_dit(
     grid = (height // model.config.patch, width // model.config.patch)
     model.train()
 
+    diffusion, classes = GaussianDiffusion(), model.config.classes
+    inputs = DitInputs(
+        config, vae, diffusion, prior, None, torch.device("cpu"), grid, model.config.width, classes
+    )
+    criterion = DenoisingLoss(config, diffusion, lambda: _autocast(settings.precision))
+
     def train() -> Tensor:
-        z = torch.empty(batch, clip + images, model.config.in_channels, height, width)
-        with _autocast(settings.precision):
-            out = model(z, torch.zeros(batch, dtype=torch.long), num_images=images)
-        loss = (out.eps.float() - z).square().mean() + out.variance.float().square().mean()
+        moments = torch.empty(batch, clip + images, model.config.in_channels, height, width)
+        numbers = torch.zeros(batch, dtype=torch.long)
+        of_all = {"mean": moments, "logvar": moments, "sample": range(batch), "t": numbers, "needed": None}
+        labels = {"label": numbers} if classes else {}
+        given = {"given": numbers} if settings.first_frame_prob else {}
+        noised, aligned = inputs.noised_latents(of_all | labels | given), None
         if prior is not None:
-            targets = [torch.empty_like(feature) for feature in out.features]
-            pairs = zip(out.features, targets, strict=True)
-            of_blocks = [dissimilarity(f.flatten(1, 2), target.flatten(1, 2)).mean(-1) for f, target in pairs]
-            loss = loss + torch.stack(of_blocks).mean()
-        return loss
+            of_layer = (batch, clip, math.prod(grid), model.config.width)
+            aligned = prior.pair_with_blocks([torch.empty(of_layer) for _ in prior.distinct_layers])
+        return criterion(model, noised, aligned).total
 
     def encode(count: int) -> None:
         pixels = torch.empty(count, data.frames, 3, *data.height_width)

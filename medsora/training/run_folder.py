@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from medsora.config import FREE, FREE_WITHOUT_DECAY, Config, all_keys
 from medsora.config_file import config_to_dict, load_config, save_config
-from medsora.data.atomic import written_beside
+from medsora.data.atomic import write_json, write_text, written_beside
 from medsora.errors import BadInput, one_line
 from medsora.training.checkpoint import Checkpoint, latest_checkpoint, library_versions
 from medsora.training.run_lock import hold_folder
@@ -50,9 +50,8 @@ class RunFolder:
                 self._lock = hold_folder(path)
                 with written_beside(previous) as beside:  # other processes may be reading it
                     save_config(config, beside)
-                (path / "command.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
-                versions = json.dumps(library_versions(), indent=1)
-                (path / "versions.json").write_text(versions, encoding="utf-8")
+                write_text(path / "command.txt", shlex.join(sys.argv) + "\n")
+                write_json(path / "versions.json", library_versions())
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -117,8 +116,7 @@ class RunFolder:
         path = self.path / "log.jsonl"
         if path.is_file():
             kept = [json.dumps(line) + "\n" for line in read_log(self.path) if 0 <= line["step"] <= step != 0]
-            with written_beside(path) as beside:
-                beside.write_text("".join(kept), encoding="utf-8")
+            write_text(path, "".join(kept))
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

@@ -86,7 +86,6 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
         newest = max((run / "samples").glob("step-*.png"), default=None)
         sections.append(Section("Latest sheet", images=[(run / SHEET, newest.stem if newest else "")]))
     curves = []
-    (run / CURVES).mkdir(exist_ok=True)
     for prefix, meaning in SHOWN.items():
         path = run / CURVES / f"{prefix.strip('/').replace('/', '-')}.png"
         if any(name.startswith(prefix) and value for name, value in latest.items()):

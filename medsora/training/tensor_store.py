@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from medsora.data.atomic import written_beside
+from medsora.data.atomic import write_json, written_beside
 from medsora.errors import BadInput
 
 KEPT_BYTES = 2**26
@@ -35,8 +35,7 @@ class TensorStore:
         self._kept_bytes = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with written_beside(self.folder / "depends_on.json") as beside:
-                beside.write_text(json.dumps(depends_on, indent=1), encoding="utf-8")
+            write_json(self.folder / "depends_on.json", depends_on)
         except OSError as error:
             reason = error.strerror or error
             raise BadInput(

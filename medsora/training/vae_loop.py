@@ -10,15 +10,9 @@ import torch
 from accelerate import Accelerator
 
 from medsora.config import Config
-from medsora.config_file import config_to_dict
 from medsora.data.clips import ClipDataset
 from medsora.errors import Interrupted, building
-from medsora.training.checkpoint import (
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-    written_folder,
-)
+from medsora.training.checkpoint import written_folder
 from medsora.training.clips import open_clips
 from medsora.training.interruption import StopRequest, any_process
 from medsora.training.non_finite import StepGuard, StepRecord
@@ -34,10 +28,9 @@ from medsora.training.setup import (
     clipped_norm,
     gradients_synchronised,
     make_accelerator,
-    restore_scaler,
-    scaler_state,
     set_learning_rate,
 )
+from medsora.training.stage_parts import ModelPart, StageParts
 from medsora.training.together import losses_said
 from medsora.training.trackers import start_trackers
 from medsora.training.transfers import sent
@@ -65,10 +58,32 @@ class VaeStage:
     schedule: Schedule
 
     @property
-    def checkpoint_bytes(self) -> int:
-        """About what a checkpoint takes: the VAE and two moments of Adam for what is trained."""
-        sizes = [(parameter.nbytes, parameter.requires_grad) for parameter in self.vae.parameters()]
-        return sum(size * (3 if trained else 1) for size, trained in sizes)
+    def parts(self) -> StageParts:
+        """What a checkpoint holds."""
+        return StageParts(
+            self.run,
+            self.optimizer,
+            self.names,
+            models={"vae": ModelPart(self.vae.save_pretrained, self._load_vae)},
+            values={},
+            model_bytes=sum(parameter.nbytes for parameter in self.vae.parameters()),
+        )
+
+    def _load_vae(self, folder: Path) -> None:
+        load_weights(self.vae, folder / "diffusion_pytorch_model.safetensors")
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint of `step` finished steps (main process; the others wait)."""
+        self.parts.save(step, self.config.train_vae, self.config)
+
+    def resume(self) -> int:
+        """Take up the newest whole checkpoint, if there is one; return the number of finished steps."""
+        checkpoint = self.run.newest_checkpoint()
+        if checkpoint is None:
+            return 0
+        self.parts.take_up(checkpoint)
+        self.run.announce(checkpoint, self.schedule.total_steps)
+        return checkpoint.step
 
 
 def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Path:
@@ -80,7 +95,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     with losses_said(), building(), stop.preparing():
         stage = build_vae_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.vae, stage.optimizer)
-        start = _resume(stage)
+        start = stage.resume()
     settings, accelerator, run, schedule = config.train_vae, stage.accelerator, stage.run, stage.schedule
     order = StepBatches(
         schedule,
@@ -94,7 +109,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     progress = Progress("stage 1", schedule.total_steps, start, show=accelerator.is_local_main_process)
     report = RunReport(run, f"{config.run.name}: the VAE", schedule.total_steps)
     guard = StepGuard(accelerator, stage.optimizer)
-    stop.expect_checkpoint(stage.checkpoint_bytes)
+    stop.expect_checkpoint(stage.parts.size_bytes)
     stop.expect_answers_late(guard.lag)
     with losses_said(), stop, batches, progress, report:
         _look(stage, start, resumed=True)
@@ -129,7 +144,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             saves = done % settings.save_every == 0 or ends
             bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=logs or saves)
             if bad is not None:
-                _save(stage, bad.number)
+                stage.save(bad.number)
                 accelerator.end_training()
                 raise bad.error(run.checkpoints)
             optimizer.step()
@@ -146,7 +161,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 progress.restart_clock()
             if saves or asked:
                 with stop.saving():
-                    _save(stage, done)
+                    stage.save(done)
             if asked and not ends:
                 raise _interrupted(stage, done, stop)
             with progress.not_training():
@@ -188,37 +203,9 @@ def build_vae_stage(config: Config) -> VaeStage:
     return VaeStage(config, accelerator, run, clips, held_out, vae, loss, optimizer, names, schedule)
 
 
-def _resume(stage: VaeStage) -> int:
-    checkpoint = stage.run.newest_checkpoint()
-    if checkpoint is None:
-        return 0
-    load_weights(stage.vae, checkpoint.folder / "vae" / "diffusion_pytorch_model.safetensors")
-    restore_optimizer(stage.optimizer, stage.names, checkpoint.folder / "optimizer.safetensors")
-    restore_scaler(stage.accelerator, checkpoint.state.get("scaler"))
-    stage.run.announce(checkpoint, stage.schedule.total_steps)
-    return checkpoint.step
-
-
-def _save(stage: VaeStage, step: int) -> None:
-    if stage.run.main:
-        settings = stage.config.train_vae
-        save_checkpoint(
-            stage.run.checkpoints,
-            step,
-            lambda folder: stage.vae.save_pretrained(folder / "vae"),
-            optimizer_tensors(stage.optimizer, stage.names),
-            {"processes": stage.accelerator.num_processes, "scaler": scaler_state(stage.accelerator)},
-            keep=settings.keep,
-            keep_every=settings.keep_every,
-            config=config_to_dict(stage.config),
-            model_bytes=sum(parameter.nbytes for parameter in stage.vae.parameters()),
-        )
-    stage.accelerator.wait_for_everyone()
-
-
 def _interrupted(stage: VaeStage, step: int, stop: StopRequest) -> Interrupted:
     """Save what is not saved yet and end the training; return what to raise."""
-    _save(stage, step)
+    stage.save(step)
     stage.accelerator.end_training()
     return Interrupted(f"{stop.why()}; saved after step {step}, the same command goes on from there.")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from medsora.data.atomic import write_json
 from medsora.denoiser import MedSora
 from medsora.errors import BadInput
 from medsora.model_folder import checkpoint_problem, find_in_run, sha256
@@ -21,7 +22,6 @@ from medsora.training.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
-    write_json,
 )
 from medsora.training.ema import Ema
 from tests.faults.guarded import report, try_all
@@ -118,6 +118,7 @@ def load(run: Path, *, sampled: bool) -> None:
         raise BadInput("no whole checkpoint is left.")
     model, optimizer, names, ema = build()
     model.load_weights(found.folder / "denoiser")
-    ema.restore(found.folder / "ema", found.value("ema_updates", int))
+    ema.set_updates(found.value("ema_updates", int))
+    ema.restore(found.folder / "ema")
     restore_optimizer(optimizer, names, found.folder / "optimizer.safetensors")
     optimizer.step()

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from medsora.data.atomic import write_json
 from medsora.denoiser import MedSora
 from medsora.pipeline import MedSoraPipeline
-from medsora.training.checkpoint import save_checkpoint, write_json
+from medsora.training.checkpoint import save_checkpoint
 from vae import FrequencyCompensatedVAE
 
 DENOISER = {"in_channels": 4, "width": 32, "depth": 2, "heads": 2, "d_state": 8, "headdim": 16}

@@ -6,7 +6,6 @@ import csv
 import fcntl
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 from safetensors.numpy import save
 
+from medsora.data.atomic import write_bytes, write_json, written_beside
 from medsora.data.phantom.render import KINDS, check_polyp_size, render_clip
 from medsora.data.video_io import write_video
 
@@ -97,22 +97,21 @@ def write_phantom(
 def _write_missing(
     folder: Path, recipe: dict[str, int | float], workers: int, progress: Callable[[int, int], None] | None
 ) -> None:
-    _replace(folder / _BEGUN, json.dumps(recipe).encode())
+    write_json(folder / _BEGUN, recipe)
     clips = [_Clip(folder, index, recipe) for index in range(recipe["videos"])]
     missing = [clip for clip in clips if not clip.is_whole()]
     with _runner(min(workers, len(missing))) as run:
         for done, _ in enumerate(run(missing), start=len(clips) - len(missing) + 1):
             if progress:
                 progress(done, len(clips))
-    with open(folder / f".{LABELS_NAME}.part", "w", newline="", encoding="utf-8") as file:
+    with written_beside(folder / LABELS_NAME) as beside, open(beside, "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "label", "polyp", "instrument"])
         for clip in clips:
             kind = clip.kind
             table.writerow([clip.video.name, kind, int(kind == "polyp"), int(kind == "instrument")])
-    os.replace(folder / f".{LABELS_NAME}.part", folder / LABELS_NAME)
     seeds = {clip.video.name: clip.seed for clip in clips}
-    _replace(folder / _DONE, json.dumps({**recipe, "seeds": seeds}, indent=1).encode())
+    write_json(folder / _DONE, {**recipe, "seeds": seeds})
     (folder / _BEGUN).unlink()
 
 
@@ -153,7 +152,7 @@ class _Clip:
             polyp_size=self.recipe["polyp_size"],
         )
         write_video(self.video, clip.video, self.recipe["fps"], lossless=True)
-        _replace(self.flow, save({"flow": clip.flow.astype(np.float16), "valid": clip.valid}))
+        write_bytes(self.flow, save({"flow": clip.flow.astype(np.float16), "valid": clip.valid}))
 
 
 def _made_before(folder: Path, recipe: dict[str, int | float]) -> bool:
@@ -194,10 +193,3 @@ def _runner(workers: int) -> Iterator[Callable[[list[_Clip]], Iterator[None]]]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it into it."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)

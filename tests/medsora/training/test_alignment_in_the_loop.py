@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from flow_prior import FlowPrior, alignment_loss
+from flow_prior import FlowPrior, alignment_loss, dino
 from flow_prior.dino import DinoEncoder
 from flow_prior.dis import DisEstimator
 from medsora.training import dit_samples
-from medsora.training.dit_build import build_dit_stage
+from medsora.training.dit_build import build_dit_stage, build_prior
 from medsora.training.dit_stage import DitStage
 from medsora.training.randomness import timestep_for
 from medsora.training.schedule import SampleKey
@@ -50,6 +50,25 @@ def test_the_prior_runs_only_where_it_can_matter(
     for step, loss in enumerate(logged):
         alone = all(t >= ALWAYS_ZERO_FROM for t in timesteps[2 * step : 2 * step + 2])
         assert not (alone and loss)
+
+
+def test_only_the_sentence_that_the_run_says_itself_is_kept_quiet_while_the_prior_is_built(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    build = dino._build
+
+    def build_and_warn(*arguments, **options):
+        dino.logger.warning("something else")
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(dino, "_build", build_and_warn)
+    config = tiny.tiny_config(tmp_path, clips)
+    assert build_prior(config, 2).untrained
+    assert caplog.messages == ["something else"]
+    assert not dino.logger.filters
+    assert not dino.logger.disabled
+    DinoEncoder(config.dino.model, "random")
+    assert "is untrained" in caplog.messages[-1]
 
 
 def test_gradients_with_and_without_the_skip(

@@ -117,7 +117,7 @@ def test_given_latents_are_clean_the_frames_own_and_not_in_the_loss(
         assert noised.weights[:, 1:].all()
         eps = torch.zeros_like(noised.z_0).requires_grad_()
         parts = (eps, torch.zeros_like(eps), noised.z_0, noised.z_t, noised.noise, noised.latent_t)
-        one.diffusion.hybrid_loss(*parts, weights=noised.weights).total.sum().backward()
+        one.loss.diffusion.hybrid_loss(*parts, weights=noised.weights).total.sum().backward()
         assert not eps.grad[:2, 0].any()
         assert eps.grad[:2, 1:].any(dim=2).any()
     with torch.no_grad():

@@ -6,15 +6,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from medsora.config_file import save_config
 from medsora.denoiser import MedSora
-from medsora.training.memory import LiveBytes, peak_bytes
+from medsora.training.denoising_loss import DenoisingLoss
+from medsora.training.dit_build import build_dit_stage
+from medsora.training.memory import LiveBytes, estimate_dit, peak_bytes
+from medsora.training.schedule import SampleKey
 from tests.medsora.training import tiny
 from tests.patience import PATIENCE_S
+from vae import frames_to_latents
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -57,6 +62,45 @@ def test_recomputing_saves_memory_in_the_estimate_too() -> None:
     model.enable_gradient_checkpointing()
     assert peak_bytes([model], step) < 0.6 * kept
     assert peak_bytes([model], lambda: print(step().shape), gradients=False) < 0.4 * kept
+
+
+CONDITIONS = {
+    "data__frames": 9,
+    "data__labels": "labels.csv",
+    "train_dit__first_frame_prob": 0.5,
+    "alignment__weight": 0.5,
+}
+
+
+@pytest.mark.parametrize("changes", [{"alignment__weight": 0}, CONDITIONS], ids=["plain", "conditions"])
+def test_a_step_of_stage_2_counts_what_the_loops_own_allocates(
+    changes: dict[str, Any], clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss, its labels, given frames and alignment are those of the loop; latents come from the cache."""
+    options = {"vae__path": str(vae_folder), "cache__latents": "disk"} | changes
+    stage = build_dit_stage(tiny.tiny_config(tmp_path, clips, **options))
+    batch = stage.samples.collate([stage.samples[SampleKey(n, 0, n)] for n in range(4)])
+    batch["needed"] = torch.ones(4, dtype=torch.bool)
+
+    def step() -> torch.Tensor:
+        noised, targets = stage.inputs.noised_latents(batch), None
+        if stage.inputs.prior is not None:
+            of_layer = (4, frames_to_latents(stage.config.data.frames), 4, stage.model.config.width)
+            layers = [torch.rand(of_layer) for _ in stage.inputs.prior.distinct_layers]
+            targets = stage.inputs.prior.pair_with_blocks(layers)
+        return stage.loss(stage.model, noised, targets).total
+
+    stage.model.train()
+    step()  # fills the tables that are kept
+    with LiveBytes([*stage.model.parameters(), *stage.model.buffers()]) as live:
+        step().backward()
+
+    seen, call = [], DenoisingLoss.__call__
+    monkeypatch.setattr(DenoisingLoss, "__call__", lambda *parts: seen.append(parts[2]) or call(*parts))
+    estimate = estimate_dit(stage.config, stage.model, stage.vae, stage.inputs.prior, 4)
+    assert estimate.step == pytest.approx(live.peak, rel=0.01)
+    assert len(seen) == 1
+    assert (seen[0].labels is not None) == (seen[0].weights is not None) == (changes is CONDITIONS)
 
 
 def measure(stage: str, folder: Path) -> tuple[int, int]:

@@ -180,14 +180,14 @@ def test_the_time_limit_is_kept_before_the_first_step_too(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     config = tiny.tiny_config(tmp_path, clips, train_vae__eval_every=100)
-    resume = tiny.vae_loop._resume
+    resume = tiny.vae_loop.VaeStage.resume
 
     def late(stage: tiny.vae_loop.VaeStage) -> int:
         start = resume(stage)
         signal.raise_signal(signal.SIGALRM)  # an hour's alarm, which nobody wants to wait for here
         return start
 
-    monkeypatch.setattr(tiny.vae_loop, "_resume", late)
+    monkeypatch.setattr(tiny.vae_loop.VaeStage, "resume", late)
     with pytest.raises(SystemExit) as left:
         exit_with_status(lambda: tiny.vae_loop.train_vae(config, time_limit_minutes=60))
     assert left.value.code == 75
@@ -197,6 +197,21 @@ def test_the_time_limit_is_kept_before_the_first_step_too(
     )
     assert "Traceback" not in said
     assert not (config.vae_dir / "checkpoints").exists()
+
+
+def test_going_on_rewrites_what_sampling_needs_only_if_it_differs(straight: Straight, tmp_path: Path) -> None:
+    if straight.stage == "vae":
+        pytest.skip("stage 1's run is not sampled from")
+    config = straight.configure(tmp_path)
+    shutil.copytree(straight.run, config.dit_dir)
+    described = config.dit_dir / "pipeline.json"
+    before = described.read_text(encoding="utf-8"), described.stat()
+    tiny.train("dit", config)
+    assert described.stat().st_ino == before[1].st_ino
+    assert described.stat().st_mtime_ns == before[1].st_mtime_ns
+    described.write_text("{}", encoding="utf-8")
+    tiny.train("dit", config)
+    assert described.read_text(encoding="utf-8") == before[0]
 
 
 def test_another_vae_is_refused(straight: Straight, tmp_path: Path) -> None:

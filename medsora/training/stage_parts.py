@@ -1,0 +1,83 @@
+"""What a stage's checkpoints are made of, named once: the same table saves them and takes them up again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from medsora.config import Config, DitTrainingConfig, VaeTrainingConfig
+from medsora.config_file import config_to_dict
+from medsora.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from medsora.training.run_folder import RunFolder
+from medsora.training.setup import restore_scaler, scaler_state
+
+
+class ModelPart(NamedTuple):
+    """A folder of the checkpoint: `write` fills it, `take_up` reads it again."""
+
+    write: Callable[[Path], None]
+    take_up: Callable[[Path], None]
+
+
+class ValuePart(NamedTuple):
+    """A JSON value of the checkpoint's state: what it is after so many steps, and what takes it up again.
+
+    One of another type than `kind` is refused; without a kind a missing one is taken up as None.
+    """
+
+    value: Callable[[int], Any]
+    take_up: Callable[[Any], None]
+    kind: type | None = None
+
+
+@dataclass(frozen=True)
+class StageParts:
+    """A stage's optimiser, whose parameters are called `names`, its models and its other values, by name."""
+
+    run: RunFolder
+    optimizer: torch.optim.Optimizer
+    names: list[str]
+    models: dict[str, ModelPart]
+    values: dict[str, ValuePart]
+    model_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        """About what a checkpoint takes: the models and two moments of Adam for what is trained."""
+        groups = self.optimizer.param_groups
+        return self.model_bytes + 2 * sum(p.nbytes for group in groups for p in group["params"])
+
+    def save(self, step: int, settings: VaeTrainingConfig | DitTrainingConfig, config: Config) -> None:
+        """Write the checkpoint of `step` finished steps (main process; the others wait)."""
+        accelerator = self.run.accelerator
+        if self.run.main:
+            state = {name: part.value(step) for name, part in self.values.items()}
+            save_checkpoint(
+                self.run.checkpoints,
+                step,
+                self._write_models,
+                optimizer_tensors(self.optimizer, self.names),
+                {"processes": accelerator.num_processes, "scaler": scaler_state(accelerator), **state},
+                keep=settings.keep,
+                keep_every=settings.keep_every,
+                config=config_to_dict(config),
+                model_bytes=self.model_bytes,
+            )
+        accelerator.wait_for_everyone()
+
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        """Put everything back; raises `BadInput` or `OSError` if the checkpoint does not fit this stage."""
+        for name, part in self.values.items():
+            part.take_up(checkpoint.value(name, part.kind) if part.kind else checkpoint.state.get(name))
+        for name, part in self.models.items():
+            part.take_up(checkpoint.folder / name)
+        restore_optimizer(self.optimizer, self.names, checkpoint.folder / "optimizer.safetensors")
+        restore_scaler(self.run.accelerator, checkpoint.state.get("scaler"))
+
+    def _write_models(self, folder: Path) -> None:
+        for name, part in self.models.items():
+            part.write(folder / name)
