@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kernels.triton_backend import attention_tile, on
+from kernels.fused_plan import attention_tile, on
 from kernels.triton_ops import PRECISION, sigmoid
 
 ELEMENTS = 1024  # that a program of an elementwise kernel computes

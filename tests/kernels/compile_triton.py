@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import triton_backward, triton_block, triton_forward
-from kernels.triton_backend import LONGEST_TILE, attention_tile, chunked_tile, shared_bytes
+from kernels.fused_plan import MAX_TILE_STEPS, attention_tile, chunked_tile, shared_bytes
 from kernels.triton_ops import SIZES
 
 HOPPER = 90
@@ -121,7 +121,7 @@ def main() -> None:
     attention = {"HEADS": args.heads, "FEATURES": args.headdim, "BLOCK_F": args.headdim, "WINDOW": 8}
     short, long = (
         attention | dict(zip(("QUERIES", "KEYS"), attention_tile(length, 8), strict=True))
-        for length in (LONGEST_TILE, LONGEST_TILE + 1)
+        for length in (MAX_TILE_STEPS, MAX_TILE_STEPS + 1)
     )
     kernels = [
         (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False}),
@@ -147,7 +147,7 @@ def main() -> None:
         chunked = constants.get("CHUNKED", False)
         if args.chunked and not chunked:
             continue
-        steps = (LONGEST_TILE + 1) if chunked else args.tile
+        steps = (MAX_TILE_STEPS + 1) if chunked else args.tile
         bound = shared_bytes(args.headdim, args.d_state, steps)
         line = compile_kernel(kernel, args.dtype, constants, 8 if chunked else args.warps, args.capability)
         print(json.dumps(line | {"shared_bound": bound}), flush=True)

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from kernels import block_steps, triton_backend
+from kernels import block_steps, fused_plan, triton_backend
 from tests.patience import PATIENCE_S
 
 LAUNCHES = 17  # of a block: 7 products, 2 scans of 2, attention, 3 norms, gates, the last sum
@@ -35,7 +35,7 @@ def test_kernels_equal_the_operators_and_a_step_launches_few() -> None:
 
 
 def test_kernels_are_for_sampling_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "declines_tensors", lambda device, dtype: None)
+    monkeypatch.setattr(fused_plan, "declines_tensors", lambda device, dtype: None)
     monkeypatch.setattr(triton_backend, "unusable", lambda: None)
     tokens = torch.zeros(1)
     assert not block_steps.fused("auto", tokens), "gradients may be wanted"
@@ -66,6 +66,6 @@ def test_kernels_are_for_sampling_alone(monkeypatch: pytest.MonkeyPatch) -> None
 def test_wide_windows_are_left_to_the_operators(
     length: int, window: int, features: int, dtype: torch.dtype, fits: bool
 ) -> None:
-    queries, keys = triton_backend.attention_tile(length, window)
+    queries, keys = fused_plan.attention_tile(length, window)
     assert keys >= min(length, queries + 2 * window)
-    assert triton_backend.attends(length, window, features, dtype, torch.device("cpu")) == fits
+    assert fused_plan.attends(length, window, features, dtype, torch.device("cpu")) == fits

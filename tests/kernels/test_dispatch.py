@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from kernels import backends, dispatch, mamba2_scan, triton_backend
+from kernels import backends, dispatch, fused_plan, mamba2_scan, triton_backend
 from tests.kernels.scan_inputs import random_inputs
 
 
@@ -59,9 +59,9 @@ def test_a_backend_asked_for_by_name_never_falls_back() -> None:
 def test_a_head_is_split_until_a_program_of_it_fits_the_gpu(
     monkeypatch: pytest.MonkeyPatch, kibibytes: int, headdim: int, d_state: int, steps: int, parts: int
 ) -> None:
-    monkeypatch.setattr(triton_backend, "_memory", lambda: kibibytes * 1024)
-    assert triton_backend.split_of_a_head(headdim, d_state, steps) == parts
-    assert triton_backend.shared_bytes(headdim // parts, d_state, steps) <= kibibytes * 1024
+    monkeypatch.setattr(fused_plan, "_memory", lambda: kibibytes * 1024)
+    assert fused_plan.split_of_a_head(headdim, d_state, steps) == parts
+    assert fused_plan.shared_bytes(headdim // parts, d_state, steps) <= kibibytes * 1024
 
 
 def test_triton_without_a_compiler_declines_and_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
