@@ -14,8 +14,11 @@ from kernels import fused_plan, triton_backend
 
 
 def fused(backend: str, tokens: Tensor, *others: Tensor) -> bool:
-    """Whether kernels of our own take such tensors of a model whose scans ask for `backend`."""
-    return (
+    """Whether kernels of our own take such tensors of a model whose scans ask for `backend`.
+
+    If so, `torch.ops.medsora` has them.
+    """
+    served = (
         backend in ("auto", "triton")
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
@@ -24,6 +27,9 @@ def fused(backend: str, tokens: Tensor, *others: Tensor) -> bool:
         and triton_backend.unusable() is None
         and all(other.dtype == tokens.dtype for other in others)
     )
+    if served:
+        triton_backend.register()
+    return served
 
 
 def norm(x: Tensor, shift: Tensor, scale: Tensor, layer: nn.LayerNorm, backend: str) -> Tensor:

@@ -17,7 +17,7 @@ from kernels.fused_plan import MIN_CAPABILITY, interpreted
 
 @functools.cache
 def unusable() -> str | None:
-    """Why the kernels cannot run on this machine, or None. Registers the operators where they can."""
+    """Why the kernels cannot run on this machine, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if not interpreted():
@@ -27,9 +27,17 @@ def unusable() -> str | None:
             return "its kernels need a GPU of compute capability 8.0 or newer"
         if reason := _no_launcher():
             return reason
+    return None
+
+
+def register() -> None:
+    """Make the kernels known as `torch.ops.medsora`; needs a machine where they are not `unusable`."""
     importlib.import_module("kernels.triton_ssd")
     importlib.import_module("kernels.triton_block")
-    return None
+
+
+# What torch.compiler.assume_constant_result sets: torch.compile registers them too, while it traces.
+register._dynamo_marked_constant = True
 
 
 def _no_launcher() -> str | None:
@@ -56,6 +64,7 @@ def scan(
     eps: float,
 ) -> Tensor:
     """As `kernels.mamba2_scan` describes, with orders (axes, k, S, l). Sums are kept in float32."""
+    register()
     return torch.ops.medsora.scan(
         zxbcdt if zxbcdt.stride(-1) == 1 else zxbcdt.contiguous(),
         conv_weight.reshape(conv_bias.shape[0], -1).contiguous(),

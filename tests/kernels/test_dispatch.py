@@ -21,6 +21,24 @@ def test_every_backend_is_usable_or_says_why() -> None:
     assert all(reason is None or len(reason) > 10 for reason in table.values())
 
 
+def test_listing_the_backends_registers_nothing() -> None:
+    pytest.importorskip("triton")
+    code = """
+import os, sys
+os.environ["TRITON_INTERPRET"] = "1"
+from kernels import backends, mamba2_scan
+from tests.kernels.scan_inputs import random_inputs
+import torch
+assert backends()["triton"] is None
+assert not hasattr(torch.ops.medsora, "scan")
+inputs = random_inputs(2, batch=1, heads=1, headdim=16, d_state=16, dtype=torch.float32)
+mamba2_scan(**inputs, backend="triton")
+assert hasattr(torch.ops.medsora, "scan")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_auto_on_a_cpu_takes_torch_and_says_once_why_not_the_others(caplog: pytest.LogCaptureFixture) -> None:
     dispatch._told.clear()
     inputs = random_inputs(4)
