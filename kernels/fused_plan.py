@@ -14,6 +14,8 @@ MAX_TILE_STEPS = 64  # steps that a program computes at once
 MAX_CHANNELS = 64  # of a head that a program computes at once: with more its registers spill
 HOPPER_SHARED_BYTES = 227 * 1024  # shared, of a block: what the interpreter goes by
 MAX_KEYS, MAX_KEY_BYTES = 128, 2**14  # of local attention that a program holds
+MAX_COLUMNS_BEFORE_HOPPER, MAX_NUMBERS_BEFORE_HOPPER = 128, 9216  # of its queries and keys together
+MIN_QUERIES = 16  # of local attention: what a matrix instruction computes at once
 MIN_CAPABILITY = (8, 0)  # bf16 products
 HOPPER = (9, 0)
 
@@ -71,12 +73,23 @@ def shared_bytes(channels: int, d_state: int, steps: int) -> int:
     return max(2**16, _power_of_two(max(d_state, 16)) * (256 + 8 * channels))
 
 
-def attention_tile(length: int, window: int) -> tuple[int, int]:
+def before_hopper(device: torch.device) -> bool:
+    """Whether a GPU takes the operands of its products from registers alone, which hold less of them."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < HOPPER
+
+
+def attention_tile(length: int, window: int, *, before_hopper: bool = False) -> tuple[int, int]:
     """Queries of a frame of so many tokens that a program attends for, and the keys that it holds."""
-    if length <= MAX_TILE_STEPS:
-        whole = max(16, _power_of_two(length))
+    if length <= (MIN_QUERIES if before_hopper else MAX_TILE_STEPS):
+        whole = max(MIN_QUERIES, _power_of_two(length))
         return whole, whole
-    return MAX_TILE_STEPS // 2, _power_of_two(MAX_TILE_STEPS // 2 + 2 * window)
+    queries = MIN_QUERIES if before_hopper else MAX_TILE_STEPS // 2
+    return queries, _power_of_two(queries + 2 * window)
+
+
+def attention_warps(dtype: torch.dtype, *, before_hopper: bool = False) -> int:
+    """Warps of a program of attention, among which its registers are divided."""
+    return 8 if dtype == torch.float32 or before_hopper else 4
 
 
 def attends(length: int, window: int, features: int, dtype: torch.dtype, device: torch.device) -> bool:
@@ -84,12 +97,15 @@ def attends(length: int, window: int, features: int, dtype: torch.dtype, device:
 
     In float32 they do on Hopper and newer alone.
     """
-    _, keys = attention_tile(length, window)
-    before_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) < HOPPER
-    return (
-        keys <= MAX_KEYS
-        and keys * max(16, _power_of_two(features)) * dtype.itemsize <= MAX_KEY_BYTES
-        and not (dtype == torch.float32 and before_hopper)
+    old = before_hopper(device)
+    queries, keys = attention_tile(length, window, before_hopper=old)
+    columns = max(16, _power_of_two(features))
+    if keys > MAX_KEYS or keys * columns * dtype.itemsize > MAX_KEY_BYTES:
+        return False
+    return not old or (
+        dtype != torch.float32
+        and columns <= MAX_COLUMNS_BEFORE_HOPPER
+        and (queries + keys) * columns <= MAX_NUMBERS_BEFORE_HOPPER
     )
 
 

@@ -192,6 +192,8 @@ def fused_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients by zxbcdt and the six weights, in this order."""
     weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
+    if not len(zxbcdt):  # nothing to cut into programs
+        return tuple(value.new_zeros(value.shape) for value in (zxbcdt, *weights))
     grad_zxbcdt = zxbcdt.new_empty(zxbcdt.shape)
     sums = []
     with on(zxbcdt.device):

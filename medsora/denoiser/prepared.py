@@ -112,18 +112,19 @@ class PreparedDenoiser:
         if labels is not None:
             row = row * len(self.labels) + _per_latent(self._column[labels])
         modulation = Modulation(list(self._of_blocks[:, row]), self._of_final[row])
-        return self.model(z, t, num_images=self.num_images, modulation=modulation).eps
+        out = self.model(z, t, num_images=self.num_images, modulation=modulation, with_features=False)
+        return out.eps
 
     def _record(self, *inputs: Tensor) -> _Recording | None:
         """Record a step for inputs of these shapes; None, and a word in the log, if it cannot be recorded."""
         inputs = tuple(given.clone() for given in inputs)
         with torch.cuda.device(self.model.device):  # streams belong to the current one
-            beside = torch.cuda.Stream()
-            beside.wait_stream(torch.cuda.current_stream())
+            current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+            beside.wait_stream(current)
             with torch.cuda.stream(beside):
                 for _ in range(WARM_UPS):
                     self._denoise(*inputs)
-            torch.cuda.current_stream().wait_stream(beside)
+            current.wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
             try:
                 # Of this thread alone: a loader's may pin memory meanwhile, which else spoils the recording.
@@ -133,6 +134,7 @@ class PreparedDenoiser:
                 with graph_of_this_thread, collect_tables() as tables:
                     eps = self._denoise(*inputs)
             except RuntimeError as error:
+                torch.cuda.set_stream(current)  # a capture whose end fails leaves its own stream current
                 log.warning("sampling without a CUDA graph: %s", str(error).splitlines()[0])
                 self._cannot_record = True
                 return None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from weakref import ref
 
 import pytest
 import torch
+from torch import Tensor
 
 from medsora.denoiser import MedSora
 from medsora.denoiser.attention import window_mask
@@ -102,3 +104,29 @@ def test_a_recording_holds_the_tables_that_it_reads(
     window = prepared.model.blocks[0].attention.window
     mask = window_mask(16, window, torch.device("cpu"), torch.float32)
     assert any(table is mask for table in recording.tables)
+
+
+def test_a_failed_recording_leaves_the_callers_stream_current(
+    small_model: Callable[..., MedSora], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = recording_denoiser(small_model())
+    cuda = StandInForCuda(monkeypatch, fails=True)
+    z, t = torch.randn(1, 4, 4, 8, 8), torch.tensor([500])
+    torch.testing.assert_close(prepared(z, t), prepared._denoise(z, t))
+    assert cuda.current == "main"
+
+
+def test_no_features_are_kept_while_sampling(small_model: Callable[..., MedSora]) -> None:
+    model = small_model()
+    features, alive = [], []
+
+    def note(_module: torch.nn.Module, _given: object, outputs: tuple[Tensor, Tensor]) -> None:
+        features.append(ref(outputs[1]))
+        alive.append(sum(feature() is not None for feature in features))
+
+    for block in model.blocks:
+        block.register_forward_hook(note)
+    z, t = torch.randn(1, 4, 4, 8, 8), torch.tensor([500])
+    PreparedDenoiser(model, TIMESTEPS)(z, t)
+    assert alive == [1] * len(model.blocks)
+    assert len(model(z, t).features) == len(model.blocks)
