@@ -223,8 +223,8 @@ class MedSora(ModelMixin, ConfigMixin):
         x = self.patches(z)
         modulation = self.modulation(t, labels) if modulation is None else modulation
         # Blocks differ in their weights alone, so all of them share the first one's tables.
-        attention = self.blocks[0].attention
-        tables = attention.tables(x.shape[2], x.device, _product_dtype(x))
+        for block in self.blocks[:1]:
+            tables = block.attention.tables(x.shape[2], x.device, _product_dtype(x))
         features = [] if with_features else None
         for block, of_block in zip(self.blocks, modulation.blocks, strict=True):
             scans = frame_scans(z.shape[1], joint, grid, block.spatial.variant, z.device)
