@@ -218,12 +218,13 @@ def median_seconds(work: Callable[[], object], device: torch.device, seconds: fl
 
 
 def _as_graph(work: Callable[[], object]) -> Callable[[], object]:
-    graph = torch.cuda.CUDAGraph()
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph):
             work()
     except RuntimeError as error:  # a backend that synchronises cannot be captured: it is timed as it is
         print(f"not captured in a CUDA graph: {str(error).splitlines()[0]}")
+        torch.cuda.set_stream(current)  # a capture whose end fails leaves its own stream current
         torch.cuda.synchronize()
         return work
     return graph.replay

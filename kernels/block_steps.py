@@ -10,20 +10,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kernels import triton_backend
+from kernels import fused_plan, triton_backend
 
 
 def fused(backend: str, tokens: Tensor, *others: Tensor) -> bool:
-    """Whether kernels of our own take such tensors of a model whose scans ask for `backend`."""
-    return (
+    """Whether kernels of our own take such tensors of a model whose scans ask for `backend`.
+
+    If so, `torch.ops.medsora` has them.
+    """
+    served = (
         backend in ("auto", "triton")
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and triton_backend.declines_tensors(tokens.device.type, tokens.dtype) is None
+        and fused_plan.declines_tensors(tokens.device.type, tokens.dtype) is None
         and not torch.is_autocast_enabled(tokens.device.type)
         and triton_backend.unusable() is None
         and all(other.dtype == tokens.dtype for other in others)
     )
+    if served:
+        triton_backend.register()
+    return served
 
 
 def norm(x: Tensor, shift: Tensor, scale: Tensor, layer: nn.LayerNorm, backend: str) -> Tensor:
@@ -59,4 +65,4 @@ def gated_sum(height: Tensor, gate_height: Tensor, width: Tensor, gate_width: Te
 def attends_fused(qkv: Tensor, window: int, backend: str) -> bool:
     """Whether `torch.ops.medsora.local_attention` takes qkv (N, l, 3, heads, f) with such a window."""
     length, features = qkv.shape[1], qkv.shape[-1]
-    return fused(backend, qkv) and triton_backend.attends(length, window, features, qkv.dtype, qkv.device)
+    return fused(backend, qkv) and fused_plan.attends(length, window, features, qkv.dtype, qkv.device)

@@ -61,11 +61,11 @@ def grad_of_taps(grad: Tensor, steps: Tensor, width: int) -> Tensor:
 
 def _served_by_onednn(steps: Tensor) -> bool:
     return (
-        steps.device.type == "cpu"
+        not torch.compiler.is_compiling()  # which fuses the plain form, and breaks at is_available
+        and steps.device.type == "cpu"
         and steps.dtype == torch.float32
         and steps.shape[-1] % ONEDNN_CHANNELS == 0
         and torch.backends.mkldnn.is_available()
-        and not torch.compiler.is_compiling()  # which fuses the plain form with what stands around it
     )
 
 

@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from kernels import mamba_ssm_backend, reference, ssd, triton_backend
+from kernels import fused_plan, mamba_ssm_backend, reference, ssd, triton_backend
 from kernels.choices import FASTEST_FIRST
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def _declines(name: str, device: str, dtype: torch.dtype, headdim: int, d_state:
     if reason := _unusable(name):
         return reason
     if name == "triton":
-        return triton_backend.declines(device, dtype, headdim, d_state)
+        return fused_plan.declines(device, dtype, headdim, d_state)
     if name == "mamba_ssm" and device != "cuda":
         return f"its kernels need a GPU and the tokens are on {device}"
     if name == "mamba_ssm" and dtype == torch.float64:

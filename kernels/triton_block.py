@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kernels.triton_backend import attention_tile, on
+from kernels.fused_plan import attention_tile, attention_warps, before_hopper, on
 from kernels.triton_ops import PRECISION, sigmoid
 
 ELEMENTS = 1024  # that a program of an elementwise kernel computes
@@ -176,7 +176,8 @@ def local_attention(qkv: Tensor, cos: Tensor, sin: Tensor, window: int) -> Tenso
     """Rotary attention within ±window tokens: qkv (N, l, 3, heads, f), cos and sin (2, l, f) of q and of k in
     float32, the sines signed -> (N, l, heads, f)."""
     frames, length, _, heads, features = qkv.shape
-    queries, keys = attention_tile(length, window)
+    old = before_hopper(qkv.device)
+    queries, keys = attention_tile(length, window, before_hopper=old)
     tiles = triton.cdiv(length, queries)
     out = qkv.new_empty(frames, length, heads, features)
     with on(qkv.device):
@@ -195,7 +196,7 @@ def local_attention(qkv: Tensor, cos: Tensor, sin: Tensor, window: int) -> Tenso
             QUERIES=queries,
             KEYS=keys,
             BEFORE=window if tiles > 1 else 0,
-            num_warps=8 if qkv.dtype == torch.float32 else 4,
+            num_warps=attention_warps(qkv.dtype, before_hopper=old),
         )
     return out
 
@@ -223,7 +224,7 @@ def _(qkv, cos, sin, window) -> Tensor:
 
 @register_flop_formula(torch.ops.medsora.local_attention)
 def _flops(qkv_shape: torch.Size, _cos: torch.Size, _sin: torch.Size, window: int, **__) -> int:
-    """Of the tiles that a program computes, twice: scores and their values."""
+    """Of the tiles that a program on Hopper computes, twice: scores and their values."""
     frames, length, _, heads, features = qkv_shape
     queries, keys = attention_tile(length, window)
     return 4 * frames * heads * -(-length // queries) * queries * keys * features

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from kernels import triton_backward, triton_forward
-from kernels.triton_backend import LONGEST_TILE, chunked_tile, on, split_of_a_head
+from kernels.fused_plan import MAX_TILE_STEPS, chunked_tile, on, split_of_a_head
 
 PROGRAMS_PER_PROCESSOR = 2  # fewer heads per program where there would be less than that to do
 MOST_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients
@@ -109,10 +109,10 @@ def plan(
     d_state = (conv_weight.shape[0] - d_inner) // 2
     split = split_of_a_head(d_inner // D.shape[0], d_state, steps)
     heads = D.shape[0] * split
-    if steps > LONGEST_TILE:
+    if steps > MAX_TILE_STEPS:
         tile = chunked_tile(zxbcdt.dtype, backward=backward)
     else:
-        tile = LONGEST_TILE // 2 if steps <= LONGEST_TILE // 2 else LONGEST_TILE
+        tile = MAX_TILE_STEPS // 2 if steps <= MAX_TILE_STEPS // 2 else MAX_TILE_STEPS
     packed = max(1, tile // steps)
     chunks = -(-steps // tile)
     heads_at_once = 1
@@ -192,6 +192,8 @@ def fused_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients by zxbcdt and the six weights, in this order."""
     weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
+    if not len(zxbcdt):  # nothing to cut into programs
+        return tuple(value.new_zeros(value.shape) for value in (zxbcdt, *weights))
     grad_zxbcdt = zxbcdt.new_empty(zxbcdt.shape)
     sums = []
     with on(zxbcdt.device):

@@ -9,6 +9,8 @@ padding leak in. Long frames go through it in tiles.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -60,6 +62,14 @@ def rotary_tables(
     return tuple(table[:, None, None].to(device, dtype) for table in tables)
 
 
+class AttentionTables(NamedTuple):
+    """Cached tables of an attention over frames of one length: `rotary_tables`, and Eq. 6 as a mask."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor
+
+
 class LocalAttention(nn.Module):
     """Multi-head attention within +-`window` tokens; q, k, v without bias, no output projection (Table 1)."""
 
@@ -68,26 +78,35 @@ class LocalAttention(nn.Module):
         self.heads, self.window, self.dropout, self.backend = heads, window, dropout, backend
         self.qkv = Linear(width, 3 * width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, n, l, d) -> (B, n, l, d); frames do not see one another."""
+    def tables(self, length: int, device: torch.device, dtype: torch.dtype) -> AttentionTables:
+        """Return what `forward` needs for frames of `length` tokens and queries of this dtype."""
+        features = self.qkv.in_features // self.heads
+        mask = window_mask if length <= 2 * TILE else tiled_mask
+        exact = torch.promote_types(dtype, torch.float32)
+        rotary = rotary_tables(length, features, self.window, device, exact)
+        return AttentionTables(*rotary, mask(length, self.window, device, dtype))
+
+    def forward(self, x: Tensor, tables: AttentionTables | None = None) -> Tensor:
+        """Tokens (B, n, l, d) -> (B, n, l, d); frames do not see one another.
+
+        `tables`, as `self.tables` gives them, are arguments of compiled code, which cannot read the cache.
+        """
         length, width = x.shape[2:]
         qkv = self.qkv(x).view(-1, length, 3, self.heads, width // self.heads)
-        exact = torch.promote_types(qkv.dtype, torch.float32)
-        cos, sin = rotary_tables(length, qkv.shape[-1], self.window, x.device, exact)
+        cos, sin, mask = tables or self.tables(length, x.device, qkv.dtype)
         if attends_fused(qkv, self.window, self.backend) and not (self.training and self.dropout):
-            tables = (table.view(2, length, -1) for table in (cos, sin))
-            return torch.ops.medsora.local_attention(qkv, *tables, self.window).view_as(x)
+            rotary = (table.view(2, length, -1) for table in (cos, sin))
+            return torch.ops.medsora.local_attention(qkv, *rotary, self.window).view_as(x)
         qkv = rearrange(qkv, "N l three heads p -> three N heads l p")
         qk, v = qkv.split((2, 1))
         q, k = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, dims=-1), sin).type_as(qkv)
-        y = self._attend(q, k, v.squeeze(0))
+        y = self._attend(q, k, v.squeeze(0), mask.to(q.dtype))
         return y.transpose(1, 2).reshape_as(x)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Masked attention of (N, heads, l, d / heads)."""
         length, window, dropout = q.shape[2], self.window, self.dropout if self.training else 0.0
         if length <= 2 * TILE:
-            mask = window_mask(length, window, q.device, q.dtype)
             return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         padding = -length % TILE
         q_tiles = pad(q, (0, 0, 0, padding)).flatten(0, 1).unflatten(1, (-1, TILE))
@@ -95,6 +114,5 @@ class LocalAttention(nn.Module):
             pad(x, (0, 0, window, window + padding)).flatten(0, 1).unfold(1, TILE + 2 * window, TILE).mT
             for x in (k, v)
         )
-        mask = tiled_mask(length, window, q.device, q.dtype)
         y = scaled_dot_product_attention(q_tiles, k_tiles, v_tiles, attn_mask=mask, dropout_p=dropout)
         return y.flatten(1, 2)[:, :length].unflatten(0, q.shape[:2])

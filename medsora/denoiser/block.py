@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from kernels.block_steps import add_norm, norm
-from medsora.denoiser.attention import LocalAttention
+from medsora.denoiser.attention import AttentionTables, LocalAttention
 from medsora.denoiser.linear import Linear
 from medsora.denoiser.mamba import FrameScans, SpatialMamba, TemporalMamba
 
@@ -31,7 +31,13 @@ class Block(nn.Module):
         self.temporal_norm = nn.LayerNorm(width)
         self.temporal = TemporalMamba(width, **mamba)
 
-    def forward(self, x: Tensor, modulation: Tensor, scans: Sequence[FrameScans]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        scans: Sequence[FrameScans],
+        tables: AttentionTables | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Tokens after the block and, for the flow alignment, after its spatial part (§3.2).
 
         Args:
@@ -39,6 +45,7 @@ class Block(nn.Module):
             modulation: `self.modulation` of the activated time embedding (B or 1, 1, 9·d), or (B, n, 9·d) for
                 one timestep per latent frame.
             scans: `frame_scans` for the variant of `self.spatial`.
+            tables: of `self.attention`; default: it reads them from the cache.
         """
         (
             (attention_shift, attention_scale, attention_gate),
@@ -47,7 +54,7 @@ class Block(nn.Module):
         ) = rearrange(modulation, "B n (branch part d) -> branch part B n 1 d", branch=3, part=3)
 
         y = norm(x, attention_shift, attention_scale, self.attention_norm, self.backend)
-        y = self.attention(y)
+        y = self.attention(y, tables)
         x, y = add_norm(x, y, attention_gate, spatial_shift, spatial_scale, self.spatial_norm, self.backend)
         y = self.spatial(y, scans)
         x, y = add_norm(x, y, spatial_gate, temporal_shift, temporal_scale, self.temporal_norm, self.backend)

@@ -7,6 +7,7 @@ stay with it. Both compute and add in float32.
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
 from contextlib import suppress
@@ -29,7 +30,10 @@ def made_by_intel(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return "GenuineIntel" in platform.processor()
 
 
-FASTER = AVAILABLE and not (torch.backends.mkl.is_available() and made_by_intel())
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN's float32 products are faster than PyTorch's own on this processor, found out once."""
+    return AVAILABLE and not (torch.backends.mkl.is_available() and made_by_intel())
 
 
 class Linear(nn.Linear):
@@ -45,21 +49,20 @@ class Linear(nn.Linear):
 def served_by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether such a product is float32's on a CPU, many rows at once, with no other precision asked for."""
     return (
-        FASTER
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() >= FEWEST_ROWS * weight.shape[1]
         and not torch.is_autocast_enabled("cpu")
-        and _full_precision()
+        and _chosen()
     )
 
 
-def _full_precision() -> bool:
-    return torch.get_float32_matmul_precision() == "highest"
+def _chosen() -> bool:
+    return torch.get_float32_matmul_precision() == "highest" and onednn_is_faster()
 
 
 # What torch.compiler.assume_constant_result sets, without the seconds that importing torch._dynamo takes.
-_full_precision._dynamo_marked_constant = True
+_chosen._dynamo_marked_constant = True
 
 
 class _OneDnnLinear(torch.autograd.Function):

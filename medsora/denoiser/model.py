@@ -36,7 +36,7 @@ class MedSoraOutput(BaseOutput):
     Attributes:
         eps: the predicted noise (B, n, C, h, w).
         variance: the learned-range variance channels (B, n, C, h, w), in the loss's own units.
-        features: per block the tokens of the clip after the spatial part, (B, f, l, d).
+        features: per block the tokens of the clip after the spatial part, (B, f, l, d), unless left out.
     """
 
     eps: Tensor
@@ -173,6 +173,7 @@ class MedSora(ModelMixin, ConfigMixin):
         num_images: int = 0,
         modulation: Modulation | None = None,
         labels: Tensor | None = None,
+        with_features: bool = True,
     ) -> MedSoraOutput:
         """Predict the noise in `z` and the variance of the reverse step.
 
@@ -183,6 +184,7 @@ class MedSora(ModelMixin, ConfigMixin):
             modulation: `self.modulation(t, labels)`, if it is known already.
             labels: numbers of labels below `classes`, or `classes` for no label: (B,), or one per latent
                 frame (B, n); default: no label.
+            with_features: whether to return the blocks' features; without, none outlives its block.
 
         Raises:
             BadInput: if the shapes do not fit.
@@ -194,14 +196,19 @@ class MedSora(ModelMixin, ConfigMixin):
 
         x = self.patches(z)
         modulation = self.modulation(t, labels) if modulation is None else modulation
-        features = []
+        # Blocks differ in their weights alone, so all of them share the first one's tables.
+        for block in self.blocks[:1]:
+            tables = block.attention.tables(x.shape[2], x.device, _product_dtype(x))
+        features = [] if with_features else None
         for block, of_block in zip(self.blocks, modulation.blocks, strict=True):
             scans = frame_scans(z.shape[1], joint, grid, block.spatial.variant, z.device)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, spatial = self._gradient_checkpointing_func(block, x, of_block, scans)
+                x, spatial = self._gradient_checkpointing_func(block, x, of_block, scans, tables)
             else:
-                x, spatial = block(x, of_block, scans)
-            features.append(spatial[:, :clip])
+                x, spatial = block(x, of_block, scans, tables)
+            if with_features:
+                features.append(spatial[:, :clip])
+            del spatial
         eps, variance = self.final(x, modulation.final, grid)
         if self.config.prediction == "velocity":
             eps = noise_from_velocity(eps, z, t)
@@ -253,6 +260,13 @@ def initialise(model: nn.Module) -> None:
     for silent in (*modulations, model.final.modulation, model.final.linear):
         nn.init.zeros_(silent.weight)
         nn.init.zeros_(silent.bias)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a linear layer's output for tokens x."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 class FinalLayer(nn.Module):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from medsora.denoiser.model import MedSora, Modulation
+from medsora.tables import collect_tables
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +24,15 @@ WARM_UPS = 3  # calls before recording: kernels are chosen, compiled and tuned i
 
 @dataclass
 class _Recording:
-    """A CUDA graph, and the buffers that it reads and writes.
+    """A CUDA graph, the buffers that it reads and writes, and the cached tables that it reads.
 
-    It holds bare addresses: spirals, masks and position tables, which the model keeps by shape, are never
-    dropped for its sake.
+    The graph holds bare addresses; the tables are held here, for the cache may evict them.
     """
 
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     eps: Tensor
+    tables: list[Tensor | tuple[Tensor, ...]]
 
 
 class PreparedDenoiser:
@@ -111,28 +112,33 @@ class PreparedDenoiser:
         if labels is not None:
             row = row * len(self.labels) + _per_latent(self._column[labels])
         modulation = Modulation(list(self._of_blocks[:, row]), self._of_final[row])
-        return self.model(z, t, num_images=self.num_images, modulation=modulation).eps
+        out = self.model(z, t, num_images=self.num_images, modulation=modulation, with_features=False)
+        return out.eps
 
     def _record(self, *inputs: Tensor) -> _Recording | None:
         """Record a step for inputs of these shapes; None, and a word in the log, if it cannot be recorded."""
         inputs = tuple(given.clone() for given in inputs)
         with torch.cuda.device(self.model.device):  # streams belong to the current one
-            beside = torch.cuda.Stream()
-            beside.wait_stream(torch.cuda.current_stream())
+            current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+            beside.wait_stream(current)
             with torch.cuda.stream(beside):
                 for _ in range(WARM_UPS):
                     self._denoise(*inputs)
-            torch.cuda.current_stream().wait_stream(beside)
+            current.wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
             try:
                 # Of this thread alone: a loader's may pin memory meanwhile, which else spoils the recording.
-                with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
+                graph_of_this_thread = torch.cuda.graph(
+                    graph, stream=beside, capture_error_mode="thread_local"
+                )
+                with graph_of_this_thread, collect_tables() as tables:
                     eps = self._denoise(*inputs)
             except RuntimeError as error:
+                torch.cuda.set_stream(current)  # a capture whose end fails leaves its own stream current
                 log.warning("sampling without a CUDA graph: %s", str(error).splitlines()[0])
                 self._cannot_record = True
                 return None
-        self._recordings[_shapes(inputs)] = _Recording(graph, inputs, eps)
+        self._recordings[_shapes(inputs)] = _Recording(graph, inputs, eps, tables)
         return self._recordings[_shapes(inputs)]
 
 

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import triton_backward, triton_block, triton_forward
-from kernels.triton_backend import LONGEST_TILE, attention_tile, chunked_tile, shared_bytes
+from kernels.fused_plan import MAX_TILE_STEPS, attention_tile, attention_warps, chunked_tile, shared_bytes
 from kernels.triton_ops import SIZES
 
 HOPPER = 90
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=32)
     parser.add_argument("--warps", type=int, default=4)
     parser.add_argument("--chunked", action="store_true", help="the kernels of long sequences alone")
+    parser.add_argument("--attention", action="store_true", help="the attention kernels alone")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
     parser.add_argument("--capability", type=int, default=HOPPER, help="80, 89, ... (default: Hopper's 90)")
     args = parser.parse_args()
@@ -119,9 +120,13 @@ def main() -> None:
     norm = {"DI": d_inner, "BLOCK_D": triton.next_power_of_2(d_inner), "WAYS": 2}
     conv = {"DI": d_inner, "D_STATE": args.d_state, "WIDTH": 4, "TAP_ROWS": 8, "BLOCK_T": 32}
     attention = {"HEADS": args.heads, "FEATURES": args.headdim, "BLOCK_F": args.headdim, "WINDOW": 8}
+    old = args.capability < HOPPER
+    attention_spread = attention_warps(DTYPES[args.dtype], before_hopper=old)
     short, long = (
-        attention | dict(zip(("QUERIES", "KEYS"), attention_tile(length, 8), strict=True))
-        for length in (LONGEST_TILE, LONGEST_TILE + 1)
+        attention
+        | dict(zip(("QUERIES", "KEYS"), attention_tile(length, 8, before_hopper=old), strict=True))
+        | {"BEFORE": before}
+        for length, before in ((16 if old else MAX_TILE_STEPS, 0), (MAX_TILE_STEPS + 1, 8))
     )
     kernels = [
         (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False}),
@@ -140,16 +145,18 @@ def main() -> None:
             {"WIDTH": d_inner, "BLOCK": norm["BLOCK_D"], "ADDS": True, "AFFINE": True},
         ),
         (triton_block.gated_sum_kernel, {"BLOCK": triton_block.ELEMENTS}),
-        (triton_block.local_attention_kernel, short | {"BEFORE": 0}),
-        (triton_block.local_attention_kernel, long | {"BEFORE": 8}),
+        (triton_block.local_attention_kernel, short),
+        (triton_block.local_attention_kernel, long),
     ]
     for kernel, constants in kernels:
         chunked = constants.get("CHUNKED", False)
-        if args.chunked and not chunked:
+        attends = kernel is triton_block.local_attention_kernel
+        if (args.chunked and not chunked) or (args.attention and not attends):
             continue
-        steps = (LONGEST_TILE + 1) if chunked else args.tile
+        warps = attention_spread if attends else 8 if chunked else args.warps
+        steps = (MAX_TILE_STEPS + 1) if chunked else args.tile
         bound = shared_bytes(args.headdim, args.d_state, steps)
-        line = compile_kernel(kernel, args.dtype, constants, 8 if chunked else args.warps, args.capability)
+        line = compile_kernel(kernel, args.dtype, constants, warps, args.capability)
         print(json.dumps(line | {"shared_bound": bound}), flush=True)
 
 

@@ -105,6 +105,18 @@ def compare(case: Case, device: str) -> dict[str, float]:
     }
 
 
+def check_an_empty_batch(device: str) -> None:
+    """No samples: an output of none, and gradients of zero."""
+    for length in (5, 70):
+        inputs = Case(length, orders=1).inputs()
+        inputs["zxbcdt"] = inputs["zxbcdt"][:0]
+        inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in inputs.items()}
+        for name, value in output_and_gradients(partial(mamba2_scan, backend="triton"), inputs).items():
+            expected = inputs["zxbcdt"][..., :32] if name == "output" else inputs[name]
+            assert value.shape == expected.shape, name
+            assert not value.any(), name
+
+
 def check_registration(device: str) -> None:
     """The operators keep torch.library's promises; a compiled scan and its backward have no graph break."""
     from kernels.triton_ssd import fused_scan, fused_scan_backward
@@ -140,6 +152,7 @@ def main() -> None:
         tolerance = TOLERANCE[case.dtype]
         line = {"case": str(case), "tolerance": tolerance, "worst": max(errors.values()), "errors": errors}
         print(json.dumps(line), flush=True)
+    check_an_empty_batch(device)
     check_registration(device)
     print(json.dumps({"registration": "kept", "device": device}), flush=True)
 

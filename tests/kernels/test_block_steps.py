@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from kernels import block_steps, triton_backend
+from kernels import block_steps, fused_plan, triton_backend
 from tests.patience import PATIENCE_S
 
 LAUNCHES = 17  # of a block: 7 products, 2 scans of 2, attention, 3 norms, gates, the last sum
@@ -35,8 +37,9 @@ def test_kernels_equal_the_operators_and_a_step_launches_few() -> None:
 
 
 def test_kernels_are_for_sampling_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "declines_tensors", lambda device, dtype: None)
+    monkeypatch.setattr(fused_plan, "declines_tensors", lambda device, dtype: None)
     monkeypatch.setattr(triton_backend, "unusable", lambda: None)
+    monkeypatch.setattr(triton_backend, "register", lambda: None)
     tokens = torch.zeros(1)
     assert not block_steps.fused("auto", tokens), "gradients may be wanted"
     with torch.no_grad():
@@ -66,6 +69,45 @@ def test_kernels_are_for_sampling_alone(monkeypatch: pytest.MonkeyPatch) -> None
 def test_wide_windows_are_left_to_the_operators(
     length: int, window: int, features: int, dtype: torch.dtype, fits: bool
 ) -> None:
-    queries, keys = triton_backend.attention_tile(length, window)
+    queries, keys = fused_plan.attention_tile(length, window)
     assert keys >= min(length, queries + 2 * window)
-    assert triton_backend.attends(length, window, features, dtype, torch.device("cpu")) == fits
+    assert fused_plan.attends(length, window, features, dtype, torch.device("cpu")) == fits
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "features", "dtype", "fits"),
+    [
+        (16, 8, 128, torch.bfloat16, True),
+        (64, 8, 64, torch.bfloat16, True),  # of S, B and L
+        (4096, 40, 64, torch.bfloat16, True),
+        (64, 8, 128, torch.bfloat16, True),
+        (4096, 20, 128, torch.bfloat16, False),
+        (16, 8, 256, torch.bfloat16, False),
+        (64, 1000, 64, torch.bfloat16, False),
+        (64, 8, 64, torch.float32, False),
+    ],
+)
+def test_attention_is_cut_smaller_before_hopper(
+    monkeypatch: pytest.MonkeyPatch, length: int, window: int, features: int, dtype: torch.dtype, fits: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    assert fused_plan.attends(length, window, features, dtype, torch.device("cuda")) == fits
+    queries, keys = fused_plan.attention_tile(length, window, before_hopper=True)
+    assert queries == 16
+    assert keys >= min(length, queries + 2 * window)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU at hand the kernels are run")
+@pytest.mark.parametrize("capability", ["80", "89"])
+def test_attention_spills_nothing_before_hopper(capability: str, tmp_path: Path) -> None:
+    sizes = ("--headdim", "64", "--heads", "8", "--attention", "--capability", capability)
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compile_triton", *sizes],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    compiled = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert [line["spilled_bytes"] for line in compiled] == [0, 0]

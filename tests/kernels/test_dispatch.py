@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from kernels import backends, dispatch, mamba2_scan, triton_backend
+from kernels import backends, dispatch, fused_plan, mamba2_scan, triton_backend
 from tests.kernels.scan_inputs import random_inputs
 
 
@@ -19,6 +19,24 @@ def test_every_backend_is_usable_or_says_why() -> None:
     assert table["torch"] is None
     assert table["reference"] is None
     assert all(reason is None or len(reason) > 10 for reason in table.values())
+
+
+def test_listing_the_backends_registers_nothing() -> None:
+    pytest.importorskip("triton")
+    code = """
+import os, sys
+os.environ["TRITON_INTERPRET"] = "1"
+from kernels import backends, mamba2_scan
+from tests.kernels.scan_inputs import random_inputs
+import torch
+assert backends()["triton"] is None
+assert not hasattr(torch.ops.medsora, "scan")
+inputs = random_inputs(2, batch=1, heads=1, headdim=16, d_state=16, dtype=torch.float32)
+mamba2_scan(**inputs, backend="triton")
+assert hasattr(torch.ops.medsora, "scan")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_auto_on_a_cpu_takes_torch_and_says_once_why_not_the_others(caplog: pytest.LogCaptureFixture) -> None:
@@ -59,9 +77,9 @@ def test_a_backend_asked_for_by_name_never_falls_back() -> None:
 def test_a_head_is_split_until_a_program_of_it_fits_the_gpu(
     monkeypatch: pytest.MonkeyPatch, kibibytes: int, headdim: int, d_state: int, steps: int, parts: int
 ) -> None:
-    monkeypatch.setattr(triton_backend, "_memory", lambda: kibibytes * 1024)
-    assert triton_backend.split_of_a_head(headdim, d_state, steps) == parts
-    assert triton_backend.shared_bytes(headdim // parts, d_state, steps) <= kibibytes * 1024
+    monkeypatch.setattr(fused_plan, "_memory", lambda: kibibytes * 1024)
+    assert fused_plan.split_of_a_head(headdim, d_state, steps) == parts
+    assert fused_plan.shared_bytes(headdim // parts, d_state, steps) <= kibibytes * 1024
 
 
 def test_triton_without_a_compiler_declines_and_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,15 @@
-"""Kept tables have content and serve under gradients, whoever asked for them first."""
+"""Cached tables have content and serve under gradients, whoever asked first; only so many are kept."""
 
 from __future__ import annotations
+
+import gc
+import weakref
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from medsora.tables import kept_table
+from medsora.tables import MAX_TABLES, collect_tables, kept_table
 
 
 def test_built_once_for_the_same_sizes() -> None:
@@ -51,3 +54,37 @@ def test_compiled_code_sees_through_it() -> None:
 
     compiled = torch.compile(lambda x: x + numbers(3), backend="eager", fullgraph=True)
     assert torch.equal(compiled(torch.ones(3)), torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_only_the_tables_used_last_are_kept() -> None:
+    @kept_table
+    def numbers(count: int) -> Tensor:
+        return torch.arange(count)
+
+    often, once = weakref.ref(numbers(1)), weakref.ref(numbers(2))
+    for count in range(3, MAX_TABLES + 2):
+        numbers(count)
+        numbers(1)
+    gc.collect()
+    assert numbers.cache_info().currsize == MAX_TABLES
+    assert once() is None
+    assert often() is numbers(1)
+
+
+def test_a_table_lives_as_long_as_who_collected_it() -> None:
+    @kept_table
+    def numbers(count: int) -> Tensor:
+        return torch.arange(count)
+
+    numbers(1)
+    with collect_tables() as collected:
+        table = numbers(1)
+    numbers(2)
+    assert collected == [table]
+    held = weakref.ref(table)
+    del table
+    for count in range(3, MAX_TABLES + 4):
+        numbers(count)
+    gc.collect()
+    assert held() is collected[0]
+    assert torch.equal(held(), torch.arange(1))

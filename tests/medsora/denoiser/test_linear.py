@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch is built wit
 
 @pytest.fixture(autouse=True)
 def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "FASTER", True)
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -68,5 +70,24 @@ def test_intels_processors_keep_to_intels_library(tmp_path: Path, monkeypatch: p
         assert made_by_intel(said) is expected
     monkeypatch.setattr(linear.platform, "processor", lambda: "Intel64 Family 6, GenuineIntel")
     assert made_by_intel(tmp_path / "no such file")
-    monkeypatch.setattr(linear, "FASTER", False)
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: False)
     assert not served_by_onednn(torch.randn(64, 12), torch.randn(20, 12))
+
+
+def test_the_processor_is_asked_at_the_first_product_and_once() -> None:
+    code = """
+import pathlib, torch
+reads, read_text = [], pathlib.Path.read_text
+def count(path, *args, **named):
+    reads.append(str(path))
+    return read_text(path, *args, **named)
+pathlib.Path.read_text = count
+from medsora.denoiser import linear
+assert "/proc/cpuinfo" not in reads, "read at import"
+torch.backends.mkl.is_available = lambda: True
+layer, x = linear.Linear(12, 20), torch.randn(64, 12)
+layer(x), layer(x)
+assert reads.count("/proc/cpuinfo") == 1, reads
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
