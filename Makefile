@@ -37,7 +37,7 @@ $(PARITY): $(READY)
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/python -m medsora.demo
+	$(BIN)/python -m medsora.demo.run
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -48,7 +48,7 @@ test: lint $(PARITY)
 
 # Advisories against the pinned versions: ADVISORIES=PATH is OSV's PyPI dump; without it pip-audit is asked.
 audit: $(READY)
-	$(BIN)/python -m tests.audit $(if $(ADVISORIES),--advisories $(ADVISORIES))
+	$(BIN)/python -m tools.audit $(if $(ADVISORIES),--advisories $(ADVISORIES))
 
 # The pages in build/docs, links and anchors checked; then every command that they and README show, run.
 $(DOCS): $(READY)
@@ -60,7 +60,7 @@ docs: $(DOCS)
 	@echo "the pages: build/docs/index.html"
 
 docs-check: docs
-	$(BIN)/python -m tests.run_docs_commands
+	$(BIN)/python -m tools.run_docs_commands
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -9,9 +9,9 @@ check_kernels_name()
 import argparse  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from medsora.cli import EXIT_STATUSES  # noqa: E402
-from medsora.crop import crop_of_text  # noqa: E402
+from medsora.config.crop import crop_of_text  # noqa: E402
 from medsora.errors import BadInput, exit_with_status  # noqa: E402
+from medsora.training.command_line import EXIT_STATUSES  # noqa: E402
 
 OF_A_VAE = {"vae", "real", "clips", "frames", "size", "crop", "interval", "seed", "weights", "out"}
 
@@ -27,10 +27,10 @@ def main() -> None:
         raise BadInput(
             f"--vae measures reconstructions and has no --{unfit[0].replace('_', '-')}; leave it out."
         )
+    from medsora.evaluation.metrics.weight_files import parse_weights
     from medsora.evaluation.run import run_evaluation
     from medsora.evaluation.settings import EvaluationSettings
     from medsora.evaluation.vae_quality import VaeSettings, evaluate_vae, markdown
-    from medsora.evaluation.weight_files import parse_weights
 
     options["weights"] = parse_weights(options.get("weights", []))
     if "vae" in options:

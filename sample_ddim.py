@@ -9,14 +9,14 @@ check_kernels_name()
 import argparse  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from medsora.choices import COMPILE, DTYPES, FORMATS, SAMPLERS  # noqa: E402
+from medsora.config.choices import COMPILE, DTYPES, FORMATS, SAMPLERS  # noqa: E402
 from medsora.errors import EXIT_STATUSES, exit_with_status  # noqa: E402
 
 
 def main() -> None:
     """Sample videos from a trained model; `accelerate launch` splits them over processes."""
     options = make_parser().parse_args()
-    from medsora.sampling_run import SamplingSettings, sample_videos
+    from medsora.sampling.run import SamplingSettings, sample_videos
 
     sample_videos(SamplingSettings(**vars(options)))
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels.bench import kept_bytes
+from benchmarks.kernels import kept_bytes
 from medsora import PRESETS, MedSora
 from medsora.errors import BadInput, exit_with_status
 from vae import check_video_shape, frames_to_latents

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.bare_machine import make_do
-from benchmarks.measure import RESULTS, device_name, keep
+from benchmarks.support.bare_machine import make_do
+from benchmarks.support.measure import RESULTS, device_name, keep
 
 COMPILING_S = 150  # the check of numbers runs meanwhile: it compiles most of all and times nothing
 TIMED_PARTS = {"sample": 110, "train": 80, "growth": 30, "scan": 90}  # seconds at most
@@ -110,7 +110,7 @@ def run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
 
         sys.argv = ["growth", *kept, *tiny[:2]]
     else:
-        from kernels import bench as module
+        from benchmarks import kernels as module
 
         sys.argv = ["bench", "--seconds", "0.001" if compiling else "0.05"]
         sys.argv += ["--lengths", "48"] if quick else []
@@ -198,8 +198,8 @@ def step_error(device: str) -> float:
 
 def error_of(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
     """`largest_error` of one length's outputs and gradients against the recurrence."""
+    from benchmarks.support.scan_inputs import output_and_gradients, random_inputs
     from kernels import mamba2_scan
-    from tests.kernels.scan_inputs import output_and_gradients, random_inputs
 
     inputs = random_inputs(length, batch=2, heads=2, headdim=64, d_state=128, orders=2, dtype=dtype)
     inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.measure import RESULTS, device_name, keep, median_ms, take_turns
-from benchmarks.wirings import gflop, latents
+from benchmarks.support.measure import RESULTS, device_name, keep, median_ms, take_turns
+from benchmarks.support.wirings import gflop, latents
 from medsora import PRESETS, MedSora
-from medsora.denoiser.prepared import PreparedDenoiser
+from medsora.sampling.prepared import PreparedDenoiser
 
 SHORT, LONG = 4, 64  # latents of 16 and of 256 frames
 

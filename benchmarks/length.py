@@ -13,9 +13,9 @@ import time
 import torch
 
 from medsora import PRESETS, MedSora
-from medsora.denoiser.prepared import PreparedDenoiser
 from medsora.errors import exit_with_status
-from medsora.training.freed_memory import keep_freed_memory
+from medsora.runtime.malloc import keep_freed_memory
+from medsora.sampling.prepared import PreparedDenoiser
 from vae import check_video_shape, frames_to_latents
 from vae.shapes import PIXELS_PER_LATENT
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.measure import RESULTS
-from medsora.data.atomic import write_text, written_beside
+from benchmarks.support.measure import RESULTS
+from medsora.runtime.files import write_text, written_beside
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 PICTURE = PAGE.parent / "images" / "performance.svg"

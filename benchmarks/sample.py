@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import (
+from benchmarks.support.measure import (
     RESULTS,
     Ratio,
     Times,
@@ -25,7 +25,7 @@ from benchmarks.measure import (
     ratio,
     take_turns,
 )
-from benchmarks.wirings import (
+from benchmarks.support.wirings import (
     CLIP,
     H200_FLOOR_S,
     IMAGES,
@@ -36,11 +36,11 @@ from benchmarks.wirings import (
     latents,
     products_by,
 )
+from medsora.config.presets import PRESETS
 from medsora.denoiser.mamba import frame_scans
 from medsora.denoiser.plain import Mamba2
-from medsora.denoiser.prepared import PreparedDenoiser
-from medsora.presets import PRESETS
-from medsora.training.freed_memory import keep_freed_memory
+from medsora.runtime.malloc import keep_freed_memory
+from medsora.sampling.prepared import PreparedDenoiser
 
 Work = Callable[[], object]
 TIMESTEPS = (999, 500, 3)

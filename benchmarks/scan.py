@@ -2,7 +2,7 @@
 
 What a block of B asks for in space: eight rows and eight columns of 48 tokens per clip, two directions each.
 The package's reference gets its sequences ready in walking order, one chunk each; ours fetches and puts back
-its own. `kernels.bench` times the kernels beside each other; this is the one comparison that needs no GPU.
+its own. `benchmarks.kernels` times the kernels beside each other; this one comparison needs no GPU.
 
 Memory is as PyTorch leaves it, for whoever calls either scan. With `--keep-freed` it is as our programs run:
 the package's reference, which needs more of it, gains more by that.
@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.bare_machine import make_do
-from benchmarks.measure import RESULTS, device_name, keep, median_ms, ratio, take_turns
+from benchmarks.kernels import D_INNER, HEADDIM, block_scans
+from benchmarks.support.bare_machine import make_do
+from benchmarks.support.measure import RESULTS, device_name, keep, median_ms, ratio, take_turns
 from kernels import mamba2_scan
-from kernels.bench import D_INNER, HEADDIM, block_scans
-from medsora.training.freed_memory import keep_freed_memory
+from medsora.runtime.malloc import keep_freed_memory
 
 LENGTH = 48
 

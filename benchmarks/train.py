@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import RESULTS, device_name, keep, median_ms, peak_mib, ratio, take_turns
-from benchmarks.reference_wiring import ReferenceWiring
-from benchmarks.wirings import CLIP, IMAGES, Wirings, build, check_same_numbers, latents, products_by
-from kernels.bench import kept_bytes
+from benchmarks.kernels import kept_bytes
+from benchmarks.support.measure import RESULTS, device_name, keep, median_ms, peak_mib, ratio, take_turns
+from benchmarks.support.reference_wiring import ReferenceWiring
+from benchmarks.support.wirings import CLIP, IMAGES, Wirings, build, check_same_numbers, latents, products_by
 from medsora import PRESETS, MedSora
-from medsora.training.freed_memory import keep_freed_memory
+from medsora.runtime.malloc import keep_freed_memory
 
 PHANTOM = Path(__file__).parents[1] / "configs" / "phantom.yaml"
 PRODUCTS = {False: "ours, PyTorch's products", True: "ours, oneDNN's products"}  # on a CPU
@@ -122,8 +122,8 @@ def with_products(onednn: bool, model: nn.Module, z: Tensor, t: Tensor, dtype: t
 
 def measure_caches(path: Path, rounds: int, device: torch.device) -> dict[str, object]:
     """Stage 2's step with filled caches and without any, on the same samples."""
-    from benchmarks.stage2_step import Stage2Step  # needs all that training needs
-    from medsora.config_file import load_config
+    from benchmarks.support.stage2_step import Stage2Step  # needs all that training needs
+    from medsora.config.load import load_config
 
     config = load_config(path, [])
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kernels import fused_plan, triton_backend
+from kernels.fused import backend as triton_backend
+from kernels.fused import plan as fused_plan
 
 
 def fused(backend: str, tokens: Tensor, *others: Tensor) -> bool:

@@ -7,8 +7,11 @@ import logging
 import torch
 from torch import Tensor
 
-from kernels import fused_plan, mamba_ssm_backend, reference, ssd, triton_backend
+from kernels import mamba_ssm_backend, reference
 from kernels.choices import FASTEST_FIRST
+from kernels.fused import backend as triton_backend
+from kernels.fused import plan as fused_plan
+from kernels.matrix import scan as ssd
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medsora.denoiser import PRESETS, MedSora
-    from medsora.pipeline import MedSoraPipeline
+    from medsora.sampling.pipeline import MedSoraPipeline
 
 __version__ = "0.1.0"
 __all__ = ["PRESETS", "MedSora", "MedSoraPipeline"]
@@ -19,7 +19,7 @@ __all__ = ["PRESETS", "MedSora", "MedSoraPipeline"]
 _HOMES = {
     "MedSora": "medsora.denoiser",
     "PRESETS": "medsora.denoiser",
-    "MedSoraPipeline": "medsora.pipeline",
+    "MedSoraPipeline": "medsora.sampling.pipeline",
 }
 
 

@@ -7,9 +7,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from medsora.config.presets import PRESETS
 from medsora.errors import building, exit_with_status
 from medsora.name_guard import check_kernels_name
-from medsora.presets import PRESETS
 
 check_kernels_name()
 
@@ -38,7 +38,7 @@ def _add_new(commands: argparse._SubParsersAction) -> None:
         "with a reason on every line, and a contact sheet; print the next three commands. Asks nothing.",
         epilog=EXIT_STATUSES,
     )
-    new.set_defaults(work="medsora.new_project")
+    new.set_defaults(work="medsora.project.new")
     add = new.add_argument
     add("project", type=Path, metavar="PROJECT", help="a folder to make; its name is the run's")
     add("--data", required=True, metavar="DIR", help="a folder of videos or of frame folders")
@@ -60,7 +60,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         "MedSoraPipeline.from_pretrained and sample_ddim.py read; with --push upload it to the hub as well.",
         epilog=EXIT_STATUSES,
     )
-    export.set_defaults(work="medsora.export_model")
+    export.set_defaults(work="medsora.project.export")
     add = export.add_argument
     add("run", type=Path, metavar="RUN", help="a run folder of stage 2 (runs/NAME/dit-PRESET), or runs/NAME")
     add("out", type=Path, metavar="OUT", help="the folder to make")

@@ -16,8 +16,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 from torch.special import log_ndtr
 
-from medsora.choices import SAMPLERS
-from medsora.config import DIFFUSION_STEPS
+from medsora.config.choices import SAMPLERS
+from medsora.config.schema import DIFFUSION_STEPS
 from medsora.errors import BadInput
 
 TRAIN_STEPS, BETA_START, BETA_END = DIFFUSION_STEPS, 1e-4, 0.02

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from medsora.conditions import givable
 from medsora.errors import BadInput
-from medsora.export_model import stage_2_folder
-from medsora.model_folder import ModelFolder, find_in_run, find_pipeline
-from medsora.pipeline import MedSoraPipeline
+from medsora.project.export import stage_2_folder
+from medsora.sampling.conditions import givable
+from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.saved.find import ModelFolder, find_in_run, find_pipeline
 
 KEPT = 2  # models in memory: two are compared side by side
 

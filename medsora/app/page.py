@@ -12,10 +12,10 @@ from typing import Any
 
 import gradio as gr
 
-from medsora.app.asking import asking_fields
+from medsora.app.form import asking_fields
 from medsora.app.models import Models
 from medsora.app.sampling import MOST_STEPS, MOST_VIDEOS, Wish, packed, sample_files
-from medsora.choices import SAMPLERS
+from medsora.config.choices import SAMPLERS
 from medsora.errors import BadInput
 
 TITLE = "MedSora"

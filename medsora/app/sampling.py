@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-from medsora.choices import SAMPLERS
-from medsora.conditions import read_first_frames
-from medsora.data.decoding import UnreadableVideo
-from medsora.data.frame_folder import read_image
-from medsora.data.video_io import write_video
+from medsora.config.choices import SAMPLERS
+from medsora.data.reading.decoding import UnreadableVideo
+from medsora.data.reading.frame_folder import read_image
+from medsora.data.reading.video_io import write_video
 from medsora.errors import BadInput
-from medsora.pipeline import MedSoraPipeline
-from medsora.synthetic import SYNTHETIC, synthetic_tags
+from medsora.sampling.conditions import read_first_frames
+from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.sampling.synthetic import SYNTHETIC, synthetic_tags
 
 MOST_VIDEOS, MOST_STEPS, LARGEST_SEED = 16, 1000, 2**53  # beyond, a browser's numbers have gaps
 SAMPLINGS_KEPT = 4  # on the disk; a comparison needs two, what the browser shows and saves are copies

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from medsora.crop import checked_crop, crop_of_text
+from medsora.config.crop import checked_crop, crop_of_text
 from medsora.errors import building, exit_with_status
 from medsora.name_guard import check_kernels_name
 
@@ -82,8 +82,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run_check(options: argparse.Namespace, console: Console) -> None:
     """Check a folder, print the table, write the sheet; raises `BadInput` if no clip can be used."""
-    from medsora.data.check import check_folder
-    from medsora.data.check_view import check_sheet, check_table, check_totals
+    from medsora.data.checking.check import check_folder
+    from medsora.data.checking.view import check_sheet, check_table, check_totals
     from medsora.data.sheet import save_image
 
     _at_least_one(options, "frames", "interval", "stride")

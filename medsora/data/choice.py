@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medsora.data.scan import Scan
+from medsora.data.checking.scan import Scan
 
 NEAR = 48  # frames; a joint image of a long video lies this close behind an entry, so that it decodes quickly
 

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from medsora.data.check import CheckReport, SourceReport, check_folder
+from medsora.data.checking.check import CheckReport, SourceReport, check_folder
+from medsora.data.checking.windows import Window, clip_span
 from medsora.data.choice import ClipChoice, ImageSource, draw_images
-from medsora.data.decoding import UnreadableVideo
 from medsora.data.exact_flow import check_flow_files, read_flow
 from medsora.data.labels import NO_LABELS, read_labels
-from medsora.data.pixels import frames_to_video
-from medsora.data.resize import height_width
+from medsora.data.reading.decoding import UnreadableVideo
+from medsora.data.reading.pixels import frames_to_video
+from medsora.data.reading.resize import height_width
+from medsora.data.reading.video_io import read_frames
 from medsora.data.split import HELD_OUT, split_by_csv, split_by_video
-from medsora.data.video_io import read_frames
-from medsora.data.windows import Window, clip_span
 from medsora.errors import BadInput, one_line
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from medsora.data.check import SourceReport
-from medsora.data.decoding import UnreadableVideo
+from medsora.data.checking.check import SourceReport
+from medsora.data.reading.decoding import UnreadableVideo
 from medsora.errors import BadInput
 
 

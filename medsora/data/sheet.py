@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from medsora.data.atomic import written_beside
+from medsora.runtime.files import written_beside
 
 SHEET_NAME = "contact-sheet.png"  # beside sampled videos; no source of clips itself
 _BACKGROUND, _INK = (24, 24, 27), (228, 228, 231)

@@ -17,7 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from kernels.block_steps import norm
-from medsora.choices import MIXINGS, PREDICTIONS
+from medsora.config.choices import MIXINGS, PREDICTIONS
+from medsora.config.presets import PRESETS
 from medsora.denoiser.block import Block
 from medsora.denoiser.embed import PatchEmbedding, TimeEmbedding
 from medsora.denoiser.linear import Linear
@@ -25,7 +26,6 @@ from medsora.denoiser.mamba import frame_scans
 from medsora.denoiser.velocity import noise_from_velocity
 from medsora.denoiser.weights import read_matching_weights
 from medsora.errors import BadInput
-from medsora.presets import PRESETS
 from medsora.spiral import VARIANTS
 
 

@@ -8,8 +8,8 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from medsora.config.presets import PRESETS
 from medsora.errors import BadInput
-from medsora.presets import PRESETS
 
 
 def read_matching_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:

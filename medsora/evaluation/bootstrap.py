@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medsora.evaluation.feature_store import Features
-from medsora.evaluation.measure import Measure
+from medsora.evaluation.features.feature_store import Features
+from medsora.evaluation.metrics.measure import Measure
 
 LEVEL = 0.95
 

@@ -20,12 +20,12 @@ from accelerate import PartialState
 
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput
-from medsora.evaluation.clip_set import ClipSet, choose_clips
-from medsora.evaluation.extraction import extract
-from medsora.evaluation.feature_store import Extractor, Features
-from medsora.evaluation.paper_tables import number_text
+from medsora.evaluation.features.clip_set import ClipSet, choose_clips
+from medsora.evaluation.features.extraction import extract
+from medsora.evaluation.features.feature_store import Extractor, Features
+from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.settings import EvaluationSettings
-from medsora.training.processes import on_main
+from medsora.runtime.processes import on_main
 
 NEAR_QUANTILE = 0.05
 SHOWN_PAIRS = 6

@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from medsora.crop import crop_in_words, crop_of_generated
+from medsora.config.crop import crop_in_words, crop_of_generated
 from medsora.errors import building
 from medsora.evaluation.bootstrap import between_halves, bootstrap, spread
-from medsora.evaluation.caveats import caveats, require_enough
-from medsora.evaluation.clip_set import RESIZE, ClipSet, choose_clips
-from medsora.evaluation.extraction import extract
-from medsora.evaluation.feature_store import Extractor, Features
-from medsora.evaluation.measure import Measure
+from medsora.evaluation.features.clip_set import RESIZE, ClipSet, choose_clips
+from medsora.evaluation.features.extraction import extract
+from medsora.evaluation.features.feature_store import Extractor, Features
 from medsora.evaluation.memorisation import audit
-from medsora.evaluation.metrics import build_measures
-from medsora.evaluation.plots import draw_distances, draw_motion, write_sheet
-from medsora.evaluation.pyramid import PyramidExtractor
-from medsora.evaluation.results import Distance, Results, Score
+from medsora.evaluation.metrics.measure import Measure
+from medsora.evaluation.metrics.pyramid import PyramidExtractor
+from medsora.evaluation.metrics.registry import build_measures
+from medsora.evaluation.report.plots import draw_distances, draw_motion, write_sheet
+from medsora.evaluation.report.results import Distance, Results, Score
+from medsora.evaluation.report.warnings import caveats, require_enough
 from medsora.evaluation.settings import EvaluationSettings
-from medsora.training.checkpoint import library_versions
-from medsora.training.processes import on_main, working_together
+from medsora.runtime.processes import on_main, working_together
+from medsora.saved.checkpoint import library_versions
 
 LIBRARIES = (
     "numpy",

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medsora.crop import Crop, checked_crop
-from medsora.data.resize import height_width
+from medsora.config.crop import Crop, checked_crop
+from medsora.data.reading.resize import height_width
 from medsora.errors import BadInput
-from medsora.evaluation.clip_set import DEFAULT_CROP
-from medsora.evaluation.metrics import parse_metrics
-from medsora.evaluation.paper_tables import CORPORA
+from medsora.evaluation.features.clip_set import DEFAULT_CROP
+from medsora.evaluation.metrics.registry import parse_metrics
+from medsora.evaluation.report.paper_tables import CORPORA
 
 FEATURE_CACHE = Path("runs") / "cache" / "features"
 
@@ -22,7 +22,7 @@ class EvaluationSettings:
 
     Attributes:
         real, fake: folders of videos or frame folders.
-        metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics`.
+        metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics.registry`.
         clips: at most so many on each side.
         frames, size: of a clip; `size` is one number or (H, W).
         crop: "auto" cuts every video's own black borders off first, on both sides and of the training clips

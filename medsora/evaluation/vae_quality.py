@@ -17,18 +17,18 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from medsora.crop import Crop, checked_crop, crop_in_words
-from medsora.data.atomic import write_json, write_text
-from medsora.data.pixels import frames_to_video, video_to_frames
-from medsora.data.resize import height_width
+from medsora.config.crop import Crop, checked_crop, crop_in_words
+from medsora.data.reading.pixels import frames_to_video, video_to_frames
+from medsora.data.reading.resize import height_width
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, building
-from medsora.evaluation.clip_set import DEFAULT_CROP, RESIZE, ClipSet, choose_clips
-from medsora.evaluation.paper_tables import number_text
-from medsora.model_folder import read_json_object, sha256
-from medsora.training.checkpoint import library_versions
-from medsora.training.processes import on_main, share_of, working_together
-from medsora.training.vae_evaluation import compensation_off
+from medsora.evaluation.features.clip_set import DEFAULT_CROP, RESIZE, ClipSet, choose_clips
+from medsora.evaluation.report.paper_tables import number_text
+from medsora.runtime.files import write_json, write_text
+from medsora.runtime.processes import on_main, share_of, working_together
+from medsora.saved.checkpoint import library_versions
+from medsora.saved.find import read_json_object, sha256
+from medsora.training.stage1.evaluation import compensation_off
 from vae import FrequencyCompensatedVAE, check_video_shape, focal_frequency_loss
 from vae.compensation import compensation_modules
 from vae.perceptual import PerceptualLoss

@@ -17,11 +17,11 @@ check_kernels_name()
 
 import torch  # noqa: E402
 
-from medsora.data.atomic import write_text, written_beside  # noqa: E402
 from medsora.data.phantom import clip_seed, render_clip  # noqa: E402
-from medsora.data.pixels import frames_to_video  # noqa: E402
+from medsora.data.reading.pixels import frames_to_video  # noqa: E402
 from medsora.errors import building, exit_with_status  # noqa: E402
-from medsora.training.run_folder import read_log  # noqa: E402
+from medsora.runtime.files import write_text, written_beside  # noqa: E402
+from medsora.training.run.folder import read_log  # noqa: E402
 from vae import FrequencyCompensatedVAE  # noqa: E402
 from vae.quality import flicker, mean_colour_psnr, psnr, ssim  # noqa: E402
 

@@ -10,7 +10,7 @@ from types import TracebackType
 import psutil
 import torch
 
-from medsora.progress_bar import progress_bar
+from medsora.runtime.progress_bar import progress_bar
 
 
 class Progress:

@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 from torch.utils.data import Sampler
 
-from medsora.config import DitTrainingConfig, PhaseConfig, VaeTrainingConfig
+from medsora.config.schema import DitTrainingConfig, PhaseConfig, VaeTrainingConfig
 from medsora.errors import BadInput
 from medsora.training.randomness import derive_seed
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from medsora.config import Config, DitTrainingConfig, VaeTrainingConfig
-from medsora.config_file import config_to_dict
-from medsora.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from medsora.training.run_folder import RunFolder
-from medsora.training.setup import restore_scaler, scaler_state
+from medsora.config.load import config_to_dict
+from medsora.config.schema import Config, DitTrainingConfig, VaeTrainingConfig
+from medsora.saved.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from medsora.training.batches import restore_scaler, scaler_state
+from medsora.training.run.folder import RunFolder
 
 
 class ModelPart(NamedTuple):

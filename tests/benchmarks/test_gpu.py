@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import COMPILING_S, TIMED_PARTS, check, largest_error, run_together, step_error
-from tests.patience import PATIENCE_S
+from tests.support.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 WITHOUT = """

@@ -12,21 +12,16 @@ from pathlib import Path
 
 import torch
 
-from medsora.data.atomic import write_json
 from medsora.denoiser import MedSora
 from medsora.errors import BadInput
-from medsora.model_folder import checkpoint_problem, find_in_run, sha256
-from medsora.pipeline import MedSoraPipeline
-from medsora.training.checkpoint import (
-    latest_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
-from medsora.training.ema import Ema
+from medsora.runtime.files import write_json
+from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.saved.checkpoint import latest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from medsora.saved.find import checkpoint_problem, find_in_run, sha256
+from medsora.training.stage2.ema import Ema
 from tests.faults.guarded import report, try_all
 from tests.faults.mutate import mutate_bytes, mutate_tree
-from tests.medsora.training import tiny
+from tests.support import tiny_training as tiny
 
 SETTINGS = {"in_channels": 4, "width": 16, "depth": 1, "heads": 2, "d_state": 8, "headdim": 8}
 SAMPLED = 0.1  # of the inputs are also loaded as sampling does, which builds models from their config

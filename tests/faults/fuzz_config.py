@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from medsora.config import Config
-from medsora.config_file import config_to_dict, load_config
+from medsora.config.load import config_to_dict, load_config
+from medsora.config.schema import Config
 from medsora.errors import BadInput
 from tests.faults.guarded import report, try_all
 from tests.faults.mutate import ODD_VALUES, mutate_bytes, mutate_tree

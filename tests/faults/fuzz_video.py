@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medsora.data.decoding import UnreadableVideo, VideoReader
-from medsora.data.find import Source
-from medsora.data.frame_folder import read_image
-from medsora.data.scan import scan_source
-from medsora.data.video_io import read_frames
+from medsora.data.checking.scan import scan_source
+from medsora.data.reading.decoding import UnreadableVideo, VideoReader
+from medsora.data.reading.find import Source
+from medsora.data.reading.frame_folder import read_image
+from medsora.data.reading.video_io import read_frames
 from tests.faults.guarded import report, try_all
 from tests.faults.mutate import mutate_boxes, mutate_bytes
-from tests.medsora.data.material import encode_named, moving_frames
+from tests.support.video_files import encode_named, moving_frames
 
 VIDEOS = (
     "h264_b_frames.mp4",

@@ -21,8 +21,8 @@ import sample_ddim
 import train_dit
 import train_vae
 from medsora.errors import STOP_SIGNALS
-from medsora.model_folder import sha256
-from medsora.training import cache
+from medsora.saved.find import sha256
+from medsora.training import fill_caches as cache
 from tests.faults.processes import alone, finish, start_forks, wait
 from tests.faults.together import configure, prepare, script
 

@@ -23,7 +23,7 @@ import torch
 
 import train_dit
 import train_vae
-from medsora.config_file import save_config
+from medsora.config.load import save_config
 from medsora.errors import exit_with_status
 from medsora.training.progress import Progress
 from tests.faults.places import PLACES
@@ -38,7 +38,7 @@ from tests.faults.processes import (
     wait_for_others,
     without_pages,
 )
-from tests.medsora.training import tiny
+from tests.support import tiny_training as tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4

@@ -16,10 +16,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from medsora.data.clips import ClipDataset
-from medsora.training import checkpoint, dit_stage, run_report, tensor_store, vae_loop
-from medsora.training.latent_cache import LatentCache
+from medsora.saved import checkpoint
+from medsora.training.cache import store as tensor_store
+from medsora.training.cache.latents import LatentCache
 from medsora.training.progress import Progress
-from medsora.training.run_folder import RunFolder
+from medsora.training.run import report as run_report
+from medsora.training.run.folder import RunFolder
+from medsora.training.stage1 import loop as vae_loop
+from medsora.training.stage2 import stage as dit_stage
 
 
 def die() -> None:

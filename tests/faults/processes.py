@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from medsora.training.run_report import RunReport
-from tests.reserved_port import reserve_port
+from medsora.training.run.report import RunReport
+from tests.support.reserved_port import reserve_port
 
 SURVIVORS_S = 60.0  # how soon the other processes must have stopped when one is killed
 

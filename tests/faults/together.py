@@ -24,13 +24,14 @@ import evaluate
 import sample_ddim
 import train_dit
 import train_vae
-from medsora.config_file import save_config
+from medsora.config.load import save_config
 from medsora.errors import exit_with_status
-from medsora.training import cache, setup
-from medsora.training import processes as training_processes
-from medsora.training.dit_samples import DitSamples
+from medsora.runtime import processes as training_processes
+from medsora.runtime.together import start_heartbeat
+from medsora.training import batches as setup
+from medsora.training import fill_caches as cache
 from medsora.training.schedule import SampleKey
-from medsora.training.together import start_heartbeat
+from medsora.training.stage2.samples import DitSamples
 from tests.faults.processes import (
     alone,
     finish,
@@ -42,8 +43,8 @@ from tests.faults.processes import (
     without_pages,
 )
 from tests.faults.troubles import after_a_batch, after_a_step, die, freeze, kill_worker, troubled
-from tests.medsora.training import tiny
-from tests.patience import PATIENCE_S
+from tests.support import tiny_training as tiny
+from tests.support.patience import PATIENCE_S
 
 SILENT_S = 10.0  # instead of the real limit, which nobody wants to wait for here
 CLIPS = 5  # no multiple of any batch: epochs end unevenly

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from medsora.evaluation.feature_store import FeatureStore
+from medsora.evaluation.features.feature_store import FeatureStore
 from medsora.training.progress import Progress
 
 

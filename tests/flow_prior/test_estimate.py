@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flow_prior import DisEstimator, build_estimator, estimate_flow
-from tests.flow_prior.material import shifting_video
+from tests.support.known_flow import shifting_video
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(2, 0), (0, -2), (-3, 1)])

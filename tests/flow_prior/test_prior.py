@@ -15,7 +15,7 @@ from flow_prior import (
     selected_layers,
 )
 from flow_prior.prior import average_frames, sample
-from tests.flow_prior.material import CountingEstimator, PoolingEncoder, shifting_video
+from tests.support.known_flow import CountingEstimator, PoolingEncoder, shifting_video
 
 SHAPE = {"latent_frames": 4, "grid": (2, 3), "width": 5}
 

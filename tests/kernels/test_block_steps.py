@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import block_steps, fused_plan, triton_backend
-from tests.patience import PATIENCE_S
+from kernels import block_steps
+from kernels.fused import backend as triton_backend
+from kernels.fused import plan as fused_plan
+from tests.support.patience import PATIENCE_S
 
 LAUNCHES = 17  # of a block: 7 products, 2 scans of 2, attention, 3 norms, gates, the last sum
 
@@ -21,7 +23,7 @@ LAUNCHES = 17  # of a block: 7 products, 2 scans of 2, attention, 3 norms, gates
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_kernels_equal_the_operators_and_a_step_launches_few() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.run_triton_block"],
+        [sys.executable, "-m", "tests.support.triton.run_triton_block"],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
@@ -103,7 +105,7 @@ def test_attention_is_cut_smaller_before_hopper(
 def test_attention_spills_nothing_before_hopper(capability: str, tmp_path: Path) -> None:
     sizes = ("--headdim", "64", "--heads", "8", "--attention", "--capability", capability)
     run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.compile_triton", *sizes],
+        [sys.executable, "-m", "tests.support.triton.compile_triton", *sizes],
         capture_output=True,
         text=True,
         env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},

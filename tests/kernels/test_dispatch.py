@@ -9,8 +9,10 @@ import sys
 import pytest
 import torch
 
-from kernels import backends, dispatch, fused_plan, mamba2_scan, triton_backend
-from tests.kernels.scan_inputs import random_inputs
+from benchmarks.support.scan_inputs import random_inputs
+from kernels import backends, dispatch, mamba2_scan
+from kernels.fused import backend as triton_backend
+from kernels.fused import plan as fused_plan
 
 
 def test_every_backend_is_usable_or_says_why() -> None:
@@ -27,7 +29,7 @@ def test_listing_the_backends_registers_nothing() -> None:
 import os, sys
 os.environ["TRITON_INTERPRET"] = "1"
 from kernels import backends, mamba2_scan
-from tests.kernels.scan_inputs import random_inputs
+from benchmarks.support.scan_inputs import random_inputs
 import torch
 assert backends()["triton"] is None
 assert not hasattr(torch.ops.medsora, "scan")

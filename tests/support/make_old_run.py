@@ -1,4 +1,6 @@
-"""Write the archive that `tests/test_old_runs.py` reads: `python -m tests.support.make_old_run OUT.tar.xz`.
+"""Write the archive that `tests/repository/test_old_runs.py` reads.
+
+`python -m tests.support.make_old_run OUT.tar.xz`
 
 It was run at commit 228d447 and holds what that commit's commands left behind, at the smallest sizes that are
 still real: both stages' runs, each as a kill after its middle checkpoint leaves it; both caches of stage 2;
@@ -30,8 +32,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medsora import MedSoraPipeline
-from medsora.config import Config
-from medsora.config_file import load_config
+from medsora.config.load import load_config
+from medsora.config.schema import Config
 
 CONFIG = """
 run: {name: old, seed: 7}
@@ -238,7 +240,7 @@ def make_everything() -> dict[str, Any]:
     Path("base.json").write_text(json.dumps(BASE), encoding="utf-8")
     save_file(dino_weights("test_vit"), "dino.safetensors")
     call("train_vae", "--config", "old.yaml")
-    call("medsora.training.cache", "--config", "old.yaml")
+    call("medsora.training.fill_caches", "--config", "old.yaml")
     call("train_dit", "--config", "old.yaml")
     expected = {stage: kill_after(Path("runs/old", stage), step) for stage, step in KILLED_AFTER.items()}
     call("medsora.__main__", "export", "runs/old", "exported")

@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 from safetensors.numpy import save
 
-from medsora.data.atomic import write_bytes, write_json, written_beside
 from medsora.data.phantom.render import KINDS, check_polyp_size, render_clip
-from medsora.data.video_io import write_video
+from medsora.data.reading.video_io import write_video
+from medsora.runtime.files import write_bytes, write_json, written_beside
 
 LOOK = 1  # raise when the renderer draws other pictures from the same seed
 LABELS_NAME = "labels.csv"

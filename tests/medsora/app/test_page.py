@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medsora.data.reading.video_io import probe
 from medsora.data.sheet import save_image
-from medsora.data.video_io import probe
-from tests.medsora.tiny_pipeline import write_conditional, write_run
-from tests.patience import PATIENCE_S
-from tests.reserved_port import reserve_port
+from tests.support.patience import PATIENCE_S
+from tests.support.reserved_port import reserve_port
+from tests.support.tiny_pipeline import write_conditional, write_run
 
 ROOT = Path(__file__).resolve().parents[3]
 FLAGS = [

@@ -19,11 +19,11 @@ from medsora.app.sampling import (
     packed,
     sample_files,
 )
+from medsora.data.reading.video_io import probe, read_frames
 from medsora.data.sheet import save_image
-from medsora.data.video_io import probe, read_frames
 from medsora.errors import BadInput
-from medsora.pipeline import MedSoraPipeline
-from tests.medsora.tiny_pipeline import tiny_pipeline, write_conditional, write_run
+from medsora.sampling.pipeline import MedSoraPipeline
+from tests.support.tiny_pipeline import tiny_pipeline, write_conditional, write_run
 
 
 @pytest.fixture(scope="module")

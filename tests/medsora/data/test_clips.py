@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 from medsora.data import clips as clips_module
 from medsora.data.choice import ImageSource
 from medsora.data.clips import ClipDataset
-from medsora.data.decoding import UnreadableVideo
-from medsora.data.pixels import frames_to_video, video_to_frames
-from medsora.data.video_io import read_frames, write_video
+from medsora.data.reading.decoding import UnreadableVideo
+from medsora.data.reading.pixels import frames_to_video, video_to_frames
+from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
-from tests.medsora.data.material import cut, encode, moving_frames
+from tests.support.video_files import cut, encode, moving_frames
 
 SIZE = 16
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from medsora.data.clips import ClipDataset
-from medsora.data.pixels import video_to_frames
-from medsora.data.video_io import read_frames
+from medsora.data.reading.pixels import video_to_frames
+from medsora.data.reading.video_io import read_frames
 
 
 def test_all_four_sequences_give_their_own_clips(endoscopy_folder: Path, tmp_path: Path) -> None:

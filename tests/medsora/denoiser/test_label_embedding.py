@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from medsora.denoiser import MedSora
-from medsora.denoiser.guidance import guided
 from medsora.denoiser.parameters import parameter_table
-from medsora.denoiser.prepared import PreparedDenoiser
 from medsora.errors import BadInput
+from medsora.sampling.guidance import guided
+from medsora.sampling.prepared import PreparedDenoiser
 
 T = [900, 300, 0]
 

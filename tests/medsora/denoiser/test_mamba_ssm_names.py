@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medsora.denoiser.mamba import Mamba2
-from tests.patience import PATIENCE_S
+from tests.support.patience import PATIENCE_S
 
 # A program of its own: the package needs stand-ins for its compiled parts (which the weights do without), and
 # its __init__ would import transformers.

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from medsora.denoiser import MedSora, attention, plain
 from medsora.denoiser.plain import PlainMedSora
 from medsora.errors import BadInput
-from tests.medsora.denoiser.conftest import SMALL
-from tests.patience import PATIENCE_S
+from tests.medsora.conftest import SMALL
+from tests.support.patience import PATIENCE_S
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the largest value
 
@@ -28,7 +28,7 @@ from types import ModuleType
 import torch
 
 from kernels import mamba_ssm_backend
-from tests.kernels.run_mamba_ssm import stand_in_for_a_gpu
+from tests.support.triton.run_mamba_ssm import stand_in_for_a_gpu
 
 stand_in_for_a_gpu()
 mamba_ssm_backend.function_in_use = lambda: "mamba_chunk_scan_combined"
@@ -38,7 +38,7 @@ sys.modules["mamba_ssm"] = ModuleType("mamba_ssm")
 sys.modules["mamba_ssm"].__path__ = [sys.argv[1]]
 
 from medsora.denoiser.plain import PlainMedSora
-from tests.medsora.denoiser.conftest import SMALL
+from tests.medsora.conftest import SMALL
 
 packages = PlainMedSora(**SMALL)
 ours = PlainMedSora(**SMALL, use_mamba_ssm=False)

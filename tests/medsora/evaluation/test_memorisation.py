@@ -8,19 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsora.data.video_io import write_video
+from medsora.data.reading.video_io import write_video
 from medsora.errors import BadInput
 from medsora.evaluation import evaluate
-from medsora.evaluation.feature_store import Features
-from medsora.evaluation.memorisation import (
-    MirroredExtractor,
-    ThumbnailExtractor,
-    judge,
-    nearest,
-    spread_of,
-)
-from medsora.evaluation.pyramid import PyramidExtractor
-from tests.medsora.evaluation.material import bordered, drifting_clip, write_clips
+from medsora.evaluation.features.feature_store import Features
+from medsora.evaluation.memorisation import MirroredExtractor, ThumbnailExtractor, judge, nearest, spread_of
+from medsora.evaluation.metrics.pyramid import PyramidExtractor
+from tests.support.drifting_clips import bordered, drifting_clip, write_clips
 
 
 @pytest.fixture(autouse=True)

@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsora.data.video_io import read_frames, write_video
+from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
 from medsora.evaluation import evaluate
 from medsora.evaluation.bootstrap import between_halves, bootstrap, replicate_weights, spread
-from medsora.evaluation.clip_set import choose_clips
-from medsora.evaluation.feature_store import Features, FeatureStore
-from medsora.evaluation.measure import FrechetMeasure
-from medsora.evaluation.paper_tables import TABLE_2, paper_tables
-from medsora.evaluation.pixel import PixelExtractor
-from medsora.evaluation.results import Results
-from tests.medsora.evaluation.material import bordered, drifting_clip, write_clips
-from tests.patience import PATIENCE_S
+from medsora.evaluation.features.clip_set import choose_clips
+from medsora.evaluation.features.feature_store import Features, FeatureStore
+from medsora.evaluation.metrics.measure import FrechetMeasure
+from medsora.evaluation.metrics.pixel import PixelExtractor
+from medsora.evaluation.report.paper_tables import TABLE_2, paper_tables
+from medsora.evaluation.report.results import Results
+from tests.support.drifting_clips import bordered, drifting_clip, write_clips
+from tests.support.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = {"frames": 4, "size": 32}

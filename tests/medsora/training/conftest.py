@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.medsora.training import tiny
+from tests.support import tiny_training as tiny
 
 
 @pytest.fixture(scope="session")

@@ -14,14 +14,14 @@ import psutil
 import pytest
 import torch
 
-from medsora.config import Config
-from medsora.config_file import config_from_dict
+from medsora.config.load import config_from_dict
+from medsora.config.schema import Config
 from medsora.diffusion import DiffusionLoss, GaussianDiffusion
 from medsora.errors import BadInput, exit_with_status
-from medsora.training import non_finite
+from medsora.training import step_guard as non_finite
 from medsora.training.progress import Progress
-from medsora.training.run_folder import refuse_changes
-from tests.medsora.training import tiny
+from medsora.training.run.folder import refuse_changes
+from tests.support import tiny_training as tiny
 from vae.losses import VaeLoss
 
 STEPS = 4

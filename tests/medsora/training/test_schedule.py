@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from medsora.config import PhaseConfig
+from medsora.config.schema import PhaseConfig
 from medsora.errors import BadInput
 from medsora.training.schedule import Schedule, StepBatches
 

@@ -1,0 +1,78 @@
+"""The fused Triton kernels as a backend: whether this machine runs them, and the scan's call.
+
+The kernels themselves are imported late.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from kernels.fused.plan import MIN_CAPABILITY, interpreted
+
+
+@functools.cache
+def unusable() -> str | None:
+    """Why the kernels cannot run on this machine, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not interpreted():
+        if not torch.cuda.is_available():
+            return "its kernels need a GPU and none is visible"
+        if torch.cuda.get_device_capability() < MIN_CAPABILITY:
+            return "its kernels need a GPU of compute capability 8.0 or newer"
+        if reason := _no_launcher():
+            return reason
+    return None
+
+
+def register() -> None:
+    """Make the kernels known as `torch.ops.medsora`; needs a machine where they are not `unusable`."""
+    importlib.import_module("kernels.fused.scan")
+    importlib.import_module("kernels.fused.block")
+
+
+# What torch.compiler.assume_constant_result sets: torch.compile registers them too, while it traces.
+register._dynamo_marked_constant = True
+
+
+def _no_launcher() -> str | None:
+    """Why Triton can launch nothing here, or None: it builds its launcher with a C compiler at first use."""
+    try:
+        _ = importlib.import_module("triton.runtime").driver.active.utils
+    except Exception as error:  # whatever a compiler, a header or a driver may say
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        return f"Triton cannot build its launcher here ({first}); it needs a C compiler and Python's headers"
+    return None
+
+
+def scan(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    *,
+    orders: Tensor,
+    headdim: int,
+    eps: float,
+) -> Tensor:
+    """As `kernels.mamba2_scan` describes, with orders (axes, k, S, l). Sums are kept in float32."""
+    register()
+    return torch.ops.medsora.scan(
+        zxbcdt if zxbcdt.stride(-1) == 1 else zxbcdt.contiguous(),
+        conv_weight.reshape(conv_bias.shape[0], -1).contiguous(),
+        conv_bias.contiguous(),
+        dt_bias.contiguous(),
+        A_log.contiguous(),
+        D.contiguous(),
+        norm_weight.contiguous(),
+        orders.to(torch.int32).contiguous(),
+        eps,
+    )

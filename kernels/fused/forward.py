@@ -1,0 +1,174 @@
+"""Forward kernels: the scan of every walk, then gate, norm and the sum of an axis' walks.
+
+The scan writes y of each walk at its token's own place, so nothing is rearranged in memory; no state is
+written where a sequence fits a tile. The norm spans all heads of a token, which different programs hold: it
+follows in a kernel of its own that reads every value once.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.fused.ops import (
+    PRECISION,
+    SIZES,
+    convolve,
+    convolve_BC,
+    decay_between,
+    log_decay_reached,
+    masked_silu,
+    sigmoid,
+    softplus,
+    tile_steps,
+)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def scan_forward(
+    zxbcdt,  # (batch, tokens, 2*DI + 2*D_STATE + HEADS), any strides but 1 along the last
+    walks,  # (ways, sequences, steps) int32 token numbers
+    conv_weight,
+    conv_bias,
+    dt_bias,
+    A_log,
+    D,
+    y,  # (ways, batch, tokens, DI), written
+    states,  # (ways, batch, sequences, HEADS, chunks, D_STATE, HEADDIM) float32, written if KEEP_STATES
+    batch_stride,
+    token_stride,
+    batches,
+    sequences,
+    steps,
+    tiles,
+    chunks,
+    HEADS: tl.constexpr,
+    HEADDIM: tl.constexpr,
+    SPLIT: tl.constexpr,  # so many heads share Δ, A and D: they are one whose channels were too many at once
+    D_STATE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SLICE: tl.constexpr,  # of BLOCK_N that is held at once: all of it if CHUNKED
+    WIDTH: tl.constexpr,
+    Q: tl.constexpr,
+    PACKED: tl.constexpr,
+    CHUNKED: tl.constexpr,
+    HEADS_AT_ONCE: tl.constexpr,
+    KEEP_STATES: tl.constexpr,
+):
+    """One program: one tile (or one long sequence), one walk, HEADS_AT_ONCE heads, which share B and C."""
+    DI: tl.constexpr = HEADS * HEADDIM
+    HEAD_BLOCKS: tl.constexpr = HEADS // HEADS_AT_ONCE
+    dtype = zxbcdt.dtype.element_ty
+    program = tl.program_id(0)
+    way = tl.program_id(1).to(tl.int64)
+    head_block = program % HEAD_BLOCKS
+    tile = (program // HEAD_BLOCKS) % tiles
+    batch = (program // HEAD_BLOCKS // tiles).to(tl.int64)
+
+    token_count = sequences * steps
+    walk = walks + way * token_count
+    tokens = zxbcdt + batch * batch_stride
+    out = y + (way * batches + batch) * token_count * DI
+    p = tl.arange(0, HEADDIM)
+    if CHUNKED:
+        state = tl.zeros((BLOCK_N, HEADDIM), dtype=tl.float32)
+
+    for chunk in range(chunks):
+        place, step, inside, past, earlier = tile_steps(tile, chunk, sequences, steps, Q, PACKED, CHUNKED)
+        token = tl.load(walk + place, mask=inside, other=0).to(tl.int64)
+        CB = tl.zeros((Q, Q), dtype=tl.float32)
+        for part in tl.static_range(BLOCK_N // SLICE):
+            n = part * SLICE + tl.arange(0, SLICE)
+            B, C = convolve_BC(
+                tokens + DI,
+                token_stride,
+                walk,
+                place,
+                step,
+                inside,
+                n,
+                conv_weight,
+                conv_bias,
+                DI,
+                D_STATE,
+                WIDTH,
+            )
+            B = masked_silu(B, inside).to(dtype)
+            C = masked_silu(C, inside).to(dtype)
+            CB += tl.dot(C, tl.trans(B), input_precision=PRECISION)
+
+        for i in range(HEADS_AT_ONCE):
+            head = head_block * HEADS_AT_ONCE + i
+            whole = head // SPLIT
+            raw = tl.load(
+                tokens + token * token_stride + 2 * DI + 2 * D_STATE + whole, mask=inside, other=0.0
+            )
+            dt = softplus(raw.to(tl.float32) + tl.load(dt_bias + whole).to(tl.float32))
+            dt = tl.where(inside, dt, 0.0)
+            decay = dt * -tl.exp(tl.load(A_log + whole).to(tl.float32))
+            reached = log_decay_reached(decay, past)
+            kernel = decay_between(reached, past, earlier) * dt[None, :] * CB
+
+            columns = head * HEADDIM + p
+            x = convolve(
+                tokens + DI,
+                token_stride,
+                walk,
+                place,
+                step,
+                inside,
+                columns,
+                columns < DI,
+                conv_weight,
+                conv_bias,
+                WIDTH,
+            )
+            x = masked_silu(x, inside)
+            result = tl.dot(kernel.to(dtype), x.to(dtype), input_precision=PRECISION)
+            result += tl.load(D + whole).to(tl.float32) * x
+            if CHUNKED:
+                if KEEP_STATES:
+                    index = ((way * batches + batch) * sequences + tile) * HEADS + head
+                    kept = states + (index * chunks + chunk) * D_STATE * HEADDIM
+                    tl.store(kept + n[:, None] * HEADDIM + p[None, :], state, mask=(n < D_STATE)[:, None])
+                carried = tl.dot(C, state.to(dtype), input_precision=PRECISION)
+                result += tl.exp(reached)[:, None] * carried
+                total = tl.sum(decay)
+                to_end = tl.exp(total - reached) * dt
+                added = tl.dot(tl.trans(B), (x * to_end[:, None]).to(dtype), input_precision=PRECISION)
+                state = tl.exp(total) * state + added
+            tl.store(
+                out + token[:, None] * DI + columns[None, :],
+                result.to(y.dtype.element_ty),
+                mask=inside[:, None],
+            )
+
+
+@triton.jit(do_not_specialize=SIZES)
+def norm_forward(
+    zxbcdt,
+    y,  # (axes*WAYS, rows, DI), rows = batch*tokens
+    norm_weight,
+    out,  # (axes, rows, DI), written
+    batch_stride,
+    token_stride,
+    token_count,
+    rows,
+    eps,
+    DI: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WAYS: tl.constexpr,
+):
+    """One program: one token of one axis. RMSNorm(y * silu(z)) of each walk, summed over the WAYS walks."""
+    row = tl.program_id(0).to(tl.int64)
+    axis = tl.program_id(1).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    exists = d < DI
+    token = zxbcdt + (row // token_count) * batch_stride + (row % token_count) * token_stride
+    z = tl.load(token + d, mask=exists, other=0.0).to(tl.float32)
+    gate = z * sigmoid(z)
+    total = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    for way in tl.static_range(WAYS):
+        value = tl.load(y + ((axis * WAYS + way) * rows + row) * DI + d, mask=exists, other=0.0)
+        gated = value.to(tl.float32) * gate
+        total += gated / tl.sqrt(tl.sum(gated * gated) / DI + eps)
+    weight = tl.load(norm_weight + d, mask=exists, other=0.0).to(tl.float32)
+    tl.store(out + (axis * rows + row) * DI + d, (total * weight).to(out.dtype.element_ty), mask=exists)

@@ -1,0 +1,373 @@
+"""The fused scan as PyTorch operators: launch sizes, buffers, and what autograd and torch.compile must know.
+
+Forward: two launches (scan of all walks and heads; gate, norm and sum). Backward: the scan again, then norm,
+scan and convolution. Only the inputs are saved. Nothing synchronises with the host and no launch depends on
+values, so both can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.fused import backward as triton_backward
+from kernels.fused import forward as triton_forward
+from kernels.fused.plan import MAX_TILE_STEPS, chunked_tile, on, split_of_a_head
+
+PROGRAMS_PER_PROCESSOR = 2  # fewer heads per program where there would be less than that to do
+MOST_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients
+MOST_BACKWARD_BYTES = 2**31  # of buffers of a backward pass: a batch that needs more goes through in parts
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Sizes of one scan and how it is cut into programs."""
+
+    batches: int
+    axes: int
+    ways: int  # walks per axis
+    sequences: int  # per walk and batch element
+    steps: int  # per sequence
+    heads: int  # of programs: a head of many channels counts as `split`
+    headdim: int
+    split: int  # heads in a row that share Δ, A and D
+    d_state: int
+    width: int  # taps of the convolution
+    tile: int  # steps that a program computes at once
+    packed: int  # whole sequences in a tile
+    chunks: int  # tiles that a program visits in turn
+    heads_at_once: int  # heads of a program
+
+    @property
+    def d_inner(self) -> int:
+        return self.heads * self.headdim
+
+    @property
+    def all_ways(self) -> int:
+        return self.axes * self.ways
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.steps
+
+    @property
+    def rows(self) -> int:
+        return self.batches * self.tokens
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.sequences // self.packed)
+
+    @property
+    def head_blocks(self) -> int:
+        return self.heads // self.heads_at_once
+
+    @property
+    def sequence_tiles(self) -> int:
+        """Tiles of a walk through one batch element, those that follow one another in a program included."""
+        return self.tiles * self.chunks
+
+    def backward_bytes(self, itemsize: int) -> int:
+        """Of a batch element's buffers in a backward pass: y, gradients before the convolution, states."""
+        y_and_convolved = 2 * self.d_inner + self.head_blocks * 2 * self.d_state
+        states = self.sequence_tiles * self.d_state * self.d_inner * 4 if self.chunks > 1 else 0
+        return self.all_ways * (self.tokens * (y_and_convolved * itemsize + self.heads * 4) + states)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.batches * self.tiles * self.head_blocks, self.all_ways
+
+    def constants(self, *, many_registers: bool) -> dict[str, int | bool]:
+        """Compile-time arguments that the two scan kernels share."""
+        block_n = max(16, triton.next_power_of_2(self.d_state))
+        spread = self.chunks > 1 or (many_registers and self.tile > 32)
+        return {
+            "HEADS": self.heads,
+            "HEADDIM": self.headdim,
+            "SPLIT": self.split,
+            "D_STATE": self.d_state,
+            "BLOCK_N": block_n,
+            "SLICE": block_n if self.chunks > 1 else min(64, block_n),
+            "WIDTH": self.width,
+            "Q": self.tile,
+            "PACKED": self.packed,
+            "CHUNKED": self.chunks > 1,
+            "HEADS_AT_ONCE": self.heads_at_once,
+            "num_warps": 8 if spread else 4,
+            "num_stages": 1,  # what a program loads is gathered and small: buffers would lower the occupancy
+        }
+
+
+def plan(
+    zxbcdt: Tensor, conv_weight: Tensor, D: Tensor, norm_weight: Tensor, orders: Tensor, *, backward: bool
+) -> Launch:
+    """Cut a scan along orders (axes, k, S, l), or its backward pass, into programs of the current device."""
+    axes, ways, sequences, steps = orders.shape
+    d_inner = norm_weight.shape[0]
+    d_state = (conv_weight.shape[0] - d_inner) // 2
+    split = split_of_a_head(d_inner // D.shape[0], d_state, steps)
+    heads = D.shape[0] * split
+    if steps > MAX_TILE_STEPS:
+        tile = chunked_tile(zxbcdt.dtype, backward=backward)
+    else:
+        tile = MAX_TILE_STEPS // 2 if steps <= MAX_TILE_STEPS // 2 else MAX_TILE_STEPS
+    packed = max(1, tile // steps)
+    chunks = -(-steps // tile)
+    heads_at_once = 1
+    if chunks == 1:
+        programs = zxbcdt.shape[0] * -(-sequences // packed) * axes * ways * heads
+        enough = PROGRAMS_PER_PROCESSOR * _processors(zxbcdt.device)
+        while heads % (2 * heads_at_once) == 0 and programs // (2 * heads_at_once) >= enough:
+            heads_at_once *= 2
+    return Launch(
+        batches=zxbcdt.shape[0],
+        axes=axes,
+        ways=ways,
+        sequences=sequences,
+        steps=steps,
+        heads=heads,
+        headdim=d_inner // heads,
+        split=split,
+        d_state=d_state,
+        width=conv_weight.shape[1],
+        tile=tile,
+        packed=packed,
+        chunks=chunks,
+        heads_at_once=heads_at_once,
+    )
+
+
+@torch.library.custom_op("medsora::scan", mutates_args=())
+def fused_scan(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    orders: Tensor,
+    eps: float,
+) -> Tensor:
+    """(b, T, 2*d_inner + 2*N + heads) along int32 orders (axes, k, S, l) -> (axes, b, T, d_inner)."""
+    with on(zxbcdt.device):
+        launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=False)
+        out = zxbcdt.new_empty(launch.axes, launch.batches, launch.tokens, launch.d_inner)
+        y, _ = _scan(launch, zxbcdt, orders, conv_weight, conv_bias, dt_bias, A_log, D, keep_states=False)
+        triton_forward.norm_forward[(launch.rows, launch.axes)](
+            zxbcdt,
+            y,
+            norm_weight,
+            out,
+            *zxbcdt.stride()[:2],
+            launch.tokens,
+            launch.rows,
+            eps,
+            DI=launch.d_inner,
+            BLOCK_D=triton.next_power_of_2(launch.d_inner),
+            WAYS=launch.ways,
+        )
+    return out
+
+
+@fused_scan.register_fake
+def _(zxbcdt, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, orders, eps) -> Tensor:
+    return zxbcdt.new_empty(orders.shape[0], *zxbcdt.shape[:2], norm_weight.shape[0])
+
+
+@torch.library.custom_op("medsora::scan_backward", mutates_args=())
+def fused_scan_backward(
+    grad_out: Tensor,
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    orders: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients by zxbcdt and the six weights, in this order."""
+    weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
+    if not len(zxbcdt):  # nothing to cut into programs
+        return tuple(value.new_zeros(value.shape) for value in (zxbcdt, *weights))
+    grad_zxbcdt = zxbcdt.new_empty(zxbcdt.shape)
+    sums = []
+    with on(zxbcdt.device):
+        launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=True)
+        at_once = max(1, MOST_BACKWARD_BYTES // launch.backward_bytes(zxbcdt.element_size()))
+        for first in range(0, launch.batches, at_once):
+            part = slice(first, first + at_once)
+            above = grad_out[:, part].contiguous()
+            sums.append(_backward_of_part(above, zxbcdt[part], weights, orders, eps, grad_zxbcdt[part]))
+    grad_taps, grad_heads, grad_norm = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+    of_weights = (grad_taps[:-1].T.contiguous(), grad_taps[-1], *grad_heads, grad_norm)
+    return grad_zxbcdt, *(
+        grad.to(weight.dtype, copy=True) for grad, weight in zip(of_weights, weights, strict=True)
+    )
+
+
+def _backward_of_part(
+    grad_out: Tensor,
+    zxbcdt: Tensor,
+    weights: tuple[Tensor, ...],
+    orders: Tensor,
+    eps: float,
+    grad_zxbcdt: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fill grad_zxbcdt; give the float32 gradients of taps and bias, of (dt_bias, A_log, D), of the norm."""
+    conv_weight, *_, D, norm_weight = weights
+    launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=True)
+    strides = zxbcdt.stride()[:2]
+    channels, features = conv_weight.shape[0], zxbcdt.shape[2]
+    exact = {"dtype": torch.float32, "device": zxbcdt.device}
+    grad_conv = zxbcdt.new_empty(
+        launch.all_ways * launch.rows * (launch.d_inner + launch.head_blocks * 2 * launch.d_state)
+    )
+    grad_dt = torch.empty(launch.all_ways, launch.rows, launch.heads, **exact)
+    grad_heads = torch.empty(
+        launch.all_ways * launch.batches * launch.sequence_tiles, 3, launch.heads, **exact
+    )
+    places = orders.new_empty(launch.all_ways, launch.tokens)
+    y, states = _scan(launch, zxbcdt, orders, *weights[:-1], keep_states=launch.chunks > 1)
+
+    rows_each = -(-launch.rows // MOST_PARTIAL_SUMS)
+    norm_programs = -(-launch.rows // rows_each)
+    grad_norm = torch.empty(norm_programs, launch.d_inner, **exact)
+    triton_backward.norm_backward[(norm_programs,)](
+        zxbcdt,
+        y,
+        norm_weight,
+        grad_out,
+        grad_zxbcdt,
+        grad_norm,
+        *strides,
+        launch.tokens,
+        launch.rows,
+        rows_each,
+        features,
+        eps,
+        DI=launch.d_inner,
+        BLOCK_D=triton.next_power_of_2(launch.d_inner),
+        AXES=launch.axes,
+        WAYS=launch.ways,
+    )
+    triton_backward.scan_backward[launch.grid](
+        zxbcdt,
+        orders,
+        *weights[:-1],
+        y,
+        states,
+        places,
+        grad_conv,
+        grad_dt,
+        grad_heads,
+        *strides,
+        launch.batches,
+        launch.sequences,
+        launch.steps,
+        launch.tiles,
+        launch.chunks,
+        **launch.constants(many_registers=True),
+    )
+    block_t, block_c = 32, min(64, launch.headdim)
+    blocks = -(-launch.rows // block_t)
+    blocks_each = -(-blocks // MOST_PARTIAL_SUMS)
+    conv_programs = -(-blocks // blocks_each)
+    grad_taps = torch.empty(conv_programs, launch.width + 1, channels, **exact)
+    triton_backward.conv_backward[(conv_programs, -(-channels // block_c))](
+        zxbcdt,
+        orders,
+        places,
+        conv_weight,
+        grad_conv,
+        grad_zxbcdt,
+        grad_taps,
+        *strides,
+        launch.tokens,
+        launch.steps,
+        launch.rows,
+        blocks_each,
+        features,
+        DI=launch.d_inner,
+        D_STATE=launch.d_state,
+        HEAD_BLOCKS=launch.head_blocks,
+        ALL_WAYS=launch.all_ways,
+        WIDTH=launch.width,
+        TAP_ROWS=triton.next_power_of_2(launch.width + 1),
+        BLOCK_T=block_t,
+        BLOCK_C=block_c,
+    )
+    whole = D.shape[0], launch.split
+    grad_zxbcdt[..., -D.shape[0] :] = grad_dt.sum(0).view(*zxbcdt.shape[:2], *whole).sum(-1)
+    return grad_taps.sum(0), grad_heads.sum(0).view(3, *whole).sum(-1), grad_norm.sum(0)
+
+
+@fused_scan_backward.register_fake
+def _(grad_out, zxbcdt, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, orders, eps):
+    inputs = (zxbcdt, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
+    return tuple(value.new_empty(value.shape) for value in inputs)
+
+
+def _save(ctx, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    return *fused_scan_backward(grad_out, *ctx.saved_tensors, ctx.eps), None, None
+
+
+fused_scan.register_autograd(_backward, setup_context=_save)
+
+
+def _scan(
+    launch: Launch,
+    zxbcdt: Tensor,
+    orders: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    *,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """y of every walk (axes*k, b, T, d_inner), and the state that enters each chunk if it is to be kept."""
+    y = zxbcdt.new_empty(launch.all_ways, launch.batches, launch.tokens, launch.d_inner)
+    count = launch.all_ways * launch.batches * launch.sequences * launch.heads * launch.chunks
+    states = torch.empty(
+        count * launch.d_state * launch.headdim if keep_states else 0,
+        dtype=torch.float32,
+        device=zxbcdt.device,
+    )
+    triton_forward.scan_forward[launch.grid](
+        zxbcdt,
+        orders,
+        conv_weight,
+        conv_bias,
+        dt_bias,
+        A_log,
+        D,
+        y,
+        states,
+        *zxbcdt.stride()[:2],
+        launch.batches,
+        launch.sequences,
+        launch.steps,
+        launch.tiles,
+        launch.chunks,
+        KEEP_STATES=keep_states,
+        **launch.constants(many_registers=zxbcdt.dtype == torch.float32),
+    )
+    return y, states
+
+
+def _processors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 1

@@ -1,0 +1,177 @@
+"""The scan as batched matrix products in plain PyTorch: any length, autograd, CPU and GPU.
+
+A scalar state space is a masked attention: y_t = sum over s <= t of (C_t.B_s) exp(sum of ΔA after s) Δ_s x_s.
+Up to `ONE_CHUNK` steps that is one matrix per head. Longer sequences are cut into chunks that hand a state to
+the next one, so the cost grows linearly with the length.
+
+Shape letters: b batch, w walks (axes*k), S sequences, l steps, c chunks, q steps of a chunk, h heads,
+p channels per head, n state size; r = all sequences of all walks, w*S.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.matrix.gated_norm import gated_norm_sum
+from kernels.matrix.walks import places_of, put_back, walk, walk_conv_silu
+
+ONE_CHUNK = 128  # steps: up to here one matrix is cheaper than states
+CHUNK = 64  # steps at most in each of several chunks
+SHORTEST = 1e-30  # Δ that is told from 0, as it is in steps that only fill a chunk
+# Of 2: with smaller ones float32's numbers become slow, and what has no meaning stays finite in products with
+# gradients up to 1e29.
+EXPONENTS = -100, 30
+
+
+def scan(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    *,
+    orders: Tensor,
+    headdim: int,
+    eps: float,
+) -> Tensor:
+    """Mamba-2 of projected tokens (b, T, 2*h*p + 2*n + h) along orders (axes, k, S, l): (axes, b, T, h*p).
+
+    Products run in the tokens' dtype; decays, Δ and the norm in float32 (float64 for float64 tokens).
+    `kernels.mamba2_scan` says what the arguments are.
+    """
+    heads, d_inner, channels = D.numel(), norm_weight.numel(), conv_bias.numel()
+    exact = torch.promote_types(zxbcdt.dtype, torch.float32)
+    walks = orders.flatten(0, 1)
+    places = places_of(walks)
+    with torch.autocast(zxbcdt.device.type, enabled=False):
+        z, xBC, dt = zxbcdt.split([d_inner, channels, heads], dim=-1)
+        taps = conv_weight.reshape(channels, -1)
+        x, BC = walk_conv_silu(xBC, taps, conv_bias, walks, places, heads, headdim)
+        x, (B, C) = x.flatten(1, 2), BC.flatten(1, 2).chunk(2, dim=-1)
+        dt = walk(F.softplus(dt.to(exact) + dt_bias.to(exact)), walks, places).flatten(1, 2)
+        decay = dt * -torch.exp(A_log.to(exact))
+        run = _one_chunk if walks.shape[2] <= ONE_CHUNK else _many_chunks
+        y = run(x, B, C, dt, decay, D).unflatten(1, walks.shape[:2])
+
+        summed = gated_norm_sum(put_back(y, walks, places), z, norm_weight, orders.shape[0], eps)
+        return summed.transpose(0, 1)
+
+
+def _one_chunk(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:
+    """All steps in one matrix per head, D on its diagonal: x (b, r, h, q, p) -> (b, r, h, q, p)."""
+    return _OneChunk.apply(x, B, C, dt, decay, D)
+
+
+class _OneChunk(torch.autograd.Function):
+    """Keeps what it was given and nothing else: the matrices are made anew for the gradients."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:
+        ctx.save_for_backward(x, B, C, dt, decay, D)
+        if x.shape[-2] == 1:
+            return x * _weight_of_one(B, C, dt, D).to(x.dtype)
+        kernel = _weights(decay, dt).mul_(_alike(C, B).unsqueeze(2))
+        kernel.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
+        return kernel.to(x.dtype) @ x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+        x, B, C, dt, decay, D = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            if x.shape[-2] == 1:
+                return _backward_of_one(grad, x, B, C, dt, D)
+            weights, alike = _weights(decay, dt), _alike(C, B).to(decay.dtype).unsqueeze(2)
+            grad_kernel = (grad @ x.mT).to(decay.dtype)
+            grad_D = grad_kernel.diagonal(dim1=-2, dim2=-1).sum((0, 1, 3))
+            grad_kernel.mul_(weights)
+            grad_alike = grad_kernel.sum(2).tril_().to(B.dtype)
+
+            grad_exponent = grad_kernel.mul_(alike)
+            from_steps, to_steps = grad_exponent.sum(-2).mT, grad_exponent.sum(-1).mT  # (b, r, q, h)
+            grad_dt = from_steps / dt.clamp(min=SHORTEST)
+            grad_decay = (to_steps - from_steps).flip(2).cumsum(2).flip(2)
+
+            kernel = weights.mul_(alike)
+            kernel.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
+            grad_x = kernel.to(x.dtype).mT @ grad
+            return grad_x, grad_alike.mT @ C, grad_alike @ B, grad_dt, grad_decay, grad_D.to(D.dtype)
+
+
+def _weight_of_one(B: Tensor, C: Tensor, dt: Tensor, D: Tensor) -> Tensor:
+    """What x is multiplied by in sequences of a single step: (b, r, h, 1, 1)."""
+    alike = (C.to(dt.dtype) * B.to(dt.dtype)).sum(-1, keepdim=True)
+    return torch.addcmul(D.to(dt.dtype), alike, dt).mT.unsqueeze(-1)
+
+
+def _backward_of_one(
+    grad: Tensor, x: Tensor, B: Tensor, C: Tensor, dt: Tensor, D: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of `_OneChunk`'s arguments for sequences of a single step, which nothing fades in."""
+    exact = dt.dtype
+    alike = (C.to(exact) * B.to(exact)).sum(-1, keepdim=True)
+    grad_x = grad * _weight_of_one(B, C, dt, D).to(grad.dtype)
+    grad_weight = (grad.to(exact) * x.to(exact)).sum(-1).mT  # (b, r, 1, h)
+    grad_alike = (grad_weight * dt).sum(-1, keepdim=True)
+    grad_D = grad_weight.sum((0, 1, 2)).to(D.dtype)
+    grad_B, grad_C = (grad_alike * C).to(B.dtype), (grad_alike * B).to(C.dtype)
+    return grad_x, grad_B, grad_C, grad_weight * alike, torch.zeros_like(dt), grad_D
+
+
+def _weights(decay: Tensor, dt: Tensor) -> Tensor:
+    """Δ_s exp(sum of ΔA after step s up to step t), in one piece: (b, r, q, h) -> (b, r, h, q, q).
+
+    Where s is later than t it has no meaning, which `_alike` leaves out: there are h times as many of these.
+    """
+    steps = dt.mT.clamp(min=SHORTEST)
+    reached = _to_base_2(decay.mT.cumsum(-1))  # (b, r, h, q): the decay from the start to each step
+    left = reached - steps.log2()
+    weights = (reached.unsqueeze(-1) - left.unsqueeze(-2)).clamp_(*EXPONENTS).exp2_()
+    weights.diagonal(dim1=-2, dim2=-1).copy_(steps)  # the largest, free of rounding a sum
+    return weights
+
+
+def _to_base_2(exponent: Tensor) -> Tensor:
+    """Of e to of 2, whose powers are several times faster on a CPU. A literal: torch.compile with dynamic
+    sizes takes a global number for one that may change."""
+    return exponent * 1.4426950408889634
+
+
+def _alike(C: Tensor, B: Tensor) -> Tensor:
+    """C_t.B_s, 0 where s is later than t: (b, r, q, n) -> (b, r, q, q)."""
+    return (C @ B.mT).tril_()
+
+
+def _many_chunks(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:
+    """Chunks side by side, then the state that each hands on: x (b, r, h, l, p) -> (b, r, h, l, p)."""
+    rows, heads, length, headdim = x.shape[1:]
+    count = -(-length // CHUNK)
+    chunk = -(-length // count)
+    missing = count * chunk - length  # steps that are added have Δ = 0, x = 0
+
+    def cut(steps: Tensor) -> Tensor:  # (b, r, l, ...) -> (b, r*c, q, ...)
+        return F.pad(steps, (0, 0, 0, missing)).unflatten(2, (count, chunk)).flatten(1, 2)
+
+    x = F.pad(x, (0, 0, 0, missing)).unflatten(3, (count, chunk)).transpose(2, 3).flatten(1, 2)
+    B, C, dt, decay = (cut(steps) for steps in (B, C, dt, decay))
+    y = _one_chunk(x, B, C, dt, decay, D)  # (b, r*c, h, q, p)
+
+    reached = _to_base_2(decay.cumsum(2))
+    to_end = torch.exp2(reached[:, :, -1:] - reached) * dt  # (b, r*c, q, h)
+    weighted = (x * to_end.mT.unsqueeze(-1).to(x.dtype)).transpose(2, 3).flatten(-2)
+    added = (B.mT @ weighted).to(reached.dtype).unflatten(-1, (heads, headdim)).unflatten(1, (rows, count))
+    kept = torch.exp2(reached[:, :, -1]).unflatten(1, (rows, count))[:, :, :, None, :, None]
+    state = torch.zeros_like(added[:, :, 0])  # (b, r, n, h, p)
+    entering = [state]
+    for i in range(count - 1):
+        state = kept[:, :, i] * state + added[:, :, i]
+        entering.append(state)
+    carried = C @ torch.stack(entering, 2).flatten(1, 2).flatten(-2).to(x.dtype)  # (b, r*c, q, h*p)
+    carried = carried.unflatten(-1, (heads, headdim)).transpose(2, 3)
+    y = y + carried * torch.exp2(reached).mT.unsqueeze(-1).to(x.dtype)
+    return y.unflatten(1, (rows, count)).transpose(2, 3).flatten(3, 4)[:, :, :, :length]

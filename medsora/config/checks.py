@@ -1,0 +1,123 @@
+"""Checks of a config's values: the schema's choices and ranges, and what keys demand of one another."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+
+from medsora.config.crop import checked_crop
+from medsora.config.schema import DIFFUSION_STEPS, MAX_SIDE_PX, Config, PhaseConfig, values_of
+from medsora.errors import BadInput
+from vae.shapes import FRAMES_PER_CHUNK
+
+RUN_NAME = re.compile(r"\w[\w .,+=@-]{0,99}")
+
+
+def check_config(config: Config, source: str) -> None:
+    """Check every value of `config`, and put back the words off and no, which YAML reads as false.
+
+    Raises `BadInput` with one sentence that names `source` and the key.
+    """
+    _restore_words(config)
+    _check_forms(config, source)
+    _check_rules(config, source)
+    _check_conditions(config, source)
+    _check_phases(config.train_dit.phases, source)
+
+
+def _restore_words(config: Config) -> None:
+    for section in (getattr(config, outer.name) for outer in fields(config)):
+        for inner in fields(section):
+            for word in {"off", "no"} & set(inner.metadata["key"].choices):
+                if getattr(section, inner.name) == "False":
+                    setattr(section, inner.name, word)
+
+
+def _check_forms(config: Config, source: str) -> None:
+    """Check values whose rule is neither a choice nor a range, or needs a sentence of its own."""
+    if not RUN_NAME.fullmatch(config.run.name):
+        raise BadInput(
+            f"{source}: run.name is {config.run.name!r} but must be one folder's name: a letter or digit "
+            "first, no slashes; the place is run.dir."
+        )
+    for key, value in config.denoiser.overrides.items():
+        if isinstance(value, int) and not isinstance(value, bool) and not 0 < value <= MAX_SIDE_PX:
+            raise BadInput(f"{source}: denoiser.overrides.{key} is {value} but must be 1 to {MAX_SIDE_PX}.")
+    if config.train_dit.sample_steps > DIFFUSION_STEPS:
+        raise BadInput(
+            f"{source}: train_dit.sample_steps is {config.train_dit.sample_steps} but there are only "
+            f"{DIFFUSION_STEPS} diffusion steps."
+        )
+    size = config.data.size
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
+    if not all(type(side) is int and side <= MAX_SIDE_PX for side in sides):
+        raise BadInput(
+            f"{source}: data.size is {size!r} but must be one number of pixels or [height, width], "
+            f"each at most {MAX_SIDE_PX}."
+        )
+    checked_crop(config.data.crop, f"{source}: data.crop")
+    images = config.images
+    if images.count < 0 or (images.encoding == "packed" and images.count % FRAMES_PER_CHUNK):
+        raise BadInput(
+            f"{source}: images.count is {images.count}, but packed images come in groups of "
+            f"{FRAMES_PER_CHUNK}; use a multiple of {FRAMES_PER_CHUNK}, 0, or images.encoding=single."
+        )
+
+
+def _check_rules(config: Config, source: str) -> None:
+    """Check every value against its `Key`."""
+    for name, key, value in values_of(config):
+        if key.pair and isinstance(value, list) and len(value) != 2:
+            raise BadInput(f"{source}: {name} is {value} but must be two numbers, each {key.range}.")
+        if value is None or isinstance(value, list | dict):
+            continue
+        if key.choices and value not in key.choices:
+            raise BadInput(f"{source}: {name} is '{value}' but must be one of {', '.join(key.choices)}.")
+        if key.range and not key.in_range(value):
+            null = ", or null" if key.nullable else ""
+            raise BadInput(f"{source}: {name} is {value} but must be {key.range}{null}.")
+
+
+def _check_conditions(config: Config, source: str) -> None:
+    """Check what one key demands of another."""
+    data, settings = config.data, config.train_dit
+    if data.balance and data.labels == "none":
+        raise BadInput(f"{source}: data.balance needs labels to balance; set data.labels (folders or a CSV).")
+    if config.cache.prior == "disk" and config.cache.latents != "disk":
+        raise BadInput(
+            f"{source}: cache.prior: disk keeps features of the windows that cache.latents: disk takes its "
+            "clips from; set both, or none."
+        )
+    if settings.first_frame_prob == 0:
+        return
+    if config.alignment.weight and config.alignment.correlation == "batch":
+        raise BadInput(
+            f"{source}: alignment.correlation batch takes every sample, but those with given frames are left "
+            "out of the alignment (train_dit.first_frame_prob); use sample."
+        )
+    for frames in settings.given_frames or [0]:
+        whole = type(frames) is int and 0 < frames < data.frames  # OmegaConf lets a list pass for a number
+        if not whole or (data.frames - frames) % FRAMES_PER_CHUNK:
+            raise BadInput(
+                f"{source}: train_dit.given_frames is {settings.given_frames}, but of clips of {data.frames} "
+                f"frames only {_givable(data.frames)} can be given: whole groups of latents."
+            )
+
+
+def _givable(frames: int) -> str:
+    counts = [str(count) for count in range(1, frames) if (frames - count) % FRAMES_PER_CHUNK == 0]
+    return " or ".join(counts) or "none (a frame of its own needs clips of 8k+1)"
+
+
+def _check_phases(phases: list[PhaseConfig], source: str) -> None:
+    if not phases or phases[-1].until_epoch is not None:
+        raise BadInput(
+            f"{source}: the last of train_dit.phases must leave until_epoch empty: it runs to the end."
+        )
+    before = 0
+    for number, phase in enumerate(phases):
+        name = f"train_dit.phases[{number}]"
+        if number + 1 < len(phases):
+            if phase.until_epoch is None or phase.until_epoch <= before:
+                raise BadInput(f"{source}: {name}.until_epoch must be a whole number greater than {before}.")
+            before = phase.until_epoch

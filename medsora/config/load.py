@@ -1,0 +1,152 @@
+"""YAML file -> checked `Config`, or one sentence that names the file or key and says what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import io
+import math
+from pathlib import Path, PurePath
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from medsora.config.checks import check_config
+from medsora.config.schema import Config, all_keys
+from medsora.errors import BadInput
+
+# A config may come from a stranger: it names values, and writes nowhere but below the folder it is run from.
+OUTPUTS = tuple(name for name, key in all_keys().items() if key.output)
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 100_000, 20
+MAX_NUMBER = 2**53
+
+
+def load_config(
+    path: str | Path, overrides: list[str] | None = None, *, outputs_anywhere: bool = False
+) -> Config:
+    """Read `path`, apply `key=value` overrides and return a checked `Config`.
+
+    Unless `outputs_anywhere`, what the file names as `OUTPUTS` must lie below the present folder; overrides,
+    which the user typed, may name any place.
+
+    Raises `BadInput` with one sentence that names the file or key: a missing file, broken YAML, an unknown
+    key (with the nearest known one), a value of the wrong type, or a value outside its range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"there is no config file {path}; configs/ holds those that come with MedSora.")
+    try:
+        given = OmegaConf.load(io.StringIO(_read_bounded(path)))
+        if not isinstance(given, DictConfig):
+            raise BadInput(
+                f"{path} must hold sections such as 'data:' and 'vae:', not {type(given).__name__}."
+            )
+        if not outputs_anywhere:
+            _check_outputs(OmegaConf.to_container(given, resolve=False), str(path))
+        for override in overrides or []:
+            if "=" not in override:
+                raise BadInput(f"'{override}' is no override; write key=value, for example data.size=64.")
+        given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides or [])))
+        plain = OmegaConf.to_container(given, resolve=False)
+    except BadInput:
+        raise
+    except Exception as error:  # OmegaConf passes on the YAML library's many error types
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{path} cannot be read as YAML: {reason}.") from error
+    return config_from_dict(plain, str(path))
+
+
+def config_from_dict(values: dict[str, Any], source: str) -> Config:
+    """Return the checked `Config` of nested plain `values`; `source` names them in errors."""
+    _refuse_unknown_keys(values, Config, "", source)
+    _refuse_odd_values(values, "", source)
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(values)))
+    except Exception as error:  # of OmegaConf's own kind, and whatever else odd values set off inside it
+        key = getattr(error, "full_key", None) or "a key"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{source}: {key} has a value that does not fit: {reason}.") from error
+    check_config(config, source)
+    return config
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Return nested plain values, such that `config_from_dict` gives the same config back."""
+    return dataclasses.asdict(config)
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the whole config, defaults included, as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config))), encoding="utf-8")
+
+
+def _refuse_unknown_keys(values: Any, schema: type, prefix: str, source: str) -> None:
+    if not isinstance(values, dict):
+        return
+    known = get_type_hints(schema)
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+            raise BadInput(f"{source}: there is no key '{name}'; did you mean '{prefix}{near[0]}'?")
+        inner = known[key]
+        if dataclasses.is_dataclass(inner):
+            if not isinstance(value, dict):
+                raise BadInput(f"{source}: '{name}' is a section of keys, not the value {value!r}.")
+            _refuse_unknown_keys(value, inner, f"{name}.", source)
+        elif isinstance(value, list):
+            for number, entry in enumerate(value):
+                for part in get_args(inner):
+                    if dataclasses.is_dataclass(part):
+                        _refuse_unknown_keys(entry, part, f"{name}[{number}].", source)
+
+
+def _read_bounded(path: Path) -> str:
+    """Return the text of a YAML file whose values, aliases written out, are few enough to be a config."""
+    if path.stat().st_size > MAX_BYTES:
+        raise BadInput(f"{path} is larger than {MAX_BYTES} bytes: that is no config.")
+    text = path.read_text(encoding="utf-8")
+    sizes: dict[int, int] = {}  # of nodes, by identity: an alias is the very node that it stands for
+
+    def written_out(node: yaml.Node | None, depth: int) -> int:
+        if not isinstance(node, yaml.CollectionNode):
+            return 1
+        if depth > MAX_DEPTH:  # a node inside itself too
+            raise BadInput(f"{path} is nested more than {MAX_DEPTH} deep: that is no config.")
+        if id(node) not in sizes:
+            parts = (
+                node.value
+                if isinstance(node, yaml.SequenceNode)
+                else [n for pair in node.value for n in pair]
+            )
+            sizes[id(node)] = 1 + sum(written_out(part, depth + 1) for part in parts)
+        return sizes[id(node)]
+
+    if written_out(yaml.compose(text, Loader=yaml.SafeLoader), 0) > MAX_NODES:
+        raise BadInput(f"{path} stands for more than {MAX_NODES} values: that is no config.")
+    return text
+
+
+def _check_outputs(values: Any, source: str) -> None:
+    for key in OUTPUTS:
+        section, name = key.split(".")
+        inner = values.get(section)
+        place = inner.get(name) if isinstance(inner, dict) else None
+        if isinstance(place, str) and (PurePath(place).is_absolute() or ".." in PurePath(place).parts):
+            raise BadInput(
+                f"{source}: {key} is '{place}', but a config file writes only below the folder it is run "
+                f"from; say {key}={place} on the command line if you mean it."
+            )
+
+
+def _refuse_odd_values(value: Any, name: str, source: str) -> None:
+    """Refuse what no key can mean: interpolations (they read the environment), NaN, unprintable text."""
+    if isinstance(value, dict | list):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in entries:
+            _refuse_odd_values(inner, f"{name}.{key}" if name else str(key), source)
+    elif isinstance(value, str) and ("${" in value or not value.isprintable()):
+        raise BadInput(f"{source}: {name} is {value!r}, but values are plain text, written out in full.")
+    elif isinstance(value, int | float) and (not math.isfinite(value) or abs(value) > MAX_NUMBER):
+        raise BadInput(f"{source}: {name} is {value!s:.50}, which is no number to compute with.")

@@ -1,0 +1,457 @@
+"""The schema of a run's config: every key once, with its default, range, choices, meaning and resume rule.
+
+Defaults are the paper's values (§4.1, Table 1, and SPEC where the paper is silent) except `data.crop`, which
+the corpora's configs set back. Shipped configs override only what their data demand, and `phantom.yaml` what
+a laptop CPU demands.
+
+`medsora.config.checks` enforces the rules, `medsora.config.load` reads YAML, and `medsora.config.reference`
+writes `docs/configuration.md` and `configs/schema.json` from this file.
+"""
+
+# ruff: noqa: RUF009 (`key` and `section` return dataclass fields)
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS
+from kernels.choices import FASTEST_FIRST
+from medsora.config.choices import LOSS_TARGETS, LR_DECAYS, MIXINGS, PRECISIONS, PREDICTIONS, TRACKERS
+from medsora.config.presets import PRESETS
+from vae.choices import LPIPS_TRUNKS
+
+DIFFUSION_STEPS = 1000
+MAX_SIDE_PX = 4096
+
+# Whether a resumed run may change a key: it may if the key does not change what a training step computes.
+FIXED, FREE, FREE_WITHOUT_DECAY = "no", "yes", "if lr_decay is none"
+STAGE_1, STAGE_2 = "train_vae", "train_dit"
+CACHE_PLACES = ("off", "disk")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is true of a key besides its name, type and default.
+
+    Attributes:
+        meaning: one sentence for the reference page.
+        choices: the words allowed; empty if any value of the key's type is.
+        above, at_least, at_most, below: bounds of a number, or of each number in a list.
+        pair: the list must hold two values.
+        nullable: null is allowed.
+        resume: `FIXED`, `FREE`, or `FREE_WITHOUT_DECAY` (the learning-rate schedule of a stage with a decay
+            depends on where the run ends).
+        stage: the only stage that reads the key; None if both do.
+        output: the key names a folder that is written to.
+    """
+
+    meaning: str
+    choices: tuple[str, ...] = ()
+    above: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    pair: bool = False
+    nullable: bool = False
+    resume: str = FIXED
+    stage: str | None = None
+    output: bool = False
+
+    @property
+    def range(self) -> str:
+        """The bounds in words; empty without any."""
+        bounds = (
+            ("greater than", self.above),
+            ("at least", self.at_least),
+            ("at most", self.at_most),
+            ("below", self.below),
+        )
+        return " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
+
+    def in_range(self, number: Any) -> bool:
+        """Return whether `number` is a finite number within the bounds."""
+        return (
+            isinstance(number, int | float)
+            and math.isfinite(number)
+            and (self.above is None or number > self.above)
+            and (self.at_least is None or number >= self.at_least)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
+        )
+
+
+def key(default: Any, meaning: str, **rules: Any) -> Any:
+    """Return a dataclass field with this default and the `Key` that `meaning` and `rules` make."""
+    make = {"default": default}
+    if isinstance(default, list | dict):
+        make = {"default_factory": lambda: copy.deepcopy(default)}
+    return field(**make, metadata={"key": Key(meaning, nullable=default is None, **rules)})
+
+
+def section(kind: type, stage: str | None = None) -> Any:
+    """Return a dataclass field for a section of keys, all of them read by `stage` alone if one is given."""
+    return field(default_factory=kind, metadata={"key": Key(kind.__doc__, stage=stage)})
+
+
+@dataclass
+class RunConfig:
+    """Where a run lives: stage 1 in `DIR/NAME/vae`, stage 2 in `DIR/NAME/dit-PRESET`."""
+
+    name: str = key("run", "Name of the run's folder: one folder name, without slashes.", resume=FREE)
+    dir: str = key("runs", "Folder that holds all runs.", resume=FREE, output=True)
+    seed: int = key(0, "Seed of the split, the order of clips and all noise.", at_least=0)
+
+
+@dataclass
+class DataConfig:
+    """What a training clip is."""
+
+    root: str | None = key(None, "Folder of videos or of frame folders; null uses the phantom.")
+    frames: int = key(
+        16, "Frames per clip; stage 2 reads one more for the optical flow.", above=0, at_most=4097
+    )
+    size: Any = key(
+        128, "Size in pixels: one number for squares, or [height, width].", above=0, at_most=MAX_SIDE_PX
+    )
+    interval: int = key(3, "Every how many source frames one is taken.", above=0, at_most=10_000)
+    clip_stride: int | None = key(
+        None, "Source frames between the starts of enumerated clips; null: the span of one clip.", above=0
+    )
+    crop: Any = key(
+        "auto",
+        "Crop before resizing: auto (black borders), none, or the parts [top, bottom, left, right].",
+    )
+    flip: bool = key(True, "Mirror half of the training clips left to right.")
+    holdout: float = key(
+        0.1, "Part of the videos that is held out for validation, drawn by seed.", at_least=0, below=1
+    )
+    split_csv: str | None = key(
+        None,
+        "CSV with the columns file and split (train or held-out), or file and patient; null: drawn by video.",
+    )
+    labels: str = key(
+        "none",
+        "Labels: none, folders (a video's folder is its label), or a CSV with the columns file and label.",
+        stage=STAGE_2,
+    )
+    balance: bool = key(False, "Draw every label equally often, whatever the folder holds.", stage=STAGE_2)
+    workers: int = key(2, "Processes that decode videos.", at_least=0, at_most=256, resume=FREE)
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """The clip's size in pixels, (H, W)."""
+        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+
+
+@dataclass
+class PhantomConfig:
+    """The procedural default data, rendered once when `data.root` is null."""
+
+    videos: int = key(96, "Number of videos to render.", above=0, at_most=1_000_000)
+    frames: int = key(33, "Frames per video.", above=0, at_most=100_000)
+    seed: int = key(0, "Seed of the videos' content.", at_least=0)
+    polyp_size: float = key(1.0, "Width of polyps as a multiple of the usual width.", above=0, at_most=2)
+    folder: str = key("runs/phantom-clips", "Folder for the rendered videos.", resume=FREE, output=True)
+
+
+@dataclass
+class VaeConfig:
+    """Stage 1's model: a base and its frequency compensation."""
+
+    base: str = key(
+        "THUDM/CogVideoX-2b", "Base VAE: a Hugging Face Hub name, a diffusers folder or a JSON config."
+    )
+    weights: str | None = key(None, "Safetensors file for a base that is built from a JSON config.")
+    compensation: bool = key(True, "Add the frequency compensation modules to the base.")
+    path: str | None = key(
+        None, "VAE that stage 2 uses; null: the one that stage 1 of this run trained.", stage=STAGE_2
+    )
+
+
+@dataclass
+class ImagesConfig:
+    """Joint training on images and video (§3.4)."""
+
+    count: int = key(8, "Joint images per clip; 0 trains on video only.", at_least=0, at_most=4096)
+    encoding: str = key(
+        "packed",
+        "How images are encoded: packed (one causal pass over groups) or single (one latent per image).",
+        choices=("packed", "single"),
+    )
+
+
+@dataclass
+class DenoiserConfig:
+    """Stage 2's model."""
+
+    preset: str = key("B", "Model size.", choices=tuple(PRESETS))
+    mixing: str = key(
+        "isolated",
+        "Whether joint images exchange information with the clip (mixed) or never do (isolated).",
+        choices=MIXINGS,
+    )
+    prediction: str = key(
+        "noise",
+        "Output of the last layer; the predicted noise follows from either.",
+        choices=PREDICTIONS,
+    )
+    backend: str = key(
+        "auto",
+        "Implementation of the scans; auto takes the fastest usable one, auto and triton also fuse the "
+        "other steps of a block.",
+        choices=("auto", *FASTEST_FIRST),
+    )
+    gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass to save memory.")
+    weights: str | None = key(
+        None, "Trained model (run, folder or Hub name) whose denoiser weights this one starts from."
+    )
+    overrides: dict[str, Any] = key({}, "Settings of the preset to replace, such as {patch: 1}.")
+
+
+@dataclass
+class FlowConfig:
+    """Optical flow of the alignment (§3.2)."""
+
+    estimator: str = key(
+        "raft_large",
+        "Optical-flow estimator; dis needs no weights, exact is the phantom's ground truth.",
+        choices=ESTIMATORS,
+    )
+    weights: str | None = key(None, "Local file of RAFT's weights; null: torchvision's download.")
+
+
+@dataclass
+class DinoConfig:
+    """The self-supervised image model that encodes the optical flow (§3.2)."""
+
+    model: str = key("vit_base_patch8_224.dino", "Name of the ViT in timm.")
+    weights: str = key(
+        "hub", "Weights: hub (download), a local file, or random (untrained: for the phantom and tests)."
+    )
+
+
+@dataclass
+class AlignmentConfig:
+    """Alignment of the denoiser's features with the optical flow (Eq. 14-15)."""
+
+    weight: float = key(0.01, "Factor α of the alignment loss in Eq. 17; 0 disables it.", at_least=0)
+    margin: float = key(0.01, "Margin of the hinge in Eq. 15.", at_least=0)
+    correlation: str = key(
+        "sample", "Whether Eq. 14 correlates per sample or over the whole batch.", choices=CORRELATIONS
+    )
+    averaging: str = key(
+        "aligned",
+        "How flow features become latent frames: by the frames a latent covers, or in equal groups.",
+        choices=AVERAGINGS,
+    )
+
+
+@dataclass
+class VaeTrainingConfig:
+    """Stage 1's optimisation (§3.3, §4.1)."""
+
+    train: str = key(
+        "compensation",
+        "Parameters to train: the compensation modules, or all.",
+        choices=("compensation", "all"),
+    )
+    lr: float = key(2e-7, "Peak learning rate.", above=0)
+    betas: list[float] = key([0.5, 0.9], "Adam's betas.", at_least=0, below=1, pair=True)
+    lr_decay: str = key(
+        "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
+    )
+    warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
+    batch: int = key(1, "Clips per optimiser step, over all processes.", above=0)
+    accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
+    epochs: int = key(10, "Epochs to train, unless max_steps ends first.", above=0, resume=FREE_WITHOUT_DECAY)
+    max_steps: int | None = key(
+        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_WITHOUT_DECAY
+    )
+    clip_norm: float | None = key(None, "Gradient norm to clip to; null: no clipping.", above=0)
+    l1: float = key(1.0, "Weight of the L1 reconstruction loss.", at_least=0)
+    lpips: float = key(0.1, "Weight of the LPIPS loss; 0 needs no LPIPS weights.", at_least=0)
+    lpips_net: str = key("vgg", "Network of LPIPS.", choices=tuple(LPIPS_TRUNKS))
+    lpips_trunk: str | None = key(None, "Local file of LPIPS's trunk; null: torchvision's download.")
+    ffl: float = key(0.1, "Weight of the focal frequency loss.", at_least=0)
+    kl: float = key(0.0, "Weight of the KL term.", at_least=0)
+    coarse: float = key(
+        0.0,
+        "Weight of the loss between decoded halved latents and the halved video; the paper has none.",
+        at_least=0,
+    )
+    latent_std: float = key(1.0, "Standard deviation of scaled latents when train is all.", above=0)
+    precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
+    gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass to save memory.")
+    eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
+    eval_clips: int = key(4, "Held-out clips per validation.", above=0, resume=FREE)
+    save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
+    keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
+    keep_every: int | None = key(
+        None, "Also keep the checkpoints of every so many steps; null: none.", above=0, resume=FREE
+    )
+    log_every: int = key(10, "Steps between lines of the log.", above=0, resume=FREE)
+
+
+@dataclass
+class PhaseConfig:
+    """One phase of stage 2: a learning rate and a global batch size until an epoch."""
+
+    lr: float = key(1e-4, "Peak learning rate.", above=0)
+    batch: int = key(2, "Clips per optimiser step, over all processes.", above=0)
+    until_epoch: int | None = key(
+        None, "Epoch at which the next phase starts; null: the last phase.", above=0
+    )
+
+
+@dataclass
+class DitTrainingConfig:
+    """Stage 2's optimisation (§4.1)."""
+
+    phases: list[PhaseConfig] = key(
+        [PhaseConfig(1e-3, 16, 2), PhaseConfig(1e-4, 2, None)],
+        "Phases in order, each with lr, batch and until_epoch.",
+    )
+    betas: list[float] = key([0.9, 0.999], "AdamW's betas.", at_least=0, below=1, pair=True)
+    weight_decay: float = key(0.01, "AdamW's weight decay.", at_least=0)
+    lr_decay: str = key(
+        "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
+    )
+    warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
+    accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
+    epochs: int = key(
+        1000, "Epochs to train, unless max_steps ends first.", above=0, resume=FREE_WITHOUT_DECAY
+    )
+    max_steps: int | None = key(
+        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_WITHOUT_DECAY
+    )
+    clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
+    clip_from_epoch: int = key(25, "Epoch from which gradients are clipped.", at_least=0)
+    ema_decay: float = key(
+        0.9999,
+        "Decay of the weights' exponential moving average, which is sampled from.",
+        at_least=0,
+        below=1,
+    )
+    precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
+    label_dropout: float = key(
+        0.1,
+        "Part of the samples that is trained without its label, as classifier-free guidance needs.",
+        at_least=0,
+        at_most=1,
+    )
+    first_frame_prob: float = key(
+        0.0, "Part of the samples whose first frames are given without noise.", at_least=0, at_most=1
+    )
+    given_frames: list[int] = key(
+        [1], "Numbers of frames to give to those samples; one is drawn per sample.", above=0
+    )
+    error_of: str = key(
+        "noise", "Prediction target whose squared error is the first part of the loss.", choices=LOSS_TARGETS
+    )
+    matmul: str = key(
+        "highest",
+        "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
+        choices=("highest", "high", "medium"),
+    )
+    sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
+    sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)
+    sample_steps: int = key(250, "DDIM steps of those videos.", above=0, at_most=DIFFUSION_STEPS, resume=FREE)
+    eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
+    eval_clips: int = key(8, "Held-out clips per validation.", above=0, resume=FREE)
+    save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
+    keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
+    keep_every: int | None = key(
+        None, "Also keep the checkpoints of every so many steps; null: none.", above=0, resume=FREE
+    )
+    log_every: int = key(10, "Steps between lines of the log.", above=0, resume=FREE)
+
+
+@dataclass
+class CacheConfig:
+    """What stage 2 computes once and keeps on disk instead of computing it in every step."""
+
+    latents: str = key(
+        "off",
+        "disk keeps the VAE's latents of every enumerated clip, mirrored and not.",
+        choices=CACHE_PLACES,
+    )
+    prior: str = key("off", "disk keeps the flow prior's features of the same clips.", choices=CACHE_PLACES)
+    image_groups: int = key(
+        256, "Groups of packed images that are drawn once for the cache.", above=0, at_most=1_000_000
+    )
+    dir: str = key("runs/cache", "Folder that holds the caches.", resume=FREE, output=True)
+
+
+@dataclass
+class TrackingConfig:
+    """Where curves go besides the run's own log."""
+
+    trackers: list[str] = key(
+        ["tensorboard"], "Trackers to report to; wandb and trackio are extras.", choices=TRACKERS, resume=FREE
+    )
+    project: str = key("medsora", "Project name in wandb and trackio.", resume=FREE)
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    run: RunConfig = section(RunConfig)
+    data: DataConfig = section(DataConfig)
+    phantom: PhantomConfig = section(PhantomConfig)
+    vae: VaeConfig = section(VaeConfig)
+    images: ImagesConfig = section(ImagesConfig, STAGE_2)
+    denoiser: DenoiserConfig = section(DenoiserConfig, STAGE_2)
+    flow: FlowConfig = section(FlowConfig, STAGE_2)
+    dino: DinoConfig = section(DinoConfig, STAGE_2)
+    alignment: AlignmentConfig = section(AlignmentConfig, STAGE_2)
+    train_vae: VaeTrainingConfig = section(VaeTrainingConfig, STAGE_1)
+    train_dit: DitTrainingConfig = section(DitTrainingConfig, STAGE_2)
+    cache: CacheConfig = section(CacheConfig, STAGE_2)
+    tracking: TrackingConfig = section(TrackingConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder that holds both stages of this run."""
+        return Path(self.run.dir) / self.run.name
+
+    @property
+    def vae_dir(self) -> Path:
+        """Stage 1's run folder."""
+        return self.run_dir / "vae"
+
+    @property
+    def dit_dir(self) -> Path:
+        """Stage 2's run folder."""
+        return self.run_dir / f"dit-{self.denoiser.preset}"
+
+
+def all_keys() -> dict[str, Key]:
+    """Return each key by its full name, `section.name`; a section's `stage` counts for all its keys."""
+    found = {}
+    for outer in fields(Config):
+        for inner in fields(outer.default_factory):
+            rules = inner.metadata["key"]
+            stage = rules.stage or outer.metadata["key"].stage
+            found[f"{outer.name}.{inner.name}"] = replace(rules, stage=stage)
+    return found
+
+
+def values_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Key, Any]]:
+    """Yield each value below `config` with its full name and `Key`; a list before its entries."""
+    for each in fields(config):
+        rules, value = each.metadata["key"], getattr(config, each.name)
+        name = f"{prefix}{each.name}"
+        if is_dataclass(value):
+            yield from values_of(value, f"{name}.")
+            continue
+        yield name, rules, value
+        for number, entry in enumerate(value if isinstance(value, list) else ()):
+            if is_dataclass(entry):
+                yield from values_of(entry, f"{name}[{number}].")
+            else:
+                yield f"{name}[{number}]", rules, entry

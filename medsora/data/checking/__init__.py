@@ -1,0 +1,1 @@
+"""What a folder holds: decoding every file once, finding damage, borders and burnt-in text."""

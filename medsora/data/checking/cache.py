@@ -1,0 +1,85 @@
+"""The memory of earlier scans: one JSON file, keyed by path, size and time of change of every source."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import av
+
+from medsora.data.checking.scan import Scan
+from medsora.data.reading.decoding import SeekPoint
+from medsora.data.reading.find import Source
+from medsora.data.reading.frame_folder import list_frames
+from medsora.runtime.files import write_text
+
+log = logging.getLogger(__name__)
+
+# Seek points hold checksums of decoded pixels: another decoder or processor may round differently.
+_MADE_BY = {"format": 5, "av": av.__version__, "machine": platform.machine()}
+
+
+def default_cache_path(root: str | Path) -> Path:
+    """Return where the scans of the folder `root` are kept unless the caller says otherwise."""
+    key = hashlib.sha256(str(Path(root).resolve()).encode()).hexdigest()[:12]
+    return Path("runs") / "cache" / f"check-{key}.json"
+
+
+class CheckCache:
+    """Scans by source. A file that is missing, broken or made by another version starts empty."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries: dict[str, dict] = {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["made_by"] == _MADE_BY:
+                self._entries = dict(content["scans"])
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("the cache %s cannot be read (%s); every file is checked again.", path, error)
+
+    def get(self, source: Source) -> Scan | None:
+        """Return the scan of `source` if it is unchanged since, else None."""
+        entry = self._entries.get(os.path.abspath(source.path))
+        try:
+            if entry is None or entry["state"] != _state(source):
+                return None
+            scan = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["scan"].items()}
+            points = tuple(SeekPoint(*point) for point in scan["seek_points"])
+            marks = tuple(tuple(box) for box in scan["marks"])
+            return Scan(**scan | {"seek_points": points, "marks": marks})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def put(self, source: Source, scan: Scan) -> None:
+        """Remember `scan`, unless the source is not there to be compared with later (a broken link)."""
+        with suppress(OSError):
+            self._entries[os.path.abspath(source.path)] = {"state": _state(source), "scan": asdict(scan)}
+
+    def save(self) -> None:
+        """Write the file. A place that cannot be written only costs time later."""
+        content = json.dumps({"made_by": _MADE_BY, "scans": self._entries})
+        try:
+            write_text(self.path, content)
+        except OSError as error:
+            log.warning("the check will be made again next time: %s", error)
+
+
+def _state(source: Source) -> list:
+    """Return what changes when the source does: size and time of change, of every picture in a folder."""
+    if not source.is_folder:
+        status = source.path.stat()
+        return [status.st_size, status.st_mtime_ns]
+    digest = hashlib.sha256()
+    for picture in list_frames(source.path):
+        status = picture.stat()
+        digest.update(f"{picture.name}/{status.st_size}/{status.st_mtime_ns}/".encode())
+    return [digest.hexdigest()]

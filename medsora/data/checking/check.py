@@ -1,0 +1,199 @@
+"""Which sources of a folder can be trained on, how many clips each gives, and why others cannot be used."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsora.data.checking.burnt_in import NO_MARGINS, Margins, StillMarks, place
+from medsora.data.checking.cache import CheckCache, default_cache_path
+from medsora.data.checking.scan import Scan, scan_source
+from medsora.data.checking.windows import Window, clip_span, windows_of
+from medsora.data.reading.find import Source, find_sources
+from medsora.errors import BadInput, one_line
+
+SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """One source, what its scan found, and what that means for clips of the asked length."""
+
+    source: Source
+    scan: Scan
+    windows: tuple[Window, ...]
+    span: int
+    margins: Margins = NO_MARGINS  # what is cut off every frame
+
+    @property
+    def problem(self) -> str | None:
+        """Why no clip can be taken from this source, or None."""
+        if self.scan.problem or self.windows:
+            return self.scan.problem
+        longest = max((stop - start for start, stop in self.scan.runs()), default=0)
+        why = f"too short: {longest} frames in a row, a clip spans {self.span}"
+        return "; ".join((why, *self.scan.remarks))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What else deserves to be known about a source that can be used."""
+        return () if self.problem else self.scan.remarks
+
+    @property
+    def marks(self) -> tuple[Margins, ...]:
+        """Boxes of text or marks burnt into what is left of the frames after `margins` are cut off."""
+        return StillMarks(self.scan.margins, self.scan.marks).marks_inside(self.margins)
+
+    @property
+    def used_height(self) -> int:
+        """Pixels of what is left of a frame's height after `margins` are cut off."""
+        return round(self.scan.height * (1 - self.margins[0] - self.margins[1]))
+
+    @property
+    def used_width(self) -> int:
+        """Pixels of what is left of a frame's width after `margins` are cut off."""
+        return round(self.scan.width * (1 - self.margins[2] - self.margins[3]))
+
+    @property
+    def crop_words(self) -> str | None:
+        """What is cut off, in pixels, in words; None if nothing is."""
+        sides = zip(("top", "bottom", "left", "right"), self.margins, strict=True)
+        height, width = self.scan.height, self.scan.width
+        cut = [
+            f"{side} {round(part * (height if side in ('top', 'bottom') else width))}"
+            for side, part in sides
+            if part
+        ]
+        return f"cropped by {', '.join(cut)} pixels" if cut else None
+
+    @property
+    def marks_words(self) -> str | None:
+        """Where burnt-in text or marks lie, in words; None if there are none."""
+        places = dict.fromkeys(place(box) for box in self.marks)
+        return f"burnt-in text or marks {', '.join(places)}" if places else None
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The answer for a whole folder."""
+
+    root: Path
+    frames: int
+    interval: int
+    reports: tuple[SourceReport, ...]
+    unlisted: dict[str, str]
+    other_files: int
+
+    @property
+    def usable(self) -> tuple[SourceReport, ...]:
+        """The sources that give at least one clip."""
+        return tuple(report for report in self.reports if report.windows)
+
+    @property
+    def bad(self) -> tuple[SourceReport, ...]:
+        """The sources that give none."""
+        return tuple(report for report in self.reports if not report.windows)
+
+    @property
+    def clips(self) -> int:
+        """The number of clips in one epoch over everything."""
+        return sum(len(report.windows) for report in self.reports)
+
+    def complaints(self) -> list[str]:
+        """Return one line for everything that is left out or damaged: what a training run prints."""
+        lines = [f"left out {report.source.name}: {report.problem}" for report in self.bad]
+        lines += [f"left out the folder {name}: {reason}" for name, reason in self.unlisted.items()]
+        lines += [
+            f"used as far as it decodes: {r.source.name}: {'; '.join(r.remarks)}"
+            for r in self.usable
+            if r.remarks
+        ]
+        cropped = [r for r in self.usable if r.crop_words]
+        if cropped:
+            first = cropped[0]
+            lines.append(
+                f"borders are cut off in {len(cropped)} sources, the first: "
+                f"{first.source.name} {first.crop_words}"
+            )
+        marked = [r for r in self.usable if r.marks]
+        if marked:
+            lines.append(
+                f"burnt-in text or marks stand still in {len(marked)} sources, the first: "
+                f"{marked[0].source.name} {marked[0].marks_words}; a model learns names and dates too: "
+                "set data.crop=[top,bottom,left,right] to cut them off, or take these files out"
+            )
+        return [one_line(line) for line in lines]
+
+    def require_clips(self) -> None:
+        """Raise `BadInput` with one sentence if there is no usable clip at all."""
+        if self.clips:
+            return
+        if not self.reports:
+            raise BadInput(f"{self.root} holds no videos: neither video files nor folders of pictures.")
+        first = self.reports[0]
+        others = f" ({len(self.reports) - 1} more files fail too)" if len(self.reports) > 1 else ""
+        raise BadInput(
+            f"{self.root} gives no usable clip of {self.frames} frames at interval {self.interval}: "
+            f"{first.source.name}: {first.problem}{others}."
+        )
+
+
+def check_folder(
+    root: str | Path,
+    *,
+    frames: int = 17,
+    interval: int = 3,
+    clip_stride: int | None = None,
+    crop: str | Sequence[float] = "none",
+    cache_path: str | Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    threads: int = 4,
+) -> CheckReport:
+    """Scan every source below `root`, or recall its scan, and count its clips.
+
+    A clip is `frames` frames, every `interval`-th one; `clip_stride` source frames lie between enumerated
+    clips (default: one clip's span). `crop` says what is cut off every frame: "none", "auto" (each source's
+    own black borders), or parts of height and width (top, bottom, left, right). Scans are kept in
+    `cache_path` (default: below runs/cache) and renewed when a file's size or time of change differs.
+    `on_progress(done, total)` is called after each source.
+    Raises `BadInput` if there is no such folder; bad files are reported, never raised.
+    """
+    root = Path(root)
+    found = find_sources(root)
+    cache = CheckCache(Path(cache_path) if cache_path else default_cache_path(root))
+    scans = {source: scan for source in found.sources if (scan := cache.get(source)) is not None}
+    missing = [source for source in found.sources if source not in scans]
+    if missing:
+        saved = time.monotonic()
+        try:
+            for source, scan in _scan_all(missing, threads):
+                scans[source] = scan
+                cache.put(source, scan)
+                if on_progress:
+                    on_progress(len(scans), len(found.sources))
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    cache.save()
+                    saved = time.monotonic()
+        finally:
+            cache.save()
+    span = clip_span(frames, interval)
+    reports = []
+    for source in found.sources:
+        windows = windows_of(scans[source], span, clip_stride or span)
+        margins = scans[source].margins if crop == "auto" else NO_MARGINS if crop == "none" else tuple(crop)
+        reports.append(SourceReport(source, scans[source], tuple(windows), span, margins))
+    return CheckReport(root, frames, interval, tuple(reports), found.unlisted, found.other_files)
+
+
+def _scan_all(sources: list[Source], threads: int) -> Iterator[tuple[Source, Scan]]:
+    """Scan in parallel; PyAV lets go of the interpreter while it decodes. Stops soon when interrupted."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        running = {pool.submit(scan_source, source): source for source in sources}
+        for future in as_completed(running):
+            yield running[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

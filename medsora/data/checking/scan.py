@@ -1,0 +1,202 @@
+"""One decoding pass over one source: its true number of frames, where to enter it, what is wrong with it."""
+
+from __future__ import annotations
+
+import stat
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from medsora.data.checking.burnt_in import NO_MARGINS, EvenSamples, Margins
+from medsora.data.reading.decoding import SeekPoint, UnreadableVideo, VideoReader
+from medsora.data.reading.find import Source
+from medsora.data.reading.frame_folder import list_frames, read_image
+from medsora.data.reading.video_io import reader_info
+
+SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame
+AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and program streams land late
+REORDERED = 16  # frames that a decoder may hold back before it shows them
+LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # of one pass; what takes longer for its size is made to take long
+HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a source found; it does not depend on how long a clip is.
+
+    `frames` is counted by decoding. `seek_points` are entries proven by trying; without any, decoding starts
+    at the file's start. `broken` are frames that do not decode or may be torn: no clip may touch them.
+    `problem` says why nothing can be used, `remarks` what else deserves to be known. `margins` are black
+    borders, `marks` the boxes of text or marks burnt into the frames (`medsora.data.checking.burnt_in`).
+    """
+
+    container: str = "?"
+    codec: str = "?"
+    width: int = 0
+    height: int = 0
+    fps: float | None = None
+    frames: int = 0
+    seek_points: tuple[SeekPoint, ...] = ()
+    broken: tuple[int, ...] = ()
+    problem: str | None = None
+    remarks: tuple[str, ...] = ()
+    margins: Margins = NO_MARGINS
+    marks: tuple[Margins, ...] = ()
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Return the stretches (start, stop) of consecutive frames that decode."""
+        edges = [-1, *self.broken, self.frames]
+        return [(low + 1, high) for low, high in pairwise(edges) if high - low > 1]
+
+
+def scan_source(source: Source) -> Scan:
+    """Decode `source` once from start to end, holding one frame at a time. Never raises for a bad file."""
+    try:
+        return _scan_folder(source.path) if source.is_folder else _scan_file(source.path)
+    except UnreadableVideo as error:
+        return Scan(problem=error.reason)
+    except OSError as error:
+        return Scan(problem=f"cannot be read: {error.strerror or error}")
+
+
+def _scan_file(path: Path) -> Scan:
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise UnreadableVideo(path, "not a regular file")
+    limit = LIMIT_S + LIMIT_S_PER_MB * path.stat().st_size / 1e6 if path.exists() else LIMIT_S
+    with VideoReader(path, limit) as reader:
+        info = reader_info(reader)
+        scan = Scan(info.container, info.codec, info.width, info.height, info.fps)
+        points: list[SeekPoint] = []
+        hits: list[int] = []  # frames near which something did not decode
+        count, skipped, last_pts, ordered = 0, 0, None, True
+        samples = EvenSamples()
+        for number, frame in enumerate(reader.frames()):
+            count = number + 1
+            if frame.is_corrupt or reader.skipped_packets > skipped:
+                hits.append(number)
+                skipped = reader.skipped_packets
+            elif samples.wants(number):
+                samples.add(reader.pixels(frame))
+            ordered &= frame.pts is not None and (last_pts is None or frame.pts > last_pts)
+            last_pts = frame.pts
+            if ordered and frame.key_frame and number >= (points[-1].frame if points else 0) + SEEK_SPACING:
+                points.append(SeekPoint(number, frame.pts, reader.checksum(frame), frame.pts))
+        if reader.skipped_packets > skipped:
+            hits.append(count - 1)
+        remarks = _shortfall(reader, info.header_frames, count, last_pts)
+    if not count:
+        return replace(scan, problem="no frame decodes", remarks=remarks)
+    proven = _proven(path, points) if ordered else ()
+    torn = _torn(hits, proven, count)
+    if hits:
+        remarks += (f"damaged near frame {hits[0]}: {len(torn)} frames that this may have torn are left out",)
+    if points and not proven:
+        remarks += ("frames cannot be found by seeking; clips are decoded from the file's start",)
+    still = samples.still_marks()
+    return replace(
+        scan,
+        frames=count,
+        seek_points=proven,
+        broken=torn,
+        remarks=remarks,
+        margins=still.margins,
+        marks=still.marks,
+    )
+
+
+def _torn(hits: list[int], points: tuple[SeekPoint, ...], count: int) -> tuple[int, ...]:
+    """Return the frames that damage at `hits` may have reached: from an entry well before to one well after.
+
+    Beyond these, decoding from an entry gives the same frames as decoding from the start. Where there are no
+    entries, decoding always begins at the start, and what is torn is torn the same way each time.
+    """
+    if not points:
+        return tuple(sorted(set(hits)))
+    entries = [0, *(point.frame for point in points), count]
+    torn: set[int] = set()
+    for hit in hits:
+        first = entries[bisect_right(entries, max(0, hit - REORDERED)) - 1]
+        behind = bisect_left(entries, hit + REORDERED)
+        torn.update(range(first, entries[behind] if behind < len(entries) else count))
+    return tuple(sorted(torn))
+
+
+def _shortfall(
+    reader: VideoReader, header_frames: int | None, count: int, last_pts: int | None
+) -> tuple[str, ...]:
+    found = []
+    if header_frames and count < header_frames - HEADER_TOLERANCE:
+        found.append(f"truncated: header says {header_frames} frames, {count} decode")
+    elif missing := _missing_seconds(reader, last_pts):
+        found.append(f"truncated: the last {missing:.0f} seconds that the header promises do not decode")
+    elif reader.container.format.name == "asf" and not reader.container.duration:
+        found.append("truncated or never finished: only then does such a file not know its length")
+    if reader.stopped_by:
+        found.append(f"reading stops after frame {count} ({reader.stopped_by})")
+    return tuple(found)
+
+
+def _missing_seconds(reader: VideoReader, last_pts: int | None) -> float:
+    """Return how much of the promised time no frame fills; 0 if that is little or cannot be known."""
+    container, stream = reader.container, reader.stream
+    if last_pts is None or not container.duration or len(container.streams) > 1:  # sound may go on for longer
+        return 0.0
+    promised = container.duration / 1_000_000
+    shown = float((last_pts - (stream.start_time or 0)) * stream.time_base)
+    return promised - shown if promised - shown > max(1.0, 0.05 * promised) else 0.0
+
+
+def _proven(path: Path, points: list[SeekPoint]) -> tuple[SeekPoint, ...]:
+    """Return the points with aims at which trial seeks find the very frames, or none if no aim does."""
+    for lag in AIMS:
+        aimed = [point._replace(aim=before.pts) for before, point in zip(points, points[lag:], strict=False)]
+        trials = {aimed[0], aimed[len(aimed) // 2], aimed[-1]} if aimed else set()
+        if all(_lands(path, point) for point in trials):
+            return tuple(aimed)
+    return ()
+
+
+def _lands(path: Path, point: SeekPoint) -> bool:
+    with VideoReader(path, LIMIT_S) as reader:
+        return reader.frames_from(point) is not None
+
+
+def _scan_folder(folder: Path) -> Scan:
+    pictures = list_frames(folder)
+    broken: list[int] = []
+    reasons: list[str] = []
+    sizes: dict[tuple[int, int], int] = {}
+    samples = EvenSamples()
+    for number, picture in enumerate(pictures):
+        try:
+            image = read_image(picture)
+        except UnreadableVideo as error:
+            broken.append(number)
+            reasons.append(f"{picture.name} {error.reason}")
+        else:
+            height, width = image.shape[:2]
+            sizes[width, height] = sizes.get((width, height), 0) + 1
+            if samples.wants(number):
+                samples.add(image)
+    if not sizes:
+        return Scan("frames", problem=f"none of its {len(pictures)} pictures decodes: {reasons[0]}")
+    width, height = max(sizes, key=lambda size: sizes[size])
+    remarks = []
+    if broken:
+        remarks.append(f"{len(broken)} of {len(pictures)} pictures do not decode, the first: {reasons[0]}")
+    if len(sizes) > 1:
+        remarks.append(f"its pictures have {len(sizes)} different sizes")
+    codec = pictures[0].suffix.lstrip(".").lower()
+    still = samples.still_marks()
+    return Scan(
+        "frames",
+        codec,
+        width,
+        height,
+        frames=len(pictures),
+        broken=tuple(broken),
+        remarks=tuple(remarks),
+        margins=still.margins,
+        marks=still.marks,
+    )

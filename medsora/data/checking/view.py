@@ -1,0 +1,93 @@
+"""How a check is shown: a table of every source, totals in words, a contact sheet of the clips."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from medsora.data.checking.check import CheckReport, SourceReport
+from medsora.data.checking.windows import clip_span
+from medsora.data.reading.video_io import read_frames
+from medsora.data.sheet import contact_sheet
+
+SHEET_ROWS = 24
+
+
+def check_table(report: CheckReport) -> Table:
+    """Return a rich table: every source with its format, size, clips, and what is wrong with it."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("file", overflow="fold")
+    for column in ("container", "codec"):
+        table.add_column(column)
+    for column in ("frames", "fps", "size", "clips"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("remarks", overflow="fold")
+    for source in report.reports:
+        table.add_row(*_cells(source))
+    for name, reason in report.unlisted.items():
+        table.add_row(Text(name), "folder", "", "", "", "", "0", Text(f"cannot be listed: {reason}", "red"))
+    return table
+
+
+def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
+    """Return the totals in one or two sentences, and with `remarks` what borders and marks there are."""
+    frames = sum(source.scan.frames for source in report.usable)
+    text = (
+        f"{len(report.usable)} of {len(report.reports)} sources can be used: {frames} frames, {report.clips} "
+        f"clips of {report.frames} frames at interval {report.interval} "
+        f"(each spans {clip_span(report.frames, report.interval)} frames)."
+    )
+    if remarks and (cropped := sum(source.crop_words is not None for source in report.usable)):
+        text += f" Borders are cut off in {cropped}."
+    if remarks and (marked := sum(bool(source.marks) for source in report.usable)):
+        text += (
+            f" {marked} hold burnt-in text or marks that stand still: a model learns names and dates too, so "
+            "cut them off (data.crop) or take these files out."
+        )
+    if report.other_files:
+        text += f" {report.other_files} files are neither videos nor pictures and are left alone."
+    return text
+
+
+def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
+    """Return a contact sheet with one clip, the middle one, of each of the first usable sources.
+
+    Frames are shown as training sees them: `size` pixels, uint8. Raises `UnreadableVideo` if none decodes.
+    """
+    rows = []
+    for source in report.usable[:SHEET_ROWS]:
+        start = source.windows[len(source.windows) // 2].start
+        frames = read_frames(
+            source.source.path,
+            start,
+            report.frames,
+            report.interval,
+            size,
+            seek_points=source.scan.seek_points,
+            margins=source.margins,
+        )
+        rows.append((f"{source.source.name}@{start}   {_format(source)}", frames))
+    return contact_sheet(rows)
+
+
+def _cells(source: SourceReport) -> list[Text | str]:
+    scan = source.scan
+    notes = (*source.remarks, source.crop_words, source.marks_words)
+    remarks = source.problem or "; ".join(note for note in notes if note)
+    return [
+        Text(source.source.name),
+        scan.container,
+        scan.codec,
+        str(scan.frames),
+        f"{scan.fps:.4g}" if scan.fps else "-",
+        f"{scan.width}x{scan.height}" if scan.width else "-",
+        str(len(source.windows)),
+        Text(remarks, "red" if source.problem else "yellow"),
+    ]
+
+
+def _format(source: SourceReport) -> str:
+    scan = source.scan
+    return f"{scan.container}/{scan.codec} {scan.width}x{scan.height}, {scan.frames} frames"

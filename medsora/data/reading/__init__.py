@@ -1,0 +1,1 @@
+"""Videos and pictures as frames: decoding, seeking, resizing and the range of pixels."""

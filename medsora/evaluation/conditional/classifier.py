@@ -1,0 +1,89 @@
+"""A small 3-D convolutional classifier of clips: who else says what a generated clip shows?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medsora.data.reading.pixels import frames_to_video
+
+WIDTHS = (16, 32, 48, 64)
+BATCH, LEARNING_RATE, WEIGHT_DECAY = 16, 2e-3, 0.05
+
+
+class Judge(nn.Module):
+    """Clips (B, F, 3, H, W) in [-1, 1] -> logits (B, classes); any length and size from 8x32x32 on."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, width in zip((3, *WIDTHS), WIDTHS, strict=False):
+            stride = (1, 2, 2) if before == 3 else 2
+            layers += [nn.Conv3d(before, width, 3, stride, padding=1), nn.GroupNorm(4, width), nn.SiLU()]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(2 * WIDTHS[-1], classes)
+
+    def forward(self, video: Tensor) -> Tensor:
+        features = self.features(video.transpose(1, 2))
+        return self.head(torch.cat([features.amax((2, 3, 4)), features.mean((2, 3, 4))], dim=1))
+
+
+def train_judge(
+    clips: np.ndarray,
+    labels: Sequence[int],
+    *,
+    epochs: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, float], None] | None = None,
+) -> Judge:
+    """Train a `Judge` on clips, uint8 (N, F, H, W, 3), and their labels' numbers.
+
+    Half of the clips are mirrored, half are blurred by a random amount, brightness and contrast vary: what
+    generative models get wrong before they get the content wrong shall not decide. `progress` is called with
+    the epoch and its mean loss. Same seed, same judge (on a CPU).
+    """
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
+    judge = Judge(max(labels) + 1).to(device).train()
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    steps = epochs * -(-len(clips) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    targets = torch.tensor(labels, device=device)
+    for epoch in range(epochs):
+        losses = []
+        for rows in np.array_split(random.permutation(len(clips)), -(-len(clips) // BATCH)):
+            video = _varied(frames_to_video(clips[rows]).to(device), random)
+            loss = functional.cross_entropy(judge(video), targets[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        if progress is not None:
+            progress(epoch, float(np.mean(losses)))
+    return judge.eval()
+
+
+@torch.no_grad()
+def judged(judge: Judge, clips: np.ndarray) -> np.ndarray:
+    """Return the label's number that the judge gives each clip, uint8 (N, F, H, W, 3)."""
+    device = next(judge.parameters()).device
+    parts = np.array_split(clips, -(-len(clips) // BATCH))
+    return np.concatenate([judge(frames_to_video(part).to(device)).argmax(1).cpu().numpy() for part in parts])
+
+
+def _varied(video: Tensor, random: np.random.Generator) -> Tensor:
+    if random.integers(2):
+        video = video.flip(-1)
+    if random.integers(2):
+        size = video.shape[-2:]
+        small = [max(8, round(side / random.uniform(1, 2.5))) for side in size]
+        flat = functional.interpolate(video.flatten(0, 1), small, mode="area")
+        flat = functional.interpolate(flat, size, mode="bilinear", align_corners=False)
+        video = flat.unflatten(0, video.shape[:2])
+    return (video * random.uniform(0.8, 1.2) + random.uniform(-0.1, 0.1)).clamp(-1, 1)

@@ -1,0 +1,67 @@
+"""What the commands that measure a conditional model share: command line, model, results, exit status."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medsora.config.choices import SAMPLERS
+from medsora.data.reading.pixels import frames_to_video, video_to_frames
+from medsora.errors import building
+from medsora.evaluation.sanity.claims import Claim
+from medsora.runtime.files import write_json
+from medsora.runtime.malloc import keep_freed_memory
+from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.saved.find import find_model
+
+STATUSES = "exit status: 0 all claims hold; 1 one does not; 2 bad input, with one sentence; 75 interrupted"
+CLIPS_AT_ONCE = 8  # through the VAE
+
+
+def measuring_parser(
+    name: str, description: str, *, model: str, videos: int, model_required: bool = True
+) -> argparse.ArgumentParser:
+    """Return the command line of `python -m medsora.evaluation.NAME`; `model` says what it must be."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m medsora.evaluation.{name}", description=description, epilog=STATUSES
+    )
+    add = parser.add_argument
+    add("--model", required=model_required, metavar="RUN_OR_FOLDER", help=model)
+    add("--out", required=True, type=Path, metavar="DIR", help="where results.json and the sheets go")
+    add("--videos", type=int, default=videos, metavar="N", help="how many to sample (default: %(default)s)")
+    add("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="(default: %(default)s)")
+    add("--steps", type=int, default=50, metavar="N", help="sampling steps (default: %(default)s)")
+    return parser
+
+
+def load_measured(model: str) -> MedSoraPipeline:
+    """Return the pipeline of a run or folder, on the GPU if there is one; raises `BadInput`."""
+    keep_freed_memory()
+    with building():
+        pipeline = MedSoraPipeline.from_folder(find_model(model))
+    return pipeline.to("cuda") if torch.cuda.is_available() else pipeline
+
+
+@torch.no_grad()
+def through_vae(pipeline: MedSoraPipeline, clips: np.ndarray) -> np.ndarray:
+    """Return clips uint8 (N, F, H, W, 3) as the model's VAE gives them back."""
+    vae, parts = pipeline.vae, []
+    for part in np.array_split(clips, -(-len(clips) // CLIPS_AT_ONCE)):
+        video = frames_to_video(part).to(vae.device, vae.dtype)
+        parts.append(video_to_frames(vae.decode(vae.encode(video))))
+    return np.concatenate(parts)
+
+
+def conclude(out: Path, results: dict[str, Any], claims: Sequence[Claim]) -> int:
+    """Write `results.json` into `out`, print it and what holds; return the exit status."""
+    write_json(out / "results.json", results)
+    for name, value in results.items():
+        print(f"{name}: {value}")
+    for claim in claims:
+        print(claim)
+    return int(not all(claim.holds for claim in claims))

@@ -1,0 +1,170 @@
+"""Does a model do what its label says? Measured on the phantom, whose labels are certain.
+
+`python -m medsora.evaluation.conditional.labels --model RUN --out DIR` trains a classifier on freshly
+rendered phantom clips and tries it on others that are held out, as they are and as the model's VAE returns
+them. Then as many clips are sampled of each label, and the classifier says what they show. Against shuffled
+labels the same answers must be at chance."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from medsora.name_guard import check_kernels_name
+
+check_kernels_name()
+
+import numpy as np  # noqa: E402
+
+from medsora.config.load import load_config  # noqa: E402
+from medsora.data.sheet import contact_sheet, save_image  # noqa: E402
+from medsora.errors import BadInput, exit_with_status  # noqa: E402
+from medsora.evaluation.conditional.classifier import Judge, judged, train_judge  # noqa: E402
+from medsora.evaluation.conditional.command import (  # noqa: E402
+    conclude,
+    load_measured,
+    measuring_parser,
+    through_vae,
+)
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, TRAINING_SEED, phantom_clips  # noqa: E402
+from medsora.evaluation.sanity.claims import Claim  # noqa: E402
+from medsora.sampling.pipeline import MedSoraPipeline  # noqa: E402
+
+FRAMES, SIZE = 17, 64  # of the judge's clips without a model, as in configs/phantom_labels.yaml
+SHUFFLES = 1000
+SHEET_ROWS = 8
+JUDGE_MUST_REACH, MODEL_MUST_REACH = 0.95, 0.85
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often what the judge sees is what was asked for, all as parts of 1.
+
+    `shuffled` is the mean over `SHUFFLES` shuffles of the labels asked for, `chance` what it must be near:
+    the agreement of independent answers with the same frequencies.
+    """
+
+    asked: float
+    shuffled: float
+    chance: float
+    of_label: dict[str, float]
+
+    @classmethod
+    def of(cls, asked: np.ndarray, seen: np.ndarray, names: list[str]) -> Agreement:
+        """Compare two arrays of labels' numbers."""
+        random = np.random.default_rng(0)
+        shuffled = [(random.permutation(asked) == seen).mean() for _ in range(SHUFFLES)]
+        chance = sum((asked == k).mean() * (seen == k).mean() for k in range(len(names)))
+        of_label = {
+            name: float((seen[asked == k] == k).mean()) for k, name in enumerate(names) if (asked == k).any()
+        }
+        return cls(float((asked == seen).mean()), float(np.mean(shuffled)), float(chance), of_label)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = measuring_parser(
+        "labels",
+        __doc__.partition("\n")[0],
+        model="a model of the phantom with labels; none: the judge alone",
+        videos=200,
+        model_required=False,
+    )
+    add = parser.add_argument
+    add("--guidance", type=float, default=3.0, metavar="G", help="(default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="S", help="video k has the seed S + k (default: %(default)s)")
+    add("--training-clips", type=int, default=900, metavar="N", help="for the judge (default: %(default)s)")
+    add("--held-out-clips", type=int, default=300, metavar="N", help="for the judge (default: %(default)s)")
+    add("--epochs", type=int, default=24, metavar="N", help="for the judge (default: %(default)s)")
+    add(
+        "--polyp-size",
+        type=float,
+        metavar="X",
+        help="width of the judge's polyps, times the usual (default: as the run's config.yaml says, else 1)",
+    )
+    add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
+    sys.exit(measure(parser.parse_args()))
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Train and try the judge, sample, compare, write; return the exit status.
+
+    Raises `BadInput` for a model without labels.
+    """
+    pipeline, frames, size = None, FRAMES, SIZE
+    if options.model:
+        pipeline = load_measured(options.model)
+        if not pipeline.labels:
+            raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to measure.")
+        frames, (size, _) = pipeline.config.frames, pipeline.config.size
+    device = pipeline.denoiser.device if pipeline else "cpu"
+    polyps = _trained_polyp_size(options.model) if options.polyp_size is None else options.polyp_size
+
+    kind = (frames, size)
+    clips, numbers, names = phantom_clips(options.cache, options.training_clips, *kind, TRAINING_SEED, polyps)
+    tests, truth, _ = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, polyps)
+    if pipeline is not None and pipeline.labels != names:
+        raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
+    judge = train_judge(
+        clips,
+        numbers.tolist(),
+        epochs=options.epochs,
+        device=device,
+        progress=lambda epoch, loss: print(f"judge, epoch {epoch + 1}: loss {loss:.3f}", file=sys.stderr),
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = {"judge on held-out real clips": float((judged(judge, tests) == truth).mean())}
+    if pipeline is not None:
+        returned = through_vae(pipeline, tests)
+        results["judge on the same, through the VAE"] = float((judged(judge, returned) == truth).mean())
+        results |= _model_results(pipeline, judge, names, options)
+    return conclude(options.out, results, _claims(results))
+
+
+def _trained_polyp_size(model: str | None) -> float:
+    """The polyps' size in the phantom that the run `model` was trained on; the usual for any other model."""
+    config = Path(model or "", "config.yaml")
+    if model is None or not config.is_file():
+        return 1.0
+    return load_config(config, outputs_anywhere=True).phantom.polyp_size
+
+
+def _model_results(
+    pipeline: MedSoraPipeline, judge: Judge, names: list[str], options: argparse.Namespace
+) -> dict[str, object]:
+    asked = np.arange(options.videos) % len(names)
+    videos = pipeline(
+        num_inference_steps=options.steps,
+        seeds=[options.seed + k for k in range(options.videos)],
+        sampler=options.sampler,
+        label=[names[k] for k in asked],
+        guidance=options.guidance,
+    ).frames
+    seen = judged(judge, videos)
+    for k, name in enumerate(names):
+        rows = [
+            (f"asked for {name}, seed {options.seed + row}, judged {names[seen[row]]}", videos[row])
+            for row in np.flatnonzero(asked == k)[:SHEET_ROWS]
+        ]
+        if rows:
+            save_image(options.out / f"sheet-{name}.png", contact_sheet(rows, columns=8))
+    settings = ("videos", "guidance", "sampler", "steps", "seed")
+    return asdict(Agreement.of(asked, seen, names)) | {key: getattr(options, key) for key in settings}
+
+
+def _claims(results: dict[str, object]) -> list[Claim]:
+    wanted = [
+        ("the judge is right about held-out real clips", "judge on held-out real clips", JUDGE_MUST_REACH)
+    ]
+    if "asked" in results:
+        wanted.append(("sampled clips show what was asked for", "asked", MODEL_MUST_REACH))
+    return [
+        Claim(f"{sentence} in {results[key]:.1%}, at least {least:.0%}", results[key] >= least)
+        for sentence, key, least in wanted
+    ]
+
+
+if __name__ == "__main__":
+    exit_with_status(main)

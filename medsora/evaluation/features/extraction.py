@@ -1,0 +1,78 @@
+"""From clips to features: every clip is decoded once and shown to every extractor that has not seen it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+
+from medsora.errors import building
+from medsora.evaluation.features.clip_set import ClipSet
+from medsora.evaluation.features.feature_store import Extractor, Features, FeatureStore
+from medsora.runtime.processes import on_main, share_of
+from medsora.runtime.progress_bar import progress_bar
+
+
+def extract(
+    clips: ClipSet,
+    extractors: Mapping[str, Extractor],
+    folder: Path,
+    state: PartialState,
+    *,
+    batch_size: int = 4,
+    label: str = "the",
+) -> dict[str, Features]:
+    """Return every extractor's features of all clips; those that lie in `folder` already are not made again.
+
+    Work is divided among processes by the number of a clip, so the features do not depend on how many there
+    are; memory does not depend on how many clips there are. What an interrupted extraction has done stays.
+    Raises `BadInput` if a clip cannot be read or the folder not be written.
+    """
+    digest = on_main(state, clips.digest)
+    stores = {
+        name: FeatureStore(folder, digest, extractor, len(clips), clips.frames)
+        for name, extractor in extractors.items()
+    }
+    writers, left = on_main(state, lambda: _begin(stores, label))
+    if writers:
+        wanted = [stores[name] for name in writers]
+        for name, writer in writers.items():
+            stores[name].writer = writer
+        mine = [left[k] for k in share_of(state, len(left))]
+        _fill(clips, wanted, mine, batch_size, label, show=state.is_main_process)
+        state.wait_for_everyone()
+        on_main(state, lambda: [store.finish() for store in wanted] and None)
+    return {name: store.read() for name, store in stores.items()}
+
+
+def _begin(stores: Mapping[str, FeatureStore], label: str) -> tuple[dict[str, str], list[int]]:
+    """Return who writes each store that is not whole, and the clips that any of these still lacks."""
+    writers = {name: store.begin() for name, store in stores.items() if not store.is_whole()}
+    left = sorted({clip for name in writers for clip in stores[name].left()})
+    for store in (stores[name] for name in writers):
+        if 0 < len(left) < (count := store.shape[0]):
+            what = f"{count - len(left)} of {count} {label} clips"
+            print(f"the features of {what} are there from an interrupted run.", file=sys.stderr)
+            break
+    return writers, left
+
+
+def _fill(
+    clips: ClipSet,
+    stores: Sequence[FeatureStore],
+    mine: Sequence[int],
+    batch_size: int,
+    label: str,
+    *,
+    show: bool,
+) -> None:
+    with (
+        progress_bar(f"features of {label} clips", total=len(mine), unit="clip", show=show) as bar,
+        building(),
+    ):
+        for indices, batch in clips.read_ahead(mine, batch_size):
+            for store in stores:
+                store.write(indices, batch)
+            bar.update(len(indices))

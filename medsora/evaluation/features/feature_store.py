@@ -1,0 +1,162 @@
+"""Features of a clip set on disk: written in any order by any number of processes, read as a stream.
+
+One `.npy` file, float32 (clips, rows per clip, width). A real set's file is kept and found again by its
+content: the clips' pixels and everything that decides the extractor. While it is made it is called `.partial`
+and has a `.done` file beside it, a byte per clip, so that an interrupted extraction goes on where it was.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from medsora.runtime.files import write_json
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+ROWS_AT_ONCE = 4096
+
+
+class Extractor(Protocol):
+    """Turns clips into features. `identity` names all that decides them: weights, sizes, settings."""
+
+    identity: dict[str, Any]
+    width: int
+
+    def rows(self, frames: int) -> int:
+        """Return how many rows of features a clip of so many frames has."""
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        """Return float32 (B, rows, width) for uint8 (B, F, H, W, 3)."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features (clips, rows, width) with a weight per clip: 0 leaves it out, 2 counts it twice."""
+
+    values: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Features:
+        """Return `values` with every clip counted once."""
+        return cls(values, np.ones(len(values)))
+
+    def reweighted(self, weights: np.ndarray) -> Features:
+        """Return the same features under other weights (clips,)."""
+        return Features(self.values, weights)
+
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (values (b, rows, width), weights (b,)) of the clips that count, a bounded part at a time."""
+        used = np.flatnonzero(self.weights)
+        step = max(ROWS_AT_ONCE // self.values.shape[1], 1)
+        for start in range(0, len(used), step):
+            part = used[start : start + step]
+            yield np.asarray(self.values[part]), self.weights[part]
+
+    def per_clip(self) -> np.ndarray:
+        """Return (clips, width) of features that have one row per clip."""
+        return np.asarray(self.values[:, 0])
+
+
+class FeatureStore:
+    """The file of one (clip set, extractor); `begin`, `write` and `finish` make it, `read` gives it."""
+
+    def __init__(
+        self, folder: Path, clips_digest: str, extractor: Extractor, clips: int, frames: int
+    ) -> None:
+        self.extractor = extractor
+        self.shape = (clips, extractor.rows(frames), extractor.width)
+        self.made_of = {"format": FORMAT, "clips_sha256": clips_digest, "extractor": extractor.identity}
+        key = hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()[:20]
+        self.path = folder / f"{extractor.identity['name']}-{key}.npy"
+        self.writer = ""
+        self._held: BinaryIO | None = None
+
+    @property
+    def _partial(self) -> Path:
+        return self.path.with_suffix(f"{self.writer}.partial")
+
+    @property
+    def _done(self) -> Path:
+        return self.path.with_suffix(f"{self.writer}.done")
+
+    def is_whole(self) -> bool:
+        """Say whether the features are there; a damaged file is not."""
+        try:
+            found = np.load(self.path, mmap_mode="r")
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, EOFError) as error:
+            log.warning("the features in %s cannot be read (%s); they are extracted again.", self.path, error)
+            return False
+        return self._fits(found)
+
+    def begin(self) -> str:
+        """Make a file for `write`, or go on with the one that an interrupted run left; return its `writer`.
+
+        Processes that help are given this name. A file that another run is filling is left alone: this run
+        makes one of its own. Raises `OSError` if the place cannot be written.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._hold():
+            self.writer = f".{os.getpid()}"
+            self._hold()
+        if not self._has_begun():
+            np.lib.format.open_memmap(self._partial, "w+", np.float32, self.shape).flush()
+            self._done.write_bytes(bytes(self.shape[0]))
+        return self.writer
+
+    def left(self) -> list[int]:
+        """Return the numbers of the clips that are still to be written."""
+        return np.flatnonzero(np.fromfile(self._done, np.uint8) == 0).tolist()
+
+    def write(self, indices: list[int], clips: np.ndarray) -> None:
+        """Extract and store the features of the clips `indices`."""
+        place = np.load(self._partial, mmap_mode="r+")
+        place[indices] = self.extractor(clips)
+        place.flush()
+        done = np.memmap(self._done, np.uint8, "r+")
+        done[indices] = 1
+        done.flush()
+
+    def finish(self) -> None:
+        """Give the file its name, once every process has written its part."""
+        described = {**self.made_of, "shape": self.shape}
+        write_json(self.path.with_suffix(".json"), described, ensure_ascii=False)
+        self._partial.replace(self.path)
+        self._done.unlink()
+        self._held.close()
+
+    def read(self) -> Features:
+        """Return the features, mapped from the file."""
+        return Features.of(np.load(self.path, mmap_mode="r"))
+
+    def _hold(self) -> bool:
+        """Take the unfinished file for this process, as long as it lives; False if another one has it."""
+        self._held = self._done.open("ab")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(self._held.fileno()), self._done.stat())
+        except OSError:
+            return False
+
+    def _has_begun(self) -> bool:
+        try:
+            place = np.load(self._partial, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return False
+        return self._fits(place) and self._done.stat().st_size == self.shape[0]
+
+    def _fits(self, found: np.ndarray) -> bool:
+        return found.shape == self.shape and found.dtype == np.float32

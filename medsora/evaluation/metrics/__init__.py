@@ -1,0 +1,1 @@
+"""The metrics: feature extractors and distances between two sets of clips."""

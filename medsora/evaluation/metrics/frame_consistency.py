@@ -1,0 +1,106 @@
+"""Frame Consistency (§4.5, Esser et al. 2023): the mean cosine of CLIP's image embeddings of neighbours.
+
+A still image has 1, the best value there is: read it beside the motion figures, never alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import CLIPVisionModelWithProjection
+
+from medsora.data.reading.pixels import frames_to_video
+from medsora.errors import BadInput
+from medsora.evaluation.features.feature_store import Features
+from medsora.evaluation.metrics.measure import Figure, weighted_mean
+from medsora.evaluation.metrics.weight_files import PUBLISHED
+
+# CLIP's own statistics of RGB in [0, 1]
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class ClipExtractor:
+    """Per clip one number: the mean cosine of consecutive frames' CLIP embeddings."""
+
+    width = 1
+
+    def __init__(self, weights: Mapping[str, str | Path], device: torch.device | str = "cpu") -> None:
+        source = str(weights.get("clip", PUBLISHED["clip"]))
+        self.device, self.network = device, _load_clip(source, given="clip" in weights).to(device)
+        self.side = self.network.config.image_size
+        self.identity: dict[str, Any] = {
+            "name": "clip",
+            "version": 1,
+            "weights": source,
+            "weights_sha256": _digest(self.network),
+            "resize": f"bicubic with antialiasing to {self.side}x{self.side}",
+        }
+
+    def rows(self, frames: int) -> int:
+        """Return 1. Raises `BadInput` for a single frame."""
+        if frames < 2:
+            raise BadInput("Frame Consistency needs clips of at least 2 frames; raise --frames.")
+        return 1
+
+    @torch.no_grad()
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        """Return float32 (B, 1, 1) for uint8 (B, F, H, W, 3)."""
+        video = frames_to_video(clips).to(self.device).add(1).div(2)
+        size = (self.side, self.side)
+        frames = F.interpolate(video.flatten(0, 1), size, mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        embedded = self.network(pixel_values=(frames - mean) / std).image_embeds
+        embedded = F.normalize(embedded.float(), dim=-1).unflatten(0, video.shape[:2])
+        cosines = (embedded[:, 1:] * embedded[:, :-1]).sum(-1).mean(1)
+        return cosines[:, None, None].cpu().numpy()
+
+
+class FrameConsistencyMeasure:
+    """The mean over clips; of one set alone."""
+
+    distances: tuple[Figure, ...] = ()
+    scores = (Figure("frame_consistency", "Frame Consistency (CLIP), read beside the motion", "higher"),)
+
+    def __init__(self, extractor: ClipExtractor) -> None:
+        self.extractor = extractor
+
+    def compare(self, real: Features, fake: Features) -> dict[str, float]:
+        """Return nothing: the figure is of one set."""
+        return {}
+
+    def describe(self, features: Features) -> dict[str, float]:
+        """Return the mean cosine, 1 for still images."""
+        return {"frame_consistency": weighted_mean(features.per_clip()[:, 0], features.weights)}
+
+
+def _load_clip(source: str, *, given: bool) -> CLIPVisionModelWithProjection:
+    if given and not (Path(source) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{source} is no folder of a CLIP model (config.json); correct --weights clip=..."
+        )
+    try:
+        network, report = CLIPVisionModelWithProjection.from_pretrained(source, output_loading_info=True)
+    except OSError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise OSError(
+            f"the CLIP model {source} cannot be had ({reason}); download it elsewhere and give its folder "
+            "with --weights clip=FOLDER, or start this once where there is a network."
+        ) from error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
+        raise ValueError(f"{source} does not hold a whole CLIP vision model: {first} is missing or differs.")
+    return network.requires_grad_(False).eval()
+
+
+def _digest(network: torch.nn.Module) -> str:
+    state = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        state.update(name.encode())
+        state.update(tensor.cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()

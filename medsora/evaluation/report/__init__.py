@@ -1,0 +1,1 @@
+"""Results of an evaluation as files: JSON, tables, plots and warnings."""

@@ -1,0 +1,69 @@
+"""The pictures of an evaluation: a contact sheet, how both sets move, every distance beside its floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from medsora.data.sheet import contact_sheet, save_image
+from medsora.evaluation.features.clip_set import ClipSet
+from medsora.evaluation.features.feature_store import Features
+from medsora.evaluation.metrics.motion import DIRECTIONS, SPEEDS, MotionMeasure
+from medsora.evaluation.report.results import Distance
+from medsora.runtime.files import written_beside
+
+SHEET_CLIPS, SHEET_FRAMES = 6, 8
+COLOURS = {"real": "#4c78a8", "generated": "#e4572e"}
+
+
+def write_sheet(path: Path, real: ClipSet, fake: ClipSet) -> None:
+    """Write evenly picked clips of both sides, one row each, as one picture."""
+    rows = []
+    for name, clips in (("real", real), ("generated", fake)):
+        picks = np.linspace(0, len(clips) - 1, min(SHEET_CLIPS, len(clips))).round().astype(int)
+        rows += [(f"{name}: {clips.name(i)}", clips.read(i)) for i in picks]
+    save_image(path, contact_sheet(rows, columns=SHEET_FRAMES))
+
+
+def draw_motion(path: Path, real: Features, fake: Features) -> None:
+    """Draw how fast and where to the pixels of both sets move."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    speed_axes = figure.add_subplot(1, 2, 1)
+    compass = figure.add_subplot(1, 2, 2, projection="polar")
+    angles = (np.arange(DIRECTIONS) + 0.5) / DIRECTIONS * 2 * np.pi - np.pi
+    for name, features in (("real", real), ("generated", fake)):
+        speeds, directions = MotionMeasure.histograms(features)
+        speed_axes.stairs(speeds[1:], SPEEDS[1:], label=name, color=COLOURS[name], fill=True, alpha=0.4)
+        compass.plot(np.append(angles, angles[0]), np.append(directions, directions[0]), color=COLOURS[name])
+    speed_axes.set(
+        xscale="log", xlabel="flow magnitude, px per frame", ylabel="share of pixels", title="speed"
+    )
+    speed_axes.legend()
+    compass.set(theta_direction=-1, yticklabels=[], title="direction, weighted by speed (as in the picture)")
+    _save(figure, path)
+
+
+def draw_distances(path: Path, distances: Mapping[str, Distance]) -> None:
+    """Draw every distance with its interval beside the distance of the real set's halves."""
+    columns = 4
+    rows = -(-len(distances) // columns)
+    figure = Figure(figsize=(3 * columns, 2.6 * rows), layout="constrained")
+    for number, distance in enumerate(distances.values(), start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        heights = [distance.real_halves or 0.0, distance.value if distance.value == distance.value else 0.0]
+        axes.bar(["real halves", "generated"], heights, color=list(COLOURS.values()))
+        if distance.spread:
+            low, high = distance.spread.low, distance.spread.high
+            axes.vlines(1, max(low, 0), high, color="black")
+        axes.set_title(distance.title, fontsize=8, wrap=True)
+        axes.set_ylabel(distance.unit, fontsize=8)
+        axes.tick_params(labelsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with written_beside(path) as beside:
+        figure.savefig(beside, dpi=110)

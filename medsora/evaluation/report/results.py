@@ -1,0 +1,132 @@
+"""What an evaluation leaves: `results.json` with the whole protocol, `results.md`, a table for a paper."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medsora.evaluation.bootstrap import Spread
+from medsora.evaluation.report.paper_tables import PAPER_PROTOCOL, number_text, paper_tables
+from medsora.runtime.files import write_json, write_text
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A figure that compares generated with real; `real_halves` is the real set's own halves compared."""
+
+    title: str
+    unit: str
+    value: float
+    real_halves: float | None = None
+    spread: Spread | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure of each set alone."""
+
+    title: str
+    unit: str
+    better: str
+    real: float
+    generated: float
+    real_spread: Spread | None = None
+    generated_spread: Spread | None = None
+
+
+@dataclass
+class Results:
+    """The figures by key, the protocol that gives them again, and what a reader must be warned of."""
+
+    protocol: dict[str, Any]
+    sets: dict[str, Any]
+    distances: dict[str, Distance] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
+    memorisation: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
+    corpus: str | None = None
+
+    def figures(self) -> dict[str, float]:
+        """Return every distance, and every score of the generated set, by key."""
+        scores = {key: score.generated for key, score in self.scores.items()}
+        return {key: distance.value for key, distance in self.distances.items()} | scores
+
+    def write(self, folder: Path) -> None:
+        """Write both files. Raises `OSError` if the folder cannot be written."""
+        write_json(folder / "results.json", _without_nan(asdict(self)), ensure_ascii=False)
+        write_text(folder / "results.md", self.markdown())
+
+    def markdown(self) -> str:
+        """Return the page for people."""
+        sets, protocol = self.sets, self.protocol
+        height, width = protocol["size"]
+        lines = [
+            "# Evaluation",
+            "",
+            f"{sets['generated']['clips_used']} generated clips ({sets['generated']['folder']}) against "
+            f"{sets['real']['clips_used']} real ones ({sets['real']['folder']}), each of "
+            f"{protocol['frames']} frames of {height}x{width} pixels, seed {protocol['seed']}. "
+            "The protocol is in `results.json`.",
+            "",
+            *[f"**Note:** {warning}\n" for warning in self.warnings],
+            "## Generated against real",
+            "",
+            "| figure | unit | generated – real | 95 % interval | bias estimate | real half – real half |",
+            "|---|---|---:|---:|---:|---:|",
+        ]
+        for distance in self.distances.values():
+            cells = [distance.title, distance.unit, number_text(distance.value)]
+            lines.append(_row([*cells, *_spread_cells(distance.spread), number_text(distance.real_halves)]))
+        lines += [
+            "",
+            "Lower is better; the last column is what no difference looks like with half the clips.",
+            "",
+            "## Each set alone",
+            "",
+            "| figure | unit | better | real | generated | 95 % interval of generated |",
+            "|---|---|---|---:|---:|---:|",
+        ]
+        for score in self.scores.values():
+            cells = [score.title, score.unit, score.better, number_text(score.real)]
+            interval = _spread_cells(score.generated_spread)[0]
+            lines.append(_row([*cells, number_text(score.generated), interval]))
+        if self.memorisation:
+            lines += ["", "## Memorisation", "", *self.memorisation["sentences"]]
+        lines += ["", "## Beside the paper", "", self._comparability(), ""]
+        row = f"this run ({sets['generated']['clips_used']} clips)"
+        lines += [paper_tables(self.figures(), self.corpus, row), ""]
+        return "\n".join(lines)
+
+    def _comparability(self) -> str:
+        used = {"clips": min(side["clips_used"] for side in self.sets.values())}
+        used |= {key: self.protocol[key] for key in ("frames", "size")}
+        other = [f"{k} {used[k]} instead of {v}" for k, v in PAPER_PROTOCOL.items() if used[k] != v]
+        if any(side["borders_cut_off"] for side in self.sets.values()):
+            other.append("frames cropped first")
+        where = "" if self.corpus else " Name the corpus with --corpus to have this run's figures put in."
+        if other:
+            return f"Not the paper's protocol ({', '.join(other)}): do not compare the numbers.{where}"
+        return f"The paper's clip count, length and size; its data and code are not public.{where}"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _spread_cells(spread: Spread | None) -> list[str]:
+    if spread is None:
+        return ["–", "–"]
+    return [f"{number_text(spread.low)} … {number_text(spread.high)}", number_text(spread.bias)]
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN; an undefined figure is null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

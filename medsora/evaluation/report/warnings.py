@@ -1,0 +1,106 @@
+"""What a reader of the figures must be told: too few clips, shared clips, unequal handling."""
+
+from __future__ import annotations
+
+from medsora.errors import BadInput
+from medsora.evaluation.features.clip_set import ClipSet
+from medsora.evaluation.report.paper_tables import number_text
+from medsora.evaluation.report.results import Results
+from medsora.evaluation.settings import EvaluationSettings
+
+
+def require_enough(clips: ClipSet) -> None:
+    """Raise `BadInput` for a side on which no covariance can be had."""
+    if len(clips) < 2:
+        raise BadInput(
+            f"{clips.root} gives {len(clips)} clip of {clips.frames} frames, but a distribution needs two at "
+            "least; add videos, or lower --frames."
+        )
+
+
+def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:
+    """Return the sentences, the gravest first."""
+    return [
+        *_same_clips(real, fake),
+        *_too_few(settings, real, fake, results),
+        *_borders_cut(settings, real, fake),
+        *_unequal_files(real, fake),
+        *_left_out(real),
+        *_left_out(fake),
+    ]
+
+
+def _same_clips(real: ClipSet, fake: ClipSet) -> list[str]:
+    if real.root.resolve() == fake.root.resolve():
+        return ["the real and the generated folder are the same: every distance is zero or means nothing."]
+    shared = set(real.source_digests.values()) & set(fake.source_digests.values())
+    if shared:
+        return [f"{len(shared)} files are byte for byte on both sides: the distances come out too small."]
+    return []
+
+
+def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:
+    few = {
+        name: len(clips)
+        for name, clips in (("real", real), ("generated", fake))
+        if len(clips) < settings.clips
+    }
+    if not few:
+        return []
+    counts = " and ".join(f"{count} {name}" for name, count in few.items())
+    floors = [
+        f"{distance.title}: {number_text(distance.real_halves)}"
+        for key, distance in results.distances.items()
+        if distance.real_halves is not None
+        and (key.endswith("fvd") or key in ("fid", "untrained_pyramid_distance"))
+    ]
+    measured = (
+        f" Two halves of the real set, {len(real) // 2} clips each, are already apart by {'; '.join(floors)}."
+        if floors
+        else ""
+    )
+    advice = "" if settings.bootstrap else " --bootstrap 200 estimates the bias and an interval."
+    return [
+        f"only {counts} clips where {settings.clips} were asked for: Fréchet distances over few clips come "
+        "out too high, by about the inverse of their number, and the Inception Score too low; compare only "
+        f"runs with equal counts.{measured}{advice}"
+    ]
+
+
+def _borders_cut(settings: EvaluationSettings, real: ClipSet, fake: ClipSet) -> list[str]:
+    if settings.crop != "auto" or not (real.cropped or fake.cropped):
+        return []
+    counts = f"{len(real.cropped)} real and {len(fake.cropped)} generated videos"
+    return [
+        f"black borders are cut off {counts}, as training does by default; for a model of whole frames "
+        "(data.crop: none) give --crop none, for one of fixed parts those parts."
+    ]
+
+
+def _unequal_files(real: ClipSet, fake: ClipSet) -> list[str]:
+    notes = []
+    if real.compressed != fake.compressed:
+        lossy, exact = ("real", "generated") if real.compressed else ("generated", "real")
+        notes.append(
+            f"the {lossy} files are coded with loss and the {exact} ones without: compression alone moves "
+            "every distance; code both sides alike."
+        )
+    for name, clips in (("real", real), ("generated", fake)):
+        height, width = clips.size
+        small = [s for s, _ in clips.clips if s.used_height < height or s.used_width < width]
+        if small:
+            first = small[0]
+            notes.append(
+                f"{name} frames are enlarged to {width}x{height} pixels ({first.source.name} has "
+                f"{first.used_width}x{first.used_height}); enlarged frames look blurred, choose a smaller "
+                "--size."
+            )
+    return notes
+
+
+def _left_out(clips: ClipSet) -> list[str]:
+    bad = clips.report.bad
+    if not bad:
+        return []
+    more = f" and {len(bad) - 1} more (see results.json)" if len(bad) > 1 else ""
+    return [f"left out of {clips.root}: {bad[0].source.name}: {bad[0].problem}{more}."]

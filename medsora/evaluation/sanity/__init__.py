@@ -1,0 +1,1 @@
+"""Checks of the metrics themselves: degraded clips and trivial baselines."""

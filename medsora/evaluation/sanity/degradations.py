@@ -1,0 +1,162 @@
+"""Does every weight-free metric order what it must?
+
+`python -m medsora.evaluation.sanity.degradations --real DIR`
+
+Clips of one folder are divided into a reference and a second set, by video, or within each video by time
+where the videos are of different kinds; the second set is then made worse in one respect after another. The
+command prints a Markdown table of the distances to the reference, and whether every metric puts them into
+the order that its purpose demands.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from medsora.errors import BadInput, building, exit_with_status
+from medsora.evaluation.features.clip_set import ClipSet, choose_clips
+from medsora.evaluation.features.feature_store import Features
+from medsora.evaluation.metrics.measure import Measure
+from medsora.evaluation.metrics.registry import WEIGHT_FREE, build_measures
+from medsora.evaluation.report.paper_tables import number_text
+from medsora.evaluation.sanity.degrade import blurred, frozen, noisy, shuffled
+from medsora.training.command_line import EXIT_STATUSES
+
+REAL, MILD, STRONG, SHUFFLED, FROZEN, NOISE = (
+    "real",
+    "mild blur",
+    "strong blur",
+    "shuffled",
+    "frozen",
+    "noise",
+)
+MILD_BLUR, STRONG_BLUR = 1 / 64, 1 / 16  # sigma as a share of the frame's height
+
+# What each distance is there to notice: every chain must rise from left to right. What is not its business
+# (blur for the motion, order in time for single frames) is not demanded.
+ORDERS: dict[str, list[tuple[str, ...]]] = {
+    "flow_magnitude_distance": [(REAL, SHUFFLED), (REAL, FROZEN), (MILD, FROZEN), (STRONG, FROZEN)],
+    "warping_error_distance": [(REAL, SHUFFLED, NOISE), (REAL, FROZEN), (MILD, STRONG, NOISE)],
+    "flicker_distance": [(REAL, SHUFFLED), (REAL, FROZEN), (REAL, NOISE)],
+    "colour_distance": [(REAL, NOISE), (STRONG, NOISE)],
+    "sharpness_distance": [(REAL, MILD, STRONG), (REAL, NOISE)],
+    "untrained_pyramid_distance": [(REAL, MILD, STRONG, NOISE), (MILD, SHUFFLED), (REAL, FROZEN)],
+}
+
+
+def degraded(clips: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """Return `clips`, uint8 (F, H, W, 3), untouched and in every degraded form."""
+    height = clips[0].shape[1]
+    forms: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+        REAL: lambda clip, seed: clip,
+        MILD: lambda clip, seed: blurred(clip, MILD_BLUR * height),
+        STRONG: lambda clip, seed: blurred(clip, STRONG_BLUR * height),
+        SHUFFLED: shuffled,
+        FROZEN: lambda clip, seed: frozen(clip),
+        NOISE: noisy,
+    }
+    return {name: [form(clip, seed) for seed, clip in enumerate(clips)] for name, form in forms.items()}
+
+
+def distances_of_degradations(
+    measures: Sequence[Measure], reference: Sequence[np.ndarray], clips: Sequence[np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """Return, for every distance by its key, the distance of each form of `clips` to `reference`."""
+    found: dict[str, dict[str, float]] = {}
+    forms = degraded(clips)
+    for measure in measures:
+        of_reference = _features(measure, reference)
+        for name, form in forms.items():
+            for key, value in measure.compare(of_reference, _features(measure, form)).items():
+                found.setdefault(key, {})[name] = value
+    return found
+
+
+def broken_orders(found: dict[str, dict[str, float]]) -> list[str]:
+    """Return a sentence for every chain of `ORDERS` that does not rise."""
+    return [
+        f"{key}: {' < '.join(f'{name} {number_text(found[key][name])}' for name in chain)}"
+        for key, chains in ORDERS.items()
+        for chain in chains
+        if not all(found[key][a] < found[key][b] for a, b in pairwise(chain))
+    ]
+
+
+def main() -> None:
+    """Print the table for the clips that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medsora.evaluation.sanity.degradations",
+        description=__doc__.splitlines()[0],
+        epilog=EXIT_STATUSES.partition("; 75")[0],
+    )
+    parser.add_argument("--real", required=True, metavar="DIR", help="real clips")
+    parser.add_argument("--clips", type=int, default=64, metavar="N", help="clips in all (default: 64)")
+    parser.add_argument("--frames", type=int, default=16, metavar="F", help="frames per clip (default: 16)")
+    parser.add_argument("--size", type=int, default=64, metavar="PX", help="side of a frame (default: 64)")
+    parser.add_argument("--interval", type=int, default=1, metavar="N", help="every N-th frame (default: 1)")
+    parser.add_argument(
+        "--divide",
+        choices=("video", "time"),
+        default="video",
+        help="the second set: every other video, or each video's later half (default: video)",
+    )
+    options = parser.parse_args()
+    with building():
+        clips = choose_clips(
+            options.real,
+            frames=options.frames,
+            size=options.size,
+            interval=options.interval,
+            count=options.clips,
+            seed=0,
+        )
+        reference, others = halves(clips, options.divide)
+    measures = build_measures(WEIGHT_FREE, {}, "cpu")
+    found = distances_of_degradations(
+        list(measures.values()),
+        [clips.read(i) for i in reference],
+        [clips.read(i) for i in others],
+    )
+    titles = {figure.key: figure for measure in measures.values() for figure in measure.distances}
+    print(f"{len(reference)} reference clips, {len(others)} others, {options.frames} frames of ", end="")
+    print(f"{options.size}x{options.size} pixels of {options.real}\n")
+    print(f"| distance to the reference | {' | '.join(degraded([clips.read(0)]))} |")
+    print("|---" + "|---:" * 6 + "|")
+    for key, row in found.items():
+        unit = f" ({titles[key].unit})" if titles[key].unit else ""
+        print(f"| {titles[key].title}{unit} | {' | '.join(number_text(v) for v in row.values())} |")
+    broken = broken_orders(found)
+    chains = sum(len(chains) for chains in ORDERS.values())
+    print(
+        f"\n{chains - len(broken)} of {chains} demanded orders hold."
+        + "".join(f"\nbroken: {b}" for b in broken)
+    )
+
+
+def halves(clips: ClipSet, divide: str) -> tuple[list[int], list[int]]:
+    """Return the clips' numbers in two halves: of every other "video", or of each video's "time"."""
+    by_video: dict[str, list[int]] = {}
+    for number, (source, _) in enumerate(clips.clips):
+        by_video.setdefault(source.source.name, []).append(number)
+    groups = list(by_video.values())
+    parts: tuple[list[int], list[int]] = [], []
+    for number, group in enumerate(groups):
+        if divide == "video":
+            parts[number % 2].extend(group)
+        else:
+            parts[0].extend(group[: len(group) // 2])
+            parts[1].extend(group[len(group) // 2 :])
+    if min(map(len, parts)) < 2:
+        raise BadInput(f"{clips.root} does not give two halves of two clips; add videos, or --divide time.")
+    return parts
+
+
+def _features(measure: Measure, clips: Sequence[np.ndarray]) -> Features:
+    return Features.of(np.concatenate([measure.extractor(clip[None]) for clip in clips]))
+
+
+if __name__ == "__main__":
+    exit_with_status(main)

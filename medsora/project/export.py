@@ -1,0 +1,167 @@
+"""`python -m medsora export RUN OUT`: a run's model as a folder that stands alone, with its card.
+
+OUT/model_index.json  denoiser/  vae/  scheduler/   what `MedSoraPipeline.from_pretrained` reads
+OUT/README.md                                       the model card
+OUT/samples.png                                     the run's latest contact sheet
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from medsora.config.load import load_config
+from medsora.config.schema import Config
+from medsora.errors import BadInput
+from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.saved.card import CARD_NAME, ModelCard, evaluation_lines
+from medsora.saved.checkpoint import written_folder
+from medsora.saved.find import ModelFolder, find_in_run, read_json_object
+from medsora.saved.hub import upload_model
+from medsora.training.run.folder import read_log
+from medsora.training.run.report import SHEET
+
+SHEET_NAME = "samples.png"
+LAST_FIGURES = {
+    "loss/mse": "noise error, training",
+    "held_out/mse": "noise error, held out",
+    "loss/alignment": "alignment loss",
+    "held_out/psnr": "PSNR of the VAE, held out (dB)",
+    "held_out/ssim": "SSIM of the VAE, held out",
+}
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Make the folder, and upload it if asked; raises `BadInput` with one sentence."""
+    export_run(
+        options.run,
+        options.out,
+        checkpoint=options.checkpoint,
+        raw=options.raw,
+        name=options.name,
+        data=_description(options.data_description),
+        licence=options.licence,
+        evaluation=options.evaluation,
+        repo=options.push,
+    )
+    console.print(f"model folder, with its card: {options.out}", highlight=False, soft_wrap=True)
+    if options.push:
+        address = upload_model(options.out, options.push, private=options.private)
+        console.print(f"uploaded: {address}", highlight=False, soft_wrap=True)
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    checkpoint: int | None = None,
+    raw: bool = False,
+    name: str | None = None,
+    data: str | None = None,
+    licence: str | None = None,
+    evaluation: Path | None = None,
+    repo: str | None = None,
+) -> ModelCard:
+    """Write the model of a run of stage 2 to the new folder `out`, whole or not at all; return its card.
+
+    Raises `BadInput` if `out` is there already, or the run holds no whole checkpoint.
+    """
+    if out.exists():
+        raise BadInput(f"{out} is there already; take another folder, or remove it.")
+    run = stage_2_folder(run)
+    found = find_in_run(run, raw=raw, checkpoint=checkpoint)
+    config = load_config(run / "config.yaml")
+    pipeline = MedSoraPipeline.from_folder(found)
+    sheet = run / SHEET
+    sheet_name = SHEET_NAME if sheet.is_file() else None
+    card = pipeline.card(
+        name=name or f"MedSora-{config.denoiser.preset} {config.run.name}",
+        repo=repo,
+        step=found.step,
+        weights=found.weights,
+        data=data,
+        licence=licence,
+        training=training_rows(run, config, found),
+        evaluation=_evaluation(run, evaluation),
+        sheet=sheet_name,
+    )
+    with written_folder(out) as folder:
+        pipeline.save_pretrained(folder)
+        (folder / CARD_NAME).write_text(card.markdown(), encoding="utf-8")
+        if sheet.is_file():
+            shutil.copyfile(sheet, folder / SHEET_NAME)
+    return card
+
+
+def stage_2_folder(run: Path) -> Path:
+    """Return `run` if it is a run folder of stage 2, or the only one in it. Raises `BadInput`."""
+    if (run / "pipeline.json").is_file():
+        return run
+    inside = sorted(path.parent for path in run.glob("*/pipeline.json"))
+    if len(inside) != 1:
+        which = f"; did you mean {' or '.join(map(str, inside))}?" if inside else ""
+        raise BadInput(f"{run} is no run folder of stage 2 (runs/NAME/dit-PRESET){which or '.'}")
+    return inside[0]
+
+
+def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[str, str]]:
+    """Return what a card says of the training: its length, its settings and its last figures."""
+    settings, data = config.train_dit, config.data
+    phases = "; ".join(
+        f"{phase.lr:g} with batch {phase.batch}"
+        + (f" until epoch {phase.until_epoch}" if phase.until_epoch else "")
+        for phase in settings.phases
+    )
+    rows = [
+        ("optimiser steps", f"{found.step:,}"),
+        ("AdamW, learning rate", phases),
+        ("EMA decay", f"{settings.ema_decay:g}"),
+        (
+            "clips",
+            f"{data.frames} frames, one in {data.interval}, {'x'.join(map(str, data.height_width))} pixels",
+        ),
+        ("joint images", f"{config.images.count}, {config.images.encoding}"),
+        ("flow alignment", f"{config.flow.estimator} and {config.dino.model} ({_dino(config)})"),
+        ("seed", str(config.run.seed)),
+    ]
+    latest: dict[str, float] = {}
+    for folder in (run.parent / "vae", run):
+        for line in read_log(folder) if (folder / "log.jsonl").is_file() else []:
+            if folder != run or line["step"] <= found.step:
+                latest |= {name: value for name, value in line.items() if name in LAST_FIGURES}
+    rows += [(meaning, f"{latest[name]:.4g}") for name, meaning in LAST_FIGURES.items() if name in latest]
+    if (run / "versions.json").is_file():
+        versions = read_json_object(run / "versions.json")
+        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return rows
+
+
+def _dino(config: Config) -> str:
+    return "untrained: it teaches nothing" if config.dino.weights == "random" else "pretrained"
+
+
+def _evaluation(run: Path, given: Path | None) -> list[str]:
+    path = given or run / "evaluation" / "results.json"
+    if not path.is_file():
+        if given is not None:
+            raise BadInput(f"there is no evaluation {given}; give the results.json that evaluate.py wrote.")
+        return []
+    try:
+        results: Any = json.loads(path.read_text(encoding="utf-8"))
+        return evaluation_lines(results)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path} is not what evaluate.py writes; give its results.json.") from error
+
+
+def _description(text: str | None) -> str | None:
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{text[1:]} cannot be read as the description of the data ({error}).") from error

@@ -1,0 +1,278 @@
+"""From what a folder of videos and a machine are like to a config that fits, every choice with its reason.
+
+`fit_project` decides; `render_config` writes the decisions down, a comment on every line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from medsora.config.schema import all_keys
+from medsora.data.checking.check import CheckReport
+from medsora.data.split import HELD_OUT, split_by_video
+from medsora.errors import BadInput
+
+RATES_ALIKE = 1.5  # the highest frame rate over the lowest; beyond, it is said
+PAPER_RATE = 10  # frames of a clip per second: every third of 30
+FRAMES, PAPER_SIZE, CPU_SIZE, LEAST_SIZE = 16, 128, 64, 32
+HOLDOUT, SEED = 0.1, 0
+MOST_SOURCES = 0.8  # the part of the videos that must stay usable when frames are left out between frames
+
+# GiB of activations per clip of 16 frames of 128x128 with 2 image latents, counted over all tensors that
+# autograd keeps, and of weights, gradients, Adam's moments and EMA (20 bytes per parameter).
+ACTIVATIONS_GIB = {"S": 0.45, "B": 0.9, "L": 1.8, "XL": 3.6}
+STATE_GIB = {"S": 0.8, "B": 1.6, "L": 3.2, "XL": 6.4}
+VAE_STAGE_GIB = 16  # stage 1 on one such clip without gradient checkpointing
+PRIOR_GIB = 3  # the frozen VAE, RAFT and DINO at work
+USABLE = 0.8  # of a GPU's memory; the rest is fragments and the CUDA context
+# On a CPU: a process with its libraries, and a clip of a step at 64x64 (the demo takes 1.8 GiB at batch 8).
+CPU_PROCESS_GIB, CPU_CLIP_GIB, CPU_USABLE = 1.2, 0.08, 0.5
+
+VAE_STEPS = (1_000, 20_000)
+DIT_STEPS = (20_000, 400_000)
+VAE_PASSES, DIT_PASSES = 10, 100
+CPU_VAE_STEPS, CPU_DIT_STEPS = (200, 1_000), (1_000, 5_000)
+NOT_THE_END = "never what ends the run: max_steps does"
+
+PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # what YAML reads as text without quotes, a few words apart
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What will train: memory of one GPU in GiB (0: there is none), CPU cores, the machine's own memory."""
+
+    gpu_gib: float
+    cores: int
+    ram_gib: float = math.inf
+
+
+@dataclass
+class Fit:
+    """The config as nested values, the reason for each, and what else deserves to be said of the videos."""
+
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def set(self, section: str, reason: str, **values: Any) -> None:
+        """Decide keys of `section`, all for the same `reason`."""
+        self.values.setdefault(section, {}).update(values)
+        self.reasons |= {f"{section}.{name}": reason for name in values}
+
+
+def fit_project(
+    name: str,
+    data: str,
+    check: Callable[[int, int], CheckReport],
+    machine: Machine,
+    *,
+    size: int | None = None,
+    preset: str | None = None,
+) -> Fit:
+    """Return the config for the videos in `data`.
+
+    `check(frames, interval)` looks at the folder for clips of so many frames. `size` and `preset` overrule.
+    Raises `BadInput` with one sentence if not a single clip can be had.
+    """
+    fit = Fit()
+    fit.set("run", "results go to runs/NAME", name=name)
+    fit.set("run", "decides the split, the order and all noise; the same seed gives the same run", seed=SEED)
+    report = _fit_clips(fit, data, check)
+    if machine.gpu_gib > 0:
+        side = _fit_size(fit, report, size or PAPER_SIZE, asked=size is not None)
+        _fit_gpu(fit, machine, report.clips, side, preset)
+    else:
+        side = _fit_size(fit, report, size or CPU_SIZE, asked=size is not None)
+        _fit_cpu(fit, machine, report.clips, side, preset)
+    return fit
+
+
+def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) -> CheckReport:
+    report = check(FRAMES + 1, 1)
+    frames = FRAMES
+    if not report.clips:
+        frames = 8
+        if not check(frames + 1, 1).clips:
+            report.require_clips()
+        report = check(frames + 1, 1)
+    rates = [source.scan.fps for source in report.usable if source.scan.fps]
+    wanted = max(1, round(median(rates) / PAPER_RATE)) if rates else 1
+    interval = wanted
+    while interval > 1 and len(check(frames + 1, interval).usable) < MOST_SOURCES * len(report.usable):
+        interval -= 1
+    report = check(frames + 1, interval)
+    fit.set("data", f"{len(report.usable)} usable of {len(report.reports)} videos", root=data)
+    why = "the paper's; 17 would move from the first frame on (docs/fidelity.md)"
+    fit.set("data", why if frames == FRAMES else "no video is long enough for the paper's 16", frames=frames)
+    if not rates:
+        why = "folders of pictures do not say their rate; 3 if these are 30 per second, as in the paper"
+    elif interval < wanted:
+        why = f"{median(rates):.4g} frames per second would ask for {wanted}, but most videos are too short"
+    else:
+        why = (
+            f"{median(rates):.4g} frames per second, so a clip has {median(rates) / interval:.3g}; paper: 10"
+        )
+    fit.set("data", why, interval=interval)
+    if rates and max(rates) > RATES_ALIKE * min(rates):
+        fit.notes.append(
+            f"frame rates lie between {min(rates):.4g} and {max(rates):.4g} per second, but data.interval is "
+            "one for all: motion looks faster in the slow ones; resample them, or train on them apart"
+        )
+    cropped = sum(source.crop_words is not None for source in report.usable)
+    fit.set("data", f"black borders, found in {cropped} videos; none: whole frames", crop="auto")
+    names = [source.source.name for source in report.usable]
+    held_out = list(split_by_video(names, HOLDOUT, SEED).values()).count(HELD_OUT)
+    why = f"{held_out} of {len(names)} videos never trained on, drawn by seed; data.split_csv: by patient"
+    if len(names) == 1:
+        why = "there is only one video: nothing can be held out, figures are of training clips"
+    fit.set("data", why, holdout=HOLDOUT)
+    return report
+
+
+def _fit_size(fit: Fit, report: CheckReport, wanted: int, *, asked: bool) -> int:
+    sides = [
+        min(scan.height * (1 - top - bottom), scan.width * (1 - left - right))
+        for source in report.usable
+        for scan, (top, bottom, left, right) in [(source.scan, source.margins)]
+    ]
+    smallest = round(min(sides))
+    side = wanted if asked else max(LEAST_SIZE, min(wanted, 16 * int(median(sides) / 16)))
+    why = f"pixels, square; the smallest video has {smallest}"
+    fit.set("data", why if side <= smallest else f"{why} and is enlarged", size=side)
+    return side
+
+
+def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | None) -> None:
+    if preset == "tiny":
+        raise BadInput("the preset tiny is for CPUs; choose S, B, L or XL, or --memory 0 for a CPU's config.")
+    preset = preset or ("B" if machine.gpu_gib >= 10 else "S")
+    memory = f"{machine.gpu_gib:.0f} GiB"
+    area = (side / PAPER_SIZE) ** 2 * fit.values["data"]["frames"] / FRAMES
+    free = USABLE * machine.gpu_gib - PRIOR_GIB * max(area, 1) - STATE_GIB[preset]
+    fitting = max(free / (ACTIVATIONS_GIB[preset] * area), 1)
+    first = min(16, 2 ** int(math.log2(fitting)))
+    fit.set("data", "processes that decode videos", workers=max(1, min(8, machine.cores - 1)))
+    fit.set("vae", "stage 1 starts from it; downloaded once, or a local folder", base="THUDM/CogVideoX-2b")
+    fit.set("images", "joint images per clip, as in the paper", count=8)
+    fit.set("images", "the 8 go through the VAE together, as in the paper", encoding="packed")
+    fit.set("denoiser", f"S 44, B 86, L 172, XL 343 million parameters; for {memory}", preset=preset)
+    tight = fitting < 1.5
+    why = f"{memory}: activations of one clip take about {ACTIVATIONS_GIB[preset] * area:.2g} GiB without"
+    fit.set("denoiser", why, gradient_checkpointing=tight)
+    fit.set("flow", "the paper's; dis needs no weights and is weaker", estimator="raft_large")
+    fit.set("dino", "the paper's; reads the optical flow as pictures", model="vit_base_patch8_224.dino")
+    fit.set("dino", "downloaded once; or a local file", weights="hub")
+    steps = _steps(VAE_PASSES * clips, VAE_STEPS)
+    fit.set("train_vae", "the paper's 2e-7 moves a zero-initialised output next to nothing", lr=1e-4)
+    fit.set("train_vae", "down to zero at the last step", lr_decay="cosine")
+    fit.set("train_vae", NOT_THE_END, epochs=steps)
+    fit.set("train_vae", f"{VAE_PASSES} passes over {clips} clips, {_within(VAE_STEPS)}", max_steps=steps)
+    small = machine.gpu_gib < VAE_STAGE_GIB * area / USABLE
+    fit.set(
+        "train_vae",
+        f"{memory}; one clip takes about {16 * area:.0f} GiB without",
+        gradient_checkpointing=small,
+    )
+    steps = _steps(DIT_PASSES * clips // 2, DIT_STEPS)
+    phases = [
+        {"lr": 1e-3, "batch": first, "until_epoch": 2},
+        {"lr": 1e-4, "batch": min(2, first), "until_epoch": None},
+    ]
+    why = "the paper's" if first == 16 else f"the paper's first batch is 16; {first} fits into {memory}"
+    fit.set("train_dit", why, phases=phases)
+    fit.set("train_dit", NOT_THE_END, epochs=first * steps)
+    fit.set("train_dit", f"{DIT_PASSES} passes over {clips} clips, {_within(DIT_STEPS)}", max_steps=steps)
+    fit.set("train_dit", "the paper's; samples come from this moving average", ema_decay=0.9999)
+    fit.set("train_dit", "20 contact sheets over the run", sample_every=max(steps // 20, 500))
+    fit.set("train_dit", "40 points of the held-out curve", eval_every=max(steps // 40, 250))
+    fit.set("train_dit", "what an interruption without warning can cost", save_every=1000)
+    fit.set("cache", "disk: encode every clip once; then a clip starts at fixed frames", latents="off")
+
+
+def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | None) -> None:
+    """The demo's settings: minutes instead of days, and nothing to download."""
+    if preset not in (None, "tiny"):
+        raise BadInput(
+            f"the preset {preset} needs a GPU; leave --preset out, or give its memory by --memory."
+        )
+    path = Path("configs/phantom.yaml")
+    if not path.is_file():
+        raise BadInput(f"there is no {path} here; start this command in MedSora's own folder.")
+    shipped, comments = OmegaConf.to_container(OmegaConf.load(path)), _comments_in(path)
+    fit.set("data", "what a step needs lies in the caches", workers=0)
+    for section in ("vae", "images", "denoiser", "flow", "dino", "train_vae", "train_dit", "cache"):
+        for name, value in shipped[section].items():
+            reason = comments.get(f"{section}.{name}") or all_keys()[f"{section}.{name}"].meaning.rstrip(".")
+            fit.set(section, reason, **{name: value})
+    phase = shipped["train_dit"]["phases"][0]
+    clip_gib = CPU_CLIP_GIB * (side / CPU_SIZE) ** 2
+    fitting = max((CPU_USABLE * machine.ram_gib - CPU_PROCESS_GIB) / clip_gib, 1)
+    if fitting < phase["batch"]:
+        phase["batch"] = 2 ** int(math.log2(fitting))
+        why = f"{machine.ram_gib:.1f} GiB of memory: a clip of a step takes about {clip_gib:.2g} GiB"
+        fit.set("train_dit", why, phases=[phase])
+    fit.set("train_vae", "this base knows phantoms only, so all of it learns your videos", train="all")
+    for stage, passes, within, batch in (
+        ("train_vae", VAE_PASSES, CPU_VAE_STEPS, shipped["train_vae"]["batch"]),
+        ("train_dit", DIT_PASSES, CPU_DIT_STEPS, phase["batch"]),
+    ):
+        steps = _steps(passes * clips // batch, within)
+        why = f"{passes} passes over {clips} clips, {_within(within)}"
+        fit.set(stage, why, max_steps=steps)
+        fit.set(stage, NOT_THE_END, epochs=batch * steps)
+    fit.set("train_vae", "8x8 latents drown in noise sooner than 16x16 ones", latent_std=2.0)
+
+
+def _comments_in(path: Path) -> dict[str, str]:
+    """Return the comment behind each key of a shipped config."""
+    section, comments = "", {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if heading := re.fullmatch(r"(\w+):", line):
+            section = heading[1]
+        elif commented := re.fullmatch(r"  (\w+):.* # (.+)", line):
+            comments[f"{section}.{commented[1]}"] = commented[2]
+    return comments
+
+
+def _steps(wanted: int, within: tuple[int, int]) -> int:
+    return min(max(wanted, within[0]), within[1])
+
+
+def _within(steps: tuple[int, int]) -> str:
+    return f"but at least {steps[0]:,} and at most {steps[1]:,} steps"
+
+
+def render_config(fit: Fit, heading: str) -> str:
+    """Return the config as YAML: `heading` first, then every value with its reason behind it."""
+    lines = [f"# {line}" for line in heading.splitlines()]
+    for section, values in fit.values.items():
+        lines.append(f"{section}:")
+        for name, value in values.items():
+            reason = fit.reasons[f"{section}.{name}"]
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                lines.append(f"  {name}: # {reason}")
+                lines += [f"    - {_inline(entry)}" for entry in value]
+            else:
+                lines.append(f"  {name}: {_inline(value)} # {reason}")
+    return "\n".join(lines) + "\n"
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key}: {_inline(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, float):
+        text = f"{value:.6g}"
+        mantissa, e, exponent = text.partition("e")
+        return text if not e or "." in mantissa else f"{mantissa}.0e{exponent}"  # YAML 1.1 reads 1e-4 as text
+    if isinstance(value, str) and PLAIN.fullmatch(value) and value not in ("on", "off", "yes", "no"):
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,110 @@
+"""`python -m medsora new PROJECT --data DIR`: look at a folder of videos, write a config that fits it.
+
+PROJECT/config.yaml         every line with its reason
+PROJECT/contact-sheet.png   the clips as training will see them
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from medsora.config.load import config_from_dict, load_config
+from medsora.data.checking.check import CheckReport, check_folder
+from medsora.data.checking.view import check_sheet, check_totals
+from medsora.data.sheet import SHEET_NAME, save_image
+from medsora.errors import BadInput
+from medsora.project.fit import Fit, Machine, fit_project, render_config
+from medsora.runtime.files import write_text
+
+CONFIG_NAME = "config.yaml"
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Make the project and print the next commands; raises `BadInput` with one sentence."""
+    name = options.project.resolve().name
+    config_path = options.project / CONFIG_NAME
+    if config_path.exists():
+        raise BadInput(f"{config_path} is there already; take another name, or edit it.")
+    if options.size is not None and (options.size < 16 or options.size % 16):
+        raise BadInput(f"--size is {options.size} but must be a multiple of 16.")
+    if (Path("runs") / name).exists():
+        raise BadInput(f"runs/{name} holds a run of that name already; take another PROJECT.")
+    if options.memory is not None and not 0 <= options.memory < 10_000:
+        raise BadInput(f"--memory is {options.memory} but must be a number of GiB, or 0 for a CPU.")
+    gpu_gib = found_gpu_gib() if options.memory is None else options.memory
+    machine = Machine(gpu_gib, os.cpu_count() or 1, found_ram_gib())
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("decoding", total=None)
+
+        def check(frames: int, interval: int) -> CheckReport:
+            return check_folder(
+                options.data,
+                frames=frames,
+                interval=interval,
+                crop="auto",
+                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+
+        fit = fit_project(name, options.data, check, machine, size=options.size, preset=options.preset)
+    report = check(fit.values["data"]["frames"] + 1, fit.values["data"]["interval"])
+    config_from_dict(fit.values, str(config_path))
+    trained_on = f"a GPU of {machine.gpu_gib:.0f} GiB" if machine.gpu_gib else "a CPU, to try the whole road"
+    heading = (
+        f"Made by 'python -m medsora new' for {report.clips} clips from {options.data} and {trained_on}.\n"
+        "Every value that is not here has its default, mostly the paper's: see docs/configuration.md."
+    )
+    try:
+        save_image(options.project / SHEET_NAME, check_sheet(report, fit.values["data"]["size"]))
+        write_text(config_path, render_config(fit, heading))
+    except OSError as error:
+        raise BadInput(str(error)) from error
+    load_config(config_path)
+    _tell(console, report, fit, options.project)
+
+
+def found_gpu_gib() -> float:
+    """Return the memory of the smallest CUDA device in GiB, 0 without one."""
+    devices = range(torch.cuda.device_count())
+    sizes = [torch.cuda.get_device_properties(device).total_memory / 2**30 for device in devices]
+    return min(sizes, default=0.0)
+
+
+def found_ram_gib() -> float:
+    """Return the machine's memory in GiB; endless where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
+def next_commands(project: Path, name: str, preset: str) -> list[str]:
+    """Return the three commands that follow: both stages and sampling."""
+    config = shlex.quote(str(project / CONFIG_NAME))
+    run = shlex.quote(f"runs/{name}")
+    return [
+        f"accelerate launch train_vae.py --config {config}",
+        f"accelerate launch train_dit.py --config {config}",
+        f"python sample_ddim.py --model {run}/dit-{preset} --num-videos 4 --steps 250 --out {run}/videos",
+    ]
+
+
+def _tell(console: Console, report: CheckReport, fit: Fit, project: Path) -> None:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    say(check_totals(report, remarks=False))
+    for note in (*report.complaints(), *fit.notes):
+        say(f"note: {note}")
+    say(f"clips as training sees them: {project / SHEET_NAME}")
+    say(f"config, a reason on every line: {project / CONFIG_NAME}")
+    say("\nnext:")
+    for command in next_commands(project, fit.values["run"]["name"], fit.values["denoiser"]["preset"]):
+        say(f"  {command}")

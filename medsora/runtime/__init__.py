@@ -1,0 +1,1 @@
+"""The ground under every command: processes, interruption, exit status, files."""

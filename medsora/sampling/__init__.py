@@ -1,0 +1,1 @@
+"""From noise to videos: the pipeline, its conditions and the sampling command."""

@@ -1,0 +1,151 @@
+"""What a sampled video is asked to be: its label and its first frames, checked against what was trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medsora.data.reading.resize import resize_and_crop
+from medsora.data.reading.video_io import read_last_frames
+from medsora.errors import BadInput
+from vae.shapes import FRAMES_PER_CHUNK
+
+log = logging.getLogger(__name__)
+
+
+def label_numbers(label: str | Sequence[str] | None, names: Sequence[str], videos: int) -> list[int] | None:
+    """Return the number of each video's label; `label` is one for all, or one per video.
+
+    Raises `BadInput`, naming the labels that there are, for an unknown one.
+    """
+    if label is None:
+        return None
+    if not names:
+        raise BadInput(f"this model knows no labels, so it cannot be asked for {label!r}; leave that out.")
+    asked = [label] * videos if isinstance(label, str) else list(label)
+    for one in asked:
+        if one not in names:
+            raise BadInput(f"there is no label {one!r}; this model knows {', '.join(names)}.")
+    if len(asked) != videos:
+        raise BadInput(f"{len(asked)} labels do not fit {videos} videos; give one for all, or one per video.")
+    return [list(names).index(one) for one in asked]
+
+
+def check_guidance(guidance: float, label: object) -> None:
+    """Raise `BadInput` unless `guidance` is a number from 0 on, and 1 where there is no label to follow."""
+    if not 0 <= guidance < 1000:
+        raise BadInput(f"guidance must lie between 0 and 1000, not {guidance}.")
+    if guidance != 1 and label is None:
+        raise BadInput(f"guidance is {guidance}, but no label is given that it could strengthen.")
+
+
+def check_first_frames(
+    first_frames: np.ndarray | None, trained: Sequence[int], frames: int, size: Sequence[int], videos: int
+) -> np.ndarray | None:
+    """Return first frames as uint8 (1 or N, g, H, W, 3), fitted to `size` if they have another.
+
+    Args:
+        first_frames: uint8 (g, h, w, 3) for all videos, or (N, g, h, w, 3).
+        trained: how many frames the model was trained to be given.
+        frames: F of the clip that begins with them.
+
+    Raises `BadInput` with one sentence if this model or clip cannot begin with them.
+    """
+    if first_frames is None:
+        return None
+    given = np.asarray(first_frames)
+    given = given[None] if given.ndim == 4 else given
+    if given.ndim != 5 or given.shape[-1] != 3 or given.dtype != np.uint8 or len(given) not in (1, videos):
+        raise BadInput(
+            f"first frames must be uint8 (g, H, W, 3), or so for each of {videos} videos, not "
+            f"{given.dtype} {np.shape(first_frames)}."
+        )
+    count = given.shape[1]
+    if count not in trained:
+        raise BadInput(f"{count} first frames are given, but {trained_to_begin_with(trained)}.")
+    if not givable(count, frames):
+        raise BadInput(
+            f"a clip of {frames} frames cannot begin with {count} given ones, which the VAE encodes by "
+            f"themselves; ask for {count + FRAMES_PER_CHUNK} or {count + 2 * FRAMES_PER_CHUNK} frames."
+        )
+    height, width = given.shape[2:4]
+    if (height, width) == tuple(size):
+        return given
+    log.warning(
+        "the first frame is %dx%d pixels and is fitted to the clip's %dx%d: scaled until it covers them, "
+        "cropped in the middle.",
+        *(height, width, *size),
+    )
+    return np.stack([[resize_and_crop(frame, tuple(size)) for frame in clip] for clip in given])
+
+
+def read_first_frames(path: str | Path, trained: Sequence[int], frames: int) -> np.ndarray:
+    """Return what a clip of `frames` can begin with of a picture, or of a video's end: uint8 (g, h, w, 3).
+
+    Of a video as many last frames are taken as the model was trained to begin with (`trained`) and there are.
+    Raises `BadInput` if there is no such file, it does not decode, or the model can begin with none of it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BadInput(
+            f"there is no file {path}; give a picture, or a video whose last frames are gone on with."
+        )
+    counts = [count for count in trained if givable(count, frames)]
+    try:
+        found = read_last_frames(path, max(counts, default=1))
+    except (ValueError, OSError) as error:
+        raise BadInput(f"the first frame cannot be read: {error}") from error
+    usable = [count for count in counts if count <= len(found)]
+    if not usable:
+        raise BadInput(
+            f"{path} gives {len(found)} frame(s) to begin a clip of {frames} with, but "
+            f"{trained_to_begin_with(trained)}."
+        )
+    return found[-max(usable) :]
+
+
+def trained_to_begin_with(counts: Sequence[int]) -> str:
+    """Return the words of an error that say how many first frames a model knows what to do with."""
+    if not counts:
+        return "this model was not trained to begin with given frames (train_dit.first_frame_prob is 0)"
+    return f"this model was trained to begin with {' or '.join(map(str, counts))} (train_dit.given_frames)"
+
+
+def givable(count: int, frames: int) -> bool:
+    """Whether `count` frames, encoded by themselves, can be the beginning of a clip of `frames`."""
+    return 0 < count < frames and (frames - count) % FRAMES_PER_CHUNK == 0
+
+
+@dataclass(frozen=True)
+class FilmPlan:
+    """A film of `frames` made in windows, each of which begins with the last `overlap` frames before it."""
+
+    frames: int
+    window: int
+    overlap: int
+
+    @property
+    def windows(self) -> int:
+        """How many windows it takes."""
+        return 1 + -(-(self.frames - self.window) // (self.window - self.overlap))
+
+
+def plan_film(frames: int, window: int | None, trained: Sequence[int]) -> FilmPlan:
+    """Return how a film of `frames` is made: in one piece unless `window` is shorter.
+
+    The overlap is the longest that the model was trained to begin with (`trained`). Raises `BadInput` if it
+    was not trained to begin a window of this length with anything.
+    """
+    if window is None or window >= frames:
+        return FilmPlan(frames, frames, 0)
+    overlaps = [count for count in trained if givable(count, window)]
+    if not overlaps:
+        raise BadInput(
+            f"a film of {frames} frames in windows of {window} begins every window with frames of the one "
+            f"before it, but {trained_to_begin_with(trained)}."
+        )
+    return FilmPlan(frames, window, max(overlaps))

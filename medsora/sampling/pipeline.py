@@ -1,0 +1,258 @@
+"""From noise to videos: the denoiser, the VAE and the sampler joined.
+
+Video k starts from noise that its own seed draws on the CPU, so a seed gives the same video at any batch size
+and on any number of processes. Shapes: latents (B, n, C, h, w), videos uint8 (N, F, H, W, 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from medsora.config import choices
+from medsora.data.reading.pixels import frames_to_video, video_to_frames
+from medsora.diffusion import CLEAN, Callback, make_scheduler, noise_like, sample
+from medsora.errors import BadInput
+from medsora.sampling.compiled import compile_blocks
+from medsora.sampling.conditions import check_first_frames, check_guidance, label_numbers, plan_film
+from medsora.sampling.guidance import guided
+from medsora.sampling.prepared import PreparedDenoiser
+from medsora.saved.pipeline import SavedPipeline
+from vae import check_video_shape, frames_to_latents
+from vae.layout import channels_last
+from vae.shapes import PIXELS_PER_LATENT
+
+DTYPES = dict(zip(choices.DTYPES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
+
+
+@dataclass
+class MedSoraPipelineOutput(BaseOutput):
+    """`frames`: uint8 (N, F, H, W, 3), or latents (N, f, C, h, w) if asked for; `seeds`: one per video."""
+
+    frames: np.ndarray | Tensor
+    seeds: list[int]
+
+
+class MedSoraPipeline(SavedPipeline):
+    """Called, it samples; `SavedPipeline` says what it is made of, saves and loads it."""
+
+    _prepared: PreparedDenoiser | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_videos: int | None = None,
+        num_inference_steps: int = 250,
+        *,
+        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
+        frames: int | None = None,
+        size: Sequence[int] | None = None,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        batch_size: int = 8,
+        compile: str = "auto",
+        output_type: str = "np",
+        callback: Callback | None = None,
+        label: str | Sequence[str] | None = None,
+        guidance: float = 1.0,
+        first_frames: np.ndarray | None = None,
+        window: int | None = None,
+    ) -> MedSoraPipelineOutput:
+        """Sample videos.
+
+        Args:
+            num_videos: N; default: one per seed, or one.
+            num_inference_steps: 1 to 1000; the paper takes 250.
+            generator: draws the seeds if none are given; default: torch's global one.
+            seeds: one per video.
+            frames, size: F and (H, W) in pixels, if other than those trained on.
+            sampler: "ddim", or "dpmpp" for DPM-Solver++, which needs 20 to 50 steps.
+            eta: of DDIM; 0 is deterministic, 1 as random as ancestral sampling.
+            batch_size: how many videos are denoised together; a matter of memory and speed only.
+            compile: "auto" records a step as a CUDA graph on a GPU, which takes a second; "on" also compiles
+                the denoiser's blocks, a minute that pays from some hundred steps on, on a CPU as well; "off"
+                does neither.
+            output_type: "np" for frames, "latent" for scaled latents.
+            callback: called with step, timestep and latents after every step of every batch.
+            label: one of `labels` for all videos, or one per video; default: no label, whatever comes.
+            guidance: how strongly the label is followed: 1 as the model was trained, 2 to 4 more strongly,
+                for twice the work (classifier-free guidance).
+            first_frames: uint8 (g, H, W, 3) for all videos, or (N, g, H, W, 3), with which the videos begin;
+                other sizes are fitted. g is one of the config's `given_frames`.
+            window: makes a film of any length in windows of so many frames, each begun with the last ones of
+                the window before it; default: all `frames` in one piece.
+
+        Raises:
+            BadInput: for a value outside what is named here.
+            ValueError: for a clip size that the VAE cannot return; it names the next valid ones.
+        """
+        seeds = _choose_seeds(num_videos, seeds, generator)
+        size = self.config.size if size is None else size
+        film = plan_film(self.config.frames if frames is None else frames, window, self.config.given_frames)
+        shape = self._latent_shape(film.window, size)
+        labels = label_numbers(label, self.labels, len(seeds))
+        check_guidance(guidance, label)
+        first = check_first_frames(first_frames, self.config.given_frames, film.window, size, len(seeds))
+        if batch_size < 1:
+            raise BadInput(f"the batch size must be at least 1, not {batch_size}.")
+        if compile not in choices.COMPILE:
+            raise BadInput(f"compile must be one of {', '.join(choices.COMPILE)}, not {compile!r}.")
+        if output_type not in ("np", "latent"):
+            raise BadInput(f"there is no output type {output_type!r}; choose np or latent.")
+        if output_type == "latent" and film.windows > 1:
+            raise BadInput("a film made in windows has no latents of its own; take frames, or no window.")
+        batches = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
+        videos = []
+        with (
+            _evaluating(self.denoiser, self.vae),
+            self.progress_bar(total=len(batches) * num_inference_steps * film.windows) as bar,
+        ):
+
+            def after_step(number: int, t: int, z: Tensor) -> None:
+                bar.update()
+                if callback is not None:
+                    callback(number, t, z)
+
+            asked = sorted({*labels, len(self.labels)}) if labels else []
+            how = _How(sampler, num_inference_steps, eta, compile, guidance, asked, after_step)
+            for batch in batches:
+                generators = [torch.Generator().manual_seed(seed) for seed in seeds[batch]]
+                numbers = None if labels is None else labels[batch]
+                begin = first if first is None or len(first) == 1 else first[batch]
+                z = self._sample_latents(generators, shape, how, numbers, begin)
+                if output_type == "latent":
+                    videos.append(z)
+                    continue
+                video = self._decode(z)
+                while video.shape[1] < film.frames:
+                    begin = video[:, -film.overlap :]
+                    z = self._sample_latents(generators, shape, how, numbers, begin)
+                    video = np.concatenate([video, self._decode(z)[:, film.overlap :]], axis=1)
+                videos.append(video[:, : film.frames])
+        joined = torch.cat(videos) if output_type == "latent" else np.concatenate(videos)
+        return MedSoraPipelineOutput(frames=joined, seeds=seeds)
+
+    def _latent_shape(self, frames: int, size: Sequence[int]) -> tuple[int, int, int, int]:
+        """Return (f, C, h, w) of a clip."""
+        height, width = size
+        check_video_shape(frames, height, width)
+        channels = self.denoiser.config.in_channels
+        return frames_to_latents(frames), channels, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
+
+    def _sample_latents(
+        self,
+        generators: Sequence[torch.Generator],
+        shape: tuple[int, int, int, int],
+        how: _How,
+        labels: Sequence[int] | None,
+        first: np.ndarray | None,
+    ) -> Tensor:
+        """Scaled latents (B, f, C, h, w), float32: only the weights and what they compute are in `dtype`."""
+        clip, none = shape[0], self.denoiser.config.classes
+        images = self.config.image_latents if self.denoiser.config.mixing == "mixed" else 0
+        trained = self.scheduler.config
+        scheduler = make_scheduler(
+            how.sampler,
+            how.steps,
+            train_steps=trained.num_train_timesteps,
+            beta_start=trained.beta_start,
+            beta_end=trained.beta_end,
+        )
+
+        timesteps, of_latents, given = scheduler.timesteps.tolist(), None, None
+        if first is not None:
+            given = self._encode(first)
+            timesteps = [*timesteps, CLEAN]
+        if labels is not None:  # joint images, which a mixed denoiser carries along, have none
+            rows = [[label] * clip + [none] * images for label in labels] if images else labels
+            of_latents = torch.tensor(rows, device=self.denoiser.device)
+        prepared = self._prepare(timesteps, images, how.compile, how.labels)
+
+        def predict(z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+            return prepared(z.to(self.denoiser.dtype), t, labels).float()
+
+        def denoise(z: Tensor, t: Tensor) -> Tensor:
+            return guided(predict, z, t, of_latents, none, how.guidance)
+
+        like = torch.empty(len(generators), clip + images, *shape[1:], device=self.denoiser.device)
+        z = sample(
+            denoise,
+            noise_like(like, generators),
+            scheduler,
+            eta=how.eta,
+            generators=generators,
+            callback=how.callback,
+            given=given,
+        )
+        return z[:, :clip]
+
+    def _prepare(
+        self, timesteps: list[int], images: int, compile: str, labels: list[int]
+    ) -> PreparedDenoiser:
+        """The denoiser made ready for timesteps and labels; the last one again if nothing has changed."""
+        if compile == "on" and compile_blocks(self.denoiser):
+            self._prepared = None  # what it recorded is of the blocks as they were
+        asked = (timesteps, images, compile != "off", labels)
+        if self._prepared is None or not self._prepared.fits(self.denoiser, *asked):
+            self._prepared = PreparedDenoiser(
+                self.denoiser, timesteps, num_images=images, record=compile != "off", labels=labels
+            )
+        return self._prepared
+
+    def _encode(self, frames: np.ndarray) -> Tensor:
+        """First frames, uint8 (B, g, H, W, 3), to the scaled latents (B, k, C, h, w) that stand for them."""
+        video = frames_to_video(frames).to(self.vae.device, self.vae.dtype)
+        return self.vae.encode(video).to(self.denoiser.device, torch.float32)
+
+    def _decode(self, z: Tensor) -> np.ndarray:
+        """Latents to uint8 videos; the VAE decodes a few at a time, so memory is bounded."""
+        on_gpu = self.vae.device.type == "cuda"
+        with channels_last(self.vae) if on_gpu else nullcontext():
+            return video_to_frames(self.vae.decode(z.to(self.vae.device, self.vae.dtype)))
+
+
+class _How(NamedTuple):
+    """How a call samples, whatever it samples."""
+
+    sampler: str
+    steps: int
+    eta: float
+    compile: str
+    guidance: float
+    labels: list[int]  # all that any of its videos asks for, and that for none; empty if it asks for none
+    callback: Callback
+
+
+def _choose_seeds(
+    count: int | None, seeds: Sequence[int] | None, generator: torch.Generator | None
+) -> list[int]:
+    if count is not None and count < 1:
+        raise BadInput(f"{count} videos cannot be sampled; ask for at least 1.")
+    if seeds is None:
+        return torch.randint(2**63 - 1, (count or 1,), generator=generator).tolist()
+    if generator is not None:
+        raise BadInput("give seeds or a generator that draws them, not both.")
+    if len(seeds) == 0 or count not in (None, len(seeds)):
+        raise BadInput(f"{len(seeds)} seeds do not fit {count or 'any'} videos; give one per video.")
+    return [int(seed) for seed in seeds]
+
+
+@contextmanager
+def _evaluating(*models: nn.Module) -> Iterator[None]:
+    """Without dropout; a model that is being trained gets its mode back afterwards."""
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, mode in zip(models, training, strict=True):
+            model.train(mode)

@@ -1,0 +1,337 @@
+"""The work behind `sample_ddim.py`: split the videos over processes, skip those that exist, keep a manifest.
+
+OUT/video-00000.mp4 ...   one file, or one folder of pictures, per video; whole or not there
+OUT/contact-sheet.png     the first videos, one row each
+OUT/manifest.json         seeds, settings, the weights' SHA-256 and library versions; written first
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor
+
+from medsora.config.choices import COMPILE, FORMATS, SAMPLERS
+from medsora.data.reading.video_io import read_frames, write_video
+from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
+from medsora.diffusion import trailing_timesteps
+from medsora.errors import BadInput, Interrupted, building
+from medsora.runtime.files import name_beside, write_json
+from medsora.runtime.interruption import StopRequest
+from medsora.runtime.malloc import keep_freed_memory
+from medsora.runtime.processes import on_main, share_of, working_together
+from medsora.runtime.progress_bar import progress_bar
+from medsora.sampling.conditions import (
+    FilmPlan,
+    check_first_frames,
+    check_guidance,
+    label_numbers,
+    plan_film,
+    read_first_frames,
+)
+from medsora.sampling.pipeline import DTYPES, MedSoraPipeline
+from medsora.sampling.synthetic import synthetic_tags
+from medsora.saved.checkpoint import library_versions
+from medsora.saved.find import ModelFolder, find_model
+from vae import check_video_shape
+
+MANIFEST = "manifest.json"
+SHEET_ROWS = 12
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """What to sample. Video k has the seed `seed` + k; the model's own clip length and rate are defaults.
+
+    `batch_size` counts videos per process and changes memory and speed only. Raises `BadInput` for a value
+    that is not possible.
+    """
+
+    model: str
+    out: Path
+    num_videos: int = 4
+    batch_size: int = 8
+    steps: int = 250
+    eta: float = 0.0
+    seed: int = 0
+    sampler: str = "ddim"
+    dtype: str = "fp32"
+    vae_dtype: str = "auto"
+    compile: str = "auto"
+    frames: int | None = None
+    format: str = "mp4"
+    fps: float | None = None
+    raw: bool = False
+    label: str | None = None
+    guidance: float = 1.0
+    first_frame: Path | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        choices = {
+            "sampler": SAMPLERS,
+            "dtype": DTYPES,
+            "vae_dtype": ("auto", *DTYPES),
+            "compile": COMPILE,
+            "format": FORMATS,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise BadInput(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+        for name in ("num_videos", "batch_size"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not 0 <= self.seed <= 2**62:
+            raise BadInput(f"the seed must lie between 0 and 2^62, not {self.seed}.")
+        if not 0 <= self.eta <= 1 or (self.eta > 0 and self.sampler != "ddim"):
+            raise BadInput(
+                f"eta must lie between 0 and 1, and be 0 unless the sampler is ddim, not {self.eta}."
+            )
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise BadInput(f"fps must be above 0 and at most 1000, not {self.fps}.")
+        check_guidance(self.guidance, self.label)
+        trailing_timesteps(self.steps)
+
+    def on(self, device: torch.device) -> SamplingSettings:
+        """Return the settings with what "auto" means on `device`: on a GPU the VAE decodes in bfloat16."""
+        if self.vae_dtype != "auto":
+            return self
+        half = self.dtype == "fp32" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return replace(self, vae_dtype="bf16" if half else self.dtype)
+
+    def path(self, number: int) -> Path:
+        """Return where a video goes."""
+        name = f"video-{number:05d}"
+        return self.out / (f"{name}.mp4" if self.format == "mp4" else name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the main process found out for all: the model, the clip, and the videos that are missing."""
+
+    model: ModelFolder
+    frames: int
+    fps: float
+    missing: list[int]
+    film: FilmPlan
+    first_frames: np.ndarray | None
+
+
+def sample_videos(settings: SamplingSettings) -> list[Path]:
+    """Sample the videos that are not there yet, in as many processes as were launched; return all paths.
+
+    Raises `BadInput` for a model or folder that cannot be used, before anything is sampled, and `Interrupted`
+    after Ctrl-C or SIGTERM; finished videos stay and are skipped the next time.
+    """
+    with working_together() as state:
+        return _sample(settings, state)
+
+
+def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
+    settings = settings.on(state.device)
+    keep_freed_memory()
+    plan = on_main(state, lambda: _plan(settings, state.num_processes))
+    mine = [plan.missing[k] for k in share_of(state, len(plan.missing))]
+    if mine:
+        with StopRequest() as stop:
+            with building():
+                pipeline = MedSoraPipeline.from_folder(
+                    plan.model, dtype=DTYPES[settings.dtype], vae_dtype=DTYPES[settings.vae_dtype]
+                )
+            pipeline.to(state.device)
+            _sample_share(settings, plan, pipeline, mine, stop, show=state.is_main_process)
+    state.wait_for_everyone()
+    paths = [settings.path(number) for number in range(settings.num_videos)]
+    if state.is_main_process and (plan.missing or not (settings.out / SHEET_NAME).is_file()):
+        with building():
+            rows = [
+                (f"seed {settings.seed + k}", read_frames(path)) for k, path in enumerate(paths[:SHEET_ROWS])
+            ]
+            save_image(settings.out / SHEET_NAME, contact_sheet(rows, columns=8))
+    return paths
+
+
+def _sample_share(
+    settings: SamplingSettings,
+    plan: Plan,
+    pipeline: MedSoraPipeline,
+    numbers: list[int],
+    stop: StopRequest,
+    *,
+    show: bool,
+) -> None:
+    """Sample this process's videos, batch by batch, each written as soon as its batch is done."""
+    pipeline.set_progress_bar_config(disable=True)
+    size = settings.batch_size
+    batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    steps = len(batches) * settings.steps * plan.film.windows
+
+    def write(number: int, video: np.ndarray) -> None:
+        _write(settings, settings.path(number), video, plan, settings.seed + number)
+
+    with (
+        progress_bar("sampling", total=steps, unit="step", show=show) as bar,
+        BackgroundWriter(write) as writing,
+    ):
+
+        def after_step(number: int, t: int, z: Tensor) -> None:
+            bar.update()
+            if stop.wanted():
+                raise Interrupted(
+                    f"{stop.reason}; finished videos stay in {settings.out}, start again for the others."
+                )
+
+        for batch in batches:
+            videos = pipeline(
+                num_inference_steps=settings.steps,
+                seeds=[settings.seed + number for number in batch],
+                frames=plan.frames,
+                sampler=settings.sampler,
+                eta=settings.eta,
+                batch_size=size,
+                compile=settings.compile,
+                label=settings.label,
+                guidance=settings.guidance,
+                first_frames=plan.first_frames,
+                window=settings.window,
+                callback=after_step,
+            ).frames
+            writing.add(batch, videos)
+
+
+class BackgroundWriter:
+    """Writes a batch's videos in a thread while the next batch is sampled; at most one batch waits.
+
+    Leaving waits for what is being written, after an interruption too. A failure is raised by the next `add`
+    or on leaving.
+    """
+
+    def __init__(self, write: Callable[[int, np.ndarray], None]) -> None:
+        self.write = write
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.pending: list[Future[None]] = []
+
+    def add(self, numbers: Sequence[int], videos: Iterable[np.ndarray]) -> None:
+        """Hand over a batch once the one before it is written."""
+        self._finish()
+        pairs = zip(numbers, videos, strict=True)
+        self.pending = [self.thread.submit(self.write, number, video) for number, video in pairs]
+
+    def _finish(self) -> None:
+        with building():
+            for future in self.pending:
+                future.result()
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.thread.shutdown(wait=True)
+        if kind is None:
+            self._finish()
+
+
+def _write(settings: SamplingSettings, path: Path, video: np.ndarray, plan: Plan, seed: int) -> None:
+    if settings.format == "mp4":
+        tags = synthetic_tags(f"seed {seed}, {settings.sampler}, {settings.steps} steps")
+        write_video(path, video, plan.fps, metadata=tags)
+        return
+    beside = name_beside(path)
+    try:
+        beside.mkdir()
+        for number, frame in enumerate(video):
+            Image.fromarray(frame).save(beside / f"frame-{number:05d}.png")
+        beside.rename(path)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror or error}; make room.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+# Planning: on the main process alone, so that all processes take the same checkpoint and the same videos
+
+
+def _plan(settings: SamplingSettings, processes: int) -> Plan:
+    model = find_model(settings.model, raw=settings.raw)
+    frames = model.geometry["frames"] if settings.frames is None else settings.frames
+    size, trained = model.geometry["size"], model.geometry.get("given_frames", [])
+    film = plan_film(frames, settings.window, trained)
+    check_video_shape(film.window, *size)
+    first = None
+    if settings.first_frame is not None:
+        first = read_first_frames(settings.first_frame, trained, film.window)
+        first = check_first_frames(first, trained, film.window, size, settings.num_videos)[0]
+    fps = model.geometry["fps"] if settings.fps is None else settings.fps
+    label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)
+    made_by = {
+        "weights_sha256": model.digests(),
+        "weights": model.weights,
+        "frames": frames,
+        "size": size,
+        "fps": fps,
+        **{
+            key: getattr(settings, key)
+            for key in ("steps", "eta", "seed", "sampler", "dtype", "vae_dtype", "format")
+        },
+        "label": settings.label,
+        "guidance": settings.guidance if settings.label else None,
+        "first_frames": None if first is None else [len(first), hashlib.sha256(first.tobytes()).hexdigest()],
+        "window": film.window if film.windows > 1 else None,
+    }
+    present = _check_out(settings, made_by)
+    missing = [number for number in range(settings.num_videos) if not settings.path(number).exists()]
+    if missing:
+        count = max(settings.num_videos, present)
+        manifest = {
+            "synthetic": True,
+            "model": str(settings.model),
+            "step": model.step,
+            "settings": made_by,
+            "videos": [{"file": settings.path(k).name, "seed": settings.seed + k} for k in range(count)],
+            "processes": processes,
+            "versions": library_versions(),
+        }
+        _write_manifest(settings.out, manifest)
+    return Plan(model, frames, fps, missing, film, first)
+
+
+def _check_out(settings: SamplingSettings, made_by: dict[str, Any]) -> int:
+    """Return how many videos the folder's manifest speaks of; raise `BadInput` if they are made otherwise."""
+    out = settings.out
+    path = out / MANIFEST
+    if not any(out.glob("video-*")):
+        return 0
+    if not path.is_file():
+        raise BadInput(
+            f"{out} holds videos but no {MANIFEST} that says how they were made; take another --out."
+        )
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        settings_before, count = dict(before["settings"]), len(before["videos"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} is not a sampling manifest; take another --out.") from error
+    for key, value in made_by.items():
+        if settings_before.get(key) != value:
+            raise BadInput(
+                f"{out} holds videos made with {key} {settings_before.get(key)}, but now it is {value}; "
+                "take another --out, so that they do not mix."
+            )
+    return count
+
+
+def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
+    try:
+        write_json(out / MANIFEST, manifest)
+    except OSError as error:
+        raise BadInput(f"{str(error).rstrip('.')}; make room, or take another --out.") from error

@@ -1,0 +1,1 @@
+"""What lies on disk: checkpoints, model folders, model cards and the hub."""

@@ -1,0 +1,191 @@
+"""What a trained model is made of, and how it is saved, loaded and published: all but the sampling."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from safetensors import SafetensorError
+from torch import nn
+
+from medsora.denoiser import PRESETS, MedSora
+from medsora.diffusion import ddim_scheduler
+from medsora.errors import BadInput
+from medsora.runtime.files import obey_umask, write_json
+from medsora.saved.card import CARD_NAME, ModelCard
+from medsora.saved.find import GEOMETRY, ModelFolder, check_part, find_in_run, find_pipeline, read_json_object
+from medsora.saved.hub import upload_model
+from vae import FrequencyCompensatedVAE
+
+
+class SavedPipeline(DiffusionPipeline):
+    """Denoiser, VAE and scheduler, and the clip that they were trained on.
+
+    Args:
+        denoiser, vae: with the same number of latent channels.
+        scheduler: its noise schedule is what sampling uses; default: MedSora's (`ddim_scheduler`).
+        frames, size, fps: F, (H, W) in pixels and frames per second of the clips trained on.
+        image_latents: how many joint images the denoiser was trained with (§3.4). One with `mixing="mixed"`
+            gets as many beside the clip's latents, which are dropped at the end.
+        labels: the names of the labels that the denoiser was trained with, in its order.
+        given_frames: with how many given first frames it was trained.
+
+    Raises:
+        BadInput: if the latent channels or the number of labels differ.
+    """
+
+    _optional_components: ClassVar = ["scheduler"]
+
+    def __init__(
+        self,
+        denoiser: MedSora,
+        vae: FrequencyCompensatedVAE,
+        scheduler: DDIMScheduler | None = None,
+        *,
+        frames: int = 16,
+        size: Sequence[int] = (128, 128),
+        fps: float = 8,
+        image_latents: int = 0,
+        labels: Sequence[str] = (),
+        given_frames: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        if denoiser.config.in_channels != vae.latent_channels:
+            raise BadInput(
+                f"the denoiser works on {denoiser.config.in_channels} latent channels but the VAE has "
+                f"{vae.latent_channels}; take the VAE that the denoiser was trained with."
+            )
+        if denoiser.config.classes != len(labels):
+            raise BadInput(
+                f"the denoiser was trained with {denoiser.config.classes} labels, but the model names "
+                f"{len(labels)}; save or copy the model again."
+            )
+        scheduler = ddim_scheduler(250) if scheduler is None else scheduler
+        self.register_modules(denoiser=denoiser, vae=vae, scheduler=scheduler)
+        self.register_to_config(frames=frames, size=list(size), fps=fps, image_latents=image_latents)
+        self.register_to_config(labels=list(labels), given_frames=list(given_frames))
+
+    @property
+    def labels(self) -> list[str]:
+        """What the model can be asked for; empty if it was trained without labels."""
+        return list(self.config.labels)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Save as `DiffusionPipeline` does, but without the paths of this machine that it writes down."""
+        super().save_pretrained(save_directory, **options)
+        for path in Path(save_directory).rglob("*.json"):
+            values = read_json_object(path)
+            if values.pop("_name_or_path", None) is not None:
+                write_json(path, values, indent=2, sort_keys=True)
+        for path in Path(save_directory).rglob("*.safetensors"):
+            obey_umask(path)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        vae_dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Load a folder that `save_pretrained` wrote, or a hub name, strictly; weights are cast to `dtype`.
+
+        `vae_dtype` is the VAE's, `dtype` unless given: bfloat16 decodes faster on a GPU.
+
+        Raises `BadInput`, naming the file, if one is missing, damaged or belongs to another model.
+        """
+        return cls.from_folder(find_pipeline(path), dtype=dtype, vae_dtype=vae_dtype)
+
+    @classmethod
+    def from_run(
+        cls,
+        run: str | Path,
+        *,
+        raw: bool = False,
+        checkpoint: str | int | None = None,
+        dtype: torch.dtype = torch.float32,
+        vae_dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Load a run folder's newest whole checkpoint, or the named one: EMA weights, or the raw ones.
+
+        Raises `BadInput` as `find_in_run` and `from_pretrained` do.
+        """
+        found = find_in_run(run, raw=raw, checkpoint=checkpoint)
+        return cls.from_folder(found, dtype=dtype, vae_dtype=vae_dtype)
+
+    @classmethod
+    def from_folder(
+        cls,
+        found: ModelFolder,
+        *,
+        dtype: torch.dtype = torch.float32,
+        vae_dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Load what `medsora.saved.find` found; `vae_dtype` is the VAE's, `dtype` unless given."""
+        denoiser = _load_part(MedSora, found.denoiser, dtype)
+        vae = _load_part(FrequencyCompensatedVAE, found.vae, vae_dtype or dtype)
+        scheduler = _load_scheduler(found.scheduler) if found.scheduler else None
+        return cls(denoiser, vae, scheduler, **found.geometry)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: ModelCard | None = None,
+        private: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Upload the model with its model card to OWNER/NAME on the hub; return its address.
+
+        `card` is what `medsora.project.export` makes of a run, or `self.card(...)`, which it is by default.
+        Raises `BadInput` with one sentence if the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            page = (card or self.card(repo=repo_id)).markdown()
+            Path(folder, CARD_NAME).write_text(page, encoding="utf-8")
+            return upload_model(Path(folder), repo_id, private=private, token=token)
+
+    def card(self, **facts: Any) -> ModelCard:
+        """Return the model card with what the pipeline itself knows, and `facts` (fields of `ModelCard`)."""
+        geometry = {key: self.config[key] for key in (*GEOMETRY, "labels")}
+        preset = preset_name(self.denoiser)
+        known = {
+            "name": f"MedSora-{preset}",
+            "preset": preset,
+            "parameters": self.denoiser.num_parameters(),
+            "vae_parameters": self.vae.num_parameters(),
+            "geometry": geometry,
+        }
+        return ModelCard(**known | facts)
+
+
+def preset_name(denoiser: MedSora) -> str:
+    """Return the preset that a denoiser was made from, or "custom"."""
+    usual = {"width": 512}
+    for name, settings in PRESETS.items():
+        if all(denoiser.config[key] == value for key, value in (usual | settings).items()):
+            return name
+    return "custom"
+
+
+def _load_part(kind: type[nn.Module], folder: Path, dtype: torch.dtype) -> nn.Module:
+    check_part(folder)
+    try:
+        return kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True).eval()
+    except BadInput:
+        raise
+    except (OSError, ValueError, RuntimeError, TypeError, ArithmeticError, SafetensorError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0][:300]
+        raise BadInput(f"{folder} cannot be loaded as a {kind.__name__}: {reason}.") from error
+
+
+def _load_scheduler(folder: Path) -> DDIMScheduler:
+    try:
+        return DDIMScheduler.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder} cannot be loaded as a scheduler; save or copy the model again.") from error

@@ -1,0 +1,164 @@
+"""The VAE's moments of every enumerated window, on disk (`cache.latents: disk`), flipped and not.
+
+With the cache a clip starts at its window's first frame instead of a drawn one, and joint images come from a
+finite set: `single` takes the first frame of every window, `packed` groups of eight drawn once per cache.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from medsora.config.schema import Config
+from medsora.data.clips import ClipDataset
+from medsora.runtime.progress_bar import progress_bar
+from medsora.training.cache.fingerprint import clips_digest, weights_digest
+from medsora.training.cache.store import TensorStore
+from medsora.training.randomness import derive_seed
+from medsora.training.stage2.inputs import image_moments
+from vae import FrequencyCompensatedVAE, frames_to_latents
+from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK, PIXELS_PER_LATENT
+
+GROUPS_TRIED = 16
+CODE_VERSION = 3  # raise when the way from a file to its latents changes
+
+
+class LatentCache:
+    """Moments of clips and joint images by window; `build` once, then read by the loader's workers."""
+
+    def __init__(self, config: Config, clips: ClipDataset, vae: FrequencyCompensatedVAE) -> None:
+        self.clips, self.images = clips, config.images
+        self.groups = config.cache.image_groups if config.images.encoding == "packed" else 0
+        self.seed = config.run.seed
+        self.alone = first_frames_alone(config)
+        depends_on = {
+            "code": CODE_VERSION,
+            "clips": clips_digest(clips),
+            "frames": clips.frames,
+            "vae": weights_digest(vae),
+            "images": [self.images.encoding, self.groups, self.seed if self.groups else 0],
+            "pictures": self.alone,
+        }
+        self.store = TensorStore(Path(config.cache.dir), "latents", depends_on)
+        videos = np.array([video for video, _ in clips.windows])
+        self.windows_elsewhere = {int(video): np.flatnonzero(videos != video) for video in np.unique(videos)}
+
+    def build(self, vae: FrequencyCompensatedVAE, accelerator: Accelerator) -> None:
+        """Encode what is not there yet; every process takes its share, all wait for the last."""
+        groups = range(self.groups if self.images.count else 0)
+        names = [_clip_name(i) for i in range(len(self.clips))] + [_group_name(k) for k in groups]
+        missing = self.store.missing(names[accelerator.process_index :: accelerator.num_processes])
+        title = f"latents of {len(names)} clips"
+        show = bool(missing) and accelerator.is_local_main_process
+        for name in progress_bar(title, missing, unit="clip", show=show):
+            kind, number = name.split("-")
+            encode = self._encode_clip if kind == "clip" else self._encode_group
+            self.store.put(name, encode(vae, int(number), accelerator.device))
+        accelerator.wait_for_everyone()
+
+    def clip(self, index: int, flipped: bool, *, first_alone: bool = False) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance (f, C, h, w) of a window's clip, unscaled.
+
+        `first_alone` puts the first frame, encoded as a picture, in place of the clip's first latent.
+        """
+        entry = self._entry(_clip_name(index))
+        mean, logvar = entry["mean"][int(flipped)], entry["logvar"][int(flipped)]
+        if first_alone:
+            mean = torch.cat([entry["image_mean"][int(flipped)], mean[1:]])
+            logvar = torch.cat([entry["image_logvar"][int(flipped)], logvar[1:]])
+        return mean, logvar
+
+    def joint_images(self, video: int, sample: int) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance (n - f, C, h, w) of a sample's images, from videos other than `video`.
+
+        With a single video its other windows serve; among few videos, a packed group that `GROUPS_TRIED`
+        draws do not better.
+        """
+        random = np.random.default_rng(derive_seed(self.seed, "images", sample))
+        if self.groups:
+            chosen = [
+                (self._group_without(video, random), int(random.integers(2)))
+                for _ in range(self.images.count // FRAMES_PER_CHUNK)
+            ]
+        else:
+            candidates = self.windows_elsewhere[video]
+            candidates = candidates if len(candidates) else np.arange(len(self.clips))
+            chosen = [
+                (self._entry(_clip_name(int(window))), int(random.integers(2)))
+                for window in random.choice(candidates, size=self.images.count)
+            ]
+        means = [entry["image_mean"][flip] for entry, flip in chosen]
+        logvars = [entry["image_logvar"][flip] for entry, flip in chosen]
+        return torch.cat(means), torch.cat(logvars)
+
+    def _group_without(self, video: int, random: np.random.Generator) -> dict[str, Tensor]:
+        """A drawn group that shows no frame of `video`, if there is one among those tried."""
+        for _ in range(GROUPS_TRIED):
+            entry = self._entry(_group_name(int(random.integers(self.groups))))
+            if video not in entry["videos"]:
+                break
+        return entry
+
+    def _entry(self, name: str) -> dict[str, Tensor]:
+        entry = self.store.get(name)
+        if entry is None:
+            raise OSError(
+                f"the cache entry {name} in {self.store.folder} was there and is gone or damaged; "
+                "start the same command again, it is built anew."
+            )
+        return entry
+
+    @torch.no_grad()
+    def _encode_clip(
+        self, vae: FrequencyCompensatedVAE, index: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        video = self.clips.fixed_clip(index, images=())["video"][: self.clips.frames]
+        both = torch.stack([video, video.flip(-1)]).to(device)
+        mean, logvar = vae.encode_moments(both)
+        entry = {"mean": mean.float().cpu(), "logvar": logvar.float().cpu()}
+        if self.alone:
+            entry |= self._picture_entry(vae, both[:, :1], "single")
+        return entry
+
+    @torch.no_grad()
+    def _encode_group(
+        self, vae: FrequencyCompensatedVAE, group: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        random = np.random.default_rng(derive_seed(self.seed, "group", group))
+        images, videos = self.clips.image_group(FRAMES_PER_CHUNK, random)
+        both = torch.stack([images, images.flip(-1)]).to(device)
+        return self._picture_entry(vae, both, "packed") | {"videos": torch.tensor(videos)}
+
+    @staticmethod
+    def _picture_entry(vae: FrequencyCompensatedVAE, pictures: Tensor, encoding: str) -> dict[str, Tensor]:
+        mean, logvar = image_moments(vae, pictures, encoding)
+        return {"image_mean": mean.float().cpu(), "image_logvar": logvar.float().cpu()}
+
+
+def first_frames_alone(config: Config) -> bool:
+    """Whether every clip's first frame is kept as a picture too: a joint image, or one that is given."""
+    joint = bool(config.images.count) and config.images.encoding == "single"
+    return joint or config.train_dit.first_frame_prob > 0
+
+
+def latent_cache_bytes(config: Config, clips: int, channels: int) -> int:
+    """How much all entries of `clips` windows take for a VAE with `channels`, flipped ones included."""
+    side = math.prod(side // PIXELS_PER_LATENT for side in config.data.height_width)
+    per_latent = 2 * 2 * 4 * channels * side  # mean and log-variance, plain and flipped, float32
+    grouped = bool(config.images.count) and config.images.encoding == "packed"
+    groups = config.cache.image_groups * LATENTS_PER_CHUNK if grouped else 0
+    of_clip = frames_to_latents(config.data.frames) + first_frames_alone(config)
+    return per_latent * (clips * of_clip + groups)
+
+
+def _clip_name(index: int) -> str:
+    return f"clip-{index:07d}"
+
+
+def _group_name(group: int) -> str:
+    return f"group-{group:05d}"

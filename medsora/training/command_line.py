@@ -1,0 +1,76 @@
+"""The command line that both training scripts share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+
+import psutil
+
+from medsora.config.load import load_config
+from medsora.config.presets import PRESETS
+from medsora.config.schema import Config
+from medsora.errors import EXIT_STATUSES, BadInput
+
+
+def training_arguments(description: str, *, preset: bool = False) -> tuple[Config, argparse.Namespace]:
+    """Parse the arguments of a training script; return the checked config and the other options."""
+    parser = argparse.ArgumentParser(description=description, epilog=EXIT_STATUSES)
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
+    if preset:
+        parser.add_argument(
+            "--preset", choices=tuple(PRESETS), help="size of the denoiser (default: the config's)"
+        )
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: go on if the run folder has a checkpoint; never: refuse such a folder (default: auto)",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=_minutes,
+        metavar="MINUTES",
+        help="save and leave with status 75 before so many minutes have passed",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, say how many steps and how much memory and disk it takes, and train nothing",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --dry-run: for how many processes, one per GPU (default: 1)",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change keys of the config, such as data.root=clips"
+    )
+    options = parser.parse_intermixed_args()
+    overrides = list(options.overrides)
+    if preset and options.preset:
+        overrides.append(f"denoiser.preset={options.preset}")
+    config = load_config(options.config, overrides)
+    if options.processes < 1 or (options.processes > 1 and not options.dry_run):
+        raise BadInput("--processes is a number from 1 on for --dry-run; a launcher starts processes.")
+    folder = config.dit_dir if preset else config.vae_dir
+    if options.resume == "never" and (folder / "checkpoints").is_dir():
+        raise BadInput(f"{folder} already holds a run; take another run.name, or go on with --resume auto.")
+    return config, options
+
+
+def minutes_left(limit: float | None) -> float | None:
+    """Return what is left of a `--time-limit`, which counts from the process's start, imports included."""
+    if limit is None:
+        return None
+    return limit - (time.time() - psutil.Process().create_time()) / 60
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of minutes greater than 0, not {text}")
+    return minutes

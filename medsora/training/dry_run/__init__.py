@@ -1,0 +1,1 @@
+"""`--dry-run`: what a run needs, counted without training."""

@@ -1,0 +1,252 @@
+"""How much memory training will take, found out without taking it.
+
+The code of a step itself runs on tensors without content (PyTorch's `FakeTensorMode`), and every storage that
+an operation makes or lets go is counted: so sizes, precision, gradient checkpointing and whatever a model
+does are accounted for. What a single operation needs inside itself is not seen.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from flow_prior import FlowPrior
+from medsora.config.schema import Config
+from medsora.denoiser import MedSora
+from medsora.diffusion import GaussianDiffusion
+from medsora.sampling.pipeline import DTYPES
+from medsora.training.stage2.inputs import DitInputs, image_latents, image_moments
+from medsora.training.stage2.loss import DenoisingLoss
+from vae import FrequencyCompensatedVAE, frames_to_latents
+from vae.losses import VaeLoss
+from vae.shapes import PIXELS_PER_LATENT
+
+SLACK = 0.6  # of what comes and goes; measured on a CPU, where freed memory is kept (`freed_memory.py`)
+COPIES = 3  # of a batch's pixels: the items, the batch, and the batch before
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one process. Step, encoding, prior and looking take turns, so only the largest of them counts.
+
+    weights, average, optimiser: of what is trained.
+    frozen: the weights of models that are only used.
+    step: a training step's activations and gradients at their most.
+    encoding, prior: turning clips into latents, and into alignment targets.
+    looking: evaluation and sampling, with the weights that the average displaces.
+    clips: a batch's pixels as they are read, joined and replaced by the next; always beside the processor.
+    """
+
+    weights: int
+    average: int
+    optimiser: int
+    frozen: int
+    step: int
+    encoding: int
+    prior: int
+    looking: int
+    clips: int
+
+    @property
+    def tensors(self) -> int:
+        """The most bytes of models' and operations' tensors that lie in memory at once."""
+        lasting = self.weights + self.average + self.optimiser + self.frozen
+        return lasting + max(self.step, self.encoding, self.prior, self.looking)
+
+    @property
+    def slack(self) -> int:
+        """What allocators keep in gaps between tensors."""
+        return int(SLACK * max(self.step, self.encoding, self.prior, self.looking))
+
+    @property
+    def total(self) -> int:
+        """What a process takes beyond its libraries."""
+        return self.tensors + self.slack + self.clips
+
+    def lines(self) -> list[tuple[str, int]]:
+        """Return (name, bytes) for a table, the total last."""
+        found = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [*found, ("allocator's slack", self.slack), ("total", self.total)]
+
+
+def estimate_dit(
+    config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, batch: int
+) -> MemoryEstimate:
+    """Estimate stage 2 for `batch` clips in one process's micro-batch; the models lie on the CPU.
+
+    An alignment whose every sample needs targets is assumed: sooner or later a step has one.
+    """
+    data, settings = config.data, config.train_dit
+    height, width = (side // PIXELS_PER_LATENT for side in data.height_width)
+    clip, images = frames_to_latents(data.frames), image_latents(config)
+    grid = (height // model.config.patch, width // model.config.patch)
+    model.train()
+
+    diffusion, classes = GaussianDiffusion(), model.config.classes
+    inputs = DitInputs(
+        config, vae, diffusion, prior, None, torch.device("cpu"), grid, model.config.width, classes
+    )
+    criterion = DenoisingLoss(config, diffusion, lambda: _autocast(settings.precision))
+
+    def train() -> Tensor:
+        moments = torch.empty(batch, clip + images, model.config.in_channels, height, width)
+        numbers = torch.zeros(batch, dtype=torch.long)
+        of_all = {"mean": moments, "logvar": moments, "sample": range(batch), "t": numbers, "needed": None}
+        labels = {"label": numbers} if classes else {}
+        given = {"given": numbers} if settings.first_frame_prob else {}
+        noised, aligned = inputs.noised_latents(of_all | labels | given), None
+        if prior is not None:
+            of_layer = (batch, clip, math.prod(grid), model.config.width)
+            aligned = prior.pair_with_blocks([torch.empty(of_layer) for _ in prior.distinct_layers])
+        return criterion(model, noised, aligned).total
+
+    def encode(count: int) -> None:
+        pixels = torch.empty(count, data.frames, 3, *data.height_width)
+        vae.encode_moments(pixels)
+        if config.images.count:
+            pictures = pixels[:, :1].repeat(1, config.images.count, 1, 1, 1)
+            image_moments(vae, pictures, config.images.encoding)
+
+    def targets() -> None:
+        flow = torch.empty(1, data.frames, 2, *data.height_width)
+        video = None
+        if config.flow.estimator.startswith("raft"):
+            video, flow = torch.empty(1, data.frames + 1, 3, *data.height_width), None
+        prior.distinct_targets(video, flow, latent_frames=clip, grid=grid, width=model.config.width)
+
+    def look() -> None:
+        encode(settings.eval_clips)
+        z = torch.empty(settings.eval_clips, clip + images, model.config.in_channels, height, width)
+        model(z, torch.zeros(settings.eval_clips, dtype=torch.long), num_images=images)
+        vae.decode(z[: settings.sample_videos, :clip])
+
+    trained, cached = size_bytes(model), config.cache.latents == "disk"
+    return MemoryEstimate(
+        weights=trained,
+        average=trained,
+        optimiser=2 * trained,
+        frozen=size_bytes(vae) + (size_bytes(prior) if prior is not None else 0),
+        step=peak_bytes([model], train),
+        encoding=peak_bytes([vae], lambda: encode(2 if cached else batch), gradients=False),
+        prior=peak_bytes([prior], targets, gradients=False) if prior is not None else 0,
+        looking=trained + peak_bytes([model, vae], look, gradients=False),
+        clips=0 if cached else COPIES * batch * _pixel_bytes(config, data.frames + 1 + config.images.count),
+    )
+
+
+def estimate_vae(config: Config, vae: FrequencyCompensatedVAE, loss: VaeLoss, batch: int) -> MemoryEstimate:
+    """Estimate stage 1 for `batch` clips in one process's micro-batch; `vae` has its trained part thawed."""
+    settings, data = config.train_vae, config.data
+
+    def train() -> Tensor:
+        video = torch.empty(batch, data.frames, 3, *data.height_width)
+        with _autocast(settings.precision):
+            out = vae(video, coarse=settings.coarse > 0)
+            return loss(out.reconstruction, video, out.mean, out.logvar, out.coarse).total
+
+    def look() -> None:
+        videos = torch.empty(settings.eval_clips, data.frames, 3, *data.height_width)
+        kept = [vae.decode(vae.encode(videos)) for _ in range(2)]  # with the compensation and without
+        for version in kept:
+            (version - videos).square().mean()
+
+    vae.train()
+    trained = sum(parameter.nbytes for parameter in vae.parameters() if parameter.requires_grad)
+    return MemoryEstimate(
+        weights=trained,
+        average=0,
+        optimiser=2 * trained,
+        frozen=size_bytes(vae) - trained + size_bytes(loss),
+        step=peak_bytes([vae, loss], train),
+        encoding=0,
+        prior=0,
+        looking=peak_bytes([vae], look, gradients=False),
+        clips=COPIES * batch * _pixel_bytes(config, data.frames),
+    )
+
+
+def size_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+
+
+def peak_bytes(
+    models: Sequence[nn.Module], work: Callable[[], Tensor | None], *, gradients: bool = True
+) -> int:
+    """Return the most bytes that `work` has alive at once, those of `models` themselves left out.
+
+    `work` uses the models and makes its own inputs; if it returns a loss, the way back from it counts too.
+    """
+    owner = _Work(models, work)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.set_grad_enabled(gradients):
+        tensors = dict([*owner.named_parameters(), *owner.named_buffers()])
+        hollow = {name: mode.from_tensor(tensor) for name, tensor in tensors.items()}
+        with LiveBytes(hollow.values()) as live:
+            loss = functional_call(owner, hollow, ())
+            if loss is not None:
+                loss.backward()
+    return live.peak
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make while they live; `known` ones are left out."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, Any] = {_key(tensor): None for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and note what it made."""
+        made = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._note, made)
+        return made
+
+    def _note(self, tensor: Tensor) -> None:
+        storage, key = tensor.untyped_storage(), _key(tensor)
+        if key in self._alive:
+            return
+        size = storage.nbytes()
+
+        def let_go(reference: weakref.ref) -> None:
+            self.now -= size
+            del self._alive[key]
+
+        self._alive[key] = weakref.ref(storage, let_go)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+class _Work(nn.Module):
+    """Models and what is done with them as one module, whose parameters can be replaced for a while."""
+
+    def __init__(self, models: Sequence[nn.Module], work: Callable[[], Tensor | None]) -> None:
+        super().__init__()
+        self.models, self.work = nn.ModuleList(models), work
+
+    def forward(self) -> Tensor | None:
+        return self.work()
+
+
+def _pixel_bytes(config: Config, pictures: int) -> int:
+    height, width = config.data.height_width
+    return 4 * 3 * pictures * height * width
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _autocast(precision: str) -> AbstractContextManager:
+    return torch.autocast("cpu", DTYPES[precision]) if precision in DTYPES else nullcontext()

@@ -1,0 +1,286 @@
+"""`--dry-run`: everything that a run needs, built, counted and checked, and nothing trained or written.
+
+Ends with "ready", or with the list of what is missing and exit status 2.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from flow_prior import FlowPrior
+from medsora.config.load import load_config
+from medsora.config.schema import Config
+from medsora.data.checking.check import check_folder
+from medsora.data.checking.scan import Scan
+from medsora.data.checking.windows import clip_span, windows_of
+from medsora.data.clips import ClipDataset
+from medsora.data.labels import NO_LABELS, Labels
+from medsora.data.phantom.corpus import LABELS_NAME
+from medsora.data.phantom.render import KINDS
+from medsora.data.split import HELD_OUT, split_by_video
+from medsora.denoiser import MedSora
+from medsora.errors import BadInput
+from medsora.saved.find import checkpoint_problem
+from medsora.saved.vae_choice import trained_vae
+from medsora.training.batches import check_precision
+from medsora.training.cache.latents import latent_cache_bytes
+from medsora.training.cache.prior import prior_cache_bytes
+from medsora.training.dry_run.memory import MemoryEstimate, estimate_dit, estimate_vae, size_bytes
+from medsora.training.run.folder import refuse_changes
+from medsora.training.run.trackers import usable_trackers
+from medsora.training.schedule import Schedule
+from medsora.training.stage2.build import build_denoiser, build_prior, start_from, token_grid
+from vae import FrequencyCompensatedVAE, check_video_shape
+from vae.losses import VaeLoss
+
+CUDA_ITSELF = "on a GPU, CUDA itself about 0.5 GiB"
+
+
+class Findings:
+    """What a dry run prints, and what it found missing."""
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Note what is wrong with a part of the run, and go on with the others."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.missing.append(f"{name}: {error}")
+
+    def line(self, name: str, text: str) -> None:
+        """Print one line of the table."""
+        print(f"{name:22} {text}")
+
+    def memory(self, estimate: MemoryEstimate, batch: int) -> None:
+        """Print an estimate; on a CPU also what the process took before any of it."""
+        self.line("memory per process", f"for {batch} clips at once, estimated")
+        for name, size in estimate.lines():
+            if size:
+                self.line(f"  {name}", f"{_readable(size):>10}")
+        before = psutil.Process().memory_info().rss
+        self.line("  and the libraries", f"{_readable(before):>10} on a CPU; {CUDA_ITSELF}")
+
+    def conclude(self) -> None:
+        """Print "ready", or what is missing; then raise `BadInput`."""
+        if not self.missing:
+            print("ready")
+            return
+        print("not ready:")
+        for sentence in self.missing:
+            print(f"  {sentence}")
+        raise BadInput(f"{len(self.missing)} of what this run needs is missing or wrong, see the list above.")
+
+
+def dry_run_dit(config: Config, processes: int = 1) -> None:
+    """Look stage 2 over, for so many processes; raises `BadInput` if anything is missing."""
+    findings, settings = Findings(), config.train_dit
+    vae = model = prior = None
+    with findings.part("stage 1's VAE"):
+        vae = trained_vae(config)
+    with findings.part("the clip's size"):
+        check_video_shape(config.data.frames, *config.data.height_width)
+    clips, classes = _clips(findings, config, extra_frame=True, exact_flow=config.flow.estimator == "exact")
+    with findings.part("the denoiser"):
+        model = build_denoiser(config, vae.latent_channels if vae else 16, classes)
+        start_from(model, config.denoiser.weights)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        findings.line("denoiser", f"{config.denoiser.preset}, {parameters:,} trained parameters")
+        token_grid(config, model.config.patch)
+    if config.alignment.weight > 0 and model is not None:
+        with findings.part("the flow prior"):
+            prior = build_prior(config, model.config.depth)
+    with findings.part("the schedule"):
+        _say_schedule(findings, Schedule.of(settings, max(clips, 1)), clips, processes, settings.accumulation)
+    with findings.part("the run"):
+        check_precision(settings.precision)
+        usable_trackers(config.tracking.trackers)
+        _look_at_folder(findings, config.dit_dir, config, "train_dit")
+    if findings.missing:
+        return findings.conclude()
+    batch = max(phase.batch for phase in settings.phases) // (processes * settings.accumulation)
+    findings.memory(estimate_dit(config, model, vae, prior, batch), batch)
+    with findings.part("the disk"):
+        caches = _cache_bytes(config, model, vae, prior, clips)
+        _check_disk(
+            findings, config.dit_dir, 4 * size_bytes(model), settings.keep, settings.keep_every, caches
+        )
+    findings.conclude()
+
+
+def dry_run_vae(config: Config, processes: int = 1) -> None:
+    """Look stage 1 over, for so many processes; raises `BadInput` if anything is missing."""
+    findings, settings = Findings(), config.train_vae
+    vae = loss = None
+    with findings.part("the base"):
+        vae = FrequencyCompensatedVAE.from_base(
+            config.vae.base, compensation=config.vae.compensation, weights=config.vae.weights
+        )
+        trained = sum(parameter.numel() for parameter in vae.trainable_parameters(settings.train))
+        every = sum(parameter.numel() for parameter in vae.parameters())
+        findings.line("VAE", f"{every:,} parameters, of which {trained:,} are trained")
+        if settings.gradient_checkpointing:
+            vae.enable_gradient_checkpointing()
+    with findings.part("the clip's size"):
+        check_video_shape(config.data.frames, *config.data.height_width)
+    with findings.part("the loss"):
+        loss = VaeLoss(
+            l1=settings.l1,
+            lpips=settings.lpips,
+            ffl=settings.ffl,
+            kl=settings.kl,
+            coarse=settings.coarse,
+            lpips_net=settings.lpips_net,
+            lpips_trunk=settings.lpips_trunk,
+        )
+    clips, _ = _clips(findings, config, extra_frame=False, exact_flow=False)
+    with findings.part("the schedule"):
+        schedule = Schedule.of(settings, max(clips, 1))
+        _say_schedule(findings, schedule, clips, processes, settings.accumulation)
+    with findings.part("the run"):
+        check_precision(settings.precision)
+        usable_trackers(config.tracking.trackers)
+        _look_at_folder(findings, config.vae_dir, config, "train_vae")
+    if findings.missing:
+        return findings.conclude()
+    batch = settings.batch // (processes * settings.accumulation)
+    estimate = estimate_vae(config, vae, loss, batch)
+    findings.memory(estimate, batch)
+    with findings.part("the disk"):
+        checkpoint = size_bytes(vae) + estimate.optimiser
+        _check_disk(findings, config.vae_dir, checkpoint, settings.keep, settings.keep_every, {})
+    findings.conclude()
+
+
+# Data and schedule
+
+
+def _clips(findings: Findings, config: Config, *, extra_frame: bool, exact_flow: bool) -> tuple[int, int]:
+    """Say how many clips there are to train on and to hold out; return the first number, and the labels'."""
+    data, counts, labels = config.data, (0, 0), Labels()
+    with findings.part("the clips"):
+        if data.root is None:
+            counts, where = (
+                _phantom_clips(config, extra_frame),
+                "of the phantom, rendered when training starts",
+            )
+            labels = _phantom_labels(data.labels)
+        else:
+            report = check_folder(
+                data.root,
+                frames=data.frames + extra_frame,
+                interval=data.interval,
+                clip_stride=data.clip_stride,
+                crop=data.crop,
+            )
+            options = {
+                "frames": data.frames,
+                "extra_frame": extra_frame,
+                "interval": data.interval,
+                "size": data.height_width,
+                "clip_stride": data.clip_stride,
+                "seed": config.run.seed,
+                "holdout": data.holdout,
+                "split_csv": data.split_csv,
+                "labels": data.labels,
+                "report": report,
+            }
+            clips = ClipDataset(data.root, split="train", with_flow=exact_flow, **options)
+            counts = len(clips), len(ClipDataset(data.root, split=HELD_OUT, **options))
+            labels = clips.labels
+            where = f"in {data.root}, {len(report.bad)} of {len(report.reports)} sources left out"
+        findings.line("clips", f"{counts[0]:,} to train on, {counts[1]:,} held out, {where}")
+        if labels.names:
+            findings.line("labels", ", ".join(labels.names))
+    return counts[0], len(labels.names)
+
+
+def _phantom_labels(source: str) -> Labels:
+    if source in (NO_LABELS, LABELS_NAME):
+        return Labels(tuple(sorted(KINDS)) if source == LABELS_NAME else ())
+    raise BadInput(f"data.labels is {source}, but the phantom's labels lie in {LABELS_NAME}: set that.")
+
+
+def _phantom_clips(config: Config, extra_frame: bool) -> tuple[int, int]:
+    data, phantom = config.data, config.phantom
+    names = [f"phantom-{number:05d}.mkv" for number in range(phantom.videos)]
+    held_out = list(split_by_video(names, data.holdout, config.run.seed).values()).count(HELD_OUT)
+    span = clip_span(data.frames + extra_frame, data.interval)
+    windows = len(windows_of(Scan(frames=phantom.frames), span, data.clip_stride or span))
+    if not windows:
+        raise BadInput(f"phantom.frames is {phantom.frames}, but a clip spans {span} frames.")
+    return windows * (phantom.videos - held_out), windows * held_out
+
+
+def _say_schedule(
+    findings: Findings, schedule: Schedule, clips: int, processes: int, accumulation: int
+) -> None:
+    schedule.check_processes(processes, accumulation)
+    per_epoch = " then ".join(f"{-(-clips // phase.batch):,}" for phase in schedule.phases)
+    findings.line(
+        "steps", f"{per_epoch} per epoch, {schedule.total_steps:,} in all, on {processes} process(es)"
+    )
+
+
+# The run's folder and the disk
+
+
+def _look_at_folder(findings: Findings, path: Path, config: Config, stage: str) -> None:
+    there = _existing(path)
+    if not os.access(there, os.W_OK) or not there.is_dir():
+        raise BadInput(f"{path} cannot be written: {there} is no folder that may be written to.")
+    if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
+        refuse_changes(load_config(path / "config.yaml", outputs_anywhere=True), config, stage, path)
+        for folder in sorted((path / "checkpoints").glob("step-*"), reverse=True):
+            if checkpoint_problem(folder) is None:
+                findings.line("run folder", f"{path}, which goes on after {folder.name}")
+                return
+    findings.line("run folder", f"{path}, new")
+
+
+def _cache_bytes(
+    config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, clips: int
+) -> dict[str, int]:
+    """Return the bytes that the caches grow to at most, by the folder that they lie in."""
+    if config.cache.latents != "disk":
+        return {}
+    found = latent_cache_bytes(config, clips, vae.latent_channels)
+    if prior is not None and config.cache.prior == "disk":
+        grid = token_grid(config, model.config.patch)
+        found += prior_cache_bytes(config, clips, prior, grid, model.config.width)
+    return {config.cache.dir: found}
+
+
+def _check_disk(
+    findings: Findings, run: Path, checkpoint: int, keep: int, keep_every: int | None, caches: dict[str, int]
+) -> None:
+    needed = checkpoint * (keep + 1)  # the new one is written before the oldest goes
+    every = f", and one for every {keep_every} steps" if keep_every else ""
+    findings.line("disk: checkpoints", f"{_readable(needed)} for {keep} and one being written{every}")
+    wanted = {run: needed} | {Path(folder): size for folder, size in caches.items()}
+    for folder, size in caches.items():
+        findings.line("disk: caches", f"{_readable(size)} at most in {folder}")
+    by_device: dict[int, list[Path]] = {}
+    for folder in wanted:
+        by_device.setdefault(_existing(folder).stat().st_dev, []).append(folder)
+    for folders in by_device.values():
+        free, size = shutil.disk_usage(_existing(folders[0])).free, sum(wanted[folder] for folder in folders)
+        findings.line("disk: free", f"{_readable(free)} for {' and '.join(map(str, folders))}")
+        if free < size:
+            raise BadInput(f"{folders[0]} needs {_readable(size)} but {_readable(free)} are free.")
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def _readable(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,109 @@
+"""Fill both caches of stage 2 beforehand.
+
+`python -m medsora.training.fill_caches --config configs/phantom.yaml`
+
+A run fills them by itself, the latents before its first step and a clip's prior features when a sample first
+needs them. Beforehand it is done by as many processes as there are (`accelerate launch -m ...`), and what it
+takes on the disk is said first. Entries lie under a key of all that they depend on, so whatever is there and
+whole is kept and everything else is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from medsora.config.load import load_config
+from medsora.config.schema import Config
+from medsora.errors import EXIT_STATUSES, BadInput, building, exit_with_status
+from medsora.runtime.together import losses_said
+from medsora.saved.vae_choice import trained_vae
+from medsora.training.batches import make_accelerator
+from medsora.training.cache.latents import LatentCache, latent_cache_bytes
+from medsora.training.cache.prior import PriorCache, prior_cache_bytes
+from medsora.training.cache.store import TensorStore
+from medsora.training.open_clips import open_clips
+from medsora.training.stage2.build import build_denoiser, build_prior, token_grid
+from vae import check_video_shape
+
+MIB = 2**20
+
+
+def main() -> None:
+    """Fill the caches that the config named on the command line switches on."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medsora.training.fill_caches",
+        description="Compute what stage 2 would compute in its steps (latents, prior features) and keep it.",
+        epilog=EXIT_STATUSES,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="change keys of the config, such as cache.prior=disk",
+    )
+    options = parser.parse_intermixed_args()
+    fill_caches(load_config(options.config, options.overrides))
+
+
+def fill_caches(config: Config) -> None:
+    """Fill them; raises `BadInput` if none is switched on, the disk is too small, or input cannot be used."""
+    if config.cache.latents != "disk":
+        raise BadInput(
+            "the config keeps no cache (cache.latents: off); set cache.latents=disk cache.prior=disk."
+        )
+    with losses_said(), building():
+        accelerator = make_accelerator(config, config.train_dit.precision, config.dit_dir)
+        vae = trained_vae(config).to(accelerator.device)
+        check_video_shape(config.data.frames, *config.data.height_width)
+        model = build_denoiser(config, vae.latent_channels)
+        aligned = config.alignment.weight > 0 and config.cache.prior == "disk"
+        prior = build_prior(config, model.config.depth).to(accelerator.device) if aligned else None
+        clips, _ = open_clips(
+            config,
+            accelerator,
+            extra_frame=True,
+            images=config.images.count,
+            with_flow=aligned and config.flow.estimator == "exact",
+        )
+        latents = LatentCache(config, clips, vae)
+        priors = None
+        if prior is not None:
+            grid = token_grid(config, model.config.patch)
+            priors = PriorCache(config, clips, prior, grid, model.config.width)
+        sizes = {"latents": latent_cache_bytes(config, len(clips), vae.latent_channels)}
+        if priors is not None:
+            sizes["prior features"] = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
+        present = _stored_bytes(latents.store) + (_stored_bytes(priors.store) if priors else 0)
+        _check_room(Path(config.cache.dir), sizes, present, accelerator)
+        latents.build(vae, accelerator)
+        if priors is not None:
+            priors.build(prior, clips, accelerator)
+    if accelerator.is_main_process:
+        print(f"filled: {', '.join(str(cache.store.folder) for cache in (latents, priors) if cache)}")
+
+
+def _stored_bytes(store: TensorStore) -> int:
+    return sum(path.stat().st_size for path in store.folder.rglob("*.safetensors"))
+
+
+def _check_room(folder: Path, sizes: dict[str, int], present: int, accelerator: Accelerator) -> None:
+    """Say what the caches take, `present` of it already; raise `BadInput` if the rest finds no room."""
+    whole = sum(sizes.values())
+    free = shutil.disk_usage(folder).free
+    if accelerator.is_main_process:
+        parts = ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in sizes.items())
+        print(f"{folder} will hold {parts}; {free / MIB:.0f} MiB of the disk are free.", flush=True)
+    if whole > free + present:
+        raise BadInput(
+            f"the caches take {whole / MIB:.0f} MiB but {folder} has {free / MIB:.0f} MiB left; make room, "
+            "set cache.dir, or leave cache.prior off."
+        )
+
+
+if __name__ == "__main__":
+    exit_with_status(main)

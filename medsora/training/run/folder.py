@@ -1,0 +1,154 @@
+"""What a run leaves behind in its folder: config, command, versions, log, curves; and how it is told apart.
+
+config.yaml  command.txt  versions.json     what was run
+log.jsonl                                   one line of figures per logged step
+messages.txt                                everything said in sentences
+lock.txt                                    held by the process that writes here
+checkpoints/  samples/  tensorboard/        see `checkpoint.py` and the loops
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
+
+from medsora.config.load import config_to_dict, load_config, save_config
+from medsora.config.schema import FREE, FREE_WITHOUT_DECAY, Config, all_keys
+from medsora.errors import BadInput, one_line
+from medsora.runtime.files import write_json, write_text, written_beside
+from medsora.saved.checkpoint import Checkpoint, latest_checkpoint, library_versions
+from medsora.training.run.lock import hold_folder
+
+
+class RunFolder:
+    """One stage's folder. Only the main process writes."""
+
+    def __init__(self, path: Path, config: Config, stage: str, accelerator: Accelerator) -> None:
+        """Open or make the folder of `stage` ("train_vae" or "train_dit").
+
+        Raises `BadInput` if it cannot be written, or holds a run whose config differs in a way that matters.
+        """
+        self.path, self.accelerator = path, accelerator
+        self.main = accelerator.is_main_process
+        self.checkpoints, self.samples = path / "checkpoints", path / "samples"
+        previous = path / "config.yaml"
+        if previous.is_file() and self.checkpoints.is_dir():
+            refuse_changes(load_config(previous, outputs_anywhere=True), config, stage, path)
+        if self.main:
+            with self.writing():
+                path.mkdir(parents=True, exist_ok=True)
+                self._lock = hold_folder(path)
+                with written_beside(previous) as beside:  # other processes may be reading it
+                    save_config(config, beside)
+                write_text(path / "command.txt", shlex.join(sys.argv) + "\n")
+                write_json(path / "versions.json", library_versions())
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn an `OSError` while something is written to the folder into `BadInput`."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error).rstrip(".")
+            raise BadInput(
+                f"the run folder {self.path} cannot be written ({reason}); make room and start "
+                "the same command again, or set run.dir to another place."
+            ) from error
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint, or None; what was logged after it is dropped.
+
+        The main process looks for it, sets damaged ones aside, and tells the others.
+        """
+        found = [None]
+        if self.main:
+            found = [latest_checkpoint(self.checkpoints, self.say)]
+            self._cut_log(found[0].step if found[0] else 0)
+        return broadcast_object_list(found)[0]
+
+    def announce(self, checkpoint: Checkpoint, total_steps: int) -> None:
+        """Say where the run goes on, and if it is no longer bit for bit the one that nobody stopped."""
+        self.say(f"going on after step {checkpoint.step} of {total_steps}.")
+        before, now = checkpoint.state.get("processes"), self.accelerator.num_processes
+        if before not in (None, now):
+            self.say(
+                f"the number of processes was {before} and is {now}: every clip comes in the same order, but "
+                "sums are rounded differently: the result is not bit for bit that of a run with one number."
+            )
+
+    def has_logged(self, step: int, prefix: str) -> bool:
+        """Return whether figures whose names start with `prefix` were logged at `step` (main process)."""
+        return any(
+            line["step"] == step and any(name.startswith(prefix) for name in line)
+            for line in read_log(self.path)
+        )
+
+    def say(self, sentence: str) -> None:
+        """Print one sentence and keep it in messages.txt."""
+        if self.main:
+            sentence = one_line(sentence)
+            tqdm.write(sentence, file=sys.stderr)  # not into the line of a progress bar
+            with self.writing(), (self.path / "messages.txt").open("a", encoding="utf-8") as file:
+                file.write(sentence + "\n")
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        """Append one line to log.jsonl and pass the figures to the trackers."""
+        if self.main:
+            with self.writing(), (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **figures}) + "\n")
+        with self.writing():
+            self.accelerator.log(
+                {key: value for key, value in figures.items() if math.isfinite(value)}, step=step
+            )
+
+    def _cut_log(self, step: int) -> None:
+        """Drop the lines of steps after `step`, which are taken again; with 0 all, a run that begins anew."""
+        path = self.path / "log.jsonl"
+        if path.is_file():
+            kept = [json.dumps(line) + "\n" for line in read_log(self.path) if 0 <= line["step"] <= step != 0]
+            write_text(path, "".join(kept))
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Return the figures that a run logged, one dictionary per line; a half-written last line is left out."""
+    lines = []
+    path = run / "log.jsonl"
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def refuse_changes(before: Config, now: Config, stage: str, path: Path) -> None:
+    """Raise `BadInput`, naming the key, if `stage` of the run in `path` is not what `now` describes."""
+    old, new, keys = _flat(config_to_dict(before)), _flat(config_to_dict(now)), all_keys()
+    decays = getattr(now, stage).lr_decay != "none"
+    for name in sorted(old.keys() | new.keys()):
+        key = keys[".".join(name.split(".")[:2])]  # values may be mappings
+        free = key.resume == FREE or (key.resume == FREE_WITHOUT_DECAY and not decays)
+        if key.stage in (None, stage) and not free and old.get(name) != new.get(name):
+            raise BadInput(
+                f"{path} holds a run with {name}={old.get(name)}, but now it is {new.get(name)}; "
+                "take another run.name, or put the value back to go on with that run."
+            )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        flat = {}
+        for key, value in values.items():
+            flat |= _flat(value, f"{prefix}{key}.")
+        return flat
+    return {prefix[:-1]: values}

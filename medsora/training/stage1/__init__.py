@@ -1,0 +1,1 @@
+"""Stage 1: fine-tune the frequency-compensated VAE (§3.3, Eq. 16)."""

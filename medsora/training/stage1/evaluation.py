@@ -1,0 +1,60 @@
+"""How well the VAE returns held-out clips, with its compensation and without: figures and a sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from medsora.data.reading.pixels import video_to_frames
+from medsora.data.sheet import contact_sheet
+from vae import FrequencyCompensatedVAE
+from vae.compensation import compensation_modules
+from vae.quality import flicker, mean_colour_psnr, psnr, ssim
+
+SHEET_FRAMES = 8
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    vae: FrequencyCompensatedVAE, clips: Sequence[dict[str, Any]]
+) -> tuple[dict[str, float], np.ndarray]:
+    """Return PSNR (dB), SSIM and flicker of `clips`' reconstructions, means over clips, and a contact sheet.
+
+    `base_...` are the same figures with the compensation switched off, `mean_colour_psnr` what one colour per
+    clip would reach. `clips` are items of a `ClipDataset`; the VAE's mode is put back afterwards.
+    """
+    was_training, device = vae.training, next(vae.parameters()).device
+    vae.eval()
+    videos = torch.stack([clip["video"] for clip in clips]).to(device)
+    versions = {"": vae.decode(vae.encode(videos))}
+    if any(True for _ in compensation_modules(vae)):
+        with compensation_off(vae):
+            versions["base_"] = vae.decode(vae.encode(videos))
+    vae.train(was_training)
+    figures = {"held_out/mean_colour_psnr": float(mean_colour_psnr(videos).mean())}
+    for prefix, version in versions.items():
+        for name, measure in {"psnr": psnr, "ssim": ssim, "flicker": flicker}.items():
+            figures[f"held_out/{prefix}{name}"] = float(measure(version, videos).mean())
+    rows = []
+    for number, clip in enumerate(clips):
+        rows.append((f"real {clip['name']}", video_to_frames(videos[number])))
+        rows += [(f"{p}reconstruction", video_to_frames(version[number])) for p, version in versions.items()]
+    return figures, contact_sheet(rows, columns=SHEET_FRAMES)
+
+
+@contextmanager
+def compensation_off(vae: FrequencyCompensatedVAE) -> Iterator[None]:
+    """Let the compensation add nothing for a while: what is left is the frozen base."""
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output: (inputs[0], output[1]))
+        for _, module in compensation_modules(vae)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,178 @@
+"""Everything that stage 2 needs, built and checked before its first step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from flow_prior import FlowPrior
+from medsora.config.schema import Config
+from medsora.denoiser import MedSora
+from medsora.diffusion import GaussianDiffusion
+from medsora.errors import BadInput
+from medsora.saved.find import find_model
+from medsora.saved.vae_choice import trained_vae
+from medsora.training.batches import check_same_run, make_accelerator
+from medsora.training.cache.fingerprint import weights_digest
+from medsora.training.cache.latents import LatentCache
+from medsora.training.cache.prior import PriorCache, prior_cache_bytes
+from medsora.training.open_clips import open_clips
+from medsora.training.run.folder import RunFolder
+from medsora.training.run.trackers import start_trackers
+from medsora.training.schedule import Schedule
+from medsora.training.stage2.ema import Ema
+from medsora.training.stage2.inputs import DitInputs
+from medsora.training.stage2.loss import DenoisingLoss
+from medsora.training.stage2.samples import DitSamples
+from medsora.training.stage2.stage import DitStage
+from vae import check_video_shape
+from vae.shapes import PIXELS_PER_LATENT
+
+
+def build_dit_stage(config: Config) -> DitStage:
+    """Build everything; raises `ValueError` or `OSError` for whatever cannot be used."""
+    settings = config.train_dit
+    accelerator = make_accelerator(config, settings.precision, config.dit_dir)
+    vae = trained_vae(config)
+    check_video_shape(config.data.frames, *config.data.height_width)
+    clips, held_out = open_clips(
+        config,
+        accelerator,
+        extra_frame=True,
+        images=config.images.count,
+        with_flow=config.alignment.weight > 0 and config.flow.estimator == "exact",
+    )
+    classes = len(clips.labels.names)
+    model = build_denoiser(config, vae.latent_channels, classes)
+    start_from(model, config.denoiser.weights)
+    grid = token_grid(config, model.config.patch)
+    aligned = config.alignment.weight > 0
+    prior = build_prior(config, model.config.depth) if aligned else None
+    for part in (vae, model, prior):
+        if part is not None:
+            part.to(accelerator.device)
+    schedule = Schedule.of(settings, len(clips))
+    schedule.check_processes(accelerator.num_processes, settings.accumulation)
+    run = RunFolder(config.dit_dir, config, "train_dit", accelerator)
+    check_same_run(run, config, clips)
+    start_trackers(accelerator, run, config)  # before the caches: who is not logged in hears it at once
+    if prior is not None and prior.untrained:
+        run.say("the flow prior is untrained (dino.weights: random): its alignment teaches nothing.")
+    diffusion = GaussianDiffusion()
+    latents = None
+    if config.cache.latents == "disk":
+        latents = LatentCache(config, clips, vae)
+        latents.build(vae, accelerator)
+    priors = None
+    if prior is not None and config.cache.prior == "disk":
+        priors = PriorCache(config, clips, prior, grid, model.config.width)
+        most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
+        run.say(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.phases[0].lr,
+        betas=tuple(settings.betas),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    return DitStage(
+        config=config,
+        accelerator=accelerator,
+        run=run,
+        samples=DitSamples(config, clips, steps=diffusion.steps, latents=latents, priors=priors),
+        held_out=DitSamples(config, held_out, steps=diffusion.steps, draw=False),
+        model=model,
+        vae=vae,
+        vae_digest=weights_digest(vae),
+        inputs=DitInputs(
+            config, vae, diffusion, prior, priors, accelerator.device, grid, model.config.width, classes
+        ),
+        loss=DenoisingLoss(config, diffusion, accelerator.autocast),
+        optimizer=optimizer,
+        ema=Ema(model, settings.ema_decay),
+        schedule=schedule,
+    )
+
+
+def start_from(model: MedSora, trained: str | None) -> None:
+    """Fill the denoiser with the weights of another model, if one is named, to go on training from there.
+
+    Raises `BadInput` if there is none, or it was built with other settings.
+    """
+    if trained is not None:
+        model.load_weights(find_model(trained).denoiser)
+
+
+def token_grid(config: Config, patch: int) -> tuple[int, int]:
+    """Return the denoiser's rows and columns of tokens; raises `BadInput` if patches do not fit."""
+    height, width = config.data.height_width
+    side = PIXELS_PER_LATENT * patch
+    if height % side or width % side:
+        raise BadInput(
+            f"data.size is {height}x{width}, but patches of {patch} latents (denoiser.overrides) need sides "
+            f"divisible by {side}."
+        )
+    return height // side, width // side
+
+
+def build_prior(config: Config, depth: int) -> FlowPrior:
+    """Return the flow prior that the config names, paired with the denoiser's `depth` blocks."""
+    with kept_quiet(logging.getLogger("flow_prior.dino"), "is untrained"):  # the run says and keeps it
+        prior = FlowPrior.build(
+            config.flow.estimator,
+            config.dino.model,
+            depth,
+            flow_weights=config.flow.weights,
+            dino_weights=config.dino.weights,
+            averaging=config.alignment.averaging,
+        )
+    return prior.eval().requires_grad_(False)
+
+
+@contextmanager
+def kept_quiet(logger: logging.Logger, sentence: str) -> Iterator[None]:
+    """Let `logger` leave out what contains `sentence` for a while; everything else is heard."""
+
+    def is_another(record: logging.LogRecord) -> bool:
+        return sentence not in record.getMessage()
+
+    logger.addFilter(is_another)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_another)
+
+
+def build_denoiser(config: Config, in_channels: int, classes: int = 0) -> MedSora:
+    """Return the denoiser of the config's preset for a VAE of `in_channels` and so many labels.
+
+    Raises `BadInput` if the config's overrides do not fit.
+    """
+    settings = {
+        "in_channels": in_channels,
+        "mixing": config.denoiser.mixing,
+        "prediction": config.denoiser.prediction,
+        "backend": config.denoiser.backend,
+        "classes": classes,
+        **config.denoiser.overrides,
+    }
+    try:
+        model = MedSora.from_preset(config.denoiser.preset, **settings)
+    except TypeError as error:
+        raise BadInput(f"denoiser.overrides holds a value of the wrong type: {error}.") from error
+    if model.config.in_channels != in_channels:
+        raise BadInput(
+            f"the denoiser works on {model.config.in_channels} latent channels (denoiser.overrides) but the "
+            f"VAE has {in_channels}; leave denoiser.overrides.in_channels out."
+        )
+    if model.config.classes != classes:
+        raise BadInput(
+            f"the denoiser has {model.config.classes} classes (denoiser.overrides) but the clips have "
+            f"{classes} labels; leave denoiser.overrides.classes out, data.labels decides."
+        )
+    if config.denoiser.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model

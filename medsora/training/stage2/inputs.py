@@ -1,0 +1,162 @@
+"""From a micro-batch of clips to what the denoiser is fed: latents, noise, timesteps, alignment targets.
+
+Everything random here belongs to a sample's number in the run (see `randomness.py`), so the batch's make-up,
+the number of processes and the caches do not change it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flow_prior import FlowPrior
+from medsora.config.schema import Config
+from medsora.diffusion import CLEAN, GaussianDiffusion
+from medsora.training.cache.prior import PriorCache
+from medsora.training.randomness import normal_for
+from medsora.training.transfers import sent
+from vae import FrequencyCompensatedVAE, frames_to_latents
+from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
+
+
+@dataclass(frozen=True)
+class NoisedLatents:
+    """A micro-batch: scaled latents z_0, noise and z_t (B, n, C, h, w), timesteps (B,), the last images.
+
+    Where first frames are given, `latent_t` and `weights` are (B, n): the given latents are free of noise,
+    have the timestep `CLEAN` and no weight in the loss. `labels` (B, n) are None in a model without.
+    """
+
+    z_0: Tensor
+    z_t: Tensor
+    noise: Tensor
+    t: Tensor
+    num_images: int
+    needed: Tensor | None  # (B,) bool, on the CPU: whose alignment loss is not provably zero; None: all
+    latent_t: Tensor
+    weights: Tensor | None
+    labels: Tensor | None
+
+
+class DitInputs:
+    """Encodes (or takes from the cache), adds noise, and asks the flow prior for the samples that need it."""
+
+    def __init__(
+        self,
+        config: Config,
+        vae: FrequencyCompensatedVAE,
+        diffusion: GaussianDiffusion,
+        prior: FlowPrior | None,
+        priors: PriorCache | None,
+        device: torch.device,
+        grid: tuple[int, int],
+        width: int,
+        classes: int = 0,
+    ) -> None:
+        self.classes = classes
+        self.config, self.vae, self.diffusion = config, vae, diffusion
+        self.prior, self.priors = prior, priors
+        self.device, self.grid, self.width = device, grid, width
+
+    @torch.no_grad()
+    def noised_latents(self, batch: dict[str, Any]) -> NoisedLatents:
+        """Return the noised latents of a collated micro-batch (`DitSamples.collate`)."""
+        if "mean" in batch:
+            mean, logvar = sent(batch["mean"], self.device), sent(batch["logvar"], self.device)
+        else:
+            video = sent(batch["video"][:, : self.config.data.frames], self.device)
+            moments = [self._clip_moments(video, batch)]
+            if self.config.images.count:
+                images = sent(batch["images"], self.device)
+                moments.append(image_moments(self.vae, images, self.config.images.encoding))
+            mean, logvar = (torch.cat(parts, dim=1) for parts in zip(*moments, strict=True))
+        z_0 = self.vae.sample_latents(mean, logvar, noise=self._noise(mean, batch, "posterior"))
+        noise = self._noise(mean, batch, "noise")
+        t = latent_t = sent(batch["t"], self.device)
+        weights = None
+        if "given" in batch:
+            given = torch.arange(z_0.shape[1]) < batch["given"][:, None]
+            given = sent(given, self.device)
+            latent_t, weights = t[:, None].masked_fill(given, CLEAN), (~given).float()
+        z_t = self.diffusion.add_noise(z_0, noise, latent_t)
+        if weights is not None:
+            z_t = torch.where(given[:, :, None, None, None], z_0, z_t)
+        return NoisedLatents(
+            z_0=z_0,
+            z_t=z_t,
+            noise=noise,
+            t=t,
+            num_images=image_latents(self.config),
+            needed=batch["needed"],
+            latent_t=latent_t,
+            weights=weights,
+            labels=self._labels(batch, z_0.shape[1]),
+        )
+
+    def _clip_moments(self, video: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Encode clips; where one latent is given, it is the first frame's alone, as when sampling."""
+        mean, logvar = self.vae.encode_moments(video)
+        alone = sent((batch["given"] == 1).nonzero().flatten(), self.device) if "given" in batch else ()
+        if len(alone):
+            mean[alone, :1], logvar[alone, :1] = self.vae.encode_moments(video[alone, :1])
+        return mean, logvar
+
+    def _labels(self, batch: dict[str, Any], latents: int) -> Tensor | None:
+        """(B, n): the clip's latents have its label; joint images, which show other videos, have none."""
+        if not self.classes:
+            return None
+        labels = batch["label"][:, None].repeat(1, latents)
+        labels[:, latents - image_latents(self.config) :] = self.classes
+        return sent(labels, self.device)
+
+    @torch.no_grad()
+    def alignment_targets(self, batch: dict[str, Any]) -> list[Tensor] | None:
+        """Return one target (B', f, l, d) per block for the B' samples that need one; None if none does."""
+        if self.prior is None or not bool(batch["needed"].any()):
+            return None
+        rows = batch["needed"].nonzero().flatten().tolist()
+        of_clips = [self._clip_features(batch, row) for row in rows]
+        of_layers = [torch.stack(parts) for parts in zip(*of_clips, strict=True)]
+        return self.prior.pair_with_blocks(of_layers)
+
+    def _clip_features(self, batch: dict[str, Any], row: int) -> list[Tensor]:
+        """Return a clip's features (f, l, d) per distinct DINO layer, from the cache or computed and kept."""
+        if batch["prior"][row] is not None:
+            return [sent(layer, self.device).float() for layer in batch["prior"][row]]
+        video, flow = batch["flow_video"][row], batch["flow"][row]
+        layers = self.prior.distinct_targets(
+            None if video is None else sent(video[None], self.device),
+            None if flow is None else sent(flow[None], self.device),
+            latent_frames=frames_to_latents(self.config.data.frames),
+            grid=self.grid,
+            width=self.width,
+        )
+        of_clip = [layer[0] for layer in layers]
+        if self.priors is not None:
+            of_clip = self.priors.put(batch["index"][row], batch["flipped"][row], of_clip)
+        return [layer.float() for layer in of_clip]
+
+    def _noise(self, like: Tensor, batch: dict[str, Any], purpose: str) -> Tensor:
+        seed, shape = self.config.run.seed, tuple(like.shape[1:])
+        noise = [normal_for(shape, seed, purpose, int(sample)) for sample in batch["sample"]]
+        return sent(torch.stack(noise), self.device)
+
+
+def image_latents(config: Config) -> int:
+    """Return how many latents the joint images of one sample become: count/4 packed, count single."""
+    count = config.images.count
+    return count // FRAMES_PER_CHUNK * LATENTS_PER_CHUNK if config.images.encoding == "packed" else count
+
+
+def image_moments(vae: FrequencyCompensatedVAE, images: Tensor, encoding: str) -> tuple[Tensor, Tensor]:
+    """Encode joint images (B, K, 3, H, W) to mean and log-variance (B, n - f, C, h, w), unscaled.
+
+    `packed` takes groups of 8 through the causal VAE together (2 latents each), `single` each image alone.
+    """
+    together = FRAMES_PER_CHUNK if encoding == "packed" else 1
+    groups = images.reshape(-1, together, *images.shape[2:])
+    mean, logvar = vae.encode_moments(groups)
+    return tuple(part.reshape(images.shape[0], -1, *part.shape[2:]) for part in (mean, logvar))

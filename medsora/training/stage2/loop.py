@@ -1,0 +1,117 @@
+"""Stage 2: train the denoiser on latents (Eq. 17) with flow alignment (§3.2); the loop is `train_dit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from medsora.config.schema import Config
+from medsora.errors import building
+from medsora.runtime.interruption import StopRequest
+from medsora.runtime.together import losses_said
+from medsora.training.batches import (
+    TimedBatches,
+    clipped_norm,
+    float32_products,
+    gradients_synchronised,
+    set_learning_rate,
+)
+from medsora.training.progress import Progress
+from medsora.training.randomness import derive_seed
+from medsora.training.run.report import RunReport
+from medsora.training.schedule import StepBatches
+from medsora.training.stage2.build import build_dit_stage
+from medsora.training.step_guard import StepGuard, StepRecord
+
+
+def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Path:
+    """Run stage 2 to its end, going on from the last checkpoint if there is one; return the run folder.
+
+    Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
+    """
+    stop = StopRequest(time_limit_minutes)
+    with losses_said(), building(), stop.preparing():
+        stage = build_dit_stage(config)
+        model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
+        start = stage.resume()
+    settings, accelerator, run, schedule = config.train_dit, stage.accelerator, stage.run, stage.schedule
+    order = StepBatches(
+        schedule,
+        config.run.seed,
+        start_step=start,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        accumulation=settings.accumulation,
+        labels=stage.clip_labels if config.data.balance else None,
+    )
+    batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
+    progress = Progress("stage 2", schedule.total_steps, start, show=accelerator.is_local_main_process)
+
+    report = RunReport(run, f"{config.run.name}: the denoiser {config.denoiser.preset}", schedule.total_steps)
+    guard = StepGuard(accelerator, stage.optimizer)
+    stop.expect_checkpoint(stage.parts.size_bytes)
+    stop.expect_answers_late(guard.lag)
+    with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
+        if not stage.look(start, stop, resumed=True):
+            raise stage.interrupted(start, stop)
+        for number in range(start, schedule.total_steps):
+            stop.begin_step()
+            step = schedule.step(number)
+            set_learning_rate(optimizer, step.lr)
+            torch.manual_seed(derive_seed(config.run.seed, "step", number, accelerator.process_index))
+            model.train()
+            parts: dict[str, torch.Tensor] = {}
+            record = StepRecord(number)
+            for micro in range(settings.accumulation):
+                batch = batches.next()
+                noised = stage.inputs.noised_latents(batch)
+                targets = stage.inputs.alignment_targets(batch)
+                last = micro == settings.accumulation - 1
+                with gradients_synchronised(accelerator, model, last):
+                    losses = stage.loss(model, noised, targets)
+                    accelerator.backward(losses.total / settings.accumulation)
+                if losses.per_block is not None:
+                    stage.blocks.add(losses.per_block)
+                record.add(losses.total, batch)
+                for name, value in {"total": losses.total, **losses.parts}.items():
+                    parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
+
+            clip_norm = settings.clip_norm if step.epoch >= settings.clip_from_epoch else None
+            norm = clipped_norm(accelerator, stage.model, clip_norm)
+            done = number + 1
+            ends = done == schedule.total_steps
+            logs = done % settings.log_every == 0 or ends
+            saves = done % settings.save_every == 0 or ends
+            bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=logs or saves)
+            if bad is not None:
+                stage.save(bad.number)
+                accelerator.end_training()
+                raise bad.error(run.checkpoints)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            stage.ema.update(unless=guard.bad if guard.lag else None)
+
+            progress.count(step.batch, batches.waited())
+            if logs:
+                figures = {f"loss/{name}": float(value) for name, value in parts.items()}
+                state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
+                speed = progress.speed()
+                run.log(done, {**figures, **state, **stage.blocks.figures(), **speed})
+                progress.show(figures, speed)
+                report.update()
+                progress.restart_clock()
+            if saves or asked:
+                with stop.saving():
+                    stage.save(done)
+            # Who is asked to leave has little time: looking at step `done` is then made up for on resuming.
+            with progress.not_training():
+                looked = not (asked and not ends) and stage.look(done, stop)
+            if not looked:
+                raise stage.interrupted(done, stop)
+
+    run.say(
+        f"stage 2 is done: sample with 'python sample_ddim.py --model {run.path} --out {run.path}/videos'."
+    )
+    accelerator.end_training()
+    return run.path

@@ -1,0 +1,73 @@
+"""What the denoiser is trained to make small: Eq. 17, the hybrid diffusion loss and the flow alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from flow_prior import alignment_loss
+from medsora.config.schema import Config
+from medsora.diffusion import GaussianDiffusion
+from medsora.training.stage2.inputs import NoisedLatents
+
+
+class DenoisingLosses(NamedTuple):
+    """A micro-batch's losses, scalars: `total`, of Eq. 17, and by name what it is made of.
+
+    `per_block` (L, B') is the alignment's r, see `AlignmentLoss`; None without alignment.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    per_block: Tensor | None
+
+
+class DenoisingLoss:
+    """Eq. 17: L = mean over samples of w(t)·L_simple + L_vb, plus α·L_align (Eq. 14-15) where α is not 0.
+
+    w(t) is 1 in the paper, see `GaussianDiffusion.error_weight`. The denoiser runs inside `autocast()`, the
+    losses outside, in float32.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        diffusion: GaussianDiffusion,
+        autocast: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.alignment, self.error_of = config.alignment, config.train_dit.error_of
+        self.diffusion, self.autocast = diffusion, autocast
+
+    def __call__(
+        self, model: nn.Module, noised: NoisedLatents, targets: list[Tensor] | None
+    ) -> DenoisingLosses:
+        """Run `model` on noised latents; `targets` are `DitInputs.alignment_targets` of the same batch."""
+        with self.autocast():
+            out = model(noised.z_t, noised.latent_t, num_images=noised.num_images, labels=noised.labels)
+        diffusion = self.diffusion.hybrid_loss(
+            out.eps.float(),
+            out.variance.float(),
+            noised.z_0,
+            noised.z_t,
+            noised.noise,
+            noised.latent_t,
+            weights=noised.weights,
+        )
+        weight = self.diffusion.error_weight(noised.t, self.error_of)
+        total = (weight * diffusion.mse + diffusion.vb).mean()
+        parts = {"mse": diffusion.mse.mean(), "vb": diffusion.vb.mean()}
+        if not self.alignment.weight:
+            return DenoisingLosses(total, parts, None)
+        aligned = alignment_loss(
+            out.features,
+            targets,
+            noised.t,
+            margin=self.alignment.margin,
+            correlation=self.alignment.correlation,
+            needed=noised.needed,
+        )
+        total = total + self.alignment.weight * aligned.loss
+        return DenoisingLosses(total, parts | {"alignment": aligned.loss}, aligned.per_block)

@@ -1,0 +1,133 @@
+"""Stage 2's dataset: what one sample of the run needs, read by number; pixels, or latents from the cache.
+
+The timestep belongs to the sample's number, so a worker knows before it reads anything whether the alignment
+loss of this sample can be other than zero, and leaves the frames for the optical flow on the disk if not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from flow_prior import needed
+from medsora.config.schema import Config
+from medsora.data.clips import ClipDataset
+from medsora.training.cache.latents import LatentCache
+from medsora.training.cache.prior import PriorCache
+from medsora.training.randomness import chance_for, derive_seed, timestep_for
+from medsora.training.schedule import SampleKey
+from vae import frames_to_latents
+
+STACKED = ("mean", "logvar", "video", "images")
+NUMBERS = ("label", "given")
+
+
+class DitSamples(Dataset):
+    """Items by `SampleKey`; `collate` makes a micro-batch of them.
+
+    Without a cache an item holds `video` (F+1, 3, H, W) and `images` (K, 3, H, W); with it `mean` and
+    `logvar` (n, C, h, w) of clip and images. Samples whose alignment loss is not provably zero also hold what
+    the prior starts from: its cached features, the exact `flow` (F, 2, H, W), or the frames as `flow_video`.
+    Where clips have labels an item holds its `label`; where first frames are given, how many latents are, as
+    `given`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clips: ClipDataset,
+        *,
+        steps: int,
+        latents: LatentCache | None = None,
+        priors: PriorCache | None = None,
+        draw: bool = True,
+    ) -> None:
+        """`draw=False` gives every clip at its window's start and unflipped: for evaluation."""
+        self.config, self.clips, self.steps, self.draw = config, clips, steps, draw
+        self.latents, self.priors = latents, priors
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        t = timestep_for(self.steps, self.config.run.seed, key.number)
+        alignment = self.config.alignment
+        given = self._given_latents(key.number)
+        # A sample with given frames is left out of the alignment: its latents are not all as noisy as t says.
+        asked = (
+            alignment.weight > 0
+            and not given
+            and (alignment.correlation == "batch" or bool(needed(torch.tensor([t]), alignment.margin)))
+        )
+        item = {"sample": key.number, "index": key.index, "t": t, "needed": asked}
+        if self.clips.labels.names:
+            item["label"] = self._label(key)
+        if given is not None:
+            item["given"] = given
+        return item | (self._pixels(key, asked) if self.latents is None else self._cached(key, asked, given))
+
+    def _label(self, key: SampleKey) -> int:
+        """The clip's label, or that for none where training drops it."""
+        dropped = chance_for(self.config.run.seed, "label dropout", key.number)
+        if self.draw and dropped < self.config.train_dit.label_dropout:
+            return len(self.clips.labels.names)
+        return self.clips.label(key.index)
+
+    def _given_latents(self, sample: int) -> int | None:
+        """How many of the first latents are given to the model, 0 for most; None if that is never trained."""
+        settings, seed = self.config.train_dit, self.config.run.seed
+        if not self.draw or settings.first_frame_prob == 0:
+            return None
+        if chance_for(seed, "first frame", sample) >= settings.first_frame_prob:
+            return 0
+        choices = settings.given_frames
+        return frames_to_latents(choices[derive_seed(seed, "given frames", sample) % len(choices)])
+
+    def _pixels(self, key: SampleKey, asked: bool) -> dict[str, Any]:
+        clip = self.clips[key.epoch, key.index] if self.draw else self.clips.fixed_clip(key.index)
+        item = {name: clip[name] for name in ("name", "video", "images", "flipped")}
+        if asked:
+            item |= {"flow_video": clip["video"], "flow": clip.get("flow")}
+        return item
+
+    def _cached(self, key: SampleKey, asked: bool, given: int | None) -> dict[str, Any]:
+        video, window = self.clips.window(key.index)
+        choice = self.clips.choose(
+            key.epoch, key.index, start=window.start, flip=None if self.draw else False, images=()
+        )
+        mean, logvar = self.latents.clip(key.index, choice.flipped, first_alone=given == 1)
+        if self.config.images.count:
+            image_mean, image_logvar = self.latents.joint_images(video, key.number)
+            mean, logvar = torch.cat([mean, image_mean]), torch.cat([logvar, image_logvar])
+        item = {
+            "name": self.clips.name(choice),
+            "flipped": choice.flipped,
+            "mean": mean,
+            "logvar": logvar,
+        }
+        if asked:
+            stored = self.priors.get(key.index, choice.flipped) if self.priors else None
+            if stored is not None:
+                item["prior"] = stored
+            else:
+                pixels = self.clips.fixed_clip(key.index, flip=choice.flipped, images=())
+                item |= {"flow_video": pixels["video"], "flow": pixels.get("flow")}
+        return item
+
+    @staticmethod
+    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Stack what every item has; what only some have stays a list with None where there is nothing."""
+        batch: dict[str, Any] = {
+            "sample": torch.tensor([item["sample"] for item in items]),
+            "t": torch.tensor([item["t"] for item in items]),
+            "needed": torch.tensor([item["needed"] for item in items]),
+            "index": [item["index"] for item in items],
+            "flipped": [item["flipped"] for item in items],
+            "name": [item["name"] for item in items],
+        }
+        batch |= {name: torch.tensor([item[name] for item in items]) for name in NUMBERS if name in items[0]}
+        for name in STACKED:
+            if name in items[0]:
+                batch[name] = torch.stack([item[name] for item in items])
+        for name in ("prior", "flow", "flow_video"):
+            batch[name] = [item.get(name) for item in items]
+        return batch

@@ -1,0 +1,36 @@
+"""How figures are taken and kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from benchmarks.support import measure
+
+CPU = torch.device("cpu")
+
+
+def test_works_take_turns_after_a_warm_up() -> None:
+    calls: list[str] = []
+    times = measure.take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, CPU)
+    assert "".join(calls) == "ab" * 4
+    assert [len(times[name]) for name in "ab"] == [3, 3]
+
+
+def test_a_ratio_is_of_rounds_not_of_medians() -> None:
+    found = measure.ratio([2.0, 9.0, 8.0], [1.0, 3.0, 2.0])
+    assert (found.median, found.low, found.high) == (3.0, 2.0, 4.0)
+    assert str(found) == "3.00x (2.00-4.00)"
+
+
+def test_a_result_names_machine_versions_and_commit(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    for number in range(2):
+        measure.keep("test", CPU, {"ratio": measure.ratio([2.0], [1.0]), "number": number}, path)
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert first["figures"] == {"ratio": {"median": 2.0, "low": 2.0, "high": 2.0}, "number": 0}
+    assert second["figures"]["number"] == 1
+    assert first["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert {"machine", "commit", "date", "load"} <= set(first)

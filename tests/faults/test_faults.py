@@ -1,0 +1,79 @@
+"""One of each fault in small: `python -m tests.faults`, whose long runs docs/reliability.md tells of."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+from tests.support.paths import ROOT
+from tests.support.patience import PATIENCE_S
+
+COMMANDS_OF_ONE_PROCESS = """
+import sys
+from tests.faults.__main__ import main
+for command in sys.argv[1:]:
+    sys.argv = ["tests.faults", *command.split("; ")]
+    assert main() == 0, command
+"""
+PLACES = (
+    "in a fetch",
+    "in the writing of a checkpoint",
+    "before an fsync",
+    "after an fsync",
+    "before the rename",
+    "after the rename",
+)
+SCENARIOS = (
+    "every-script",
+    "uneven-epochs",
+    "another-number",
+    "evaluation-interrupted",
+    "evaluation-dies",
+    "disagree",
+)
+WITHIN = f"--within; {PATIENCE_S / 2:.0f}"
+
+
+def faults(*commands: str) -> str:
+    """Run commands of the harness, which must find nothing, in one process; return what they printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS_OF_ONE_PROCESS, *commands],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_kills_and_several_processes() -> None:
+    """Killed runs end as the one that nobody killed, on one process and two; scripts run on two and four."""
+    printed = faults(
+        f"kill; --times; 6; --stages; vae; --processes; 1; 1; 2; --where; {'; '.join(PLACES)}; {WITHIN}",
+        f"together; --processes; 2; {WITHIN}; --only; {'; '.join(SCENARIOS)}",
+        "together; --processes; 4; --only; every-script",
+    )
+    assert "kills survived: 6 of 6" in printed
+    assert "lost: nothing" in printed
+    for place in PLACES:
+        assert f"killed {place}" in printed
+    for processes in (2, 4):
+        assert f"every-script, {processes} processes: train_vae, cache, train_dit, sample_ddim" in printed
+    assert "evaluation-interrupted, 2 processes: status 75 and one sentence" in printed
+    assert "evaluation-dies, 2 processes: the other" in printed
+    assert "uneven-epochs, 2 processes: 5 clips in batches of 2: each exactly once in each of 4" in printed
+    assert "another-number, 2 processes: went on with 1, which is announced" in printed
+    assert re.search(r"disagree, 2 processes: error: process \d has another configuration than", printed)
+
+
+def test_mutated_input_is_refused_in_a_sentence_or_read() -> None:
+    printed = faults(*(f"fuzz-{kind}; --inputs; 60" for kind in ("video", "config", "checkpoint")))
+    assert printed.count("tried: 60") == 3
+    shares = re.findall(r"got past the parser: \d+ \((\d+)%\)", printed)
+    assert len(shares) == 3
+    assert all(int(share) >= 30 for share in shares), printed

@@ -1,0 +1,113 @@
+"""Every shipped config loads; whatever is wrong with one is answered with one sentence that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from medsora.config.load import config_from_dict, config_to_dict, load_config, save_config
+from medsora.data.checking.windows import clip_span
+from medsora.errors import BadInput
+from medsora.training.schedule import Schedule
+from medsora.training.stage2.build import build_denoiser, token_grid
+from tests.support.paths import ROOT
+from vae import check_video_shape
+from vae.base import load_base
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PHANTOM = ROOT / "configs" / "phantom.yaml"
+COGVIDEOX_CHANNELS = 16  # of the base that is fetched from the hub
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert config_from_dict(config_to_dict(config), "again") == config
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_hold_relative_paths_only(path: Path) -> None:
+    values = config_to_dict(load_config(path))
+    strings = [value for section in values.values() for value in section.values() if isinstance(value, str)]
+    assert not [value for value in strings if value.startswith(("/", "~")) or ".." in value]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_what_shipped_configs_describe_can_be_built(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but what has to be fetched: both schedules, the base, the denoiser, DINO's name."""
+    monkeypatch.chdir(ROOT)  # a config's paths are relative to where its commands are run
+    config = load_config(path)
+    data, channels = config.data, COGVIDEOX_CHANNELS
+    check_video_shape(data.frames, *data.height_width)
+    for settings in (config.train_vae, config.train_dit):
+        schedule = Schedule.of(settings, clips=100)
+        schedule.check_processes(1, settings.accumulation)
+        assert schedule.step(schedule.total_steps - 1).lr >= 0
+    if config.vae.base.endswith(".json"):
+        channels = load_base(config.vae.base, config.vae.weights).config.latent_channels
+    if data.root is None:
+        assert config.phantom.frames >= clip_span(data.frames + 1, data.interval)
+    with torch.device("meta"):
+        model = build_denoiser(config, channels, classes=0 if data.labels == "none" else 3)
+    rows, columns = token_grid(config, model.config.patch)
+    assert rows * columns > 1
+    assert model.config.in_channels == channels
+    name = config.dino.model if config.dino.weights == "hub" else config.dino.model.partition(".")[0]
+    assert name in timm.list_models(pretrained=config.dino.weights == "hub")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.framse=3", "did you mean 'data.frames'"),
+        ("dataa.frames=3", "did you mean 'data'"),
+        ("data.frames=abc", "data.frames"),
+        ("vae.compensation=Ture", "vae.compensation"),
+        ("data.frames=0", "greater than 0"),
+        ("train_dit.error_of=speed", "noise, velocity"),
+        ("data.size=big", "data.size"),
+        ("images.encoding=loose", "packed, single"),
+        ("images.encoding=packed", "multiple of 8"),
+        ("data=3", "section"),
+        ("data.holdout=1.5", "data.holdout"),
+        ("cache.latents=off", "cache.prior: disk"),
+        ("train_dit={first_frame_prob: 0.5, given_frames: [[1]]}", "given_frames"),
+        ("train_dit={first_frame_prob: 0.5, given_frames: [{a: 1}]}", "given_frames"),
+        ("tracking.trackers=[tensorbord]", "one of tensorboard, wandb, trackio"),
+        ("train_vae.lpips_net=squeeze", "one of vgg, alex"),
+        ("train_dit.betas=[0.9, 1.5]", "betas\\[1\\] is 1.5 but must be at least 0 and below 1"),
+        ("train_vae.lr=nan", "train_vae.lr is nan but must be greater than 0"),
+        ("nonsense", "key=value"),
+        ("train_dit.phases=[{lr: 1, batch: 2, until_epoch: 3}]", "until_epoch"),
+        ("train_dit.phases=[{lrr: 1}]", "did you mean 'train_dit.phases\\[0\\].lr'"),
+    ],
+)
+def test_bad_values_are_one_sentence_that_names_the_key(override: str, expected: str) -> None:
+    with pytest.raises(BadInput, match=expected) as caught:
+        load_config(PHANTOM, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_words_that_yaml_takes_for_false_are_what_was_written(tmp_path: Path) -> None:
+    typed = load_config(PHANTOM, ["cache.latents=off", "cache.prior=off", "train_dit.precision=no"])
+    path = tmp_path / "written.yaml"
+    path.write_text("cache: {latents: off, prior: off}\ntrain_dit: {precision: no}\n")
+    for config in (typed, load_config(path)):
+        assert (config.cache.latents, config.cache.prior, config.train_dit.precision) == ("off", "off", "no")
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("data: {frames: [1, 2\n")
+    with pytest.raises(BadInput, match="cannot be read as YAML"):
+        load_config(broken)
+    broken.write_text("- a list\n")
+    with pytest.raises(BadInput, match="sections"):
+        load_config(broken)

@@ -1,0 +1,267 @@
+"""The check of a folder: everything usable is found, everything else is named with its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from medsora.data.checking import check as check_module
+from medsora.data.checking.check import CheckReport, check_folder
+from medsora.data.reading.find import find_sources
+from medsora.data.reading.video_io import read_frames, write_video
+from medsora.errors import BadInput
+from tests.support.video_files import cut, encode, encode_named, moving_frames
+
+
+def check(folder: Path, cache: Path, **options: int) -> CheckReport:
+    return check_folder(folder, cache_path=cache, **{"frames": 5, "interval": 2, **options})
+
+
+def write_pictures(folder: Path, frames: np.ndarray, ending: str = "png") -> None:
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"frame{number}.{ending}")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "check.json"
+
+
+def test_nested_and_mixed_folders_are_one_corpus(tmp_path: Path, cache: Path) -> None:
+    root = tmp_path / "corpus"
+    write_pictures(root / "patient 1" / "run", moving_frames(12), "jpg")
+    write_video(root / "patient 2" / "a.mkv", moving_frames(20), 8, lossless=True)
+    write_video(root / "B.MP4", moving_frames(9, 32, 32), 8)
+    encode_named(root / "deep" / "er" / "x", "palette.gif", moving_frames(18))
+    (root / "notes.txt").write_text("nothing")
+    (root / ".hidden.mp4").touch()
+    report = check(root, cache)
+    assert [video.source.name for video in report.usable] == [
+        "B.MP4",
+        "deep/er/x/palette.gif",
+        "patient 1/run",
+        "patient 2/a.mkv",
+    ]
+    assert [len(video.windows) for video in report.usable] == [1, 2, 1, 2]
+    assert [video.scan.frames for video in report.usable] == [9, 18, 12, 20]
+    assert (report.clips, report.other_files, report.bad, report.complaints()) == (6, 1, (), [])
+
+
+def test_pictures_are_taken_in_natural_order(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "run", moving_frames(12))
+    assert np.array_equal(read_frames(tmp_path / "run"), moving_frames(12))
+    assert np.array_equal(read_frames(tmp_path / "run", 2, 4, 3), moving_frames(12)[2::3])
+
+
+def test_sixteen_bit_and_grey_pictures_keep_their_brightness(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    grey = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "run" / "0.png")
+    Image.fromarray((grey / 257).round().astype(np.uint8)).save(tmp_path / "run" / "1.png")
+    sixteen, eight = read_frames(tmp_path / "run").astype(int)
+    assert np.abs(sixteen - eight).max() <= 1
+
+
+def absurd_mp4(path: Path, width: int, height: int) -> None:
+    """Write a small video whose headers claim `width` x `height` pixels."""
+    encode(path, moving_frames(30), "mjpeg", "yuvj420p")
+    content = path.read_bytes()
+    at = content.index(b"mp4v") + 4 + 24  # width and height in the sample description
+    assert struct.unpack(">HH", content[at : at + 4]) == (64, 48)
+    content = content[:at] + struct.pack(">HH", width, height) + content[at + 4 :]
+    start = content.index(b"\xff\xc0") + 5  # and in every picture
+    while start > 4:
+        content = content[:start] + struct.pack(">HH", height, width) + content[start + 4 :]
+        start = content.find(b"\xff\xc0", start) + 5
+    path.write_bytes(content)
+
+
+def test_every_bad_file_has_its_reason(tmp_path: Path, cache: Path) -> None:
+    root = tmp_path / "corpus"
+    encode(root / "good.mp4", moving_frames(30))
+    (root / "text.mp4").write_text("this is not a video\n" * 30)
+    (root / "empty.avi").touch()
+    (root / "noise.webm").write_bytes(np.random.default_rng(0).bytes(5000))
+    cut(encode(root / "no index.mp4", moving_frames(60)), 0.7)
+    encode(root / "short.mp4", moving_frames(4))
+    absurd_mp4(root / "absurd.mp4", 65000, 65000)
+    absurd_mp4(root / "wide.mp4", 60000, 500)
+    (root / "nowhere.mp4").symlink_to(root / "absent.mp4")
+    (root / "itself.mp4").symlink_to(root / "itself.mp4")
+    os.mkfifo(root / "pipe.mp4")
+    (root / "pictures").mkdir()
+    (root / "pictures" / "0.png").write_text("no picture")
+    Image.fromarray(moving_frames(1)[0]).save(root / "pictures" / "big.bmp")
+    header = bytearray((root / "pictures" / "big.bmp").read_bytes())
+    header[18:26] = struct.pack("<ii", 60000, 60000)
+    (root / "pictures" / "big.bmp").write_bytes(header)
+    report = check(root, cache)
+    assert [video.source.name for video in report.usable] == ["good.mp4"]
+    problems = {video.source.name: video.problem for video in report.bad}
+    reasons = {
+        "text.mp4": "text file",
+        "empty.avi": "0 bytes",
+        "noise.webm": "not a video",
+        "no index.mp4": "truncated",
+        "short.mp4": "too short: 4 frames in a row, a clip spans 9",
+        "absurd.mp4": "no believable picture size",
+        "wide.mp4": "60000x500",
+        "nowhere.mp4": "leads nowhere",
+        "itself.mp4": "leads nowhere|cannot be read",
+        "pipe.mp4": "not a regular file",
+        "pictures": "none of its 2 pictures decodes",
+    }
+    assert problems.keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert any(part in problems[name] for part in reason.split("|")), (name, problems[name])
+    assert len(report.complaints()) == len(reasons)
+
+
+@pytest.mark.parametrize("name", ["h264_b_frames.mp4", "mpeg4.avi", "vp9.webm", "wmv2.wmv", "ffv1.mkv"])
+def test_a_truncated_video_serves_as_far_as_it_decodes_and_says_so(
+    tmp_path: Path, cache: Path, name: str
+) -> None:
+    root = tmp_path / "corpus"
+    frames = moving_frames(90, 96, 128)
+    if name.endswith(".mp4"):
+        path = encode(root / name, frames, options={"g": "12", "bf": "3"}, movflags="faststart")
+    else:
+        path = encode_named(root, name, frames)
+    cut(path, 0.6)
+    (video,) = check(root, cache).usable
+    assert 9 <= video.scan.frames < 80
+    assert "truncated" in " ".join(video.remarks), video.remarks
+    if name.endswith((".mp4", ".avi")):
+        assert f"header says 90 frames, {video.scan.frames} decode" in video.remarks[0]
+    assert len(read_frames(path, video.scan.frames - 5, 5, seek_points=video.scan.seek_points)) == 5
+
+
+def test_clips_keep_away_from_damage_inside_a_video(tmp_path: Path, cache: Path) -> None:
+    root = tmp_path / "corpus"
+    frames = moving_frames(150)
+    path = encode(root / "a.mkv", frames, options={"g": "12", "bf": "0"})
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    for position, size in packets[70:72]:
+        content[position + 8 : position + size - 8] = b"\xaa" * (size - 16)
+    path.write_bytes(content)
+    (video,) = check(root, cache).usable
+    before, after = video.scan.runs()
+    assert before[0] == 0
+    assert 36 <= before[1] <= 60
+    assert 80 <= after[0] <= 96
+    assert after[1] == video.scan.frames == 148
+    assert "damaged near frame 7" in video.remarks[0]
+    in_order = read_frames(path)
+    for window in video.windows:
+        clip = read_frames(path, window.start, 5, 2, seek_points=video.scan.seek_points)
+        assert np.array_equal(clip, in_order[window.start : window.start + 9 : 2])
+        shift = 0 if window.start < 70 else 2
+        first = frames[window.start + shift]
+        assert np.abs(clip[0].astype(int) - first).mean() < 10
+
+
+def test_a_broken_picture_splits_its_folder(tmp_path: Path, cache: Path) -> None:
+    write_pictures(tmp_path / "corpus" / "run", moving_frames(30))
+    cut(tmp_path / "corpus" / "run" / "frame12.png", 0.5)
+    (video,) = check(tmp_path / "corpus", cache).usable
+    assert video.scan.runs() == [(0, 12), (13, 30)]
+    assert [tuple(window) for window in video.windows] == [(0, 3), (13, 21)]
+    assert "1 of 30 pictures do not decode, the first: frame12.png" in video.remarks[0]
+
+
+def test_link_loops_are_entered_once(tmp_path: Path) -> None:
+    root = tmp_path / "corpus"
+    write_video(root / "a" / "a.mkv", moving_frames(9), 8, lossless=True)
+    (root / "a" / "up").symlink_to(root)
+    elsewhere = tmp_path / "elsewhere"
+    write_video(elsewhere / "b.mkv", moving_frames(9), 8, lossless=True)
+    (root / "linked").symlink_to(elsewhere)
+    assert [source.name for source in find_sources(root).sources] == ["a/a.mkv", "linked/b.mkv"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_named(tmp_path: Path, cache: Path) -> None:
+    root = tmp_path / "corpus"
+    write_video(root / "a.mkv", moving_frames(9), 8, lossless=True)
+    write_video(root / "closed" / "b.mkv", moving_frames(9), 8, lossless=True)
+    (root / "a.mkv").chmod(0)
+    (root / "closed").chmod(0)
+    report = check(root, cache)
+    (root / "closed").chmod(0o700)
+    assert "Permission denied" in report.bad[0].problem
+    assert report.unlisted == {"closed": "Permission denied"}
+
+
+def test_a_second_check_decodes_only_what_changed(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "corpus"
+    for name in ("a", "b"):
+        write_video(root / f"{name}.mkv", moving_frames(20), 8, lossless=True)
+    write_pictures(root / "run", moving_frames(12))
+    (root / "text.mp4").write_text("text")
+    first = check(root, cache)
+    scanned: list[str] = []
+    scan_source = check_module.scan_source
+
+    def noted(source):
+        scanned.append(source.name)
+        return scan_source(source)
+
+    monkeypatch.setattr(check_module, "scan_source", noted)
+    assert check(root, cache) == first
+    assert scanned == []
+    assert check(root, cache, frames=8).usable[0].span == 15
+    assert scanned == []
+    write_video(root / "b.mkv", moving_frames(30), 8, lossless=True)
+    Image.fromarray(moving_frames(1)[0]).save(root / "run" / "frame99.png")
+    second = check(root, cache)
+    assert sorted(scanned) == ["b.mkv", "run"]
+    assert [video.scan.frames for video in second.usable] == [20, 30, 13]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"made_by": 1}', '{"scans": {"x": 3}}', "\x00\xff"])
+def test_a_broken_cache_is_made_again(tmp_path: Path, cache: Path, content: str) -> None:
+    write_video(tmp_path / "corpus" / "a.mkv", moving_frames(20), 8, lossless=True)
+    expected = check(tmp_path / "corpus", cache)
+    cache.write_text(content, encoding="latin-1")
+    assert check(tmp_path / "corpus", cache) == expected
+    assert len(json.loads(cache.read_text())["scans"]) == 1
+    entries = json.loads(cache.read_text())
+    for entry in entries["scans"].values():
+        entry["scan"] = {"frames": "many"}
+    cache.write_text(json.dumps(entries))
+    assert check(tmp_path / "corpus", cache) == expected
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_video(tmp_path / "corpus" / "a.mkv", moving_frames(20), 8, lossless=True)
+    (tmp_path / "file").touch()
+    assert check(tmp_path / "corpus", tmp_path / "file" / "check.json").clips == 2
+    assert "cannot be written" in caplog.text
+
+
+def test_a_folder_without_clips_stops_with_one_sentence(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(BadInput, match="there is no folder"):
+        check(tmp_path / "absent", cache)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="holds no videos"):
+        check(tmp_path / "empty", cache).require_clips()
+    encode(tmp_path / "one" / "a.mp4", moving_frames(5))
+    with pytest.raises(
+        BadInput, match=r"no usable clip .* a\.mp4: too short: 5 frames in a row, a clip spans 9"
+    ):
+        check(tmp_path / "one", cache).require_clips()

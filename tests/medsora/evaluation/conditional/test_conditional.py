@@ -1,0 +1,143 @@
+"""The commands that measure what was asked for: they tell right from wrong, and go from end to end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medsora.config.load import load_config
+from medsora.data.phantom import render_clip
+from medsora.errors import BadInput
+from medsora.evaluation.conditional import first_frame, labels, seams
+from medsora.evaluation.conditional.classifier import judged, train_judge
+from medsora.evaluation.conditional.command import conclude
+from medsora.evaluation.metrics.motion import flow_magnitudes
+from medsora.evaluation.sanity.claims import Claim
+from medsora.evaluation.sanity.degrade import blurred
+from medsora.sampling.conditions import FilmPlan
+from medsora.sampling.pipeline import MedSoraPipeline
+from tests.support.paths import ROOT
+from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_pipeline, tiny_vae
+
+NAMES = ["instrument", "neither", "polyp"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    geometry = GEOMETRY | {"frames": 9, "size": [32, 32]}
+    pipeline = MedSoraPipeline(
+        tiny_denoiser(classes=3), tiny_vae(), **geometry, labels=NAMES, given_frames=[1]
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def options(model: Path, out: Path, **others) -> argparse.Namespace:
+    common = {"model": str(model), "out": out, "cache": out / "cache", "sampler": "ddim", "steps": 1}
+    return argparse.Namespace(**common | others)
+
+
+def test_a_judge_learns_and_is_the_same_again() -> None:
+    random = np.random.default_rng(0)
+    truth = np.arange(40) % 2
+    clips = random.integers(0, 90, (40, 8, 32, 32, 3), dtype=np.uint8)
+    clips[truth == 1, :, 8:20, 8:20, 0] += 150
+    judge = train_judge(clips, truth.tolist(), epochs=8)
+    assert (judged(judge, clips) == truth).all()
+    again = train_judge(clips, truth.tolist(), epochs=8)
+    assert all((a == b).all() for a, b in zip(judge.parameters(), again.parameters(), strict=True))
+
+
+def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
+    asked = np.arange(300) % 3
+    right = labels.Agreement.of(asked, asked, NAMES)
+    assert (right.asked, right.of_label) == (1, dict.fromkeys(NAMES, 1.0))
+    assert right.shuffled == pytest.approx(right.chance, abs=0.01)
+    assert right.chance == pytest.approx(1 / 3)
+    always_the_same = labels.Agreement.of(asked, np.zeros(300, int), NAMES)
+    assert always_the_same.asked == pytest.approx(1 / 3)
+    assert always_the_same.shuffled == pytest.approx(1 / 3)
+
+
+def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    judge = {"training_clips": 6, "held_out_clips": 6, "epochs": 1, "polyp_size": None}
+    status = labels.measure(options(model, tmp_path, videos=3, guidance=2.0, seed=0, **judge))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["videos"] == 3
+    assert all((tmp_path / f"sheet-{name}.png").is_file() for name in NAMES)
+    said = capsys.readouterr().out
+    assert "sampled clips show what was asked for" in said
+    assert status == ("DOES NOT HOLD" in said)
+    tiny_pipeline().save_pretrained(tmp_path / "plain")
+    with pytest.raises(BadInput, match="trained without labels"):
+        labels.measure(options(tmp_path / "plain", tmp_path, videos=3, **judge))
+
+
+def test_first_frames_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first_frame.measure(options(model, tmp_path, videos=2, given=1))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["psnr_of_the_vae_alone_db"] > 0
+    assert (tmp_path / "sheet.png").is_file()
+    assert "given frames come back" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="trained to begin with 1 "):
+        first_frame.measure(options(model, tmp_path, videos=2, given=9))
+
+
+def test_coarse_flow_hardly_depends_on_how_sharp_a_clip_is() -> None:
+    clips = [render_clip(seed, 9, 64).video for seed in range(2)]
+    soft = [blurred(clip, 2.0) for clip in clips]
+    coarse = [blurred(clip, 64 * first_frame.COARSE) for clip in clips]
+    coarse_soft = [blurred(clip, 64 * first_frame.COARSE) for clip in soft]
+    fine_ratio = flow_magnitudes(soft).sum() / flow_magnitudes(clips).sum()
+    coarse_ratio = flow_magnitudes(coarse_soft).sum() / flow_magnitudes(coarse).sum()
+    assert coarse_ratio == pytest.approx(1, abs=0.05)
+    assert abs(coarse_ratio - 1) < abs(fine_ratio - 1)
+
+
+@pytest.mark.parametrize(("outcomes", "status"), [((True, True), 0), ((True, False), 1)])
+def test_a_claim_that_fails_is_the_exit_status(
+    outcomes: tuple[bool, ...], status: int, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    claims = [Claim(f"number {k}", holds) for k, holds in enumerate(outcomes)]
+    assert conclude(tmp_path, {"figure": 1.5}, claims) == status
+    assert json.loads((tmp_path / "results.json").read_text()) == {"figure": 1.5}
+    assert capsys.readouterr().out.count("DOES NOT HOLD") == status
+
+
+def test_the_judge_alone_sees_clips_as_long_as_the_model_s() -> None:
+    data = load_config(ROOT / "configs" / "phantom_labels.yaml").data
+    assert (data.frames, data.size) == (labels.FRAMES, labels.SIZE)
+
+
+def test_psnr() -> None:
+    clip = np.full((1, 1, 4, 4, 3), 100, np.uint8)
+    assert first_frame.psnr(clip, clip + 5) == pytest.approx(20 * np.log10(255 / 5))
+
+
+def test_where_the_joints_of_a_film_are() -> None:
+    plan = FilmPlan(64, 17, 9)
+    assert seams.joints_of(plan).tolist() == [16, 24, 32, 40, 48, 56]
+    assert seams.pairs_like_joints(plan).tolist() == [0, 4, 8, 12, 20, 28, 36, 44, 52, 60]
+    assert seams.joints_of(FilmPlan(18, 17, 9)).tolist() == [16]
+    assert seams.joints_of(FilmPlan(32, 16, 8)).tolist() == [15, 23]
+    assert seams.pairs_like_joints(FilmPlan(32, 16, 8)).tolist() == [3, 7, 11, 19, 27]
+
+
+def test_a_jump_is_seen_where_it_is() -> None:
+    film = np.concatenate([render_clip(seed, 6, 64).video for seed in (1, 2)])
+    errors = seams.warping_errors(film)
+    assert errors.shape == (11,)
+    assert errors.argmax() == 5
+
+
+def test_seams_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    seams.measure(options(model, tmp_path, videos=1, frames=17, window=None))
+    assert len(json.loads((tmp_path / "results.json").read_text())["per_pair"]) == 16
+    assert "joints show" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="has no joint"):
+        seams.measure(options(model, tmp_path, videos=1, frames=9, window=None))

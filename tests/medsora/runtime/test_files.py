@@ -1,0 +1,99 @@
+"""Files that are whole or not there, with the rights that the umask leaves."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from medsora import MedSoraPipeline
+from medsora.project.export import export_run
+from medsora.runtime.files import write_bytes, write_json, write_text, written_beside
+from medsora.sampling.run import SamplingSettings, sample_videos
+from tests.support import tiny_training as tiny
+
+
+@pytest.fixture(params=[0o022, 0o027], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def rights(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_helpers_write_what_they_are_given_and_make_folders(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "new" / "a", b"\0\1")
+    write_text(tmp_path / "b", "π\n")
+    write_json(tmp_path / "c", {"b": 1, "a": "π"}, sort_keys=True)
+    assert (tmp_path / "new" / "a").read_bytes() == b"\0\1"
+    assert (tmp_path / "b").read_bytes() == "π\n".encode()
+    assert (tmp_path / "c").read_text() == '{\n "a": "\\u03c0",\n "b": 1\n}'
+
+
+def test_what_fails_leaves_the_file_of_before_and_nothing_beside_it(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "before")
+
+    def write_half() -> None:
+        with written_beside(tmp_path / "a") as beside:
+            beside.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="a cannot be written: No space left on device"):
+        write_half()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "before"
+
+
+def test_safetensors_obeys_the_umask_and_a_chosen_mode_stays(umask: int, tmp_path: Path) -> None:
+    with written_beside(tmp_path / "a.safetensors") as beside:
+        save_file({"w": torch.zeros(1)}, beside)
+    assert rights(tmp_path / "a.safetensors") == 0o666 & ~umask
+    with written_beside(tmp_path / "b") as beside:
+        beside.touch(mode=0o640)
+    assert rights(tmp_path / "b") == 0o640 & ~umask
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("umask", [0o027], indirect=True)
+def test_run_export_and_sampling_obey_the_umask(
+    umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    clips = tiny.write_clips(tmp_path / "clips")
+    options = {"cache__latents": "disk", "cache__prior": "disk", "train_dit__sample_every": 2}
+    config = tiny.tiny_config(Path(), clips, **options, train_vae__max_steps=2, train_dit__max_steps=2)
+    tiny.train("vae", config, pages=True)
+    run = tiny.train("dit", config, pages=True)
+    export_run(run, tmp_path / "model")
+    MedSoraPipeline.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "again")
+    for kind in ("mp4", "frames"):
+        settings = {"model": str(run), "num_videos": 1, "steps": 1, "format": kind}
+        sample_videos(SamplingSettings(out=tmp_path / kind, **settings))
+    written = [path for path in tmp_path.rglob("*") if path != clips.with_name("tiny-base.json")]
+    kinds = {path.suffix for path in written if path.is_file()}
+    assert {
+        ".safetensors",
+        ".json",
+        ".yaml",
+        ".txt",
+        ".jsonl",
+        ".html",
+        ".png",
+        ".mp4",
+        ".mkv",
+        ".csv",
+    } <= kinds
+    wrong = {
+        str(path.relative_to(tmp_path)): oct(rights(path))
+        for path in written
+        if rights(path) != (0o777 if path.is_dir() else 0o666) & ~umask
+    }
+    assert not wrong

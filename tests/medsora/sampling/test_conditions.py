@@ -1,0 +1,250 @@
+"""The pipeline asked for something: labels, first frames that are kept exactly, films longer than a clip."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medsora.data.reading.pixels import frames_to_video
+from medsora.data.reading.video_io import write_video
+from medsora.data.sheet import save_image
+from medsora.diffusion import make_scheduler, sample
+from medsora.errors import BadInput
+from medsora.sampling.conditions import FilmPlan, plan_film, read_first_frames
+from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.saved.find import find_model
+from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_vae
+
+NAMES = ["bleeding", "polyp"]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> MedSoraPipeline:
+    geometry = GEOMETRY | {"frames": 17}
+    pipeline = MedSoraPipeline(
+        tiny_denoiser(classes=2), tiny_vae(), **geometry, labels=NAMES, given_frames=[1, 9]
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (9, 32, 16, 3), dtype=np.uint8)
+
+
+def latents(pipeline: MedSoraPipeline, **options) -> torch.Tensor:
+    options = {"num_inference_steps": 3, "seeds": [1, 2], "output_type": "latent"} | options
+    return pipeline(**options).frames
+
+
+# Labels
+
+
+def test_labels_are_saved_and_followed(pipeline: MedSoraPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "model")
+    loaded = MedSoraPipeline.from_pretrained(tmp_path / "model")
+    assert loaded.labels == NAMES
+    assert list(loaded.config.given_frames) == [1, 9]
+    asked = latents(pipeline, label="polyp")
+    assert torch.equal(latents(loaded, label="polyp"), asked)
+    assert not torch.allclose(asked, latents(pipeline, label="bleeding"))
+    assert not torch.allclose(asked, latents(pipeline))
+    assert "bleeding, polyp" in loaded.card().markdown()
+
+
+def test_each_video_can_have_its_own_label_at_any_batch_size(pipeline: MedSoraPipeline) -> None:
+    both = latents(pipeline, label=["polyp", "bleeding"], guidance=2.0)
+    one_by_one = latents(pipeline, label=["polyp", "bleeding"], guidance=2.0, batch_size=1)
+    torch.testing.assert_close(both, one_by_one, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        both[1:], latents(pipeline, label="bleeding", guidance=2.0, seeds=[2]), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_guidance_1_is_the_conditional_model_itself(
+    pipeline: MedSoraPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step by step by the model alone, without tables, and with one forward of the videos' own number."""
+    model = pipeline.denoiser
+    scheduler = make_scheduler("ddim", 3)
+    noise = torch.stack([torch.randn(5, 4, 4, 2, generator=torch.Generator().manual_seed(s)) for s in (1, 2)])
+    labels = torch.tensor([1, 1])
+    model.eval()
+    expected = sample(lambda z, t: model(z, t, labels=labels).eps, noise, scheduler)
+    forward, sizes = model.forward, []
+
+    def watched(z, *given, **options):
+        sizes.append(len(z))
+        return forward(z, *given, **options)
+
+    monkeypatch.setattr(model, "forward", watched)
+    found = latents(pipeline, label="polyp", guidance=1.0)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(found, latents(pipeline, label="polyp"))
+    latents(pipeline, label="polyp", guidance=1.5)
+    assert sizes == [2] * 6 + [4] * 3
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"label": "ulcer"}, "there is no label 'ulcer'; this model knows bleeding, polyp"),
+        ({"label": ["polyp"]}, "1 labels do not fit 2 videos"),
+        ({"guidance": 2.0}, "no label is given"),
+        ({"label": "polyp", "guidance": -1}, "between 0 and 1000"),
+    ],
+)
+def test_wrong_labels_are_one_sentence(pipeline: MedSoraPipeline, given: dict, sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        latents(pipeline, **given)
+
+
+def test_a_model_without_labels_says_so() -> None:
+    plain = MedSoraPipeline(tiny_denoiser(), tiny_vae(), **GEOMETRY)
+    assert plain.labels == []
+    with pytest.raises(BadInput, match="knows no labels"):
+        plain(label="polyp")
+    with pytest.raises(BadInput, match="trained with 0 labels, but the model names 2"):
+        MedSoraPipeline(tiny_denoiser(), tiny_vae(), **GEOMETRY, labels=NAMES)
+
+
+@pytest.mark.parametrize("labels", ["polyp", ["a", 3], ["a\nb"]])
+def test_a_folder_with_odd_labels_is_refused(
+    pipeline: MedSoraPipeline, tmp_path: Path, labels: object
+) -> None:
+    pipeline.save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"labels": labels}))
+    with pytest.raises(BadInput, match="labels must be a list of plain names"):
+        find_model(tmp_path)
+
+
+# First frames
+
+
+@pytest.mark.parametrize("count", [1, 9])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
+def test_given_frames_keep_their_latents_exactly(
+    pipeline: MedSoraPipeline, pictures: np.ndarray, count: int, sampler: str
+) -> None:
+    given = pictures[:count]
+    with torch.no_grad():
+        encoded = pipeline.vae.encode(frames_to_video(given)[None])
+    states = []
+    found = latents(
+        pipeline, first_frames=given, sampler=sampler, callback=lambda *step: states.append(step[2])
+    )
+    kept = encoded.shape[1]
+    assert kept == {1: 1, 9: 3}[count]
+    assert torch.equal(found[:, :kept], encoded.expand(2, -1, -1, -1, -1))
+    assert all(torch.equal(state[:, :kept], found[:, :kept]) for state in states)
+    free = latents(pipeline, sampler=sampler)
+    assert not torch.allclose(found[:, kept:], free[:, kept:], atol=1e-3)  # what follows heeds it
+
+
+def test_the_denoiser_is_told_which_latents_are_clean(
+    pipeline: MedSoraPipeline, pictures: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, seen = pipeline.denoiser.forward, []
+
+    def watched(z, t, *given, **options):
+        seen.append((t.tolist(), z[:, 0].clone()))
+        return forward(z, t, *given, **options)
+
+    monkeypatch.setattr(pipeline.denoiser, "forward", watched)
+    found = latents(pipeline, first_frames=pictures[:1], label="polyp", guidance=3.0, seeds=[1])
+    assert [t for t, _ in seen] == [[[0, t, t, t, t]] * 2 for t in (999, 666, 332)]
+    assert all(torch.equal(first, found[:, 0].expand(2, -1, -1, -1)) for _, first in seen)
+
+
+def test_each_video_can_begin_with_its_own_frame(pipeline: MedSoraPipeline, pictures: np.ndarray) -> None:
+    own = latents(pipeline, first_frames=np.stack([pictures[:1], pictures[3:4]]), batch_size=1)
+    for k, picture in enumerate((pictures[:1], pictures[3:4])):
+        alone = latents(pipeline, first_frames=picture, seeds=[k + 1])
+        torch.testing.assert_close(own[k : k + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_picture_of_another_size_is_fitted_and_said(
+    pipeline: MedSoraPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = np.full((1, 90, 50, 3), 200, np.uint8)
+    with caplog.at_level(logging.WARNING):
+        fitted = latents(pipeline, first_frames=large)
+    assert "the first frame is 90x50 pixels and is fitted to the clip's 32x16" in caplog.text
+    assert torch.equal(fitted, latents(pipeline, first_frames=np.full((1, 32, 16, 3), 200, np.uint8)))
+
+
+def test_first_frames_that_do_not_fit(pipeline: MedSoraPipeline, pictures: np.ndarray) -> None:
+    for given, sentence in (
+        ({"first_frames": pictures[:2]}, "trained to begin with 1 or 9"),
+        ({"first_frames": pictures, "frames": 9}, "cannot begin with 9 given ones"),
+        ({"first_frames": pictures[:1], "frames": 16}, "ask for 9 or 17 frames"),
+        ({"first_frames": pictures[:1].astype(float)}, "must be uint8"),
+        ({"first_frames": np.stack([pictures[:1]] * 3)}, "each of 2 videos"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            latents(pipeline, **given)
+    plain = MedSoraPipeline(tiny_denoiser(), tiny_vae(), **GEOMETRY | {"frames": 17})
+    with pytest.raises(BadInput, match="first_frame_prob is 0"):
+        plain(first_frames=pictures[:1])
+
+
+def test_frames_come_from_a_picture_or_the_end_of_a_video(tmp_path: Path, pictures: np.ndarray) -> None:
+    save_image(tmp_path / "a.png", pictures[0])
+    write_video(tmp_path / "v.mkv", pictures, 8, lossless=True)
+    assert np.array_equal(read_first_frames(tmp_path / "a.png", [1, 9], 17), pictures[:1])
+    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [1, 9], 17), pictures)
+    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [1, 9], 9), pictures[-1:])
+    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [1, 17], 25), pictures[-1:])
+    with pytest.raises(BadInput, match="gives 1 frame"):
+        read_first_frames(tmp_path / "a.png", [9], 17)
+    (tmp_path / "b.png").write_bytes(b"none")
+    with pytest.raises(BadInput, match="first frame cannot be read"):
+        read_first_frames(tmp_path / "b.png", [1], 17)
+    with pytest.raises(BadInput, match="there is no file"):
+        read_first_frames(tmp_path / "c.png", [1], 17)
+
+
+# Films
+
+
+def test_how_a_film_is_made() -> None:
+    assert plan_film(64, None, []) == plan_film(64, 64, []) == FilmPlan(64, 64, 0)
+    assert plan_film(64, None, []).windows == 1
+    assert plan_film(64, 17, [1, 9]) == FilmPlan(64, 17, 9)
+    assert [FilmPlan(frames, 17, 9).windows for frames in (18, 25, 26, 64)] == [2, 2, 3, 7]
+    with pytest.raises(BadInput, match="not trained to begin"):
+        plan_film(64, 17, [])
+    with pytest.raises(BadInput, match="trained to begin with 9"):
+        plan_film(64, 9, [9])
+
+
+def test_a_film_goes_on_from_its_own_frames(
+    pipeline: MedSoraPipeline, pictures: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, began = pipeline._encode, []
+
+    def watched(frames: np.ndarray) -> torch.Tensor:
+        began.append(frames)
+        return encode(frames)
+
+    monkeypatch.setattr(pipeline, "_encode", watched)
+    steps = []
+    options = {"num_inference_steps": 2, "frames": 26, "window": 17, "first_frames": pictures[:1]}
+    film = pipeline(seeds=[1, 2], **options, callback=lambda *step: steps.append(step[0])).frames
+    assert film.shape == (2, 26, 32, 16, 3)
+    assert steps == [0, 1] * 3
+    assert [frames.shape[1] for frames in began] == [1, 9, 9]
+    window = pipeline(num_inference_steps=2, seeds=[1, 2], first_frames=pictures[:1]).frames
+    assert np.array_equal(film[:, :17], window)
+    assert np.array_equal(began[1], window[:, 8:])
+    alone = pipeline(seeds=[2], **options).frames
+    assert np.abs(alone[0].astype(int) - film[1]).max() <= 2
+    with pytest.raises(BadInput, match="no latents of its own"):
+        pipeline(frames=26, window=17, output_type="latent")

@@ -1,0 +1,192 @@
+"""Checkpoints are whole or not there, and a damaged one falls back to the one before it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from medsora.errors import BadInput
+from medsora.saved.checkpoint import latest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from medsora.saved.find import sha256
+
+
+def save(root: Path, step: int, **options) -> Path:
+    return save_checkpoint(
+        root,
+        step,
+        lambda folder: save_file({"w": torch.full((64,), float(step))}, folder / "model.safetensors"),
+        {"w/exp_avg": torch.zeros(64)},
+        {"note": step},
+        **{"keep": 2, **options},
+    )
+
+
+def test_the_newest_whole_checkpoint_is_used(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    found = latest_checkpoint(tmp_path, pytest.fail)
+    assert (found.step, found.state["note"]) == (10, 10)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "manifest"])
+def test_a_damaged_checkpoint_is_set_aside_and_said(tmp_path: Path, damage: str) -> None:
+    save(tmp_path, 5)
+    newest = save(tmp_path, 10)
+    victim = newest / "model.safetensors"
+    if damage == "cut":
+        victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    elif damage == "changed":
+        data = bytearray(victim.read_bytes())
+        data[-1] ^= 1
+        victim.write_bytes(data)
+    elif damage == "missing":
+        victim.unlink()
+    else:
+        (newest / "manifest.json").write_text("{")
+    said: list[str] = []
+    assert latest_checkpoint(tmp_path, said.append).step == 5
+    assert len(said) == 1
+    assert "damaged" in said[0]
+    assert (tmp_path / "damaged-step-0000010").is_dir()
+
+
+def test_a_manifest_that_points_outside_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "run", 5)
+    (tmp_path / "outside").write_text("x")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../../outside"] = {"size": 1, "sha256": ""}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert latest_checkpoint(tmp_path / "run", lambda sentence: None) is None
+
+
+def test_old_checkpoints_go_but_every_nth_stays(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        save(tmp_path, step, keep_every=3)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step-{step:07d}" for step in (3, 6, 7)]
+
+
+def test_a_half_written_checkpoint_is_never_taken(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+
+    def power_cut(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, 6, power_cut, {"w": torch.zeros(1)}, {}, keep=2)
+    assert latest_checkpoint(tmp_path, pytest.fail).step == 5
+    assert save(tmp_path, 6).is_dir()
+
+
+def test_a_full_disk_leaves_the_last_one_and_says_so(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(BadInput, match="No space left on device"):
+        save_checkpoint(tmp_path, 6, full, {"w": torch.zeros(1)}, {}, keep=2)
+    assert latest_checkpoint(tmp_path, pytest.fail).step == 5
+
+
+def test_optimizer_state_round_trip_is_exact(tmp_path: Path) -> None:
+    def make() -> tuple[torch.nn.Module, torch.optim.Optimizer, list[str]]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 3)
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1), [n for n, _ in model.named_parameters()]
+
+    def steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for number in range(count):
+            optimizer.zero_grad()
+            model(torch.full((2, 4), 0.1 * number + 1)).square().sum().backward()
+            optimizer.step()
+
+    model, optimizer, names = make()
+    steps(model, optimizer, 3)
+    save_file(optimizer_tensors(optimizer, names), tmp_path / "optimizer.safetensors")
+    other, other_optimizer, _ = make()
+    other.load_state_dict(model.state_dict())
+    restore_optimizer(other_optimizer, names, tmp_path / "optimizer.safetensors")
+    steps(model, optimizer, 2)
+    steps(other, other_optimizer, 2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_another_models_optimizer_is_refused(tmp_path: Path) -> None:
+    save_file({"other/exp_avg": torch.zeros(3)}, tmp_path / "optimizer.safetensors")
+    model = torch.nn.Linear(2, 1)
+    with pytest.raises(BadInput, match="another model"):
+        restore_optimizer(
+            torch.optim.Adam(model.parameters()), ["weight", "bias"], tmp_path / "optimizer.safetensors"
+        )
+
+
+def test_another_versions_checkpoint_is_refused_and_stays(tmp_path: Path) -> None:
+    folder = save(tmp_path, 5)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 0}))
+    with pytest.raises(
+        BadInput, match=r"another version of MedSora \(checkpoint format 0, this one reads 1\)"
+    ):
+        latest_checkpoint(tmp_path, pytest.fail)
+    assert folder.is_dir()
+
+
+def test_the_first_versions_manifest_still_loads(tmp_path: Path) -> None:
+    """Before the config and the code's digest were kept in it."""
+    folder = save(tmp_path, 5)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {"config", "code_sha256", "versions"} <= manifest.keys()
+    old = {key: manifest[key] for key in ("format", "files", "versions")}
+    (folder / "manifest.json").write_text(json.dumps(old))
+    assert latest_checkpoint(tmp_path, pytest.fail).step == 5
+
+
+def test_what_a_kill_left_half_written_or_deleted_is_removed(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    for name in (".writing-step-0000006", ".dropping-step-0000004"):
+        (tmp_path / name / "ema").mkdir(parents=True)
+    assert latest_checkpoint(tmp_path, pytest.fail).step == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000005"]
+
+
+def test_room_is_looked_for_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10_000_000}))
+    with pytest.raises(BadInput, match="has 10 MiB free but a checkpoint needs 95 MiB"):
+        save(tmp_path / "new", 1, model_bytes=100_000_000)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_saved_already_needs_no_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path, 5)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0}))
+    assert save(tmp_path, 5, model_bytes=100_000_000) == folder
+
+
+@pytest.mark.parametrize("state", ["[]", '{"step": 4}', '{"step": "5"}', "{", "[" * 100_000])
+def test_a_state_that_cannot_be_is_damage(state: str, tmp_path: Path) -> None:
+    folder = save(tmp_path, 5)
+    (folder / "state.json").write_text(state)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"size": len(state), "sha256": sha256(folder / "state.json")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    said: list[str] = []
+    assert latest_checkpoint(tmp_path, said.append) is None
+    assert "state.json" in said[0]
+
+
+def test_an_optimizer_whose_shapes_differ_is_refused(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1, bias=False)
+    moments = {"weight/step": torch.ones(()), "weight/exp_avg": torch.zeros(1, 2)}
+    for other in (torch.zeros(2, 1), torch.zeros(1, 2, dtype=torch.int64)):
+        save_file({**moments, "weight/exp_avg_sq": other}, tmp_path / "optimizer.safetensors")
+        with pytest.raises(BadInput, match="state of weight does not fit"):
+            restore_optimizer(
+                torch.optim.Adam(model.parameters()), ["weight"], tmp_path / "optimizer.safetensors"
+            )

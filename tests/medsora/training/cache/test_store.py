@@ -1,0 +1,58 @@
+"""The cache is never stale and never half."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from medsora.training.cache import store as tensor_store
+from medsora.training.cache.store import TensorStore
+
+
+def test_entries_come_back_and_depend_on_the_key(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path, "latents", {"vae": "a"})
+    store.put("clip-1", {"mean": torch.arange(4.0)})
+    assert torch.equal(store.get("clip-1")["mean"], torch.arange(4.0))
+    assert TensorStore(tmp_path, "latents", {"vae": "a"}).missing(["clip-1", "clip-2"]) == ["clip-2"]
+    assert TensorStore(tmp_path, "latents", {"vae": "b"}).get("clip-1") is None
+
+
+def test_a_cut_entry_and_one_of_another_key_are_absent(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path, "latents", {"vae": "a"})
+    other = TensorStore(tmp_path, "latents", {"vae": "b"})
+    other.put("clip-1", {"mean": torch.zeros(4)})
+    stranger = next(other.folder.rglob("*.safetensors"))
+    store.put("clip-1", {"mean": torch.zeros(4)})
+    mine = next(store.folder.rglob("*.safetensors"))
+    mine.write_bytes(stranger.read_bytes())
+    assert store.get("clip-1") is None
+    store.put("clip-1", {"mean": torch.zeros(4)})
+    mine.write_bytes(mine.read_bytes()[:-3])
+    assert store.get("clip-1") is None
+
+
+def test_what_was_read_last_stays_in_memory_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_store, "KEPT_BYTES", 2 * 16)
+    store = TensorStore(tmp_path, "latents", {"vae": "a"})
+    for name in ("a", "b", "c"):
+        store.put(name, {"mean": torch.full((4,), float(ord(name)))})
+    assert store.get("a") is not None
+    assert store.get("b") is not None
+    store.get("a")
+    assert store.get("c") is not None  # b, of those kept the one not asked for longest, makes room
+    for file in store.folder.rglob("*.safetensors"):
+        file.unlink()
+    assert store.missing(["a", "b", "c"]) == ["a", "b", "c"]
+    assert store.get("a")["mean"][0] == ord("a")
+    assert store.get("c")["mean"][0] == ord("c")
+    assert store.get("b") is None
+    store.get("a")["mean"].fill_(7)  # what was handed out is the caller's own
+    store.get("a")["mean"].share_memory_()  # as a loader's worker does with what it sends
+    assert store.get("a")["mean"][0] == ord("a")
+    assert not store.get("a")["mean"].is_shared()
+    store.put("a", {"mean": torch.zeros(4)})
+    assert torch.equal(store.get("a")["mean"], torch.zeros(4))

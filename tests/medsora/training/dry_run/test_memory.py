@@ -1,0 +1,143 @@
+"""The estimate of `--dry-run`: what it counts is what a real step allocates, and what a run really takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medsora.config.load import save_config
+from medsora.denoiser import MedSora
+from medsora.training.dry_run.memory import LiveBytes, estimate_dit, peak_bytes
+from medsora.training.schedule import SampleKey
+from medsora.training.stage2.build import build_dit_stage
+from medsora.training.stage2.loss import DenoisingLoss
+from tests.support import tiny_training as tiny
+from tests.support.paths import ROOT
+from tests.support.patience import PATIENCE_S
+from vae import frames_to_latents
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_without_content_counts_what_a_real_one_allocates(checkpointing: bool) -> None:
+    model = MedSora(**tiny.DENOISER, in_channels=4).train()
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+
+    def step() -> torch.Tensor:
+        out = model(torch.zeros(3, 6, 4, 4, 4), torch.zeros(3, dtype=torch.long), num_images=2)
+        return out.eps.square().mean() + sum(feature.square().mean() for feature in out.features)
+
+    step()  # fills the tables that are kept
+    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+        step().backward()
+    assert peak_bytes([model], step) == pytest.approx(live.peak, rel=0.01)
+
+
+def test_training_goes_on_after_an_estimate() -> None:
+    model = MedSora(**tiny.DENOISER, in_channels=4).train()
+
+    def step() -> torch.Tensor:  # of a size that no other test has made tables for
+        out = model(torch.zeros(1, 7, 4, 10, 6), torch.zeros(1, dtype=torch.long), num_images=2)
+        return out.eps.square().mean() + sum(feature.square().mean() for feature in out.features)
+
+    estimated = peak_bytes([model], step)
+    step().backward()
+    assert peak_bytes([model], step) == estimated
+
+
+def test_recomputing_saves_memory_in_the_estimate_too() -> None:
+    model = MedSora(**{**tiny.DENOISER, "depth": 6}, in_channels=4).train()
+
+    def step() -> torch.Tensor:
+        return model(torch.zeros(8, 4, 4, 8, 8), torch.zeros(8, dtype=torch.long)).eps.square().mean()
+
+    kept = peak_bytes([model], step)
+    model.enable_gradient_checkpointing()
+    assert peak_bytes([model], step) < 0.6 * kept
+    assert peak_bytes([model], lambda: print(step().shape), gradients=False) < 0.4 * kept
+
+
+CONDITIONS = {
+    "data__frames": 9,
+    "data__labels": "labels.csv",
+    "train_dit__first_frame_prob": 0.5,
+    "alignment__weight": 0.5,
+}
+
+
+@pytest.mark.parametrize("changes", [{"alignment__weight": 0}, CONDITIONS], ids=["plain", "conditions"])
+def test_a_step_of_stage_2_counts_what_the_loops_own_allocates(
+    changes: dict[str, Any], clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss, its labels, given frames and alignment are those of the loop; latents come from the cache."""
+    options = {"vae__path": str(vae_folder), "cache__latents": "disk"} | changes
+    stage = build_dit_stage(tiny.tiny_config(tmp_path, clips, **options))
+    batch = stage.samples.collate([stage.samples[SampleKey(n, 0, n)] for n in range(4)])
+    batch["needed"] = torch.ones(4, dtype=torch.bool)
+
+    def step() -> torch.Tensor:
+        noised, targets = stage.inputs.noised_latents(batch), None
+        if stage.inputs.prior is not None:
+            of_layer = (4, frames_to_latents(stage.config.data.frames), 4, stage.model.config.width)
+            layers = [torch.rand(of_layer) for _ in stage.inputs.prior.distinct_layers]
+            targets = stage.inputs.prior.pair_with_blocks(layers)
+        return stage.loss(stage.model, noised, targets).total
+
+    stage.model.train()
+    step()  # fills the tables that are kept
+    with LiveBytes([*stage.model.parameters(), *stage.model.buffers()]) as live:
+        step().backward()
+
+    seen, call = [], DenoisingLoss.__call__
+    monkeypatch.setattr(DenoisingLoss, "__call__", lambda *parts: seen.append(parts[2]) or call(*parts))
+    estimate = estimate_dit(stage.config, stage.model, stage.vae, stage.inputs.prior, 4)
+    assert estimate.step == pytest.approx(live.peak, rel=0.01)
+    assert len(seen) == 1
+    assert (seen[0].labels is not None) == (seen[0].weights is not None) == (changes is CONDITIONS)
+
+
+def measure(stage: str, folder: Path) -> tuple[int, int]:
+    """Return the estimated and the measured bytes of the run that config.yaml in `folder` describes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.measure_memory", stage, "config.yaml"],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    estimate, measured = (int(line) for line in done.stdout.splitlines() if line.isdecimal())
+    return estimate, measured
+
+
+@pytest.mark.parametrize("stage", ["vae", "dit"])
+def test_the_estimate_is_within_a_fifth_of_what_a_run_takes(
+    stage: str, clips: Path, vae_folder: Path, tmp_path: Path
+) -> None:
+    """With enough clips at once that activations outweigh what libraries do in passing."""
+    config = tiny.tiny_config(
+        Path(),
+        clips,
+        vae__path=str(vae_folder),
+        denoiser__overrides={},
+        alignment__weight=0,
+        train_vae__batch=8,
+        train_vae__max_steps=2,
+        train_vae__eval_every=100,
+        train_dit__phases=[{"lr": 1e-4, "batch": 64}],
+        train_dit__max_steps=2,
+        train_dit__eval_every=100,
+    )
+    save_config(config, tmp_path / "config.yaml")
+    estimate, measured = measure(stage, tmp_path)
+    assert estimate == pytest.approx(measured, rel=0.2), (
+        f"{estimate / 2**20:.0f} and {measured / 2**20:.0f} MiB"
+    )

@@ -1,0 +1,54 @@
+"""The average follows the weights from the first steps on, and is what samples are made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.training.stage2 import stage as dit_stage
+from medsora.training.stage2.build import build_denoiser
+from medsora.training.stage2.ema import Ema
+from tests.support import tiny_training as tiny
+
+
+def test_a_short_runs_average_is_not_its_initialisation(tmp_path: Path, clips: Path) -> None:
+    model = build_denoiser(tiny.tiny_config(tmp_path, clips), 4)
+    first = model.final.linear.weight.detach().clone()
+    ema = Ema(model, decay=0.9999)
+    for step in range(1, 21):
+        with torch.no_grad():
+            model.final.linear.weight.fill_(float(step))
+        ema.update()
+    with ema.applied() as averaged:
+        average = averaged.final.linear.weight.detach().clone()
+    assert not torch.allclose(average, first)
+    assert 14 < float(average.mean()) < 20  # decay 0.9999 alone would leave it at 0.02
+    assert float(model.final.linear.weight.detach().mean()) == 20
+
+
+def test_samples_are_made_from_the_average(
+    clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[np.ndarray] = []
+    monkeypatch.setattr(dit_stage, "write_video", lambda path, video, *a, **k: written.append(video))
+    config = tiny.tiny_config(
+        tmp_path,
+        clips,
+        vae__path=str(vae_folder),
+        alignment__weight=0,
+        train_dit__phases=[{"lr": 0.05, "batch": 2}],
+        train_dit__eval_every=100,
+    )
+    with tiny.nothing_silent():
+        run = tiny.train("dit", config)
+    (sampled,) = written
+    averaged, raw = (
+        MedSoraPipeline.from_run(run, raw=raw)(seeds=[0], num_inference_steps=2).frames[0]
+        for raw in (False, True)
+    )
+    assert np.array_equal(sampled, averaged)
+    assert not np.array_equal(sampled, raw)

@@ -1,0 +1,44 @@
+"""The loader's workers are gone when the loop is left, however it is left."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+
+import pytest
+from torch.utils.data import Dataset
+
+from medsora.config.schema import PhaseConfig
+from medsora.training.batches import TimedBatches
+from medsora.training.schedule import SampleKey, Schedule, StepBatches
+
+
+class Numbers(Dataset):
+    def __getitem__(self, key: SampleKey) -> int:
+        return key.number
+
+
+class Stuck(Numbers):
+    """The second batch never comes."""
+
+    def __getitem__(self, key: SampleKey) -> int:
+        while key.number >= 2:
+            signal.pause()
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize(("dataset", "workers"), [(Numbers(), 0), (Numbers(), 1), (Stuck(), 1)])
+def test_a_pending_exception_keeps_no_worker(dataset: Dataset, workers: int) -> None:
+    schedule = Schedule([PhaseConfig(1e-3, 2)], 4, epochs=2, max_steps=None)
+    others = set(multiprocessing.active_children())
+    batches = TimedBatches(dataset, StepBatches(schedule, 0), workers)
+
+    def interrupted_loop() -> None:
+        with batches:
+            assert batches.next().tolist() == [0, 1]
+            assert len(set(multiprocessing.active_children()) - others) == workers
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted_loop()
+    assert set(multiprocessing.active_children()) <= others

@@ -1,0 +1,87 @@
+"""The evaluation's command line: every option explained, options that do not fit, exit statuses."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+
+import evaluate
+from medsora.errors import exit_with_status
+from medsora.evaluation.metrics.registry import METRICS
+from medsora.evaluation.metrics.weight_files import PUBLISHED
+from medsora.evaluation.settings import EvaluationSettings
+from medsora.evaluation.vae_quality import VaeSettings
+from tests.support.drifting_clips import write_clips
+
+
+def status_and_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        exit_with_status(evaluate.main)
+    return left.value.code, capsys.readouterr().err
+
+
+def test_options_are_the_settings() -> None:
+    """Names, and the defaults that the help promises, are those of the settings."""
+    actions = {a.dest: a for a in evaluate.make_parser()._actions if a.dest != "help"}
+    settings = {field.name: field for field in fields(EvaluationSettings)}
+    assert set(actions) == set(settings) | {"vae"}
+    assert {field.name for field in fields(VaeSettings)} == evaluate.OF_A_VAE
+    for name, field in settings.items():
+        promised = re.search(r"\(default: (.*)\)", actions[name].help)
+        if promised:
+            assert field.default is not MISSING
+            default = ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)
+            assert promised[1] == default
+    assert all(name in actions["metrics"].help for name in METRICS)
+    assert all(name in actions["weights"].help for name in PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give either --fake DIR"),
+        (["--fake", "b", "--vae", "c"], "give either --fake DIR"),
+        (["--vae", "c", "--bootstrap", "5"], "has no --bootstrap"),
+        (["--vae", "c"], "there is no folder a"),
+        (["--fake", "b", "--weights", "fvd"], "--weights takes NAME=PATH"),
+        (["--fake", "b"], "there is no folder a"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, error = status_and_error(monkeypatch, capsys, "--real", "a", *arguments)
+    assert status == 2
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_offline_is_one_sentence_and_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(*args: object, **options: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    folder = write_clips(tmp_path / "clips", range(2), frames=9, size=16)
+    wanted = ["--metrics", "fvd,motion", "--frames", "9", "--size", "16"]
+    status, error = status_and_error(monkeypatch, capsys, "--real", folder, "--fake", folder, *wanted)
+    assert status == 2
+    assert "give it with --weights fvd=FILE, or start this once where there is a network." in error
+    assert error.count("\n") == 1

@@ -1,0 +1,326 @@
+"""The sampling command: skipping, refusing to mix, splitting over processes, stopping, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sample_ddim
+from medsora.data.reading.video_io import probe, read_frames
+from medsora.errors import BadInput, exit_with_status
+from medsora.sampling import run as sampling_run
+from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.sampling.run import BackgroundWriter, SamplingSettings, sample_videos
+from medsora.saved.find import find_model
+from tests.support.paths import ROOT
+from tests.support.patience import PATIENCE_S
+from tests.support.tiny_pipeline import cut_in_half, tiny_pipeline, tiny_vae, write_run
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("phantom") / "dit-tiny", steps=(10,))
+
+
+@pytest.fixture
+def sample(run: Path, tmp_path: Path) -> Callable[..., list[Path]]:
+    """`sample(**changes)`: two videos of three steps in tmp_path/videos, in this process."""
+
+    def go(**changes) -> list[Path]:
+        given = {"model": str(run), "out": tmp_path / "videos", "num_videos": 2, "steps": 3, "seed": 7}
+        return sample_videos(SamplingSettings(**given | changes))
+
+    return go
+
+
+def status_of(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """The exit status of the script, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["sample_ddim.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        exit_with_status(sample_ddim.main)
+    return left.value.code
+
+
+def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MedSoraPipeline, "from_folder", lambda *a, **k: pytest.fail("loaded the model"))
+
+
+# What is written
+
+
+def test_videos_manifest_and_sheet(sample: Callable, run: Path, tmp_path: Path) -> None:
+    paths = sample()
+    out = tmp_path / "videos"
+    assert paths == [out / "video-00000.mp4", out / "video-00001.mp4"]
+    assert read_frames(paths[0]).shape == (8, 32, 16, 3)
+    header = probe(paths[1])
+    assert header.fps == 8
+    assert "synthetic" in header.metadata["comment"]
+    assert "seed 8" in header.metadata["comment"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["videos"] == [
+        {"file": "video-00000.mp4", "seed": 7},
+        {"file": "video-00001.mp4", "seed": 8},
+    ]
+    assert manifest["synthetic"] is True
+    assert manifest["step"] == 10
+    assert manifest["settings"]["weights_sha256"] == find_model(run).digests()
+    assert manifest["settings"]["steps"] == 3
+    assert {"torch", "diffusers", "medsora"} <= manifest["versions"].keys()
+    assert (out / "contact-sheet.png").is_file()
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+
+
+def test_folders_of_frames_hold_exactly_what_the_pipeline_gives(sample: Callable, run: Path) -> None:
+    paths = sample(format="frames", fps=12, vae_dtype="fp32")
+    expected = MedSoraPipeline.from_run(run)(num_inference_steps=3, seeds=[7, 8]).frames
+    for path, video in zip(paths, expected, strict=True):
+        assert np.array_equal(read_frames(path), video)
+
+
+def test_the_vae_alone_in_bfloat16_gives_all_but_the_same(sample: Callable, tmp_path: Path) -> None:
+    exact = sample(format="frames", num_videos=1, vae_dtype="fp32")
+    half = sample(format="frames", num_videos=1, vae_dtype="bf16", out=tmp_path / "half")
+    one, other = (read_frames(paths[0]).astype(int) for paths in (exact, half))
+    assert 0 < np.abs(one - other).mean() < 1
+    manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
+    assert (manifest["settings"]["dtype"], manifest["settings"]["vae_dtype"]) == ("fp32", "bf16")
+
+
+def test_auto_is_bfloat16_for_the_vae_on_a_gpu_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = sampling_run.SamplingSettings(model="some", out=tmp_path)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for has, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
+        assert settings.on(gpu).vae_dtype == chosen
+        assert settings.on(cpu).vae_dtype == "fp32"
+        assert dataclasses.replace(settings, dtype="fp16").on(gpu).vae_dtype == "fp16"
+        assert dataclasses.replace(settings, vae_dtype="fp32").on(gpu).vae_dtype == "fp32"
+
+
+def test_raw_weights_other_lengths_and_samplers(sample: Callable, tmp_path: Path) -> None:
+    averaged = sample(format="frames", num_videos=1)
+    raw = sample(format="frames", num_videos=1, raw=True, out=tmp_path / "raw")
+    assert not np.array_equal(read_frames(averaged[0]), read_frames(raw[0]))
+    other = sample(format="frames", num_videos=1, sampler="dpmpp", out=tmp_path / "dpmpp")
+    assert not np.array_equal(read_frames(averaged[0]), read_frames(other[0]))
+    short = sample(num_videos=1, frames=1, out=tmp_path / "short")
+    assert read_frames(short[0]).shape == (1, 32, 16, 3)
+
+
+# The second start
+
+
+def test_existing_videos_are_skipped_without_loading(
+    sample: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [path.stat().st_mtime_ns for path in sample()]
+    no_loading(monkeypatch)
+    assert [path.stat().st_mtime_ns for path in sample(batch_size=1)] == before
+
+
+def test_only_missing_videos_are_made_and_more_can_be_asked_for(sample: Callable) -> None:
+    first, second = sample(format="frames", num_videos=3)[:2]
+    expected, kept = read_frames(second), first.stat().st_mtime_ns
+    shutil.rmtree(second)
+    assert len(sample(format="frames", num_videos=2)) == 2
+    assert first.stat().st_mtime_ns == kept
+    assert np.abs(read_frames(second).astype(int) - expected).max() <= 1
+    assert len(json.loads((first.parent / "manifest.json").read_text())["videos"]) == 3
+    assert all(path.exists() for path in sample(format="frames", num_videos=4))
+
+
+def test_other_settings_never_mix(sample: Callable, run: Path, tmp_path: Path) -> None:
+    sample(num_videos=1)
+    for change in ({"steps": 4}, {"seed": 8}, {"eta": 0.5}, {"raw": True}, {"frames": 9}, {"fps": 9}):
+        with pytest.raises(BadInput, match="take another --out"):
+            sample(num_videos=1, **change)
+    tiny_pipeline().save_pretrained(tmp_path / "other")
+    with pytest.raises(BadInput, match="weights_sha256"):
+        sample(num_videos=1, model=str(tmp_path / "other"))
+    (tmp_path / "videos" / "manifest.json").unlink()
+    with pytest.raises(BadInput, match="no manifest"):
+        sample(num_videos=1)
+
+
+def test_a_manifest_without_videos_binds_nobody(sample: Callable, tmp_path: Path) -> None:
+    (path,) = sample(num_videos=1)
+    path.unlink()
+    sample(num_videos=1, steps=2)
+    assert json.loads((tmp_path / "videos" / "manifest.json").read_text())["settings"]["steps"] == 2
+
+
+def test_a_manifest_that_is_none_is_refused(sample: Callable, tmp_path: Path) -> None:
+    sample(num_videos=1)
+    for text in ("{", "[]", '{"settings": 3, "videos": []}'):
+        (tmp_path / "videos" / "manifest.json").write_text(text)
+        with pytest.raises(BadInput, match="is not a sampling manifest"):
+            sample(num_videos=1)
+
+
+def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(
+    sample: Callable,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    add = sampling_run.BackgroundWriter.add
+
+    def add_and_interrupt(writing: sampling_run.BackgroundWriter, *batch) -> None:
+        add(writing, *batch)
+        writing.thread.shutdown(wait=True)  # the first video is whole before the signal comes
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    out = tmp_path / "videos"
+    arguments = ("--model", run, "--out", out, "--num-videos", 2, "--steps", 3, "--batch-size", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling_run.BackgroundWriter, "add", add_and_interrupt)
+        assert status_of(patch, *arguments) == 75
+    assert "received SIGTERM" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "video-00000.mp4"]
+    finished = (out / "video-00000.mp4").stat().st_mtime_ns
+    sample(seed=0)
+    assert (out / "video-00000.mp4").stat().st_mtime_ns == finished
+    assert (out / "video-00001.mp4").is_file()
+
+
+# Several processes
+
+
+def test_two_processes_make_the_videos_of_one(sample: Callable, run: Path, tmp_path: Path) -> None:
+    alone = sample(num_videos=3, format="frames")
+    out = tmp_path / "shared"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    arguments = ("--model", run, "--out", out, "--num-videos", "3", "--steps", "3", "--seed", "7")
+    done = subprocess.run(
+        [sys.executable, *launcher, "sample_ddim.py", *map(str, arguments), "--format", "frames"],
+        cwd=ROOT,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for path in alone:
+        together = read_frames(out / path.name)
+        assert np.abs(together.astype(int) - read_frames(path)).max() <= 1
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["processes"] == 2
+    assert (out / "contact-sheet.png").is_file()
+
+
+# Bad input
+
+
+def test_bad_input_is_one_sentence_and_status_2(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    a_file = tmp_path / "file"
+    a_file.write_text("no folder")
+    other_vae = shutil.copytree(run, tmp_path / "other-vae")
+    shutil.rmtree(other_vae / "vae")
+    tiny_vae(latent_channels=8).save_pretrained(other_vae / "vae")
+    cut = shutil.copytree(run, tmp_path / "cut")
+    cut_in_half(cut / "checkpoints" / "step-0000010" / "ema" / WEIGHTS)
+    no_vae = shutil.copytree(run, tmp_path / "no-vae")
+    (no_vae / "vae" / WEIGHTS).unlink()
+    for arguments, words in (
+        (("--num-videos", 0), "num_videos must be at least 1"),
+        (("--batch-size", 0), "batch_size must be at least 1"),
+        (("--steps", 0), "choose 1 to 1000"),
+        (("--eta", 2), "eta must lie between 0 and 1"),
+        (("--eta", 0.5, "--sampler", "dpmpp"), "unless the sampler is ddim"),
+        (("--seed", -1), "seed"),
+        (("--fps", 0), "fps"),
+        (("--frames", 10), "valid counts are 9 and 16"),
+        (("--model", tmp_path / "missing"), "there is no folder"),
+        (("--model", tmp_path), "neither a run nor a saved pipeline"),
+        (("--model", other_vae), "4 latent channels but the VAE has 8"),
+        (("--model", cut), "no whole checkpoint"),
+        (("--model", no_vae), f"vae/{WEIGHTS} is missing"),
+        (("--out", a_file / "videos"), "take another --out"),
+    ):
+        given = ("--model", run, "--out", tmp_path / "videos", "--steps", 2)
+        assert status_of(monkeypatch, *given, *arguments) == 2
+        err = capsys.readouterr().err
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert words in line
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("kind", ["mp4", "frames"])
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_video(
+    kind: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "videos"
+    arguments = ("--model", run, "--out", out, "--num-videos", 1, "--steps", 1, "--format", kind)
+    write, (soft, hard) = sampling_run._write, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_without_room(*given) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+        try:
+            write(*given)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(sampling_run, "_write", write_without_room)
+    assert status_of(monkeypatch, *arguments) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["manifest.json"]
+
+
+def test_the_command_lines_defaults_are_those_of_the_settings(tmp_path: Path) -> None:
+    parser = sample_ddim.make_parser()
+    options = {action.dest: action for action in parser._actions if action.dest != "help"}
+    fields = {field.name: field for field in dataclasses.fields(SamplingSettings)}
+    assert options.keys() == fields.keys()
+    for name, field in fields.items():
+        if field.default is None:
+            assert "(default: " in options[name].help
+        elif field.default not in (dataclasses.MISSING, False):
+            assert f"(default: {field.default})" in options[name].help
+        for choice in options[name].choices or ():
+            SamplingSettings(model="m", out=tmp_path, **{name: choice})
+
+
+def test_a_batch_is_written_while_the_next_is_sampled() -> None:
+    may_write, written = threading.Event(), []
+
+    def write(number: int, video: str) -> None:
+        assert may_write.wait(timeout=PATIENCE_S)
+        written.append((number, video))
+
+    with BackgroundWriter(write) as writing:
+        writing.add([0, 1], ["a", "b"])
+        assert not written, "nobody waits for the writer"
+        may_write.set()
+        writing.add([2], ["c"])
+        assert written[:2] == [(0, "a"), (1, "b")], "at most one batch waits to be written"
+    assert written == [(0, "a"), (1, "b"), (2, "c")]
+
+
+def test_what_the_writer_meets_is_raised_at_the_end() -> None:
+    def write(number: int, video: str) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(BadInput, match="the disk is full"), BackgroundWriter(write) as writing:
+        writing.add([0], ["a"])

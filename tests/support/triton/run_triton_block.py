@@ -1,0 +1,170 @@
+"""Runs a block's fused kernels against PyTorch's operators: on a GPU where there is one, else interpreted.
+
+A program of its own, for TRITON_INTERPRET must be set before triton is imported. All memory that the kernels
+should write is filled with NaN beforehand. Prints a line of JSON per case: its name, its largest error over
+the largest value, what is tolerated; at last the kernels of a denoising step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kernels import block_steps
+from tests.support.triton.interpreter import interpret_on_cpu
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+LAUNCHES_OF_A_SCAN = 2  # scan; norm and sum
+NO_LAUNCH = ("empty", "detach", "_unsafe_view", "promote")
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    """Numbers that every dtype holds exactly."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16().double()
+
+
+def norms(dtype: torch.dtype, device: str, width: int, *, framewise: bool, affine: bool) -> dict[str, Tensor]:
+    """Both norms of 2 samples of 3 frames, modulated as `Block` cuts its modulations, or per frame."""
+    layer = nn.LayerNorm(width, elementwise_affine=affine)
+    for seed, parameter in enumerate(layer.parameters()):
+        parameter.data = random(width, seed=seed)
+    modulation = random(2, 3 if framewise else 1, 3 * width).to(device, dtype)
+    gate, shift, scale = modulation.unflatten(-1, (3, 1, -1)).permute(2, 0, 1, 3, 4)
+    x, branch = (random(2, 3, 5, width, seed=seed).to(device, dtype) for seed in (1, 2))
+    layer = layer.to(device, dtype)
+    alone = block_steps.norm(x, shift, scale, layer, "auto")
+    total, normed = block_steps.add_norm(x, branch, gate, shift, scale, layer, "auto")
+    return {"norm": alone, "sum": total, "norm of the sum": normed}
+
+
+def gates(dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+    four = [random(2, 3, 5, 72, seed=seed).to(device, dtype) for seed in range(4)]
+    return {"gated sum": block_steps.gated_sum(*four, "auto")}
+
+
+def attention(dtype: torch.dtype, device: str, length: int, window: int, features: int) -> dict[str, Tensor]:
+    from medsora.denoiser.attention import LocalAttention  # not before the interpreter is on
+
+    part = LocalAttention(2 * features, 2, window, dropout=0.1).eval()
+    scale = 2.0 ** -round(math.log2(2 * features) / 2)  # q and k of about 1
+    part.qkv.weight.data = random(6 * features, 2 * features) * scale
+    x = random(2, 2, length, 2 * features, seed=1).to(device, dtype)
+    return {"attention": part.to(device, dtype)(x)}
+
+
+def cases() -> Iterator[tuple[str, torch.dtype, object]]:
+    """Name, dtype and what computes the case's tensors in a dtype on a device."""
+    for dtype in TOLERANCE:
+        yield f"gates in {dtype}", dtype, gates
+        for width, framewise, affine in ((64, False, True), (72, True, False), (1100, True, True)):
+            options = {"width": width, "framewise": framewise, "affine": affine}
+            yield f"norms {options} in {dtype}", dtype, lambda *to, o=options: norms(*to, **o)
+        sizes = [
+            (1, 8, 16),
+            (5, 8, 24),
+            (64, 8, 64),
+            (65, 8, 16),
+            (200, 3, 32),
+            (130, 40, 16),
+            (20, 64, 16),
+            (70, 60, 200),
+        ]
+        for length, window, features in sizes if dtype != torch.float16 else sizes[:3]:
+            options = {"length": length, "window": window, "features": features}
+            yield f"attention {options} in {dtype}", dtype, lambda *to, o=options: attention(*to, **o)
+
+
+def error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest difference of any entry, over its largest value."""
+    errors = [(actual[k].cpu().double() - v).abs().max() / v.abs().max() for k, v in expected.items()]
+    return float(torch.stack(errors).max())
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operators that run a kernel on a GPU, and our own by the kernels that each runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator._schema.name
+        views = any(r.alias_info is not None and not r.alias_info.is_write for r in operator._schema.returns)
+        if name == "medsora::scan":
+            self.count += LAUNCHES_OF_A_SCAN
+        elif not views and not any(word in name for word in NO_LAUNCH):
+            self.count += 1
+        return operator(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def whole_model(device: str) -> dict[str, float]:
+    """A small denoiser by fused kernels against operators; the fused kernels of a block and of the rest."""
+    from medsora import MedSora  # not before the interpreter is on
+    from medsora.sampling.prepared import PreparedDenoiser
+
+    torch.manual_seed(0)
+    sizes = {"width": 64, "heads": 2, "d_state": 16, "headdim": 32, "dropout": 0.0}
+    models = {
+        (backend, depth): MedSora(**sizes, depth=depth, backend=backend).eval().to(device)
+        for backend in ("auto", "torch")
+        for depth in (1, 2)
+    }
+    weights = {
+        name: random(*value.shape).float() / 8 for name, value in models["auto", 2].state_dict().items()
+    }
+    z, t = random(1, 3, 16, 8, 8).float().to(device), torch.tensor([7], device=device)
+    answers, launches = {}, {}
+    for (backend, depth), model in models.items():
+        model.load_state_dict({name: weights[name] for name in model.state_dict()})
+        step = PreparedDenoiser(model, (7,), record=False)
+        step(z, t)  # tables that are kept are built in the first call
+        with Launches() as launched:
+            answers[backend] = step(z, t)
+        launches[backend, depth] = launched.count
+    per_block = {name: launches[name, 2] - launches[name, 1] for name in answers}
+    return {
+        "error": float((answers["auto"] - answers["torch"]).abs().max() / answers["torch"].abs().max()),
+        "launches of a block": per_block["auto"],
+        "launches of the rest": launches["auto", 1] - per_block["auto"],
+    }
+
+
+@torch.no_grad()
+def check_registration(device: str) -> None:
+    """The operators keep torch.library's promises."""
+    x, branch = (random(2, 3, 5, 64, seed=seed).float().to(device) for seed in (0, 1))
+    gate, shift, scale = (random(2, 1, 1, 64, seed=seed).float().to(device) for seed in (2, 3, 4))
+    table = random(2, 5, 16).float().to(device)
+    qkv = random(6, 5, 3, 2, 16).float().to(device)
+    ours = torch.ops.medsora
+    torch.library.opcheck(ours.norm, (x, shift, scale, gate.flatten(1)[0], gate.flatten(1)[0], 1e-5))
+    torch.library.opcheck(ours.add_norm, (x, branch, gate, shift, scale, None, None, 1e-5))
+    torch.library.opcheck(ours.gated_sum, (x, branch, branch, x))
+    torch.library.opcheck(ours.local_attention, (qkv, table, table, 3))
+
+
+def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        interpret_on_cpu()
+    for name, dtype, compute in cases():
+        expected = compute(torch.float64, "cpu")  # by the operators
+        with torch.no_grad():
+            torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
+            actual = compute(dtype, device)
+            torch.use_deterministic_algorithms(False)
+        worst = error(actual, {key: value.detach() for key, value in expected.items()})
+        print(json.dumps({"case": name, "worst": worst, "tolerance": TOLERANCE[dtype]}), flush=True)
+    check_registration(device)
+    print(json.dumps({"whole": whole_model(device)}), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
