@@ -10,7 +10,8 @@ import argparse  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from medsora.config.crop import crop_of_text  # noqa: E402
-from medsora.errors import BadInput, exit_with_status  # noqa: E402
+from medsora.errors import BadInput  # noqa: E402
+from medsora.runtime.exit import exit_with_status  # noqa: E402
 from medsora.training.command_line import EXIT_STATUSES  # noqa: E402
 
 OF_A_VAE = {"vae", "real", "clips", "frames", "size", "crop", "interval", "seed", "weights", "out"}

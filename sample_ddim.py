@@ -10,7 +10,7 @@ import argparse  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from medsora.config.choices import COMPILE, DTYPES, FORMATS, SAMPLERS  # noqa: E402
-from medsora.errors import EXIT_STATUSES, exit_with_status  # noqa: E402
+from medsora.runtime.exit import EXIT_STATUSES, exit_with_status  # noqa: E402
 
 
 def main() -> None:

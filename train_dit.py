@@ -6,7 +6,7 @@ from medsora.name_guard import check_kernels_name
 
 check_kernels_name()
 
-from medsora.errors import exit_with_status  # noqa: E402
+from medsora.runtime.exit import exit_with_status  # noqa: E402
 
 
 def main() -> None:

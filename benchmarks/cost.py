@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.kernels import kept_bytes
 from medsora import PRESETS, MedSora
-from medsora.errors import BadInput, exit_with_status
+from medsora.errors import BadInput
+from medsora.runtime.exit import exit_with_status
 from vae import check_video_shape, frames_to_latents
 
 BYTES_PER_PARAMETER = 20

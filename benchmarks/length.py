@@ -13,7 +13,7 @@ import time
 import torch
 
 from medsora import PRESETS, MedSora
-from medsora.errors import exit_with_status
+from medsora.runtime.exit import exit_with_status
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.sampling.prepared import PreparedDenoiser
 from vae import check_video_shape, frames_to_latents

@@ -8,8 +8,9 @@ from importlib import import_module
 from pathlib import Path
 
 from medsora.config.presets import PRESETS
-from medsora.errors import building, exit_with_status
+from medsora.errors import building
 from medsora.name_guard import check_kernels_name
+from medsora.runtime.exit import exit_with_status
 
 check_kernels_name()
 

@@ -10,7 +10,8 @@ from medsora.name_guard import check_kernels_name
 
 check_kernels_name()
 
-from medsora.errors import BadInput, building, exit_with_status  # noqa: E402
+from medsora.errors import BadInput, building  # noqa: E402
+from medsora.runtime.exit import exit_with_status  # noqa: E402
 
 EXIT_STATUSES = "exit status: 0 stopped by Ctrl-C; 1 failed; 2 bad input, with one sentence"
 

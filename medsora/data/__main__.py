@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from medsora.config.crop import checked_crop, crop_of_text
-from medsora.errors import building, exit_with_status
+from medsora.errors import building
 from medsora.name_guard import check_kernels_name
+from medsora.runtime.exit import exit_with_status
 
 PIPED_WIDTH = 120  # characters, where no terminal says how wide it is
 

@@ -17,7 +17,7 @@ check_kernels_name()
 
 from medsora.config.load import load_config  # noqa: E402
 from medsora.config.schema import Config  # noqa: E402
-from medsora.errors import exit_with_status  # noqa: E402
+from medsora.runtime.exit import exit_with_status  # noqa: E402
 from medsora.training.command_line import EXIT_STATUSES  # noqa: E402
 
 STEPS = 250

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 import torch
 from accelerate import Accelerator
 
-from medsora.errors import STOP_SIGNALS
+from medsora.runtime.exit import STOP_SIGNALS
 
 ONE_WISH_S = 1.0  # a terminal's Ctrl-C reaches a process twice: directly and through its launcher
 TIME_IS_OVER = "the time limit is reached"

@@ -11,7 +11,8 @@ import psutil
 from medsora.config.load import load_config
 from medsora.config.presets import PRESETS
 from medsora.config.schema import Config
-from medsora.errors import EXIT_STATUSES, BadInput
+from medsora.errors import BadInput
+from medsora.runtime.exit import EXIT_STATUSES
 
 
 def training_arguments(description: str, *, preset: bool = False) -> tuple[Config, argparse.Namespace]:

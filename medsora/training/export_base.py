@@ -19,7 +19,8 @@ import torch  # noqa: E402
 
 from medsora.data.phantom import clip_seed, render_clip  # noqa: E402
 from medsora.data.reading.pixels import frames_to_video  # noqa: E402
-from medsora.errors import building, exit_with_status  # noqa: E402
+from medsora.errors import building  # noqa: E402
+from medsora.runtime.exit import exit_with_status  # noqa: E402
 from medsora.runtime.files import write_text, written_beside  # noqa: E402
 from medsora.training.run.folder import read_log  # noqa: E402
 from vae import FrequencyCompensatedVAE  # noqa: E402

@@ -18,7 +18,8 @@ from accelerate import Accelerator
 
 from medsora.config.load import load_config
 from medsora.config.schema import Config
-from medsora.errors import EXIT_STATUSES, BadInput, building, exit_with_status
+from medsora.errors import BadInput, building
+from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
 from medsora.runtime.together import losses_said
 from medsora.saved.vae_choice import trained_vae
 from medsora.training.batches import make_accelerator

@@ -24,7 +24,7 @@ import torch
 import train_dit
 import train_vae
 from medsora.config.load import save_config
-from medsora.errors import exit_with_status
+from medsora.runtime.exit import exit_with_status
 from medsora.training.progress import Progress
 from tests.faults.places import PLACES
 from tests.faults.processes import (

@@ -11,7 +11,7 @@ import pytest
 import train_dit
 import train_vae
 from medsora.config.load import save_config
-from medsora.errors import exit_with_status
+from medsora.runtime.exit import exit_with_status
 from tests.support import tiny_training as tiny
 
 SCRIPTS = {"vae": train_vae.main, "dit": train_dit.main}

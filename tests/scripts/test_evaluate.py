@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import evaluate
-from medsora.errors import exit_with_status
 from medsora.evaluation.metrics.registry import METRICS
 from medsora.evaluation.metrics.weight_files import PUBLISHED
 from medsora.evaluation.settings import EvaluationSettings
 from medsora.evaluation.vae_quality import VaeSettings
+from medsora.runtime.exit import exit_with_status
 from tests.support.drifting_clips import write_clips
 
 

@@ -20,7 +20,8 @@ import torch
 
 import sample_ddim
 from medsora.data.reading.video_io import probe, read_frames
-from medsora.errors import BadInput, exit_with_status
+from medsora.errors import BadInput
+from medsora.runtime.exit import exit_with_status
 from medsora.sampling import run as sampling_run
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.run import BackgroundWriter, SamplingSettings, sample_videos

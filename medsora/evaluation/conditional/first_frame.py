@@ -23,7 +23,7 @@ check_kernels_name()
 import numpy as np  # noqa: E402
 
 from medsora.data.sheet import contact_sheet, save_image  # noqa: E402
-from medsora.errors import BadInput, exit_with_status  # noqa: E402
+from medsora.errors import BadInput  # noqa: E402
 from medsora.evaluation.conditional.command import (  # noqa: E402
     conclude,
     load_measured,
@@ -34,6 +34,7 @@ from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_
 from medsora.evaluation.metrics.motion import flow_magnitudes  # noqa: E402
 from medsora.evaluation.sanity.claims import Claim  # noqa: E402
 from medsora.evaluation.sanity.degrade import blurred  # noqa: E402
+from medsora.runtime.exit import exit_with_status  # noqa: E402
 from medsora.sampling.conditions import trained_to_begin_with  # noqa: E402
 
 MOST_LOST_DB = 1.0

@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 
 from medsora.config.load import load_config  # noqa: E402
 from medsora.data.sheet import contact_sheet, save_image  # noqa: E402
-from medsora.errors import BadInput, exit_with_status  # noqa: E402
+from medsora.errors import BadInput  # noqa: E402
 from medsora.evaluation.conditional.classifier import Judge, judged, train_judge  # noqa: E402
 from medsora.evaluation.conditional.command import (  # noqa: E402
     conclude,
@@ -30,6 +30,7 @@ from medsora.evaluation.conditional.command import (  # noqa: E402
 )
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, TRAINING_SEED, phantom_clips  # noqa: E402
 from medsora.evaluation.sanity.claims import Claim  # noqa: E402
+from medsora.runtime.exit import exit_with_status  # noqa: E402
 from medsora.sampling.pipeline import MedSoraPipeline  # noqa: E402
 
 FRAMES, SIZE = 17, 64  # of the judge's clips without a model, as in configs/phantom_labels.yaml

@@ -16,13 +16,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from medsora.errors import BadInput, building, exit_with_status
+from medsora.errors import BadInput, building
 from medsora.evaluation.features.clip_set import ClipSet, choose_clips
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.metrics.registry import WEIGHT_FREE, build_measures
 from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.sanity.degrade import blurred, frozen, noisy, shuffled
+from medsora.runtime.exit import exit_with_status
 from medsora.training.command_line import EXIT_STATUSES
 
 REAL, MILD, STRONG, SHUFFLED, FROZEN, NOISE = (

@@ -12,8 +12,8 @@ from PIL import Image
 
 from medsora.data import __main__ as commands
 from medsora.data.checking.check import check_folder
-from medsora.errors import exit_with_status
 from medsora.name_guard import REPOSITORY
+from medsora.runtime.exit import exit_with_status
 from tests.support.video_files import cut, encode, moving_frames
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from medsora import errors
-from medsora.errors import BadInput, Interrupted, LostProcess, NonFiniteLoss, exit_with_status
+from medsora.errors import BadInput, Interrupted, LostProcess, NonFiniteLoss
+from medsora.runtime.exit import exit_with_status
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 

@@ -17,7 +17,8 @@ import torch
 from medsora.config.load import config_from_dict
 from medsora.config.schema import Config
 from medsora.diffusion import DiffusionLoss, GaussianDiffusion
-from medsora.errors import BadInput, exit_with_status
+from medsora.errors import BadInput
+from medsora.runtime.exit import exit_with_status
 from medsora.training import step_guard as non_finite
 from medsora.training.progress import Progress
 from medsora.training.run.folder import refuse_changes
