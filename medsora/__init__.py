@@ -9,12 +9,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from medsora.version import __version__
+
 if TYPE_CHECKING:
     from medsora.denoiser import PRESETS, MedSora
     from medsora.sampling.pipeline import MedSoraPipeline
 
-__version__ = "0.1.0"
-__all__ = ["PRESETS", "MedSora", "MedSoraPipeline"]
+__all__ = ["PRESETS", "MedSora", "MedSoraPipeline", "__version__"]
 
 _HOMES = {
     "MedSora": "medsora.denoiser",

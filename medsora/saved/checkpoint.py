@@ -25,10 +25,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from medsora import __version__
 from medsora.errors import BadInput
 from medsora.runtime.files import obey_umask, write_json
 from medsora.saved.find import CHECKPOINT_FORMAT, checkpoint_format, checkpoint_problem, sha256
+from medsora.version import __version__
 
 log = logging.getLogger(__name__)
 
