@@ -27,7 +27,7 @@ from medsora.evaluation.report.results import Distance, Results, Score
 from medsora.evaluation.report.warnings import caveats, require_enough
 from medsora.evaluation.settings import EvaluationSettings
 from medsora.runtime.processes import on_main, working_together
-from medsora.saved.checkpoint import library_versions
+from medsora.runtime.versions import library_versions
 
 LIBRARIES = (
     "numpy",

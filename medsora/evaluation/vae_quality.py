@@ -24,10 +24,11 @@ from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, building
 from medsora.evaluation.features.clip_set import DEFAULT_CROP, RESIZE, ClipSet, choose_clips
 from medsora.evaluation.report.paper_tables import number_text
+from medsora.runtime.digests import sha256
 from medsora.runtime.files import write_json, write_text
 from medsora.runtime.processes import on_main, share_of, working_together
-from medsora.saved.checkpoint import library_versions
-from medsora.saved.find import read_json_object, sha256
+from medsora.runtime.versions import library_versions
+from medsora.saved.find import read_json_object
 from medsora.training.stage1.evaluation import compensation_off
 from vae import FrequencyCompensatedVAE, check_video_shape, focal_frequency_loss
 from vae.compensation import compensation_modules

@@ -18,9 +18,9 @@ from rich.console import Console
 from medsora.config.load import load_config
 from medsora.config.schema import Config
 from medsora.errors import BadInput
+from medsora.runtime.files import written_folder
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.card import CARD_NAME, ModelCard, evaluation_lines
-from medsora.saved.checkpoint import written_folder
 from medsora.saved.find import ModelFolder, find_in_run, read_json_object
 from medsora.saved.hub import upload_model
 from medsora.training.run.folder import read_log

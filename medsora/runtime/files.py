@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import av
+from safetensors import SafetensorError
+
+from medsora.errors import BadInput
 
 
 @contextmanager
@@ -61,3 +65,39 @@ def obey_umask(path: Path) -> None:
 def name_beside(path: Path) -> Path:
     """A hidden name beside `path` that nobody else has, on whatever machine: process numbers repeat."""
     return path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
+
+
+@contextmanager
+def written_folder(final: Path) -> Iterator[Path]:
+    """Give an empty folder beside `final` to write to; flushed and whole, it takes `final`'s place.
+
+    Raises `BadInput` when the disk refuses; what was there before stays as it is.
+    """
+    working = final.with_name(f".writing-{final.name}")
+    try:
+        if working.exists():
+            shutil.rmtree(working)
+        working.mkdir(parents=True)
+        yield working
+        for path in [*sorted(working.rglob("*")), working]:
+            if path.is_file():
+                obey_umask(path)
+            _flush(path)
+        if final.exists():
+            shutil.rmtree(final)
+        working.rename(final)
+        _flush(final.parent)
+    except (OSError, SafetensorError) as error:  # safetensors does not raise `OSError` on a full disk
+        shutil.rmtree(working, ignore_errors=True)
+        raise BadInput(
+            f"{final} cannot be written ({getattr(error, 'strerror', None) or error}); what was there before "
+            "is untouched, so make room and start the same command again."
+        ) from error
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

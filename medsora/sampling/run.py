@@ -32,6 +32,7 @@ from medsora.runtime.interruption import StopRequest
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import on_main, share_of, working_together
 from medsora.runtime.progress_bar import progress_bar
+from medsora.runtime.versions import library_versions
 from medsora.sampling.conditions import (
     FilmPlan,
     check_first_frames,
@@ -42,7 +43,6 @@ from medsora.sampling.conditions import (
 )
 from medsora.sampling.pipeline import DTYPES, MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
-from medsora.saved.checkpoint import library_versions
 from medsora.saved.find import ModelFolder, find_model
 from vae import check_video_shape
 

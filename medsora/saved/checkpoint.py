@@ -8,16 +8,11 @@ left and the next run removes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import platform
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medsora.errors import BadInput
-from medsora.runtime.files import obey_umask, write_json
-from medsora.saved.find import CHECKPOINT_FORMAT, checkpoint_format, checkpoint_problem, sha256
-from medsora.version import __version__
+from medsora.runtime.digests import sha256
+from medsora.runtime.files import write_json, written_folder
+from medsora.runtime.versions import code_digest, library_versions
+from medsora.saved.find import CHECKPOINT_FORMAT, checkpoint_format, checkpoint_problem
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("torch", "diffusers", "accelerate", "timm", "safetensors")
-PACKAGES = ("medsora", "vae", "flow_prior", "kernels")
 SPARE = 1.05  # of the free space that a checkpoint needs: folders and manifests
 
 
@@ -94,34 +88,6 @@ def save_checkpoint(
         write_json(working / "manifest.json", manifest, sort_keys=True)
     _prune(root, keep, keep_every)
     return final
-
-
-@contextmanager
-def written_folder(final: Path) -> Iterator[Path]:
-    """Give an empty folder beside `final` to write to; flushed and whole, it takes `final`'s place.
-
-    Raises `BadInput` when the disk refuses; what was there before stays as it is.
-    """
-    working = final.with_name(f".writing-{final.name}")
-    try:
-        if working.exists():
-            shutil.rmtree(working)
-        working.mkdir(parents=True)
-        yield working
-        for path in [*sorted(working.rglob("*")), working]:
-            if path.is_file():
-                obey_umask(path)
-            _flush(path)
-        if final.exists():
-            shutil.rmtree(final)
-        working.rename(final)
-        _flush(final.parent)
-    except (OSError, SafetensorError) as error:  # safetensors does not raise `OSError` on a full disk
-        shutil.rmtree(working, ignore_errors=True)
-        raise BadInput(
-            f"{final} cannot be written ({getattr(error, 'strerror', None) or error}); what was there before "
-            "is untouched, so make room and start the same command again."
-        ) from error
 
 
 def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
@@ -195,21 +161,6 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise BadInput(f"{path} cannot be read as safetensors: {error}.") from error
 
 
-def library_versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    found = {"medsora": __version__, "python": platform.python_version()}
-    return found | {name: metadata.version(name) for name in LIBRARIES}
-
-
-def code_digest() -> str:
-    """Return a SHA-256 over this project's own source files: which code ran, committed or not."""
-    root = Path(__file__).resolve().parents[2]
-    digest = hashlib.sha256()
-    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()} {sha256(path)}".encode())
-    return digest.hexdigest()
-
-
 def _read_state(folder: Path) -> dict[str, Any] | str:
     """Return the state of a checkpoint whose files are as its manifest says, or what is wrong with it."""
     try:
@@ -227,14 +178,6 @@ def _digest_folder(folder: Path) -> dict[str, dict[str, Any]]:
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in files
     }
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _require_space(root: Path, needed: int) -> None:

@@ -7,7 +7,6 @@ writes: `denoiser/`, `vae/`, `scheduler/` and `model_index.json`. Weights are sa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -20,6 +19,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from medsora.errors import BadInput
+from medsora.runtime.digests import sha256
 
 log = logging.getLogger(__name__)
 
@@ -162,12 +162,6 @@ def checkpoint_problem(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
     return None
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

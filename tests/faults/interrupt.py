@@ -20,8 +20,8 @@ import evaluate
 import sample_ddim
 import train_dit
 import train_vae
+from medsora.runtime.digests import sha256
 from medsora.runtime.exit import STOP_SIGNALS
-from medsora.saved.find import sha256
 from medsora.training import fill_caches as cache
 from tests.faults.processes import alone, finish, start_forks, wait
 from tests.faults.together import configure, prepare, script

@@ -20,7 +20,7 @@ from flow_prior.weights import load_strictly
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput
 from medsora.evaluation.metrics.weight_files import read_state, weight_file
-from medsora.saved.find import sha256
+from medsora.runtime.digests import sha256
 
 CLASSES, SIDE, SHORTEST = 400, 224, 9
 # widths of the six convolutions of an Inception block: 1x1 · 1x1 → 3x3x3 · 1x1 → 3x3x3 · pool → 1x1

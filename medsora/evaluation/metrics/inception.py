@@ -14,7 +14,7 @@ from flow_prior.weights import read_weights
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Figure
 from medsora.evaluation.metrics.weight_files import weight_file
-from medsora.saved.find import sha256
+from medsora.runtime.digests import sha256
 
 POOL, CLASSES = 2048, 1008
 FID_COLUMNS, LOGIT_COLUMNS = slice(POOL), slice(POOL, POOL + CLASSES)

@@ -15,7 +15,7 @@ from medsora.evaluation.metrics.measure import FrechetMeasure, Measure
 from medsora.evaluation.metrics.motion import MotionExtractor, MotionMeasure
 from medsora.evaluation.metrics.pixel import PixelMeasure
 from medsora.evaluation.metrics.pyramid import PyramidExtractor
-from medsora.saved.find import sha256
+from medsora.runtime.digests import sha256
 
 METRICS = ("fvd", "cd-fvd", "fid", "is", "fc", "motion", "pixel")
 WEIGHT_FREE = ("motion", "pixel")

@@ -21,7 +21,7 @@ from flow_prior.weights import load_strictly
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput
 from medsora.evaluation.metrics.weight_files import read_state, weight_file
-from medsora.saved.find import sha256
+from medsora.runtime.digests import sha256
 
 GIANT: dict[str, Any] = {
     "image_size": 224,

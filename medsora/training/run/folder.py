@@ -26,7 +26,8 @@ from medsora.config.load import config_to_dict, load_config, save_config
 from medsora.config.schema import FREE, FREE_WITHOUT_DECAY, Config, all_keys
 from medsora.errors import BadInput, one_line
 from medsora.runtime.files import write_json, write_text, written_beside
-from medsora.saved.checkpoint import Checkpoint, latest_checkpoint, library_versions
+from medsora.runtime.versions import library_versions
+from medsora.saved.checkpoint import Checkpoint, latest_checkpoint
 from medsora.training.run.lock import hold_folder
 
 

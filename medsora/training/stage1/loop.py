@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
 from medsora.errors import Interrupted, building
+from medsora.runtime.files import written_folder
 from medsora.runtime.interruption import StopRequest, any_process
 from medsora.runtime.together import losses_said
-from medsora.saved.checkpoint import written_folder
 from medsora.training.batches import (
     NumberedClips,
     TimedBatches,

@@ -16,11 +16,10 @@ from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet
 from medsora.denoiser import MedSora
 from medsora.errors import BadInput, Interrupted
-from medsora.runtime.files import write_text
+from medsora.runtime.files import write_text, written_folder
 from medsora.runtime.interruption import StopRequest, any_process
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
-from medsora.saved.checkpoint import written_folder
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import keep_sheet
 from medsora.training.schedule import SampleKey, Schedule

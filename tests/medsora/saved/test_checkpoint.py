@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from medsora.errors import BadInput
+from medsora.runtime.digests import sha256
 from medsora.saved.checkpoint import latest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from medsora.saved.find import sha256
 
 
 def save(root: Path, step: int, **options) -> Path:
