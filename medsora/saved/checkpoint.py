@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from medsora.errors import BadInput
-from medsora.runtime.digests import sha256
 from medsora.runtime.files import write_json, written_folder
 from medsora.runtime.versions import code_digest, library_versions
-from medsora.saved.find import CHECKPOINT_FORMAT, checkpoint_format, checkpoint_problem
+from medsora.saved.manifest import CHECKPOINT_FORMAT, _digest_folder, checkpoint_format, checkpoint_problem
 
 log = logging.getLogger(__name__)
 
@@ -121,46 +119,6 @@ def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | No
     return None
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
-    """Return an Adam-like optimiser's state as named tensors; `names` follow its parameters' order."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    tensors = {}
-    for name, parameter in zip(names, parameters, strict=True):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    return tensors
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: Path) -> None:
-    """Put the state that `optimizer_tensors` gave back; raises `BadInput` if the names do not match."""
-    tensors = read_tensors(path)
-    parameters = dict(
-        zip(names, [p for group in optimizer.param_groups for p in group["params"]], strict=True)
-    )
-    by_name: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, field = key.rpartition("/")
-        by_name.setdefault(name, {})[field] = value
-    if by_name and set(by_name) != set(names):
-        raise BadInput(f"{path} belongs to another model: its parameters differ from those that are trained.")
-    for name, fields in by_name.items():
-        shapes = {key: tuple(value.shape) for key, value in fields.items() if value.is_floating_point()}
-        wanted = tuple(parameters[name].shape)
-        if shapes != {"step": (), "exp_avg": wanted, "exp_avg_sq": wanted}:
-            raise BadInput(f"{path} belongs to another model: the state of {name} does not fit it.")
-    state = {index: by_name[name] for index, name in enumerate(names) if name in by_name}
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Load a safetensors file; raises `BadInput` naming the file if it is missing, cut or no safetensors."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"{path} cannot be read as safetensors: {error}.") from error
-
-
 def _read_state(folder: Path) -> dict[str, Any] | str:
     """Return the state of a checkpoint whose files are as its manifest says, or what is wrong with it."""
     try:
@@ -170,14 +128,6 @@ def _read_state(folder: Path) -> dict[str, Any] | str:
     if not isinstance(state, dict) or f"step-{state.get('step')!r:0>7}" != folder.name:
         return "state.json does not say the step that the folder's name says"
     return state
-
-
-def _digest_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
-    }
 
 
 def _require_space(root: Path, needed: int) -> None:

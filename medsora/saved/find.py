@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
+from medsora.saved.manifest import checkpoint_problem
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 1
 GEOMETRY = {"frames": int, "size": list, "fps": (int, float), "image_latents": int}
 CONDITIONS = {"labels": str, "given_frames": int}  # only where the model was trained with them
 CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
@@ -130,38 +130,6 @@ def check_part(folder: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{weights} is not a whole safetensors file ({error}); copy it again.") from error
-
-
-def checkpoint_format(folder: Path) -> int | None:
-    """Return the format that a checkpoint's manifest names, or None if it cannot be read."""
-    try:
-        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return found if type(found) is int else None
-
-
-def checkpoint_problem(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint (a file missing, cut or changed), or None if it is whole."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != CHECKPOINT_FORMAT:
-            return f"its format is {manifest['format']}, this version of MedSora reads {CHECKPOINT_FORMAT}"
-        if "state.json" not in manifest["files"]:
-            return "its manifest does not list state.json"
-        for name, wanted in manifest["files"].items():
-            path = folder / name
-            if folder.resolve() not in path.resolve().parents:
-                return f"its manifest names a file outside the folder: {name}"
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != wanted["size"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {wanted['size']}"
-            if sha256(path) != wanted["sha256"]:
-                return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"its manifest cannot be read ({type(error).__name__})"
-    return None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

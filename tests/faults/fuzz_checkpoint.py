@@ -17,8 +17,10 @@ from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
 from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.checkpoint import latest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from medsora.saved.find import checkpoint_problem, find_in_run
+from medsora.saved.checkpoint import latest_checkpoint, save_checkpoint
+from medsora.saved.find import find_in_run
+from medsora.saved.manifest import checkpoint_problem
+from medsora.saved.optimizer import optimizer_tensors, restore_optimizer
 from medsora.training.stage2.ema import Ema
 from tests.faults.guarded import report, try_all
 from tests.faults.mutate import mutate_bytes, mutate_tree

@@ -20,7 +20,8 @@ from medsora.config.load import load_config
 from medsora.data.checking.check import check_folder
 from medsora.errors import BadInput, one_line
 from medsora.html_report import Section, write_report
-from medsora.saved.checkpoint import latest_checkpoint, read_tensors, save_checkpoint
+from medsora.saved.checkpoint import latest_checkpoint, save_checkpoint
+from medsora.saved.optimizer import read_tensors
 from tests.support.paths import ROOT
 from tests.support.video_files import encode, moving_frames
 from vae.perceptual import PerceptualLoss

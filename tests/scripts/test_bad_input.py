@@ -24,7 +24,7 @@ from medsora.config.load import save_config
 from medsora.config.schema import Config
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.runtime.exit import exit_with_status
-from medsora.saved.find import checkpoint_problem
+from medsora.saved.manifest import checkpoint_problem
 from medsora.training import stage_parts
 from tests.support import tiny_training as tiny
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
-from medsora.saved.checkpoint import latest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from medsora.saved.checkpoint import latest_checkpoint, save_checkpoint
+from medsora.saved.optimizer import optimizer_tensors, restore_optimizer
 
 
 def save(root: Path, step: int, **options) -> Path:

@@ -1,0 +1,51 @@
+"""Manifests of saved folders: what each file must be, and what is wrong with one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from medsora.runtime.digests import sha256
+
+CHECKPOINT_FORMAT = 1
+
+
+def checkpoint_format(folder: Path) -> int | None:
+    """Return the format that a checkpoint's manifest names, or None if it cannot be read."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if type(found) is int else None
+
+
+def checkpoint_problem(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint (a file missing, cut or changed), or None if it is whole."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != CHECKPOINT_FORMAT:
+            return f"its format is {manifest['format']}, this version of MedSora reads {CHECKPOINT_FORMAT}"
+        if "state.json" not in manifest["files"]:
+            return "its manifest does not list state.json"
+        for name, wanted in manifest["files"].items():
+            path = folder / name
+            if folder.resolve() not in path.resolve().parents:
+                return f"its manifest names a file outside the folder: {name}"
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != wanted["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {wanted['size']}"
+            if sha256(path) != wanted["sha256"]:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"its manifest cannot be read ({type(error).__name__})"
+    return None
+
+
+def _digest_folder(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+    }
