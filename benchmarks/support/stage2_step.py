@@ -7,7 +7,8 @@ import dataclasses
 import torch
 
 from medsora.config.schema import Config
-from medsora.training.batches import TimedBatches, clipped_norm, float32_products
+from medsora.training.accelerator import clipped_norm, float32_products
+from medsora.training.batches import TimedBatches
 from medsora.training.fill_caches import fill_caches
 from medsora.training.schedule import StepBatches
 from medsora.training.stage2.build import build_dit_stage

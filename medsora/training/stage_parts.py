@@ -13,7 +13,7 @@ from medsora.config.load import config_to_dict
 from medsora.config.schema import Config, DitTrainingConfig, VaeTrainingConfig
 from medsora.saved.checkpoint import Checkpoint, save_checkpoint
 from medsora.saved.optimizer import optimizer_tensors, restore_optimizer
-from medsora.training.batches import restore_scaler, scaler_state
+from medsora.training.accelerator import restore_scaler, scaler_state
 from medsora.training.run.folder import RunFolder
 
 

@@ -28,7 +28,7 @@ from medsora.denoiser import MedSora
 from medsora.errors import BadInput
 from medsora.saved.manifest import checkpoint_problem
 from medsora.saved.vae_choice import trained_vae
-from medsora.training.batches import check_precision
+from medsora.training.accelerator import check_precision
 from medsora.training.cache.latents import latent_cache_bytes
 from medsora.training.cache.prior import prior_cache_bytes
 from medsora.training.dry_run.memory import MemoryEstimate, estimate_dit, estimate_vae, size_bytes

@@ -15,15 +15,14 @@ from medsora.errors import Interrupted, building
 from medsora.runtime.files import written_folder
 from medsora.runtime.interruption import StopRequest, any_process
 from medsora.runtime.together import losses_said
-from medsora.training.batches import (
-    NumberedClips,
-    TimedBatches,
+from medsora.training.accelerator import (
     check_same_run,
     clipped_norm,
     gradients_synchronised,
     make_accelerator,
     set_learning_rate,
 )
+from medsora.training.batches import NumberedClips, TimedBatches, sent
 from medsora.training.open_clips import open_clips
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed, generator_for
@@ -34,7 +33,6 @@ from medsora.training.schedule import Schedule, StepBatches
 from medsora.training.stage1.evaluation import evaluate_reconstruction
 from medsora.training.stage_parts import ModelPart, StageParts
 from medsora.training.step_guard import StepGuard, StepRecord
-from medsora.training.transfers import sent
 from vae import FrequencyCompensatedVAE, check_video_shape, measure_scaling_factor
 from vae.base import load_weights
 from vae.losses import VaeLoss

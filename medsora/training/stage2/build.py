@@ -15,7 +15,7 @@ from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.saved.find import find_model
 from medsora.saved.vae_choice import trained_vae
-from medsora.training.batches import check_same_run, make_accelerator
+from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.cache.fingerprint import weights_digest
 from medsora.training.cache.latents import LatentCache
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes

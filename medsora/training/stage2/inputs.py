@@ -15,9 +15,9 @@ from torch import Tensor
 from flow_prior import FlowPrior
 from medsora.config.schema import Config
 from medsora.diffusion import CLEAN, GaussianDiffusion
+from medsora.training.batches import sent
 from medsora.training.cache.prior import PriorCache
 from medsora.training.randomness import normal_for
-from medsora.training.transfers import sent
 from vae import FrequencyCompensatedVAE, frames_to_latents
 from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
 

@@ -10,13 +10,13 @@ from medsora.config.schema import Config
 from medsora.errors import building
 from medsora.runtime.interruption import StopRequest
 from medsora.runtime.together import losses_said
-from medsora.training.batches import (
-    TimedBatches,
+from medsora.training.accelerator import (
     clipped_norm,
     float32_products,
     gradients_synchronised,
     set_learning_rate,
 )
+from medsora.training.batches import TimedBatches
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed
 from medsora.training.run.report import RunReport

@@ -1,0 +1,111 @@
+"""The accelerator of both training loops: precision, gradients, loss scaling."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+
+from medsora.config.load import config_to_dict
+from medsora.config.schema import Config
+from medsora.data.clips import ClipDataset
+from medsora.errors import BadInput
+from medsora.runtime.malloc import keep_freed_memory
+from medsora.runtime.together import check_agreement, join, start_heartbeat
+from medsora.training.randomness import derive_seed
+from medsora.training.run.folder import RunFolder
+from medsora.training.run.trackers import usable_trackers
+
+
+def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
+    """Return accelerate's `Accelerator`, and seed what is built next, the models' initialisation.
+
+    Gradients are accumulated by the loops themselves. Raises `BadInput` as `check_precision` does.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    keep_freed_memory()
+    torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
+    join()
+    check_precision(precision)
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        log_with=usable_trackers(config.tracking.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "tensorboard")),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    start_heartbeat()
+    return accelerator
+
+
+def check_precision(precision: str) -> None:
+    """Raise `BadInput` for fp16 on a CPU, where accelerate would quietly train in float32."""
+    if precision == "fp16" and PartialState().device.type == "cpu":
+        raise BadInput("the precision fp16 needs a GPU, but this run is on a CPU: choose no or bf16.")
+
+
+def check_same_run(run: RunFolder, config: Config, clips: ClipDataset) -> None:
+    """Raise `BadInput` unless every process has the same folder, configuration and clips."""
+    names = [(clips.videos[video].source.name, window.start) for video, window in clips.windows]
+    check_agreement(
+        {
+            "run folder": str(run.path),
+            "configuration": _short_digest(config_to_dict(config)),
+            "number of clips": len(clips),
+            "list of clips": _short_digest(names),
+        }
+    )
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Let float32 matrix products run at `precision` for a while, where the processor has a faster way.
+
+    "medium" multiplies in bf16 and adds up in float32 (on a CPU without bf16 products it changes nothing).
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def gradients_synchronised(
+    accelerator: Accelerator, model: torch.nn.Module, last: bool
+) -> AbstractContextManager[None]:
+    """Average gradients over the processes only with the last micro-batch of a step."""
+    return nullcontext() if last else accelerator.no_sync(model)
+
+
+def clipped_norm(accelerator: Accelerator, model: torch.nn.Module, largest: float | None) -> torch.Tensor:
+    """Return the norm of all gradients, unscaled under fp16, after clipping it to `largest` if given."""
+    return accelerator.clip_grad_norm_(model.parameters(), math.inf if largest is None else largest)
+
+
+def scaler_state(accelerator: Accelerator) -> dict[str, Any] | None:
+    """Return the state of fp16's loss scaler as JSON values; None in other precisions."""
+    return accelerator.scaler.state_dict() if accelerator.scaler else None
+
+
+def restore_scaler(accelerator: Accelerator, state: dict[str, Any] | None) -> None:
+    """Put back what `scaler_state` gave."""
+    if accelerator.scaler and state:
+        accelerator.scaler.load_state_dict(state)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group the learning rate `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _short_digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()[:12]
