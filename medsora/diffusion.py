@@ -7,25 +7,17 @@ Latents are scaled, `(B, n, C, h, w)`; timesteps are `(B,)`, or `(B, n)` for one
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 from torch.special import log_ndtr
 
-from medsora.config.choices import SAMPLERS
 from medsora.config.schema import DIFFUSION_STEPS
-from medsora.errors import BadInput
 
 TRAIN_STEPS, BETA_START, BETA_END = DIFFUSION_STEPS, 1e-4, 0.02
 CLEAN = 0  # the timestep of latents that are given: the least noise there is a timestep for
 HALF_BIN = 1 / 255  # half the width of the bins in which the last step's likelihood is counted
-
-Denoise = Callable[[Tensor, Tensor], Tensor]
-Callback = Callable[[int, int, Tensor], None]
 
 
 class DiffusionLoss(NamedTuple):
@@ -179,179 +171,3 @@ def _binned_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Ten
 
 
 # Sampling
-
-
-def trailing_timesteps(steps: int, train_steps: int = TRAIN_STEPS) -> list[int]:
-    """Return `steps` evenly spaced timesteps from T - 1 downwards; after the last one comes ᾱ = 1.
-
-    Raises `BadInput` unless 1 <= steps <= T.
-    """
-    if not 1 <= steps <= train_steps:
-        raise BadInput(f"{steps} sampling steps are not possible; choose 1 to {train_steps}.")
-    return [(2 * k * train_steps + steps) // (2 * steps) - 1 for k in range(steps, 0, -1)]
-
-
-class ListedDDIMScheduler(DDIMScheduler):
-    """DDIM for step counts that do not divide T: the previous timestep is the next entry of the list.
-
-    diffusers' own class subtracts T // steps instead, which for such counts is another timestep than the one
-    that the next step begins with. Predicts ε; samples are never clipped.
-    """
-
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Take the timesteps of `trailing_timesteps`."""
-        self.num_inference_steps = num_inference_steps
-        timesteps = trailing_timesteps(num_inference_steps, self.config.num_train_timesteps)
-        self.timesteps = torch.tensor(timesteps, device=device)
-        before = [self.alphas_cumprod[t] for t in timesteps[1:]]
-        self._alpha_bar_before = dict(zip(timesteps, [*before, self.final_alpha_cumprod], strict=True))
-
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: int,
-        sample: Tensor,
-        eta: float = 0.0,
-        generator: torch.Generator | None = None,
-        variance_noise: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
-        """One step of Eq. 12 of Song et al. (2021), with σ of their Eq. 16."""
-        now, before = self.alphas_cumprod[timestep], self._alpha_bar_before[int(timestep)]
-        sigma = eta * ((1 - before) / (1 - now) * (1 - now / before)).sqrt()
-        z_0 = (sample - (1 - now).sqrt() * model_output) / now.sqrt()
-        z = before.sqrt() * z_0 + (1 - before - sigma**2).sqrt() * model_output
-        if eta > 0:
-            if variance_noise is None:
-                variance_noise = torch.randn(sample.shape, generator=generator).to(sample)
-            z = z + sigma * variance_noise
-        return DDIMSchedulerOutput(z, z_0) if return_dict else (z, z_0)
-
-
-def ddim_scheduler(
-    steps: int,
-    *,
-    train_steps: int = TRAIN_STEPS,
-    beta_start: float = BETA_START,
-    beta_end: float = BETA_END,
-) -> DDIMScheduler:
-    """Return DDIM with its timesteps set: diffusers' own where `steps` divides T, else the listed kind."""
-    timesteps = trailing_timesteps(steps, train_steps)
-    kind = ListedDDIMScheduler if train_steps % steps else DDIMScheduler
-    scheduler = kind(
-        num_train_timesteps=train_steps,
-        beta_start=beta_start,
-        beta_end=beta_end,
-        beta_schedule="linear",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        prediction_type="epsilon",
-        timestep_spacing="trailing",
-    )
-    scheduler.set_timesteps(steps)
-    assert scheduler.timesteps.tolist() == timesteps
-    return scheduler
-
-
-def dpmpp_scheduler(
-    steps: int,
-    *,
-    train_steps: int = TRAIN_STEPS,
-    beta_start: float = BETA_START,
-    beta_end: float = BETA_END,
-) -> DPMSolverMultistepScheduler:
-    """Return DPM-Solver++ of second order over the same timesteps, for good samples in 20 to 50 steps."""
-    scheduler = DPMSolverMultistepScheduler(
-        num_train_timesteps=train_steps,
-        beta_start=beta_start,
-        beta_end=beta_end,
-        beta_schedule="linear",
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        prediction_type="epsilon",
-        final_sigmas_type="zero",
-        timestep_spacing="trailing",
-    )
-    scheduler.set_timesteps(timesteps=trailing_timesteps(steps, train_steps))
-    scheduler.set_begin_index(0)
-    return scheduler
-
-
-def make_scheduler(sampler: str, steps: int, **schedule: Any) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    """Return a fresh scheduler by its name in `SAMPLERS`. Raises `BadInput` for another name."""
-    makers = dict(zip(SAMPLERS, (ddim_scheduler, dpmpp_scheduler), strict=True))
-    if sampler not in makers:
-        raise BadInput(f"there is no sampler {sampler!r}; choose {' or '.join(SAMPLERS)}.")
-    return makers[sampler](steps, **schedule)
-
-
-@torch.no_grad()
-def sample(
-    denoise: Denoise,
-    noise: Tensor,
-    scheduler: DDIMScheduler | DPMSolverMultistepScheduler,
-    *,
-    eta: float = 0.0,
-    generators: Sequence[torch.Generator] | None = None,
-    callback: Callback | None = None,
-    given: Tensor | None = None,
-) -> Tensor:
-    """Turn noise (B, ...) into samples: the sampler as a function of model, noise and schedule.
-
-    Args:
-        denoise: (z (B, ...), t (B,)) -> ε (B, ...).
-        noise: standard normal; its type and device are those of the whole computation.
-        scheduler: fresh from `make_scheduler`.
-        eta: 0 is deterministic DDIM, 1 as random as ancestral sampling.
-        generators: with eta > 0, one CPU generator per sample, so that a sample's noise does not depend on
-            those beside it.
-        callback: called after every step with its number (from 0), its timestep and the latents.
-        given: the first latents (B or 1, k, ...) if they are known: they stay as they are, free of noise, and
-            `denoise` gets timesteps (B, n) that say so (`CLEAN`).
-
-    Raises:
-        BadInput: for eta outside 0..1, with a scheduler that has none, or without generators.
-    """
-    stochastic = _check_eta(eta, scheduler, generators)
-    z = _beginning_with(given, noise)
-    for number, t in enumerate(scheduler.timesteps.tolist()):
-        eps = denoise(z, _timesteps(t, z, given))
-        options = {"eta": eta, "variance_noise": noise_like(z, generators)} if stochastic else {}
-        z = _beginning_with(given, scheduler.step(eps, t, z, return_dict=False, **options)[0])
-        if callback is not None:
-            callback(number, t, z)
-    return z
-
-
-def _beginning_with(given: Tensor | None, z: Tensor) -> Tensor:
-    if given is None:
-        return z
-    return torch.cat([given.to(z).expand(len(z), *given.shape[1:]), z[:, given.shape[1] :]], dim=1)
-
-
-def _timesteps(t: int, z: Tensor, given: Tensor | None) -> Tensor:
-    if given is None:
-        return torch.full((z.shape[0],), t, device=z.device)
-    timesteps = torch.full(z.shape[:2], t, device=z.device)
-    timesteps[:, : given.shape[1]] = CLEAN
-    return timesteps
-
-
-def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Return standard normal noise of z's shape: sample k from generator k, in float32 on the CPU."""
-    drawn = torch.stack([torch.randn(z.shape[1:], generator=generator) for generator in generators])
-    if z.is_cuda:  # from pinned memory, so that the host need not wait
-        drawn = drawn.pin_memory()
-    return drawn.to(z, non_blocking=z.is_cuda)
-
-
-def _check_eta(
-    eta: float, scheduler: DDIMScheduler | DPMSolverMultistepScheduler, generators: Sequence | None
-) -> bool:
-    if not 0 <= eta <= 1:
-        raise BadInput(f"eta must lie between 0 and 1, not {eta}.")
-    if eta > 0 and not isinstance(scheduler, DDIMScheduler):
-        raise BadInput(f"eta is {eta}, but only the ddim sampler has an eta; leave it at 0.")
-    if eta > 0 and generators is None:
-        raise BadInput("eta > 0 draws noise at every step; give one generator per sample.")
-    return eta > 0

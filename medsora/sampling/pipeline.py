@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from medsora.config import choices
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
-from medsora.diffusion import CLEAN, Callback, make_scheduler, noise_like, sample
+from medsora.diffusion import CLEAN
 from medsora.errors import BadInput
+from medsora.sampler import Callback, make_scheduler, noise_like, sample
 from medsora.sampling.compiled import compile_blocks
 from medsora.sampling.conditions import check_first_frames, check_guidance, label_numbers, plan_film
 from medsora.sampling.guidance import guided

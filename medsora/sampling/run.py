@@ -25,7 +25,6 @@ from torch import Tensor
 from medsora.config.choices import COMPILE, FORMATS, SAMPLERS
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
-from medsora.diffusion import trailing_timesteps
 from medsora.errors import BadInput, Interrupted, building
 from medsora.runtime.files import name_beside, write_json
 from medsora.runtime.interruption import StopRequest
@@ -33,6 +32,7 @@ from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import on_main, share_of, working_together
 from medsora.runtime.progress_bar import progress_bar
 from medsora.runtime.versions import library_versions
+from medsora.sampler import trailing_timesteps
 from medsora.sampling.conditions import (
     FilmPlan,
     check_first_frames,

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from medsora.denoiser import PRESETS, MedSora
-from medsora.diffusion import ddim_scheduler
 from medsora.errors import BadInput
 from medsora.runtime.files import obey_umask, write_json
+from medsora.sampler import ddim_scheduler
 from medsora.saved.card import CARD_NAME, ModelCard
 from medsora.saved.find import GEOMETRY, ModelFolder, check_part, find_in_run, find_pipeline, read_json_object
 from medsora.saved.hub import upload_model

@@ -12,8 +12,9 @@ from diffusers import DDIMScheduler
 from scipy import integrate, stats
 from torch import Tensor
 
-from medsora.diffusion import (
-    GaussianDiffusion,
+from medsora.diffusion import GaussianDiffusion
+from medsora.errors import BadInput
+from medsora.sampler import (
     ListedDDIMScheduler,
     ddim_scheduler,
     dpmpp_scheduler,
@@ -21,7 +22,6 @@ from medsora.diffusion import (
     sample,
     trailing_timesteps,
 )
-from medsora.errors import BadInput
 
 SHAPE = (2, 3, 4, 2, 2)  # (B, n, C, h, w)
 MU, S = 0.7, 0.3

@@ -13,8 +13,8 @@ import torch
 from medsora.data.reading.pixels import frames_to_video
 from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import save_image
-from medsora.diffusion import make_scheduler, sample
 from medsora.errors import BadInput
+from medsora.sampler import make_scheduler, sample
 from medsora.sampling.conditions import FilmPlan, plan_film, read_first_frames
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import find_model
