@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from medsora.data.reading.margins import NO_MARGINS, Margins
+
 SAMPLES = 24  # frames, evenly spaced over a video
 LONGEST_SIDE = 1024  # pixels; larger frames are looked at reduced to this
 FEWEST_SAMPLES = 8  # below, nothing can be said to stand still
@@ -34,9 +36,6 @@ LEAST_FILLED = 0.06  # part of its box that a line of letters covers
 LEGIBLE = 96  # pixels of the shorter side: on smaller pictures no coloured letter can be read, or told apart
 DARK_AROUND = 0.4  # part of a coloured letter's surroundings that is black where they do not move
 THICK, RIM = 0.04, 0.03  # of the shorter side: the field of view is thicker than letters; its rim is no mark
-
-Margins = tuple[float, float, float, float]  # top, bottom, left, right: parts of height, height, width, width
-NO_MARGINS: Margins = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -230,15 +229,6 @@ def _rim(lit: np.ndarray) -> np.ndarray:
         return np.zeros(lit.shape, bool)
     to_edge = (cv2.distanceTransform(part, cv2.DIST_L2, 3) for part in (field, 1 - field))
     return sum(to_edge) <= max(2.0, RIM * side)
-
-
-def crop(image: np.ndarray, margins: Margins) -> np.ndarray:
-    """Return `image` (h, w, ...) without its margins; at least one pixel is left."""
-    height, width = image.shape[:2]
-    top, bottom, left, right = (
-        round(part * side) for part, side in zip(margins, (height, height, width, width), strict=True)
-    )
-    return image[top : max(height - bottom, top + 1), left : max(width - right, left + 1)]
 
 
 def place(box: Margins) -> str:

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsora.data.checking.burnt_in import NO_MARGINS, Margins, StillMarks, place
+from medsora.data.checking.burnt_in import StillMarks, place
 from medsora.data.checking.cache import CheckCache, default_cache_path
 from medsora.data.checking.scan import Scan, scan_source
 from medsora.data.checking.windows import Window, clip_span, windows_of
 from medsora.data.reading.find import Source, find_sources
+from medsora.data.reading.margins import NO_MARGINS, Margins
 from medsora.errors import BadInput, one_line
 
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here

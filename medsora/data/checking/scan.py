@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from medsora.data.checking.burnt_in import NO_MARGINS, EvenSamples, Margins
+from medsora.data.checking.burnt_in import EvenSamples
 from medsora.data.reading.decoding import SeekPoint, UnreadableVideo, VideoReader
 from medsora.data.reading.find import Source
 from medsora.data.reading.frame_folder import list_frames, read_image
+from medsora.data.reading.margins import NO_MARGINS, Margins
 from medsora.data.reading.video_io import reader_info
 
 SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame

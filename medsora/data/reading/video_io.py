@@ -19,9 +19,9 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from medsora.data.checking.burnt_in import NO_MARGINS, Margins, crop
 from medsora.data.reading.decoding import SeekPoint, UnreadableVideo, VideoReader
 from medsora.data.reading.frame_folder import IMAGE_SUFFIXES, list_frames, read_image
+from medsora.data.reading.margins import NO_MARGINS, Margins, crop
 from medsora.data.reading.resize import resize_and_crop
 from medsora.runtime.files import written_beside
 

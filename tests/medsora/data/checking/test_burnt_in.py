@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from medsora.config.load import config_from_dict
-from medsora.data.checking.burnt_in import NO_MARGINS, EvenSamples, StillMarks, find_still_marks, place
+from medsora.data.checking.burnt_in import EvenSamples, StillMarks, find_still_marks, place
 from medsora.data.checking.check import check_folder
 from medsora.data.clips import ClipDataset
 from medsora.data.exact_flow import check_flow_files
 from medsora.data.phantom import clip_seed, render_clip
+from medsora.data.reading.margins import NO_MARGINS
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
 from medsora.training.cache.fingerprint import clips_digest
