@@ -12,8 +12,8 @@ from medsora.config.load import load_config
 from medsora.config.schema import Config
 from medsora.saved.vae_choice import trained_vae
 from medsora.training.accelerator import float32_products
+from medsora.training.joint_images import image_latents
 from medsora.training.stage2.build import build_denoiser
-from medsora.training.stage2.inputs import image_latents
 from vae import frames_to_latents
 from vae.shapes import PIXELS_PER_LATENT
 

@@ -19,8 +19,8 @@ from medsora.data.clips import ClipDataset
 from medsora.runtime.progress_bar import progress_bar
 from medsora.training.cache.fingerprint import clips_digest, weights_digest
 from medsora.training.cache.store import TensorStore
+from medsora.training.joint_images import image_moments
 from medsora.training.randomness import derive_seed
-from medsora.training.stage2.inputs import image_moments
 from vae import FrequencyCompensatedVAE, frames_to_latents
 from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK, PIXELS_PER_LATENT
 

@@ -26,7 +26,8 @@ from medsora.config.schema import Config
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.sampling.pipeline import DTYPES
-from medsora.training.stage2.inputs import DitInputs, image_latents, image_moments
+from medsora.training.joint_images import image_latents, image_moments
+from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
 from vae import FrequencyCompensatedVAE, frames_to_latents
 from vae.losses import VaeLoss

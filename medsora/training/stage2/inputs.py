@@ -17,9 +17,9 @@ from medsora.config.schema import Config
 from medsora.diffusion import CLEAN, GaussianDiffusion
 from medsora.training.batches import sent
 from medsora.training.cache.prior import PriorCache
+from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.randomness import normal_for
 from vae import FrequencyCompensatedVAE, frames_to_latents
-from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
 
 
 @dataclass(frozen=True)
@@ -143,20 +143,3 @@ class DitInputs:
         seed, shape = self.config.run.seed, tuple(like.shape[1:])
         noise = [normal_for(shape, seed, purpose, int(sample)) for sample in batch["sample"]]
         return sent(torch.stack(noise), self.device)
-
-
-def image_latents(config: Config) -> int:
-    """Return how many latents the joint images of one sample become: count/4 packed, count single."""
-    count = config.images.count
-    return count // FRAMES_PER_CHUNK * LATENTS_PER_CHUNK if config.images.encoding == "packed" else count
-
-
-def image_moments(vae: FrequencyCompensatedVAE, images: Tensor, encoding: str) -> tuple[Tensor, Tensor]:
-    """Encode joint images (B, K, 3, H, W) to mean and log-variance (B, n - f, C, h, w), unscaled.
-
-    `packed` takes groups of 8 through the causal VAE together (2 latents each), `single` each image alone.
-    """
-    together = FRAMES_PER_CHUNK if encoding == "packed" else 1
-    groups = images.reshape(-1, together, *images.shape[2:])
-    mean, logvar = vae.encode_moments(groups)
-    return tuple(part.reshape(images.shape[0], -1, *part.shape[2:]) for part in (mean, logvar))

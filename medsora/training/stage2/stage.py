@@ -20,12 +20,13 @@ from medsora.runtime.files import write_text, written_folder
 from medsora.runtime.interruption import StopRequest, any_process
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
+from medsora.training.joint_images import image_latents
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import keep_sheet
 from medsora.training.schedule import SampleKey, Schedule
 from medsora.training.stage2.block_alignment import BlockAlignment
 from medsora.training.stage2.ema import Ema
-from medsora.training.stage2.inputs import DitInputs, image_latents
+from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.training.stage2.samples import DitSamples
 from medsora.training.stage_parts import ModelPart, StageParts, ValuePart

@@ -12,7 +12,7 @@ import torch
 
 from medsora.data.clips import ClipDataset
 from medsora.training.cache.latents import LatentCache
-from medsora.training.stage2.inputs import image_moments
+from medsora.training.joint_images import image_moments
 from tests.support import tiny_training as tiny
 from vae import FrequencyCompensatedVAE
 
