@@ -10,7 +10,7 @@ import torch
 
 from medsora.config.load import load_config
 from medsora.config.schema import Config
-from medsora.saved.vae_choice import trained_vae
+from medsora.saved.find import trained_vae
 from medsora.training.accelerator import float32_products
 from medsora.training.joint_images import image_latents
 from medsora.training.stage2.build import build_denoiser

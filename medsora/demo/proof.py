@@ -14,7 +14,7 @@ from medsora.data.reading.pixels import video_to_frames
 from medsora.data.reading.video_io import read_frames
 from medsora.evaluation.sanity.baselines import Proof, prove
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.vae_choice import trained_vae
+from medsora.saved.find import trained_vae
 from medsora.training.open_clips import open_clips
 from medsora.training.stage2.build import build_denoiser
 

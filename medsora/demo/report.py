@@ -15,7 +15,7 @@ from medsora.data.sheet import contact_sheet, save_image
 from medsora.evaluation.metrics.motion import flow_magnitudes
 from medsora.evaluation.sanity.baselines import Proof
 from medsora.html_report import Section, draw_curves, write_report
-from medsora.saved.vae_choice import trained_vae
+from medsora.saved.find import trained_vae
 from medsora.training.open_clips import open_clips
 from medsora.training.run.folder import read_log
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
+import os
+import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils.environment import parse_flag_from_env
+from torch.distributed import DistError, TCPStore
 
-from medsora.errors import BadInput, building
-from medsora.runtime.together import join, losses_said, part, start_heartbeat
+from medsora.errors import BadInput, LostProcess, building
 
 Result = TypeVar("Result")
 
@@ -54,3 +60,145 @@ def on_main(state: PartialState, work: Callable[[], Result]) -> Result:
 def share_of(state: PartialState, count: int) -> list[int]:
     """Return the numbers below `count` that are this process's."""
     return list(range(state.process_index, count, state.num_processes))
+
+
+BEAT_S = 2.0
+
+
+SILENT_S = 45.0
+
+
+LONGEST_WAIT = datetime.timedelta(hours=6)  # for the main process's part of the work
+
+
+BATCH_TIME_LIMIT_S = 600.0  # for a loader's worker; a clip that is hard to decode is given up long before
+
+
+GO_ON = "what was saved before is whole, so start the same command again"
+
+
+NETWORK_WORDS = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe")
+
+
+_heartbeats: list[Heartbeat] = []
+
+
+class Heartbeat(threading.Thread):
+    """One process's thread; `start_heartbeat` makes it."""
+
+    def __init__(self, store: TCPStore, rank: int, processes: int, silent_s: float = SILENT_S) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self.store, self.rank, self.silent_s = store, rank, silent_s
+        self.heard = {other: (0, 0) for other in range(processes) if other != rank}  # its count, beats missed
+        self.parted = False
+
+    def run(self) -> None:
+        """Beat and listen until another process is silent; then say so and end this one."""
+        while not (silent := self._silent()) and not self.parted:
+            time.sleep(BEAT_S)
+        if self.parted:
+            return
+        if self.rank == min({self.rank, *self.heard} - set(silent)):
+            print(
+                f"\nerror: {_lost(silent, self.silent_s)}", file=sys.stderr, flush=True
+            )  # below a bar's line
+        os._exit(1)  # the main thread may be waiting in a collective operation that never ends
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the main process."""
+        return self.rank == 0
+
+    def main_is_alive(self) -> bool:
+        """Return whether the main process, which keeps the store, can still be reached."""
+        try:
+            self.store.add(f"beat/{self.rank}", 1)
+        except (DistError, RuntimeError):
+            return False
+        return True
+
+    def part(self) -> None:
+        """Let the others know that this process has done its work, so that they do not miss it."""
+        self.parted = True
+        with suppress(DistError, RuntimeError):  # the main process, and its store, may have left before
+            self.store.add(f"parted/{self.rank}", 1)
+
+    def _silent(self) -> list[int]:
+        """Return who was not heard of for too many beats of our own: all may have been suspended together."""
+        try:
+            self.store.add(f"beat/{self.rank}", 1)
+            for other, (count, missed) in self.heard.items():
+                found = self.store.add(f"beat/{other}", 0)
+                expected = found == count and self.store.add(f"parted/{other}", 0) == 0
+                self.heard[other] = (found, missed + 1 if expected else 0)
+        except (DistError, RuntimeError):  # the store is the main process's, so that one is gone
+            count, missed = self.heard.get(0, (0, 0))
+            self.heard[0] = (count, missed + 1)
+        return [other for other, (_, missed) in self.heard.items() if missed * BEAT_S > self.silent_s]
+
+
+def join() -> PartialState:
+    """Return this process's place among those that a launcher started, once they have found each other."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
+
+
+def start_heartbeat(silent_s: float = SILENT_S) -> None:
+    """Let this process be heard and listen to the others; once per process, nothing for a single one."""
+    state = PartialState()
+    if state.num_processes == 1 or _heartbeats:
+        return
+    host, limit = os.environ.get("MASTER_ADDR", "localhost"), datetime.timedelta(seconds=10)
+    options = {"timeout": limit, "wait_for_workers": False}
+    store = TCPStore(host, 0, is_master=True, **options) if state.is_main_process else None
+    (port,) = broadcast_object_list([store.port if store else None])
+    store = store or TCPStore(host, port, is_master=False, **options)
+    _heartbeats.append(Heartbeat(store, state.process_index, state.num_processes, silent_s))
+    _heartbeats[0].start()
+
+
+def part() -> None:
+    """End this process's part of the work: from here on nobody misses it."""
+    while _heartbeats:
+        _heartbeats.pop().part()
+
+
+@contextmanager
+def losses_said() -> Iterator[None]:
+    """Turn what PyTorch raises when another process or a loader's worker is gone into `LostProcess`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if sentence := _why_lost(error):
+            main_says_it = any(not beat.is_main and beat.main_is_alive() for beat in _heartbeats)
+            raise LostProcess(sentence, said_elsewhere=main_says_it) from error
+        raise
+
+
+def check_agreement(what: dict[str, Any]) -> None:
+    """Raise `BadInput` in every process unless all of them have the same values in `what`."""
+    for rank, other in enumerate(gather_object([what])):
+        for key, value in what.items():
+            if other[key] != value:
+                mine = PartialState().process_index
+                raise BadInput(
+                    f"process {rank} has another {key} than process {mine} ({other[key]} and {value}); "
+                    "give all machines the same command, configuration and data."
+                )
+
+
+def _why_lost(error: RuntimeError) -> str | None:
+    text = str(error)
+    if "DataLoader worker" in text:
+        return f"a process that loads data died ({text.splitlines()[0].rstrip('. ')}); {GO_ON}."
+    if "DataLoader timed out" in text:
+        return f"no batch of data came within {BATCH_TIME_LIMIT_S:.0f} seconds; {GO_ON}."
+    alone = PartialState().num_processes == 1
+    if alone or not (isinstance(error, DistError) or any(word in text.lower() for word in NETWORK_WORDS)):
+        return None
+    reason = re.sub(r"^\[.*?\] ", "", " ".join(text.split())).split(" [")[0].split(". ")[0]
+    return f"another process of this run is gone ({reason}); {GO_ON}."
+
+
+def _lost(silent: list[int], seconds: float) -> str:
+    who = f"process {silent[0]}" if len(silent) == 1 else f"processes {', '.join(map(str, silent))}"
+    return f"{who} of this run has not been heard of for {seconds:.0f} seconds; {GO_ON}."

@@ -18,9 +18,11 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
 from medsora.saved.manifest import checkpoint_problem
+from vae import FrequencyCompensatedVAE
 
 log = logging.getLogger(__name__)
 
@@ -178,3 +180,21 @@ def _download(name: str) -> Path:
         raise BadInput(
             f"{name} is no folder here and cannot be had from the hub ({reason}); {WAYS}."
         ) from error
+
+
+def trained_vae(config: Config) -> FrequencyCompensatedVAE:
+    """Return the frozen VAE of stage 2, in evaluation mode.
+
+    `vae.path` is a VAE folder, or a stage 1 run folder that holds one as `final`. Raises `BadInput` where
+    there is none.
+    """
+    named = Path(config.vae.path) if config.vae.path is not None else config.vae_dir
+    folder = named / "final" if (named / "final").is_dir() else named
+    if not (folder / "config.json").is_file():
+        how = (
+            ""
+            if config.vae.path is not None
+            else "; run train_vae.py with the same config first, or set vae.path"
+        )
+        raise BadInput(f"there is no trained VAE in {folder}{how}.")
+    return FrequencyCompensatedVAE.from_pretrained(folder).eval().requires_grad_(False)

@@ -19,7 +19,7 @@ from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
 from medsora.errors import BadInput
 from medsora.runtime.malloc import keep_freed_memory
-from medsora.runtime.together import check_agreement, join, start_heartbeat
+from medsora.runtime.processes import check_agreement, join, start_heartbeat
 from medsora.training.randomness import derive_seed
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.trackers import usable_trackers

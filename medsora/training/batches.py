@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medsora.data.clips import ClipDataset
 from medsora.runtime.malloc import hand_back_freed_memory
-from medsora.runtime.together import BATCH_TIME_LIMIT_S
+from medsora.runtime.processes import BATCH_TIME_LIMIT_S
 from medsora.training.schedule import SampleKey, StepBatches
 
 

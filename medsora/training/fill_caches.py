@@ -20,8 +20,8 @@ from medsora.config.load import load_config
 from medsora.config.schema import Config
 from medsora.errors import BadInput, building
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
-from medsora.runtime.together import losses_said
-from medsora.saved.vae_choice import trained_vae
+from medsora.runtime.processes import losses_said
+from medsora.saved.find import trained_vae
 from medsora.training.accelerator import make_accelerator
 from medsora.training.cache.latents import LatentCache, latent_cache_bytes
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes

@@ -27,7 +27,7 @@ import train_vae
 from medsora.config.load import save_config
 from medsora.runtime import processes as training_processes
 from medsora.runtime.exit import exit_with_status
-from medsora.runtime.together import start_heartbeat
+from medsora.runtime.processes import start_heartbeat
 from medsora.training import batches as setup
 from medsora.training import fill_caches as cache
 from medsora.training.schedule import SampleKey

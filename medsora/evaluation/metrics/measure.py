@@ -8,8 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from medsora.evaluation.features.feature_store import Extractor, Features
-from medsora.evaluation.metrics.frechet import frechet_distance
-from medsora.evaluation.metrics.moments import Moments
+from medsora.evaluation.metrics.frechet import Moments, frechet_distance
 
 
 @dataclass(frozen=True)

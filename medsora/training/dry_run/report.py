@@ -26,8 +26,8 @@ from medsora.data.phantom.render import KINDS
 from medsora.data.split import HELD_OUT, split_by_video
 from medsora.denoiser import MedSora
 from medsora.errors import BadInput
+from medsora.saved.find import trained_vae
 from medsora.saved.manifest import checkpoint_problem
-from medsora.saved.vae_choice import trained_vae
 from medsora.training.accelerator import check_precision
 from medsora.training.cache.latents import latent_cache_bytes
 from medsora.training.cache.prior import prior_cache_bytes

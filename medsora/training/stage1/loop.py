@@ -14,7 +14,7 @@ from medsora.data.clips import ClipDataset
 from medsora.errors import Interrupted, building
 from medsora.runtime.files import written_folder
 from medsora.runtime.interruption import StopRequest, any_process
-from medsora.runtime.together import losses_said
+from medsora.runtime.processes import losses_said
 from medsora.training.accelerator import (
     check_same_run,
     clipped_norm,

@@ -13,8 +13,7 @@ from medsora.config.schema import Config
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
-from medsora.saved.find import find_model
-from medsora.saved.vae_choice import trained_vae
+from medsora.saved.find import find_model, trained_vae
 from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.cache.fingerprint import weights_digest
 from medsora.training.cache.latents import LatentCache

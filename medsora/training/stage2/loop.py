@@ -9,7 +9,7 @@ import torch
 from medsora.config.schema import Config
 from medsora.errors import building
 from medsora.runtime.interruption import StopRequest
-from medsora.runtime.together import losses_said
+from medsora.runtime.processes import losses_said
 from medsora.training.accelerator import (
     clipped_norm,
     float32_products,

@@ -14,7 +14,7 @@ import pytest
 from medsora.errors import BadInput, Interrupted
 from medsora.runtime import interruption
 from medsora.runtime.interruption import StopRequest
-from medsora.training.run.lock import hold_folder
+from medsora.training.run.folder import hold_folder
 from medsora.training.stage1 import loop as vae_loop
 from medsora.training.stage2 import loop as dit_loop
 from medsora.training.stage2 import stage as dit_stage

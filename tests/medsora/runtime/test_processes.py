@@ -12,7 +12,7 @@ import pytest
 
 from medsora.errors import BadInput
 from medsora.runtime import together
-from medsora.runtime.together import Heartbeat, check_agreement, losses_said
+from medsora.runtime.processes import Heartbeat, check_agreement, losses_said
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 

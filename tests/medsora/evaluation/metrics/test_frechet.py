@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from medsora.evaluation.metrics.frechet import frechet_distance
-from medsora.evaluation.metrics.moments import Moments
+from medsora.evaluation.metrics.frechet import Moments, frechet_distance
 
 
 def moments_of(rows: np.ndarray, weights: np.ndarray | None = None) -> Moments:
