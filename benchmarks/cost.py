@@ -26,7 +26,7 @@ from benchmarks.kernels import kept_bytes
 from medsora import PRESETS, MedSora
 from medsora.errors import BadInput
 from medsora.runtime.exit import exit_with_status
-from vae import check_video_shape, frames_to_latents
+from medsora.vae import check_video_shape, frames_to_latents
 
 BYTES_PER_PARAMETER = 20
 SPATIAL_RATIO = 8

@@ -128,7 +128,7 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
 
     Lengths are compiled side by side. What is found in time is kept, whatever the rest does.
     """
-    from kernels import backends
+    from medsora.kernels import backends
 
     reasons = {name: reason for name, reason in backends().items() if reason}
     print(f"{device_name(device)}, torch {torch.__version__}; not here: {reasons or 'nothing'}")
@@ -199,7 +199,7 @@ def step_error(device: str) -> float:
 def error_of(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
     """`largest_error` of one length's outputs and gradients against the recurrence."""
     from benchmarks.support.scan_inputs import output_and_gradients, random_inputs
-    from kernels import mamba2_scan
+    from medsora.kernels import mamba2_scan
 
     inputs = random_inputs(length, batch=2, heads=2, headdim=64, d_state=128, orders=2, dtype=dtype)
     inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from kernels import backends, mamba2_scan
+from medsora.kernels import backends, mamba2_scan
 
 BLOCKS = {"S": 6, "B": 12, "L": 24}
 HEADS, HEADDIM, D_STATE, TAPS, SIDE = 16, 64, 128, 4, 8  # of the presets S, B and L at 128 x 128 pixels

@@ -16,8 +16,8 @@ from medsora import PRESETS, MedSora
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.sampling.prepared import PreparedDenoiser
-from vae import check_video_shape, frames_to_latents
-from vae.shapes import PIXELS_PER_LATENT
+from medsora.vae import check_video_shape, frames_to_latents
+from medsora.vae.shapes import PIXELS_PER_LATENT
 
 TIMESTEP = 500
 

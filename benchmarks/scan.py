@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.kernels import D_INNER, HEADDIM, block_scans
 from benchmarks.support.bare_machine import make_do
 from benchmarks.support.measure import RESULTS, device_name, keep, median_ms, ratio, take_turns
-from kernels import mamba2_scan
+from medsora.kernels import mamba2_scan
 from medsora.runtime.malloc import keep_freed_memory
 
 LENGTH = 48

@@ -8,16 +8,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from flow_prior.choices import ESTIMATORS
+from medsora.flow_prior.choices import ESTIMATORS
 
 if TYPE_CHECKING:
-    from flow_prior.alignment import AlignmentLoss, alignment_loss, needed
-    from flow_prior.dino import DinoEncoder
-    from flow_prior.dis import DisEstimator
-    from flow_prior.estimate import build_estimator, estimate_flow
-    from flow_prior.flow_image import flow_to_rgb
-    from flow_prior.prior import FlowPrior, selected_layers
-    from flow_prior.raft import RaftEstimator
+    from medsora.flow_prior.alignment import AlignmentLoss, alignment_loss, needed
+    from medsora.flow_prior.dino import DinoEncoder
+    from medsora.flow_prior.dis import DisEstimator
+    from medsora.flow_prior.estimate import build_estimator, estimate_flow
+    from medsora.flow_prior.flow_image import flow_to_rgb
+    from medsora.flow_prior.prior import FlowPrior, selected_layers
+    from medsora.flow_prior.raft import RaftEstimator
 
 __all__ = [
     "ESTIMATORS",
@@ -53,3 +53,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+if __name__ == "flow_prior":  # imported by the folder's name, before `medsora`
+    from medsora.checkout import import_again
+
+    import_again(__name__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flow_prior.choices import CORRELATIONS
+from medsora.flow_prior.choices import CORRELATIONS
 
 
 @dataclass(frozen=True)

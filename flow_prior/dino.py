@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flow_prior.weights import load_strictly, read_weights
+from medsora.flow_prior.weights import load_strictly, read_weights
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flow_prior.choices import ESTIMATORS
-from flow_prior.dis import DisEstimator
-from flow_prior.raft import VARIANTS, RaftEstimator
+from medsora.flow_prior.choices import ESTIMATORS
+from medsora.flow_prior.dis import DisEstimator
+from medsora.flow_prior.raft import VARIANTS, RaftEstimator
 
 
 class ExactFlow(nn.Module):

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flow_prior.choices import AVERAGINGS
-from flow_prior.dino import DinoEncoder
-from flow_prior.estimate import build_estimator, estimate_flow
-from flow_prior.flow_image import flow_to_rgb
+from medsora.flow_prior.choices import AVERAGINGS
+from medsora.flow_prior.dino import DinoEncoder
+from medsora.flow_prior.estimate import build_estimator, estimate_flow
+from medsora.flow_prior.flow_image import flow_to_rgb
 
 
 def selected_layers(depth: int, dino_depth: int = 12) -> list[int]:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.optical_flow import Raft_Large_Weights, Raft_Small_Weights, raft_large, raft_small
 
-from flow_prior.choices import RAFT_VARIANTS
-from flow_prior.weights import load_strictly, read_weights
+from medsora.flow_prior.choices import RAFT_VARIANTS
+from medsora.flow_prior.weights import load_strictly, read_weights
 
 _MODELS = ((raft_large, Raft_Large_Weights.C_T_V2), (raft_small, Raft_Small_Weights.C_T_V2))
 VARIANTS = dict(zip(RAFT_VARIANTS, _MODELS, strict=True))

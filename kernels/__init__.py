@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kernels.dispatch import backends, mamba2_scan
+    from medsora.kernels.dispatch import backends, mamba2_scan
 
 __all__ = ["backends", "mamba2_scan"]
 
@@ -19,3 +19,9 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.dispatch"), name)
+
+
+if __name__ == "kernels":  # imported by the folder's name, before `medsora`
+    from medsora.checkout import import_again
+
+    import_again(__name__)

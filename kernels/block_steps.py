@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kernels.fused import backend as triton_backend
-from kernels.fused import plan as fused_plan
+from medsora.kernels.fused import backend as triton_backend
+from medsora.kernels.fused import plan as fused_plan
 
 
 def fused(backend: str, tokens: Tensor, *others: Tensor) -> bool:

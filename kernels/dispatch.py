@@ -7,11 +7,11 @@ import logging
 import torch
 from torch import Tensor
 
-from kernels import mamba_ssm_backend, reference
-from kernels.choices import FASTEST_FIRST
-from kernels.fused import backend as triton_backend
-from kernels.fused import plan as fused_plan
-from kernels.matrix import scan as ssd
+from medsora.kernels import mamba_ssm_backend, reference
+from medsora.kernels.choices import FASTEST_FIRST
+from medsora.kernels.fused import backend as triton_backend
+from medsora.kernels.fused import plan as fused_plan
+from medsora.kernels.matrix import scan as ssd
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.matrix.walks import places_of, put_back, walk
+from medsora.kernels.matrix.walks import places_of, put_back, walk
 
 CHUNK = 256  # tokens: the package's own default
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from medsora import checkout
 from medsora.version import __version__
 
 if TYPE_CHECKING:
     from medsora.denoiser import PRESETS, MedSora
     from medsora.sampling.pipeline import MedSoraPipeline
+
+checkout.install()
 
 __all__ = ["PRESETS", "MedSora", "MedSoraPipeline", "__version__"]
 

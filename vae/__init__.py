@@ -8,11 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vae.shapes import check_video_shape, frames_to_latents
+from medsora.vae.shapes import check_video_shape, frames_to_latents
 
 if TYPE_CHECKING:
-    from vae.losses import VaeLoss, focal_frequency_loss
-    from vae.model import FrequencyCompensatedVAE, VAEOutput, measure_scaling_factor
+    from medsora.vae.losses import VaeLoss, focal_frequency_loss
+    from medsora.vae.model import FrequencyCompensatedVAE, VAEOutput, measure_scaling_factor
 
 __all__ = [
     "FrequencyCompensatedVAE",
@@ -25,15 +25,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "FrequencyCompensatedVAE": "vae.model",
-    "VAEOutput": "vae.model",
-    "VaeLoss": "vae.losses",
-    "focal_frequency_loss": "vae.losses",
-    "measure_scaling_factor": "vae.model",
+    "FrequencyCompensatedVAE": "medsora.vae.model",
+    "VAEOutput": "medsora.vae.model",
+    "VaeLoss": "medsora.vae.losses",
+    "focal_frequency_loss": "medsora.vae.losses",
+    "measure_scaling_factor": "medsora.vae.model",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'vae' has no attribute {name!r}")
+        raise AttributeError(f"module 'medsora.vae' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+if __name__ == "vae":  # imported by the folder's name, before `medsora`
+    from medsora.checkout import import_again
+
+    import_again(__name__)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae.perceptual import PerceptualLoss
+from medsora.vae.perceptual import PerceptualLoss
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vae.base import base_from_config, load_base
-from vae.compensation import add_compensation, compensation_modules
-from vae.losses import halved
-from vae.shapes import check_video_shape, frames_to_latents
+from medsora.vae.base import base_from_config, load_base
+from medsora.vae.compensation import add_compensation, compensation_modules
+from medsora.vae.losses import halved
+from medsora.vae.shapes import check_video_shape, frames_to_latents
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from vae.choices import LPIPS_TRUNKS
+from medsora.vae.choices import LPIPS_TRUNKS
 
 
 class PerceptualLoss(nn.Module):

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import mamba2_scan, mamba_ssm_backend
 from medsora.denoiser import MedSora
 from medsora.denoiser.plain import Mamba2, PlainMedSora, SpatialMamba
+from medsora.kernels import mamba2_scan, mamba_ssm_backend
 from medsora.spiral import spiral_order
 
 SETTINGS = signature(PlainMedSora).parameters.keys() - {"use_mamba_ssm"}

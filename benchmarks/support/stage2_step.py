@@ -12,7 +12,7 @@ from medsora.training.batches import TimedBatches
 from medsora.training.fill_caches import fill_caches
 from medsora.training.schedule import StepBatches
 from medsora.training.stage2.build import build_dit_stage
-from vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE
 
 
 class Stage2Step:

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.support.reference_wiring import ReferenceWiring, Scan, matrix_scan, package_scan, torch_scan
-from kernels import backends, mamba_ssm_backend
 from medsora import MedSora
 from medsora.denoiser import linear
 from medsora.denoiser.mamba import Mamba2
+from medsora.kernels import backends, mamba_ssm_backend
 from medsora.sampling.compiled import compile_blocks
 from medsora.sampling.prepared import PreparedDenoiser
 

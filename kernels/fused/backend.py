@@ -12,7 +12,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from kernels.fused.plan import MIN_CAPABILITY, interpreted
+from medsora.kernels.fused.plan import MIN_CAPABILITY, interpreted
 
 
 @functools.cache
@@ -32,8 +32,8 @@ def unusable() -> str | None:
 
 def register() -> None:
     """Make the kernels known as `torch.ops.medsora`; needs a machine where they are not `unusable`."""
-    importlib.import_module("kernels.fused.scan")
-    importlib.import_module("kernels.fused.block")
+    importlib.import_module("medsora.kernels.fused.scan")
+    importlib.import_module("medsora.kernels.fused.block")
 
 
 # What torch.compiler.assume_constant_result sets: torch.compile registers them too, while it traces.

@@ -7,7 +7,7 @@ sums: there are no atomics, and the result is the same on every run.
 import triton
 import triton.language as tl
 
-from kernels.fused.ops import (
+from medsora.kernels.fused.ops import (
     PRECISION,
     SIZES,
     convolve,

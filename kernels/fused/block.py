@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kernels.fused.ops import PRECISION, sigmoid
-from kernels.fused.plan import attention_tile, attention_warps, before_hopper, on
+from medsora.kernels.fused.ops import PRECISION, sigmoid
+from medsora.kernels.fused.plan import attention_tile, attention_warps, before_hopper, on
 
 ELEMENTS = 1024  # that a program of an elementwise kernel computes
 

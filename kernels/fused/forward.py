@@ -8,7 +8,7 @@ follows in a kernel of its own that reads every value once.
 import triton
 import triton.language as tl
 
-from kernels.fused.ops import (
+from medsora.kernels.fused.ops import (
     PRECISION,
     SIZES,
     convolve,

@@ -13,9 +13,9 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.fused import backward as triton_backward
-from kernels.fused import forward as triton_forward
-from kernels.fused.plan import MAX_TILE_STEPS, chunked_tile, on, split_of_a_head
+from medsora.kernels.fused import backward as triton_backward
+from medsora.kernels.fused import forward as triton_forward
+from medsora.kernels.fused.plan import MAX_TILE_STEPS, chunked_tile, on, split_of_a_head
 
 PROGRAMS_PER_PROCESSOR = 2  # fewer heads per program where there would be less than that to do
 MOST_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.matrix.gated_norm import gated_norm_sum
-from kernels.matrix.walks import places_of, put_back, walk, walk_conv_silu
+from medsora.kernels.matrix.gated_norm import gated_norm_sum
+from medsora.kernels.matrix.walks import places_of, put_back, walk, walk_conv_silu
 
 ONE_CHUNK = 128  # steps: up to here one matrix is cheaper than states
 CHUNK = 64  # steps at most in each of several chunks

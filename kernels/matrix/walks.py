@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.matrix.depthwise import causal_conv, grad_of_steps, grad_of_taps
+from medsora.kernels.matrix.depthwise import causal_conv, grad_of_steps, grad_of_taps
 
 
 def places_of(walks: Tensor) -> Tensor:

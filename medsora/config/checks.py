@@ -8,7 +8,7 @@ from dataclasses import fields
 from medsora.config.crop import checked_crop
 from medsora.config.schema import DIFFUSION_STEPS, MAX_SIDE_PX, Config, PhaseConfig, values_of
 from medsora.errors import BadInput
-from vae.shapes import FRAMES_PER_CHUNK
+from medsora.vae.shapes import FRAMES_PER_CHUNK
 
 RUN_NAME = re.compile(r"\w[\w .,+=@-]{0,99}")
 

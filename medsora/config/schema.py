@@ -18,11 +18,11 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS
-from kernels.choices import FASTEST_FIRST
 from medsora.config.choices import LOSS_TARGETS, LR_DECAYS, MIXINGS, PRECISIONS, PREDICTIONS, TRACKERS
 from medsora.config.presets import PRESETS
-from vae.choices import LPIPS_TRUNKS
+from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS
+from medsora.kernels.choices import FASTEST_FIRST
+from medsora.vae.choices import LPIPS_TRUNKS
 
 DIFFUSION_STEPS = 1000
 MAX_SIDE_PX = 4096

@@ -14,8 +14,8 @@ from medsora.saved.find import trained_vae
 from medsora.training.accelerator import float32_products
 from medsora.training.joint_images import image_latents
 from medsora.training.stage2.build import build_denoiser
-from vae import frames_to_latents
-from vae.shapes import PIXELS_PER_LATENT
+from medsora.vae import frames_to_latents
+from medsora.vae.shapes import PIXELS_PER_LATENT
 
 TRIED = 6  # passes that are timed
 WHOLE_STEP = 1.25  # a step of training in passes: with its data, losses, optimiser, looks at held-out clips

@@ -16,8 +16,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from kernels.block_steps import attends_fused
 from medsora.denoiser.linear import Linear
+from medsora.kernels.block_steps import attends_fused
 from medsora.tables import kept_table
 
 ROTARY_BASE = 10_000

@@ -9,10 +9,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from kernels.block_steps import add_norm, norm
 from medsora.denoiser.attention import AttentionTables, LocalAttention
 from medsora.denoiser.linear import Linear
 from medsora.denoiser.mamba import FrameScans, SpatialMamba, TemporalMamba
+from medsora.kernels.block_steps import add_norm, norm
 
 
 class Block(nn.Module):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kernels import mamba2_scan
-from kernels.block_steps import gated_sum
 from medsora.denoiser.linear import Linear
+from medsora.kernels import mamba2_scan
+from medsora.kernels.block_steps import gated_sum
 from medsora.spiral import spatial_walks, temporal_walks
 
 A_RANGE = (1.0, 16.0)

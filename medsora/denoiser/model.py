@@ -16,7 +16,6 @@ from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
-from kernels.block_steps import norm
 from medsora.config.choices import MIXINGS, PREDICTIONS
 from medsora.config.presets import PRESETS
 from medsora.denoiser.block import Block
@@ -26,6 +25,7 @@ from medsora.denoiser.mamba import frame_scans
 from medsora.denoiser.velocity import noise_from_velocity
 from medsora.denoiser.weights import read_matching_weights
 from medsora.errors import BadInput
+from medsora.kernels.block_steps import norm
 from medsora.spiral import VARIANTS
 
 

@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from kernels import mamba_ssm_backend, reference
 from medsora.denoiser.embed import PatchEmbedding, TimeEmbedding
 from medsora.denoiser.model import FinalLayer, MedSoraOutput, check_settings, initialise
 from medsora.denoiser.velocity import noise_from_velocity
+from medsora.kernels import mamba_ssm_backend, reference
 from medsora.spiral import VARIANTS, spiral_order
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from medsora.data.reading.resize import resize_and_crop
 from medsora.data.reading.video_io import read_last_frames
 from medsora.errors import BadInput
-from vae.shapes import FRAMES_PER_CHUNK
+from medsora.vae.shapes import FRAMES_PER_CHUNK
 
 log = logging.getLogger(__name__)
 

@@ -26,9 +26,9 @@ from medsora.sampling.conditions import check_first_frames, check_guidance, labe
 from medsora.sampling.guidance import guided
 from medsora.sampling.prepared import PreparedDenoiser
 from medsora.saved.pipeline import SavedPipeline
-from vae import check_video_shape, frames_to_latents
-from vae.layout import channels_last
-from vae.shapes import PIXELS_PER_LATENT
+from medsora.vae import check_video_shape, frames_to_latents
+from medsora.vae.layout import channels_last
+from medsora.vae.shapes import PIXELS_PER_LATENT
 
 DTYPES = dict(zip(choices.DTYPES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 

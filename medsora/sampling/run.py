@@ -44,7 +44,7 @@ from medsora.sampling.conditions import (
 from medsora.sampling.pipeline import DTYPES, MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
 from medsora.saved.find import ModelFolder, find_model
-from vae import check_video_shape
+from medsora.vae import check_video_shape
 
 MANIFEST = "manifest.json"
 SHEET_ROWS = 12

@@ -22,7 +22,7 @@ from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
 from medsora.saved.manifest import checkpoint_problem
-from vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE
 
 log = logging.getLogger(__name__)
 

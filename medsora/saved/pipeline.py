@@ -19,7 +19,7 @@ from medsora.sampler import ddim_scheduler
 from medsora.saved.card import CARD_NAME, ModelCard
 from medsora.saved.find import GEOMETRY, ModelFolder, check_part, find_in_run, find_pipeline, read_json_object
 from medsora.saved.hub import upload_model
-from vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE
 
 
 class SavedPipeline(DiffusionPipeline):

@@ -23,8 +23,8 @@ from medsora.errors import building  # noqa: E402
 from medsora.runtime.exit import exit_with_status  # noqa: E402
 from medsora.runtime.files import write_text, written_beside  # noqa: E402
 from medsora.training.run.folder import read_log  # noqa: E402
-from vae import FrequencyCompensatedVAE  # noqa: E402
-from vae.quality import flicker, mean_colour_psnr, psnr, ssim  # noqa: E402
+from medsora.vae import FrequencyCompensatedVAE  # noqa: E402
+from medsora.vae.quality import flicker, mean_colour_psnr, psnr, ssim  # noqa: E402
 
 UNSEEN_SEED, UNSEEN_CLIPS, FRAMES, SIZE = 2, 12, 17, 64
 

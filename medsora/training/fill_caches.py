@@ -28,7 +28,7 @@ from medsora.training.cache.prior import PriorCache, prior_cache_bytes
 from medsora.training.cache.store import TensorStore
 from medsora.training.open_clips import open_clips
 from medsora.training.stage2.build import build_denoiser, build_prior, token_grid
-from vae import check_video_shape
+from medsora.vae import check_video_shape
 
 MIB = 2**20
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from medsora.config.schema import Config
-from vae import FrequencyCompensatedVAE
-from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
+from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
 
 
 def image_latents(config: Config) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks import kernels as bench
-from kernels import backends
+from medsora.kernels import backends
 
 
 def test_prints_every_usable_backend(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchmetrics.functional import pearson_corrcoef
 
-from flow_prior import alignment_loss, needed
-from flow_prior.alignment import dissimilarity
+from medsora.flow_prior import alignment_loss, needed
+from medsora.flow_prior.alignment import dissimilarity
 
 SHAPE = (3, 2, 5, 7)  # B, f, l, d
 

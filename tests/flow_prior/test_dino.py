@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from flow_prior import DinoEncoder
+from medsora.flow_prior import DinoEncoder
 
 TINY = "vit_tiny_patch16_224"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flow_prior import DisEstimator, build_estimator, estimate_flow
+from medsora.flow_prior import DisEstimator, build_estimator, estimate_flow
 from tests.support.known_flow import shifting_video
 
 

@@ -8,7 +8,7 @@ from math import cos, radians, sin
 import pytest
 import torch
 
-from flow_prior import flow_to_rgb
+from medsora.flow_prior import flow_to_rgb
 
 # Direction in degrees, clockwise on the screen because y points down, and its pure hue.
 COMPASS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flow_prior import RaftEstimator, build_estimator, estimate_flow
 from medsora.data.phantom import render_clip
+from medsora.flow_prior import RaftEstimator, build_estimator, estimate_flow
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flow_prior import (
+from medsora.flow_prior import (
     DinoEncoder,
     FlowPrior,
     alignment_loss,
@@ -14,7 +14,7 @@ from flow_prior import (
     needed,
     selected_layers,
 )
-from flow_prior.prior import average_frames, sample
+from medsora.flow_prior.prior import average_frames, sample
 from tests.support.known_flow import CountingEstimator, PoolingEncoder, shifting_video
 
 SHAPE = {"latent_frames": 4, "grid": (2, 3), "width": 5}

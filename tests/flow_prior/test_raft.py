@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_large
 
-from flow_prior import RaftEstimator, estimate_flow
-from flow_prior.raft import to_torchvision_names, working_size
-from flow_prior.weights import read_weights
+from medsora.flow_prior import RaftEstimator, estimate_flow
+from medsora.flow_prior.raft import to_torchvision_names, working_size
+from medsora.flow_prior.weights import read_weights
 from tests.support.known_flow import shifting_video
 
 INSIDE = (..., slice(16, -16), slice(16, -16))

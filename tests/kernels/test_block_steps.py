@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import block_steps
-from kernels.fused import backend as triton_backend
-from kernels.fused import plan as fused_plan
+from medsora.kernels import block_steps
+from medsora.kernels.fused import backend as triton_backend
+from medsora.kernels.fused import plan as fused_plan
 from tests.support.patience import PATIENCE_S
 
 LAUNCHES = 17  # of a block: 7 products, 2 scans of 2, attention, 3 norms, gates, the last sum

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks.support.scan_inputs import random_inputs
-from kernels import backends, dispatch, mamba2_scan
-from kernels.fused import backend as triton_backend
-from kernels.fused import plan as fused_plan
+from medsora.kernels import backends, dispatch, mamba2_scan
+from medsora.kernels.fused import backend as triton_backend
+from medsora.kernels.fused import plan as fused_plan
 
 
 def test_every_backend_is_usable_or_says_why() -> None:
@@ -44,7 +44,7 @@ assert hasattr(torch.ops.medsora, "scan")
 def test_auto_on_a_cpu_takes_torch_and_says_once_why_not_the_others(caplog: pytest.LogCaptureFixture) -> None:
     dispatch._told.clear()
     inputs = random_inputs(4)
-    with caplog.at_level(logging.INFO, logger="kernels.dispatch"):
+    with caplog.at_level(logging.INFO, logger="medsora.kernels.dispatch"):
         first = mamba2_scan(**inputs)
         second = mamba2_scan(**inputs)
     assert torch.equal(first, mamba2_scan(**inputs, backend="torch"))

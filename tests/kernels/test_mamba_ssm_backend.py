@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.support.scan_inputs import random_inputs
-from kernels import mamba2_scan, mamba_ssm_backend
+from medsora.kernels import mamba2_scan, mamba_ssm_backend
 from tests.support.patience import PATIENCE_S
 from tests.support.triton.run_mamba_ssm import CASES
 

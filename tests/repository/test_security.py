@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from flow_prior.weights import read_weights
 from medsora.config.load import load_config
 from medsora.data.checking.check import check_folder
 from medsora.errors import BadInput, one_line
+from medsora.flow_prior.weights import read_weights
 from medsora.html_report import Section, write_report
 from medsora.saved.checkpoint import latest_checkpoint, save_checkpoint
 from medsora.saved.optimizer import read_tensors
+from medsora.vae.perceptual import PerceptualLoss
 from tests.support.paths import ROOT
 from tests.support.video_files import encode, moving_frames
-from vae.perceptual import PerceptualLoss
 
 PACKAGES = ("medsora", "vae", "flow_prior", "kernels")
 SOURCES = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]

@@ -11,7 +11,7 @@ from medsora.denoiser import MedSora
 from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.checkpoint import save_checkpoint
-from vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE
 
 DENOISER = {"in_channels": 4, "width": 32, "depth": 2, "heads": 2, "d_state": 8, "headdim": 16}
 VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}

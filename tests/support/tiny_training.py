@@ -23,7 +23,7 @@ from medsora.training.run.report import RunReport
 from medsora.training.stage1 import loop as vae_loop
 from medsora.training.stage2 import build as dit_build
 from medsora.training.stage2 import loop as dit_loop
-from vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE
 
 VIDEOS, FRAMES, SIZE = 5, 17, 32
 BASE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}

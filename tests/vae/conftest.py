@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE
 
 TINY = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vae.layout import channels_last
+from medsora.vae.layout import channels_last
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from medsora.vae import FrequencyCompensatedVAE
 from tests.vae.conftest import TINY, random_video
-from vae import FrequencyCompensatedVAE
 
 REPOSITORY = Path(__file__).parents[2]
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -9,9 +9,9 @@ import torch
 import torchvision
 from focal_frequency_loss import FocalFrequencyLoss
 
-from vae import VaeLoss, focal_frequency_loss
-from vae.losses import coarse_loss, kl_divergence
-from vae.perceptual import PerceptualLoss
+from medsora.vae import VaeLoss, focal_frequency_loss
+from medsora.vae.losses import coarse_loss, kl_divergence
+from medsora.vae.perceptual import PerceptualLoss
 
 
 @pytest.mark.parametrize("alpha", [1.0, 2.0])
@@ -54,7 +54,7 @@ def test_kl_divergence_is_that_of_torch() -> None:
 
 def test_each_part_is_weighted_exactly_once(monkeypatch) -> None:
     monkeypatch.setattr(
-        "vae.losses.PerceptualLoss", lambda net, trunk: PerceptualLoss(net, random_trunk=True)
+        "medsora.vae.losses.PerceptualLoss", lambda net, trunk: PerceptualLoss(net, random_trunk=True)
     )
     pred, target = torch.rand(1, 2, 3, 64, 64) * 2 - 1, torch.rand(1, 2, 3, 64, 64) * 2 - 1
     mean, logvar = torch.randn(1, 1, 16, 8, 8), torch.randn(1, 1, 16, 8, 8)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
+from medsora.vae import FrequencyCompensatedVAE, check_video_shape, frames_to_latents, measure_scaling_factor
+from medsora.vae.compensation import CausalCompensation, SpatialCompensation, compensation_modules
 from tests.vae.conftest import TINY, random_video
-from vae import FrequencyCompensatedVAE, check_video_shape, frames_to_latents, measure_scaling_factor
-from vae.compensation import CausalCompensation, SpatialCompensation, compensation_modules
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vae.quality import flicker, mean_colour_psnr, psnr, ssim
+from medsora.vae.quality import flicker, mean_colour_psnr, psnr, ssim
 
 
 def test_psnr_is_per_video_and_by_the_range_of_two() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medsora.training.export_base import unseen_figures
-from vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG, WEIGHTS = CONFIGS / "phantom_base.json", CONFIGS / "phantom_base.safetensors"

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flow_prior.weights import load_strictly
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput
 from medsora.evaluation.metrics.weight_files import read_state, weight_file
+from medsora.flow_prior.weights import load_strictly
 from medsora.runtime.digests import sha256
 
 CLASSES, SIDE, SHORTEST = 400, 224, 9

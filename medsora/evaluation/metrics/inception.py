@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from flow_prior.weights import read_weights
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Figure
 from medsora.evaluation.metrics.weight_files import weight_file
+from medsora.flow_prior.weights import read_weights
 from medsora.runtime.digests import sha256
 
 POOL, CLASSES = 2048, 1008

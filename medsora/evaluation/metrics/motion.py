@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flow_prior import DisEstimator
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.distributions import circular_distance, histogram_distance, sample_distance
 from medsora.evaluation.metrics.measure import Figure, weighted_mean
+from medsora.flow_prior import DisEstimator
 
 SPEEDS = np.concatenate([[0.0], np.geomspace(0.02, 200.0, 80)])  # px per frame
 DIRECTIONS = 36

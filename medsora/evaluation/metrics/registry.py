@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from flow_prior import RaftEstimator
-from flow_prior.choices import RAFT_VARIANTS
 from medsora.errors import BadInput
 from medsora.evaluation.metrics.i3d import I3DExtractor
 from medsora.evaluation.metrics.measure import FrechetMeasure, Measure
 from medsora.evaluation.metrics.motion import MotionExtractor, MotionMeasure
 from medsora.evaluation.metrics.pixel import PixelMeasure
 from medsora.evaluation.metrics.pyramid import PyramidExtractor
+from medsora.flow_prior import RaftEstimator
+from medsora.flow_prior.choices import RAFT_VARIANTS
 from medsora.runtime.digests import sha256
 
 METRICS = ("fvd", "cd-fvd", "fid", "is", "fc", "motion", "pixel")

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEModel
 
-from flow_prior.weights import load_strictly
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput
 from medsora.evaluation.metrics.weight_files import read_state, weight_file
+from medsora.flow_prior.weights import load_strictly
 from medsora.runtime.digests import sha256
 
 GIANT: dict[str, Any] = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from flow_prior.weights import read_weights
 from medsora.errors import BadInput
+from medsora.flow_prior.weights import read_weights
 from medsora.runtime.files import name_beside
 
 # what --weights may name, and where each is published

@@ -21,8 +21,8 @@ from medsora.training.cache.fingerprint import clips_digest, weights_digest
 from medsora.training.cache.store import TensorStore
 from medsora.training.joint_images import image_moments
 from medsora.training.randomness import derive_seed
-from vae import FrequencyCompensatedVAE, frames_to_latents
-from vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK, PIXELS_PER_LATENT
+from medsora.vae import FrequencyCompensatedVAE, frames_to_latents
+from medsora.vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK, PIXELS_PER_LATENT
 
 GROUPS_TRIED = 16
 CODE_VERSION = 3  # raise when the way from a file to its latents changes

@@ -14,13 +14,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from flow_prior import FlowPrior
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
+from medsora.flow_prior import FlowPrior
 from medsora.runtime.progress_bar import progress_bar
 from medsora.training.cache.fingerprint import clips_digest, flow_digest, weights_digest
 from medsora.training.cache.store import TensorStore
-from vae import frames_to_latents
+from medsora.vae import frames_to_latents
 
 CODE_VERSION = 1  # raise when the way from a clip to its features changes
 

@@ -21,17 +21,17 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from flow_prior import FlowPrior
 from medsora.config.schema import Config
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
+from medsora.flow_prior import FlowPrior
 from medsora.sampling.pipeline import DTYPES
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
-from vae import FrequencyCompensatedVAE, frames_to_latents
-from vae.losses import VaeLoss
-from vae.shapes import PIXELS_PER_LATENT
+from medsora.vae import FrequencyCompensatedVAE, frames_to_latents
+from medsora.vae.losses import VaeLoss
+from medsora.vae.shapes import PIXELS_PER_LATENT
 
 SLACK = 0.6  # of what comes and goes; measured on a CPU, where freed memory is kept (`freed_memory.py`)
 COPIES = 3  # of a batch's pixels: the items, the batch, and the batch before

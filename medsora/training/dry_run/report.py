@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 
-from flow_prior import FlowPrior
 from medsora.config.load import load_config
 from medsora.config.schema import Config
 from medsora.data.checking.check import check_folder
@@ -26,6 +25,7 @@ from medsora.data.phantom.render import KINDS
 from medsora.data.split import HELD_OUT, split_by_video
 from medsora.denoiser import MedSora
 from medsora.errors import BadInput
+from medsora.flow_prior import FlowPrior
 from medsora.saved.find import trained_vae
 from medsora.saved.manifest import checkpoint_problem
 from medsora.training.accelerator import check_precision
@@ -36,8 +36,8 @@ from medsora.training.run.folder import refuse_changes
 from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
 from medsora.training.stage2.build import build_denoiser, build_prior, start_from, token_grid
-from vae import FrequencyCompensatedVAE, check_video_shape
-from vae.losses import VaeLoss
+from medsora.vae import FrequencyCompensatedVAE, check_video_shape
+from medsora.vae.losses import VaeLoss
 
 CUDA_ITSELF = "on a GPU, CUDA itself about 0.5 GiB"
 

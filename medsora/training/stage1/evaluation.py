@@ -11,9 +11,9 @@ import torch
 
 from medsora.data.reading.pixels import video_to_frames
 from medsora.data.sheet import contact_sheet
-from vae import FrequencyCompensatedVAE
-from vae.compensation import compensation_modules
-from vae.quality import flicker, mean_colour_psnr, psnr, ssim
+from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae.compensation import compensation_modules
+from medsora.vae.quality import flicker, mean_colour_psnr, psnr, ssim
 
 SHEET_FRAMES = 8
 

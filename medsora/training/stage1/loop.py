@@ -33,9 +33,9 @@ from medsora.training.schedule import Schedule, StepBatches
 from medsora.training.stage1.evaluation import evaluate_reconstruction
 from medsora.training.stage_parts import ModelPart, StageParts
 from medsora.training.step_guard import StepGuard, StepRecord
-from vae import FrequencyCompensatedVAE, check_video_shape, measure_scaling_factor
-from vae.base import load_weights
-from vae.losses import VaeLoss
+from medsora.vae import FrequencyCompensatedVAE, check_video_shape, measure_scaling_factor
+from medsora.vae.base import load_weights
+from medsora.vae.losses import VaeLoss
 
 SCALING_CLIPS = 64  # enough for three digits of the latents' standard deviation
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 import torch
 
-from flow_prior import FlowPrior
 from medsora.config.schema import Config
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
+from medsora.flow_prior import FlowPrior
 from medsora.saved.find import find_model, trained_vae
 from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.cache.fingerprint import weights_digest
@@ -27,8 +27,8 @@ from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.training.stage2.samples import DitSamples
 from medsora.training.stage2.stage import DitStage
-from vae import check_video_shape
-from vae.shapes import PIXELS_PER_LATENT
+from medsora.vae import check_video_shape
+from medsora.vae.shapes import PIXELS_PER_LATENT
 
 
 def build_dit_stage(config: Config) -> DitStage:
@@ -119,7 +119,8 @@ def token_grid(config: Config, patch: int) -> tuple[int, int]:
 
 def build_prior(config: Config, depth: int) -> FlowPrior:
     """Return the flow prior that the config names, paired with the denoiser's `depth` blocks."""
-    with kept_quiet(logging.getLogger("flow_prior.dino"), "is untrained"):  # the run says and keeps it
+    encoder_log = logging.getLogger("medsora.flow_prior.dino")  # the run reports it itself
+    with kept_quiet(encoder_log, "is untrained"):
         prior = FlowPrior.build(
             config.flow.estimator,
             config.dino.model,

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flow_prior import FlowPrior
 from medsora.config.schema import Config
 from medsora.diffusion import CLEAN, GaussianDiffusion
+from medsora.flow_prior import FlowPrior
 from medsora.training.batches import sent
 from medsora.training.cache.prior import PriorCache
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.randomness import normal_for
-from vae import FrequencyCompensatedVAE, frames_to_latents
+from medsora.vae import FrequencyCompensatedVAE, frames_to_latents
 
 
 @dataclass(frozen=True)

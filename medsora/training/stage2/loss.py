@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from flow_prior import alignment_loss
 from medsora.config.schema import Config
 from medsora.diffusion import GaussianDiffusion
+from medsora.flow_prior import alignment_loss
 from medsora.training.stage2.inputs import NoisedLatents
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from flow_prior import needed
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
+from medsora.flow_prior import needed
 from medsora.training.cache.latents import LatentCache
 from medsora.training.cache.prior import PriorCache
 from medsora.training.randomness import chance_for, derive_seed, timestep_for
 from medsora.training.schedule import SampleKey
-from vae import frames_to_latents
+from medsora.vae import frames_to_latents
 
 STACKED = ("mean", "logvar", "video", "images")
 NUMBERS = ("label", "given")

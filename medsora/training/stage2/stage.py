@@ -30,7 +30,7 @@ from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.training.stage2.samples import DitSamples
 from medsora.training.stage_parts import ModelPart, StageParts, ValuePart
-from vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE
 
 EVALUATION_TIMESTEPS = (50, 250, 500, 750, 950)  # fixed, so that the curves of two runs compare
 SAMPLE_FPS = 8

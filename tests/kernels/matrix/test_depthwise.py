@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.matrix import depthwise
-from kernels.matrix.depthwise import causal_conv, grad_of_steps, grad_of_taps
+from medsora.kernels.matrix import depthwise
+from medsora.kernels.matrix.depthwise import causal_conv, grad_of_steps, grad_of_taps
 
 WIDTH = 4
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.support.scan_inputs import assert_close, output_and_gradients, random_inputs
-from kernels import mamba2_scan
-from kernels.matrix import scan as ssd
+from medsora.kernels import mamba2_scan
+from medsora.kernels.matrix import scan as ssd
 
 LENGTHS = (1, 3, 4, 32, 47, 48, 300)
 WIDE = {

@@ -13,9 +13,9 @@ from medsora.data.checking.windows import clip_span
 from medsora.errors import BadInput
 from medsora.training.schedule import Schedule
 from medsora.training.stage2.build import build_denoiser, token_grid
+from medsora.vae import check_video_shape
+from medsora.vae.base import load_base
 from tests.support.paths import ROOT
-from vae import check_video_shape
-from vae.base import load_base
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PHANTOM = ROOT / "configs" / "phantom.yaml"

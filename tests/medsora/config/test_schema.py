@@ -10,10 +10,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-import flow_prior.choices
-import kernels.choices
 import medsora.config.choices
-import vae.choices
+import medsora.flow_prior.choices
+import medsora.kernels.choices
+import medsora.vae.choices
 from medsora.config.checks import check_config
 from medsora.config.presets import PRESETS
 from medsora.config.schema import FIXED, FREE, FREE_WITHOUT_DECAY, STAGE_1, STAGE_2, Config, Key, all_keys
@@ -69,7 +69,12 @@ def test_no_other_file_lists_keys() -> None:
 
 def test_choices_are_listed_once() -> None:
     lists = [key.choices for key in all_keys().values()] + [tuple(PRESETS)]
-    for module in (medsora.config.choices, kernels.choices, flow_prior.choices, vae.choices):
+    for module in (
+        medsora.config.choices,
+        medsora.kernels.choices,
+        medsora.flow_prior.choices,
+        medsora.vae.choices,
+    ):
         lists += [value for name, value in vars(module).items() if name.isupper()]
     known = {frozenset(each) - {"auto"} for each in lists if len(each) > 1}
     places: dict[frozenset, list[str]] = {}

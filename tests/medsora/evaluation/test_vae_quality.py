@@ -11,9 +11,9 @@ import torch
 
 from medsora.errors import BadInput
 from medsora.evaluation.vae_quality import VaeSettings, evaluate_vae, find_vae, markdown, spectrum
+from medsora.vae.compensation import compensation_modules
 from tests.support.drifting_clips import write_clips
 from tests.support.tiny_pipeline import tiny_vae
-from vae.compensation import compensation_modules
 
 
 @pytest.fixture(scope="module")

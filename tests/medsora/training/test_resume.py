@@ -22,8 +22,8 @@ from medsora.runtime.exit import exit_with_status
 from medsora.training import step_guard as non_finite
 from medsora.training.progress import Progress
 from medsora.training.run.folder import refuse_changes
+from medsora.vae.losses import VaeLoss
 from tests.support import tiny_training as tiny
-from vae.losses import VaeLoss
 
 STEPS = 4
 KINDS = {

@@ -19,11 +19,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.fused import backward as triton_backward
-from kernels.fused import block as triton_block
-from kernels.fused import forward as triton_forward
-from kernels.fused.ops import SIZES
-from kernels.fused.plan import MAX_TILE_STEPS, attention_tile, attention_warps, chunked_tile, shared_bytes
+from medsora.kernels.fused import backward as triton_backward
+from medsora.kernels.fused import block as triton_block
+from medsora.kernels.fused import forward as triton_forward
+from medsora.kernels.fused.ops import SIZES
+from medsora.kernels.fused.plan import (
+    MAX_TILE_STEPS,
+    attention_tile,
+    attention_warps,
+    chunked_tile,
+    shared_bytes,
+)
 
 HOPPER = 90
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 
 from benchmarks.support.scan_inputs import output_and_gradients, random_inputs
-from kernels import mamba2_scan, mamba_ssm_backend
+from medsora.kernels import mamba2_scan, mamba_ssm_backend
 
 CASES = [(1, 0), (3, 2), (4, 0), (32, 0), (47, 0), (48, 1), (300, 0)]  # length, orders
 CHUNK = 64  # tokens; the interpreter's time grows with the padding to a chunk

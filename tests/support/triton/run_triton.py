@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 
 from benchmarks.support.scan_inputs import output_and_gradients, random_inputs
-from kernels import mamba2_scan
+from medsora.kernels import mamba2_scan
 from tests.support.triton.interpreter import interpret_on_cpu
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -86,7 +86,7 @@ CASES = [
 
 def compare(case: Case, device: str) -> dict[str, float]:
     """Largest error over largest value, of the output and of every gradient, against float64."""
-    from kernels.fused import scan as triton_ssd  # not before the interpreter is on
+    from medsora.kernels.fused import scan as triton_ssd  # not before the interpreter is on
 
     inputs = case.inputs()
     exact = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
@@ -119,7 +119,7 @@ def check_an_empty_batch(device: str) -> None:
 
 def check_registration(device: str) -> None:
     """The operators keep torch.library's promises; a compiled scan and its backward have no graph break."""
-    from kernels.fused.scan import fused_scan, fused_scan_backward
+    from medsora.kernels.fused.scan import fused_scan, fused_scan_backward
 
     for case in (Case(5, lines=2, orders=1), Case(70, orders=1, heads=1)):  # one tile, several chunks
         inputs = case.inputs()

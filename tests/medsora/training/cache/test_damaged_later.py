@@ -23,9 +23,9 @@ from medsora.training.fill_caches import fill_caches
 from medsora.training.schedule import SampleKey
 from medsora.training.stage2 import build as dit_build
 from medsora.training.stage2.build import build_dit_stage, build_prior
+from medsora.vae import FrequencyCompensatedVAE
 from tests.medsora.training.cache.test_latents import one_process
 from tests.support import tiny_training as tiny
-from vae import FrequencyCompensatedVAE
 
 BROKEN = 1  # a training clip, each of which is a video of its own
 

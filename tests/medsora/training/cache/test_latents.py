@@ -13,8 +13,8 @@ import torch
 from medsora.data.clips import ClipDataset
 from medsora.training.cache.latents import LatentCache
 from medsora.training.joint_images import image_moments
+from medsora.vae import FrequencyCompensatedVAE
 from tests.support import tiny_training as tiny
-from vae import FrequencyCompensatedVAE
 
 
 def one_process(rank: int = 0, processes: int = 1) -> Any:

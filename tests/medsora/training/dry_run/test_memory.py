@@ -17,10 +17,10 @@ from medsora.training.dry_run.memory import LiveBytes, estimate_dit, peak_bytes
 from medsora.training.schedule import SampleKey
 from medsora.training.stage2.build import build_dit_stage
 from medsora.training.stage2.loss import DenoisingLoss
+from medsora.vae import frames_to_latents
 from tests.support import tiny_training as tiny
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
-from vae import frames_to_latents
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from flow_prior import FlowPrior, alignment_loss, dino
-from flow_prior.dino import DinoEncoder
-from flow_prior.dis import DisEstimator
+from medsora.flow_prior import FlowPrior, alignment_loss, dino
+from medsora.flow_prior.dino import DinoEncoder
+from medsora.flow_prior.dis import DisEstimator
 from medsora.training.randomness import timestep_for
 from medsora.training.schedule import SampleKey
 from medsora.training.stage2 import samples as dit_samples

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from flow_prior import alignment_loss
 from medsora.denoiser import MedSora
+from medsora.flow_prior import alignment_loss
 from tests.support import tiny_training as tiny
 
 

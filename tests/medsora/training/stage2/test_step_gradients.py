@@ -10,8 +10,8 @@ import torch
 from medsora.config.schema import Config
 from medsora.denoiser.block import Block
 from medsora.training.step_guard import StepGuard
+from medsora.vae.compensation import SpatialCompensation
 from tests.support import tiny_training as tiny
-from vae.compensation import SpatialCompensation
 
 STAGES = ("vae", "dit")
 PART = {"vae": SpatialCompensation, "dit": Block}  # what gradient checkpointing runs a second time
