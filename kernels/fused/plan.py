@@ -65,8 +65,8 @@ def shared_bytes(channels: int, d_state: int, steps: int) -> int:
     """Shared memory of a program of so many channels of a head, in sequences of so many steps, at most.
 
     A bound on what the compiler asks for, forward and backward, in every dtype, beside which
-    tests/support/triton/compile_triton.py prints it. States of 256 in 16 channels take 96 KiB, which every GPU
-    has that the kernels run on.
+    tests/support/triton/compile_triton.py prints it. States of 256 in 16 channels take 96 KiB, which every
+    GPU has that the kernels run on.
     """
     if steps <= MAX_TILE_STEPS:
         return 2**16

@@ -1,119 +1,122 @@
-"""The arrows of the house: scripts -> medsora -> {vae, flow_prior, kernels}, and no cycles inside medsora."""
+"""The structure of the repository: import directions, no cycles, folders one can overlook."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
 
-PACKAGES = ("medsora", "vae", "flow_prior", "kernels")
 LEAVES = ("vae", "flow_prior", "kernels")
-# Rooms of medsora from the ground up; a file may import from its own room and from those before it.
-STOREYS = (
-    {"errors", "name_guard", "choices", "presets", "config", "config_checks", "config_file", "cli", "crop"}
-    | {"config_reference", "spiral", "tables", "synthetic", "hub", "progress_bar"},
-    {"denoiser", "diffusion", "data", "report"},
-    {"model_folder", "model_card", "conditions", "saved_pipeline", "pipeline"},
-    {"training", "evaluation", "sampling_run"},
-    {"demo", "demo_pace", "demo_proof", "demo_report", "project_fit", "new_project", "export_model", "app"},
+# Rooms of medsora from the ground up; a file may import from its own room and from those on lower floors.
+FLOORS = (
+    {"errors", "version", "checkout"},
+    {"runtime", "name_guard"},
+    {"config"},
+    {"diffusion", "tables"},
+    {"sampler", "spiral"},
+    {"denoiser", "data", "html_report"},
+    {"saved"},
+    {"sampling"},
+    {"training", "evaluation"},
+    {"project"},
+    {"demo", "app"},
     {"__main__"},
 )
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+MAX_FILES = 14  # Python files directly in one folder, `__init__.py` apart
+MAX_LOOSE = 10  # modules directly in medsora/
 
 
-def imported_modules(path: Path) -> set[str]:
+def modules() -> dict[str, Path]:
+    """Every module of the package by its import name."""
+    found = {}
+    for top in ("medsora", *LEAVES):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            found[name if top == "medsora" else f"medsora.{name}"] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports_of(path: Path) -> set[str]:
+    """What a file imports, late imports and `import_module("...")` included."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            found |= {value.value for value in node.args if isinstance(value, ast.Constant)}
-    return {name for name in found if name.split(".")[0] in PACKAGES}
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in inner}
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            found |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
+    return found
 
 
-def files_of(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
-
-
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_leaves_import_nobody(leaf: str) -> None:
-    files = files_of(leaf)
-    assert files
-    wrong = {
-        (str(path.relative_to(ROOT)), name)
-        for path in files
-        for name in imported_modules(path)
-        if name.split(".")[0] != leaf
-    }
-    assert not wrong
+ARROWS = {name: imports_of(path) & set(MODULES) for name, path in MODULES.items()}
 
 
 def room(module: str) -> str | None:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else None
+    """The second part of a module's name; None for medsora itself."""
+    return module.split(".")[1] if "." in module else None
 
 
-def test_medsora_imports_downwards_only() -> None:
-    height = {name: storey for storey, names in enumerate(STOREYS) for name in names}
-    wrong = set()
-    for path in files_of("medsora"):
-        relative = path.relative_to(ROOT / "medsora")
-        own = relative.parts[0].removesuffix(".py")
-        if own == "__init__":
-            continue  # its names load on first use
-        assert own in height, f"medsora/{relative}: which storey does it belong to?"
-        for name in imported_modules(path):
-            other = room(name) if name.startswith("medsora") else None
-            if other in height and height[other] > height[own]:
-                wrong.add((str(relative), name))
+def test_every_room_has_a_floor() -> None:
+    assert {room(name) for name in MODULES} - set(FLOOR_OF) - set(LEAVES) == {None}
+
+
+def test_leaves_import_nobody() -> None:
+    wrong = {
+        (name, other)
+        for name, others in ARROWS.items()
+        for other in others
+        if room(name) in LEAVES and room(other) != room(name) and other != "medsora.checkout"
+    }
     assert not wrong
 
 
-def test_no_cycles_between_rooms_of_one_storey() -> None:
-    arrows = {}
-    for path in files_of("medsora"):
-        own = path.relative_to(ROOT / "medsora").parts[0].removesuffix(".py")
-        names = {room(name) for name in imported_modules(path) if name.startswith("medsora.")}
-        arrows.setdefault(own, set()).update(names - {own, None})
-    assert_no_cycle({name: others for name, others in arrows.items() if name != "__init__"})
+def test_medsora_imports_downwards_only() -> None:
+    wrong = set()
+    for name, others in ARROWS.items():
+        own = room(name)
+        for other in map(room, others):
+            if own in FLOOR_OF and other in FLOOR_OF and other != own and FLOOR_OF[other] >= FLOOR_OF[own]:
+                wrong.add((name, other))
+    assert not wrong
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_no_cycles_between_files_of_a_leaf(leaf: str) -> None:
-    """Late imports count. A package's `__init__.py` is left out: whoever imports a file of it runs that."""
-    imports = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts): imported_modules(path)
-        for path in files_of(leaf)
-        if path.stem != "__init__"
-    }
-    assert_no_cycle({name: others & imports.keys() for name, others in imports.items()})
-
-
-def assert_no_cycle(imports: dict[str, set[str]]) -> None:
+def test_no_cycles_between_modules() -> None:
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, f"a cycle: {' -> '.join((*path, name))}"
+        assert name not in path, f"a cycle: {' -> '.join((*path[path.index(name) :], name))}"
         if name not in done:
-            for other in sorted(imports.get(name, ())):
+            for other in sorted(ARROWS[name]):
                 visit(other, (*path, name))
             done.add(name)
 
-    for name in sorted(imports):
+    for name in ARROWS:
         visit(name, ())
 
 
-def test_packages_never_import_tests_or_scripts() -> None:
-    for package in PACKAGES:
-        for path in files_of(package):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                named += [node.module] if isinstance(node, ast.ImportFrom) else []
-                tops = {name.split(".")[0] for name in named}
-                assert not tops & {"tests", "train_vae", "train_dit", "sample_ddim", "evaluate"}, path
+@pytest.mark.parametrize("package", ["medsora", *LEAVES, "benchmarks"])
+def test_packages_never_import_tests_or_scripts(package: str) -> None:
+    above = {"tests", "tools", "train_vae", "train_dit", "sample_ddim", "evaluate"} | (
+        {"benchmarks"} - {package}
+    )
+    for path in (ROOT / package).rglob("*.py"):
+        assert not {name.split(".")[0] for name in imports_of(path)} & above, path
+
+
+def test_no_folder_is_crowded() -> None:
+    tops = ("medsora", *LEAVES, "benchmarks", "tests", "tools", "configs")
+    files = [path for top in tops for path in (ROOT / top).rglob("*.py") if path.name != "__init__.py"]
+    counts = Counter(path.parent.relative_to(ROOT) for path in files)
+    assert not {str(folder): count for folder, count in counts.items() if count > MAX_FILES}
+    assert counts[Path("medsora")] <= MAX_LOOSE
