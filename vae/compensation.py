@@ -10,6 +10,7 @@ Shapes: hidden states `(B, C, F, H, W)`, as everywhere inside the base.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -127,3 +128,17 @@ def _zeroed(convolution: nn.Conv2d | nn.Conv3d) -> nn.Conv2d | nn.Conv3d:
         for parameter in convolution.parameters():
             parameter.zero_()
     return convolution
+
+
+@contextmanager
+def compensation_off(model: nn.Module) -> Iterator[None]:
+    """Let every compensation inside `model` add nothing for a while: what is left is the frozen base."""
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output: (inputs[0], output[1]))
+        for _, module in compensation_modules(model)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

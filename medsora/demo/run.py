@@ -17,8 +17,7 @@ check_kernels_name()
 
 from medsora.config.load import load_config  # noqa: E402
 from medsora.config.schema import Config  # noqa: E402
-from medsora.runtime.exit import exit_with_status  # noqa: E402
-from medsora.training.command_line import EXIT_STATUSES  # noqa: E402
+from medsora.runtime.exit import EXIT_STATUSES, exit_with_status  # noqa: E402
 
 STEPS = 250
 SPARE = 0.8  # part of the minutes that is planned with: a machine may become slower meanwhile

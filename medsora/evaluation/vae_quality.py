@@ -29,9 +29,8 @@ from medsora.runtime.files import write_json, write_text
 from medsora.runtime.processes import on_main, share_of, working_together
 from medsora.runtime.versions import library_versions
 from medsora.saved.find import read_json_object
-from medsora.training.stage1.evaluation import compensation_off
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape, focal_frequency_loss
-from medsora.vae.compensation import compensation_modules
+from medsora.vae.compensation import compensation_modules, compensation_off
 from medsora.vae.perceptual import PerceptualLoss
 from medsora.vae.quality import flicker, psnr, ssim
 
