@@ -35,9 +35,9 @@ from medsora.training.dry_run.memory import MemoryEstimate, estimate_dit, estima
 from medsora.training.run.folder import refuse_changes
 from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
+from medsora.training.stage1.build import build_loss, build_vae
 from medsora.training.stage2.build import build_denoiser, build_prior, start_from, token_grid
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape
-from medsora.vae.losses import VaeLoss
 
 CUDA_ITSELF = "on a GPU, CUDA itself about 0.5 GiB"
 
@@ -121,26 +121,14 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
     findings, settings = Findings(), config.train_vae
     vae = loss = None
     with findings.part("the base"):
-        vae = FrequencyCompensatedVAE.from_base(
-            config.vae.base, compensation=config.vae.compensation, weights=config.vae.weights
-        )
+        vae = build_vae(config)
         trained = sum(parameter.numel() for parameter in vae.trainable_parameters(settings.train))
         every = sum(parameter.numel() for parameter in vae.parameters())
         findings.line("VAE", f"{every:,} parameters, of which {trained:,} are trained")
-        if settings.gradient_checkpointing:
-            vae.enable_gradient_checkpointing()
     with findings.part("the clip's size"):
         check_video_shape(config.data.frames, *config.data.height_width)
     with findings.part("the loss"):
-        loss = VaeLoss(
-            l1=settings.l1,
-            lpips=settings.lpips,
-            ffl=settings.ffl,
-            kl=settings.kl,
-            coarse=settings.coarse,
-            lpips_net=settings.lpips_net,
-            lpips_trunk=settings.lpips_trunk,
-        )
+        loss = build_loss(config)
     clips, _ = _clips(findings, config, extra_frame=False, exact_flow=False)
     with findings.part("the schedule"):
         schedule = Schedule.of(settings, max(clips, 1))

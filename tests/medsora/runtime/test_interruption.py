@@ -137,9 +137,9 @@ def test_sampling_is_left_when_asked_and_made_up_for_later(
     )
     sample = dit_stage.DitStage.sample
 
-    def asked_while_sampling(self: dit_stage.DitStage, step: int, stop: StopRequest) -> bool:
+    def asked_while_sampling(self: dit_stage.DitStage, step: int, stop: StopRequest) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        return sample(self, step, stop)
+        sample(self, step, stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(dit_stage.DitStage, "sample", asked_while_sampling)

@@ -22,6 +22,7 @@ from medsora.runtime.exit import exit_with_status
 from medsora.training import step_guard as non_finite
 from medsora.training.progress import Progress
 from medsora.training.run.folder import refuse_changes
+from medsora.training.stage1.stage import VaeStage
 from medsora.vae.losses import VaeLoss
 from tests.support import tiny_training as tiny
 
@@ -181,14 +182,14 @@ def test_the_time_limit_is_kept_before_the_first_step_too(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     config = tiny.tiny_config(tmp_path, clips, train_vae__eval_every=100)
-    resume = tiny.vae_loop.VaeStage.resume
+    resume = VaeStage.resume
 
-    def late(stage: tiny.vae_loop.VaeStage) -> int:
+    def late(stage: VaeStage) -> int:
         start = resume(stage)
         signal.raise_signal(signal.SIGALRM)  # an hour's alarm, which nobody wants to wait for here
         return start
 
-    monkeypatch.setattr(tiny.vae_loop.VaeStage, "resume", late)
+    monkeypatch.setattr(VaeStage, "resume", late)
     with pytest.raises(SystemExit) as left:
         exit_with_status(lambda: tiny.vae_loop.train_vae(config, time_limit_minutes=60))
     assert left.value.code == 75
