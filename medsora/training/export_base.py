@@ -22,6 +22,7 @@ from medsora.data.reading.pixels import frames_to_video  # noqa: E402
 from medsora.errors import building  # noqa: E402
 from medsora.runtime.exit import exit_with_status  # noqa: E402
 from medsora.runtime.files import write_text, written_beside  # noqa: E402
+from medsora.saved.find import find_vae  # noqa: E402
 from medsora.training.run.folder import read_log  # noqa: E402
 from medsora.vae import FrequencyCompensatedVAE  # noqa: E402
 from medsora.vae.quality import flicker, mean_colour_psnr, psnr, ssim  # noqa: E402
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="where to write, without an ending")
     options = parser.parse_args()
     with building():
-        trained = FrequencyCompensatedVAE.from_pretrained(options.run / "final")
+        trained = FrequencyCompensatedVAE.from_pretrained(find_vae(options.run))
         config, weights = (options.out.with_suffix(ending) for ending in (".json", ".safetensors"))
         with written_beside(config) as its_config, written_beside(weights) as its_weights:
             trained.save_base(its_config, its_weights)

@@ -26,8 +26,8 @@ from medsora.data.split import HELD_OUT, split_by_video
 from medsora.denoiser import MedSora
 from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
+from medsora.saved.checkpoint import checkpoint_folders, newest_whole
 from medsora.saved.find import trained_vae
-from medsora.saved.manifest import checkpoint_problem
 from medsora.training.accelerator import check_precision
 from medsora.training.cache.latents import latent_cache_bytes
 from medsora.training.cache.prior import prior_cache_bytes
@@ -227,10 +227,13 @@ def _look_at_folder(findings: Findings, path: Path, config: Config, stage: str) 
         raise BadInput(f"{path} cannot be written: {there} is no folder that may be written to.")
     if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
         refuse_changes(load_config(path / "config.yaml", outputs_anywhere=True), config, stage, path)
-        for folder in sorted((path / "checkpoints").glob("step-*"), reverse=True):
-            if checkpoint_problem(folder) is None:
-                findings.line("run folder", f"{path}, which goes on after {folder.name}")
-                return
+        newest = newest_whole(
+            checkpoint_folders(path / "checkpoints"),
+            lambda folder, problem: findings.line("damaged checkpoint", f"{folder} ({problem})"),
+        )
+        if newest is not None:
+            findings.line("run folder", f"{path}, which goes on after {newest.name}")
+            return
     findings.line("run folder", f"{path}, new")
 
 
