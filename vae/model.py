@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, ConfigMixin, ModelMixin
@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from medsora.vae import shapes
 from medsora.vae.base import base_from_config, load_base
 from medsora.vae.compensation import add_compensation, compensation_modules
 from medsora.vae.losses import halved
-from medsora.vae.shapes import check_video_shape, frames_to_latents
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -56,6 +56,13 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+
+    # Which videos it takes and what its latents stand for; `vae.shapes` explains the numbers.
+    frames_per_latent: ClassVar[int] = shapes.FRAMES_PER_LATENT
+    frames_per_chunk: ClassVar[int] = shapes.FRAMES_PER_CHUNK  # that it encodes together
+    pixels_per_latent: ClassVar[int] = shapes.PIXELS_PER_LATENT  # along a side
+    frames_to_latents = staticmethod(shapes.frames_to_latents)
+    check_video_shape = staticmethod(shapes.check_video_shape)
 
     @register_to_config
     def __init__(
@@ -176,10 +183,11 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
         """The inverse of `scale`."""
         return z / self.scaling_factor
 
-    @staticmethod
-    def frames_to_latents(frames: int) -> int:
-        """n for F frames (`vae.shapes.frames_to_latents`)."""
-        return frames_to_latents(frames)
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(n, C, h, w) of a video's latents. Raises `ValueError` as `check_video_shape`."""
+        self.check_video_shape(frames, height, width)
+        sides = (side // self.pixels_per_latent for side in (height, width))
+        return self.frames_to_latents(frames), self.latent_channels, *sides
 
     # Video to latents and back
 
@@ -261,7 +269,7 @@ def measure_scaling_factor(vae: FrequencyCompensatedVAE, clips: Iterable[Tensor]
 def _check_video(video: Tensor) -> None:
     if video.dim() != 5 or video.shape[2] != 3:
         raise ValueError(f"a video of shape {tuple(video.shape)} cannot be encoded: expected (B, F, 3, H, W)")
-    check_video_shape(video.shape[1], video.shape[3], video.shape[4])
+    shapes.check_video_shape(video.shape[1], video.shape[3], video.shape[4])
 
 
 def _sample(

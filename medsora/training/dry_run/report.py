@@ -94,7 +94,7 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
         start_from(model, config.denoiser.weights)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         findings.line("denoiser", f"{config.denoiser.preset}, {parameters:,} trained parameters")
-        token_grid(config, model.config.patch)
+        token_grid(config, vae or FrequencyCompensatedVAE, model.config.patch)
     if config.alignment.weight > 0 and model is not None:
         with findings.part("the flow prior"):
             prior = build_prior(config, model.config.depth)
@@ -243,9 +243,9 @@ def _cache_bytes(
     """Return the bytes that the caches grow to at most, by the folder that they lie in."""
     if config.cache.latents != "disk":
         return {}
-    found = latent_cache_bytes(config, clips, vae.latent_channels)
+    found = latent_cache_bytes(config, clips, vae)
     if prior is not None and config.cache.prior == "disk":
-        grid = token_grid(config, model.config.patch)
+        grid = token_grid(config, vae, model.config.patch)
         found += prior_cache_bytes(config, clips, prior, grid, model.config.width)
     return {config.cache.dir: found}
 

@@ -11,7 +11,7 @@ from medsora.training.run.folder import RunFolder
 from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
 from medsora.training.stage1.stage import VaeStage
-from medsora.vae import FrequencyCompensatedVAE, check_video_shape
+from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.losses import VaeLoss
 
 
@@ -20,7 +20,7 @@ def build_vae_stage(config: Config) -> VaeStage:
     settings = config.train_vae
     accelerator = make_accelerator(config, settings.precision, config.vae_dir)
     vae = build_vae(config)
-    check_video_shape(config.data.frames, *config.data.height_width)
+    vae.check_video_shape(config.data.frames, *config.data.height_width)
     loss = build_loss(config).to(accelerator.device)
     clips, held_out = open_clips(config, accelerator, extra_frame=False, images=0)
     schedule = Schedule.of(settings, len(clips))

@@ -20,7 +20,6 @@ from medsora.runtime.files import write_text, written_folder
 from medsora.runtime.interruption import StopRequest
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
-from medsora.training.joint_images import image_latents
 from medsora.training.loop_end import PeriodicTask
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import keep_sheet
@@ -123,7 +122,7 @@ class DitStage:
     @property
     def geometry(self) -> dict[str, Any]:
         """What a pipeline must know of the clips that the denoiser is trained on."""
-        return clip_geometry(self.config, self.samples.clips.labels.names)
+        return clip_geometry(self.config, self.inputs.num_images, self.samples.clips.labels.names)
 
     @property
     def clip_labels(self) -> list[int]:
@@ -184,13 +183,13 @@ class DitStage:
         keep_sheet(self.run, self.sheet(step), contact_sheet(rows, columns=8), step)
 
 
-def clip_geometry(config: Config, labels: Sequence[str] = ()) -> dict[str, Any]:
+def clip_geometry(config: Config, num_images: int, labels: Sequence[str]) -> dict[str, Any]:
     """Return what a pipeline must know of the clips that its denoiser was trained on."""
     geometry = {
         "frames": config.data.frames,
         "size": list(config.data.height_width),
         "fps": SAMPLE_FPS,
-        "image_latents": image_latents(config),
+        "image_latents": num_images,
     }
     if labels:
         geometry["labels"] = list(labels)

@@ -67,13 +67,13 @@ def test_prior_features_of_other_weights_sizes_or_code_lie_elsewhere(
     config = tiny.tiny_config(tmp_path, clips, cache__latents="disk", cache__prior="disk")
     prior = build_prior(config, 4)
 
-    def key(size: int = 32, grid: tuple[int, int] = (2, 2)) -> str:
+    def key(size: int = 32, grid: tuple[int, int, int] = (4, 2, 2)) -> str:
         dataset = ClipDataset(clips, frames=16, interval=1, size=size, holdout=0.2)
         return PriorCache(config, dataset, prior, grid, 32).store.key
 
     first = key()
     assert key() == first
-    keys = {first, key(size=48), key(grid=(4, 4))}
+    keys = {first, key(size=48), key(grid=(4, 4, 4))}
     with torch.no_grad():
         next(prior.parameters()).view(-1)[0] += 1e-3
     keys.add(key())
@@ -91,7 +91,7 @@ def test_processes_share_the_prior_features_and_none_is_computed_twice(tmp_path:
     dataset = ClipDataset(clips, frames=16, interval=1, size=32, holdout=0.2)
     written: list[set[str]] = []
     for rank in range(2):
-        kept = PriorCache(config, dataset, prior, (2, 2), 32)
+        kept = PriorCache(config, dataset, prior, (4, 2, 2), 32)
         before = set(entries(Path(config.cache.dir), "prior"))
         kept.build(prior, dataset, one_process(rank, 2))
         written.append(set(entries(Path(config.cache.dir), "prior")) - before)

@@ -115,7 +115,7 @@ def test_another_exact_flow_has_another_cache(config: Config) -> None:
 
     def key(with_flow: bool) -> str:
         dataset = ClipDataset(config.data.root, frames=16, interval=1, size=32, with_flow=with_flow)
-        return PriorCache(config, dataset, prior, (2, 2), 32).store.key
+        return PriorCache(config, dataset, prior, (4, 2, 2), 32).store.key
 
     before = key(True), key(False)
     flows = sorted(Path(config.data.root).glob("*.flow.safetensors"))
