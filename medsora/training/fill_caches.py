@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -26,7 +27,7 @@ from medsora.training.accelerator import make_accelerator
 from medsora.training.cache.latents import LatentCache, latent_cache_bytes
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes
 from medsora.training.cache.store import TensorStore
-from medsora.training.open_clips import open_clips
+from medsora.training.open_clips import denoiser_clip_spec, open_clips
 from medsora.training.stage2.build import build_denoiser, build_prior, token_grid
 
 MIB = 2**20
@@ -63,13 +64,8 @@ def fill_caches(config: Config) -> None:
         model = build_denoiser(config, vae.latent_channels)
         aligned = config.alignment.weight > 0 and config.cache.prior == "disk"
         prior = build_prior(config, model.config.depth).to(accelerator.device) if aligned else None
-        clips, _ = open_clips(
-            config,
-            accelerator,
-            extra_frame=True,
-            images=config.images.count,
-            with_flow=aligned and config.flow.estimator == "exact",
-        )
+        spec = denoiser_clip_spec(config)
+        clips, _ = open_clips(config, accelerator, spec if aligned else replace(spec, with_flow=False))
         latents = LatentCache(config, clips, vae)
         priors = None
         if prior is not None:

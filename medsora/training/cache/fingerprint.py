@@ -15,7 +15,7 @@ from medsora.data.exact_flow import flow_path
 def clips_digest(clips: ClipDataset) -> str:
     """Return a SHA-256 over every source's content and over which clips are cut from it, and how."""
     digest = hashlib.sha256()
-    geometry = [clips.clip_frames, clips.interval, list(clips.size)]
+    geometry = [clips.spec.clip_frames, clips.spec.interval, list(clips.spec.size)]
     windows = [[video, window.start] for video, window in clips.windows]
     digest.update(json.dumps([geometry, windows]).encode())
     margins = [list(video.margins) for video in clips.videos]

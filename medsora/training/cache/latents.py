@@ -39,7 +39,7 @@ class LatentCache:
         depends_on = {
             "code": CODE_VERSION,
             "clips": clips_digest(clips),
-            "frames": clips.frames,
+            "frames": clips.spec.frames,
             "vae": weights_digest(vae),
             "images": [self.images.encoding, self.groups, self.seed if self.groups else 0],
             "pictures": self.alone,
@@ -117,7 +117,7 @@ class LatentCache:
     def _encode_clip(
         self, vae: FrequencyCompensatedVAE, index: int, device: torch.device
     ) -> dict[str, Tensor]:
-        video = self.clips.fixed_clip(index, images=())["video"][: self.clips.frames]
+        video = self.clips.fixed_clip(index, images=())["video"][: self.clips.spec.frames]
         both = torch.stack([video, video.flip(-1)]).to(device)
         mean, logvar = vae.encode_moments(both)
         entry = {"mean": mean.float().cpu(), "logvar": logvar.float().cpu()}

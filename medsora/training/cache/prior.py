@@ -45,7 +45,7 @@ class PriorCache:
         }
         if config.flow.estimator == "dis":
             depends_on["opencv"] = cv2.__version__  # whose flow it is
-        if clips.with_flow:
+        if clips.spec.with_flow:
             depends_on["flow"] = flow_digest(clips)
         self.store = TensorStore(Path(config.cache.dir), "prior", depends_on)
         self.grid, self.width = grid, width

@@ -15,10 +15,9 @@ import psutil
 
 from medsora.config.load import load_config
 from medsora.config.schema import Config
-from medsora.data.checking.check import check_folder
 from medsora.data.checking.scan import Scan
-from medsora.data.checking.windows import clip_span, windows_of
-from medsora.data.clips import ClipDataset
+from medsora.data.checking.windows import windows_of
+from medsora.data.clips import ClipSpec
 from medsora.data.labels import NO_LABELS, Labels
 from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.phantom.render import KINDS
@@ -32,6 +31,7 @@ from medsora.training.accelerator import check_precision
 from medsora.training.cache.latents import latent_cache_bytes
 from medsora.training.cache.prior import prior_cache_bytes
 from medsora.training.dry_run.memory import MemoryEstimate, estimate_dit, estimate_vae, size_bytes
+from medsora.training.open_clips import clip_spec, denoiser_clip_spec, split_clips
 from medsora.training.run.folder import refuse_changes
 from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
@@ -88,7 +88,7 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
         vae = trained_vae(config)
     with findings.part("the clip's size"):
         check_video_shape(config.data.frames, *config.data.height_width)
-    clips, classes = _clips(findings, config, extra_frame=True, exact_flow=config.flow.estimator == "exact")
+    clips, classes = _clips(findings, config, denoiser_clip_spec(config))
     with findings.part("the denoiser"):
         model = build_denoiser(config, vae.latent_channels if vae else 16, classes)
         start_from(model, config.denoiser.weights)
@@ -129,7 +129,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
         check_video_shape(config.data.frames, *config.data.height_width)
     with findings.part("the loss"):
         loss = build_loss(config)
-    clips, _ = _clips(findings, config, extra_frame=False, exact_flow=False)
+    clips, _ = _clips(findings, config, clip_spec(config))
     with findings.part("the schedule"):
         schedule = Schedule.of(settings, max(clips, 1))
         _say_schedule(findings, schedule, clips, processes, settings.accumulation)
@@ -151,38 +151,20 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
 # Data and schedule
 
 
-def _clips(findings: Findings, config: Config, *, extra_frame: bool, exact_flow: bool) -> tuple[int, int]:
+def _clips(findings: Findings, config: Config, spec: ClipSpec) -> tuple[int, int]:
     """Say how many clips there are to train on and to hold out; return the first number, and the labels'."""
     data, counts, labels = config.data, (0, 0), Labels()
     with findings.part("the clips"):
         if data.root is None:
             counts, where = (
-                _phantom_clips(config, extra_frame),
+                _phantom_clips(config, spec),
                 "of the phantom, rendered when training starts",
             )
             labels = _phantom_labels(data.labels)
         else:
-            report = check_folder(
-                data.root,
-                frames=data.frames + extra_frame,
-                interval=data.interval,
-                clip_stride=data.clip_stride,
-                crop=data.crop,
-            )
-            options = {
-                "frames": data.frames,
-                "extra_frame": extra_frame,
-                "interval": data.interval,
-                "size": data.height_width,
-                "clip_stride": data.clip_stride,
-                "seed": config.run.seed,
-                "holdout": data.holdout,
-                "split_csv": data.split_csv,
-                "labels": data.labels,
-                "report": report,
-            }
-            clips = ClipDataset(data.root, split="train", with_flow=exact_flow, **options)
-            counts = len(clips), len(ClipDataset(data.root, split=HELD_OUT, **options))
+            report = spec.check(data.root)
+            clips, held_out = split_clips(config, report, spec)
+            counts = len(clips), len(held_out)
             labels = clips.labels
             where = f"in {data.root}, {len(report.bad)} of {len(report.reports)} sources left out"
         findings.line("clips", f"{counts[0]:,} to train on, {counts[1]:,} held out, {where}")
@@ -197,14 +179,13 @@ def _phantom_labels(source: str) -> Labels:
     raise BadInput(f"data.labels is {source}, but the phantom's labels lie in {LABELS_NAME}: set that.")
 
 
-def _phantom_clips(config: Config, extra_frame: bool) -> tuple[int, int]:
+def _phantom_clips(config: Config, spec: ClipSpec) -> tuple[int, int]:
     data, phantom = config.data, config.phantom
     names = [f"phantom-{number:05d}.mkv" for number in range(phantom.videos)]
     held_out = list(split_by_video(names, data.holdout, config.run.seed).values()).count(HELD_OUT)
-    span = clip_span(data.frames + extra_frame, data.interval)
-    windows = len(windows_of(Scan(frames=phantom.frames), span, data.clip_stride or span))
+    windows = len(windows_of(Scan(frames=phantom.frames), spec.span, spec.stride or spec.span))
     if not windows:
-        raise BadInput(f"phantom.frames is {phantom.frames}, but a clip spans {span} frames.")
+        raise BadInput(f"phantom.frames is {phantom.frames}, but a clip spans {spec.span} frames.")
     return windows * (phantom.videos - held_out), windows * held_out
 
 

@@ -6,7 +6,7 @@ import torch
 
 from medsora.config.schema import Config
 from medsora.training.accelerator import check_same_run, make_accelerator
-from medsora.training.open_clips import open_clips
+from medsora.training.open_clips import clip_spec, open_clips
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
@@ -22,7 +22,7 @@ def build_vae_stage(config: Config) -> VaeStage:
     vae = build_vae(config)
     vae.check_video_shape(config.data.frames, *config.data.height_width)
     loss = build_loss(config).to(accelerator.device)
-    clips, held_out = open_clips(config, accelerator, extra_frame=False, images=0)
+    clips, held_out = open_clips(config, accelerator, clip_spec(config))
     schedule = Schedule.of(settings, len(clips))
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     parameters = vae.trainable_parameters(settings.train)

@@ -18,7 +18,7 @@ from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.cache.fingerprint import weights_digest
 from medsora.training.cache.latents import LatentCache
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes
-from medsora.training.open_clips import open_clips
+from medsora.training.open_clips import denoiser_clip_spec, open_clips
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
@@ -36,13 +36,7 @@ def build_dit_stage(config: Config) -> DitStage:
     accelerator = make_accelerator(config, settings.precision, config.dit_dir)
     vae = trained_vae(config)
     vae.check_video_shape(config.data.frames, *config.data.height_width)
-    clips, held_out = open_clips(
-        config,
-        accelerator,
-        extra_frame=True,
-        images=config.images.count,
-        with_flow=config.alignment.weight > 0 and config.flow.estimator == "exact",
-    )
+    clips, held_out = open_clips(config, accelerator, denoiser_clip_spec(config))
     classes = len(clips.labels.names)
     model = build_denoiser(config, vae.latent_channels, classes)
     start_from(model, config.denoiser.weights)
