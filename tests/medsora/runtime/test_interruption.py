@@ -153,7 +153,7 @@ def test_sampling_is_left_when_asked_and_made_up_for_later(
 
 def test_a_folder_has_one_run(tmp_path: Path) -> None:
     code = (
-        "import signal, sys; from pathlib import Path; from medsora.training.run.lock import hold_folder\n"
+        "import signal, sys; from pathlib import Path; from medsora.training.run.folder import hold_folder\n"
         "kept = hold_folder(Path(sys.argv[1])); print('held', flush=True); signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE) as other:
