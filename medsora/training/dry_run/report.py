@@ -15,6 +15,7 @@ import psutil
 
 from medsora.config.load import load_config
 from medsora.config.schema import Config
+from medsora.config.shipped import shipped_file
 from medsora.data.checking.check import check_folder
 from medsora.data.checking.scan import Scan
 from medsora.data.checking.windows import clip_span, windows_of
@@ -122,7 +123,9 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
     vae = loss = None
     with findings.part("the base"):
         vae = FrequencyCompensatedVAE.from_base(
-            config.vae.base, compensation=config.vae.compensation, weights=config.vae.weights
+            shipped_file(config.vae.base),
+            compensation=config.vae.compensation,
+            weights=shipped_file(config.vae.weights),
         )
         trained = sum(parameter.numel() for parameter in vae.trainable_parameters(settings.train))
         every = sum(parameter.numel() for parameter in vae.parameters())

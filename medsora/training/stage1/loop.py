@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from medsora.config.schema import Config
+from medsora.config.shipped import shipped_file
 from medsora.data.clips import ClipDataset
 from medsora.errors import Interrupted, building
 from medsora.runtime.files import written_folder
@@ -173,7 +174,9 @@ def build_vae_stage(config: Config) -> VaeStage:
     settings = config.train_vae
     accelerator = make_accelerator(config, settings.precision, config.vae_dir)
     vae = FrequencyCompensatedVAE.from_base(
-        config.vae.base, compensation=config.vae.compensation, weights=config.vae.weights
+        shipped_file(config.vae.base),
+        compensation=config.vae.compensation,
+        weights=shipped_file(config.vae.weights),
     )
     check_video_shape(config.data.frames, *config.data.height_width)
     loss = VaeLoss(
