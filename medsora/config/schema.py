@@ -22,7 +22,7 @@ from medsora.config.choices import LOSS_TARGETS, LR_DECAYS, MIXINGS, PRECISIONS,
 from medsora.config.presets import PRESETS
 from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS
 from medsora.kernels.choices import FASTEST_FIRST
-from medsora.vae.choices import LPIPS_TRUNKS
+from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS
 
 DIFFUSION_STEPS = 1000
 MAX_SIDE_PX = 4096
@@ -167,6 +167,11 @@ class VaeConfig:
     )
     weights: str | None = key(None, "Safetensors file for a base that is built from a JSON config.")
     compensation: bool = key(True, "Add the frequency compensation modules to the base.")
+    compensation_kind: str = key(
+        "causal",
+        "The decoder's compensation: causal, or standard (zero-padded in time, as in the paper).",
+        choices=COMPENSATION_KINDS,
+    )
     path: str | None = key(
         None, "VAE that stage 2 uses; null: the one that stage 1 of this run trained.", stage=STAGE_2
     )

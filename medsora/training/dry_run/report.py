@@ -125,6 +125,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
         vae = FrequencyCompensatedVAE.from_base(
             shipped_file(config.vae.base),
             compensation=config.vae.compensation,
+            compensation_kind=config.vae.compensation_kind,
             weights=shipped_file(config.vae.weights),
         )
         trained = sum(parameter.numel() for parameter in vae.trainable_parameters(settings.train))

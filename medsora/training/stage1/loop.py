@@ -176,6 +176,7 @@ def build_vae_stage(config: Config) -> VaeStage:
     vae = FrequencyCompensatedVAE.from_base(
         shipped_file(config.vae.base),
         compensation=config.vae.compensation,
+        compensation_kind=config.vae.compensation_kind,
         weights=shipped_file(config.vae.weights),
     )
     check_video_shape(config.data.frames, *config.data.height_width)
