@@ -264,6 +264,12 @@ class VaeTrainingConfig:
         "Parameters to train: the compensation modules, or all.",
         choices=("compensation", "all"),
     )
+    crop: int | None = key(
+        None,
+        "Side in pixels of random square crops of the clips to train on; null: whole frames.",
+        above=0,
+        at_most=MAX_SIDE_PX,
+    )
     lr: float = key(2e-7, "Peak learning rate.", above=0)
     betas: list[float] = key([0.5, 0.9], "Adam's betas.", at_least=0, below=1, pair=True)
     lr_decay: str = key(

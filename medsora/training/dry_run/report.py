@@ -36,6 +36,7 @@ from medsora.training.dry_run.memory import MemoryEstimate, estimate_dit, estima
 from medsora.training.run.folder import refuse_changes
 from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
+from medsora.training.stage1.crops import check_crop
 from medsora.training.stage2.build import build_denoiser, build_prior, start_from, token_grid
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape
 from medsora.vae.losses import VaeLoss
@@ -135,6 +136,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
             vae.enable_gradient_checkpointing()
     with findings.part("the clip's size"):
         check_video_shape(config.data.frames, *config.data.height_width)
+        check_crop(config)
     with findings.part("the loss"):
         loss = VaeLoss(
             l1=settings.l1,
