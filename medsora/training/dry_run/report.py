@@ -36,6 +36,7 @@ from medsora.training.run.folder import refuse_changes
 from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
 from medsora.training.stage1.build import build_loss, build_vae
+from medsora.training.stage1.crops import check_crop
 from medsora.training.stage2.build import build_denoiser, build_prior, start_from, token_grid
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape
 
@@ -127,6 +128,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
         findings.line("VAE", f"{every:,} parameters, of which {trained:,} are trained")
     with findings.part("the clip's size"):
         check_video_shape(config.data.frames, *config.data.height_width)
+        check_crop(config)
     with findings.part("the loss"):
         loss = build_loss(config)
     clips, _ = _clips(findings, config, clip_spec(config))

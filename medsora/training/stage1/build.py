@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 
 from medsora.config.schema import Config
+from medsora.config.shipped import shipped_file
 from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.open_clips import clip_spec, open_clips
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
+from medsora.training.stage1.crops import check_crop
 from medsora.training.stage1.stage import VaeStage
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.losses import VaeLoss
@@ -21,6 +23,7 @@ def build_vae_stage(config: Config) -> VaeStage:
     accelerator = make_accelerator(config, settings.precision, config.vae_dir)
     vae = build_vae(config)
     vae.check_video_shape(config.data.frames, *config.data.height_width)
+    check_crop(config)
     loss = build_loss(config).to(accelerator.device)
     clips, held_out = open_clips(config, accelerator, clip_spec(config))
     schedule = Schedule.of(settings, len(clips))
@@ -38,7 +41,10 @@ def build_vae_stage(config: Config) -> VaeStage:
 def build_vae(config: Config) -> FrequencyCompensatedVAE:
     """Return the VAE that the config starts from; raises `ValueError` or `OSError` as `from_base` does."""
     vae = FrequencyCompensatedVAE.from_base(
-        config.vae.base, compensation=config.vae.compensation, weights=config.vae.weights
+        shipped_file(config.vae.base),
+        compensation=config.vae.compensation,
+        compensation_kind=config.vae.compensation_kind,
+        weights=shipped_file(config.vae.weights),
     )
     if config.train_vae.gradient_checkpointing:
         vae.enable_gradient_checkpointing()

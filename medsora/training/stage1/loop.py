@@ -18,6 +18,7 @@ from medsora.training.randomness import derive_seed, generator_for
 from medsora.training.run.report import RunReport
 from medsora.training.schedule import StepBatches
 from medsora.training.stage1.build import build_vae_stage
+from medsora.training.stage1.crops import random_crops
 from medsora.training.step_guard import StepGuard, StepRecord
 
 
@@ -59,7 +60,8 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             for micro in range(settings.accumulation):
                 batch = batches.next()
                 # A worker's batch lies otherwise in memory than the main process's: other last digits.
-                video = sent(batch["video"], accelerator.device).contiguous()
+                video = random_crops(batch["video"], settings.crop, config.run.seed, batch["sample"])
+                video = sent(video, accelerator.device).contiguous()
                 draws = [generator_for(config.run.seed, "posterior", int(n)) for n in batch["sample"]]
                 last = micro == settings.accumulation - 1
                 with accelerator.autocast(), gradients_synchronised(accelerator, model, last):

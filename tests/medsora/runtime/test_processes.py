@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 from medsora.errors import LostProcess
 from medsora.training.progress import Progress
-from tests.medsora.training import tiny
+from tests.support import tiny_training as tiny
 
 count = Progress.count
 
