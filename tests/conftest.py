@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from medsora.name_guard import check_kernels_name
+from tests.support.paths import ROOT
 
 check_kernels_name()
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
-SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+SHARED_DATA = ROOT / ".." / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)

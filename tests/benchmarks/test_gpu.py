@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import COMPILING_S, TIMED_PARTS, check, largest_error, run_together, step_error
+from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 
-ROOT = Path(__file__).parents[2]
 WITHOUT = """
 import sys
 GONE = ("diffusers", "safetensors", "hyper_connections")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from medsora.training.export_base import unseen_figures
 from medsora.vae import FrequencyCompensatedVAE
+from tests.support.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG, WEIGHTS = CONFIGS / "phantom_base.json", CONFIGS / "phantom_base.safetensors"
 
 

@@ -19,11 +19,11 @@ import pytest
 
 from medsora.data.reading.video_io import probe
 from medsora.data.sheet import save_image
+from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 from tests.support.reserved_port import reserve_port
 from tests.support.tiny_pipeline import write_conditional, write_run
 
-ROOT = Path(__file__).resolve().parents[3]
 FLAGS = [
     "--headless",
     "--no-sandbox",

@@ -24,9 +24,9 @@ from medsora.evaluation.metrics.pixel import PixelExtractor
 from medsora.evaluation.report.paper_tables import TABLE_2, paper_tables
 from medsora.evaluation.report.results import Results
 from tests.support.drifting_clips import bordered, drifting_clip, write_clips
+from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 
-ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = {"frames": 4, "size": 32}
 
 

@@ -20,8 +20,9 @@ from medsora.data.phantom.scene import Scene
 from medsora.data.phantom.wall import Wall
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput
+from tests.support.paths import CONFIGS
 
-CONFIG = Path(__file__).parents[4] / "configs" / "phantom.yaml"
+CONFIG = CONFIGS / "phantom.yaml"
 
 
 @pytest.fixture(scope="module")
