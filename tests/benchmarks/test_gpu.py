@@ -1,4 +1,6 @@
-"""The command for a GPU: every part runs on a machine without diffusers, and its time is bounded."""
+"""benchmarks.gpu, benchmarks.sample, benchmarks.support.bare_machine: the command for a GPU: every part runs
+on a machine without diffusers, and its time is bounded.
+"""
 
 from __future__ import annotations
 

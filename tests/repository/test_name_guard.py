@@ -1,4 +1,6 @@
-"""The name `kernels`: ours imports with torch alone; a stranger of that name is answered with a sentence."""
+"""medsora.name_guard: the name `kernels`: ours imports with torch alone; a stranger of that name is answered
+with a sentence.
+"""
 
 from __future__ import annotations
 

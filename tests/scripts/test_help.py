@@ -1,4 +1,6 @@
-"""`--help` of every script is complete: each option has its sentence, and the exit statuses are named."""
+"""medsora.training.command_line: `--help` of every script is complete: each option has its sentence, and the
+exit statuses are named.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Where a VAE comes from and goes to: strict loads, round trips, one sentence for what does not fit."""
+"""medsora.vae.base, medsora.vae.model: where a VAE comes from and goes to: strict loads, round trips, one
+sentence for what does not fit.
+"""
 
 from __future__ import annotations
 

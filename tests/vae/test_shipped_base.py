@@ -1,4 +1,6 @@
-"""The small base that ships: under 1 MB, loads strictly, and returns phantom clips that it never saw."""
+"""medsora.training.export_base, medsora.vae.base: the small base that ships: under 1 MB, loads strictly, and
+returns phantom clips that it never saw.
+"""
 
 from __future__ import annotations
 

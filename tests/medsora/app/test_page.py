@@ -1,4 +1,6 @@
-"""The page in a real headless Chromium: click, wait for videos that play, save, compare, type nonsense."""
+"""medsora.app.page, medsora.app.__main__, medsora.app.form: the page in a real headless Chromium: click, wait
+for videos that play, save, compare, type nonsense.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""One evaluation from two folders to files: the protocol, the cache, the notes, bad input."""
+"""medsora.evaluation.run, medsora.evaluation.bootstrap, medsora.evaluation.features.clip_set,
+medsora.evaluation.features.extraction, medsora.evaluation.features.feature_store,
+medsora.evaluation.report.paper_tables, medsora.evaluation.report.plots, medsora.evaluation.report.results,
+medsora.evaluation.report.warnings: one evaluation from two folders to files: the protocol, the cache, the
+notes, bad input.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The phantom: the same seed the same clip, its flow exact, its pictures those of an endoscope."""
+"""medsora.data.phantom.corpus, medsora.data.phantom.render, medsora.data.phantom.scene,
+medsora.data.phantom.camera, medsora.data.phantom.wall, medsora.data.phantom.forceps: the phantom: the same
+seed the same clip, its flow exact, its pictures those of an endoscope.
+"""
 
 import csv
 import itertools
