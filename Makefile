@@ -37,7 +37,7 @@ $(PARITY): $(READY)
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/python -m medsora.demo.run
+	$(BIN)/python -m medsora.demo
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What every test shares: the name guard, the folder of real data, one thread per worker."""
+"""What every test shares: the folder of real data, one thread per worker."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import cv2
 import pytest
 import torch
 
-from medsora.name_guard import check_kernels_name
 from tests.support.paths import ROOT
 
-check_kernels_name()
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
 

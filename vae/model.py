@@ -53,6 +53,8 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
     base_config: the settings of `diffusers.AutoencoderKLCogVideoX`.
     compensation: False leaves the base bare, to train one from scratch.
     scaling_factor: what latents are multiplied by; None takes the base's.
+    compensation_kind: the decoder's compensation, "causal" or "standard"; models saved before this setting
+        existed are causal.
     """
 
     _supports_gradient_checkpointing = True
@@ -63,11 +65,12 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
         base_config: Mapping[str, Any],
         compensation: bool = True,
         scaling_factor: float | None = None,
+        compensation_kind: str = "causal",
     ):
         super().__init__()
         self.base: AutoencoderKLCogVideoX = base_from_config(base_config, source="base_config")
         if compensation:
-            add_compensation(self.base)
+            add_compensation(self.base, compensation_kind)
         self.set_scaling_factor(self.base.config.scaling_factor if scaling_factor is None else scaling_factor)
 
     # Making, loading, saving
@@ -78,12 +81,16 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
         base: str | Path | Mapping[str, Any],
         *,
         compensation: bool = True,
+        compensation_kind: str = "causal",
         weights: str | Path | None = None,
     ) -> FrequencyCompensatedVAE:
-        """The base of `vae.base.load_base` (its arguments, its errors) with an untrained compensation."""
+        """The base of `vae.base.load_base` (its arguments, its errors) with an untrained compensation.
+
+        `compensation_kind` is "causal" or "standard" (`vae.compensation`).
+        """
         loaded = load_base(base, weights)
         config = {key: value for key, value in loaded.config.items() if not key.startswith("_")}
-        vae = cls(config, compensation=compensation)
+        vae = cls(config, compensation=compensation, compensation_kind=compensation_kind)
         of_base = vae.base_state_dict()
         of_base_loaded = loaded.state_dict()
         with torch.no_grad():

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from medsora.config.schema import all_keys
+from medsora.config.shipped import find_config
 from medsora.data.checking.check import CheckReport
 from medsora.data.split import HELD_OUT, split_by_video
 from medsora.errors import BadInput
@@ -204,9 +205,7 @@ def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
         raise BadInput(
             f"the preset {preset} needs a GPU; leave --preset out, or give its memory by --memory."
         )
-    path = Path("configs/phantom.yaml")
-    if not path.is_file():
-        raise BadInput(f"there is no {path} here; start this command in MedSora's own folder.")
+    path = find_config("phantom")
     shipped, comments = OmegaConf.to_container(OmegaConf.load(path)), _comments_in(path)
     fit.set("data", "what a step needs lies in the caches", workers=0)
     for section in ("vae", "images", "denoiser", "flow", "dino", "train_vae", "train_dit", "cache"):

@@ -11,20 +11,16 @@ import argparse
 import shlex
 from pathlib import Path
 
-from medsora.name_guard import check_kernels_name
+import torch
 
-check_kernels_name()
-
-import torch  # noqa: E402
-
-from medsora.data.phantom import clip_seed, render_clip  # noqa: E402
-from medsora.data.reading.pixels import frames_to_video  # noqa: E402
-from medsora.errors import building  # noqa: E402
-from medsora.runtime.exit import exit_with_status  # noqa: E402
-from medsora.runtime.files import write_text, written_beside  # noqa: E402
-from medsora.training.run.folder import read_log  # noqa: E402
-from medsora.vae import FrequencyCompensatedVAE  # noqa: E402
-from medsora.vae.quality import flicker, mean_colour_psnr, psnr, ssim  # noqa: E402
+from medsora.data.phantom import clip_seed, render_clip
+from medsora.data.reading.pixels import frames_to_video
+from medsora.errors import building
+from medsora.runtime.exit import exit_with_status
+from medsora.runtime.files import write_text, written_beside
+from medsora.training.run.folder import read_log
+from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae.quality import flicker, mean_colour_psnr, psnr, ssim
 
 UNSEEN_SEED, UNSEEN_CLIPS, FRAMES, SIZE = 2, 12, 17, 64
 

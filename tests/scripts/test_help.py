@@ -19,7 +19,7 @@ COMMANDS = (
     ("sample_ddim.py",),
     ("-m", "medsora.data", "check"),
     ("-m", "medsora.data", "phantom"),
-    ("-m", "medsora.demo.run"),
+    ("-m", "medsora.demo"),
     ("-m", "medsora", "new"),
     ("-m", "medsora", "export"),
     ("-m", "medsora.app"),

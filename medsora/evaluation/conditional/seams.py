@@ -14,23 +14,19 @@ from __future__ import annotations
 import argparse
 import sys
 
-from medsora.name_guard import check_kernels_name
+import numpy as np
+import torch
 
-check_kernels_name()
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from medsora.data.reading.pixels import frames_to_video  # noqa: E402
-from medsora.data.sheet import contact_sheet, save_image  # noqa: E402
-from medsora.errors import BadInput  # noqa: E402
-from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser  # noqa: E402
-from medsora.evaluation.metrics.motion import occluded, warping_error  # noqa: E402
-from medsora.evaluation.sanity.claims import Claim  # noqa: E402
-from medsora.flow_prior import DisEstimator  # noqa: E402
-from medsora.runtime.exit import exit_with_status  # noqa: E402
-from medsora.sampling.conditions import FilmPlan, plan_film  # noqa: E402
-from medsora.vae.shapes import FRAMES_PER_LATENT  # noqa: E402
+from medsora.data.reading.pixels import frames_to_video
+from medsora.data.sheet import contact_sheet, save_image
+from medsora.errors import BadInput
+from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser
+from medsora.evaluation.metrics.motion import occluded, warping_error
+from medsora.evaluation.sanity.claims import Claim
+from medsora.flow_prior import DisEstimator
+from medsora.runtime.exit import exit_with_status
+from medsora.sampling.conditions import FilmPlan, plan_film
+from medsora.vae.shapes import FRAMES_PER_LATENT
 
 MOST_AT_JOINTS = 1.2
 SHEET_FILMS = 4

@@ -149,9 +149,10 @@ def estimate_dit(
 def estimate_vae(config: Config, vae: FrequencyCompensatedVAE, loss: VaeLoss, batch: int) -> MemoryEstimate:
     """Estimate stage 1 for `batch` clips in one process's micro-batch; `vae` has its trained part thawed."""
     settings, data = config.train_vae, config.data
+    trained_size = data.height_width if settings.crop is None else (settings.crop, settings.crop)
 
     def train() -> Tensor:
-        video = torch.empty(batch, data.frames, 3, *data.height_width)
+        video = torch.empty(batch, data.frames, 3, *trained_size)
         with _autocast(settings.precision):
             out = vae(video, coarse=settings.coarse > 0)
             return loss(out.reconstruction, video, out.mean, out.logvar, out.coarse).total

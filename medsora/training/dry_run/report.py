@@ -15,6 +15,7 @@ import psutil
 
 from medsora.config.load import load_config
 from medsora.config.schema import Config
+from medsora.config.shipped import shipped_file
 from medsora.data.checking.check import check_folder
 from medsora.data.checking.scan import Scan
 from medsora.data.checking.windows import clip_span, windows_of
@@ -35,6 +36,7 @@ from medsora.training.dry_run.memory import MemoryEstimate, estimate_dit, estima
 from medsora.training.run.folder import refuse_changes
 from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
+from medsora.training.stage1.crops import check_crop
 from medsora.training.stage2.build import build_denoiser, build_prior, start_from, token_grid
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape
 from medsora.vae.losses import VaeLoss
@@ -122,7 +124,10 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
     vae = loss = None
     with findings.part("the base"):
         vae = FrequencyCompensatedVAE.from_base(
-            config.vae.base, compensation=config.vae.compensation, weights=config.vae.weights
+            shipped_file(config.vae.base),
+            compensation=config.vae.compensation,
+            compensation_kind=config.vae.compensation_kind,
+            weights=shipped_file(config.vae.weights),
         )
         trained = sum(parameter.numel() for parameter in vae.trainable_parameters(settings.train))
         every = sum(parameter.numel() for parameter in vae.parameters())
@@ -131,6 +136,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
             vae.enable_gradient_checkpointing()
     with findings.part("the clip's size"):
         check_video_shape(config.data.frames, *config.data.height_width)
+        check_crop(config)
     with findings.part("the loss"):
         loss = VaeLoss(
             l1=settings.l1,

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from medsora.config.schema import Config
+from medsora.config.shipped import shipped_file
 from medsora.data.clips import ClipDataset
 from medsora.errors import Interrupted, building
 from medsora.runtime.files import written_folder
@@ -30,6 +31,7 @@ from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import RunReport, keep_sheet
 from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule, StepBatches
+from medsora.training.stage1.crops import check_crop, random_crops
 from medsora.training.stage1.evaluation import evaluate_reconstruction
 from medsora.training.stage_parts import ModelPart, StageParts
 from medsora.training.step_guard import StepGuard, StepRecord
@@ -124,7 +126,8 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             for micro in range(settings.accumulation):
                 batch = batches.next()
                 # A worker's batch lies otherwise in memory than the main process's: other last digits.
-                video = sent(batch["video"], accelerator.device).contiguous()
+                video = random_crops(batch["video"], settings.crop, config.run.seed, batch["sample"])
+                video = sent(video, accelerator.device).contiguous()
                 draws = [generator_for(config.run.seed, "posterior", int(n)) for n in batch["sample"]]
                 last = micro == settings.accumulation - 1
                 with accelerator.autocast(), gradients_synchronised(accelerator, model, last):
@@ -173,9 +176,13 @@ def build_vae_stage(config: Config) -> VaeStage:
     settings = config.train_vae
     accelerator = make_accelerator(config, settings.precision, config.vae_dir)
     vae = FrequencyCompensatedVAE.from_base(
-        config.vae.base, compensation=config.vae.compensation, weights=config.vae.weights
+        shipped_file(config.vae.base),
+        compensation=config.vae.compensation,
+        compensation_kind=config.vae.compensation_kind,
+        weights=shipped_file(config.vae.weights),
     )
     check_video_shape(config.data.frames, *config.data.height_width)
+    check_crop(config)
     loss = VaeLoss(
         l1=settings.l1,
         lpips=settings.lpips,
