@@ -1,5 +1,5 @@
-"""medsora.evaluation.settings: the evaluation's command line: every option explained, options that do not
-fit, exit statuses.
+"""medsora.evaluation.command, medsora.evaluation.settings: the evaluation's command line: every option
+explained, options that do not fit, exit statuses.
 """
 
 from __future__ import annotations
