@@ -8,10 +8,12 @@ import cv2
 import pytest
 import torch
 
+from tests.support.paths import ROOT
+
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
-SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+SHARED_DATA = ROOT / ".." / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,6 @@
-"""Backends are chosen openly: what is usable, why the rest is not, and what is wrong with bad input."""
+"""medsora.kernels.dispatch, medsora.kernels.fused.backend, medsora.kernels.fused.plan: backends are chosen
+openly: what is usable, why the rest is not, and what is wrong with bad input.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Names are `medsora.X` in a wheel, an editable installation and a checkout, beside a foreign `kernels`."""
+"""medsora.checkout: names are `medsora.X` in a wheel, an editable installation and a checkout, beside a
+foreign `kernels`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Every `python -m` command that the pages have ever shown still works, also where its module has moved."""
+"""medsora.runtime.moved, medsora.demo.__main__, medsora.evaluation.degradations,
+medsora.evaluation.first_frame, medsora.evaluation.labels, medsora.evaluation.seams,
+medsora.training.cache.__main__, medsora.kernels.bench: every `python -m` command that the pages have ever
+shown still works, also where its module has moved.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ MOVED = {
     "medsora.evaluation.seams": "medsora.evaluation.conditional.seams",
     "medsora.training.cache": "medsora.training.fill_caches",
     "tests.audit": "tools.audit",
-    "tests.kernels.compile_triton": "tests.support.compile_triton",
+    "tests.kernels.compile_triton": "tests.support.triton.compile_triton",
     "tests.run_docs_commands": "tools.run_docs_commands",
 }
 STAYED = (

@@ -1,4 +1,6 @@
-"""`--dry-run` says what a run takes and what it lacks, all of it at once, and leaves nothing behind."""
+"""medsora.training.dry_run.report: `--dry-run` says what a run takes and what it lacks, all of it at once,
+and leaves nothing behind.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Where a VAE comes from and goes to: strict loads, round trips, one sentence for what does not fit."""
+"""medsora.vae.base, medsora.vae.model: where a VAE comes from and goes to: strict loads, round trips, one
+sentence for what does not fit.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medsora.vae import FrequencyCompensatedVAE
+from tests.support.paths import CONFIGS
 from tests.vae.conftest import TINY, random_video
 
-REPOSITORY = Path(__file__).parents[2]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -64,7 +66,7 @@ def test_saved_base_loads_again_from_config_and_half_precision_weights(vae, tmp_
 
 
 def test_the_shipped_config_builds_within_its_size() -> None:
-    vae = FrequencyCompensatedVAE.from_base(REPOSITORY / "configs" / "phantom_base.json", compensation=False)
+    vae = FrequencyCompensatedVAE.from_base(CONFIGS / "phantom_base.json", compensation=False)
     parameters = sum(parameter.numel() for parameter in vae.parameters())
     assert parameters < 500_000
     assert vae.latent_channels == 16

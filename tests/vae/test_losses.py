@@ -1,4 +1,6 @@
-"""The losses of stage 1: equal to their references, weighted once, and honest about missing weights."""
+"""medsora.vae.losses, medsora.vae.perceptual: the losses of stage 1: equal to their references, weighted
+once, and honest about missing weights.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The wrapped VAE: sizes, identity with its base before training, causality, scale, and what learns."""
+"""medsora.vae.model, medsora.vae.compensation, medsora.vae.shapes: the wrapped VAE: sizes, identity with its
+base before training, causality, scale, and what learns.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The page in a real headless Chromium: click, wait for videos that play, save, compare, type nonsense."""
+"""medsora.app.page, medsora.app.__main__, medsora.app.form: the page in a real headless Chromium: click, wait
+for videos that play, save, compare, type nonsense.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ import pytest
 
 from medsora.data.reading.video_io import probe
 from medsora.data.sheet import save_image
+from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 from tests.support.reserved_port import reserve_port
 from tests.support.tiny_pipeline import write_conditional, write_run
 
-ROOT = Path(__file__).resolve().parents[3]
 FLAGS = [
     "--headless",
     "--no-sandbox",

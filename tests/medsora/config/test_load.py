@@ -1,4 +1,6 @@
-"""Every shipped config loads; whatever is wrong with one is answered with one sentence that names the key."""
+"""medsora.config.load, medsora.config.checks: every shipped config loads; whatever is wrong with one is
+answered with one sentence that names the key.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The clip dataset: what an item is, that it is always the same, and that nothing leaks or stops a run."""
+"""medsora.data.clips, medsora.data.choice: the clip dataset: what an item is, that it is always the same, and
+that nothing leaks or stops a run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`python -m medsora.data`: what it prints, writes and answers, as a user meets it."""
+"""medsora.data.__main__, medsora.data.checking.view: `python -m medsora.data`: what it prints, writes and
+answers, as a user meets it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Real endoscopy, four kinds of procedure in three kinds of file: read, checked, cut into clips."""
+"""medsora.data.clips, medsora.data.reading.video_io: real endoscopy, four kinds of procedure in three kinds
+of file: read, checked, cut into clips.
+"""
 
 from __future__ import annotations
 

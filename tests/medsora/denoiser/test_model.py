@@ -1,4 +1,6 @@
-"""The denoiser as a whole: sizes, isolation of joint images, timesteps, cost, precision."""
+"""medsora.denoiser.model, medsora.denoiser.parameters: the denoiser as a whole: sizes, isolation of joint
+images, timesteps, cost, precision.
+"""
 
 from __future__ import annotations
 

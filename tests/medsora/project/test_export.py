@@ -1,4 +1,6 @@
-"""`python -m medsora export`: a folder that stands alone, samples the same, and has a card."""
+"""medsora.project.export, medsora.saved.card, medsora.saved.hub: `python -m medsora export`: a folder that
+stands alone, samples the same, and has a card.
+"""
 
 from __future__ import annotations
 

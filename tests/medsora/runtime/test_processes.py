@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from medsora.errors import BadInput
-from medsora.runtime import together
+from medsora.runtime import processes
 from medsora.runtime.processes import Heartbeat, check_agreement, losses_said
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
@@ -58,7 +58,7 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(clips: Path, tmp_path: 
 def test_processes_that_disagree_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_agreement({"run folder": "runs/a", "number of clips": 3})
     others = [{"number of clips": 3}, {"number of clips": 4}]
-    monkeypatch.setattr(together, "gather_object", lambda mine: others)
+    monkeypatch.setattr(processes, "gather_object", lambda mine: others)
     with pytest.raises(BadInput, match="process 1 has another number of clips than process 0"):
         check_agreement({"number of clips": 3})
 
@@ -79,7 +79,7 @@ class Store:
 
 def test_who_is_silent_for_too_many_beats_is_found() -> None:
     store = Store()
-    beat = Heartbeat(store, rank=1, processes=3, silent_s=3 * together.BEAT_S)
+    beat = Heartbeat(store, rank=1, processes=3, silent_s=3 * processes.BEAT_S)
     for _ in range(10):
         store.add("beat/0", 1)
         store.add("beat/2", 1)
@@ -93,7 +93,7 @@ def test_who_is_silent_for_too_many_beats_is_found() -> None:
 
 def test_a_store_that_is_gone_means_the_main_process_is() -> None:
     store = Store()
-    beat = Heartbeat(store, rank=1, processes=2, silent_s=3 * together.BEAT_S)
+    beat = Heartbeat(store, rank=1, processes=2, silent_s=3 * processes.BEAT_S)
     assert beat.main_is_alive()
     store.gone = True
     assert [beat._silent() for _ in range(4)] == [[], [], [], [0]]

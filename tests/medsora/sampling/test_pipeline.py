@@ -1,4 +1,6 @@
-"""The pipeline: one seed, one video; saved and loaded without a change; damage named."""
+"""medsora.sampling.pipeline, medsora.saved.pipeline, medsora.saved.find: the pipeline: one seed, one video;
+saved and loaded without a change; damage named.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Checkpoints are whole or not there, and a damaged one falls back to the one before it."""
+"""medsora.saved.checkpoint, medsora.saved.manifest, medsora.saved.optimizer: checkpoints are whole or not
+there, and a damaged one falls back to the one before it.
+"""
 
 from __future__ import annotations
 

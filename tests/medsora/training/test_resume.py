@@ -1,4 +1,7 @@
-"""Stopped at any step by anything and started again, a run is the run that nobody stopped, bit for bit."""
+"""medsora.training.stage1.loop, medsora.training.stage2.loop, medsora.training.stage_parts,
+medsora.training.step_guard, medsora.training.run.folder: stopped at any step by anything and started
+again, a run is the run that nobody stopped, bit for bit.
+"""
 
 from __future__ import annotations
 

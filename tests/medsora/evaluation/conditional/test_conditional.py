@@ -1,4 +1,9 @@
-"""The commands that measure what was asked for: they tell right from wrong, and go from end to end."""
+"""medsora.evaluation.conditional.classifier, medsora.evaluation.conditional.command,
+medsora.evaluation.conditional.first_frame, medsora.evaluation.conditional.fresh_phantom,
+medsora.evaluation.conditional.labels, medsora.evaluation.conditional.seams,
+medsora.evaluation.sanity.claims: the commands that measure what was asked for: they tell right from wrong,
+and go from end to end.
+"""
 
 from __future__ import annotations
 

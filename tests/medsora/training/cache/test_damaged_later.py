@@ -1,4 +1,6 @@
-"""A file that is damaged after the check: another clip takes its place, the same one in both caches."""
+"""medsora.training.cache.latents, medsora.training.cache.prior, medsora.training.open_clips: a file that is
+damaged after the check: another clip takes its place, the same one in both caches.
+"""
 
 from __future__ import annotations
 

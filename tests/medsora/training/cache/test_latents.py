@@ -1,4 +1,6 @@
-"""The cache holds what the VAE would say now, for this VAE and these files, and repairs itself."""
+"""medsora.training.cache.latents, medsora.training.cache.fingerprint, medsora.training.joint_images: the
+cache holds what the VAE would say now, for this VAE and these files, and repairs itself.
+"""
 
 from __future__ import annotations
 

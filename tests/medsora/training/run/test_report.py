@@ -1,4 +1,7 @@
-"""What can be seen of a run: its page, curves per block, sheets, trackers, the line that a person watches."""
+"""medsora.training.run.report, medsora.training.run.trackers, medsora.training.progress,
+medsora.training.stage2.block_alignment, medsora.html_report: what can be seen of a run: its page, curves per
+block, sheets, trackers, the line that a person watches.
+"""
 
 from __future__ import annotations
 

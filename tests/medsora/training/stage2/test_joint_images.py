@@ -1,4 +1,6 @@
-"""Joint images in both encodings and mixings: how many latents they become; alignment ignores them."""
+"""medsora.training.stage2.loop, medsora.training.joint_images: joint images in both encodings and mixings:
+how many latents they become; alignment ignores them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What may not change an optimiser step: accumulation and checkpointing; and what bf16 does change."""
+"""medsora.training.stage1.loop, medsora.training.stage2.loop, medsora.training.stage2.loss: what may not
+change an optimiser step: accumulation and checkpointing; and what bf16 does change.
+"""
 
 from __future__ import annotations
 
