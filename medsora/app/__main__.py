@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
     """Serve the page until Ctrl-C."""
     options = make_parser(prog).parse_args(arguments)
     if find_spec("gradio") is None:
-        raise BadInput("the page needs Gradio, which is not installed: pip install '.[app]'.")
+        raise BadInput("the page needs Gradio, which is not installed: pip install 'medsora[app]'.")
     if not 0 < options.port < 65536:
         raise BadInput(f"--port is {options.port} but must lie between 1 and 65535.")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medsora.training.command_line import minutes_left, training_arguments
-
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Fine-tune the frequency-compensated VAE on the clips that the config names."""
+    from medsora.training.command_line import minutes_left, training_arguments
+
     config, options = training_arguments(
         "Stage 1: fine-tune the frequency-compensated VAE (§3.3). The result is RUN/vae/final.",
         arguments,

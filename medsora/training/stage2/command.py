@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medsora.training.command_line import minutes_left, training_arguments
-
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Train the denoiser on the latents of the VAE that stage 1 left in the same run, or vae.path names."""
+    from medsora.training.command_line import minutes_left, training_arguments
+
     config, options = training_arguments(
         "Stage 2: train the spiral-scan Mamba denoiser (§3.1, §3.2, §3.4) on the latents of stage 1's VAE.",
         arguments,

@@ -49,7 +49,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @contextmanager
 def served(*models: Path) -> Iterator[str]:
     if find_spec("gradio") is None:
-        pytest.skip("Gradio is not installed (pip install '.[app]')")
+        pytest.skip("Gradio is not installed (pip install 'medsora[app]')")
     held = reserve_port()
     port = held.getsockname()[1]
     command = [sys.executable, "-u", "-m", "medsora.app", "--port", str(port)]
@@ -266,7 +266,7 @@ def test_bad_arguments_end_with_status_2(
     from medsora.errors import BadInput
 
     if find_spec("gradio") is None:
-        pytest.skip("Gradio is not installed (pip install '.[app]')")
+        pytest.skip("Gradio is not installed (pip install 'medsora[app]')")
     monkeypatch.setattr(sys, "argv", ["medsora.app", *arguments])
     with pytest.raises(BadInput, match=words):
         main()
