@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from medsora.vae import shapes
 from medsora.vae.base import base_from_config, load_base
+from medsora.vae.choices import DEFAULT_COMPENSATION
 from medsora.vae.compensation import add_compensation, compensation_modules
 from medsora.vae.losses import halved
 
@@ -88,7 +89,7 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
         base: str | Path | Mapping[str, Any],
         *,
         compensation: bool = True,
-        compensation_kind: str = "causal",
+        compensation_kind: str = DEFAULT_COMPENSATION,
         weights: str | Path | None = None,
     ) -> FrequencyCompensatedVAE:
         """The base of `vae.base.load_base` (its arguments, its errors) with an untrained compensation.

@@ -168,9 +168,11 @@ class VaeConfig:
     weights: str | None = key(None, "Safetensors file for a base that is built from a JSON config.")
     compensation: bool = key(True, "Add the frequency compensation modules to the base.")
     compensation_kind: str = key(
-        "causal",
-        "The decoder's compensation: causal, or standard (zero-padded in time, as in the paper).",
-        choices=COMPENSATION_KINDS,
+        "auto",
+        "The decoder's compensation: causal, standard (zero-padded in time, as in the paper), or auto (the "
+        "kind of the run that is resumed, else the default).",
+        choices=("auto", *COMPENSATION_KINDS),
+        stage=STAGE_1,
     )
     path: str | None = key(
         None, "VAE that stage 2 uses; null: the one that stage 1 of this run trained.", stage=STAGE_2

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 
-from medsora.config.load import load_config
 from medsora.config.schema import Config
 from medsora.data.checking.scan import Scan
 from medsora.data.checking.windows import windows_of
@@ -32,7 +31,7 @@ from medsora.training.cache.latents import latent_cache_bytes
 from medsora.training.cache.prior import prior_cache_bytes
 from medsora.training.dry_run.memory import MemoryEstimate, estimate_dit, estimate_vae, size_bytes
 from medsora.training.open_clips import clip_spec, denoiser_clip_spec, split_clips
-from medsora.training.run.folder import refuse_changes
+from medsora.training.run.folder import previous_config, refuse_changes, with_compensation_kind
 from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
 from medsora.training.stage1.build import build_loss, build_vae
@@ -119,6 +118,7 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
 
 def dry_run_vae(config: Config, processes: int = 1) -> None:
     """Look stage 1 over, for so many processes; raises `BadInput` if anything is missing."""
+    config = with_compensation_kind(config)
     findings, settings = Findings(), config.train_vae
     vae = loss = None
     with findings.part("the base"):
@@ -208,8 +208,8 @@ def _look_at_folder(findings: Findings, path: Path, config: Config, stage: str) 
     there = _existing(path)
     if not os.access(there, os.W_OK) or not there.is_dir():
         raise BadInput(f"{path} cannot be written: {there} is no folder that may be written to.")
-    if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
-        refuse_changes(load_config(path / "config.yaml", outputs_anywhere=True), config, stage, path)
+    if (previous := previous_config(path)) is not None:
+        refuse_changes(previous, config, stage, path)
         newest = newest_whole(
             checkpoint_folders(path / "checkpoints"),
             lambda folder, problem: findings.line("damaged checkpoint", f"{folder} ({problem})"),

@@ -8,7 +8,7 @@ from medsora.config.schema import Config
 from medsora.config.shipped import shipped_file
 from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.open_clips import clip_spec, open_clips
-from medsora.training.run.folder import RunFolder
+from medsora.training.run.folder import RunFolder, with_compensation_kind
 from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
 from medsora.training.stage1.crops import check_crop
@@ -19,7 +19,7 @@ from medsora.vae.losses import VaeLoss
 
 def build_vae_stage(config: Config) -> VaeStage:
     """Build model, data, loss and optimiser; raises `ValueError` or `OSError` for whatever cannot be used."""
-    settings = config.train_vae
+    config, settings = with_compensation_kind(config), config.train_vae
     accelerator = make_accelerator(config, settings.precision, config.vae_dir)
     vae = build_vae(config)
     vae.check_video_shape(config.data.frames, *config.data.height_width)
