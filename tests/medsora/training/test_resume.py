@@ -249,7 +249,8 @@ def test_a_new_run_takes_and_names_the_default_kind_of_compensation(clips: Path,
     config = tiny.tiny_config(tmp_path, clips, train_vae__max_steps=1)
     assert config.vae.compensation_kind == "auto"
     run = tiny.train("vae", config)
-    assert f"compensation_kind: {DEFAULT_COMPENSATION}" in (run / "config.yaml").read_text(encoding="utf-8")
+    written = (run / "config.yaml").read_text(encoding="utf-8")
+    assert f"compensation_kind: {DEFAULT_COMPENSATION}" in written
     assert (
         FrequencyCompensatedVAE.from_pretrained(run / "final").config.compensation_kind
         == DEFAULT_COMPENSATION
