@@ -46,19 +46,13 @@ class PeriodicTask(NamedTuple):
 
 
 class Stage(Protocol):
-    """What is needed of a stage between its steps."""
+    """What is needed of a stage between its steps: among others what its checkpoints hold, and its tasks."""
 
     accelerator: Accelerator
     run: RunFolder
     schedule: Schedule
-
-    @property
-    def parts(self) -> StageParts:
-        """What its checkpoints hold."""
-
-    @property
-    def tasks(self) -> list[PeriodicTask]:
-        """Its evaluation and samples."""
+    parts: StageParts
+    tasks: list[PeriodicTask]
 
 
 def begin(stage: Stage, step: int, stop: StopRequest) -> None:
