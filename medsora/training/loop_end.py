@@ -1,11 +1,14 @@
 """What both training loops do between two steps, in this order.
 
-1. Stop before the optimiser if a loss or gradient is not finite, after saving the state before that step.
-2. Log. 3. Save, if a checkpoint is due or a process was asked to stop: what follows may take minutes, and
-   whoever asked may not wait for it.
-4. Leave, if a process was asked to stop: evaluation and samples of this step are made up for on resuming.
-5. Evaluate and sample, if due, on the main process. Samples may be cut short by a request to stop; then
-   every process leaves after this step, and they too are made up for on resuming.
+1. Stop before the optimiser's step if a loss or gradient is not finite, after saving the state before it
+   (`non_finite`).
+2. Log (`log_step`); the rest is `end_step`:
+3. Save, if a checkpoint is due or a process was asked to stop: what follows may take minutes, and whoever
+   asked may not wait for it.
+4. Leave, if a process was asked to stop: this step's evaluation and samples are made up for when the run is
+   resumed (`begin`).
+5. Evaluate and sample, if due, on the main process. A request to stop may cut the sampling short; then every
+   process leaves after this step, and it is made up for as well.
 
 The last step is evaluated and sampled even if a process was asked to stop: there is nothing left to resume.
 """
@@ -43,19 +46,13 @@ class PeriodicTask(NamedTuple):
 
 
 class Stage(Protocol):
-    """What is needed of a stage between its steps."""
+    """What is needed of a stage between its steps: among others what its checkpoints hold, and its tasks."""
 
     accelerator: Accelerator
     run: RunFolder
     schedule: Schedule
-
-    @property
-    def parts(self) -> StageParts:
-        """What its checkpoints hold."""
-
-    @property
-    def tasks(self) -> list[PeriodicTask]:
-        """Its evaluation and samples."""
+    parts: StageParts
+    tasks: list[PeriodicTask]
 
 
 def begin(stage: Stage, step: int, stop: StopRequest) -> None:

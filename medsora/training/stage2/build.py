@@ -63,6 +63,7 @@ def build_dit_stage(config: Config) -> DitStage:
         priors = PriorCache(config, clips, prior, grid, model.config.width)
         most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
         run.say(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
+    given = settings.given_frames if settings.first_frame_prob else ()
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.phases[0].lr,
@@ -78,7 +79,7 @@ def build_dit_stage(config: Config) -> DitStage:
             config,
             clips,
             steps=diffusion.steps,
-            given_latents=[vae.frames_to_latents(count) for count in settings.given_frames],
+            given_latents=[vae.frames_to_latents(frames) for frames in given],
             latents=latents,
             priors=priors,
         ),
