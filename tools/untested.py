@@ -118,9 +118,10 @@ def outcome_of(change: Callable[[], object], test_files: Sequence[Path], limit_s
 def main() -> int:
     """Try what the command line names; print and count what is untested."""
     parser = argparse.ArgumentParser(prog="python -m tools.untested", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="FILE", help="(default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("modules", nargs="*", metavar="MODULE", help="such as medsora.runtime (default: all)")
+    add("--limit", type=float, default=120, metavar="S", help="for a module's tests (default: %(default)s)")
+    add("--results", type=Path, default=RESULTS, metavar="FILE", help="(default: %(default)s)")
     options = parser.parse_args()
     import torch
 

@@ -142,3 +142,24 @@ def test_tests_are_found_by_path_and_by_their_first_line(tmp_path: Path) -> None
         "medsora.c.__main__": [tests / "medsora" / "c" / "test_main.py"],
         "medsora.vae.d": [tests / "vae" / "test_both.py"],
     }
+
+
+def test_the_command_line_chooses_modules_and_prints_what_is_untested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = []
+
+    def try_module(name: str, path: Path, test_files: list[Path], limit_s: float, results: Path) -> list[str]:
+        chosen.append((name, path.name, limit_s))
+        assert test_files
+        return [f"{name}.f"] if name.endswith("tables") else []
+
+    monkeypatch.setattr(untested, "try_module", try_module)
+    command = ["untested", "medsora.tables", "vae", "medsora.vae.layout", "--limit", "7"]
+    monkeypatch.setattr(sys, "argv", [*command, "--results", str(tmp_path / "runs" / "results.jsonl")])
+    assert untested.main() == 1
+    assert chosen == [("medsora.tables", "tables.py", 7), ("medsora.vae.layout", "layout.py", 7)]
+    assert capsys.readouterr().out == "\n1 untested\n  medsora.tables.f\n"
+    monkeypatch.setattr(sys, "argv", [*command[:1], "medsora.vae.layout"])
+    monkeypatch.chdir(tmp_path)
+    assert untested.main() == 0
