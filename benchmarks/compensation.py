@@ -74,24 +74,26 @@ def trained(
     out: Path, kind: str, frames: int, seed: int, steps: int, train_clips: int
 ) -> FrequencyCompensatedVAE:
     """Train the compensation of `kind` by stage 1 unless `out` holds it already; return the saved VAE."""
-    overrides = {
-        "run.dir": out,
-        "run.name": f"{kind}-{frames}-frames-seed-{seed}",
-        "run.seed": seed,
-        "data.frames": frames,
-        "phantom.folder": out / "clips" / "training",
-        "train_vae.batch": 1,
-        "train_vae.eval_clips": 1,
-        "phantom.videos": train_clips,
-        "phantom.frames": max(LENGTHS),
-        "phantom.seed": TRAINING_SEED,
-        "vae.compensation_kind": kind,
-        "train_vae.max_steps": steps,
-        "train_vae.epochs": steps,  # an epoch has at least one step
-        "train_vae.eval_every": steps,
-        "train_vae.save_every": steps,
-    }
-    config = load_config(CONFIG, [f"{key}={value}" for key, value in overrides.items()])
+    config = load_config(
+        CONFIG,
+        [
+            f"run.dir={out}",
+            f"run.name={kind}-{frames}-frames-seed-{seed}",
+            f"run.seed={seed}",
+            f"data.frames={frames}",
+            f"phantom.folder={out / 'clips' / 'training'}",
+            f"phantom.videos={train_clips}",
+            f"phantom.frames={max(LENGTHS)}",
+            f"phantom.seed={TRAINING_SEED}",
+            f"vae.compensation_kind={kind}",
+            "train_vae.batch=1",
+            "train_vae.eval_clips=1",
+            f"train_vae.max_steps={steps}",
+            f"train_vae.epochs={steps}",  # an epoch has at least one step
+            f"train_vae.eval_every={steps}",
+            f"train_vae.save_every={steps}",
+        ],
+    )
     return FrequencyCompensatedVAE.from_pretrained(train_vae(config)).eval()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import installations
+from tests.support.installing import installations
 from tests.support.paths import ROOT
 from tests.support.tiny_pipeline import tiny_pipeline
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import installations
+from tests.support.installing import installations
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from medsora.runtime.versions import code_digest
-from tests.support import installations
+from tests.support.installing import installations
 from tests.support.paths import CONFIGS, ROOT
 from tests.support.patience import PATIENCE_S
 

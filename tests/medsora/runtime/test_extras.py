@@ -53,5 +53,5 @@ def test_any_other_missing_module_keeps_its_traceback() -> None:
 def test_sampling_checking_and_new_need_no_extra() -> None:
     hidden = {name for names in EXTRAS.values() for name in names}
     modules = ("medsora.sampling.run", "medsora.data.__main__", "medsora.project.new")
-    program = ("-m", "tests.support.hidden_packages", ",".join(hidden), ",".join(modules))
+    program = ("-m", "tests.support.installing.hidden_packages", ",".join(hidden), ",".join(modules))
     subprocess.run([sys.executable, *program], cwd=ROOT, timeout=PATIENCE_S, check=True)

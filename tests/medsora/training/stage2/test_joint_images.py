@@ -50,7 +50,7 @@ def test_a_step_with_joint_images(
         return alignment_loss(features, targets, t, **options)
 
     monkeypatch.setattr(MedSora, "forward", noted_forward)
-    monkeypatch.setattr(tiny.dit_loop, "alignment_loss", noted_alignment)
+    monkeypatch.setattr("medsora.training.stage2.loss.alignment_loss", noted_alignment)
     config = tiny.tiny_config(
         tmp_path,
         clips,

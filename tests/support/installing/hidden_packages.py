@@ -1,4 +1,7 @@
-"""Import modules as if packages were absent: `python -m tests.support.hidden_packages HIDDEN MODULES`."""
+"""Import modules as if packages were absent.
+
+`python -m tests.support.installing.hidden_packages HIDDEN MODULES`
+"""
 
 from __future__ import annotations
 
