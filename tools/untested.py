@@ -139,7 +139,8 @@ def try_module(name: str, path: Path, test_files: Sequence[Path], limit_s: float
     """Return the functions of one module that no test notices, and say how each of them did."""
     if not _defines_functions(path):
         return []
-    for file in (path, *test_files):
+    fixtures = {folder / "conftest.py" for file in test_files for folder in file.parents}
+    for file in (path, *filter(Path.exists, sorted(fixtures)), *test_files):
         _import(file)
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in (path, *test_files))).hexdigest()[:16]
     known, listed = _known(results, digest), []

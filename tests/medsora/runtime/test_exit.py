@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from medsora.errors import BadInput, Interrupted, LostProcess, NonFiniteLoss
-from medsora.runtime import exit
+from medsora.runtime import exit as leaving
 from medsora.runtime.exit import exit_with_status
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
@@ -88,15 +88,15 @@ def test_what_other_processes_say(
     capsys: pytest.CaptureFixture,
 ) -> None:
     """What all know the main process says; bad input another one says only if the main one does not leave."""
-    monkeypatch.setattr(exit, "MAIN_SPEAKS_FIRST_S", 0.01)
-    before = [signal.getsignal(number) for number in exit.STOP_SIGNALS]
+    monkeypatch.setattr(leaving, "MAIN_SPEAKS_FIRST_S", 0.01)
+    before = [signal.getsignal(number) for number in leaving.STOP_SIGNALS]
     monkeypatch.setenv("RANK", "1")
     assert leave(raising(error)) == status
     assert capsys.readouterr().err == said
     monkeypatch.setenv("RANK", "0")
     assert leave(raising(error)) == status
     assert capsys.readouterr().err.count("\n") == 1
-    assert [signal.getsignal(number) for number in exit.STOP_SIGNALS] == before
+    assert [signal.getsignal(number) for number in leaving.STOP_SIGNALS] == before
 
 
 def test_two_processes_under_torchrun_say_what_is_wrong(tmp_path: Path) -> None:
