@@ -16,6 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from medsora.data.clips import ClipDataset
+from medsora.runtime import files
 from medsora.saved import checkpoint
 from medsora.training.cache import store as tensor_store
 from medsora.training.cache.latents import LatentCache
@@ -97,8 +98,8 @@ PLACES: dict[str, Callable[[int], None]] = {
     "after a step": lambda n: arm(Progress, "count", n + 1, nothing),
     "in a line of the log": lambda n: arm(RunFolder, "log", 2 * n, half_a_line),
     "in the writing of a checkpoint": lambda n: arm(checkpoint, "save_file", n, half_a_tensor_file),
-    "before an fsync": lambda n: arm(checkpoint, "_flush", 4 * n + 3, nothing),
-    "after an fsync": lambda n: arm(checkpoint, "_flush", 4 * n + 3, None, after=True),
+    "before an fsync": lambda n: arm(files, "_flush", 4 * n + 3, nothing),
+    "after an fsync": lambda n: arm(files, "_flush", 4 * n + 3, None, after=True),
     "before the rename": lambda n: _in_rename(n, after=False),
     "after the rename": lambda n: _in_rename(n, after=True),
     "in the dropping of an old checkpoint": lambda n: arm(checkpoint.shutil, "rmtree", 1, half_a_deletion),

@@ -11,7 +11,7 @@ from tests.support.installing import installations
 from tests.support.paths import ROOT
 from tests.support.tiny_pipeline import tiny_pipeline
 
-PROGRAM = ROOT / "tests" / "support" / "check_import_names.py"
+PROGRAM = ROOT / "tests" / "support" / "installing" / "check_import_names.py"
 
 
 @pytest.fixture(scope="session")
