@@ -258,6 +258,7 @@ class ClipDataset(Dataset):
             self.size,
             seek_points=report.scan.seek_points,
             margins=report.margins,
+            interpretation=report.scan.interpretation,
             time_limit=CLIP_TIME_LIMIT_S,
         )
         return frames_to_video(frames)
