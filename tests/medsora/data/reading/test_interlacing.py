@@ -88,9 +88,9 @@ def test_frames_that_are_not_flagged_are_found_and_lose_their_combs(
         clip = read_frames(path, start, 5, seek_points=scan.seek_points, interpretation=scan.interpretation)
         assert np.array_equal(clip, in_order[start : start + 5])
     assert np.array_equal(read_last_frames(path, 4), in_order[-4:])
-    kept = moments[0::2] if not bottom_first else moments[0::2]
-    errors = [np.abs(frame.astype(int) - other).mean() for frame, other in zip(in_order, kept, strict=True)]
-    assert max(errors[1:-1]) < 8  # the first field's moment, whole
+    for frame, first, second in zip(in_order, moments[0::2], moments[1::2], strict=True):
+        to_first, to_second = (np.abs(frame.astype(int) - moment).mean() for moment in (first, second))
+        assert to_first < to_second  # it is the first field's moment, whole
 
 
 def test_only_the_flagged_frames_of_a_mixed_file_are_changed(tmp_path: Path, moments: np.ndarray) -> None:
@@ -120,9 +120,7 @@ def test_only_the_flagged_frames_of_a_mixed_file_are_changed(tmp_path: Path, mom
 
 
 def test_whole_frames_are_not_taken_for_interlaced(tmp_path: Path, moments: np.ndarray) -> None:
-    for seed in range(4):
-        clip = render_clip(seed, 17, 64).video
-        assert scan_of(encode(tmp_path / f"{seed}.mp4", clip)).interpretation.field_order is None
+    assert scan_of(encode(tmp_path / "a.mp4", render_clip(0, 17, 64).video)).applied == ()
     for number, step in enumerate([(1, 0), (2, 0), (0, 2), (3, 1)]):
         shifted = np.stack([np.roll(moments[0], (k * step[0], k * step[1]), (0, 1)) for k in range(40)])
         path = encode(tmp_path / f"shift{number}.mkv", shifted, "ffv1", "bgr0")
@@ -140,11 +138,11 @@ def test_a_file_without_interlaced_frames_builds_no_filter(
 
 
 def test_no_clip_borders_on_damage(tmp_path: Path, moments: np.ndarray) -> None:
-    codec, pixel_format, options = FLAGGED["a.ts"]
-    path = encode(tmp_path / "a.ts", woven(moments), codec, pixel_format, options)
+    codec, pixel_format, options = FLAGGED["a.mp4"]
+    path = encode(tmp_path / "a.mp4", woven(moments), codec, pixel_format, options)
     content = bytearray(path.read_bytes())
-    middle = len(content) // 2 // 188 * 188
-    content[middle : middle + 5 * 188] = bytes(5 * 188)
+    middle = len(content) // 2
+    content[middle : middle + 3000] = b"\xff" * 3000
     path.write_bytes(content)
     scan = scan_of(path)
     assert scan.broken
