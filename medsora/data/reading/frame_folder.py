@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ def read_picture(path: str | Path) -> Picture:
         raise
     except Image.DecompressionBombError as error:
         raise UnreadableVideo(path, f"its header claims too many pixels; {SIZE_LIMIT}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's many decoders raise
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error) as error:
+        # what Pillow's many decoders, and its parser of a damaged TIFF's tags, raise
         raise UnreadableVideo(path, f"does not decode as a picture ({_plain(path, error)})") from error
 
 

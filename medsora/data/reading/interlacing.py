@@ -121,13 +121,13 @@ class FieldOrderDetector:
                 return
             self._graph.vpush(frame)
             self._note(_pulled(self._graph))
-        except av.FFmpegError:  # too small, or a pixel format that the filter does not take
+        except (av.FFmpegError, ValueError):  # too small, or a pixel format that is not taken
             self._finished = True
 
     def field_order(self) -> str | None:
         """Return "top" or "bottom", the field that comes first, or None if the frames are not interlaced."""
         if self._graph is not None and not self._finished:
-            with suppress(av.FFmpegError):
+            with suppress(av.FFmpegError, ValueError):
                 self._graph.vpush(None)
                 self._note(_pulled(self._graph))
         top, bottom, progressive = self._counts.values()
