@@ -32,12 +32,10 @@ def _graph(frame: av.VideoFrame, filter_name: str, arguments: str) -> av.filter.
 
 
 def _pulled(graph: av.filter.Graph) -> av.VideoFrame | None:
-    """Return the last frame that waits at the end of `graph`, or None."""
-    last = None
+    """Return the frame that waits at the end of `graph`, or None; no push leaves more than one."""
     with suppress(av.BlockingIOError, av.EOFError):
-        while True:
-            last = graph.vpull()
-    return last
+        return graph.vpull()
+    return None
 
 
 def _like(frame: av.VideoFrame) -> tuple:
@@ -89,10 +87,9 @@ class Deinterlacer:
             self._graph = _graph(frame, "bwdif", f"mode=send_frame:deint=all:parity={_PARITY[field_order]}")
             self._kind, self._pushed = kind, []
         known = [id(other) for other in self._pushed] == [id(other) for other in three[:2]]
-        result = None
         for other in three[2:] if known else three:
             self._graph.vpush(other)
-            result = _pulled(self._graph) or result
+            result = _pulled(self._graph)
         self._pushed = three[1:]
         return result
 
@@ -145,7 +142,8 @@ class FieldOrderDetector:
             verdict = "progressive"
         if verdict in self._counts:
             self._counts[verdict] += 1
-        self._finished = sum(self._counts.values()) >= TELLING_FRAMES
+        whole = self._counts["progressive"] > round((1 - MIN_INTERLACED_PART) * TELLING_FRAMES)
+        self._finished = whole or sum(self._counts.values()) >= TELLING_FRAMES
 
 
 def _grey(frame: av.VideoFrame) -> np.ndarray:
