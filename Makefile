@@ -13,7 +13,7 @@ GIB_FREE = $(shell awk '/^MemAvailable/ {print int($$2 / 2^20)}' /proc/meminfo 2
 JOBS ?= $(shell jobs=$(CORES); free=$$(( $(GIB_FREE) / 2 )); \
   [ $$jobs -le 4 ] || jobs=4; [ $$jobs -le $$free ] || jobs=$$free; [ $$jobs -ge 1 ] || jobs=1; echo $$jobs)
 
-.PHONY: setup demo test lint audit docs docs-check clean
+.PHONY: setup demo test lint wheel-check oldest audit docs docs-check clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -37,7 +37,7 @@ $(PARITY): $(READY)
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/python -m medsora.demo.run
+	$(BIN)/python -m medsora.demo
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -45,6 +45,35 @@ lint: $(READY)
 
 test: lint $(PARITY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+# The wheel in an environment of its own, beside Hugging Face's `kernels`, used from an empty folder; needs the
+# network. Then the whole matrix of import names.
+FRESH := build/wheel-check
+SHORT := phantom.videos=5 data.holdout=0.4 train_vae.max_steps=2 train_vae.eval_every=2 train_dit.max_steps=2 \
+  train_dit.sample_videos=1 train_dit.sample_steps=2 train_dit.eval_every=2
+IN_EMPTY := cd $(FRESH)/empty && PATH="$(CURDIR)/$(FRESH)/venv/bin:$$PATH" &&
+wheel-check: $(READY)
+	rm -rf build/lib build/bdist.* $(FRESH) && mkdir -p $(FRESH)/empty
+	"$(UV)" build --quiet --wheel --out-dir $(FRESH) .
+	"$(UV)" venv --quiet --python "$$(command -v $(PYTHON))" $(FRESH)/venv
+	"$(UV)" pip install --quiet --python $(FRESH)/venv/bin/python --constraint constraints.txt \
+	  "$$(echo $(CURDIR)/$(FRESH)/*.whl)[train,eval]" kernels
+	$(IN_EMPTY) medsora demo --videos 2 $(SHORT)
+	$(IN_EMPTY) python -m medsora.data phantom my-videos --videos 6 --frames 40 --size 64
+	$(IN_EMPTY) medsora new mine --data my-videos --memory 0
+	$(IN_EMPTY) medsora train-vae --config mine/config.yaml $(SHORT)
+	$(IN_EMPTY) accelerate launch -m medsora train-dit --config mine/config.yaml $(SHORT)
+	$(IN_EMPTY) medsora sample --model runs/mine/dit-tiny --num-videos 2 --steps 2 --out videos
+	MEDSORA_ALL_INSTALLATIONS=1 $(BIN)/python -m pytest tests/repository/test_import_names.py
+
+# The suite with the oldest versions that pyproject.toml allows; needs the network.
+OLDEST := build/oldest
+oldest: $(READY)
+	"$(UV)" venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(OLDEST)
+	"$(UV)" pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct '.[train,eval,app]'
+	"$(UV)" pip install --quiet --python $(OLDEST)/bin/python pytest pytest-xdist focal-frequency-loss ninja \
+	  packaging pip selenium setuptools wheel
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS)
 
 # Advisories against the pinned versions: ADVISORIES=PATH is OSV's PyPI dump; without it pip-audit is asked.
 audit: $(READY)

@@ -2,97 +2,10 @@
 
 from __future__ import annotations
 
-from medsora.name_guard import check_kernels_name
+from medsora.runtime.exit import exit_with_status
+from medsora.sampling.command import main, make_parser
 
-check_kernels_name()
-
-import argparse  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-from medsora.config.choices import COMPILE, DTYPES, FORMATS, SAMPLERS  # noqa: E402
-from medsora.runtime.exit import EXIT_STATUSES, exit_with_status  # noqa: E402
-
-
-def main() -> None:
-    """Sample videos from a trained model; `accelerate launch` splits them over processes."""
-    options = make_parser().parse_args()
-    from medsora.sampling.run import SamplingSettings, sample_videos
-
-    sample_videos(SamplingSettings(**vars(options)))
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the command line. Its names and defaults are those of `SamplingSettings`, which loads slowly."""
-    parser = argparse.ArgumentParser(
-        description="Sample videos from a trained model. Each video has its own seed and is the same at any "
-        "batch size and on any number of processes ('accelerate launch sample_ddim.py ...' splits the work). "
-        "Videos that are there already are skipped, so an interrupted command can be started again.",
-        epilog=EXIT_STATUSES.replace("saved", "finished videos kept"),
-        argument_default=argparse.SUPPRESS,
-    )
-    add = parser.add_argument
-    add(
-        "--model",
-        required=True,
-        metavar="RUN_OR_FOLDER",
-        help="a run folder of train_dit.py, a saved pipeline's folder, or its OWNER/NAME on the hub",
-    )
-    add("--out", required=True, type=Path, metavar="DIR", help="where videos and their manifest go")
-    add("--num-videos", type=int, metavar="N", help="how many videos (default: 4)")
-    add("--batch-size", type=int, metavar="N", help="videos sampled together in a process (default: 8)")
-    add("--steps", type=int, metavar="N", help="sampling steps, 1 to 1000 (default: 250)")
-    add("--sampler", choices=SAMPLERS, help="dpmpp needs only 20 to 50 steps (default: ddim)")
-    add("--eta", type=float, help="0: deterministic, 1: as random as ancestral sampling (default: 0.0)")
-    add("--seed", type=int, help="video k has this seed + k (default: 0)")
-    add("--dtype", choices=DTYPES, help="of weights and activations (default: fp32)")
-    add(
-        "--vae-dtype",
-        choices=("auto", *DTYPES),
-        help="of the VAE's; auto: bf16 on a GPU that has it, elsewhere as --dtype (default: auto)",
-    )
-    add(
-        "--compile",
-        choices=COMPILE,
-        help="auto: a CUDA graph on a GPU; on: compile the blocks too, a minute that pays for many videos, "
-        "on a CPU as well; off: neither (default: auto)",
-    )
-    add(
-        "--frames",
-        type=int,
-        metavar="F",
-        help="frames per video: 1, 8k or 8k+1, with --window any (default: the model's)",
-    )
-    add(
-        "--label",
-        metavar="NAME",
-        help="what the videos shall show, for a model trained with labels (default: whatever comes)",
-    )
-    add(
-        "--guidance",
-        type=float,
-        metavar="G",
-        help="how strongly they follow the label: 1 as trained, 2 to 4 more strongly at twice the work "
-        "(default: 1.0)",
-    )
-    add(
-        "--first-frame",
-        type=Path,
-        metavar="FILE",
-        help="a picture that the videos begin with, or a video whose last frames they go on with "
-        "(default: the model begins them)",
-    )
-    add(
-        "--window",
-        type=int,
-        metavar="W",
-        help="make longer films in windows of W frames, each begun with the last ones before it (default: "
-        "all frames in one piece)",
-    )
-    add("--format", choices=FORMATS, help="video files, or folders of PNGs (default: mp4)")
-    add("--fps", type=float, help="frames per second (default: the model's)")
-    add("--raw", action="store_true", help="a run's raw weights instead of their moving average")
-    return parser
-
+__all__ = ["main", "make_parser"]
 
 if __name__ == "__main__":
     exit_with_status(main)

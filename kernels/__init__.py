@@ -1,7 +1,7 @@
 """How one Mamba-2 scan is computed: the recurrence, its matrix form, and the forms made for GPUs.
 
-The names below load on first use; triton and mamba_ssm are imported only when they are used. Other libraries
-probe for a package of this name, so it stays quick to import and carries no version.
+In a checkout other libraries probe this package by the name `kernels`, which Hugging Face uses as well. So it
+loads its names on first use, never raises when it is imported, and has no version.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["backends", "mamba2_scan"]
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.dispatch"), name)
+        raise AttributeError(f"module 'medsora.kernels' has no attribute {name!r}")
+    return getattr(import_module("medsora.kernels.dispatch"), name)
 
 
 if __name__ == "kernels":  # imported by the folder's name, before `medsora`

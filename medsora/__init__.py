@@ -1,7 +1,6 @@
 """MedSora: video diffusion models of endoscopy, trained and sampled on one GPU, many, or none.
 
-The names below load on first use, so that `import medsora` is quick and the scripts' name guard
-(`medsora.name_guard`) can run before diffusers and transformers look for a package called `kernels`.
+The names below load on first use, so that `import medsora` is quick.
 """
 
 from __future__ import annotations

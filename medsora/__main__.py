@@ -1,4 +1,4 @@
-"""`python -m medsora COMMAND`: `new` makes a project from videos, `export` a model folder from a run."""
+"""`medsora COMMAND`, also `python -m medsora COMMAND`: every command of MedSora by one name."""
 
 from __future__ import annotations
 
@@ -9,24 +9,32 @@ from pathlib import Path
 
 from medsora.config.presets import PRESETS
 from medsora.errors import building
-from medsora.name_guard import check_kernels_name
-from medsora.runtime.exit import exit_with_status
-
-check_kernels_name()
+from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
 
 PIPED_WIDTH = 120  # characters, where no terminal says how wide it is
-EXIT_STATUSES = "exit status: 0 done; 1 failed; 2 bad input, with one sentence"
+# Commands with a parser of their own: module, whose `main(arguments, prog)` runs it; first arguments; help.
+COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "train-vae": ("medsora.training.stage1.command", (), "stage 1: fine-tune the VAE (train_vae.py)"),
+    "train-dit": ("medsora.training.stage2.command", (), "stage 2: train the denoiser (train_dit.py)"),
+    "sample": ("medsora.sampling.command", (), "sample videos from a trained model (sample_ddim.py)"),
+    "evaluate": ("medsora.evaluation.command", (), "compare generated with real clips (evaluate.py)"),
+    "check": ("medsora.data.__main__", ("check",), "check a folder of videos"),
+    "app": ("medsora.app.__main__", (), "sample in a browser"),
+    "demo": ("medsora.demo.run", (), "train, sample and evaluate on the embedded phantom"),
+}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = "medsora") -> argparse.ArgumentParser:
     """Return the parser of all commands; `work` names the module that does it, which loads slowly."""
     top = argparse.ArgumentParser(
-        prog="python -m medsora",
-        description="Start with a folder of videos, end with a model folder.",
-        epilog=EXIT_STATUSES,
+        prog=prog,
+        description="Train, sample and evaluate video diffusion models of endoscopy.",
+        epilog=f"{prog} COMMAND --help explains a command. {EXIT_STATUSES}",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_new(commands)
+    for name, (_, _, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
     _add_export(commands)
     return top
 
@@ -84,7 +92,12 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
 
 def main() -> None:
     """Run the command line."""
-    options = parser().parse_args()
+    prog = "python -m medsora" if Path(sys.argv[0]).name == "__main__.py" else "medsora"
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        module, first, _ = COMMANDS[sys.argv[1]]
+        name = prog if first else f"{prog} {sys.argv[1]}"
+        return import_module(module).main([*first, *sys.argv[2:]], name)
+    options = parser(prog).parse_args()
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
@@ -92,5 +105,10 @@ def main() -> None:
         import_module(options.work).run(options, console)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Run the command line and leave the process with the documented exit status."""
     exit_with_status(main)
+
+
+if __name__ == "__main__":
+    run()

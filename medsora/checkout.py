@@ -1,9 +1,10 @@
 """Import names in a checkout, where `kernels`, `vae` and `flow_prior` lie beside this package, not inside it.
 
-A wheel carries them as `medsora.kernels`, `medsora.vae` and `medsora.flow_prior`; the finder below gives them
-the same names in a checkout. Their folders' own names stay importable there and give the same module objects,
-never a second copy. A foreign package called `kernels` (Hugging Face publishes one, which transformers and
-diffusers import) is found wherever it is installed, although the checkout's root comes first on `sys.path`.
+A wheel holds them as `medsora.kernels`, `medsora.vae` and `medsora.flow_prior`; the finder below gives them
+the same names in a checkout, and `configs` the name `medsora.configs`. Their old names (`import vae`) give
+the same module objects, never a second copy. Another distribution's package of such a name is found first,
+although the checkout's root precedes it on `sys.path`: transformers and diffusers import Hugging Face's
+`kernels`.
 """
 
 from __future__ import annotations
@@ -17,35 +18,31 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("flow_prior", "kernels", "vae")
+RENAMED = ("flow_prior", "kernels", "vae")
+BESIDE = ("configs", *RENAMED)
 
 
 class CheckoutFinder(MetaPathFinder):
-    """Finds `medsora.kernels` in `kernels/`, and `kernels` where another distribution has it, else ours."""
+    """Finds `medsora.kernels` in `kernels/`, and `kernels` in another distribution, or else as ours."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """Return where `name` is, or None."""
+        """Return the module's spec, or None for a name that other finders know."""
         top, _, rest = name.partition(".")
-        if top == "medsora" and rest in FOLDERS:
+        if top == "medsora" and rest in BESIDE:
             folder = ROOT / rest
             return spec_from_file_location(
                 name, folder / "__init__.py", submodule_search_locations=[str(folder)]
             )
-        if top not in FOLDERS:
+        if top not in RENAMED:
             return None
-        foreign = foreign_spec(top)
-        if foreign is not None:
-            return None if rest else foreign
-        try:
-            real = find_spec(f"medsora.{name}")
-        except ModuleNotFoundError:
-            return None
-        package = real is not None and real.submodule_search_locations is not None
-        return real and spec_from_loader(name, SameModule(real), is_package=package)
+        if rest:
+            ours = sys.modules.get(top) is sys.modules.get(f"medsora.{top}")
+            return _second_name(name) if ours else None
+        return foreign_spec(top) or _second_name(name)
 
 
 class SameModule(Loader):
-    """Gives the module of `real` under a second name."""
+    """Gives the module of the spec `real` a second name."""
 
     def __init__(self, real: ModuleSpec) -> None:
         self.real = real
@@ -55,7 +52,7 @@ class SameModule(Loader):
         return import_module(self.real.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Leave the module as it is: importlib has put the second name's spec on it, which is taken back."""
+        """Restore the module's own spec, which importlib has just replaced; the module has run already."""
         module.__spec__ = self.real
 
     def get_code(self, name: str) -> CodeType | None:
@@ -63,21 +60,39 @@ class SameModule(Loader):
         return self.real.loader.get_code(self.real.name)
 
 
+def _second_name(name: str) -> ModuleSpec | None:
+    real = find_spec(f"medsora.{name}")
+    package = real is not None and real.submodule_search_locations is not None
+    return real and spec_from_loader(name, SameModule(real), origin=real.origin, is_package=package)
+
+
 def foreign_spec(name: str) -> ModuleSpec | None:
-    """Return the spec of a top-level package `name` that another distribution installed, or None."""
-    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-    return PathFinder.find_spec(name, elsewhere)
+    """Return the spec of a package `name` on `sys.path` that is no checkout's of MedSora, or None."""
+    entries = [entry for entry in sys.path if not is_checkout(Path(entry))]
+    spec = PathFinder.find_spec(name, entries)
+    return spec if spec is not None and spec.origin is not None else None  # a folder without code has none
 
 
-def install() -> None:
-    """Put the finder first, once, unless this copy of MedSora has the three packages inside."""
-    inside = (ROOT / "medsora" / FOLDERS[0]).is_dir()
-    if not inside and not any(isinstance(finder, CheckoutFinder) for finder in sys.meta_path):
+def is_checkout(folder: Path) -> bool:
+    """Return whether `folder` is a checkout's root, where MedSora's packages lie beside each other."""
+    package = folder / "medsora"
+    return (package / "checkout.py").is_file() and not (package / "kernels").is_dir()
+
+
+def install() -> bool:
+    """Put the finder first, once, in a checkout; return whether this is one."""
+    if not is_checkout(ROOT):
+        return False
+    if not any(isinstance(finder, CheckoutFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, CheckoutFinder())
+    return True
 
 
 def import_again(name: str) -> None:
-    """Import `name`, which began as a folder's own name before the finder was there, as the finder has it."""
-    install()
+    """Import `name` anew, which began as a folder's own name before the finder was installed."""
+    found = install()
     del sys.modules[name]
-    import_module(name)
+    if found:
+        import_module(name)
+    else:  # MedSora itself is installed from a wheel, and a checkout comes later on `sys.path`
+        sys.modules[name] = import_module(f"medsora.{name}")

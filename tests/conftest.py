@@ -1,4 +1,4 @@
-"""What every test shares: the name guard, the folder of real data, one thread per worker."""
+"""What every test shares: the folder of real data, one thread per worker."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import cv2
 import pytest
 import torch
 
-from medsora.name_guard import check_kernels_name
+from tests.support.paths import ROOT
 
-check_kernels_name()
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
-SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+SHARED_DATA = ROOT / ".." / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,8 @@
 """The frequency compensation of §3.3: residual modules, and where they sit in CogVideoX's causal VAE.
 
+Encoder modules work on single frames. Decoder modules come in two kinds: `causal` ones continue the base's
+causal convolutions from chunk to chunk, `standard` ones are the paper's plain 3-D convolutions.
+
 Nothing of diffusers is copied: the base's own blocks pass hidden states, latents and caches along, and the
 modules here take part as further members of those blocks. All of them end in a zero-initialised convolution,
 so an untrained compensation returns its input to the last bit.
@@ -10,6 +13,7 @@ Shapes: hidden states `(B, C, F, H, W)`, as everywhere inside the base.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +23,8 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import (
     CogVideoXResnetBlock3D,
 )
 from torch import Tensor, nn
+
+from medsora.vae.choices import COMPENSATION_KINDS
 
 Cache = dict[str, Tensor]
 
@@ -69,19 +75,42 @@ class CausalCompensation(nn.Module):
         return hidden + residual, left_behind
 
 
+class StandardCompensation(nn.Module):
+    """Two standard 3-D convolutions, padded with zeros in time as in space; no norm, as in the paper's text.
+
+    The zeros lie at both ends of the frames that are decoded together (a chunk of two latents, or the first
+    three of 8k+1 frames), so a frame's place in its chunk changes its value, and no chunk depends on another.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv_in = nn.Conv3d(channels, channels, kernel_size=3, padding=1)
+        self.conv_out = _zeroed(nn.Conv3d(channels, channels, kernel_size=3, padding=1))
+
+    def forward(self, hidden: Tensor, conv_cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        """`(B, C, F, H, W)`, all frames of one chunk -> compensated, and an empty cache."""
+        return hidden + self.conv_out(F.silu(self.conv_in(hidden))), {}
+
+
+DecoderCompensation = CausalCompensation | StandardCompensation
+Compensation = SpatialCompensation | DecoderCompensation
+
+
 class CompensatedResnetBlock3D(CogVideoXResnetBlock3D):
-    """A resnet of the base with a `CausalCompensation` behind it, whose cache travels in the resnet's own.
+    """A resnet of the base with a compensation behind it, whose cache travels in the resnet's own.
 
     Made from a resnet that exists (`behind`), whose parameters keep their names and their identity.
     """
 
-    compensation: CausalCompensation
+    compensation: DecoderCompensation
 
     @classmethod
-    def behind(cls, resnet: CogVideoXResnetBlock3D, norm_groups: int) -> CompensatedResnetBlock3D:
+    def behind(
+        cls, resnet: CogVideoXResnetBlock3D, compensation: DecoderCompensation
+    ) -> CompensatedResnetBlock3D:
         """Turn the base's `resnet` into a compensated one, in place."""
         resnet.__class__ = cls
-        resnet.compensation = CausalCompensation(resnet.out_channels, norm_groups)
+        resnet.compensation = compensation
         return resnet
 
     def forward(
@@ -99,25 +128,34 @@ class CompensatedResnetBlock3D(CogVideoXResnetBlock3D):
         return hidden, left_behind
 
 
-def add_compensation(base: AutoencoderKLCogVideoX) -> None:
+def add_compensation(base: AutoencoderKLCogVideoX, kind: str) -> None:
     """Put the modules into `base`, in place (Figure 4). The base's own parameters keep their names.
 
     - Encoder: a `SpatialCompensation` as the last layer before every spatial down-sampling.
-    - Decoder: a `CausalCompensation` in the middle of every up block, after the first half of its resnets.
+    - Decoder: a `CausalCompensation` or `StandardCompensation`, as `kind` says, in the middle of every up
+      block, after the first half of its resnets.
+
+    Raises `ValueError` for a kind that is neither "causal" nor "standard".
     """
+    if kind not in COMPENSATION_KINDS:
+        raise ValueError(f"compensation_kind is {kind!r} but must be one of {', '.join(COMPENSATION_KINDS)}.")
     groups = base.config.norm_num_groups
     for block in base.encoder.down_blocks:
         if block.downsamplers is not None:
             block.resnets.append(SpatialCompensation(block.resnets[-1].out_channels, groups))
     for block in base.decoder.up_blocks:
-        middle = (len(block.resnets) - 1) // 2
-        CompensatedResnetBlock3D.behind(block.resnets[middle], groups)
+        resnet = block.resnets[(len(block.resnets) - 1) // 2]
+        channels = resnet.out_channels
+        compensation = (
+            CausalCompensation(channels, groups) if kind == "causal" else StandardCompensation(channels)
+        )
+        CompensatedResnetBlock3D.behind(resnet, compensation)
 
 
-def compensation_modules(model: nn.Module) -> Iterator[tuple[str, SpatialCompensation | CausalCompensation]]:
+def compensation_modules(model: nn.Module) -> Iterator[tuple[str, Compensation]]:
     """Every compensation inside `model`, with its name there."""
     for name, module in model.named_modules():
-        if isinstance(module, SpatialCompensation | CausalCompensation):
+        if isinstance(module, Compensation):
             yield name, module
 
 
@@ -127,3 +165,17 @@ def _zeroed(convolution: nn.Conv2d | nn.Conv3d) -> nn.Conv2d | nn.Conv3d:
         for parameter in convolution.parameters():
             parameter.zero_()
     return convolution
+
+
+@contextmanager
+def compensation_off(model: nn.Module) -> Iterator[None]:
+    """Let every compensation inside `model` add nothing for a while: what is left is the frozen base."""
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output: (inputs[0], output[1]))
+        for _, module in compensation_modules(model)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medsora.vae.perceptual import PerceptualLoss
-
 
 @dataclass(frozen=True)
 class VaeLossParts:
@@ -46,7 +44,11 @@ class VaeLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = {"l1": l1, "lpips": lpips, "ffl": ffl, "kl": kl, "coarse": coarse}
-        self.perceptual = PerceptualLoss(lpips_net, trunk=lpips_trunk) if lpips else None
+        self.perceptual = None
+        if lpips:
+            from medsora.vae.perceptual import PerceptualLoss  # its packages are not needed for sampling
+
+            self.perceptual = PerceptualLoss(lpips_net, trunk=lpips_trunk)
 
     def forward(
         self,

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, ConfigMixin, ModelMixin
@@ -21,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from medsora.vae import shapes
 from medsora.vae.base import base_from_config, load_base
+from medsora.vae.choices import DEFAULT_COMPENSATION
 from medsora.vae.compensation import add_compensation, compensation_modules
 from medsora.vae.losses import halved
-from medsora.vae.shapes import check_video_shape, frames_to_latents
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -53,9 +54,18 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
     base_config: the settings of `diffusers.AutoencoderKLCogVideoX`.
     compensation: False leaves the base bare, to train one from scratch.
     scaling_factor: what latents are multiplied by; None takes the base's.
+    compensation_kind: the decoder's compensation, "causal" or "standard"; models saved before this setting
+        existed are causal.
     """
 
     _supports_gradient_checkpointing = True
+
+    # Which videos it takes and what its latents stand for; `vae.shapes` explains the numbers.
+    frames_per_latent: ClassVar[int] = shapes.FRAMES_PER_LATENT
+    frames_per_chunk: ClassVar[int] = shapes.FRAMES_PER_CHUNK  # that it encodes together
+    pixels_per_latent: ClassVar[int] = shapes.PIXELS_PER_LATENT  # along a side
+    frames_to_latents = staticmethod(shapes.frames_to_latents)
+    check_video_shape = staticmethod(shapes.check_video_shape)
 
     @register_to_config
     def __init__(
@@ -63,11 +73,12 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
         base_config: Mapping[str, Any],
         compensation: bool = True,
         scaling_factor: float | None = None,
+        compensation_kind: str = "causal",
     ):
         super().__init__()
         self.base: AutoencoderKLCogVideoX = base_from_config(base_config, source="base_config")
         if compensation:
-            add_compensation(self.base)
+            add_compensation(self.base, compensation_kind)
         self.set_scaling_factor(self.base.config.scaling_factor if scaling_factor is None else scaling_factor)
 
     # Making, loading, saving
@@ -78,12 +89,16 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
         base: str | Path | Mapping[str, Any],
         *,
         compensation: bool = True,
+        compensation_kind: str = DEFAULT_COMPENSATION,
         weights: str | Path | None = None,
     ) -> FrequencyCompensatedVAE:
-        """The base of `vae.base.load_base` (its arguments, its errors) with an untrained compensation."""
+        """The base of `vae.base.load_base` (its arguments, its errors) with an untrained compensation.
+
+        `compensation_kind` is "causal" or "standard" (`vae.compensation`).
+        """
         loaded = load_base(base, weights)
         config = {key: value for key, value in loaded.config.items() if not key.startswith("_")}
-        vae = cls(config, compensation=compensation)
+        vae = cls(config, compensation=compensation, compensation_kind=compensation_kind)
         of_base = vae.base_state_dict()
         of_base_loaded = loaded.state_dict()
         with torch.no_grad():
@@ -176,10 +191,11 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
         """The inverse of `scale`."""
         return z / self.scaling_factor
 
-    @staticmethod
-    def frames_to_latents(frames: int) -> int:
-        """n for F frames (`vae.shapes.frames_to_latents`)."""
-        return frames_to_latents(frames)
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(n, C, h, w) of a video's latents. Raises `ValueError` as `check_video_shape`."""
+        self.check_video_shape(frames, height, width)
+        sides = (side // self.pixels_per_latent for side in (height, width))
+        return self.frames_to_latents(frames), self.latent_channels, *sides
 
     # Video to latents and back
 
@@ -261,7 +277,7 @@ def measure_scaling_factor(vae: FrequencyCompensatedVAE, clips: Iterable[Tensor]
 def _check_video(video: Tensor) -> None:
     if video.dim() != 5 or video.shape[2] != 3:
         raise ValueError(f"a video of shape {tuple(video.shape)} cannot be encoded: expected (B, F, 3, H, W)")
-    check_video_shape(video.shape[1], video.shape[3], video.shape[4])
+    shapes.check_video_shape(video.shape[1], video.shape[3], video.shape[4])
 
 
 def _sample(

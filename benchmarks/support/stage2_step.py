@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from medsora.config.schema import Config
+from medsora.config.shipped import shipped_file
 from medsora.training.accelerator import clipped_norm, float32_products
 from medsora.training.batches import TimedBatches
 from medsora.training.fill_caches import fill_caches
@@ -22,7 +23,9 @@ class Stage2Step:
     """
 
     def __init__(self, config: Config, steps: int) -> None:
-        vae = FrequencyCompensatedVAE.from_base(config.vae.base, weights=config.vae.weights)
+        vae = FrequencyCompensatedVAE.from_base(
+            shipped_file(config.vae.base), weights=shipped_file(config.vae.weights)
+        )
         vae.save_pretrained(config.vae_dir / "final")
         quiet = dataclasses.replace(config.tracking, trackers=[])
         self.config = dataclasses.replace(config, tracking=quiet)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 
-from medsora.name_guard import check_kernels_name
-
-check_kernels_name()
-
-from medsora.errors import BadInput, building  # noqa: E402
-from medsora.runtime.exit import exit_with_status  # noqa: E402
+from medsora.errors import BadInput, building
+from medsora.runtime.exit import exit_with_status
 
 EXIT_STATUSES = "exit status: 0 stopped by Ctrl-C; 1 failed; 2 bad input, with one sentence"
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(prog: str = "python -m medsora.app") -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m medsora.app",
+        prog=prog,
         description="Play with a trained model in a browser: sample, download, compare two of them. "
         "Only this machine can open it unless --host says otherwise.",
         epilog=EXIT_STATUSES,
@@ -38,11 +35,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.app") -> None:
     """Serve the page until Ctrl-C."""
-    options = make_parser().parse_args()
+    options = make_parser(prog).parse_args(arguments)
     if find_spec("gradio") is None:
-        raise BadInput("the page needs Gradio, which is not installed: pip install '.[app]'.")
+        raise BadInput("the page needs Gradio, which is not installed: pip install 'medsora[app]'.")
     if not 0 < options.port < 65536:
         raise BadInput(f"--port is {options.port} but must lie between 1 and 65535.")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from medsora.errors import BadInput
-from medsora.project.export import stage_2_folder
 from medsora.sampling.conditions import givable
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import ModelFolder, find_in_run, find_pipeline
+from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step
+from medsora.saved.find import ModelFolder, find_in_run, find_pipeline, stage_2_folder
 
 KEPT = 2  # models in memory: two are compared side by side
 
@@ -59,11 +59,11 @@ def _choices(model: str) -> dict[str, Callable[[], ModelFolder]]:
         found = find_pipeline(model)
         return {model.rstrip("/"): lambda: found}
     run = stage_2_folder(folder)
-    steps = sorted((path.name for path in (run / "checkpoints").glob("step-*")), reverse=True)
-    if not steps:
+    checkpoints = checkpoint_folders(run / "checkpoints")
+    if not checkpoints:
         find_in_run(run)  # says that there is none
     title = f"{run.parent.name}/{run.name}"
     return {
-        f"{title}, step {int(name.removeprefix('step-')):,}": partial(find_in_run, run, checkpoint=name)
-        for name in steps
+        f"{title}, step {checkpoint_step(folder):,}": partial(find_in_run, run, checkpoint=folder.name)
+        for folder in checkpoints
     }

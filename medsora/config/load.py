@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medsora.config.checks import check_config
 from medsora.config.schema import Config, all_keys
+from medsora.config.shipped import find_config
 from medsora.errors import BadInput
 
 # A config may come from a stranger: it names values, and writes nowhere but below the folder it is run from.
@@ -25,7 +26,7 @@ MAX_NUMBER = 2**53
 def load_config(
     path: str | Path, overrides: list[str] | None = None, *, outputs_anywhere: bool = False
 ) -> Config:
-    """Read `path`, apply `key=value` overrides and return a checked `Config`.
+    """Read `path` (see `find_config`), apply `key=value` overrides and return a checked `Config`.
 
     Unless `outputs_anywhere`, what the file names as `OUTPUTS` must lie below the present folder; overrides,
     which the user typed, may name any place.
@@ -33,9 +34,7 @@ def load_config(
     Raises `BadInput` with one sentence that names the file or key: a missing file, broken YAML, an unknown
     key (with the nearest known one), a value of the wrong type, or a value outside its range.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"there is no config file {path}; configs/ holds those that come with MedSora.")
+    path = find_config(path)
     try:
         given = OmegaConf.load(io.StringIO(_read_bounded(path)))
         if not isinstance(given, DictConfig):

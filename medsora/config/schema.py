@@ -22,7 +22,7 @@ from medsora.config.choices import LOSS_TARGETS, LR_DECAYS, MIXINGS, PRECISIONS,
 from medsora.config.presets import PRESETS
 from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS
 from medsora.kernels.choices import FASTEST_FIRST
-from medsora.vae.choices import LPIPS_TRUNKS
+from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS
 
 DIFFUSION_STEPS = 1000
 MAX_SIDE_PX = 4096
@@ -167,6 +167,13 @@ class VaeConfig:
     )
     weights: str | None = key(None, "Safetensors file for a base that is built from a JSON config.")
     compensation: bool = key(True, "Add the frequency compensation modules to the base.")
+    compensation_kind: str = key(
+        "auto",
+        "The decoder's compensation: causal, standard (zero-padded in time, as in the paper), or auto (the "
+        "kind of the run that is resumed, else the default).",
+        choices=("auto", *COMPENSATION_KINDS),
+        stage=STAGE_1,
+    )
     path: str | None = key(
         None, "VAE that stage 2 uses; null: the one that stage 1 of this run trained.", stage=STAGE_2
     )
@@ -258,6 +265,12 @@ class VaeTrainingConfig:
         "compensation",
         "Parameters to train: the compensation modules, or all.",
         choices=("compensation", "all"),
+    )
+    crop: int | None = key(
+        None,
+        "Side in pixels of random square crops of the clips to train on; null: whole frames.",
+        above=0,
+        at_most=MAX_SIDE_PX,
     )
     lr: float = key(2e-7, "Peak learning rate.", above=0)
     betas: list[float] = key([0.5, 0.9], "Adam's betas.", at_least=0, below=1, pair=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,16 +13,15 @@ from rich.progress import Progress
 
 from medsora.config.crop import checked_crop, crop_of_text
 from medsora.errors import building
-from medsora.name_guard import check_kernels_name
 from medsora.runtime.exit import exit_with_status
 
 PIPED_WIDTH = 120  # characters, where no terminal says how wide it is
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:
     """Return the parser of both commands."""
     top = argparse.ArgumentParser(
-        prog="python -m medsora.data",
+        prog=prog,
         description="Look over a folder of videos before training on it, or render phantom videos.",
         epilog="exit status: 0 done; 1 failed; 2 bad input, with one sentence",
     )
@@ -141,13 +140,12 @@ def _shown(progress: Progress, what: str) -> Callable[[int, int], None]:
     return lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.data") -> None:
     """Run the command line."""
-    options = parser().parse_args()
+    options = parser(prog).parse_args(arguments)
     with building():
         options.run(options, Console(width=None if sys.stdout.isatty() else PIPED_WIDTH))
 
 
 if __name__ == "__main__":
-    check_kernels_name()
     exit_with_status(main)

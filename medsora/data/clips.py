@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,81 +37,101 @@ CLIP_TIME_LIMIT_S = 120.0  # a clip that takes longer to decode is treated as br
 REPLACEMENTS = 16  # windows tried in place of a broken one before the folder itself must be gone
 
 
-class ClipDataset(Dataset):
-    """Clips below `root`; one per enumerated window and epoch.
+@dataclass(frozen=True)
+class ClipSpec:
+    """What a clip is and what comes with it.
 
-    Args:
-        root: folder of video files and frame folders, nested or not; or one video file.
+    Attributes:
         frames: F; with `extra_frame` one more frame is read, which only the optical flow uses.
         interval: every `interval`-th source frame is taken.
         size: pixels, one number or (H, W); frames are scaled to cover it and cropped in the middle.
-        clip_stride: source frames between enumerated windows (default: one clip's span).
+        stride: source frames between enumerated windows (default: one clip's span).
         crop: what is cut off every frame first: "none", "auto" (black borders) or parts (`check_folder`).
         flip: mirror half of the items left to right, joint images and flow included.
         images: K, the number of joint images.
-        seed: decides starts, flips, images and the split.
-        split: "train", "held-out" (may be empty) or "all".
-        holdout: part of the videos that is held out; `split_csv` decides instead if given (see `split.py`).
         labels: what each video's label is read from (`labels.py`): "none", "folders" or a CSV.
         with_flow: also give the exact flow from `NAME.flow.safetensors` beside each video.
-        check_cache: where the check's scans are kept (default: below runs/cache).
-        report: a check of the same folder and clip length made before, to save making it again.
+
+    Raises `BadInput` for a number out of its range.
+    """
+
+    frames: int = 16
+    extra_frame: bool = True
+    interval: int = 3
+    size: int | tuple[int, int] = 128
+    stride: int | None = None
+    crop: str | Sequence[float] = "none"
+    flip: bool = True
+    images: int = 8
+    labels: str = NO_LABELS
+    with_flow: bool = False
+
+    def __post_init__(self) -> None:
+        stride = 1 if self.stride is None else self.stride
+        if min(self.frames, self.interval, stride) < 1 or self.images < 0:
+            raise BadInput(
+                f"frames {self.frames}, interval {self.interval} and clip_stride {self.stride} must be at "
+                f"least 1, images {self.images} at least 0."
+            )
+        object.__setattr__(self, "size", height_width(self.size))
+
+    @property
+    def clip_frames(self) -> int:
+        """How many frames are read: F or F+1."""
+        return self.frames + self.extra_frame
+
+    @property
+    def span(self) -> int:
+        """How many source frames a clip covers."""
+        return clip_span(self.clip_frames, self.interval)
+
+    def check(self, root: str | Path, cache_path: str | Path | None = None) -> CheckReport:
+        """Check a folder, or one video file, for such clips; raises as `check_folder`."""
+        return check_folder(
+            root,
+            frames=self.clip_frames,
+            interval=self.interval,
+            clip_stride=self.stride,
+            crop=self.crop,
+            cache_path=cache_path,
+        )
+
+
+class ClipDataset(Dataset):
+    """Clips of a folder, one per enumerated window and epoch.
+
+    Args:
+        report: the folder's check (`ClipSpec.check`).
+        spec: what a clip is.
+        split: "train", "held-out" (may be empty) or "all".
+        seed: decides starts, flips, images and the split.
+        holdout: part of the videos that is held out; `split_csv` decides instead if given (see `split.py`).
 
     Raises `BadInput` with one sentence if nothing usable is found or the options do not fit the folder.
     """
 
     def __init__(
         self,
-        root: str | Path,
+        report: CheckReport,
+        spec: ClipSpec,
         *,
-        frames: int = 16,
-        extra_frame: bool = True,
-        interval: int = 3,
-        size: int | tuple[int, int] = 128,
-        clip_stride: int | None = None,
-        crop: str | Sequence[float] = "none",
-        flip: bool = True,
-        images: int = 8,
-        seed: int = 0,
         split: str = "train",
+        seed: int = 0,
         holdout: float = 0.1,
         split_csv: str | Path | None = None,
-        labels: str = NO_LABELS,
-        with_flow: bool = False,
-        check_cache: str | Path | None = None,
-        report: CheckReport | None = None,
     ) -> None:
         if split not in SPLITS:
             raise BadInput(f"the split '{split}' must be one of {', '.join(SPLITS)}.")
-        if frames < 1 or interval < 1 or images < 0 or (clip_stride is not None and clip_stride < 1):
-            raise BadInput(
-                f"frames {frames}, interval {interval} and clip_stride {clip_stride} must be at least 1, "
-                f"images {images} at least 0."
-            )
-        self.root, self.seed, self.split = Path(root), seed, split
-        self.frames, self.clip_frames, self.interval = frames, frames + extra_frame, interval
-        self.size, self.flip, self.images, self.with_flow = height_width(size), flip, images, with_flow
-        if report is None:
-            report = check_folder(
-                root,
-                frames=self.clip_frames,
-                interval=interval,
-                clip_stride=clip_stride,
-                crop=crop,
-                cache_path=check_cache,
-            )
-            for complaint in report.complaints():
-                log.warning("%s", complaint)
-        elif (report.frames, report.interval) != (self.clip_frames, interval):
+        if (report.frames, report.interval) != (spec.clip_frames, spec.interval):
             raise ValueError(
                 f"the check given is of {report.frames} frames at interval {report.interval}, the clips have "
-                f"{self.clip_frames} at {interval}."
+                f"{spec.clip_frames} at {spec.interval}."
             )
         report.require_clips()
-        self.report = report
+        self.report, self.spec, self.seed, self.split = report, spec, seed, split
         self.labels = read_labels(
-            labels,
-            root,
+            spec.labels,
+            report.root,
             [video.source.name for video in report.usable],
             known=[video.source.name for video in report.bad],
         )
@@ -119,12 +140,16 @@ class ClipDataset(Dataset):
             (number, window) for number, video in enumerate(self.videos) for window in video.windows
         ]
         if not self.windows and split != HELD_OUT:
-            raise BadInput(f"{root} has no clip left for the split '{split}'; hold out less, or add videos.")
-        if with_flow:
-            check_flow_files(self.videos, interval=interval, size=self.size)
+            raise BadInput(
+                f"{report.root} has no clip left for the split '{split}'; hold out less, or add videos."
+            )
+        if spec.with_flow:
+            check_flow_files(self.videos, interval=spec.interval, size=spec.size)
         self._scans = [video.scan for video in self.videos]
-        if images and len(self.videos) == 1:
-            log.warning("%s has only one video to take joint images from: its other times are used.", root)
+        if spec.images and len(self.videos) == 1:
+            log.warning(
+                "%s has only one video to take joint images from: its other times are used.", report.root
+            )
         self._reported: set[str] = set()
 
     def _videos_of_split(
@@ -177,11 +202,11 @@ class ClipDataset(Dataset):
         random = np.random.default_rng((self.seed, epoch, index))
         video, window = self.windows[index]
         drawn_start = int(random.integers(window.start, window.latest + 1))
-        drawn_flip = bool(random.integers(2)) and self.flip
+        drawn_flip = bool(random.integers(2)) and self.spec.flip
         start = drawn_start if start is None else start
         if images is None:
-            clip = (start, start + clip_span(self.clip_frames, self.interval))
-            images = draw_images(random, self.images, self._scans, video, clip)
+            clip = (start, start + self.spec.span)
+            images = draw_images(random, self.spec.images, self._scans, video, clip)
         return ClipChoice(index, video, start, drawn_flip if flip is None else flip, tuple(images))
 
     def fixed_choice(
@@ -230,22 +255,22 @@ class ClipDataset(Dataset):
         `flipped`.
         """
         item = {
-            "video": self._read(choice.video, choice.start, self.clip_frames),
+            "video": self._read(choice.video, choice.start, self.spec.clip_frames),
             "images": self.load_images(choice.images),
             "name": self.name(choice),
             "index": choice.index,
             "flipped": choice.flipped,
         }
-        if self.with_flow:
+        if self.spec.with_flow:
             item["flow"] = read_flow(
-                self.videos[choice.video].source.path, choice.start, self.clip_frames - 1
+                self.videos[choice.video].source.path, choice.start, self.spec.clip_frames - 1
             )
         return flip_item(item) if choice.flipped else item
 
     def load_images(self, images: Sequence[ImageSource]) -> Tensor:
         """Decode joint images, unflipped: float32 (K, 3, H, W) in [-1, 1]."""
         if not images:
-            return torch.empty(0, 3, *self.size)
+            return torch.empty(0, 3, *self.spec.size)
         return torch.cat([self._read(video, frame, 1) for video, frame in images])
 
     def _read(self, video: int, start: int, count: int) -> Tensor:
@@ -254,8 +279,8 @@ class ClipDataset(Dataset):
             report.source.path,
             start,
             count,
-            self.interval,
-            self.size,
+            self.spec.interval,
+            self.spec.size,
             seek_points=report.scan.seek_points,
             margins=report.margins,
             interpretation=report.scan.interpretation,

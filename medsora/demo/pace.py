@@ -14,8 +14,6 @@ from medsora.saved.find import trained_vae
 from medsora.training.accelerator import float32_products
 from medsora.training.joint_images import image_latents
 from medsora.training.stage2.build import build_denoiser
-from medsora.vae import frames_to_latents
-from medsora.vae.shapes import PIXELS_PER_LATENT
 
 TRIED = 6  # passes that are timed
 WHOLE_STEP = 1.25  # a step of training in passes: with its data, losses, optimiser, looks at held-out clips
@@ -44,17 +42,17 @@ def steps_for(fewest: int, fit: int) -> int:
 
 def seconds_of_a_pass(config: Config) -> float:
     """Median duration of a forward and backward of the config's denoiser at stage 2's batch, without data."""
-    channels = trained_vae(config).latent_channels
-    model = build_denoiser(config, channels).train()
-    count = frames_to_latents(config.data.frames) + image_latents(config)
-    height, width = (side // PIXELS_PER_LATENT for side in config.data.height_width)
-    z = torch.randn(config.train_dit.phases[0].batch, count, channels, height, width)
+    vae = trained_vae(config)
+    model = build_denoiser(config, vae.latent_channels).train()
+    clip, *of_one = vae.latent_shape(config.data.frames, *config.data.height_width)
+    images = image_latents(config, vae)
+    z = torch.randn(config.train_dit.phases[0].batch, clip + images, *of_one)
     t = torch.full(z.shape[:1], 500)
     durations = []
     with float32_products(config.train_dit.matmul):
         for _ in range(1 + TRIED):
             start = time.perf_counter()
-            out = model(z, t, num_images=image_latents(config))
+            out = model(z, t, num_images=images)
             (out.eps.square().mean() + out.variance.square().mean()).backward()
             durations.append(time.perf_counter() - start)
     return statistics.median(durations[1:])

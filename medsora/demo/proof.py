@@ -15,7 +15,7 @@ from medsora.data.reading.video_io import read_frames
 from medsora.evaluation.sanity.baselines import Proof, prove
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import trained_vae
-from medsora.training.open_clips import open_clips
+from medsora.training.open_clips import clip_spec, open_clips
 from medsora.training.stage2.build import build_denoiser
 
 UNTRAINED_STEPS = 25  # a denoiser that knows nothing needs no more
@@ -26,7 +26,7 @@ def prove_demo(config: Config, generated: Path) -> Proof | None:
 
     The untrained model is the same denoiser before its first step, over the same VAE.
     """
-    training, held_out = open_clips(config, Accelerator(cpu=True), extra_frame=False, images=0)
+    training, held_out = open_clips(config, Accelerator(cpu=True), clip_spec(config))
     made = [read_frames(path) for path in sorted(generated.glob("video-*.mp4"))]
     if min(len(held_out), len(made)) < 2:
         return None

@@ -16,7 +16,7 @@ from medsora.evaluation.metrics.motion import flow_magnitudes
 from medsora.evaluation.sanity.baselines import Proof
 from medsora.html_report import Section, draw_curves, write_report
 from medsora.saved.find import trained_vae
-from medsora.training.open_clips import open_clips
+from medsora.training.open_clips import clip_spec, open_clips
 from medsora.training.run.folder import read_log
 
 SHEET_FRAMES = 8
@@ -31,7 +31,7 @@ def write_demo_report(config: Config, generated: Path, steps: int, proof: Proof 
     compares them (`medsora.demo.proof`).
     """
     folder = config.run_dir
-    _, held_out = open_clips(config, Accelerator(cpu=True), extra_frame=False, images=0)
+    _, held_out = open_clips(config, Accelerator(cpu=True), clip_spec(config))
     count = min(SHOWN_CLIPS, len(held_out))
     picks = np.linspace(0, len(held_out) - 1, count).round().astype(int)
     videos = torch.stack([held_out.fixed_clip(int(i))["video"] for i in picks])

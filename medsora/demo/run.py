@@ -9,26 +9,20 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from medsora.name_guard import check_kernels_name
-
-check_kernels_name()
-
-from medsora.config.load import load_config  # noqa: E402
-from medsora.config.schema import Config  # noqa: E402
-from medsora.runtime.exit import exit_with_status  # noqa: E402
-from medsora.training.command_line import EXIT_STATUSES  # noqa: E402
+from medsora.config.load import load_config
+from medsora.config.schema import Config
+from medsora.runtime.exit import EXIT_STATUSES
 
 STEPS = 250
 SPARE = 0.8  # part of the minutes that is planned with: a machine may become slower meanwhile
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.demo") -> None:
     """Run the demo; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medsora.demo.run", description=__doc__.splitlines()[0], epilog=EXIT_STATUSES
-    )
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0], epilog=EXIT_STATUSES)
     parser.add_argument("--config", default="configs/phantom.yaml", metavar="FILE")
     parser.add_argument("--videos", type=int, default=8, metavar="N", help="videos to sample (default 8)")
     parser.add_argument(
@@ -40,7 +34,7 @@ def main() -> None:
         "given (default: %(default)s)",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change keys of the config")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(arguments)
     config = load_config(options.config, ["run.name=demo", *options.overrides])
     told = any(override.startswith("train_dit.max_steps=") for override in options.overrides)
     demo(config, options.videos, None if told else options.minutes)
@@ -89,7 +83,3 @@ def demo(config: Config, videos: int, minutes: float | None = None) -> Path:
         print(line, file=sys.stderr)
     print(f"\ndone in {time.monotonic() - began:.0f} s: open {report}", file=sys.stderr)
     return report
-
-
-if __name__ == "__main__":
-    exit_with_status(main)

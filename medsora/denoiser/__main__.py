@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from medsora.name_guard import check_kernels_name
+from rich.console import Console
+from rich.table import Table
 
-check_kernels_name()
-
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from medsora.denoiser import PRESETS, parameter_table  # noqa: E402
+from medsora.denoiser import PRESETS, parameter_table
 
 counts = {preset: parameter_table(preset) for preset in PRESETS}
 table = Table("part", title="Parameters, at 128x128 pixels")

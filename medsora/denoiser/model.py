@@ -128,6 +128,16 @@ class MedSora(ModelMixin, ConfigMixin):
                 raise BadInput(f"the denoiser has no setting {key!r}; it has {', '.join(settings)}")
         return cls(**PRESETS[name] | overrides)
 
+    @property
+    def preset(self) -> str | None:
+        """The name of the preset whose sizes this model has, or None."""
+        usual = signature(type(self).__init__).parameters
+        sizes = {key: usual[key].default for settings in PRESETS.values() for key in settings}
+        for name, settings in PRESETS.items():
+            if all(self.config[key] == value for key, value in (sizes | settings).items()):
+                return name
+        return None
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Self:
         """Load a folder or hub name that `save_pretrained` wrote, strictly.

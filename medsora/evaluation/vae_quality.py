@@ -28,10 +28,9 @@ from medsora.runtime.digests import sha256
 from medsora.runtime.files import write_json, write_text
 from medsora.runtime.processes import on_main, share_of, working_together
 from medsora.runtime.versions import library_versions
-from medsora.saved.find import read_json_object
-from medsora.training.stage1.evaluation import compensation_off
+from medsora.saved.find import find_vae
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape, focal_frequency_loss
-from medsora.vae.compensation import compensation_modules
+from medsora.vae.compensation import compensation_modules, compensation_off
 from medsora.vae.perceptual import PerceptualLoss
 from medsora.vae.quality import flicker, psnr, ssim
 
@@ -121,20 +120,6 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
         write_text(settings.out / "results.md", markdown(results))
         _write_sheet(settings.out / "worst-and-best.png", vae, clips, rows)
     return results
-
-
-def find_vae(named: str | Path) -> Path:
-    """Return the folder of the saved VAE that `named` means: it itself, a stage 1 run, or a whole run."""
-    named = Path(named)
-    for folder in (named, named / "final", named / "vae" / "final", named / "vae"):
-        if (folder / "config.json").is_file():
-            kind = read_json_object(folder / "config.json").get("_class_name")
-            if kind != "FrequencyCompensatedVAE":
-                raise BadInput(
-                    f"{folder} holds a {kind}, not a FrequencyCompensatedVAE; give a VAE's folder."
-                )
-            return folder
-    raise BadInput(f"there is no trained VAE in {named}; give a run of train_vae.py or a saved VAE's folder.")
 
 
 def find_lpips(weights: Mapping[str, str | Path]) -> PerceptualLoss | None:

@@ -21,7 +21,7 @@ from medsora.errors import BadInput
 from medsora.runtime.files import written_folder
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.card import CARD_NAME, ModelCard, evaluation_lines
-from medsora.saved.find import ModelFolder, find_in_run, read_json_object
+from medsora.saved.find import ModelFolder, find_in_run, read_json_object, stage_2_folder
 from medsora.saved.hub import upload_model
 from medsora.training.run.folder import read_log
 from medsora.training.run.report import SHEET
@@ -96,17 +96,6 @@ def export_run(
         if sheet.is_file():
             shutil.copyfile(sheet, folder / SHEET_NAME)
     return card
-
-
-def stage_2_folder(run: Path) -> Path:
-    """Return `run` if it is a run folder of stage 2, or the only one in it. Raises `BadInput`."""
-    if (run / "pipeline.json").is_file():
-        return run
-    inside = sorted(path.parent for path in run.glob("*/pipeline.json"))
-    if len(inside) != 1:
-        which = f"; did you mean {' or '.join(map(str, inside))}?" if inside else ""
-        raise BadInput(f"{run} is no run folder of stage 2 (runs/NAME/dit-PRESET){which or '.'}")
-    return inside[0]
 
 
 def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from medsora.config.schema import all_keys
+from medsora.config.shipped import find_config
 from medsora.data.checking.check import CheckReport
 from medsora.data.split import HELD_OUT, split_by_video
 from medsora.errors import BadInput
@@ -152,8 +153,11 @@ def _fit_size(fit: Fit, report: CheckReport, wanted: int, *, asked: bool) -> int
 
 
 def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | None) -> None:
-    if preset == "tiny":
-        raise BadInput("the preset tiny is for CPUs; choose S, B, L or XL, or --memory 0 for a CPU's config.")
+    if preset is not None and preset not in STATE_GIB:
+        raise BadInput(
+            f"the preset {preset} is for CPUs; choose one of {', '.join(STATE_GIB)}, or --memory 0 for a "
+            "CPU's config."
+        )
     preset = preset or ("B" if machine.gpu_gib >= 10 else "S")
     memory = f"{machine.gpu_gib:.0f} GiB"
     area = (side / PAPER_SIZE) ** 2 * fit.values["data"]["frames"] / FRAMES
@@ -200,13 +204,11 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
 
 def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | None) -> None:
     """The demo's settings: minutes instead of days, and nothing to download."""
-    if preset not in (None, "tiny"):
+    if preset in STATE_GIB:
         raise BadInput(
             f"the preset {preset} needs a GPU; leave --preset out, or give its memory by --memory."
         )
-    path = Path("configs/phantom.yaml")
-    if not path.is_file():
-        raise BadInput(f"there is no {path} here; start this command in MedSora's own folder.")
+    path = find_config("phantom")
     shipped, comments = OmegaConf.to_container(OmegaConf.load(path)), _comments_in(path)
     fit.set("data", "what a step needs lies in the caches", workers=0)
     for section in ("vae", "images", "denoiser", "flow", "dino", "train_vae", "train_dit", "cache"):

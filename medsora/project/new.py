@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from medsora.checkout import ROOT, is_checkout
 from medsora.config.load import config_from_dict, load_config
 from medsora.data.checking.check import CheckReport, check_folder
 from medsora.data.checking.view import check_sheet, check_totals
@@ -86,13 +87,16 @@ def found_ram_gib() -> float:
 
 
 def next_commands(project: Path, name: str, preset: str) -> list[str]:
-    """Return the three commands that follow: both stages and sampling."""
+    """Return the three commands that follow, both stages and sampling: a wheel has no scripts beside it."""
+    train_vae, train_dit, sample = "-m medsora train-vae", "-m medsora train-dit", "medsora sample"
+    if is_checkout(ROOT):
+        train_vae, train_dit, sample = "train_vae.py", "train_dit.py", "python sample_ddim.py"
     config = shlex.quote(str(project / CONFIG_NAME))
     run = shlex.quote(f"runs/{name}")
     return [
-        f"accelerate launch train_vae.py --config {config}",
-        f"accelerate launch train_dit.py --config {config}",
-        f"python sample_ddim.py --model {run}/dit-{preset} --num-videos 4 --steps 250 --out {run}/videos",
+        f"accelerate launch {train_vae} --config {config}",
+        f"accelerate launch {train_dit} --config {config}",
+        f"{sample} --model {run}/dit-{preset} --num-videos 4 --steps 250 --out {run}/videos",
     ]
 
 

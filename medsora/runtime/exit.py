@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from medsora.errors import BadInput, Interrupted, LostProcess, NonFiniteLoss, one_line
+from medsora.runtime.extras import missing_package
 
 EXIT_STATUSES = (
     "exit status: 0 done; 1 failed; 2 bad input, with one sentence; 75 interrupted and saved, start again"
@@ -38,6 +39,11 @@ def exit_with_status(main: Callable[[], None]) -> None:
         main()
     except BadInput as error:
         _leave(2, f"error: {error}")
+    except ModuleNotFoundError as error:
+        problem = missing_package(error)
+        if problem is None:
+            raise
+        _leave(2, f"error: {problem}")
     except NonFiniteLoss as error:  # which all processes find together, like `Interrupted`
         _leave(1, f"error: {error}", all_know=True)
     except LostProcess as error:

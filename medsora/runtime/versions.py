@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from medsora.runtime.digests import sha256
@@ -13,7 +14,7 @@ from medsora.version import __version__
 LIBRARIES = ("torch", "diffusers", "accelerate", "timm", "safetensors")
 
 
-PACKAGES = ("medsora", "vae", "flow_prior", "kernels")
+PACKAGES = ("medsora", "medsora.configs", "medsora.flow_prior", "medsora.kernels", "medsora.vae")
 
 
 def library_versions() -> dict[str, str]:
@@ -23,9 +24,16 @@ def library_versions() -> dict[str, str]:
 
 
 def code_digest() -> str:
-    """Return a SHA-256 over this project's own source files: which code ran, committed or not."""
-    root = Path(__file__).resolve().parents[2]
+    """Return a SHA-256 over this project's modules by import name: which code ran, committed or not.
+
+    A wheel's and a checkout's are equal where their code is.
+    """
+    found = {}
+    for package in PACKAGES:
+        (folder,) = map(Path, find_spec(package).submodule_search_locations)
+        for path in folder.rglob("*.py"):
+            found[".".join((package, *path.relative_to(folder).with_suffix("").parts))] = sha256(path)
     digest = hashlib.sha256()
-    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()} {sha256(path)}".encode())
+    for name in sorted(found):
+        digest.update(f"{name} {found[name]}".encode())
     return digest.hexdigest()

@@ -26,9 +26,7 @@ from medsora.sampling.conditions import check_first_frames, check_guidance, labe
 from medsora.sampling.guidance import guided
 from medsora.sampling.prepared import PreparedDenoiser
 from medsora.saved.pipeline import SavedPipeline
-from medsora.vae import check_video_shape, frames_to_latents
 from medsora.vae.layout import channels_last
-from medsora.vae.shapes import PIXELS_PER_LATENT
 
 DTYPES = dict(zip(choices.DTYPES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 
@@ -98,7 +96,7 @@ class MedSoraPipeline(SavedPipeline):
         seeds = _choose_seeds(num_videos, seeds, generator)
         size = self.config.size if size is None else size
         film = plan_film(self.config.frames if frames is None else frames, window, self.config.given_frames)
-        shape = self._latent_shape(film.window, size)
+        shape = self.vae.latent_shape(film.window, *size)
         labels = label_numbers(label, self.labels, len(seeds))
         check_guidance(guidance, label)
         first = check_first_frames(first_frames, self.config.given_frames, film.window, size, len(seeds))
@@ -140,13 +138,6 @@ class MedSoraPipeline(SavedPipeline):
                 videos.append(video[:, : film.frames])
         joined = torch.cat(videos) if output_type == "latent" else np.concatenate(videos)
         return MedSoraPipelineOutput(frames=joined, seeds=seeds)
-
-    def _latent_shape(self, frames: int, size: Sequence[int]) -> tuple[int, int, int, int]:
-        """Return (f, C, h, w) of a clip."""
-        height, width = size
-        check_video_shape(frames, height, width)
-        channels = self.denoiser.config.in_channels
-        return frames_to_latents(frames), channels, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
 
     def _sample_latents(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,28 @@ def save_checkpoint(
     return final
 
 
+def checkpoint_folders(root: Path) -> list[Path]:
+    """Return all checkpoint folders in `root`, whole or not, the newest first."""
+    return sorted(root.glob("step-*"), reverse=True)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Return the number of finished steps that a checkpoint folder's name tells."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def newest_whole(folders: Iterable[Path], damaged: Callable[[Path, str], None]) -> Path | None:
+    """Return the first whole one of checkpoint folders, or None.
+
+    `damaged` is called with every one before it and the reason: it warns, sets aside or raises.
+    """
+    for folder in folders:
+        if (problem := checkpoint_problem(folder)) is None:
+            return folder
+        damaged(folder, problem)
+    return None
+
+
 def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest checkpoint that is whole, or None; removes what a kill left half-written or -deleted.
 
@@ -96,38 +118,26 @@ def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | No
     """
     for unfinished in root.glob(".*-step-*"):
         shutil.rmtree(unfinished)
-    candidates = sorted(root.glob("step-*"), reverse=True)
-    for folder in candidates:
+
+    def set_aside(folder: Path, problem: str) -> None:
         if (found := checkpoint_format(folder)) not in (None, CHECKPOINT_FORMAT):
             raise BadInput(
                 f"{folder} was written by another version of MedSora (checkpoint format {found}, this one "
                 f"reads {CHECKPOINT_FORMAT}); go on with that version, or take another run.name."
             )
-        problem = checkpoint_problem(folder)
-        if problem is None:
-            state = _read_state(folder)
-            if isinstance(state, dict):
-                return Checkpoint(folder, state)
-            problem = state
         aside = folder.with_name(f"damaged-{folder.name}")
         if aside.exists():
             shutil.rmtree(aside)
         folder.rename(aside)
         say(f"the checkpoint {folder} is damaged ({problem}); it is set aside as {aside.name}.")
-    if candidates:
+
+    folders = checkpoint_folders(root)
+    newest = newest_whole(folders, set_aside)
+    if newest is not None:
+        return Checkpoint(newest, json.loads((newest / "state.json").read_text(encoding="utf-8")))
+    if folders:
         say("no whole checkpoint is left; the run begins anew.")
     return None
-
-
-def _read_state(folder: Path) -> dict[str, Any] | str:
-    """Return the state of a checkpoint whose files are as its manifest says, or what is wrong with it."""
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return f"state.json cannot be read ({type(error).__name__})"
-    if not isinstance(state, dict) or f"step-{state.get('step')!r:0>7}" != folder.name:
-        return "state.json does not say the step that the folder's name says"
-    return state
 
 
 def _require_space(root: Path, needed: int) -> None:
@@ -141,8 +151,8 @@ def _require_space(root: Path, needed: int) -> None:
 
 
 def _prune(root: Path, keep: int, keep_every: int | None) -> None:
-    for folder in sorted(root.glob("step-*"))[:-keep]:
-        if not keep_every or int(folder.name.removeprefix("step-")) % keep_every:
+    for folder in checkpoint_folders(root)[keep:]:
+        if not keep_every or checkpoint_step(folder) % keep_every:
             try:
                 shutil.rmtree(folder.rename(folder.with_name(f".dropping-{folder.name}")))  # never half there
             except OSError as error:

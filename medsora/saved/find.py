@@ -1,4 +1,6 @@
-"""What `--model` may name, found and verified before anything is built: a run, a pipeline folder, a hub name.
+"""What a model or a VAE may be called by, found and verified before anything is built.
+
+A model is named by a run, one of its checkpoints, a pipeline folder or a hub name.
 
 A run folder is what stage 2 writes: `vae/`, `pipeline.json` and `checkpoints/step-0000500/{denoiser,ema}/`,
 of which the newest whole checkpoint is taken. A pipeline folder is what `MedSoraPipeline.save_pretrained`
@@ -21,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
-from medsora.saved.manifest import checkpoint_problem
+from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
 from medsora.vae import FrequencyCompensatedVAE
 
 log = logging.getLogger(__name__)
@@ -85,26 +87,32 @@ def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | N
     """
     run = Path(run)
     geometry = _read_geometry(run / "pipeline.json")
-    checkpoints = run / "checkpoints"
-    if checkpoint is None:
-        candidates = sorted(checkpoints.glob("step-*"), reverse=True)
-    else:
+    folders = checkpoint_folders(run / "checkpoints")
+    if checkpoint is not None:
         name = checkpoint if isinstance(checkpoint, str) else f"step-{checkpoint:07d}"
-        candidates = [checkpoints / name]
-    damaged = []
-    for folder in candidates:
-        if problem := checkpoint_problem(folder):
-            damaged.append(f"{folder.name}: {problem}")
-            continue
-        if damaged:
-            log.warning("%s: taking %s, because of damage in %s", run, folder.name, "; ".join(damaged))
-        step = int(folder.name.removeprefix("step-"))
-        kind = "raw" if raw else "ema"
-        weights = folder / ("denoiser" if raw else "ema")
-        return ModelFolder(weights, run / "vae", geometry, step=step, weights=kind)
-    if damaged:
+        folders = [run / "checkpoints" / name]
+    damaged: list[str] = []
+    newest = newest_whole(folders, lambda folder, problem: damaged.append(f"{folder.name}: {problem}"))
+    if newest is None and damaged:
         raise BadInput(f"{run} holds no whole checkpoint ({'; '.join(damaged)}); train it again.")
-    raise BadInput(f"{run} holds no checkpoint yet; train until its first one is written.")
+    if newest is None:
+        raise BadInput(f"{run} holds no checkpoint yet; train until its first one is written.")
+    if damaged:
+        log.warning("%s: taking %s, because of damage in %s", run, newest.name, "; ".join(damaged))
+    weights = newest / ("denoiser" if raw else "ema")
+    kind = "raw" if raw else "ema"
+    return ModelFolder(weights, run / "vae", geometry, step=checkpoint_step(newest), weights=kind)
+
+
+def stage_2_folder(run: Path) -> Path:
+    """Return `run` if it is a run folder of stage 2, or the only one in it. Raises `BadInput`."""
+    if (run / "pipeline.json").is_file():
+        return run
+    inside = sorted(path.parent for path in run.glob("*/pipeline.json"))
+    if len(inside) != 1:
+        which = f"; did you mean {' or '.join(map(str, inside))}?" if inside else ""
+        raise BadInput(f"{run} is no run folder of stage 2 (runs/NAME/dit-PRESET){which or '.'}")
+    return inside[0]
 
 
 def find_pipeline(model: str | Path) -> ModelFolder:
@@ -182,19 +190,30 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def trained_vae(config: Config) -> FrequencyCompensatedVAE:
-    """Return the frozen VAE of stage 2, in evaluation mode.
+def find_vae(named: str | Path, hint: str = "give a run of train_vae.py or a saved VAE's folder") -> Path:
+    """Return the folder of the saved VAE that `named` means: it itself, a stage 1 run, or a whole run.
 
-    `vae.path` is a VAE folder, or a stage 1 run folder that holds one as `final`. Raises `BadInput` where
-    there is none.
+    Raises `BadInput`, ending in `hint`, where there is none.
     """
-    named = Path(config.vae.path) if config.vae.path is not None else config.vae_dir
-    folder = named / "final" if (named / "final").is_dir() else named
-    if not (folder / "config.json").is_file():
-        how = (
-            ""
-            if config.vae.path is not None
-            else "; run train_vae.py with the same config first, or set vae.path"
-        )
-        raise BadInput(f"there is no trained VAE in {folder}{how}.")
+    named = Path(named)
+    for folder in (named / "final", named, named / "vae" / "final", named / "vae"):
+        if (folder / "config.json").is_file():
+            kind = read_json_object(folder / "config.json").get("_class_name")
+            if kind != "FrequencyCompensatedVAE":
+                raise BadInput(
+                    f"{folder} holds a {kind}, not a FrequencyCompensatedVAE; give a VAE's folder."
+                )
+            return folder
+    raise BadInput(f"there is no trained VAE in {named}; {hint}.")
+
+
+def trained_vae(config: Config) -> FrequencyCompensatedVAE:
+    """Return the frozen VAE of stage 2, in evaluation mode: that of `vae.path`, or what stage 1 trained.
+
+    Raises `BadInput` where there is none.
+    """
+    if config.vae.path is not None:
+        folder = find_vae(config.vae.path)
+    else:
+        folder = find_vae(config.vae_dir, "run train_vae.py with the same config first, or set vae.path")
     return FrequencyCompensatedVAE.from_pretrained(folder).eval().requires_grad_(False)

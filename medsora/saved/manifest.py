@@ -21,7 +21,7 @@ def checkpoint_format(folder: Path) -> int | None:
 
 
 def checkpoint_problem(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint (a file missing, cut or changed), or None if it is whole."""
+    """Return what is wrong with a checkpoint, or None: a file lost, cut or changed, a wrong state."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["format"] != CHECKPOINT_FORMAT:
@@ -40,6 +40,16 @@ def checkpoint_problem(folder: Path) -> str | None:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
+    return _state_problem(folder)
+
+
+def _state_problem(folder: Path) -> str | None:
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return f"state.json cannot be read ({type(error).__name__})"
+    if not isinstance(state, dict) or f"step-{state.get('step')!r:0>7}" != folder.name:
+        return "state.json does not say the step that the folder's name says"
     return None
 
 

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors import SafetensorError
 from torch import nn
 
-from medsora.denoiser import PRESETS, MedSora
+from medsora.denoiser import MedSora
 from medsora.errors import BadInput
 from medsora.runtime.files import obey_umask, write_json
 from medsora.sampler import ddim_scheduler
@@ -153,7 +153,7 @@ class SavedPipeline(DiffusionPipeline):
     def card(self, **facts: Any) -> ModelCard:
         """Return the model card with what the pipeline itself knows, and `facts` (fields of `ModelCard`)."""
         geometry = {key: self.config[key] for key in (*GEOMETRY, "labels")}
-        preset = preset_name(self.denoiser)
+        preset = self.denoiser.preset or "custom"
         known = {
             "name": f"MedSora-{preset}",
             "preset": preset,
@@ -162,15 +162,6 @@ class SavedPipeline(DiffusionPipeline):
             "geometry": geometry,
         }
         return ModelCard(**known | facts)
-
-
-def preset_name(denoiser: MedSora) -> str:
-    """Return the preset that a denoiser was made from, or "custom"."""
-    usual = {"width": 512}
-    for name, settings in PRESETS.items():
-        if all(denoiser.config[key] == value for key, value in (usual | settings).items()):
-            return name
-    return "custom"
 
 
 def _load_part(kind: type[nn.Module], folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
 
 import psutil
 
@@ -15,9 +16,15 @@ from medsora.errors import BadInput
 from medsora.runtime.exit import EXIT_STATUSES
 
 
-def training_arguments(description: str, *, preset: bool = False) -> tuple[Config, argparse.Namespace]:
-    """Parse the arguments of a training script; return the checked config and the other options."""
-    parser = argparse.ArgumentParser(description=description, epilog=EXIT_STATUSES)
+def training_arguments(
+    description: str,
+    arguments: Sequence[str] | None = None,
+    prog: str | None = None,
+    *,
+    preset: bool = False,
+) -> tuple[Config, argparse.Namespace]:
+    """Parse a training command's arguments (default: the process's); return the config and options."""
+    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=EXIT_STATUSES)
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
     if preset:
         parser.add_argument(
@@ -50,7 +57,7 @@ def training_arguments(description: str, *, preset: bool = False) -> tuple[Confi
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change keys of the config, such as data.root=clips"
     )
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(arguments)
     overrides = list(options.overrides)
     if preset and options.preset:
         overrides.append(f"denoiser.preset={options.preset}")

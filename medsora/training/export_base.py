@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 
-from medsora.name_guard import check_kernels_name
+import torch
 
-check_kernels_name()
+from medsora.data.phantom import clip_seed, render_clip
+from medsora.data.reading.pixels import frames_to_video
+from medsora.errors import building
+from medsora.runtime.exit import exit_with_status
+from medsora.runtime.files import write_text, written_beside
+from medsora.saved.find import find_vae
+from medsora.training.run.folder import read_log
+from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae.quality import flicker, mean_colour_psnr, psnr, ssim
 
-import torch  # noqa: E402
-
-from medsora.data.phantom import clip_seed, render_clip  # noqa: E402
-from medsora.data.reading.pixels import frames_to_video  # noqa: E402
-from medsora.errors import building  # noqa: E402
-from medsora.runtime.exit import exit_with_status  # noqa: E402
-from medsora.runtime.files import write_text, written_beside  # noqa: E402
-from medsora.training.run.folder import read_log  # noqa: E402
-from medsora.vae import FrequencyCompensatedVAE  # noqa: E402
-from medsora.vae.quality import flicker, mean_colour_psnr, psnr, ssim  # noqa: E402
-
-UNSEEN_SEED, UNSEEN_CLIPS, FRAMES, SIZE = 2, 12, 17, 64
+UNSEEN_SEED, FRAMES = 2, 17
+DEFAULT_CLIPS, DEFAULT_SIZE_PX = 12, 64
 
 
 def main() -> None:
@@ -34,13 +33,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m medsora.training.export_base", description=__doc__)
     parser.add_argument("run", type=Path, help="a stage 1 run folder that ended (RUN/final is there)")
     parser.add_argument("out", type=Path, help="where to write, without an ending")
+    add = parser.add_argument
+    add("--size", type=int, default=DEFAULT_SIZE_PX, metavar="PX", help="side of unseen clips (default: 64)")
+    add("--clips", type=int, default=DEFAULT_CLIPS, metavar="N", help="unseen clips (default: 12)")
     options = parser.parse_args()
     with building():
-        trained = FrequencyCompensatedVAE.from_pretrained(options.run / "final")
+        trained = FrequencyCompensatedVAE.from_pretrained(find_vae(options.run))
         config, weights = (options.out.with_suffix(ending) for ending in (".json", ".safetensors"))
         with written_beside(config) as its_config, written_beside(weights) as its_weights:
             trained.save_base(its_config, its_weights)
-    figures = unseen_figures(FrequencyCompensatedVAE.from_base(config, weights=weights))
+    shipped = FrequencyCompensatedVAE.from_base(config, weights=weights)
+    figures = unseen_figures(shipped, options.clips, options.size)
     log = read_log(options.run)
     parameters = sum(parameter.numel() for parameter in trained.parameters())
     note = [
@@ -49,15 +52,15 @@ def main() -> None:
         "CogVideoX's architecture, trained from scratch on procedural phantom clips, on nobody's footage.",
         f"{parameters:,} parameters, {weights.stat().st_size:,} bytes in fp16.",
         "",
-        "The commands are at the top of `phantom_base.yaml`; the last of them wrote this note:",
+        f"The commands are at the top of `{options.out.name}.yaml`; the last of them wrote this note:",
         "",
         "```",
-        shlex.join(["python", "-m", "medsora.training.export_base", str(options.run), str(options.out)]),
+        shlex.join(["python", "-m", "medsora.training.export_base", *sys.argv[1:]]),
         "```",
         "",
         f"{max(line['step'] for line in log)} steps in the last run; seeds are in the config. On "
-        f"{UNSEEN_CLIPS} clips of {FRAMES}x{SIZE}x{SIZE} of phantom seed {UNSEEN_SEED}, never trained on, "
-        "decoded from the mean:",
+        f"{options.clips} clips of {FRAMES}x{options.size}x{options.size} of phantom seed {UNSEEN_SEED}, "
+        "never trained on, decoded from the mean:",
         "",
         "| figure | value |",
         "|---|---|",
@@ -68,10 +71,12 @@ def main() -> None:
 
 
 @torch.no_grad()
-def unseen_figures(vae: FrequencyCompensatedVAE, clips: int = UNSEEN_CLIPS) -> dict[str, float]:
-    """Return mean figures of `vae` on phantom clips of a seed that nothing in the repository trains on."""
+def unseen_figures(
+    vae: FrequencyCompensatedVAE, clips: int = DEFAULT_CLIPS, size_px: int = DEFAULT_SIZE_PX
+) -> dict[str, float]:
+    """Return mean metrics of `vae` on phantom clips of a seed that nothing in the repository trains on."""
     videos = torch.stack(
-        [frames_to_video(render_clip(clip_seed(UNSEEN_SEED, k), FRAMES, SIZE).video) for k in range(clips)]
+        [frames_to_video(render_clip(clip_seed(UNSEEN_SEED, k), FRAMES, size_px).video) for k in range(clips)]
     )
     copies = torch.cat([vae.decode(vae.encode(video[None])) for video in videos])
     return {

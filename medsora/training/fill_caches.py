@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -26,9 +27,8 @@ from medsora.training.accelerator import make_accelerator
 from medsora.training.cache.latents import LatentCache, latent_cache_bytes
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes
 from medsora.training.cache.store import TensorStore
-from medsora.training.open_clips import open_clips
+from medsora.training.open_clips import denoiser_clip_spec, open_clips
 from medsora.training.stage2.build import build_denoiser, build_prior, token_grid
-from medsora.vae import check_video_shape
 
 MIB = 2**20
 
@@ -60,23 +60,18 @@ def fill_caches(config: Config) -> None:
     with losses_said(), building():
         accelerator = make_accelerator(config, config.train_dit.precision, config.dit_dir)
         vae = trained_vae(config).to(accelerator.device)
-        check_video_shape(config.data.frames, *config.data.height_width)
+        vae.check_video_shape(config.data.frames, *config.data.height_width)
         model = build_denoiser(config, vae.latent_channels)
         aligned = config.alignment.weight > 0 and config.cache.prior == "disk"
         prior = build_prior(config, model.config.depth).to(accelerator.device) if aligned else None
-        clips, _ = open_clips(
-            config,
-            accelerator,
-            extra_frame=True,
-            images=config.images.count,
-            with_flow=aligned and config.flow.estimator == "exact",
-        )
+        spec = denoiser_clip_spec(config)
+        clips, _ = open_clips(config, accelerator, spec if aligned else replace(spec, with_flow=False))
         latents = LatentCache(config, clips, vae)
         priors = None
         if prior is not None:
-            grid = token_grid(config, model.config.patch)
+            grid = token_grid(config, vae, model.config.patch)
             priors = PriorCache(config, clips, prior, grid, model.config.width)
-        sizes = {"latents": latent_cache_bytes(config, len(clips), vae.latent_channels)}
+        sizes = {"latents": latent_cache_bytes(config, len(clips), vae)}
         if priors is not None:
             sizes["prior features"] = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
         present = _stored_bytes(latents.store) + (_stored_bytes(priors.store) if priors else 0)

@@ -6,13 +6,12 @@ from torch import Tensor
 
 from medsora.config.schema import Config
 from medsora.vae import FrequencyCompensatedVAE
-from medsora.vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK
 
 
-def image_latents(config: Config) -> int:
+def image_latents(config: Config, vae: FrequencyCompensatedVAE) -> int:
     """Return how many latents the joint images of one sample become: count/4 packed, count single."""
-    count = config.images.count
-    return count // FRAMES_PER_CHUNK * LATENTS_PER_CHUNK if config.images.encoding == "packed" else count
+    together = _encoded_together(vae, config.images.encoding)
+    return config.images.count // together * vae.frames_to_latents(together)
 
 
 def image_moments(vae: FrequencyCompensatedVAE, images: Tensor, encoding: str) -> tuple[Tensor, Tensor]:
@@ -20,7 +19,10 @@ def image_moments(vae: FrequencyCompensatedVAE, images: Tensor, encoding: str) -
 
     `packed` takes groups of 8 through the causal VAE together (2 latents each), `single` each image alone.
     """
-    together = FRAMES_PER_CHUNK if encoding == "packed" else 1
-    groups = images.reshape(-1, together, *images.shape[2:])
+    groups = images.reshape(-1, _encoded_together(vae, encoding), *images.shape[2:])
     mean, logvar = vae.encode_moments(groups)
     return tuple(part.reshape(images.shape[0], -1, *part.shape[2:]) for part in (mean, logvar))
+
+
+def _encoded_together(vae: FrequencyCompensatedVAE, encoding: str) -> int:
+    return vae.frames_per_chunk if encoding == "packed" else 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from medsora.config.schema import Config
-from medsora.data.checking.check import check_folder
-from medsora.data.clips import ClipDataset
+from medsora.data.checking.check import CheckReport
+from medsora.data.clips import ClipDataset, ClipSpec
 from medsora.data.phantom import polyp_suffix, write_phantom
 from medsora.data.split import HELD_OUT
 from medsora.errors import BadInput, one_line
@@ -18,16 +19,50 @@ from medsora.runtime.progress_bar import progress_bar
 RENDER_PROCESSES = 2
 
 
-def open_clips(
-    config: Config, accelerator: Accelerator, *, extra_frame: bool, images: int, with_flow: bool = False
-) -> tuple[ClipDataset, ClipDataset]:
+def clip_spec(config: Config) -> ClipSpec:
+    """Return what a clip of stage 1 is: frames alone."""
+    data = config.data
+    return ClipSpec(
+        frames=data.frames,
+        extra_frame=False,
+        interval=data.interval,
+        size=data.height_width,
+        stride=data.clip_stride,
+        crop=data.crop,
+        flip=data.flip,
+        images=0,
+        labels=data.labels,
+    )
+
+
+def denoiser_clip_spec(config: Config) -> ClipSpec:
+    """Return what a clip of stage 2 is: with a frame more for the flow, joint images, the flow if exact."""
+    exact = config.alignment.weight > 0 and config.flow.estimator == "exact"
+    return replace(clip_spec(config), extra_frame=True, images=config.images.count, with_flow=exact)
+
+
+def open_clips(config: Config, accelerator: Accelerator, spec: ClipSpec) -> tuple[ClipDataset, ClipDataset]:
     """Return the training clips and the held-out ones; what cannot be used is listed once on stderr.
 
     Without anything held out the second dataset is the first, and that is said. Raises `BadInput` if no clip
     can be used, or the config does not fit the folder.
     """
     with accelerator.main_process_first():
-        return _open(config, extra_frame, images, with_flow, accelerator.is_main_process)
+        return _open(config, spec, accelerator.is_main_process)
+
+
+def split_clips(config: Config, report: CheckReport, spec: ClipSpec) -> tuple[ClipDataset, ClipDataset]:
+    """Return the training clips and the held-out ones, of which there may be none; those are never flipped.
+
+    Raises `BadInput` as `ClipDataset` does.
+    """
+    options = {
+        "seed": config.run.seed,
+        "holdout": config.data.holdout,
+        "split_csv": config.data.split_csv,
+    }
+    clips = ClipDataset(report, spec, split="train", **options)
+    return clips, ClipDataset(report, replace(spec, flip=False), split=HELD_OUT, **options)
 
 
 def clip_folder(config: Config, *, show: bool = False) -> Path:
@@ -61,42 +96,17 @@ def clip_folder(config: Config, *, show: bool = False) -> Path:
     return folder
 
 
-def _open(
-    config: Config, extra_frame: bool, images: int, with_flow: bool, show: bool
-) -> tuple[ClipDataset, ClipDataset]:
-    data = config.data
-    root = clip_folder(config, show=show)
-    report = check_folder(
-        root,
-        frames=data.frames + extra_frame,
-        interval=data.interval,
-        clip_stride=data.clip_stride,
-        crop=data.crop,
-    )
+def _open(config: Config, spec: ClipSpec, show: bool) -> tuple[ClipDataset, ClipDataset]:
+    report = spec.check(clip_folder(config, show=show))
     if show:
         for complaint in report.complaints():
             print(complaint, file=sys.stderr)
-    options = {
-        "frames": data.frames,
-        "extra_frame": extra_frame,
-        "interval": data.interval,
-        "size": data.height_width,
-        "clip_stride": data.clip_stride,
-        "images": images,
-        "seed": config.run.seed,
-        "holdout": data.holdout,
-        "split_csv": data.split_csv,
-        "labels": data.labels,
-        "with_flow": with_flow,
-        "report": report,
-    }
-    clips = ClipDataset(root, flip=data.flip, split="train", **options)
-    held_out = ClipDataset(root, flip=False, split=HELD_OUT, **options)
+    clips, held_out = split_clips(config, report, spec)
     names = [video.source.name for video in clips.videos]
     unlabelled = [name for name in names if name not in clips.labels.of_video]
     if show and clips.labels.names and unlabelled:
         print(
-            f"{len(unlabelled)} videos have no label in {data.labels} and train without one: "
+            f"{len(unlabelled)} videos have no label in {config.data.labels} and train without one: "
             f"{one_line(unlabelled[0])} ...",
             file=sys.stderr,
         )

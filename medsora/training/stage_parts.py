@@ -40,6 +40,8 @@ class StageParts:
     """A stage's optimiser, whose parameters are called `names`, its models and its other values, by name."""
 
     run: RunFolder
+    config: Config
+    settings: VaeTrainingConfig | DitTrainingConfig
     optimizer: torch.optim.Optimizer
     names: list[str]
     models: dict[str, ModelPart]
@@ -52,7 +54,7 @@ class StageParts:
         groups = self.optimizer.param_groups
         return self.model_bytes + 2 * sum(p.nbytes for group in groups for p in group["params"])
 
-    def save(self, step: int, settings: VaeTrainingConfig | DitTrainingConfig, config: Config) -> None:
+    def save(self, step: int) -> None:
         """Write the checkpoint of `step` finished steps (main process; the others wait)."""
         accelerator = self.run.accelerator
         if self.run.main:
@@ -63,15 +65,26 @@ class StageParts:
                 self._write_models,
                 optimizer_tensors(self.optimizer, self.names),
                 {"processes": accelerator.num_processes, "scaler": scaler_state(accelerator), **state},
-                keep=settings.keep,
-                keep_every=settings.keep_every,
-                config=config_to_dict(config),
+                keep=self.settings.keep,
+                keep_every=self.settings.keep_every,
+                config=config_to_dict(self.config),
                 model_bytes=self.model_bytes,
             )
         accelerator.wait_for_everyone()
 
-    def take_up(self, checkpoint: Checkpoint) -> None:
-        """Put everything back; raises `BadInput` or `OSError` if the checkpoint does not fit this stage."""
+    def resume(self, total_steps: int) -> int:
+        """Restore the newest whole checkpoint, if there is one; return the number of finished steps.
+
+        Raises `BadInput` or `OSError` if the checkpoint does not fit this stage.
+        """
+        checkpoint = self.run.newest_checkpoint()
+        if checkpoint is None:
+            return 0
+        self._take_up(checkpoint)
+        self.run.announce(checkpoint, total_steps)
+        return checkpoint.step
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
         for name, part in self.values.items():
             part.take_up(checkpoint.value(name, part.kind) if part.kind else checkpoint.state.get(name))
         for name, part in self.models.items():

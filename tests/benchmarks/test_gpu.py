@@ -1,4 +1,6 @@
-"""The command for a GPU: every part runs on a machine without diffusers, and its time is bounded."""
+"""benchmarks.gpu, benchmarks.sample, benchmarks.support.bare_machine: the command for a GPU: every part runs
+on a machine without diffusers, and its time is bounded.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import COMPILING_S, TIMED_PARTS, check, largest_error, run_together, step_error
+from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 
-ROOT = Path(__file__).parents[2]
 WITHOUT = """
 import sys
 GONE = ("diffusers", "safetensors", "hyper_connections")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-from medsora.name_guard import check_kernels_name
-
 
 def main() -> int:
     """Run one command; return the exit status."""
@@ -89,5 +87,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    check_kernels_name()
     sys.exit(main())

@@ -16,8 +16,8 @@ from medsora.config.schema import Config
 from medsora.errors import BadInput
 from tests.faults.guarded import report, try_all
 from tests.faults.mutate import ODD_VALUES, mutate_bytes, mutate_tree
+from tests.support.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join(['*' + before] * 10)}]\n"
     for before, name in zip("abcdefgh", "bcdefghi", strict=True)

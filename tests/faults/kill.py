@@ -39,8 +39,8 @@ from tests.faults.processes import (
     without_pages,
 )
 from tests.support import tiny_training as tiny
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
 SCRIPTS = {"vae": train_vae.main, "dit": train_dit.main, "dit-cached": train_dit.main}
 NOT_IN = {  # places that a stage never comes by

@@ -22,7 +22,7 @@ from medsora.training.cache.latents import LatentCache
 from medsora.training.progress import Progress
 from medsora.training.run import report as run_report
 from medsora.training.run.folder import RunFolder
-from medsora.training.stage1 import loop as vae_loop
+from medsora.training.stage1 import stage as vae_stage
 from medsora.training.stage2 import stage as dit_stage
 
 
@@ -104,7 +104,7 @@ PLACES: dict[str, Callable[[int], None]] = {
     "in the dropping of an old checkpoint": lambda n: arm(checkpoint.shutil, "rmtree", 1, half_a_deletion),
     "before an evaluation": lambda n: (
         arm(dit_stage.DitStage, "evaluate", n, nothing),
-        arm(vae_loop, "evaluate_reconstruction", n, nothing),
+        arm(vae_stage.VaeStage, "evaluate", n, nothing),
     )[0],
     "in the writing of samples": lambda n: arm(run_report, "save_image", 2, half_a_picture),
     "in the writing of the cache": lambda n: arm(tensor_store, "save_file", n, half_a_tensor_file),

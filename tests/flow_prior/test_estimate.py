@@ -1,4 +1,6 @@
-"""Estimators by name, OpenCV's DIS, and the shapes and ranges that are refused."""
+"""medsora.flow_prior.estimate, medsora.flow_prior.dis: estimators by name, OpenCV's DIS, and the shapes and
+ranges that are refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Estimated flow against the phantom's exact flow, on the pixels that both frames show."""
+"""medsora.flow_prior.estimate: estimated flow against the phantom's exact flow, on the pixels that both
+frames show.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""RAFT: known shifts with the real weights, small frames, both kinds of names, strict loading."""
+"""medsora.flow_prior.raft, medsora.flow_prior.weights: RAFT: known shifts with the real weights, small
+frames, both kinds of names, strict loading.
+"""
 
 from __future__ import annotations
 

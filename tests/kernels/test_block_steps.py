@@ -1,4 +1,6 @@
-"""The fused steps of a block equal PyTorch's operators, are taken only where they may be, and are few."""
+"""medsora.kernels.block_steps, medsora.kernels.fused.block: the fused steps of a block equal PyTorch's
+operators, are taken only where they may be, and are few.
+"""
 
 from __future__ import annotations
 

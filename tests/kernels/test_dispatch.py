@@ -1,4 +1,6 @@
-"""Backends are chosen openly: what is usable, why the rest is not, and what is wrong with bad input."""
+"""medsora.kernels.dispatch, medsora.kernels.fused.backend, medsora.kernels.fused.plan: backends are chosen
+openly: what is usable, why the rest is not, and what is wrong with bad input.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def test_listing_the_backends_registers_nothing() -> None:
     code = """
 import os, sys
 os.environ["TRITON_INTERPRET"] = "1"
-from kernels import backends, mamba2_scan
+from medsora.kernels import backends, mamba2_scan
 from benchmarks.support.scan_inputs import random_inputs
 import torch
 assert backends()["triton"] is None

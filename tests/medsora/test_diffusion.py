@@ -1,30 +1,18 @@
-"""The diffusion process against closed forms, the samplers against a Gaussian whose denoiser is known."""
+"""The diffusion process and its losses against closed forms."""
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from scipy import integrate, stats
 from torch import Tensor
 
 from medsora.diffusion import GaussianDiffusion
-from medsora.errors import BadInput
-from medsora.sampler import (
-    ListedDDIMScheduler,
-    ddim_scheduler,
-    dpmpp_scheduler,
-    make_scheduler,
-    sample,
-    trailing_timesteps,
-)
 
 SHAPE = (2, 3, 4, 2, 2)  # (B, n, C, h, w)
-MU, S = 0.7, 0.3
 
 
 @pytest.fixture
@@ -34,19 +22,6 @@ def diffusion() -> GaussianDiffusion:
 
 def draw(count: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
     return torch.randn(count, *SHAPE, dtype=dtype).unbind(0)
-
-
-def exact_eps(z: Tensor, t: Tensor) -> Tensor:
-    """What the best possible denoiser answers if all data are N(MU, S²)."""
-    alpha_bar = GaussianDiffusion().alpha_bar[t].reshape(-1, *[1] * (z.ndim - 1)).to(z)
-    variance = alpha_bar * S**2 + 1 - alpha_bar
-    return (1 - alpha_bar).sqrt() * (z - alpha_bar.sqrt() * MU) / variance
-
-
-def flow_of_the_ode(noise: Tensor) -> Tensor:
-    """Where the probability flow carries noise at t = 999: quantile to quantile."""
-    alpha_bar = GaussianDiffusion().alpha_bar[-1].to(noise)
-    return MU + S * (noise - alpha_bar.sqrt() * MU) / (alpha_bar * S**2 + 1 - alpha_bar).sqrt()
 
 
 def hybrid(diffusion: GaussianDiffusion, t: Tensor, **changes: Tensor):
@@ -206,122 +181,6 @@ def test_half_precision_outputs_are_judged_in_float32(diffusion: GaussianDiffusi
     t = torch.tensor([30, 0])
     loss = diffusion.hybrid_loss(eps, variance, z_0, diffusion.add_noise(z_0, noise, t), noise, t)
     assert loss.total.dtype == torch.float32
-
-
-# The samplers
-
-
-@pytest.mark.parametrize(
-    ("steps", "first", "last"),
-    [(250, [999, 995, 991], [7, 3]), (50, [999, 979, 959], [39, 19]), (7, [999, 856, 713], [285, 142])],
-)
-def test_timesteps_are_pinned(steps: int, first: list[int], last: list[int]) -> None:
-    for scheduler in (ddim_scheduler(steps), dpmpp_scheduler(steps)):
-        timesteps = scheduler.timesteps.tolist()
-        assert len(timesteps) == steps
-        assert timesteps[:3] == first
-        assert timesteps[-2:] == last
-
-
-@pytest.mark.parametrize("steps", [1, 3, 7, 30, 70, 300, 333, 999, 1000])
-def test_timesteps_fall_from_the_top_for_any_count(steps: int) -> None:
-    timesteps = trailing_timesteps(steps)
-    assert len(timesteps) == steps
-    assert timesteps[0] == 999
-    assert timesteps[-1] >= 0
-    assert all(before > after for before, after in pairwise(timesteps))
-
-
-@pytest.mark.parametrize("steps", [250, 50, 7, 33, 1])
-def test_each_step_ends_where_the_next_begins(steps: int) -> None:
-    """With a constant z_0 the step must land on that level of noise, and on none after the last step."""
-    scheduler = ddim_scheduler(steps)
-    alpha_bar = torch.cat([GaussianDiffusion().alpha_bar, torch.ones(1, dtype=torch.float64)])
-    z_0, noise = torch.randn(2, 5, dtype=torch.float64)
-    timesteps = [*scheduler.timesteps.tolist(), -1]
-    for now, before in pairwise(timesteps):
-        z = alpha_bar[now].sqrt() * z_0 + (1 - alpha_bar[now]).sqrt() * noise
-        expected = alpha_bar[before].sqrt() * z_0 + (1 - alpha_bar[before]).sqrt() * noise
-        torch.testing.assert_close(scheduler.step(noise, now, z).prev_sample, expected, atol=1e-4, rtol=0)
-
-
-def test_diffusers_own_scheduler_serves_the_divisors() -> None:
-    assert type(ddim_scheduler(250)) is DDIMScheduler
-    assert type(ddim_scheduler(7)) is ListedDDIMScheduler
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.6])
-def test_listed_scheduler_equals_diffusers_where_both_are_right(eta: float) -> None:
-    theirs = ddim_scheduler(50)
-    ours = ListedDDIMScheduler.from_config(theirs.config)
-    ours.set_timesteps(50)
-    eps, z, fresh = torch.randn(3, 2, 8)
-    for t in theirs.timesteps.tolist():
-        expected = theirs.step(eps, t, z, eta=eta, variance_noise=fresh if eta else None)
-        found = ours.step(eps, t, z, eta=eta, variance_noise=fresh if eta else None)
-        torch.testing.assert_close(found.prev_sample, expected.prev_sample)
-        torch.testing.assert_close(found.pred_original_sample, expected.pred_original_sample)
-
-
-@pytest.mark.parametrize(
-    ("sampler", "steps", "bound"),
-    [("ddim", 1000, 0.005), ("ddim", 300, 0.015), ("ddim", 250, 0.018), ("dpmpp", 100, 0.001)],
-)
-def test_noise_goes_where_the_probability_flow_carries_it(sampler: str, steps: int, bound: float) -> None:
-    noise = torch.linspace(-3, 3, 31, dtype=torch.float64)[:, None]
-    found = sample(exact_eps, noise, make_scheduler(sampler, steps))
-    assert (found - flow_of_the_ode(noise)).abs().max() < bound
-
-
-def test_ddim_converges_to_the_flow() -> None:
-    noise = torch.linspace(-3, 3, 31, dtype=torch.float64)[:, None]
-    errors = [
-        (sample(exact_eps, noise, ddim_scheduler(steps)) - flow_of_the_ode(noise)).abs().max()
-        for steps in (10, 30, 100, 300)  # divisors of 1000 and others
-    ]
-    assert all(2 < before / after < 5 for before, after in pairwise(errors))
-
-
-@pytest.mark.parametrize(
-    ("sampler", "steps", "eta"), [("ddim", 1000, 0.0), ("ddim", 1000, 1.0), ("dpmpp", 100, 0.0)]
-)
-def test_samples_have_the_datas_mean_and_deviation(sampler: str, steps: int, eta: float) -> None:
-    noise = torch.randn(8, 3000)
-    generators = [torch.Generator().manual_seed(k) for k in range(8)]
-    found = sample(exact_eps, noise, make_scheduler(sampler, steps), eta=eta, generators=generators)
-    assert float(found.mean()) == pytest.approx(MU, abs=0.01)
-    assert float(found.std()) == pytest.approx(S, rel=0.02)
-
-
-def test_a_samples_noise_does_not_depend_on_its_neighbours() -> None:
-    noise = torch.randn(3, 6)
-
-    def run(chosen: list[int]) -> Tensor:
-        generators = [torch.Generator().manual_seed(k) for k in chosen]
-        return sample(exact_eps, noise[chosen], ddim_scheduler(9), eta=0.8, generators=generators)
-
-    torch.testing.assert_close(run([0, 1, 2])[1:2], run([1]))
-
-
-def test_the_callback_sees_every_step() -> None:
-    seen = []
-    sample(exact_eps, torch.zeros(1, 2), ddim_scheduler(4), callback=lambda *step: seen.append(step[:2]))
-    assert seen == [(0, 999), (1, 749), (2, 499), (3, 249)]
-
-
-def test_bad_requests_are_one_sentence() -> None:
-    noise = torch.zeros(1, 2)
-    for steps in (0, 1001):
-        with pytest.raises(BadInput, match="choose 1 to 1000"):
-            ddim_scheduler(steps)
-    with pytest.raises(BadInput, match="ddim or dpmpp"):
-        make_scheduler("euler", 10)
-    with pytest.raises(BadInput, match="between 0 and 1"):
-        sample(exact_eps, noise, ddim_scheduler(4), eta=1.5, generators=[torch.Generator()])
-    with pytest.raises(BadInput, match="only the ddim sampler"):
-        sample(exact_eps, noise, dpmpp_scheduler(4), eta=0.5, generators=[torch.Generator()])
-    with pytest.raises(BadInput, match="one generator per sample"):
-        sample(exact_eps, noise, ddim_scheduler(4), eta=0.5)
 
 
 def test_error_weights_turn_eps_error_into_that_of_velocity_and_data() -> None:

@@ -1,4 +1,6 @@
-"""The pages are true as far as reading can tell: links, files, keys, messages; and every command is run."""
+"""tools.run_docs_commands: the pages are true as far as reading can tell: links, files, keys, messages; and
+every command is run.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ LEAVES = ("vae", "flow_prior", "kernels")
 # Rooms of medsora from the ground up; a file may import from its own room and from those on lower floors.
 FLOORS = (
     {"errors", "version", "checkout"},
-    {"runtime", "name_guard"},
+    {"runtime"},
     {"config"},
     {"diffusion", "tables"},
     {"sampler", "spiral"},

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 
 from medsora.config.load import load_config
 from tests.support.make_old_run import KILLED_AFTER, VIDEOS, call, evaluation, flat, optimizer_norms
+from tests.support.paths import ROOT
 
-ARCHIVE = Path(__file__).parent / "support" / "written_at_228d447.tar.xz"
+ARCHIVE = ROOT / "tests" / "support" / "written_at_228d447.tar.xz"
 CLOSE = {"rel": 2e-4, "abs": 1e-6}  # sums may be ordered otherwise than they were
 OTHER = {"videos/ema": "videos/raw", "videos/raw": "videos/ema"}
 MODELS = {

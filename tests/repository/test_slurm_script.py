@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "clusters.md"
+from tests.support.paths import ROOT
+
+PAGE = ROOT / "docs" / "clusters.md"
 STAND_INS = {
     # Starts four tasks, two on each machine, and ends with the highest of their statuses, as srun does.
     "srun": """#!/bin/bash

@@ -1,4 +1,6 @@
-"""`--dry-run` says what a run takes and what it lacks, all of it at once, and leaves nothing behind."""
+"""medsora.training.dry_run.report: `--dry-run` says what a run takes and what it lacks, all of it at once,
+and leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -60,13 +62,16 @@ def test_ready(stage: str, dry_run: Callable, tmp_path: Path) -> None:
     ]  # the check
 
 
-def test_everything_that_is_missing_is_listed(dry_run: Callable, tmp_path: Path) -> None:
+def test_everything_that_is_missing_is_listed(
+    dry_run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medsora.training.run.trackers.find_spec", lambda name: None)
     status, said = dry_run(
         "dit",
         vae__path=str(tmp_path / "no-vae"),
         dino__weights=str(tmp_path / "no-dino"),
         data__root=str(tmp_path / "no-clips"),
-        tracking__trackers=["nobody"],
+        tracking__trackers=["wandb"],
     )
     assert status == 2
     for part in ("stage 1's VAE: ", "the flow prior: ", "the clips: ", "the run: "):

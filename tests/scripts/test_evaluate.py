@@ -1,4 +1,6 @@
-"""The evaluation's command line: every option explained, options that do not fit, exit statuses."""
+"""medsora.evaluation.command, medsora.evaluation.settings: the evaluation's command line: every option
+explained, options that do not fit, exit statuses.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`--help` of every script is complete: each option has its sentence, and the exit statuses are named."""
+"""medsora.training.command_line, medsora.training.stage1.command, medsora.training.stage2.command: `--help`
+of every script is complete: each option has its sentence, and the exit statuses are named.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ COMMANDS = (
     ("sample_ddim.py",),
     ("-m", "medsora.data", "check"),
     ("-m", "medsora.data", "phantom"),
-    ("-m", "medsora.demo.run"),
+    ("-m", "medsora.demo"),
     ("-m", "medsora", "new"),
     ("-m", "medsora", "export"),
     ("-m", "medsora.app"),

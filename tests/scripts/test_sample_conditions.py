@@ -1,4 +1,6 @@
-"""The sampling command asked for a label, a first frame, a longer film; and for what cannot be had."""
+"""medsora.sampling.command: the sampling command asked for a label, a first frame, a longer film; and for
+what cannot be had.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The sampling command: skipping, refusing to mix, splitting over processes, stopping, bad input."""
+"""medsora.sampling.run, medsora.sampling.synthetic: the sampling command: skipping, refusing to mix,
+splitting over processes, stopping, bad input.
+"""
 
 from __future__ import annotations
 

@@ -13,18 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from medsora.name_guard import check_kernels_name
+from accelerate import PartialState
+from safetensors.torch import save_file
 
-check_kernels_name()
-
-from accelerate import PartialState  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-
-import train_dit  # noqa: E402
-import train_vae  # noqa: E402
-from medsora.diffusion import DiffusionLoss, GaussianDiffusion  # noqa: E402
-from medsora.errors import NonFiniteLoss  # noqa: E402
-from tests.support import tiny_training as tiny  # noqa: E402
+import train_dit
+import train_vae
+from medsora.diffusion import DiffusionLoss, GaussianDiffusion
+from medsora.errors import NonFiniteLoss
+from tests.support import tiny_training as tiny
 
 
 def main() -> None:

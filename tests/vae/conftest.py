@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae.choices import COMPENSATION_KINDS
 
 TINY = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 
@@ -25,9 +26,10 @@ def base_folder(base: AutoencoderKLCogVideoX, tmp_path: Path) -> Path:
     return tmp_path / "pipeline"
 
 
-@pytest.fixture
-def vae(base_folder: Path) -> FrequencyCompensatedVAE:
-    return FrequencyCompensatedVAE.from_base(base_folder)
+@pytest.fixture(params=COMPENSATION_KINDS)
+def vae(base_folder: Path, request: pytest.FixtureRequest) -> FrequencyCompensatedVAE:
+    """A wrapped base with an untrained compensation of each kind."""
+    return FrequencyCompensatedVAE.from_base(base_folder, compensation_kind=request.param)
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Where a VAE comes from and goes to: strict loads, round trips, one sentence for what does not fit."""
+"""medsora.vae.base, medsora.vae.model: where a VAE comes from and goes to: strict loads, round trips, one
+sentence for what does not fit.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medsora.vae import FrequencyCompensatedVAE
+from tests.support.paths import CONFIGS
 from tests.vae.conftest import TINY, random_video
 
-REPOSITORY = Path(__file__).parents[2]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -23,14 +25,32 @@ def test_save_and_load_round_trip(trained, tmp_path: Path) -> None:
     trained.save_pretrained(tmp_path / "saved")
     loaded = FrequencyCompensatedVAE.from_pretrained(tmp_path / "saved")
     assert loaded.scaling_factor == 0.7
+    assert loaded.config.compensation_kind == trained.config.compensation_kind
     assert not loaded.training
     video = random_video(9)
     assert torch.equal(loaded.encode(video), trained.encode(video))
     assert torch.equal(loaded.decode(loaded.encode(video)), trained.decode(trained.encode(video)))
 
 
+@torch.no_grad()
+def test_a_vae_saved_before_there_were_kinds_is_causal(base_folder: Path, tmp_path: Path) -> None:
+    causal = FrequencyCompensatedVAE.from_base(base_folder, compensation_kind="causal")
+    causal.save_pretrained(tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    assert config.pop("compensation_kind") == "causal"
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    loaded = FrequencyCompensatedVAE.from_pretrained(tmp_path / "old")
+    assert loaded.config.compensation_kind == "causal"
+    assert _same(loaded, causal)
+    config["compensation_kind"] = "standard"
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    with pytest.raises((ValueError, OSError), match=str(tmp_path)):
+        FrequencyCompensatedVAE.from_pretrained(tmp_path / "old")
+
+
 def test_a_base_comes_from_its_own_folder_too(base_folder: Path, vae) -> None:
-    direct = FrequencyCompensatedVAE.from_base(base_folder / "vae")
+    kind = vae.config.compensation_kind
+    direct = FrequencyCompensatedVAE.from_base(base_folder / "vae", compensation_kind=kind)
     assert _same(direct, vae)
 
 
@@ -46,7 +66,7 @@ def test_saved_base_loads_again_from_config_and_half_precision_weights(vae, tmp_
 
 
 def test_the_shipped_config_builds_within_its_size() -> None:
-    vae = FrequencyCompensatedVAE.from_base(REPOSITORY / "configs" / "phantom_base.json", compensation=False)
+    vae = FrequencyCompensatedVAE.from_base(CONFIGS / "phantom_base.json", compensation=False)
     parameters = sum(parameter.numel() for parameter in vae.parameters())
     assert parameters < 500_000
     assert vae.latent_channels == 16
@@ -75,7 +95,7 @@ def test_weights_of_another_architecture_are_refused(vae, tmp_path: Path) -> Non
 def test_a_saved_vae_that_does_not_fit_is_refused(vae, tmp_path: Path, change: str) -> None:
     vae.save_pretrained(tmp_path)
     state = load_file(tmp_path / WEIGHTS)
-    name = "base.decoder.up_blocks.0.resnets.0.compensation.conv_in.conv.bias"
+    name = next(name for name in state if "up_blocks.0.resnets.0.compensation.conv_in" in name)
     if change == "fewer":
         del state[name]
     elif change == "more":

@@ -1,4 +1,6 @@
-"""The losses of stage 1: equal to their references, weighted once, and honest about missing weights."""
+"""medsora.vae.losses, medsora.vae.perceptual: the losses of stage 1: equal to their references, weighted
+once, and honest about missing weights.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def test_kl_divergence_is_that_of_torch() -> None:
 
 def test_each_part_is_weighted_exactly_once(monkeypatch) -> None:
     monkeypatch.setattr(
-        "medsora.vae.losses.PerceptualLoss", lambda net, trunk: PerceptualLoss(net, random_trunk=True)
+        "medsora.vae.perceptual.PerceptualLoss", lambda net, trunk: PerceptualLoss(net, random_trunk=True)
     )
     pred, target = torch.rand(1, 2, 3, 64, 64) * 2 - 1, torch.rand(1, 2, 3, 64, 64) * 2 - 1
     mean, logvar = torch.randn(1, 1, 16, 8, 8), torch.randn(1, 1, 16, 8, 8)

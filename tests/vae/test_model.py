@@ -1,4 +1,6 @@
-"""The wrapped VAE: sizes, identity with its base before training, causality, scale, and what learns."""
+"""medsora.vae.model, medsora.vae.compensation, medsora.vae.shapes: the wrapped VAE: sizes, identity with its
+base before training, causality, scale, and what learns.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,16 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLCogVideoX
 
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape, frames_to_latents, measure_scaling_factor
-from medsora.vae.compensation import CausalCompensation, SpatialCompensation, compensation_modules
+from medsora.vae.compensation import (
+    CausalCompensation,
+    SpatialCompensation,
+    StandardCompensation,
+    compensation_modules,
+)
 from tests.vae.conftest import TINY, random_video
 
 
@@ -45,7 +53,8 @@ def test_before_training_it_equals_its_base_bit_for_bit(vae, base, frames: int) 
 def test_compensation_sits_where_the_paper_puts_it(vae) -> None:
     places = {name: type(module) for name, module in compensation_modules(vae)}
     encoder = {f"base.encoder.down_blocks.{i}.resnets.1": SpatialCompensation for i in range(3)}
-    decoder = {f"base.decoder.up_blocks.{i}.resnets.0.compensation": CausalCompensation for i in range(4)}
+    of_kind = {"causal": CausalCompensation, "standard": StandardCompensation}[vae.config.compensation_kind]
+    decoder = {f"base.decoder.up_blocks.{i}.resnets.0.compensation": of_kind for i in range(4)}
     assert places == encoder | decoder
 
 
@@ -102,12 +111,26 @@ def test_later_frames_leave_earlier_chunks_alone(trained, frames, first_frames, 
 
 
 @torch.no_grad()
-def test_clips_of_8k_frames_begin_with_four_equal_ones_and_clips_of_8k_plus_1_do_not(trained) -> None:
-    """A first latent of four frames has no past to tell them apart by (docs/fidelity.md)."""
+def test_the_first_four_of_8k_frames_differ_with_standard_compensation_alone(trained) -> None:
+    """A causal decoder has no past that tells them apart; zeros at the chunk's ends do (docs/fidelity.md)."""
     even, odd = (trained.decode(torch.randn(1, latents, 16, 4, 4)) for latents in (4, 5))
-    assert torch.equal(even[:, 1:4], even[:, :1].expand(-1, 3, -1, -1, -1))
+    first = even[:, :4]
+    if trained.config.compensation_kind == "causal":
+        assert torch.equal(first[:, 1:], first[:, :1].expand(-1, 3, -1, -1, -1))
+    else:
+        assert all((first[:, k] - first[:, k + 1]).abs().max() > 1e-4 for k in range(3))
     assert not torch.allclose(even[:, 4], even[:, 5])
     assert all(not torch.allclose(odd[:, k], odd[:, k + 1]) for k in range(16))
+
+
+@pytest.mark.parametrize("latents", [6, 7])
+@torch.no_grad()
+def test_decoding_the_first_chunks_gives_the_first_frames(trained, latents: int) -> None:
+    z = torch.randn(1, latents, 16, 4, 4)
+    whole = trained.decode(z)
+    for chunks in (1, 2):
+        begin = trained.decode(z[:, : latents % 2 + 2 * chunks])
+        assert torch.equal(begin, whole[:, : begin.shape[1]])
 
 
 @torch.no_grad()
@@ -123,6 +146,21 @@ def test_the_causal_compensation_looks_back_across_chunks_and_never_ahead() -> N
     ahead = hidden.clone()
     ahead[:, :, 3] += 1
     assert torch.equal(module(ahead)[0][:, :, :3], whole[:, :, :3])
+
+
+@torch.no_grad()
+def test_the_standard_compensation_pads_with_zeros_and_keeps_no_cache() -> None:
+    module = StandardCompensation(8)
+    for parameter in module.parameters():
+        parameter.normal_(std=0.2)
+    hidden = torch.randn(1, 8, 4, 4, 4)
+    compensated, cache = module(hidden, {"left": hidden})
+    assert cache == {}
+    assert torch.equal(compensated, module(hidden)[0])
+    framed = F.pad(hidden, (1, 1, 1, 1, 1, 1))
+    inner = F.silu(F.conv3d(framed, module.conv_in.weight, module.conv_in.bias))
+    outer = F.conv3d(F.pad(inner, (1, 1, 1, 1, 1, 1)), module.conv_out.weight, module.conv_out.bias)
+    torch.testing.assert_close(compensated, hidden + outer)
 
 
 @torch.no_grad()
@@ -144,6 +182,14 @@ def test_gradient_checkpointing_changes_no_gradient(trained) -> None:
         model(video, sample=False).reconstruction.square().mean().backward()
     for (name, one), other in zip(plain.named_parameters(), trained.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+@torch.no_grad()
+def test_sliced_videos_are_the_same(trained) -> None:
+    video = random_video(9, batch=2)
+    whole = trained.decode(trained.encode(video))
+    trained.base.enable_slicing()
+    torch.testing.assert_close(trained.decode(trained.encode(video)), whole)
 
 
 @torch.no_grad()
@@ -210,6 +256,8 @@ def test_bad_tensors_are_refused(vae) -> None:
         vae.decode(torch.zeros(1, 2, 4, 8, 8))
     with pytest.raises(ValueError, match="neither 'compensation' nor 'all'"):
         vae.trainable_parameters("some")
+    with pytest.raises(ValueError, match="'both' but must be one of causal, standard"):
+        FrequencyCompensatedVAE.from_base(TINY, compensation_kind="both")
     with pytest.raises(ValueError, match="without any"):
         FrequencyCompensatedVAE.from_base(TINY, compensation=False).trainable_parameters("compensation")
 

@@ -1,15 +1,15 @@
-"""The small base that ships: under 1 MB, loads strictly, and returns phantom clips that it never saw."""
+"""medsora.training.export_base, medsora.vae.base: the small base that ships: under 1 MB, loads strictly, and
+returns phantom clips that it never saw.
+"""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
 from medsora.training.export_base import unseen_figures
 from medsora.vae import FrequencyCompensatedVAE
+from tests.support.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONFIG, WEIGHTS = CONFIGS / "phantom_base.json", CONFIGS / "phantom_base.safetensors"
 
 

@@ -16,26 +16,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from medsora.name_guard import check_kernels_name
+import numpy as np
 
-check_kernels_name()
-
-import numpy as np  # noqa: E402
-
-from medsora.data.sheet import contact_sheet, save_image  # noqa: E402
-from medsora.errors import BadInput  # noqa: E402
-from medsora.evaluation.conditional.command import (  # noqa: E402
-    conclude,
-    load_measured,
-    measuring_parser,
-    through_vae,
-)
-from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips  # noqa: E402
-from medsora.evaluation.metrics.motion import flow_magnitudes  # noqa: E402
-from medsora.evaluation.sanity.claims import Claim  # noqa: E402
-from medsora.evaluation.sanity.degrade import blurred  # noqa: E402
-from medsora.runtime.exit import exit_with_status  # noqa: E402
-from medsora.sampling.conditions import trained_to_begin_with  # noqa: E402
+from medsora.data.sheet import contact_sheet, save_image
+from medsora.errors import BadInput
+from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser, through_vae
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips
+from medsora.evaluation.metrics.motion import flow_magnitudes
+from medsora.evaluation.sanity.claims import Claim
+from medsora.evaluation.sanity.degrade import blurred
+from medsora.runtime.exit import exit_with_status
+from medsora.sampling.conditions import trained_to_begin_with
 
 MOST_LOST_DB = 1.0
 COARSE = 1 / 20  # sigma of the blur, as a share of the height

@@ -12,26 +12,17 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from medsora.name_guard import check_kernels_name
+import numpy as np
 
-check_kernels_name()
-
-import numpy as np  # noqa: E402
-
-from medsora.config.load import load_config  # noqa: E402
-from medsora.data.sheet import contact_sheet, save_image  # noqa: E402
-from medsora.errors import BadInput  # noqa: E402
-from medsora.evaluation.conditional.classifier import Judge, judged, train_judge  # noqa: E402
-from medsora.evaluation.conditional.command import (  # noqa: E402
-    conclude,
-    load_measured,
-    measuring_parser,
-    through_vae,
-)
-from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, TRAINING_SEED, phantom_clips  # noqa: E402
-from medsora.evaluation.sanity.claims import Claim  # noqa: E402
-from medsora.runtime.exit import exit_with_status  # noqa: E402
-from medsora.sampling.pipeline import MedSoraPipeline  # noqa: E402
+from medsora.config.load import load_config
+from medsora.data.sheet import contact_sheet, save_image
+from medsora.errors import BadInput
+from medsora.evaluation.conditional.classifier import Judge, judged, train_judge
+from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser, through_vae
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, TRAINING_SEED, phantom_clips
+from medsora.evaluation.sanity.claims import Claim
+from medsora.runtime.exit import exit_with_status
+from medsora.sampling.pipeline import MedSoraPipeline
 
 FRAMES, SIZE = 17, 64  # of the judge's clips without a model, as in configs/phantom_labels.yaml
 SHUFFLES = 1000

@@ -14,23 +14,18 @@ from __future__ import annotations
 import argparse
 import sys
 
-from medsora.name_guard import check_kernels_name
+import numpy as np
+import torch
 
-check_kernels_name()
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from medsora.data.reading.pixels import frames_to_video  # noqa: E402
-from medsora.data.sheet import contact_sheet, save_image  # noqa: E402
-from medsora.errors import BadInput  # noqa: E402
-from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser  # noqa: E402
-from medsora.evaluation.metrics.motion import occluded, warping_error  # noqa: E402
-from medsora.evaluation.sanity.claims import Claim  # noqa: E402
-from medsora.flow_prior import DisEstimator  # noqa: E402
-from medsora.runtime.exit import exit_with_status  # noqa: E402
-from medsora.sampling.conditions import FilmPlan, plan_film  # noqa: E402
-from medsora.vae.shapes import FRAMES_PER_LATENT  # noqa: E402
+from medsora.data.reading.pixels import frames_to_video
+from medsora.data.sheet import contact_sheet, save_image
+from medsora.errors import BadInput
+from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser
+from medsora.evaluation.metrics.motion import occluded, warping_error
+from medsora.evaluation.sanity.claims import Claim
+from medsora.flow_prior import DisEstimator
+from medsora.runtime.exit import exit_with_status
+from medsora.sampling.conditions import FilmPlan, plan_film
 
 MOST_AT_JOINTS = 1.2
 SHEET_FILMS = 4
@@ -67,7 +62,7 @@ def measure(options: argparse.Namespace) -> int:
         window=window,
     ).frames
     errors = np.stack([warping_errors(film) for film in films])
-    joints, alike = joints_of(plan), pairs_like_joints(plan)
+    joints, alike = joints_of(plan), pairs_like_joints(plan, pipeline.vae.frames_per_latent)
     at_joints, inside, elsewhere = (
         float(np.nanmean(part))
         for part in (errors[:, joints], errors[:, alike], np.delete(errors, joints, axis=1))
@@ -108,9 +103,9 @@ def joints_of(plan: FilmPlan) -> np.ndarray:
     return np.arange(plan.window - 1, plan.frames - 1, plan.window - plan.overlap)
 
 
-def pairs_like_joints(plan: FilmPlan) -> np.ndarray:
+def pairs_like_joints(plan: FilmPlan, frames_per_latent: int) -> np.ndarray:
     """Return the other pairs that lead, as joints do, from the last frame of one latent to the next one."""
-    pairs = np.arange((plan.window - 1) % FRAMES_PER_LATENT, plan.frames - 1, FRAMES_PER_LATENT)
+    pairs = np.arange((plan.window - 1) % frames_per_latent, plan.frames - 1, frames_per_latent)
     return np.setdiff1d(pairs, joints_of(plan))
 
 

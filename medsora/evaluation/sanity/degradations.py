@@ -23,8 +23,7 @@ from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.metrics.registry import WEIGHT_FREE, build_measures
 from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.sanity.degrade import blurred, frozen, noisy, shuffled
-from medsora.runtime.exit import exit_with_status
-from medsora.training.command_line import EXIT_STATUSES
+from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
 
 REAL, MILD, STRONG, SHUFFLED, FROZEN, NOISE = (
     "real",

@@ -15,7 +15,7 @@ from medsora.data.exact_flow import flow_path
 def clips_digest(clips: ClipDataset) -> str:
     """Return a SHA-256 over every source's content and over which clips are cut from it, and how."""
     digest = hashlib.sha256()
-    geometry = [clips.clip_frames, clips.interval, list(clips.size)]
+    geometry = [clips.spec.clip_frames, clips.spec.interval, list(clips.spec.size)]
     windows = [[video, window.start] for video, window in clips.windows]
     digest.update(json.dumps([geometry, windows]).encode())
     margins = [list(video.margins) for video in clips.videos]
@@ -46,6 +46,8 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     if config := getattr(model, "config", None):
         settings = {key: value for key, value in config.items() if not key.startswith("_")}  # not its path
+        if settings.get("compensation_kind") == "causal":
+            del settings["compensation_kind"]  # as all models were before they named it: their digests stay
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -21,8 +21,7 @@ from medsora.training.cache.fingerprint import clips_digest, weights_digest
 from medsora.training.cache.store import TensorStore
 from medsora.training.joint_images import image_moments
 from medsora.training.randomness import derive_seed
-from medsora.vae import FrequencyCompensatedVAE, frames_to_latents
-from medsora.vae.shapes import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK, PIXELS_PER_LATENT
+from medsora.vae import FrequencyCompensatedVAE
 
 GROUPS_TRIED = 16
 CODE_VERSION = 3  # raise when the way from a file to its latents changes
@@ -34,12 +33,13 @@ class LatentCache:
     def __init__(self, config: Config, clips: ClipDataset, vae: FrequencyCompensatedVAE) -> None:
         self.clips, self.images = clips, config.images
         self.groups = config.cache.image_groups if config.images.encoding == "packed" else 0
+        self.group_images = vae.frames_per_chunk
         self.seed = config.run.seed
         self.alone = first_frames_alone(config)
         depends_on = {
             "code": CODE_VERSION,
             "clips": clips_digest(clips),
-            "frames": clips.frames,
+            "frames": clips.spec.frames,
             "vae": weights_digest(vae),
             "images": [self.images.encoding, self.groups, self.seed if self.groups else 0],
             "pictures": self.alone,
@@ -83,7 +83,7 @@ class LatentCache:
         if self.groups:
             chosen = [
                 (self._group_without(video, random), int(random.integers(2)))
-                for _ in range(self.images.count // FRAMES_PER_CHUNK)
+                for _ in range(self.images.count // self.group_images)
             ]
         else:
             candidates = self.windows_elsewhere[video]
@@ -117,7 +117,7 @@ class LatentCache:
     def _encode_clip(
         self, vae: FrequencyCompensatedVAE, index: int, device: torch.device
     ) -> dict[str, Tensor]:
-        video = self.clips.fixed_clip(index, images=())["video"][: self.clips.frames]
+        video = self.clips.fixed_clip(index, images=())["video"][: self.clips.spec.frames]
         both = torch.stack([video, video.flip(-1)]).to(device)
         mean, logvar = vae.encode_moments(both)
         entry = {"mean": mean.float().cpu(), "logvar": logvar.float().cpu()}
@@ -130,7 +130,7 @@ class LatentCache:
         self, vae: FrequencyCompensatedVAE, group: int, device: torch.device
     ) -> dict[str, Tensor]:
         random = np.random.default_rng(derive_seed(self.seed, "group", group))
-        images, videos = self.clips.image_group(FRAMES_PER_CHUNK, random)
+        images, videos = self.clips.image_group(self.group_images, random)
         both = torch.stack([images, images.flip(-1)]).to(device)
         return self._picture_entry(vae, both, "packed") | {"videos": torch.tensor(videos)}
 
@@ -146,14 +146,13 @@ def first_frames_alone(config: Config) -> bool:
     return joint or config.train_dit.first_frame_prob > 0
 
 
-def latent_cache_bytes(config: Config, clips: int, channels: int) -> int:
-    """How much all entries of `clips` windows take for a VAE with `channels`, flipped ones included."""
-    side = math.prod(side // PIXELS_PER_LATENT for side in config.data.height_width)
-    per_latent = 2 * 2 * 4 * channels * side  # mean and log-variance, plain and flipped, float32
+def latent_cache_bytes(config: Config, clips: int, vae: FrequencyCompensatedVAE) -> int:
+    """How much all entries of `clips` windows take, flipped ones included."""
+    latents, *of_one = vae.latent_shape(config.data.frames, *config.data.height_width)
+    per_latent = 2 * 2 * 4 * math.prod(of_one)  # mean and log-variance, plain and flipped, float32
     grouped = bool(config.images.count) and config.images.encoding == "packed"
-    groups = config.cache.image_groups * LATENTS_PER_CHUNK if grouped else 0
-    of_clip = frames_to_latents(config.data.frames) + first_frames_alone(config)
-    return per_latent * (clips * of_clip + groups)
+    groups = config.cache.image_groups * vae.frames_to_latents(vae.frames_per_chunk) if grouped else 0
+    return per_latent * (clips * (latents + first_frames_alone(config)) + groups)
 
 
 def _clip_name(index: int) -> str:

@@ -7,6 +7,7 @@ computed when the first sample needs them, kept, and read from then on; or all o
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,6 @@ from medsora.flow_prior import FlowPrior
 from medsora.runtime.progress_bar import progress_bar
 from medsora.training.cache.fingerprint import clips_digest, flow_digest, weights_digest
 from medsora.training.cache.store import TensorStore
-from medsora.vae import frames_to_latents
 
 CODE_VERSION = 1  # raise when the way from a clip to its features changes
 
@@ -29,8 +29,9 @@ class PriorCache:
     """Features of a window's clip, by index and flip: one tensor (f, l, d) per distinct DINO layer, fp16."""
 
     def __init__(
-        self, config: Config, clips: ClipDataset, prior: FlowPrior, grid: tuple[int, int], width: int
+        self, config: Config, clips: ClipDataset, prior: FlowPrior, grid: tuple[int, int, int], width: int
     ) -> None:
+        """`grid` is a clip's tokens along frames, rows and columns, `width` d."""
         depends_on = {
             "code": CODE_VERSION,
             "clips": clips_digest(clips),
@@ -39,16 +40,15 @@ class PriorCache:
             "dino": config.dino.model,
             "layers": prior.distinct_layers,
             "averaging": config.alignment.averaging,
-            "grid": list(grid),
+            "grid": list(grid[1:]),
             "width": width,
         }
         if config.flow.estimator == "dis":
             depends_on["opencv"] = cv2.__version__  # whose flow it is
-        if clips.with_flow:
+        if clips.spec.with_flow:
             depends_on["flow"] = flow_digest(clips)
         self.store = TensorStore(Path(config.cache.dir), "prior", depends_on)
         self.grid, self.width = grid, width
-        self.latent_frames = frames_to_latents(config.data.frames)
         self.flips = _flips(config)
 
     @torch.no_grad()
@@ -74,8 +74,8 @@ class PriorCache:
         layers = prior.distinct_targets(
             video[None].to(device),
             None if flow is None else flow[None].to(device),
-            latent_frames=self.latent_frames,
-            grid=self.grid,
+            latent_frames=self.grid[0],
+            grid=self.grid[1:],
             width=self.width,
         )
         return [layer[0] for layer in layers]
@@ -92,10 +92,12 @@ class PriorCache:
         return halves
 
 
-def prior_cache_bytes(config: Config, clips: int, prior: FlowPrior, grid: tuple[int, int], width: int) -> int:
+def prior_cache_bytes(
+    config: Config, clips: int, prior: FlowPrior, grid: tuple[int, int, int], width: int
+) -> int:
     """How much the features of `clips` windows take at most, flipped ones included if clips are flipped."""
-    tokens = frames_to_latents(config.data.frames) * grid[0] * grid[1]
-    return 2 * len(prior.distinct_layers) * tokens * width * clips * len(_flips(config))  # fp16
+    per_layer = 2 * math.prod(grid) * width  # fp16
+    return len(prior.distinct_layers) * per_layer * clips * len(_flips(config))
 
 
 def _flips(config: Config) -> tuple[bool, ...]:

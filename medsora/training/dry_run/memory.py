@@ -29,9 +29,8 @@ from medsora.sampling.pipeline import DTYPES
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
-from medsora.vae import FrequencyCompensatedVAE, frames_to_latents
+from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.losses import VaeLoss
-from medsora.vae.shapes import PIXELS_PER_LATENT
 
 SLACK = 0.6  # of what comes and goes; measured on a CPU, where freed memory is kept (`freed_memory.py`)
 COPIES = 3  # of a batch's pixels: the items, the batch, and the batch before
@@ -89,9 +88,9 @@ def estimate_dit(
     An alignment whose every sample needs targets is assumed: sooner or later a step has one.
     """
     data, settings = config.data, config.train_dit
-    height, width = (side // PIXELS_PER_LATENT for side in data.height_width)
-    clip, images = frames_to_latents(data.frames), image_latents(config)
-    grid = (height // model.config.patch, width // model.config.patch)
+    clip, _, height, width = vae.latent_shape(data.frames, *data.height_width)
+    images = image_latents(config, vae)
+    grid = (clip, height // model.config.patch, width // model.config.patch)
     model.train()
 
     diffusion, classes = GaussianDiffusion(), model.config.classes
@@ -108,7 +107,7 @@ def estimate_dit(
         given = {"given": numbers} if settings.first_frame_prob else {}
         noised, aligned = inputs.noised_latents(of_all | labels | given), None
         if prior is not None:
-            of_layer = (batch, clip, math.prod(grid), model.config.width)
+            of_layer = (batch, clip, math.prod(grid[1:]), model.config.width)
             aligned = prior.pair_with_blocks([torch.empty(of_layer) for _ in prior.distinct_layers])
         return criterion(model, noised, aligned).total
 
@@ -124,7 +123,7 @@ def estimate_dit(
         video = None
         if config.flow.estimator.startswith("raft"):
             video, flow = torch.empty(1, data.frames + 1, 3, *data.height_width), None
-        prior.distinct_targets(video, flow, latent_frames=clip, grid=grid, width=model.config.width)
+        prior.distinct_targets(video, flow, latent_frames=clip, grid=grid[1:], width=model.config.width)
 
     def look() -> None:
         encode(settings.eval_clips)
@@ -149,9 +148,10 @@ def estimate_dit(
 def estimate_vae(config: Config, vae: FrequencyCompensatedVAE, loss: VaeLoss, batch: int) -> MemoryEstimate:
     """Estimate stage 1 for `batch` clips in one process's micro-batch; `vae` has its trained part thawed."""
     settings, data = config.train_vae, config.data
+    trained_size = data.height_width if settings.crop is None else (settings.crop, settings.crop)
 
     def train() -> Tensor:
-        video = torch.empty(batch, data.frames, 3, *data.height_width)
+        video = torch.empty(batch, data.frames, 3, *trained_size)
         with _autocast(settings.precision):
             out = vae(video, coarse=settings.coarse > 0)
             return loss(out.reconstruction, video, out.mean, out.logvar, out.coarse).total

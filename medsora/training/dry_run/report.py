@@ -13,12 +13,10 @@ from pathlib import Path
 
 import psutil
 
-from medsora.config.load import load_config
 from medsora.config.schema import Config
-from medsora.data.checking.check import check_folder
 from medsora.data.checking.scan import Scan
-from medsora.data.checking.windows import clip_span, windows_of
-from medsora.data.clips import ClipDataset
+from medsora.data.checking.windows import windows_of
+from medsora.data.clips import ClipSpec
 from medsora.data.labels import NO_LABELS, Labels
 from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.phantom.render import KINDS
@@ -26,18 +24,20 @@ from medsora.data.split import HELD_OUT, split_by_video
 from medsora.denoiser import MedSora
 from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
+from medsora.saved.checkpoint import checkpoint_folders, newest_whole
 from medsora.saved.find import trained_vae
-from medsora.saved.manifest import checkpoint_problem
 from medsora.training.accelerator import check_precision
 from medsora.training.cache.latents import latent_cache_bytes
 from medsora.training.cache.prior import prior_cache_bytes
 from medsora.training.dry_run.memory import MemoryEstimate, estimate_dit, estimate_vae, size_bytes
-from medsora.training.run.folder import refuse_changes
+from medsora.training.open_clips import clip_spec, denoiser_clip_spec, split_clips
+from medsora.training.run.folder import previous_config, refuse_changes, with_compensation_kind
 from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
+from medsora.training.stage1.build import build_loss, build_vae
+from medsora.training.stage1.crops import check_crop
 from medsora.training.stage2.build import build_denoiser, build_prior, start_from, token_grid
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape
-from medsora.vae.losses import VaeLoss
 
 CUDA_ITSELF = "on a GPU, CUDA itself about 0.5 GiB"
 
@@ -88,13 +88,13 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
         vae = trained_vae(config)
     with findings.part("the clip's size"):
         check_video_shape(config.data.frames, *config.data.height_width)
-    clips, classes = _clips(findings, config, extra_frame=True, exact_flow=config.flow.estimator == "exact")
+    clips, classes = _clips(findings, config, denoiser_clip_spec(config))
     with findings.part("the denoiser"):
         model = build_denoiser(config, vae.latent_channels if vae else 16, classes)
         start_from(model, config.denoiser.weights)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         findings.line("denoiser", f"{config.denoiser.preset}, {parameters:,} trained parameters")
-        token_grid(config, model.config.patch)
+        token_grid(config, vae or FrequencyCompensatedVAE, model.config.patch)
     if config.alignment.weight > 0 and model is not None:
         with findings.part("the flow prior"):
             prior = build_prior(config, model.config.depth)
@@ -118,30 +118,20 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
 
 def dry_run_vae(config: Config, processes: int = 1) -> None:
     """Look stage 1 over, for so many processes; raises `BadInput` if anything is missing."""
+    config = with_compensation_kind(config)
     findings, settings = Findings(), config.train_vae
     vae = loss = None
     with findings.part("the base"):
-        vae = FrequencyCompensatedVAE.from_base(
-            config.vae.base, compensation=config.vae.compensation, weights=config.vae.weights
-        )
+        vae = build_vae(config)
         trained = sum(parameter.numel() for parameter in vae.trainable_parameters(settings.train))
         every = sum(parameter.numel() for parameter in vae.parameters())
         findings.line("VAE", f"{every:,} parameters, of which {trained:,} are trained")
-        if settings.gradient_checkpointing:
-            vae.enable_gradient_checkpointing()
     with findings.part("the clip's size"):
         check_video_shape(config.data.frames, *config.data.height_width)
+        check_crop(config)
     with findings.part("the loss"):
-        loss = VaeLoss(
-            l1=settings.l1,
-            lpips=settings.lpips,
-            ffl=settings.ffl,
-            kl=settings.kl,
-            coarse=settings.coarse,
-            lpips_net=settings.lpips_net,
-            lpips_trunk=settings.lpips_trunk,
-        )
-    clips, _ = _clips(findings, config, extra_frame=False, exact_flow=False)
+        loss = build_loss(config)
+    clips, _ = _clips(findings, config, clip_spec(config))
     with findings.part("the schedule"):
         schedule = Schedule.of(settings, max(clips, 1))
         _say_schedule(findings, schedule, clips, processes, settings.accumulation)
@@ -163,38 +153,20 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
 # Data and schedule
 
 
-def _clips(findings: Findings, config: Config, *, extra_frame: bool, exact_flow: bool) -> tuple[int, int]:
+def _clips(findings: Findings, config: Config, spec: ClipSpec) -> tuple[int, int]:
     """Say how many clips there are to train on and to hold out; return the first number, and the labels'."""
     data, counts, labels = config.data, (0, 0), Labels()
     with findings.part("the clips"):
         if data.root is None:
             counts, where = (
-                _phantom_clips(config, extra_frame),
+                _phantom_clips(config, spec),
                 "of the phantom, rendered when training starts",
             )
             labels = _phantom_labels(data.labels)
         else:
-            report = check_folder(
-                data.root,
-                frames=data.frames + extra_frame,
-                interval=data.interval,
-                clip_stride=data.clip_stride,
-                crop=data.crop,
-            )
-            options = {
-                "frames": data.frames,
-                "extra_frame": extra_frame,
-                "interval": data.interval,
-                "size": data.height_width,
-                "clip_stride": data.clip_stride,
-                "seed": config.run.seed,
-                "holdout": data.holdout,
-                "split_csv": data.split_csv,
-                "labels": data.labels,
-                "report": report,
-            }
-            clips = ClipDataset(data.root, split="train", with_flow=exact_flow, **options)
-            counts = len(clips), len(ClipDataset(data.root, split=HELD_OUT, **options))
+            report = spec.check(data.root)
+            clips, held_out = split_clips(config, report, spec)
+            counts = len(clips), len(held_out)
             labels = clips.labels
             where = f"in {data.root}, {len(report.bad)} of {len(report.reports)} sources left out"
         findings.line("clips", f"{counts[0]:,} to train on, {counts[1]:,} held out, {where}")
@@ -209,14 +181,13 @@ def _phantom_labels(source: str) -> Labels:
     raise BadInput(f"data.labels is {source}, but the phantom's labels lie in {LABELS_NAME}: set that.")
 
 
-def _phantom_clips(config: Config, extra_frame: bool) -> tuple[int, int]:
+def _phantom_clips(config: Config, spec: ClipSpec) -> tuple[int, int]:
     data, phantom = config.data, config.phantom
     names = [f"phantom-{number:05d}.mkv" for number in range(phantom.videos)]
     held_out = list(split_by_video(names, data.holdout, config.run.seed).values()).count(HELD_OUT)
-    span = clip_span(data.frames + extra_frame, data.interval)
-    windows = len(windows_of(Scan(frames=phantom.frames), span, data.clip_stride or span))
+    windows = len(windows_of(Scan(frames=phantom.frames), spec.span, spec.stride or spec.span))
     if not windows:
-        raise BadInput(f"phantom.frames is {phantom.frames}, but a clip spans {span} frames.")
+        raise BadInput(f"phantom.frames is {phantom.frames}, but a clip spans {spec.span} frames.")
     return windows * (phantom.videos - held_out), windows * held_out
 
 
@@ -237,12 +208,15 @@ def _look_at_folder(findings: Findings, path: Path, config: Config, stage: str) 
     there = _existing(path)
     if not os.access(there, os.W_OK) or not there.is_dir():
         raise BadInput(f"{path} cannot be written: {there} is no folder that may be written to.")
-    if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
-        refuse_changes(load_config(path / "config.yaml", outputs_anywhere=True), config, stage, path)
-        for folder in sorted((path / "checkpoints").glob("step-*"), reverse=True):
-            if checkpoint_problem(folder) is None:
-                findings.line("run folder", f"{path}, which goes on after {folder.name}")
-                return
+    if (previous := previous_config(path)) is not None:
+        refuse_changes(previous, config, stage, path)
+        newest = newest_whole(
+            checkpoint_folders(path / "checkpoints"),
+            lambda folder, problem: findings.line("damaged checkpoint", f"{folder} ({problem})"),
+        )
+        if newest is not None:
+            findings.line("run folder", f"{path}, which goes on after {newest.name}")
+            return
     findings.line("run folder", f"{path}, new")
 
 
@@ -252,9 +226,9 @@ def _cache_bytes(
     """Return the bytes that the caches grow to at most, by the folder that they lie in."""
     if config.cache.latents != "disk":
         return {}
-    found = latent_cache_bytes(config, clips, vae.latent_channels)
+    found = latent_cache_bytes(config, clips, vae)
     if prior is not None and config.cache.prior == "disk":
-        grid = token_grid(config, model.config.patch)
+        grid = token_grid(config, vae, model.config.patch)
         found += prior_cache_bytes(config, clips, prior, grid, model.config.width)
     return {config.cache.dir: found}
 

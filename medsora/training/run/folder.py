@@ -9,6 +9,7 @@ checkpoints/  samples/  tensorboard/        see `checkpoint.py` and the loops
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -34,6 +35,7 @@ from medsora.errors import BadInput, one_line
 from medsora.runtime.files import write_json, write_text, written_beside
 from medsora.runtime.versions import library_versions
 from medsora.saved.checkpoint import Checkpoint, latest_checkpoint
+from medsora.vae.choices import DEFAULT_COMPENSATION
 
 
 class RunFolder:
@@ -47,14 +49,13 @@ class RunFolder:
         self.path, self.accelerator = path, accelerator
         self.main = accelerator.is_main_process
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
-        previous = path / "config.yaml"
-        if previous.is_file() and self.checkpoints.is_dir():
-            refuse_changes(load_config(previous, outputs_anywhere=True), config, stage, path)
+        if (previous := previous_config(path)) is not None:
+            refuse_changes(previous, config, stage, path)
         if self.main:
             with self.writing():
                 path.mkdir(parents=True, exist_ok=True)
                 self._lock = hold_folder(path)
-                with written_beside(previous) as beside:  # other processes may be reading it
+                with written_beside(path / "config.yaml") as beside:  # other processes may be reading it
                     save_config(config, beside)
                 write_text(path / "command.txt", shlex.join(sys.argv) + "\n")
                 write_json(path / "versions.json", library_versions())
@@ -135,6 +136,28 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def previous_config(path: Path) -> Config | None:
+    """Return the config of the run in the folder `path`, None if none was begun there.
+
+    Runs that do not name their `vae.compensation_kind` were begun before there was a choice: they are causal.
+    """
+    if not ((path / "config.yaml").is_file() and (path / "checkpoints").is_dir()):
+        return None
+    return _with_kind(load_config(path / "config.yaml", outputs_anywhere=True), "causal")
+
+
+def with_compensation_kind(config: Config) -> Config:
+    """Return stage 1's `config` with the kind that "auto" means: of the run it continues, or the default."""
+    previous = previous_config(config.vae_dir)
+    return _with_kind(config, previous.vae.compensation_kind if previous else DEFAULT_COMPENSATION)
+
+
+def _with_kind(config: Config, kind: str) -> Config:
+    if config.vae.compensation_kind != "auto":
+        return config
+    return dataclasses.replace(config, vae=dataclasses.replace(config.vae, compensation_kind=kind))
 
 
 def refuse_changes(before: Config, now: Config, stage: str, path: Path) -> None:

@@ -23,7 +23,7 @@ def usable_trackers(names: list[str]) -> list[str]:
     for name in names:
         if find_spec(name) is None:
             raise BadInput(
-                f"tracking.trackers names {name}, which is not installed: pip install '.[{name}]', "
+                f"tracking.trackers names {name}, which is not installed: pip install 'medsora[{name}]', "
                 "or leave it out."
             )
     return names

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from medsora.data.reading.pixels import video_to_frames
 from medsora.data.sheet import contact_sheet
 from medsora.vae import FrequencyCompensatedVAE
-from medsora.vae.compensation import compensation_modules
+from medsora.vae.compensation import compensation_modules, compensation_off
 from medsora.vae.quality import flicker, mean_colour_psnr, psnr, ssim
 
 SHEET_FRAMES = 8
@@ -44,17 +43,3 @@ def evaluate_reconstruction(
         rows.append((f"real {clip['name']}", video_to_frames(videos[number])))
         rows += [(f"{p}reconstruction", video_to_frames(version[number])) for p, version in versions.items()]
     return figures, contact_sheet(rows, columns=SHEET_FRAMES)
-
-
-@contextmanager
-def compensation_off(vae: FrequencyCompensatedVAE) -> Iterator[None]:
-    """Let the compensation add nothing for a while: what is left is the frozen base."""
-    handles = [
-        module.register_forward_hook(lambda module, inputs, output: (inputs[0], output[1]))
-        for _, module in compensation_modules(vae)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

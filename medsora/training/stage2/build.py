@@ -18,7 +18,7 @@ from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.cache.fingerprint import weights_digest
 from medsora.training.cache.latents import LatentCache
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes
-from medsora.training.open_clips import open_clips
+from medsora.training.open_clips import denoiser_clip_spec, open_clips
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
@@ -27,8 +27,7 @@ from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.training.stage2.samples import DitSamples
 from medsora.training.stage2.stage import DitStage
-from medsora.vae import check_video_shape
-from medsora.vae.shapes import PIXELS_PER_LATENT
+from medsora.vae import FrequencyCompensatedVAE
 
 
 def build_dit_stage(config: Config) -> DitStage:
@@ -36,18 +35,12 @@ def build_dit_stage(config: Config) -> DitStage:
     settings = config.train_dit
     accelerator = make_accelerator(config, settings.precision, config.dit_dir)
     vae = trained_vae(config)
-    check_video_shape(config.data.frames, *config.data.height_width)
-    clips, held_out = open_clips(
-        config,
-        accelerator,
-        extra_frame=True,
-        images=config.images.count,
-        with_flow=config.alignment.weight > 0 and config.flow.estimator == "exact",
-    )
+    vae.check_video_shape(config.data.frames, *config.data.height_width)
+    clips, held_out = open_clips(config, accelerator, denoiser_clip_spec(config))
     classes = len(clips.labels.names)
     model = build_denoiser(config, vae.latent_channels, classes)
     start_from(model, config.denoiser.weights)
-    grid = token_grid(config, model.config.patch)
+    grid = token_grid(config, vae, model.config.patch)
     aligned = config.alignment.weight > 0
     prior = build_prior(config, model.config.depth) if aligned else None
     for part in (vae, model, prior):
@@ -70,6 +63,7 @@ def build_dit_stage(config: Config) -> DitStage:
         priors = PriorCache(config, clips, prior, grid, model.config.width)
         most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
         run.say(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
+    given = settings.given_frames if settings.first_frame_prob else ()
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.phases[0].lr,
@@ -81,7 +75,14 @@ def build_dit_stage(config: Config) -> DitStage:
         config=config,
         accelerator=accelerator,
         run=run,
-        samples=DitSamples(config, clips, steps=diffusion.steps, latents=latents, priors=priors),
+        samples=DitSamples(
+            config,
+            clips,
+            steps=diffusion.steps,
+            given_latents=[vae.frames_to_latents(frames) for frames in given],
+            latents=latents,
+            priors=priors,
+        ),
         held_out=DitSamples(config, held_out, steps=diffusion.steps, draw=False),
         model=model,
         vae=vae,
@@ -105,16 +106,18 @@ def start_from(model: MedSora, trained: str | None) -> None:
         model.load_weights(find_model(trained).denoiser)
 
 
-def token_grid(config: Config, patch: int) -> tuple[int, int]:
-    """Return the denoiser's rows and columns of tokens; raises `BadInput` if patches do not fit."""
+def token_grid(
+    config: Config, vae: FrequencyCompensatedVAE | type[FrequencyCompensatedVAE], patch: int
+) -> tuple[int, int, int]:
+    """Return a clip's tokens along frames, rows and columns; raises `BadInput` if patches do not fit."""
     height, width = config.data.height_width
-    side = PIXELS_PER_LATENT * patch
+    side = vae.pixels_per_latent * patch
     if height % side or width % side:
         raise BadInput(
             f"data.size is {height}x{width}, but patches of {patch} latents (denoiser.overrides) need sides "
             f"divisible by {side}."
         )
-    return height // side, width // side
+    return vae.frames_to_latents(config.data.frames), height // side, width // side
 
 
 def build_prior(config: Config, depth: int) -> FlowPrior:

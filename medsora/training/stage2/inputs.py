@@ -19,7 +19,7 @@ from medsora.training.batches import sent
 from medsora.training.cache.prior import PriorCache
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.randomness import normal_for
-from medsora.vae import FrequencyCompensatedVAE, frames_to_latents
+from medsora.vae import FrequencyCompensatedVAE
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class DitInputs:
         prior: FlowPrior | None,
         priors: PriorCache | None,
         device: torch.device,
-        grid: tuple[int, int],
+        grid: tuple[int, int, int],
         width: int,
         classes: int = 0,
     ) -> None:
-        self.classes = classes
+        self.classes, self.num_images = classes, image_latents(config, vae)
         self.config, self.vae, self.diffusion = config, vae, diffusion
         self.prior, self.priors = prior, priors
         self.device, self.grid, self.width = device, grid, width
@@ -89,7 +89,7 @@ class DitInputs:
             z_t=z_t,
             noise=noise,
             t=t,
-            num_images=image_latents(self.config),
+            num_images=self.num_images,
             needed=batch["needed"],
             latent_t=latent_t,
             weights=weights,
@@ -109,7 +109,7 @@ class DitInputs:
         if not self.classes:
             return None
         labels = batch["label"][:, None].repeat(1, latents)
-        labels[:, latents - image_latents(self.config) :] = self.classes
+        labels[:, latents - self.num_images :] = self.classes
         return sent(labels, self.device)
 
     @torch.no_grad()
@@ -130,8 +130,8 @@ class DitInputs:
         layers = self.prior.distinct_targets(
             None if video is None else sent(video[None], self.device),
             None if flow is None else sent(flow[None], self.device),
-            latent_frames=frames_to_latents(self.config.data.frames),
-            grid=self.grid,
+            latent_frames=self.grid[0],
+            grid=self.grid[1:],
             width=self.width,
         )
         of_clip = [layer[0] for layer in layers]

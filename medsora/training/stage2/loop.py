@@ -17,6 +17,7 @@ from medsora.training.accelerator import (
     set_learning_rate,
 )
 from medsora.training.batches import TimedBatches
+from medsora.training.loop_end import begin, end_step, log_step, non_finite
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed
 from medsora.training.run.report import RunReport
@@ -53,8 +54,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     stop.expect_checkpoint(stage.parts.size_bytes)
     stop.expect_answers_late(guard.lag)
     with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
-        if not stage.look(start, stop, resumed=True):
-            raise stage.interrupted(start, stop)
+        begin(stage, start, stop)
         for number in range(start, schedule.total_steps):
             stop.begin_step()
             step = schedule.step(number)
@@ -85,30 +85,16 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             saves = done % settings.save_every == 0 or ends
             bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=logs or saves)
             if bad is not None:
-                stage.save(bad.number)
-                accelerator.end_training()
-                raise bad.error(run.checkpoints)
+                raise non_finite(stage, bad)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             stage.ema.update(unless=guard.bad if guard.lag else None)
 
             progress.count(step.batch, batches.waited())
             if logs:
-                figures = {f"loss/{name}": float(value) for name, value in parts.items()}
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
-                speed = progress.speed()
-                run.log(done, {**figures, **state, **stage.blocks.figures(), **speed})
-                progress.show(figures, speed)
-                report.update()
-                progress.restart_clock()
-            if saves or asked:
-                with stop.saving():
-                    stage.save(done)
-            # Who is asked to leave has little time: looking at step `done` is then made up for on resuming.
-            with progress.not_training():
-                looked = not (asked and not ends) and stage.look(done, stop)
-            if not looked:
-                raise stage.interrupted(done, stop)
+                log_step(stage, done, parts, state | stage.blocks.figures(), progress, report)
+            end_step(stage, done, stop, progress, saves=saves, asked=asked)
 
     run.say(
         f"stage 2 is done: sample with 'python sample_ddim.py --model {run.path} --out {run.path}/videos'."

@@ -6,6 +6,7 @@ loss of this sample can be other than zero, and leaves the frames for the optica
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from medsora.training.cache.latents import LatentCache
 from medsora.training.cache.prior import PriorCache
 from medsora.training.randomness import chance_for, derive_seed, timestep_for
 from medsora.training.schedule import SampleKey
-from medsora.vae import frames_to_latents
 
 STACKED = ("mean", "logvar", "video", "images")
 NUMBERS = ("label", "given")
@@ -40,12 +40,17 @@ class DitSamples(Dataset):
         clips: ClipDataset,
         *,
         steps: int,
+        given_latents: Sequence[int] = (),
         latents: LatentCache | None = None,
         priors: PriorCache | None = None,
         draw: bool = True,
     ) -> None:
-        """`draw=False` gives every clip at its window's start and unflipped: for evaluation."""
+        """`draw=False` gives every clip at its window's start and unflipped: for evaluation.
+
+        `given_latents`: how many latents each of `train_dit.given_frames` becomes.
+        """
         self.config, self.clips, self.steps, self.draw = config, clips, steps, draw
+        self.given_latents = given_latents
         self.latents, self.priors = latents, priors
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
@@ -79,8 +84,7 @@ class DitSamples(Dataset):
             return None
         if chance_for(seed, "first frame", sample) >= settings.first_frame_prob:
             return 0
-        choices = settings.given_frames
-        return frames_to_latents(choices[derive_seed(seed, "given frames", sample) % len(choices)])
+        return self.given_latents[derive_seed(seed, "given frames", sample) % len(self.given_latents)]
 
     def _pixels(self, key: SampleKey, asked: bool) -> dict[str, Any]:
         clip = self.clips[key.epoch, key.index] if self.draw else self.clips.fixed_clip(key.index)

@@ -1,4 +1,4 @@
-"""The parts of stage 2 and what happens to them between steps: saving, resuming, evaluating, sampling."""
+"""The parts of stage 2: what its checkpoints hold, its evaluation and its samples."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from medsora.data.sheet import contact_sheet
 from medsora.denoiser import MedSora
 from medsora.errors import BadInput, Interrupted
 from medsora.runtime.files import write_text, written_folder
-from medsora.runtime.interruption import StopRequest, any_process
+from medsora.runtime.interruption import StopRequest
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
-from medsora.training.joint_images import image_latents
+from medsora.training.loop_end import PeriodicTask
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import keep_sheet
 from medsora.training.schedule import SampleKey, Schedule
@@ -38,7 +38,7 @@ SAMPLE_FPS = 8
 
 @dataclass
 class DitStage:
-    """The parts of stage 2; its loop calls `save`, `resume` and `look` between steps."""
+    """The parts of stage 2, built and checked before its first step (`build.py`)."""
 
     config: Config
     accelerator: Accelerator
@@ -61,6 +61,8 @@ class DitStage:
         weights = sum(parameter.nbytes for parameter in self.model.parameters())
         return StageParts(
             self.run,
+            self.config,
+            self.config.train_dit,
             self.optimizer,
             names=[name for name, _ in self.model.named_parameters()],
             models={
@@ -75,9 +77,23 @@ class DitStage:
             model_bytes=2 * weights,
         )
 
-    def save(self, step: int) -> None:
-        """Write the checkpoint of `step` finished steps (main process; the others wait)."""
-        self.parts.save(step, self.config.train_dit, self.config)
+    @property
+    def tasks(self) -> list[PeriodicTask]:
+        """Its evaluation, and its samples, which take long enough to be cut short by a request to stop."""
+        settings = self.config.train_dit
+        return [
+            PeriodicTask(
+                settings.eval_every,
+                lambda step, stop: self.evaluate(step),
+                lambda step: self.run.has_logged(step, "held_out/"),
+            ),
+            PeriodicTask(
+                settings.sample_every,
+                self.sample,
+                lambda step: self.sheet(step).is_file(),
+                interruptible=True,
+            ),
+        ]
 
     def _check_vae(self, digest: str | None) -> None:
         if digest != self.vae_digest:
@@ -92,9 +108,7 @@ class DitStage:
         Also writes beside it what sampling needs of this run. Raises `BadInput` or `OSError` if the
         checkpoint cannot be taken up by this model, or the VAE is not the one that it was trained with.
         """
-        checkpoint = self.run.newest_checkpoint()
-        if checkpoint is not None:
-            self.parts.take_up(checkpoint)
+        start = self.parts.resume(self.schedule.total_steps)
         if self.run.main:
             with written_folder(self.run.path / "vae") as folder:
                 self.vae.save_pretrained(folder)
@@ -103,46 +117,17 @@ class DitStage:
             if not described.is_file() or described.read_bytes() != text.encode():
                 with self.run.writing():
                     write_text(described, text)
-        if checkpoint is None:
-            return 0
-        self.run.announce(checkpoint, self.schedule.total_steps)
-        return checkpoint.step
+        return start
 
     @property
     def geometry(self) -> dict[str, Any]:
         """What a pipeline must know of the clips that the denoiser is trained on."""
-        return clip_geometry(self.config, self.samples.clips.labels.names)
+        return clip_geometry(self.config, self.inputs.num_images, self.samples.clips.labels.names)
 
     @property
     def clip_labels(self) -> list[int]:
         """The label's number of every training clip."""
         return [self.samples.clips.label(index) for index in range(len(self.samples.clips))]
-
-    def look(self, step: int, stop: StopRequest, *, resumed: bool = False) -> bool:
-        """Evaluate and sample if that is due after `step`; return False if `stop` cut the sampling short.
-
-        With `resumed`, before the first step: only what a stop right after the checkpoint of `step` left
-        undone; False if there is no time for a step either.
-        """
-        settings, ends = self.config.train_dit, step == self.schedule.total_steps
-        done = True
-        if self.run.main and step:
-            if (step % settings.eval_every == 0 or ends) and not (
-                resumed and self.run.has_logged(step, "held_out/")
-            ):
-                self.evaluate(step)
-            if (step % settings.sample_every == 0 or ends) and not (resumed and self.sheet(step).is_file()):
-                done = self.sample(step, stop)
-        if step % settings.sample_every and not ends and not resumed:
-            return True  # nothing was sampled that could have been cut short: no process waits for the others
-        (cut_short,) = any_process(self.accelerator, not done or (resumed and stop.wanted()))
-        return not cut_short
-
-    def interrupted(self, step: int, stop: StopRequest) -> Interrupted:
-        """Save what is not saved yet and end the training; return what to raise."""
-        self.save(step)
-        self.accelerator.end_training()
-        return Interrupted(f"{stop.why()}; saved after step {step}, the same command goes on from there.")
 
     def sheet(self, step: int) -> Path:
         """Where the contact sheet of the samples of `step` goes, which is written last."""
@@ -165,8 +150,8 @@ class DitStage:
         errors["held_out/mse"] = sum(errors.values()) / len(errors)
         self.run.log(step, errors)
 
-    def sample(self, step: int, stop: StopRequest) -> bool:
-        """Sample a few videos from the EMA weights into samples/; return False if `stop` was wanted."""
+    def sample(self, step: int, stop: StopRequest) -> None:
+        """Sample a few videos from the EMA weights into samples/; raises `Interrupted` if `stop` wants it."""
         settings, names = self.config.train_dit, self.samples.clips.labels.names
         labels = [names[k % len(names)] for k in range(settings.sample_videos)] if names else None
 
@@ -186,8 +171,6 @@ class DitStage:
                     label=labels,
                     callback=leave_if_asked,
                 ).frames
-            except Interrupted:
-                return False
             finally:
                 model.train()
         folder = self.run.samples / f"step-{step:07d}"
@@ -198,16 +181,15 @@ class DitStage:
             for number, video in enumerate(frames):
                 write_video(folder / f"video-{number:05d}.mp4", video, SAMPLE_FPS, metadata=tags)
         keep_sheet(self.run, self.sheet(step), contact_sheet(rows, columns=8), step)
-        return True
 
 
-def clip_geometry(config: Config, labels: Sequence[str] = ()) -> dict[str, Any]:
+def clip_geometry(config: Config, num_images: int, labels: Sequence[str]) -> dict[str, Any]:
     """Return what a pipeline must know of the clips that its denoiser was trained on."""
     geometry = {
         "frames": config.data.frames,
         "size": list(config.data.height_width),
         "fps": SAMPLE_FPS,
-        "image_latents": image_latents(config),
+        "image_latents": num_images,
     }
     if labels:
         geometry["labels"] = list(labels)

@@ -1,4 +1,6 @@
-"""The re-creation of the public wiring: our model's numbers at the cost that was counted on it."""
+"""benchmarks.support.reference_wiring, benchmarks.support.wirings: the re-creation of the public wiring: our
+model's numbers at the cost that was counted on it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The fused kernels equal the recurrence with every gradient, and compile for the GPU they are meant for."""
+"""medsora.kernels.fused.scan, medsora.kernels.fused.forward, medsora.kernels.fused.backward,
+medsora.kernels.fused.ops: the fused kernels equal the recurrence with every gradient, and compile for the
+GPU they are meant for.
+"""
 
 from __future__ import annotations
 

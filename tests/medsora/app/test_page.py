@@ -1,4 +1,6 @@
-"""The page in a real headless Chromium: click, wait for videos that play, save, compare, type nonsense."""
+"""medsora.app.page, medsora.app.__main__, medsora.app.form: the page in a real headless Chromium: click, wait
+for videos that play, save, compare, type nonsense.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ import pytest
 
 from medsora.data.reading.video_io import probe
 from medsora.data.sheet import save_image
+from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 from tests.support.reserved_port import reserve_port
 from tests.support.tiny_pipeline import write_conditional, write_run
 
-ROOT = Path(__file__).resolve().parents[3]
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -47,7 +49,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @contextmanager
 def served(*models: Path) -> Iterator[str]:
     if find_spec("gradio") is None:
-        pytest.skip("Gradio is not installed (pip install '.[app]')")
+        pytest.skip("Gradio is not installed (pip install 'medsora[app]')")
     held = reserve_port()
     port = held.getsockname()[1]
     command = [sys.executable, "-u", "-m", "medsora.app", "--port", str(port)]
@@ -264,7 +266,7 @@ def test_bad_arguments_end_with_status_2(
     from medsora.errors import BadInput
 
     if find_spec("gradio") is None:
-        pytest.skip("Gradio is not installed (pip install '.[app]')")
+        pytest.skip("Gradio is not installed (pip install 'medsora[app]')")
     monkeypatch.setattr(sys, "argv", ["medsora.app", *arguments])
     with pytest.raises(BadInput, match=words):
         main()

@@ -1,4 +1,6 @@
-"""What the page's buttons do, without a browser: wishes checked, videos marked, names led to models."""
+"""medsora.app.sampling, medsora.app.models: what the page's buttons do, without a browser: wishes checked,
+videos marked, names led to models.
+"""
 
 from __future__ import annotations
 

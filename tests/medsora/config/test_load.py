@@ -1,4 +1,6 @@
-"""Every shipped config loads; whatever is wrong with one is answered with one sentence that names the key."""
+"""medsora.config.load, medsora.config.checks: every shipped config loads; whatever is wrong with one is
+answered with one sentence that names the key.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from medsora.data.checking.windows import clip_span
 from medsora.errors import BadInput
 from medsora.training.schedule import Schedule
 from medsora.training.stage2.build import build_denoiser, token_grid
-from medsora.vae import check_video_shape
+from medsora.vae import FrequencyCompensatedVAE, check_video_shape
 from medsora.vae.base import load_base
 from tests.support.paths import ROOT
 
@@ -54,7 +56,7 @@ def test_what_shipped_configs_describe_can_be_built(path: Path, monkeypatch: pyt
         assert config.phantom.frames >= clip_span(data.frames + 1, data.interval)
     with torch.device("meta"):
         model = build_denoiser(config, channels, classes=0 if data.labels == "none" else 3)
-    rows, columns = token_grid(config, model.config.patch)
+    _, rows, columns = token_grid(config, FrequencyCompensatedVAE, model.config.patch)
     assert rows * columns > 1
     assert model.config.in_channels == channels
     name = config.dino.model if config.dino.weights == "hub" else config.dino.model.partition(".")[0]

@@ -1,4 +1,7 @@
-"""The schema says everything about a key, and no other file of the product says it again."""
+"""medsora.config.schema, medsora.config.choices, medsora.config.presets, medsora.flow_prior.choices,
+medsora.kernels.choices, medsora.vae.choices: the schema says everything about a key, and no other file of
+the product says it again.
+"""
 
 from __future__ import annotations
 

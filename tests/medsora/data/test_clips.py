@@ -1,4 +1,6 @@
-"""The clip dataset: what an item is, that it is always the same, and that nothing leaks or stops a run."""
+"""medsora.data.clips, medsora.data.choice: the clip dataset: what an item is, that it is always the same, and
+that nothing leaks or stops a run.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from medsora.data.reading.decoding import UnreadableVideo
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
+from tests.support.clip_dataset import clip_dataset
 from tests.support.video_files import cut, encode, moving_frames
 
 SIZE = 16
@@ -49,7 +52,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def dataset(root: Path, **options: object) -> ClipDataset:
     defaults = {"frames": 4, "interval": 2, "size": SIZE, "images": 3, "split": "all"}
-    return ClipDataset(root, check_cache=root.parent / "check.json", **{**defaults, **options})
+    return clip_dataset(root, check_cache=root.parent / "check.json", **{**defaults, **options})
 
 
 def same(a: dict, b: dict) -> bool:
@@ -240,14 +243,14 @@ def test_exact_flow_that_does_not_fit_is_refused(corpus: Path) -> None:
         dataset(corpus, with_flow=True, interval=1)
 
 
-def test_bad_files_are_left_out_and_listed(corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_files_are_left_out_and_listed(corpus: Path) -> None:
     (corpus / "text.mp4").write_text("text")
     encode(corpus / "short.mp4", moving_frames(5))
-    with caplog.at_level(logging.WARNING):
-        data = dataset(corpus)
+    data = dataset(corpus)
     assert len(data.videos) == 6
-    assert "left out text.mp4: a text file" in caplog.text
-    assert "left out short.mp4: too short" in caplog.text
+    complaints = "\n".join(data.report.complaints())
+    assert "left out text.mp4: a text file" in complaints
+    assert "left out short.mp4: too short" in complaints
 
 
 def test_a_span_that_stops_decoding_is_replaced_by_the_next_window(

@@ -1,4 +1,6 @@
-"""Labels of videos: from folders, from a CSV; what is missing or contradicts itself is one sentence."""
+"""medsora.data.labels, medsora.data.video_table: labels of videos: from folders, from a CSV; what is missing
+or contradicts itself is one sentence.
+"""
 
 from __future__ import annotations
 

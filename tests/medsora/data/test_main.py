@@ -1,4 +1,6 @@
-"""`python -m medsora.data`: what it prints, writes and answers, as a user meets it."""
+"""medsora.data.__main__, medsora.data.checking.view: `python -m medsora.data`: what it prints, writes and
+answers, as a user meets it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from PIL import Image
 
 from medsora.data import __main__ as commands
 from medsora.data.checking.check import check_folder
-from medsora.name_guard import REPOSITORY
 from medsora.runtime.exit import exit_with_status
+from tests.support.paths import ROOT
 from tests.support.video_files import cut, encode, moving_frames
 
 
@@ -38,7 +40,7 @@ def test_check_lists_everything_and_draws_a_sheet(tmp_path: Path) -> None:
     (tmp_path / "corpus" / "text.mp4").write_text("text")
     done = subprocess.run(
         [sys.executable, "-m", "medsora.data", "check", "corpus", "--size", "32"],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

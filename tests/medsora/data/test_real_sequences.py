@@ -1,4 +1,6 @@
-"""Real endoscopy, four kinds of procedure in three kinds of file: read, checked, cut into clips."""
+"""medsora.data.clips, medsora.data.reading.video_io: real endoscopy, four kinds of procedure in three kinds
+of file: read, checked, cut into clips.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from medsora.data.clips import ClipDataset
 from medsora.data.reading.pixels import video_to_frames
 from medsora.data.reading.video_io import read_frames
+from tests.support.clip_dataset import clip_dataset
 
 
 def test_all_four_sequences_give_their_own_clips(endoscopy_folder: Path, tmp_path: Path) -> None:
-    data = ClipDataset(
+    data = clip_dataset(
         endoscopy_folder, interval=1, size=64, images=2, split="all", check_cache=tmp_path / "check.json"
     )
     facts = {v.source.name: (v.scan.container, v.scan.codec, v.scan.frames) for v in data.videos}

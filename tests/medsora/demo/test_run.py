@@ -1,4 +1,6 @@
-"""The demo's whole road at its smallest: every part is there at the end, and the page needs no network."""
+"""medsora.demo.run, medsora.demo.pace, medsora.demo.proof, medsora.demo.report: the demo's whole road at its
+smallest: every part is there at the end, and the page needs no network.
+"""
 
 from __future__ import annotations
 

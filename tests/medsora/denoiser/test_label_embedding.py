@@ -1,4 +1,6 @@
-"""Labels in the denoiser: no parameter without them, one row each with them, guidance from one forward."""
+"""medsora.denoiser.embed, medsora.denoiser.model, medsora.sampling.guidance: labels in the denoiser: no
+parameter without them, one row each with them, guidance from one forward.
+"""
 
 from __future__ import annotations
 

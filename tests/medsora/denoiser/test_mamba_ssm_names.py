@@ -1,4 +1,4 @@
-"""Weights of the package mamba-ssm and ours interchange, both ways."""
+"""medsora.denoiser.mamba: weights of the package mamba-ssm and ours interchange, both ways."""
 
 from __future__ import annotations
 

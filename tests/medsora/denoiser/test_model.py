@@ -1,4 +1,6 @@
-"""The denoiser as a whole: sizes, isolation of joint images, timesteps, cost, precision."""
+"""medsora.denoiser.model, medsora.denoiser.parameters: the denoiser as a whole: sizes, isolation of joint
+images, timesteps, cost, precision.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,12 @@ def test_one_block_has_the_parts_of_table_1() -> None:
     assert counts["spatial"] == 1_719_600 + 525_312
     assert counts["temporal"] == 1_719_600
     assert sum(counts.values()) == 7_117_920
+
+
+def test_a_model_tells_its_preset() -> None:
+    with torch.device("meta"):
+        assert [MedSora.from_preset(preset, in_channels=4).preset for preset in PRESETS] == list(PRESETS)
+        assert MedSora.from_preset("B", heads=4).preset is None
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -27,7 +27,7 @@ from types import ModuleType
 
 import torch
 
-from kernels import mamba_ssm_backend
+from medsora.kernels import mamba_ssm_backend
 from tests.support.triton.run_mamba_ssm import stand_in_for_a_gpu
 
 stand_in_for_a_gpu()

@@ -1,4 +1,9 @@
-"""One evaluation from two folders to files: the protocol, the cache, the notes, bad input."""
+"""medsora.evaluation.run, medsora.evaluation.bootstrap, medsora.evaluation.features.clip_set,
+medsora.evaluation.features.extraction, medsora.evaluation.features.feature_store,
+medsora.evaluation.report.paper_tables, medsora.evaluation.report.plots, medsora.evaluation.report.results,
+medsora.evaluation.report.warnings: one evaluation from two folders to files: the protocol, the cache, the
+notes, bad input.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +29,9 @@ from medsora.evaluation.metrics.pixel import PixelExtractor
 from medsora.evaluation.report.paper_tables import TABLE_2, paper_tables
 from medsora.evaluation.report.results import Results
 from tests.support.drifting_clips import bordered, drifting_clip, write_clips
+from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 
-ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = {"frames": 4, "size": 32}
 
 

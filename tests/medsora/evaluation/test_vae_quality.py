@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from medsora.errors import BadInput
-from medsora.evaluation.vae_quality import VaeSettings, evaluate_vae, find_vae, markdown, spectrum
+from medsora.evaluation.vae_quality import VaeSettings, evaluate_vae, markdown, spectrum
 from medsora.vae.compensation import compensation_modules
 from tests.support.drifting_clips import write_clips
 from tests.support.tiny_pipeline import tiny_vae
@@ -48,16 +48,6 @@ def test_base_and_compensated_per_clip_and_mean(
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     assert (tmp_path / "out" / "results.md").read_text() == markdown(results)
     assert (tmp_path / "out" / "worst-and-best.png").is_file()
-
-
-def test_what_a_vae_may_be_called(run_folder: Path, tmp_path: Path) -> None:
-    final = run_folder / "vae" / "final"
-    assert find_vae(run_folder) == find_vae(run_folder / "vae") == find_vae(final) == final
-    with pytest.raises(BadInput, match="no trained VAE"):
-        find_vae(tmp_path)
-    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
-    with pytest.raises(BadInput, match="holds a AutoencoderKL, not a FrequencyCompensatedVAE"):
-        find_vae(tmp_path)
 
 
 def test_lengths_that_change_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""`python -m medsora export`: a folder that stands alone, samples the same, and has a card."""
+"""medsora.project.export, medsora.saved.card, medsora.saved.hub: `python -m medsora export`: a folder that
+stands alone, samples the same, and has a card.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import yaml
 from huggingface_hub import RepoUrl
 from rich.console import Console
 
-from medsora import MedSora, MedSoraPipeline
+from medsora import MedSoraPipeline
 from medsora.__main__ import parser
 from medsora.config.load import config_from_dict, save_config
 from medsora.data.sheet import save_image
@@ -228,9 +230,3 @@ def test_a_hub_that_refuses_is_one_sentence(
     with pytest.raises(BadInput, match=r"somebody/clips cannot be written on the hub \(401 Unauthorized\)"):
         export(str(run), str(tmp_path / "out"), "--push", "somebody/clips")
     assert (tmp_path / "out" / "README.md").is_file()
-
-
-def test_presets_are_recognised() -> None:
-    from medsora.saved.pipeline import preset_name
-
-    assert preset_name(MedSora.from_preset("tiny", in_channels=4)) == "tiny"

@@ -1,4 +1,6 @@
-"""`python -m medsora new`: the config fits the folder and the machine, loads, and says why on every line."""
+"""medsora.project.new, medsora.project.fit: `python -m medsora new`: the config fits the folder and the
+machine, loads, and says why on every line.
+"""
 
 from __future__ import annotations
 

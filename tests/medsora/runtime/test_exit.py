@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from medsora import errors
 from medsora.errors import BadInput, Interrupted, LostProcess, NonFiniteLoss
+from medsora.runtime import exit as leaving
 from medsora.runtime.exit import exit_with_status
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
@@ -51,7 +51,7 @@ def test_ctrl_c_during_the_imports_of_a_script(tmp_path: Path) -> None:
         "        if name == 'medsora.training.stage1.loop':\n"
         "            signal.raise_signal(signal.SIGINT)\n"
         "import train_vae\n"
-        "from medsora.errors import exit_with_status\n"
+        "from medsora.runtime.exit import exit_with_status\n"
         "sys.meta_path.insert(0, CtrlC())\n"
         "sys.argv = ['train_vae.py', '--config', sys.argv[1]]\n"
         "exit_with_status(train_vae.main)\n"
@@ -88,15 +88,15 @@ def test_what_other_processes_say(
     capsys: pytest.CaptureFixture,
 ) -> None:
     """What all know the main process says; bad input another one says only if the main one does not leave."""
-    monkeypatch.setattr(errors, "MAIN_SPEAKS_FIRST_S", 0.01)
-    before = [signal.getsignal(number) for number in errors.STOP_SIGNALS]
+    monkeypatch.setattr(leaving, "MAIN_SPEAKS_FIRST_S", 0.01)
+    before = [signal.getsignal(number) for number in leaving.STOP_SIGNALS]
     monkeypatch.setenv("RANK", "1")
     assert leave(raising(error)) == status
     assert capsys.readouterr().err == said
     monkeypatch.setenv("RANK", "0")
     assert leave(raising(error)) == status
     assert capsys.readouterr().err.count("\n") == 1
-    assert [signal.getsignal(number) for number in errors.STOP_SIGNALS] == before
+    assert [signal.getsignal(number) for number in leaving.STOP_SIGNALS] == before
 
 
 def test_two_processes_under_torchrun_say_what_is_wrong(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from medsora import MedSoraPipeline
+from medsora.errors import BadInput
 from medsora.project.export import export_run
-from medsora.runtime.files import write_bytes, write_json, write_text, written_beside
+from medsora.runtime.files import write_bytes, write_json, write_text, written_beside, written_folder
 from medsora.sampling.run import SamplingSettings, sample_videos
 from tests.support import tiny_training as tiny
 
@@ -50,6 +51,26 @@ def test_what_fails_leaves_the_file_of_before_and_nothing_beside_it(tmp_path: Pa
         write_half()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "before"
+
+
+def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    final = tmp_path / "new" / "folder"
+    with written_folder(final) as working:
+        (working / "a").write_text("first")
+        assert not final.exists()
+    with written_folder(final) as working:
+        assert list(working.iterdir()) == []
+        (working / "b").write_text("second")
+    assert [path.name for path in final.iterdir()] == ["b"]
+
+    def write_half() -> None:
+        with written_folder(final) as working:
+            (working / "c").touch()
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(BadInput, match=r"folder cannot be written \(No space left on device\)"):
+        write_half()
+    assert [path.name for path in final.parent.rglob("*")] == ["folder", "b"]
 
 
 def test_safetensors_obeys_the_umask_and_a_chosen_mode_stays(umask: int, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_no_step_is_taken_that_does_not_fit(
 ) -> None:
     """The time is over when the run has prepared itself: saved, and nothing is lost by starting again."""
     config = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder), alignment__weight=0)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(interruption, "BYTES_SAVED_PER_S", 1e-3)  # a checkpoint would take days
     train = vae_loop.train_vae if stage == "vae" else dit_loop.train_dit
     with pytest.raises(Interrupted, match="the time limit is reached; saved after step 0"):
@@ -126,6 +127,7 @@ def test_sampling_is_left_when_asked_and_made_up_for_later(
     clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked to stop while a long sampling runs: saved at once; the samples come after the resume."""
+    monkeypatch.chdir(tmp_path)
     config = tiny.tiny_config(
         tmp_path,
         clips,
@@ -137,9 +139,9 @@ def test_sampling_is_left_when_asked_and_made_up_for_later(
     )
     sample = dit_stage.DitStage.sample
 
-    def asked_while_sampling(self: dit_stage.DitStage, step: int, stop: StopRequest) -> bool:
+    def asked_while_sampling(self: dit_stage.DitStage, step: int, stop: StopRequest) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        return sample(self, step, stop)
+        sample(self, step, stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(dit_stage.DitStage, "sample", asked_while_sampling)
@@ -153,7 +155,7 @@ def test_sampling_is_left_when_asked_and_made_up_for_later(
 
 def test_a_folder_has_one_run(tmp_path: Path) -> None:
     code = (
-        "import signal, sys; from pathlib import Path; from medsora.training.run.lock import hold_folder\n"
+        "import signal, sys; from pathlib import Path; from medsora.training.run.folder import hold_folder\n"
         "kept = hold_folder(Path(sys.argv[1])); print('held', flush=True); signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE) as other:

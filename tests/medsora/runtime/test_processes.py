@@ -7,12 +7,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from medsora.errors import BadInput
-from medsora.runtime import together
-from medsora.runtime.processes import Heartbeat, check_agreement, losses_said
+from medsora.errors import BadInput, LostProcess
+from medsora.runtime import processes
+from medsora.runtime.processes import (
+    Heartbeat,
+    check_agreement,
+    losses_said,
+    on_main,
+    part,
+    share_of,
+    start_heartbeat,
+    working_together,
+)
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 
@@ -22,7 +32,7 @@ from pathlib import Path
 import psutil
 from medsora.errors import LostProcess
 from medsora.training.progress import Progress
-from tests.medsora.training import tiny
+from tests.support import tiny_training as tiny
 
 count = Progress.count
 
@@ -58,7 +68,7 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(clips: Path, tmp_path: 
 def test_processes_that_disagree_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_agreement({"run folder": "runs/a", "number of clips": 3})
     others = [{"number of clips": 3}, {"number of clips": 4}]
-    monkeypatch.setattr(together, "gather_object", lambda mine: others)
+    monkeypatch.setattr(processes, "gather_object", lambda mine: others)
     with pytest.raises(BadInput, match="process 1 has another number of clips than process 0"):
         check_agreement({"number of clips": 3})
 
@@ -79,7 +89,7 @@ class Store:
 
 def test_who_is_silent_for_too_many_beats_is_found() -> None:
     store = Store()
-    beat = Heartbeat(store, rank=1, processes=3, silent_s=3 * together.BEAT_S)
+    beat = Heartbeat(store, rank=1, processes=3, silent_s=3 * processes.BEAT_S)
     for _ in range(10):
         store.add("beat/0", 1)
         store.add("beat/2", 1)
@@ -93,7 +103,7 @@ def test_who_is_silent_for_too_many_beats_is_found() -> None:
 
 def test_a_store_that_is_gone_means_the_main_process_is() -> None:
     store = Store()
-    beat = Heartbeat(store, rank=1, processes=2, silent_s=3 * together.BEAT_S)
+    beat = Heartbeat(store, rank=1, processes=2, silent_s=3 * processes.BEAT_S)
     assert beat.main_is_alive()
     store.gone = True
     assert [beat._silent() for _ in range(4)] == [[], [], [], [0]]
@@ -103,3 +113,79 @@ def test_a_store_that_is_gone_means_the_main_process_is() -> None:
 def test_what_is_nobodys_loss_stays_what_it_is() -> None:
     with pytest.raises(RuntimeError, match="out of memory"), losses_said():
         raise RuntimeError("out of memory")
+
+
+def test_shares_are_all_of_the_work_and_none_twice() -> None:
+    for group, count in ((1, 5), (3, 10), (4, 2)):
+        places = (SimpleNamespace(process_index=k, num_processes=group) for k in range(group))
+        shares = [share_of(place, count) for place in places]
+        assert sorted(number for share in shares for number in share) == list(range(count))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_main_process_works_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = SimpleNamespace(is_main_process=True, num_processes=2)
+    other = SimpleNamespace(is_main_process=False, num_processes=2)
+    sent: list[list] = []
+    monkeypatch.setattr(processes, "broadcast_object_list", lambda outcome: sent.append(list(outcome)))
+    assert on_main(main, lambda: 7) == 7
+
+    def receive(outcome: list) -> None:
+        outcome[:] = sent[-1]
+
+    def refuse() -> None:
+        raise ValueError("no such folder")
+
+    monkeypatch.setattr(processes, "broadcast_object_list", receive)
+    assert on_main(other, lambda: pytest.fail("it is the main process's work")) == 7
+    monkeypatch.setattr(processes, "broadcast_object_list", lambda outcome: sent.append(list(outcome)))
+    with pytest.raises(BadInput, match="no such folder"):
+        on_main(main, refuse)
+    monkeypatch.setattr(processes, "broadcast_object_list", receive)
+    with pytest.raises(SystemExit) as left:
+        on_main(other, refuse)
+    assert left.value.code == 2
+
+
+def test_who_has_done_its_work_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store()
+    beat = Heartbeat(store, rank=0, processes=2, silent_s=processes.BEAT_S)
+    other = Heartbeat(store, rank=1, processes=2, silent_s=processes.BEAT_S)
+    monkeypatch.setattr(processes, "_heartbeats", [other])
+    with working_together() as state:
+        assert state.num_processes == 1
+        assert not other.parted
+    assert other.parted
+    assert processes._heartbeats == []
+    assert [beat._silent() for _ in range(5)] == [[]] * 5
+    part()  # a second time changes nothing
+    other.run()  # ends at once: nobody is listened for any more
+
+
+def test_a_single_process_has_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_heartbeats", [])
+    start_heartbeat()
+    assert processes._heartbeats == []
+
+
+def test_a_lost_worker_is_told_from_other_errors() -> None:
+    with pytest.raises(LostProcess, match="a process that loads data died") as lost, working_together():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    assert not lost.value.said_elsewhere
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [(0, True), (2, False)])
+def test_silence_ends_the_process_and_one_says_why(
+    rank: int, speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(processes.time, "sleep", lambda seconds: store.add(f"beat/{2 - rank}", 1))
+    monkeypatch.setattr(processes.os, "_exit", leave)
+    store = Store()
+    with pytest.raises(SystemExit) as left:
+        Heartbeat(store, rank, processes=3, silent_s=3 * processes.BEAT_S).run()
+    assert left.value.code == 1
+    said = "error: process 1 of this run has not been heard of for 6 seconds"
+    assert (said in capsys.readouterr().err) == speaks

@@ -1,4 +1,6 @@
-"""The pipeline: one seed, one video; saved and loaded without a change; damage named."""
+"""medsora.sampling.pipeline, medsora.saved.pipeline, medsora.saved.find: the pipeline: one seed, one video;
+saved and loaded without a change; damage named.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from medsora.errors import BadInput
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved import find as model_folder
 from medsora.saved.find import find_model
-from tests.medsora.test_diffusion import MU, S, exact_eps
+from tests.medsora.test_sampler import MU, S, exact_eps
 from tests.support.tiny_pipeline import (
     GEOMETRY,
     cut_in_half,
@@ -92,7 +94,7 @@ def test_a_generator_draws_the_seeds(pipeline: MedSoraPipeline) -> None:
 def test_latents_follow_the_denoiser(pipeline: MedSoraPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the exact denoiser of N(MU, S²) the latents come out so distributed."""
 
-    def forward(z: Tensor, t: Tensor, num_images: int, modulation: object) -> MedSoraOutput:
+    def forward(z: Tensor, t: Tensor, **_: object) -> MedSoraOutput:
         return MedSoraOutput(eps=exact_eps(z, t), variance=torch.full_like(z, torch.nan))
 
     monkeypatch.setattr(pipeline.denoiser, "forward", forward)
@@ -109,9 +111,9 @@ def test_only_a_mixed_denoiser_gets_image_latents(
     pipeline = tiny_pipeline(mixing=mixing)
     forward, seen = pipeline.denoiser.forward, []
 
-    def watched(z: Tensor, t: Tensor, num_images: int, modulation: object) -> MedSoraOutput:
+    def watched(z: Tensor, t: Tensor, num_images: int, **options: object) -> MedSoraOutput:
         seen.append((z.shape[1], num_images))
-        return forward(z, t, num_images, modulation)
+        return forward(z, t, num_images, **options)
 
     monkeypatch.setattr(pipeline.denoiser, "forward", watched)
     states = []

@@ -1,4 +1,6 @@
-"""Checkpoints are whole or not there, and a damaged one falls back to the one before it."""
+"""medsora.saved.checkpoint, medsora.saved.manifest, medsora.saved.optimizer: checkpoints are whole or not
+there, and a damaged one falls back to the one before it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from safetensors.torch import save_file
 
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
-from medsora.saved.checkpoint import latest_checkpoint, save_checkpoint
+from medsora.saved.checkpoint import checkpoint_folders, latest_checkpoint, newest_whole, save_checkpoint
 from medsora.saved.optimizer import optimizer_tensors, restore_optimizer
 
 
@@ -31,6 +33,16 @@ def test_the_newest_whole_checkpoint_is_used(tmp_path: Path) -> None:
     save(tmp_path, 10)
     found = latest_checkpoint(tmp_path, pytest.fail)
     assert (found.step, found.state["note"]) == (10, 10)
+
+
+def test_whoever_asks_decides_what_happens_to_damage(tmp_path: Path) -> None:
+    older, newer = save(tmp_path, 5), save(tmp_path, 10)
+    (newer / "model.safetensors").unlink()
+    noted: list[tuple[Path, str]] = []
+    folders = checkpoint_folders(tmp_path)
+    assert newest_whole(folders, lambda *damage: noted.append(damage)) == older
+    assert noted == [(newer, "model.safetensors is missing")]
+    assert checkpoint_folders(tmp_path) == folders == [newer, older]  # neither moved nor removed
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "manifest"])

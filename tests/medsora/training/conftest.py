@@ -1,24 +1,10 @@
-"""Clips and a VAE that the tests of the training loops share."""
+"""Each test of the training loops runs in a folder of its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-
-from tests.support import tiny_training as tiny
-
-
-@pytest.fixture(scope="session")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of five phantom clips of 17 frames at 32x32."""
-    return tiny.write_clips(tmp_path_factory.getbasetemp() / "tiny-clips")
-
-
-@pytest.fixture(scope="session")
-def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VAE as stage 2 takes it."""
-    return tiny.write_vae(tmp_path_factory.getbasetemp() / "tiny-vae")
 
 
 @pytest.fixture(autouse=True)

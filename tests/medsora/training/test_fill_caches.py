@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from medsora.data.clips import ClipDataset
 from medsora.errors import BadInput
 from medsora.training import fill_caches as cache
 from medsora.training.cache import prior as prior_cache
@@ -17,6 +16,7 @@ from medsora.training.fill_caches import fill_caches
 from medsora.training.stage2.build import build_prior
 from tests.medsora.training.cache.test_latents import one_process
 from tests.support import tiny_training as tiny
+from tests.support.clip_dataset import clip_dataset
 
 
 def entries(folder: Path, kind: str) -> dict[str, int]:
@@ -67,13 +67,13 @@ def test_prior_features_of_other_weights_sizes_or_code_lie_elsewhere(
     config = tiny.tiny_config(tmp_path, clips, cache__latents="disk", cache__prior="disk")
     prior = build_prior(config, 4)
 
-    def key(size: int = 32, grid: tuple[int, int] = (2, 2)) -> str:
-        dataset = ClipDataset(clips, frames=16, interval=1, size=size, holdout=0.2)
+    def key(size: int = 32, grid: tuple[int, int, int] = (4, 2, 2)) -> str:
+        dataset = clip_dataset(clips, frames=16, interval=1, size=size, holdout=0.2)
         return PriorCache(config, dataset, prior, grid, 32).store.key
 
     first = key()
     assert key() == first
-    keys = {first, key(size=48), key(grid=(4, 4))}
+    keys = {first, key(size=48), key(grid=(4, 4, 4))}
     with torch.no_grad():
         next(prior.parameters()).view(-1)[0] += 1e-3
     keys.add(key())
@@ -88,10 +88,10 @@ def test_prior_features_of_other_weights_sizes_or_code_lie_elsewhere(
 def test_processes_share_the_prior_features_and_none_is_computed_twice(tmp_path: Path, clips: Path) -> None:
     config = tiny.tiny_config(tmp_path, clips, cache__latents="disk", cache__prior="disk")
     prior = build_prior(config, 4)
-    dataset = ClipDataset(clips, frames=16, interval=1, size=32, holdout=0.2)
+    dataset = clip_dataset(clips, frames=16, interval=1, size=32, holdout=0.2)
     written: list[set[str]] = []
     for rank in range(2):
-        kept = PriorCache(config, dataset, prior, (2, 2), 32)
+        kept = PriorCache(config, dataset, prior, (4, 2, 2), 32)
         before = set(entries(Path(config.cache.dir), "prior"))
         kept.build(prior, dataset, one_process(rank, 2))
         written.append(set(entries(Path(config.cache.dir), "prior")) - before)

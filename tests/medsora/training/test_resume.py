@@ -1,4 +1,8 @@
-"""Stopped at any step by anything and started again, a run is the run that nobody stopped, bit for bit."""
+"""medsora.training.stage1.loop, medsora.training.stage1.build, medsora.training.stage1.stage,
+medsora.training.stage2.loop, medsora.training.loop_end, medsora.training.stage_parts,
+medsora.training.step_guard, medsora.training.run.folder: stopped at any step by anything and started
+again, a run is the run that nobody stopped, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,11 @@ from medsora.errors import BadInput
 from medsora.runtime.exit import exit_with_status
 from medsora.training import step_guard as non_finite
 from medsora.training.progress import Progress
+from medsora.training.run import folder
 from medsora.training.run.folder import refuse_changes
+from medsora.training.stage1.stage import VaeStage
+from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae.choices import DEFAULT_COMPENSATION
 from medsora.vae.losses import VaeLoss
 from tests.support import tiny_training as tiny
 
@@ -181,14 +189,14 @@ def test_the_time_limit_is_kept_before_the_first_step_too(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     config = tiny.tiny_config(tmp_path, clips, train_vae__eval_every=100)
-    resume = tiny.vae_loop.VaeStage.resume
+    resume = VaeStage.resume
 
-    def late(stage: tiny.vae_loop.VaeStage) -> int:
+    def late(stage: VaeStage) -> int:
         start = resume(stage)
         signal.raise_signal(signal.SIGALRM)  # an hour's alarm, which nobody wants to wait for here
         return start
 
-    monkeypatch.setattr(tiny.vae_loop.VaeStage, "resume", late)
+    monkeypatch.setattr(VaeStage, "resume", late)
     with pytest.raises(SystemExit) as left:
         exit_with_status(lambda: tiny.vae_loop.train_vae(config, time_limit_minutes=60))
     assert left.value.code == 75
@@ -213,6 +221,41 @@ def test_going_on_rewrites_what_sampling_needs_only_if_it_differs(straight: Stra
     described.write_text("{}", encoding="utf-8")
     tiny.train("dit", config)
     assert described.read_text(encoding="utf-8") == before[0]
+
+
+@pytest.mark.parametrize("stage", ["vae", "dit"])
+def test_a_run_begun_before_there_were_kinds_of_compensation_continues_as_causal(
+    stage: str, clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "DEFAULT_COMPENSATION", "standard")
+
+    def configure(steps: int, **changes: str) -> Config:
+        options = {f"train_{stage}__max_steps": steps, "vae__path": str(vae_folder)}
+        return tiny.tiny_config(tmp_path, clips, **options | changes)
+
+    run = tiny.train(stage, configure(2, vae__compensation_kind="causal"))
+    written = (run / "config.yaml").read_text(encoding="utf-8")
+    assert written.count("  compensation_kind: causal\n") == 1
+    (run / "config.yaml").write_text(written.replace("  compensation_kind: causal\n", ""), encoding="utf-8")
+    for steps in (3, 4):  # the second time the config names the kind
+        tiny.train(stage, configure(steps))
+        assert (run / "checkpoints" / f"step-{steps:07d}").is_dir()
+    if stage == "vae":
+        assert FrequencyCompensatedVAE.from_pretrained(run / "final").config.compensation_kind == "causal"
+        with pytest.raises(BadInput, match=r"vae\.compensation_kind=causal, but now it is standard"):
+            tiny.train(stage, configure(5, vae__compensation_kind="standard"))
+
+
+def test_a_new_run_takes_and_names_the_default_kind_of_compensation(clips: Path, tmp_path: Path) -> None:
+    config = tiny.tiny_config(tmp_path, clips, train_vae__max_steps=1)
+    assert config.vae.compensation_kind == "auto"
+    run = tiny.train("vae", config)
+    written = (run / "config.yaml").read_text(encoding="utf-8")
+    assert f"compensation_kind: {DEFAULT_COMPENSATION}" in written
+    assert (
+        FrequencyCompensatedVAE.from_pretrained(run / "final").config.compensation_kind
+        == DEFAULT_COMPENSATION
+    )
 
 
 def test_another_vae_is_refused(straight: Straight, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""A folder of 200 files, 40 of them damaged in eleven ways, trains to its end on the good ones."""
+"""medsora.data.checking.check, medsora.data.checking.scan: a folder of 200 files, 40 of them damaged in
+eleven ways, trains to its end on the good ones.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from medsora.config.load import config_from_dict
 from medsora.data.checking.burnt_in import EvenSamples, StillMarks, find_still_marks, place
 from medsora.data.checking.check import check_folder
-from medsora.data.clips import ClipDataset
+from medsora.data.clips import ClipDataset, ClipSpec
 from medsora.data.exact_flow import check_flow_files
 from medsora.data.phantom import clip_seed, render_clip
 from medsora.data.reading.margins import NO_MARGINS
@@ -137,12 +137,11 @@ def test_the_check_tells_and_the_clips_are_cropped(folder: Path, scene: np.ndarr
         assert other.margins == NO_MARGINS
         assert other.marks_words == "burnt-in text or marks at the top left"
         assert ["borders" in line or "burnt-in" in line for line in report.complaints()] == [True, True]
-    size = (128, 128)
-    plain = {"frames": 4, "interval": 1, "size": size, "images": 0, "holdout": 0, "flip": False}
-    clips = ClipDataset(folder, report=report, **plain)
+    spec = ClipSpec(frames=4, interval=1, size=(128, 128), images=0, flip=False)
+    clips = ClipDataset(report, spec, holdout=0)
     pixels = (clips.fixed_clip(0)["video"].movedim(1, -1).numpy() + 1) * 127.5
     assert np.array_equal(pixels.round().astype(np.uint8), scene[:5])
-    whole = ClipDataset(folder, report=check_folder(folder, **options), **plain)
+    whole = ClipDataset(check_folder(folder, **options), spec, holdout=0)
     assert clips_digest(clips) != clips_digest(whole)
     with pytest.raises(BadInput, match=r"cropped by top 12.*data\.crop=none"):
         check_flow_files(report.usable, interval=1, size=(160, 256))

@@ -1,4 +1,6 @@
-"""The check of a folder: everything usable is found, everything else is named with its reason."""
+"""medsora.data.checking.check, medsora.data.checking.cache, medsora.data.reading.find: the check of a folder:
+everything usable is found, everything else is named with its reason.
+"""
 
 from __future__ import annotations
 

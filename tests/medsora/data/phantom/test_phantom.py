@@ -1,4 +1,7 @@
-"""The phantom: the same seed the same clip, its flow exact, its pictures those of an endoscope."""
+"""medsora.data.phantom.corpus, medsora.data.phantom.render, medsora.data.phantom.scene,
+medsora.data.phantom.camera, medsora.data.phantom.wall, medsora.data.phantom.forceps: the phantom: the same
+seed the same clip, its flow exact, its pictures those of an endoscope.
+"""
 
 import csv
 import itertools
@@ -20,8 +23,9 @@ from medsora.data.phantom.scene import Scene
 from medsora.data.phantom.wall import Wall
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput
+from tests.support.paths import CONFIGS
 
-CONFIG = Path(__file__).parents[4] / "configs" / "phantom.yaml"
+CONFIG = CONFIGS / "phantom.yaml"
 
 
 @pytest.fixture(scope="module")

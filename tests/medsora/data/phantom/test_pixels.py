@@ -1,4 +1,5 @@
-"""The phantom's default look is frozen: models, weights and metrics that were published depend on its pixels.
+"""medsora.data.phantom.render, medsora.data.phantom.scene: the phantom's default look is frozen: models,
+weights and metrics that were published depend on its pixels.
 
 A new look, mask or polyp size is an option beside the default one, whose pixels never change.
 """

@@ -1,4 +1,6 @@
-"""Frames in and out of files: round trips, exact seeks in any file, little memory, plain refusals."""
+"""medsora.data.reading.video_io, medsora.data.reading.decoding: frames in and out of files: round trips,
+exact seeks in any file, little memory, plain refusals.
+"""
 
 from __future__ import annotations
 

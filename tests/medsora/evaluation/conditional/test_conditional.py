@@ -1,4 +1,9 @@
-"""The commands that measure what was asked for: they tell right from wrong, and go from end to end."""
+"""medsora.evaluation.conditional.classifier, medsora.evaluation.conditional.command,
+medsora.evaluation.conditional.first_frame, medsora.evaluation.conditional.fresh_phantom,
+medsora.evaluation.conditional.labels, medsora.evaluation.conditional.seams,
+medsora.evaluation.sanity.claims: the commands that measure what was asked for: they tell right from wrong,
+and go from end to end.
+"""
 
 from __future__ import annotations
 
@@ -122,10 +127,10 @@ def test_psnr() -> None:
 def test_where_the_joints_of_a_film_are() -> None:
     plan = FilmPlan(64, 17, 9)
     assert seams.joints_of(plan).tolist() == [16, 24, 32, 40, 48, 56]
-    assert seams.pairs_like_joints(plan).tolist() == [0, 4, 8, 12, 20, 28, 36, 44, 52, 60]
+    assert seams.pairs_like_joints(plan, 4).tolist() == [0, 4, 8, 12, 20, 28, 36, 44, 52, 60]
     assert seams.joints_of(FilmPlan(18, 17, 9)).tolist() == [16]
     assert seams.joints_of(FilmPlan(32, 16, 8)).tolist() == [15, 23]
-    assert seams.pairs_like_joints(FilmPlan(32, 16, 8)).tolist() == [3, 7, 11, 19, 27]
+    assert seams.pairs_like_joints(FilmPlan(32, 16, 8), 4).tolist() == [3, 7, 11, 19, 27]
 
 
 def test_a_jump_is_seen_where_it_is() -> None:

@@ -1,4 +1,8 @@
-"""The published networks, with random weights in local files, through the true loading code."""
+"""medsora.evaluation.metrics.i3d, medsora.evaluation.metrics.inception, medsora.evaluation.metrics.videomae,
+medsora.evaluation.metrics.frame_consistency, medsora.evaluation.metrics.weight_files,
+medsora.evaluation.metrics.registry: the published networks, with random weights in local files, through
+the true loading code.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the weight-free metrics notice, and in which order."""
+"""medsora.evaluation.metrics.pixel, medsora.evaluation.metrics.pyramid, medsora.evaluation.metrics.measure,
+medsora.evaluation.sanity.degradations: what the weight-free metrics notice, and in which order.
+"""
 
 from __future__ import annotations
 

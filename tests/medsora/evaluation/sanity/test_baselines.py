@@ -1,4 +1,6 @@
-"""The demo's proof: true of clips like the real ones, refuted by each cheat and by the untrained model."""
+"""medsora.evaluation.sanity.baselines, medsora.evaluation.sanity.degrade: the demo's proof: true of clips
+like the real ones, refuted by each cheat and by the untrained model.
+"""
 
 from __future__ import annotations
 

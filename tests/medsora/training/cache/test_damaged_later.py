@@ -1,4 +1,6 @@
-"""A file that is damaged after the check: another clip takes its place, the same one in both caches."""
+"""medsora.training.cache.latents, medsora.training.cache.prior, medsora.training.open_clips: a file that is
+damaged after the check: another clip takes its place, the same one in both caches.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +28,7 @@ from medsora.training.stage2.build import build_dit_stage, build_prior
 from medsora.vae import FrequencyCompensatedVAE
 from tests.medsora.training.cache.test_latents import one_process
 from tests.support import tiny_training as tiny
+from tests.support.clip_dataset import clip_dataset
 
 BROKEN = 1  # a training clip, each of which is a video of its own
 
@@ -91,7 +94,7 @@ def test_a_run_with_caches_goes_on(config: Config, monkeypatch: pytest.MonkeyPat
 def test_a_group_of_joint_images_draws_again(config: Config, caplog: pytest.LogCaptureFixture) -> None:
     config.images.encoding, config.images.count = "packed", 8
     vae = FrequencyCompensatedVAE.from_pretrained(config.vae.path).eval()
-    dataset = ClipDataset(config.data.root, frames=16, interval=1, size=32, images=8, holdout=0.2)
+    dataset = clip_dataset(config.data.root, frames=16, interval=1, size=32, images=8, holdout=0.2)
     dataset.videos[BROKEN].source.path.write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         groups = [dataset.image_group(8, np.random.default_rng(seed)) for seed in range(4)]
@@ -104,7 +107,7 @@ def test_a_group_of_joint_images_draws_again(config: Config, caplog: pytest.LogC
 
 
 def test_damaged_exact_flow_takes_the_next_clip_too(config: Config) -> None:
-    dataset = ClipDataset(config.data.root, frames=16, interval=1, size=32, with_flow=True, flip=False)
+    dataset = clip_dataset(config.data.root, frames=16, interval=1, size=32, with_flow=True, flip=False)
     flow_path(dataset.videos[BROKEN].source.path).write_bytes(b"not what it was")
     assert dataset[BROKEN]["index"] == BROKEN + 1
 
@@ -114,8 +117,8 @@ def test_another_exact_flow_has_another_cache(config: Config) -> None:
     prior = build_prior(config, depth=2)
 
     def key(with_flow: bool) -> str:
-        dataset = ClipDataset(config.data.root, frames=16, interval=1, size=32, with_flow=with_flow)
-        return PriorCache(config, dataset, prior, (2, 2), 32).store.key
+        dataset = clip_dataset(config.data.root, frames=16, interval=1, size=32, with_flow=with_flow)
+        return PriorCache(config, dataset, prior, (4, 2, 2), 32).store.key
 
     before = key(True), key(False)
     flows = sorted(Path(config.data.root).glob("*.flow.safetensors"))

@@ -1,4 +1,6 @@
-"""The cache holds what the VAE would say now, for this VAE and these files, and repairs itself."""
+"""medsora.training.cache.latents, medsora.training.cache.fingerprint, medsora.training.joint_images: the
+cache holds what the VAE would say now, for this VAE and these files, and repairs itself.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from medsora.data.clips import ClipDataset
 from medsora.training.cache.latents import LatentCache
 from medsora.training.joint_images import image_moments
 from medsora.vae import FrequencyCompensatedVAE
 from tests.support import tiny_training as tiny
+from tests.support.clip_dataset import clip_dataset
 
 
 def one_process(rank: int = 0, processes: int = 1) -> Any:
@@ -37,7 +39,7 @@ def open_cache(
 ) -> LatentCache:
     count = (8 if encoding == "packed" else 2) if images is None else images
     config = tiny.tiny_config(work, clips, images__encoding=encoding, images__count=count)
-    dataset = ClipDataset(clips, frames=16, interval=1, size=32, images=config.images.count, holdout=0.2)
+    dataset = clip_dataset(clips, frames=16, interval=1, size=32, images=config.images.count, holdout=0.2)
     return LatentCache(config, dataset, vae)
 
 

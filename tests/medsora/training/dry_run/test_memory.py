@@ -1,4 +1,6 @@
-"""The estimate of `--dry-run`: what it counts is what a real step allocates, and what a run really takes."""
+"""medsora.training.dry_run.memory, tools.measure_memory: the estimate of `--dry-run`: what it counts is what
+a real step allocates, and what a run really takes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What can be seen of a run: its page, curves per block, sheets, trackers, the line that a person watches."""
+"""medsora.training.run.report, medsora.training.run.trackers, medsora.training.progress,
+medsora.training.stage2.block_alignment, medsora.html_report: what can be seen of a run: its page, curves per
+block, sheets, trackers, the line that a person watches.
+"""
 
 from __future__ import annotations
 
@@ -149,5 +152,5 @@ def test_a_tracker_that_refuses_is_one_sentence(raised_by: str, tmp_path: Path) 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medsora.training.run.trackers.find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=r"wandb, which is not installed: pip install '\.\[wandb\]'"):
+    with pytest.raises(BadInput, match=r"wandb, which is not installed: pip install 'medsora\[wandb\]'"):
         usable_trackers(["wandb"])

@@ -1,4 +1,6 @@
-"""The flow prior runs for the samples that need it and no other, and leaving it out changes nothing."""
+"""medsora.training.stage2.inputs, medsora.training.stage2.stage, medsora.training.stage2.samples: the flow
+prior runs for the samples that need it and no other, and leaving it out changes nothing.
+"""
 
 from __future__ import annotations
 

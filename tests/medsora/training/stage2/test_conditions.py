@@ -1,4 +1,6 @@
-"""Labels and given frames in stage 2: dropped, balanced, given as often as asked, the same on resuming."""
+"""medsora.training.stage2.inputs, medsora.training.stage2.build: labels and given frames in stage 2: dropped,
+balanced, given as often as asked, the same on resuming.
+"""
 
 from __future__ import annotations
 

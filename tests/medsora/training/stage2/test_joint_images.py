@@ -1,4 +1,6 @@
-"""Joint images in both encodings and mixings: how many latents they become; alignment ignores them."""
+"""medsora.training.stage2.loop, medsora.training.joint_images: joint images in both encodings and mixings:
+how many latents they become; alignment ignores them.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ def test_a_step_with_joint_images(
         return alignment_loss(features, targets, t, **options)
 
     monkeypatch.setattr(MedSora, "forward", noted_forward)
-    monkeypatch.setattr(tiny.dit_loop, "alignment_loss", noted_alignment)
+    monkeypatch.setattr("medsora.training.stage2.loss.alignment_loss", noted_alignment)
     config = tiny.tiny_config(
         tmp_path,
         clips,

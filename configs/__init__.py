@@ -1,0 +1,1 @@
+"""Configs and base weights that come with MedSora; `medsora.config.shipped` finds them."""

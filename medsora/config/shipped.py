@@ -1,0 +1,42 @@
+"""Configs and base weights that come with MedSora (`configs/`, `medsora.configs` in a wheel)."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path, PurePath
+
+from medsora.errors import BadInput
+
+FOLDER = "configs"
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the shipped configs, such as "phantom"."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def find_config(name: str | Path) -> Path:
+    """Return an existing path `name`, or the shipped config of "phantom", "configs/phantom.yaml".
+
+    Raises `BadInput`, which lists the shipped names, if there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    named = path if path.suffix else Path(f"{path}.yaml")
+    shipped = _folder() / named.name
+    if named.parent in (Path(), Path(FOLDER)) and shipped.is_file():
+        return shipped
+    raise BadInput(f"there is no config file {path}; MedSora comes with {', '.join(shipped_names())}.")
+
+
+def shipped_file(name: str | None) -> str | None:
+    """Return the path `name` of a config's value; "configs/FILE" that is not here is the shipped file."""
+    if name is None or Path(name).exists() or PurePath(name).parent != PurePath(FOLDER):
+        return name
+    shipped = _folder() / PurePath(name).name
+    return str(shipped) if shipped.is_file() else name
+
+
+def _folder() -> Path:
+    return Path(str(files("medsora.configs")))

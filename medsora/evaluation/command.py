@@ -1,0 +1,103 @@
+"""The command line of evaluation: `evaluate.py` and `medsora evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from medsora.config.crop import crop_of_text
+from medsora.errors import BadInput
+from medsora.runtime.exit import EXIT_STATUSES
+
+OF_A_VAE = {"vae", "real", "clips", "frames", "size", "crop", "interval", "seed", "weights", "out"}
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Compare generated with real clips, or a VAE's reconstructions with their originals."""
+    options = vars(make_parser(prog).parse_args(arguments))
+    if ("vae" in options) == ("fake" in options):
+        raise BadInput(
+            "give either --fake DIR, generated clips to compare, or --vae FOLDER, a VAE to measure."
+        )
+    if unfit := sorted(set(options) - OF_A_VAE) if "vae" in options else []:
+        raise BadInput(
+            f"--vae measures reconstructions and has no --{unfit[0].replace('_', '-')}; leave it out."
+        )
+    from medsora.evaluation.metrics.weight_files import parse_weights
+    from medsora.evaluation.run import run_evaluation
+    from medsora.evaluation.settings import EvaluationSettings
+    from medsora.evaluation.vae_quality import VaeSettings, evaluate_vae, markdown
+
+    options["weights"] = parse_weights(options.get("weights", []))
+    if "vae" in options:
+        figures = evaluate_vae(VaeSettings(**options))
+        page = figures and markdown(figures)
+    else:
+        results = run_evaluation(EvaluationSettings(**options))
+        page = results and results.markdown()
+    if page:
+        print(page)
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the command line; its names and defaults are `EvaluationSettings`', which loads slowly."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Compare generated clips with real ones, or a VAE's reconstructions with their "
+        "originals, by one protocol that is written beside the figures. 'accelerate launch evaluate.py ...' "
+        "splits the work over processes.",
+        epilog=EXIT_STATUSES.replace("saved", "extracted features kept"),
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("--real", required=True, metavar="DIR", help="real clips: videos or folders of frames, nested or not")
+    add("--fake", metavar="DIR", help="generated clips, such as sample_ddim.py's --out")
+    add("--vae", metavar="RUN_OR_FOLDER", help="instead of --fake: measure this VAE on the real clips")
+    add(
+        "--metrics",
+        metavar="NAMES",
+        help="of fvd, cd-fvd, fid, is, fc, motion, pixel, joined by commas; the last two need no weights "
+        "(default: motion,pixel)",
+    )
+    add("--clips", type=int, metavar="N", help="at most so many clips on each side (default: 2048)")
+    add("--frames", type=int, metavar="F", help="frames per clip (default: 16)")
+    add("--size", type=int, metavar="PX", help="side of a frame; both sides are resized alike (default: 128)")
+    add(
+        "--crop",
+        type=crop_of_text,
+        metavar="CROP",
+        help="auto: cut every video's own black borders off first, on both sides alike, as training does; "
+        "none: whole frames, for a model trained with data.crop: none; TOP,BOTTOM,LEFT,RIGHT: these parts "
+        "of real frames, for one trained with the same data.crop (default: auto)",
+    )
+    add(
+        "--interval",
+        type=int,
+        metavar="N",
+        help="every N-th frame of the real videos, as in training; of generated ones each (default: 1)",
+    )
+    add("--seed", type=int, help="of the choice of clips and of re-sampling (default: 0)")
+    add("--bootstrap", type=int, metavar="N", help="N re-samplings give each figure an interval (default: 0)")
+    add(
+        "--memorised",
+        metavar="TRAIN_DIR",
+        help="audit whether generated clips repeat these training clips; --real must then be held out",
+    )
+    add(
+        "--weights",
+        nargs="+",
+        metavar="NAME=PATH",
+        help="local weights: fvd, cd-fvd, inception, clip (a folder), raft_large, raft_small, lpips; else "
+        "the first four are downloaded once, motion uses OpenCV's DIS, and LPIPS is left out",
+    )
+    add("--corpus", help="whose columns in the paper's tables: colonoscopic, cholectriplet, kvasir_capsule")
+    add("--out", type=Path, metavar="DIR", help="where the results go (default: results)")
+    add(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="for real features (default: runs/cache/features)",
+    )
+    add("--batch-size", type=int, metavar="N", help="clips in one forward (default: 4)")
+    return parser

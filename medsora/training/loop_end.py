@@ -1,0 +1,129 @@
+"""What both training loops do between two steps, in this order.
+
+1. Stop before the optimiser's step if a loss or gradient is not finite, after saving the state before it
+   (`non_finite`).
+2. Log (`log_step`); the rest is `end_step`:
+3. Save, if a checkpoint is due or a process was asked to stop: what follows may take minutes, and whoever
+   asked may not wait for it.
+4. Leave, if a process was asked to stop: this step's evaluation and samples are made up for when the run is
+   resumed (`begin`).
+5. Evaluate and sample, if due, on the main process. A request to stop may cut the sampling short; then every
+   process leaves after this step, and it is made up for as well.
+
+The last step is evaluated and sampled even if a process was asked to stop: there is nothing left to resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from medsora.errors import Interrupted, NonFiniteLoss
+from medsora.runtime.interruption import StopRequest, any_process
+from medsora.training.progress import Progress
+from medsora.training.run.folder import RunFolder
+from medsora.training.run.report import RunReport
+from medsora.training.schedule import Schedule
+from medsora.training.stage_parts import StageParts
+from medsora.training.step_guard import StepRecord
+
+
+class PeriodicTask(NamedTuple):
+    """Work of the main process after every `every`-th step, from `first_step` on, and after the last one.
+
+    `is_done` tells, when a run is resumed after a step, whether the work of that step is there already.
+    `interruptible` work raises `Interrupted` where the request to stop cuts it short.
+    """
+
+    every: int
+    work: Callable[[int, StopRequest], None]
+    is_done: Callable[[int], bool]
+    first_step: int = 1
+    interruptible: bool = False
+
+
+class Stage(Protocol):
+    """What is needed of a stage between its steps: among others what its checkpoints hold, and its tasks."""
+
+    accelerator: Accelerator
+    run: RunFolder
+    schedule: Schedule
+    parts: StageParts
+    tasks: list[PeriodicTask]
+
+
+def begin(stage: Stage, step: int, stop: StopRequest) -> None:
+    """Before the first step, make up for what a stop right after the checkpoint of `step` left undone.
+
+    Raises `Interrupted` if there is no time for a step either.
+    """
+    if not _run_tasks(stage, step, stop, resumed=True):
+        raise _interrupted(stage, step, stop)
+
+
+def non_finite(stage: Stage, bad: StepRecord) -> NonFiniteLoss:
+    """Save the state before the step `bad` and end the training; return what to raise."""
+    stage.parts.save(bad.number)
+    stage.accelerator.end_training()
+    return bad.error(stage.run.checkpoints)
+
+
+def log_step(
+    stage: Stage,
+    done: int,
+    losses: dict[str, Tensor],
+    state: dict[str, float],
+    progress: Progress,
+    report: RunReport,
+) -> None:
+    """Log the losses and the state of the loop after `done` steps, with the speed since the last call."""
+    figures = {f"loss/{name}": float(value) for name, value in losses.items()}
+    speed = progress.speed()
+    stage.run.log(done, {**figures, **state, **speed})
+    progress.show(figures, speed)
+    report.update()
+    progress.restart_clock()
+
+
+def end_step(
+    stage: Stage, done: int, stop: StopRequest, progress: Progress, *, saves: bool, asked: bool
+) -> None:
+    """Save, leave, evaluate and sample after `done` steps, as the module's docstring says.
+
+    Raises `Interrupted` after saving if a process was asked to stop (`asked`) or is asked while it samples.
+    """
+    if saves or asked:
+        with stop.saving():
+            stage.parts.save(done)
+    with progress.not_training():
+        leaves = asked and done < stage.schedule.total_steps
+        if leaves or not _run_tasks(stage, done, stop):
+            raise _interrupted(stage, done, stop)
+
+
+def _run_tasks(stage: Stage, step: int, stop: StopRequest, *, resumed: bool = False) -> bool:
+    """Do what is due after `step`; return False if a process was cut short or, `resumed`, asked to stop."""
+    ends = step == stage.schedule.total_steps
+    due = [task for task in stage.tasks if step >= task.first_step and (step % task.every == 0 or ends)]
+    cut_short = False
+    if stage.run.main:
+        try:
+            for task in due:
+                if not (resumed and task.is_done(step)):
+                    task.work(step, stop)
+        except Interrupted:
+            cut_short = True
+    if not resumed and not any(task.interruptible for task in due):
+        return True  # nothing could have been cut short: no process waits for the others
+    (leaves,) = any_process(stage.accelerator, cut_short or (resumed and stop.wanted()))
+    return not leaves
+
+
+def _interrupted(stage: Stage, step: int, stop: StopRequest) -> Interrupted:
+    """Save what is not saved yet and end the training; return what to raise."""
+    stage.parts.save(step)
+    stage.accelerator.end_training()
+    return Interrupted(f"{stop.why()}; saved after step {step}, the same command goes on from there.")

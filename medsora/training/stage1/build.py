@@ -1,0 +1,65 @@
+"""Everything that stage 1 needs, built and checked before its first step."""
+
+from __future__ import annotations
+
+import torch
+
+from medsora.config.schema import Config
+from medsora.config.shipped import shipped_file
+from medsora.training.accelerator import check_same_run, make_accelerator
+from medsora.training.open_clips import clip_spec, open_clips
+from medsora.training.run.folder import RunFolder, with_compensation_kind
+from medsora.training.run.trackers import start_trackers
+from medsora.training.schedule import Schedule
+from medsora.training.stage1.crops import check_crop
+from medsora.training.stage1.stage import VaeStage
+from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae.losses import VaeLoss
+
+
+def build_vae_stage(config: Config) -> VaeStage:
+    """Build model, data, loss and optimiser; raises `ValueError` or `OSError` for whatever cannot be used."""
+    config, settings = with_compensation_kind(config), config.train_vae
+    accelerator = make_accelerator(config, settings.precision, config.vae_dir)
+    vae = build_vae(config)
+    vae.check_video_shape(config.data.frames, *config.data.height_width)
+    check_crop(config)
+    loss = build_loss(config).to(accelerator.device)
+    clips, held_out = open_clips(config, accelerator, clip_spec(config))
+    schedule = Schedule.of(settings, len(clips))
+    schedule.check_processes(accelerator.num_processes, settings.accumulation)
+    parameters = vae.trainable_parameters(settings.train)
+    optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=tuple(settings.betas), fused=True)
+    run = RunFolder(config.vae_dir, config, "train_vae", accelerator)
+    check_same_run(run, config, clips)
+    start_trackers(accelerator, run, config)
+    if settings.lpips == 0:
+        run.say("LPIPS is left out of the loss (train_vae.lpips is 0).")
+    return VaeStage(config, accelerator, run, clips, held_out, vae, loss, optimizer, schedule)
+
+
+def build_vae(config: Config) -> FrequencyCompensatedVAE:
+    """Return the VAE that the config starts from; raises `ValueError` or `OSError` as `from_base` does."""
+    vae = FrequencyCompensatedVAE.from_base(
+        shipped_file(config.vae.base),
+        compensation=config.vae.compensation,
+        compensation_kind=config.vae.compensation_kind,
+        weights=shipped_file(config.vae.weights),
+    )
+    if config.train_vae.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
+    return vae
+
+
+def build_loss(config: Config) -> VaeLoss:
+    """Return the loss (Eq. 16) with the config's weights of its terms."""
+    settings = config.train_vae
+    return VaeLoss(
+        l1=settings.l1,
+        lpips=settings.lpips,
+        ffl=settings.ffl,
+        kl=settings.kl,
+        coarse=settings.coarse,
+        lpips_net=settings.lpips_net,
+        lpips_trunk=settings.lpips_trunk,
+    )

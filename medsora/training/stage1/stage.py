@@ -1,0 +1,103 @@
+"""The parts of stage 1: what its checkpoints hold, its evaluation, and the trained VAE at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from medsora.config.schema import Config
+from medsora.data.clips import ClipDataset
+from medsora.runtime.files import written_folder
+from medsora.training.loop_end import PeriodicTask
+from medsora.training.run.folder import RunFolder
+from medsora.training.run.report import keep_sheet
+from medsora.training.schedule import Schedule
+from medsora.training.stage1.evaluation import evaluate_reconstruction
+from medsora.training.stage_parts import ModelPart, StageParts
+from medsora.vae import FrequencyCompensatedVAE, measure_scaling_factor
+from medsora.vae.base import load_weights
+from medsora.vae.losses import VaeLoss
+
+SCALING_CLIPS = 64  # enough for three digits of the latents' standard deviation
+
+
+@dataclass
+class VaeStage:
+    """The parts of stage 1, built and checked before its first step (`build.py`)."""
+
+    config: Config
+    accelerator: Accelerator
+    run: RunFolder
+    clips: ClipDataset
+    held_out: ClipDataset
+    vae: FrequencyCompensatedVAE
+    loss: VaeLoss
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+
+    @property
+    def parts(self) -> StageParts:
+        """What a checkpoint holds."""
+        return StageParts(
+            self.run,
+            self.config,
+            self.config.train_vae,
+            self.optimizer,
+            names=[name for name, parameter in self.vae.named_parameters() if parameter.requires_grad],
+            models={"vae": ModelPart(self.vae.save_pretrained, self._load_vae)},
+            values={},
+            model_bytes=sum(parameter.nbytes for parameter in self.vae.parameters()),
+        )
+
+    @property
+    def tasks(self) -> list[PeriodicTask]:
+        """Its evaluation, which the untrained VAE gets too: it is what the training has to improve on."""
+        return [
+            PeriodicTask(
+                self.config.train_vae.eval_every,
+                lambda step, stop: self.evaluate(step),
+                lambda step: self.run.has_logged(step, "held_out/"),
+                first_step=0,
+            )
+        ]
+
+    def _load_vae(self, folder: Path) -> None:
+        load_weights(self.vae, folder / "diffusion_pytorch_model.safetensors")
+
+    def resume(self) -> int:
+        """Restore the newest whole checkpoint, if there is one; return the number of finished steps."""
+        return self.parts.resume(self.schedule.total_steps)
+
+    def evaluate(self, step: int) -> None:
+        """Reconstruct held-out clips with and without the compensation; log figures, draw the sheet."""
+        count = min(self.config.train_vae.eval_clips, len(self.held_out))
+        clips = [self.held_out.fixed_clip(index) for index in range(count)]
+        figures, sheet = evaluate_reconstruction(self.vae, clips)
+        keep_sheet(self.run, self.run.samples / f"step-{step:07d}.png", sheet, step)
+        self.run.log(step, figures)
+        told = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in figures.items())
+        self.run.say(f"step {step}, held out: {told}")
+
+    def finish(self) -> Path:
+        """Write the trained VAE where stage 2 looks for it, with the scaling factor of its own latents."""
+        folder = self.run.path / "final"
+        if self.run.main:
+            if self.config.train_vae.train == "all":
+                factor = measure_scaling_factor(self.vae, self._scaling_clips())
+                factor *= self.config.train_vae.latent_std
+                self.vae.set_scaling_factor(factor)
+                self.run.say(f"the scaling factor of these latents is {factor:.4f}.")
+            with written_folder(folder) as beside:
+                self.vae.save_pretrained(beside)
+            self.run.say(f"stage 1 is done: the VAE is in {folder}.")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return folder
+
+    def _scaling_clips(self) -> Iterator[torch.Tensor]:
+        for index in range(min(len(self.clips), SCALING_CLIPS)):
+            yield self.clips.fixed_clip(index)["video"][None].to(self.accelerator.device)

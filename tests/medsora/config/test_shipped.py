@@ -1,0 +1,44 @@
+"""Shipped configs are found by name from anywhere, and a file of one's own is used before them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medsora.config.shipped import find_config, shipped_file, shipped_names
+from medsora.errors import BadInput
+from tests.support.paths import CONFIGS
+
+
+@pytest.mark.parametrize("name", ["phantom", "phantom.yaml", "configs/phantom.yaml", "configs/phantom"])
+def test_a_shipped_config_is_found_by_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name).samefile(CONFIGS / "phantom.yaml")
+
+
+def test_an_existing_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "configs" / "phantom.yaml"
+    own.parent.mkdir()
+    own.write_text("")
+    own.with_name("phantom_base.json").write_text("{}")
+    assert find_config("configs/phantom.yaml").samefile(own)
+    assert shipped_file("configs/phantom_base.json") == "configs/phantom_base.json"
+
+
+@pytest.mark.parametrize("name", ["phantm", "other/phantom.yaml", ".", ""])
+def test_a_missing_config_lists_the_shipped_names(name: str) -> None:
+    with pytest.raises(BadInput, match=", ".join(shipped_names())):
+        find_config(name)
+
+
+def test_a_file_that_a_config_names_is_found_beside_the_shipped_configs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Path(shipped_file("configs/phantom_base.json")).samefile(CONFIGS / "phantom_base.json")
+    for other in ("THUDM/CogVideoX-2b", "configs/nothing.json", "my/phantom_base.json", None):
+        assert shipped_file(other) == other

@@ -1,0 +1,44 @@
+"""What a VAE and a run of stage 2 may be called by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medsora.errors import BadInput
+from medsora.saved.find import find_vae, stage_2_folder
+
+
+def write_class(folder: Path, name: str = "FrequencyCompensatedVAE") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"_class_name": name}))
+    return folder
+
+
+def test_what_a_vae_may_be_called(tmp_path: Path) -> None:
+    final = write_class(tmp_path / "run" / "vae" / "final")
+    assert find_vae(tmp_path / "run") == find_vae(tmp_path / "run" / "vae") == find_vae(final) == final
+    beside_denoiser = write_class(tmp_path / "run" / "dit-tiny" / "vae")
+    assert find_vae(tmp_path / "run" / "dit-tiny") == beside_denoiser
+
+
+def test_no_vae_and_another_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no trained VAE in .*; train one\."):
+        find_vae(tmp_path, "train one")
+    write_class(tmp_path, "AutoencoderKL")
+    with pytest.raises(BadInput, match="holds a AutoencoderKL, not a FrequencyCompensatedVAE"):
+        find_vae(tmp_path)
+
+
+def test_the_only_stage_2_run_inside_is_meant(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is no run folder of stage 2"):
+        stage_2_folder(tmp_path)
+    for preset in ("B", "S"):
+        (tmp_path / f"dit-{preset}").mkdir()
+    (tmp_path / "dit-S" / "pipeline.json").write_text("{}")
+    assert stage_2_folder(tmp_path) == stage_2_folder(tmp_path / "dit-S") == tmp_path / "dit-S"
+    (tmp_path / "dit-B" / "pipeline.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"did you mean .*dit-B or .*dit-S\?"):
+        stage_2_folder(tmp_path)

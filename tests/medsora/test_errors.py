@@ -1,0 +1,33 @@
+"""Errors of the input become one sentence; all others stay what they are."""
+
+from __future__ import annotations
+
+import pytest
+
+from medsora.errors import BadInput, LostProcess, building, one_line
+
+
+@pytest.mark.parametrize("error", [ValueError("no such key"), OSError("no such key")])
+def test_what_a_leaf_raises_about_the_input_becomes_bad_input(error: Exception) -> None:
+    with pytest.raises(BadInput, match=r"^no such key$") as caught, building():
+        raise error
+    assert caught.value.__cause__ is error
+
+
+def test_bad_input_and_bugs_pass_unchanged() -> None:
+    first = BadInput("a sentence")
+    with pytest.raises(BadInput) as caught, building():
+        raise first
+    assert caught.value is first
+    with pytest.raises(KeyError), building():
+        raise KeyError("a bug")
+
+
+def test_names_that_do_not_print_are_written_out() -> None:
+    assert one_line("a\nb\x1b[31m") == r"a\nb\x1b[31m"
+    assert one_line("Darm ü 腸") == "Darm ü 腸"
+
+
+def test_a_lost_process_tells_whether_another_reports_it() -> None:
+    assert not LostProcess("process 1 is gone").said_elsewhere
+    assert LostProcess("process 1 is gone", said_elsewhere=True).said_elsewhere

@@ -1,0 +1,61 @@
+"""Held-out reconstructions: the figures with and without compensation, and a VAE that is left as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medsora.training.stage1.evaluation import compensation_off, evaluate_reconstruction
+from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae.quality import psnr
+from tests.support import tiny_training as tiny
+
+NAMES = {f"held_out/{base}{name}" for base in ("", "base_") for name in ("psnr", "ssim", "flicker")}
+
+
+@pytest.fixture
+def vae(vae_folder: Path) -> FrequencyCompensatedVAE:
+    return FrequencyCompensatedVAE.from_pretrained(vae_folder)
+
+
+@pytest.fixture
+def items() -> list[dict[str, object]]:
+    return [{"video": torch.rand(8, 3, 32, 32) * 2 - 1, "name": name} for name in ("a.mkv", "b.mkv")]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_figures_are_means_over_clips_with_and_without_compensation(
+    vae: FrequencyCompensatedVAE, items: list[dict[str, object]], training: bool
+) -> None:
+    figures, sheet = evaluate_reconstruction(vae.train(training), items)
+    assert vae.training == training
+    assert set(figures) == NAMES | {"held_out/mean_colour_psnr"}
+    videos = torch.stack([item["video"] for item in items])
+    vae.eval()
+    with torch.no_grad():
+        expected = psnr(vae.decode(vae.encode(videos)), videos).mean()
+    assert figures["held_out/psnr"] == pytest.approx(float(expected), rel=1e-5)
+    assert figures["held_out/psnr"] != figures["held_out/base_psnr"]
+    assert sheet.dtype == np.uint8
+    assert sheet.shape[0] > 6 * 32  # two clips, each real, compensated and by the base alone
+
+
+def test_a_vae_without_compensation_has_no_figures_of_its_base(items: list[dict[str, object]]) -> None:
+    figures, _ = evaluate_reconstruction(
+        FrequencyCompensatedVAE.from_base(tiny.BASE, compensation=False), items
+    )
+    assert not any("base_" in name for name in figures)
+
+
+@torch.no_grad()
+def test_compensation_is_off_for_a_while(vae: FrequencyCompensatedVAE) -> None:
+    video = torch.rand(1, 8, 3, 32, 32) * 2 - 1
+    vae.eval()
+    before = vae.encode(video)
+    with compensation_off(vae):
+        off = vae.encode(video)
+    assert not torch.equal(off, before)
+    assert torch.equal(vae.encode(video), before)

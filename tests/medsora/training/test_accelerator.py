@@ -1,0 +1,118 @@
+"""Precision, learning rates and gradients of both training loops, and what every process must agree on."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from medsora.errors import BadInput
+from medsora.training import accelerator as module
+from tests.support import tiny_training as tiny
+
+
+@pytest.fixture
+def cpu() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+def model_with_gradient(*values: float) -> torch.nn.Module:
+    model = torch.nn.Linear(len(values), 1, bias=False)
+    model.weight.grad = torch.tensor([values])
+    return model
+
+
+@pytest.mark.parametrize("largest", [None, 100.0, 1.0])
+def test_the_norm_is_that_before_clipping(cpu: Accelerator, largest: float | None) -> None:
+    model = model_with_gradient(3.0, 4.0)
+    assert float(module.clipped_norm(cpu, model, largest)) == pytest.approx(5)
+    left = 1.0 if largest == 1 else 5.0
+    assert float(model.weight.grad.norm()) == pytest.approx(left, rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_shows_in_the_norm(cpu: Accelerator) -> None:
+    assert not math.isfinite(module.clipped_norm(cpu, model_with_gradient(1.0, math.inf), 1.0))
+
+
+def test_every_parameter_group_gets_the_learning_rate() -> None:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (0.1, 0.2)]
+    optimizer = torch.optim.AdamW(groups)
+    module.set_learning_rate(optimizer, 3e-4)
+    assert [group["lr"] for group in optimizer.param_groups] == [3e-4, 3e-4]
+
+
+def test_the_precision_of_products_is_put_back() -> None:
+    def fail_in_between() -> None:
+        with module.float32_products("medium"):
+            assert torch.get_float32_matmul_precision() == "medium"
+            raise KeyError
+
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(KeyError):
+        fail_in_between()
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_fp16_is_refused_on_a_cpu(cpu: Accelerator) -> None:
+    for precision in ("no", "bf16"):
+        module.check_precision(precision)
+    if cpu.device.type == "cpu":
+        with pytest.raises(BadInput, match="fp16 needs a GPU"):
+            module.check_precision("fp16")
+
+
+def test_gradients_are_averaged_with_the_last_micro_batch_only() -> None:
+    class Synchronised:
+        def no_sync(self, model: torch.nn.Module) -> AbstractContextManager[str]:
+            return nullcontext("apart")
+
+    for last, expected in ((True, None), (False, "apart")):
+        with module.gradients_synchronised(Synchronised(), torch.nn.Identity(), last) as found:
+            assert found == expected
+
+
+def test_the_state_of_a_loss_scaler_returns(cpu: Accelerator) -> None:
+    assert module.scaler_state(cpu) is None
+    first = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
+    second = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=2.0))
+    module.restore_scaler(second, module.scaler_state(first))
+    assert module.scaler_state(second)["scale"] == 8
+    module.restore_scaler(second, None)
+    assert module.scaler_state(second)["scale"] == 8
+
+
+class Clips(list):
+    """Starts of windows, with windows (video, window) and videos as a `ClipDataset` has them."""
+
+    videos = (SimpleNamespace(source=SimpleNamespace(name="a.mkv")),)
+
+    @property
+    def windows(self) -> list[tuple[int, SimpleNamespace]]:
+        return [(0, SimpleNamespace(start=start)) for start in self]
+
+
+def test_processes_compare_folder_configuration_and_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[dict[str, object]] = []
+    monkeypatch.setattr(module, "check_agreement", compared.append)
+
+    def compare(starts: Clips, folder: str = "run", **changes: object) -> dict[str, object]:
+        config = tiny.tiny_config(tmp_path, tmp_path / "clips", **changes)
+        module.check_same_run(SimpleNamespace(path=tmp_path / folder), config, starts)
+        return compared[-1]
+
+    first = compare(Clips([0, 16]))
+    assert compare(Clips([0, 16])) == first
+    for other, differing in (
+        (compare(Clips([0, 16]), run__seed=1), {"configuration"}),
+        (compare(Clips([0, 16]), folder="other"), {"run folder"}),
+        (compare(Clips([0, 17])), {"list of clips"}),
+        (compare(Clips([0])), {"number of clips", "list of clips"}),
+    ):
+        assert {key for key in first if first[key] != other[key]} == differing

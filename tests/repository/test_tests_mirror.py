@@ -1,0 +1,47 @@
+"""Tests mirror the folders: every module has a test file at its path, or one that names it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.paths import ROOT
+from tools.untested import FOLDERS, find_tests, modules, named_in
+
+TESTS = ROOT / "tests"
+# Folders that hold programs and helpers beside or instead of tests.
+PROGRAMS = (TESTS / "support", TESTS / "faults")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_module_has_a_test(folder: str) -> None:
+    tested = find_tests()
+    without = [
+        f"{name}: write {TESTS.name}/{path.relative_to(ROOT).with_name('test_' + path.name)}"
+        for name, path in modules().items()
+        if path.is_relative_to(ROOT / folder) and name not in tested
+    ]
+    assert not without, "or name it in the first line of the docstring of a file that tests it"
+
+
+def test_every_test_file_belongs_to_a_module() -> None:
+    """Of the folders that mirror others; those of `repository` and `scripts` may be about no module."""
+    belonging = {path for paths in find_tests().values() for path in paths}
+    files = [path for folder in FOLDERS for path in (TESTS / folder).rglob("test_*.py")]
+    assert not [str(path.relative_to(ROOT)) for path in files if path not in belonging]
+
+
+def test_names_in_docstrings_are_modules() -> None:
+    known = modules()
+    for path in TESTS.rglob("test_*.py"):
+        assert not [name for name in named_in(path) if name not in known], path
+
+
+def test_nothing_but_tests_lies_among_the_tests() -> None:
+    others = {
+        str(path.relative_to(ROOT))
+        for path in TESTS.rglob("*.py")
+        if not path.name.startswith("test_") and path.name not in ("__init__.py", "conftest.py")
+        if not any(path.is_relative_to(folder) for folder in PROGRAMS)
+        if "run_moved(" not in path.read_text(encoding="utf-8")  # an old command's name
+    }
+    assert not others
