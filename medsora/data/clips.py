@@ -283,6 +283,7 @@ class ClipDataset(Dataset):
             self.spec.size,
             seek_points=report.scan.seek_points,
             margins=report.margins,
+            interpretation=report.scan.interpretation,
             time_limit=CLIP_TIME_LIMIT_S,
         )
         return frames_to_video(frames)

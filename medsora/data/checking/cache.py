@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 
 from medsora.data.checking.scan import Scan
-from medsora.data.reading.decoding import SeekPoint
+from medsora.data.reading.decoding import Interpretation, SeekPoint
 from medsora.data.reading.find import Source
 from medsora.data.reading.frame_folder import list_frames
 from medsora.runtime.files import write_text
@@ -22,7 +22,7 @@ from medsora.runtime.files import write_text
 log = logging.getLogger(__name__)
 
 # Seek points hold checksums of decoded pixels: another decoder or processor may round differently.
-_MADE_BY = {"format": 5, "av": av.__version__, "machine": platform.machine()}
+_MADE_BY = {"format": 6, "av": av.__version__, "machine": platform.machine()}
 
 
 def default_cache_path(root: str | Path) -> Path:
@@ -55,7 +55,8 @@ class CheckCache:
             scan = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["scan"].items()}
             points = tuple(SeekPoint(*point) for point in scan["seek_points"])
             marks = tuple(tuple(box) for box in scan["marks"])
-            return Scan(**scan | {"seek_points": points, "marks": marks})
+            interpretation = Interpretation(*scan["interpretation"])
+            return Scan(**scan | {"seek_points": points, "marks": marks, "interpretation": interpretation})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

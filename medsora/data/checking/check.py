@@ -112,6 +112,12 @@ class CheckReport:
             for r in self.usable
             if r.remarks
         ]
+        applied = [r for r in self.usable if r.scan.applied]
+        if applied:
+            lines.append(
+                f"read as the files ask for, or as players show them, in {len(applied)} sources, the first: "
+                f"{applied[0].source.name}: {'; '.join(applied[0].scan.applied)}"
+            )
         cropped = [r for r in self.usable if r.crop_words]
         if cropped:
             first = cropped[0]

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import stat
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 from medsora.data.checking.burnt_in import EvenSamples
-from medsora.data.reading.decoding import SeekPoint, UnreadableVideo, VideoReader
+from medsora.data.reading.decoding import (
+    AS_FLAGGED,
+    Interpretation,
+    SeekPoint,
+    UnreadableVideo,
+    VideoReader,
+    has_16_bits,
+)
+from medsora.data.reading.depth import FULL_WHITE, UnknownWhite, WhiteFinder, depth_words, is_deep
 from medsora.data.reading.find import Source
-from medsora.data.reading.frame_folder import list_frames, read_image
+from medsora.data.reading.frame_folder import list_frames, read_image, read_picture
+from medsora.data.reading.interlacing import FieldOrderDetector
 from medsora.data.reading.margins import NO_MARGINS, Margins
 from medsora.data.reading.video_io import reader_info
 
@@ -30,6 +40,8 @@ class Scan:
     at the file's start. `broken` are frames that do not decode or may be torn: no clip may touch them.
     `problem` says why nothing can be used, `remarks` what else deserves to be known. `margins` are black
     borders, `marks` the boxes of text or marks burnt into the frames (`medsora.data.checking.burnt_in`).
+    `interpretation` is what `read_frames` needs to know to read the frames as `applied` says in words
+    ("rotated 90°", "deinterlaced"); `width` and `height` are those of the frames as they are read.
     """
 
     container: str = "?"
@@ -44,6 +56,8 @@ class Scan:
     remarks: tuple[str, ...] = ()
     margins: Margins = NO_MARGINS
     marks: tuple[Margins, ...] = ()
+    interpretation: Interpretation = AS_FLAGGED
+    applied: tuple[str, ...] = ()
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the stretches (start, stop) of consecutive frames that decode."""
@@ -61,24 +75,29 @@ def scan_source(source: Source) -> Scan:
         return Scan(problem=f"cannot be read: {error.strerror or error}")
 
 
-def _scan_file(path: Path) -> Scan:
+def _scan_file(path: Path, white: float | None = None) -> Scan:
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise UnreadableVideo(path, "not a regular file")
     limit = LIMIT_S + LIMIT_S_PER_MB * path.stat().st_size / 1e6 if path.exists() else LIMIT_S
-    with VideoReader(path, limit) as reader:
+    with VideoReader(path, limit, Interpretation(white=white)) as reader:
         info = reader_info(reader)
-        scan = Scan(info.container, info.codec, info.width, info.height, info.fps)
+        scan = Scan(info.container, info.codec, fps=info.fps)
         points: list[SeekPoint] = []
         hits: list[int] = []  # frames near which something did not decode
         count, skipped, last_pts, ordered = 0, 0, None, True
-        samples = EvenSamples()
+        samples, fields, whites, interlaced = EvenSamples(), FieldOrderDetector(info.codec), WhiteFinder(), 0
         for number, frame in enumerate(reader.frames()):
             count = number + 1
+            interlaced += frame.interlaced_frame
             if frame.is_corrupt or reader.skipped_packets > skipped:
                 hits.append(number)
                 skipped = reader.skipped_packets
-            elif samples.wants(number):
-                samples.add(reader.pixels(frame))
+            else:
+                fields.add(frame)
+                if white is None and has_16_bits(frame):
+                    whites.add(reader.deep_pixels(frame))
+                if samples.wants(number):
+                    samples.add(reader.pixels(frame))
             ordered &= frame.pts is not None and (last_pts is None or frame.pts > last_pts)
             last_pts = frame.pts
             if ordered and frame.key_frame and number >= (points[-1].frame if points else 0) + SEEK_SPACING:
@@ -86,10 +105,16 @@ def _scan_file(path: Path) -> Scan:
         if reader.skipped_packets > skipped:
             hits.append(count - 1)
         remarks = _shortfall(reader, info.header_frames, count, last_pts)
+        width, height = reader.shown_size(info.width, info.height)
+        scan = replace(scan, width=width, height=height)
     if not count:
         return replace(scan, problem="no frame decodes", remarks=remarks)
+    if whites.white() not in (None, FULL_WHITE):
+        return _scan_file(path, whites.white())
+    interpretation = Interpretation(fields.field_order(), white)
+    applied = [*reader.applied, depth_words(white), _deinterlaced(interlaced, count, interpretation)]
     proven = _proven(path, points) if ordered else ()
-    torn = _torn(hits, proven, count)
+    torn = _torn(hits, proven, count, neighbours=bool(interlaced or interpretation.field_order))
     if hits:
         remarks += (f"damaged near frame {hits[0]}: {len(torn)} frames that this may have torn are left out",)
     if points and not proven:
@@ -103,23 +128,34 @@ def _scan_file(path: Path) -> Scan:
         remarks=remarks,
         margins=still.margins,
         marks=still.marks,
+        interpretation=interpretation,
+        applied=tuple(words for words in applied if words),
     )
 
 
-def _torn(hits: list[int], points: tuple[SeekPoint, ...], count: int) -> tuple[int, ...]:
+def _deinterlaced(flagged: int, count: int, interpretation: Interpretation) -> str | None:
+    if interpretation.field_order:
+        return f"deinterlaced (not flagged, {interpretation.field_order} field first)"
+    if not flagged:
+        return None
+    return "deinterlaced" if flagged == count else f"deinterlaced ({flagged} of {count} frames)"
+
+
+def _torn(hits: list[int], points: tuple[SeekPoint, ...], count: int, *, neighbours: bool) -> tuple[int, ...]:
     """Return the frames that damage at `hits` may have reached: from an entry well before to one well after.
 
     Beyond these, decoding from an entry gives the same frames as decoding from the start. Where there are no
-    entries, decoding always begins at the start, and what is torn is torn the same way each time.
+    entries, decoding always begins at the start, and what is torn is torn the same way each time. With
+    `neighbours`, frames are made of the ones beside them too, which must not be torn either.
     """
-    if not points:
-        return tuple(sorted(set(hits)))
     entries = [0, *(point.frame for point in points), count]
-    torn: set[int] = set()
-    for hit in hits:
+    torn = set() if points else set(hits)
+    for hit in hits if points else ():
         first = entries[bisect_right(entries, max(0, hit - REORDERED)) - 1]
         behind = bisect_left(entries, hit + REORDERED)
         torn.update(range(first, entries[behind] if behind < len(entries) else count))
+    if neighbours:
+        torn |= {frame + step for frame in torn for step in (-1, 1) if 0 <= frame + step < count}
     return tuple(sorted(torn))
 
 
@@ -167,28 +203,44 @@ def _scan_folder(folder: Path) -> Scan:
     pictures = list_frames(folder)
     broken: list[int] = []
     reasons: list[str] = []
-    sizes: dict[tuple[int, int], int] = {}
-    samples = EvenSamples()
-    for number, picture in enumerate(pictures):
+    sizes: Counter[tuple[int, int]] = Counter()
+    turned: Counter[str] = Counter()
+    samples, whites, any_deep = EvenSamples(), WhiteFinder(), False
+    for number, path in enumerate(pictures):
         try:
-            image = read_image(picture)
+            picture = read_picture(path)
+            whites.add(picture.values)
         except UnreadableVideo as error:
             broken.append(number)
-            reasons.append(f"{picture.name} {error.reason}")
+            reasons.append(f"{path.name} {error.reason}")
+        except UnknownWhite as error:
+            raise UnreadableVideo(folder, f"{path.name}: {error}") from error
         else:
-            height, width = image.shape[:2]
-            sizes[width, height] = sizes.get((width, height), 0) + 1
-            if samples.wants(number):
-                samples.add(image)
+            height, width = picture.values.shape[:2]
+            sizes[width, height] += 1
+            any_deep |= is_deep(picture.values)
+            if picture.orientation.words:
+                turned[picture.orientation.words] += 1
+            if samples.wants(number) and not any_deep:
+                samples.add(picture.values)
     if not sizes:
         return Scan("frames", problem=f"none of its {len(pictures)} pictures decodes: {reasons[0]}")
-    width, height = max(sizes, key=lambda size: sizes[size])
+    white = _white(folder, whites)
+    if any_deep:  # what is white is known only now
+        samples = EvenSamples()
+        readable = [path for number, path in enumerate(pictures) if number not in set(broken)]
+        for number, path in enumerate(readable):
+            if samples.wants(number):
+                samples.add(read_image(path, white))
+    ((width, height),) = (size for size, _ in sizes.most_common(1))
     remarks = []
     if broken:
         remarks.append(f"{len(broken)} of {len(pictures)} pictures do not decode, the first: {reasons[0]}")
     if len(sizes) > 1:
         remarks.append(f"its pictures have {len(sizes)} different sizes")
     codec = pictures[0].suffix.lstrip(".").lower()
+    decoded = sizes.total()
+    applied = [words if n == decoded else f"{words} ({n} of {decoded})" for words, n in turned.items()]
     still = samples.still_marks()
     return Scan(
         "frames",
@@ -200,4 +252,13 @@ def _scan_folder(folder: Path) -> Scan:
         remarks=tuple(remarks),
         margins=still.margins,
         marks=still.marks,
+        interpretation=Interpretation(white=white),
+        applied=tuple(words for words in (*applied, depth_words(white)) if words),
     )
+
+
+def _white(path: Path, whites: WhiteFinder) -> float | None:
+    try:
+        return whites.white()
+    except UnknownWhite as error:
+        raise UnreadableVideo(path, str(error)) from error

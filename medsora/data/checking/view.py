@@ -23,11 +23,14 @@ def check_table(report: CheckReport) -> Table:
         table.add_column(column)
     for column in ("frames", "fps", "size", "clips"):
         table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("applied", overflow="fold")
     table.add_column("remarks", overflow="fold")
     for source in report.reports:
         table.add_row(*_cells(source))
     for name, reason in report.unlisted.items():
-        table.add_row(Text(name), "folder", "", "", "", "", "0", Text(f"cannot be listed: {reason}", "red"))
+        table.add_row(
+            Text(name), "folder", "", "", "", "", "0", "", Text(f"cannot be listed: {reason}", "red")
+        )
     return table
 
 
@@ -67,6 +70,7 @@ def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
             size,
             seek_points=source.scan.seek_points,
             margins=source.margins,
+            interpretation=source.scan.interpretation,
         )
         rows.append((f"{source.source.name}@{start}   {_format(source)}", frames))
     return contact_sheet(rows)
@@ -84,6 +88,7 @@ def _cells(source: SourceReport) -> list[Text | str]:
         f"{scan.fps:.4g}" if scan.fps else "-",
         f"{scan.width}x{scan.height}" if scan.width else "-",
         str(len(source.windows)),
+        "; ".join(scan.applied),
         Text(remarks, "red" if source.problem else "yellow"),
     ]
 

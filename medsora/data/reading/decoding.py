@@ -1,5 +1,8 @@
 """A video file as a stream of frames: opened with care, decoded one frame at a time, entered by proven seeks.
 
+Frames become pixels as every player shows them: upright, with square pixels, in the colours that the file is
+tagged with. An ordinary file, which asks for none of this, takes no other path than one conversion to RGB.
+
 A container's own idea of "frame 1200" is not to be trusted: time stamps repeat, indices are stale, decoders
 start at frames that need others. So a seek is used only when the frame that it lands on has the time stamp
 **and** the checksum which that frame had when the file was decoded from its start (`SeekPoint`); otherwise
@@ -11,18 +14,36 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, ColorTrc, Interpolation
+
+from medsora.data.reading.depth import to_eight_bits
+from medsora.data.reading.interlacing import Deinterlacer
+from medsora.data.reading.orientation import UPRIGHT, Orientation, from_display_matrix
 
 MAX_SIDE = 16384  # pixels; a header that claims more is broken, and believing it would cost gigabytes
 MAX_PIXELS = 2**25  # 8K; a decoder holds a dozen such pictures at once, which must stay below a gigabyte
 SIZE_LIMIT = f"at most {MAX_SIDE} per side and {MAX_PIXELS // 10**6} million in all are read"
 STALL_S = 60.0  # opening a file, or reading its next packet, takes no longer, or it is given up
 NOT_VIDEOS = {"concat", "dash", "hls", "tty", "image2"}  # what FFmpeg opens but which holds no frames itself
+DICOM_SUFFIXES = frozenset([".dcm", ".dicom"])
+DICOM = (
+    "a DICOM file, which is not read; convert it to pictures or a video first, such as with DCMTK: "
+    "dcm2pnm --all-frames --write-png FILE FOLDER/frame"
+)
+
+HD_ROWS = 720  # frames from here on are taken as BT.709 unless tagged, smaller ones as BT.601: so do players
+UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED
+HDR = {ColorTrc.SMPTE2084.value: "PQ", ColorTrc.ARIB_STD_B67.value: "HLG"}
+ALMOST_SQUARE = Fraction(1, 100)  # by which pixels may be off; encoders round the ratio
+MAX_PIXEL_ASPECT = 4
+LIMITED_RANGE = ((np.arange(256) - 16) * (255 / 219)).clip(0, 255).round().astype(np.uint8)
 
 
 class UnreadableVideo(ValueError):
@@ -48,20 +69,46 @@ class SeekPoint(NamedTuple):
     aim: int
 
 
+class Interpretation(NamedTuple):
+    """What only a pass over a whole source tells of how it is to be read.
+
+    `field_order` ("top" or "bottom" field first) is that of interlaced frames which are not flagged as such,
+    `white` the value of white where channels have more than 8 bits (`medsora.data.reading.depth`).
+    """
+
+    field_order: str | None = None
+    white: float | None = None
+
+
+AS_FLAGGED = Interpretation()
+
+
 class VideoReader:
     """The first video stream of one file; a context manager.
 
     Raises `UnreadableVideo` on opening a file that holds no video or whose header cannot be believed.
     `skipped_packets` and `stopped_by` tell afterwards what did not decode. Decoding that takes longer than
-    `time_limit` seconds raises `UnreadableVideo` too: no damage can make it go on for ever.
+    `time_limit` seconds raises `UnreadableVideo` too: no damage can make it go on for ever. `applied` holds
+    in words, once each, what `pixels` does to frames beyond converting them.
     """
 
-    def __init__(self, path: str | Path, time_limit: float | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        time_limit: float | None = None,
+        interpretation: Interpretation = AS_FLAGGED,
+    ) -> None:
         self.path = Path(path)
         self.time_limit = time_limit
+        self.interpretation = interpretation
+        self.applied: dict[str, None] = {}
+        self._orientation: Orientation | None = None  # until a frame tells it
+        self._deinterlacer = Deinterlacer()
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.skipped_packets = 0
         self.stopped_by: str | None = None
+        if is_dicom(self.path):
+            raise UnreadableVideo(self.path, DICOM)
         try:
             self.container = av.open(
                 f"file:{self.path}",
@@ -73,6 +120,7 @@ class VideoReader:
             raise UnreadableVideo(self.path, why_unopenable(self.path, error)) from error
         try:
             self.stream = self._believable_stream()
+            self._pixel_aspect = self._believable_pixel_aspect()
         except BaseException:
             self.container.close()
             raise
@@ -92,6 +140,21 @@ class VideoReader:
                 self.path, f"its header claims frames of {width}x{height} pixels; {SIZE_LIMIT}"
             )
         return stream
+
+    def _believable_pixel_aspect(self) -> Fraction:
+        """Return how much wider than high the stored pixels are to be shown, 1 if nearly as wide."""
+        aspect = self.stream.sample_aspect_ratio or Fraction(1)
+        if aspect <= 0 or abs(aspect - 1) <= ALMOST_SQUARE:
+            return Fraction(1)
+        width, height = self.stream.codec_context.width * aspect, self.stream.codec_context.height
+        believable = Fraction(1, MAX_PIXEL_ASPECT) <= aspect <= MAX_PIXEL_ASPECT
+        if not believable or width > MAX_SIDE or width * height > MAX_PIXELS:
+            raise UnreadableVideo(
+                self.path,
+                f"its header claims pixels {aspect.numerator}/{aspect.denominator} times as wide as high",
+            )
+        self.applied[f"pixels of {aspect.numerator}:{aspect.denominator} made square"] = None
+        return aspect
 
     def __enter__(self) -> VideoReader:
         return self
@@ -129,16 +192,102 @@ class VideoReader:
                 return _chain(frame, decoded) if landed else None
         return None
 
-    def pixels(self, frame: av.VideoFrame, pixel_format: str = "rgb24") -> np.ndarray:
-        """Return a frame's pixels, by default uint8 (H, W, 3); `UnreadableVideo` if that fails."""
+    def pixels(self, frame: av.VideoFrame) -> np.ndarray:
+        """Return a frame as it is to be shown: uint8 (H, W, 3), upright, of square pixels.
+
+        Raises `UnreadableVideo` if it cannot be converted, or its colours or orientation cannot be followed.
+        """
+        if self._orientation is None:
+            self._orientation = self._read_orientation(frame)
+        options: dict[str, Any] = {}
+        if self._pixel_aspect != 1:
+            options = {"width": self.shown_width(frame.width), "interpolation": Interpolation.BICUBIC}
+        if frame.height >= HD_ROWS and frame.colorspace == UNTAGGED and _has_chroma(frame):
+            options["src_colorspace"] = Colorspace.ITU709
+            self.applied["colours read as BT.709"] = None
+        if frame.color_trc in HDR:
+            raise UnreadableVideo(
+                self.path,
+                f"high dynamic range ({HDR[frame.color_trc]}), which is not read; convert it to standard "
+                "range first, such as with ffmpeg's filters zscale and tonemap",
+            )
+        if self.interpretation.white is not None and has_16_bits(frame):
+            image = to_eight_bits(self._converted(frame, "rgb48le", options), self.interpretation.white)
+        elif frame.color_range == ColorRange.MPEG and frame.format.name.startswith("gray"):
+            grey = LIMITED_RANGE[self._converted(frame, "gray", options)]  # swscale takes it for full range
+            image = np.repeat(grey[..., None], 3, axis=-1)
+        else:
+            image = self._converted(frame, "rgb24", options)
+        return self._orientation.upright(image)
+
+    def deep_pixels(self, frame: av.VideoFrame) -> np.ndarray:
+        """Return a frame's values as they are stored, in 16 bits: uint16 (h, w, 3)."""
+        return self._converted(frame, "rgb48le", {})
+
+    def is_interlaced(self, frame: av.VideoFrame) -> bool:
+        """Return whether `frame` is woven of two fields: flagged, or known by the interpretation."""
+        return frame.interlaced_frame or self.interpretation.field_order is not None
+
+    def deinterlaced(
+        self, previous: av.VideoFrame | None, frame: av.VideoFrame, following: av.VideoFrame | None
+    ) -> av.VideoFrame:
+        """Return an interlaced frame without combs, by its neighbours. Raises `UnreadableVideo`."""
+        field_order = None if frame.interlaced_frame else self.interpretation.field_order
         try:
-            return frame.to_ndarray(format=pixel_format)
+            return self._deinterlacer(previous, frame, following, field_order)
+        except (av.FFmpegError, ValueError, MemoryError) as error:
+            raise UnreadableVideo(self.path, f"a frame cannot be deinterlaced ({error})") from error
+
+    def shown_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height in which stored frames of this size are shown."""
+        shown = self.shown_width(width), height
+        return shown[::-1] if self._orientation is not None and self._orientation.transpose else shown
+
+    def shown_width(self, width: int) -> int:
+        """Return the width in square pixels of stored frames of this width."""
+        return max(1, round(width * self._pixel_aspect))
+
+    def checksum(self, frame: av.VideoFrame) -> int:
+        """Return the CRC-32 of the frame's grey values, as they are stored."""
+        return zlib.crc32(self._converted(frame, "gray", {}).tobytes())
+
+    def _read_orientation(self, frame: av.VideoFrame) -> Orientation:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        orientation = UPRIGHT if matrix is None else from_display_matrix(bytes(matrix))
+        if orientation is None:
+            raise UnreadableVideo(self.path, "is to be shown turned by other than quarter turns")
+        if orientation.words:
+            self.applied[orientation.words] = None
+        return orientation
+
+    def _converted(self, frame: av.VideoFrame, pixel_format: str, options: dict[str, Any]) -> np.ndarray:
+        try:
+            return frame.to_ndarray(format=pixel_format, **options)
         except (av.FFmpegError, ValueError, MemoryError) as error:
             raise UnreadableVideo(self.path, f"a frame cannot be converted to pixels ({error})") from error
 
-    def checksum(self, frame: av.VideoFrame) -> int:
-        """Return the CRC-32 of the frame's grey values."""
-        return zlib.crc32(self.pixels(frame, "gray").tobytes())
+
+def has_16_bits(frame: av.VideoFrame) -> bool:
+    """Return whether a frame's grey or RGB values are stored in 16 bits, which fewer bits may fill."""
+    fmt = frame.format
+    return (fmt.is_rgb or len(fmt.components) <= 2) and any(part.bits == 16 for part in fmt.components)
+
+
+def _has_chroma(frame: av.VideoFrame) -> bool:
+    return not frame.format.is_rgb and len(frame.format.components) >= 3
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether `path` is a DICOM file, by its ending or its preamble."""
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return path.exists()
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _chain(first: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:

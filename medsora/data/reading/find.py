@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from medsora.data.reading.decoding import DICOM_SUFFIXES, is_dicom
 from medsora.data.reading.frame_folder import IMAGE_SUFFIXES, natural_key
 from medsora.data.sheet import SHEET_NAME
 from medsora.errors import BadInput
@@ -42,7 +43,8 @@ def find_sources(root: str | Path) -> FoundSources:
     """Return every video below `root`, at any depth, in natural order of their names; `root` may be one file.
 
     Links are followed, loops of links entered once, hidden names left out. A file counts by its ending,
-    whatever it holds. Raises `BadInput` if there is no such folder.
+    whatever it holds; DICOM files, which often have none, count as videos that cannot be read. Raises
+    `BadInput` if there is no such folder.
     """
     root = Path(root)
     if root.is_file():
@@ -70,7 +72,7 @@ def find_sources(root: str | Path) -> FoundSources:
             suffix = Path(name).suffix.lower()
             if name.startswith(".") or name == SHEET_NAME:
                 continue
-            if suffix in VIDEO_SUFFIXES:
+            if suffix in VIDEO_SUFFIXES or (suffix not in IMAGE_SUFFIXES and _is_dicom(folder / name)):
                 sources.append(Source(folder / name, _name(folder / name, root), False))
             elif suffix in IMAGE_SUFFIXES:
                 pictures += 1
@@ -80,6 +82,12 @@ def find_sources(root: str | Path) -> FoundSources:
             sources.append(Source(folder, _name(folder, root), True))
     sources.sort(key=lambda source: (natural_key(source.name), source.name))
     return FoundSources(sources, unlisted, other_files)
+
+
+def _is_dicom(path: Path) -> bool:
+    """Return whether `path` is DICOM; only the names of DICOM files (`.dcm`, none, numbers) are opened."""
+    suffix = path.suffix.lower()
+    return (suffix in DICOM_SUFFIXES or not suffix or suffix[1:].isdigit()) and is_dicom(path)
 
 
 def _name(path: Path, root: Path) -> str:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from medsora.data.reading.decoding import MAX_PIXELS, MAX_SIDE, SIZE_LIMIT, UnreadableVideo
+from medsora.data.reading.depth import FULL_WHITE, UnknownWhite, WhiteFinder, is_deep, to_eight_bits
+from medsora.data.reading.orientation import EXIF_ORIENTATION, EXIF_ORIENTATIONS, UPRIGHT, Orientation
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"])
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")  # Pillow's others run programs (EPS) or are rare
+
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_TIFF_SUBFILE_TYPE, _REDUCED_OR_MASK = 254, 1 | 4  # pages that are a smaller copy or the mask of another
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
@@ -34,8 +44,43 @@ def list_frames(folder: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: (natural_key(path.name), path.name))
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Return a picture as uint8 (H, W, 3). Raises `UnreadableVideo` with the reason if it does not decode."""
+@dataclass(frozen=True)
+class Picture:
+    """A picture's upright values: uint8 (h, w, 3), or deeper ones (h, w) or (h, w, 3) as they are stored."""
+
+    values: np.ndarray
+    orientation: Orientation
+
+
+def read_image(path: str | Path, white: float | None = None) -> np.ndarray:
+    """Return a picture upright and as uint8 (H, W, 3).
+
+    `white` is the value of white where a channel has more than 8 bits (`medsora.data.reading.depth`); by
+    default it follows from this picture alone. Raises `UnreadableVideo` with the reason if the picture does
+    not decode or cannot be interpreted.
+    """
+    values = read_picture(path).values
+    return to_eight_bits(values, white or white_of([path])) if is_deep(values) else values
+
+
+def white_of(paths: Sequence[str | Path]) -> float | None:
+    """Return the value of white over the pictures that decode; None if none is deeper than 8 bits.
+
+    Raises `UnreadableVideo` if it cannot be known.
+    """
+    finder = WhiteFinder()
+    path = None
+    try:
+        for path in paths:
+            with suppress(UnreadableVideo):
+                finder.add(read_picture(path).values)
+        return finder.white()
+    except UnknownWhite as error:
+        raise UnreadableVideo(path, str(error)) from error
+
+
+def read_picture(path: str | Path) -> Picture:
+    """Return a picture's values. Raises `UnreadableVideo` with the reason if it does not decode."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UnreadableVideo(path, "not a regular file")
@@ -43,24 +88,92 @@ def read_image(path: str | Path) -> np.ndarray:
             width, height = image.size
             if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
                 raise UnreadableVideo(path, f"its header claims {width}x{height} pixels; {SIZE_LIMIT}")
-            return np.asarray(_eight_bits(image).convert("RGB"))
+            _require_one(path, image)
+            return _picture(path, image)
     except UnreadableVideo:
         raise
     except Image.DecompressionBombError as error:
         raise UnreadableVideo(path, f"its header claims too many pixels; {SIZE_LIMIT}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's many decoders raise
-        raise UnreadableVideo(path, f"does not decode as a picture ({_plain(error)})") from error
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error) as error:
+        # what Pillow's many decoders, and its parser of a damaged TIFF's tags, raise
+        raise UnreadableVideo(path, f"does not decode as a picture ({_plain(path, error)})") from error
 
 
-def _plain(error: Exception) -> str:
+def _plain(path: str | Path, error: Exception) -> str:
     """Return what went wrong without the path, which Pillow repeats."""
-    if isinstance(error, UnidentifiedImageError):
-        return "its content is no picture"
-    return getattr(error, "strerror", None) or str(error)
+    if not isinstance(error, UnidentifiedImageError):
+        return getattr(error, "strerror", None) or str(error)
+    with open(path, "rb") as file:
+        if file.read(4) in (b"II*\0", b"MM\0*"):
+            return "a TIFF of a kind that is not read, such as floating-point colours; save it as PNG"
+    return "its content is no picture"
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    if not image.mode.startswith("I;16") and image.mode != "I":
-        return image
-    grey = np.asarray(image).astype(np.float64)  # Pillow would clip 16-bit grey values to 255
-    return Image.fromarray((grey / 257).clip(0, 255).round().astype(np.uint8))
+def _require_one(path: str | Path, image: Image.Image) -> None:
+    """Raise `UnreadableVideo` if the file holds several pictures; an MPO is one, with a preview."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return
+    if image.format == "TIFF":
+        several = 0
+        for page in range(image.n_frames):
+            image.seek(page)
+            several += not int(image.tag_v2.get(_TIFF_SUBFILE_TYPE, 0)) & _REDUCED_OR_MASK
+        image.seek(0)
+        if several == 1:
+            return
+    name = Path(path).name
+    raise UnreadableVideo(
+        path,
+        f"an animation or document of {image.n_frames} pictures; write each to a file of its own first, "
+        f"such as with: magick {name} {Path(name).stem}-%04d.png",
+    )
+
+
+def _picture(path: str | Path, image: Image.Image) -> Picture:
+    deep_colours = _has_deep_colours(image)
+    deep = deep_colours or image.mode in ("I", "F") or image.mode.startswith("I;16")
+    white = None  # where the file tells it
+    orientation = UPRIGHT
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        orientation = EXIF_ORIENTATIONS.get(tags.get(EXIF_ORIENTATION), UPRIGHT)
+        if deep and tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            raise UnreadableVideo(path, "a TIFF of more than 8 bits in which 0 is white; save it as PNG")
+        if deep and orientation != UPRIGHT:  # which neither Pillow nor OpenCV turns rightly
+            words = f"a TIFF of more than 8 bits that is to be {orientation.words}; save it as PNG"
+            raise UnreadableVideo(path, words)
+        if image.mode == "I;16" and tags.get(_TIFF_BITS) == (12,):
+            white = 2.0**12 - 1
+    elif image.format == "PPM" and image.mode == "I":
+        white = FULL_WHITE  # Pillow scales these
+    values = _deep_colours(path) if deep_colours else np.asarray(image if deep else image.convert("RGB"))
+    if image.format != "TIFF":  # which Pillow turns
+        orientation = _exif_orientation(image)
+        values = orientation.upright(values)
+    return Picture(values if white is None else to_eight_bits(values, white), orientation)
+
+
+def _has_deep_colours(image: Image.Image) -> bool:
+    """Return whether an image, not loaded yet, has 16-bit colours, of which Pillow drops half the bits."""
+    arguments = image.tile[0].args if image.tile else ""
+    rawmode = arguments if isinstance(arguments, str) else str(arguments[0])
+    return image.mode.startswith("RGB") and rawmode.endswith((";16B", ";16L", ";16N"))
+
+
+def _deep_colours(path: str | Path) -> np.ndarray:
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        values = cv2.imdecode(np.fromfile(path, np.uint8), flags)
+    except cv2.error as error:
+        raise ValueError("its 16-bit colours cannot be decoded") from error
+    if values is None or values.dtype != np.uint16:
+        raise ValueError("its 16-bit colours cannot be decoded")
+    return values if values.ndim == 2 else values[..., ::-1]
+
+
+def _exif_orientation(image: Image.Image) -> Orientation:
+    """Return what a loaded image's EXIF says; damaged EXIF says nothing, as for every viewer."""
+    try:
+        return EXIF_ORIENTATIONS.get(image.getexif().get(EXIF_ORIENTATION), UPRIGHT)
+    except Exception:  # its parser raises whatever damaged bytes lead to
+        return UPRIGHT

@@ -19,8 +19,22 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from medsora.data.reading.decoding import SeekPoint, UnreadableVideo, VideoReader
-from medsora.data.reading.frame_folder import IMAGE_SUFFIXES, list_frames, read_image
+from medsora.data.reading.decoding import (
+    AS_FLAGGED,
+    Interpretation,
+    SeekPoint,
+    UnreadableVideo,
+    VideoReader,
+)
+from medsora.data.reading.depth import is_deep, to_eight_bits
+from medsora.data.reading.frame_folder import (
+    IMAGE_SUFFIXES,
+    list_frames,
+    read_image,
+    read_picture,
+    white_of,
+)
+from medsora.data.reading.interlacing import FieldOrderDetector
 from medsora.data.reading.margins import NO_MARGINS, Margins, crop
 from medsora.data.reading.resize import resize_and_crop
 from medsora.runtime.files import written_beside
@@ -28,7 +42,11 @@ from medsora.runtime.files import written_beside
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's header says; nothing is decoded, so `header_frames` may be wrong or unknown."""
+    """What a video's header says; nothing is decoded, so `header_frames` may be wrong or unknown.
+
+    `width` and `height` are those of the frames as they are stored, turned and stretched to square pixels or
+    not.
+    """
 
     container: str
     codec: str
@@ -81,6 +99,7 @@ def read_frames(
     *,
     seek_points: Sequence[SeekPoint] = (),
     margins: Margins = NO_MARGINS,
+    interpretation: Interpretation = AS_FLAGGED,
     time_limit: float | None = None,
 ) -> np.ndarray:
     """Return frames start, start + interval, ... as uint8 (count, H, W, 3); all if `count` is None.
@@ -89,7 +108,9 @@ def read_frames(
     or (H, W), what is left of each frame is scaled to cover it and cropped in the middle. Frames are
     decoded one after another and only those asked for are kept. With `seek_points` (from
     `medsora.data.checking.scan.scan_source`) decoding begins at the last usable one at or before `start`,
-    without them at the file's start; the frames are the same either way.
+    without them at the file's start; the frames are the same either way. Frames are upright, of square pixels
+    and deinterlaced where they are flagged interlaced; `interpretation`, also from the scan, tells what the
+    file does not.
 
     Raises `UnreadableVideo` (a `ValueError`) if a frame does not exist or does not decode, or if it takes
     longer than `time_limit` seconds.
@@ -102,9 +123,10 @@ def read_frames(
     path = Path(path)
     deadline = None if time_limit is None else time.monotonic() + time_limit
     stop = None if count is None else start + (count - 1) * interval + 1
-    chosen = _folder_frames(path, start, stop, interval) if path.is_dir() else None
-    if chosen is None:
-        chosen = _file_frames(path, start, stop, interval, seek_points, time_limit)
+    if path.is_dir():
+        chosen = _folder_frames(path, start, stop, interval, interpretation.white)
+    else:
+        chosen = _file_frames(path, start, stop, interval, seek_points, interpretation, time_limit)
     kept = []
     for frame in chosen:
         frame = crop(frame, margins)
@@ -126,26 +148,75 @@ def read_last_frames(path: str | Path, count: int) -> np.ndarray:
     """
     path = Path(path)
     if path.is_dir():
-        frames = [read_image(picture) for picture in list_frames(path)[-count:]]
+        frames = list(_folder_frames(path, max(0, len(list_frames(path)) - count), None, 1))
     elif path.suffix.lower() in IMAGE_SUFFIXES:
         frames = [read_image(path)]
     else:
-        with VideoReader(path) as reader:
-            frames = [reader.pixels(frame) for frame in deque(reader.frames(), maxlen=count)]
+        frames = _last_file_frames(path, count)
     if not frames or any(frame.shape != frames[0].shape for frame in frames):
         raise UnreadableVideo(path, "no frames of one size could be read from it")
     return np.stack(frames)
 
 
-def _folder_frames(folder: Path, start: int, stop: int | None, interval: int) -> Iterator[np.ndarray]:
-    return (
-        read_image(picture) for picture in _listing(folder, folder.stat().st_mtime_ns)[start:stop:interval]
-    )
+def _last_file_frames(path: Path, count: int) -> list[np.ndarray]:
+    with VideoReader(path) as reader:
+        detector = FieldOrderDetector(reader.stream.codec_context.name)
+        decoded: deque[av.VideoFrame] = deque(maxlen=count + 1)  # and a neighbour for the first
+        total = 0
+        for frame in reader.frames():
+            detector.add(frame)
+            decoded.append(frame)
+            total += 1
+        reader.interpretation = Interpretation(detector.field_order())
+        sequence = _Neighbours(iter(decoded))
+        pixels = [_shown(reader, frame, sequence) for frame in sequence]
+    return pixels[-min(count, total) :]
+
+
+def _folder_frames(
+    folder: Path, start: int, stop: int | None, interval: int, white: float | None = None
+) -> Iterator[np.ndarray]:
+    changed_ns = folder.stat().st_mtime_ns
+    for picture in _listing(folder, changed_ns)[start:stop:interval]:
+        values = read_picture(picture).values
+        yield to_eight_bits(values, white or _white(folder, changed_ns)) if is_deep(values) else values
 
 
 @lru_cache(maxsize=64)
 def _listing(folder: Path, changed_ns: int) -> list[Path]:
     return list_frames(folder)
+
+
+@lru_cache(maxsize=64)
+def _white(folder: Path, changed_ns: int) -> float:
+    return white_of(list_frames(folder))
+
+
+class _Neighbours:
+    """Frames one by one, with the one before; the one behind is decoded ahead only if it is asked for."""
+
+    def __init__(self, frames: Iterator[av.VideoFrame]) -> None:
+        self._frames = frames
+        self._ahead: list[av.VideoFrame] = []
+        self._current: av.VideoFrame | None = None
+        self.previous: av.VideoFrame | None = None
+
+    def __iter__(self) -> Iterator[av.VideoFrame]:
+        while (frame := self._ahead.pop() if self._ahead else next(self._frames, None)) is not None:
+            self.previous, self._current = self._current, frame
+            yield frame
+
+    def following(self) -> av.VideoFrame | None:
+        """Return the frame behind the current one, None at the end."""
+        if not self._ahead and (frame := next(self._frames, None)) is not None:
+            self._ahead.append(frame)
+        return self._ahead[0] if self._ahead else None
+
+
+def _shown(reader: VideoReader, frame: av.VideoFrame, neighbours: _Neighbours) -> np.ndarray:
+    if reader.is_interlaced(frame):
+        frame = reader.deinterlaced(neighbours.previous, frame, neighbours.following())
+    return reader.pixels(frame)
 
 
 def _file_frames(
@@ -154,21 +225,26 @@ def _file_frames(
     stop: int | None,
     interval: int,
     seek_points: Sequence[SeekPoint],
+    interpretation: Interpretation,
     time_limit: float | None,
 ) -> Iterator[np.ndarray]:
     before = bisect_right(seek_points, start, key=lambda point: point.frame)
     entries = [*reversed(seek_points[max(0, before - 2) : before]), None]  # None: the file's start
     for point in entries:
-        with VideoReader(path, time_limit) as reader:
+        with VideoReader(path, time_limit, interpretation) as reader:
             decoded = reader.frames() if point is None else reader.frames_from(point)
             if decoded is None:
                 continue
-            for number, frame in enumerate(decoded, start=point.frame if point else 0):
+            neighbours = _Neighbours(decoded)
+            for number, frame in enumerate(neighbours, start=point.frame if point else 0):
+                if number == start and point and neighbours.previous is None and reader.is_interlaced(frame):
+                    break  # the frame before it is needed: enter earlier
                 if number >= start and (number - start) % interval == 0:
-                    yield reader.pixels(frame)
+                    yield _shown(reader, frame, neighbours)
                 if stop is not None and number + 1 >= stop:
                     return
-            return
+            else:
+                return
 
 
 def _check_deadline(path: Path, deadline: float | None) -> None:

@@ -64,6 +64,7 @@ class ClipSet:
             self.size,
             seek_points=source.scan.seek_points,
             margins=source.margins,
+            interpretation=source.scan.interpretation,
             time_limit=CLIP_TIME_LIMIT_S,
         )
 
@@ -98,6 +99,8 @@ class ClipSet:
             state.update(f"/{self.source_digests[source.source.name]}@{start}".encode())
             if any(source.margins):
                 state.update(f"-{source.margins}".encode())
+            if source.scan.applied:
+                state.update(f"-{source.scan.applied}".encode())
         return state.hexdigest()
 
     def facts(self) -> dict[str, Any]:
@@ -113,6 +116,9 @@ class ClipSet:
             "clips_used": len(self),
             "every_nth_frame": self.interval,
             "borders_cut_off": self.cropped,
+            "applied": {
+                source.source.name: list(source.scan.applied) for source in used if source.scan.applied
+            },
             "source_sizes": _counted(f"{source.scan.width}x{source.scan.height}" for source in used),
             "codecs": _counted(source.scan.codec for source in used),
             "content_sha256": self.digest(),

@@ -21,6 +21,9 @@ def clips_digest(clips: ClipDataset) -> str:
     margins = [list(video.margins) for video in clips.videos]
     if any(map(any, margins)):
         digest.update(json.dumps(margins).encode())
+    applied = [list(video.scan.applied) for video in clips.videos]
+    if any(applied):
+        digest.update(json.dumps(applied).encode())
     for video in clips.videos:
         digest.update(video.source.name.encode("utf-8", "surrogateescape"))
         digest.update(_content_digest(video.source.path))
