@@ -106,6 +106,7 @@ class ClipDataset(Dataset):
         split: "train", "held-out" (may be empty) or "all".
         seed: decides starts, flips, images and the split.
         holdout: part of the videos that is held out; `split_csv` decides instead if given (see `split.py`).
+        trained_labels: the labels of the run that is resumed, in its order (see `labels.py`).
 
     Raises `BadInput` with one sentence if nothing usable is found or the options do not fit the folder.
     """
@@ -119,6 +120,7 @@ class ClipDataset(Dataset):
         seed: int = 0,
         holdout: float = 0.1,
         split_csv: str | Path | None = None,
+        trained_labels: Sequence[str] = (),
     ) -> None:
         if split not in SPLITS:
             raise BadInput(f"the split '{split}' must be one of {', '.join(SPLITS)}.")
@@ -134,6 +136,7 @@ class ClipDataset(Dataset):
             report.root,
             [video.source.name for video in report.usable],
             known=[video.source.name for video in report.bad],
+            trained=trained_labels,
         )
         self.videos: list[SourceReport] = self._videos_of_split(report, holdout, split_csv)
         self.windows: list[tuple[int, Window]] = [

@@ -13,9 +13,18 @@ from medsora.errors import BadInput
 log = logging.getLogger(__name__)
 
 TRAIN, HELD_OUT = "train", "held-out"
-_SPLIT_WORDS = {"train": TRAIN, "training": TRAIN} | dict.fromkeys(
-    ("held-out", "heldout", "held_out", "holdout", "test", "val", "valid", "validation"), HELD_OUT
+HELD_OUT_WORDS = (
+    "held-out",
+    "heldout",
+    "held_out",
+    "holdout",
+    "test",
+    "testing",
+    "val",
+    "valid",
+    "validation",
 )
+SPLIT_WORDS = dict.fromkeys(("train", "training"), TRAIN) | dict.fromkeys(HELD_OUT_WORDS, HELD_OUT)
 
 
 def split_by_video(names: Sequence[str], holdout: float, seed: int) -> dict[str, str]:
@@ -53,7 +62,7 @@ def split_by_csv(
             raise BadInput(f"{csv_path}, line {number}: '{row['file']}' is listed for two patients.")
         if "split" not in row:
             continue
-        split = _SPLIT_WORDS.get(row["split"].lower())
+        split = SPLIT_WORDS.get(row["split"].lower())
         if split is None:
             raise BadInput(
                 f"{csv_path}, line {number}: the split '{row['split']}' must be train or held-out."

@@ -15,6 +15,7 @@ from medsora.data.phantom import polyp_suffix, write_phantom
 from medsora.data.split import HELD_OUT
 from medsora.errors import BadInput, one_line
 from medsora.runtime.progress_bar import progress_bar
+from medsora.saved.find import trained_labels
 
 RENDER_PROCESSES = 2
 
@@ -41,17 +42,22 @@ def denoiser_clip_spec(config: Config) -> ClipSpec:
     return replace(clip_spec(config), extra_frame=True, images=config.images.count, with_flow=exact)
 
 
-def open_clips(config: Config, accelerator: Accelerator, spec: ClipSpec) -> tuple[ClipDataset, ClipDataset]:
+def open_clips(
+    config: Config, accelerator: Accelerator, spec: ClipSpec, run: Path
+) -> tuple[ClipDataset, ClipDataset]:
     """Return the training clips and the held-out ones; what cannot be used is listed once on stderr.
 
+    `run` is the folder of the run that they are for: its labels keep their order when it is resumed.
     Without anything held out the second dataset is the first, and that is said. Raises `BadInput` if no clip
     can be used, or the config does not fit the folder.
     """
     with accelerator.main_process_first():
-        return _open(config, spec, accelerator.is_main_process)
+        return _open(config, spec, run, accelerator.is_main_process)
 
 
-def split_clips(config: Config, report: CheckReport, spec: ClipSpec) -> tuple[ClipDataset, ClipDataset]:
+def split_clips(
+    config: Config, report: CheckReport, spec: ClipSpec, run: Path
+) -> tuple[ClipDataset, ClipDataset]:
     """Return the training clips and the held-out ones, of which there may be none; those are never flipped.
 
     Raises `BadInput` as `ClipDataset` does.
@@ -60,6 +66,7 @@ def split_clips(config: Config, report: CheckReport, spec: ClipSpec) -> tuple[Cl
         "seed": config.run.seed,
         "holdout": config.data.holdout,
         "split_csv": config.data.split_csv,
+        "trained_labels": trained_labels(run),
     }
     clips = ClipDataset(report, spec, split="train", **options)
     return clips, ClipDataset(report, replace(spec, flip=False), split=HELD_OUT, **options)
@@ -96,12 +103,12 @@ def clip_folder(config: Config, *, show: bool = False) -> Path:
     return folder
 
 
-def _open(config: Config, spec: ClipSpec, show: bool) -> tuple[ClipDataset, ClipDataset]:
+def _open(config: Config, spec: ClipSpec, run: Path, show: bool) -> tuple[ClipDataset, ClipDataset]:
     report = spec.check(clip_folder(config, show=show))
     if show:
         for complaint in report.complaints():
             print(complaint, file=sys.stderr)
-    clips, held_out = split_clips(config, report, spec)
+    clips, held_out = split_clips(config, report, spec, run)
     names = [video.source.name for video in clips.videos]
     unlabelled = [name for name in names if name not in clips.labels.of_video]
     if show and clips.labels.names and unlabelled:

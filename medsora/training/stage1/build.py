@@ -25,7 +25,7 @@ def build_vae_stage(config: Config) -> VaeStage:
     vae.check_video_shape(config.data.frames, *config.data.height_width)
     check_crop(config)
     loss = build_loss(config).to(accelerator.device)
-    clips, held_out = open_clips(config, accelerator, clip_spec(config))
+    clips, held_out = open_clips(config, accelerator, clip_spec(config), config.vae_dir)
     schedule = Schedule.of(settings, len(clips))
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     parameters = vae.trainable_parameters(settings.train)
