@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from medsora.data.checking.burnt_in import EvenSamples
+from medsora.data.checking.copies import thumbnails
 from medsora.data.reading.decoding import SeekPoint, UnreadableVideo, VideoReader
 from medsora.data.reading.find import Source
 from medsora.data.reading.frame_folder import list_frames, read_image
@@ -30,6 +31,7 @@ class Scan:
     at the file's start. `broken` are frames that do not decode or may be torn: no clip may touch them.
     `problem` says why nothing can be used, `remarks` what else deserves to be known. `margins` are black
     borders, `marks` the boxes of text or marks burnt into the frames (`medsora.data.checking.burnt_in`).
+    `thumbnails` tell copies (`medsora.data.checking.copies`).
     """
 
     container: str = "?"
@@ -44,6 +46,7 @@ class Scan:
     remarks: tuple[str, ...] = ()
     margins: Margins = NO_MARGINS
     marks: tuple[Margins, ...] = ()
+    thumbnails: str = ""
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the stretches (start, stop) of consecutive frames that decode."""
@@ -103,6 +106,7 @@ def _scan_file(path: Path) -> Scan:
         remarks=remarks,
         margins=still.margins,
         marks=still.marks,
+        thumbnails=thumbnails(samples.kept),
     )
 
 
@@ -200,4 +204,5 @@ def _scan_folder(folder: Path) -> Scan:
         remarks=tuple(remarks),
         margins=still.margins,
         marks=still.marks,
+        thumbnails=thumbnails(samples.kept),
     )

@@ -18,7 +18,7 @@ from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.cache.fingerprint import weights_digest
 from medsora.training.cache.latents import LatentCache
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes
-from medsora.training.open_clips import denoiser_clip_spec, open_clips
+from medsora.training.open_clips import denoiser_clip_spec, open_clips, store_videos
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
@@ -53,6 +53,7 @@ def build_dit_stage(config: Config) -> DitStage:
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     run = RunFolder(config.dit_dir, config, "train_dit", accelerator)
     check_same_run(run, config, clips)
+    store_videos(run, clips)
     start_trackers(accelerator, run, config)  # before the caches: who is not logged in hears it at once
     if prior is not None and prior.untrained:
         run.say("the flow prior is untrained (dino.weights: random): its alignment teaches nothing.")
