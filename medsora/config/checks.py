@@ -81,6 +81,16 @@ def _check_rules(config: Config, source: str) -> None:
 def _check_conditions(config: Config, source: str) -> None:
     """Check what one key demands of another."""
     data, settings = config.data, config.train_dit
+    if data.group is not None and data.group != "folder" and not data.group.lower().endswith(".csv"):
+        try:
+            groups = re.compile(data.group).groups
+        except re.error as error:
+            raise BadInput(f"{source}: data.group is {data.group}, which is no pattern ({error}).") from None
+        if groups != 1:
+            raise BadInput(
+                f"{source}: data.group is {data.group}, a pattern with {groups} groups; put the patient, and "
+                "nothing else, into one pair of parentheses."
+            )
     if data.balance and data.labels == "none":
         raise BadInput(f"{source}: data.balance needs labels to balance; set data.labels (folders or a CSV).")
     if config.cache.prior == "disk" and config.cache.latents != "disk":

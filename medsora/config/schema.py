@@ -131,7 +131,14 @@ class DataConfig:
     )
     split_csv: str | None = key(
         None,
-        "CSV with the columns file and split (train or held-out), or file and patient; null: drawn by video.",
+        "CSV with the columns file and split (train or held-out), or file and patient; null: as folders "
+        "named train, val and test say, or drawn by video.",
+    )
+    group: str | None = key(
+        None,
+        "Patients, each on one side of the split: folder (each folder is a patient), a CSV with the columns "
+        "file and patient, or a regular expression with one group that finds the patient in a video's path; "
+        "null: every video stands alone.",
     )
     labels: str = key(
         "none",

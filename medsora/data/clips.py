@@ -8,7 +8,7 @@ that. A cache of encoded clips makes its own choices and loads them here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medsora.data.checking.check import CheckReport, SourceReport, check_folder
-from medsora.data.checking.windows import Window, clip_span
+from medsora.data.checking.copies import Content, find_copies
+from medsora.data.checking.windows import Window, clip_span, windows_of
 from medsora.data.choice import ClipChoice, ImageSource, draw_images
 from medsora.data.exact_flow import check_flow_files, read_flow
 from medsora.data.labels import NO_LABELS, read_labels
@@ -27,7 +28,7 @@ from medsora.data.reading.decoding import UnreadableVideo
 from medsora.data.reading.pixels import frames_to_video
 from medsora.data.reading.resize import height_width
 from medsora.data.reading.video_io import read_frames
-from medsora.data.split import HELD_OUT, split_by_csv, split_by_video
+from medsora.data.split import HELD_OUT, Split, count_videos, draw_split, split_by_csv, split_by_video
 from medsora.errors import BadInput, one_line
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,53 @@ class ClipSpec:
         )
 
 
+@dataclass(frozen=True)
+class StoredVideo:
+    """A video of a run: its side of the split, and what tells it from others."""
+
+    side: str
+    content: Content
+
+
+@dataclass(frozen=True)
+class StoredVideos:
+    """The videos that a run began with, by name.
+
+    Attributes:
+        videos: None for a run of an earlier version, which stored none: it goes on with the split that such
+            versions drew, whatever folders' names and copies say.
+        by_folder: whether folders named train, val and test had a meaning when the run began.
+    """
+
+    videos: Mapping[str, StoredVideo] | None
+    by_folder: bool = True
+
+    def copies(self, report: CheckReport) -> list[tuple[str, ...]]:
+        """Return the groups of copies of `report`, with videos of before that are missing or have changed."""
+        contents = [(name, video.content) for name, video in self.videos.items()]
+        present = {video.source.name: video.content for video in report.reports}
+        now = [(name, content) for name, content in present.items() if not self._has(name, content)]
+        return find_copies([*contents, *now])
+
+    def _has(self, name: str, content: Content) -> bool:
+        """Return whether the run began with this video; a decoder may round differently since."""
+        if name not in self.videos:
+            return False
+        before = self.videos[name].content
+        return before == content or bool(find_copies([("before", before), ("now", content)]))
+
+    def changes(self, report: CheckReport, sides: Mapping[str, str]) -> list[str]:
+        """Return what has changed in the folder since the run began, one clause each."""
+        present = {video.source.name: video.content for video in report.reports}
+        clauses = {
+            "missing": [name for name in self.videos if name not in present],
+            "with other frames": [n for n, c in present.items() if n in self.videos and not self._has(n, c)],
+            "new and trained on": [n for n, s in sides.items() if n not in self.videos and s != HELD_OUT],
+            "new and held out": [n for n, s in sides.items() if n not in self.videos and s == HELD_OUT],
+        }
+        return [f"{count_videos(names)} {what}" for what, names in clauses.items() if names]
+
+
 class ClipDataset(Dataset):
     """Clips of a folder, one per enumerated window and epoch.
 
@@ -105,7 +153,10 @@ class ClipDataset(Dataset):
         spec: what a clip is.
         split: "train", "held-out" (may be empty) or "all".
         seed: decides starts, flips, images and the split.
-        holdout: part of the videos that is held out; `split_csv` decides instead if given (see `split.py`).
+        holdout: part of the videos that is held out; `split_csv`, or folders named train, val and test,
+            decide instead; `group` finds each patient's videos (see `draw_split`).
+        stored: the videos of the run that is resumed; they keep their sides.
+        trained_labels: the labels of the run that is resumed, in its order (see `labels.py`).
 
     Raises `BadInput` with one sentence if nothing usable is found or the options do not fit the folder.
     """
@@ -119,6 +170,9 @@ class ClipDataset(Dataset):
         seed: int = 0,
         holdout: float = 0.1,
         split_csv: str | Path | None = None,
+        group: str | None = None,
+        stored: StoredVideos | None = None,
+        trained_labels: Sequence[str] = (),
     ) -> None:
         if split not in SPLITS:
             raise BadInput(f"the split '{split}' must be one of {', '.join(SPLITS)}.")
@@ -134,8 +188,27 @@ class ClipDataset(Dataset):
             report.root,
             [video.source.name for video in report.usable],
             known=[video.source.name for video in report.bad],
+            trained=trained_labels,
         )
-        self.videos: list[SourceReport] = self._videos_of_split(report, holdout, split_csv)
+        if stored is not None and stored.videos is None:
+            self.sides = self._split_as_before(holdout, split_csv)
+        else:
+            names = self._names_for_both_stages()
+            self.sides = draw_split(
+                names,
+                holdout,
+                seed,
+                split_csv=split_csv,
+                group=group,
+                copies=report.copies if stored is None else stored.copies(report),
+                kept={} if stored is None else {name: video.side for name, video in stored.videos.items()},
+                known=[video.source.name for video in report.reports],
+                by_folder=stored is None or stored.by_folder,
+            )
+        wanted = ("train", HELD_OUT) if split == "all" else (split,)
+        self.videos: list[SourceReport] = [
+            video for video in report.usable if self.sides.sides.get(video.source.name) in wanted
+        ]
         self.windows: list[tuple[int, Window]] = [
             (number, window) for number, video in enumerate(self.videos) for window in video.windows
         ]
@@ -148,21 +221,29 @@ class ClipDataset(Dataset):
         self._scans = [video.scan for video in self.videos]
         if spec.images and len(self.videos) == 1:
             log.warning(
-                "%s has only one video to take joint images from: its other times are used.", report.root
+                "%s has only one video on the side '%s' to take joint images from (%d usable videos on the "
+                "other side are not counted): its other times are used.",
+                report.root,
+                split,
+                len(report.usable) - 1,
             )
         self._reported: set[str] = set()
 
-    def _videos_of_split(
-        self, report: CheckReport, holdout: float, split_csv: str | Path | None
-    ) -> list[SourceReport]:
-        names = [video.source.name for video in report.usable]
-        if split_csv is not None:
-            bad = [video.source.name for video in report.bad]
-            splits = split_by_csv(split_csv, names, holdout, self.seed, known=bad)
-        else:
-            splits = split_by_video(names, holdout, self.seed)
-        wanted = ("train", HELD_OUT) if self.split == "all" else (self.split,)
-        return [video for video in report.usable if splits.get(video.source.name) in wanted]
+    def _names_for_both_stages(self) -> list[str]:
+        """Return the videos that one stage or the other can use: both draw the same split of them."""
+        span = clip_span(self.spec.frames, self.spec.interval)
+        return [
+            video.source.name
+            for video in self.report.reports
+            if video.windows or (not video.scan.problem and windows_of(video.scan, span, span))
+        ]
+
+    def _split_as_before(self, holdout: float, split_csv: str | Path | None) -> Split:
+        names = [video.source.name for video in self.report.usable]
+        if split_csv is None:
+            return Split(split_by_video(names, holdout, self.seed))
+        bad = [video.source.name for video in self.report.bad]
+        return Split(split_by_csv(split_csv, names, holdout, self.seed, known=bad))
 
     def __len__(self) -> int:
         return len(self.windows)

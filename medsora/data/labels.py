@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from medsora.data.split import SPLIT_WORDS
 from medsora.data.video_table import read_video_table
 from medsora.errors import BadInput, one_line
 
@@ -14,7 +15,7 @@ NO_LABELS, FOLDERS = "none", "folders"
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels' names in alphabetical order, and the number of each labelled video's among them."""
+    """The labels' names in the order of the embedding's rows, and each labelled video's row number."""
 
     names: tuple[str, ...] = ()
     of_video: Mapping[str, int] = field(default_factory=dict)
@@ -24,16 +25,25 @@ class Labels:
         return self.of_video.get(video, len(self.names))
 
 
-def read_labels(source: str, root: str | Path, videos: Sequence[str], *, known: Sequence[str] = ()) -> Labels:
+def read_labels(
+    source: str,
+    root: str | Path,
+    videos: Sequence[str],
+    *,
+    known: Sequence[str] = (),
+    trained: Sequence[str] = (),
+) -> Labels:
     """Return the labels of `videos`, which are named by their paths below `root`.
 
-    `source` is "none"; "folders", where a video's label is the folder that it lies in; or a CSV with the
-    columns `file` and `label`, looked for from here and then in `root`. Videos that the CSV does not list, or
-    lists with an empty label, have none: they are trained on as if their label had been dropped. `known` are
-    further videos that exist but cannot be used: naming them is no error.
+    `source` is "none"; "folders", where a video's label is the innermost folder that it lies in, apart from
+    folders named after a side of the split (train, val, test); or a CSV with the columns `file` and `label`,
+    looked for from here and then in `root`. Videos that the CSV does not list, or lists with an empty label,
+    have none: they are trained on as if their label had been dropped. `known` are further videos that exist
+    but cannot be used: naming them is no error. `trained` are the labels of the run that is resumed, in the
+    order of its embedding's rows, which stays; without it the order is alphabetical.
 
     Raises `BadInput` with one sentence: a video outside every folder, a CSV as `read_video_table` says, a
-    video listed with two labels, no label at all.
+    video listed with two labels, no label at all, a label that is not among `trained`.
     """
     if source == NO_LABELS:
         return Labels()
@@ -42,11 +52,18 @@ def read_labels(source: str, root: str | Path, videos: Sequence[str], *, known: 
     if not words:
         raise BadInput(f"data.labels is {source}, but it gives no video a label.")
     names = tuple(sorted(set(words.values())))
+    if trained:
+        if unknown := [name for name in names if name not in trained]:
+            raise BadInput(
+                f"the run was trained with the labels {', '.join(trained)}, but {root} now has videos of "
+                f"{', '.join(unknown)}; restore the old names, or take another run.name."
+            )
+        names = tuple(trained)
     return Labels(names, {video: names.index(word) for video, word in words.items()})
 
 
 def _from_folders(videos: Sequence[str]) -> dict[str, str]:
-    words = {video: PurePosixPath(video).parent.name for video in videos}
+    words = {video: _innermost_folder(video) for video in videos}
     for video, word in words.items():
         if not word:
             raise BadInput(
@@ -54,6 +71,11 @@ def _from_folders(videos: Sequence[str]) -> dict[str, str]:
                 "the videos into folders, or give a CSV with the columns file and label."
             )
     return words
+
+
+def _innermost_folder(video: str) -> str:
+    folders = PurePosixPath(video).parent.parts
+    return next((name for name in reversed(folders) if name.lower() not in SPLIT_WORDS), "")
 
 
 def _from_csv(source: str, root: Path, videos: Sequence[str]) -> dict[str, str]:

@@ -1,11 +1,17 @@
-"""Which videos are trained on and which are held out: by video or by patient, never by clip."""
+"""Which videos are trained on and which are held out: by video, patient or folder, never by clip.
+
+Videos that belong together (copies of each other, one patient's) are one unit, and a unit is on one side.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from medsora.data.video_table import read_video_table
 from medsora.errors import BadInput
@@ -13,9 +19,187 @@ from medsora.errors import BadInput
 log = logging.getLogger(__name__)
 
 TRAIN, HELD_OUT = "train", "held-out"
-_SPLIT_WORDS = {"train": TRAIN, "training": TRAIN} | dict.fromkeys(
-    ("held-out", "heldout", "held_out", "holdout", "test", "val", "valid", "validation"), HELD_OUT
+HELD_OUT_WORDS = (
+    "held-out",
+    "heldout",
+    "held_out",
+    "holdout",
+    "test",
+    "testing",
+    "val",
+    "valid",
+    "validation",
 )
+SPLIT_WORDS = dict.fromkeys(("train", "training"), TRAIN) | dict.fromkeys(HELD_OUT_WORDS, HELD_OUT)
+
+
+FOLDER = "folder"  # the value of data.group that makes each folder a patient
+
+
+@dataclass(frozen=True)
+class Split:
+    """The side of each video by name; a video that it lacks is left out. `notes` are for the user."""
+
+    sides: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def draw_split(
+    names: Sequence[str],
+    holdout: float,
+    seed: int,
+    *,
+    split_csv: str | Path | None = None,
+    group: str | None = None,
+    copies: Iterable[Sequence[str]] = (),
+    kept: Mapping[str, str] | None = None,
+    known: Sequence[str] = (),
+    by_folder: bool = True,
+) -> Split:
+    """Return the side of each of `names`: as a CSV says, as folders named train, val or test say, or drawn.
+
+    A CSV is read as `split_by_csv` reads it. Without one, videos below a folder named after a side are on
+    that side; if one is named train, videos outside these folders are left out. What nobody decides is drawn
+    by unit as `split_by_video` draws. `group` makes units of patients (`read_groups`), `copies` of videos
+    with the same content; a unit with a held-out video is held out as a whole. `known` are further videos
+    that a CSV may name. Without `by_folder` folders' names mean nothing.
+
+    `kept` are the sides that a resumed run was trained with, of missing videos too. They stay; new videos are
+    trained on unless they are asked to be held out or belong to a held-out unit.
+
+    Raises `BadInput` as `split_by_csv` and `read_groups` do, and if a video that was trained on would become
+    held out.
+    """
+    kept = kept or {}
+    known = list(dict.fromkeys([*names, *known, *kept]))
+    patients: dict[str, str] = {}
+    notes: list[str] = []
+    if split_csv is not None:
+        patients, asked = _read_split_csv(Path(split_csv), known)
+        asked = {name: asked[patient] for name, patient in patients.items() if patient in asked}
+        used, drawn = [name for name in names if name in patients], not asked
+        if len(used) < len(names):
+            notes.append(f"left out {count_videos(set(names) - set(used))}: {split_csv} does not list them")
+    else:
+        asked = sides_by_folder(names) if by_folder else {}
+        outside = [name for name in names if name not in asked] if TRAIN in asked.values() else []
+        used, drawn = [name for name in names if name not in outside], HELD_OUT not in asked.values()
+        if outside:
+            notes.append(f"left out {count_videos(outside)}: outside the folders named train, val or test")
+    everyone = [*used, *(name for name in kept if name not in used)]
+    groups = read_groups(group, everyone, known=known)
+    units = _units(everyone, (groups, patients), copies)
+    if kept:
+        return Split(_keep_sides(used, asked, units, kept), tuple(notes))
+    if drawn:
+        sides_of_units = split_by_video(sorted(set(units.values())), holdout, seed)
+    else:
+        held_out = {units[name] for name in used if asked.get(name) == HELD_OUT}
+        sides_of_units = {unit: HELD_OUT if unit in held_out else TRAIN for unit in units.values()}
+    sides = {name: sides_of_units[units[name]] for name in used}
+    if not drawn and (moved := [n for n in used if asked.get(n, TRAIN) == TRAIN and sides[n] == HELD_OUT]):
+        notes.append(
+            f"held out {count_videos(moved)} that would be trained on: a held-out video has the same content "
+            "or patient"
+        )
+    return Split(sides, tuple(notes))
+
+
+def _keep_sides(
+    used: Sequence[str], asked: Mapping[str, str], units: Mapping[str, str], kept: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the sides of a resumed run's videos: those of before, and of new ones that of their unit."""
+    known_sides: defaultdict[str, set[str]] = defaultdict(set)
+    for name, side in kept.items():
+        known_sides[units[name]].add(side)
+    held_out = {unit for unit, sides in known_sides.items() if HELD_OUT in sides}
+    for name in used:
+        if asked.get(name) != HELD_OUT:
+            continue
+        if kept.get(name) == TRAIN or (name not in kept and TRAIN in known_sides[units[name]]):
+            raise BadInput(
+                f"'{name}' would be held out now, but the run was trained on it, a copy of it or its "
+                "patient; put it back among the training videos, or take another run.name."
+            )
+        held_out.add(units[name])
+    return {name: kept.get(name) or (HELD_OUT if units[name] in held_out else TRAIN) for name in used}
+
+
+def sides_by_folder(names: Iterable[str]) -> dict[str, str]:
+    """Return the side of every video that lies below a folder named train, val, test or the like.
+
+    The outermost such folder decides. A folder of frames may itself have such a name.
+    """
+    words = ((name, (part.lower() for part in PurePosixPath(name).parts)) for name in names)
+    sides = {name: next((SPLIT_WORDS[p] for p in parts if p in SPLIT_WORDS), None) for name, parts in words}
+    return {name: side for name, side in sides.items() if side}
+
+
+def folder_note(sides: Mapping[str, str]) -> str:
+    """Return what `sides_by_folder` found in one clause."""
+    trained = list(sides.values()).count(TRAIN)
+    return (
+        f"folders named train, val or test decide the split: {trained} videos in train, "
+        f"{len(sides) - trained} held out"
+    )
+
+
+def read_groups(group: str | None, names: Sequence[str], *, known: Sequence[str] = ()) -> dict[str, str]:
+    """Return the patient of every video that has one, by `data.group`.
+
+    None: nobody. "folder": the folder that the video lies in. A name that ends in .csv: a table with the
+    columns `file` and `patient`. Anything else is a regular expression with one group, searched for in the
+    video's path below the data folder; what the group matches is the patient.
+
+    Raises `BadInput` with one sentence: a CSV as `read_video_table` says, a pattern that matches no video.
+    """
+    if group is None:
+        return {}
+    if group == FOLDER:
+        folders = {name: PurePosixPath(name).parent.as_posix() for name in names}
+        return {name: folder for name, folder in folders.items() if folder != "."}
+    if group.lower().endswith(".csv"):
+        rows = read_video_table(group, "patient", ("patient",), sorted({*names, *known}))
+        return {name: row["patient"] for _, name, row in rows if row["patient"]}
+    found = {name: re.search(group, name) for name in names}
+    patients = {name: match[1] for name, match in found.items() if match and match[1]}
+    if not patients and names:
+        raise BadInput(f"data.group is {group}, but that matches no video's path, such as '{names[0]}'.")
+    return patients
+
+
+def count_videos(names: Iterable[str]) -> str:
+    """Return "1 video (NAME)" or "N videos (NAME, ...)", with the first three names in alphabetical order."""
+    names = sorted(names)
+    more = ", ..." if len(names) > 3 else ""
+    return f"{len(names)} video{'s' * (len(names) != 1)} ({', '.join(names[:3])}{more})"
+
+
+def _units(
+    names: Sequence[str], groups: Sequence[Mapping[str, str]], copies: Iterable[Sequence[str]]
+) -> dict[str, str]:
+    """Return the unit of every video: its shortest patient's name, without a patient its shortest name."""
+    leaders = {name: name for name in names}
+
+    def leader(name: str) -> str:
+        while leaders[name] != name:
+            leaders[name] = name = leaders[leaders[name]]
+        return name
+
+    together: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
+    for number, group in enumerate(groups):
+        for name in names:
+            if name in group:
+                together[number, group[name]].append(name)
+    for members in (*together.values(), *([n for n in videos if n in leaders] for videos in copies)):
+        for name in members[1:]:
+            leaders[leader(name)] = leader(members[0])
+    keys: defaultdict[str, list[tuple[bool, int, str]]] = defaultdict(list)
+    for name in names:
+        found = [group[name] for group in groups if name in group]
+        keys[leader(name)] += [(not found, len(key), key) for key in found or [name]]
+    units = {first: min(found)[-1] for first, found in keys.items()}
+    return {name: units[leader(name)] for name in names}
 
 
 def split_by_video(names: Sequence[str], holdout: float, seed: int) -> dict[str, str]:
@@ -44,7 +228,18 @@ def split_by_csv(
     word, a file listed twice differently, a patient on both sides.
     """
     csv_path = Path(csv_path)
-    rows = read_video_table(csv_path, "split", ("split", "patient"), [*names, *known])
+    patients, splits = _read_split_csv(csv_path, [*names, *known])
+    if not splits:
+        splits = split_by_video(sorted(set(patients.values())), holdout, seed)
+    unlisted = [name for name in names if name not in patients]
+    if unlisted:
+        log.warning("left out %d videos that %s does not list: %s ...", len(unlisted), csv_path, unlisted[0])
+    return {name: splits[patients[name]] for name in names if name in patients}
+
+
+def _read_split_csv(csv_path: Path, names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the patient of every video listed, its own name without one, and each patient's side if told."""
+    rows = read_video_table(csv_path, "split", ("split", "patient"), names)
     patients: dict[str, str] = {}
     splits: dict[str, str] = {}
     for number, name, row in rows:
@@ -53,19 +248,14 @@ def split_by_csv(
             raise BadInput(f"{csv_path}, line {number}: '{row['file']}' is listed for two patients.")
         if "split" not in row:
             continue
-        split = _SPLIT_WORDS.get(row["split"].lower())
+        split = SPLIT_WORDS.get(row["split"].lower())
         if split is None:
             raise BadInput(
                 f"{csv_path}, line {number}: the split '{row['split']}' must be train or held-out."
             )
         if splits.setdefault(patient, split) != split:
             raise BadInput(f"{csv_path}, line {number}: '{patient}' is both in train and in held-out.")
-    if not splits:
-        splits = split_by_video(sorted(set(patients.values())), holdout, seed)
-    unlisted = [name for name in names if name not in patients]
-    if unlisted:
-        log.warning("left out %d videos that %s does not list: %s ...", len(unlisted), csv_path, unlisted[0])
-    return {name: splits[patients[name]] for name in names if name in patients}
+    return patients, splits
 
 
 def _held_out_count(videos: int, holdout: float) -> int:

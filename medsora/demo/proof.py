@@ -26,7 +26,7 @@ def prove_demo(config: Config, generated: Path) -> Proof | None:
 
     The untrained model is the same denoiser before its first step, over the same VAE.
     """
-    training, held_out = open_clips(config, Accelerator(cpu=True), clip_spec(config))
+    training, held_out = open_clips(config, Accelerator(cpu=True), clip_spec(config), config.vae_dir)
     made = [read_frames(path) for path in sorted(generated.glob("video-*.mp4"))]
     if min(len(held_out), len(made)) < 2:
         return None

@@ -31,7 +31,7 @@ def write_demo_report(config: Config, generated: Path, steps: int, proof: Proof 
     compares them (`medsora.demo.proof`).
     """
     folder = config.run_dir
-    _, held_out = open_clips(config, Accelerator(cpu=True), clip_spec(config))
+    _, held_out = open_clips(config, Accelerator(cpu=True), clip_spec(config), config.vae_dir)
     count = min(SHOWN_CLIPS, len(held_out))
     picks = np.linspace(0, len(held_out) - 1, count).round().astype(int)
     videos = torch.stack([held_out.fixed_clip(int(i))["video"] for i in picks])

@@ -157,14 +157,18 @@ class MedSora(ModelMixin, ConfigMixin):
             )
         return (model, info) if wants_info else model
 
-    def load_weights(self, path: str | PathLike) -> None:
+    def load_weights(
+        self, path: str | PathLike, labels: tuple[Sequence[str], Sequence[str]] | None = None
+    ) -> None:
         """Fill this model from a safetensors file, or from a folder that holds one, strictly.
+
+        `labels`, the names of the file's labels and of this model's, matches the embedding's rows by name.
 
         Raises:
             FileNotFoundError: if there is no such file.
             BadInput: if the file is damaged or holds another model; the sentence names the first difference.
         """
-        self.load_state_dict(read_matching_weights(Path(path), self))
+        self.load_state_dict(read_matching_weights(Path(path), self, labels))
 
     def modulation(self, t: Tensor, labels: Tensor | None = None) -> Modulation:
         """What adaLN makes of timesteps and labels, each (B,) or (B, n). It does not depend on the latents,

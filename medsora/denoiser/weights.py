@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -11,9 +13,16 @@ from torch import Tensor, nn
 from medsora.config.presets import PRESETS
 from medsora.errors import BadInput
 
+LABEL_ROWS = "labels.weight"  # one row for each label, and a last one for no label
 
-def read_matching_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
+
+def read_matching_weights(
+    path: Path, model: nn.Module, labels: tuple[Sequence[str], Sequence[str]] | None = None
+) -> dict[str, Tensor]:
     """The tensors of a safetensors file (or of the one in a folder), if they are exactly `model`'s.
+
+    `labels`, the names that the file was trained with and those of the model, matches the rows of the label
+    embedding by name; the row of a label that the file lacks is the file's row for no label.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -26,11 +35,23 @@ def read_matching_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as tensors:
             found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-            if found != expected:
-                raise BadInput(f"{file} {_difference(expected, found)}")
-            return {key: tensors.get_tensor(key) for key in expected}
+            if labels is None or LABEL_ROWS not in found.keys() & expected.keys():
+                _require_same(file, expected, found)
+                return {key: tensors.get_tensor(key) for key in expected}
+            theirs, ours = labels
+            width = expected[LABEL_ROWS][1]
+            _require_same(file, expected | {LABEL_ROWS: (len(theirs) + 1, width)}, found)
+            values = {key: tensors.get_tensor(key) for key in expected}
+            order = [theirs.index(name) if name in theirs else len(theirs) for name in ours]
+            values[LABEL_ROWS] = values[LABEL_ROWS][torch.tensor([*order, len(theirs)])]
+            return values
     except SafetensorError as error:
         raise BadInput(f"{file} is not a complete safetensors file ({error}); take another copy") from error
+
+
+def _require_same(file: Path, expected: dict[str, tuple], found: dict[str, tuple]) -> None:
+    if found != expected:
+        raise BadInput(f"{file} {_difference(expected, found)}")
 
 
 def _difference(expected: dict[str, tuple], found: dict[str, tuple]) -> str:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from medsora.config.schema import all_keys
 from medsora.config.shipped import find_config
 from medsora.data.checking.check import CheckReport
-from medsora.data.split import HELD_OUT, split_by_video
+from medsora.data.split import HELD_OUT, draw_split
 from medsora.errors import BadInput
 
 RATES_ALIKE = 1.5  # the highest frame rate over the lowest; beyond, it is said
@@ -131,8 +131,11 @@ def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) ->
     cropped = sum(source.crop_words is not None for source in report.usable)
     fit.set("data", f"black borders, found in {cropped} videos; none: whole frames", crop="auto")
     names = [source.source.name for source in report.usable]
-    held_out = list(split_by_video(names, HOLDOUT, SEED).values()).count(HELD_OUT)
-    why = f"{held_out} of {len(names)} videos never trained on, drawn by seed; data.split_csv: by patient"
+    split = draw_split(names, HOLDOUT, SEED, copies=report.copies)
+    held_out = list(split.sides.values()).count(HELD_OUT)
+    drawn = "as folders named train, val or test say" if report.split_note else "drawn by seed"
+    why = f"{held_out} of {len(names)} videos never trained on, {drawn}; data.group: by patient"
+    fit.notes += split.notes
     if len(names) == 1:
         why = "there is only one video: nothing can be held out, figures are of training clips"
     fit.set("data", why, holdout=HOLDOUT)

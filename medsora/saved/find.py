@@ -104,6 +104,18 @@ def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | N
     return ModelFolder(weights, run / "vae", geometry, step=checkpoint_step(newest), weights=kind)
 
 
+def trained_labels(run: Path) -> tuple[str, ...]:
+    """Return the labels that a run's checkpoints were trained with, in the order of the embedding's rows.
+
+    Empty if there is no checkpoint, or it was trained without labels. Raises `BadInput` if pipeline.json, in
+    which they are stored, is damaged.
+    """
+    described = run / "pipeline.json"
+    if not described.is_file() or not checkpoint_folders(run / "checkpoints"):
+        return ()
+    return tuple(_read_conditions(described, read_json_object(described)).get("labels", ()))
+
+
 def stage_2_folder(run: Path) -> Path:
     """Return `run` if it is a run folder of stage 2, or the only one in it. Raises `BadInput`."""
     if (run / "pipeline.json").is_file():

@@ -65,7 +65,8 @@ def fill_caches(config: Config) -> None:
         aligned = config.alignment.weight > 0 and config.cache.prior == "disk"
         prior = build_prior(config, model.config.depth).to(accelerator.device) if aligned else None
         spec = denoiser_clip_spec(config)
-        clips, _ = open_clips(config, accelerator, spec if aligned else replace(spec, with_flow=False))
+        spec = spec if aligned else replace(spec, with_flow=False)
+        clips, _ = open_clips(config, accelerator, spec, config.dit_dir)
         latents = LatentCache(config, clips, vae)
         priors = None
         if prior is not None:

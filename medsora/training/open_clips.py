@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,19 @@ from accelerate import Accelerator
 
 from medsora.config.schema import Config
 from medsora.data.checking.check import CheckReport
-from medsora.data.clips import ClipDataset, ClipSpec
+from medsora.data.checking.copies import Content
+from medsora.data.clips import ClipDataset, ClipSpec, StoredVideo, StoredVideos
 from medsora.data.phantom import polyp_suffix, write_phantom
 from medsora.data.split import HELD_OUT
 from medsora.errors import BadInput, one_line
+from medsora.runtime.files import write_json
 from medsora.runtime.progress_bar import progress_bar
+from medsora.saved.checkpoint import checkpoint_folders
+from medsora.saved.find import trained_labels
+from medsora.training.run.folder import RunFolder
 
 RENDER_PROCESSES = 2
+VIDEO_LIST = "videos.json"  # in the run folder: every video's side, frames and thumbnails
 
 
 def clip_spec(config: Config) -> ClipSpec:
@@ -41,17 +48,23 @@ def denoiser_clip_spec(config: Config) -> ClipSpec:
     return replace(clip_spec(config), extra_frame=True, images=config.images.count, with_flow=exact)
 
 
-def open_clips(config: Config, accelerator: Accelerator, spec: ClipSpec) -> tuple[ClipDataset, ClipDataset]:
+def open_clips(
+    config: Config, accelerator: Accelerator, spec: ClipSpec, run: Path
+) -> tuple[ClipDataset, ClipDataset]:
     """Return the training clips and the held-out ones; what cannot be used is listed once on stderr.
 
+    `run` is the folder of the run that they are for: its labels keep their order and its videos their sides
+    when it is resumed.
     Without anything held out the second dataset is the first, and that is said. Raises `BadInput` if no clip
     can be used, or the config does not fit the folder.
     """
     with accelerator.main_process_first():
-        return _open(config, spec, accelerator.is_main_process)
+        return _open(config, spec, run, accelerator.is_main_process)
 
 
-def split_clips(config: Config, report: CheckReport, spec: ClipSpec) -> tuple[ClipDataset, ClipDataset]:
+def split_clips(
+    config: Config, report: CheckReport, spec: ClipSpec, run: Path
+) -> tuple[ClipDataset, ClipDataset]:
     """Return the training clips and the held-out ones, of which there may be none; those are never flipped.
 
     Raises `BadInput` as `ClipDataset` does.
@@ -60,9 +73,62 @@ def split_clips(config: Config, report: CheckReport, spec: ClipSpec) -> tuple[Cl
         "seed": config.run.seed,
         "holdout": config.data.holdout,
         "split_csv": config.data.split_csv,
+        "group": config.data.group,
+        "trained_labels": trained_labels(run),
+        "stored": stored_videos(run),
     }
     clips = ClipDataset(report, spec, split="train", **options)
     return clips, ClipDataset(report, replace(spec, flip=False), split=HELD_OUT, **options)
+
+
+def stored_videos(run: Path) -> StoredVideos | None:
+    """Return the videos that a run with checkpoints began with; None for a run that has none.
+
+    Raises `BadInput` if their list is damaged.
+    """
+    if not checkpoint_folders(run / "checkpoints"):
+        return None
+    path = run / VIDEO_LIST
+    if not path.is_file():
+        return StoredVideos(None)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        videos = {
+            name: StoredVideo(side, Content(frames, thumbnails))
+            for name, (side, frames, thumbnails) in stored["videos"].items()
+        }
+        return StoredVideos(videos, stored["by_folder"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"{path}, the list of the run's videos, is damaged ({error}); copy it back, or remove it to draw "
+            "the split as if it had never been stored."
+        ) from error
+
+
+def store_videos(run: RunFolder, clips: ClipDataset) -> None:
+    """Write the list of the run's videos, and say what has changed in the folder since it began.
+
+    Videos that are missing now stay in the list. Raises `BadInput` if the run folder cannot be written.
+    """
+    if not run.main:
+        return
+    before = stored_videos(run.path)
+    sides = clips.sides.sides
+    contents = {video.source.name: video.content for video in clips.report.reports}
+    videos = {name: StoredVideo(side, contents[name]) for name, side in sides.items()}
+    by_folder = True
+    if before is not None:
+        by_folder = before.by_folder and before.videos is not None
+        if before.videos is not None:
+            if changes := before.changes(clips.report, sides):
+                run.say(
+                    f"the folder has changed since the run began: {'; '.join(changes)}. Earlier videos "
+                    "keep their side of the split."
+                )
+            videos = {**before.videos, **videos}
+    listed = {name: [video.side, *video.content] for name, video in videos.items()}
+    with run.writing():
+        write_json(run.path / VIDEO_LIST, {"by_folder": by_folder, "videos": listed}, sort_keys=True)
 
 
 def clip_folder(config: Config, *, show: bool = False) -> Path:
@@ -96,12 +162,15 @@ def clip_folder(config: Config, *, show: bool = False) -> Path:
     return folder
 
 
-def _open(config: Config, spec: ClipSpec, show: bool) -> tuple[ClipDataset, ClipDataset]:
+def _open(config: Config, spec: ClipSpec, run: Path, show: bool) -> tuple[ClipDataset, ClipDataset]:
     report = spec.check(clip_folder(config, show=show))
     if show:
         for complaint in report.complaints():
             print(complaint, file=sys.stderr)
-    clips, held_out = split_clips(config, report, spec)
+    clips, held_out = split_clips(config, report, spec, run)
+    if show:
+        for note in clips.sides.notes:
+            print(one_line(note), file=sys.stderr)
     names = [video.source.name for video in clips.videos]
     unlabelled = [name for name in names if name not in clips.labels.of_video]
     if show and clips.labels.names and unlabelled:

@@ -63,7 +63,7 @@ class EvenSamples:
 
     def __init__(self) -> None:
         self._spacing = 1
-        self._kept: list[np.ndarray] = []
+        self.kept: list[np.ndarray] = []
 
     def wants(self, number: int) -> bool:
         """Return whether frame `number`, counted from 0 without gaps, is to be given to `add`."""
@@ -75,15 +75,15 @@ class EvenSamples:
         if scale < 1:
             height, width = (max(1, round(side * scale)) for side in frame.shape[:2])
             frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-        if self._kept and self._kept[0].shape != frame.shape:
-            self._kept.clear()
-        self._kept.append(frame)
-        if len(self._kept) >= 2 * SAMPLES:
-            self._kept, self._spacing = self._kept[::2], 2 * self._spacing
+        if self.kept and self.kept[0].shape != frame.shape:
+            self.kept.clear()
+        self.kept.append(frame)
+        if len(self.kept) >= 2 * SAMPLES:
+            self.kept, self._spacing = self.kept[::2], 2 * self._spacing
 
     def still_marks(self) -> StillMarks:
         """Return what stands still in the frames kept."""
-        return find_still_marks(np.stack(self._kept)) if self._kept else StillMarks()
+        return find_still_marks(np.stack(self.kept)) if self.kept else StillMarks()
 
 
 def find_still_marks(frames: np.ndarray) -> StillMarks:

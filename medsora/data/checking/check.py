@@ -6,16 +6,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from medsora.data.checking.burnt_in import StillMarks, place
 from medsora.data.checking.cache import CheckCache, default_cache_path
+from medsora.data.checking.copies import Content, find_copies
 from medsora.data.checking.scan import Scan, scan_source
 from medsora.data.checking.windows import Window, clip_span, windows_of
 from medsora.data.reading.find import Source, find_sources
 from medsora.data.reading.margins import NO_MARGINS, Margins
+from medsora.data.split import folder_note, sides_by_folder
 from medsora.errors import BadInput, one_line
 
+MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # of copies, in one line
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here
 
 
@@ -28,6 +32,11 @@ class SourceReport:
     windows: tuple[Window, ...]
     span: int
     margins: Margins = NO_MARGINS  # what is cut off every frame
+
+    @property
+    def content(self) -> Content:
+        """What tells whether another source is a copy of this one."""
+        return Content(self.scan.frames, self.scan.thumbnails)
 
     @property
     def problem(self) -> str | None:
@@ -103,6 +112,31 @@ class CheckReport:
         """The number of clips in one epoch over everything."""
         return sum(len(report.windows) for report in self.reports)
 
+    @cached_property
+    def copies(self) -> list[tuple[str, ...]]:
+        """The names of videos that show the same, group by group; they stay on one side of the split."""
+        return find_copies((report.source.name, report.content) for report in self.reports)
+
+    @property
+    def split_note(self) -> str | None:
+        """What folders named train, val or test do, in one clause; None without such folders."""
+        sides = sides_by_folder(report.source.name for report in self.usable)
+        return folder_note(sides) if sides else None
+
+    def copies_note(self) -> str:
+        """Return how many copies there are, in one clause with the largest groups' names."""
+        shown = sorted(self.copies, key=len, reverse=True)[:MAX_GROUPS_NAMED]
+        names = "; ".join(
+            " = ".join(group[:MAX_COPIES_NAMED]) + (" = ..." if len(group) > MAX_COPIES_NAMED else "")
+            for group in shown
+        )
+        more = "; ..." if len(self.copies) > len(shown) else ""
+        count = sum(map(len, self.copies)) - len(self.copies)
+        return (
+            f"{count} {'video is a copy of another' if count == 1 else 'videos are copies of others'}: "
+            f"{names}{more}; copies stay on one side of the split, but count several times: remove them"
+        )
+
     def complaints(self) -> list[str]:
         """Return one line for everything that is left out or damaged: what a training run prints."""
         lines = [f"left out {report.source.name}: {report.problem}" for report in self.bad]
@@ -132,6 +166,10 @@ class CheckReport:
                 f"{marked[0].source.name} {marked[0].marks_words}; a model learns names and dates too: "
                 "set data.crop=[top,bottom,left,right] to cut them off, or take these files out"
             )
+        if self.split_note:
+            lines.append(self.split_note)
+        if self.copies:
+            lines.append(self.copies_note())
         return [one_line(line) for line in lines]
 
     def require_clips(self) -> None:

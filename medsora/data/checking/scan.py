@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from medsora.data.checking.burnt_in import EvenSamples
+from medsora.data.checking.copies import thumbnails
 from medsora.data.reading.decoding import (
     AS_FLAGGED,
     Interpretation,
@@ -42,6 +43,7 @@ class Scan:
     borders, `marks` the boxes of text or marks burnt into the frames (`medsora.data.checking.burnt_in`).
     `interpretation` is what `read_frames` needs to know to read the frames as `applied` says in words
     ("rotated 90°", "deinterlaced"); `width` and `height` are those of the frames as they are read.
+    `thumbnails` tell copies (`medsora.data.checking.copies`).
     """
 
     container: str = "?"
@@ -58,6 +60,7 @@ class Scan:
     marks: tuple[Margins, ...] = ()
     interpretation: Interpretation = AS_FLAGGED
     applied: tuple[str, ...] = ()
+    thumbnails: str = ""
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the stretches (start, stop) of consecutive frames that decode."""
@@ -130,6 +133,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         marks=still.marks,
         interpretation=interpretation,
         applied=tuple(words for words in applied if words),
+        thumbnails=thumbnails(samples.kept),
     )
 
 
@@ -254,6 +258,7 @@ def _scan_folder(folder: Path) -> Scan:
         marks=still.marks,
         interpretation=Interpretation(white=white),
         applied=tuple(words for words in (*applied, depth_words(white)) if words),
+        thumbnails=thumbnails(samples.kept),
     )
 
 

@@ -25,8 +25,9 @@ def check_table(report: CheckReport) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("applied", overflow="fold")
     table.add_column("remarks", overflow="fold")
+    originals = {name: group[0] for group in report.copies for name in group[1:]}
     for source in report.reports:
-        table.add_row(*_cells(source))
+        table.add_row(*_cells(source, originals.get(source.source.name)))
     for name, reason in report.unlisted.items():
         table.add_row(
             Text(name), "folder", "", "", "", "", "0", "", Text(f"cannot be listed: {reason}", "red")
@@ -49,6 +50,9 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
             f" {marked} hold burnt-in text or marks that stand still: a model learns names and dates too, so "
             "cut them off (data.crop) or take these files out."
         )
+    notes = (report.split_note, report.copies_note() if report.copies else None) if remarks else ()
+    for note in filter(None, notes):
+        text += f" {note[0].upper()}{note[1:]}."
     if report.other_files:
         text += f" {report.other_files} files are neither videos nor pictures and are left alone."
     return text
@@ -76,9 +80,10 @@ def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
     return contact_sheet(rows)
 
 
-def _cells(source: SourceReport) -> list[Text | str]:
+def _cells(source: SourceReport, original: str | None) -> list[Text | str]:
     scan = source.scan
-    notes = (*source.remarks, source.crop_words, source.marks_words)
+    copied = f"copy of {original}" if original else None
+    notes = (*source.remarks, source.crop_words, source.marks_words, copied)
     remarks = source.problem or "; ".join(note for note in notes if note)
     return [
         Text(source.source.name),

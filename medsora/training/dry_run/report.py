@@ -88,10 +88,10 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
         vae = trained_vae(config)
     with findings.part("the clip's size"):
         check_video_shape(config.data.frames, *config.data.height_width)
-    clips, classes = _clips(findings, config, denoiser_clip_spec(config))
+    clips, labels = _clips(findings, config, denoiser_clip_spec(config), config.dit_dir)
     with findings.part("the denoiser"):
-        model = build_denoiser(config, vae.latent_channels if vae else 16, classes)
-        start_from(model, config.denoiser.weights)
+        model = build_denoiser(config, vae.latent_channels if vae else 16, len(labels))
+        start_from(model, config.denoiser.weights, labels)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         findings.line("denoiser", f"{config.denoiser.preset}, {parameters:,} trained parameters")
         token_grid(config, vae or FrequencyCompensatedVAE, model.config.patch)
@@ -131,7 +131,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
         check_crop(config)
     with findings.part("the loss"):
         loss = build_loss(config)
-    clips, _ = _clips(findings, config, clip_spec(config))
+    clips, _ = _clips(findings, config, clip_spec(config), config.vae_dir)
     with findings.part("the schedule"):
         schedule = Schedule.of(settings, max(clips, 1))
         _say_schedule(findings, schedule, clips, processes, settings.accumulation)
@@ -153,8 +153,8 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
 # Data and schedule
 
 
-def _clips(findings: Findings, config: Config, spec: ClipSpec) -> tuple[int, int]:
-    """Say how many clips there are to train on and to hold out; return the first number, and the labels'."""
+def _clips(findings: Findings, config: Config, spec: ClipSpec, run: Path) -> tuple[int, tuple[str, ...]]:
+    """Say how many clips there are to train on and to hold out; return the first number, and the labels."""
     data, counts, labels = config.data, (0, 0), Labels()
     with findings.part("the clips"):
         if data.root is None:
@@ -165,14 +165,14 @@ def _clips(findings: Findings, config: Config, spec: ClipSpec) -> tuple[int, int
             labels = _phantom_labels(data.labels)
         else:
             report = spec.check(data.root)
-            clips, held_out = split_clips(config, report, spec)
+            clips, held_out = split_clips(config, report, spec, run)
             counts = len(clips), len(held_out)
             labels = clips.labels
             where = f"in {data.root}, {len(report.bad)} of {len(report.reports)} sources left out"
         findings.line("clips", f"{counts[0]:,} to train on, {counts[1]:,} held out, {where}")
         if labels.names:
             findings.line("labels", ", ".join(labels.names))
-    return counts[0], len(labels.names)
+    return counts[0], labels.names
 
 
 def _phantom_labels(source: str) -> Labels:

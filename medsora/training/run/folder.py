@@ -1,6 +1,7 @@
 """What a run leaves behind in its folder: config, command, versions, log, curves; and how it is told apart.
 
 config.yaml  command.txt  versions.json     what was run
+videos.json                                 each video's side of the split, kept when the run is resumed
 log.jsonl                                   one line of figures per logged step
 messages.txt                                everything said in sentences
 lock.txt                                    held by the process that writes here

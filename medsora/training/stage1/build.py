@@ -7,7 +7,7 @@ import torch
 from medsora.config.schema import Config
 from medsora.config.shipped import shipped_file
 from medsora.training.accelerator import check_same_run, make_accelerator
-from medsora.training.open_clips import clip_spec, open_clips
+from medsora.training.open_clips import clip_spec, open_clips, store_videos
 from medsora.training.run.folder import RunFolder, with_compensation_kind
 from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
@@ -25,13 +25,14 @@ def build_vae_stage(config: Config) -> VaeStage:
     vae.check_video_shape(config.data.frames, *config.data.height_width)
     check_crop(config)
     loss = build_loss(config).to(accelerator.device)
-    clips, held_out = open_clips(config, accelerator, clip_spec(config))
+    clips, held_out = open_clips(config, accelerator, clip_spec(config), config.vae_dir)
     schedule = Schedule.of(settings, len(clips))
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     parameters = vae.trainable_parameters(settings.train)
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=tuple(settings.betas), fused=True)
     run = RunFolder(config.vae_dir, config, "train_vae", accelerator)
     check_same_run(run, config, clips)
+    store_videos(run, clips)
     start_trackers(accelerator, run, config)
     if settings.lpips == 0:
         run.say("LPIPS is left out of the loss (train_vae.lpips is 0).")

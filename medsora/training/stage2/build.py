@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,7 @@ from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.cache.fingerprint import weights_digest
 from medsora.training.cache.latents import LatentCache
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes
-from medsora.training.open_clips import denoiser_clip_spec, open_clips
+from medsora.training.open_clips import denoiser_clip_spec, open_clips, store_videos
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
@@ -29,6 +29,8 @@ from medsora.training.stage2.samples import DitSamples
 from medsora.training.stage2.stage import DitStage
 from medsora.vae import FrequencyCompensatedVAE
 
+log = logging.getLogger(__name__)
+
 
 def build_dit_stage(config: Config) -> DitStage:
     """Build everything; raises `ValueError` or `OSError` for whatever cannot be used."""
@@ -36,10 +38,11 @@ def build_dit_stage(config: Config) -> DitStage:
     accelerator = make_accelerator(config, settings.precision, config.dit_dir)
     vae = trained_vae(config)
     vae.check_video_shape(config.data.frames, *config.data.height_width)
-    clips, held_out = open_clips(config, accelerator, denoiser_clip_spec(config))
-    classes = len(clips.labels.names)
+    clips, held_out = open_clips(config, accelerator, denoiser_clip_spec(config), config.dit_dir)
+    labels = clips.labels.names
+    classes = len(labels)
     model = build_denoiser(config, vae.latent_channels, classes)
-    start_from(model, config.denoiser.weights)
+    start_from(model, config.denoiser.weights, labels)
     grid = token_grid(config, vae, model.config.patch)
     aligned = config.alignment.weight > 0
     prior = build_prior(config, model.config.depth) if aligned else None
@@ -50,6 +53,7 @@ def build_dit_stage(config: Config) -> DitStage:
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     run = RunFolder(config.dit_dir, config, "train_dit", accelerator)
     check_same_run(run, config, clips)
+    store_videos(run, clips)
     start_trackers(accelerator, run, config)  # before the caches: who is not logged in hears it at once
     if prior is not None and prior.untrained:
         run.say("the flow prior is untrained (dino.weights: random): its alignment teaches nothing.")
@@ -97,13 +101,24 @@ def build_dit_stage(config: Config) -> DitStage:
     )
 
 
-def start_from(model: MedSora, trained: str | None) -> None:
+def start_from(model: MedSora, trained: str | None, labels: Sequence[str] = ()) -> None:
     """Fill the denoiser with the weights of another model, if one is named, to go on training from there.
 
+    `labels` are the names of this model's labels; rows of the embedding are matched by name.
     Raises `BadInput` if there is none, or it was built with other settings.
     """
-    if trained is not None:
-        model.load_weights(find_model(trained).denoiser)
+    if trained is None:
+        return
+    found = find_model(trained)
+    theirs = found.geometry.get("labels", [])
+    model.load_weights(found.denoiser, (theirs, labels))
+    if new := [name for name in labels if name not in theirs]:
+        log.warning(
+            "%s was trained with the labels %s; %s start from its row for no label.",
+            trained,
+            ", ".join(theirs),
+            ", ".join(new),
+        )
 
 
 def token_grid(

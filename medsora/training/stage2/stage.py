@@ -71,6 +71,7 @@ class DitStage:
             },
             values={
                 "vae": ValuePart(lambda step: self.vae_digest, self._check_vae),
+                "labels": ValuePart(lambda step: list(self.samples.clips.labels.names), self._check_labels),
                 "ema_updates": ValuePart(lambda step: step, self.ema.set_updates, int),
                 "alignment": ValuePart(lambda step: self.blocks.state(), self.blocks.restore),
             },
@@ -100,6 +101,15 @@ class DitStage:
             raise BadInput(
                 f"{self.run.path} was trained on the latents of another VAE than the one that vae.path or "
                 "stage 1 gives now; take another run.name, or put that VAE back to go on with that run."
+            )
+
+    def _check_labels(self, names: list[str] | None) -> None:
+        """Checkpoints of earlier versions hold no names: theirs are in pipeline.json (`trained_labels`)."""
+        ours = list(self.samples.clips.labels.names)
+        if names is not None and names != ours:
+            raise BadInput(
+                f"{self.run.path} was trained with the labels {', '.join(names) or 'none'}, but the clips "
+                f"now have {', '.join(ours) or 'none'}; restore the old names, or take another run.name."
             )
 
     def resume(self) -> int:

@@ -22,6 +22,23 @@ def test_a_folder_is_a_label_wherever_it_lies() -> None:
         read_labels("folders", "root", [*VIDEOS, "x.avi"])
 
 
+def test_a_folder_named_after_a_side_of_the_split_is_no_label() -> None:
+    videos = ["polyp/train/a.avi", "polyp/test/b.avi", "Train/ulcer/val/c"]
+    assert read_labels("folders", "root", videos).names == ("polyp", "ulcer")
+    with pytest.raises(BadInput, match=r"'train/a.avi' lies in no sub-folder"):
+        read_labels("folders", "root", ["train/a.avi"])
+
+
+def test_a_resumed_run_keeps_the_rows_of_its_labels() -> None:
+    labels = read_labels("folders", "root", VIDEOS, trained=["polyp", "gone", "neither"])
+    assert labels.names == ("polyp", "gone", "neither")
+    assert [labels.number(video) for video in VIDEOS] == [0, 0, 2]
+    with pytest.raises(
+        BadInput, match=r"trained with the labels adenoma, polyp, but root now has .* neither;"
+    ):
+        read_labels("folders", "root", VIDEOS, trained=["adenoma", "polyp"])
+
+
 def test_none_is_none() -> None:
     assert read_labels("none", "root", VIDEOS) == Labels()
     assert Labels().number("a") == 0

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medsora.denoiser import MedSora
+from medsora.errors import BadInput
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -81,3 +82,15 @@ def test_from_pretrained_is_strict(small_model, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"depth": 2}))
     with pytest.raises(ValueError, match="do not fit the config beside them"):
         MedSora.from_pretrained(tmp_path)
+
+
+@torch.no_grad()
+def test_rows_of_labels_are_matched_by_name(small_model, tmp_path: Path) -> None:
+    model = small_model(classes=2)
+    model.labels.weight.copy_(torch.arange(3.0)[:, None].expand_as(model.labels.weight))
+    model.save_pretrained(tmp_path)
+    other = small_model(classes=3)
+    other.load_weights(tmp_path, (["adenoma", "polyp"], ["polyp", "sessile", "adenoma"]))
+    assert other.labels.weight[:, 0].tolist() == [1, 2, 0, 2]  # a new label starts from the row for none
+    with pytest.raises(BadInput, match=r"holds labels\.weight of size \(3, "):
+        other.load_weights(tmp_path, (["adenoma"], ["polyp", "sessile", "adenoma"]))

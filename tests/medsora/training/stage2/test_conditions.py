@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,52 @@ def test_a_trained_denoiser_is_gone_on_with_at_another_length(
     assert all(torch.equal(value, expected[name]) for name, value in longer.model.state_dict().items())
     with pytest.raises(BadInput, match=r"lacks labels\.weight"):
         build_dit_stage(configure(tmp_path, clips, vae_folder, denoiser__weights=str(trained)))
+
+
+def sorted_into_folders(clips: Path, folder: Path) -> Path:
+    for number, clip in enumerate(sorted(clips.glob("*.mkv"))):
+        place = folder / ("adenoma", "polyp")[number % 2] / clip.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, place)
+    return folder
+
+
+@pytest.mark.parametrize("described_in", ["checkpoint", "pipeline.json"])
+def test_renaming_a_folder_does_not_swap_the_labels_of_a_finished_run(
+    clips: Path, vae_folder: Path, tmp_path: Path, described_in: str
+) -> None:
+    folder = sorted_into_folders(clips, tmp_path / "sorted")
+    changes = {"data__root": str(folder), "data__labels": "folders", "data__balance": False}
+    config = configure(tmp_path, clips, vae_folder, **changes, train_dit__max_steps=1)
+    run = tiny.train("dit", config)
+    state = run / "checkpoints" / "step-0000001" / "state.json"
+    assert json.loads(state.read_text())["labels"] == ["adenoma", "polyp"]
+    described = (run / "pipeline.json").read_text()
+    if described_in == "checkpoint":
+        (run / "pipeline.json").unlink()
+    (folder / "adenoma").rename(folder / "sessile")
+    with pytest.raises(BadInput, match=r"trained with the labels adenoma, polyp, but .* sessile"):
+        tiny.train("dit", config)
+    assert not (run / "pipeline.json").is_file() or (run / "pipeline.json").read_text() == described
+    shutil.rmtree(folder / "sessile")
+    if described_in == "pipeline.json":
+        assert build_dit_stage(config).samples.clips.labels.names == ("adenoma", "polyp")
+
+
+def test_a_trained_denoiser_s_labels_are_matched_by_name(
+    clips: Path, vae_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = sorted_into_folders(clips, tmp_path / "sorted")
+    changes = {"data__root": str(folder), "data__labels": "folders", "data__balance": False}
+    first = configure(tmp_path / "first", clips, vae_folder, **changes, train_dit__max_steps=1)
+    trained = tiny.train("dit", first)
+    (folder / "adenoma").rename(folder / "sessile")
+    overrides = {"denoiser__weights": str(trained), "denoiser__overrides": dict(tiny.DENOISER)}
+    second = build_dit_stage(configure(tmp_path / "second", clips, vae_folder, **changes, **overrides))
+    theirs = MedSora.from_pretrained(find_model(trained).denoiser).labels.weight
+    assert second.samples.clips.labels.names == ("polyp", "sessile")
+    assert torch.equal(second.model.labels.weight, theirs[[1, 2, 2]])
+    assert "labels adenoma, polyp; sessile start" in caplog.text
 
 
 def test_the_number_of_labels_is_the_clips_business(clips: Path, vae_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""Videos that show the same: same bytes, same frames in another container, a video beside its own frames.
+
+A scan keeps small grey thumbnails of a few frames, spread evenly. They survive re-encoding and scaling, which
+change a thumbnail's pixel by a level or two. Each video is compared with the first of every group whose mean
+brightness is close, found through a grid, so the work does not grow with the square of the number of videos.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+THUMBNAILS, SIDE_PX = 8, 6  # thumbnails per video, and the side of each
+# Grey levels (0-255), the mean over a thumbnail's pixels; every thumbnail must be as close. H.264 at CRF 35
+# changes 64x64 phantoms by up to 4.8; two different phantoms differ by 18 and more.
+MAX_DIFFERENCE = 6.0
+MAX_BRIGHTER = 2.5  # grey levels by which the mean over a quadrant and over time may differ
+MIN_CONTRAST = 4.0  # grey levels of standard deviation; flatter videos must be equal to be copies
+MAX_FRAMES_APART = 0.02  # part of the frames that a copy may lack (at least one frame)
+CELL_LEVELS = 5.0  # side of the grid's cells, in grey levels of a quadrant's mean
+
+
+class Content(NamedTuple):
+    """What tells whether two videos show the same: the number of frames and the hexadecimal thumbnails."""
+
+    frames: int
+    thumbnails: str
+
+
+def thumbnails(frames: Sequence[np.ndarray]) -> str:
+    """Return THUMBNAILS grey pictures of SIDE_PX x SIDE_PX as hexadecimal digits; empty without frames.
+
+    `frames`, uint8 (h, w, 3), are spread evenly over one video; if there are fewer, some come twice.
+    """
+    if not frames:
+        return ""
+    picked = {round(number) for number in np.linspace(0, len(frames) - 1, THUMBNAILS)}
+    small = {
+        number: cv2.resize(frames[number], (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
+        for number in picked
+    }
+    pictures = [small[round(number)] for number in np.linspace(0, len(frames) - 1, THUMBNAILS)]
+    return (np.stack(pictures) @ np.float32([0.299, 0.587, 0.114])).round().astype(np.uint8).tobytes().hex()
+
+
+def find_copies(contents: Iterable[tuple[str, Content]]) -> list[tuple[str, ...]]:
+    """Return the groups of two and more names whose contents are alike, each in the order given."""
+    groups: list[list[str]] = []
+    equal: dict[Content, list[str]] = {}
+    cells: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)  # cell -> numbers of groups
+    firsts: list[tuple[int, np.ndarray]] = []  # of each group: frames, thumbnails (THUMBNAILS, pixels)
+    for name, content in contents:
+        if not content.thumbnails:
+            continue
+        if content in equal:
+            equal[content].append(name)
+            continue
+        pictures = np.frombuffer(bytes.fromhex(content.thumbnails), np.uint8).reshape(THUMBNAILS, -1)
+        pictures = pictures.astype(np.int16)
+        quadrants = _quadrant_means(pictures)
+        number = None
+        if pictures.std(axis=1).mean() >= MIN_CONTRAST:
+            near = [group for cell in _cells_around(quadrants) for group in cells.get(cell, ())]
+            number = _first_alike(content.frames, pictures, near, firsts)
+            if number is None:
+                cells[tuple(int(mean // CELL_LEVELS) for mean in quadrants)].append(len(groups))
+        if number is None:
+            number = len(groups)
+            groups.append([])
+            firsts.append((content.frames, pictures))
+        groups[number].append(name)
+        equal[content] = groups[number]
+    return [tuple(group) for group in groups if len(group) > 1]
+
+
+def _first_alike(
+    frames: int, pictures: np.ndarray, near: Sequence[int], firsts: Sequence[tuple[int, np.ndarray]]
+) -> int | None:
+    """Return the lowest of the groups `near` whose first video is alike, or None."""
+    near = [
+        group
+        for group in sorted(near)
+        if abs(frames - firsts[group][0]) <= max(1, MAX_FRAMES_APART * max(frames, firsts[group][0]))
+    ]
+    if not near:
+        return None
+    differences = np.abs(np.stack([firsts[group][1] for group in near]) - pictures).mean(axis=2).max(axis=1)
+    return next((g for g, d in zip(near, differences, strict=True) if d <= MAX_DIFFERENCE), None)
+
+
+def _quadrant_means(pictures: np.ndarray) -> list[float]:
+    """Return the mean grey level of each quarter of the picture over all thumbnails."""
+    half = SIDE_PX // 2
+    return pictures.reshape(THUMBNAILS, 2, half, 2, half).mean(axis=(0, 2, 4)).ravel().tolist()
+
+
+def _cells_around(quadrants: Sequence[float]) -> Iterable[tuple[int, ...]]:
+    """Return the cells that hold whatever differs by MAX_BRIGHTER or less in every quadrant."""
+    spans = [
+        range(int((mean - MAX_BRIGHTER) // CELL_LEVELS), int((mean + MAX_BRIGHTER) // CELL_LEVELS) + 1)
+        for mean in quadrants
+    ]
+    return product(*spans)

@@ -1,0 +1,100 @@
+"""medsora.training.open_clips, medsora.data.clips: what a changed folder does to a run that is resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from medsora.config.schema import Config
+from medsora.data.reading.video_io import read_frames
+from medsora.errors import BadInput
+from medsora.training.stage1.build import build_vae_stage
+from medsora.training.stage2.build import build_dit_stage
+from medsora.training.stage2.stage import DitStage
+from tests.support import tiny_training as tiny
+from tests.support.video_files import encode
+
+
+@pytest.fixture
+def config(clips: Path, vae_folder: Path, tmp_path: Path) -> Config:
+    """A config of a copy of the clips, one or two of five held out, that trains for one step."""
+    shutil.copytree(clips, tmp_path / "videos")
+    changes = {"vae__path": str(vae_folder), "train_dit__max_steps": 1, "train_vae__max_steps": 1}
+    changes |= {"data__root": str(tmp_path / "videos"), "data__holdout": 0.4, "alignment__weight": 0.0}
+    return tiny.tiny_config(tmp_path, clips, **changes, train_dit__eval_every=100)
+
+
+def sides(stage: DitStage) -> tuple[set[str], set[str]]:
+    return tuple({v.source.name for v in part.clips.videos} for part in (stage.samples, stage.held_out))
+
+
+def messages(config: Config) -> str:
+    return (config.dit_dir / "messages.txt").read_text()
+
+
+def test_a_resumed_run_keeps_its_sides_and_reports_what_changed(config: Config) -> None:
+    tiny.train("dit", config)
+    videos, trained, held_out = Path(config.data.root), *sides(build_dit_stage(config))
+    assert (len(trained), len(held_out)) == (3, 2)
+    assert "has changed" not in messages(config)
+    gone, renamed = min(held_out), max(held_out)
+    (videos / gone).unlink()
+    (videos / renamed).rename(videos / "renamed.mkv")
+    shutil.copy(videos / min(trained), videos / "copy.mkv")
+    for _ in range(2):
+        assert sides(build_dit_stage(config)) == (trained | {"copy.mkv"}, {"renamed.mkv"})
+    first, second = [line for line in messages(config).splitlines() if "has changed" in line]
+    assert f"2 videos ({gone}, {renamed}) missing; 1 video (copy.mkv) new and trained on" in first
+    assert "1 video (renamed.mkv) new and held out. Earlier videos keep their side" in first
+    assert second.endswith(
+        f"2 videos ({gone}, {renamed}) missing. Earlier videos keep their side of the split."
+    )
+    shutil.copy(videos / min(trained), videos / "renamed.mkv")
+    build_dit_stage(config)
+    assert "1 video (renamed.mkv) with other frames" in messages(config)
+
+
+def test_a_trained_video_that_moves_to_a_test_folder_is_refused(config: Config) -> None:
+    tiny.train("dit", config)
+    videos, trained, _ = Path(config.data.root), *sides(build_dit_stage(config))
+    (videos / "test").mkdir()
+    (videos / min(trained)).rename(videos / "test" / "other.mkv")
+    with pytest.raises(BadInput, match=r"'test/other.mkv' would be held out now, but the run was trained on"):
+        build_dit_stage(config)
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_its_split_and_stores_it(config: Config) -> None:
+    videos = Path(config.data.root)
+    (videos / "test").mkdir()
+    for name in ("phantom-00000.mkv", "phantom-00001.mkv", "phantom-00002.mkv"):
+        (videos / name).rename(videos / "test" / name)
+    run = tiny.train("dit", config)
+    assert sides(build_dit_stage(config))[1] == {f"test/phantom-0000{number}.mkv" for number in range(3)}
+    (run / "videos.json").unlink()
+    before = sides(build_dit_stage(config))
+    assert [len(names) for names in before] == [3, 2]
+    assert any(name.startswith("test/") for name in before[0])
+    stored = json.loads((run / "videos.json").read_text())
+    assert {name for name, video in stored["videos"].items() if video[0] == "held-out"} == before[1]
+    assert sides(build_dit_stage(config)) == before
+    (run / "videos.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"videos\.json, the list of the run's videos, is damaged"):
+        build_dit_stage(config)
+
+
+def test_both_stages_draw_the_same_split(config: Config) -> None:
+    """From all videos: those of 16 frames serve stage 1 alone, which has no use for a frame more."""
+    videos = Path(config.data.root)
+    for path in sorted(videos.glob("*.mkv"))[:3]:
+        frames = read_frames(path, 0, 16, 1, tiny.SIZE)
+        path.unlink()
+        encode(path, frames, "ffv1", "bgr0")
+    config.run.seed = 1
+    first, second = build_vae_stage(config), build_dit_stage(config)
+    trained, held_out = ({v.source.name for v in c.videos} for c in (first.clips, first.held_out))
+    assert (len(trained), len(held_out)) == (3, 2)
+    assert sides(second)[0] <= trained
+    assert not sides(second)[0] & held_out
