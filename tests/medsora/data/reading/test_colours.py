@@ -1,4 +1,4 @@
-"""Colours come out as they were coded: by the file's tags, without tags by the number of rows."""
+"""medsora.data.reading.decoding: colours come out as coded: by the tags, else by the number of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A disc that is round on the screen is round in a clip, whatever the shape of the stored pixels."""
+"""medsora.data.reading.decoding: a disc that is round on the screen is round in a clip, whatever the shape of
+the stored pixels.
+"""
 
 from __future__ import annotations
 
