@@ -82,11 +82,14 @@ def draw_split(
             notes.append(f"left out {count_videos(set(names) - set(used))}: {split_csv} does not list them")
     else:
         asked = sides_by_folder(names) if by_folder else {}
-        outside = [name for name in names if name not in asked] if TRAIN in asked.values() else []
-        used, drawn = [name for name in names if name not in outside], HELD_OUT not in asked.values()
-        if outside:
+        used, drawn = list(names), HELD_OUT not in asked.values()
+        if not drawn and not kept:
+            notes.append(folder_note(asked))
+        if TRAIN in asked.values() and len(asked) < len(used):
+            outside = [name for name in used if name not in asked]
             notes.append(f"left out {count_videos(outside)}: outside the folders named train, val or test")
-    everyone = [*used, *(name for name in kept if name not in used)]
+            used = list(asked)
+    everyone = list(dict.fromkeys([*used, *kept]))
     groups = read_groups(group, everyone, known=known)
     units = _units(everyone, (groups, patients), copies)
     if kept:
@@ -137,11 +140,8 @@ def sides_by_folder(names: Iterable[str]) -> dict[str, str]:
 
 def folder_note(sides: Mapping[str, str]) -> str:
     """Return what `sides_by_folder` found in one clause."""
-    trained = list(sides.values()).count(TRAIN)
-    return (
-        f"folders named train, val or test decide the split: {trained} videos in train, "
-        f"{len(sides) - trained} held out"
-    )
+    held_out = [name for name, side in sides.items() if side == HELD_OUT]
+    return f"folders named train, val or test decide the split: {count_videos(held_out)} held out"
 
 
 def read_groups(group: str | None, names: Sequence[str], *, known: Sequence[str] = ()) -> dict[str, str]:

@@ -16,7 +16,7 @@ from medsora.data.checking.scan import Scan, scan_source
 from medsora.data.checking.windows import Window, clip_span, windows_of
 from medsora.data.reading.find import Source, find_sources
 from medsora.data.reading.margins import NO_MARGINS, Margins
-from medsora.data.split import folder_note, sides_by_folder
+from medsora.data.split import HELD_OUT, folder_note, sides_by_folder
 from medsora.errors import BadInput, one_line
 
 MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # of copies, in one line
@@ -121,7 +121,7 @@ class CheckReport:
     def split_note(self) -> str | None:
         """What folders named train, val or test do, in one clause; None without such folders."""
         sides = sides_by_folder(report.source.name for report in self.usable)
-        return folder_note(sides) if sides else None
+        return folder_note(sides) if HELD_OUT in sides.values() else None
 
     def copies_note(self) -> str:
         """Return how many copies there are, in one clause with the largest groups' names."""
@@ -134,7 +134,8 @@ class CheckReport:
         count = sum(map(len, self.copies)) - len(self.copies)
         return (
             f"{count} {'video is a copy of another' if count == 1 else 'videos are copies of others'}: "
-            f"{names}{more}; copies stay on one side of the split, but count several times: remove them"
+            f"{names}{more}; new runs keep copies on one side of the split, but each is trained on: remove "
+            "them"
         )
 
     def complaints(self) -> list[str]:
@@ -166,8 +167,6 @@ class CheckReport:
                 f"{marked[0].source.name} {marked[0].marks_words}; a model learns names and dates too: "
                 "set data.crop=[top,bottom,left,right] to cut them off, or take these files out"
             )
-        if self.split_note:
-            lines.append(self.split_note)
         if self.copies:
             lines.append(self.copies_note())
         return [one_line(line) for line in lines]

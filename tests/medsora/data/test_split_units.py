@@ -29,6 +29,7 @@ def test_folders_named_train_val_and_test_are_obeyed(holdout: float) -> None:
     split = draw_split([*FOLDERS, "other/e.mp4", "f.mp4"], holdout, 0)
     assert split.sides == dict(zip(FOLDERS, ["train", "train", "held-out", "held-out"], strict=True))
     assert split.notes == (
+        "folders named train, val or test decide the split: 2 videos (Test/deep/d.mp4, val/c.mp4) held out",
         "left out 2 videos (f.mp4, other/e.mp4): outside the folders named train, val or test",
     )
 
