@@ -113,7 +113,7 @@ def test_samples_stay_few_and_even() -> None:
         if samples.wants(number):
             taken.append(number)
             samples.add(np.full((4, 6, 3), number % 251, np.uint8))
-    kept = np.stack(samples._kept)[:, 0, 0, 0]
+    kept = np.stack(samples.kept)[:, 0, 0, 0]
     assert 24 <= len(kept) < 48
     assert len(taken) < 200
     assert list(kept) == [number % 251 for number in range(0, 1000, 32)]
