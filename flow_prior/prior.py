@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -39,11 +39,7 @@ class FlowPrior(nn.Module):
     """
 
     def __init__(
-        self,
-        estimator: nn.Module,
-        encoder: DinoEncoder,
-        layers: Sequence[int],
-        averaging: str = "aligned",
+        self, estimator: nn.Module, encoder: DinoEncoder, layers: Sequence[int], averaging: str = "aligned"
     ) -> None:
         super().__init__()
         beyond = [layer for layer in layers if not 0 <= layer < encoder.depth]
@@ -85,30 +81,12 @@ class FlowPrior(nn.Module):
         """Whether the encoder has random weights, so that the targets teach nothing."""
         return self.encoder.untrained
 
-    def forward(
-        self,
-        video: Tensor | None,
-        flow: Tensor | None = None,
-        *,
-        latent_frames: int,
-        grid: tuple[int, int],
-        width: int,
-    ) -> list[Tensor]:
+    def forward(self, *clips: Tensor | None, **tokens: Any) -> list[Tensor]:
         """Return the targets (B, f, l, d) of every block; blocks that share a layer share the tensor.
 
-        Args:
-            video: (B, F+1, 3, H, W) in [-1, 1]; may be None where `flow` is given.
-            flow: (B, F, 2, H, W) in pixels if it is known, which spares its estimation.
-            latent_frames: f.
-            grid: (h̄, w̄), the denoiser's tokens per latent frame, l = h̄·w̄ row by row.
-            width: d.
-
-        Raises:
-            ValueError: neither video nor flow, or shapes that cannot be averaged to f frames.
+        Arguments and errors are those of `distinct_targets`.
         """
-        return self.pair_with_blocks(
-            self.distinct_targets(video, flow, latent_frames=latent_frames, grid=grid, width=width)
-        )
+        return self.pair_with_blocks(self.distinct_targets(*clips, **tokens))
 
     @torch.no_grad()
     def distinct_targets(
@@ -120,7 +98,18 @@ class FlowPrior(nn.Module):
         grid: tuple[int, int],
         width: int,
     ) -> list[Tensor]:
-        """Return one target (B, f, l, d) for each of `distinct_layers`; arguments as for `forward`."""
+        """Return one target (B, f, l, d) for each of `distinct_layers`.
+
+        Args:
+            video: (B, F+1, 3, H, W) in [-1, 1]; may be None where `flow` is given.
+            flow: (B, F, 2, H, W) in pixels if it is known, which spares its estimation.
+            latent_frames: f.
+            grid: (h̄, w̄), the denoiser's tokens per latent frame, l = h̄·w̄ row by row.
+            width: d.
+
+        Raises:
+            ValueError: neither video nor flow, or shapes that cannot be averaged to f frames.
+        """
         if flow is None:
             if video is None:
                 raise ValueError("the flow prior got neither a video nor its flow.")

@@ -79,14 +79,8 @@ class RaftEstimator(nn.Module):
         """Return the flow (B, F, 2, H, W) in pixels of a video (B, F+1, 3, H, W) in [-1, 1]."""
         height, width = video.shape[-2:]
         first, second = video[:, :-1].flatten(0, 1).float(), video[:, 1:].flatten(0, 1).float()
-        flow = torch.cat(
-            [
-                self._flow_of_pairs(one, two)
-                for one, two in zip(
-                    first.split(self.pairs_at_once), second.split(self.pairs_at_once), strict=True
-                )
-            ]
-        )
+        parts = zip(*(frames.split(self.pairs_at_once) for frames in (first, second)), strict=True)
+        flow = torch.cat([self._flow_of_pairs(*pairs) for pairs in parts])
         return flow.reshape(video.shape[0], -1, 2, height, width)
 
     def _flow_of_pairs(self, first: Tensor, second: Tensor) -> Tensor:

@@ -41,13 +41,7 @@ def norm(x: Tensor, shift: Tensor, scale: Tensor, layer: nn.LayerNorm, backend: 
 
 
 def add_norm(
-    x: Tensor,
-    branch: Tensor,
-    gate: Tensor,
-    shift: Tensor,
-    scale: Tensor,
-    layer: nn.LayerNorm,
-    backend: str,
+    x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, layer: nn.LayerNorm, backend: str
 ) -> tuple[Tensor, Tensor]:
     """x + gate·branch, and `norm` of that, which the next branch takes."""
     if fused(backend, x, branch, gate, shift, scale):

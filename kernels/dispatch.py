@@ -64,19 +64,15 @@ def mamba2_scan(
     Raises:
         ValueError: shapes that do not fit together, an unknown backend, or one that cannot serve here.
     """
-    _check_shapes(zxbcdt, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, orders, headdim)
+    weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
+    _check_shapes(zxbcdt, *weights, orders, headdim)
     d_state = (conv_bias.numel() - norm_weight.numel()) // 2
     name = _choose(backend, zxbcdt.device.type, zxbcdt.dtype, headdim, d_state)
     if orders is None:
         orders = torch.arange(zxbcdt.shape[1], dtype=torch.int32, device=zxbcdt.device)[None]
     per_axis = _SCANS[name](
         zxbcdt,
-        conv_weight,
-        conv_bias,
-        dt_bias,
-        A_log,
-        D,
-        norm_weight,
+        *weights,
         orders=orders if orders.dim() == 4 else orders[None, :, None],
         headdim=headdim,
         eps=eps,

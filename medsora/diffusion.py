@@ -108,7 +108,7 @@ class GaussianDiffusion:
             weights: of the latent frames, (B, n) or (n,); default: all the same.
         """
         eps, variance, z_0, z_t, noise = (
-            x.to(_at_least_float32(x)) for x in (eps, variance, z_0, z_t, noise)
+            x.to(torch.promote_types(x.dtype, torch.float32)) for x in (eps, variance, z_0, z_t, noise)
         )
         mse = (eps - noise).square()
 
@@ -142,10 +142,6 @@ def _per_latent(values: Tensor, like: Tensor) -> Tensor:
             "give one per sample or one per latent frame"
         )
     return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _weighted_mean(per_latent: Tensor, weights: Tensor | None) -> Tensor:

@@ -15,9 +15,16 @@ from medsora.diffusion import BETA_END, BETA_START, CLEAN, TRAIN_STEPS
 from medsora.errors import BadInput
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-
-
 Callback = Callable[[int, int, Tensor], None]
+
+SCHEDULE = {
+    "num_train_timesteps": TRAIN_STEPS,
+    "beta_start": BETA_START,
+    "beta_end": BETA_END,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "timestep_spacing": "trailing",
+}
 
 
 def trailing_timesteps(steps: int, train_steps: int = TRAIN_STEPS) -> list[int]:
@@ -67,51 +74,27 @@ class ListedDDIMScheduler(DDIMScheduler):
         return DDIMSchedulerOutput(z, z_0) if return_dict else (z, z_0)
 
 
-def ddim_scheduler(
-    steps: int,
-    *,
-    train_steps: int = TRAIN_STEPS,
-    beta_start: float = BETA_START,
-    beta_end: float = BETA_END,
-) -> DDIMScheduler:
-    """Return DDIM with its timesteps set: diffusers' own where `steps` divides T, else the listed kind."""
-    timesteps = trailing_timesteps(steps, train_steps)
-    kind = ListedDDIMScheduler if train_steps % steps else DDIMScheduler
-    scheduler = kind(
-        num_train_timesteps=train_steps,
-        beta_start=beta_start,
-        beta_end=beta_end,
-        beta_schedule="linear",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        prediction_type="epsilon",
-        timestep_spacing="trailing",
-    )
+def ddim_scheduler(steps: int, **schedule: Any) -> DDIMScheduler:
+    """Return DDIM with its timesteps set: diffusers' own where `steps` divides T, else the listed kind.
+
+    `schedule` may set diffusers' `num_train_timesteps`, `beta_start` and `beta_end` to other than MedSora's.
+    """
+    schedule = SCHEDULE | schedule
+    timesteps = trailing_timesteps(steps, schedule["num_train_timesteps"])
+    kind = ListedDDIMScheduler if schedule["num_train_timesteps"] % steps else DDIMScheduler
+    scheduler = kind(clip_sample=False, set_alpha_to_one=True, **schedule)
     scheduler.set_timesteps(steps)
     assert scheduler.timesteps.tolist() == timesteps
     return scheduler
 
 
-def dpmpp_scheduler(
-    steps: int,
-    *,
-    train_steps: int = TRAIN_STEPS,
-    beta_start: float = BETA_START,
-    beta_end: float = BETA_END,
-) -> DPMSolverMultistepScheduler:
+def dpmpp_scheduler(steps: int, **schedule: Any) -> DPMSolverMultistepScheduler:
     """Return DPM-Solver++ of second order over the same timesteps, for good samples in 20 to 50 steps."""
+    schedule = SCHEDULE | schedule
     scheduler = DPMSolverMultistepScheduler(
-        num_train_timesteps=train_steps,
-        beta_start=beta_start,
-        beta_end=beta_end,
-        beta_schedule="linear",
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        prediction_type="epsilon",
-        final_sigmas_type="zero",
-        timestep_spacing="trailing",
+        algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero", **schedule
     )
-    scheduler.set_timesteps(timesteps=trailing_timesteps(steps, train_steps))
+    scheduler.set_timesteps(timesteps=trailing_timesteps(steps, schedule["num_train_timesteps"]))
     scheduler.set_begin_index(0)
     return scheduler
 

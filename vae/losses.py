@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class VaeLossParts:
+class VaeLossParts(NamedTuple):
     """The unweighted parts, scalars, and their weighted sum `total`."""
 
     total: Tensor
@@ -19,10 +18,6 @@ class VaeLossParts:
     ffl: Tensor
     kl: Tensor
     coarse: Tensor
-
-    def parts(self) -> dict[str, Tensor]:
-        """Return every part by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class VaeLoss(nn.Module):

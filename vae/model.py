@@ -285,14 +285,10 @@ def _sample(
 ) -> Tensor:
     if noise is None:
         generator = list(generator) if isinstance(generator, Sequence) else generator
-        on_host = generator is not None and _place_of(generator) == "cpu"
+        first = generator[0] if isinstance(generator, list) else generator
+        on_host = first is not None and first.device.type == "cpu"
         place = torch.device("cpu") if on_host else mean.device
         noise = randn_tensor(mean.shape, generator=generator, device=place, dtype=mean.dtype)
         if on_host and mean.is_cuda:  # from pinned memory, so that the host need not wait
             noise = noise.pin_memory().to(mean.device, non_blocking=True)
     return mean + torch.exp(0.5 * logvar) * noise
-
-
-def _place_of(generator: Generators) -> str:
-    first = generator[0] if isinstance(generator, list) else generator
-    return first.device.type

@@ -122,8 +122,7 @@ class DataConfig:
         None, "Source frames between the starts of enumerated clips; null: the span of one clip.", above=0
     )
     crop: Any = key(
-        "auto",
-        "Crop before resizing: auto (black borders), none, or the parts [top, bottom, left, right].",
+        "auto", "Crop before resizing: auto (black borders), none, or the parts [top, bottom, left, right]."
     )
     flip: bool = key(True, "Mirror half of the training clips left to right.")
     holdout: float = key(
@@ -209,9 +208,7 @@ class DenoiserConfig:
         choices=MIXINGS,
     )
     prediction: str = key(
-        "noise",
-        "Output of the last layer; the predicted noise follows from either.",
-        choices=PREDICTIONS,
+        "noise", "Output of the last layer; the predicted noise follows from either.", choices=PREDICTIONS
     )
     backend: str = key(
         "auto",

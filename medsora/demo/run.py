@@ -68,13 +68,7 @@ def demo(config: Config, videos: int, minutes: float | None = None) -> Path:
     part(3, f"sample {videos} videos with {STEPS} DDIM steps")
     out = config.run_dir / "videos"
     sample_videos(
-        SamplingSettings(
-            model=str(run),
-            num_videos=videos,
-            steps=STEPS,
-            seed=config.run.seed,
-            out=out,
-        )
+        SamplingSettings(model=str(run), num_videos=videos, steps=STEPS, seed=config.run.seed, out=out)
     )
     part(4, "compare with real clips and write the report")
     proof = prove_demo(config, out)

@@ -93,11 +93,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     add("--corpus", help="whose columns in the paper's tables: colonoscopic, cholectriplet, kvasir_capsule")
     add("--out", type=Path, metavar="DIR", help="where the results go (default: results)")
-    add(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="for real features (default: runs/cache/features)",
-    )
+    add("--cache", type=Path, metavar="DIR", help="for real features (default: runs/cache/features)")
     add("--batch-size", type=int, metavar="N", help="clips in one forward (default: 4)")
     return parser

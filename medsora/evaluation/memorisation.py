@@ -20,7 +20,7 @@ from accelerate import PartialState
 
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput
-from medsora.evaluation.features.clip_set import ClipSet, choose_clips
+from medsora.evaluation.features.clip_set import ClipSet
 from medsora.evaluation.features.extraction import extract
 from medsora.evaluation.features.feature_store import Extractor, Features
 from medsora.evaluation.report.paper_tables import number_text
@@ -32,7 +32,7 @@ SHOWN_PAIRS = 6
 THUMB_SIDE, THUMB_FRAMES = 16, 4
 
 
-class ThumbnailExtractor:
+class ThumbnailExtractor(Extractor):
     """A clip as a few small frames, and the same mirrored: two rows of numbers in 0..255."""
 
     width = THUMB_FRAMES * THUMB_SIDE**2 * 3
@@ -55,7 +55,7 @@ class ThumbnailExtractor:
         return np.stack([small, small[..., ::-1, :]], 1).reshape(len(clips), 2, -1)
 
 
-class MirroredExtractor:
+class MirroredExtractor(Extractor):
     """Another extractor's single row, for the clip and for its mirror image."""
 
     def __init__(self, extractor: Extractor) -> None:
@@ -115,7 +115,8 @@ def audit(
     Returns the figures, the `sentences` for the report and the pairs that are suspiciously near; None in all
     but the main process. Raises `BadInput` if the held-out clips are the training clips.
     """
-    training = on_main(state, lambda: _training_clips(settings))
+    stride = max(((settings.frames - 1) * settings.interval + 1) // 4, 1)
+    training = on_main(state, lambda: settings.choose(settings.memorised, count=None, stride=stride))
     seen = set(training.source_digests.values())
     kept = [
         i for i, (s, _) in enumerate(held_out.clips) if held_out.source_digests[s.source.name] not in seen
@@ -178,20 +179,6 @@ def spread_of(features: Features) -> np.ndarray:
         total, square, count = total + rows.sum(0), square + np.square(rows).sum(0), count + len(rows)
     spread = np.sqrt(np.maximum(square / count - np.square(total / count), 0))
     return np.where(spread > 1e-6, spread, 1.0)
-
-
-def _training_clips(settings: EvaluationSettings) -> ClipSet:
-    stride = max(((settings.frames - 1) * settings.interval + 1) // 4, 1)
-    return choose_clips(
-        settings.memorised,
-        frames=settings.frames,
-        size=settings.size,
-        interval=settings.interval,
-        crop=settings.crop,
-        count=None,
-        seed=settings.seed,
-        stride=stride,
-    )
 
 
 def _blocks(features: Features, size: int = 1024) -> Iterator[tuple[int, np.ndarray]]:

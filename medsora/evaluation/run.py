@@ -9,15 +9,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 
 from medsora.config.crop import crop_in_words, crop_of_generated
 from medsora.errors import building
 from medsora.evaluation.bootstrap import between_halves, bootstrap, spread
-from medsora.evaluation.features.clip_set import RESIZE, ClipSet, choose_clips
+from medsora.evaluation.features.clip_set import RESIZE, ClipSet
 from medsora.evaluation.features.extraction import extract
-from medsora.evaluation.features.feature_store import Extractor, Features
+from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.memorisation import audit
 from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.metrics.pyramid import PyramidExtractor
@@ -57,16 +56,9 @@ def run_evaluation(settings: EvaluationSettings) -> Results | None:
 
 
 def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
-    chosen = {
-        "frames": settings.frames,
-        "size": settings.size,
-        "count": settings.clips,
-        "seed": settings.seed,
-    }
-    of_real = {"interval": settings.interval, "crop": settings.crop}
     of_fake = {"interval": 1, "crop": crop_of_generated(settings.crop)}
-    real = on_main(state, lambda: _enough_clips(settings.real, **of_real, **chosen))
-    fake = on_main(state, lambda: _enough_clips(settings.fake, **of_fake, **chosen))
+    real = on_main(state, lambda: require_enough(settings.choose(settings.real)))
+    fake = on_main(state, lambda: require_enough(settings.choose(settings.fake, **of_fake)))
     measures: dict[str, Measure] = {}
 
     def build() -> None:
@@ -85,7 +77,9 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     fake_features = extract(fake, extractors, scratch, label="generated", **share)
     audited = None
     if settings.memorised is not None:
-        audited = audit(settings, fake, real, audit_extractor(measures, state.device), state, scratch)
+        # the features of the audit: I3D's where it was asked for, else the pyramid's
+        of_audit = measures["fvd"].extractor if "fvd" in measures else PyramidExtractor(state.device)
+        audited = audit(settings, fake, real, of_audit, state, scratch)
     if not state.is_main_process:
         return None
     results = _compute(settings, measures, real_features, fake_features, real, fake)
@@ -101,17 +95,6 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
             draw_motion(settings.out / "motion.png", real_features["motion"], fake_features["motion"])
     shutil.rmtree(scratch, ignore_errors=True)
     return results
-
-
-def _enough_clips(root: str | Path, **chosen: Any) -> ClipSet:
-    clips = choose_clips(root, **chosen)
-    require_enough(clips)
-    return clips
-
-
-def audit_extractor(measures: Mapping[str, Measure], device: torch.device) -> Extractor:
-    """Return the features of the memorisation audit: I3D's where it was asked for, else the pyramid's."""
-    return measures["fvd"].extractor if "fvd" in measures else PyramidExtractor(device)
 
 
 def _compute(

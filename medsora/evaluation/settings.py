@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from medsora.config.crop import Crop, checked_crop
 from medsora.data.reading.resize import height_width
 from medsora.errors import BadInput
-from medsora.evaluation.features.clip_set import DEFAULT_CROP
+from medsora.evaluation.features.clip_set import DEFAULT_CROP, ClipSet, choose_clips
 from medsora.evaluation.metrics.registry import parse_metrics
 from medsora.evaluation.report.paper_tables import CORPORA
 
 FEATURE_CACHE = Path("runs") / "cache" / "features"
 
 
-@dataclass
-class EvaluationSettings:
-    """Which clips to compare, and how.
+@dataclass(kw_only=True)
+class ClipSettings:
+    """Which clips to measure, and where the results go.
 
     Attributes:
-        real, fake: folders of videos or frame folders.
-        metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics.registry`.
         clips: at most so many on each side.
         frames, size: of a clip; `size` is one number or (H, W).
         crop: "auto" cuts every video's own black borders off first, on both sides and of the training clips
@@ -30,11 +29,40 @@ class EvaluationSettings:
             every real and training frame, as with the same `data.crop`: generated ones never had them.
         interval: every so-manieth frame of the *real* videos, as in training; generated ones are read at 1.
         seed: of the choice of clips and of re-sampling.
+        weights: weight files by name, those of `medsora.evaluation.metrics.weight_files.PUBLISHED`.
+        out: folder of the results.
+
+    Raises `BadInput` for a value that is not possible.
+    """
+
+    clips: int = 2048
+    frames: int = 16
+    size: int | tuple[int, int] = 128
+    crop: Crop = DEFAULT_CROP
+    interval: int = 1
+    seed: int = 0
+    weights: Mapping[str, str | Path] = field(default_factory=dict)
+    out: str | Path = "results"
+
+    def __post_init__(self) -> None:
+        self.size, self.out = height_width(self.size), Path(self.out)
+
+    def choose(self, root: str | Path, **changed: Any) -> ClipSet:
+        """Choose clips below `root` as the settings say, `changed` arguments of `choose_clips` apart."""
+        asked = {name: getattr(self, name) for name in ("frames", "size", "interval", "seed", "crop")}
+        return choose_clips(root, **{"count": self.clips, **asked, **changed})
+
+
+@dataclass
+class EvaluationSettings(ClipSettings):
+    """Which clips to compare, and how.
+
+    Attributes:
+        real, fake: folders of videos or frame folders.
+        metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics.registry`.
         bootstrap: replicates for a 95 % interval of every figure; 0 gives none.
-        weights: weight files by name ("fvd", "cd-fvd", "inception", "clip", "raft_large", "raft_small").
         corpus: whose columns of the paper's tables the figures belong to.
         memorised: folder of training clips: audit whether generated ones repeat them.
-        out: folder of the results.
         cache: folder in which a real set's features are kept.
         batch_size: clips in one forward; memory and speed only.
 
@@ -44,24 +72,15 @@ class EvaluationSettings:
     real: str | Path
     fake: str | Path
     metrics: str | Sequence[str] = ("motion", "pixel")
-    clips: int = 2048
-    frames: int = 16
-    size: int | tuple[int, int] = 128
-    crop: Crop = DEFAULT_CROP
-    interval: int = 1
-    seed: int = 0
     bootstrap: int = 0
-    weights: Mapping[str, str | Path] = field(default_factory=dict)
     corpus: str | None = None
     memorised: str | Path | None = None
-    out: str | Path = "results"
     cache: str | Path = FEATURE_CACHE
     batch_size: int = 4
 
     def __post_init__(self) -> None:
-        self.metrics = parse_metrics(self.metrics)
-        self.out, self.cache = Path(self.out), Path(self.cache)
-        self.size = height_width(self.size)
+        self.metrics, self.cache = parse_metrics(self.metrics), Path(self.cache)
+        super().__post_init__()
         for name, least in {"clips": 2, "frames": 1, "interval": 1, "batch_size": 1, "bootstrap": 0}.items():
             if getattr(self, name) < least:
                 raise BadInput(f"{name} must be at least {least}, not {getattr(self, name)}.")

@@ -6,7 +6,7 @@ Per clip and on average: PSNR, SSIM, focal frequency loss, flicker, and LPIPS wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from medsora.config.crop import Crop, checked_crop, crop_in_words
+from medsora.config.crop import checked_crop, crop_in_words
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
-from medsora.data.reading.resize import height_width
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, building
-from medsora.evaluation.features.clip_set import DEFAULT_CROP, RESIZE, ClipSet, choose_clips
-from medsora.evaluation.report.paper_tables import number_text
+from medsora.evaluation.features.clip_set import RESIZE, ClipSet
+from medsora.evaluation.report.paper_tables import markdown_table, number_text
+from medsora.evaluation.settings import ClipSettings
 from medsora.runtime.digests import sha256
 from medsora.runtime.files import write_json, write_text
 from medsora.runtime.processes import on_main, share_of, working_together
@@ -48,22 +48,14 @@ Versions = dict[str, Tensor]
 
 
 @dataclass
-class VaeSettings:
-    """Which VAE to measure on which clips; fields as in `EvaluationSettings`, `vae` is its folder."""
+class VaeSettings(ClipSettings):
+    """Which VAE, by its folder, to measure on which clips."""
 
     vae: str | Path
     real: str | Path
-    clips: int = 2048
-    frames: int = 16
-    size: int | tuple[int, int] = 128
-    crop: Crop = DEFAULT_CROP
-    interval: int = 1
-    seed: int = 0
-    weights: Mapping[str, str | Path] = field(default_factory=dict)
-    out: str | Path = "results"
 
     def __post_init__(self) -> None:
-        self.size, self.out = height_width(self.size), Path(self.out)
+        super().__post_init__()
         if self.clips < 1 or self.interval < 1:
             raise BadInput(f"clips {self.clips} and interval {self.interval} must be at least 1.")
         self.crop = checked_crop(self.crop, "the crop")
@@ -81,7 +73,7 @@ def evaluate_vae(settings: VaeSettings) -> dict[str, Any] | None:
 
 
 def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | None:
-    clips = on_main(state, lambda: _choose(settings))
+    clips = on_main(state, lambda: settings.choose(settings.real))
     folder = on_main(state, lambda: find_vae(settings.vae))
     with building():
         vae = FrequencyCompensatedVAE.from_pretrained(folder).eval().requires_grad_(False).to(state.device)
@@ -158,28 +150,23 @@ def figures(version: Tensor, video: Tensor, perceptual: PerceptualLoss | None) -
 
 def markdown(results: Mapping[str, Any]) -> str:
     """Return the table of means, and the worst and best clips by name."""
-    names = list(results["mean"])
+    mean, clips = results["mean"], results["clips"]
+    measured = [key for key in FIGURES if all(key in version for version in mean.values())]
+    of_means = [[FIGURES[key], *(number_text(mean[name][key]) for name in mean)] for key in measured]
+    of_clips = [[clip["name"], *(number_text(clip[name]["psnr"]) for name in mean)] for clip in clips]
     lines = [
         "# VAE",
         "",
-        f"{results['vae']} on {len(results['clips'])} clips of {results['set']['folder']}.",
+        f"{results['vae']} on {len(clips)} clips of {results['set']['folder']}.",
         "",
-    ]
-    lines += ["| figure | " + " | ".join(names) + " |", "|---" + "|---:" * len(names) + "|"]
-    for key, title in FIGURES.items():
-        if key in results["mean"][names[0]]:
-            cells = [number_text(results["mean"][name][key]) for name in names]
-            lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    lines += [
+        *markdown_table(["figure", *mean], of_means),
         "",
         f"LPIPS: {results['protocol']['lpips']}.",
         "",
-        "| clip | " + " PSNR | ".join(names) + " PSNR |",
+        *markdown_table(["clip", *(f"{name} PSNR" for name in mean)], of_clips),
+        "",
     ]
-    lines.append("|---" + "|---:" * len(names) + "|")
-    for clip in results["clips"]:
-        lines.append(f"| {clip['name']} | " + " | ".join(number_text(clip[n]["psnr"]) for n in names) + " |")
-    return "\n".join([*lines, ""])
+    return "\n".join(lines)
 
 
 def spectrum(frames: np.ndarray) -> np.ndarray:
@@ -189,16 +176,6 @@ def spectrum(frames: np.ndarray) -> np.ndarray:
     decibels = 10 * np.log10(power + 1e-2)
     levels = np.clip((decibels + 20) / 80 * 255, 0, 255).astype(np.uint8)
     return np.repeat(levels[..., None], 3, axis=-1)
-
-
-def _choose(settings: VaeSettings) -> ClipSet:
-    chosen = {
-        "crop": settings.crop,
-        "interval": settings.interval,
-        "count": settings.clips,
-        "seed": settings.seed,
-    }
-    return choose_clips(settings.real, frames=settings.frames, size=settings.size, **chosen)
 
 
 def _write_sheet(path: Path, vae: FrequencyCompensatedVAE, clips: ClipSet, rows: list[dict]) -> None:

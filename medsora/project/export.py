@@ -101,6 +101,7 @@ def export_run(
 def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[str, str]]:
     """Return what a card says of the training: its length, its settings and its last figures."""
     settings, data = config.train_dit, config.data
+    dino = "untrained: it teaches nothing" if config.dino.weights == "random" else "pretrained"
     phases = "; ".join(
         f"{phase.lr:g} with batch {phase.batch}"
         + (f" until epoch {phase.until_epoch}" if phase.until_epoch else "")
@@ -115,7 +116,7 @@ def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[s
             f"{data.frames} frames, one in {data.interval}, {'x'.join(map(str, data.height_width))} pixels",
         ),
         ("joint images", f"{config.images.count}, {config.images.encoding}"),
-        ("flow alignment", f"{config.flow.estimator} and {config.dino.model} ({_dino(config)})"),
+        ("flow alignment", f"{config.flow.estimator} and {config.dino.model} ({dino})"),
         ("seed", str(config.run.seed)),
     ]
     latest: dict[str, float] = {}
@@ -128,10 +129,6 @@ def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[s
         versions = read_json_object(run / "versions.json")
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     return rows
-
-
-def _dino(config: Config) -> str:
-    return "untrained: it teaches nothing" if config.dino.weights == "random" else "pretrained"
 
 
 def _evaluation(run: Path, given: Path | None) -> list[str]:

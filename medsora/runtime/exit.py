@@ -15,11 +15,7 @@ from medsora.runtime.extras import missing_package
 EXIT_STATUSES = (
     "exit status: 0 done; 1 failed; 2 bad input, with one sentence; 75 interrupted and saved, start again"
 )
-
-
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
 MAIN_SPEAKS_FIRST_S = 5.0  # what stops one process mostly stops the main one too, which then says so
 
 

@@ -63,23 +63,11 @@ def share_of(state: PartialState, count: int) -> list[int]:
 
 
 BEAT_S = 2.0
-
-
 SILENT_S = 45.0
-
-
 LONGEST_WAIT = datetime.timedelta(hours=6)  # for the main process's part of the work
-
-
 BATCH_TIME_LIMIT_S = 600.0  # for a loader's worker; a clip that is hard to decode is given up long before
-
-
 GO_ON = "what was saved before is whole, so start the same command again"
-
-
 NETWORK_WORDS = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe")
-
-
 _heartbeats: list[Heartbeat] = []
 
 
@@ -103,11 +91,6 @@ class Heartbeat(threading.Thread):
                 f"\nerror: {_lost(silent, self.silent_s)}", file=sys.stderr, flush=True
             )  # below a bar's line
         os._exit(1)  # the main thread may be waiting in a collective operation that never ends
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the main process."""
-        return self.rank == 0
 
     def main_is_alive(self) -> bool:
         """Return whether the main process, which keeps the store, can still be reached."""
@@ -169,7 +152,7 @@ def losses_said() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if sentence := _why_lost(error):
-            main_says_it = any(not beat.is_main and beat.main_is_alive() for beat in _heartbeats)
+            main_says_it = any(beat.rank != 0 and beat.main_is_alive() for beat in _heartbeats)
             raise LostProcess(sentence, said_elsewhere=main_says_it) from error
         raise
 

@@ -12,8 +12,6 @@ from medsora.runtime.digests import sha256
 from medsora.version import __version__
 
 LIBRARIES = ("torch", "diffusers", "accelerate", "timm", "safetensors")
-
-
 PACKAGES = ("medsora", "medsora.configs", "medsora.flow_prior", "medsora.kernels", "medsora.vae")
 
 

@@ -6,7 +6,7 @@ and on any number of processes. Shapes: latents (B, n, C, h, w), videos uint8 (N
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,7 +23,6 @@ from medsora.errors import BadInput
 from medsora.sampler import Callback, make_scheduler, noise_like, sample
 from medsora.sampling.compiled import compile_blocks
 from medsora.sampling.conditions import check_first_frames, check_guidance, label_numbers, plan_film
-from medsora.sampling.guidance import guided
 from medsora.sampling.prepared import PreparedDenoiser
 from medsora.saved.pipeline import SavedPipeline
 from medsora.vae.layout import channels_last
@@ -150,15 +149,9 @@ class MedSoraPipeline(SavedPipeline):
         """Scaled latents (B, f, C, h, w), float32: only the weights and what they compute are in `dtype`."""
         clip, none = shape[0], self.denoiser.config.classes
         images = self.config.image_latents if self.denoiser.config.mixing == "mixed" else 0
-        trained = self.scheduler.config
-        scheduler = make_scheduler(
-            how.sampler,
-            how.steps,
-            train_steps=trained.num_train_timesteps,
-            beta_start=trained.beta_start,
-            beta_end=trained.beta_end,
-        )
-
+        trained = ("num_train_timesteps", "beta_start", "beta_end")
+        schedule = {name: self.scheduler.config[name] for name in trained}
+        scheduler = make_scheduler(how.sampler, how.steps, **schedule)
         timesteps, of_latents, given = scheduler.timesteps.tolist(), None, None
         if first is not None:
             given = self._encode(first)
@@ -221,6 +214,26 @@ class _How(NamedTuple):
     guidance: float
     labels: list[int]  # all that any of its videos asks for, and that for none; empty if it asks for none
     callback: Callback
+
+
+def guided(
+    denoise: Callable[..., Tensor], z: Tensor, t: Tensor, labels: Tensor | None, no_label: int, scale: float
+) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans, 2022): how strongly a sample follows its label.
+
+    ε without the label + `scale` · (ε with it - ε without), both from one forward of twice the batch.
+
+    Args:
+        denoise: (z (B, n, C, h, w), t (B,) or (B, n), labels) -> ε, such as a `PreparedDenoiser`.
+        labels: (B,) or (B, n), or None for what the model does without labels.
+        no_label: the number that stands for no label.
+        scale: 1 is the conditional model's own output, and one forward of B; 0 ignores the label.
+    """
+    if labels is None or scale == 1:
+        return denoise(z, t, labels)
+    twice = torch.cat([labels, torch.full_like(labels, no_label)])
+    with_label, without = denoise(torch.cat([z, z]), torch.cat([t, t]), twice).chunk(2)
+    return without + scale * (with_label - without)
 
 
 def _choose_seeds(

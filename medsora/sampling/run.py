@@ -302,7 +302,10 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
             "processes": processes,
             "versions": library_versions(),
         }
-        _write_manifest(settings.out, manifest)
+        try:
+            write_json(settings.out / MANIFEST, manifest)
+        except OSError as error:
+            raise BadInput(f"{str(error).rstrip('.')}; make room, or take another --out.") from error
     return Plan(model, frames, fps, missing, film, first)
 
 
@@ -328,10 +331,3 @@ def _check_out(settings: SamplingSettings, made_by: dict[str, Any]) -> int:
                 "take another --out, so that they do not mix."
             )
     return count
-
-
-def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
-    try:
-        write_json(out / MANIFEST, manifest)
-    except OSError as error:
-        raise BadInput(f"{str(error).rstrip('.')}; make room, or take another --out.") from error

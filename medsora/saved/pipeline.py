@@ -86,11 +86,7 @@ class SavedPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        dtype: torch.dtype = torch.float32,
-        vae_dtype: torch.dtype | None = None,
+        cls, path: str | Path, *, dtype: torch.dtype = torch.float32, vae_dtype: torch.dtype | None = None
     ) -> Self:
         """Load a folder that `save_pretrained` wrote, or a hub name, strictly; weights are cast to `dtype`.
 
@@ -102,28 +98,18 @@ class SavedPipeline(DiffusionPipeline):
 
     @classmethod
     def from_run(
-        cls,
-        run: str | Path,
-        *,
-        raw: bool = False,
-        checkpoint: str | int | None = None,
-        dtype: torch.dtype = torch.float32,
-        vae_dtype: torch.dtype | None = None,
+        cls, run: str | Path, *, raw: bool = False, checkpoint: str | int | None = None, **dtypes: torch.dtype
     ) -> Self:
         """Load a run folder's newest whole checkpoint, or the named one: EMA weights, or the raw ones.
 
-        Raises `BadInput` as `find_in_run` and `from_pretrained` do.
+        `dtypes` are `dtype` and `vae_dtype` of `from_folder`. Raises `BadInput` as `find_in_run` and
+        `from_pretrained` do.
         """
-        found = find_in_run(run, raw=raw, checkpoint=checkpoint)
-        return cls.from_folder(found, dtype=dtype, vae_dtype=vae_dtype)
+        return cls.from_folder(find_in_run(run, raw=raw, checkpoint=checkpoint), **dtypes)
 
     @classmethod
     def from_folder(
-        cls,
-        found: ModelFolder,
-        *,
-        dtype: torch.dtype = torch.float32,
-        vae_dtype: torch.dtype | None = None,
+        cls, found: ModelFolder, *, dtype: torch.dtype = torch.float32, vae_dtype: torch.dtype | None = None
     ) -> Self:
         """Load what `medsora.saved.find` found; `vae_dtype` is the VAE's, `dtype` unless given."""
         denoiser = _load_part(MedSora, found.denoiser, dtype)
@@ -132,12 +118,7 @@ class SavedPipeline(DiffusionPipeline):
         return cls(denoiser, vae, scheduler, **found.geometry)
 
     def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        card: ModelCard | None = None,
-        private: bool = False,
-        token: str | None = None,
+        self, repo_id: str, *, card: ModelCard | None = None, private: bool = False, token: str | None = None
     ) -> str:
         """Upload the model with its model card to OWNER/NAME on the hub; return its address.
 

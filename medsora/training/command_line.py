@@ -17,11 +17,7 @@ from medsora.runtime.exit import EXIT_STATUSES
 
 
 def training_arguments(
-    description: str,
-    arguments: Sequence[str] | None = None,
-    prog: str | None = None,
-    *,
-    preset: bool = False,
+    description: str, arguments: Sequence[str] | None = None, prog: str | None = None, *, preset: bool = False
 ) -> tuple[Config, argparse.Namespace]:
     """Parse a training command's arguments (default: the process's); return the config and options."""
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=EXIT_STATUSES)

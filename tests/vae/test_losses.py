@@ -68,7 +68,7 @@ def test_each_part_is_weighted_exactly_once(monkeypatch) -> None:
     torch.testing.assert_close(found.kl, kl_divergence(mean, logvar))
     expected = found.l1 + 0.1 * found.lpips + 0.1 * found.ffl + 1e-3 * found.kl + 0.25 * found.coarse
     torch.testing.assert_close(found.total, expected)
-    assert all(value > 0 for value in found.parts().values())
+    assert all(value > 0 for value in found._asdict().values())
 
 
 def test_a_part_of_weight_zero_is_not_computed() -> None:

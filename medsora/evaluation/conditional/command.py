@@ -47,6 +47,17 @@ def load_measured(model: str) -> MedSoraPipeline:
     return pipeline.to("cuda") if torch.cuda.is_available() else pipeline
 
 
+def sampled(
+    pipeline: MedSoraPipeline, options: argparse.Namespace, first_seed: int = 0, **asked: Any
+) -> np.ndarray:
+    """Return `options.videos` videos uint8 (N, F, H, W, 3), sampled as the options say.
+
+    Video k has the seed `first_seed` + k; `asked` are other arguments of the pipeline.
+    """
+    seeds = range(first_seed, first_seed + options.videos)
+    return pipeline(num_inference_steps=options.steps, seeds=seeds, sampler=options.sampler, **asked).frames
+
+
 @torch.no_grad()
 def through_vae(pipeline: MedSoraPipeline, clips: np.ndarray) -> np.ndarray:
     """Return clips uint8 (N, F, H, W, 3) as the model's VAE gives them back."""

@@ -20,7 +20,13 @@ import numpy as np
 
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput
-from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser, through_vae
+from medsora.evaluation.conditional.command import (
+    conclude,
+    load_measured,
+    measuring_parser,
+    sampled,
+    through_vae,
+)
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips
 from medsora.evaluation.metrics.motion import flow_magnitudes
 from medsora.evaluation.sanity.claims import Claim
@@ -37,10 +43,7 @@ SHEET_CLIPS = 4
 def main() -> None:
     """Run the command line."""
     parser = measuring_parser(
-        "first_frame",
-        __doc__.partition("\n")[0],
-        model="trained with train_dit.first_frame_prob",
-        videos=48,
+        "first_frame", __doc__.partition("\n")[0], model="trained with train_dit.first_frame_prob", videos=48
     )
     add = parser.add_argument
     add("--given", type=int, default=1, metavar="G", help="how many first frames (default: %(default)s)")
@@ -59,12 +62,7 @@ def measure(options: argparse.Namespace) -> int:
     frames, (size, _) = pipeline.config.frames, pipeline.config.size
     real, _, _ = phantom_clips(options.cache, options.videos, frames, size, HELD_OUT_SEED)
     given = real[:, : options.given]
-    videos = pipeline(
-        num_inference_steps=options.steps,
-        seeds=range(options.videos),
-        sampler=options.sampler,
-        first_frames=given,
-    ).frames
+    videos = sampled(pipeline, options, first_frames=given)
     returned = through_vae(pipeline, real)
     of = {"real": real, "real_through_the_vae": returned, "generated": videos}
     fine = {f"flow_{name}_px": _usual(flow_magnitudes(clips)) for name, clips in of.items()}
@@ -82,12 +80,11 @@ def measure(options: argparse.Namespace) -> int:
         "given": options.given,
         "steps": options.steps,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, begins_with = [], "its first frame" if options.given == 1 else f"its first {options.given} frames"
     for k in range(min(SHEET_CLIPS, options.videos)):
         rows.append((f"clip {k}, real", real[k]))
         rows.append((f"clip {k}, as the VAE alone returns it", returned[k]))
-        rows.append((f"clip {k}, made from {_frames(options.given)}", videos[k]))
+        rows.append((f"clip {k}, made from {begins_with}", videos[k]))
     save_image(options.out / "sheet.png", contact_sheet(rows, columns=9))
     lost = results["psnr_of_the_vae_alone_db"] - results["psnr_of_the_given_frames_db"]
     median = results["coarse_flow_generated_px"][1]
@@ -104,10 +101,6 @@ def measure(options: argparse.Namespace) -> int:
 def _usual(flows: np.ndarray) -> list[float]:
     low, high = USUAL
     return np.percentile(flows, (low, 50, high)).tolist()
-
-
-def _frames(given: int) -> str:
-    return "its first frame" if given == 1 else f"its first {given} frames"
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,13 @@ from medsora.config.load import load_config
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput
 from medsora.evaluation.conditional.classifier import Judge, judged, train_judge
-from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser, through_vae
+from medsora.evaluation.conditional.command import (
+    conclude,
+    load_measured,
+    measuring_parser,
+    sampled,
+    through_vae,
+)
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, TRAINING_SEED, phantom_clips
 from medsora.evaluation.sanity.claims import Claim
 from medsora.runtime.exit import exit_with_status
@@ -30,29 +36,22 @@ SHEET_ROWS = 8
 JUDGE_MUST_REACH, MODEL_MUST_REACH = 0.95, 0.85
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How often what the judge sees is what was asked for, all as parts of 1.
+def agreement(asked: np.ndarray, seen: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """How often what the judge sees is what was asked for, two arrays of labels' numbers; all as parts of 1.
 
     `shuffled` is the mean over `SHUFFLES` shuffles of the labels asked for, `chance` what it must be near:
-    the agreement of independent answers with the same frequencies.
+    the agreement of independent answers with the same frequencies; `of_label` has each label's by name.
     """
-
-    asked: float
-    shuffled: float
-    chance: float
-    of_label: dict[str, float]
-
-    @classmethod
-    def of(cls, asked: np.ndarray, seen: np.ndarray, names: list[str]) -> Agreement:
-        """Compare two arrays of labels' numbers."""
-        random = np.random.default_rng(0)
-        shuffled = [(random.permutation(asked) == seen).mean() for _ in range(SHUFFLES)]
-        chance = sum((asked == k).mean() * (seen == k).mean() for k in range(len(names)))
-        of_label = {
+    random = np.random.default_rng(0)
+    shuffled = [(random.permutation(asked) == seen).mean() for _ in range(SHUFFLES)]
+    return {
+        "asked": float((asked == seen).mean()),
+        "shuffled": float(np.mean(shuffled)),
+        "chance": float(sum((asked == k).mean() * (seen == k).mean() for k in range(len(names)))),
+        "of_label": {
             name: float((seen[asked == k] == k).mean()) for k, name in enumerate(names) if (asked == k).any()
-        }
-        return cls(float((asked == seen).mean()), float(np.mean(shuffled)), float(chance), of_label)
+        },
+    }
 
 
 def main() -> None:
@@ -127,13 +126,8 @@ def _model_results(
     pipeline: MedSoraPipeline, judge: Judge, names: list[str], options: argparse.Namespace
 ) -> dict[str, object]:
     asked = np.arange(options.videos) % len(names)
-    videos = pipeline(
-        num_inference_steps=options.steps,
-        seeds=[options.seed + k for k in range(options.videos)],
-        sampler=options.sampler,
-        label=[names[k] for k in asked],
-        guidance=options.guidance,
-    ).frames
+    wanted = [names[k] for k in asked]
+    videos = sampled(pipeline, options, options.seed, label=wanted, guidance=options.guidance)
     seen = judged(judge, videos)
     for k, name in enumerate(names):
         rows = [
@@ -143,7 +137,7 @@ def _model_results(
         if rows:
             save_image(options.out / f"sheet-{name}.png", contact_sheet(rows, columns=8))
     settings = ("videos", "guidance", "sampler", "steps", "seed")
-    return asdict(Agreement.of(asked, seen, names)) | {key: getattr(options, key) for key in settings}
+    return agreement(asked, seen, names) | {key: getattr(options, key) for key in settings}
 
 
 def _claims(results: dict[str, object]) -> list[Claim]:

@@ -20,7 +20,7 @@ import torch
 from medsora.data.reading.pixels import frames_to_video
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput
-from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser
+from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser, sampled
 from medsora.evaluation.metrics.motion import occluded, warping_error
 from medsora.evaluation.sanity.claims import Claim
 from medsora.flow_prior import DisEstimator
@@ -34,10 +34,7 @@ SHEET_FILMS = 4
 def main() -> None:
     """Run the command line."""
     parser = measuring_parser(
-        "seams",
-        __doc__.partition("\n")[0],
-        model="trained with train_dit.first_frame_prob",
-        videos=16,
+        "seams", __doc__.partition("\n")[0], model="trained with train_dit.first_frame_prob", videos=16
     )
     add = parser.add_argument
     add("--frames", type=int, default=64, metavar="F", help="of a film (default: %(default)s)")
@@ -54,13 +51,7 @@ def measure(options: argparse.Namespace) -> int:
         raise BadInput(
             f"a film of {plan.frames} frames in a window of {window} has no joint; raise --frames."
         )
-    films = pipeline(
-        num_inference_steps=options.steps,
-        seeds=range(options.videos),
-        sampler=options.sampler,
-        frames=options.frames,
-        window=window,
-    ).frames
+    films = sampled(pipeline, options, frames=options.frames, window=window)
     errors = np.stack([warping_errors(film) for film in films])
     joints, alike = joints_of(plan), pairs_like_joints(plan, pipeline.vae.frames_per_latent)
     at_joints, inside, elsewhere = (
@@ -78,7 +69,6 @@ def measure(options: argparse.Namespace) -> int:
         "videos": options.videos,
         "steps": options.steps,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
     rows = [(f"film {k}, {plan.frames} frames", film) for k, film in enumerate(films[:SHEET_FILMS])]
     save_image(options.out / "sheet.png", contact_sheet(rows, columns=16))
     found = results["joints_to_inside"]

@@ -24,6 +24,7 @@ from medsora.data.clips import CLIP_TIME_LIMIT_S
 from medsora.data.reading.frame_folder import list_frames
 from medsora.data.reading.resize import height_width
 from medsora.data.reading.video_io import read_frames
+from medsora.runtime.digests import sha256
 
 RESIZE = "Pillow bilinear with antialiasing, scaled to cover, cropped in the middle; untouched at equal size"
 DEFAULT_CROP = "auto"  # as in training
@@ -165,8 +166,7 @@ def choose_clips(
 
 def _digest(path: Path) -> str:
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     state = hashlib.sha256()
     for picture in list_frames(path):
         state.update(_digest(picture).encode())

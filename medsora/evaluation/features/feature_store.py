@@ -12,13 +12,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from medsora.errors import BadInput
 from medsora.runtime.files import write_json
 
 log = logging.getLogger(__name__)
@@ -27,14 +28,27 @@ FORMAT = 1
 ROWS_AT_ONCE = 4096
 
 
-class Extractor(Protocol):
-    """Turns clips into features. `identity` names all that decides them: weights, sizes, settings."""
+class Extractor:
+    """Turns clips into features. `identity` names all that decides them: weights, sizes, settings.
+
+    `title` is what its features are for, in the sentence about clips shorter than `min_frames`.
+    """
 
     identity: dict[str, Any]
     width: int
+    title, min_frames = "", 1
 
     def rows(self, frames: int) -> int:
-        """Return how many rows of features a clip of so many frames has."""
+        """Return how many rows of features a clip of so many frames has: one, where nothing else is said.
+
+        Raises `BadInput` for clips that are too short.
+        """
+        if frames < self.min_frames:
+            raise BadInput(
+                f"{self.title} needs clips of at least {self.min_frames} frames, not {frames}; "
+                "raise --frames."
+            )
+        return 1
 
     def __call__(self, clips: np.ndarray) -> np.ndarray:
         """Return float32 (B, rows, width) for uint8 (B, F, H, W, 3)."""
@@ -51,6 +65,11 @@ class Features:
     def of(cls, values: np.ndarray) -> Features:
         """Return `values` with every clip counted once."""
         return cls(values, np.ones(len(values)))
+
+    @classmethod
+    def of_clips(cls, extractor: Extractor, clips: Sequence[np.ndarray]) -> Features:
+        """Return the features of clips, each uint8 (F, H, W, 3), in memory."""
+        return cls.of(np.concatenate([extractor(clip[None]) for clip in clips]))
 
     def reweighted(self, weights: np.ndarray) -> Features:
         """Return the same features under other weights (clips,)."""

@@ -17,15 +17,15 @@ from transformers import CLIPVisionModelWithProjection
 
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput
-from medsora.evaluation.features.feature_store import Features
-from medsora.evaluation.metrics.measure import Figure, weighted_mean
+from medsora.evaluation.features.feature_store import Extractor, Features
+from medsora.evaluation.metrics.measure import Figure, Measure, weighted_mean
 from medsora.evaluation.metrics.weight_files import PUBLISHED
 
 # CLIP's own statistics of RGB in [0, 1]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class ClipExtractor:
+class ClipExtractor(Extractor):
     """Per clip one number: the mean cosine of consecutive frames' CLIP embeddings."""
 
     width = 1
@@ -61,18 +61,10 @@ class ClipExtractor:
         return cosines[:, None, None].cpu().numpy()
 
 
-class FrameConsistencyMeasure:
+class FrameConsistencyMeasure(Measure):
     """The mean over clips; of one set alone."""
 
-    distances: tuple[Figure, ...] = ()
     scores = (Figure("frame_consistency", "Frame Consistency (CLIP), read beside the motion", "higher"),)
-
-    def __init__(self, extractor: ClipExtractor) -> None:
-        self.extractor = extractor
-
-    def compare(self, real: Features, fake: Features) -> dict[str, float]:
-        """Return nothing: the figure is of one set."""
-        return {}
 
     def describe(self, features: Features) -> dict[str, float]:
         """Return the mean cosine, 1 for still images."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsora.data.reading.pixels import frames_to_video
-from medsora.errors import BadInput
+from medsora.evaluation.features.feature_store import Extractor
 from medsora.evaluation.metrics.weight_files import read_state, weight_file
 from medsora.flow_prior.weights import load_strictly
 from medsora.runtime.digests import sha256
@@ -118,10 +118,11 @@ def load_i3d(path: Path) -> I3D:
     return network.requires_grad_(False).eval()
 
 
-class I3DExtractor:
+class I3DExtractor(Extractor):
     """Clips to I3D's logits; frames are resized to 224x224 (bilinear, no antialiasing: the ports' way)."""
 
     width = CLASSES
+    title, min_frames = "FVD", SHORTEST  # of fewer I3D's pooling over time leaves nothing
 
     def __init__(self, weights: Mapping[str, str | Path], device: torch.device | str = "cpu") -> None:
         path = weight_file("fvd", weights)
@@ -134,12 +135,6 @@ class I3DExtractor:
             "features": "400 logits, mean over time; batch norm epsilon 1e-3",
             "resize": "bilinear to 224x224, no antialiasing, range [-1, 1]",
         }
-
-    def rows(self, frames: int) -> int:
-        """Return 1. Raises `BadInput` for clips that I3D's pooling over time leaves nothing of."""
-        if frames < SHORTEST:
-            raise BadInput(f"FVD needs clips of at least {SHORTEST} frames, not {frames}; raise --frames.")
-        return 1
 
     @torch.no_grad()
     def __call__(self, clips: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from medsora.evaluation.features.feature_store import Features
-from medsora.evaluation.metrics.measure import Figure
+from medsora.evaluation.features.feature_store import Extractor, Features
+from medsora.evaluation.metrics.measure import Figure, Measure
 from medsora.evaluation.metrics.weight_files import weight_file
 from medsora.flow_prior.weights import read_weights
 from medsora.runtime.digests import sha256
@@ -21,7 +21,7 @@ FID_COLUMNS, LOGIT_COLUMNS = slice(POOL), slice(POOL, POOL + CLASSES)
 SPLITS = 10
 
 
-class InceptionExtractor:
+class InceptionExtractor(Extractor):
     """Every frame's pooled features, for FID, and unbiased logits, for IS, side by side."""
 
     width = POOL + CLASSES
@@ -59,18 +59,10 @@ class InceptionExtractor:
         return features.float().cpu().numpy()
 
 
-class InceptionScoreMeasure:
+class InceptionScoreMeasure(Measure):
     """exp(mean KL(p(y|x) ‖ p(y))) over frames (Salimans et al. 2016), mean over ten parts of the clips."""
 
-    distances: tuple[Figure, ...] = ()
     scores = (Figure("inception_score", "Inception Score", "higher"),)
-
-    def __init__(self, extractor: InceptionExtractor) -> None:
-        self.extractor = extractor
-
-    def compare(self, real: Features, fake: Features) -> dict[str, float]:
-        """Return nothing: the score is of one set."""
-        return {}
 
     def describe(self, features: Features) -> dict[str, float]:
         """Return the score; fewer than ten clips make fewer parts."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -21,24 +20,26 @@ class Figure:
     unit: str = ""
 
 
-class Measure(Protocol):
+class Measure:
     """`compare` returns a number for every key in `distances`, `describe` for every key in `scores`."""
 
-    extractor: Extractor
-    distances: tuple[Figure, ...]
-    scores: tuple[Figure, ...]
+    distances: tuple[Figure, ...] = ()
+    scores: tuple[Figure, ...] = ()
+
+    def __init__(self, extractor: Extractor) -> None:
+        self.extractor = extractor
 
     def compare(self, real: Features, fake: Features) -> dict[str, float]:
         """Return how far two sets are apart."""
+        return {}
 
     def describe(self, features: Features) -> dict[str, float]:
         """Return figures of one set."""
+        return {}
 
 
-class FrechetMeasure:
+class FrechetMeasure(Measure):
     """A Fréchet distance over an extractor's features, or over the columns `columns` of them."""
-
-    scores: tuple[Figure, ...] = ()
 
     def __init__(self, key: str, title: str, extractor: Extractor, columns: slice = slice(None)) -> None:
         self.extractor, self.columns = extractor, columns
@@ -47,10 +48,6 @@ class FrechetMeasure:
     def compare(self, real: Features, fake: Features) -> dict[str, float]:
         """Return the distance. Raises `ValueError` for fewer than two samples on a side."""
         return {self.distances[0].key: frechet_distance(self._moments(real), self._moments(fake))}
-
-    def describe(self, features: Features) -> dict[str, float]:
-        """Return nothing: a Fréchet distance needs two sets."""
-        return {}
 
     def _moments(self, features: Features) -> Moments:
         moments = Moments(len(range(self.extractor.width)[self.columns]))

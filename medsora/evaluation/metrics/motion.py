@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from medsora.data.reading.pixels import frames_to_video
-from medsora.errors import BadInput
-from medsora.evaluation.features.feature_store import Features
+from medsora.evaluation.features.feature_store import Extractor, Features
 from medsora.evaluation.metrics.distributions import circular_distance, histogram_distance, sample_distance
-from medsora.evaluation.metrics.measure import Figure, weighted_mean
+from medsora.evaluation.metrics.measure import Figure, Measure, weighted_mean
 from medsora.flow_prior import DisEstimator
 
 SPEEDS = np.concatenate([[0.0], np.geomspace(0.02, 200.0, 80)])  # px per frame
@@ -38,13 +37,14 @@ def flow_magnitudes(clips: Sequence[np.ndarray]) -> np.ndarray:
     return np.array(means)
 
 
-class MotionExtractor:
+class MotionExtractor(Extractor):
     """Per clip: histograms of flow magnitude and direction; mean magnitude, warping error, flicker, more.
 
     `estimator` maps a video (B, F, 3, H, W) in [-1, 1] to flow (B, F-1, 2, H, W); `identity` names it.
     """
 
     width = len(SPEEDS) - 1 + DIRECTIONS + 4
+    title, min_frames = "the metric motion", 3
 
     def __init__(
         self,
@@ -54,14 +54,6 @@ class MotionExtractor:
     ) -> None:
         self.estimator, self.device = estimator or DisEstimator(), device
         self.identity = {"name": "motion", "version": 1, **(identity or DIS_IDENTITY)}
-
-    def rows(self, frames: int) -> int:
-        """Return 1. Raises `BadInput` for clips too short to move."""
-        if frames < 3:
-            raise BadInput(
-                f"the metric motion needs clips of at least 3 frames, not {frames}; raise --frames."
-            )
-        return 1
 
     @torch.no_grad()
     def __call__(self, clips: np.ndarray) -> np.ndarray:
@@ -87,7 +79,7 @@ class MotionExtractor:
         return np.concatenate([speeds, directions, single])
 
 
-class MotionMeasure:
+class MotionMeasure(Measure):
     """Compares how two sets move: the flow's distributions, and two faults of motion, each against real."""
 
     distances = (
@@ -104,7 +96,7 @@ class MotionMeasure:
     )
 
     def __init__(self, extractor: MotionExtractor | None = None) -> None:
-        self.extractor = extractor or MotionExtractor()
+        super().__init__(extractor or MotionExtractor())
 
     def compare(self, real: Features, fake: Features) -> dict[str, float]:
         """Return the distances."""

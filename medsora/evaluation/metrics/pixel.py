@@ -5,23 +5,19 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from medsora.evaluation.features.feature_store import Features
+from medsora.evaluation.features.feature_store import Extractor, Features
 from medsora.evaluation.metrics.distributions import histogram_distance, sample_distance
-from medsora.evaluation.metrics.measure import Figure, weighted_mean
+from medsora.evaluation.metrics.measure import Figure, Measure, weighted_mean
 
 BINS = 64
 EDGES = np.linspace(0, 256, BINS + 1)
 
 
-class PixelExtractor:
+class PixelExtractor(Extractor):
     """Per clip: a histogram of each colour channel, and the sharpness of its frames."""
 
     width = 3 * BINS + 1
     identity = {"name": "pixel", "version": 1, "bins": BINS}  # noqa: RUF012
-
-    def rows(self, frames: int) -> int:
-        """Return 1."""
-        return 1
 
     def __call__(self, clips: np.ndarray) -> np.ndarray:
         """Return float32 (B, 1, width) for uint8 (B, F, H, W, 3)."""
@@ -33,7 +29,7 @@ class PixelExtractor:
         return np.array(rows, dtype=np.float32)[:, None]
 
 
-class PixelMeasure:
+class PixelMeasure(Measure):
     """Compares the colours and the sharpness of two sets."""
 
     distances = (
@@ -46,7 +42,7 @@ class PixelMeasure:
     )
 
     def __init__(self) -> None:
-        self.extractor = PixelExtractor()
+        super().__init__(PixelExtractor())
 
     def compare(self, real: Features, fake: Features) -> dict[str, float]:
         """Return the distances."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medsora.data.reading.pixels import frames_to_video
-from medsora.errors import BadInput
+from medsora.evaluation.features.feature_store import Extractor
 
 SEED = 2024
 LEVELS = 4
@@ -29,10 +29,11 @@ NOISE = (
 MAP_SIDE = 2
 
 
-class PyramidExtractor:
+class PyramidExtractor(Extractor):
     """Per clip one row of features; deterministic, about 20 ms for a clip of 16x64x64 on one core."""
 
     width = LEVELS * len(KINDS) * FILTERS + 6 + MAP_SIDE**2
+    title, min_frames = "the metric pixel", max(frames for frames, _, _ in KINDS.values())
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = device
@@ -44,14 +45,6 @@ class PyramidExtractor:
             "filters": FILTERS * len(KINDS),
         }
         self.filters = {kind: torch.from_numpy(f).to(device) for kind, f in make_filters().items()}
-
-    def rows(self, frames: int) -> int:
-        """Return 1. Raises `BadInput` for clips too short for the filters over time."""
-        if frames < 3:
-            raise BadInput(
-                f"the metric pixel needs clips of at least 3 frames, not {frames}; raise --frames."
-            )
-        return 1
 
     @torch.no_grad()
     def __call__(self, clips: np.ndarray) -> np.ndarray:

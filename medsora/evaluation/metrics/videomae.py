@@ -19,6 +19,7 @@ from transformers import VideoMAEConfig, VideoMAEModel
 
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput
+from medsora.evaluation.features.feature_store import Extractor
 from medsora.evaluation.metrics.weight_files import read_state, weight_file
 from medsora.flow_prior.weights import load_strictly
 from medsora.runtime.digests import sha256
@@ -82,7 +83,7 @@ def translated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-class VideoMAEExtractor:
+class VideoMAEExtractor(Extractor):
     """Clips to VideoMAE's features; frames are resized to 224x224 (bilinear, as in `cd-fvd`)."""
 
     def __init__(

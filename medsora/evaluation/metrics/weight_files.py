@@ -10,7 +10,6 @@ import torch
 
 from medsora.errors import BadInput
 from medsora.flow_prior.weights import read_weights
-from medsora.runtime.files import name_beside
 
 # what --weights may name, and where each is published
 PUBLISHED = {
@@ -52,19 +51,15 @@ def weight_file(name: str, weights: Mapping[str, str | Path]) -> Path:
     url = PUBLISHED[name]
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
-        beside = name_beside(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(beside), progress=False)
-            beside.replace(path)
+            torch.hub.download_url_to_file(url, str(path), progress=False)  # whole or not there
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a cut download a RuntimeError
             raise OSError(
                 f"the weights for {name} cannot be downloaded from {url} ({error}); fetch that file "
                 f"elsewhere and give it with --weights {name}=FILE, or start this once where there is a "
                 "network."
             ) from error
-        finally:
-            beside.unlink(missing_ok=True)
     return path
 
 

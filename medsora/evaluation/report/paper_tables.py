@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 CORPORA = {
     "colonoscopic": "Colonoscopic",
@@ -56,14 +56,20 @@ def paper_tables(figures: Mapping[str, float], corpus: str | None, row: str) -> 
 
 def table(head: list[str], rows: list[tuple[str, tuple[float | None, ...] | list]]) -> list[str]:
     """Return the lines of a Markdown table; missing and undefined numbers become dashes."""
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    lines = []
     for name, values in rows:
         cells = [
             "–" if value is None else f"{value:.1f}" if value >= 1000 else f"{value:.2f}" for value in values
         ]
-        cells += ["–"] * (len(head) - 1 - len(cells))
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    return lines
+        lines.append([name, *cells, *["–"] * (len(head) - 1 - len(cells))])
+    return markdown_table(head, lines)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> list[str]:
+    """Return the lines of a Markdown table; the first `words` columns are text, the others numbers."""
+    ruler = "|---" * words + "|---:" * (len(head) - words) + "|"
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
+    return [first, ruler, *others]
 
 
 def number_text(value: float | None) -> str:

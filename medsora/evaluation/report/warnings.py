@@ -9,13 +9,14 @@ from medsora.evaluation.report.results import Results
 from medsora.evaluation.settings import EvaluationSettings
 
 
-def require_enough(clips: ClipSet) -> None:
-    """Raise `BadInput` for a side on which no covariance can be had."""
+def require_enough(clips: ClipSet) -> ClipSet:
+    """Return `clips`; raises `BadInput` for a side on which no covariance can be had."""
     if len(clips) < 2:
         raise BadInput(
             f"{clips.root} gives {len(clips)} clip of {clips.frames} frames, but a distribution needs two at "
             "least; add videos, or lower --frames."
         )
+    return clips
 
 
 def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:

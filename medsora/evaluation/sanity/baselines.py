@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medsora.evaluation.features.feature_store import Extractor, Features
+from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import FrechetMeasure
 from medsora.evaluation.metrics.motion import MotionMeasure
 from medsora.evaluation.metrics.pyramid import PyramidExtractor
@@ -97,9 +97,9 @@ def prove(
     measures = [FrechetMeasure(PYRAMID, COLUMNS[PYRAMID], PyramidExtractor()), MotionMeasure()]
     table: dict[str, dict[str, float]] = {name: {} for name in candidates}
     for measure in measures:
-        of_reference = _features(measure.extractor, reference)
+        of_reference = Features.of_clips(measure.extractor, reference)
         for name, clips in candidates.items():
-            features = _features(measure.extractor, clips)
+            features = Features.of_clips(measure.extractor, clips)
             table[name] |= measure.compare(of_reference, features) | measure.describe(features)
     table = {name: {key: row[key] for key in COLUMNS} for name, row in table.items()}
     position = log_position(*(table[name][PYRAMID] for name in (REAL, GENERATED, UNTRAINED)))
@@ -111,10 +111,6 @@ def log_position(near: float, value: float, far: float) -> float | None:
     if not 0 < near < far or value <= 0:
         return None
     return math.log(value / near) / math.log(far / near)
-
-
-def _features(extractor: Extractor, clips: Sequence[np.ndarray]) -> Features:
-    return Features.of(np.concatenate([extractor(clip[None]) for clip in clips]))
 
 
 def _claims(table: dict[str, dict[str, float]], position: float | None) -> list[Claim]:

@@ -21,7 +21,7 @@ from medsora.evaluation.features.clip_set import ClipSet, choose_clips
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.metrics.registry import WEIGHT_FREE, build_measures
-from medsora.evaluation.report.paper_tables import number_text
+from medsora.evaluation.report.paper_tables import markdown_table, number_text
 from medsora.evaluation.sanity.degrade import blurred, frozen, noisy, shuffled
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
 
@@ -68,9 +68,10 @@ def distances_of_degradations(
     found: dict[str, dict[str, float]] = {}
     forms = degraded(clips)
     for measure in measures:
-        of_reference = _features(measure, reference)
+        of_reference = Features.of_clips(measure.extractor, reference)
         for name, form in forms.items():
-            for key, value in measure.compare(of_reference, _features(measure, form)).items():
+            of_form = Features.of_clips(measure.extractor, form)
+            for key, value in measure.compare(of_reference, of_form).items():
                 found.setdefault(key, {})[name] = value
     return found
 
@@ -116,18 +117,16 @@ def main() -> None:
         reference, others = halves(clips, options.divide)
     measures = build_measures(WEIGHT_FREE, {}, "cpu")
     found = distances_of_degradations(
-        list(measures.values()),
-        [clips.read(i) for i in reference],
-        [clips.read(i) for i in others],
+        list(measures.values()), [clips.read(i) for i in reference], [clips.read(i) for i in others]
     )
     titles = {figure.key: figure for measure in measures.values() for figure in measure.distances}
     print(f"{len(reference)} reference clips, {len(others)} others, {options.frames} frames of ", end="")
     print(f"{options.size}x{options.size} pixels of {options.real}\n")
-    print(f"| distance to the reference | {' | '.join(degraded([clips.read(0)]))} |")
-    print("|---" + "|---:" * 6 + "|")
+    rows = []
     for key, row in found.items():
         unit = f" ({titles[key].unit})" if titles[key].unit else ""
-        print(f"| {titles[key].title}{unit} | {' | '.join(number_text(v) for v in row.values())} |")
+        rows.append([f"{titles[key].title}{unit}", *map(number_text, row.values())])
+    print("\n".join(markdown_table(["distance to the reference", *degraded([clips.read(0)])], rows)))
     broken = broken_orders(found)
     chains = sum(len(chains) for chains in ORDERS.values())
     print(
@@ -152,10 +151,6 @@ def halves(clips: ClipSet, divide: str) -> tuple[list[int], list[int]]:
     if min(map(len, parts)) < 2:
         raise BadInput(f"{clips.root} does not give two halves of two clips; add videos, or --divide time.")
     return parts
-
-
-def _features(measure: Measure, clips: Sequence[np.ndarray]) -> Features:
-    return Features.of(np.concatenate([measure.extractor(clip[None]) for clip in clips]))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ SLACK = 0.6  # of what comes and goes; measured on a CPU, where freed memory is 
 COPIES = 3  # of a batch's pixels: the items, the batch, and the batch before
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
     """Bytes of one process. Step, encoding, prior and looking take turns, so only the largest of them counts.
 
@@ -49,12 +49,12 @@ class MemoryEstimate:
     """
 
     weights: int
-    average: int
+    average: int = 0
     optimiser: int
     frozen: int
     step: int
-    encoding: int
-    prior: int
+    encoding: int = 0
+    prior: int = 0
     looking: int
     clips: int
 
@@ -166,12 +166,9 @@ def estimate_vae(config: Config, vae: FrequencyCompensatedVAE, loss: VaeLoss, ba
     trained = sum(parameter.nbytes for parameter in vae.parameters() if parameter.requires_grad)
     return MemoryEstimate(
         weights=trained,
-        average=0,
         optimiser=2 * trained,
         frozen=size_bytes(vae) - trained + size_bytes(loss),
         step=peak_bytes([vae, loss], train),
-        encoding=0,
-        prior=0,
         looking=peak_bytes([vae], look, gradients=False),
         clips=COPIES * batch * _pixel_bytes(config, data.frames),
     )

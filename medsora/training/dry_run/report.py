@@ -98,12 +98,7 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
     if config.alignment.weight > 0 and model is not None:
         with findings.part("the flow prior"):
             prior = build_prior(config, model.config.depth)
-    with findings.part("the schedule"):
-        _say_schedule(findings, Schedule.of(settings, max(clips, 1)), clips, processes, settings.accumulation)
-    with findings.part("the run"):
-        check_precision(settings.precision)
-        usable_trackers(config.tracking.trackers)
-        _look_at_folder(findings, config.dit_dir, config, "train_dit")
+    _look_at_run(findings, config, "train_dit", config.dit_dir, clips, processes)
     if findings.missing:
         return findings.conclude()
     batch = max(phase.batch for phase in settings.phases) // (processes * settings.accumulation)
@@ -132,13 +127,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
     with findings.part("the loss"):
         loss = build_loss(config)
     clips, _ = _clips(findings, config, clip_spec(config), config.vae_dir)
-    with findings.part("the schedule"):
-        schedule = Schedule.of(settings, max(clips, 1))
-        _say_schedule(findings, schedule, clips, processes, settings.accumulation)
-    with findings.part("the run"):
-        check_precision(settings.precision)
-        usable_trackers(config.tracking.trackers)
-        _look_at_folder(findings, config.vae_dir, config, "train_vae")
+    _look_at_run(findings, config, "train_vae", config.vae_dir, clips, processes)
     if findings.missing:
         return findings.conclude()
     batch = settings.batch // (processes * settings.accumulation)
@@ -158,10 +147,7 @@ def _clips(findings: Findings, config: Config, spec: ClipSpec, run: Path) -> tup
     data, counts, labels = config.data, (0, 0), Labels()
     with findings.part("the clips"):
         if data.root is None:
-            counts, where = (
-                _phantom_clips(config, spec),
-                "of the phantom, rendered when training starts",
-            )
+            counts, where = (_phantom_clips(config, spec), "of the phantom, rendered when training starts")
             labels = _phantom_labels(data.labels)
         else:
             report = spec.check(data.root)
@@ -191,14 +177,20 @@ def _phantom_clips(config: Config, spec: ClipSpec) -> tuple[int, int]:
     return windows * (phantom.videos - held_out), windows * held_out
 
 
-def _say_schedule(
-    findings: Findings, schedule: Schedule, clips: int, processes: int, accumulation: int
+def _look_at_run(
+    findings: Findings, config: Config, stage: str, folder: Path, clips: int, processes: int
 ) -> None:
-    schedule.check_processes(processes, accumulation)
-    per_epoch = " then ".join(f"{-(-clips // phase.batch):,}" for phase in schedule.phases)
-    findings.line(
-        "steps", f"{per_epoch} per epoch, {schedule.total_steps:,} in all, on {processes} process(es)"
-    )
+    settings = getattr(config, stage)
+    with findings.part("the schedule"):
+        schedule = Schedule.of(settings, max(clips, 1))
+        schedule.check_processes(processes, settings.accumulation)
+        per_epoch = " then ".join(f"{-(-clips // phase.batch):,}" for phase in schedule.phases)
+        whole = f"{schedule.total_steps:,} in all, on {processes} process(es)"
+        findings.line("steps", f"{per_epoch} per epoch, {whole}")
+    with findings.part("the run"):
+        check_precision(settings.precision)
+        usable_trackers(config.tracking.trackers)
+        _look_at_folder(findings, folder, config, stage)
 
 
 # The run's folder and the disk

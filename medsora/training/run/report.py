@@ -10,7 +10,6 @@ import json
 import time
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -60,12 +59,7 @@ class RunReport:
     def __enter__(self) -> RunReport:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:  # whoever is asked to stop has no time for pages
             self._due = 0.0
             self.update()

@@ -54,13 +54,5 @@ def build_vae(config: Config) -> FrequencyCompensatedVAE:
 
 def build_loss(config: Config) -> VaeLoss:
     """Return the loss (Eq. 16) with the config's weights of its terms."""
-    settings = config.train_vae
-    return VaeLoss(
-        l1=settings.l1,
-        lpips=settings.lpips,
-        ffl=settings.ffl,
-        kl=settings.kl,
-        coarse=settings.coarse,
-        lpips_net=settings.lpips_net,
-        lpips_trunk=settings.lpips_trunk,
-    )
+    names = ("l1", "lpips", "ffl", "kl", "coarse", "lpips_net", "lpips_trunk")
+    return VaeLoss(**{name: getattr(config.train_vae, name) for name in names})

@@ -69,7 +69,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                     loss = stage.loss(out.reconstruction, video, out.mean, out.logvar, out.coarse)
                     accelerator.backward(loss.total / settings.accumulation)
                 record.add(loss.total, batch)
-                for name, value in loss.parts().items():
+                for name, value in loss._asdict().items():
                     parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
 
             norm = clipped_norm(accelerator, stage.vae, settings.clip_norm)

@@ -21,7 +21,8 @@ from medsora.training.randomness import chance_for, derive_seed, timestep_for
 from medsora.training.schedule import SampleKey
 
 STACKED = ("mean", "logvar", "video", "images")
-NUMBERS = ("label", "given")
+NUMBERS = ("sample", "t", "needed", "label", "given")
+LISTED = ("index", "flipped", "name", "prior", "flow", "flow_video")
 
 
 class DitSamples(Dataset):
@@ -102,12 +103,7 @@ class DitSamples(Dataset):
         if self.config.images.count:
             image_mean, image_logvar = self.latents.joint_images(video, key.number)
             mean, logvar = torch.cat([mean, image_mean]), torch.cat([logvar, image_logvar])
-        item = {
-            "name": self.clips.name(choice),
-            "flipped": choice.flipped,
-            "mean": mean,
-            "logvar": logvar,
-        }
+        item = {"name": self.clips.name(choice), "flipped": choice.flipped, "mean": mean, "logvar": logvar}
         if asked:
             stored = self.priors.get(key.index, choice.flipped) if self.priors else None
             if stored is not None:
@@ -120,18 +116,8 @@ class DitSamples(Dataset):
     @staticmethod
     def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         """Stack what every item has; what only some have stays a list with None where there is nothing."""
-        batch: dict[str, Any] = {
-            "sample": torch.tensor([item["sample"] for item in items]),
-            "t": torch.tensor([item["t"] for item in items]),
-            "needed": torch.tensor([item["needed"] for item in items]),
-            "index": [item["index"] for item in items],
-            "flipped": [item["flipped"] for item in items],
-            "name": [item["name"] for item in items],
-        }
+        batch: dict[str, Any] = {name: [item.get(name) for item in items] for name in LISTED}
         batch |= {name: torch.tensor([item[name] for item in items]) for name in NUMBERS if name in items[0]}
-        for name in STACKED:
-            if name in items[0]:
-                batch[name] = torch.stack([item[name] for item in items])
-        for name in ("prior", "flow", "flow_video"):
-            batch[name] = [item.get(name) for item in items]
-        return batch
+        return batch | {
+            name: torch.stack([item[name] for item in items]) for name in STACKED if name in items[0]
+        }

@@ -1,4 +1,4 @@
-"""medsora.denoiser.embed, medsora.denoiser.model, medsora.sampling.guidance: labels in the denoiser: no
+"""medsora.denoiser.embed, medsora.denoiser.model, medsora.sampling.pipeline: labels in the denoiser: no
 parameter without them, one row each with them, guidance from one forward.
 """
 
@@ -12,7 +12,7 @@ import torch
 from medsora.denoiser import MedSora
 from medsora.denoiser.parameters import parameter_table
 from medsora.errors import BadInput
-from medsora.sampling.guidance import guided
+from medsora.sampling.pipeline import guided
 from medsora.sampling.prepared import PreparedDenoiser
 
 T = [900, 300, 0]

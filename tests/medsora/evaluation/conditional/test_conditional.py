@@ -60,13 +60,13 @@ def test_a_judge_learns_and_is_the_same_again() -> None:
 
 def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
     asked = np.arange(300) % 3
-    right = labels.Agreement.of(asked, asked, NAMES)
-    assert (right.asked, right.of_label) == (1, dict.fromkeys(NAMES, 1.0))
-    assert right.shuffled == pytest.approx(right.chance, abs=0.01)
-    assert right.chance == pytest.approx(1 / 3)
-    always_the_same = labels.Agreement.of(asked, np.zeros(300, int), NAMES)
-    assert always_the_same.asked == pytest.approx(1 / 3)
-    assert always_the_same.shuffled == pytest.approx(1 / 3)
+    right = labels.agreement(asked, asked, NAMES)
+    assert (right["asked"], right["of_label"]) == (1, dict.fromkeys(NAMES, 1.0))
+    assert right["shuffled"] == pytest.approx(right["chance"], abs=0.01)
+    assert right["chance"] == pytest.approx(1 / 3)
+    always_the_same = labels.agreement(asked, np.zeros(300, int), NAMES)
+    assert always_the_same["asked"] == pytest.approx(1 / 3)
+    assert always_the_same["shuffled"] == pytest.approx(1 / 3)
 
 
 def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
