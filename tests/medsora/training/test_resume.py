@@ -127,7 +127,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, stage: str, call: int) -> None:
             return out
         if stage == "dit":
             return DiffusionLoss(*(part * float("nan") for part in out))
-        return dataclasses.replace(out, total=out.total * float("nan"))
+        return out._replace(total=out.total * float("nan"))
 
     monkeypatch.setattr(owner, name, computed)
 
