@@ -27,7 +27,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from medsora.kernels import backends, mamba2_scan
 
 BLOCKS = {"S": 6, "B": 12, "L": 24}
-HEADS, HEADDIM, D_STATE, TAPS, SIDE = 16, 64, 128, 4, 8  # of the presets S, B and L at 128 x 128 pixels
+HEADS, HEADDIM, D_STATE, TAPS, SIDE = 16, 64, 128, 4, 8  # presets S, B and L at 128x128 pixels
 D_INNER = HEADS * HEADDIM
 CHANNELS = D_INNER + 2 * D_STATE
 FEATURES = D_INNER + CHANNELS + HEADS

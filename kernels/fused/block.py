@@ -224,7 +224,7 @@ def _(qkv, cos, sin, window) -> Tensor:
 
 @register_flop_formula(torch.ops.medsora.local_attention)
 def _flops(qkv_shape: torch.Size, _cos: torch.Size, _sin: torch.Size, window: int, **__) -> int:
-    """Of the tiles that a program on Hopper computes, twice: scores and their values."""
+    """FLOPs of local attention by the tiles used on Hopper: two products, scores and weighted values."""
     frames, length, _, heads, features = qkv_shape
     queries, keys = attention_tile(length, window)
     return 4 * frames * heads * -(-length // queries) * queries * keys * features

@@ -10,13 +10,13 @@ import torch
 HEADDIMS = (16, 32, 64, 128)
 D_STATES = range(16, 257)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_TILE_STEPS = 64  # steps that a program computes at once
-MAX_CHANNELS = 64  # of a head that a program computes at once: with more its registers spill
-HOPPER_SHARED_BYTES = 227 * 1024  # shared, of a block: what the interpreter goes by
-MAX_KEYS, MAX_KEY_BYTES = 128, 2**14  # of local attention that a program holds
-MAX_COLUMNS_BEFORE_HOPPER, MAX_NUMBERS_BEFORE_HOPPER = 128, 9216  # of its queries and keys together
-MIN_QUERIES = 16  # of local attention: what a matrix instruction computes at once
-MIN_CAPABILITY = (8, 0)  # bf16 products
+MAX_TILE_STEPS = 64  # steps per tile
+MAX_CHANNELS = 64  # channels of a head per program; more would spill registers
+HOPPER_SHARED_BYTES = 227 * 1024  # shared memory per block, which the interpreter assumes
+MAX_KEYS, MAX_KEY_BYTES = 128, 2**14  # keys of local attention per program, and their size
+MAX_COLUMNS_BEFORE_HOPPER, MAX_NUMBERS_BEFORE_HOPPER = 128, 9216  # features; elements of queries and keys
+MIN_QUERIES = 16  # rows of a matrix instruction
+MIN_CAPABILITY = (8, 0)  # first with bf16 products
 HOPPER = (9, 0)
 
 

@@ -62,7 +62,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
     _refuse_odd_values(values, "", source)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(values)))
-    except Exception as error:  # of OmegaConf's own kind, and whatever else odd values set off inside it
+    except Exception as error:  # OmegaConf's errors, and those that odd values raise inside it
         key = getattr(error, "full_key", None) or "a key"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{source}: {key} has a value that does not fit: {reason}.") from error
@@ -106,7 +106,7 @@ def _read_bounded(path: Path) -> str:
     if path.stat().st_size > MAX_BYTES:
         raise BadInput(f"{path} is larger than {MAX_BYTES} bytes: that is no config.")
     text = path.read_text(encoding="utf-8")
-    sizes: dict[int, int] = {}  # of nodes, by identity: an alias is the very node that it stands for
+    sizes: dict[int, int] = {}  # size of each node by identity: an alias is its node
 
     def written_out(node: yaml.Node | None, depth: int) -> int:
         if not isinstance(node, yaml.CollectionNode):
