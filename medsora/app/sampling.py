@@ -114,7 +114,8 @@ def sample_files(
     paths = []
     for seed, video in zip(wish.seeds, frames, strict=True):
         paths.append(folder / f"seed-{seed}.mp4")
-        tags = synthetic_tags(f"{model}, seed {seed}, {wish.sampler}, {total} steps{wish.asked}")
+        details = f"{model}, seed {seed}, {wish.sampler}, {total} steps{wish.asked}"
+        tags = synthetic_tags(details, pipeline.trained_on)
         write_video(paths[-1], video, config.fps, metadata=tags)
     return paths
 

@@ -69,13 +69,15 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="CROP",
         help="auto: cut every video's own black borders off first, on both sides alike, as training does; "
         "none: whole frames, for a model trained with data.crop: none; TOP,BOTTOM,LEFT,RIGHT: these parts "
-        "of real frames, for one trained with the same data.crop (default: auto)",
+        "of real frames, for one trained with the same data.crop; by default what the generated clips name, "
+        "as sample_ddim.py writes them, else auto",
     )
     add(
         "--interval",
         type=int,
         metavar="N",
-        help="every N-th frame of the real videos, as in training; of generated ones each (default: 1)",
+        help="every N-th frame of the real videos, as in training; of generated ones each; by default what "
+        "the generated clips name, as sample_ddim.py writes them, else 1",
     )
     add("--seed", type=int, help="of the choice of clips and of re-sampling (default: 0)")
     add("--bootstrap", type=int, metavar="N", help="N re-samplings give each figure an interval (default: 0)")

@@ -25,6 +25,7 @@ from medsora.evaluation.report.plots import draw_distances, draw_motion, write_s
 from medsora.evaluation.report.results import Distance, Results, Score
 from medsora.evaluation.report.warnings import caveats, require_enough
 from medsora.evaluation.settings import EvaluationSettings
+from medsora.evaluation.training_clips import fit_to_training, unlike_rates
 from medsora.runtime.processes import on_main, working_together
 from medsora.runtime.versions import library_versions
 
@@ -56,6 +57,7 @@ def run_evaluation(settings: EvaluationSettings) -> Results | None:
 
 
 def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
+    settings, trained_on, warnings = on_main(state, lambda: fit_to_training(settings))
     of_fake = {"interval": 1, "crop": crop_of_generated(settings.crop)}
     real = on_main(state, lambda: require_enough(settings.choose(settings.real)))
     fake = on_main(state, lambda: require_enough(settings.choose(settings.fake, **of_fake)))
@@ -84,7 +86,9 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
         return None
     results = _compute(settings, measures, real_features, fake_features, real, fake)
     results.memorisation = audited
-    results.warnings += caveats(settings, real, fake, results)
+    results.protocol["trained_on"] = trained_on
+    warnings += unlike_rates(trained_on, real, fake)
+    results.warnings = [*warnings, *caveats(settings, real, fake, results)]
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     with building():

@@ -26,8 +26,10 @@ class ClipSettings:
         frames, size: of a clip; `size` is one number or (H, W).
         crop: "auto" cuts every video's own black borders off first, on both sides and of the training clips
             alike, as training does; "none" keeps whole frames; parts (top, bottom, left, right) are cut off
-            every real and training frame, as with the same `data.crop`: generated ones never had them.
+            every real and training frame, as with the same `data.crop`: generated ones never had them. None
+            stands for what the generated clips name (`medsora.evaluation.training_clips`), else "auto".
         interval: every so-manieth frame of the *real* videos, as in training; generated ones are read at 1.
+            None stands for what the generated clips name, else 1.
         seed: of the choice of clips and of re-sampling.
         weights: weight files by name, those of `medsora.evaluation.metrics.weight_files.PUBLISHED`.
         out: folder of the results.
@@ -38,8 +40,8 @@ class ClipSettings:
     clips: int = 2048
     frames: int = 16
     size: int | tuple[int, int] = 128
-    crop: Crop = DEFAULT_CROP
-    interval: int = 1
+    crop: Crop | None = None
+    interval: int | None = None
     seed: int = 0
     weights: Mapping[str, str | Path] = field(default_factory=dict)
     out: str | Path = "results"
@@ -49,7 +51,8 @@ class ClipSettings:
 
     def choose(self, root: str | Path, **changed: Any) -> ClipSet:
         """Choose clips below `root` as the settings say, `changed` arguments of `choose_clips` apart."""
-        asked = {name: getattr(self, name) for name in ("frames", "size", "interval", "seed", "crop")}
+        asked = {name: getattr(self, name) for name in ("frames", "size", "seed")}
+        asked |= {"interval": self.interval or 1, "crop": self.crop or DEFAULT_CROP}
         return choose_clips(root, **{"count": self.clips, **asked, **changed})
 
 
@@ -82,9 +85,9 @@ class EvaluationSettings(ClipSettings):
         self.metrics, self.cache = parse_metrics(self.metrics), Path(self.cache)
         super().__post_init__()
         for name, least in {"clips": 2, "frames": 1, "interval": 1, "batch_size": 1, "bootstrap": 0}.items():
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise BadInput(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        self.crop = checked_crop(self.crop, "the crop")
+        self.crop = None if self.crop is None else checked_crop(self.crop, "the crop")
         if min(self.size) < 16:
             raise BadInput(f"the size must be at least 16 pixels per side, not {self.size}.")
         if self.corpus is not None and self.corpus not in CORPORA:

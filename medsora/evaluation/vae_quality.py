@@ -21,7 +21,7 @@ from medsora.config.crop import checked_crop, crop_in_words
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, building
-from medsora.evaluation.features.clip_set import RESIZE, ClipSet
+from medsora.evaluation.features.clip_set import DEFAULT_CROP, RESIZE, ClipSet
 from medsora.evaluation.report.paper_tables import markdown_table, number_text
 from medsora.evaluation.settings import ClipSettings
 from medsora.runtime.digests import sha256
@@ -56,9 +56,10 @@ class VaeSettings(ClipSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.interval = 1 if self.interval is None else self.interval
         if self.clips < 1 or self.interval < 1:
             raise BadInput(f"clips {self.clips} and interval {self.interval} must be at least 1.")
-        self.crop = checked_crop(self.crop, "the crop")
+        self.crop = checked_crop(DEFAULT_CROP if self.crop is None else self.crop, "the crop")
         with building():
             check_video_shape(self.frames, *self.size)
 

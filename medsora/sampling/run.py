@@ -2,7 +2,8 @@
 
 OUT/video-00000.mp4 ...   one file, or one folder of pictures, per video; whole or not there
 OUT/contact-sheet.png     the first videos, one row each
-OUT/manifest.json         seeds, settings, the weights' SHA-256 and library versions; written first
+OUT/manifest.json         seeds, settings, how the training clips were read, the weights' SHA-256 and library
+                          versions; written first
 """
 
 from __future__ import annotations
@@ -42,11 +43,10 @@ from medsora.sampling.conditions import (
     read_first_frames,
 )
 from medsora.sampling.pipeline import DTYPES, MedSoraPipeline
-from medsora.sampling.synthetic import synthetic_tags
+from medsora.sampling.synthetic import MANIFEST, TRAINED_ON_KEY, synthetic_tags
 from medsora.saved.find import ModelFolder, find_model
 from medsora.vae import check_video_shape
 
-MANIFEST = "manifest.json"
 SHEET_ROWS = 12
 
 
@@ -244,7 +244,8 @@ class BackgroundWriter:
 
 def _write(settings: SamplingSettings, path: Path, video: np.ndarray, plan: Plan, seed: int) -> None:
     if settings.format == "mp4":
-        tags = synthetic_tags(f"seed {seed}, {settings.sampler}, {settings.steps} steps")
+        details = f"seed {seed}, {settings.sampler}, {settings.steps} steps"
+        tags = synthetic_tags(details, plan.model.trained_on)
         write_video(path, video, plan.fps, metadata=tags)
         return
     beside = name_beside(path)
@@ -298,6 +299,7 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
             "model": str(settings.model),
             "step": model.step,
             "settings": made_by,
+            TRAINED_ON_KEY: model.trained_on,
             "videos": [{"file": settings.path(k).name, "seed": settings.seed + k} for k in range(count)],
             "processes": processes,
             "versions": library_versions(),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from medsora.config.crop import checked_crop
 from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 GEOMETRY = {"frames": int, "size": list, "fps": (int, float), "image_latents": int}
 CONDITIONS = {"labels": str, "given_frames": int}  # only where the model was trained with them
+TRAINED_ON = ("interval", "rate", "crop")  # how the training clips were read, where it is known
 CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 WAYS = "give a run folder (runs/NAME/dit-PRESET), a saved pipeline's folder, or its OWNER/NAME on the hub"
@@ -39,8 +42,8 @@ WAYS = "give a run folder (runs/NAME/dit-PRESET), a saved pipeline's folder, or 
 class ModelFolder:
     """Where the parts of one model lie.
 
-    `geometry` holds the clip that it was trained on: frames, size [H, W], fps and image_latents; and, if it
-    was trained with them, labels and given_frames.
+    `geometry` holds the clip that it was trained on: frames, size [H, W], fps and image_latents; as far as
+    they are known, interval, rate and crop; and, if it was trained with them, labels and given_frames.
     """
 
     denoiser: Path
@@ -49,6 +52,11 @@ class ModelFolder:
     scheduler: Path | None = None
     step: int | None = None
     weights: str = "saved"
+
+    @property
+    def trained_on(self) -> dict[str, Any]:
+        """How the training clips were read: interval, rate and crop, as far as they are known."""
+        return {key: self.geometry[key] for key in TRAINED_ON if key in self.geometry}
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of both weight files: the model's identity, wherever it lies.
@@ -172,7 +180,24 @@ def _read_geometry(path: Path) -> dict[str, Any]:
     for key, kind in GEOMETRY.items():
         if not isinstance(values.get(key), kind):
             raise BadInput(f"{path} does not say the clip's {key}; save the model again with this version.")
-    return {key: values[key] for key in GEOMETRY} | _read_conditions(path, values)
+    known = checked_trained_on({key: values.get(key) for key in TRAINED_ON}, f"{path} (the training clips)")
+    return {key: values[key] for key in GEOMETRY} | known | _read_conditions(path, values)
+
+
+def checked_trained_on(values: Any, source: str) -> dict[str, Any]:
+    """Return interval, rate and crop of the training clips, those that are not None. Raises `BadInput`."""
+    if not isinstance(values, dict):
+        raise BadInput(f"{source} must hold names and values, not {values!r}.")
+    known = {key: values[key] for key in TRAINED_ON if values.get(key) is not None}
+    interval, rate = known.get("interval", 1), known.get("rate", 1.0)
+    if type(interval) is not int or interval < 1:
+        raise BadInput(f"{source}: interval is {interval!r} but must be a whole number of at least 1.")
+    if type(rate) not in (int, float) or not 0 < rate < math.inf:
+        raise BadInput(f"{source}: rate is {rate!r} but must be a number of frames per second above 0.")
+    if "crop" in known:
+        crop = checked_crop(known["crop"], f"{source}: crop")
+        known["crop"] = crop if isinstance(crop, str) else list(crop)
+    return known
 
 
 def _read_conditions(path: Path, values: dict[str, Any]) -> dict[str, Any]:

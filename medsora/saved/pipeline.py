@@ -17,7 +17,15 @@ from medsora.errors import BadInput
 from medsora.runtime.files import obey_umask, write_json
 from medsora.sampler import ddim_scheduler
 from medsora.saved.card import CARD_NAME, ModelCard
-from medsora.saved.find import GEOMETRY, ModelFolder, check_part, find_in_run, find_pipeline, read_json_object
+from medsora.saved.find import (
+    GEOMETRY,
+    TRAINED_ON,
+    ModelFolder,
+    check_part,
+    find_in_run,
+    find_pipeline,
+    read_json_object,
+)
 from medsora.saved.hub import upload_model
 from medsora.vae import FrequencyCompensatedVAE
 
@@ -31,6 +39,8 @@ class SavedPipeline(DiffusionPipeline):
         frames, size, fps: F, (H, W) in pixels and frames per second of the clips trained on.
         image_latents: how many joint images the denoiser was trained with (§3.4). One with `mixing="mixed"`
             gets as many beside the clip's latents, which are dropped at the end.
+        interval, rate, crop: how the training clips were read (`data.interval`, frames per second and
+            `data.crop`), as far as it is known.
         labels: the names of the labels that the denoiser was trained with, in its order.
         given_frames: with how many given first frames it was trained.
 
@@ -50,6 +60,9 @@ class SavedPipeline(DiffusionPipeline):
         size: Sequence[int] = (128, 128),
         fps: float = 8,
         image_latents: int = 0,
+        interval: int | None = None,
+        rate: float | None = None,
+        crop: str | Sequence[float] | None = None,
         labels: Sequence[str] = (),
         given_frames: Sequence[int] = (),
     ) -> None:
@@ -67,12 +80,18 @@ class SavedPipeline(DiffusionPipeline):
         scheduler = ddim_scheduler(250) if scheduler is None else scheduler
         self.register_modules(denoiser=denoiser, vae=vae, scheduler=scheduler)
         self.register_to_config(frames=frames, size=list(size), fps=fps, image_latents=image_latents)
+        self.register_to_config(interval=interval, rate=rate, crop=crop)
         self.register_to_config(labels=list(labels), given_frames=list(given_frames))
 
     @property
     def labels(self) -> list[str]:
         """What the model can be asked for; empty if it was trained without labels."""
         return list(self.config.labels)
+
+    @property
+    def trained_on(self) -> dict[str, Any]:
+        """How the training clips were read: interval, rate and crop, as far as they are known."""
+        return {key: self.config[key] for key in TRAINED_ON if self.config.get(key) is not None}
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Save as `DiffusionPipeline` does, but without the paths of this machine that it writes down."""

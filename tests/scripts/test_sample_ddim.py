@@ -24,13 +24,15 @@ import sample_ddim
 from medsora.data.reading.video_io import probe, read_frames
 from medsora.errors import BadInput
 from medsora.runtime.exit import exit_with_status
+from medsora.runtime.files import write_json
 from medsora.sampling import run as sampling_run
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.run import BackgroundWriter, SamplingSettings, sample_videos
+from medsora.sampling.synthetic import read_trained_on
 from medsora.saved.find import find_model
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
-from tests.support.tiny_pipeline import cut_in_half, tiny_pipeline, tiny_vae, write_run
+from tests.support.tiny_pipeline import GEOMETRY, cut_in_half, tiny_pipeline, tiny_vae, write_run
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -87,6 +89,29 @@ def test_videos_manifest_and_sheet(sample: Callable, run: Path, tmp_path: Path) 
     assert {"torch", "diffusers", "medsora"} <= manifest["versions"].keys()
     assert (out / "contact-sheet.png").is_file()
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+
+
+def test_videos_carry_how_the_training_clips_were_read(tmp_path: Path) -> None:
+    """In an mp4's tags, which go where the file goes, and in the manifest, for folders of frames."""
+    trained_on = {"interval": 3, "rate": 8.5, "crop": "none"}
+    run = write_run(tmp_path / "dit-tiny", steps=(10,))
+    write_json(run / "pipeline.json", GEOMETRY | trained_on)
+    for kind in ("mp4", "frames"):
+        out = tmp_path / kind
+        settings = SamplingSettings(model=str(run), out=out, num_videos=1, steps=1, format=kind)
+        (path,) = sample_videos(settings)
+        assert json.loads((out / "manifest.json").read_text())["trained_on"] == trained_on
+        assert read_trained_on(path) == trained_on
+    alone = shutil.copy(tmp_path / "mp4" / "video-00000.mp4", tmp_path / "moved.mp4")
+    assert read_trained_on(Path(alone)) == trained_on
+
+
+def test_what_says_nothing_of_training_clips_is_no_error(sample: Callable, tmp_path: Path) -> None:
+    (path, _) = sample()  # a run from before it was written down
+    assert read_trained_on(path) == {}
+    for text in ("[]", "{", '{"trained_on": 3}', '{"trained_on": {"interval": -1}}'):
+        (tmp_path / "videos" / "manifest.json").write_text(text)
+        assert read_trained_on(path) == {}
 
 
 def test_folders_of_frames_hold_exactly_what_the_pipeline_gives(sample: Callable, run: Path) -> None:

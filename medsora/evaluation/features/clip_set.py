@@ -126,6 +126,12 @@ class ClipSet:
         }
 
     @property
+    def rate(self) -> float | None:
+        """Frames per second of the clips, the median over them; None for folders of pictures."""
+        rates = [source.scan.fps / self.interval for source, _ in self.clips if source.scan.fps]
+        return float(np.median(rates)) if rates else None
+
+    @property
     def cropped(self) -> dict[str, str]:
         """What is cut off the sources used, in words, by name; of the others nothing is."""
         return {source.source.name: words for source, _ in self.clips if (words := source.crop_words)}

@@ -184,7 +184,7 @@ class DitStage:
             finally:
                 model.train()
         folder = self.run.samples / f"step-{step:07d}"
-        tags = synthetic_tags(f"{self.run.path.name}, step {step}")
+        tags = synthetic_tags(f"{self.run.path.name}, step {step}", pipeline.trained_on)
         of_rows = [f", {label}" for label in labels] if labels else [""] * len(frames)
         rows = [(f"seed {k}{of_rows[k]}", video) for k, video in enumerate(frames)]
         with self.run.writing():
@@ -200,6 +200,8 @@ def clip_geometry(config: Config, num_images: int, labels: Sequence[str]) -> dic
         "size": list(config.data.height_width),
         "fps": SAMPLE_FPS,
         "image_latents": num_images,
+        "interval": config.data.interval,
+        "crop": config.data.crop,
     }
     if labels:
         geometry["labels"] = list(labels)

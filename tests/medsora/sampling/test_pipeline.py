@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from medsora.denoiser import MedSora, MedSoraOutput
 from medsora.errors import BadInput
+from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved import find as model_folder
 from medsora.saved.find import find_model
@@ -331,9 +333,26 @@ def test_a_run_gives_its_newest_averaged_weights(run: Path) -> None:
 def test_a_run_can_be_exported(run: Path, tmp_path: Path) -> None:
     from_run = MedSoraPipeline.from_run(run)
     from_run.save_pretrained(tmp_path / "exported")
-    assert torch.equal(
-        weights_of(MedSoraPipeline.from_pretrained(tmp_path / "exported")), weights_of(from_run)
-    )
+    exported = MedSoraPipeline.from_pretrained(tmp_path / "exported")
+    assert torch.equal(weights_of(exported), weights_of(from_run))
+    assert exported.trained_on == {}  # of a run from before it was written down
+
+
+def test_an_exported_run_says_how_its_training_clips_were_read(run: Path, tmp_path: Path) -> None:
+    trained_on = {"interval": 3, "rate": 8.5, "crop": [0.25, 0, 0, 0.5]}
+    write_json(run / "pipeline.json", GEOMETRY | trained_on)
+    MedSoraPipeline.from_run(run).save_pretrained(tmp_path / "exported")
+    assert MedSoraPipeline.from_pretrained(tmp_path / "exported").trained_on == trained_on
+    assert find_model(tmp_path / "exported").trained_on == trained_on
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("interval", 0), ("interval", "3"), ("rate", -1), ("crop", "black"), ("crop", [1])]
+)
+def test_training_clips_that_cannot_have_been_read_so_are_refused(run: Path, key: str, value: object) -> None:
+    write_json(run / "pipeline.json", GEOMETRY | {key: value})
+    with pytest.raises(BadInput, match=rf"pipeline\.json .*{key} is {re.escape(repr(value))} but must be"):
+        find_model(run)
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "manifest", "no manifest"])

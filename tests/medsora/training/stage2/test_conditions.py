@@ -69,6 +69,7 @@ def test_stopped_and_gone_on_with_it_is_the_run_that_nobody_stopped(
     geometry = json.loads((runs[0] / "pipeline.json").read_text())
     assert geometry["labels"] == ["instrument", "neither", "polyp"]
     assert geometry["given_frames"] == [1]
+    assert (geometry["interval"], geometry["crop"]) == (config.data.interval, config.data.crop)
     assert MedSoraPipeline.from_folder(find_model(runs[0])).labels == geometry["labels"]
 
 
