@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
     from medsora.evaluation.settings import EvaluationSettings
     from medsora.evaluation.vae_quality import VaeSettings, evaluate_vae, markdown
 
+    if "vae" in options and isinstance(options.get("clips"), tuple):
+        raise BadInput("--vae measures real clips alone; give --clips one number.")
     options["weights"] = parse_weights(options.get("weights", []))
     if "vae" in options:
         figures = evaluate_vae(VaeSettings(**options))
@@ -38,6 +40,12 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
         page = results and results.markdown()
     if page:
         print(page)
+
+
+def clips_of_text(text: str) -> int | tuple[int, ...]:
+    """Return what "2048" or "4096,2048" names; `EvaluationSettings` checks the numbers."""
+    numbers = tuple(int(part) for part in text.split(","))
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -60,7 +68,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="of fvd, cd-fvd, fid, is, fc, motion, pixel, joined by commas; the last two need no weights "
         "(default: motion,pixel)",
     )
-    add("--clips", type=int, metavar="N", help="at most so many clips on each side (default: 2048)")
+    add(
+        "--clips",
+        type=clips_of_text,
+        metavar="N",
+        help="at most so many clips on each side; REAL,GENERATED limits them separately (default: 2048)",
+    )
     add("--frames", type=int, metavar="F", help="frames per clip (default: 16)")
     add("--size", type=int, metavar="PX", help="side of a frame; both sides are resized alike (default: 128)")
     add(

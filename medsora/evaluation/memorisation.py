@@ -116,7 +116,7 @@ def audit(
     but the main process. Raises `BadInput` if the held-out clips are the training clips.
     """
     stride = max(((settings.frames - 1) * settings.interval + 1) // 4, 1)
-    training = on_main(state, lambda: settings.choose(settings.memorised, count=None, stride=stride))
+    training = on_main(state, lambda: settings.choose(settings.memorised, None, stride=stride))
     seen = set(training.source_digests.values())
     kept = [
         i for i, (s, _) in enumerate(held_out.clips) if held_out.source_digests[s.source.name] not in seen

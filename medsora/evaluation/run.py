@@ -59,8 +59,9 @@ def run_evaluation(settings: EvaluationSettings) -> Results | None:
 def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     settings, trained_on, warnings = on_main(state, lambda: fit_to_training(settings))
     of_fake = {"interval": 1, "crop": crop_of_generated(settings.crop)}
-    real = on_main(state, lambda: require_enough(settings.choose(settings.real)))
-    fake = on_main(state, lambda: require_enough(settings.choose(settings.fake, **of_fake)))
+    of_real, of_generated = settings.clips
+    real = on_main(state, lambda: require_enough(settings.choose(settings.real, of_real)))
+    fake = on_main(state, lambda: require_enough(settings.choose(settings.fake, of_generated, **of_fake)))
     measures: dict[str, Measure] = {}
 
     def build() -> None:
@@ -144,7 +145,7 @@ def _protocol(settings: EvaluationSettings, measures: Mapping[str, Measure]) -> 
     versions = library_versions() | {name: metadata.version(name) for name in LIBRARIES}
     return {
         "metrics": list(settings.metrics),
-        "clips_asked": settings.clips,
+        "clips_asked": dict(zip(("real", "generated"), settings.clips, strict=True)),
         "frames": settings.frames,
         "size": list(settings.size),
         "seed": settings.seed,

@@ -22,7 +22,7 @@ class ClipSettings:
     """Which clips to measure, and where the results go.
 
     Attributes:
-        clips: at most so many on each side.
+        clips: at most so many.
         frames, size: of a clip; `size` is one number or (H, W).
         crop: "auto" cuts every video's own black borders off first, on both sides and of the training clips
             alike, as training does; "none" keeps whole frames; parts (top, bottom, left, right) are cut off
@@ -49,11 +49,14 @@ class ClipSettings:
     def __post_init__(self) -> None:
         self.size, self.out = height_width(self.size), Path(self.out)
 
-    def choose(self, root: str | Path, **changed: Any) -> ClipSet:
-        """Choose clips below `root` as the settings say, `changed` arguments of `choose_clips` apart."""
+    def choose(self, root: str | Path, count: int | None, **changed: Any) -> ClipSet:
+        """Choose `count` clips below `root` as the settings say, `changed` arguments of `choose_clips` apart.
+
+        None takes all.
+        """
         asked = {name: getattr(self, name) for name in ("frames", "size", "seed")}
         asked |= {"interval": self.interval or 1, "crop": self.crop or DEFAULT_CROP}
-        return choose_clips(root, **{"count": self.clips, **asked, **changed})
+        return choose_clips(root, count=count, **asked | changed)
 
 
 @dataclass
@@ -62,6 +65,7 @@ class EvaluationSettings(ClipSettings):
 
     Attributes:
         real, fake: folders of videos or frame folders.
+        clips: at most so many on each side; (real, generated) limits them separately.
         metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics.registry`.
         bootstrap: replicates for a 95 % interval of every figure; 0 gives none.
         corpus: whose columns of the paper's tables the figures belong to.
@@ -74,6 +78,7 @@ class EvaluationSettings(ClipSettings):
 
     real: str | Path
     fake: str | Path
+    clips: int | tuple[int, int] = field(default=2048, kw_only=True)
     metrics: str | Sequence[str] = ("motion", "pixel")
     bootstrap: int = 0
     corpus: str | None = None
@@ -84,7 +89,12 @@ class EvaluationSettings(ClipSettings):
     def __post_init__(self) -> None:
         self.metrics, self.cache = parse_metrics(self.metrics), Path(self.cache)
         super().__post_init__()
-        for name, least in {"clips": 2, "frames": 1, "interval": 1, "batch_size": 1, "bootstrap": 0}.items():
+        self.clips = (self.clips,) * 2 if isinstance(self.clips, int) else tuple(self.clips)
+        if len(self.clips) != 2:
+            raise BadInput("clips must be one number, or one for the real and one for the generated side.")
+        if min(self.clips) < 2:
+            raise BadInput(f"clips must be at least 2, not {min(self.clips)}.")
+        for name, least in {"frames": 1, "interval": 1, "batch_size": 1, "bootstrap": 0}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise BadInput(f"{name} must be at least {least}, not {getattr(self, name)}.")
         self.crop = None if self.crop is None else checked_crop(self.crop, "the crop")

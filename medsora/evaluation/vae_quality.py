@@ -74,7 +74,7 @@ def evaluate_vae(settings: VaeSettings) -> dict[str, Any] | None:
 
 
 def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | None:
-    clips = on_main(state, lambda: settings.choose(settings.real))
+    clips = on_main(state, lambda: settings.choose(settings.real, settings.clips))
     folder = on_main(state, lambda: find_vae(settings.vae))
     with building():
         vae = FrequencyCompensatedVAE.from_pretrained(folder).eval().requires_grad_(False).to(state.device)

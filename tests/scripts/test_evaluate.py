@@ -55,7 +55,9 @@ def test_options_are_the_settings() -> None:
         (["--vae", "c", "--bootstrap", "5"], "has no --bootstrap"),
         (["--vae", "c"], "there is no folder a"),
         (["--fake", "b", "--weights", "fvd"], "--weights takes NAME=PATH"),
-        (["--fake", "b"], "there is no folder a"),
+        (["--fake", "b"], "there is no folder b"),
+        (["--fake", "b", "--clips", "9,1"], "clips must be at least 2, not 1"),
+        (["--vae", "c", "--clips", "9,9"], "give --clips one number"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(

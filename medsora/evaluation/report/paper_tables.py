@@ -9,7 +9,7 @@ CORPORA = {
     "cholectriplet": "CholecTriplet",
     "kvasir_capsule": "Kvasir-Capsule",
 }
-PAPER_PROTOCOL = {"clips": 2048, "frames": 16, "size": [128, 128]}
+PAPER_PROTOCOL = {"real clips": 2048, "generated clips": 2048, "frames": 16, "size": [128, 128]}
 
 # per corpus: FVD, CD-FVD, FID, IS
 TABLE_2_METRICS = {"fvd": "FVD↓", "cd_fvd": "CD-FVD↓", "fid": "FID↓", "inception_score": "IS↑"}

@@ -65,8 +65,8 @@ class Results:
         lines = [
             "# Evaluation",
             "",
-            f"{sets['generated']['clips_used']} generated clips ({sets['generated']['folder']}) against "
-            f"{sets['real']['clips_used']} real ones ({sets['real']['folder']}), each of "
+            f"{_counts(sets['generated'])} generated clips ({sets['generated']['folder']}) against "
+            f"{_counts(sets['real'])} real ones ({sets['real']['folder']}), each of "
             f"{protocol['frames']} frames of {height}x{width} pixels, seed {protocol['seed']}. "
             "The protocol is in `results.json`.",
             "",
@@ -100,7 +100,7 @@ class Results:
         return "\n".join(lines)
 
     def _comparability(self) -> str:
-        used = {"clips": min(side["clips_used"] for side in self.sets.values())}
+        used = {f"{name} clips": side["clips_used"] for name, side in self.sets.items()}
         used |= {key: self.protocol[key] for key in ("frames", "size")}
         other = [f"{k} {used[k]} instead of {v}" for k, v in PAPER_PROTOCOL.items() if used[k] != v]
         if any(side["borders_cut_off"] for side in self.sets.values()):
@@ -109,6 +109,11 @@ class Results:
         if other:
             return f"Not the paper's protocol ({', '.join(other)}): do not compare the numbers.{where}"
         return f"The paper's clip count, length and size; its data and code are not public.{where}"
+
+
+def _counts(side: dict[str, Any]) -> str:
+    used, available = side["clips_used"], side["clips_available"]
+    return f"{used}" if used == available else f"{used} of {available}"
 
 
 def _row(cells: list[str]) -> str:

@@ -41,14 +41,10 @@ def _same_clips(real: ClipSet, fake: ClipSet) -> list[str]:
 
 
 def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:
-    few = {
-        name: len(clips)
-        for name, clips in (("real", real), ("generated", fake))
-        if len(clips) < settings.clips
-    }
+    sides = zip(("real", "generated"), (real, fake), settings.clips, strict=True)
+    few = [f"{len(clips)} {name} clips where {asked}" for name, clips, asked in sides if len(clips) < asked]
     if not few:
         return []
-    counts = " and ".join(f"{count} {name}" for name, count in few.items())
     floors = [
         f"{distance.title}: {number_text(distance.real_halves)}"
         for key, distance in results.distances.items()
@@ -62,9 +58,9 @@ def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results
     )
     advice = "" if settings.bootstrap else " --bootstrap 200 estimates the bias and an interval."
     return [
-        f"only {counts} clips where {settings.clips} were asked for: Fréchet distances over few clips come "
-        "out too high, by about the inverse of their number, and the Inception Score too low; compare only "
-        f"runs with equal counts.{measured}{advice}"
+        f"only {' and '.join(few)} were asked for: Fréchet distances over few clips come out too high, by "
+        "about the inverse of their number, and the Inception Score too low; compare only runs whose real "
+        f"and generated counts are the same.{measured}{advice}"
     ]
 
 

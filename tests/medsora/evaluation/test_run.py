@@ -103,7 +103,8 @@ def test_files_figures_and_protocol(run: Callable[..., Results], tmp_path: Path)
     assert page == results.markdown()
     assert "| MedSora-L | 429.35 | 310.58 | 13.42 | 3.93 |" in page
     assert "do not compare the numbers" in page
-    assert any("only 10 real and 8 generated clips where 2048" in warning for warning in results.warnings)
+    few = "only 10 real clips where 2048 and 8 generated clips where 2048 were asked for"
+    assert any(few in warning for warning in results.warnings)
     assert any("already apart by untrained" in warning for warning in results.warnings)
 
 
@@ -166,6 +167,19 @@ def test_reading_ahead_keeps_order_and_batches(folders: tuple[Path, Path]) -> No
     batches = list(clips.read_ahead(range(1, 8), 3))
     assert [indices for indices, _ in batches] == [[1, 2, 3], [4, 5, 6], [7]]
     assert np.array_equal(batches[2][1][0], clips.read(7))
+
+
+def test_each_side_has_a_limit_of_its_own(run: Callable[..., Results]) -> None:
+    both = run(metrics="pixel", clips=9)
+    assert [side["clips_used"] for side in both.sets.values()] == [9, 8]
+    assert "8 generated clips" in both.markdown()
+    assert "against 9 of 10 real ones" in both.markdown()
+    apart = run(metrics="pixel", clips=(10, 3))
+    assert [side["clips_used"] for side in apart.sets.values()] == [10, 3]
+    assert apart.protocol["clips_asked"] == {"real": 10, "generated": 3}
+    assert not any("asked for" in warning for warning in apart.warnings)
+    assert "3 of 8 generated clips" in apart.markdown()
+    assert "only 8 generated clips where 20" in " ".join(run(metrics="pixel", clips=(4, 20)).warnings)
 
 
 # Black borders
@@ -289,6 +303,8 @@ def test_unequal_compression_and_size_are_said(run: Callable[..., Results], tmp_
         ({"frames": 2}, "at least 3 frames, not 2"),
         ({"fake": Path("nowhere")}, "there is no folder nowhere"),
         ({"clips": 1}, "clips must be at least 2"),
+        ({"clips": (9, 1)}, "clips must be at least 2, not 1"),
+        ({"clips": (9, 9, 9)}, "one for the real and one for the generated side"),
         ({"crop": "black"}, "the crop is 'black' but must be auto, none, or four parts"),
         ({"crop": [0.5, 0.5, 0, 0]}, "the crop is .* but must be auto, none, or four parts"),
         ({"corpus": "colon"}, "must be one of colonoscopic"),
