@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +11,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medsora.runtime.files import written_beside
 
-SHEET_NAME = "contact-sheet.png"  # beside sampled videos; no source of clips itself
+SHEET_NAME = "contact-sheet.png"  # beside sampled videos
+# What MedSora's commands draw beside clips: sheets and plots, never frames of a clip.
+DRAWN = re.compile(
+    r"((contact-|latest-)?sheet|sheet-.+|samples|distances|motion|nearest-training-clips|worst-and-best"
+    r"|step-\d{7,}|stage-[12]|loss|held_out|alignment|gradient_norm|lr|speed-samples_per_s)\.png"
+)
 _BACKGROUND, _INK = (24, 24, 27), (228, 228, 231)
 _FONT_SIZE, _LABEL_HEIGHT, _GAP = 13, 20, 2
+
+
+def is_drawn(name: str) -> bool:
+    """Return whether a file of this name is a picture that MedSora's commands draw beside clips."""
+    return DRAWN.fullmatch(name) is not None
 
 
 def contact_sheet(

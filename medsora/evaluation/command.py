@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
         page = figures and markdown(figures)
     else:
         results = run_evaluation(EvaluationSettings(**options))
-        page = results and results.markdown()
+        page = results and results.markdown(notes=False)  # they are on standard error
     if page:
         print(page)
 

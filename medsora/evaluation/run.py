@@ -19,8 +19,10 @@ from medsora.evaluation.features.extraction import extract
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.memorisation import audit
 from medsora.evaluation.metrics.measure import Measure
+from medsora.evaluation.metrics.pixel import PixelExtractor
 from medsora.evaluation.metrics.pyramid import PyramidExtractor
 from medsora.evaluation.metrics.registry import build_measures
+from medsora.evaluation.report.degenerate import degenerate
 from medsora.evaluation.report.plots import draw_distances, draw_motion, write_sheet
 from medsora.evaluation.report.results import Distance, Results, Score
 from medsora.evaluation.report.warnings import caveats, require_enough
@@ -74,6 +76,7 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
         build()  # the main process has fetched the weights by now
     # by the extractors' names: FID and IS share one
     extractors = {measure.extractor.identity["name"]: measure.extractor for measure in measures.values()}
+    extractors.setdefault("pixel", PixelExtractor())  # finds black clips and copies
     scratch = settings.out / ".features"
     share = {"state": state, "batch_size": settings.batch_size}
     real_features = extract(real, extractors, settings.cache, label="real", **share)
@@ -88,8 +91,10 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     results = _compute(settings, measures, real_features, fake_features, real, fake)
     results.memorisation = audited
     results.protocol["trained_on"] = trained_on
+    with building():
+        warnings += degenerate(real, fake, real_features["pixel"], fake_features["pixel"])
     warnings += unlike_rates(trained_on, real, fake)
-    results.warnings = [*warnings, *caveats(settings, real, fake, results)]
+    results.warnings = list(dict.fromkeys([*warnings, *caveats(settings, real, fake, results)]))
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     with building():

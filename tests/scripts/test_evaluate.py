@@ -4,6 +4,7 @@ explained, options that do not fit, exit statuses.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import MISSING, fields
@@ -72,6 +73,25 @@ def test_bad_input_is_one_sentence_and_status_2(
     assert status == 2
     assert sentence in error
     assert error.count("\n") == 1
+
+
+def test_each_warning_appears_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal, which shows both streams, and in the page that is kept."""
+    monkeypatch.chdir(tmp_path)
+    real, fake = write_clips(tmp_path / "a", range(3)), write_clips(tmp_path / "b", range(2, 5))
+    (fake / "broken.mp4").write_bytes(b"no video")
+    arguments = ["--real", real, "--fake", fake, "--frames", "4", "--size", "48", "--metrics", "pixel"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    evaluate.main()
+    shown = capsys.readouterr()
+    warnings = json.loads((tmp_path / "results" / "results.json").read_text())["warnings"]
+    assert len(warnings) == len(set(warnings)) >= 4
+    page = (tmp_path / "results" / "results.md").read_text()
+    for warning in warnings:
+        assert (shown.out + shown.err).count(warning) == page.count(warning) == 1
+    assert "## Generated against real" in shown.out
 
 
 def test_offline_is_one_sentence_and_status_2(

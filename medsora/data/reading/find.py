@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medsora.data.reading.decoding import DICOM_SUFFIXES, is_dicom
 from medsora.data.reading.frame_folder import IMAGE_SUFFIXES, natural_key
-from medsora.data.sheet import SHEET_NAME
+from medsora.data.sheet import is_drawn
 from medsora.errors import BadInput
 
 # fmt: off
@@ -70,7 +70,7 @@ def find_sources(root: str | Path) -> FoundSources:
         pictures = 0
         for name in files:
             suffix = Path(name).suffix.lower()
-            if name.startswith(".") or name == SHEET_NAME:
+            if name.startswith(".") or is_drawn(name):
                 continue
             if suffix in VIDEO_SUFFIXES or (suffix not in IMAGE_SUFFIXES and _is_dicom(folder / name)):
                 sources.append(Source(folder / name, _name(folder / name, root), False))

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from medsora.data.reading.decoding import MAX_PIXELS, MAX_SIDE, SIZE_LIMIT, UnreadableVideo
 from medsora.data.reading.depth import FULL_WHITE, UnknownWhite, WhiteFinder, is_deep, to_eight_bits
 from medsora.data.reading.orientation import EXIF_ORIENTATION, EXIF_ORIENTATIONS, UPRIGHT, Orientation
+from medsora.data.sheet import is_drawn
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"])
 
@@ -35,11 +36,14 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
 
 
 def list_frames(folder: str | Path) -> list[Path]:
-    """Return the pictures that lie directly in `folder` in natural order, hidden ones left out."""
+    """Return the pictures that lie directly in `folder` in natural order.
+
+    Hidden ones are left out, and what MedSora's commands draw beside clips.
+    """
     found = [
         path
         for path in Path(folder).iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not is_drawn(path.name)
     ]
     return sorted(found, key=lambda path: (natural_key(path.name), path.name))
 

@@ -11,6 +11,8 @@ from medsora.evaluation.metrics.measure import Figure, Measure, weighted_mean
 
 BINS = 64
 EDGES = np.linspace(0, 256, BINS + 1)
+MAX_BLACK = 16  # of 255
+MAX_FEATURELESS = -1.5  # sharpness; -2 is a frame of one colour
 
 
 class PixelExtractor(Extractor):
@@ -27,6 +29,17 @@ class PixelExtractor(Extractor):
             histograms = np.concatenate([level.reshape(BINS, -1).sum(1) for level in levels])
             rows.append([*(histograms / clip[..., 0].size), sharpness(clip)])
         return np.array(rows, dtype=np.float32)[:, None]
+
+
+def black(features: Features) -> np.ndarray:
+    """Return bool (clips,): every pixel is black, up to what coding with loss adds."""
+    histograms = features.per_clip()[:, :-1].reshape(-1, 3, BINS)
+    return histograms[..., EDGES[1:] <= MAX_BLACK].sum(-1).min(-1) > 1 - 1e-6
+
+
+def featureless(features: Features) -> np.ndarray:
+    """Return bool (clips,): frames of one colour, or so smooth that they show nothing."""
+    return features.per_clip()[:, -1] < MAX_FEATURELESS
 
 
 class PixelMeasure(Measure):

@@ -58,8 +58,8 @@ class Results:
         write_json(folder / "results.json", _without_nan(asdict(self)), ensure_ascii=False)
         write_text(folder / "results.md", self.markdown())
 
-    def markdown(self) -> str:
-        """Return the page for people."""
+    def markdown(self, *, notes: bool = True) -> str:
+        """Return the page for people; without `notes` it leaves the warnings out."""
         sets, protocol = self.sets, self.protocol
         height, width = protocol["size"]
         lines = [
@@ -70,7 +70,7 @@ class Results:
             f"{protocol['frames']} frames of {height}x{width} pixels, seed {protocol['seed']}. "
             "The protocol is in `results.json`.",
             "",
-            *[f"**Note:** {warning}\n" for warning in self.warnings],
+            *[f"**Note:** {warning}\n" for warning in self.warnings if notes],
             "## Generated against real",
             "",
             "| figure | unit | generated – real | 95 % interval | bias estimate | real half – real half |",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from medsora.data.sheet import contact_sheet, save_image
+from medsora.data.reading.find import find_sources
+from medsora.data.reading.frame_folder import list_frames
+from medsora.data.sheet import contact_sheet, is_drawn, save_image
+from medsora.training.run.report import SHOWN
+from tests.support.paths import ROOT
 
 
 def test_rows_show_evenly_spaced_frames_enlarged_by_whole_pixels() -> None:
@@ -49,3 +54,29 @@ def test_images_are_written_whole(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
     with pytest.raises(OSError, match=r"b\.png cannot be written"):
         save_image(tmp_path / "new" / "a.png" / "b.png", image)
+
+
+def drawn_names() -> list[str]:
+    """Every picture that MedSora's source names, with something in each placeholder, and a run's curves."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "medsora").rglob("*.py")]
+    found = {name for text in texts for name in re.findall(r'"([^"\s/*]+\.png)"', text)}
+    found -= {"frame-{number:05d}.png", "{Path(options.folder).resolve().name}.png"}  # a frame; of any name
+    curves = {f"{prefix.strip('/').replace('/', '-')}.png" for prefix in SHOWN}
+    return sorted({re.sub(r"\{[^}]*\}", "0001500", name) for name in found} | curves)
+
+
+def test_pictures_that_our_commands_draw_beside_clips_are_no_clips(tmp_path: Path) -> None:
+    names = drawn_names()
+    assert {"contact-sheet.png", "step-0001500.png", "motion.png", "sheet-0001500.png", "lr.png"} <= set(
+        names
+    )
+    assert [name for name in names if not is_drawn(name)] == []
+    picture = np.zeros((8, 8, 3), np.uint8)
+    for name in [*names, *(f"step-{step:07d}.png" for step in range(20))]:
+        save_image(tmp_path / name, picture)
+        save_image(tmp_path / "video-00000" / name, picture)
+    frames = [tmp_path / "video-00000" / f"frame-{number:05d}.png" for number in range(3)]
+    for path in frames:
+        save_image(path, picture)
+    assert [source.name for source in find_sources(tmp_path).sources] == ["video-00000"]
+    assert list_frames(tmp_path / "video-00000") == frames

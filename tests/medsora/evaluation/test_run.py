@@ -1,8 +1,8 @@
 """medsora.evaluation.run, medsora.evaluation.bootstrap, medsora.evaluation.features.clip_set,
 medsora.evaluation.features.extraction, medsora.evaluation.features.feature_store,
-medsora.evaluation.report.paper_tables, medsora.evaluation.report.plots, medsora.evaluation.report.results,
-medsora.evaluation.report.warnings: one evaluation from two folders to files: the protocol, the cache, the
-notes, bad input.
+medsora.evaluation.report.degenerate, medsora.evaluation.report.paper_tables,
+medsora.evaluation.report.plots, medsora.evaluation.report.results, medsora.evaluation.report.warnings: one
+evaluation from two folders to files: the protocol, the cache, the notes, bad input.
 """
 
 from __future__ import annotations
@@ -271,7 +271,54 @@ def test_shared_files_are_said(
 ) -> None:
     shutil.copytree(folders[1], tmp_path / "mixed")
     shutil.copy(folders[0] / "clip-0.mkv", tmp_path / "mixed" / "another-name.mkv")
-    assert "1 files are byte for byte on both sides" in run(fake=tmp_path / "mixed").warnings[0]
+    assert "1 file is byte for byte on both sides" in run(fake=tmp_path / "mixed").warnings[0]
+
+
+def write_all(folder: Path, clips: list[np.ndarray]) -> Path:
+    for number, clip in enumerate(clips):
+        write_video(folder / f"{number}.mkv", clip, 10, lossless=True)
+    return folder
+
+
+@pytest.mark.parametrize("metrics", ["pixel", "motion"])
+def test_sets_that_mean_nothing_are_said_once(
+    run: Callable[..., Results],
+    tmp_path: Path,
+    metrics: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever is measured: black, flat and repeated clips, and real clips in other files."""
+    grey = np.full((4, 32, 32, 3), 90, np.uint8)
+    moving = [drifting_clip(seed, frames=4) for seed in range(4)]
+    real = [*(drifting_clip(seed, frames=4) for seed in range(20, 23)), np.full_like(grey, 3)]
+    sets = {
+        "all 3 generated clips are black.": [np.full_like(grey, level) for level in (0, 1, 9)],
+        "all 2 generated clips are of one colour or without any detail.": [grey, grey + 20],
+        "1 of 3 generated clips are black.": [*moving[:2], grey * 0],
+        "all 3 generated clips are the same clip.": [moving[0]] * 3,
+        "2 of 4 generated clips repeat another generated clip pixel": [moving[0]] * 3 + moving[1:2],
+        "all 3 generated clips are real clips, pixel for pixel": real[:3],
+        "1 of 2 generated clips are real clips, pixel for pixel": [moving[0], real[1]],
+    }
+    write_all(tmp_path / "real", real)
+    for number, (sentence, clips) in enumerate(sets.items()):
+        fake = tmp_path / f"fake-{number}"
+        for index, clip in enumerate(clips):
+            tags = {"comment": f"{number}"}  # other bytes than the real file's
+            write_video(fake / f"{index}.mkv", clip, 12, lossless=True, metadata=tags)
+        results = run(real=tmp_path / "real", fake=fake, metrics=metrics)
+        said = [warning for warning in results.warnings if "clips are" in warning or "repeat" in warning]
+        assert said == [next(w for w in said if w.startswith(sentence)), "1 of 4 real clips are black."]
+        assert capsys.readouterr().err.count(sentence) == 1
+
+
+def test_mirrored_and_reordered_clips_are_no_copies(run: Callable[..., Results], tmp_path: Path) -> None:
+    """Their colours and sharpness are the same to the last bit, their pixels are not."""
+    clips = [drifting_clip(seed, frames=4) for seed in range(2)]
+    changed = [np.ascontiguousarray(clips[0][::-1]), clips[1][[1, 0, 3, 2]]]
+    results = run(real=write_all(tmp_path / "real", clips), fake=write_all(tmp_path / "fake", changed))
+    assert not any("pixel for pixel" in warning for warning in results.warnings)
+    assert results.figures()["colour_distance"] == 0
 
 
 def test_corrupt_and_short_files_are_left_out_and_said(
