@@ -106,7 +106,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="local weights: fvd, cd-fvd, inception, clip (a folder), raft_large, raft_small, lpips; else "
         "the first four are downloaded once, motion uses OpenCV's DIS, and LPIPS is left out",
     )
-    add("--corpus", help="whose columns in the paper's tables: colonoscopic, cholectriplet, kvasir_capsule")
+    add(
+        "--corpus",
+        help="the published set that the real clips are: colonoscopic, cholectriplet or kvasir_capsule; the "
+        "paper's values of the same metrics then stand beside this run's",
+    )
     add("--out", type=Path, metavar="DIR", help="where the results go (default: results)")
     add("--cache", type=Path, metavar="DIR", help="for real features (default: runs/cache/features)")
     add("--batch-size", type=int, metavar="N", help="clips in one forward (default: 4)")

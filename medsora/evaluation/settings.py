@@ -68,7 +68,7 @@ class EvaluationSettings(ClipSettings):
         clips: at most so many on each side; (real, generated) limits them separately.
         metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics.registry`.
         bootstrap: replicates for a 95 % interval of every figure; 0 gives none.
-        corpus: whose columns of the paper's tables the figures belong to.
+        corpus: the published set that the real clips are; the paper's values of it stand beside.
         memorised: folder of training clips: audit whether generated ones repeat them.
         cache: folder in which a real set's features are kept.
         batch_size: clips in one forward; memory and speed only.

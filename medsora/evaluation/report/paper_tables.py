@@ -1,4 +1,4 @@
-"""The paper's own rows (Tables 2, 3 and 4), to stand beside this run's figures."""
+"""The paper's own rows (Tables 2 and 3), to stand beside this run's figures."""
 
 from __future__ import annotations
 
@@ -24,45 +24,39 @@ TABLE_2 = {
 }
 # fmt: on
 TABLE_3 = {"Endora": (95.43, 91.15, 90.70), "MedSora-B": (97.17, 94.19, 94.02)}
-TABLE_4 = {
-    "Supervised-only": (74.26, 74.70),
-    "LVDM": (75.92, 77.88),
-    "Endora": (86.73, 81.89),
-    "MedSora-B": (88.12, 83.01),
-}
 
 
 def paper_tables(figures: Mapping[str, float], corpus: str | None, row: str) -> str:
-    """Return the three tables in Markdown with this run's row `row` below the paper's.
+    """Return the paper's tables in Markdown, with this run's row `row` below the paper's.
 
-    `figures` are the run's values by key (`fvd`, `cd_fvd`, `fid`, `inception_score`, `frame_consistency`);
-    `corpus` says whose columns they belong to, without it they stay empty.
+    Only the columns of `corpus`, and of the metrics among `figures` (this run's values by key: `fvd`,
+    `cd_fvd`, `fid`, `inception_score`, `frame_consistency`); empty without a corpus or such a metric.
     """
-    names = list(CORPORA.values())
-    columns = [f"{name} {metric}" for name in names for metric in TABLE_2_METRICS.values()]
-    ours = [
-        figures.get(key) if name == CORPORA.get(corpus) else None for name in names for key in TABLE_2_METRICS
-    ]
-    consistency = figures.get("frame_consistency")
-    percent = None if consistency is None else 100 * consistency
-    ours_3 = [percent if name == CORPORA.get(corpus) else None for name in names]
-    lines = ["### Table 2", "", *table(["Method", *columns], [*TABLE_2.items(), (row, ours)])]
-    lines += ["", "### Table 3: Frame Consistency in per cent", ""]
-    lines += table(["Method", *names], [*TABLE_3.items(), (row, ours_3)])
-    lines += ["", "### Table 4: F1 of a classifier trained with generated videos (PolyDiag)", ""]
-    lines += table(["Method", *names[:2]], [*TABLE_4.items(), (f"{row}: not what this command measures", ())])
+    if corpus is None:
+        return ""
+    place, lines = list(CORPORA).index(corpus), []
+    measured = [number for number, key in enumerate(TABLE_2_METRICS) if key in figures]
+    if measured:
+        first = place * len(TABLE_2_METRICS)
+        rows = [(name, [values[first + number] for number in measured]) for name, values in TABLE_2.items()]
+        names, keys = list(TABLE_2_METRICS.values()), list(TABLE_2_METRICS)
+        rows.append((row, [figures[keys[number]] for number in measured]))
+        lines += [f"### Table 2: {CORPORA[corpus]}", ""]
+        lines += [*table(["Method", *(names[number] for number in measured)], rows), ""]
+    if "frame_consistency" in figures:
+        rows = [(name, [values[place]]) for name, values in TABLE_3.items()]
+        rows.append((row, [100 * figures["frame_consistency"]]))
+        lines += [f"### Table 3: {CORPORA[corpus]}", "", *table(["Method", "Frame Consistency, %"], rows), ""]
     return "\n".join(lines)
 
 
-def table(head: list[str], rows: list[tuple[str, tuple[float | None, ...] | list]]) -> list[str]:
-    """Return the lines of a Markdown table; missing and undefined numbers become dashes."""
-    lines = []
-    for name, values in rows:
-        cells = [
-            "–" if value is None else f"{value:.1f}" if value >= 1000 else f"{value:.2f}" for value in values
-        ]
-        lines.append([name, *cells, *["–"] * (len(head) - 1 - len(cells))])
-    return markdown_table(head, lines)
+def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[float]]]) -> list[str]:
+    """Return the lines of a Markdown table of numbers with the paper's digits; undefined ones are dashes."""
+
+    def cell(value: float) -> str:
+        return "–" if value != value else f"{value:.1f}" if value >= 1000 else f"{value:.2f}"
+
+    return markdown_table(head, [[name, *map(cell, values)] for name, values in rows])
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> list[str]:

@@ -94,10 +94,10 @@ class Results:
             lines.append(_row([*cells, number_text(score.generated), interval]))
         if self.memorisation:
             lines += ["", "## Memorisation", "", *self.memorisation["sentences"]]
-        lines += ["", "## Beside the paper", "", self._comparability(), ""]
         row = f"this run ({sets['generated']['clips_used']} clips)"
-        lines += [paper_tables(self.figures(), self.corpus, row), ""]
-        return "\n".join(lines)
+        if tables := paper_tables(self.figures(), self.corpus, row):
+            lines += ["", "## Beside the paper", "", self._comparability(), "", tables]
+        return "\n".join([*lines, ""])
 
     def _comparability(self) -> str:
         used = {f"{name} clips": side["clips_used"] for name, side in self.sets.items()}
@@ -105,10 +105,9 @@ class Results:
         other = [f"{k} {used[k]} instead of {v}" for k, v in PAPER_PROTOCOL.items() if used[k] != v]
         if any(side["borders_cut_off"] for side in self.sets.values()):
             other.append("frames cropped first")
-        where = "" if self.corpus else " Name the corpus with --corpus to have this run's figures put in."
         if other:
-            return f"Not the paper's protocol ({', '.join(other)}): do not compare the numbers.{where}"
-        return f"The paper's clip count, length and size; its data and code are not public.{where}"
+            return f"Not the paper's protocol ({', '.join(other)}): do not compare the numbers."
+        return "The paper's clip count, length and size; its data and code are not public."
 
 
 def _counts(side: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from medsora.evaluation.features.feature_store import Features, FeatureStore
 from medsora.evaluation.metrics.measure import FrechetMeasure
 from medsora.evaluation.metrics.pixel import PixelExtractor
 from medsora.evaluation.report.paper_tables import TABLE_2, paper_tables
-from medsora.evaluation.report.results import Results
+from medsora.evaluation.report.results import Distance, Results
 from tests.support.drifting_clips import bordered, drifting_clip, write_clips
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
@@ -101,21 +101,48 @@ def test_files_figures_and_protocol(run: Callable[..., Results], tmp_path: Path)
     assert score["generated_spread"]["low"] <= score["generated"] <= score["generated_spread"]["high"]
     page = (out / "results.md").read_text()
     assert page == results.markdown()
-    assert "| MedSora-L | 429.35 | 310.58 | 13.42 | 3.93 |" in page
-    assert "do not compare the numbers" in page
+    assert "paper" not in page  # it measured neither motion nor pixels
     few = "only 10 real clips where 2048 and 8 generated clips where 2048 were asked for"
     assert any(few in warning for warning in results.warnings)
     assert any("already apart by untrained" in warning for warning in results.warnings)
 
 
 def test_the_paper_s_rows_are_the_paper_s() -> None:
-    page = paper_tables(
-        {"fvd": 123.4, "inception_score": 3.5, "frame_consistency": 0.91}, "cholectriplet", "ours"
-    )
+    figures = {"fvd": 123.4, "inception_score": 3.5, "frame_consistency": 0.91, "flow_magnitude": 2.0}
+    page = paper_tables(figures, "cholectriplet", "ours")
     assert all(len(row) == 12 for row in TABLE_2.values())
-    assert "| ours | – | – | – | – | 123.40 | – | – | 3.50 | – | – | – | – |" in page
-    assert "| ours | – | 91.00 | – |" in page
-    assert "| Endora | 86.73 | 81.89 |" in page
+    assert "| Method | FVD↓ | IS↑ |" in page
+    assert "| MedSora-L | 400.60 | 3.98 |\n| ours | 123.40 | 3.50 |" in page
+    assert "| MedSora-B | 94.19 |\n| ours | 91.00 |" in page
+    assert "Colonoscopic" not in page
+
+
+def test_the_paper_s_tables_appear_only_where_corpus_and_metric_match() -> None:
+    assert paper_tables({"fvd": 1.0, "frame_consistency": 0.9}, None, "ours") == ""
+    assert paper_tables({"flow_magnitude": 1.0, "sharpness": 2.0}, "colonoscopic", "ours") == ""
+    only = paper_tables({"fid": 9.0}, "colonoscopic", "ours")
+    assert "| MedSora-B | 15.47 |\n| ours | 9.00 |" in only
+    assert "Table 3" not in only
+
+
+def test_comparison_with_the_paper_names_every_difference() -> None:
+    sides = {"real": 100, "generated": 2048}
+    results = Results(
+        {"frames": 8, "size": [128, 128], "seed": 0},
+        {
+            name: {"folder": name, "clips_used": n, "clips_available": n, "borders_cut_off": {}}
+            for name, n in sides.items()
+        },
+        {"fid": Distance("FID", "", 9.0)},
+    )
+    assert "paper" not in results.markdown()
+    results.corpus = "colonoscopic"
+    wanted = (
+        "Not the paper's protocol (real clips 100 instead of 2048, frames 8 instead of 16): do not compare"
+    )
+    assert wanted in results.markdown()
+    results.sets["real"]["borders_cut_off"] = {"a.mp4": "cropped by top 4 pixels"}
+    assert "frames cropped first" in results.markdown()
 
 
 # Reproducible, whatever the batch
@@ -197,7 +224,6 @@ def test_borders_are_cut_off_as_in_training(
     assert cut.sets["real"]["borders_cut_off"]["clip-0.mkv"].startswith("cropped by top 4, bottom 6")
     assert cut.sets["generated"]["borders_cut_off"] == {}
     assert any("cut off 5 real and 0 generated videos" in warning for warning in cut.warnings)
-    assert "frames cropped first" in cut.markdown()
     whole = run(metrics="pixel", real=tmp_path / "bordered", crop="none")
     assert whole.distances["untrained_pyramid_distance"].value > (
         2 * cut.distances["untrained_pyramid_distance"].value
