@@ -59,21 +59,12 @@ def run_evaluation(settings: EvaluationSettings) -> Results | None:
 
 
 def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
+    measures = _build(settings, state)  # weights that are missing are reported before anything is decoded
     settings, trained_on, warnings = on_main(state, lambda: fit_to_training(settings))
     of_fake = {"interval": 1, "crop": crop_of_generated(settings.crop)}
     of_real, of_generated = settings.clips
     real = on_main(state, lambda: require_enough(settings.choose(settings.real, of_real)))
     fake = on_main(state, lambda: require_enough(settings.choose(settings.fake, of_generated, **of_fake)))
-    measures: dict[str, Measure] = {}
-
-    def build() -> None:
-        measures.update(build_measures(settings.metrics, settings.weights, state.device))
-        for measure in measures.values():
-            measure.extractor.rows(settings.frames)
-
-    on_main(state, build)
-    if not measures:
-        build()  # the main process has fetched the weights by now
     # by the extractors' names: FID and IS share one
     extractors = {measure.extractor.identity["name"]: measure.extractor for measure in measures.values()}
     extractors.setdefault("pixel", PixelExtractor())  # finds black clips and copies
@@ -105,6 +96,20 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
             draw_motion(settings.out / "motion.png", real_features["motion"], fake_features["motion"])
     shutil.rmtree(scratch, ignore_errors=True)
     return results
+
+
+def _build(settings: EvaluationSettings, state: PartialState) -> dict[str, Measure]:
+    measures: dict[str, Measure] = {}
+
+    def build() -> None:
+        measures.update(build_measures(settings.metrics, settings.weights, state.device))
+        for measure in measures.values():
+            measure.extractor.rows(settings.frames)
+
+    on_main(state, build)
+    if not measures:
+        build()  # the main process has fetched the weights by now
+    return measures
 
 
 def _compute(

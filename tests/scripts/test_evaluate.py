@@ -13,8 +13,10 @@ from urllib.error import URLError
 
 import pytest
 import torch
+import transformers
 
 import evaluate
+from medsora.data.reading.decoding import VideoReader
 from medsora.evaluation.metrics.registry import METRICS
 from medsora.evaluation.metrics.weight_files import PUBLISHED
 from medsora.evaluation.settings import EvaluationSettings
@@ -94,18 +96,40 @@ def test_each_warning_appears_once(
     assert "## Generated against real" in shown.out
 
 
-def test_offline_is_one_sentence_and_status_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("metric", "way"),
+    [
+        ("fvd", "give it with --weights fvd=FILE"),
+        ("cd-fvd", "give it with --weights cd-fvd=FILE"),
+        ("fid", "give it with --weights inception=FILE"),
+        ("is", "give it with --weights inception=FILE"),
+        ("fc", "give its folder with --weights clip=FOLDER"),
+    ],
+)
+def test_missing_weights_end_it_before_anything_is_decoded(
+    metric: str,
+    way: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Both ways are named: a local file, or one start with a network."""
+
     def offline(*args: object, **options: object) -> None:
         raise URLError("no network")
+
+    def refuse(*args: object, **options: object) -> None:
+        pytest.fail("decoded a video")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    folder = write_clips(tmp_path / "clips", range(2), frames=9, size=16)
-    wanted = ["--metrics", "fvd,motion", "--frames", "9", "--size", "16"]
+    monkeypatch.setattr(transformers.CLIPVisionModelWithProjection, "from_pretrained", offline)
+    monkeypatch.setattr(VideoReader, "__init__", refuse)
+    folder = write_clips(tmp_path / "clips", range(2), frames=16, size=16)
+    wanted = ["--metrics", f"motion,{metric}", "--frames", "16", "--size", "16"]
     status, error = status_and_error(monkeypatch, capsys, "--real", folder, "--fake", folder, *wanted)
     assert status == 2
-    assert "give it with --weights fvd=FILE, or start this once where there is a network." in error
+    assert f"{way}, or start this once where there is a network." in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

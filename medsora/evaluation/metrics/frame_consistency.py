@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,18 @@ def _load_clip(source: str, *, given: bool) -> CLIPVisionModelWithProjection:
         raise FileNotFoundError(
             f"{source} is no folder of a CLIP model (config.json); correct --weights clip=..."
         )
+    load = partial(CLIPVisionModelWithProjection.from_pretrained, source, output_loading_info=True)
     try:
-        network, report = CLIPVisionModelWithProjection.from_pretrained(source, output_loading_info=True)
+        try:
+            network, report = load(local_files_only=True)  # what is cached needs no network
+        except OSError:
+            network, report = load()
     except OSError as error:
         reason = str(error).strip().partition("\n")[0]
         raise OSError(
-            f"the CLIP model {source} cannot be had ({reason}); download it elsewhere and give its folder "
-            "with --weights clip=FOLDER, or start this once where there is a network."
+            f"the weights for fc, the CLIP model {source}, could not be downloaded from the Hugging Face Hub "
+            f"({reason.rstrip('.')}); fetch it elsewhere and give its folder with --weights clip=FOLDER, or "
+            "start this once where there is a network."
         ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
         first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]

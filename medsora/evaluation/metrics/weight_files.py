@@ -56,7 +56,7 @@ def weight_file(name: str, weights: Mapping[str, str | Path]) -> Path:
             torch.hub.download_url_to_file(url, str(path), progress=False)  # whole or not there
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a cut download a RuntimeError
             raise OSError(
-                f"the weights for {name} cannot be downloaded from {url} ({error}); fetch that file "
+                f"the weights for {name} could not be downloaded from {url} ({error}); fetch that file "
                 f"elsewhere and give it with --weights {name}=FILE, or start this once where there is a "
                 "network."
             ) from error
