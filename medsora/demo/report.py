@@ -12,7 +12,7 @@ from medsora.config.schema import Config
 from medsora.data.reading.pixels import video_to_frames
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.data.sheet import contact_sheet, save_image
-from medsora.evaluation.metrics.motion import flow_magnitudes
+from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
 from medsora.evaluation.sanity.baselines import Proof
 from medsora.html_report import Section, draw_curves, write_report
 from medsora.saved.find import trained_vae
@@ -123,9 +123,10 @@ def _figures(
         ("VAE, held out: SSIM", f"{last['held_out/ssim']:.3f}"),
         ("VAE, held out: flicker", f"{last['held_out/flicker']:.4f}"),
         ("denoiser, held out: noise error", f"{last['held_out/mse']:.4f}"),
-        ("motion of real clips (DIS flow)", motion(real)),
+        ("motion of real clips", motion(real)),
         ("motion of reconstructed clips", motion(reconstructed)),
         ("motion of generated clips", motion(made)),
+        ("how motion is measured", DIS_NOTE),
     ]
 
 

@@ -92,6 +92,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="every N-th frame of the real videos, as in training; of generated ones each; by default what "
         "the generated clips name, as sample_ddim.py writes them, else 1",
     )
+    add(
+        "--flow",
+        metavar="NAME",
+        help="what estimates the optical flow of motion: raft_large, raft_small, dis (OpenCV's, without "
+        "weights), or auto: RAFT where its weights are given or in PyTorch's cache, else dis (default: auto)",
+    )
     add("--seed", type=int, help="of the choice of clips and of re-sampling (default: 0)")
     add("--bootstrap", type=int, metavar="N", help="N re-samplings give each figure an interval (default: 0)")
     add(
@@ -104,7 +110,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME=PATH",
         help="local weights: fvd, cd-fvd, inception, clip (a folder), raft_large, raft_small, lpips; else "
-        "the first four are downloaded once, motion uses OpenCV's DIS, and LPIPS is left out",
+        "the first four are downloaded once, RAFT is only if --flow names it, and LPIPS is left out",
     )
     add(
         "--corpus",

@@ -102,7 +102,7 @@ def _build(settings: EvaluationSettings, state: PartialState) -> dict[str, Measu
     measures: dict[str, Measure] = {}
 
     def build() -> None:
-        measures.update(build_measures(settings.metrics, settings.weights, state.device))
+        measures.update(build_measures(settings.metrics, settings.weights, state.device, settings.flow))
         for measure in measures.values():
             measure.extractor.rows(settings.frames)
 

@@ -11,7 +11,7 @@ from medsora.config.crop import Crop, checked_crop
 from medsora.data.reading.resize import height_width
 from medsora.errors import BadInput
 from medsora.evaluation.features.clip_set import DEFAULT_CROP, ClipSet, choose_clips
-from medsora.evaluation.metrics.registry import parse_metrics
+from medsora.evaluation.metrics.registry import FLOW_ESTIMATORS, parse_metrics
 from medsora.evaluation.report.paper_tables import CORPORA
 
 FEATURE_CACHE = Path("runs") / "cache" / "features"
@@ -67,6 +67,7 @@ class EvaluationSettings(ClipSettings):
         real, fake: folders of videos or frame folders.
         clips: at most so many on each side; (real, generated) limits them separately.
         metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics.registry`.
+        flow: what estimates the optical flow of `motion`, one of `registry.FLOW_ESTIMATORS`.
         bootstrap: replicates for a 95 % interval of every figure; 0 gives none.
         corpus: the published set that the real clips are; the paper's values of it stand beside.
         memorised: folder of training clips: audit whether generated ones repeat them.
@@ -80,6 +81,7 @@ class EvaluationSettings(ClipSettings):
     fake: str | Path
     clips: int | tuple[int, int] = field(default=2048, kw_only=True)
     metrics: str | Sequence[str] = ("motion", "pixel")
+    flow: str = "auto"
     bootstrap: int = 0
     corpus: str | None = None
     memorised: str | Path | None = None
@@ -100,5 +102,7 @@ class EvaluationSettings(ClipSettings):
         self.crop = None if self.crop is None else checked_crop(self.crop, "the crop")
         if min(self.size) < 16:
             raise BadInput(f"the size must be at least 16 pixels per side, not {self.size}.")
+        if self.flow not in FLOW_ESTIMATORS:
+            raise BadInput(f"flow must be one of {', '.join(FLOW_ESTIMATORS)}, not {self.flow!r}.")
         if self.corpus is not None and self.corpus not in CORPORA:
             raise BadInput(f"the corpus '{self.corpus}' must be one of {', '.join(CORPORA)}.")

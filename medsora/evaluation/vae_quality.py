@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -22,6 +21,7 @@ from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, building
 from medsora.evaluation.features.clip_set import DEFAULT_CROP, RESIZE, ClipSet
+from medsora.evaluation.metrics.weight_files import at_hand, cached_file
 from medsora.evaluation.report.paper_tables import markdown_table, number_text
 from medsora.evaluation.settings import ClipSettings
 from medsora.runtime.digests import sha256
@@ -117,11 +117,9 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
 
 def find_lpips(weights: Mapping[str, str | Path]) -> PerceptualLoss | None:
     """Return LPIPS if its trunk is named or lies in PyTorch's cache; if not, None: nothing is downloaded."""
-    if "lpips" in weights:
-        return PerceptualLoss("vgg", trunk=weights["lpips"])
-    url = torchvision.models.get_model_weights("vgg16")["IMAGENET1K_V1"].url
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    return PerceptualLoss("vgg", trunk=cached) if cached.is_file() else None
+    if not at_hand("lpips", weights):
+        return None
+    return PerceptualLoss("vgg", trunk=weights.get("lpips", cached_file("lpips")))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How a set of clips moves, by optical flow: without weights by OpenCV's DIS, or by RAFT when it is given.
+"""How a set of clips moves, by optical flow: by RAFT where its weights are at hand, else by OpenCV's DIS.
 
 A model that hardly moves scores well on most published metrics (a still image has Frame Consistency 1), so
 every report shows this. Lengths are pixels per frame at the size of the evaluation.
@@ -23,6 +23,10 @@ from medsora.flow_prior import DisEstimator
 SPEEDS = np.concatenate([[0.0], np.geomspace(0.02, 200.0, 80)])  # px per frame
 DIRECTIONS = 36
 FLICKER_BLOCKS = 8
+DIS_NOTE = (
+    "optical flow by OpenCV's DIS differs from RAFT's by up to 2.6 times on generated clips: compare only "
+    "values of the same estimator"
+)
 DIS_IDENTITY = {"flow": "OpenCV DIS, medium preset, finest scale 0", "opencv": cv2.__version__}
 
 

@@ -13,12 +13,14 @@ from medsora.evaluation.metrics.measure import FrechetMeasure, Measure
 from medsora.evaluation.metrics.motion import MotionExtractor, MotionMeasure
 from medsora.evaluation.metrics.pixel import PixelMeasure
 from medsora.evaluation.metrics.pyramid import PyramidExtractor
+from medsora.evaluation.metrics.weight_files import at_hand, weight_file
 from medsora.flow_prior import RaftEstimator
 from medsora.flow_prior.choices import RAFT_VARIANTS
 from medsora.runtime.digests import sha256
 
 METRICS = ("fvd", "cd-fvd", "fid", "is", "fc", "motion", "pixel")
 WEIGHT_FREE = ("motion", "pixel")
+FLOW_ESTIMATORS = ("auto", *RAFT_VARIANTS, "dis")
 
 
 def parse_metrics(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -33,11 +35,15 @@ def parse_metrics(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def build_measures(
-    names: Sequence[str], weights: Mapping[str, str | Path], device: torch.device | str
+    names: Sequence[str],
+    weights: Mapping[str, str | Path],
+    device: torch.device | str,
+    flow: str = FLOW_ESTIMATORS[0],
 ) -> dict[str, Measure]:
     """Return the measures of the metrics `names`, by the name under which reports list them.
 
-    `weights` are local files by the names of `weight_files.PUBLISHED`. Raises `ValueError` or `OSError`, in
+    `weights` are local files by the names of `weight_files.PUBLISHED`, `flow` is one of `FLOW_ESTIMATORS`.
+    Raises `ValueError` or `OSError`, in
     one sentence, for weights that do not fit or cannot be had. Networks' libraries load only when asked for.
     """
     measures: dict[str, Measure] = {}
@@ -64,7 +70,7 @@ def build_measures(
 
         measures["fc"] = FrameConsistencyMeasure(ClipExtractor(weights, device))
     if "motion" in names:
-        measures["motion"] = MotionMeasure(_motion_extractor(weights, device))
+        measures["motion"] = MotionMeasure(_motion_extractor(flow, weights, device))
     if "pixel" in names:
         measures["pixel"] = PixelMeasure()
         title = "untrained 3-D pyramid, Fréchet distance (not FVD)"
@@ -73,11 +79,16 @@ def build_measures(
     return measures
 
 
-def _motion_extractor(weights: Mapping[str, str | Path], device: torch.device | str) -> MotionExtractor:
-    """DIS unless a RAFT's weights are given: which one it is must not depend on what a machine has cached."""
-    for name in RAFT_VARIANTS:
-        if name in weights:
-            estimator = RaftEstimator(name, weights[name]).to(device)
-            identity = {"flow": name, "weights_sha256": sha256(Path(weights[name]))}
-            return MotionExtractor(estimator, identity, device)
-    return MotionExtractor()
+def _motion_extractor(
+    flow: str, weights: Mapping[str, str | Path], device: torch.device | str
+) -> MotionExtractor:
+    """Take `flow`; "auto" is RAFT from weights that are given, RAFT from PyTorch's cache, else DIS."""
+    if flow == "auto":
+        given = [name for name in RAFT_VARIANTS if name in weights]
+        cached = [name for name in RAFT_VARIANTS if at_hand(name, weights)]
+        flow = [*given, *cached, "dis"][0]
+    if flow == "dis":
+        return MotionExtractor()
+    path = weight_file(flow, weights)
+    identity = {"flow": flow, "weights_sha256": sha256(path)}
+    return MotionExtractor(RaftEstimator(flow, path).to(device), identity, device)

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torchvision
 
 from medsora.errors import BadInput
+from medsora.flow_prior.raft import VARIANTS
 from medsora.flow_prior.weights import read_weights
 
 # what --weights may name, and where each is published
@@ -19,9 +21,8 @@ PUBLISHED = {
     "inception": "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth",
     "clip": "openai/clip-vit-base-patch32",
-    "raft_large": None,
-    "raft_small": None,
-    "lpips": None,
+    **{name: published.url for name, (_, published) in VARIANTS.items()},
+    "lpips": torchvision.models.get_model_weights("vgg16")["IMAGENET1K_V1"].url,
 }
 
 
@@ -48,8 +49,7 @@ def weight_file(name: str, weights: Mapping[str, str | Path]) -> Path:
             raise FileNotFoundError(f"the weight file {path} does not exist; correct --weights {name}=...")
         _refuse_torchscript(path)
         return path
-    url = PUBLISHED[name]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    url, path = PUBLISHED[name], cached_file(name)
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +61,16 @@ def weight_file(name: str, weights: Mapping[str, str | Path]) -> Path:
                 "network."
             ) from error
     return path
+
+
+def cached_file(name: str) -> Path:
+    """Return where PyTorch's cache has the file of the network `name`, whether it is there or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / PUBLISHED[name].rsplit("/", 1)[1]
+
+
+def at_hand(name: str, weights: Mapping[str, str | Path]) -> bool:
+    """Return whether `weight_file` needs no download: a file is given, or is in PyTorch's cache."""
+    return name in weights or cached_file(name).is_file()
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:

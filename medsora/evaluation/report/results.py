@@ -48,6 +48,11 @@ class Results:
     warnings: list[str] = field(default_factory=list)
     corpus: str | None = None
 
+    @property
+    def flow(self) -> str | None:
+        """The estimator of the optical flow; None if no motion was measured."""
+        return self.protocol.get("extractors", {}).get("motion", {}).get("flow")
+
     def figures(self) -> dict[str, float]:
         """Return every distance, and every score of the generated set, by key."""
         scores = {key: score.generated for key, score in self.scores.items()}
@@ -92,6 +97,8 @@ class Results:
             cells = [score.title, score.unit, score.better, number_text(score.real)]
             interval = _spread_cells(score.generated_spread)[0]
             lines.append(_row([*cells, number_text(score.generated), interval]))
+        if self.flow:
+            lines += ["", f"Optical flow: {self.flow}."]
         if self.memorisation:
             lines += ["", "## Memorisation", "", *self.memorisation["sentences"]]
         row = f"this run ({sets['generated']['clips_used']} clips)"

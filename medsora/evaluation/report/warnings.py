@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medsora.errors import BadInput
 from medsora.evaluation.features.clip_set import ClipSet
+from medsora.evaluation.metrics.motion import DIS_IDENTITY, DIS_NOTE
 from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.report.results import Results
 from medsora.evaluation.settings import EvaluationSettings
@@ -24,6 +25,7 @@ def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results:
     return [
         *_too_few(settings, real, fake, results),
         *_borders_cut(settings, real, fake),
+        *_flow_without_weights(results),
         *_unequal_files(real, fake),
         *_left_out(real),
         *_left_out(fake),
@@ -62,6 +64,12 @@ def _borders_cut(settings: EvaluationSettings, real: ClipSet, fake: ClipSet) -> 
         f"black borders are cut off {counts}, as training does by default; for a model of whole frames "
         "(data.crop: none) give --crop none, for one of fixed parts those parts."
     ]
+
+
+def _flow_without_weights(results: Results) -> list[str]:
+    if not (results.flow or "").startswith(DIS_IDENTITY["flow"]):
+        return []
+    return [f"{DIS_NOTE}; --weights raft_large=FILE or raft_small=FILE takes RAFT."]
 
 
 def _unequal_files(real: ClipSet, fake: ClipSet) -> list[str]:

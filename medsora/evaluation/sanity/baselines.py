@@ -25,8 +25,8 @@ STRONG_BLUR = 1 / 16  # sigma as a share of the frame's height
 PYRAMID, MOTION = "untrained_pyramid_distance", "flow_magnitude_distance"
 COLUMNS = {
     PYRAMID: "untrained pyramid distance",
-    MOTION: "flow magnitude distance, px/frame",
-    "flow_magnitude": "mean flow, px/frame",
+    MOTION: "flow magnitude distance (DIS), px/frame",
+    "flow_magnitude": "mean flow (DIS), px/frame",
 }
 REAL, GENERATED, UNTRAINED = "real, held out", "generated", "untrained model"
 MEAN, FROZEN, BLURRED = (

@@ -347,6 +347,22 @@ def test_mirrored_and_reordered_clips_are_no_copies(run: Callable[..., Results],
     assert results.figures()["colour_distance"] == 0
 
 
+def test_dis_is_named_with_how_far_it_is_from_raft(run: Callable[..., Results]) -> None:
+    results = run()
+    assert sum("DIS differs from RAFT's by up to 2.6 times" in warning for warning in results.warnings) == 1
+    assert "Optical flow: OpenCV DIS" in results.markdown()
+    assert not any("DIS" in warning for warning in run(metrics="pixel").warnings)
+
+
+def test_raft_at_hand_is_named_and_needs_no_note(
+    run: Callable[..., Results], folders: tuple[Path, Path], raft_small_weights: Path
+) -> None:
+    results = run(fake=folders[1], weights={"raft_small": raft_small_weights}, metrics="motion", clips=2)
+    assert "Optical flow: raft_small." in results.markdown()
+    assert len(results.protocol["extractors"]["motion"]["weights_sha256"]) == 64
+    assert not any("DIS" in warning for warning in results.warnings)
+
+
 def test_corrupt_and_short_files_are_left_out_and_said(
     run: Callable[..., Results], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -383,6 +399,7 @@ def test_unequal_compression_and_size_are_said(run: Callable[..., Results], tmp_
         ({"corpus": "colon"}, "must be one of colonoscopic"),
         ({"metrics": "fvd", "weights": {"fvd": "nothing.pt"}}, "nothing.pt does not exist"),
         ({"size": 8}, "at least 16 pixels"),
+        ({"flow": "farneback"}, "flow must be one of auto, raft_large, raft_small, dis"),
     ],
 )
 def test_bad_input_is_one_sentence(run: Callable[..., Results], changes: dict, sentence: str) -> None:

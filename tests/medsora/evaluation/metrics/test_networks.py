@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as inceptionv3
 from torch_fidelity.metric_isc import isc_features_to_metric
+from torchvision.models.optical_flow import raft_large, raft_small
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from medsora.errors import BadInput
@@ -32,7 +33,7 @@ from medsora.evaluation.metrics.inception import (
 from medsora.evaluation.metrics.measure import FrechetMeasure
 from medsora.evaluation.metrics.registry import build_measures, parse_metrics
 from medsora.evaluation.metrics.videomae import VideoMAE, VideoMAEExtractor, translated
-from medsora.evaluation.metrics.weight_files import PUBLISHED, parse_weights, weight_file
+from medsora.evaluation.metrics.weight_files import PUBLISHED, cached_file, parse_weights, weight_file
 
 TINY_MAE = {
     "image_size": 28,
@@ -261,10 +262,32 @@ def test_clip_with_a_hole_is_refused(clip_folder: Path, tmp_path: Path) -> None:
         ClipExtractor({"clip": tmp_path / "nowhere"})
 
 
+# Optical flow
+
+
+def test_raft_is_taken_where_its_weights_are_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given files come first, then PyTorch's cache, then DIS; nothing is downloaded."""
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("downloaded"))
+
+    def flow(name: str = "auto", **weights: Path) -> str:
+        return build_measures(("motion",), weights, "cpu", name)["motion"].extractor.identity["flow"]
+
+    assert flow().startswith("OpenCV DIS")
+    torch.save(raft_small(weights=None).state_dict(), tmp_path / "small.pth")
+    assert flow(raft_small=tmp_path / "small.pth") == "raft_small"
+    cached = cached_file("raft_large")
+    assert cached.is_relative_to(tmp_path)
+    cached.parent.mkdir(parents=True)
+    torch.save(raft_large(weights=None).state_dict(), cached)
+    assert flow() == "raft_large"
+    assert flow(raft_small=tmp_path / "small.pth") == "raft_small"
+    assert flow("dis", raft_small=tmp_path / "small.pth").startswith("OpenCV DIS")
+
+
 # Weight files
 
 
-@pytest.mark.parametrize("name", ["fvd", "cd-fvd", "inception"])
+@pytest.mark.parametrize("name", ["fvd", "cd-fvd", "inception", "raft_small"])
 def test_offline_names_both_ways_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **options: object) -> None:
         raise URLError("no network")
