@@ -66,7 +66,13 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--metrics",
         metavar="NAMES",
         help="of fvd, cd-fvd, fid, is, fc, motion, pixel, joined by commas; the last two need no weights "
-        "(default: motion,pixel)",
+        "by default motion,pixel, with --protocol stylegan-v fvd,fid,is",
+    )
+    add(
+        "--protocol",
+        metavar="NAME",
+        help="how clips are chosen and prepared: medsora, ours, or stylegan-v, that of most published "
+        "values, which leaves no choice of clips, interval and crop (default: medsora)",
     )
     add(
         "--clips",

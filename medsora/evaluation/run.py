@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from accelerate import PartialState
 
 from medsora.config.crop import crop_in_words, crop_of_generated
 from medsora.errors import building
+from medsora.evaluation import stylegan_v
 from medsora.evaluation.bootstrap import between_halves, bootstrap, spread
 from medsora.evaluation.features.clip_set import RESIZE, ClipSet
 from medsora.evaluation.features.extraction import extract
@@ -26,11 +28,13 @@ from medsora.evaluation.report.degenerate import degenerate
 from medsora.evaluation.report.plots import draw_distances, draw_motion, write_sheet
 from medsora.evaluation.report.results import Distance, Results, Score
 from medsora.evaluation.report.warnings import caveats, require_enough
-from medsora.evaluation.settings import EvaluationSettings
+from medsora.evaluation.settings import STYLEGAN_V, EvaluationSettings
 from medsora.evaluation.training_clips import fit_to_training, unlike_rates
 from medsora.runtime.processes import on_main, working_together
 from medsora.runtime.versions import library_versions
 
+CHOICE = "clips without overlap from every usable video, then a seeded permutation's first clips"
+BY_FRAME = ("inception",)  # extractors that see single frames
 LIBRARIES = (
     "numpy",
     "scipy",
@@ -61,17 +65,21 @@ def run_evaluation(settings: EvaluationSettings) -> Results | None:
 def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     measures = _build(settings, state)  # weights that are missing are reported before anything is decoded
     settings, trained_on, warnings = on_main(state, lambda: fit_to_training(settings))
-    of_fake = {"interval": 1, "crop": crop_of_generated(settings.crop)}
-    of_real, of_generated = settings.clips
-    real = on_main(state, lambda: require_enough(settings.choose(settings.real, of_real)))
-    fake = on_main(state, lambda: require_enough(settings.choose(settings.fake, of_generated, **of_fake)))
+    sides = on_main(state, lambda: _choose_sides(settings))
+    real, fake = sides["clips"]
     # by the extractors' names: FID and IS share one
     extractors = {measure.extractor.identity["name"]: measure.extractor for measure in measures.values()}
     extractors.setdefault("pixel", PixelExtractor())  # finds black clips and copies
     scratch = settings.out / ".features"
-    share = {"state": state, "batch_size": settings.batch_size}
-    real_features = extract(real, extractors, settings.cache, label="real", **share)
-    fake_features = extract(fake, extractors, scratch, label="generated", **share)
+    real_features: dict[str, Features] = {}
+    fake_features: dict[str, Features] = {}
+    for kind, (of_real, of_fake) in sides.items():
+        mine = {name: e for name, e in extractors.items() if (name in BY_FRAME) == (kind == "frames")}
+        if len(sides) == 1:
+            mine = extractors
+        share = {"state": state, "batch_size": settings.batch_size * settings.frames // of_real.frames}
+        real_features |= extract(of_real, mine, settings.cache, label="real", **share)
+        fake_features |= extract(of_fake, mine, scratch, label="generated", **share)
     audited = None
     if settings.memorised is not None:
         # the features of the audit: I3D's where it was asked for, else the pyramid's
@@ -79,12 +87,13 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
         audited = audit(settings, fake, real, of_audit, state, scratch)
     if not state.is_main_process:
         return None
-    results = _compute(settings, measures, real_features, fake_features, real, fake)
+    results = _compute(settings, measures, real_features, fake_features, sides)
     results.memorisation = audited
     results.protocol["trained_on"] = trained_on
     with building():
         warnings += degenerate(real, fake, real_features["pixel"], fake_features["pixel"])
-    warnings += unlike_rates(trained_on, real, fake)
+    if settings.protocol != STYLEGAN_V:  # whose interval is 1, whatever the rates
+        warnings += unlike_rates(trained_on, real, fake)
     results.warnings = list(dict.fromkeys([*warnings, *caveats(settings, real, fake, results)]))
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -98,6 +107,20 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     return results
 
 
+def _choose_sides(settings: EvaluationSettings) -> dict[str, tuple[ClipSet, ClipSet]]:
+    """Return the real and the generated clips, and "frames" where the protocol has other sets for these."""
+    if settings.protocol == STYLEGAN_V:
+        sides = stylegan_v.choose_sides(settings)
+    else:
+        of_fake = {"interval": 1, "crop": crop_of_generated(settings.crop)}
+        of_real, of_generated = settings.clips
+        real = settings.choose(settings.real, of_real)
+        sides = {"clips": (real, settings.choose(settings.fake, of_generated, **of_fake))}
+    for clips in chain(*sides.values()):
+        require_enough(clips)
+    return sides
+
+
 def _build(settings: EvaluationSettings, state: PartialState) -> dict[str, Measure]:
     measures: dict[str, Measure] = {}
 
@@ -105,6 +128,8 @@ def _build(settings: EvaluationSettings, state: PartialState) -> dict[str, Measu
         measures.update(build_measures(settings.metrics, settings.weights, state.device, settings.flow))
         for measure in measures.values():
             measure.extractor.rows(settings.frames)
+            if settings.protocol == STYLEGAN_V:
+                measure.population = True
 
     on_main(state, build)
     if not measures:
@@ -117,14 +142,15 @@ def _compute(
     measures: Mapping[str, Measure],
     real: Mapping[str, Features],
     fake: Mapping[str, Features],
-    real_clips: ClipSet,
-    fake_clips: ClipSet,
+    sides: Mapping[str, tuple[ClipSet, ClipSet]],
 ) -> Results:
-    results = Results(
-        _protocol(settings, measures),
-        {"real": real_clips.facts(), "generated": fake_clips.facts()},
-        corpus=settings.corpus,
-    )
+    sets = {}
+    for kind, pair in sides.items():
+        more = "" if kind == "clips" else f" {kind}"
+        sets |= {
+            f"{name}{more}": side.facts() for name, side in zip(("real", "generated"), pair, strict=True)
+        }
+    results = Results(_protocol(settings, measures), sets, corpus=settings.corpus)
     for measure in measures.values():
         name = measure.extractor.identity["name"]
         values = measure.compare(real[name], fake[name])
@@ -153,15 +179,18 @@ def _compute(
 
 def _protocol(settings: EvaluationSettings, measures: Mapping[str, Measure]) -> dict[str, Any]:
     versions = library_versions() | {name: metadata.version(name) for name in LIBRARIES}
+    published = settings.protocol == STYLEGAN_V
     return {
+        "name": settings.protocol,
         "metrics": list(settings.metrics),
         "clips_asked": dict(zip(("real", "generated"), settings.clips, strict=True)),
         "frames": settings.frames,
         "size": list(settings.size),
         "seed": settings.seed,
-        "choice": "clips without overlap from every usable video, then a seeded permutation's first clips",
+        "choice": stylegan_v.CHOICE if published else CHOICE,
         "crop": crop_in_words(settings.crop),
-        "resize": RESIZE,
+        "resize": (stylegan_v.LANCZOS_JPEG if published else RESIZE).words,
+        "covariance": "divided by n" if published else "divided by n - 1",
         "bootstrap_replicates": settings.bootstrap,
         "extractors": {name: measure.extractor.identity for name, measure in measures.items()},
         "versions": versions,

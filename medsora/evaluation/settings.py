@@ -14,6 +14,8 @@ from medsora.evaluation.features.clip_set import DEFAULT_CROP, ClipSet, choose_c
 from medsora.evaluation.metrics.registry import FLOW_ESTIMATORS, parse_metrics
 from medsora.evaluation.report.paper_tables import CORPORA
 
+MEDSORA, STYLEGAN_V = PROTOCOLS = ("medsora", "stylegan-v")
+METRICS_OF = {MEDSORA: ("motion", "pixel"), STYLEGAN_V: ("fvd", "fid", "is")}  # if none are named
 FEATURE_CACHE = Path("runs") / "cache" / "features"
 
 
@@ -66,7 +68,10 @@ class EvaluationSettings(ClipSettings):
     Attributes:
         real, fake: folders of videos or frame folders.
         clips: at most so many on each side; (real, generated) limits them separately.
-        metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics.registry`.
+        protocol: "medsora", or "stylegan-v" for that of published papers, which fixes the number of clips,
+            the interval and the crop (`medsora.evaluation.stylegan_v`).
+        metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics.registry`. None takes
+            motion and pixel, or FVD, FID and IS with "stylegan-v", which has no others.
         flow: what estimates the optical flow of `motion`, one of `registry.FLOW_ESTIMATORS`.
         bootstrap: replicates for a 95 % interval of every figure; 0 gives none.
         corpus: the published set that the real clips are; the paper's values of it stand beside.
@@ -80,7 +85,8 @@ class EvaluationSettings(ClipSettings):
     real: str | Path
     fake: str | Path
     clips: int | tuple[int, int] = field(default=2048, kw_only=True)
-    metrics: str | Sequence[str] = ("motion", "pixel")
+    protocol: str = MEDSORA
+    metrics: str | Sequence[str] | None = None
     flow: str = "auto"
     bootstrap: int = 0
     corpus: str | None = None
@@ -89,7 +95,10 @@ class EvaluationSettings(ClipSettings):
     batch_size: int = 4
 
     def __post_init__(self) -> None:
-        self.metrics, self.cache = parse_metrics(self.metrics), Path(self.cache)
+        if self.protocol not in PROTOCOLS:
+            raise BadInput(f"the protocol must be one of {', '.join(PROTOCOLS)}, not {self.protocol!r}.")
+        self.metrics = METRICS_OF[self.protocol] if self.metrics is None else parse_metrics(self.metrics)
+        self.cache = Path(self.cache)
         super().__post_init__()
         self.clips = (self.clips,) * 2 if isinstance(self.clips, int) else tuple(self.clips)
         if len(self.clips) != 2:
@@ -100,9 +109,23 @@ class EvaluationSettings(ClipSettings):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise BadInput(f"{name} must be at least {least}, not {getattr(self, name)}.")
         self.crop = None if self.crop is None else checked_crop(self.crop, "the crop")
+        if self.protocol == STYLEGAN_V:
+            self._take_published_values()
         if min(self.size) < 16:
             raise BadInput(f"the size must be at least 16 pixels per side, not {self.size}.")
         if self.flow not in FLOW_ESTIMATORS:
             raise BadInput(f"flow must be one of {', '.join(FLOW_ESTIMATORS)}, not {self.flow!r}.")
         if self.corpus is not None and self.corpus not in CORPORA:
             raise BadInput(f"the corpus '{self.corpus}' must be one of {', '.join(CORPORA)}.")
+
+    def _take_published_values(self) -> None:
+        """Fill in what the protocol fixes. Raises `BadInput` for an option that says otherwise."""
+        if others := [name for name in self.metrics if name not in METRICS_OF[STYLEGAN_V]]:
+            raise BadInput(
+                f"the protocol {STYLEGAN_V} has fvd, fid and is, not {others[0]}; leave that metric out."
+            )
+        fixed = {"clips": (2048, 2048), "interval": 1, "crop": "none", "memorised": None}
+        for name, value in fixed.items():
+            if getattr(self, name) not in (None, value):
+                raise BadInput(f"the protocol {STYLEGAN_V} leaves no choice of {name}; leave --{name} out.")
+            setattr(self, name, value)

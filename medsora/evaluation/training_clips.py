@@ -13,7 +13,7 @@ from typing import Any
 
 from medsora.data.reading.find import find_sources
 from medsora.evaluation.features.clip_set import DEFAULT_CROP, ClipSet
-from medsora.evaluation.settings import EvaluationSettings
+from medsora.evaluation.settings import STYLEGAN_V, EvaluationSettings
 from medsora.sampling.synthetic import read_trained_on
 
 DEFAULT_INTERVAL = 1  # where generated clips name none
@@ -41,6 +41,9 @@ def fit_to_training(settings: EvaluationSettings) -> tuple[EvaluationSettings, d
             f"the generated clips differ in how their models' training clips were read ({kinds}); the first "
             "of these decides here: evaluate each model's clips alone."
         )
+    advice = "leave --{name} out"
+    if settings.protocol == STYLEGAN_V:
+        advice = "the protocol stylegan-v wants it so"
     values = {}
     for name, default in (("interval", DEFAULT_INTERVAL), ("crop", DEFAULT_CROP)):
         given, theirs = getattr(settings, name), trained_on.get(name)
@@ -49,7 +52,7 @@ def fit_to_training(settings: EvaluationSettings) -> tuple[EvaluationSettings, d
         if theirs not in (None, values[name]):
             warnings.append(
                 f"real clips are read with {name} {given}, but the generated clips' model was trained with "
-                f"{name} {theirs}: the two sides are not alike; leave --{name} out."
+                f"{name} {theirs}: the two sides are not alike; {advice.format(name=name)}."
             )
     return replace(settings, **values), trained_on, warnings
 

@@ -97,7 +97,7 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
             "size": list(settings.size),
             "seed": settings.seed,
             "crop": crop_in_words(settings.crop),
-            "resize": RESIZE,
+            "resize": RESIZE.words,
             "lpips": "VGG" if perceptual else "left out: its weights are not here (--weights lpips=FILE)",
             "versions": library_versions(),
         },

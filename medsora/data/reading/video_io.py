@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -101,13 +101,14 @@ def read_frames(
     margins: Margins = NO_MARGINS,
     interpretation: Interpretation = AS_FLAGGED,
     time_limit: float | None = None,
+    resize: Callable[[np.ndarray, int | tuple[int, int]], np.ndarray] = resize_and_crop,
 ) -> np.ndarray:
     """Return frames start, start + interval, ... as uint8 (count, H, W, 3); all if `count` is None.
 
     `margins` (top, bottom, left, right; parts of height and width) are cut off first. With `size`, one number
-    or (H, W), what is left of each frame is scaled to cover it and cropped in the middle. Frames are
-    decoded one after another and only those asked for are kept. With `seek_points` (from
-    `medsora.data.checking.scan.scan_source`) decoding begins at the last usable one at or before `start`,
+    or (H, W), `resize` brings what is left of each frame to it, by default scaled to cover it and cropped in
+    the middle. Frames are decoded one after another and only those asked for are kept. With `seek_points` from
+    `medsora.data.checking.scan.scan_source` decoding begins at the last usable one at or before `start`,
     without them at the file's start; the frames are the same either way. Frames are upright, of square pixels
     and deinterlaced where they are flagged interlaced; `interpretation`, also from the scan, tells what the
     file does not.
@@ -130,7 +131,7 @@ def read_frames(
     kept = []
     for frame in chosen:
         frame = crop(frame, margins)
-        kept.append(frame if size is None else resize_and_crop(frame, size))
+        kept.append(frame if size is None else resize(frame, size))
         _check_deadline(path, deadline)
     if not kept or (count is not None and len(kept) < count):
         missing = start + len(kept) * interval

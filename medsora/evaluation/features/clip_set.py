@@ -2,19 +2,21 @@
 
 The rule: every usable video is cut into clips that do not overlap; if these are more than asked for, as many
 are drawn without replacement by a seeded permutation. So each clip counts once, and a clip never changes.
+`Pick` names the rules of published protocols, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,11 +24,31 @@ from medsora.config.crop import Crop
 from medsora.data.checking.check import CheckReport, SourceReport, check_folder
 from medsora.data.clips import CLIP_TIME_LIMIT_S
 from medsora.data.reading.frame_folder import list_frames
-from medsora.data.reading.resize import height_width
+from medsora.data.reading.resize import height_width, resize_and_crop
 from medsora.data.reading.video_io import read_frames
 from medsora.runtime.digests import sha256
 
-RESIZE = "Pillow bilinear with antialiasing, scaled to cover, cropped in the middle; untouched at equal size"
+
+class Resize(NamedTuple):
+    """How frames are brought to size: words that identify it, and the function (frame, size) -> frame."""
+
+    words: str
+    apply: Callable[[np.ndarray, int | tuple[int, int]], np.ndarray]
+
+
+class Pick(Enum):
+    """Which windows of the videos become clips."""
+
+    DRAWN = "drawn from all videos"  # the module's rule
+    FIRST = "the first of each video"  # of so many videos in order of their names, and so below
+    RANDOM = "a random one of each video"
+    EVERY = "every one, in order"
+
+
+RESIZE = Resize(
+    "Pillow bilinear with antialiasing, scaled to cover, cropped in the middle; untouched at equal size",
+    resize_and_crop,
+)
 DEFAULT_CROP = "auto"  # as in training
 LOSSLESS_CODECS = {"ffv1", "png", "apng", "bmp", "ppm", "tif", "tiff", "rawvideo", "huffyuv", "utvideo"}
 READ_THREADS = 4
@@ -45,6 +67,7 @@ class ClipSet:
     size: tuple[int, int]
     seed: int
     crop: Crop
+    resize: Resize = RESIZE
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -67,6 +90,7 @@ class ClipSet:
             margins=source.margins,
             interpretation=source.scan.interpretation,
             time_limit=CLIP_TIME_LIMIT_S,
+            resize=self.resize.apply,
         )
 
     def read_ahead(self, indices: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -95,7 +119,7 @@ class ClipSet:
 
     def digest(self) -> str:
         """Return a SHA-256 of all that decides the clips' pixels; names and places do not matter."""
-        state = hashlib.sha256(f"{self.frames}/{self.interval}/{self.size}/{RESIZE}".encode())
+        state = hashlib.sha256(f"{self.frames}/{self.interval}/{self.size}/{self.resize.words}".encode())
         for source, start in self.clips:
             state.update(f"/{self.source_digests[source.source.name]}@{start}".encode())
             if any(source.margins):
@@ -152,8 +176,10 @@ def choose_clips(
     seed: int,
     crop: Crop = DEFAULT_CROP,
     stride: int | None = None,
+    pick: Pick = Pick.DRAWN,
+    resize: Resize = RESIZE,
 ) -> ClipSet:
-    """Choose at most `count` clips of `frames` frames below `root` by the module's rule; None takes all.
+    """Choose at most `count` clips of `frames` frames below `root`; None takes all.
 
     `stride` source frames lie between two clips of a video, by default so many that they do not overlap.
     `crop` "auto" cuts each video's own black borders off first, as training does; "none" keeps whole frames;
@@ -162,12 +188,19 @@ def choose_clips(
     """
     report = check_folder(root, frames=frames, interval=interval, clip_stride=stride, crop=crop)
     report.require_clips()
-    everything = [(source, window.start) for source in report.usable for window in source.windows]
-    picked = np.sort(np.random.default_rng(seed).permutation(len(everything))[:count])
-    clips = tuple(everything[i] for i in picked)
-    return ClipSet(
-        Path(root), report, clips, len(everything), frames, interval, height_width(size), seed, crop
-    )
+    random = np.random.default_rng(seed)
+    everything: list[tuple[SourceReport, int]] = []
+    for source in report.usable:
+        starts = [window.start for window in source.windows]
+        if pick is Pick.FIRST:
+            starts = starts[:1]
+        elif pick is Pick.RANDOM:
+            starts = [starts[random.integers(len(starts))]]
+        everything += [(source, start) for start in starts]
+    order = random.permutation(len(everything)) if pick is Pick.DRAWN else np.arange(len(everything))
+    clips = tuple(everything[i] for i in np.sort(order[:count]))
+    of_clips = frames, interval, height_width(size), seed, crop, resize
+    return ClipSet(Path(root), report, clips, len(everything), *of_clips)
 
 
 def _digest(path: Path) -> str:

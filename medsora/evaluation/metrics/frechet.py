@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 
-def frechet_distance(one: Moments, two: Moments) -> float:
+def frechet_distance(one: Moments, two: Moments, *, population: bool = False) -> float:
     """Return |m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½), the square as all published FID and FVD values.
 
     The trace of the root is the sum of the singular values of S1^½ S2^½, taken through symmetric
     eigenvalues: exact for singular covariances too (fewer samples than features), where a general matrix root
-    is not.
+    is not. `population` divides the covariances by n instead of n - 1.
 
     Raises `ValueError` if either side has fewer than two samples, or their features differ in width.
     """
     if one.mean.shape != two.mean.shape:
         raise ValueError(f"features of width {one.mean.size} and {two.mean.size} cannot be compared.")
-    first, second = one.covariance(), two.covariance()
+    first, second = (side.covariance(population=population) for side in (one, two))
     root = _root(first)
     product = root @ second @ root
     trace_of_root = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum()
@@ -57,13 +57,16 @@ class Moments:
         """Take in everything that `other` has seen."""
         self._merge(other.count, other.mean, other._scatter)
 
-    def covariance(self) -> np.ndarray:
-        """Return the unbiased covariance (width, width). Raises `ValueError` for fewer than two rows."""
+    def covariance(self, *, population: bool = False) -> np.ndarray:
+        """Return the covariance (width, width): unbiased, or `population`'s, which divides by n.
+
+        Raises `ValueError` for fewer than two rows.
+        """
         if self.count < 2:
             raise ValueError(
                 f"{self.count:.0f} samples have no covariance; a Fréchet distance needs two at least."
             )
-        return self._scatter / (self.count - 1)
+        return self._scatter / (self.count if population else self.count - 1)
 
     def _merge(self, count: float, mean: np.ndarray, scatter: np.ndarray) -> None:
         together = self.count + count

@@ -39,7 +39,12 @@ class Measure:
 
 
 class FrechetMeasure(Measure):
-    """A Fréchet distance over an extractor's features, or over the columns `columns` of them."""
+    """A Fréchet distance over an extractor's features, or over the columns `columns` of them.
+
+    `population` divides covariances by n instead of n - 1.
+    """
+
+    population = False
 
     def __init__(self, key: str, title: str, extractor: Extractor, columns: slice = slice(None)) -> None:
         self.extractor, self.columns = extractor, columns
@@ -47,7 +52,8 @@ class FrechetMeasure(Measure):
 
     def compare(self, real: Features, fake: Features) -> dict[str, float]:
         """Return the distance. Raises `ValueError` for fewer than two samples on a side."""
-        return {self.distances[0].key: frechet_distance(self._moments(real), self._moments(fake))}
+        sides = self._moments(real), self._moments(fake)
+        return {self.distances[0].key: frechet_distance(*sides, population=self.population)}
 
     def _moments(self, features: Features) -> Moments:
         moments = Moments(len(range(self.extractor.width)[self.columns]))

@@ -11,7 +11,7 @@ CORPORA = {
 }
 PAPER_PROTOCOL = {"real clips": 2048, "generated clips": 2048, "frames": 16, "size": [128, 128]}
 
-# per corpus: FVD, CD-FVD, FID, IS
+# per corpus of CORPORA: FVD, CD-FVD, FID, IS
 TABLE_2_METRICS = {"fvd": "FVD↓", "cd_fvd": "CD-FVD↓", "fid": "FID↓", "inception_score": "IS↑"}
 # fmt: off
 TABLE_2 = {
@@ -26,27 +26,42 @@ TABLE_2 = {
 TABLE_3 = {"Endora": (95.43, 91.15, 90.70), "MedSora-B": (97.17, 94.19, 94.02)}
 
 
-def paper_tables(figures: Mapping[str, float], corpus: str | None, row: str) -> str:
+TABLE_3_METRICS = {"frame_consistency": "Frame Consistency, %"}
+# Table 1 of Endora's paper (arXiv 2403.11050), scored by the protocol stylegan-v: FVD, FID, IS
+# fmt: off
+ENDORA_TABLE_1 = {
+    "StyleGAN-V": (2110.7, 226.14, 2.12, 594.1, 87.46, 3.36, 183.5, 31.61, 2.77),
+    "LVDM": (1036.7, 96.85, 1.93, 1361.5, 91.25, 2.65, 1027.8, 200.9, 1.46),
+    "MoStGAN-V": (468.5, 53.17, 3.37, 416.2, 72.87, 3.56, 82.77, 17.34, 2.53),
+    "Endora": (460.7, 13.41, 3.90, 236.2, 11.20, 4.09, 72.25, 10.61, 2.54),
+}
+# fmt: on
+ENDORA_METRICS = {key: title for key, title in TABLE_2_METRICS.items() if key != "cd_fvd"}
+
+
+def paper_tables(figures: Mapping[str, float], corpus: str | None, row: str, *, published: bool) -> str:
     """Return the paper's tables in Markdown, with this run's row `row` below the paper's.
 
     Only the columns of `corpus`, and of the metrics among `figures` (this run's values by key: `fvd`,
     `cd_fvd`, `fid`, `inception_score`, `frame_consistency`); empty without a corpus or such a metric.
+    `published` adds the values of Endora's paper, which the protocol stylegan-v gave.
     """
     if corpus is None:
         return ""
-    place, lines = list(CORPORA).index(corpus), []
-    measured = [number for number, key in enumerate(TABLE_2_METRICS) if key in figures]
-    if measured:
-        first = place * len(TABLE_2_METRICS)
-        rows = [(name, [values[first + number] for number in measured]) for name, values in TABLE_2.items()]
-        names, keys = list(TABLE_2_METRICS.values()), list(TABLE_2_METRICS)
-        rows.append((row, [figures[keys[number]] for number in measured]))
-        lines += [f"### Table 2: {CORPORA[corpus]}", ""]
-        lines += [*table(["Method", *(names[number] for number in measured)], rows), ""]
-    if "frame_consistency" in figures:
-        rows = [(name, [values[place]]) for name, values in TABLE_3.items()]
-        rows.append((row, [100 * figures["frame_consistency"]]))
-        lines += [f"### Table 3: {CORPORA[corpus]}", "", *table(["Method", "Frame Consistency, %"], rows), ""]
+    tables = [("Table 2", TABLE_2, TABLE_2_METRICS), ("Table 3", TABLE_3, TABLE_3_METRICS)]
+    if published:
+        tables.append(("Endora's Table 1", ENDORA_TABLE_1, ENDORA_METRICS))
+    lines = []
+    for title, values, metrics in tables:
+        measured = [key for key in metrics if key in figures]
+        if not measured:
+            continue
+        first = list(CORPORA).index(corpus) * len(metrics)
+        columns = [first + list(metrics).index(key) for key in measured]
+        rows = [(name, [numbers[column] for column in columns]) for name, numbers in values.items()]
+        ours = [figures[key] * (100 if metrics is TABLE_3_METRICS else 1) for key in measured]
+        head = ["Method", *(metrics[key] for key in measured)]
+        lines += [f"### {title}: {CORPORA[corpus]}", "", *table(head, [*rows, (row, ours)]), ""]
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from medsora.evaluation.bootstrap import Spread
 from medsora.evaluation.report.paper_tables import PAPER_PROTOCOL, number_text, paper_tables
+from medsora.evaluation.settings import STYLEGAN_V
 from medsora.runtime.files import write_json, write_text
 
 
@@ -73,7 +74,7 @@ class Results:
             f"{_counts(sets['generated'])} generated clips ({sets['generated']['folder']}) against "
             f"{_counts(sets['real'])} real ones ({sets['real']['folder']}), each of "
             f"{protocol['frames']} frames of {height}x{width} pixels, seed {protocol['seed']}. "
-            "The protocol is in `results.json`.",
+            f"Protocol: {protocol['name']}; all of it is in `results.json`.",
             "",
             *[f"**Note:** {warning}\n" for warning in self.warnings if notes],
             "## Generated against real",
@@ -102,18 +103,25 @@ class Results:
         if self.memorisation:
             lines += ["", "## Memorisation", "", *self.memorisation["sentences"]]
         row = f"this run ({sets['generated']['clips_used']} clips)"
-        if tables := paper_tables(self.figures(), self.corpus, row):
+        published = protocol["name"] == STYLEGAN_V
+        if tables := paper_tables(self.figures(), self.corpus, row, published=published):
             lines += ["", "## Beside the paper", "", self._comparability(), "", tables]
         return "\n".join([*lines, ""])
 
     def _comparability(self) -> str:
+        published = self.protocol["name"] == STYLEGAN_V
         used = {f"{name} clips": side["clips_used"] for name, side in self.sets.items()}
         used |= {key: self.protocol[key] for key in ("frames", "size")}
-        other = [f"{k} {used[k]} instead of {v}" for k, v in PAPER_PROTOCOL.items() if used[k] != v]
+        wanted = dict(PAPER_PROTOCOL)
+        if published:  # as many real clips as there are videos
+            del wanted["real clips"]
+        other = [f"{k} {used[k]} instead of {v}" for k, v in wanted.items() if used[k] != v]
         if any(side["borders_cut_off"] for side in self.sets.values()):
             other.append("frames cropped first")
         if other:
             return f"Not the paper's protocol ({', '.join(other)}): do not compare the numbers."
+        if published:
+            return "Clips, frames and covariances as in the published papers; see docs/evaluation.md for I3D."
         return "The paper's clip count, length and size; its data and code are not public."
 
 

@@ -8,6 +8,7 @@ from medsora.evaluation.metrics.motion import DIS_IDENTITY, DIS_NOTE
 from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.report.results import Results
 from medsora.evaluation.settings import EvaluationSettings
+from medsora.evaluation.stylegan_v import MAX_GENERATED_FRAMES
 
 
 def require_enough(clips: ClipSet) -> ClipSet:
@@ -24,6 +25,7 @@ def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results:
     """Return the sentences, the gravest first."""
     return [
         *_too_few(settings, real, fake, results),
+        *_too_few_frames(results),
         *_borders_cut(settings, real, fake),
         *_flow_without_weights(results),
         *_unequal_files(real, fake),
@@ -53,6 +55,16 @@ def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results
         f"only {' and '.join(few)} were asked for: Fréchet distances over few clips come out too high, by "
         "about the inverse of their number, and the Inception Score too low; compare only runs whose real "
         f"and generated counts are the same.{measured}{advice}"
+    ]
+
+
+def _too_few_frames(results: Results) -> list[str]:
+    frames = results.sets.get("generated frames", {}).get("clips_used", MAX_GENERATED_FRAMES)
+    if frames >= MAX_GENERATED_FRAMES:
+        return []
+    return [
+        f"FID and IS are taken over {frames} generated frames, where published values are over "
+        f"{MAX_GENERATED_FRAMES}: they come out too high and too low."
     ]
 
 

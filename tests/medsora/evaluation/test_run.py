@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,7 @@ def test_files_figures_and_protocol(run: Callable[..., Results], tmp_path: Path)
     assert written["sets"]["real"]["codecs"] == {"ffv1": 5}
     assert len(written["sets"]["real"]["content_sha256"]) == 64
     protocol = written["protocol"]
+    assert protocol["name"] == "medsora"
     assert protocol["seed"] == 0
     assert protocol["size"] == [32, 32]
     assert "antialiasing" in protocol["resize"]
@@ -109,7 +111,7 @@ def test_files_figures_and_protocol(run: Callable[..., Results], tmp_path: Path)
 
 def test_the_paper_s_rows_are_the_paper_s() -> None:
     figures = {"fvd": 123.4, "inception_score": 3.5, "frame_consistency": 0.91, "flow_magnitude": 2.0}
-    page = paper_tables(figures, "cholectriplet", "ours")
+    page = paper_tables(figures, "cholectriplet", "ours", published=False)
     assert all(len(row) == 12 for row in TABLE_2.values())
     assert "| Method | FVD↓ | IS↑ |" in page
     assert "| MedSora-L | 400.60 | 3.98 |\n| ours | 123.40 | 3.50 |" in page
@@ -118,17 +120,21 @@ def test_the_paper_s_rows_are_the_paper_s() -> None:
 
 
 def test_the_paper_s_tables_appear_only_where_corpus_and_metric_match() -> None:
-    assert paper_tables({"fvd": 1.0, "frame_consistency": 0.9}, None, "ours") == ""
-    assert paper_tables({"flow_magnitude": 1.0, "sharpness": 2.0}, "colonoscopic", "ours") == ""
-    only = paper_tables({"fid": 9.0}, "colonoscopic", "ours")
+    tables = partial(paper_tables, row="ours", published=True)
+    assert tables({"fvd": 1.0, "frame_consistency": 0.9}, None) == ""
+    assert tables({"flow_magnitude": 1.0, "sharpness": 2.0}, "colonoscopic") == ""
+    only = tables({"fid": 9.0}, "colonoscopic")
     assert "| MedSora-B | 15.47 |\n| ours | 9.00 |" in only
+    assert "| Endora | 13.41 |\n| ours | 9.00 |" in only
     assert "Table 3" not in only
+    assert "| Endora | 72.25 | 2.54 |\n" in tables({"fvd": 1.0, "inception_score": 2.0}, "kvasir_capsule")
+    assert "Endora's" not in tables({"fid": 9.0}, "colonoscopic", published=False)
 
 
 def test_comparison_with_the_paper_names_every_difference() -> None:
     sides = {"real": 100, "generated": 2048}
     results = Results(
-        {"frames": 8, "size": [128, 128], "seed": 0},
+        {"name": "medsora", "frames": 8, "size": [128, 128], "seed": 0},
         {
             name: {"folder": name, "clips_used": n, "clips_available": n, "borders_cut_off": {}}
             for name, n in sides.items()
