@@ -107,8 +107,8 @@ def read_frames(
 
     `margins` (top, bottom, left, right; parts of height and width) are cut off first. With `size`, one number
     or (H, W), `resize` brings what is left of each frame to it, by default scaled to cover it and cropped in
-    the middle. Frames are decoded one after another and only those asked for are kept. With `seek_points` from
-    `medsora.data.checking.scan.scan_source` decoding begins at the last usable one at or before `start`,
+    the middle. Frames are decoded one after another and only those asked for are kept. With `seek_points` (of
+    `medsora.data.checking.scan.scan_source`) decoding begins at the last usable one at or before `start`,
     without them at the file's start; the frames are the same either way. Frames are upright, of square pixels
     and deinterlaced where they are flagged interlaced; `interpretation`, also from the scan, tells what the
     file does not.
