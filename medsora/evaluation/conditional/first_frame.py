@@ -28,7 +28,7 @@ from medsora.evaluation.conditional.command import (
     through_vae,
 )
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips
-from medsora.evaluation.metrics.motion import flow_magnitudes
+from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
 from medsora.evaluation.sanity.claims import Claim
 from medsora.evaluation.sanity.degrade import blurred
 from medsora.runtime.exit import exit_with_status
@@ -76,6 +76,7 @@ def measure(options: argparse.Namespace) -> int:
         "psnr_of_the_given_frames_db": psnr(videos[:, : options.given], given),
         **fine,
         **coarse,
+        "flow": DIS_NOTE,
         "videos": options.videos,
         "given": options.given,
         "steps": options.steps,

@@ -21,7 +21,7 @@ from medsora.data.reading.pixels import frames_to_video
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput
 from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser, sampled
-from medsora.evaluation.metrics.motion import occluded, warping_error
+from medsora.evaluation.metrics.motion import DIS_NOTE, occluded, warping_error
 from medsora.evaluation.sanity.claims import Claim
 from medsora.flow_prior import DisEstimator
 from medsora.runtime.exit import exit_with_status
@@ -65,6 +65,7 @@ def measure(options: argparse.Namespace) -> int:
         "joints_to_inside": at_joints / inside,
         "joints_to_all_other_pairs": at_joints / elsewhere,
         "per_pair": np.nanmean(errors, axis=0).round(3).tolist(),
+        "flow": DIS_NOTE,
         "plan": vars(plan),
         "videos": options.videos,
         "steps": options.steps,

@@ -20,6 +20,7 @@ from medsora.errors import BadInput, building
 from medsora.evaluation.features.clip_set import ClipSet, choose_clips
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
+from medsora.evaluation.metrics.motion import DIS_NOTE
 from medsora.evaluation.metrics.registry import WEIGHT_FREE, build_measures
 from medsora.evaluation.report.paper_tables import markdown_table, number_text
 from medsora.evaluation.sanity.degrade import blurred, frozen, noisy, shuffled
@@ -115,13 +116,13 @@ def main() -> None:
             seed=0,
         )
         reference, others = halves(clips, options.divide)
-    measures = build_measures(WEIGHT_FREE, {}, "cpu")
+    measures = build_measures(WEIGHT_FREE, {}, "cpu", "dis")
     found = distances_of_degradations(
         list(measures.values()), [clips.read(i) for i in reference], [clips.read(i) for i in others]
     )
     titles = {figure.key: figure for measure in measures.values() for figure in measure.distances}
     print(f"{len(reference)} reference clips, {len(others)} others, {options.frames} frames of ", end="")
-    print(f"{options.size}x{options.size} pixels of {options.real}\n")
+    print(f"{options.size}x{options.size} pixels of {options.real}; {DIS_NOTE}\n")
     rows = []
     for key, row in found.items():
         unit = f" ({titles[key].unit})" if titles[key].unit else ""

@@ -20,7 +20,7 @@ from medsora.errors import BadInput
 from medsora.evaluation.conditional import first_frame, labels, seams
 from medsora.evaluation.conditional.classifier import judged, train_judge
 from medsora.evaluation.conditional.command import conclude
-from medsora.evaluation.metrics.motion import flow_magnitudes
+from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
 from medsora.evaluation.sanity.claims import Claim
 from medsora.evaluation.sanity.degrade import blurred
 from medsora.sampling.conditions import FilmPlan
@@ -88,7 +88,9 @@ def test_first_frames_from_end_to_end(model: Path, tmp_path: Path, capsys: pytes
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["psnr_of_the_vae_alone_db"] > 0
     assert (tmp_path / "sheet.png").is_file()
-    assert "given frames come back" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "given frames come back" in said
+    assert DIS_NOTE in said
     with pytest.raises(BadInput, match="trained to begin with 1 "):
         first_frame.measure(options(model, tmp_path, videos=2, given=9))
 
@@ -143,6 +145,8 @@ def test_a_jump_is_seen_where_it_is() -> None:
 def test_seams_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     seams.measure(options(model, tmp_path, videos=1, frames=17, window=None))
     assert len(json.loads((tmp_path / "results.json").read_text())["per_pair"]) == 16
-    assert "joints show" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "joints show" in said
+    assert DIS_NOTE in said
     with pytest.raises(BadInput, match="has no joint"):
         seams.measure(options(model, tmp_path, videos=1, frames=9, window=None))
