@@ -85,14 +85,14 @@ class EvaluationSettings(ClipSettings):
     real: str | Path
     fake: str | Path
     clips: int | tuple[int, int] = field(default=2048, kw_only=True)
-    protocol: str = MEDSORA
     metrics: str | Sequence[str] | None = None
-    flow: str = "auto"
     bootstrap: int = 0
     corpus: str | None = None
     memorised: str | Path | None = None
     cache: str | Path = FEATURE_CACHE
     batch_size: int = 4
+    protocol: str = MEDSORA
+    flow: str = "auto"
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:

@@ -122,6 +122,7 @@ def evaluation_lines(results: dict[str, Any]) -> list[str]:
     Raises `KeyError` or `TypeError` if it is something else.
     """
     sets, protocol = results["sets"], results["protocol"]
+    named = f" (protocol {protocol['name']})" if "name" in protocol else ""  # older results have none
     height, width = protocol["size"]
     rows = [
         (distance["title"], f"{_number(distance['value'])} {distance['unit']}".rstrip())
@@ -136,7 +137,7 @@ def evaluation_lines(results: dict[str, Any]) -> list[str]:
     ]
     return [
         f"{sets['generated']['clips_used']} generated clips against {sets['real']['clips_used']} real ones, "
-        f"each of {protocol['frames']} frames of {height}x{width} pixels.",
+        f"each of {protocol['frames']} frames of {height}x{width} pixels{named}.",
         *_table("figure", "value", rows),
         *[f"\n**Note:** {_plain(warning)}" for warning in results.get("warnings", [])],
     ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medsora.data.reading.video_io import write_video
@@ -29,11 +30,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def perfect(tmp_path: Path) -> Callable[..., Path]:
-    """`perfect(rate, trained_on)`: what a perfect model trained at interval 3 generates."""
+    """`perfect(rate, trained_on)`: what a perfect model trained at interval 3 generates: mirror images."""
 
-    def write(rate: float = 8, trained_on: dict[str, Any] | None = None, seeds: range = range(5, 10)) -> Path:
+    def write(rate: float = 8, trained_on: dict[str, Any] | None = None, seeds: range = range(5)) -> Path:
         for seed in seeds:
-            frames = drifting_clip(seed, frames=24)[::3]
+            frames = np.ascontiguousarray(drifting_clip(seed, frames=24)[::3, :, ::-1])
             tags = synthetic_tags("a test", trained_on or {})
             write_video(tmp_path / "fake" / f"{seed}.mkv", frames, rate, lossless=True, metadata=tags)
         return tmp_path / "fake"
@@ -62,7 +63,7 @@ def test_the_default_command_compares_like_with_like(perfect: Callable, run: Cal
     assert about_speed(found) == about_speed(asked) == []
     wrong = run(fake, interval=1, crop="none")
     key = "flow_magnitude_distance"
-    assert wrong.figures()[key] > 3 * found.figures()[key]
+    assert wrong.figures()[key] > 10 * found.figures()[key]
 
 
 @pytest.mark.parametrize(
@@ -115,8 +116,8 @@ def test_rates_that_differ_are_reported_once(
 
 
 def test_clips_of_models_that_were_trained_differently_are_reported(perfect: Callable, run: Callable) -> None:
-    perfect(trained_on={"interval": 3}, seeds=range(5, 8))
-    results = run(perfect(trained_on={"interval": 2}, seeds=range(8, 10)))
+    perfect(trained_on={"interval": 3}, seeds=range(3))
+    results = run(perfect(trained_on={"interval": 2}, seeds=range(3, 5)))
     (warning,) = about_speed(results)
     assert "(3 clips: interval 3; 2 clips: interval 2)" in warning
     assert results.sets["real"]["every_nth_frame"] == 3

@@ -158,6 +158,12 @@ def test_two_runs_in_one_folder_are_named(run: Path, tmp_path: Path) -> None:
         export(str(run.parent), str(tmp_path / "out"))
 
 
+def test_evaluation_lines_name_the_protocol_if_the_results_do() -> None:
+    assert "of 128x128 pixels." in evaluation_lines(RESULTS)[0]  # written before there were two
+    named = RESULTS | {"protocol": RESULTS["protocol"] | {"name": "stylegan-v"}}
+    assert "of 128x128 pixels (protocol stylegan-v)." in evaluation_lines(named)[0]
+
+
 def test_evaluation_lines_refuse_other_files() -> None:
     with pytest.raises(KeyError):
         evaluation_lines({})
