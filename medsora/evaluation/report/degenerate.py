@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from medsora.evaluation.features.clip_set import ClipSet
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.pixel import black, featureless
 
+SMALL = "pixel for pixel: the distances come out too small"
+
 
 def degenerate(real: ClipSet, fake: ClipSet, of_real: Features, of_fake: Features) -> list[str]:
     """Return a sentence for each of these; `of_real`, `of_fake` are `PixelExtractor`'s features."""
-    found, empty = [], []
-    for name, features in (("real", of_real), ("generated", of_fake)):
+    found = []
+    shows_something = {}
+    for name, clips, features in (("real", real, of_real), ("generated", fake, of_fake)):
         dark = black(features)
         flat = featureless(features) & ~dark
-        found += _share(dark, name, "black")
-        found += _share(flat, name, "of one colour or without any detail")
-        empty.append(dark | flat)
-    for name, clips, features, nothing in zip(
-        ("real", "generated"), (real, fake), (of_real, of_fake), empty, strict=True
-    ):
+        found += _sentence(dark.sum(), clips, name, "is black", "are black")
+        what = "of one colour or without any detail"
+        found += _sentence(flat.sum(), clips, name, f"is {what}", f"are {what}")
+        shows_something[name] = ~(dark | flat)
         first = _first_alike(features, features)
-        repeated = [
-            i
-            for i in np.flatnonzero((first < np.arange(len(clips))) & ~nothing)
-            if np.array_equal(clips.read(int(i)), clips.read(int(first[i])))
-        ]
-        if repeated and len(repeated) == len(clips) - 1:
+        maybe = np.flatnonzero((first < np.arange(len(clips))) & shows_something[name])
+        repeated = sum(_same_pixels(clips, i, clips, first[i]) for i in maybe)
+        if repeated and repeated == len(clips) - 1:
             found.append(f"all {len(clips)} {name} clips are the same clip.")
-        elif repeated:
-            found.append(
-                f"{_of(len(repeated), len(clips), name)} repeat another {name} clip pixel for pixel."
-            )
-    return _copied(real, fake, of_real, of_fake, empty[1]) + found
+        else:
+            what = "another one pixel for pixel"
+            found += _sentence(repeated, clips, name, f"repeats {what}", f"repeat {what}")
+    return _copies(real, fake, of_real, of_fake, shows_something["generated"]) + found
 
 
-def _copied(
-    real: ClipSet, fake: ClipSet, of_real: Features, of_fake: Features, nothing: np.ndarray
+def _copies(
+    real: ClipSet, fake: ClipSet, of_real: Features, of_fake: Features, shows_something: np.ndarray
 ) -> list[str]:
     if real.root.resolve() == fake.root.resolve():
         return ["the real and the generated folder are the same: every distance is zero or means nothing."]
@@ -48,17 +43,9 @@ def _copied(
         files = "1 file is" if shared == 1 else f"{shared} files are"
         return [f"{files} byte for byte on both sides: the distances come out too small."]
     twin = _first_alike(of_fake, of_real)
-    copies = [
-        i
-        for i in np.flatnonzero((twin >= 0) & ~nothing)
-        if np.array_equal(fake.read(int(i)), real.read(int(twin[i])))
-    ]
-    if not copies:
-        return []
-    return [
-        f"{_of(len(copies), len(fake), 'generated')} are real clips, pixel for pixel: the distances come "
-        "out too small."
-    ]
+    maybe = np.flatnonzero((twin >= 0) & shows_something)
+    copies = sum(_same_pixels(fake, i, real, twin[i]) for i in maybe)
+    return _sentence(copies, fake, "generated", f"is a real clip, {SMALL}", f"are real clips, {SMALL}")
 
 
 def _first_alike(features: Features, among: Features) -> np.ndarray:
@@ -69,10 +56,14 @@ def _first_alike(features: Features, among: Features) -> np.ndarray:
     return np.array([numbers.get(row.tobytes(), -1) for row in features.per_clip()])
 
 
-def _share(marked: Sequence[bool], name: str, what: str) -> list[str]:
-    count = int(np.sum(marked))
-    return [f"{_of(count, len(marked), name)} are {what}."] if count else []
+def _same_pixels(clips: ClipSet, index: int, others: ClipSet, other: int) -> bool:
+    """Compare two clips: mirrored or reordered frames have equal features, too."""
+    return np.array_equal(clips.read(int(index)), others.read(int(other)))
 
 
-def _of(count: int, total: int, name: str) -> str:
-    return f"all {total} {name} clips" if count == total else f"{count} of {total} {name} clips"
+def _sentence(count: int, clips: ClipSet, name: str, one: str, many: str) -> list[str]:
+    """Return that `count` of the clips are so, as one sentence; nothing for none."""
+    if not count:
+        return []
+    who = f"all {count}" if count == len(clips) else f"{count} of {len(clips)}"
+    return [f"{who} {name} clips {one if count == 1 else many}."]
