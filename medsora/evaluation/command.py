@@ -65,7 +65,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add(
         "--metrics",
         metavar="NAMES",
-        help="of fvd, cd-fvd, fid, is, fc, motion, pixel, joined by commas; the last two need no weights "
+        help="of fvd, cd-fvd, fid, is, fc, motion, pixel, joined by commas; the last two need no weights; "
         "by default motion,pixel, with --protocol stylegan-v fvd,fid,is",
     )
     add(

@@ -100,7 +100,8 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     with building():
         results.write(settings.out)
         write_sheet(settings.out / "contact-sheet.png", real, fake)
-        draw_distances(settings.out / "distances.png", results.distances)
+        if results.distances:  # the Inception Score and Frame Consistency have none
+            draw_distances(settings.out / "distances.png", results.distances)
         if "motion" in measures:
             draw_motion(settings.out / "motion.png", real_features["motion"], fake_features["motion"])
     shutil.rmtree(scratch, ignore_errors=True)

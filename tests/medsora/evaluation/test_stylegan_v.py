@@ -167,6 +167,12 @@ def test_results_name_the_protocol_and_what_it_does(run: Callable[..., Results],
     assert any("over 16 generated frames" in warning for warning in results.warnings)
 
 
+def test_a_metric_without_distances_is_enough(run: Callable[..., Results], tmp_path: Path) -> None:
+    results = run(metrics="is")
+    assert set(results.figures()) == {"inception_score"}
+    assert not (tmp_path / "results" / "distances.png").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
