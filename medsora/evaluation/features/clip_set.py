@@ -2,7 +2,7 @@
 
 The rule: every usable video is cut into clips that do not overlap; if these are more than asked for, as many
 are drawn without replacement by a seeded permutation. So each clip counts once, and a clip never changes.
-`Pick` names the rules of published protocols, too.
+`Pick` names it and the rules of published protocols.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Resize(NamedTuple):
 
 
 class Pick(Enum):
-    """Which windows of the videos become clips."""
+    """Which windows become clips: the module's rule, or, of videos in order of their names, those below."""
 
-    DRAWN = "drawn from all videos"  # the module's rule
-    FIRST = "the first of each video"  # of so many videos in order of their names, and so below
-    RANDOM = "a random one of each video"
-    EVERY = "every one, in order"
+    DRAWN = "drawn"
+    FIRST = "first"  # of each video
+    RANDOM = "random"  # one of each video, by seed
+    EVERY = "every"
 
 
 RESIZE = Resize(
@@ -181,6 +181,7 @@ def choose_clips(
 ) -> ClipSet:
     """Choose at most `count` clips of `frames` frames below `root`; None takes all.
 
+    `pick` says which windows, `resize` how their frames are brought to `size`.
     `stride` source frames lie between two clips of a video, by default so many that they do not overlap.
     `crop` "auto" cuts each video's own black borders off first, as training does; "none" keeps whole frames;
     parts (top, bottom, left, right) are cut off every frame.

@@ -25,6 +25,7 @@ class Measure:
 
     distances: tuple[Figure, ...] = ()
     scores: tuple[Figure, ...] = ()
+    population = False  # whether covariances are divided by n instead of n - 1
 
     def __init__(self, extractor: Extractor) -> None:
         self.extractor = extractor
@@ -39,12 +40,7 @@ class Measure:
 
 
 class FrechetMeasure(Measure):
-    """A Fréchet distance over an extractor's features, or over the columns `columns` of them.
-
-    `population` divides covariances by n instead of n - 1.
-    """
-
-    population = False
+    """A Fréchet distance over an extractor's features, or over the columns `columns` of them."""
 
     def __init__(self, key: str, title: str, extractor: Extractor, columns: slice = slice(None)) -> None:
         self.extractor, self.columns = extractor, columns

@@ -43,8 +43,8 @@ def build_measures(
     """Return the measures of the metrics `names`, by the name under which reports list them.
 
     `weights` are local files by the names of `weight_files.PUBLISHED`, `flow` is one of `FLOW_ESTIMATORS`.
-    Raises `ValueError` or `OSError`, in
-    one sentence, for weights that do not fit or cannot be had. Networks' libraries load only when asked for.
+    Networks' libraries load only when asked for. Raises `ValueError` or `OSError`, in one sentence, for
+    weights that do not fit or cannot be had.
     """
     measures: dict[str, Measure] = {}
     if "fvd" in names:

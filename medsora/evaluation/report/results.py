@@ -10,6 +10,7 @@ from typing import Any
 from medsora.evaluation.bootstrap import Spread
 from medsora.evaluation.report.paper_tables import PAPER_PROTOCOL, number_text, paper_tables
 from medsora.evaluation.settings import STYLEGAN_V
+from medsora.evaluation.stylegan_v import MAX_GENERATED_FRAMES
 from medsora.runtime.files import write_json, write_text
 
 
@@ -110,11 +111,13 @@ class Results:
 
     def _comparability(self) -> str:
         published = self.protocol["name"] == STYLEGAN_V
-        used = {f"{name} clips": side["clips_used"] for name, side in self.sets.items()}
+        names = {"real": "real clips", "generated": "generated clips"}
+        used = {names.get(name, name): side["clips_used"] for name, side in self.sets.items()}
         used |= {key: self.protocol[key] for key in ("frames", "size")}
         wanted = dict(PAPER_PROTOCOL)
         if published:  # as many real clips as there are videos
             del wanted["real clips"]
+            wanted |= {"generated frames": MAX_GENERATED_FRAMES} if "generated frames" in used else {}
         other = [f"{k} {used[k]} instead of {v}" for k, v in wanted.items() if used[k] != v]
         if any(side["borders_cut_off"] for side in self.sets.values()):
             other.append("frames cropped first")

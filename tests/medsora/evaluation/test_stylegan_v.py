@@ -160,6 +160,7 @@ def test_results_name_the_protocol_and_what_it_does(run: Callable[..., Results],
     assert "Protocol: stylegan-v" in page
     assert "Endora's Table 1: Colonoscopic" in page
     assert "generated clips 3 instead of 2048, frames 4 instead of 16" in page
+    assert "generated frames 16 instead of 50000" in page
     about_interval = [warning for warning in results.warnings if "trained with" in warning]
     assert len(about_interval) == 1
     assert "trained with interval 3" in about_interval[0]
