@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from urllib.error import URLError
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -125,6 +126,7 @@ def test_missing_weights_end_it_before_anything_is_decoded(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(transformers.CLIPVisionModelWithProjection, "from_pretrained", offline)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
     monkeypatch.setattr(VideoReader, "__init__", refuse)
     folder = write_clips(tmp_path / "clips", range(2), frames=16, size=16)
     wanted = ["--metrics", f"motion,{metric}", "--frames", "16", "--size", "16"]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub import HfApi
 from transformers import CLIPVisionModelWithProjection
 
 from medsora.data.reading.pixels import frames_to_video
@@ -21,7 +22,9 @@ from medsora.errors import BadInput
 from medsora.evaluation.features.feature_store import Extractor, Features
 from medsora.evaluation.metrics.measure import Figure, Measure, weighted_mean
 from medsora.evaluation.metrics.weight_files import PUBLISHED
+from medsora.saved.hub import HTTP_ERRORS
 
+CONNECT_TIMEOUT_S = 10
 # CLIP's own statistics of RGB in [0, 1]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -82,9 +85,17 @@ def _load_clip(source: str, *, given: bool) -> CLIPVisionModelWithProjection:
         try:
             network, report = load(local_files_only=True)  # what is cached needs no network
         except OSError:
+            if given:
+                raise
+            HfApi().model_info(source, timeout=CONNECT_TIMEOUT_S)  # fails at once; a download tries for long
             network, report = load()
-    except OSError as error:
+    except (OSError, *HTTP_ERRORS) as error:
         reason = str(error).strip().partition("\n")[0]
+        if given:
+            raise OSError(
+                f"{source} cannot be loaded as a CLIP model ({reason.rstrip('.')}); correct "
+                "--weights clip=..."
+            ) from error
         raise OSError(
             f"the weights for fc, the CLIP model {source}, could not be downloaded from the Hugging Face Hub "
             f"({reason.rstrip('.')}); fetch it elsewhere and give its folder with --weights clip=FOLDER, or "

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import HfApi
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as inceptionv3
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -34,6 +35,7 @@ from medsora.evaluation.metrics.measure import FrechetMeasure
 from medsora.evaluation.metrics.registry import build_measures, parse_metrics
 from medsora.evaluation.metrics.videomae import VideoMAE, VideoMAEExtractor, translated
 from medsora.evaluation.metrics.weight_files import PUBLISHED, cached_file, parse_weights, weight_file
+from medsora.saved.hub import HTTP_ERRORS
 
 TINY_MAE = {
     "image_size": 28,
@@ -258,6 +260,9 @@ def test_clip_with_a_hole_is_refused(clip_folder: Path, tmp_path: Path) -> None:
     network.save_pretrained(tmp_path / "torn", state_dict=state)
     with pytest.raises(ValueError, match="visual_projection"):
         ClipExtractor({"clip": tmp_path / "torn"})
+    (tmp_path / "torn" / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"torn cannot be loaded as a CLIP model .*correct --weights clip"):
+        ClipExtractor({"clip": tmp_path / "torn"})
     with pytest.raises(FileNotFoundError, match="no folder of a CLIP model"):
         ClipExtractor({"clip": tmp_path / "nowhere"})
 
@@ -282,6 +287,29 @@ def test_raft_is_taken_where_its_weights_are_at_hand(tmp_path: Path, monkeypatch
     assert flow() == "raft_large"
     assert flow(raft_small=tmp_path / "small.pth") == "raft_small"
     assert flow("dis", raft_small=tmp_path / "small.pth").startswith("OpenCV DIS")
+
+
+def test_without_a_network_clip_is_not_tried_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's client tries to download for half a minute; one question comes first."""
+
+    def unreachable(*args: object, **options: object) -> None:
+        raise HTTP_ERRORS[0]("no network")
+
+    asked = []
+
+    def missing(source: str, **options: object) -> None:
+        asked.append(options.get("local_files_only", False))
+        raise OSError("not here")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    monkeypatch.setattr(CLIPVisionModelWithProjection, "from_pretrained", missing)
+    with pytest.raises(
+        OSError, match=r"no network.*--weights clip=FOLDER, or start this once where there is"
+    ):
+        ClipExtractor({})
+    assert asked == [True]
 
 
 # Weight files
