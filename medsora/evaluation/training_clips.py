@@ -24,8 +24,8 @@ MAX_RATE_RATIO = 1.05
 def fit_to_training(settings: EvaluationSettings) -> tuple[EvaluationSettings, dict[str, Any], list[str]]:
     """Return the settings with interval and crop filled in, what generated clips name, and what to warn of.
 
-    An option that was given stays; a difference to what the clips name is a warning. Raises `BadInput` if
-    there is no folder of generated clips.
+    An option that was given stays; a difference to what the clips name is a warning. Where they name a rate
+    and no interval, the interval comes nearest to that rate. Raises `BadInput` if there is no folder.
     """
     named = Counter(
         json.dumps(read_trained_on(source.path), sort_keys=True)
@@ -54,6 +54,9 @@ def fit_to_training(settings: EvaluationSettings) -> tuple[EvaluationSettings, d
                 f"real clips are read with {name} {given}, but the generated clips' model was trained with "
                 f"{name} {theirs}: the two sides are not alike; {advice.format(name=name)}."
             )
+    if settings.interval is None and "interval" not in trained_on and "rate" in trained_on:
+        source_rate = settings.choose(settings.real, None).rate  # every frame taken
+        values["interval"] = max(round((source_rate or 0) / trained_on["rate"]), 1)
     return replace(settings, **values), trained_on, warnings
 
 

@@ -99,6 +99,13 @@ def test_fixed_parts_are_taken_over(perfect: Callable, run: Callable) -> None:
         (25, {"interval": 3}, None, None),
         (8, {"rate": 8.4}, 3, None),
         (8, {"rate": 12.5}, 3, "such as --interval 2"),
+        (8, {"rate": 8.4}, None, None),  # every third of 25 frames per second
+        (
+            8,
+            {"rate": 10},
+            None,
+            "at 12.5 frames per second (--interval 2), but the generated clips' model was",
+        ),
     ],
 )
 def test_rates_that_differ_are_reported_once(
