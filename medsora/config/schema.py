@@ -239,7 +239,9 @@ class FlowConfig:
 class DinoConfig:
     """The self-supervised image model that encodes the optical flow (§3.2)."""
 
-    model: str = key("vit_base_patch8_224.dino", "Name of the ViT in timm.")
+    model: str = key(
+        "vit_base_patch8_224.dino", "A ViT: its name in timm, or a JSON file that describes one."
+    )
     weights: str = key(
         "hub", "Weights: hub (download), a local file, or random (untrained: for the phantom and tests)."
     )
