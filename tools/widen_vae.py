@@ -2,8 +2,8 @@
 
 Every channel of a level that has twice as many becomes two equal ones, and what reads it shares its weights
 among them (Net2Net, Chen et al., 2016). One of the two shares is negative: the copies get nearly
-opposite gradients; with equal ones, Adam would move both alike for ever. Group norms see the same statistics because
-the copies lie side by side, in one group.
+opposite gradients; with equal ones, Adam would move both alike for ever. Group norms see the same
+statistics because the copies lie side by side, in one group.
 """
 
 from __future__ import annotations
