@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +26,11 @@ class DinoEncoder(nn.Module):
     divide are first resized up to the next multiple.
 
     Args:
-        name: a timm model, for the paper's DINO "vit_base_patch8_224.dino" (without ".dino" it is another).
-        weights: "hub" (timm's cache or download), a local `.safetensors` or `.pth` file in timm's names (also
-            the official DINO checkpoints), or "random" (untrained, always the same; for tests and trials).
+        name: a timm model, for the paper's DINO "vit_base_patch8_224.dino" (without ".dino" it is another);
+            or a JSON file in timm's form that changes one: {"architecture": name, "model_args": {...}}.
+        weights: "hub" (timm's cache or download; not for a JSON file), a local `.safetensors` or `.pth` file
+            in timm's names (also the official DINO checkpoints), or "random" (untrained, always the same; for
+            tests and trials).
 
     Attributes:
         depth: number of layers.
@@ -44,7 +47,7 @@ class DinoEncoder(nn.Module):
         from_hub = str(weights) == "hub"
         with torch.random.fork_rng(devices=[]):  # the caller's randomness goes on as if nothing was built
             torch.default_generator.manual_seed(0)
-            self.network = _build(name, pretrained=from_hub)
+            self.network = build_network(name, pretrained=from_hub)
         if self.untrained:
             logger.warning("the flow prior is untrained: %s has random weights and teaches nothing.", name)
         elif not from_hub:
@@ -90,11 +93,24 @@ def encoder_weights(state: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in bare.items() if not name.startswith("head.")}
 
 
-def _build(name: str, *, pretrained: bool) -> nn.Module:
+def build_network(name: str, *, pretrained: bool = False) -> nn.Module:
+    """Return the vision transformer `name`, a name of timm or a JSON file, as `DinoEncoder` describes it.
+
+    Its output is the class token after the last norm.
+
+    Raises:
+        ValueError: no such vision transformer, a file that describes none, or one that no hub has.
+        OSError: weights that cannot be had.
+    """
     refusal = f"{name!r} cannot be the flow prior's encoder: expected a vision transformer of timm"
+    architecture, settings = read_settings(name) if name.endswith(".json") else (name, {})
+    if pretrained and name.endswith(".json"):
+        raise ValueError(f"the weights of {name} are on no hub: give their file (dino.weights), or random.")
     try:
-        network = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
-    except TypeError as error:  # a network that does not know dynamic_img_size
+        network = timm.create_model(
+            architecture, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **settings
+        )
+    except (TypeError, AssertionError) as error:  # settings, or dynamic_img_size, that it does not know
         raise ValueError(f"{refusal}.") from error
     except RuntimeError as error:
         raise ValueError(f"{refusal} (timm: {str(error).rstrip('.')}).") from error
@@ -106,3 +122,26 @@ def _build(name: str, *, pretrained: bool) -> nn.Module:
     if not hasattr(network, "blocks"):
         raise ValueError(f"{refusal}.")
     return network
+
+
+def read_settings(path: str | Path) -> tuple[str, dict[str, Any]]:
+    """Return the architecture and the settings that a JSON file in timm's form names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file, or one of its settings is not a number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"the encoder's description {path} does not exist: correct dino.model.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        architecture, settings = found["architecture"], found.get("model_args", {})
+        numbers = all(type(value) in (int, float) for value in settings.values())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f'{path} describes no encoder: expected {{"architecture": NAME, "model_args": {{...}}}}.'
+        ) from error
+    if not isinstance(architecture, str) or not numbers or found.keys() - {"architecture", "model_args"}:
+        raise ValueError(f"{path} has more than an architecture and model_args whose values are numbers.")
+    return architecture, settings

@@ -23,12 +23,14 @@ MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml
 class Section:
     """One part of the page: heading, sentences, a table, code as it is, captioned pictures and videos.
 
-    `table` holds (name, value), pictures and videos (path, caption).
+    `table` holds rows of equal length, under the words of `header` if there are any; pictures and videos are
+    (path, caption).
     """
 
     title: str
     text: list[str] = field(default_factory=list)
-    table: list[tuple[str, str]] = field(default_factory=list)
+    table: list[tuple[str, ...]] = field(default_factory=list)
+    header: tuple[str, ...] = ()
     code: str = ""
     images: list[tuple[Path, str]] = field(default_factory=list)
     videos: list[tuple[Path, str]] = field(default_factory=list)
@@ -105,9 +107,11 @@ _PAGE = """<!doctype html>
   .images { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr));
     gap: 1rem; }
   pre { background: #8881; border-radius: 6px; padding: .8rem; overflow-x: auto; font-size: .85rem; }
+  .wide { overflow-x: auto; }
   table { border-collapse: collapse; }
-  td { padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid var(--line); }
-  td:last-child { font-variant-numeric: tabular-nums; }
+  td, th { padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid var(--line); text-align: left;
+    vertical-align: top; font-variant-numeric: tabular-nums; }
+  td + td:not(:last-child) { white-space: nowrap; }
 </style>
 </head>
 <body>
@@ -117,9 +121,11 @@ _PAGE = """<!doctype html>
 <h2>{{ section.title }}</h2>
 {% for sentence in section.text %}<p>{{ sentence }}</p>
 {% endfor %}
-{% if section.table %}<table>
-{% for name, value in section.table %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
-{% endfor %}</table>{% endif %}
+{% if section.table %}<div class="wide"><table>
+{% if section.header %}<tr>{% for word in section.header %}<th>{{ word }}</th>{% endfor %}</tr>{% endif %}
+
+{% for row in section.table %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>{% endif %}
 {% if section.code %}<pre>{{ section.code }}</pre>
 {% endif %}
 {% if section.videos %}<div class="videos">

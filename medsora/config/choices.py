@@ -10,6 +10,7 @@ PREDICTIONS = ("noise", "velocity")
 LOSS_TARGETS = (*PREDICTIONS, "data")
 LR_DECAYS = ("none", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")  # mixed precision in training, as accelerate names it
+PHANTOM_LOOKS = ("white-light", "narrow-band")
 TRACKERS = ("tensorboard", "wandb", "trackio")  # names of packages, too
 
 SAMPLERS = ("ddim", "dpmpp")

@@ -18,7 +18,15 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medsora.config.choices import LOSS_TARGETS, LR_DECAYS, MIXINGS, PRECISIONS, PREDICTIONS, TRACKERS
+from medsora.config.choices import (
+    LOSS_TARGETS,
+    LR_DECAYS,
+    MIXINGS,
+    PHANTOM_LOOKS,
+    PRECISIONS,
+    PREDICTIONS,
+    TRACKERS,
+)
 from medsora.config.presets import PRESETS
 from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS
 from medsora.kernels.choices import FASTEST_FIRST
@@ -161,6 +169,11 @@ class PhantomConfig:
     frames: int = key(33, "Frames per video.", above=0, at_most=100_000)
     seed: int = key(0, "Seed of the videos' content.", at_least=0)
     polyp_size: float = key(1.0, "Width of polyps as a multiple of the usual width.", above=0, at_most=2)
+    look: str = key(
+        PHANTOM_LOOKS[0],
+        "Endoscope: white-light, or narrow-band (other colours, another mask, a narrower view).",
+        choices=PHANTOM_LOOKS,
+    )
     folder: str = key("runs/phantom-clips", "Folder for the rendered videos.", resume=FREE, output=True)
 
 
@@ -239,7 +252,9 @@ class FlowConfig:
 class DinoConfig:
     """The self-supervised image model that encodes the optical flow (§3.2)."""
 
-    model: str = key("vit_base_patch8_224.dino", "Name of the ViT in timm.")
+    model: str = key(
+        "vit_base_patch8_224.dino", "A ViT: its name in timm, or a JSON file that describes one."
+    )
     weights: str = key(
         "hub", "Weights: hub (download), a local file, or random (untrained: for the phantom and tests)."
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from medsora.config.choices import PHANTOM_LOOKS
 from medsora.config.crop import checked_crop, crop_of_text
 from medsora.errors import building
 from medsora.runtime.exit import exit_with_status
@@ -74,6 +75,7 @@ def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:
     phantom.add_argument("--frames", type=int, default=33, help="frames of each")
     phantom.add_argument("--size", type=int, default=64, help="side in pixels")
     phantom.add_argument("--polyp-size", type=float, default=1.0, help="width of polyps, times the usual")
+    phantom.add_argument("--look", choices=PHANTOM_LOOKS, default=PHANTOM_LOOKS[0], help="the endoscope")
     phantom.add_argument("--seed", type=int, default=0, help="decides everything about them")
     phantom.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render")
     phantom.set_defaults(run=run_phantom)
@@ -124,6 +126,7 @@ def run_phantom(options: argparse.Namespace, console: Console) -> None:
             workers=options.workers,
             progress=_shown(progress, "rendering"),
             polyp_size=options.polyp_size,
+            look=options.look,
         )
     console.print(f"{options.videos} phantom videos: {options.folder}", highlight=False, soft_wrap=True)
 

@@ -13,7 +13,7 @@ from medsora.config.schema import Config
 from medsora.data.checking.check import CheckReport
 from medsora.data.checking.copies import Content
 from medsora.data.clips import ClipDataset, ClipSpec, StoredVideo, StoredVideos
-from medsora.data.phantom import polyp_suffix, write_phantom
+from medsora.data.phantom import variant_suffix, write_phantom
 from medsora.data.split import HELD_OUT
 from medsora.errors import BadInput, one_line
 from medsora.runtime.files import write_json
@@ -138,7 +138,7 @@ def clip_folder(config: Config, *, show: bool = False) -> Path:
     phantom, (height, width) = config.phantom, config.data.height_width
     folder = Path(
         f"{phantom.folder}-{phantom.videos}x{phantom.frames}-{height}px-seed{phantom.seed}"
-        + polyp_suffix(phantom.polyp_size)
+        + variant_suffix(phantom.polyp_size, phantom.look)
     )
     if height != width:
         raise ValueError(f"data.size is {height}x{width}, but the phantom is square; give one number.")
@@ -152,6 +152,7 @@ def clip_folder(config: Config, *, show: bool = False) -> Path:
                 phantom.seed,
                 workers=RENDER_PROCESSES,
                 polyp_size=phantom.polyp_size,
+                look=phantom.look,
                 progress=lambda done, total: bar.update(done - bar.n),
             )
         except OSError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 
 import pytest
 import timm
@@ -143,3 +145,39 @@ def test_offline_without_weights_both_ways_are_named(offline):
 def test_only_vision_transformers_of_timm(name):
     with pytest.raises(ValueError, match=rf"'{name}' cannot be .* expected a vision transformer of timm"):
         DinoEncoder(name, "random")
+
+
+def test_an_encoder_is_described_by_a_json_file(tmp_path: Path) -> None:
+    path = tmp_path / "small.json"
+    settings = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    path.write_text(json.dumps({"architecture": "vit_tiny_patch16_224", "model_args": settings}))
+    encoder = DinoEncoder(str(path), "random")
+    assert encoder.depth == 2
+    assert encoder(torch.rand(1, 3, 32, 16), [0, 1])[1].shape == (1, 24, 4, 2)
+    with pytest.raises(ValueError, match="no hub"):
+        DinoEncoder(str(path), "hub")
+    with pytest.raises(FileNotFoundError, match=r"dino\.model"):
+        DinoEncoder(str(tmp_path / "none.json"), "random")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[" * 100_000,
+        "[1]",
+        "{}",
+        '{"architecture": 3}',
+        '{"architecture": "vit_tiny_patch16_224", "model_args": 3}',
+        '{"architecture": "vit_tiny_patch16_224", "model_args": {"depth": "2"}}',
+        '{"architecture": "vit_tiny_patch16_224", "model_args": {"unknown": 2}}',
+        '{"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 25}}',
+        '{"architecture": "resnet18"}',
+        '{"architecture": "vit_tiny_patch16_224", "more": 1}',
+    ],
+)
+def test_a_json_file_that_describes_no_encoder_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "small.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"small\.json"):
+        DinoEncoder(str(path), "random")

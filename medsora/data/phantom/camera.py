@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 LOOK_AHEAD = 2.2
-FOCAL = 0.43  # in units of the picture's shorter side: 98 degrees across
 
 
 class CentreLine:
@@ -86,11 +85,14 @@ class Path:
 
 
 class Lens:
-    """Pinhole projection onto a picture of (height, width) pixels; pixel (0, 0) has its centre at (0, 0)."""
+    """Pinhole projection onto a picture of (height, width) pixels; pixel (0, 0) has its centre at (0, 0).
 
-    def __init__(self, height: int, width: int) -> None:
+    `focal` is in units of the picture's shorter side.
+    """
+
+    def __init__(self, height: int, width: int, focal: float) -> None:
         self.height, self.width = height, width
-        self.focal = FOCAL * min(height, width)
+        self.focal = focal * min(height, width)
         self._centre = np.array([(width - 1) / 2, (height - 1) / 2])
 
     def rays(self, supersampling: int = 1) -> np.ndarray:

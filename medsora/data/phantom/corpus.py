@@ -11,11 +11,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from safetensors.numpy import save
 
+from medsora.config.choices import PHANTOM_LOOKS
+from medsora.data.phantom.looks import find_look
 from medsora.data.phantom.render import KINDS, check_polyp_size, render_clip
 from medsora.data.reading.video_io import write_video
 from medsora.runtime.files import write_bytes, write_json, written_beside
@@ -30,9 +33,10 @@ def clip_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def polyp_suffix(polyp_size: float) -> str:
-    """What a folder's name says of polyps that are not of the usual size."""
-    return "" if polyp_size == 1 else f"-polyps{polyp_size:g}"
+def variant_suffix(polyp_size: float, look: str) -> str:
+    """What a folder's name says of polyps that are not of the usual size, and of another look."""
+    polyps = "" if polyp_size == 1 else f"-polyps{polyp_size:g}"
+    return polyps if look == PHANTOM_LOOKS[0] else f"{polyps}-{look}"
 
 
 def write_phantom(
@@ -45,6 +49,7 @@ def write_phantom(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     polyp_size: float = 1.0,
+    look: str = PHANTOM_LOOKS[0],
 ) -> None:
     """Fill `folder` with `videos` clips of `frames` frames of `size` x `size` pixels.
 
@@ -58,9 +63,10 @@ def write_phantom(
         workers: processes that render.
         progress: called with (clips done, clips in all) after every clip.
         polyp_size: how wide polyps are, times the usual; see `render_clip`.
+        look: the endoscope; see `render_clip`.
 
     Raises:
-        ValueError: bad numbers, or the folder holds a phantom with other parameters.
+        ValueError: bad numbers, an unknown look, or the folder holds a phantom with other parameters.
         OSError: the folder cannot be written.
         RuntimeError: a worker imports the script that called this, and is sent here again by it.
     """
@@ -82,23 +88,25 @@ def write_phantom(
     if seed < 0:
         raise ValueError(f"phantom: seed is {seed}, expected 0 or more.")
     check_polyp_size(polyp_size)
+    find_look(look)
     folder = Path(folder)
-    recipe = {"look": LOOK, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": fps}
+    version = LOOK if look == PHANTOM_LOOKS[0] else f"{look} {LOOK}"
+    recipe = {"look": version, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": fps}
     recipe["polyp_size"] = polyp_size
     if _made_before(folder, recipe):
         return
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
         if not _made_before(folder, recipe):
-            _write_missing(folder, recipe, workers, progress)
+            _write_missing(folder, recipe, look, workers, progress)
         (folder / _LOCK).unlink(missing_ok=True)  # who waits for it, and who comes now, finds the folder done
 
 
 def _write_missing(
-    folder: Path, recipe: dict[str, int | float], workers: int, progress: Callable[[int, int], None] | None
+    folder: Path, recipe: dict[str, Any], look: str, workers: int, progress: Callable[[int, int], None] | None
 ) -> None:
     write_json(folder / _BEGUN, recipe)
-    clips = [_Clip(folder, index, recipe) for index in range(recipe["videos"])]
+    clips = [_Clip(folder, index, recipe, look) for index in range(recipe["videos"])]
     missing = [clip for clip in clips if not clip.is_whole()]
     with _runner(min(workers, len(missing))) as run:
         for done, _ in enumerate(run(missing), start=len(clips) - len(missing) + 1):
@@ -121,7 +129,8 @@ class _Clip:
 
     folder: Path
     index: int
-    recipe: dict[str, int | float]
+    recipe: dict[str, Any]
+    look: str
 
     @property
     def video(self) -> Path:
@@ -150,12 +159,13 @@ class _Clip:
             polyp=self.kind == "polyp",
             instrument=self.kind == "instrument",
             polyp_size=self.recipe["polyp_size"],
+            look=self.look,
         )
         write_video(self.video, clip.video, self.recipe["fps"], lossless=True)
         write_bytes(self.flow, save({"flow": clip.flow.astype(np.float16), "valid": clip.valid}))
 
 
-def _made_before(folder: Path, recipe: dict[str, int | float]) -> bool:
+def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether the folder already holds this phantom whole; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
         with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done takes _BEGUN away at any time

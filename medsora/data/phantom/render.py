@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from medsora.config.choices import PHANTOM_LOOKS
 from medsora.data.phantom.camera import Lens
+from medsora.data.phantom.looks import find_look
 from medsora.data.phantom.scene import Scene
 
 KINDS = ("polyp", "instrument", "neither")
@@ -51,6 +53,7 @@ def render_clip(
     polyp: bool | None = None,
     instrument: bool | None = None,
     polyp_size: float = 1.0,
+    look: str = PHANTOM_LOOKS[0],
 ) -> PhantomClip:
     """Render the clip of `seed`; a longer clip begins with the frames of a shorter one.
 
@@ -60,10 +63,11 @@ def render_clip(
         size: side in pixels, or (height, width).
         polyp, instrument: None lets the seed choose (a third each: polyp, instrument, neither).
         polyp_size: how wide polyps are, times the usual; more than 0, at most `LARGEST_POLYP`.
+        look: the endoscope, one of `PHANTOM_LOOKS`; the scene of a seed is the same in all.
 
     Raises:
         ValueError: no frames, an empty picture, a negative seed, a polyp that does not fit into the tube,
-            or both polyp and instrument asked for.
+            both polyp and instrument asked for, or an unknown look.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if seed < 0 or frames < 1 or min(height, width) < 8:
@@ -73,8 +77,9 @@ def render_clip(
         )
     check_polyp_size(polyp_size)
     polyp, instrument = choose_labels(seed, polyp, instrument)
-    scene = Scene(seed, polyp=polyp, instrument=instrument, polyp_size=polyp_size)
-    lens = Lens(height, width)
+    endoscope = find_look(look)
+    scene = Scene(seed, polyp=polyp, instrument=instrument, polyp_size=polyp_size, look=endoscope)
+    lens = Lens(height, width, endoscope.focal)
     rays, fine_rays = lens.rays(), lens.rays(_SUPERSAMPLING)
     mask = _vignette(scene.vignette, height, width, _SUPERSAMPLING)
     seen = _vignette(scene.vignette, height, width, 1).ravel() > 0.5
@@ -143,7 +148,12 @@ def _vignette(shape: str, height: int, width: int, supersampling: int) -> np.nda
     if shape == "none":
         return np.ones((len(y), x.shape[1]), np.float32)
     aspect = np.array([height, width]) / min(height, width)
-    beyond = x + y - (aspect.sum() - 0.36) if shape == "octagon" else np.hypot(x, y) - 1.06 * np.max(aspect)
+    if shape == "octagon":
+        beyond = x + y - (aspect.sum() - 0.36)
+    elif shape == "circle":
+        beyond = np.hypot(x, y) - 1.06 * np.max(aspect)
+    else:  # a disc without its left and right rims
+        beyond = np.maximum(np.hypot(x, y) - np.max(aspect), x - 0.8 * aspect[1])
     return np.clip(0.5 - beyond / 0.06, 0, 1).astype(np.float32)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from medsora.data.phantom.camera import CentreLine, Path, Pose
 from medsora.data.phantom.forceps import Forceps
+from medsora.data.phantom.looks import DEFAULT_LOOK, Look
 from medsora.data.phantom.wall import Wall
 
 FARTHEST = 10.0  # beyond this everything is as dark as the lumen
@@ -31,20 +32,29 @@ class Hits:
 class Scene:
     """One clip's world, drawn from generators that do not influence each other."""
 
-    def __init__(self, seed: int, *, polyp: bool, instrument: bool, polyp_size: float = 1.0) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        polyp: bool,
+        instrument: bool,
+        polyp_size: float = 1.0,
+        look: Look = DEFAULT_LOOK,
+    ) -> None:
         streams = np.random.SeedSequence(seed).spawn(6)
-        line, path, wall, place, forceps, look = (np.random.default_rng(s) for s in streams)
+        line, path, wall, place, forceps, light = (np.random.default_rng(s) for s in streams)
         self.line = CentreLine(line)
         self.path = Path(path)
         gap = place.uniform(0.1, 0.5)
         polyp_at = 0.9 + 9 * max(self.path.speed, 0) + gap if polyp else None
         self.wall = Wall(wall, polyp_at, polyp_size)
         self.forceps = Forceps(forceps) if instrument else None
-        self.light = look.uniform(-0.09, 0.09, 3) * [1, 1, 0]
-        self.exposure = look.uniform(2.1, 2.7)
-        self.reach = look.uniform(1.05, 1.4)
-        self.shine = look.uniform(0.5, 0.9)
-        self.vignette = look.choice(["none", "octagon", "circle"], p=[0.5, 0.35, 0.15])
+        self.light = light.uniform(-0.09, 0.09, 3) * [1, 1, 0]
+        self.exposure = light.uniform(2.1, 2.7)
+        self.reach = light.uniform(1.05, 1.4)
+        self.shine = light.uniform(0.5, 0.9)
+        self.look = look
+        self.vignette = light.choice(list(look.masks), p=list(look.masks.values()))
 
     def trace(self, pose: Pose, rays: np.ndarray, frame: int, start: np.ndarray | None = None) -> Hits:
         """Follow unit rays `(n, 3)` (camera space) to the first surface.
@@ -120,7 +130,7 @@ class Scene:
         diffuse *= np.exp(-depth * np.array([0.0, 0.17, 0.18], np.float32))
         highlight = gloss * glint * self.shine * np.minimum(irradiance * 3, 1)
         display = (1 - np.exp(-1.25 * diffuse)) ** (1 / 1.25)
-        return display + (1 - display) * np.clip(highlight, 0, 1)[:, None]
+        return self.look.show(display + (1 - display) * np.clip(highlight, 0, 1)[:, None])
 
     def _surface(self, pose: Pose, hits: Hits, frame: int) -> tuple[np.ndarray, ...]:
         """Albedo (n, 3), unit normal (n, 3) towards the viewer's side, gloss (n,) and sharpness (n,)."""

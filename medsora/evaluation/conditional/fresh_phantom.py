@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medsora.data.phantom import polyp_suffix, write_phantom
+from medsora.config.choices import PHANTOM_LOOKS
+from medsora.data.phantom import variant_suffix, write_phantom
 from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.reading.video_io import read_frames
 from medsora.data.video_table import read_video_table
@@ -18,10 +19,16 @@ WORTH_PROCESSES = 32  # clips from which on starting processes pays
 
 
 def phantom_clips(
-    cache: Path, count: int, frames: int, size: int, seed: int, polyp_size: float = 1.0
+    cache: Path,
+    count: int,
+    frames: int,
+    size: int,
+    seed: int,
+    polyp_size: float = 1.0,
+    look: str = PHANTOM_LOOKS[0],
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Render phantom clips, unless they are there: uint8 (N, F, H, W, 3), labels' numbers and names."""
-    folder = cache / f"phantom-{count}x{frames}-{size}px-seed{seed}{polyp_suffix(polyp_size)}"
+    folder = cache / f"phantom-{count}x{frames}-{size}px-seed{seed}{variant_suffix(polyp_size, look)}"
     with building(), progress_bar("rendering phantom clips", total=count, unit="clip") as bar:
         workers = 2 if count >= WORTH_PROCESSES else 1
         write_phantom(
@@ -33,6 +40,7 @@ def phantom_clips(
             workers=workers,
             progress=lambda n, _: bar.update(n - bar.n),
             polyp_size=polyp_size,
+            look=look,
         )
     videos = sorted(path.name for path in folder.glob("*.mkv"))
     words = {

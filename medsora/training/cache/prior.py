@@ -16,8 +16,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from medsora.config.schema import Config
+from medsora.config.shipped import shipped_file
 from medsora.data.clips import ClipDataset
 from medsora.flow_prior import FlowPrior
+from medsora.flow_prior.dino import read_settings
 from medsora.runtime.progress_bar import progress_bar
 from medsora.training.cache.fingerprint import clips_digest, flow_digest, weights_digest
 from medsora.training.cache.store import TensorStore
@@ -43,6 +45,8 @@ class PriorCache:
             "grid": list(grid[1:]),
             "width": width,
         }
+        if config.dino.model.endswith(".json"):
+            depends_on["dino settings"] = read_settings(shipped_file(config.dino.model))
         if config.flow.estimator == "dis":
             depends_on["opencv"] = cv2.__version__  # whose flow it is
         if clips.spec.with_flow:

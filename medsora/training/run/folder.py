@@ -38,6 +38,8 @@ from medsora.runtime.versions import library_versions
 from medsora.saved.checkpoint import Checkpoint, latest_checkpoint
 from medsora.vae.choices import DEFAULT_COMPENSATION
 
+ELAPSED = "speed/elapsed_s"  # seconds in this and earlier processes, without what a stop threw away
+
 
 class RunFolder:
     """One stage's folder. Only the main process writes."""
@@ -49,6 +51,7 @@ class RunFolder:
         """
         self.path, self.accelerator = path, accelerator
         self.main = accelerator.is_main_process
+        self._opened, self._elapsed_before_s = time.monotonic(), 0.0
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
         if (previous := previous_config(path)) is not None:
             refuse_changes(previous, config, stage, path)
@@ -110,10 +113,12 @@ class RunFolder:
                 file.write(sentence + "\n")
 
     def log(self, step: int, figures: dict[str, float]) -> None:
-        """Append one line to log.jsonl and pass the figures to the trackers."""
+        """Append one line to log.jsonl, with the seconds that the run has taken, and inform the trackers."""
         if self.main:
+            elapsed_s = self._elapsed_before_s + time.monotonic() - self._opened
+            line = {"step": step, **figures, ELAPSED: round(elapsed_s, 1)}
             with self.writing(), (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **figures}) + "\n")
+                file.write(json.dumps(line) + "\n")
         with self.writing():
             self.accelerator.log(
                 {key: value for key, value in figures.items() if math.isfinite(value)}, step=step
@@ -123,8 +128,9 @@ class RunFolder:
         """Drop the lines of steps after `step`, which are taken again; with 0 all, a run that begins anew."""
         path = self.path / "log.jsonl"
         if path.is_file():
-            kept = [json.dumps(line) + "\n" for line in read_log(self.path) if 0 <= line["step"] <= step != 0]
-            write_text(path, "".join(kept))
+            kept = [line for line in read_log(self.path) if 0 <= line["step"] <= step != 0]
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._elapsed_before_s = max((line.get(ELAPSED, 0.0) for line in kept), default=0.0)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`report.html` in every run folder: where the run stands, its curves, latest sheet, command and config.
+"""`report.html` in every run folder: where the run stands, its evaluation, videos, curves and config.
 
 The page is written anew while the run goes on, whole each time, with everything embedded: it opens anywhere
 and needs no network.
@@ -7,15 +7,17 @@ and needs no network.
 from __future__ import annotations
 
 import json
+import re
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from medsora.data.sheet import save_image
 from medsora.html_report import Section, draw_curves, write_report
-from medsora.training.run.folder import RunFolder, read_log
+from medsora.training.run.folder import ELAPSED, RunFolder, read_log
 from medsora.training.run.trackers import show_picture
 
 PAGE, SHEET, CURVES = "report.html", "latest-sheet.png", "curves"
@@ -30,6 +32,50 @@ SHOWN = {  # prefix of figures -> title of their curves
     "speed/samples_per_s": "samples per second",
 }
 MESSAGES = 12
+BETTER, WORSE, EQUAL = "better", "worse", "no better"
+ABSOLUTE_PATH = re.compile(r"(?<![\w./:~])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\",;:()<>|/\\]+[/\\])*(?=[\w.])")
+
+
+class Figure(NamedTuple):
+    """What a logged figure is called and means; `sign` is 1 where more is better, -1 where less is."""
+
+    label: str
+    meaning: str
+    sign: int = -1
+
+
+FIGURES = {
+    "held_out/psnr": Figure("PSNR, dB", "how close reconstructed held-out clips are to the clips", 1),
+    "held_out/base_psnr": Figure("PSNR without compensation, dB", "the same with the compensation off", 1),
+    "held_out/mean_colour_psnr": Figure("PSNR of one colour per clip, dB", "what no structure reaches", 0),
+    "held_out/ssim": Figure("SSIM", "likeness of local structure, 1 for equal clips", 1),
+    "held_out/base_ssim": Figure("SSIM without compensation", "the same with the compensation off", 1),
+    "held_out/flicker": Figure("flicker", "how much changes between frames differ from the clips'"),
+    "held_out/base_flicker": Figure("flicker without compensation", "the same with the compensation off"),
+    "held_out/mse": Figure(
+        "noise error", "error of the predicted noise, mean over the timesteps below; 1: none"
+    ),
+    "loss/total": Figure("loss", "what training minimises: the weighted sum of its parts"),
+    "loss/l1": Figure("L1", "mean difference of pixels, which lie in [-1, 1]"),
+    "loss/lpips": Figure("LPIPS", "difference of a pretrained network's features"),
+    "loss/ffl": Figure("focal frequency", "difference of the frames' spectra, difficult frequencies first"),
+    "loss/kl": Figure("KL", "distance of the latents from a standard normal distribution"),
+    "loss/coarse": Figure("coarse", "difference of halved latents, decoded, from halved clips"),
+    "loss/mse": Figure("noise error", "error of the predicted noise, at random timesteps"),
+    "loss/vb": Figure("variational bound", "what the predicted variance is trained by"),
+    "loss/alignment": Figure(
+        "alignment", "1 - correlation of features with the flow prior, above the margin"
+    ),
+    "gradient_norm": Figure("gradient norm", "before clipping", 0),
+    "lr": Figure("learning rate", "of the last step", 0),
+    "epoch": Figure("epoch", "how often every clip has been seen", 0),
+    "speed/samples_per_s": Figure("clips per second", "since the last line of the log", 0),
+    "speed/data_wait": Figure(
+        "waiting for data", "part of that time in which the device had nothing to do", 0
+    ),
+    "speed/memory_gib": Figure("memory, GiB", "largest so far on a GPU, else in use", 0),
+}
+EVALUATION, TRAINING, SPEED = "held_out/", "loss/", "speed/"
 
 
 def keep_sheet(run: RunFolder, path: Path, picture: np.ndarray, step: int) -> None:
@@ -75,10 +121,18 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
     for line in log:
         latest |= line
     step = int(latest.get("step", 0))
-    sections = [Section("Now", table=_now(latest, step, total_steps))]
-    if (run / SHEET).is_file():
-        newest = max((run / "samples").glob("step-*.png"), default=None)
-        sections.append(Section("Latest sheet", images=[(run / SHEET, newest.stem if newest else "")]))
+    sections = [
+        Section("Now", table=[("step", f"{step:,} of {total_steps:,}"), *_times(log, step, total_steps)]),
+        *_evaluation(log),
+    ]
+    if newest := max((run / "samples").glob("step-*.png"), default=None):
+        videos = [
+            (path, path.stem.replace("-", " ")) for path in sorted(newest.with_suffix("").glob("*.mp4"))
+        ]
+        of_step = f"Made after step {int(newest.stem.removeprefix('step-')):,}."
+        sections.append(Section("Latest videos", text=[of_step], videos=videos, images=[(run / SHEET, "")]))
+    if rows := _rows(latest, TRAINING) + _rows(latest, "") + _rows(latest, SPEED):
+        sections.append(Section("Training", header=("", "now", "what it is"), table=rows))
     curves = []
     for prefix, meaning in SHOWN.items():
         path = run / CURVES / f"{prefix.strip('/').replace('/', '-')}.png"
@@ -88,12 +142,12 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
     if curves:
         sections.append(Section("Curves", text=["Thin: as logged; bold: running mean."], images=curves))
     if messages := _read(run / "messages.txt"):
-        sections.append(Section("Messages", text=messages.splitlines()[-MESSAGES:]))
+        sections.append(Section("Messages", text=_private(messages).splitlines()[-MESSAGES:]))
     versions = json.loads(_read(run / "versions.json") or "{}")
     sections += [
-        Section("Command", code=_read(run / "command.txt").strip()),
+        Section("Command", code=_private(_read(run / "command.txt").strip())),
         Section("Versions", table=[(name, str(version)) for name, version in versions.items()]),
-        Section("Config", code=_read(run / "config.yaml").strip()),
+        Section("Config", code=_private(_read(run / "config.yaml").strip())),
     ]
     path = run / PAGE
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -101,20 +155,88 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
     return path
 
 
-def _now(latest: dict[str, float], step: int, total_steps: int) -> list[tuple[str, str]]:
-    rows = [("step", f"{step:,} of {total_steps:,}")]
-    rows += [
-        (name.replace("_", " ").replace("/", ": "), f"{value:.4g}")
-        for name, value in latest.items()
-        if name.startswith(("loss/", "held_out/")) or name in ("lr", "gradient_norm", "epoch")
-    ]
-    if "speed/samples_per_s" in latest:
-        rows += [
-            ("samples per second", f"{latest['speed/samples_per_s']:.3g}"),
-            ("waiting for data", f"{latest['speed/data_wait']:.1%} of the time"),
-            ("memory", f"{latest['speed/memory_gib']:.2f} GiB"),
-        ]
+def _times(log: list[dict[str, float]], step: int, total_steps: int) -> list[tuple[str, str]]:
+    """Return how long the run has taken, and how long it will take at its mean speed so far."""
+    timed = [(line["step"], line[ELAPSED]) for line in log if ELAPSED in line]
+    if not timed:
+        return []
+    (first, began_s), (last, now_s) = timed[0], timed[-1]
+    rows = [("elapsed", _duration(now_s))]
+    if last > first and step < total_steps:
+        left_s = (now_s - began_s) / (last - first) * (total_steps - step)
+        rows.append(("still to go, at this speed", _duration(left_s)))
     return rows
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _evaluation(log: list[dict[str, float]]) -> list[Section]:
+    """Return the section that compares the last evaluation with the one before; none before the first."""
+    evaluations = [line for line in log if any(name.startswith(EVALUATION) for name in line)]
+    if not evaluations:
+        return []
+    last, before = evaluations[-1], evaluations[-2] if len(evaluations) > 1 else {}
+    names = sorted((name for name in last if name.startswith(EVALUATION)), key=_place)
+    rows = [
+        (_figure(name).label, *(f"{line[name]:.4g}" if name in line else "" for line in (before, last)),
+         _verdict(name, before, last), _figure(name).meaning)
+        for name in names
+    ]  # fmt: skip
+    if before:
+        judged = next(name for name in names if _figure(name).sign)
+        steps = [f"{int(line['step']):,}" for line in (last, before)]
+        sentence = (
+            f"The evaluation after step {steps[0]} is {_verdict(judged, before, last)} than the one after "
+            f"step {steps[1]}, by its {_figure(judged).label}."
+        )
+    else:
+        sentence = (
+            f"The first evaluation, after step {int(last['step']):,}; there is none to compare it with."
+        )
+    header = ("", "before", "now", "", "what it is")
+    return [Section("Held-out clips", text=[sentence], header=header, table=rows)]
+
+
+def _verdict(name: str, before: dict[str, float], last: dict[str, float]) -> str:
+    """Return whether a figure got better, or nothing where there is no better or no earlier figure."""
+    sign = _figure(name).sign
+    if not sign or name not in before:
+        return ""
+    gain = sign * (last[name] - before[name])
+    return BETTER if gain > 0 else WORSE if gain < 0 else EQUAL
+
+
+def _figure(name: str) -> Figure:
+    timestep = name.removeprefix("held_out/mse_t")
+    if timestep != name:
+        return Figure(f"noise error at t = {timestep}", "the same at this timestep; noisier ones are easier")
+    return FIGURES.get(name, Figure(name.split("/")[-1].replace("_", " "), "", 0))
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Return a figure's place in a table: that of FIGURES, timesteps in their order behind all others."""
+    if name in FIGURES:
+        return list(FIGURES).index(name), 0
+    number = re.search(r"\d+$", name)
+    return len(FIGURES), int(number.group()) if number else 0
+
+
+def _rows(latest: dict[str, float], prefix: str) -> list[tuple[str, str, str]]:
+    """Return label, value and meaning of the latest figures of a kind; a loss of 0 is one left out."""
+    return [
+        (figure.label, f"{latest[name]:.4g}", figure.meaning)
+        for name, figure in FIGURES.items()
+        if name in latest and (name.startswith(prefix) if prefix else "/" not in name)
+        if latest[name] or prefix != TRAINING
+    ]
+
+
+def _private(text: str) -> str:
+    """Return `text` with only the last part of every absolute path: the page may be passed on."""
+    return ABSOLUTE_PATH.sub("…/", text)
 
 
 def _read(path: Path) -> str:

@@ -9,20 +9,18 @@ import numpy as np
 import torch
 
 from medsora.data.reading.pixels import video_to_frames
-from medsora.data.sheet import contact_sheet
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.compensation import compensation_modules, compensation_off
 from medsora.vae.quality import flicker, mean_colour_psnr, psnr, ssim
-
-SHEET_FRAMES = 8
 
 
 @torch.no_grad()
 def evaluate_reconstruction(
     vae: FrequencyCompensatedVAE, clips: Sequence[dict[str, Any]]
-) -> tuple[dict[str, float], np.ndarray]:
-    """Return PSNR (dB), SSIM and flicker of `clips`' reconstructions, means over clips, and a contact sheet.
+) -> tuple[dict[str, float], list[tuple[str, np.ndarray]]]:
+    """Return PSNR (dB), SSIM and flicker of `clips`' reconstructions, means over clips, and what to look at.
 
+    That is a label and frames, uint8 (F, H, W, 3), of every clip, each followed by its reconstructions.
     `base_...` are the same figures with the compensation switched off, `mean_colour_psnr` what one colour per
     clip would reach. `clips` are items of a `ClipDataset`; the VAE's mode is put back afterwards.
     """
@@ -40,6 +38,6 @@ def evaluate_reconstruction(
             figures[f"held_out/{prefix}{name}"] = float(measure(version, videos).mean())
     rows = []
     for number, clip in enumerate(clips):
-        rows.append((f"real {clip['name']}", video_to_frames(videos[number])))
+        rows.append((f"held out: {clip['name']}", video_to_frames(videos[number])))
         rows += [(f"{p}reconstruction", video_to_frames(version[number])) for p, version in versions.items()]
-    return figures, contact_sheet(rows, columns=SHEET_FRAMES)
+    return figures, rows

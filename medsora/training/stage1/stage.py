@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
+from medsora.data.reading.video_io import write_video
+from medsora.data.sheet import contact_sheet
 from medsora.runtime.files import written_folder
 from medsora.training.loop_end import PeriodicTask
 from medsora.training.run.folder import RunFolder
@@ -22,6 +25,7 @@ from medsora.vae import FrequencyCompensatedVAE, measure_scaling_factor
 from medsora.vae.base import load_weights
 from medsora.vae.losses import VaeLoss
 
+SHEET_FRAMES, PREVIEW_FPS = 8, 8
 SCALING_CLIPS = 64  # enough for three digits of the latents' standard deviation
 
 
@@ -76,8 +80,14 @@ class VaeStage:
         """Reconstruct held-out clips with and without the compensation; log figures, draw the sheet."""
         count = min(self.config.train_vae.eval_clips, len(self.held_out))
         clips = [self.held_out.fixed_clip(index) for index in range(count)]
-        figures, sheet = evaluate_reconstruction(self.vae, clips)
-        keep_sheet(self.run, self.run.samples / f"step-{step:07d}.png", sheet, step)
+        figures, rows = evaluate_reconstruction(self.vae, clips)
+        folder, versions = self.run.samples / f"step-{step:07d}", len(rows) // count
+        with self.run.writing():
+            for number in range(count):
+                side_by_side = [video for _, video in rows[number * versions : (number + 1) * versions]]
+                path = folder / f"clip-{number}-and-its-reconstruction.mp4"
+                write_video(path, np.concatenate(side_by_side, axis=2), PREVIEW_FPS)
+        keep_sheet(self.run, folder.with_suffix(".png"), contact_sheet(rows, columns=SHEET_FRAMES), step)
         self.run.log(step, figures)
         told = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in figures.items())
         self.run.say(f"step {step}, held out: {told}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from medsora.config.schema import Config
+from medsora.config.shipped import shipped_file
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
@@ -141,10 +142,10 @@ def build_prior(config: Config, depth: int) -> FlowPrior:
     with kept_quiet(encoder_log, "is untrained"):
         prior = FlowPrior.build(
             config.flow.estimator,
-            config.dino.model,
+            shipped_file(config.dino.model),
             depth,
             flow_weights=config.flow.weights,
-            dino_weights=config.dino.weights,
+            dino_weights=shipped_file(config.dino.weights),
             averaging=config.alignment.averaging,
         )
     return prior.eval().requires_grad_(False)

@@ -1,5 +1,6 @@
 """medsora.data.phantom.corpus, medsora.data.phantom.render, medsora.data.phantom.scene,
-medsora.data.phantom.camera, medsora.data.phantom.wall, medsora.data.phantom.forceps: the phantom: the same
+medsora.data.phantom.camera, medsora.data.phantom.wall, medsora.data.phantom.forceps,
+medsora.data.phantom.looks: the phantom: the same
 seed the same clip, its flow exact, its pictures those of an endoscope.
 """
 
@@ -16,13 +17,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from medsora.config.choices import PHANTOM_LOOKS
 from medsora.config.load import load_config
-from medsora.data.phantom import KINDS, clip_seed, corpus, render_clip, write_phantom
+from medsora.data.phantom import KINDS, clip_seed, corpus, render_clip, variant_suffix, write_phantom
 from medsora.data.phantom.render import LARGEST_POLYP, choose_labels
 from medsora.data.phantom.scene import Scene
 from medsora.data.phantom.wall import Wall
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput
+from medsora.training.open_clips import clip_folder
 from tests.support.paths import CONFIGS
 
 CONFIG = CONFIGS / "phantom.yaml"
@@ -358,3 +361,46 @@ def test_bad_corpus_numbers_are_refused(tmp_path, name):
     numbers = {"videos": 1, "frames": 2, "size": 16, "fps": 10, "workers": 1, name: 0}
     with pytest.raises(ValueError, match=name):
         write_phantom(tmp_path / "phantom", seed=0, **numbers)
+
+
+def test_another_look_shows_the_same_scene_in_other_colours_through_another_mask():
+    usual = render_clip(1, 3, 48, polyp=True, instrument=False)
+    other = render_clip(1, 3, 48, polyp=True, instrument=False, look="narrow-band")
+    red, green = (usual.video[..., k].mean() for k in range(2))
+    assert red > 1.3 * green
+    red, green = (other.video[..., k].mean() for k in range(2))
+    assert 0.75 * red < green < 1.1 * red
+    assert not other.video[:, 24, :3].any(), "the mask's left rim"
+    assert other.video[:, 24, 24].any()
+    # A narrower view magnifies: the scene's centre moves faster across the pixels.
+    centre = (slice(None), slice(None), slice(18, 30), slice(18, 30))
+    speed = [np.hypot(*clip.flow[centre].transpose(1, 0, 2, 3)).mean() for clip in (usual, other)]
+    assert 1.2 < speed[1] / speed[0] < 1.6
+    with pytest.raises(ValueError, match="white-light, narrow-band"):
+        render_clip(1, 1, 16, look="infrared")
+
+
+def test_looks_are_never_mixed_in_a_folder(tmp_path):
+    write_phantom(tmp_path / "usual", 1, 2, 16, seed=1)
+    write_phantom(tmp_path / "other", 1, 2, 16, seed=1, look="narrow-band")
+    write_phantom(tmp_path / "other", 1, 2, 16, seed=1, look="narrow-band")
+    videos = [read_frames(tmp_path / name / "phantom-00000.mkv") for name in ("usual", "other")]
+    assert not np.array_equal(*videos)
+    for name, look in (("usual", "narrow-band"), ("other", "white-light")):
+        with pytest.raises(ValueError, match="another folder"):
+            write_phantom(tmp_path / name, 1, 2, 16, seed=1, look=look)
+    assert variant_suffix(1, "white-light") == ""
+    assert variant_suffix(1.8, "white-light") == "-polyps1.8"
+    assert variant_suffix(1.8, "narrow-band") == "-polyps1.8-narrow-band"
+
+
+def test_the_look_of_a_config_is_what_is_rendered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["phantom.videos=1", "phantom.frames=2", "data.size=16"]
+    usual, other = (
+        clip_folder(load_config(CONFIG, [*small, f"phantom.look={look}"])) for look in PHANTOM_LOOKS
+    )
+    assert usual != other
+    assert not np.array_equal(*(read_frames(folder / "phantom-00000.mkv") for folder in (usual, other)))
+    with pytest.raises(BadInput, match="white-light"):
+        load_config(CONFIG, ["phantom.look=infrared"])

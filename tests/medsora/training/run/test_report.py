@@ -5,6 +5,7 @@ block, sheets, trackers, the line that a person watches.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import warnings
@@ -23,10 +24,11 @@ from medsora.errors import BadInput
 from medsora.html_report import draw_curves
 from medsora.training import progress as progress_module
 from medsora.training.progress import Progress
-from medsora.training.run.folder import read_log
-from medsora.training.run.report import write_run_report
+from medsora.training.run.folder import ELAPSED, read_log
+from medsora.training.run.report import FIGURES, write_run_report
 from medsora.training.run.trackers import start_trackers, usable_trackers
 from medsora.training.stage2.block_alignment import BlockAlignment
+from medsora.vae.losses import VaeLossParts
 from tests.support.tiny_training import tiny_config, train, write_clips, write_vae
 
 
@@ -52,10 +54,14 @@ def test_the_page_is_whole_and_needs_no_network(run: Path) -> None:
     assert "Step 2 of 2" in page
     assert "seen: the denoiser tiny" in page
     assert not re.findall(r"""(?:src|href)=["'](?!data:)|https?://|@import|url\(""", page)
-    for title in ("Now", "Latest sheet", "Curves", "Command", "Versions", "Config", "Messages"):
+    titles = "Now", "Held-out clips", "Latest videos", "Training", "Curves", "Command", "Versions", "Config"
+    for title in (*titles, "Messages"):
         assert f"<h2>{title}</h2>" in page
-    for word in ("samples per second", "waiting for data", "memory", "held out: mse", "ema_decay: 0.9999"):
+    words = "clips per second", "waiting for data", "memory", "noise error at t = 50", "ema_decay: 0.9999"
+    for word in (*words, "elapsed", "correlation of features with the flow prior"):
         assert word in page
+    assert page.count("<video") == 1
+    assert str(run.parents[1]) not in page, "nothing of where the run lies"
     assert page.count("<img") == 7  # the sheet and six groups of curves
 
 
@@ -98,6 +104,72 @@ def test_a_page_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
     assert "&lt;b&gt;young" in text
     (tmp_path / "log.jsonl").write_text(json.dumps({"step": 5, "loss/total": 1.0}) + "\n", encoding="utf-8")
     assert "Step 5 of 10" in write_run_report(tmp_path, "young", 10).read_text(encoding="utf-8")
+
+
+def page_of(folder: Path, log: list[dict[str, float]], total_steps: int = 300, **files: str) -> str:
+    """Return a page's text without its marks, of a run that logged `log`."""
+    for name, text in {"log.jsonl": "".join(json.dumps(line) + "\n" for line in log), **files}.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    page = write_run_report(folder, "judged", total_steps).read_text(encoding="utf-8")
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page.split("<body>")[1])).split())
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now", "verdict"),
+    [
+        ("psnr", 20.0, 21.0, "better"),
+        ("psnr", 21.0, 20.0, "worse"),
+        ("psnr", 21.0, 21.0, "no better"),
+        ("mse", 0.5, 0.25, "better"),
+        ("mse", 0.25, 0.5, "worse"),
+    ],
+)
+def test_the_page_says_whether_the_last_evaluation_is_better(
+    tmp_path: Path, name: str, before: float, now: float, verdict: str
+) -> None:
+    log = [{"step": 0, f"held_out/{name}": before}, {"step": 10, "loss/total": 1.0}]
+    assert "there is none to compare it with" in page_of(tmp_path, log)
+    text = page_of(tmp_path, [*log, {"step": 200, f"held_out/{name}": now}])
+    assert f"The evaluation after step 200 is {verdict} than the one after step 0" in text
+    assert re.search(rf"{before:.4g}\W+{now:.4g}\W+{verdict} ", text)
+
+
+def test_elapsed_time_and_what_is_left_are_those_of_the_mean_speed(tmp_path: Path) -> None:
+    log = [{"step": 0, ELAPSED: 60.0}, {"step": 100, ELAPSED: 60.0 + 3600}]
+    text = page_of(tmp_path, log)
+    assert "elapsed 1 h 1 min" in text
+    assert "still to go, at this speed 2 h 0 min" in text
+    assert "still to go" not in page_of(tmp_path, log, total_steps=100)
+    assert "elapsed" not in page_of(tmp_path, [{"step": 100}]), "a run of an earlier version"
+
+
+def test_every_loss_is_explained_and_told_once(tmp_path: Path) -> None:
+    names = {f"loss/{name}" for name in (*VaeLossParts._fields, "mse", "vb", "alignment")}
+    assert names <= FIGURES.keys()
+    assert all(figure.meaning for figure in FIGURES.values())
+    text = page_of(tmp_path, [{"step": 1, **dict.fromkeys(names, 0.123), "loss/lpips": 0.0}])
+    assert text.count(" 0.123 ") == len(names) - 1
+    assert "LPIPS" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "python /home/me/medsora/train_vae.py --config configs/a.yaml",
+            "python …/train_vae.py --config configs/a.yaml",
+        ),
+        ("root: /data/private/clips", "root: …/clips"),
+        ("root: ~/clips", "root: …/clips"),
+        (r"root: C:\data\clips", "root: …/clips"),
+        ("run.dir=/data/runs/x phantom", "run.dir=…/x phantom"),
+        ("see https://example.org/a/b and 3/4", "see https://example.org/a/b and 3/4"),
+    ],
+)
+def test_the_page_holds_no_path_of_the_machine(tmp_path: Path, text: str, shown: str) -> None:
+    page = page_of(tmp_path, [], **{"messages.txt": text, "command.txt": text, "config.yaml": text})
+    assert page.count(shown) == 3
+    assert shown == text or text not in page
 
 
 def test_curves_of_many_blocks_and_many_points_are_drawn(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def items() -> list[dict[str, object]]:
 def test_figures_are_means_over_clips_with_and_without_compensation(
     vae: FrequencyCompensatedVAE, items: list[dict[str, object]], training: bool
 ) -> None:
-    figures, sheet = evaluate_reconstruction(vae.train(training), items)
+    figures, rows = evaluate_reconstruction(vae.train(training), items)
     assert vae.training == training
     assert set(figures) == NAMES | {"held_out/mean_colour_psnr"}
     videos = torch.stack([item["video"] for item in items])
@@ -39,8 +39,10 @@ def test_figures_are_means_over_clips_with_and_without_compensation(
         expected = psnr(vae.decode(vae.encode(videos)), videos).mean()
     assert figures["held_out/psnr"] == pytest.approx(float(expected), rel=1e-5)
     assert figures["held_out/psnr"] != figures["held_out/base_psnr"]
-    assert sheet.dtype == np.uint8
-    assert sheet.shape[0] > 6 * 32  # two clips, each real, compensated and by the base alone
+    labels = ["reconstruction", "base_reconstruction"]
+    assert [label for label, _ in rows] == ["held out: a.mkv", *labels, "held out: b.mkv", *labels]
+    assert all(frames.dtype == np.uint8 and frames.shape == (8, 32, 32, 3) for _, frames in rows)
+    assert not np.array_equal(rows[1][1], rows[2][1])
 
 
 def test_a_vae_without_compensation_has_no_figures_of_its_base(items: list[dict[str, object]]) -> None:

@@ -1,0 +1,54 @@
+"""How an endoscope shows what it sees: its light's colours, its mask and its field of view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medsora.config.choices import PHANTOM_LOOKS
+
+MASKS = ("none", "octagon", "circle", "keyhole")
+
+
+@dataclass(frozen=True)
+class Look:
+    """An endoscope.
+
+    Attributes:
+        focal: in units of the picture's shorter side.
+        masks: how often each of `MASKS` is drawn, by name.
+        colours: what of the scene's red, green and blue (columns) the display's red, green and blue show;
+            None leaves them as they are.
+    """
+
+    focal: float
+    masks: dict[str, float]
+    colours: tuple[tuple[float, float, float], ...] | None = None
+
+    def show(self, display: np.ndarray) -> np.ndarray:
+        """Return the display colours (n, 3) in [0, 1] of the scene's colours under white light."""
+        if self.colours is None:
+            return display
+        return np.clip(display @ np.array(self.colours, np.float32).T, 0, 1)
+
+
+# Narrow-band imaging lights with blue and green alone: green becomes the display's red, blue its green and
+# blue; mucosa turns brown and teal, vessels dark.
+_LOOKS = (
+    Look(focal=0.43, masks={"none": 0.5, "octagon": 0.35, "circle": 0.15}),  # 98 degrees across
+    Look(
+        focal=0.6,  # 80 degrees across
+        masks={"keyhole": 1.0},
+        colours=((0.0, 1.5, 0.0), (0.0, 0.4, 1.0), (0.0, 0.2, 0.9)),
+    ),
+)
+LOOKS = dict(zip(PHANTOM_LOOKS, _LOOKS, strict=True))
+DEFAULT_LOOK = _LOOKS[0]
+
+
+def find_look(name: str) -> Look:
+    """Return the look of that name; raises `ValueError`, which lists them, for another."""
+    if name not in LOOKS:
+        raise ValueError(f"phantom: the look {name!r} is unknown: expected one of {', '.join(LOOKS)}.")
+    return LOOKS[name]

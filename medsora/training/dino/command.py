@@ -1,0 +1,101 @@
+"""`python -m medsora.training.dino RUN OUT`: train the phantom's flow encoder and write what ships.
+
+The encoder's architecture is OUT.json, which is there already; OUT.safetensors (fp16) and OUT.md are written.
+The note's figures are measured here, from the file as it was written, on clips of another seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from medsora.data.phantom.corpus import LOOK
+from medsora.errors import BadInput, building
+from medsora.flow_prior.dino import DinoEncoder, build_network
+from medsora.runtime.exit import EXIT_STATUSES
+from medsora.runtime.files import write_text, written_beside
+from medsora.training.command_line import minutes_left
+from medsora.training.dino.loop import Recipe, train_dino
+from medsora.training.dino.pictures import flow_pictures
+from medsora.training.dino.probe import colour_probe, probe
+
+UNSEEN_SEED = 2
+
+
+def main() -> None:
+    """Render, train, write, measure."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medsora.training.dino", description=__doc__.splitlines()[0], epilog=EXIT_STATUSES
+    )
+    add, default = parser.add_argument, Recipe()
+    add("run", type=Path, help="folder for pictures and checkpoints; a run that is there goes on")
+    add("out", type=Path, help="OUT.json describes the encoder; the others are written beside it")
+    add("--clips", type=int, default=300, metavar="N", help="phantom clips to learn from (default: 300)")
+    add("--unseen", type=int, default=120, metavar="N", help="phantom clips to judge by (default: 120)")
+    add("--size", type=int, default=128, metavar="PX", help="their side (default: 128)")
+    add("--steps", type=int, default=default.steps, metavar="N", help="(default: %(default)s)")
+    add(
+        "--batch",
+        type=int,
+        default=default.batch,
+        metavar="N",
+        help="pictures per step (default: %(default)s)",
+    )
+    add("--lr", type=float, default=default.lr, metavar="X", help="(default: %(default)s)")
+    add("--seed", type=int, default=default.seed, metavar="N", help="(default: %(default)s)")
+    add("--time-limit", type=float, metavar="MINUTES", help="save and leave with status 75 before that")
+    options = parser.parse_args()
+    counts = ("clips", "steps", "batch", "size")
+    if bad := next((name for name in counts if getattr(options, name) < 1), None):
+        raise BadInput(f"--{bad} is {getattr(options, bad)}: expected at least 1.")
+    if options.unseen < 12:
+        raise BadInput(f"--unseen is {options.unseen}: judging takes at least 12 clips.")
+    architecture = str(options.out.with_suffix(".json"))
+    with building():
+        network = build_network(architecture)
+        recipe = Recipe(options.steps, options.batch, options.lr, seed=options.seed)
+        pictures = flow_pictures(options.run / "pictures", options.clips, options.size, seed=options.seed)
+        unseen = flow_pictures(options.run / "unseen", options.unseen, options.size, seed=UNSEEN_SEED)
+    state = train_dino(
+        pictures,
+        architecture,
+        recipe,
+        options.run / "checkpoints",
+        time_limit_minutes=minutes_left(options.time_limit),
+    )
+    weights = options.out.with_suffix(".safetensors")
+    with written_beside(weights) as beside:
+        save_file({name: tensor.half() for name, tensor in state.items()}, beside)
+    rows = {
+        "this encoder": probe(DinoEncoder(architecture, weights), unseen),
+        "the same, untrained": probe(DinoEncoder(architecture, "random"), unseen),
+        "4x4 mean colours": colour_probe(unseen),
+    }
+    names = list(rows["this encoder"])
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    note = [
+        "# The small flow encoder of the phantom",
+        "",
+        "A vision transformer trained from scratch by DINO's objective on flow pictures (DIS, Eq. 13) of "
+        f"procedural phantom clips (look {LOOK}), on nobody's footage. "
+        f"{parameters:,} parameters, {weights.stat().st_size:,} bytes in fp16.",
+        "",
+        "```",
+        shlex.join(["python", "-m", "medsora.training.dino", *sys.argv[1:]]),
+        "```",
+        "",
+        f"Linear probes on {options.unseen} clips of phantom seed {UNSEEN_SEED}, never trained on:",
+        "",
+        f"| | {' | '.join(names)} |",
+        f"|---|{'---|' * len(names)}",
+        *(
+            f"| {row} | {' | '.join(f'{values[name]:.3f}' for name in names)} |"
+            for row, values in rows.items()
+        ),
+    ]
+    write_text(options.out.with_suffix(".md"), "\n".join(note) + "\n")
+    print("\n".join(note))

@@ -1,0 +1,100 @@
+"""Flow pictures of phantom clips, kept on disk: what the encoder learns from, and what it is judged by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from medsora.data.phantom import KINDS, clip_seed, render_clip
+from medsora.data.reading.pixels import frames_to_video
+from medsora.errors import BadInput
+from medsora.flow_prior import build_estimator, flow_to_rgb
+from medsora.runtime.files import write_json, written_beside
+from medsora.runtime.progress_bar import progress_bar
+
+FRAMES = 18  # one more than a clip's
+LOW_MOTION_PX = 0.05  # mean over a frame, below which a picture shows the estimator's noise
+
+
+class FlowPictures(NamedTuple):
+    """Pictures of the flow between consecutive frames, and what is known of each.
+
+    Attributes:
+        pictures: uint8 (N, 3, H, W), a memory map.
+        clip: (N,) the clip's number.
+        instrument: bool (N,), whether an instrument is in the clip.
+        motion: float32 (N, 4): mean of the exact flow along x and y, its expansion and its rotation, each
+            divided by the frame's largest motion, as Eq. 13 divides.
+        moving: bool (N,), whether there is motion to be seen.
+    """
+
+    pictures: np.ndarray
+    clip: np.ndarray
+    instrument: np.ndarray
+    motion: np.ndarray
+    moving: np.ndarray
+
+
+def flow_pictures(folder: Path, clips: int, size_px: int, seed: int, estimator: str = "dis") -> FlowPictures:
+    """Render `clips` phantom clips, estimate their flow and colour it, unless `folder` holds the pictures.
+
+    Raises `BadInput` for a folder that holds others.
+    """
+    recipe = {"clips": clips, "size_px": size_px, "seed": seed, "estimator": estimator, "frames": FRAMES}
+    done = folder / "pictures.json"
+    if done.is_file():
+        if json.loads(done.read_text(encoding="utf-8")) != recipe:
+            raise BadInput(f"{folder} holds pictures of another recipe: take another folder or delete it.")
+        return _opened(folder)
+    search, flows = build_estimator(estimator), FRAMES - 1
+    clip_numbers = np.repeat(np.arange(clips), flows)
+    kinds = [KINDS[number % len(KINDS)] for number in range(clips)]
+    motion, moving = np.empty((clips * flows, 4), np.float32), np.empty(clips * flows, bool)
+    with written_beside(folder / "pictures.npy") as beside:
+        pictures = np.lib.format.open_memmap(
+            beside, mode="w+", dtype=np.uint8, shape=(clips * flows, 3, size_px, size_px)
+        )
+        for number in progress_bar("flow pictures", range(clips), unit="clip"):
+            clip = render_clip(
+                clip_seed(seed, number),
+                FRAMES,
+                size_px,
+                polyp=kinds[number] == "polyp",
+                instrument=kinds[number] == "instrument",
+            )
+            part = slice(number * flows, (number + 1) * flows)
+            coloured = flow_to_rgb(search(frames_to_video(clip.video)[None]))[0]
+            pictures[part] = (coloured * 255).round().byte().numpy()
+            motion[part], moving[part] = motion_of(clip.flow)
+        pictures.flush()
+    with written_beside(folder / "known.npz") as beside, beside.open("wb") as file:
+        instrument = np.repeat([kind == "instrument" for kind in kinds], flows)
+        np.savez(file, clip=clip_numbers, instrument=instrument, motion=motion, moving=moving)
+    write_json(done, recipe)
+    return _opened(folder)
+
+
+def motion_of(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the motion (F, 4) of a flow (F, 2, H, W), see `FlowPictures`, and which frames move (F,)."""
+    side = np.array(flow.shape[-2:])
+    y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in side)
+    speed = np.hypot(flow[:, 0], flow[:, 1])
+    largest = np.maximum(speed.max(axis=(1, 2)), 1e-6)[:, None, None]
+    u, v = flow[:, 0] / largest, flow[:, 1] / largest
+    expansion, rotation = u * x + v * y[:, None], v * x - u * y[:, None]
+    motion = np.stack([part.mean(axis=(1, 2)) for part in (u, v, expansion, rotation)], axis=1)
+    return motion, speed.mean(axis=(1, 2)) > LOW_MOTION_PX
+
+
+def as_pictures(values: np.ndarray) -> torch.Tensor:
+    """Return uint8 pictures as float32 in [0, 1]."""
+    return torch.tensor(values).float() / 255
+
+
+def _opened(folder: Path) -> FlowPictures:
+    with np.load(folder / "known.npz") as known:
+        return FlowPictures(np.load(folder / "pictures.npy", mmap_mode="r"), **known)
