@@ -100,7 +100,8 @@ _PAGE = """<!doctype html>
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
   h1 { margin-bottom: 0; } header p { color: var(--soft); margin-top: .2rem; }
   h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
-  .videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .8rem; }
+  .videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); gap: .8rem; }
+  .videos + .images { margin-top: .8rem; }
   figure { margin: 0; } figcaption { font-size: .85rem; color: var(--soft); }
   video { width: 100%; border-radius: 6px; image-rendering: auto; background: #000; }
   img { max-width: 100%; border-radius: 6px; }
@@ -112,6 +113,7 @@ _PAGE = """<!doctype html>
   td, th { padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid var(--line); text-align: left;
     vertical-align: top; font-variant-numeric: tabular-nums; }
   td + td:not(:last-child) { white-space: nowrap; }
+  @media (max-width: 40rem) { td, th { font-size: .8rem; padding-right: .6rem; } }
 </style>
 </head>
 <body>
