@@ -100,7 +100,8 @@ _PAGE = """<!doctype html>
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
   h1 { margin-bottom: 0; } header p { color: var(--soft); margin-top: .2rem; }
   h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
-  .videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); gap: .8rem; }
+  .videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr));
+    gap: .8rem; }
   .videos + .images { margin-top: .8rem; }
   figure { margin: 0; } figcaption { font-size: .85rem; color: var(--soft); }
   video { width: 100%; border-radius: 6px; image-rendering: auto; background: #000; }
