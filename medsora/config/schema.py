@@ -27,8 +27,9 @@ from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS
 DIFFUSION_STEPS = 1000
 MAX_SIDE_PX = 4096
 
-# Whether a resumed run may change a key: it may if the key does not change what a training step computes.
-FIXED, FREE, FREE_WITHOUT_DECAY = "no", "yes", "if lr_decay is none"
+# Whether a resumed run may change a key: it may if the key does not change what a training step computes, or
+# if it decides where the run ends.
+FIXED, FREE, FREE_TO_EXTEND = "no", "yes", "yes, moving a decay's end"
 STAGE_1, STAGE_2 = "train_vae", "train_dit"
 CACHE_PLACES = ("off", "disk")
 
@@ -43,8 +44,8 @@ class Key:
         above, at_least, at_most, below: bounds of a number, or of each number in a list.
         pair: the list must hold two values.
         nullable: null is allowed.
-        resume: `FIXED`, `FREE`, or `FREE_WITHOUT_DECAY` (the learning-rate schedule of a stage with a decay
-            depends on where the run ends).
+        resume: `FIXED`, `FREE`, or `FREE_TO_EXTEND` (a learning rate that decays depends on where the run
+            ends: the run then reports how it changes).
         stage: the only stage that reads the key; None if both do.
         output: the key names a folder that is written to.
     """
@@ -284,9 +285,9 @@ class VaeTrainingConfig:
     warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
     batch: int = key(1, "Clips per optimiser step, over all processes.", above=0)
     accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
-    epochs: int = key(10, "Epochs to train, unless max_steps ends first.", above=0, resume=FREE_WITHOUT_DECAY)
+    epochs: int = key(10, "Epochs to train, unless max_steps ends first.", above=0, resume=FREE_TO_EXTEND)
     max_steps: int | None = key(
-        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_WITHOUT_DECAY
+        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND
     )
     clip_norm: float | None = key(None, "Gradient norm to clip to; null: no clipping.", above=0)
     l1: float = key(1.0, "Weight of the L1 reconstruction loss.", at_least=0)
@@ -340,10 +341,10 @@ class DitTrainingConfig:
     warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
     accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
     epochs: int = key(
-        1000, "Epochs to train, unless max_steps ends first.", above=0, resume=FREE_WITHOUT_DECAY
+        1000, "Epochs to train, unless max_steps ends first.", above=0, resume=FREE_TO_EXTEND
     )
     max_steps: int | None = key(
-        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_WITHOUT_DECAY
+        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND
     )
     clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
     clip_from_epoch: int = key(25, "Epoch from which gradients are clipped.", at_least=0)

@@ -15,6 +15,7 @@ from medsora.saved.checkpoint import Checkpoint, save_checkpoint
 from medsora.saved.optimizer import optimizer_tensors, restore_optimizer
 from medsora.training.accelerator import restore_scaler, scaler_state
 from medsora.training.run.folder import RunFolder
+from medsora.training.schedule import Schedule
 
 
 class ModelPart(NamedTuple):
@@ -72,8 +73,10 @@ class StageParts:
             )
         accelerator.wait_for_everyone()
 
-    def resume(self, total_steps: int) -> int:
+    def resume(self, schedule: Schedule) -> int:
         """Restore the newest whole checkpoint, if there is one; return the number of finished steps.
+
+        Reports how the learning rate changes if it decays to another end than before.
 
         Raises `BadInput` or `OSError` if the checkpoint does not fit this stage.
         """
@@ -81,7 +84,8 @@ class StageParts:
         if checkpoint is None:
             return 0
         self._take_up(checkpoint)
-        self.run.announce(checkpoint, total_steps)
+        self.run.announce(checkpoint, schedule.total_steps)
+        self._report_moved_decay(schedule, checkpoint.step)
         return checkpoint.step
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
@@ -91,6 +95,19 @@ class StageParts:
             part.take_up(checkpoint.folder / name)
         restore_optimizer(self.optimizer, self.names, checkpoint.folder / "optimizer.safetensors")
         restore_scaler(self.run.accelerator, checkpoint.state.get("scaler"))
+
+    def _report_moved_decay(self, schedule: Schedule, step: int) -> None:
+        if schedule.lr_decay == "none" or self.run.previous is None:
+            return
+        before = Schedule.of(getattr(self.run.previous, self.run.stage), schedule.clips)
+        old_end, new_end = before.total_steps, schedule.total_steps
+        if old_end != new_end:
+            old, new = (each.step(min(step, each.total_steps - 1)).lr for each in (before, schedule))
+            self.run.say(
+                f"the run ends after step {new_end} instead of {old_end}, and the {schedule.lr_decay} decay "
+                f"with it: the learning rate continues at {new:.3g} instead of {old:.3g}; the result is not "
+                f"bit for bit that of a run with {new_end} steps from the beginning."
+            )
 
     def _write_models(self, folder: Path) -> None:
         for name, part in self.models.items():

@@ -70,7 +70,7 @@ class VaeStage:
 
     def resume(self) -> int:
         """Restore the newest whole checkpoint, if there is one; return the number of finished steps."""
-        return self.parts.resume(self.schedule.total_steps)
+        return self.parts.resume(self.schedule)
 
     def evaluate(self, step: int) -> None:
         """Reconstruct held-out clips with and without the compensation; log figures, draw the sheet."""

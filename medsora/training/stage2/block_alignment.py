@@ -39,10 +39,11 @@ class BlockAlignment:
                     f"the checkpoint's sums of the alignment per block are damaged: {error}."
                 ) from error
 
-    def figures(self) -> dict[str, float]:
-        """Return the mean r of each block since the last call; nothing if no sample had targets."""
+    def figures(self, *, reset: bool = True) -> dict[str, float]:
+        """Return the mean r of each block since they were last `reset`; nothing if no sample had targets."""
         if not self._samples:
             return {}
         means = (self._sums / self._samples).tolist()
-        self._sums, self._samples = None, 0
+        if reset:
+            self._sums, self._samples = None, 0
         return {f"alignment/block_{number:02d}": mean for number, mean in enumerate(means)}

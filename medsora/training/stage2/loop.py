@@ -93,7 +93,9 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             progress.count(step.batch, batches.waited())
             if logs:
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
-                log_step(stage, done, parts, state | stage.blocks.figures(), progress, report)
+                # A run that ends between two lines of the log may be extended later: the sums stay.
+                blocks = stage.blocks.figures(reset=done % settings.log_every == 0)
+                log_step(stage, done, parts, state | blocks, progress, report)
             end_step(stage, done, stop, progress, saves=saves, asked=asked)
 
     run.say(

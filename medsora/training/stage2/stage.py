@@ -118,7 +118,7 @@ class DitStage:
         Also writes beside it what sampling needs of this run. Raises `BadInput` or `OSError` if the
         checkpoint cannot be taken up by this model, or the VAE is not the one that it was trained with.
         """
-        start = self.parts.resume(self.schedule.total_steps)
+        start = self.parts.resume(self.schedule)
         if self.run.main:
             with written_folder(self.run.path / "vae") as folder:
                 self.vae.save_pretrained(folder)

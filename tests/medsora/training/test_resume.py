@@ -116,6 +116,52 @@ def test_a_run_that_is_done_stays_as_it_is(straight: Straight, tmp_path: Path) -
     tiny.assert_same_run(run, straight.run, STEPS)
 
 
+@pytest.mark.parametrize("changes", [{}, {"log_every": 3}], ids=["each step logged", "every third"])
+def test_a_finished_run_is_extended_bit_for_bit(
+    changes: dict[str, int], straight: Straight, tmp_path: Path
+) -> None:
+    """Training from the old end on is that of a run with the new end, which logged nothing at the old one."""
+    options = {f"train_{straight.stage}__{key}": value for key, value in changes.items()}
+    for steps in (2, STEPS):
+        run = tiny.train(
+            straight.stage,
+            straight.configure(tmp_path, **options | {f"train_{straight.stage}__max_steps": steps}),
+        )
+    assert "learning rate" not in (run / "messages.txt").read_text()
+    if not changes:
+        tiny.assert_same_run(run, straight.run, STEPS)
+        return
+    ours, theirs = tiny.saved_tensors(run, STEPS), tiny.saved_tensors(straight.run, STEPS)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    once = tiny.train(straight.stage, straight.configure(tmp_path / "once", **options))
+    lines = {line["step"]: line for line in tiny.figures(once) if "lr" in line}
+    assert [line for line in tiny.figures(run) if line["step"] == 3 and "lr" in line] == [lines[3]]
+
+
+def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
+    straight: Straight, tmp_path: Path
+) -> None:
+    decay = {f"train_{straight.stage}__lr_decay": "cosine"}
+
+    def train(steps: int) -> Path:
+        return tiny.train(
+            straight.stage,
+            straight.configure(tmp_path, **decay | {f"train_{straight.stage}__max_steps": steps}),
+        )
+
+    train(2)
+    run = train(STEPS)
+    said = (run / "messages.txt").read_text().splitlines()
+    (told,) = [line for line in said if "learning rate" in line]
+    assert told.startswith("the run ends after step 4 instead of 2, and the cosine decay with it: the")
+    assert "continues at 0.0005 instead of 0.0005;" in told  # half of a cosine from either end
+    rates = {line["step"]: line["lr"] for line in tiny.figures(run) if "lr" in line}
+    assert [rates[step] for step in (2, 3, 4)] == pytest.approx([5e-4, 5e-4, 1.4645e-4], rel=1e-3)
+    before = len(said)
+    train(STEPS)
+    assert "learning rate" not in "".join((run / "messages.txt").read_text().splitlines()[before:])
+
+
 def poison(monkeypatch: pytest.MonkeyPatch, stage: str, call: int) -> None:
     """Let the loss of one micro-batch be NaN, the first being number 0."""
     owner, name = (VaeLoss, "forward") if stage == "vae" else (GaussianDiffusion, "hybrid_loss")
@@ -287,7 +333,7 @@ def test_other_settings_are_refused_but_not_those_of_the_other_stage(
     [
         ("train_dit", "train_dit", {"keep": 9, "save_every": 9, "sample_steps": 9, "max_steps": 9}, None),
         ("train_dit", "train_dit", {"ema_decay": 0.5}, "train_dit.ema_decay"),
-        ("train_dit", "train_dit", {"epochs": 9, "lr_decay": "cosine"}, "train_dit.epochs"),
+        ("train_dit", "train_dit", {"epochs": 9, "lr_decay": "cosine"}, None),
         ("train_dit", "train_vae", {"lr": 1.0}, None),
         ("train_dit", "denoiser", {"overrides": {"depth": 3}}, "denoiser.overrides.depth"),
         ("train_dit", "data", {"workers": 9}, None),
