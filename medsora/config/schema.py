@@ -25,6 +25,7 @@ from medsora.kernels.choices import FASTEST_FIRST
 from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS
 
 DIFFUSION_STEPS = 1000
+DEFAULT_VAE_EPOCHS, DEFAULT_DIT_EPOCHS = 10, 1000  # where neither epochs nor max_steps is given
 MAX_SIDE_PX = 4096
 
 # Whether a resumed run may change a key: it may if the key does not change what a training step computes, or
@@ -285,7 +286,13 @@ class VaeTrainingConfig:
     warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
     batch: int = key(1, "Clips per optimiser step, over all processes.", above=0)
     accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
-    epochs: int = key(10, "Epochs to train, unless max_steps ends first.", above=0, resume=FREE_TO_EXTEND)
+    epochs: int | None = key(
+        None,
+        f"Epochs to train, unless max_steps ends first; null: {DEFAULT_VAE_EPOCHS}, or as many as max_steps "
+        "takes.",
+        above=0,
+        resume=FREE_TO_EXTEND,
+    )
     max_steps: int | None = key(
         None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND
     )
@@ -340,8 +347,12 @@ class DitTrainingConfig:
     )
     warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
     accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
-    epochs: int = key(
-        1000, "Epochs to train, unless max_steps ends first.", above=0, resume=FREE_TO_EXTEND
+    epochs: int | None = key(
+        None,
+        f"Epochs to train, unless max_steps ends first; null: {DEFAULT_DIT_EPOCHS}, or as many as max_steps "
+        "takes.",
+        above=0,
+        resume=FREE_TO_EXTEND,
     )
     max_steps: int | None = key(
         None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND

@@ -42,7 +42,6 @@ VAE_STEPS = (1_000, 20_000)
 DIT_STEPS = (20_000, 400_000)
 VAE_PASSES, DIT_PASSES = 10, 100
 CPU_VAE_STEPS, CPU_DIT_STEPS = (200, 1_000), (1_000, 5_000)
-NOT_THE_END = "never what ends the run: max_steps does"
 
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # what YAML reads as text without quotes, a few words apart
 
@@ -181,7 +180,6 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     steps = _steps(VAE_PASSES * clips, VAE_STEPS)
     fit.set("train_vae", "the paper's 2e-7 moves a zero-initialised output next to nothing", lr=1e-4)
     fit.set("train_vae", "down to zero at the last step", lr_decay="cosine")
-    fit.set("train_vae", NOT_THE_END, epochs=steps)
     fit.set("train_vae", f"{VAE_PASSES} passes over {clips} clips, {_within(VAE_STEPS)}", max_steps=steps)
     small = machine.gpu_gib < VAE_STAGE_GIB * area / USABLE
     fit.set(
@@ -196,7 +194,6 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     ]
     why = "the paper's" if first == 16 else f"the paper's first batch is 16; {first} fits into {memory}"
     fit.set("train_dit", why, phases=phases)
-    fit.set("train_dit", NOT_THE_END, epochs=first * steps)
     fit.set("train_dit", f"{DIT_PASSES} passes over {clips} clips, {_within(DIT_STEPS)}", max_steps=steps)
     fit.set("train_dit", "the paper's; samples come from this moving average", ema_decay=0.9999)
     fit.set("train_dit", "20 contact sheets over the run", sample_every=max(steps // 20, 500))
@@ -233,7 +230,6 @@ def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
         steps = _steps(passes * clips // batch, within)
         why = f"{passes} passes over {clips} clips, {_within(within)}"
         fit.set(stage, why, max_steps=steps)
-        fit.set(stage, NOT_THE_END, epochs=batch * steps)
     fit.set("train_vae", "8x8 latents drown in noise sooner than 16x16 ones", latent_std=2.0)
 
 

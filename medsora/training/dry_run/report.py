@@ -186,7 +186,9 @@ def _look_at_run(
         schedule.check_processes(processes, settings.accumulation)
         per_epoch = " then ".join(f"{-(-clips // phase.batch):,}" for phase in schedule.phases)
         whole = f"{schedule.total_steps:,} in all, on {processes} process(es)"
-        findings.line("steps", f"{per_epoch} per epoch, {whole}")
+        cut = settings.max_steps is not None and schedule.total_steps < settings.max_steps
+        first = f"; {stage}.epochs ends it before max_steps" if cut else ""
+        findings.line("steps", f"{per_epoch} per epoch, {whole}{first}")
     with findings.part("the run"):
         check_precision(settings.precision)
         usable_trackers(config.tracking.trackers)
