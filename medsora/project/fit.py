@@ -24,7 +24,8 @@ from medsora.errors import BadInput
 
 RATES_ALIKE = 1.5  # the highest frame rate over the lowest; beyond, it is said
 PAPER_RATE = 10  # frames of a clip per second: every third of 30
-FRAMES, PAPER_SIZE, CPU_SIZE, LEAST_SIZE = 16, 128, 64, 32
+FRAMES, PAPER_FRAMES = (17, 16, 9, 8), 16  # the first of which a video is long enough for is taken
+PAPER_SIZE, CPU_SIZE, LEAST_SIZE = 128, 64, 32
 HOLDOUT, SEED = 0.1, 0
 MOST_SOURCES = 0.8  # the part of the videos that must stay usable when frames are left out between frames
 
@@ -97,13 +98,9 @@ def fit_project(
 
 
 def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) -> CheckReport:
-    report = check(FRAMES + 1, 1)
-    frames = FRAMES
-    if not report.clips:
-        frames = 8
-        if not check(frames + 1, 1).clips:
-            report.require_clips()
-        report = check(frames + 1, 1)
+    frames = next((frames for frames in FRAMES if check(frames + 1, 1).clips), FRAMES[0])
+    report = check(frames + 1, 1)
+    report.require_clips()
     rates = [source.scan.fps for source in report.usable if source.scan.fps]
     wanted = max(1, round(median(rates) / PAPER_RATE)) if rates else 1
     interval = wanted
@@ -111,8 +108,8 @@ def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) ->
         interval -= 1
     report = check(frames + 1, interval)
     fit.set("data", f"{len(report.usable)} usable of {len(report.reports)} videos", root=data)
-    why = "the paper's; 17 would move from the first frame on (docs/fidelity.md)"
-    fit.set("data", why if frames == FRAMES else "no video is long enough for the paper's 16", frames=frames)
+    why = "the first has a latent of its own (docs/fidelity.md); the paper's: 16"
+    fit.set("data", why if frames == FRAMES[0] else f"no video is long enough for {FRAMES[0]}", frames=frames)
     if not rates:
         why = "folders of pictures do not say their rate; 3 if these are 30 per second, as in the paper"
     elif interval < wanted:
@@ -162,7 +159,7 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
         )
     preset = preset or ("B" if machine.gpu_gib >= 10 else "S")
     memory = f"{machine.gpu_gib:.0f} GiB"
-    area = (side / PAPER_SIZE) ** 2 * fit.values["data"]["frames"] / FRAMES
+    area = (side / PAPER_SIZE) ** 2 * fit.values["data"]["frames"] / PAPER_FRAMES
     free = USABLE * machine.gpu_gib - PRIOR_GIB * max(area, 1) - STATE_GIB[preset]
     fitting = max(free / (ACTIVATIONS_GIB[preset] * area), 1)
     first = min(16, 2 ** int(math.log2(fitting)))

@@ -104,6 +104,15 @@ def test_one_odd_video_does_not_decide() -> None:
     assert fitted(checker(*[usual] * 8, short), USUAL).values["data"]["interval"] == 3
 
 
+@pytest.mark.parametrize("machine", [CPU, USUAL], ids=["CPU", "24"])
+def test_clips_have_17_frames_where_videos_are_long_enough(machine: Machine) -> None:
+    """One more is read for the optical flow; 8k + 1 frames before 8k ones of about the same length."""
+    for frames, expected in ((1500, 17), (18, 17), (17, 16), (16, 9), (10, 9), (9, 8)):
+        fit = fitted(videos(frames=frames), machine)
+        assert fit.values["data"]["frames"] == expected
+        assert ("the paper's: 16" if expected == 17 else "long enough for 17") in fit.reasons["data.frames"]
+
+
 def test_short_and_small_videos_get_short_and_small_clips() -> None:
     fit = fitted(videos(frames=9, size=(120, 100)), USUAL)
     assert fit.values["data"] | {"frames": 8, "size": 96} == fit.values["data"]
@@ -114,7 +123,7 @@ def test_short_and_small_videos_get_short_and_small_clips() -> None:
 
 
 def test_nothing_usable_is_one_sentence() -> None:
-    with pytest.raises(BadInput, match="no usable clip of 17 frames at interval 1: v0: too short: 8 frames"):
+    with pytest.raises(BadInput, match="no usable clip of 18 frames at interval 1: v0: too short: 8 frames"):
         fitted(videos(frames=8), USUAL)
 
 
