@@ -26,7 +26,8 @@ from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
 from medsora.saved.checkpoint import checkpoint_folders, newest_whole
 from medsora.saved.find import trained_vae
-from medsora.training.accelerator import check_precision
+from medsora.saved.optimizer import moments
+from medsora.training.accelerator import check_launcher, check_precision
 from medsora.training.cache.latents import latent_cache_bytes
 from medsora.training.cache.prior import prior_cache_bytes
 from medsora.training.dry_run.memory import MemoryEstimate, estimate_dit, estimate_vae, size_bytes
@@ -189,6 +190,7 @@ def _look_at_run(
         cut = settings.max_steps is not None and schedule.total_steps < settings.max_steps
         first = f"; {stage}.epochs ends it before max_steps" if cut else ""
         findings.line("steps", f"{per_epoch} per epoch, {whole}{first}")
+        check_launcher(settings.precision)
     with findings.part("the run"):
         check_precision(settings.precision)
         usable_trackers(config.tracking.trackers)

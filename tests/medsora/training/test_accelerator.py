@@ -66,6 +66,51 @@ def test_fp16_is_refused_on_a_cpu(cpu: Accelerator) -> None:
             module.check_precision("fp16")
 
 
+ENVIRONMENT = {  # what `accelerate launch` writes -> a word of the sentence that refuses it
+    "ACCELERATE_MIXED_PRECISION=bf16": "mixed precision",
+    "ACCELERATE_MIXED_PRECISION=fp8": "mixed precision",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4": "gradient accumulation",
+    "ACCELERATE_USE_FSDP=true": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED=true": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM=true": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG=true": "parallelism config",
+    "ACCELERATE_DYNAMO_BACKEND=INDUCTOR": "dynamo backend",
+    "ACCELERATE_DOWNCAST_BF16=true": "downcasting",
+    "XLA_DOWNCAST_BF16=1": "downcasting",
+}
+
+
+@pytest.mark.parametrize(("setting", "name"), ENVIRONMENT.items())
+@pytest.mark.parametrize("stage", ["vae", "dit"])
+def test_what_the_launcher_asks_for_is_refused_and_never_ignored(
+    setting: str, name: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both stages, before anything is read: there are no clips."""
+    variable, _, value = setting.partition("=")
+    monkeypatch.setenv(variable, value)
+    config = tiny.tiny_config(tmp_path, tmp_path / "clips")
+    with pytest.raises(
+        BadInput, match=rf"^accelerate is told to use .*{name} \({variable}={value.lower()}\)"
+    ):
+        tiny.train(stage, config)
+
+
+def test_what_the_launcher_writes_by_default_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in (
+        ("ACCELERATE_MIXED_PRECISION", "no"),
+        ("ACCELERATE_DYNAMO_BACKEND", "NO"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),
+        ("ACCELERATE_USE_FSDP", "false"),
+    ):
+        monkeypatch.setenv(variable, value)
+    for precision in ("no", "bf16"):
+        module.check_launcher(precision)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    module.check_launcher("bf16")
+    with pytest.raises(BadInput, match="set precision in the config"):
+        module.check_launcher("fp16")
+
+
 def test_gradients_are_averaged_with_the_last_micro_batch_only() -> None:
     class Synchronised:
         def no_sync(self, model: torch.nn.Module) -> AbstractContextManager[str]:
