@@ -18,7 +18,15 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medsora.config.choices import LOSS_TARGETS, LR_DECAYS, MIXINGS, PRECISIONS, PREDICTIONS, TRACKERS
+from medsora.config.choices import (
+    LOSS_TARGETS,
+    LR_DECAYS,
+    MIXINGS,
+    OPTIMIZERS,
+    PRECISIONS,
+    PREDICTIONS,
+    TRACKERS,
+)
 from medsora.config.presets import PRESETS
 from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS
 from medsora.kernels.choices import FASTEST_FIRST
@@ -32,6 +40,7 @@ MAX_SIDE_PX = 4096
 # if it decides where the run ends.
 FIXED, FREE, FREE_TO_EXTEND = "no", "yes", "yes, moving a decay's end"
 STAGE_1, STAGE_2 = "train_vae", "train_dit"
+OTHER_BETAS = "; sgd takes the first as its momentum, rmsprop the second as its smoothing"
 CACHE_PLACES = ("off", "disk")
 
 
@@ -279,7 +288,10 @@ class VaeTrainingConfig:
         at_most=MAX_SIDE_PX,
     )
     lr: float = key(2e-7, "Peak learning rate.", above=0)
-    betas: list[float] = key([0.5, 0.9], "Adam's betas.", at_least=0, below=1, pair=True)
+    optimizer: str = key("adam", "Optimiser, by its name in torch.optim.", choices=OPTIMIZERS)
+    betas: list[float] = key(
+        [0.5, 0.9], f"Betas of the optimiser{OTHER_BETAS}.", at_least=0, below=1, pair=True
+    )
     lr_decay: str = key(
         "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
     )
@@ -340,8 +352,13 @@ class DitTrainingConfig:
         [PhaseConfig(1e-3, 16, 2), PhaseConfig(1e-4, 2, None)],
         "Phases in order, each with lr, batch and until_epoch.",
     )
-    betas: list[float] = key([0.9, 0.999], "AdamW's betas.", at_least=0, below=1, pair=True)
-    weight_decay: float = key(0.01, "AdamW's weight decay.", at_least=0)
+    optimizer: str = key("adamw", "Optimiser, by its name in torch.optim.", choices=OPTIMIZERS)
+    betas: list[float] = key(
+        [0.9, 0.999], f"Betas of the optimiser{OTHER_BETAS}.", at_least=0, below=1, pair=True
+    )
+    weight_decay: float = key(
+        0.01, "Weight decay: decoupled in adamw, in the other optimisers added to the gradient.", at_least=0
+    )
     lr_decay: str = key(
         "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
     )

@@ -11,8 +11,9 @@ import torch
 
 from medsora.config.load import config_to_dict
 from medsora.config.schema import Config, DitTrainingConfig, VaeTrainingConfig
+from medsora.errors import BadInput
 from medsora.saved.checkpoint import Checkpoint, save_checkpoint
-from medsora.saved.optimizer import optimizer_tensors, restore_optimizer
+from medsora.saved.optimizer import moments, optimizer_tensors, restore_optimizer
 from medsora.training.accelerator import restore_scaler, scaler_state
 from medsora.training.run.folder import RunFolder
 from medsora.training.schedule import Schedule
@@ -51,9 +52,9 @@ class StageParts:
 
     @property
     def size_bytes(self) -> int:
-        """About what a checkpoint takes: the models and two moments of Adam for what is trained."""
-        groups = self.optimizer.param_groups
-        return self.model_bytes + 2 * sum(p.nbytes for group in groups for p in group["params"])
+        """About what a checkpoint takes: the models and the optimiser's moments of what is trained."""
+        groups, copies = self.optimizer.param_groups, moments(self.settings.optimizer)
+        return self.model_bytes + copies * sum(p.nbytes for group in groups for p in group["params"])
 
     def save(self, step: int) -> None:
         """Write the checkpoint of `step` finished steps (main process; the others wait)."""
@@ -65,7 +66,12 @@ class StageParts:
                 step,
                 self._write_models,
                 optimizer_tensors(self.optimizer, self.names),
-                {"processes": accelerator.num_processes, "scaler": scaler_state(accelerator), **state},
+                {
+                    "processes": accelerator.num_processes,
+                    "scaler": scaler_state(accelerator),
+                    "optimizer": self.settings.optimizer,
+                    **state,
+                },
                 keep=self.settings.keep,
                 keep_every=self.settings.keep_every,
                 config=config_to_dict(self.config),
@@ -93,6 +99,12 @@ class StageParts:
             part.take_up(checkpoint.value(name, part.kind) if part.kind else checkpoint.state.get(name))
         for name, part in self.models.items():
             part.take_up(checkpoint.folder / name)
+        ours, theirs = self.settings.optimizer, checkpoint.state.get("optimizer")
+        if theirs not in (None, ours):  # None: written before there was a choice
+            raise BadInput(
+                f"{checkpoint.folder} holds the state of the optimiser {theirs}, but "
+                f"{self.run.stage}.optimizer is {ours}; put {theirs} back, or take another run.name."
+            )
         restore_optimizer(self.optimizer, self.names, checkpoint.folder / "optimizer.safetensors")
         restore_scaler(self.run.accelerator, checkpoint.state.get("scaler"))
 

@@ -26,6 +26,7 @@ from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.flow_prior import FlowPrior
 from medsora.sampling.pipeline import DTYPES
+from medsora.saved.optimizer import moments
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
@@ -135,7 +136,7 @@ def estimate_dit(
     return MemoryEstimate(
         weights=trained,
         average=trained,
-        optimiser=2 * trained,
+        optimiser=moments(settings.optimizer) * trained,
         frozen=size_bytes(vae) + (size_bytes(prior) if prior is not None else 0),
         step=peak_bytes([model], train),
         encoding=peak_bytes([vae], lambda: encode(2 if cached else batch), gradients=False),
@@ -166,7 +167,7 @@ def estimate_vae(config: Config, vae: FrequencyCompensatedVAE, loss: VaeLoss, ba
     trained = sum(parameter.nbytes for parameter in vae.parameters() if parameter.requires_grad)
     return MemoryEstimate(
         weights=trained,
-        optimiser=2 * trained,
+        optimiser=moments(settings.optimizer) * trained,
         frozen=size_bytes(vae) - trained + size_bytes(loss),
         step=peak_bytes([vae, loss], train),
         looking=peak_bytes([vae], look, gradients=False),

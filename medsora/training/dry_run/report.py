@@ -106,9 +106,8 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
     findings.memory(estimate_dit(config, model, vae, prior, batch), batch)
     with findings.part("the disk"):
         caches = _cache_bytes(config, model, vae, prior, clips)
-        _check_disk(
-            findings, config.dit_dir, 4 * size_bytes(model), settings.keep, settings.keep_every, caches
-        )
+        checkpoint = (2 + moments(settings.optimizer)) * size_bytes(model)
+        _check_disk(findings, config.dit_dir, checkpoint, settings.keep, settings.keep_every, caches)
     findings.conclude()
 
 
@@ -190,8 +189,8 @@ def _look_at_run(
         cut = settings.max_steps is not None and schedule.total_steps < settings.max_steps
         first = f"; {stage}.epochs ends it before max_steps" if cut else ""
         findings.line("steps", f"{per_epoch} per epoch, {whole}{first}")
-        check_launcher(settings.precision)
     with findings.part("the run"):
+        check_launcher(settings.precision)
         check_precision(settings.precision)
         usable_trackers(config.tracking.trackers)
         _look_at_folder(findings, folder, config, stage)

@@ -6,14 +6,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
 from medsora.config.schema import Config
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
 from medsora.saved.find import find_model, trained_vae
+from medsora.saved.optimizer import build_optimizer
 from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.cache.fingerprint import weights_digest
 from medsora.training.cache.latents import LatentCache
@@ -68,12 +67,12 @@ def build_dit_stage(config: Config) -> DitStage:
         most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
         run.say(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
     given = settings.given_frames if settings.first_frame_prob else ()
-    optimizer = torch.optim.AdamW(
+    optimizer = build_optimizer(
+        settings.optimizer,
         model.parameters(),
         lr=settings.phases[0].lr,
-        betas=tuple(settings.betas),
+        betas=settings.betas,
         weight_decay=settings.weight_decay,
-        fused=True,
     )
     return DitStage(
         config=config,

@@ -163,6 +163,35 @@ def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, stage: str, call: int) -> None:
+def test_another_optimiser_is_resumed_too_and_refused_by_any_other(
+    clips: Path, vae_folder: Path, tmp_path: Path
+) -> None:
+    def configure(work: Path, steps: int, optimizer: str = "nadam") -> Config:
+        options = {"train_dit__optimizer": optimizer, "train_dit__max_steps": steps}
+        return tiny.tiny_config(work, clips, vae__path=str(vae_folder), alignment__weight=0, **options)
+
+    once = tiny.train("dit", configure(tmp_path / "once", STEPS))
+    for steps in (2, STEPS):
+        run = tiny.train("dit", configure(tmp_path, steps))
+    tiny.assert_same_run(run, once, STEPS)
+    with pytest.raises(BadInput, match=r"train_dit\.optimizer=nadam, but now it is radam"):
+        tiny.train("dit", configure(tmp_path, STEPS, "radam"))
+    (run / "config.yaml").unlink()
+    with pytest.raises(BadInput, match=r"state of the optimiser nadam, but train_dit\.optimizer is radam"):
+        tiny.train("dit", configure(tmp_path, STEPS, "radam"))
+
+
+def test_a_base_that_diffusers_saved_is_trained_on_and_resumed(clips: Path, tmp_path: Path) -> None:
+    AutoencoderKLCogVideoX(**tiny.BASE).save_pretrained(tmp_path / "base")
+    for steps in (1, 2):
+        options = {"train_dit__max_steps": steps, "alignment__weight": 0}
+        run = tiny.train(
+            "dit", tiny.tiny_config(tmp_path, clips, vae__path=str(tmp_path / "base"), **options)
+        )
+    assert (run / "checkpoints" / "step-0000002").is_dir()
+    assert isinstance(FrequencyCompensatedVAE.from_pretrained(run / "vae"), FrequencyCompensatedVAE)
+
+
     """Let the loss of one micro-batch be NaN, the first being number 0."""
     owner, name = (VaeLoss, "forward") if stage == "vae" else (GaussianDiffusion, "hybrid_loss")
     compute, calls = getattr(owner, name), iter(range(1000))
