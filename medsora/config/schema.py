@@ -192,7 +192,10 @@ class VaeConfig:
         stage=STAGE_1,
     )
     path: str | None = key(
-        None, "VAE that stage 2 uses; null: the one that stage 1 of this run trained.", stage=STAGE_2
+        None,
+        "VAE that stage 2 uses: a run of stage 1, a saved VAE, or a base that diffusers saved; null: the one "
+        "that stage 1 of this run trained.",
+        stage=STAGE_2,
     )
 
 

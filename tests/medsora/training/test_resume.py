@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from diffusers import AutoencoderKLCogVideoX
 
 from medsora.config.load import config_from_dict
 from medsora.config.schema import Config
