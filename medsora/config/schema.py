@@ -328,6 +328,20 @@ class VaeTrainingConfig:
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass to save memory.")
     eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
     eval_clips: int = key(4, "Held-out clips per validation.", above=0, resume=FREE)
+    early_stop: int | None = key(
+        None,
+        "Evaluations without a better held-out loss after which training ends; null: never. Every evaluation "
+        "is then saved, and the best one's checkpoint kept.",
+        above=0,
+        resume=FREE,
+    )
+    early_stop_gain: float = key(
+        0.0,
+        "Smallest decrease that is better, as a part of the best held-out loss.",
+        at_least=0,
+        below=1,
+        resume=FREE,
+    )
     save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
     keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
     keep_every: int | None = key(
@@ -411,6 +425,20 @@ class DitTrainingConfig:
     sample_steps: int = key(250, "DDIM steps of those videos.", above=0, at_most=DIFFUSION_STEPS, resume=FREE)
     eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
     eval_clips: int = key(8, "Held-out clips per validation.", above=0, resume=FREE)
+    early_stop: int | None = key(
+        None,
+        "Evaluations without a better held-out loss after which training ends; null: never. Every evaluation "
+        "is then saved, and the best one's checkpoint kept.",
+        above=0,
+        resume=FREE,
+    )
+    early_stop_gain: float = key(
+        0.0,
+        "Smallest decrease that is better, as a part of the best held-out loss.",
+        at_least=0,
+        below=1,
+        resume=FREE,
+    )
     save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
     keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
     keep_every: int | None = key(

@@ -15,6 +15,7 @@ from medsora.errors import BadInput
 from medsora.saved.checkpoint import Checkpoint, save_checkpoint
 from medsora.saved.optimizer import moments, optimizer_tensors, restore_optimizer
 from medsora.training.accelerator import restore_scaler, scaler_state
+from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
 from medsora.training.schedule import Schedule
 
@@ -49,6 +50,7 @@ class StageParts:
     models: dict[str, ModelPart]
     values: dict[str, ValuePart]
     model_bytes: int
+    early_stop: EarlyStop | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -61,6 +63,7 @@ class StageParts:
         accelerator = self.run.accelerator
         if self.run.main:
             state = {name: part.value(step) for name, part in self.values.items()}
+            best = self.early_stop.best() if self.early_stop else None
             save_checkpoint(
                 self.run.checkpoints,
                 step,
@@ -74,6 +77,7 @@ class StageParts:
                 },
                 keep=self.settings.keep,
                 keep_every=self.settings.keep_every,
+                keep_step=best[0] if best else None,
                 config=config_to_dict(self.config),
                 model_bytes=self.model_bytes,
             )
@@ -95,16 +99,16 @@ class StageParts:
         return checkpoint.step
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
-        for name, part in self.values.items():
-            part.take_up(checkpoint.value(name, part.kind) if part.kind else checkpoint.state.get(name))
-        for name, part in self.models.items():
-            part.take_up(checkpoint.folder / name)
         ours, theirs = self.settings.optimizer, checkpoint.state.get("optimizer")
         if theirs not in (None, ours):  # None: written before there was a choice
             raise BadInput(
                 f"{checkpoint.folder} holds the state of the optimiser {theirs}, but "
                 f"{self.run.stage}.optimizer is {ours}; put {theirs} back, or take another run.name."
             )
+        for name, part in self.values.items():
+            part.take_up(checkpoint.value(name, part.kind) if part.kind else checkpoint.state.get(name))
+        for name, part in self.models.items():
+            part.take_up(checkpoint.folder / name)
         restore_optimizer(self.optimizer, self.names, checkpoint.folder / "optimizer.safetensors")
         restore_scaler(self.run.accelerator, checkpoint.state.get("scaler"))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +14,7 @@ from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
 from medsora.runtime.files import written_folder
 from medsora.training.loop_end import PeriodicTask
+from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import keep_sheet
 from medsora.training.schedule import Schedule
@@ -22,6 +24,7 @@ from medsora.vae import FrequencyCompensatedVAE, measure_scaling_factor
 from medsora.vae.base import load_weights
 from medsora.vae.losses import VaeLoss
 
+HELD_OUT_LOSS = "held_out/loss"
 SCALING_CLIPS = 64  # enough for three digits of the latents' standard deviation
 
 
@@ -51,7 +54,13 @@ class VaeStage:
             models={"vae": ModelPart(self.vae.save_pretrained, self._load_vae)},
             values={},
             model_bytes=sum(parameter.nbytes for parameter in self.vae.parameters()),
+            early_stop=self.early_stop,
         )
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """Stops on Eq. 16 of held-out clips."""
+        return EarlyStop.of(self.run, self.config.train_vae, HELD_OUT_LOSS)
 
     @property
     def tasks(self) -> list[PeriodicTask]:
@@ -77,15 +86,35 @@ class VaeStage:
         count = min(self.config.train_vae.eval_clips, len(self.held_out))
         clips = [self.held_out.fixed_clip(index) for index in range(count)]
         figures, sheet = evaluate_reconstruction(self.vae, clips)
+        if self.early_stop is not None:
+            figures[HELD_OUT_LOSS] = self.held_out_loss(clips)
         keep_sheet(self.run, self.run.samples / f"step-{step:07d}.png", sheet, step)
         self.run.log(step, figures)
         told = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in figures.items())
         self.run.say(f"step {step}, held out: {told}")
 
+    @torch.no_grad()
+    def held_out_loss(self, clips: Sequence[dict[str, Any]]) -> float:
+        """Return the mean of Eq. 16 over `clips`, whose latents are the means instead of draws."""
+        was_training, losses = self.vae.training, []
+        self.vae.eval()
+        for clip in clips:
+            video = clip["video"][None].to(self.accelerator.device)
+            out = self.vae(video, sample=False, coarse=self.config.train_vae.coarse > 0)
+            losses.append(self.loss(out.reconstruction, video, out.mean, out.logvar, out.coarse).total)
+        self.vae.train(was_training)
+        return float(torch.stack(losses).mean())
+
     def finish(self) -> Path:
-        """Write the trained VAE where stage 2 looks for it, with the scaling factor of its own latents."""
+        """Write the trained VAE where stage 2 looks for it, with the scaling factor of its own latents.
+
+        With early stopping it is that of the best evaluation.
+        """
         folder = self.run.path / "final"
         if self.run.main:
+            if self.early_stop is not None and (best := self.early_stop.best()) is not None:
+                self._load_vae(self.run.checkpoints / f"step-{best[0]:07d}" / "vae")
+                self.run.say(f"the VAE of step {best[0]} has the best held-out loss and is taken.")
             if self.config.train_vae.train == "all":
                 factor = measure_scaling_factor(self.vae, self._scaling_clips())
                 factor *= self.config.train_vae.latent_std

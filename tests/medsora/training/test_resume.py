@@ -163,7 +163,6 @@ def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
     assert "learning rate" not in "".join((run / "messages.txt").read_text().splitlines()[before:])
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, stage: str, call: int) -> None:
 def test_another_optimiser_is_resumed_too_and_refused_by_any_other(
     clips: Path, vae_folder: Path, tmp_path: Path
 ) -> None:
@@ -193,6 +192,7 @@ def test_a_base_that_diffusers_saved_is_trained_on_and_resumed(clips: Path, tmp_
     assert isinstance(FrequencyCompensatedVAE.from_pretrained(run / "vae"), FrequencyCompensatedVAE)
 
 
+def poison(monkeypatch: pytest.MonkeyPatch, stage: str, call: int) -> None:
     """Let the loss of one micro-batch be NaN, the first being number 0."""
     owner, name = (VaeLoss, "forward") if stage == "vae" else (GaussianDiffusion, "hybrid_loss")
     compute, calls = getattr(owner, name), iter(range(1000))
