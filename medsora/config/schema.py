@@ -420,6 +420,7 @@ class DitTrainingConfig:
         "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
         choices=("highest", "high", "medium"),
     )
+    compile: bool = key(False, "Compile the denoiser's blocks by torch.compile; needs an NVIDIA or AMD GPU.")
     sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
     sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)
     sample_steps: int = key(250, "DDIM steps of those videos.", above=0, at_most=DIFFUSION_STEPS, resume=FREE)

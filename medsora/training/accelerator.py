@@ -68,6 +68,14 @@ def check_precision(precision: str) -> None:
         raise BadInput("the precision fp16 needs a GPU, but this run is on a CPU: choose no or bf16.")
 
 
+def check_compile() -> None:
+    """Raise `BadInput` where `train_dit.compile` is not supported: anywhere but on a GPU with Triton."""
+    if (device := PartialState().device.type) != "cuda":
+        raise BadInput(
+            f"train_dit.compile needs a GPU with Triton, but this run is on {device}: leave it off."
+        )
+
+
 def check_launcher(precision: str) -> None:
     """Raise `BadInput` for a setting of `accelerate launch` that the loops do not follow.
 

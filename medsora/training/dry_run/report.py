@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from medsora.config.schema import Config
+from medsora.config.schema import STAGE_2, Config
 from medsora.data.checking.scan import Scan
 from medsora.data.checking.windows import windows_of
 from medsora.data.clips import ClipSpec
@@ -27,7 +27,7 @@ from medsora.flow_prior import FlowPrior
 from medsora.saved.checkpoint import checkpoint_folders, newest_whole
 from medsora.saved.find import trained_vae
 from medsora.saved.optimizer import moments
-from medsora.training.accelerator import check_launcher, check_precision
+from medsora.training.accelerator import check_compile, check_launcher, check_precision
 from medsora.training.cache.latents import latent_cache_bytes
 from medsora.training.cache.prior import prior_cache_bytes
 from medsora.training.dry_run.memory import MemoryEstimate, estimate_dit, estimate_vae, size_bytes
@@ -192,6 +192,8 @@ def _look_at_run(
     with findings.part("the run"):
         check_launcher(settings.precision)
         check_precision(settings.precision)
+        if stage == STAGE_2 and settings.compile:
+            check_compile()
         usable_trackers(config.tracking.trackers)
         _look_at_folder(findings, folder, config, stage)
 

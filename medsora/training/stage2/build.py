@@ -11,9 +11,10 @@ from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
+from medsora.sampling.compiled import compile_blocks
 from medsora.saved.find import find_model, trained_vae
 from medsora.saved.optimizer import build_optimizer
-from medsora.training.accelerator import check_same_run, make_accelerator
+from medsora.training.accelerator import check_compile, check_same_run, make_accelerator
 from medsora.training.cache.fingerprint import weights_digest
 from medsora.training.cache.latents import LatentCache
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes
@@ -66,6 +67,9 @@ def build_dit_stage(config: Config) -> DitStage:
         priors = PriorCache(config, clips, prior, grid, model.config.width)
         most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
         run.say(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
+    if settings.compile:
+        check_compile()
+        compile_blocks(model)
     given = settings.given_frames if settings.first_frame_prob else ()
     optimizer = build_optimizer(
         settings.optimizer,

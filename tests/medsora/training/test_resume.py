@@ -21,14 +21,17 @@ from diffusers import AutoencoderKLCogVideoX
 
 from medsora.config.load import config_from_dict
 from medsora.config.schema import Config
+from medsora.denoiser import MedSora
 from medsora.diffusion import DiffusionLoss, GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.runtime.exit import exit_with_status
+from medsora.sampling.compiled import compile_blocks
 from medsora.training import step_guard as non_finite
 from medsora.training.progress import Progress
 from medsora.training.run import folder
 from medsora.training.run.folder import refuse_changes
 from medsora.training.stage1.stage import VaeStage
+from medsora.training.stage2 import build as dit_build
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.choices import DEFAULT_COMPENSATION
 from medsora.vae.losses import VaeLoss
@@ -190,6 +193,42 @@ def test_a_base_that_diffusers_saved_is_trained_on_and_resumed(clips: Path, tmp_
         )
     assert (run / "checkpoints" / "step-0000002").is_dir()
     assert isinstance(FrequencyCompensatedVAE.from_pretrained(run / "vae"), FrequencyCompensatedVAE)
+
+
+def test_a_compiled_denoiser_is_refused_on_a_cpu(clips: Path, vae_folder: Path, tmp_path: Path) -> None:
+    config = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder), train_dit__compile=True)
+    with pytest.raises(BadInput, match=r"train_dit\.compile needs a GPU .* this run is on cpu: leave it off"):
+        tiny.train("dit", config)
+
+
+def test_a_compiled_denoiser_trains_resumes_and_saves_the_same_names(
+    clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`aot_eager` stands in for a GPU's compiler: it traces and splits the graphs, and computes as before."""
+    compiled: list[MedSora] = []
+
+    def stand_in(model: MedSora) -> None:
+        compiled.append(model)
+        compile_blocks(model, backend="aot_eager")
+
+    monkeypatch.setattr(dit_build, "check_compile", lambda: None)
+    monkeypatch.setattr(dit_build, "compile_blocks", stand_in)
+
+    def train(work: Path, steps: int, **changes: bool) -> Path:
+        options = {"train_dit__max_steps": steps, "vae__path": str(vae_folder), "alignment__weight": 0}
+        return tiny.train("dit", tiny.tiny_config(work, clips, **options | changes))
+
+    once = train(tmp_path / "once", STEPS, train_dit__compile=True)
+    for steps in (2, STEPS):
+        run = train(tmp_path, steps, train_dit__compile=True)
+    assert len(compiled) == 3
+    assert all(block._compiled_call_impl is not None for model in compiled for block in model.blocks)
+    tiny.assert_same_run(run, once, STEPS)
+    plain = tiny.saved_tensors(train(tmp_path / "plain", STEPS), STEPS)
+    ours = tiny.saved_tensors(run, STEPS)
+    assert ours.keys() == plain.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, stage: str, call: int) -> None:
