@@ -63,9 +63,18 @@ def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
 
 
 def check_precision(precision: str) -> None:
-    """Raise `BadInput` for fp16 on a CPU, where accelerate would quietly train in float32."""
-    if precision == "fp16" and PartialState().device.type == "cpu":
-        raise BadInput("the precision fp16 needs a GPU, but this run is on a CPU: choose no or bf16.")
+    """Raise `BadInput` for a precision that the device lacks.
+
+    fp16 needs the loss scaling of a CUDA GPU (on a CPU accelerate would quietly train in float32), bf16 on
+    MPS needs macOS 14.
+    """
+    device = PartialState().device.type
+    if precision == "fp16" and device != "cuda":
+        raise BadInput(
+            f"the precision fp16 needs a GPU with CUDA, but this run is on {device}: choose no or bf16."
+        )
+    if precision == "bf16" and device == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise BadInput("the precision bf16 on MPS needs macOS 14 or newer: choose no.")
 
 
 def check_compile() -> None:

@@ -19,7 +19,7 @@ class BlockAlignment:
 
     def add(self, per_block: Tensor) -> None:
         """Add r (L, B') of the B' samples that had targets; B' may be 0."""
-        sums = per_block.double().sum(dim=1)
+        sums = per_block.float().sum(dim=1)
         self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
         self._samples += per_block.shape[1]
 
@@ -32,7 +32,7 @@ class BlockAlignment:
         self._sums, self._samples = None, 0
         if state:
             try:
-                self._sums = torch.tensor(state["sums"], dtype=torch.float64)
+                self._sums = torch.tensor(state["sums"], dtype=torch.float32)
                 self._samples = int(state["samples"])
             except (KeyError, TypeError, ValueError) as error:
                 raise BadInput(

@@ -53,7 +53,7 @@ def test_another_optimisers_state_is_refused(name: str, tmp_path: Path) -> None:
     names = [key for key, _ in model.named_parameters()]
     steps(model, optimizer, 0, 1)
     save_file(optimizer_tensors(optimizer, names), tmp_path / "state.safetensors")
-    with pytest.raises(BadInput, match="the state of (weight|bias) does not fit"):
+    with pytest.raises(BadInput, match=r"the state of (weight|bias) does not fit"):
         restore_optimizer(pair(name)[1], names, tmp_path / "state.safetensors")
 
 
