@@ -234,6 +234,13 @@ class DenoiserConfig:
     weights: str | None = key(
         None, "Trained model (run, folder or Hub name) whose denoiser weights this one starts from."
     )
+    heads: int | None = key(
+        None,
+        "Heads of the local attention; null: the preset's 8 (tiny: 6); 1: as the authors' code, one as wide "
+        "as the model.",
+        at_least=1,
+        at_most=1024,
+    )
     overrides: dict[str, Any] = key({}, "Settings of the preset to replace, such as {patch: 1}.")
 
 

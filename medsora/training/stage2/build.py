@@ -178,6 +178,7 @@ def build_denoiser(config: Config, in_channels: int, classes: int = 0) -> MedSor
         "prediction": config.denoiser.prediction,
         "backend": config.denoiser.backend,
         "classes": classes,
+        **({} if config.denoiser.heads is None else {"heads": config.denoiser.heads}),
         **config.denoiser.overrides,
     }
     try:
