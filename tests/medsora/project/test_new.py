@@ -4,6 +4,7 @@ machine, loads, and says why on every line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -139,10 +140,22 @@ def test_memory_decides_preset_batch_and_checkpointing() -> None:
 
     assert facts(LARGE) == facts(USUAL) == ("B", 16, False, False)
     assert facts(SMALL) == ("S", 4, False, True)
-    assert facts(USUAL, preset="L") == ("L", 4, False, False)
-    assert facts(LARGE, preset="XL") == ("XL", 8, False, False)
+    assert facts(USUAL, preset="L") == ("L", 8, False, False)
+    assert facts(LARGE, preset="XL") == ("XL", 16, False, False)
     assert facts(Machine(4, 2)) == ("S", 1, True, True)
-    assert facts(LARGE, size=256)[1] == 8
+    assert facts(LARGE, size=256)[1] == 16
+    assert facts(Machine(40, 4), size=256)[1] == 4
+
+
+def test_the_docs_show_what_is_written_for_each_gpu() -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    row = r"^\| [^|]+ \| (\w+) \| (\d+)[^|]* \| ([^|]+) \| `--memory (\d+)(?: --preset \w+)?` \|$"
+    rows = re.findall(row, page, re.MULTILINE)
+    assert len(rows) == 5
+    for preset, batch, checkpointing, memory in rows:
+        values = fitted(videos(), Machine(int(memory), 4), preset=preset).values
+        assert values["train_dit"]["phases"][0]["batch"] == int(batch), (preset, memory)
+        assert values["train_vae"]["gradient_checkpointing"] == (checkpointing == "with checkpointing")
 
 
 def test_on_a_cpu_the_batch_follows_the_machines_memory() -> None:
@@ -159,7 +172,7 @@ def test_on_a_cpu_the_batch_follows_the_machines_memory() -> None:
 def test_more_clips_ask_for_more_steps() -> None:
     few, many, lots = (fitted(videos(count), USUAL).values for count in (1, 100, 2000))
     assert few["train_dit"]["max_steps"] == 20_000
-    assert many["train_dit"]["max_steps"] == 100 * (100 * 30) // 2
+    assert many["train_dit"]["max_steps"] == 100 * (100 * (1500 // clip_span(18, 3))) // 2
     assert lots["train_dit"]["max_steps"] == 400_000
     assert [values["train_vae"]["max_steps"] for values in (few, many, lots)] == [1000, 20_000, 20_000]
 

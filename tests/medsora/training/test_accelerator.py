@@ -160,8 +160,8 @@ ENVIRONMENT = {  # what `accelerate launch` writes -> a word of the sentence tha
     "ACCELERATE_USE_MEGATRON_LM=true": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG=true": "parallelism config",
     "ACCELERATE_DYNAMO_BACKEND=INDUCTOR": "dynamo backend",
-    "ACCELERATE_DOWNCAST_BF16=true": "downcasting",
-    "XLA_DOWNCAST_BF16=1": "downcasting",
+    "ACCELERATE_DOWNCAST_BF16=true": "downcasting to bf16",
+    "XLA_DOWNCAST_BF16=1": "downcasting to bf16",
 }
 
 
