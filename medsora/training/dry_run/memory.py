@@ -202,6 +202,7 @@ def preset_bytes(preset: str, frames: int, side_px: int, image_latents: int = 2)
             model = MedSora.from_preset(preset, depth=depth, backend="torch").train()
 
         def step(batch: int) -> Tensor:
+            model.zero_grad(set_to_none=True)
             z = torch.empty(batch, latents, model.config.in_channels, side, side)
             out = model(z, torch.zeros(batch, dtype=torch.long), num_images=image_latents)
             return sum(part.square().mean() for part in (out.eps, out.variance, *out.features))

@@ -52,8 +52,9 @@ class EarlyStop(NamedTuple):
         if best is None or best[2] < self.patience:
             return None
         step, value, since = best
+        kept = (self.run.checkpoints / f"step-{step:07d}").is_dir()  # unless it was off at that step
         return (
             f"early stopping: {self.figure.replace('/', ' ')} has not improved in {since} evaluations on "
-            f"{value:.4g} at step {step}, whose checkpoint is kept; a larger {self.run.stage}.early_stop, or "
-            "null, continues training."
+            f"{value:.4g} at step {step}{', whose checkpoint is kept' if kept else ''}; a larger "
+            f"{self.run.stage}.early_stop, or null, continues training."
         )

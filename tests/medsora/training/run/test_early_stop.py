@@ -20,7 +20,9 @@ from medsora.training.stage2.stage import DitStage
 from tests.support import tiny_training as tiny
 
 LOSSES = {1: 0.5, 2: 0.4, 3: 0.45, 4: 0.44, 5: 0.3, 6: 0.31, 7: 0.32, 8: 0.33}
-SAID = "early stopping: held_out {} has not improved in 2 evaluations on 0.4 at step 2"
+SAID = (
+    "early stopping: held_out {} has not improved in 2 evaluations on 0.4 at step 2, whose checkpoint is kept"
+)
 
 
 def stopper(tmp_path: Path, losses: list[float], patience: int = 2, gain: float = 0.0) -> EarlyStop:
@@ -28,7 +30,9 @@ def stopper(tmp_path: Path, losses: list[float], patience: int = 2, gain: float 
     lines += [line for step, loss in enumerate(losses, 1) for line in ({"step": step}, figure(step, loss))]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = DitTrainingConfig(early_stop=patience, early_stop_gain=gain)
-    return EarlyStop.of(SimpleNamespace(path=tmp_path, stage="train_dit"), settings, "held_out/mse")
+    return EarlyStop.of(
+        SimpleNamespace(path=tmp_path, checkpoints=tmp_path, stage="train_dit"), settings, "held_out/mse"
+    )
 
 
 def figure(step: int, loss: float) -> dict[str, float]:
