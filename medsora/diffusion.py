@@ -55,7 +55,9 @@ class GaussianDiffusion:
             "weight_of_velocity": 1 / alpha_bar,
             "weight_of_data": (1 - alpha_bar) / alpha_bar,
         }
-        self._sent: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        self._sent = {
+            (name, torch.device("cpu"), torch.float32): table.float() for name, table in self._tables.items()
+        }
 
     def add_noise(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return z_t. Raises `ValueError` if `t` is neither (B,) nor (B, n)."""
