@@ -89,7 +89,6 @@ def trained(
             "train_vae.batch=1",
             "train_vae.eval_clips=1",
             f"train_vae.max_steps={steps}",
-            f"train_vae.epochs={steps}",  # an epoch has at least one step
             f"train_vae.eval_every={steps}",
             f"train_vae.save_every={steps}",
         ],

@@ -28,8 +28,11 @@ class AlignmentLoss:
 
 
 def noise_weight(t: Tensor) -> Tensor:
-    """Return g(t) = 1/(t+1), float64: the noisier the latents, the less their features are asked for."""
-    return 1 / (t.double() + 1)
+    """Return g(t) = 1/(t+1): the noisier the latents, the less their features are asked for.
+
+    In float64 on a CPU; not every other device has it.
+    """
+    return 1 / (t.to(torch.float64 if t.device.type == "cpu" else torch.float32) + 1)
 
 
 def needed(t: Tensor, margin: float = 0.01) -> Tensor:

@@ -5,6 +5,8 @@ The names below load on first use, so that `import medsora` is quick.
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from medsora.sampling.pipeline import MedSoraPipeline
 
 checkout.install()
+
+if sys.platform == "darwin":  # read when torch is imported: operators that MPS lacks run on the CPU
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __all__ = ["PRESETS", "MedSora", "MedSoraPipeline", "__version__"]
 

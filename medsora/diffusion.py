@@ -31,7 +31,7 @@ class DiffusionLoss(NamedTuple):
 class GaussianDiffusion:
     """Linear betas from `beta_start` to `beta_end` over `steps` timesteps, and what follows from them.
 
-    Tables are computed in float64 and cast to the data's type after they have been looked up.
+    Tables are computed in float64 on the CPU and cast to the data's type: not every device has float64.
     """
 
     def __init__(
@@ -45,15 +45,19 @@ class GaussianDiffusion:
         self.steps = steps
         self.alpha_bar = alpha_bar
         self._tables = {
-            "alpha_bar": alpha_bar,
             "signal": alpha_bar.sqrt(),
             "noise": (1 - alpha_bar).sqrt(),
             "log_beta": beta.log(),
             "log_beta_tilde": torch.cat([beta_tilde[1:2], beta_tilde[1:]]).log(),
             "mean_of_z_0": beta * alpha_bar_before.sqrt() / (1 - alpha_bar),
             "mean_of_z_t": (1 - beta).sqrt() * (1 - alpha_bar_before) / (1 - alpha_bar),
+            "weight_of_noise": torch.ones_like(alpha_bar),
+            "weight_of_velocity": 1 / alpha_bar,
+            "weight_of_data": (1 - alpha_bar) / alpha_bar,
         }
-        self._by_device = {torch.device("cpu"): self._tables}
+        self._sent = {
+            (name, torch.device("cpu"), torch.float32): table.float() for name, table in self._tables.items()
+        }
 
     def add_noise(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return z_t. Raises `ValueError` if `t` is neither (B,) nor (B, n)."""
@@ -79,9 +83,7 @@ class GaussianDiffusion:
         (1 - ᾱ)/ᾱ). Weighted alike, ε's error at high noise is so small that what a short run must learn
         first, the picture's coarse structure, hardly reaches the gradient.
         """
-        alpha_bar = self._table("alpha_bar", t.device)[t]
-        share = {"noise": alpha_bar, "velocity": torch.ones_like(alpha_bar), "data": 1 - alpha_bar}
-        return (share[target] / alpha_bar).float()
+        return self._table(f"weight_of_{target}", t.device, torch.float32)[t]
 
     def hybrid_loss(
         self,
@@ -126,13 +128,13 @@ class GaussianDiffusion:
 
     def _at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
         """Look up a table at `t`, shaped (B, 1 or n, 1, 1, 1) and typed like the data."""
-        return _per_latent(self._table(name, t.device)[t], like).to(like.dtype)
+        return _per_latent(self._table(name, t.device, like.dtype)[t], like)
 
-    def _table(self, name: str, device: torch.device) -> Tensor:
-        """A table where it is asked for; it travels once."""
-        if device not in self._by_device:
-            self._by_device[device] = {key: table.to(device) for key, table in self._tables.items()}
-        return self._by_device[device][name]
+    def _table(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """A table where it is needed; it travels once."""
+        if (key := (name, device, dtype)) not in self._sent:
+            self._sent[key] = self._tables[name].to(dtype).to(device)
+        return self._sent[key]
 
 
 def _per_latent(values: Tensor, like: Tensor) -> Tensor:

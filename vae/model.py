@@ -265,10 +265,10 @@ def measure_scaling_factor(vae: FrequencyCompensatedVAE, clips: Iterable[Tensor]
     """
     count, total, squares = 0, 0.0, 0.0
     for video in clips:
-        mean, logvar = vae.encode_moments(video)
+        mean, logvar = (part.cpu().double() for part in vae.encode_moments(video))  # not all devices have it
         count += mean.numel()
-        total += mean.double().sum().item()
-        squares += (mean.double().square() + logvar.double().exp()).sum().item()
+        total += mean.sum().item()
+        squares += (mean.square() + logvar.exp()).sum().item()
     if count == 0:
         raise ValueError("no clips to measure the latents' standard deviation on")
     return (squares / count - (total / count) ** 2) ** -0.5

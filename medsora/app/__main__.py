@@ -31,7 +31,7 @@ def make_parser(prog: str = "python -m medsora.app") -> argparse.ArgumentParser:
     )
     add("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: everybody who can reach it")
     add("--port", type=int, default=7860, help="the port to listen on (default: 7860)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one, on a Mac mps)")
     return parser
 
 
@@ -44,11 +44,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
         raise BadInput(f"--port is {options.port} but must lie between 1 and 65535.")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import torch
-
     from medsora.app.models import Models
+    from medsora.runtime.processes import join
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = options.device or join().device.type
     with building():
         try:
             models = Models(options.model, device)

@@ -9,6 +9,7 @@ MIXINGS = ("isolated", "mixed")
 PREDICTIONS = ("noise", "velocity")
 LOSS_TARGETS = (*PREDICTIONS, "data")
 LR_DECAYS = ("none", "cosine")
+OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "nadam", "radam")  # of torch.optim
 PRECISIONS = ("no", "bf16", "fp16")  # mixed precision in training, as accelerate names it
 PHANTOM_LOOKS = ("white-light", "narrow-band")
 TRACKERS = ("tensorboard", "wandb", "trackio")  # names of packages, too

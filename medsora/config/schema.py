@@ -22,6 +22,7 @@ from medsora.config.choices import (
     LOSS_TARGETS,
     LR_DECAYS,
     MIXINGS,
+    OPTIMIZERS,
     PHANTOM_LOOKS,
     PRECISIONS,
     PREDICTIONS,
@@ -33,11 +34,14 @@ from medsora.kernels.choices import FASTEST_FIRST
 from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS
 
 DIFFUSION_STEPS = 1000
+DEFAULT_VAE_EPOCHS, DEFAULT_DIT_EPOCHS = 10, 1000  # where neither epochs nor max_steps is given
 MAX_SIDE_PX = 4096
 
-# Whether a resumed run may change a key: it may if the key does not change what a training step computes.
-FIXED, FREE, FREE_WITHOUT_DECAY = "no", "yes", "if lr_decay is none"
+# Whether a resumed run may change a key: it may if the key does not change what a training step computes, or
+# if it decides where the run ends.
+FIXED, FREE, FREE_TO_EXTEND = "no", "yes", "yes, moving a decay's end"
 STAGE_1, STAGE_2 = "train_vae", "train_dit"
+OTHER_BETAS = "; sgd takes the first as its momentum, rmsprop the second as its smoothing"
 CACHE_PLACES = ("off", "disk")
 
 
@@ -51,8 +55,8 @@ class Key:
         above, at_least, at_most, below: bounds of a number, or of each number in a list.
         pair: the list must hold two values.
         nullable: null is allowed.
-        resume: `FIXED`, `FREE`, or `FREE_WITHOUT_DECAY` (the learning-rate schedule of a stage with a decay
-            depends on where the run ends).
+        resume: `FIXED`, `FREE`, or `FREE_TO_EXTEND` (a learning rate that decays depends on where the run
+            ends: the run then reports how it changes).
         stage: the only stage that reads the key; None if both do.
         output: the key names a folder that is written to.
     """
@@ -194,7 +198,10 @@ class VaeConfig:
         stage=STAGE_1,
     )
     path: str | None = key(
-        None, "VAE that stage 2 uses; null: the one that stage 1 of this run trained.", stage=STAGE_2
+        None,
+        "VAE that stage 2 uses: a run of stage 1, a saved VAE, or a base that diffusers saved; null: the one "
+        "that stage 1 of this run trained.",
+        stage=STAGE_2,
     )
 
 
@@ -232,6 +239,13 @@ class DenoiserConfig:
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass to save memory.")
     weights: str | None = key(
         None, "Trained model (run, folder or Hub name) whose denoiser weights this one starts from."
+    )
+    heads: int | None = key(
+        None,
+        "Heads of the local attention; null: the preset's 8 (tiny: 6); 1: as the authors' code, one as wide "
+        "as the model.",
+        at_least=1,
+        at_most=1024,
     )
     overrides: dict[str, Any] = key({}, "Settings of the preset to replace, such as {patch: 1}.")
 
@@ -292,16 +306,25 @@ class VaeTrainingConfig:
         at_most=MAX_SIDE_PX,
     )
     lr: float = key(2e-7, "Peak learning rate.", above=0)
-    betas: list[float] = key([0.5, 0.9], "Adam's betas.", at_least=0, below=1, pair=True)
+    optimizer: str = key("adam", "Optimiser, by its name in torch.optim.", choices=OPTIMIZERS)
+    betas: list[float] = key(
+        [0.5, 0.9], f"Betas of the optimiser{OTHER_BETAS}.", at_least=0, below=1, pair=True
+    )
     lr_decay: str = key(
         "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
     )
     warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
     batch: int = key(1, "Clips per optimiser step, over all processes.", above=0)
     accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
-    epochs: int = key(10, "Epochs to train, unless max_steps ends first.", above=0, resume=FREE_WITHOUT_DECAY)
+    epochs: int | None = key(
+        None,
+        f"Epochs to train, unless max_steps ends first; null: {DEFAULT_VAE_EPOCHS}, or as many as max_steps "
+        "takes.",
+        above=0,
+        resume=FREE_TO_EXTEND,
+    )
     max_steps: int | None = key(
-        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_WITHOUT_DECAY
+        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND
     )
     clip_norm: float | None = key(None, "Gradient norm to clip to; null: no clipping.", above=0)
     l1: float = key(1.0, "Weight of the L1 reconstruction loss.", at_least=0)
@@ -320,6 +343,20 @@ class VaeTrainingConfig:
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass to save memory.")
     eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
     eval_clips: int = key(4, "Held-out clips per validation.", above=0, resume=FREE)
+    early_stop: int | None = key(
+        None,
+        "Evaluations without a better held-out loss after which training ends; null: never. Every evaluation "
+        "is then saved, and the best one's checkpoint kept.",
+        above=0,
+        resume=FREE,
+    )
+    early_stop_gain: float = key(
+        0.0,
+        "Smallest decrease that is better, as a part of the best held-out loss.",
+        at_least=0,
+        below=1,
+        resume=FREE,
+    )
     save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
     keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
     keep_every: int | None = key(
@@ -347,18 +384,27 @@ class DitTrainingConfig:
         [PhaseConfig(1e-3, 16, 2), PhaseConfig(1e-4, 2, None)],
         "Phases in order, each with lr, batch and until_epoch.",
     )
-    betas: list[float] = key([0.9, 0.999], "AdamW's betas.", at_least=0, below=1, pair=True)
-    weight_decay: float = key(0.01, "AdamW's weight decay.", at_least=0)
+    optimizer: str = key("adamw", "Optimiser, by its name in torch.optim.", choices=OPTIMIZERS)
+    betas: list[float] = key(
+        [0.9, 0.999], f"Betas of the optimiser{OTHER_BETAS}.", at_least=0, below=1, pair=True
+    )
+    weight_decay: float = key(
+        0.01, "Weight decay: decoupled in adamw, in the other optimisers added to the gradient.", at_least=0
+    )
     lr_decay: str = key(
         "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
     )
     warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
     accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
-    epochs: int = key(
-        1000, "Epochs to train, unless max_steps ends first.", above=0, resume=FREE_WITHOUT_DECAY
+    epochs: int | None = key(
+        None,
+        f"Epochs to train, unless max_steps ends first; null: {DEFAULT_DIT_EPOCHS}, or as many as max_steps "
+        "takes.",
+        above=0,
+        resume=FREE_TO_EXTEND,
     )
     max_steps: int | None = key(
-        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_WITHOUT_DECAY
+        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND
     )
     clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
     clip_from_epoch: int = key(25, "Epoch from which gradients are clipped.", at_least=0)
@@ -389,11 +435,26 @@ class DitTrainingConfig:
         "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
         choices=("highest", "high", "medium"),
     )
+    compile: bool = key(False, "Compile the denoiser's blocks by torch.compile; needs an NVIDIA or AMD GPU.")
     sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
     sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)
     sample_steps: int = key(250, "DDIM steps of those videos.", above=0, at_most=DIFFUSION_STEPS, resume=FREE)
     eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
     eval_clips: int = key(8, "Held-out clips per validation.", above=0, resume=FREE)
+    early_stop: int | None = key(
+        None,
+        "Evaluations without a better held-out loss after which training ends; null: never. Every evaluation "
+        "is then saved, and the best one's checkpoint kept.",
+        above=0,
+        resume=FREE,
+    )
+    early_stop_gain: float = key(
+        0.0,
+        "Smallest decrease that is better, as a part of the best held-out loss.",
+        at_least=0,
+        below=1,
+        resume=FREE,
+    )
     save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
     keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
     keep_every: int | None = key(

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from medsora.denoiser.model import MedSora
 
 
-def parameter_table(model: str | MedSora, latent_size: tuple[int, int] = (16, 16)) -> dict[str, int]:
+def parameter_table(
+    model: str | MedSora, latent_size: tuple[int, int] = (16, 16), **overrides: Any
+) -> dict[str, int]:
     """Parameters per part, and their total.
+
+    With one head, as the authors' code has, the frequencies of each block's rotary embedding count too, as in
+    Table 1: they are a buffer of that code, which is half as long as a head is wide.
 
     Args:
         model: a preset's name (nothing is allocated for it) or a model.
         latent_size: (h, w) for which the fixed position table is counted, as the paper counts it; 16x16 is
             128x128 pixels.
+        overrides: settings of a named preset to replace, as in `MedSora.from_preset`.
 
     Raises:
         BadInput: if the preset is unknown.
     """
     if isinstance(model, str):
         with torch.device("meta"):
-            model = MedSora.from_preset(model)
+            model = MedSora.from_preset(model, **overrides)
     blocks = model.blocks
     patch = model.config.patch
     table = {
@@ -40,6 +48,8 @@ def parameter_table(model: str | MedSora, latent_size: tuple[int, int] = (16, 16
         "temporal Mamba": sum(_count(block.temporal) for block in blocks),
         "final layer": _count(model.final),
     }
+    if model.config.heads == 1:
+        table["rotary frequencies"] = len(blocks) * (model.config.width // 2)
     return table | {"total": sum(table.values())}
 
 

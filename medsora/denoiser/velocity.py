@@ -19,13 +19,13 @@ def noise_from_velocity(velocity: Tensor, z: Tensor, t: Tensor) -> Tensor:
     """
     exact = torch.promote_types(z.dtype, torch.float32)
     signal, noise = (
-        table[t].to(exact).reshape(*t.shape, *[1] * (z.ndim - t.ndim)) for table in _shares(z.device)
+        table[t].reshape(*t.shape, *[1] * (z.ndim - t.ndim)) for table in _shares(z.device, exact)
     )
     return torch.addcmul(noise * z.to(exact), signal, velocity.to(exact))
 
 
 @kept_table
-def _shares(device: torch.device) -> tuple[Tensor, Tensor]:
-    """√ᾱ and √(1 - ᾱ) of every timestep, on `device`."""
-    alpha_bar = GaussianDiffusion().alpha_bar.to(device)
-    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+def _shares(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """√ᾱ and √(1 - ᾱ) of every timestep, computed in float64 on the CPU."""
+    alpha_bar = GaussianDiffusion().alpha_bar
+    return tuple(table.sqrt().to(dtype).to(device) for table in (alpha_bar, 1 - alpha_bar))

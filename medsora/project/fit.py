@@ -16,23 +16,24 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from medsora.config.presets import PRESETS
 from medsora.config.schema import all_keys
 from medsora.config.shipped import find_config
 from medsora.data.checking.check import CheckReport
 from medsora.data.split import HELD_OUT, draw_split
 from medsora.errors import BadInput
+from medsora.training.dry_run.memory import preset_bytes
 
 RATES_ALIKE = 1.5  # the highest frame rate over the lowest; beyond, it is said
 PAPER_RATE = 10  # frames of a clip per second: every third of 30
-FRAMES, PAPER_SIZE, CPU_SIZE, LEAST_SIZE = 16, 128, 64, 32
+FRAMES, PAPER_FRAMES = (17, 16, 9, 8), 16  # the first of which a video is long enough for is taken
+PAPER_SIZE, CPU_SIZE, LEAST_SIZE = 128, 64, 32
 HOLDOUT, SEED = 0.1, 0
 MOST_SOURCES = 0.8  # the part of the videos that must stay usable when frames are left out between frames
 
-# GiB of activations per clip of 16 frames of 128x128 with 2 image latents, counted over all tensors that
-# autograd keeps, and of weights, gradients, Adam's moments and EMA (20 bytes per parameter).
-ACTIVATIONS_GIB = {"S": 0.45, "B": 0.9, "L": 1.8, "XL": 3.6}
-STATE_GIB = {"S": 0.8, "B": 1.6, "L": 3.2, "XL": 6.4}
-VAE_STAGE_GIB = 16  # stage 1 on one such clip without gradient checkpointing
+CPU_PRESET = "tiny"
+# For clips of 16 frames of 128x128, rounded up; not measured on a GPU.
+VAE_STAGE_GIB = 16  # stage 1 on one clip without gradient checkpointing
 PRIOR_GIB = 3  # the frozen VAE, RAFT and DINO at work
 USABLE = 0.8  # of a GPU's memory; the rest is fragments and the CUDA context
 # On a CPU: a process with its libraries, and a clip of a step at 64x64 (the demo takes 1.8 GiB at batch 8).
@@ -42,7 +43,6 @@ VAE_STEPS = (1_000, 20_000)
 DIT_STEPS = (20_000, 400_000)
 VAE_PASSES, DIT_PASSES = 10, 100
 CPU_VAE_STEPS, CPU_DIT_STEPS = (200, 1_000), (1_000, 5_000)
-NOT_THE_END = "never what ends the run: max_steps does"
 
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # what YAML reads as text without quotes, a few words apart
 
@@ -98,13 +98,9 @@ def fit_project(
 
 
 def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) -> CheckReport:
-    report = check(FRAMES + 1, 1)
-    frames = FRAMES
-    if not report.clips:
-        frames = 8
-        if not check(frames + 1, 1).clips:
-            report.require_clips()
-        report = check(frames + 1, 1)
+    frames = next((frames for frames in FRAMES if check(frames + 1, 1).clips), FRAMES[0])
+    report = check(frames + 1, 1)
+    report.require_clips()
     rates = [source.scan.fps for source in report.usable if source.scan.fps]
     wanted = max(1, round(median(rates) / PAPER_RATE)) if rates else 1
     interval = wanted
@@ -112,8 +108,8 @@ def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) ->
         interval -= 1
     report = check(frames + 1, interval)
     fit.set("data", f"{len(report.usable)} usable of {len(report.reports)} videos", root=data)
-    why = "the paper's; 17 would move from the first frame on (docs/fidelity.md)"
-    fit.set("data", why if frames == FRAMES else "no video is long enough for the paper's 16", frames=frames)
+    why = "the first has a latent of its own (docs/fidelity.md); the paper's: 16"
+    fit.set("data", why if frames == FRAMES[0] else f"no video is long enough for {FRAMES[0]}", frames=frames)
     if not rates:
         why = "folders of pictures do not say their rate; 3 if these are 30 per second, as in the paper"
     elif interval < wanted:
@@ -156,16 +152,18 @@ def _fit_size(fit: Fit, report: CheckReport, wanted: int, *, asked: bool) -> int
 
 
 def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | None) -> None:
-    if preset is not None and preset not in STATE_GIB:
+    if preset == CPU_PRESET:
+        larger = ", ".join(name for name in PRESETS if name != CPU_PRESET)
         raise BadInput(
-            f"the preset {preset} is for CPUs; choose one of {', '.join(STATE_GIB)}, or --memory 0 for a "
-            "CPU's config."
+            f"the preset {preset} is for CPUs; choose one of {larger}, or --memory 0 for a CPU's config."
         )
     preset = preset or ("B" if machine.gpu_gib >= 10 else "S")
     memory = f"{machine.gpu_gib:.0f} GiB"
-    area = (side / PAPER_SIZE) ** 2 * fit.values["data"]["frames"] / FRAMES
-    free = USABLE * machine.gpu_gib - PRIOR_GIB * max(area, 1) - STATE_GIB[preset]
-    fitting = max(free / (ACTIVATIONS_GIB[preset] * area), 1)
+    frames = fit.values["data"]["frames"]
+    area = (side / PAPER_SIZE) ** 2 * frames / PAPER_FRAMES
+    state_gib, clip_gib = (size / 2**30 for size in preset_bytes(preset, frames, side))
+    free = USABLE * machine.gpu_gib - PRIOR_GIB * max(area, 1) - state_gib
+    fitting = max(free / clip_gib, 1)
     first = min(16, 2 ** int(math.log2(fitting)))
     fit.set("data", "processes that decode videos", workers=max(1, min(8, machine.cores - 1)))
     fit.set("vae", "stage 1 starts from it; downloaded once, or a local folder", base="THUDM/CogVideoX-2b")
@@ -173,7 +171,7 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     fit.set("images", "the 8 go through the VAE together, as in the paper", encoding="packed")
     fit.set("denoiser", f"S 44, B 86, L 172, XL 343 million parameters; for {memory}", preset=preset)
     tight = fitting < 1.5
-    why = f"{memory}: activations of one clip take about {ACTIVATIONS_GIB[preset] * area:.2g} GiB without"
+    why = f"{memory}: activations of one clip take about {clip_gib:.2g} GiB without"
     fit.set("denoiser", why, gradient_checkpointing=tight)
     fit.set("flow", "the paper's; dis needs no weights and is weaker", estimator="raft_large")
     fit.set("dino", "the paper's; reads the optical flow as pictures", model="vit_base_patch8_224.dino")
@@ -181,7 +179,6 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     steps = _steps(VAE_PASSES * clips, VAE_STEPS)
     fit.set("train_vae", "the paper's 2e-7 moves a zero-initialised output next to nothing", lr=1e-4)
     fit.set("train_vae", "down to zero at the last step", lr_decay="cosine")
-    fit.set("train_vae", NOT_THE_END, epochs=steps)
     fit.set("train_vae", f"{VAE_PASSES} passes over {clips} clips, {_within(VAE_STEPS)}", max_steps=steps)
     small = machine.gpu_gib < VAE_STAGE_GIB * area / USABLE
     fit.set(
@@ -196,7 +193,6 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     ]
     why = "the paper's" if first == 16 else f"the paper's first batch is 16; {first} fits into {memory}"
     fit.set("train_dit", why, phases=phases)
-    fit.set("train_dit", NOT_THE_END, epochs=first * steps)
     fit.set("train_dit", f"{DIT_PASSES} passes over {clips} clips, {_within(DIT_STEPS)}", max_steps=steps)
     fit.set("train_dit", "the paper's; samples come from this moving average", ema_decay=0.9999)
     fit.set("train_dit", "20 contact sheets over the run", sample_every=max(steps // 20, 500))
@@ -207,7 +203,7 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
 
 def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | None) -> None:
     """The demo's settings: minutes instead of days, and nothing to download."""
-    if preset in STATE_GIB:
+    if preset not in (None, CPU_PRESET):
         raise BadInput(
             f"the preset {preset} needs a GPU; leave --preset out, or give its memory by --memory."
         )
@@ -233,7 +229,6 @@ def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
         steps = _steps(passes * clips // batch, within)
         why = f"{passes} passes over {clips} clips, {_within(within)}"
         fit.set(stage, why, max_steps=steps)
-        fit.set(stage, NOT_THE_END, epochs=batch * steps)
     fit.set("train_vae", "8x8 latents drown in noise sooner than 16x16 ones", latent_std=2.0)
 
 

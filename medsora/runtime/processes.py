@@ -121,7 +121,10 @@ class Heartbeat(threading.Thread):
 
 
 def join() -> PartialState:
-    """Return this process's place among those that a launcher started, once they have found each other."""
+    """Return this process's place among those that a launcher started, once they have found each other.
+
+    Its `device` is a CUDA GPU or another accelerator that PyTorch finds, MPS on a Mac, else the CPU.
+    """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
 
 

@@ -12,8 +12,10 @@ from medsora.denoiser.model import MedSora
 from medsora.errors import BadInput
 
 
-def compile_blocks(model: MedSora) -> bool:
+def compile_blocks(model: MedSora, backend: str = "inductor") -> bool:
     """Compile every block at its next call, in place; once is enough. Return whether one was not yet.
+
+    Names of parameters stay as they are. `backend` is torch.compile's.
 
     Raises:
         BadInput: on a CPU without a C++ compiler.
@@ -24,7 +26,7 @@ def compile_blocks(model: MedSora) -> bool:
         )
     plain = [block for block in model.blocks if block._compiled_call_impl is None]
     for block in plain:
-        block.compile(dynamic=False)
+        block.compile(dynamic=False, backend=backend)
     return bool(plain)
 
 

@@ -60,10 +60,11 @@ def save_checkpoint(
     *,
     keep: int,
     keep_every: int | None = None,
+    keep_step: int | None = None,
     config: dict[str, Any] | None = None,
     model_bytes: int = 0,
 ) -> Path:
-    """Write `root/step-STEP` atomically, then drop all but the last `keep` and every `keep_every`-th step.
+    """Write `root/step-STEP` atomically; drop all but the last `keep`, each `keep_every`-th and `keep_step`.
 
     `write_models` puts the model folders, about `model_bytes`, into the folder it is given; `config` goes
     into the manifest. Raises `BadInput` when the disk has no room; the checkpoints that are there stay.
@@ -84,7 +85,7 @@ def save_checkpoint(
             "versions": library_versions(),
         }
         write_json(working / "manifest.json", manifest, sort_keys=True)
-    _prune(root, keep, keep_every)
+    _prune(root, keep, keep_every, keep_step)
     return final
 
 
@@ -150,9 +151,10 @@ def _require_space(root: Path, needed: int) -> None:
         )
 
 
-def _prune(root: Path, keep: int, keep_every: int | None) -> None:
+def _prune(root: Path, keep: int, keep_every: int | None, keep_step: int | None) -> None:
     for folder in checkpoint_folders(root)[keep:]:
-        if not keep_every or checkpoint_step(folder) % keep_every:
+        step = checkpoint_step(folder)
+        if step != keep_step and (not keep_every or step % keep_every):
             try:
                 shutil.rmtree(folder.rename(folder.with_name(f".dropping-{folder.name}")))  # never half there
             except OSError as error:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers import AutoencoderKLCogVideoX
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
@@ -27,6 +29,7 @@ from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
 from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae.choices import COMPENSATION_KINDS
 
 log = logging.getLogger(__name__)
 
@@ -227,19 +230,21 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def find_vae(named: str | Path, hint: str = "give a run of train_vae.py or a saved VAE's folder") -> Path:
+def find_vae(
+    named: str | Path,
+    hint: str = "give a run of train_vae.py or a saved VAE's folder",
+    kinds: tuple[str, ...] = (FrequencyCompensatedVAE.__name__,),
+) -> Path:
     """Return the folder of the saved VAE that `named` means: it itself, a stage 1 run, or a whole run.
 
-    Raises `BadInput`, ending in `hint`, where there is none.
+    Raises `BadInput`, ending in `hint`, where there is none of a class in `kinds`.
     """
     named = Path(named)
     for folder in (named / "final", named, named / "vae" / "final", named / "vae"):
         if (folder / "config.json").is_file():
             kind = read_json_object(folder / "config.json").get("_class_name")
-            if kind != "FrequencyCompensatedVAE":
-                raise BadInput(
-                    f"{folder} holds a {kind}, not a FrequencyCompensatedVAE; give a VAE's folder."
-                )
+            if kind not in kinds:
+                raise BadInput(f"{folder} holds a {kind}, not a {' or '.join(kinds)}; give a VAE's folder.")
             return folder
     raise BadInput(f"there is no trained VAE in {named}; {hint}.")
 
@@ -247,10 +252,29 @@ def find_vae(named: str | Path, hint: str = "give a run of train_vae.py or a sav
 def trained_vae(config: Config) -> FrequencyCompensatedVAE:
     """Return the frozen VAE of stage 2, in evaluation mode: that of `vae.path`, or what stage 1 trained.
 
-    Raises `BadInput` where there is none.
+    A plain base of diffusers in `vae.path` gets the compensation that the config names: untrained, it changes
+    nothing. Raises `BadInput` where there is no VAE.
     """
-    if config.vae.path is not None:
-        folder = find_vae(config.vae.path)
-    else:
+    if config.vae.path is None:
         folder = find_vae(config.vae_dir, "run train_vae.py with the same config first, or set vae.path")
-    return FrequencyCompensatedVAE.from_pretrained(folder).eval().requires_grad_(False)
+        vae = FrequencyCompensatedVAE.from_pretrained(folder)
+    else:
+        kinds = (FrequencyCompensatedVAE.__name__, AutoencoderKLCogVideoX.__name__)
+        folder = find_vae(config.vae.path, kinds=kinds)
+        if read_json_object(folder / "config.json")["_class_name"] == kinds[0]:
+            vae = FrequencyCompensatedVAE.from_pretrained(folder)
+        else:
+            vae = _with_untrained_compensation(folder, config)
+    return vae.eval().requires_grad_(False)
+
+
+def _with_untrained_compensation(base: Path, config: Config) -> FrequencyCompensatedVAE:
+    kind = config.vae.compensation_kind
+    # A run recognises its VAE by all its weights: they depend neither on a seed nor on a default.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return FrequencyCompensatedVAE.from_base(
+            base,
+            compensation=config.vae.compensation,
+            compensation_kind=COMPENSATION_KINDS[0] if kind == "auto" else kind,
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -24,12 +25,28 @@ from medsora.training.randomness import derive_seed
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.trackers import usable_trackers
 
+# Settings of `accelerate launch` that the loops do not follow: variable -> its name, what to do instead.
+UNSUPPORTED = {
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", "launch without it"),
+    "ACCELERATE_USE_FSDP": ("FSDP", "launch without it"),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "launch without it"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("a parallelism config", "launch without it"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient accumulation", "set accumulation in the config"),
+    "ACCELERATE_DYNAMO_BACKEND": ("a dynamo backend", "set train_dit.compile in the config"),
+    "ACCELERATE_DOWNCAST_BF16": ("downcasting to bf16", "set precision in the config"),
+    "XLA_DOWNCAST_BF16": ("downcasting to bf16", "set precision in the config"),
+    "ACCELERATE_MIXED_PRECISION": ("mixed precision", "set precision in the config"),
+}
+OFF = {"", "0", "no", "none", "false"}  # values, in lower case, that mean that a setting is not made
+
 
 def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
     """Return accelerate's `Accelerator`, and seed what is built next, the models' initialisation.
 
-    Gradients are accumulated by the loops themselves. Raises `BadInput` as `check_precision` does.
+    Gradients are accumulated by the loops themselves. Raises `BadInput` as `check_precision` and
+    `check_launcher` do.
     """
+    check_launcher(precision)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     keep_freed_memory()
     torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
@@ -46,9 +63,41 @@ def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
 
 
 def check_precision(precision: str) -> None:
-    """Raise `BadInput` for fp16 on a CPU, where accelerate would quietly train in float32."""
-    if precision == "fp16" and PartialState().device.type == "cpu":
-        raise BadInput("the precision fp16 needs a GPU, but this run is on a CPU: choose no or bf16.")
+    """Raise `BadInput` for a precision that the device lacks.
+
+    fp16 needs the loss scaling of a CUDA GPU (on a CPU accelerate would quietly train in float32), bf16 on
+    MPS needs macOS 14.
+    """
+    device = PartialState().device.type
+    if precision == "fp16" and device != "cuda":
+        raise BadInput(
+            f"the precision fp16 needs a GPU with CUDA, but this run is on {device}: choose no or bf16."
+        )
+    if precision == "bf16" and device == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise BadInput("the precision bf16 on MPS needs macOS 14 or newer: choose no.")
+
+
+def check_compile() -> None:
+    """Raise `BadInput` where `train_dit.compile` is not supported: anywhere but on a GPU with Triton."""
+    if (device := PartialState().device.type) != "cuda":
+        raise BadInput(
+            f"train_dit.compile needs a GPU with Triton, but this run is on {device}: leave it off."
+        )
+
+
+def check_launcher(precision: str) -> None:
+    """Raise `BadInput` for a setting of `accelerate launch` that the loops do not follow.
+
+    Mixed precision passes where it is the config's `precision`, gradient accumulation where it is one step.
+    """
+    same = {"ACCELERATE_MIXED_PRECISION": precision, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}
+    for variable, (name, remedy) in UNSUPPORTED.items():
+        value = os.environ.get(variable, "").strip().lower()
+        if value not in OFF and value != same.get(variable):
+            raise BadInput(
+                f"accelerate is told to use {name} ({variable}={value}), which training does not take "
+                f"from the launcher; {remedy}, or undo it in 'accelerate config' and on the command line."
+            )
 
 
 def check_same_run(run: RunFolder, config: Config, clips: ClipDataset) -> None:

@@ -9,6 +9,7 @@
    resumed (`begin`).
 5. Evaluate and sample, if due, on the main process. A request to stop may cut the sampling short; then every
    process leaves after this step, and it is made up for as well.
+6. End training, if early stopping is on and the held-out loss no longer improves.
 
 The last step is evaluated and sampled even if a process was asked to stop: there is nothing left to resume.
 """
@@ -24,6 +25,7 @@ from torch import Tensor
 from medsora.errors import Interrupted, NonFiniteLoss
 from medsora.runtime.interruption import StopRequest, any_process
 from medsora.training.progress import Progress
+from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import RunReport
 from medsora.training.schedule import Schedule
@@ -53,15 +55,23 @@ class Stage(Protocol):
     schedule: Schedule
     parts: StageParts
     tasks: list[PeriodicTask]
+    early_stop: EarlyStop | None
 
 
-def begin(stage: Stage, step: int, stop: StopRequest) -> None:
+def begin(stage: Stage, step: int, stop: StopRequest) -> range:
     """Before the first step, make up for what a stop right after the checkpoint of `step` left undone.
 
-    Raises `Interrupted` if there is no time for a step either.
+    Returns the numbers of the steps to take. Raises `Interrupted` if there is no time for a step either.
     """
     if not _run_tasks(stage, step, stop, resumed=True):
         raise _interrupted(stage, step, stop)
+    return range(step, step if _stops_early(stage, step, stop) else stage.schedule.total_steps)
+
+
+def is_saved(stage: Stage, done: int) -> bool:
+    """Return whether a checkpoint is due after `done` steps; with early stopping, with every evaluation."""
+    evaluated = stage.early_stop is not None and done % stage.early_stop.every == 0
+    return done % stage.parts.settings.save_every == 0 or done == stage.schedule.total_steps or evaluated
 
 
 def non_finite(stage: Stage, bad: StepRecord) -> NonFiniteLoss:
@@ -90,8 +100,8 @@ def log_step(
 
 def end_step(
     stage: Stage, done: int, stop: StopRequest, progress: Progress, *, saves: bool, asked: bool
-) -> None:
-    """Save, leave, evaluate and sample after `done` steps, as the module's docstring says.
+) -> bool:
+    """Save, leave, evaluate and sample after `done` steps; return whether early stopping ends training.
 
     Raises `Interrupted` after saving if a process was asked to stop (`asked`) or is asked while it samples.
     """
@@ -102,11 +112,31 @@ def end_step(
         leaves = asked and done < stage.schedule.total_steps
         if leaves or not _run_tasks(stage, done, stop):
             raise _interrupted(stage, done, stop)
+        evaluated = stage.early_stop is not None and done % stage.early_stop.every == 0
+        return evaluated and _stops_early(stage, done, stop)
 
 
-def _run_tasks(stage: Stage, step: int, stop: StopRequest, *, resumed: bool = False) -> bool:
-    """Do what is due after `step`; return False if a process was cut short or, `resumed`, asked to stop."""
-    ends = step == stage.schedule.total_steps
+def _stops_early(stage: Stage, step: int, stop: StopRequest) -> bool:
+    """Return whether early stopping ends training after `step`, once all that is due at the end is done."""
+    if stage.early_stop is None or step == stage.schedule.total_steps:
+        return False
+    why = stage.early_stop.why() if stage.run.main else None
+    (stops,) = any_process(stage.accelerator, why is not None)
+    if stops:
+        if not _run_tasks(stage, step, stop, resumed=True, ends=True):
+            raise _interrupted(stage, step, stop)
+        stage.run.say(why or "")
+    return stops
+
+
+def _run_tasks(
+    stage: Stage, step: int, stop: StopRequest, *, resumed: bool = False, ends: bool = False
+) -> bool:
+    """Do what is due after `step`, or at the end if it `ends` training; `resumed`: unless it is done.
+
+    Returns False if a process was cut short or, `resumed`, asked to stop.
+    """
+    ends = ends or step == stage.schedule.total_steps
     due = [task for task in stage.tasks if step >= task.first_step and (step % task.every == 0 or ends)]
     cut_short = False
     if stage.run.main:

@@ -14,7 +14,13 @@ from typing import Self
 import numpy as np
 from torch.utils.data import Sampler
 
-from medsora.config.schema import DitTrainingConfig, PhaseConfig, VaeTrainingConfig
+from medsora.config.schema import (
+    DEFAULT_DIT_EPOCHS,
+    DEFAULT_VAE_EPOCHS,
+    DitTrainingConfig,
+    PhaseConfig,
+    VaeTrainingConfig,
+)
 from medsora.errors import BadInput
 from medsora.training.randomness import derive_seed
 
@@ -40,14 +46,17 @@ class SampleKey:
 
 
 class Schedule:
-    """The phases of §4.1 over a dataset of `clips` clips, with optional warm-up and cosine decay."""
+    """The phases of §4.1 over a dataset of `clips` clips, with optional warm-up and cosine decay.
+
+    Training ends after `epochs` or `max_steps`, whichever comes first; at most one of them is None.
+    """
 
     def __init__(
         self,
         phases: list[PhaseConfig],
         clips: int,
         *,
-        epochs: int,
+        epochs: int | None,
         max_steps: int | None,
         warmup_steps: int = 0,
         lr_decay: str = "none",
@@ -59,18 +68,19 @@ class Schedule:
             step, sample = self.starts[-1]
             steps = math.ceil(max(phase.until_epoch * clips - sample, 0) / phase.batch)
             self.starts.append((step + steps, sample + steps * phase.batch))
-        self.total_steps = self._steps_to_sample(epochs * clips)
-        if max_steps is not None:
-            self.total_steps = min(self.total_steps, max_steps)
+        ends = [] if epochs is None else [self._steps_to_sample(epochs * clips)]
+        self.total_steps = min(ends if max_steps is None else [*ends, max_steps])
 
     @classmethod
     def of(cls, settings: VaeTrainingConfig | DitTrainingConfig, clips: int) -> Self:
         """Return what a stage's settings mean for `clips` clips; stage 1 has one phase."""
-        one_phase = isinstance(settings, VaeTrainingConfig)
+        one_phase, epochs = isinstance(settings, VaeTrainingConfig), settings.epochs
+        if epochs is None and settings.max_steps is None:
+            epochs = DEFAULT_VAE_EPOCHS if one_phase else DEFAULT_DIT_EPOCHS
         return cls(
             [PhaseConfig(settings.lr, settings.batch)] if one_phase else settings.phases,
             clips,
-            epochs=settings.epochs,
+            epochs=epochs,
             max_steps=settings.max_steps,
             warmup_steps=settings.warmup_steps,
             lr_decay=settings.lr_decay,

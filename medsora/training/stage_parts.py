@@ -11,10 +11,13 @@ import torch
 
 from medsora.config.load import config_to_dict
 from medsora.config.schema import Config, DitTrainingConfig, VaeTrainingConfig
+from medsora.errors import BadInput
 from medsora.saved.checkpoint import Checkpoint, save_checkpoint
-from medsora.saved.optimizer import optimizer_tensors, restore_optimizer
+from medsora.saved.optimizer import moments, optimizer_tensors, restore_optimizer
 from medsora.training.accelerator import restore_scaler, scaler_state
+from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
+from medsora.training.schedule import Schedule
 
 
 class ModelPart(NamedTuple):
@@ -47,33 +50,43 @@ class StageParts:
     models: dict[str, ModelPart]
     values: dict[str, ValuePart]
     model_bytes: int
+    early_stop: EarlyStop | None = None
 
     @property
     def size_bytes(self) -> int:
-        """About what a checkpoint takes: the models and two moments of Adam for what is trained."""
-        groups = self.optimizer.param_groups
-        return self.model_bytes + 2 * sum(p.nbytes for group in groups for p in group["params"])
+        """About what a checkpoint takes: the models and the optimiser's moments of what is trained."""
+        groups, copies = self.optimizer.param_groups, moments(self.settings.optimizer)
+        return self.model_bytes + copies * sum(p.nbytes for group in groups for p in group["params"])
 
     def save(self, step: int) -> None:
         """Write the checkpoint of `step` finished steps (main process; the others wait)."""
         accelerator = self.run.accelerator
         if self.run.main:
             state = {name: part.value(step) for name, part in self.values.items()}
+            best = self.early_stop.best() if self.early_stop else None
             save_checkpoint(
                 self.run.checkpoints,
                 step,
                 self._write_models,
                 optimizer_tensors(self.optimizer, self.names),
-                {"processes": accelerator.num_processes, "scaler": scaler_state(accelerator), **state},
+                {
+                    "processes": accelerator.num_processes,
+                    "scaler": scaler_state(accelerator),
+                    "optimizer": self.settings.optimizer,
+                    **state,
+                },
                 keep=self.settings.keep,
                 keep_every=self.settings.keep_every,
+                keep_step=best[0] if best else None,
                 config=config_to_dict(self.config),
                 model_bytes=self.model_bytes,
             )
         accelerator.wait_for_everyone()
 
-    def resume(self, total_steps: int) -> int:
+    def resume(self, schedule: Schedule) -> int:
         """Restore the newest whole checkpoint, if there is one; return the number of finished steps.
+
+        Reports how the learning rate changes if it decays to another end than before.
 
         Raises `BadInput` or `OSError` if the checkpoint does not fit this stage.
         """
@@ -81,16 +94,36 @@ class StageParts:
         if checkpoint is None:
             return 0
         self._take_up(checkpoint)
-        self.run.announce(checkpoint, total_steps)
+        self.run.announce(checkpoint, schedule.total_steps)
+        self._report_moved_decay(schedule, checkpoint.step)
         return checkpoint.step
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
+        ours, theirs = self.settings.optimizer, checkpoint.state.get("optimizer")
+        if theirs not in (None, ours):  # None: written before there was a choice
+            raise BadInput(
+                f"{checkpoint.folder} holds the state of the optimiser {theirs}, but "
+                f"{self.run.stage}.optimizer is {ours}; put {theirs} back, or take another run.name."
+            )
         for name, part in self.values.items():
             part.take_up(checkpoint.value(name, part.kind) if part.kind else checkpoint.state.get(name))
         for name, part in self.models.items():
             part.take_up(checkpoint.folder / name)
         restore_optimizer(self.optimizer, self.names, checkpoint.folder / "optimizer.safetensors")
         restore_scaler(self.run.accelerator, checkpoint.state.get("scaler"))
+
+    def _report_moved_decay(self, schedule: Schedule, step: int) -> None:
+        if schedule.lr_decay == "none" or self.run.previous is None:
+            return
+        before = Schedule.of(getattr(self.run.previous, self.run.stage), schedule.clips)
+        old_end, new_end = before.total_steps, schedule.total_steps
+        if old_end != new_end:
+            old, new = (each.step(min(step, each.total_steps - 1)).lr for each in (before, schedule))
+            self.run.say(
+                f"the run ends after step {new_end} instead of {old_end}, and the {schedule.lr_decay} decay "
+                f"with it: the learning rate continues at {new:.3g} instead of {old:.3g}; the result is not "
+                f"bit for bit that of a run with {new_end} steps from the beginning."
+            )
 
     def _write_models(self, folder: Path) -> None:
         for name, part in self.models.items():

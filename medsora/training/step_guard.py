@@ -56,7 +56,7 @@ class StepRecord:
 class StepGuard:
     """Looks at every step before the optimiser takes it: is it finite, and is a process asked to leave?
 
-    `optimizer` is the loop's own, before `Accelerator.prepare`; with a lag it must be a fused one.
+    `optimizer` is the loop's own, before `Accelerator.prepare`; only a fused one allows a lag.
     """
 
     def __init__(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
@@ -64,7 +64,8 @@ class StepGuard:
         self.scaled = (
             accelerator.scaler is not None
         )  # fp16's scaler waits for the device in every step anyway
-        self.lag = 0 if self.scaled else LAG.get(accelerator.device.type, 0)
+        fused = optimizer.defaults.get("fused")  # others do not read `found_inf`
+        self.lag = LAG.get(accelerator.device.type, 0) if fused and not self.scaled else 0
         self.bad = torch.zeros((), device=accelerator.device)  # 1 from the first bad step on, in any process
         self._unread: deque[tuple[StepRecord, Tensor, torch.cuda.Event | None]] = deque()
 

@@ -12,8 +12,9 @@ import pytest
 
 import train_dit
 import train_vae
-from medsora.config.load import save_config
+from medsora.config.load import config_from_dict, save_config
 from medsora.runtime.exit import exit_with_status
+from medsora.training.dry_run.report import Findings, _hours
 from tests.support import tiny_training as tiny
 
 SCRIPTS = {"vae": train_vae.main, "dit": train_dit.main}
@@ -46,6 +47,24 @@ def dry_run(
     return run
 
 
+def size_of(words: list[str]) -> float:
+    return float(words[0]) * {"MiB": 1, "GiB": 1024}[words[1]]
+
+
+def test_hours_follow_from_flops_and_the_precision(capsys: pytest.CaptureFixture) -> None:
+    hour = 35.6e12 * 0.25 * 3600  # a quarter of the float32 peak of an RTX 3090
+    for settings, expected in (
+        ({}, "1 h on an RTX 3090 or 0.531 h on an H200, assuming 25% of the peak of float32"),
+        ({"matmul": "high"}, "1 h on an RTX 3090 or 0.072 h on an H200, assuming 25% of the peak of TF32"),
+        (
+            {"precision": "bf16"},
+            "0.501 h on an RTX 3090 or 0.036 h on an H200, assuming 25% of the peak of bf16",
+        ),
+    ):
+        _hours(Findings(), config_from_dict({"train_dit": settings}, "a test"), hour)
+        assert expected in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("stage", ["vae", "dit"])
 def test_ready(stage: str, dry_run: Callable, tmp_path: Path) -> None:
     status, said = dry_run(stage, cache__latents="disk", cache__prior="disk", train_vae__coarse=0.5)
@@ -56,6 +75,13 @@ def test_ready(stage: str, dry_run: Callable, tmp_path: Path) -> None:
     for line in ("parameters", "  optimiser", "  step", "  total", "disk: checkpoints", "disk: free"):
         assert line in said
     assert ("disk: caches" in said) == (stage == "dit")
+    if stage == "dit":
+        lines = {line[:22].strip(): line[22:].split() for line in said.splitlines()}
+        for side in (128, 256):
+            small, large = (lines[f"{side} px, batch {batch}"] for batch in (2, 16))
+            assert small[2] == large[2] == "yes"  # a tiny model fits 24 GiB
+            assert size_of(small) < size_of(large)
+        assert size_of(lines["128 px, batch 16"]) < size_of(lines["256 px, batch 16"])
     assert {path.name for path in tmp_path.iterdir()} <= {"config.yaml", "runs"}
     assert [path.parent.name for path in tmp_path.rglob("runs/**/*") if path.is_file()] == [
         "cache"

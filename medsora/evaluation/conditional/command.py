@@ -16,6 +16,7 @@ from medsora.errors import building
 from medsora.evaluation.sanity.claims import Claim
 from medsora.runtime.files import write_json
 from medsora.runtime.malloc import keep_freed_memory
+from medsora.runtime.processes import join
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import find_model
 
@@ -44,7 +45,7 @@ def load_measured(model: str) -> MedSoraPipeline:
     keep_freed_memory()
     with building():
         pipeline = MedSoraPipeline.from_folder(find_model(model))
-    return pipeline.to("cuda") if torch.cuda.is_available() else pipeline
+    return pipeline.to(join().device)
 
 
 def sampled(

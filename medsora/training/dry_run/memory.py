@@ -7,30 +7,36 @@ does are accounted for. What a single operation needs inside itself is not seen.
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
+from medsora.config.presets import PRESETS
 from medsora.config.schema import Config
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
-from medsora.flow_prior import FlowPrior
+from medsora.flow_prior import FlowPrior, needed
 from medsora.sampling.pipeline import DTYPES
+from medsora.saved.optimizer import moments
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.losses import VaeLoss
+
+Mode = TypeVar("Mode")
 
 SLACK = 0.6  # of what comes and goes; measured on a CPU, where freed memory is kept (`freed_memory.py`)
 COPIES = 3  # of a batch's pixels: the items, the batch, and the batch before
@@ -80,6 +86,15 @@ class MemoryEstimate:
         return [*found, ("allocator's slack", self.slack), ("total", self.total)]
 
 
+class DitWork(NamedTuple):
+    """What stage 2 does, for `batch` clips of a micro-batch: its loss, and what comes before and after it."""
+
+    train: Callable[[], Tensor]
+    encode: Callable[[], None]
+    targets: Callable[[], None]  # of one clip
+    look: Callable[[], None]
+
+
 def estimate_dit(
     config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, batch: int
 ) -> MemoryEstimate:
@@ -87,6 +102,43 @@ def estimate_dit(
 
     An alignment whose every sample needs targets is assumed: sooner or later a step has one.
     """
+    trained, cached = size_bytes(model), config.cache.latents == "disk"
+    work = _dit_work(config, model, vae, prior, batch)
+    pictures = config.data.frames + 1 + config.images.count
+    return MemoryEstimate(
+        weights=trained,
+        average=trained,
+        optimiser=moments(config.train_dit.optimizer) * trained,
+        frozen=size_bytes(vae) + (size_bytes(prior) if prior is not None else 0),
+        step=peak_bytes([model], work.train),
+        encoding=peak_bytes([vae], work.encode, gradients=False),
+        prior=peak_bytes([prior], work.targets, gradients=False) if prior is not None else 0,
+        looking=trained + peak_bytes([model, vae], work.look, gradients=False),
+        clips=0 if cached else COPIES * batch * _pixel_bytes(config, pictures),
+    )
+
+
+def dit_flops(config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None) -> float:
+    """Return the FLOPs of training on one clip, 2 per multiply-add, of products, convolutions and attention.
+
+    Of the prior the mean over timesteps, of which most need no targets. What lies in a cache costs nothing.
+    """
+    work = _dit_work(config, model, vae, prior, 1)
+    flops = float(count_flops([model], work.train))
+    if config.cache.latents != "disk":
+        flops += count_flops([vae], work.encode, gradients=False)
+    if prior is not None and config.cache.prior != "disk":
+        alignment, timesteps = config.alignment, torch.arange(GaussianDiffusion().steps)
+        share = (
+            needed(timesteps, alignment.margin).double().mean() if alignment.correlation == "sample" else 1
+        )
+        flops += float(share) * count_flops([prior], work.targets, gradients=False)
+    return flops
+
+
+def _dit_work(
+    config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, batch: int
+) -> DitWork:
     data, settings = config.data, config.train_dit
     clip, _, height, width = vae.latent_shape(data.frames, *data.height_width)
     images = image_latents(config, vae)
@@ -111,7 +163,7 @@ def estimate_dit(
             aligned = prior.pair_with_blocks([torch.empty(of_layer) for _ in prior.distinct_layers])
         return criterion(model, noised, aligned).total
 
-    def encode(count: int) -> None:
+    def encode_clips(count: int) -> None:
         pixels = torch.empty(count, data.frames, 3, *data.height_width)
         vae.encode_moments(pixels)
         if config.images.count:
@@ -126,23 +178,41 @@ def estimate_dit(
         prior.distinct_targets(video, flow, latent_frames=clip, grid=grid[1:], width=model.config.width)
 
     def look() -> None:
-        encode(settings.eval_clips)
+        encode_clips(settings.eval_clips)
         z = torch.empty(settings.eval_clips, clip + images, model.config.in_channels, height, width)
         model(z, torch.zeros(settings.eval_clips, dtype=torch.long), num_images=images)
         vae.decode(z[: settings.sample_videos, :clip])
 
-    trained, cached = size_bytes(model), config.cache.latents == "disk"
-    return MemoryEstimate(
-        weights=trained,
-        average=trained,
-        optimiser=2 * trained,
-        frozen=size_bytes(vae) + (size_bytes(prior) if prior is not None else 0),
-        step=peak_bytes([model], train),
-        encoding=peak_bytes([vae], lambda: encode(2 if cached else batch), gradients=False),
-        prior=peak_bytes([prior], targets, gradients=False) if prior is not None else 0,
-        looking=trained + peak_bytes([model, vae], look, gradients=False),
-        clips=0 if cached else COPIES * batch * _pixel_bytes(config, data.frames + 1 + config.images.count),
-    )
+    count = 2 if config.cache.latents == "disk" else batch
+    return DitWork(train, lambda: encode_clips(count), targets, look)
+
+
+@functools.cache
+def preset_bytes(preset: str, frames: int, side_px: int, image_latents: int = 2) -> tuple[int, int]:
+    """Return what a preset of the denoiser takes in training, and each clip of a step beyond that, in bytes.
+
+    Weights, gradients, two moments and the average, in float32; activations without gradient checkpointing.
+    Blocks are alike, so the counts of one block and of two give those of any depth.
+    """
+    side = side_px // FrequencyCompensatedVAE.pixels_per_latent
+    latents = FrequencyCompensatedVAE.frames_to_latents(frames) + image_latents
+
+    def counted(depth: int) -> tuple[int, int]:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model = MedSora.from_preset(preset, depth=depth, backend="torch").train()
+
+        def step(batch: int) -> Tensor:
+            model.zero_grad(set_to_none=True)
+            z = torch.empty(batch, latents, model.config.in_channels, side, side)
+            out = model(z, torch.zeros(batch, dtype=torch.long), num_images=image_latents)
+            return sum(part.square().mean() for part in (out.eps, out.variance, *out.features))
+
+        one, two = (peak_bytes([model], functools.partial(step, batch)) for batch in (1, 2))
+        return 5 * size_bytes(model), two - one
+
+    (state, clip), (state_of_two, clip_of_two) = counted(1), counted(2)
+    more = PRESETS[preset]["depth"] - 1
+    return state + more * (state_of_two - state), clip + more * (clip_of_two - clip)
 
 
 def estimate_vae(config: Config, vae: FrequencyCompensatedVAE, loss: VaeLoss, batch: int) -> MemoryEstimate:
@@ -166,7 +236,7 @@ def estimate_vae(config: Config, vae: FrequencyCompensatedVAE, loss: VaeLoss, ba
     trained = sum(parameter.nbytes for parameter in vae.parameters() if parameter.requires_grad)
     return MemoryEstimate(
         weights=trained,
-        optimiser=2 * trained,
+        optimiser=moments(settings.optimizer) * trained,
         frozen=size_bytes(vae) - trained + size_bytes(loss),
         step=peak_bytes([vae, loss], train),
         looking=peak_bytes([vae], look, gradients=False),
@@ -185,22 +255,46 @@ def peak_bytes(
     """Return the most bytes that `work` has alive at once, those of `models` themselves left out.
 
     `work` uses the models and makes its own inputs; if it returns a loss, the way back from it counts too.
+    Models may have been made under a `FakeTensorMode`.
     """
+    return _observed(models, work, gradients, LiveBytes).peak
+
+
+def count_flops(
+    models: Sequence[nn.Module], work: Callable[[], Tensor | None], *, gradients: bool = True
+) -> int:
+    """Return the FLOPs of `work`, see `peak_bytes`: 2 per multiply-add; elementwise work is not counted."""
+    counter = _observed(models, work, gradients, lambda known: FlopCounterMode(display=False))
+    return counter.get_total_flops()
+
+
+def _observed(
+    models: Sequence[nn.Module],
+    work: Callable[[], Tensor | None],
+    gradients: bool,
+    observer: Callable[[Iterable[Tensor]], Mode],
+) -> Mode:
+    """Run `work` on tensors without content under `observer(weights)`, which is returned."""
     owner = _Work(models, work)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.set_grad_enabled(gradients):
-        tensors = dict([*owner.named_parameters(), *owner.named_buffers()])
-        hollow = {name: mode.from_tensor(tensor) for name, tensor in tensors.items()}
-        with LiveBytes(hollow.values()) as live:
+    tensors = dict([*owner.named_parameters(), *owner.named_buffers()])
+    modes = [tensor.fake_mode for tensor in tensors.values() if isinstance(tensor, FakeTensor)]
+    mode = modes[0] if modes else FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.set_grad_enabled(gradients):
+        hollow = {
+            name: tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor)
+            for name, tensor in tensors.items()
+        }
+        with observer(hollow.values()) as seen:
             loss = functional_call(owner, hollow, ())
             if loss is not None:
                 loss.backward()
-    return live.peak
+    return seen
 
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operations make while they live; `known` ones are left out."""
 
-    def __init__(self, known: Sequence[Tensor]) -> None:
+    def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._alive: dict[int, Any] = {_key(tensor): None for tensor in known}

@@ -9,11 +9,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from medsora.config.schema import Config
+from medsora.config.schema import STAGE_2, Config
 from medsora.data.checking.scan import Scan
 from medsora.data.checking.windows import windows_of
 from medsora.data.clips import ClipSpec
@@ -26,10 +27,17 @@ from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
 from medsora.saved.checkpoint import checkpoint_folders, newest_whole
 from medsora.saved.find import trained_vae
-from medsora.training.accelerator import check_precision
+from medsora.saved.optimizer import moments
+from medsora.training.accelerator import check_compile, check_launcher, check_precision
 from medsora.training.cache.latents import latent_cache_bytes
 from medsora.training.cache.prior import prior_cache_bytes
-from medsora.training.dry_run.memory import MemoryEstimate, estimate_dit, estimate_vae, size_bytes
+from medsora.training.dry_run.memory import (
+    MemoryEstimate,
+    dit_flops,
+    estimate_dit,
+    estimate_vae,
+    size_bytes,
+)
 from medsora.training.open_clips import clip_spec, denoiser_clip_spec, split_clips
 from medsora.training.run.folder import previous_config, refuse_changes, with_compensation_kind
 from medsora.training.run.trackers import usable_trackers
@@ -39,7 +47,12 @@ from medsora.training.stage1.crops import check_crop
 from medsora.training.stage2.build import build_denoiser, build_prior, start_from, token_grid
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape
 
-CUDA_ITSELF = "on a GPU, CUDA itself about 0.5 GiB"
+CUDA_GIB = 0.5
+CUDA_ITSELF = f"on a GPU, CUDA itself about {CUDA_GIB} GiB"
+USUAL_GPU_GIB, USUAL_SIDES_PX, USUAL_BATCHES = 24, (128, 256), (2, 16)
+# Peak TFLOPS of dense float32, TF32 and bf16 (fp16) products, by NVIDIA's data sheets.
+GPUS = {"RTX 3090": (35.6, 35.6, 71.0), "H200": (67.0, 494.7, 989.5)}
+REACHED = 0.25  # of the peak; an assumption
 
 
 class Findings:
@@ -98,16 +111,19 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
     if config.alignment.weight > 0 and model is not None:
         with findings.part("the flow prior"):
             prior = build_prior(config, model.config.depth)
-    _look_at_run(findings, config, "train_dit", config.dit_dir, clips, processes)
+    schedule = _look_at_run(findings, config, "train_dit", config.dit_dir, clips, processes)
     if findings.missing:
         return findings.conclude()
     batch = max(phase.batch for phase in settings.phases) // (processes * settings.accumulation)
     findings.memory(estimate_dit(config, model, vae, prior, batch), batch)
+    _usual_gpu(findings, config, model, vae, prior)
+    last = schedule.step(schedule.total_steps - 1)
+    flops = (last.first_sample + last.batch) * dit_flops(config, model, vae, prior)
+    _hours(findings, config, flops / processes)
     with findings.part("the disk"):
         caches = _cache_bytes(config, model, vae, prior, clips)
-        _check_disk(
-            findings, config.dit_dir, 4 * size_bytes(model), settings.keep, settings.keep_every, caches
-        )
+        checkpoint = (2 + moments(settings.optimizer)) * size_bytes(model)
+        _check_disk(findings, config.dit_dir, checkpoint, settings.keep, settings.keep_every, caches)
     findings.conclude()
 
 
@@ -179,18 +195,56 @@ def _phantom_clips(config: Config, spec: ClipSpec) -> tuple[int, int]:
 
 def _look_at_run(
     findings: Findings, config: Config, stage: str, folder: Path, clips: int, processes: int
-) -> None:
-    settings = getattr(config, stage)
+) -> Schedule | None:
+    """Report the schedule, which is returned, and the run's folder."""
+    settings, schedule = getattr(config, stage), None
     with findings.part("the schedule"):
         schedule = Schedule.of(settings, max(clips, 1))
         schedule.check_processes(processes, settings.accumulation)
         per_epoch = " then ".join(f"{-(-clips // phase.batch):,}" for phase in schedule.phases)
         whole = f"{schedule.total_steps:,} in all, on {processes} process(es)"
-        findings.line("steps", f"{per_epoch} per epoch, {whole}")
+        cut = settings.max_steps is not None and schedule.total_steps < settings.max_steps
+        first = f"; {stage}.epochs ends it before max_steps" if cut else ""
+        findings.line("steps", f"{per_epoch} per epoch, {whole}{first}")
     with findings.part("the run"):
+        check_launcher(settings.precision)
         check_precision(settings.precision)
+        if stage == STAGE_2 and settings.compile:
+            check_compile()
         usable_trackers(config.tracking.trackers)
         _look_at_folder(findings, folder, config, stage)
+    return schedule
+
+
+# Other sizes, and time
+
+
+def _usual_gpu(
+    findings: Findings, config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None
+) -> None:
+    """Report whether a step fits a usual GPU, at usual sizes and batches."""
+    beside = "the VAE" if prior is None else f"the VAE, {config.flow.estimator} and {config.dino.model}"
+    findings.line(f"fits {USUAL_GPU_GIB} GiB", f"a step of {config.denoiser.preset} with {beside}, estimated")
+    for side in USUAL_SIDES_PX:
+        of_size = replace(config, data=replace(config.data, size=side))
+        for batch in USUAL_BATCHES:
+            estimate = estimate_dit(of_size, model, vae, prior, batch)
+            needed = estimate.tensors + estimate.slack + int(CUDA_GIB * 2**30)
+            fits = "yes" if needed <= USUAL_GPU_GIB * 2**30 else "no"
+            findings.line(f"  {side} px, batch {batch}", f"{_readable(needed):>10}  {fits}")
+
+
+def _hours(findings: Findings, config: Config, flops: float) -> None:
+    """Report how long GPUs take for so many FLOPs."""
+    number = 2 if config.train_dit.precision != "no" else int(config.train_dit.matmul != "highest")
+    hours = [
+        f"{flops / (peaks[number] * 1e12 * REACHED) / 3600:.3g} h on an {gpu}" for gpu, peaks in GPUS.items()
+    ]
+    findings.line(
+        "time",
+        f"about {' or '.join(hours)}, assuming {REACHED:.0%} of the peak of "
+        f"{('float32', 'TF32', 'bf16')[number]} products; {flops:.3g} FLOPs, without evaluations and samples",
+    )
 
 
 # The run's folder and the disk

@@ -31,7 +31,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from medsora.config.load import config_to_dict, load_config, save_config
-from medsora.config.schema import FREE, FREE_WITHOUT_DECAY, Config, all_keys
+from medsora.config.schema import FIXED, Config, all_keys
 from medsora.errors import BadInput, one_line
 from medsora.runtime.files import write_json, write_text, written_beside
 from medsora.runtime.versions import library_versions
@@ -49,12 +49,13 @@ class RunFolder:
 
         Raises `BadInput` if it cannot be written, or holds a run whose config differs in a way that matters.
         """
-        self.path, self.accelerator = path, accelerator
+        self.path, self.stage, self.accelerator = path, stage, accelerator
         self.main = accelerator.is_main_process
         self._opened, self._elapsed_before_s = time.monotonic(), 0.0
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
-        if (previous := previous_config(path)) is not None:
-            refuse_changes(previous, config, stage, path)
+        self.previous = previous_config(path)
+        if self.previous is not None:
+            refuse_changes(self.previous, config, stage, path)
         if self.main:
             with self.writing():
                 path.mkdir(parents=True, exist_ok=True)
@@ -170,11 +171,9 @@ def _with_kind(config: Config, kind: str) -> Config:
 def refuse_changes(before: Config, now: Config, stage: str, path: Path) -> None:
     """Raise `BadInput`, naming the key, if `stage` of the run in `path` is not what `now` describes."""
     old, new, keys = _flat(config_to_dict(before)), _flat(config_to_dict(now)), all_keys()
-    decays = getattr(now, stage).lr_decay != "none"
     for name in sorted(old.keys() | new.keys()):
         key = keys[".".join(name.split(".")[:2])]  # values may be mappings
-        free = key.resume == FREE or (key.resume == FREE_WITHOUT_DECAY and not decays)
-        if key.stage in (None, stage) and not free and old.get(name) != new.get(name):
+        if key.stage in (None, stage) and key.resume == FIXED and old.get(name) != new.get(name):
             raise BadInput(
                 f"{path} holds a run with {name}={old.get(name)}, but now it is {new.get(name)}; "
                 "take another run.name, or put the value back to go on with that run."

@@ -45,6 +45,7 @@ class Figure(NamedTuple):
 
 
 FIGURES = {
+    "held_out/loss": Figure("loss", "the training loss on held-out clips, which early stopping goes by"),
     "held_out/psnr": Figure("PSNR, dB", "how close reconstructed held-out clips are to the clips", 1),
     "held_out/base_psnr": Figure("PSNR without compensation, dB", "the same with the compensation off", 1),
     "held_out/mean_colour_psnr": Figure("PSNR of one colour per clip, dB", "what no structure reaches", 0),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from medsora.config.schema import Config
 from medsora.config.shipped import shipped_file
+from medsora.saved.optimizer import build_optimizer
 from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.open_clips import clip_spec, open_clips, store_videos
 from medsora.training.run.folder import RunFolder, with_compensation_kind
@@ -29,7 +28,7 @@ def build_vae_stage(config: Config) -> VaeStage:
     schedule = Schedule.of(settings, len(clips))
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     parameters = vae.trainable_parameters(settings.train)
-    optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=tuple(settings.betas), fused=True)
+    optimizer = build_optimizer(settings.optimizer, parameters, lr=settings.lr, betas=settings.betas)
     run = RunFolder(config.vae_dir, config, "train_vae", accelerator)
     check_same_run(run, config, clips)
     store_videos(run, clips)

@@ -12,7 +12,7 @@ from medsora.runtime.interruption import StopRequest
 from medsora.runtime.processes import losses_said
 from medsora.training.accelerator import clipped_norm, gradients_synchronised, set_learning_rate
 from medsora.training.batches import NumberedClips, TimedBatches, sent
-from medsora.training.loop_end import begin, end_step, log_step, non_finite
+from medsora.training.loop_end import begin, end_step, is_saved, log_step, non_finite
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed, generator_for
 from medsora.training.run.report import RunReport
@@ -48,8 +48,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     stop.expect_checkpoint(stage.parts.size_bytes)
     stop.expect_answers_late(guard.lag)
     with losses_said(), stop, batches, progress, report:
-        begin(stage, start, stop)
-        for number in range(start, schedule.total_steps):
+        for number in begin(stage, start, stop):
             stop.begin_step()
             step = schedule.step(number)
             set_learning_rate(optimizer, step.lr)
@@ -76,7 +75,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             done = number + 1
             ends = done == schedule.total_steps
             logs = done % settings.log_every == 0 or ends
-            saves = done % settings.save_every == 0 or ends
+            saves = is_saved(stage, done)
             bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=logs or saves)
             if bad is not None:
                 raise non_finite(stage, bad)
@@ -87,6 +86,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             if logs:
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
                 log_step(stage, done, parts, state, progress, report)
-            end_step(stage, done, stop, progress, saves=saves, asked=asked)
+            if end_step(stage, done, stop, progress, saves=saves, asked=asked):
+                break
 
     return stage.finish()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet
 from medsora.runtime.files import written_folder
 from medsora.training.loop_end import PeriodicTask
+from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import keep_sheet
 from medsora.training.schedule import Schedule
@@ -26,6 +28,7 @@ from medsora.vae.base import load_weights
 from medsora.vae.losses import VaeLoss
 
 SHEET_FRAMES, PREVIEW_FPS = 8, 8
+HELD_OUT_LOSS = "held_out/loss"
 SCALING_CLIPS = 64  # enough for three digits of the latents' standard deviation
 
 
@@ -55,7 +58,13 @@ class VaeStage:
             models={"vae": ModelPart(self.vae.save_pretrained, self._load_vae)},
             values={},
             model_bytes=sum(parameter.nbytes for parameter in self.vae.parameters()),
+            early_stop=self.early_stop,
         )
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """Stops on Eq. 16 of held-out clips."""
+        return EarlyStop.of(self.run, self.config.train_vae, HELD_OUT_LOSS)
 
     @property
     def tasks(self) -> list[PeriodicTask]:
@@ -74,13 +83,15 @@ class VaeStage:
 
     def resume(self) -> int:
         """Restore the newest whole checkpoint, if there is one; return the number of finished steps."""
-        return self.parts.resume(self.schedule.total_steps)
+        return self.parts.resume(self.schedule)
 
     def evaluate(self, step: int) -> None:
         """Reconstruct held-out clips with and without the compensation; log figures, draw the sheet."""
         count = min(self.config.train_vae.eval_clips, len(self.held_out))
         clips = [self.held_out.fixed_clip(index) for index in range(count)]
         figures, rows = evaluate_reconstruction(self.vae, clips)
+        if self.early_stop is not None:
+            figures[HELD_OUT_LOSS] = self.held_out_loss(clips)
         folder, versions = self.run.samples / f"step-{step:07d}", len(rows) // count
         with self.run.writing():
             for number in range(count):
@@ -92,10 +103,28 @@ class VaeStage:
         told = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in figures.items())
         self.run.say(f"step {step}, held out: {told}")
 
+    @torch.no_grad()
+    def held_out_loss(self, clips: Sequence[dict[str, Any]]) -> float:
+        """Return the mean of Eq. 16 over `clips`, whose latents are the means instead of draws."""
+        was_training, losses = self.vae.training, []
+        self.vae.eval()
+        for clip in clips:
+            video = clip["video"][None].to(self.accelerator.device)
+            out = self.vae(video, sample=False, coarse=self.config.train_vae.coarse > 0)
+            losses.append(self.loss(out.reconstruction, video, out.mean, out.logvar, out.coarse).total)
+        self.vae.train(was_training)
+        return float(torch.stack(losses).mean())
+
     def finish(self) -> Path:
-        """Write the trained VAE where stage 2 looks for it, with the scaling factor of its own latents."""
+        """Write the trained VAE where stage 2 looks for it, with the scaling factor of its own latents.
+
+        With early stopping it is that of the best evaluation.
+        """
         folder = self.run.path / "final"
         if self.run.main:
+            if self.early_stop is not None and (best := self.early_stop.best()) is not None:
+                self._load_vae(self.run.checkpoints / f"step-{best[0]:07d}" / "vae")
+                self.run.say(f"the VAE of step {best[0]} has the best held-out loss and is taken.")
             if self.config.train_vae.train == "all":
                 factor = measure_scaling_factor(self.vae, self._scaling_clips())
                 factor *= self.config.train_vae.latent_std

@@ -19,7 +19,7 @@ class BlockAlignment:
 
     def add(self, per_block: Tensor) -> None:
         """Add r (L, B') of the B' samples that had targets; B' may be 0."""
-        sums = per_block.double().sum(dim=1)
+        sums = per_block.float().sum(dim=1)
         self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
         self._samples += per_block.shape[1]
 
@@ -32,17 +32,18 @@ class BlockAlignment:
         self._sums, self._samples = None, 0
         if state:
             try:
-                self._sums = torch.tensor(state["sums"], dtype=torch.float64)
+                self._sums = torch.tensor(state["sums"], dtype=torch.float32)
                 self._samples = int(state["samples"])
             except (KeyError, TypeError, ValueError) as error:
                 raise BadInput(
                     f"the checkpoint's sums of the alignment per block are damaged: {error}."
                 ) from error
 
-    def figures(self) -> dict[str, float]:
-        """Return the mean r of each block since the last call; nothing if no sample had targets."""
+    def figures(self, *, reset: bool = True) -> dict[str, float]:
+        """Return the mean r of each block since they were last `reset`; nothing if no sample had targets."""
         if not self._samples:
             return {}
         means = (self._sums / self._samples).tolist()
-        self._sums, self._samples = None, 0
+        if reset:
+            self._sums, self._samples = None, 0
         return {f"alignment/block_{number:02d}": mean for number, mean in enumerate(means)}

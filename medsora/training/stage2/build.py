@@ -6,16 +6,16 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
 from medsora.config.schema import Config
 from medsora.config.shipped import shipped_file
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
+from medsora.sampling.compiled import compile_blocks
 from medsora.saved.find import find_model, trained_vae
-from medsora.training.accelerator import check_same_run, make_accelerator
+from medsora.saved.optimizer import build_optimizer
+from medsora.training.accelerator import check_compile, check_same_run, make_accelerator
 from medsora.training.cache.fingerprint import weights_digest
 from medsora.training.cache.latents import LatentCache
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes
@@ -68,13 +68,16 @@ def build_dit_stage(config: Config) -> DitStage:
         priors = PriorCache(config, clips, prior, grid, model.config.width)
         most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
         run.say(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
+    if settings.compile:
+        check_compile()
+        compile_blocks(model)
     given = settings.given_frames if settings.first_frame_prob else ()
-    optimizer = torch.optim.AdamW(
+    optimizer = build_optimizer(
+        settings.optimizer,
         model.parameters(),
         lr=settings.phases[0].lr,
-        betas=tuple(settings.betas),
+        betas=settings.betas,
         weight_decay=settings.weight_decay,
-        fused=True,
     )
     return DitStage(
         config=config,
@@ -176,6 +179,7 @@ def build_denoiser(config: Config, in_channels: int, classes: int = 0) -> MedSor
         "prediction": config.denoiser.prediction,
         "backend": config.denoiser.backend,
         "classes": classes,
+        **({} if config.denoiser.heads is None else {"heads": config.denoiser.heads}),
         **config.denoiser.overrides,
     }
     try:

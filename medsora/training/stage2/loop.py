@@ -17,7 +17,7 @@ from medsora.training.accelerator import (
     set_learning_rate,
 )
 from medsora.training.batches import TimedBatches
-from medsora.training.loop_end import begin, end_step, log_step, non_finite
+from medsora.training.loop_end import begin, end_step, is_saved, log_step, non_finite
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed
 from medsora.training.run.report import RunReport
@@ -54,8 +54,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     stop.expect_checkpoint(stage.parts.size_bytes)
     stop.expect_answers_late(guard.lag)
     with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
-        begin(stage, start, stop)
-        for number in range(start, schedule.total_steps):
+        for number in begin(stage, start, stop):
             stop.begin_step()
             step = schedule.step(number)
             set_learning_rate(optimizer, step.lr)
@@ -82,7 +81,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             done = number + 1
             ends = done == schedule.total_steps
             logs = done % settings.log_every == 0 or ends
-            saves = done % settings.save_every == 0 or ends
+            saves = is_saved(stage, done)
             bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=logs or saves)
             if bad is not None:
                 raise non_finite(stage, bad)
@@ -93,8 +92,11 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             progress.count(step.batch, batches.waited())
             if logs:
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
-                log_step(stage, done, parts, state | stage.blocks.figures(), progress, report)
-            end_step(stage, done, stop, progress, saves=saves, asked=asked)
+                # A run that ends between two lines of the log may be extended later: the sums stay.
+                blocks = stage.blocks.figures(reset=done % settings.log_every == 0)
+                log_step(stage, done, parts, state | blocks, progress, report)
+            if end_step(stage, done, stop, progress, saves=saves, asked=asked):
+                break
 
     run.say(
         f"stage 2 is done: sample with 'python sample_ddim.py --model {run.path} --out {run.path}/videos'."

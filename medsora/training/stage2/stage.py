@@ -21,6 +21,7 @@ from medsora.runtime.interruption import StopRequest
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
 from medsora.training.loop_end import PeriodicTask
+from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import keep_sheet
 from medsora.training.schedule import SampleKey, Schedule
@@ -33,6 +34,7 @@ from medsora.training.stage_parts import ModelPart, StageParts, ValuePart
 from medsora.vae import FrequencyCompensatedVAE
 
 EVALUATION_TIMESTEPS = (50, 250, 500, 750, 950)  # fixed, so that the curves of two runs compare
+HELD_OUT_LOSS = "held_out/mse"
 SAMPLE_FPS = 8
 
 
@@ -76,7 +78,13 @@ class DitStage:
                 "alignment": ValuePart(lambda step: self.blocks.state(), self.blocks.restore),
             },
             model_bytes=2 * weights,
+            early_stop=self.early_stop,
         )
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """Stops on the noise error of held-out clips."""
+        return EarlyStop.of(self.run, self.config.train_dit, HELD_OUT_LOSS)
 
     @property
     def tasks(self) -> list[PeriodicTask]:
@@ -118,7 +126,7 @@ class DitStage:
         Also writes beside it what sampling needs of this run. Raises `BadInput` or `OSError` if the
         checkpoint cannot be taken up by this model, or the VAE is not the one that it was trained with.
         """
-        start = self.parts.resume(self.schedule.total_steps)
+        start = self.parts.resume(self.schedule)
         if self.run.main:
             with written_folder(self.run.path / "vae") as folder:
                 self.vae.save_pretrained(folder)
@@ -157,7 +165,7 @@ class DitStage:
                 out = model(noised.z_t, noised.latent_t, num_images=noised.num_images, labels=noised.labels)
                 errors[f"held_out/mse_t{t}"] = float((out.eps - noised.noise).square().mean())
             model.train()
-        errors["held_out/mse"] = sum(errors.values()) / len(errors)
+        errors[HELD_OUT_LOSS] = sum(errors.values()) / len(errors)
         self.run.log(step, errors)
 
     def sample(self, step: int, stop: StopRequest) -> None:

@@ -63,6 +63,19 @@ def test_what_shipped_configs_describe_can_be_built(path: Path, monkeypatch: pyt
     assert name in timm.list_models(pretrained=config.dino.weights == "hub")
 
 
+@pytest.mark.parametrize(("heads", "built"), [(None, 6), (1, 1)])
+def test_heads_of_the_attention_are_chosen_by_name(heads: int | None, built: int) -> None:
+    config = config_from_dict({"denoiser": {"preset": "tiny", "heads": heads}}, "a test")
+    with torch.device("meta"):
+        assert build_denoiser(config, 4).config.heads == built
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    config = config_from_dict({"denoiser": {"preset": "tiny", "heads": 5}}, "a test")
+    with pytest.raises(BadInput, match="width 192 must be divisible"), torch.device("meta"):
+        build_denoiser(config, 4)
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -21,6 +21,18 @@ def test_parameter_counts_of_table_1(preset: str, count: int) -> None:
     assert sum(table.values()) == 2 * count
 
 
+@pytest.mark.parametrize(
+    ("preset", "count", "printed"),
+    [("S", 43_760_320, "43.76"), ("B", 86_469_376, "86.47"), ("L", 171_887_488, "171.89")],
+)
+def test_one_head_counts_what_table_1_prints(preset: str, count: int, printed: str) -> None:
+    """The authors' code has one head, and a rotary buffer in each block, which Table 1 counts."""
+    table = parameter_table(preset, heads=1)
+    assert table["total"] == count
+    assert f"{count / 1e6:.2f}" == printed
+    assert table["total"] - table["rotary frequencies"] == parameter_table(preset)["total"]
+
+
 def test_one_block_has_the_parts_of_table_1() -> None:
     with torch.device("meta"):
         block = MedSora.from_preset("S").blocks[0]

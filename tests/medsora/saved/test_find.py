@@ -6,9 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX
 
+from medsora.config.load import config_from_dict
 from medsora.errors import BadInput
-from medsora.saved.find import find_vae, stage_2_folder
+from medsora.saved.find import find_vae, stage_2_folder, trained_vae
+from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae.compensation import compensation_modules
+from tests.support import tiny_training as tiny
 
 
 def write_class(folder: Path, name: str = "FrequencyCompensatedVAE") -> Path:
@@ -30,6 +36,32 @@ def test_no_vae_and_another_model_are_refused(tmp_path: Path) -> None:
     write_class(tmp_path, "AutoencoderKL")
     with pytest.raises(BadInput, match="holds a AutoencoderKL, not a FrequencyCompensatedVAE"):
         find_vae(tmp_path)
+
+
+@pytest.mark.parametrize("compensation", [True, False])
+def test_stage_2_may_use_a_base_that_diffusers_saved(compensation: bool, tmp_path: Path) -> None:
+    """In its own folder or a pipeline's; it encodes as the base does, with the same weights each time."""
+    torch.manual_seed(3)
+    plain = AutoencoderKLCogVideoX(**tiny.BASE).eval()
+    plain.save_pretrained(tmp_path / "pipeline" / "vae")
+
+    def loaded(folder: str, seed: int) -> FrequencyCompensatedVAE:
+        config = {"path": str(tmp_path / folder), "compensation": compensation}
+        torch.manual_seed(seed)
+        return trained_vae(config_from_dict({"vae": config, "run": {"seed": seed}}, "a test"))
+
+    vae, again = loaded("pipeline", 1), loaded("pipeline/vae", 2)
+    assert any(True for _ in compensation_modules(vae)) == compensation
+    assert not vae.training
+    assert not any(parameter.requires_grad for parameter in vae.parameters())
+    states = vae.state_dict(), again.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    video = torch.rand(1, 8, 3, 16, 16)
+    with torch.no_grad():
+        mean = plain.encode(video.transpose(1, 2)).latent_dist.mean.transpose(1, 2)
+        assert torch.equal(vae.encode_moments(video)[0], mean)
+        assert torch.equal(vae.encode(video), mean * plain.config.scaling_factor)
 
 
 def test_the_only_stage_2_run_inside_is_meant(tmp_path: Path) -> None:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import is_mps_available
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from medsora.denoiser import MedSora
+from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
+from medsora.runtime.processes import join
 from medsora.training import accelerator as module
+from medsora.training.stage2.block_alignment import BlockAlignment
+from medsora.training.stage2.inputs import NoisedLatents
+from medsora.training.stage2.loss import DenoisingLoss
 from tests.support import tiny_training as tiny
+from tests.support.paths import ROOT
 
 
 @pytest.fixture
@@ -64,6 +78,122 @@ def test_fp16_is_refused_on_a_cpu(cpu: Accelerator) -> None:
     if cpu.device.type == "cpu":
         with pytest.raises(BadInput, match="fp16 needs a GPU"):
             module.check_precision("fp16")
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A stand-in for a Mac, whose MPS PyTorch reports."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
+    is_mps_available.cache_clear()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    monkeypatch.undo()
+    is_mps_available.cache_clear()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_mps_is_chosen_on_a_mac_with_what_it_supports(mac: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert join().device == torch.device("mps")
+    module.check_precision("no")
+    with pytest.raises(BadInput, match="fp16 needs a GPU with CUDA"):
+        module.check_precision("fp16")
+    for newer in (False, True):
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor, newer=newer: newer)
+        with nullcontext() if newer else pytest.raises(BadInput, match="bf16 on MPS needs macOS 14"):
+            module.check_precision("bf16")
+    with pytest.raises(BadInput, match="this run is on mps: leave it off"):
+        module.check_compile()
+
+
+def test_operators_that_mps_lacks_run_on_the_cpu_of_a_mac() -> None:
+    """PyTorch reads the variable when it is imported."""
+    code = "import sys; sys.platform = 'darwin'; import medsora, os; assert 'torch' not in sys.modules"
+    code += "; print(os.environ['PYTORCH_ENABLE_MPS_FALLBACK'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("1", "")
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64 on the device of the models, as MPS does; the meta device stands in for it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, list | tuple) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "meta":
+                assert tensor.dtype != torch.float64, func
+        return made
+
+
+@pytest.mark.parametrize("correlation", ["sample", "batch"])
+@pytest.mark.parametrize("prediction", ["noise", "velocity"])
+def test_a_step_needs_no_float64_on_the_device(
+    prediction: str, correlation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)  # the meta device has no autocast
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
+    weighted = {"alignment__correlation": correlation, "train_dit__error_of": "velocity"}
+    config = tiny.tiny_config(tmp_path, tmp_path / "clips", **weighted)
+    with NoFloat64(), torch.device("meta"):
+        model = MedSora(**tiny.DENOISER, in_channels=4, prediction=prediction)
+        z, t = torch.zeros(2, 3, 4, 4, 4), torch.zeros(2, dtype=torch.long)
+        with torch.device("cpu"):
+            diffusion = GaussianDiffusion()
+            needed = torch.ones(2, dtype=torch.bool)
+        z_t = diffusion.add_noise(z, z, t)
+        noised = NoisedLatents(z, z_t, z, t, 1, needed, t, None, None)
+        targets = [torch.zeros(2, 2, 4, tiny.DENOISER["width"]) for _ in range(tiny.DENOISER["depth"])]
+        losses = DenoisingLoss(config, diffusion, nullcontext)(model, noised, targets)
+        losses.total.backward()
+        blocks = BlockAlignment()
+        blocks.add(losses.per_block)
+        blocks.add(losses.per_block)
+    assert all(parameter.grad is not None for parameter in model.blocks.parameters())
+
+
+ENVIRONMENT = {  # what `accelerate launch` writes -> a word of the sentence that refuses it
+    "ACCELERATE_MIXED_PRECISION=bf16": "mixed precision",
+    "ACCELERATE_MIXED_PRECISION=fp8": "mixed precision",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4": "gradient accumulation",
+    "ACCELERATE_USE_FSDP=true": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED=true": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM=true": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG=true": "parallelism config",
+    "ACCELERATE_DYNAMO_BACKEND=INDUCTOR": "dynamo backend",
+    "ACCELERATE_DOWNCAST_BF16=true": "downcasting to bf16",
+    "XLA_DOWNCAST_BF16=1": "downcasting to bf16",
+}
+
+
+@pytest.mark.parametrize(("setting", "name"), ENVIRONMENT.items())
+@pytest.mark.parametrize("stage", ["vae", "dit"])
+def test_what_the_launcher_asks_for_is_refused_and_never_ignored(
+    setting: str, name: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both stages, before anything is read: there are no clips."""
+    variable, _, value = setting.partition("=")
+    monkeypatch.setenv(variable, value)
+    config = tiny.tiny_config(tmp_path, tmp_path / "clips")
+    with pytest.raises(
+        BadInput, match=rf"^accelerate is told to use .*{name} \({variable}={value.lower()}\)"
+    ):
+        tiny.train(stage, config)
+
+
+def test_what_the_launcher_writes_by_default_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in (
+        ("ACCELERATE_MIXED_PRECISION", "no"),
+        ("ACCELERATE_DYNAMO_BACKEND", "NO"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),
+        ("ACCELERATE_USE_FSDP", "false"),
+    ):
+        monkeypatch.setenv(variable, value)
+    for precision in ("no", "bf16"):
+        module.check_launcher(precision)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    module.check_launcher("bf16")
+    with pytest.raises(BadInput, match="set precision in the config"):
+        module.check_launcher("fp16")
 
 
 def test_gradients_are_averaged_with_the_last_micro_batch_only() -> None:

@@ -17,17 +17,21 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from diffusers import AutoencoderKLCogVideoX
 
 from medsora.config.load import config_from_dict
 from medsora.config.schema import Config
+from medsora.denoiser import MedSora
 from medsora.diffusion import DiffusionLoss, GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.runtime.exit import exit_with_status
+from medsora.sampling.compiled import compile_blocks
 from medsora.training import step_guard as non_finite
 from medsora.training.progress import Progress
 from medsora.training.run import folder
 from medsora.training.run.folder import refuse_changes
 from medsora.training.stage1.stage import VaeStage
+from medsora.training.stage2 import build as dit_build
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.choices import DEFAULT_COMPENSATION
 from medsora.vae.losses import VaeLoss
@@ -114,6 +118,117 @@ def test_a_run_that_is_done_stays_as_it_is(straight: Straight, tmp_path: Path) -
     shutil.copytree(straight.run, run)
     tiny.train(straight.stage, config)
     tiny.assert_same_run(run, straight.run, STEPS)
+
+
+@pytest.mark.parametrize("changes", [{}, {"log_every": 3}], ids=["each step logged", "every third"])
+def test_a_finished_run_is_extended_bit_for_bit(
+    changes: dict[str, int], straight: Straight, tmp_path: Path
+) -> None:
+    """Training from the old end on is that of a run with the new end, which logged nothing at the old one."""
+    options = {f"train_{straight.stage}__{key}": value for key, value in changes.items()}
+    for steps in (2, STEPS):
+        run = tiny.train(
+            straight.stage,
+            straight.configure(tmp_path, **options | {f"train_{straight.stage}__max_steps": steps}),
+        )
+    assert "learning rate" not in (run / "messages.txt").read_text()
+    if not changes:
+        tiny.assert_same_run(run, straight.run, STEPS)
+        return
+    ours, theirs = tiny.saved_tensors(run, STEPS), tiny.saved_tensors(straight.run, STEPS)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    once = tiny.train(straight.stage, straight.configure(tmp_path / "once", **options))
+    lines = {line["step"]: line for line in tiny.figures(once) if "lr" in line}
+    assert [line for line in tiny.figures(run) if line["step"] == 3 and "lr" in line] == [lines[3]]
+
+
+def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
+    straight: Straight, tmp_path: Path
+) -> None:
+    decay = {f"train_{straight.stage}__lr_decay": "cosine"}
+
+    def train(steps: int) -> Path:
+        return tiny.train(
+            straight.stage,
+            straight.configure(tmp_path, **decay | {f"train_{straight.stage}__max_steps": steps}),
+        )
+
+    train(2)
+    run = train(STEPS)
+    said = (run / "messages.txt").read_text().splitlines()
+    (told,) = [line for line in said if "learning rate" in line]
+    assert told.startswith("the run ends after step 4 instead of 2, and the cosine decay with it: the")
+    assert "continues at 0.0005 instead of 0.0005;" in told  # half of a cosine from either end
+    rates = {line["step"]: line["lr"] for line in tiny.figures(run) if "lr" in line}
+    assert [rates[step] for step in (2, 3, 4)] == pytest.approx([5e-4, 5e-4, 1.4645e-4], rel=1e-3)
+    before = len(said)
+    train(STEPS)
+    assert "learning rate" not in "".join((run / "messages.txt").read_text().splitlines()[before:])
+
+
+def test_another_optimiser_is_resumed_too_and_refused_by_any_other(
+    clips: Path, vae_folder: Path, tmp_path: Path
+) -> None:
+    def configure(work: Path, steps: int, optimizer: str = "nadam") -> Config:
+        options = {"train_dit__optimizer": optimizer, "train_dit__max_steps": steps}
+        return tiny.tiny_config(work, clips, vae__path=str(vae_folder), alignment__weight=0, **options)
+
+    once = tiny.train("dit", configure(tmp_path / "once", STEPS))
+    for steps in (2, STEPS):
+        run = tiny.train("dit", configure(tmp_path, steps))
+    tiny.assert_same_run(run, once, STEPS)
+    with pytest.raises(BadInput, match=r"train_dit\.optimizer=nadam, but now it is radam"):
+        tiny.train("dit", configure(tmp_path, STEPS, "radam"))
+    (run / "config.yaml").unlink()
+    with pytest.raises(BadInput, match=r"state of the optimiser nadam, but train_dit\.optimizer is radam"):
+        tiny.train("dit", configure(tmp_path, STEPS, "radam"))
+
+
+def test_a_base_that_diffusers_saved_is_trained_on_and_resumed(clips: Path, tmp_path: Path) -> None:
+    AutoencoderKLCogVideoX(**tiny.BASE).save_pretrained(tmp_path / "base")
+    for steps in (1, 2):
+        options = {"train_dit__max_steps": steps, "alignment__weight": 0}
+        run = tiny.train(
+            "dit", tiny.tiny_config(tmp_path, clips, vae__path=str(tmp_path / "base"), **options)
+        )
+    assert (run / "checkpoints" / "step-0000002").is_dir()
+    assert isinstance(FrequencyCompensatedVAE.from_pretrained(run / "vae"), FrequencyCompensatedVAE)
+
+
+def test_a_compiled_denoiser_is_refused_on_a_cpu(clips: Path, vae_folder: Path, tmp_path: Path) -> None:
+    config = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder), train_dit__compile=True)
+    with pytest.raises(BadInput, match=r"train_dit\.compile needs a GPU .* this run is on cpu: leave it off"):
+        tiny.train("dit", config)
+
+
+def test_a_compiled_denoiser_trains_resumes_and_saves_the_same_names(
+    clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`aot_eager` stands in for a GPU's compiler: it traces and splits the graphs, and computes as before."""
+    compiled: list[MedSora] = []
+
+    def stand_in(model: MedSora) -> None:
+        compiled.append(model)
+        compile_blocks(model, backend="aot_eager")
+
+    monkeypatch.setattr(dit_build, "check_compile", lambda: None)
+    monkeypatch.setattr(dit_build, "compile_blocks", stand_in)
+
+    def train(work: Path, steps: int, **changes: bool) -> Path:
+        options = {"train_dit__max_steps": steps, "vae__path": str(vae_folder), "alignment__weight": 0}
+        return tiny.train("dit", tiny.tiny_config(work, clips, **options | changes))
+
+    once = train(tmp_path / "once", STEPS, train_dit__compile=True)
+    for steps in (2, STEPS):
+        run = train(tmp_path, steps, train_dit__compile=True)
+    assert len(compiled) == 3
+    assert all(block._compiled_call_impl is not None for model in compiled for block in model.blocks)
+    tiny.assert_same_run(run, once, STEPS)
+    plain = tiny.saved_tensors(train(tmp_path / "plain", STEPS), STEPS)
+    ours = tiny.saved_tensors(run, STEPS)
+    assert ours.keys() == plain.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, stage: str, call: int) -> None:
@@ -287,7 +402,7 @@ def test_other_settings_are_refused_but_not_those_of_the_other_stage(
     [
         ("train_dit", "train_dit", {"keep": 9, "save_every": 9, "sample_steps": 9, "max_steps": 9}, None),
         ("train_dit", "train_dit", {"ema_decay": 0.5}, "train_dit.ema_decay"),
-        ("train_dit", "train_dit", {"epochs": 9, "lr_decay": "cosine"}, "train_dit.epochs"),
+        ("train_dit", "train_dit", {"epochs": 9, "lr_decay": "cosine"}, None),
         ("train_dit", "train_vae", {"lr": 1.0}, None),
         ("train_dit", "denoiser", {"overrides": {"depth": 3}}, "denoiser.overrides.depth"),
         ("train_dit", "data", {"workers": 9}, None),

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from medsora.config.schema import PhaseConfig
+from medsora.config.schema import DitTrainingConfig, PhaseConfig, VaeTrainingConfig
 from medsora.errors import BadInput
 from medsora.training.schedule import Schedule, StepBatches
 
@@ -57,6 +57,21 @@ def test_starting_later_gives_the_same_batches() -> None:
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(BadInput, match="multiple of 3"):
         StepBatches(schedule(), 0, processes=3)
+
+
+@pytest.mark.parametrize(("settings", "batch"), [(VaeTrainingConfig, 1), (DitTrainingConfig, 2)])
+def test_max_steps_alone_is_not_cut_by_a_default_of_epochs(settings: type, batch: int) -> None:
+    """Neither key: the paper's epochs; one key: that one; both: whichever comes first."""
+
+    def steps(**keys: int) -> int:
+        phases = {} if settings is VaeTrainingConfig else {"phases": [PhaseConfig(1e-4, batch)]}
+        return Schedule.of(settings(**phases, **keys), 40).total_steps
+
+    default = {VaeTrainingConfig: 10, DitTrainingConfig: 1000}[settings]
+    assert steps() == default * 40 // batch
+    assert steps(max_steps=10**6) == 10**6
+    assert steps(epochs=3) == steps(epochs=3, max_steps=10**6) == 120 // batch
+    assert steps(epochs=3, max_steps=7) == 7
 
 
 def test_warm_up_and_cosine_end_where_the_run_ends() -> None:

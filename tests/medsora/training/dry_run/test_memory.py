@@ -15,7 +15,7 @@ import torch
 
 from medsora.config.load import save_config
 from medsora.denoiser import MedSora
-from medsora.training.dry_run.memory import LiveBytes, estimate_dit, peak_bytes
+from medsora.training.dry_run.memory import LiveBytes, count_flops, estimate_dit, peak_bytes, preset_bytes
 from medsora.training.schedule import SampleKey
 from medsora.training.stage2.build import build_dit_stage
 from medsora.training.stage2.loss import DenoisingLoss
@@ -63,6 +63,32 @@ def test_recomputing_saves_memory_in_the_estimate_too() -> None:
     model.enable_gradient_checkpointing()
     assert peak_bytes([model], step) < 0.6 * kept
     assert peak_bytes([model], lambda: print(step().shape), gradients=False) < 0.4 * kept
+
+
+def test_flops_of_a_step_are_three_forwards_of_its_products() -> None:
+    """2 per multiply-add: the product, and in the backward pass one for each of its factors."""
+    layers = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+    forward = 2 * 5 * (8 * 16 + 16 * 4)
+    x = torch.zeros(5, 8)
+    assert count_flops([layers], lambda: print(layers(x).shape), gradients=False) == forward
+    first_needs_no_gradient_of_x = 2 * 5 * 8 * 16
+    counted = count_flops([layers], lambda: layers(x).sum())
+    assert counted == 3 * forward - first_needs_no_gradient_of_x
+
+
+def test_a_presets_bytes_follow_from_shallow_models() -> None:
+    """That of one block and of two gives that of four: "tiny" has four."""
+    state, clip = preset_bytes("tiny", 9, 32)
+    model = MedSora.from_preset("tiny", backend="torch").train()
+    assert state == 20 * sum(parameter.numel() for parameter in model.parameters())
+
+    def step(batch: int) -> torch.Tensor:
+        z, t = torch.zeros(batch, 5, 16, 4, 4), torch.zeros(batch, dtype=torch.long)
+        out = model(z, t, num_images=2)
+        return sum(part.square().mean() for part in (out.eps, out.variance, *out.features))
+
+    one, two = (peak_bytes([model], lambda batch=batch: step(batch)) for batch in (3, 4))
+    assert clip == pytest.approx(two - one, rel=0.02)
 
 
 CONDITIONS = {
