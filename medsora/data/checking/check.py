@@ -20,6 +20,7 @@ from medsora.data.split import HELD_OUT, folder_note, sides_by_folder
 from medsora.errors import BadInput, one_line
 
 MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # of copies, in one line
+MAX_FRAMES_NAMED = 5  # at which a shot begins
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here
 
 
@@ -45,12 +46,17 @@ class SourceReport:
             return self.scan.problem
         longest = max((stop - start for start, stop in self.scan.runs()), default=0)
         why = f"too short: {longest} frames in a row, a clip spans {self.span}"
-        return "; ".join((why, *self.scan.remarks))
+        return "; ".join(filter(None, (why, self.shots_words, *self.scan.remarks)))
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What else deserves to be known about a source that can be used."""
         return () if self.problem else self.scan.remarks
+
+    @property
+    def shots_words(self) -> str | None:
+        """Where the source is parted because another scene begins, in words; None if it is one shot."""
+        return parted_words(self.scan.cuts, "hard cut")
 
     @property
     def marks(self) -> tuple[Margins, ...]:
@@ -153,6 +159,12 @@ class CheckReport:
                 f"read as the files ask for, or as players show them, in {len(applied)} sources, the first: "
                 f"{applied[0].source.name}: {'; '.join(applied[0].scan.applied)}"
             )
+        parted = [r for r in self.usable if r.shots_words]
+        if parted:
+            lines.append(
+                f"no clip crosses the shots of {len(parted)} sources, the first: "
+                f"{parted[0].source.name}: {parted[0].shots_words}"
+            )
         cropped = [r for r in self.usable if r.crop_words]
         if cropped:
             first = cropped[0]
@@ -183,6 +195,16 @@ class CheckReport:
             f"{self.root} gives no usable clip of {self.frames} frames at interval {self.interval}: "
             f"{first.source.name}: {first.problem}{others}."
         )
+
+
+def parted_words(frames: Sequence[int], what: str) -> str | None:
+    """Return "2 WHATs (at frames 40, 80)", the first few frames named; None without any."""
+    if not frames:
+        return None
+    named = ", ".join(map(str, frames[:MAX_FRAMES_NAMED])) + (
+        ", ..." if len(frames) > MAX_FRAMES_NAMED else ""
+    )
+    return f"{len(frames)} {what}{'s' * (len(frames) != 1)} (at frame{'s' * (len(frames) != 1)} {named})"
 
 
 def check_folder(

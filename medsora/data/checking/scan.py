@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medsora.data.checking.burnt_in import EvenSamples
 from medsora.data.checking.copies import thumbnails
+from medsora.data.checking.cuts import SAMPLED_PX, CutFinder
 from medsora.data.reading.decoding import (
     AS_FLAGGED,
     Interpretation,
@@ -43,7 +44,8 @@ class Scan:
     borders, `marks` the boxes of text or marks burnt into the frames (`medsora.data.checking.burnt_in`).
     `interpretation` is what `read_frames` needs to know to read the frames as `applied` says in words
     ("rotated 90°", "deinterlaced"); `width` and `height` are those of the frames as they are read.
-    `thumbnails` tell copies (`medsora.data.checking.copies`).
+    `thumbnails` tell copies (`medsora.data.checking.copies`). `cuts` are frames that begin another scene
+    (`medsora.data.checking.cuts`).
     """
 
     container: str = "?"
@@ -61,11 +63,16 @@ class Scan:
     interpretation: Interpretation = AS_FLAGGED
     applied: tuple[str, ...] = ()
     thumbnails: str = ""
+    cuts: tuple[int, ...] = ()
 
     def runs(self) -> list[tuple[int, int]]:
-        """Return the stretches (start, stop) of consecutive frames that decode."""
-        edges = [-1, *self.broken, self.frames]
-        return [(low + 1, high) for low, high in pairwise(edges) if high - low > 1]
+        """Return the stretches (start, stop) of consecutive frames that decode and are one shot.
+
+        No clip reaches beyond one: whatever draws clips or frames of one scene draws them from these.
+        """
+        broken = set(self.broken)
+        edges = {0, self.frames, *self.cuts, *broken, *(frame + 1 for frame in broken)}
+        return [(low, high) for low, high in pairwise(sorted(edges)) if low not in broken]
 
 
 def scan_source(source: Source) -> Scan:
@@ -89,6 +96,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         hits: list[int] = []  # frames near which something did not decode
         count, skipped, last_pts, ordered = 0, 0, None, True
         samples, fields, whites, interlaced = EvenSamples(), FieldOrderDetector(info.codec), WhiteFinder(), 0
+        cuts = CutFinder()
         for number, frame in enumerate(reader.frames()):
             count = number + 1
             interlaced += frame.interlaced_frame
@@ -101,6 +109,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
                     whites.add(reader.deep_pixels(frame))
                 if samples.wants(number):
                     samples.add(reader.pixels(frame))
+                cuts.add(number, reader.sampled(frame, SAMPLED_PX))
             ordered &= frame.pts is not None and (last_pts is None or frame.pts > last_pts)
             last_pts = frame.pts
             if ordered and frame.key_frame and number >= (points[-1].frame if points else 0) + SEEK_SPACING:
@@ -134,6 +143,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         interpretation=interpretation,
         applied=tuple(words for words in applied if words),
         thumbnails=thumbnails(samples.kept),
+        cuts=cuts.cuts(),
     )
 
 
@@ -209,7 +219,7 @@ def _scan_folder(folder: Path) -> Scan:
     reasons: list[str] = []
     sizes: Counter[tuple[int, int]] = Counter()
     turned: Counter[str] = Counter()
-    samples, whites, any_deep = EvenSamples(), WhiteFinder(), False
+    samples, whites, any_deep, cuts = EvenSamples(), WhiteFinder(), False, CutFinder()
     for number, path in enumerate(pictures):
         try:
             picture = read_picture(path)
@@ -227,6 +237,8 @@ def _scan_folder(folder: Path) -> Scan:
                 turned[picture.orientation.words] += 1
             if samples.wants(number) and not any_deep:
                 samples.add(picture.values)
+            if not any_deep:
+                cuts.add(number, picture.values)
     if not sizes:
         return Scan("frames", problem=f"none of its {len(pictures)} pictures decodes: {reasons[0]}")
     white = _white(folder, whites)
@@ -259,6 +271,7 @@ def _scan_folder(folder: Path) -> Scan:
         interpretation=Interpretation(white=white),
         applied=tuple(words for words in (*applied, depth_words(white)) if words),
         thumbnails=thumbnails(samples.kept),
+        cuts=cuts.cuts(),
     )
 
 
