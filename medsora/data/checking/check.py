@@ -13,6 +13,7 @@ from medsora.data.checking.burnt_in import StillMarks, place
 from medsora.data.checking.cache import CheckCache, default_cache_path
 from medsora.data.checking.copies import Content, find_copies
 from medsora.data.checking.scan import Scan, scan_source
+from medsora.data.checking.timing import uneven_words
 from medsora.data.checking.windows import Window, clip_span, windows_of
 from medsora.data.reading.find import Source, find_sources
 from medsora.data.reading.margins import NO_MARGINS, Margins
@@ -20,7 +21,6 @@ from medsora.data.split import HELD_OUT, folder_note, sides_by_folder
 from medsora.errors import BadInput, one_line
 
 MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # of copies, in one line
-MAX_FRAMES_NAMED = 5  # at which a shot begins
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here
 
 
@@ -56,7 +56,12 @@ class SourceReport:
     @property
     def shots_words(self) -> str | None:
         """Where the source is parted because another scene begins, in words; None if it is one shot."""
-        return parted_words(self.scan.cuts, "hard cut")
+        return "; ".join(self.scan.parted) or None
+
+    @property
+    def uneven_words(self) -> str | None:
+        """How uneven the frame rate is, in words; None if it is even."""
+        return uneven_words(self.scan.times_ms)
 
     @property
     def marks(self) -> tuple[Margins, ...]:
@@ -165,6 +170,12 @@ class CheckReport:
                 f"no clip crosses the shots of {len(parted)} sources, the first: "
                 f"{parted[0].source.name}: {parted[0].shots_words}"
             )
+        uneven = [r for r in self.usable if r.uneven_words]
+        if uneven:
+            lines.append(
+                f"frames are taken by number although they are unevenly spaced in {len(uneven)} sources, the "
+                f"first: {uneven[0].source.name}: {uneven[0].uneven_words}; data.rate takes them by time"
+            )
         cropped = [r for r in self.usable if r.crop_words]
         if cropped:
             first = cropped[0]
@@ -195,16 +206,6 @@ class CheckReport:
             f"{self.root} gives no usable clip of {self.frames} frames at interval {self.interval}: "
             f"{first.source.name}: {first.problem}{others}."
         )
-
-
-def parted_words(frames: Sequence[int], what: str) -> str | None:
-    """Return "2 WHATs (at frames 40, 80)", the first few frames named; None without any."""
-    if not frames:
-        return None
-    named = ", ".join(map(str, frames[:MAX_FRAMES_NAMED])) + (
-        ", ..." if len(frames) > MAX_FRAMES_NAMED else ""
-    )
-    return f"{len(frames)} {what}{'s' * (len(frames) != 1)} (at frame{'s' * (len(frames) != 1)} {named})"
 
 
 def check_folder(

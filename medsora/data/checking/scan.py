@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from bisect import bisect_left, bisect_right
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from medsora.data.checking.burnt_in import EvenSamples
 from medsora.data.checking.copies import thumbnails
 from medsora.data.checking.cuts import SAMPLED_PX, CutFinder
+from medsora.data.checking.timing import read_timing
 from medsora.data.reading.decoding import (
     AS_FLAGGED,
     Interpretation,
@@ -31,6 +33,8 @@ SEEK_SPACING = 8  # frames; more points would only cost memory where every frame
 AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and program streams land late
 REORDERED = 16  # frames that a decoder may hold back before it shows them
 LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # of one pass; what takes longer for its size is made to take long
+SEEKABLE_BY_BYTE = {"mpegts", "mpeg"}  # containers whose packets can be read from any position on
+MAX_FRAMES_NAMED = 5  # at which a shot begins
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
 
@@ -44,8 +48,9 @@ class Scan:
     borders, `marks` the boxes of text or marks burnt into the frames (`medsora.data.checking.burnt_in`).
     `interpretation` is what `read_frames` needs to know to read the frames as `applied` says in words
     ("rotated 90°", "deinterlaced"); `width` and `height` are those of the frames as they are read.
-    `thumbnails` tell copies (`medsora.data.checking.copies`). `cuts` are frames that begin another scene
-    (`medsora.data.checking.cuts`).
+    `thumbnails` tell copies (`medsora.data.checking.copies`). `breaks` are frames that do not continue
+    the one before: a hard cut, another size, time stamps that jump or pause; `parted` says so in words.
+    `times_ms` are the frames' times where these are not even (`medsora.data.checking.timing`).
     """
 
     container: str = "?"
@@ -63,7 +68,9 @@ class Scan:
     interpretation: Interpretation = AS_FLAGGED
     applied: tuple[str, ...] = ()
     thumbnails: str = ""
-    cuts: tuple[int, ...] = ()
+    breaks: tuple[int, ...] = ()
+    parted: tuple[str, ...] = ()
+    times_ms: tuple[int, ...] = ()
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the stretches (start, stop) of consecutive frames that decode and are one shot.
@@ -71,7 +78,7 @@ class Scan:
         No clip reaches beyond one: whatever draws clips or frames of one scene draws them from these.
         """
         broken = set(self.broken)
-        edges = {0, self.frames, *self.cuts, *broken, *(frame + 1 for frame in broken)}
+        edges = {0, self.frames, *self.breaks, *broken, *(frame + 1 for frame in broken)}
         return [(low, high) for low, high in pairwise(sorted(edges)) if low not in broken]
 
 
@@ -93,12 +100,19 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         info = reader_info(reader)
         scan = Scan(info.container, info.codec, fps=info.fps)
         points: list[SeekPoint] = []
+        positions: dict[int, int | None] = {}  # of points: the byte at which its packet begins
         hits: list[int] = []  # frames near which something did not decode
         count, skipped, last_pts, ordered = 0, 0, None, True
+        stamps: list[int | None] = []
+        resized, size = [], None
         samples, fields, whites, interlaced = EvenSamples(), FieldOrderDetector(info.codec), WhiteFinder(), 0
         cuts = CutFinder()
         for number, frame in enumerate(reader.frames()):
             count = number + 1
+            stamps.append(frame.pts)
+            if size not in (None, (frame.width, frame.height)):
+                resized.append(number)
+            size = frame.width, frame.height
             interlaced += frame.interlaced_frame
             if frame.is_corrupt or reader.skipped_packets > skipped:
                 hits.append(number)
@@ -112,11 +126,18 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
                 cuts.add(number, reader.sampled(frame, SAMPLED_PX))
             ordered &= frame.pts is not None and (last_pts is None or frame.pts > last_pts)
             last_pts = frame.pts
-            if ordered and frame.key_frame and number >= (points[-1].frame if points else 0) + SEEK_SPACING:
+            if not frame.key_frame or frame.pts is None:
+                continue
+            position = reader.key_positions.pop(frame.pts, None)
+            if number >= (points[-1].frame if points else 0) + SEEK_SPACING:
                 points.append(SeekPoint(number, frame.pts, reader.checksum(frame), frame.pts))
+                positions[number] = position
         if reader.skipped_packets > skipped:
             hits.append(count - 1)
         remarks = _shortfall(reader, info.header_frames, count, last_pts)
+        tick = float(reader.stream.time_base or 0)
+        seekable_by_byte = info.container in SEEKABLE_BY_BYTE
+        hidden = reader.hidden_packets
         width, height = reader.shown_size(info.width, info.height)
         scan = replace(scan, width=width, height=height)
     if not count:
@@ -124,8 +145,33 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
     if whites.white() not in (None, FULL_WHITE):
         return _scan_file(path, whites.white())
     interpretation = Interpretation(fields.field_order(), white)
-    applied = [*reader.applied, depth_words(white), _deinterlaced(interlaced, count, interpretation)]
-    proven = _proven(path, points) if ordered else ()
+    hidden_words = (
+        f"{hidden} frames that the file hides from players left out (edit list)" if hidden else None
+    )
+    applied = [
+        *reader.applied,
+        hidden_words,
+        depth_words(white),
+        _deinterlaced(interlaced, count, interpretation),
+    ]
+    timing = read_timing([None if stamp is None else stamp * tick for stamp in stamps], scan.fps)
+    if ordered:
+        proven = _proven(path, points, [point.pts for point in points])
+    else:
+        times = Counter(stamps)
+        proven = (
+            ()
+            if not seekable_by_byte
+            else _proven(path, points, [positions[p.frame] for p in points], by_byte=True)
+        )
+        once = [point for point in points if times[point.pts] == 1]
+        proven = proven or _proven(path, once, [point.pts for point in once])
+    parts = {
+        "hard cut": cuts.cuts(),
+        "jump of the time stamps": timing.jumps,
+        "pause": timing.pauses,
+        "change of size": tuple(resized),
+    }
     torn = _torn(hits, proven, count, neighbours=bool(interlaced or interpretation.field_order))
     if hits:
         remarks += (f"damaged near frame {hits[0]}: {len(torn)} frames that this may have torn are left out",)
@@ -134,6 +180,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
     still = samples.still_marks()
     return replace(
         scan,
+        fps=timing.fps,
         frames=count,
         seek_points=proven,
         broken=torn,
@@ -143,8 +190,21 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         interpretation=interpretation,
         applied=tuple(words for words in applied if words),
         thumbnails=thumbnails(samples.kept),
-        cuts=cuts.cuts(),
+        breaks=tuple(sorted({frame for frames in parts.values() for frame in frames})),
+        parted=tuple(_parted_words(what, frames) for what, frames in parts.items() if frames),
+        times_ms=timing.times_ms,
     )
+
+
+def _parted_words(what: str, frames: Sequence[int]) -> str:
+    """Return "2 WHATs (at frames 40, 80)"; the first few frames are named."""
+    named = ", ".join(map(str, frames[:MAX_FRAMES_NAMED])) + (
+        ", ..." if len(frames) > MAX_FRAMES_NAMED else ""
+    )
+    if len(frames) == 1:
+        return f"1 {what} (at frame {named})"
+    plural = what.replace("jump", "jumps").replace("change", "changes") if " of " in what else f"{what}s"
+    return f"{len(frames)} {plural} (at frames {named})"
 
 
 def _deinterlaced(flagged: int, count: int, interpretation: Interpretation) -> str | None:
@@ -177,7 +237,7 @@ def _shortfall(
     reader: VideoReader, header_frames: int | None, count: int, last_pts: int | None
 ) -> tuple[str, ...]:
     found = []
-    if header_frames and count < header_frames - HEADER_TOLERANCE:
+    if header_frames and count < header_frames - reader.hidden_packets - HEADER_TOLERANCE:
         found.append(f"truncated: header says {header_frames} frames, {count} decode")
     elif missing := _missing_seconds(reader, last_pts):
         found.append(f"truncated: the last {missing:.0f} seconds that the header promises do not decode")
@@ -198,10 +258,19 @@ def _missing_seconds(reader: VideoReader, last_pts: int | None) -> float:
     return promised - shown if promised - shown > max(1.0, 0.05 * promised) else 0.0
 
 
-def _proven(path: Path, points: list[SeekPoint]) -> tuple[SeekPoint, ...]:
-    """Return the points with aims at which trial seeks find the very frames, or none if no aim does."""
+def _proven(
+    path: Path, points: Sequence[SeekPoint], places: Sequence[int | None], *, by_byte: bool = False
+) -> tuple[SeekPoint, ...]:
+    """Return the points with aims at which trial seeks find the very frames, or none if no aim does.
+
+    `places` are what to ask the container for to land at each point: time stamps or, `by_byte`, positions.
+    """
+    known = [(point, place) for point, place in zip(points, places, strict=True) if place is not None]
     for lag in AIMS:
-        aimed = [point._replace(aim=before.pts) for before, point in zip(points, points[lag:], strict=False)]
+        aimed = [
+            point._replace(aim=place, by_byte=by_byte)
+            for (_, place), (point, _) in zip(known, known[lag:], strict=False)
+        ]
         trials = {aimed[0], aimed[len(aimed) // 2], aimed[-1]} if aimed else set()
         if all(_lands(path, point) for point in trials):
             return tuple(aimed)
@@ -271,7 +340,8 @@ def _scan_folder(folder: Path) -> Scan:
         interpretation=Interpretation(white=white),
         applied=tuple(words for words in (*applied, depth_words(white)) if words),
         thumbnails=thumbnails(samples.kept),
-        cuts=cuts.cuts(),
+        breaks=cuts.cuts(),
+        parted=tuple(_parted_words("hard cut", frames) for frames in [cuts.cuts()] if frames),
     )
 
 

@@ -62,12 +62,14 @@ class SeekPoint(NamedTuple):
     """A frame at which decoding can start: its number, its time stamp and the checksum of its pixels.
 
     `aim` is the time stamp to ask the container for: some containers land behind what they are asked for.
+    With `by_byte` it is a position in the file: where time stamps repeat, these cannot be asked for.
     """
 
     frame: int
     pts: int
     checksum: int
     aim: int
+    by_byte: bool = False
 
 
 class Interpretation(NamedTuple):
@@ -88,9 +90,10 @@ class VideoReader:
     """The first video stream of one file; a context manager.
 
     Raises `UnreadableVideo` on opening a file that holds no video or whose header cannot be believed.
-    `skipped_packets` and `stopped_by` tell afterwards what did not decode. Decoding that takes longer than
-    `time_limit` seconds raises `UnreadableVideo` too: no damage can make it go on for ever. `applied` holds
-    in words, once each, what `pixels` does to frames beyond converting them.
+    `skipped_packets` and `stopped_by` tell afterwards what did not decode, `hidden_packets` how many an edit
+    list hides from players, `key_positions` at which byte the key frame of each time stamp begins. Decoding
+    that takes longer than `time_limit` seconds raises `UnreadableVideo` too: no damage can make it go on for
+    ever. `applied` holds in words, once each, what `pixels` does to frames beyond converting them.
     """
 
     def __init__(
@@ -107,7 +110,8 @@ class VideoReader:
         self._deinterlacer = Deinterlacer()
         self._sampler = VideoReformatter()  # keeps what it prepared for frames of one kind
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
-        self.skipped_packets = 0
+        self.skipped_packets = self.hidden_packets = 0
+        self.key_positions: dict[int, int] = {}
         self.stopped_by: str | None = None
         if is_dicom(self.path):
             raise UnreadableVideo(self.path, DICOM)
@@ -172,6 +176,9 @@ class VideoReader:
             for packet in self.container.demux(self.stream):
                 if self.deadline is not None and time.monotonic() > self.deadline:
                     raise UnreadableVideo(self.path, f"decoding takes longer than {self.time_limit:.0f} s")
+                self.hidden_packets += packet.is_discard
+                if packet.is_keyframe and packet.pts is not None and packet.pos is not None:
+                    self.key_positions[packet.pts] = packet.pos
                 try:
                     decoded = packet.decode()
                 except av.FFmpegError:
@@ -184,7 +191,10 @@ class VideoReader:
     def frames_from(self, point: SeekPoint) -> Iterator[av.VideoFrame] | None:
         """Seek to `point` and decode from that frame on; None if that very frame is not found there."""
         try:
-            self.container.seek(point.aim, stream=self.stream)
+            if point.by_byte:
+                self.container.seek(point.aim, unsupported_byte_offset=True)
+            else:
+                self.container.seek(point.aim, stream=self.stream)
         except av.FFmpegError:
             return None
         decoded = self.frames()

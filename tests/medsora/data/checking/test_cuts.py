@@ -95,7 +95,7 @@ def test_no_clip_crosses_a_cut(joined: Path, tmp_path: Path, monkeypatch: pytest
     cache = tmp_path / "check.json"
     for _ in range(2):  # decoded, and recalled
         report = check_folder(joined, frames=5, interval=2, clip_stride=1, cache_path=cache)
-        assert [video.scan.cuts for video in report.reports] == [(12, 24)] * 2
+        assert [video.scan.breaks for video in report.reports] == [(12, 24)] * 2
         assert [video.scan.runs() for video in report.reports] == [[(0, 12), (12, 24), (24, 36)]] * 2
         assert all(shot(w.start, 9) and shot(w.latest, 9) for video in report.reports for w in video.windows)
         assert report.reports[0].shots_words == "2 hard cuts (at frames 12, 24)"
@@ -121,4 +121,4 @@ def test_cuts_are_found_in_large_frames_without_reading_every_pixel(
     write_video(tmp_path / "a.mp4", frames, 10)
     assert cuts_of(read_frames(tmp_path / "a.mp4")) == (6,)
     (video,) = check_folder(tmp_path, frames=3, interval=1, cache_path=tmp_path / "c.json").reports
-    assert video.scan.cuts == (6,)
+    assert video.scan.breaks == (6,)
