@@ -56,7 +56,7 @@ def run_evaluation(settings: EvaluationSettings) -> Results | None:
 
 
 def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
-    of_fake = {"interval": 1, "crop": crop_of_generated(settings.crop)}
+    of_fake = {"interval": 1, "rate": None, "crop": crop_of_generated(settings.crop)}
     real = on_main(state, lambda: require_enough(settings.choose(settings.real)))
     fake = on_main(state, lambda: require_enough(settings.choose(settings.fake, **of_fake)))
     measures: dict[str, Measure] = {}

@@ -28,6 +28,8 @@ class ClipSettings:
             alike, as training does; "none" keeps whole frames; parts (top, bottom, left, right) are cut off
             every real and training frame, as with the same `data.crop`: generated ones never had them.
         interval: every so-manieth frame of the *real* videos, as in training; generated ones are read at 1.
+        rate: frames per second of the real clips, taken by time, as in training with `data.rate`; instead of
+            `interval`.
         seed: of the choice of clips and of re-sampling.
         weights: weight files by name, those of `medsora.evaluation.metrics.weight_files.PUBLISHED`.
         out: folder of the results.
@@ -40,16 +42,22 @@ class ClipSettings:
     size: int | tuple[int, int] = 128
     crop: Crop = DEFAULT_CROP
     interval: int = 1
+    rate: float | None = None
     seed: int = 0
     weights: Mapping[str, str | Path] = field(default_factory=dict)
     out: str | Path = "results"
 
     def __post_init__(self) -> None:
         self.size, self.out = height_width(self.size), Path(self.out)
+        if self.rate is not None and (self.interval != 1 or not 0 < self.rate <= 1000):
+            raise BadInput(
+                f"the rate is {self.rate} and the interval {self.interval}; give one of them, a rate "
+                "above 0 and at most 1000 frames per second."
+            )
 
     def choose(self, root: str | Path, **changed: Any) -> ClipSet:
         """Choose clips below `root` as the settings say, `changed` arguments of `choose_clips` apart."""
-        asked = {name: getattr(self, name) for name in ("frames", "size", "interval", "seed", "crop")}
+        asked = {name: getattr(self, name) for name in ("frames", "size", "interval", "rate", "seed", "crop")}
         return choose_clips(root, **{"count": self.clips, **asked, **changed})
 
 

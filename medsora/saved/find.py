@@ -29,6 +29,8 @@ from medsora.vae import FrequencyCompensatedVAE
 log = logging.getLogger(__name__)
 
 GEOMETRY = {"frames": int, "size": list, "fps": (int, float), "image_latents": int}
+MAX_FPS = 1000
+DEFAULT_FPS = 8  # in which videos are written where the rate of the clips trained on is not known
 CONDITIONS = {"labels": str, "given_frames": int}  # only where the model was trained with them
 CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -39,8 +41,9 @@ WAYS = "give a run folder (runs/NAME/dit-PRESET), a saved pipeline's folder, or 
 class ModelFolder:
     """Where the parts of one model lie.
 
-    `geometry` holds the clip that it was trained on: frames, size [H, W], fps and image_latents; and, if it
-    was trained with them, labels and given_frames.
+    `geometry` holds the clip that it was trained on: frames, size [H, W], fps and image_latents; the
+    data's rate, if that is known (`fps` is `DEFAULT_FPS` otherwise); and, if it was trained with them, labels
+    and given_frames.
     """
 
     denoiser: Path
@@ -172,7 +175,11 @@ def _read_geometry(path: Path) -> dict[str, Any]:
     for key, kind in GEOMETRY.items():
         if not isinstance(values.get(key), kind):
             raise BadInput(f"{path} does not say the clip's {key}; save the model again with this version.")
-    return {key: values[key] for key in GEOMETRY} | _read_conditions(path, values)
+    rate = values.get("rate")
+    if rate is not None and not (type(rate) in (int, float) and 0 < rate <= MAX_FPS):
+        raise BadInput(f"{path}: rate must be frames per second, above 0 and at most {MAX_FPS}.")
+    known = {} if rate is None else {"rate": rate}
+    return {key: values[key] for key in GEOMETRY} | known | _read_conditions(path, values)
 
 
 def _read_conditions(path: Path, values: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,15 @@ from medsora.errors import BadInput
 from medsora.runtime.files import obey_umask, write_json
 from medsora.sampler import ddim_scheduler
 from medsora.saved.card import CARD_NAME, ModelCard
-from medsora.saved.find import GEOMETRY, ModelFolder, check_part, find_in_run, find_pipeline, read_json_object
+from medsora.saved.find import (
+    DEFAULT_FPS,
+    GEOMETRY,
+    ModelFolder,
+    check_part,
+    find_in_run,
+    find_pipeline,
+    read_json_object,
+)
 from medsora.saved.hub import upload_model
 from medsora.vae import FrequencyCompensatedVAE
 
@@ -28,7 +36,9 @@ class SavedPipeline(DiffusionPipeline):
     Args:
         denoiser, vae: with the same number of latent channels.
         scheduler: its noise schedule is what sampling uses; default: MedSora's (`ddim_scheduler`).
-        frames, size, fps: F, (H, W) in pixels and frames per second of the clips trained on.
+        frames, size: F and (H, W) in pixels of the clips trained on.
+        rate: frames per second of the clips trained on; None if unknown.
+        fps: frames per second in which videos are written.
         image_latents: how many joint images the denoiser was trained with (§3.4). One with `mixing="mixed"`
             gets as many beside the clip's latents, which are dropped at the end.
         labels: the names of the labels that the denoiser was trained with, in its order.
@@ -48,10 +58,11 @@ class SavedPipeline(DiffusionPipeline):
         *,
         frames: int = 16,
         size: Sequence[int] = (128, 128),
-        fps: float = 8,
+        fps: float = DEFAULT_FPS,
         image_latents: int = 0,
         labels: Sequence[str] = (),
         given_frames: Sequence[int] = (),
+        rate: float | None = None,
     ) -> None:
         super().__init__()
         if denoiser.config.in_channels != vae.latent_channels:
@@ -67,7 +78,7 @@ class SavedPipeline(DiffusionPipeline):
         scheduler = ddim_scheduler(250) if scheduler is None else scheduler
         self.register_modules(denoiser=denoiser, vae=vae, scheduler=scheduler)
         self.register_to_config(frames=frames, size=list(size), fps=fps, image_latents=image_latents)
-        self.register_to_config(labels=list(labels), given_frames=list(given_frames))
+        self.register_to_config(labels=list(labels), given_frames=list(given_frames), rate=rate)
 
     @property
     def labels(self) -> list[str]:

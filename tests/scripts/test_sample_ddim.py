@@ -30,7 +30,7 @@ from medsora.sampling.run import BackgroundWriter, SamplingSettings, sample_vide
 from medsora.saved.find import find_model
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
-from tests.support.tiny_pipeline import cut_in_half, tiny_pipeline, tiny_vae, write_run
+from tests.support.tiny_pipeline import GEOMETRY, cut_in_half, tiny_pipeline, tiny_vae, write_run
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -87,6 +87,17 @@ def test_videos_manifest_and_sheet(sample: Callable, run: Path, tmp_path: Path) 
     assert {"torch", "diffusers", "medsora"} <= manifest["versions"].keys()
     assert (out / "contact-sheet.png").is_file()
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+
+
+def test_videos_have_the_rate_of_the_training_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = write_run(tmp_path / "dit-tiny", steps=(10,))
+    settings = SamplingSettings(model=str(run), out=tmp_path / "old", num_videos=1, steps=1)
+    assert probe(sample_videos(settings)[0]).fps == 8
+    assert "does not store the frame rate of its training data" in caplog.text
+    caplog.clear()
+    (run / "pipeline.json").write_text(json.dumps(GEOMETRY | {"fps": 12.5, "rate": 12.5}))
+    assert probe(sample_videos(dataclasses.replace(settings, out=tmp_path / "new"))[0]).fps == 12.5
+    assert "frame rate" not in caplog.text
 
 
 def test_folders_of_frames_hold_exactly_what_the_pipeline_gives(sample: Callable, run: Path) -> None:

@@ -91,9 +91,9 @@ class VideoReader:
 
     Raises `UnreadableVideo` on opening a file that holds no video or whose header cannot be believed.
     `skipped_packets` and `stopped_by` tell afterwards what did not decode, `hidden_packets` how many an edit
-    list hides from players, `key_positions` at which byte the key frame of each time stamp begins. Decoding
-    that takes longer than `time_limit` seconds raises `UnreadableVideo` too: no damage can make it go on for
-    ever. `applied` holds in words, once each, what `pixels` does to frames beyond converting them.
+    list hides from players, `key_positions` from which byte on the key frame of each time stamp lies.
+    Decoding that takes longer than `time_limit` seconds raises `UnreadableVideo` too: no damage can make it
+    go on for ever. `applied` holds in words, once each, what `pixels` does to frames beyond converting them.
     """
 
     def __init__(
@@ -172,13 +172,15 @@ class VideoReader:
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """Decode from where the reader stands on, in order of presentation, skipping packets that do not."""
+        position = None  # of packets that share one with those before them, the last one known
         try:
             for packet in self.container.demux(self.stream):
                 if self.deadline is not None and time.monotonic() > self.deadline:
                     raise UnreadableVideo(self.path, f"decoding takes longer than {self.time_limit:.0f} s")
                 self.hidden_packets += packet.is_discard
-                if packet.is_keyframe and packet.pts is not None and packet.pos is not None:
-                    self.key_positions[packet.pts] = packet.pos
+                position = position if packet.pos is None else packet.pos
+                if packet.is_keyframe and packet.pts is not None and position is not None:
+                    self.key_positions[packet.pts] = position
                 try:
                     decoded = packet.decode()
                 except av.FFmpegError:

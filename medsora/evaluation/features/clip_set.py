@@ -34,7 +34,10 @@ READ_THREADS = 4
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips of F frames at `interval`, brought to `size` (H, W); clip i is `clips[i]` = (source, start)."""
+    """Clips of F frames at `interval`, or with `rate` so many per second, brought to `size` (H, W).
+
+    Clip i is `clips[i]` = (source, start).
+    """
 
     root: Path
     report: CheckReport
@@ -45,6 +48,7 @@ class ClipSet:
     size: tuple[int, int]
     seed: int
     crop: Crop
+    rate: float | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -63,6 +67,7 @@ class ClipSet:
             self.frames,
             self.interval,
             self.size,
+            numbers=source.numbers(start),
             seek_points=source.scan.seek_points,
             margins=source.margins,
             interpretation=source.scan.interpretation,
@@ -95,7 +100,8 @@ class ClipSet:
 
     def digest(self) -> str:
         """Return a SHA-256 of all that decides the clips' pixels; names and places do not matter."""
-        state = hashlib.sha256(f"{self.frames}/{self.interval}/{self.size}/{RESIZE}".encode())
+        pace = self.interval if self.rate is None else f"{self.rate:g} per second"
+        state = hashlib.sha256(f"{self.frames}/{pace}/{self.size}/{RESIZE}".encode())
         for source, start in self.clips:
             state.update(f"/{self.source_digests[source.source.name]}@{start}".encode())
             if any(source.margins):
@@ -115,7 +121,8 @@ class ClipSet:
             "left_out": {bad.source.name: bad.problem for bad in self.report.bad} | self.report.unlisted,
             "clips_available": self.available,
             "clips_used": len(self),
-            "every_nth_frame": self.interval,
+            "every_nth_frame": self.interval if self.rate is None else None,
+            "frames_per_second": self.rate,
             "borders_cut_off": self.cropped,
             "applied": {
                 source.source.name: list(source.scan.applied) for source in used if source.scan.applied
@@ -146,21 +153,24 @@ def choose_clips(
     seed: int,
     crop: Crop = DEFAULT_CROP,
     stride: int | None = None,
+    rate: float | None = None,
 ) -> ClipSet:
     """Choose at most `count` clips of `frames` frames below `root` by the module's rule; None takes all.
 
+    With `rate`, frames are taken by time, so many per second, and `interval` does not count.
     `stride` source frames lie between two clips of a video, by default so many that they do not overlap.
     `crop` "auto" cuts each video's own black borders off first, as training does; "none" keeps whole frames;
     parts (top, bottom, left, right) are cut off every frame.
     Raises `BadInput` with one sentence if there is no folder or no usable clip in it.
     """
-    report = check_folder(root, frames=frames, interval=interval, clip_stride=stride, crop=crop)
+    pace = {"interval": interval} if rate is None else {"interval": None, "rate": rate}
+    report = check_folder(root, frames=frames, clip_stride=stride, crop=crop, **pace)
     report.require_clips()
     everything = [(source, window.start) for source in report.usable for window in source.windows]
     picked = np.sort(np.random.default_rng(seed).permutation(len(everything))[:count])
     clips = tuple(everything[i] for i in picked)
     return ClipSet(
-        Path(root), report, clips, len(everything), frames, interval, height_width(size), seed, crop
+        Path(root), report, clips, len(everything), frames, interval, height_width(size), seed, crop, rate
     )
 
 

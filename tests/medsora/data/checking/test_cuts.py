@@ -1,4 +1,4 @@
-"""medsora.data.checking.cuts and tools/cut_detection.py: joins of two clips are found, motion, instruments,
+"""medsora.data.checking.cuts, tools.cut_detection: joins of two clips are found, motion, instruments,
 flashes and light are no cuts, and no clip crosses one.
 """
 
