@@ -44,7 +44,7 @@ from medsora.sampling.conditions import (
 )
 from medsora.sampling.pipeline import DTYPES, MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
-from medsora.saved.find import MAX_FPS, ModelFolder, find_model
+from medsora.saved.find import MAX_FPS, UNKNOWN_RATE, ModelFolder, find_model
 from medsora.vae import check_video_shape
 
 log = logging.getLogger(__name__)
@@ -295,12 +295,7 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
     present = _check_out(settings, made_by)
     missing = [number for number in range(settings.num_videos) if not settings.path(number).exists()]
     if missing and settings.fps is None and settings.format == "mp4" and "rate" not in model.geometry:
-        log.warning(
-            "%s does not store the frame rate of its training data: videos are written at %g frames per "
-            "second; --fps sets another.",
-            settings.model,
-            fps,
-        )
+        log.warning(UNKNOWN_RATE + "; --fps sets another.", settings.model, fps)
     if missing:
         count = max(settings.num_videos, present)
         manifest = {

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 GEOMETRY = {"frames": int, "size": list, "fps": (int, float), "image_latents": int}
 MAX_FPS = 1000
 DEFAULT_FPS = 8  # in which videos are written where the rate of the clips trained on is not known
+UNKNOWN_RATE = (
+    "%s does not store the frame rate of its training data: videos are written at %g frames per second"
+)
 CONDITIONS = {"labels": str, "given_frames": int}  # only where the model was trained with them
 CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -13,19 +13,15 @@ from collections.abc import Sequence
 import numpy as np
 
 SIDE_PX = 16  # of the thumbnails
-SAMPLED_PX = (
-    2 * SIDE_PX
-)  # pixels per side that are picked from a frame; each thumbnail's pixel is the mean of 4
+SAMPLED_PX = 2 * SIDE_PX  # per side, picked from a frame; each pixel of the thumbnail is the mean of 4
 NEAR = 2  # frames on each side that a change is measured by
 MAX_FLASH_FRAMES = 3  # a change that is undone after at most so many frames is none
 LAGS = NEAR + MAX_FLASH_FRAMES  # frames apart that are compared
 BINS = 8  # of each colour channel in a histogram
 STILL, STILL_COLOURS = 2.0, 0.1  # added to changes beside a cut: grey levels, part of the pixels
-# 388 phantom clips and four real ones reach 0.94, 1.3 % of joins of two phantom clips stay below 1.1.
-MIN_RATIO, MIN_RATIO_AT_ENDS = (
-    1.1,
-    1.6,
-)  # change over the change beside it, of the picture times of the colours
+# Change over the change beside it, of the picture times of the colours. 388 phantom clips and four real ones
+# reach 0.94; 1.3 % of joins of two phantom clips stay below 1.1.
+MIN_RATIO, MIN_RATIO_AT_ENDS = 1.1, 1.6
 MAX_ALIKE = 0.9  # correlation of the grey pictures; 0.1 % of joins of two phantom clips exceed it
 MIN_CHANGE = 10.0  # grey levels; still frames may change by less at any ratio
 BLOCK = 256  # frames whose thumbnails are held

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +34,7 @@ AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and pr
 REORDERED = 16  # frames that a decoder may hold back before it shows them
 LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # of one pass; what takes longer for its size is made to take long
 SEEKABLE_BY_BYTE = {"mpegts", "mpeg"}  # containers whose packets can be read from any position on
+HARD_CUTS = ("hard cut", "hard cuts")
 MAX_FRAMES_NAMED = 5  # at which a shot begins
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
@@ -102,7 +103,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         points: list[SeekPoint] = []
         positions: dict[int, int | None] = {}  # of points: the byte at which its packet begins
         hits: list[int] = []  # frames near which something did not decode
-        count, skipped, last_pts, ordered = 0, 0, None, True
+        count, skipped = 0, 0
         stamps: list[int | None] = []
         resized, size = [], None
         samples, fields, whites, interlaced = EvenSamples(), FieldOrderDetector(info.codec), WhiteFinder(), 0
@@ -124,8 +125,6 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
                 if samples.wants(number):
                     samples.add(reader.pixels(frame))
                 cuts.add(number, reader.sampled(frame, SAMPLED_PX))
-            ordered &= frame.pts is not None and (last_pts is None or frame.pts > last_pts)
-            last_pts = frame.pts
             if not frame.key_frame or frame.pts is None:
                 continue
             position = reader.key_positions.pop(frame.pts, None)
@@ -134,9 +133,8 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
                 positions[number] = position
         if reader.skipped_packets > skipped:
             hits.append(count - 1)
-        remarks = _shortfall(reader, info.header_frames, count, last_pts)
+        remarks = _shortfall(reader, info.header_frames, count, stamps[-1] if stamps else None)
         tick = float(reader.stream.time_base or 0)
-        seekable_by_byte = info.container in SEEKABLE_BY_BYTE
         hidden = reader.hidden_packets
         width, height = reader.shown_size(info.width, info.height)
         scan = replace(scan, width=width, height=height)
@@ -145,9 +143,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
     if whites.white() not in (None, FULL_WHITE):
         return _scan_file(path, whites.white())
     interpretation = Interpretation(fields.field_order(), white)
-    hidden_words = (
-        f"{hidden} frames that the file hides from players left out (edit list)" if hidden else None
-    )
+    hidden_words = f"{hidden} frames that the file hides left out (edit list)" if hidden else None
     applied = [
         *reader.applied,
         hidden_words,
@@ -155,22 +151,13 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         _deinterlaced(interlaced, count, interpretation),
     ]
     timing = read_timing([None if stamp is None else stamp * tick for stamp in stamps], scan.fps)
-    if ordered:
-        proven = _proven(path, points, [point.pts for point in points])
-    else:
-        times = Counter(stamps)
-        proven = (
-            ()
-            if not seekable_by_byte
-            else _proven(path, points, [positions[p.frame] for p in points], by_byte=True)
-        )
-        once = [point for point in points if times[point.pts] == 1]
-        proven = proven or _proven(path, once, [point.pts for point in once])
+    by_byte = [positions[point.frame] for point in points] if info.container in SEEKABLE_BY_BYTE else []
+    proven = _entries(path, points, by_byte, stamps)
     parts = {
-        "hard cut": cuts.cuts(),
-        "jump of the time stamps": timing.jumps,
-        "pause": timing.pauses,
-        "change of size": tuple(resized),
+        HARD_CUTS: cuts.cuts(),
+        ("jump of the time stamps", "jumps of the time stamps"): timing.jumps,
+        ("pause", "pauses"): timing.pauses,
+        ("change of size", "changes of size"): tuple(resized),
     }
     torn = _torn(hits, proven, count, neighbours=bool(interlaced or interpretation.field_order))
     if hits:
@@ -191,20 +178,23 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         applied=tuple(words for words in applied if words),
         thumbnails=thumbnails(samples.kept),
         breaks=tuple(sorted({frame for frames in parts.values() for frame in frames})),
-        parted=tuple(_parted_words(what, frames) for what, frames in parts.items() if frames),
+        parted=_parted_words(parts),
         times_ms=timing.times_ms,
     )
 
 
-def _parted_words(what: str, frames: Sequence[int]) -> str:
-    """Return "2 WHATs (at frames 40, 80)"; the first few frames are named."""
-    named = ", ".join(map(str, frames[:MAX_FRAMES_NAMED])) + (
-        ", ..." if len(frames) > MAX_FRAMES_NAMED else ""
-    )
-    if len(frames) == 1:
-        return f"1 {what} (at frame {named})"
-    plural = what.replace("jump", "jumps").replace("change", "changes") if " of " in what else f"{what}s"
-    return f"{len(frames)} {plural} (at frames {named})"
+def _parted_words(parts: Mapping[tuple[str, str], Sequence[int]]) -> tuple[str, ...]:
+    """Return "2 hard cuts (at frames 40, 80)" and the like, by names in singular and plural."""
+    words = []
+    for (one, many), frames in parts.items():
+        named = ", ".join([*map(str, frames[:MAX_FRAMES_NAMED]), *["..."] * (len(frames) > MAX_FRAMES_NAMED)])
+        if frames:
+            words.append(
+                f"1 {one} (at frame {named})"
+                if len(frames) == 1
+                else f"{len(frames)} {many} (at frames {named})"
+            )
+    return tuple(words)
 
 
 def _deinterlaced(flagged: int, count: int, interpretation: Interpretation) -> str | None:
@@ -256,6 +246,22 @@ def _missing_seconds(reader: VideoReader, last_pts: int | None) -> float:
     promised = container.duration / 1_000_000
     shown = float((last_pts - (stream.start_time or 0)) * stream.time_base)
     return promised - shown if promised - shown > max(1.0, 0.05 * promised) else 0.0
+
+
+def _entries(
+    path: Path, points: list[SeekPoint], by_byte: list[int | None], stamps: list[int | None]
+) -> tuple[SeekPoint, ...]:
+    """Return the points at which decoding can start, with proven aims.
+
+    Where time stamps do not rise throughout, these are positions in the file (`by_byte`, one for each point,
+    if the container can be read from any), or time stamps that occur once.
+    """
+    if None not in stamps and all(before < after for before, after in pairwise(stamps)):
+        return _proven(path, points, [point.pts for point in points])
+    proven = _proven(path, points, by_byte, by_byte=True) if by_byte else ()
+    times = Counter(stamps)
+    once = [point for point in points if times[point.pts] == 1]
+    return proven or _proven(path, once, [point.pts for point in once])
 
 
 def _proven(
@@ -341,7 +347,7 @@ def _scan_folder(folder: Path) -> Scan:
         applied=tuple(words for words in (*applied, depth_words(white)) if words),
         thumbnails=thumbnails(samples.kept),
         breaks=cuts.cuts(),
-        parted=tuple(_parted_words("hard cut", frames) for frames in [cuts.cuts()] if frames),
+        parted=_parted_words({HARD_CUTS: cuts.cuts()}),
     )
 
 
