@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,7 +13,9 @@ from medsora.errors import BadInput
 from medsora.sampling.conditions import givable
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step
-from medsora.saved.find import ModelFolder, find_in_run, find_pipeline, stage_2_folder
+from medsora.saved.find import UNKNOWN_RATE, ModelFolder, find_in_run, find_pipeline, stage_2_folder
+
+log = logging.getLogger(__name__)
 
 KEPT = 2  # models in memory: two are compared side by side
 
@@ -49,6 +52,8 @@ class Models:
 
     def _load(self, name: str | None) -> MedSoraPipeline:
         pipeline = MedSoraPipeline.from_folder(self._folder(name)).to(self.device)
+        if pipeline.config.rate is None:
+            log.warning(UNKNOWN_RATE + ".", name, pipeline.config.fps)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

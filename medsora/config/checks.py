@@ -81,6 +81,12 @@ def _check_rules(config: Config, source: str) -> None:
 def _check_conditions(config: Config, source: str) -> None:
     """Check what one key demands of another."""
     data, settings = config.data, config.train_dit
+    if (data.interval is None) == (data.rate is None):
+        both = "both set" if data.rate is not None else "both null"
+        raise BadInput(
+            f"{source}: data.interval ({data.interval}) and data.rate ({data.rate}) are {both}; set one "
+            "and the other to null."
+        )
     if data.group is not None and data.group != "folder" and not data.group.lower().endswith(".csv"):
         try:
             groups = re.compile(data.group).groups

@@ -60,6 +60,9 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
     """Return the checked `Config` of nested plain `values`; `source` names them in errors."""
     _refuse_unknown_keys(values, Config, "", source)
     _refuse_odd_values(values, "", source)
+    data = values.get("data") or {}
+    if data.get("rate") is not None and "interval" not in data:  # the default interval gives way
+        values = values | {"data": data | {"interval": None}}
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(values)))
     except Exception as error:  # OmegaConf's errors, and those that odd values raise inside it

@@ -101,7 +101,7 @@ def key(default: Any, meaning: str, **rules: Any) -> Any:
     make = {"default": default}
     if isinstance(default, list | dict):
         make = {"default_factory": lambda: copy.deepcopy(default)}
-    return field(**make, metadata={"key": Key(meaning, nullable=default is None, **rules)})
+    return field(**make, metadata={"key": Key(meaning, **{"nullable": default is None, **rules})})
 
 
 def section(kind: type, stage: str | None = None) -> Any:
@@ -129,7 +129,20 @@ class DataConfig:
     size: Any = key(
         128, "Size in pixels: one number for squares, or [height, width].", above=0, at_most=MAX_SIDE_PX
     )
-    interval: int = key(3, "Every how many source frames one is taken.", above=0, at_most=10_000)
+    interval: int | None = key(
+        3,
+        "Every how many source frames one is taken; null if data.rate is set.",
+        above=0,
+        at_most=10_000,
+        nullable=True,
+    )
+    rate: float | None = key(
+        None,
+        "Frames per second, taken by time from videos of any frame rate; slower videos are left out. Instead "
+        "of data.interval, which is null then.",
+        above=0,
+        at_most=1000,
+    )
     clip_stride: int | None = key(
         None, "Source frames between the starts of enumerated clips; null: the span of one clip.", above=0
     )

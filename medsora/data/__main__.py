@@ -41,9 +41,9 @@ def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:
     check.add_argument(
         "--frames", type=int, default=16, help="frames of a clip; one more is read for the flow (default: 16)"
     )
-    check.add_argument(
-        "--interval", type=int, default=3, help="every which source frame is taken (default: 3)"
-    )
+    pace = check.add_mutually_exclusive_group()
+    pace.add_argument("--interval", type=int, help="every which source frame is taken (default: 3)")
+    pace.add_argument("--rate", type=float, metavar="FPS", help="frames per second, taken by time, instead")
     check.add_argument("--stride", type=int, help="source frames between clips (default: one clip's span)")
     check.add_argument(
         "--size",
@@ -89,13 +89,16 @@ def run_check(options: argparse.Namespace, console: Console) -> None:
     from medsora.data.sheet import save_image
 
     _at_least_one(options, "frames", "interval", "stride")
+    if options.rate is not None and not 0 < options.rate <= 1000:
+        raise ValueError(f"--rate is {options.rate} but must be above 0 and at most 1000 frames per second.")
     if len(options.size) > 2 or min(options.size) < 1:
         raise ValueError("--size takes one number of pixels or two, height and width.")
     with Progress(console=console, transient=True) as progress:
         report = check_folder(
             options.folder,
             frames=options.frames + 1,
-            interval=options.interval,
+            interval=None if options.rate else options.interval or 3,
+            rate=options.rate,
             clip_stride=options.stride,
             crop=checked_crop(options.crop, "--crop"),
             cache_path=options.cache,

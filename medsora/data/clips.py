@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from medsora.data.checking.check import CheckReport, SourceReport, check_folder
+from medsora.data.checking.check import CheckReport, SourceReport, check_folder, clip_windows
 from medsora.data.checking.copies import Content, find_copies
-from medsora.data.checking.windows import Window, clip_span, windows_of
+from medsora.data.checking.windows import Window, clip_span
 from medsora.data.choice import ClipChoice, ImageSource, draw_images
 from medsora.data.exact_flow import check_flow_files, read_flow
 from medsora.data.labels import NO_LABELS, read_labels
@@ -44,7 +44,8 @@ class ClipSpec:
 
     Attributes:
         frames: F; with `extra_frame` one more frame is read, which only the optical flow uses.
-        interval: every `interval`-th source frame is taken.
+        interval: every `interval`-th source frame is taken; None with `rate`.
+        rate: frames per second, taken by time: of every instant the nearest source frame.
         size: pixels, one number or (H, W); frames are scaled to cover it and cropped in the middle.
         stride: source frames between enumerated windows (default: one clip's span).
         crop: what is cut off every frame first: "none", "auto" (black borders) or parts (`check_folder`).
@@ -58,7 +59,7 @@ class ClipSpec:
 
     frames: int = 16
     extra_frame: bool = True
-    interval: int = 3
+    interval: int | None = 3
     size: int | tuple[int, int] = 128
     stride: int | None = None
     crop: str | Sequence[float] = "none"
@@ -66,10 +67,19 @@ class ClipSpec:
     images: int = 8
     labels: str = NO_LABELS
     with_flow: bool = False
+    rate: float | None = None
 
     def __post_init__(self) -> None:
+        if (self.interval is None) == (self.rate is None):
+            raise BadInput(
+                f"clips are taken by their interval or their rate, but the interval is {self.interval} and "
+                f"the rate {self.rate}; set one of them."
+            )
+        if self.rate is not None and not self.rate > 0:
+            raise BadInput(f"the rate is {self.rate} but must be greater than 0 frames per second.")
         stride = 1 if self.stride is None else self.stride
-        if min(self.frames, self.interval, stride) < 1 or self.images < 0:
+        interval = 1 if self.interval is None else self.interval
+        if min(self.frames, interval, stride) < 1 or self.images < 0:
             raise BadInput(
                 f"frames {self.frames}, interval {self.interval} and clip_stride {self.stride} must be at "
                 f"least 1, images {self.images} at least 0."
@@ -81,17 +91,13 @@ class ClipSpec:
         """How many frames are read: F or F+1."""
         return self.frames + self.extra_frame
 
-    @property
-    def span(self) -> int:
-        """How many source frames a clip covers."""
-        return clip_span(self.clip_frames, self.interval)
-
     def check(self, root: str | Path, cache_path: str | Path | None = None) -> CheckReport:
         """Check a folder, or one video file, for such clips; raises as `check_folder`."""
         return check_folder(
             root,
             frames=self.clip_frames,
             interval=self.interval,
+            rate=self.rate,
             clip_stride=self.stride,
             crop=self.crop,
             cache_path=cache_path,
@@ -176,10 +182,10 @@ class ClipDataset(Dataset):
     ) -> None:
         if split not in SPLITS:
             raise BadInput(f"the split '{split}' must be one of {', '.join(SPLITS)}.")
-        if (report.frames, report.interval) != (spec.clip_frames, spec.interval):
+        if (report.frames, report.interval, report.rate) != (spec.clip_frames, spec.interval, spec.rate):
             raise ValueError(
-                f"the check given is of {report.frames} frames at interval {report.interval}, the clips have "
-                f"{spec.clip_frames} at {spec.interval}."
+                f"the check given is of {report.frames} frames {report.pace}, the clips have "
+                f"{spec.clip_frames} at interval {spec.interval} or rate {spec.rate}."
             )
         report.require_clips()
         self.report, self.spec, self.seed, self.split = report, spec, seed, split
@@ -231,11 +237,11 @@ class ClipDataset(Dataset):
 
     def _names_for_both_stages(self) -> list[str]:
         """Return the videos that one stage or the other can use: both draw the same split of them."""
-        span = clip_span(self.spec.frames, self.spec.interval)
+        spec = self.spec
         return [
             video.source.name
             for video in self.report.reports
-            if video.windows or (not video.scan.problem and windows_of(video.scan, span, span))
+            if video.windows or clip_windows(video.scan, spec.frames, spec.interval, spec.rate)
         ]
 
     def _split_as_before(self, holdout: float, split_csv: str | Path | None) -> Split:
@@ -286,7 +292,9 @@ class ClipDataset(Dataset):
         drawn_flip = bool(random.integers(2)) and self.spec.flip
         start = drawn_start if start is None else start
         if images is None:
-            clip = (start, start + self.spec.span)
+            numbers = self.videos[video].numbers(start)
+            span = clip_span(self.spec.clip_frames, self.spec.interval or 1)
+            clip = (start, start + span if numbers is None else numbers[-1] + 1)
             images = draw_images(random, self.spec.images, self._scans, video, clip)
         return ClipChoice(index, video, start, drawn_flip if flip is None else flip, tuple(images))
 
@@ -360,8 +368,9 @@ class ClipDataset(Dataset):
             report.source.path,
             start,
             count,
-            self.spec.interval,
+            self.spec.interval or 1,
             self.spec.size,
+            numbers=report.numbers(start, count),
             seek_points=report.scan.seek_points,
             margins=report.margins,
             interpretation=report.scan.interpretation,

@@ -22,11 +22,12 @@ def flow_path(video: Path) -> Path:
     return video.with_suffix(".flow.safetensors")
 
 
-def check_flow_files(videos: Sequence[SourceReport], *, interval: int, size: tuple[int, int]) -> None:
+def check_flow_files(videos: Sequence[SourceReport], *, interval: int | None, size: tuple[int, int]) -> None:
     """Raise `BadInput` with one sentence unless every video has an exact flow that fits its clips."""
     if interval != 1:
         raise BadInput(
-            f"exact flow leads from each frame to the next, not over {interval} frames; set data.interval=1."
+            f"exact flow leads from each frame to the next, not over {interval or 'several'} frames; set "
+            "data.interval=1."
         )
     for video in videos:
         path, scan = flow_path(video.source.path), video.scan

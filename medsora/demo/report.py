@@ -15,13 +15,12 @@ from medsora.data.sheet import contact_sheet, save_image
 from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
 from medsora.evaluation.sanity.baselines import Proof
 from medsora.html_report import Section, draw_curves, write_report
-from medsora.saved.find import trained_vae
+from medsora.saved.find import DEFAULT_FPS, trained_vae
 from medsora.training.open_clips import clip_spec, open_clips
 from medsora.training.run.folder import read_log
 
 SHEET_FRAMES = 8
 SHOWN_CLIPS = 4
-FPS = 8
 
 
 def write_demo_report(config: Config, generated: Path, steps: int, proof: Proof | None) -> Path:
@@ -51,7 +50,7 @@ def write_demo_report(config: Config, generated: Path, steps: int, proof: Proof 
     stage_1, stage_2 = read_log(config.vae_dir), read_log(config.dit_dir)
     draw_curves(folder / "stage-1.png", stage_1, "loss/", "stage 1: the VAE's loss")
     draw_curves(folder / "stage-2.png", stage_2, "loss/", "stage 2: the denoiser's loss")
-    shown = _write_shown(folder / "shown", real, reconstructed)
+    shown = _write_shown(folder / "shown", real, reconstructed, held_out.report.fps or DEFAULT_FPS)
     path = folder / "report.html"
     write_report(
         path,
@@ -97,12 +96,12 @@ def _sentences(proof: Proof | None) -> list[str]:
     return proof.sentences()
 
 
-def _write_shown(folder: Path, real: list, reconstructed: list) -> list[tuple[Path, str]]:
+def _write_shown(folder: Path, real: list, reconstructed: list, fps: float) -> list[tuple[Path, str]]:
     shown = []
     for number, (clip, copy) in enumerate(zip(real, reconstructed, strict=True)):
         for name, video in (("real", clip), ("reconstructed", copy)):
             path = folder / f"{name}-{number}.mp4"
-            write_video(path, video, FPS, metadata={"comment": "synthetic: procedural phantom"})
+            write_video(path, video, fps, metadata={"comment": "synthetic: procedural phantom"})
             shown.append((path, f"{name} {number}"))
     return shown
 

@@ -10,7 +10,7 @@ from medsora.config.crop import crop_of_text
 from medsora.errors import BadInput
 from medsora.runtime.exit import EXIT_STATUSES
 
-OF_A_VAE = {"vae", "real", "clips", "frames", "size", "crop", "interval", "seed", "weights", "out"}
+OF_A_VAE = {"vae", "real", "clips", "frames", "size", "crop", "interval", "rate", "seed", "weights", "out"}
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -103,6 +103,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="NAME",
         help="what estimates the optical flow of motion: raft_large, raft_small, dis (OpenCV's, without "
         "weights), or auto: RAFT where its weights are given or in PyTorch's cache, else dis (default: auto)",
+    )
+    add(
+        "--rate",
+        type=float,
+        metavar="FPS",
+        help="instead of --interval: frames per second of the real clips, taken by time, as with data.rate",
     )
     add("--seed", type=int, help="of the choice of clips and of re-sampling (default: 0)")
     add("--bootstrap", type=int, metavar="N", help="N re-samplings give each figure an interval (default: 0)")

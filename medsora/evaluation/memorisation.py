@@ -115,7 +115,7 @@ def audit(
     Returns the figures, the `sentences` for the report and the pairs that are suspiciously near; None in all
     but the main process. Raises `BadInput` if the held-out clips are the training clips.
     """
-    stride = max(((settings.frames - 1) * settings.interval + 1) // 4, 1)
+    stride = max(held_out.clips[0][0].span // 4, 1)
     training = on_main(state, lambda: settings.choose(settings.memorised, None, stride=stride))
     seen = set(training.source_digests.values())
     kept = [

@@ -113,7 +113,7 @@ def _choose_sides(settings: EvaluationSettings) -> dict[str, tuple[ClipSet, Clip
     if settings.protocol == STYLEGAN_V:
         sides = stylegan_v.choose_sides(settings)
     else:
-        of_fake = {"interval": 1, "crop": crop_of_generated(settings.crop)}
+        of_fake = {"interval": 1, "rate": None, "crop": crop_of_generated(settings.crop)}
         of_real, of_generated = settings.clips
         real = settings.choose(settings.real, of_real)
         sides = {"clips": (real, settings.choose(settings.fake, of_generated, **of_fake))}

@@ -32,6 +32,8 @@ class ClipSettings:
             stands for what the generated clips name (`medsora.evaluation.training_clips`), else "auto".
         interval: every so-manieth frame of the *real* videos, as in training; generated ones are read at 1.
             None stands for what the generated clips name, else 1.
+        rate: frames per second of the real clips, taken by time, as in training with `data.rate`; instead of
+            `interval`. None stands for what the generated clips name where they name no interval.
         seed: of the choice of clips and of re-sampling.
         weights: weight files by name, those of `medsora.evaluation.metrics.weight_files.PUBLISHED`.
         out: folder of the results.
@@ -44,19 +46,25 @@ class ClipSettings:
     size: int | tuple[int, int] = 128
     crop: Crop | None = None
     interval: int | None = None
+    rate: float | None = None
     seed: int = 0
     weights: Mapping[str, str | Path] = field(default_factory=dict)
     out: str | Path = "results"
 
     def __post_init__(self) -> None:
         self.size, self.out = height_width(self.size), Path(self.out)
+        if self.rate is not None and (self.interval is not None or not 0 < self.rate <= 1000):
+            raise BadInput(
+                f"the rate is {self.rate} and the interval {self.interval}; give one of them, a rate "
+                "above 0 and at most 1000 frames per second."
+            )
 
     def choose(self, root: str | Path, count: int | None, **changed: Any) -> ClipSet:
         """Choose `count` clips below `root` as the settings say, `changed` arguments of `choose_clips` apart.
 
         None takes all.
         """
-        asked = {name: getattr(self, name) for name in ("frames", "size", "seed")}
+        asked = {name: getattr(self, name) for name in ("frames", "size", "rate", "seed")}
         asked |= {"interval": self.interval or 1, "crop": self.crop or DEFAULT_CROP}
         return choose_clips(root, count=count, **asked | changed)
 

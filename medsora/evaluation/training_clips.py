@@ -25,7 +25,7 @@ def fit_to_training(settings: EvaluationSettings) -> tuple[EvaluationSettings, d
     """Return the settings with interval and crop filled in, what generated clips name, and what to warn of.
 
     An option that was given stays; a difference to what the clips name is a warning. Where they name a rate
-    and no interval, the interval comes nearest to that rate. Raises `BadInput` if there is no folder.
+    and no interval, real clips are taken by time, at that rate. Raises `BadInput` if there is no folder.
     """
     named = Counter(
         json.dumps(read_trained_on(source.path), sort_keys=True)
@@ -45,7 +45,12 @@ def fit_to_training(settings: EvaluationSettings) -> tuple[EvaluationSettings, d
     if settings.protocol == STYLEGAN_V:
         advice = "the protocol stylegan-v wants it so"
     values = {}
+    if settings.interval is None and settings.rate is None and "interval" not in trained_on:
+        values["rate"] = trained_on.get("rate")
+    by_time = values.get("rate", settings.rate) is not None
     for name, default in (("interval", DEFAULT_INTERVAL), ("crop", DEFAULT_CROP)):
+        if name == "interval" and by_time:
+            continue
         given, theirs = getattr(settings, name), trained_on.get(name)
         theirs = tuple(theirs) if isinstance(theirs, list) else theirs
         values[name] = given if given is not None else default if theirs is None else theirs
@@ -54,9 +59,6 @@ def fit_to_training(settings: EvaluationSettings) -> tuple[EvaluationSettings, d
                 f"real clips are read with {name} {given}, but the generated clips' model was trained with "
                 f"{name} {theirs}: the two sides are not alike; {advice.format(name=name)}."
             )
-    if settings.interval is None and "interval" not in trained_on and "rate" in trained_on:
-        source_rate = settings.choose(settings.real, None).rate  # every frame taken
-        values["interval"] = max(round((source_rate or 0) / trained_on["rate"]), 1)
     return replace(settings, **values), trained_on, warnings
 
 
@@ -74,11 +76,9 @@ def unlike_rates(trained_on: dict[str, Any], real: ClipSet, fake: ClipSet) -> li
         largest, whose = MAX_FILE_RATE_RATIO, f"generated ones play at {theirs:.4g}"
     if ours is None or theirs is None or max(ours / theirs, theirs / ours) <= largest:
         return []
-    fitting = max(round(ours * real.interval / theirs), 1)
-    advice = f", such as --interval {fitting}" if fitting != real.interval else ""
     return [
-        f"real clips are read at {ours:.4g} frames per second (--interval {real.interval}), but {whose}: "
-        f"motion is compared at different speeds; give the interval of training{advice}."
+        f"real clips are read at {ours:.4g} frames per second, but {whose}: motion is compared at different "
+        f"speeds; give the interval of training, or --rate {theirs:.4g}."
     ]
 
 

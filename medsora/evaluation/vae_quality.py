@@ -56,8 +56,9 @@ class VaeSettings(ClipSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.interval = 1 if self.interval is None else self.interval
-        if self.clips < 1 or self.interval < 1:
+        if self.interval is None and self.rate is None:
+            self.interval = 1
+        if self.clips < 1 or (self.interval is not None and self.interval < 1):
             raise BadInput(f"clips {self.clips} and interval {self.interval} must be at least 1.")
         self.crop = checked_crop(DEFAULT_CROP if self.crop is None else self.crop, "the crop")
         with building():

@@ -107,13 +107,14 @@ def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[s
         + (f" until epoch {phase.until_epoch}" if phase.until_epoch else "")
         for phase in settings.phases
     )
+    pace = f"one in {data.interval}" if data.rate is None else f"{data.rate:g} per second"
     rows = [
         ("optimiser steps", f"{found.step:,}"),
         ("AdamW, learning rate", phases),
         ("EMA decay", f"{settings.ema_decay:g}"),
         (
             "clips",
-            f"{data.frames} frames, one in {data.interval}, {'x'.join(map(str, data.height_width))} pixels",
+            f"{data.frames} frames, {pace}, {'x'.join(map(str, data.height_width))} pixels",
         ),
         ("joint images", f"{config.images.count}, {config.images.encoding}"),
         ("flow alignment", f"{config.flow.estimator} and {config.dino.model} ({dino})"),

@@ -122,7 +122,8 @@ def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) ->
     if rates and max(rates) > RATES_ALIKE * min(rates):
         fit.notes.append(
             f"frame rates lie between {min(rates):.4g} and {max(rates):.4g} per second, but data.interval is "
-            "one for all: motion looks faster in the slow ones; resample them, or train on them apart"
+            "one for all: motion looks faster in the slow ones; set data.rate and data.interval=null to take "
+            "clips by time (slower videos are left out)"
         )
     cropped = sum(source.crop_words is not None for source in report.usable)
     fit.set("data", f"black borders, found in {cropped} videos; none: whole frames", crop="auto")

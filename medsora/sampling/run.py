@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,8 +45,10 @@ from medsora.sampling.conditions import (
 )
 from medsora.sampling.pipeline import DTYPES, MedSoraPipeline
 from medsora.sampling.synthetic import MANIFEST, TRAINED_ON_KEY, synthetic_tags
-from medsora.saved.find import ModelFolder, find_model
+from medsora.saved.find import MAX_FPS, UNKNOWN_RATE, ModelFolder, find_model
 from medsora.vae import check_video_shape
+
+log = logging.getLogger(__name__)
 
 SHEET_ROWS = 12
 
@@ -98,8 +101,8 @@ class SamplingSettings:
             raise BadInput(
                 f"eta must lie between 0 and 1, and be 0 unless the sampler is ddim, not {self.eta}."
             )
-        if self.fps is not None and not 0 < self.fps <= 1000:
-            raise BadInput(f"fps must be above 0 and at most 1000, not {self.fps}.")
+        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
+            raise BadInput(f"fps must be above 0 and at most {MAX_FPS}, not {self.fps}.")
         check_guidance(self.guidance, self.label)
         trailing_timesteps(self.steps)
 
@@ -292,6 +295,8 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
     }
     present = _check_out(settings, made_by)
     missing = [number for number in range(settings.num_videos) if not settings.path(number).exists()]
+    if missing and settings.fps is None and settings.format == "mp4" and "rate" not in model.geometry:
+        log.warning(UNKNOWN_RATE + "; --fps sets another.", settings.model, fps)
     if missing:
         count = max(settings.num_videos, present)
         manifest = {

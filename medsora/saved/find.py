@@ -34,6 +34,11 @@ from medsora.vae.choices import COMPENSATION_KINDS
 log = logging.getLogger(__name__)
 
 GEOMETRY = {"frames": int, "size": list, "fps": (int, float), "image_latents": int}
+MAX_FPS = 1000
+DEFAULT_FPS = 8  # in which videos are written where the rate of the clips trained on is not known
+UNKNOWN_RATE = (
+    "%s does not store the frame rate of its training data: videos are written at %g frames per second"
+)
 CONDITIONS = {"labels": str, "given_frames": int}  # only where the model was trained with them
 TRAINED_ON = ("interval", "rate", "crop")  # how the training clips were read, where it is known
 CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
@@ -46,7 +51,8 @@ class ModelFolder:
     """Where the parts of one model lie.
 
     `geometry` holds the clip that it was trained on: frames, size [H, W], fps and image_latents; as far as
-    they are known, interval, rate and crop; and, if it was trained with them, labels and given_frames.
+    they are known, interval, rate and crop (`fps` is `DEFAULT_FPS` where the rate is not known); and, if it
+    was trained with them, labels and given_frames.
     """
 
     denoiser: Path
@@ -195,8 +201,10 @@ def checked_trained_on(values: Any, source: str) -> dict[str, Any]:
     interval, rate = known.get("interval", 1), known.get("rate", 1.0)
     if type(interval) is not int or interval < 1:
         raise BadInput(f"{source}: interval is {interval!r} but must be a whole number of at least 1.")
-    if type(rate) not in (int, float) or not 0 < rate < math.inf:
-        raise BadInput(f"{source}: rate is {rate!r} but must be a number of frames per second above 0.")
+    if type(rate) not in (int, float) or not 0 < rate <= MAX_FPS:
+        raise BadInput(
+            f"{source}: rate is {rate!r} but must be frames per second, above 0 and at most {MAX_FPS}."
+        )
     if "crop" in known:
         crop = checked_crop(known["crop"], f"{source}: crop")
         known["crop"] = crop if isinstance(crop, str) else list(crop)

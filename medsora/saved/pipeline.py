@@ -18,6 +18,7 @@ from medsora.runtime.files import obey_umask, write_json
 from medsora.sampler import ddim_scheduler
 from medsora.saved.card import CARD_NAME, ModelCard
 from medsora.saved.find import (
+    DEFAULT_FPS,
     GEOMETRY,
     TRAINED_ON,
     ModelFolder,
@@ -36,7 +37,8 @@ class SavedPipeline(DiffusionPipeline):
     Args:
         denoiser, vae: with the same number of latent channels.
         scheduler: its noise schedule is what sampling uses; default: MedSora's (`ddim_scheduler`).
-        frames, size, fps: F, (H, W) in pixels and frames per second of the clips trained on.
+        frames, size: F and (H, W) in pixels of the clips trained on.
+        fps: frames per second in which videos are written.
         image_latents: how many joint images the denoiser was trained with (§3.4). One with `mixing="mixed"`
             gets as many beside the clip's latents, which are dropped at the end.
         interval, rate, crop: how the training clips were read (`data.interval`, frames per second and
@@ -58,7 +60,7 @@ class SavedPipeline(DiffusionPipeline):
         *,
         frames: int = 16,
         size: Sequence[int] = (128, 128),
-        fps: float = 8,
+        fps: float = DEFAULT_FPS,
         image_latents: int = 0,
         interval: int | None = None,
         rate: float | None = None,

@@ -33,6 +33,7 @@ def clip_spec(config: Config) -> ClipSpec:
         frames=data.frames,
         extra_frame=False,
         interval=data.interval,
+        rate=data.rate,
         size=data.height_width,
         stride=data.clip_stride,
         crop=data.crop,

@@ -114,6 +114,17 @@ def test_what_says_nothing_of_training_clips_is_no_error(sample: Callable, tmp_p
         assert read_trained_on(path) == {}
 
 
+def test_videos_have_the_rate_of_the_training_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = write_run(tmp_path / "dit-tiny", steps=(10,))
+    settings = SamplingSettings(model=str(run), out=tmp_path / "old", num_videos=1, steps=1)
+    assert probe(sample_videos(settings)[0]).fps == 8
+    assert "does not store the frame rate of its training data" in caplog.text
+    caplog.clear()
+    (run / "pipeline.json").write_text(json.dumps(GEOMETRY | {"fps": 12.5, "rate": 12.5}))
+    assert probe(sample_videos(dataclasses.replace(settings, out=tmp_path / "new"))[0]).fps == 12.5
+    assert "frame rate" not in caplog.text
+
+
 def test_folders_of_frames_hold_exactly_what_the_pipeline_gives(sample: Callable, run: Path) -> None:
     paths = sample(format="frames", fps=12, vae_dtype="fp32")
     expected = MedSoraPipeline.from_run(run)(num_inference_steps=3, seeds=[7, 8]).frames

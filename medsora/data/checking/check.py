@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 
 from medsora.data.checking.burnt_in import StillMarks, place
 from medsora.data.checking.cache import CheckCache, default_cache_path
 from medsora.data.checking.copies import Content, find_copies
 from medsora.data.checking.scan import Scan, scan_source
-from medsora.data.checking.windows import Window, clip_span, windows_of
+from medsora.data.checking.timing import uneven_words
+from medsora.data.checking.windows import NoClips, TimedClips, Window, clip_span, timed_clips, windows_of
 from medsora.data.reading.find import Source, find_sources
 from medsora.data.reading.margins import NO_MARGINS, Margins
 from medsora.data.split import HELD_OUT, folder_note, sides_by_folder
@@ -32,6 +34,12 @@ class SourceReport:
     windows: tuple[Window, ...]
     span: int
     margins: Margins = NO_MARGINS  # what is cut off every frame
+    timed: TimedClips | None = None  # which frames a clip takes by data.rate; None by data.interval
+    no_clips: str | None = None  # why data.rate gives none
+
+    def numbers(self, start: int, count: int | None = None) -> list[int] | None:
+        """Return the frames of the clip from `start` on, `count` of them; None without data.rate."""
+        return None if self.timed is None else self.timed.numbers(start, count)
 
     @property
     def content(self) -> Content:
@@ -43,14 +51,29 @@ class SourceReport:
         """Why no clip can be taken from this source, or None."""
         if self.scan.problem or self.windows:
             return self.scan.problem
+        if self.no_clips:
+            return "; ".join((self.no_clips, *self.scan.remarks))
         longest = max((stop - start for start, stop in self.scan.runs()), default=0)
         why = f"too short: {longest} frames in a row, a clip spans {self.span}"
-        return "; ".join((why, *self.scan.remarks))
+        return "; ".join(filter(None, (why, self.shots_words, *self.scan.remarks)))
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What else deserves to be known about a source that can be used."""
         return () if self.problem else self.scan.remarks
+
+    @property
+    def shots_words(self) -> str | None:
+        """Where the source is parted because another scene begins, in words; None if it is one shot."""
+        return "; ".join(self.scan.parted) or None
+
+    @property
+    def uneven_words(self) -> str | None:
+        """How uneven the frame rate is, in words, and what data.rate leaves out; None if it is even."""
+        slow = self.timed.slow_frames(self.scan) if self.timed and not self.scan.problem else 0
+        left_out = f"; {slow} of {self.scan.frames} frames come more slowly than data.rate and are left out"
+        words = uneven_words(self.scan.times_ms)
+        return f"{words}{left_out if slow else ''}" if words else None
 
     @property
     def marks(self) -> tuple[Margins, ...]:
@@ -92,15 +115,29 @@ class CheckReport:
 
     root: Path
     frames: int
-    interval: int
+    interval: int | None
     reports: tuple[SourceReport, ...]
     unlisted: dict[str, str]
     other_files: int
+    rate: float | None = None
 
     @property
     def usable(self) -> tuple[SourceReport, ...]:
         """The sources that give at least one clip."""
         return tuple(report for report in self.reports if report.windows)
+
+    @property
+    def pace(self) -> str:
+        """How a clip's frames are spaced, in words."""
+        return f"at interval {self.interval}" if self.rate is None else f"at {self.rate:g} frames per second"
+
+    @property
+    def fps(self) -> float | None:
+        """How many frames per second the clips have: the middle one of the sources; None if unknown."""
+        if self.rate is not None:
+            return self.rate
+        rates = [source.scan.fps for source in self.usable if source.scan.fps]
+        return median(rates) / self.interval if rates else None
 
     @property
     def bad(self) -> tuple[SourceReport, ...]:
@@ -153,6 +190,23 @@ class CheckReport:
                 f"read as the files ask for, or as players show them, in {len(applied)} sources, the first: "
                 f"{applied[0].source.name}: {'; '.join(applied[0].scan.applied)}"
             )
+        parted = [r for r in self.usable if r.shots_words]
+        if parted:
+            lines.append(
+                f"no clip crosses the shots of {len(parted)} sources, the first: "
+                f"{parted[0].source.name}: {parted[0].shots_words}"
+            )
+        uneven = [r for r in self.usable if r.uneven_words]
+        if uneven and self.rate is not None:
+            lines.append(
+                f"clips are taken by time; frames are unevenly spaced in {len(uneven)} sources, the "
+                f"first: {uneven[0].source.name}: {uneven[0].uneven_words}"
+            )
+        elif uneven:
+            lines.append(
+                f"frames are taken by number although they are unevenly spaced in {len(uneven)} sources, the "
+                f"first: {uneven[0].source.name}: {uneven[0].uneven_words}; data.rate takes them by time"
+            )
         cropped = [r for r in self.usable if r.crop_words]
         if cropped:
             first = cropped[0]
@@ -180,7 +234,7 @@ class CheckReport:
         first = self.reports[0]
         others = f" ({len(self.reports) - 1} more files fail too)" if len(self.reports) > 1 else ""
         raise BadInput(
-            f"{self.root} gives no usable clip of {self.frames} frames at interval {self.interval}: "
+            f"{self.root} gives no usable clip of {self.frames} frames {self.pace}: "
             f"{first.source.name}: {first.problem}{others}."
         )
 
@@ -189,7 +243,8 @@ def check_folder(
     root: str | Path,
     *,
     frames: int = 17,
-    interval: int = 3,
+    interval: int | None = 3,
+    rate: float | None = None,
     clip_stride: int | None = None,
     crop: str | Sequence[float] = "none",
     cache_path: str | Path | None = None,
@@ -198,8 +253,9 @@ def check_folder(
 ) -> CheckReport:
     """Scan every source below `root`, or recall its scan, and count its clips.
 
-    A clip is `frames` frames, every `interval`-th one; `clip_stride` source frames lie between enumerated
-    clips (default: one clip's span). `crop` says what is cut off every frame: "none", "auto" (each source's
+    A clip is `frames` frames, every `interval`-th one, or with `rate` so many per second, by time; a source
+    that has fewer is left out. `clip_stride` source frames lie between enumerated clips (default: one clip's
+    span). `crop` says what is cut off every frame: "none", "auto" (each source's
     own black borders), or parts of height and width (top, bottom, left, right). Scans are kept in
     `cache_path` (default: below runs/cache) and renewed when a file's size or time of change differs.
     `on_progress(done, total)` is called after each source.
@@ -223,13 +279,41 @@ def check_folder(
                     saved = time.monotonic()
         finally:
             cache.save()
-    span = clip_span(frames, interval)
     reports = []
     for source in found.sources:
-        windows = windows_of(scans[source], span, clip_stride or span)
+        timed, span, windows, no_clips = _clips_of(scans[source], frames, interval, rate, clip_stride)
         margins = scans[source].margins if crop == "auto" else NO_MARGINS if crop == "none" else tuple(crop)
-        reports.append(SourceReport(source, scans[source], tuple(windows), span, margins))
-    return CheckReport(root, frames, interval, tuple(reports), found.unlisted, found.other_files)
+        reports.append(SourceReport(source, scans[source], tuple(windows), span, margins, timed, no_clips))
+    return CheckReport(root, frames, interval, tuple(reports), found.unlisted, found.other_files, rate)
+
+
+def _clips_of(
+    scan: Scan, frames: int, interval: int | None, rate: float | None, stride: int | None
+) -> tuple[TimedClips | None, int, list[Window], str | None]:
+    """Return the clips by time, if so, the frames that a clip spans, its windows, and why there are none."""
+    if rate is None:
+        span = clip_span(frames, interval)
+        return None, span, windows_of(scan, span, stride or span), None
+    if scan.problem:
+        return None, frames, [], None
+    try:
+        timed = timed_clips(scan, frames, rate)
+    except NoClips as error:
+        return None, frames, [], str(error)
+    windows = timed.windows(scan, stride)
+    slow = (
+        None
+        if windows or not timed.slow_frames(scan)
+        else f"slower than data.rate: {uneven_words(scan.times_ms)}"
+    )
+    return timed, timed.span, windows, slow
+
+
+def clip_windows(
+    scan: Scan, frames: int, interval: int | None, rate: float | None, stride: int | None = None
+) -> list[Window]:
+    """Return the windows of the clips that `check_folder` counts in a source; none if it has a problem."""
+    return [] if scan.problem else _clips_of(scan, frames, interval, rate, stride)[2]
 
 
 def _scan_all(sources: list[Source], threads: int) -> Iterator[tuple[Source, Scan]]:

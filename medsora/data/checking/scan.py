@@ -5,12 +5,15 @@ from __future__ import annotations
 import stat
 from bisect import bisect_left, bisect_right
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 from medsora.data.checking.burnt_in import EvenSamples
 from medsora.data.checking.copies import thumbnails
+from medsora.data.checking.cuts import SAMPLED_PX, CutFinder
+from medsora.data.checking.timing import read_timing
 from medsora.data.reading.decoding import (
     AS_FLAGGED,
     Interpretation,
@@ -30,6 +33,9 @@ SEEK_SPACING = 8  # frames; more points would only cost memory where every frame
 AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and program streams land late
 REORDERED = 16  # frames that a decoder may hold back before it shows them
 LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # of one pass; what takes longer for its size is made to take long
+SEEKABLE_BY_BYTE = {"mpegts", "mpeg"}  # containers whose packets can be read from any position on
+HARD_CUTS = ("hard cut", "hard cuts")
+MAX_FRAMES_NAMED = 5  # at which a shot begins
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
 
@@ -43,7 +49,9 @@ class Scan:
     borders, `marks` the boxes of text or marks burnt into the frames (`medsora.data.checking.burnt_in`).
     `interpretation` is what `read_frames` needs to know to read the frames as `applied` says in words
     ("rotated 90°", "deinterlaced"); `width` and `height` are those of the frames as they are read.
-    `thumbnails` tell copies (`medsora.data.checking.copies`).
+    `thumbnails` tell copies (`medsora.data.checking.copies`). `breaks` are frames that do not continue
+    the one before: a hard cut, another size, time stamps that jump or pause; `parted` says so in words.
+    `times_ms` are the frames' times where these are not even (`medsora.data.checking.timing`).
     """
 
     container: str = "?"
@@ -61,11 +69,18 @@ class Scan:
     interpretation: Interpretation = AS_FLAGGED
     applied: tuple[str, ...] = ()
     thumbnails: str = ""
+    breaks: tuple[int, ...] = ()
+    parted: tuple[str, ...] = ()
+    times_ms: tuple[int, ...] = ()
 
     def runs(self) -> list[tuple[int, int]]:
-        """Return the stretches (start, stop) of consecutive frames that decode."""
-        edges = [-1, *self.broken, self.frames]
-        return [(low + 1, high) for low, high in pairwise(edges) if high - low > 1]
+        """Return the stretches (start, stop) of consecutive frames that decode and are one shot.
+
+        No clip reaches beyond one: whatever draws clips or frames of one scene draws them from these.
+        """
+        broken = set(self.broken)
+        edges = {0, self.frames, *self.breaks, *broken, *(frame + 1 for frame in broken)}
+        return [(low, high) for low, high in pairwise(sorted(edges)) if low not in broken]
 
 
 def scan_source(source: Source) -> Scan:
@@ -86,11 +101,19 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         info = reader_info(reader)
         scan = Scan(info.container, info.codec, fps=info.fps)
         points: list[SeekPoint] = []
+        positions: dict[int, int | None] = {}  # of points: the byte at which its packet begins
         hits: list[int] = []  # frames near which something did not decode
-        count, skipped, last_pts, ordered = 0, 0, None, True
+        count, skipped = 0, 0
+        stamps: list[int | None] = []
+        resized, size = [], None
         samples, fields, whites, interlaced = EvenSamples(), FieldOrderDetector(info.codec), WhiteFinder(), 0
+        cuts = CutFinder()
         for number, frame in enumerate(reader.frames()):
             count = number + 1
+            stamps.append(frame.pts)
+            if size not in (None, (frame.width, frame.height)):
+                resized.append(number)
+            size = frame.width, frame.height
             interlaced += frame.interlaced_frame
             if frame.is_corrupt or reader.skipped_packets > skipped:
                 hits.append(number)
@@ -101,13 +124,18 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
                     whites.add(reader.deep_pixels(frame))
                 if samples.wants(number):
                     samples.add(reader.pixels(frame))
-            ordered &= frame.pts is not None and (last_pts is None or frame.pts > last_pts)
-            last_pts = frame.pts
-            if ordered and frame.key_frame and number >= (points[-1].frame if points else 0) + SEEK_SPACING:
+                cuts.add(number, reader.sampled(frame, SAMPLED_PX))
+            if not frame.key_frame or frame.pts is None:
+                continue
+            position = reader.key_positions.pop(frame.pts, None)
+            if number >= (points[-1].frame if points else 0) + SEEK_SPACING:
                 points.append(SeekPoint(number, frame.pts, reader.checksum(frame), frame.pts))
+                positions[number] = position
         if reader.skipped_packets > skipped:
             hits.append(count - 1)
-        remarks = _shortfall(reader, info.header_frames, count, last_pts)
+        remarks = _shortfall(reader, info.header_frames, count, stamps[-1] if stamps else None)
+        tick = float(reader.stream.time_base or 0)
+        hidden = reader.hidden_packets
         width, height = reader.shown_size(info.width, info.height)
         scan = replace(scan, width=width, height=height)
     if not count:
@@ -115,8 +143,22 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
     if whites.white() not in (None, FULL_WHITE):
         return _scan_file(path, whites.white())
     interpretation = Interpretation(fields.field_order(), white)
-    applied = [*reader.applied, depth_words(white), _deinterlaced(interlaced, count, interpretation)]
-    proven = _proven(path, points) if ordered else ()
+    hidden_words = f"{hidden} frames that the file hides left out (edit list)" if hidden else None
+    applied = [
+        *reader.applied,
+        hidden_words,
+        depth_words(white),
+        _deinterlaced(interlaced, count, interpretation),
+    ]
+    timing = read_timing([None if stamp is None else stamp * tick for stamp in stamps], scan.fps)
+    by_byte = [positions[point.frame] for point in points] if info.container in SEEKABLE_BY_BYTE else []
+    proven = _entries(path, points, by_byte, stamps)
+    parts = {
+        HARD_CUTS: cuts.cuts(),
+        ("jump of the time stamps", "jumps of the time stamps"): timing.jumps,
+        ("pause", "pauses"): timing.pauses,
+        ("change of size", "changes of size"): tuple(resized),
+    }
     torn = _torn(hits, proven, count, neighbours=bool(interlaced or interpretation.field_order))
     if hits:
         remarks += (f"damaged near frame {hits[0]}: {len(torn)} frames that this may have torn are left out",)
@@ -125,6 +167,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
     still = samples.still_marks()
     return replace(
         scan,
+        fps=timing.fps,
         frames=count,
         seek_points=proven,
         broken=torn,
@@ -134,7 +177,24 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         interpretation=interpretation,
         applied=tuple(words for words in applied if words),
         thumbnails=thumbnails(samples.kept),
+        breaks=tuple(sorted({frame for frames in parts.values() for frame in frames})),
+        parted=_parted_words(parts),
+        times_ms=timing.times_ms,
     )
+
+
+def _parted_words(parts: Mapping[tuple[str, str], Sequence[int]]) -> tuple[str, ...]:
+    """Return "2 hard cuts (at frames 40, 80)" and the like, by names in singular and plural."""
+    words = []
+    for (one, many), frames in parts.items():
+        named = ", ".join([*map(str, frames[:MAX_FRAMES_NAMED]), *["..."] * (len(frames) > MAX_FRAMES_NAMED)])
+        if frames:
+            words.append(
+                f"1 {one} (at frame {named})"
+                if len(frames) == 1
+                else f"{len(frames)} {many} (at frames {named})"
+            )
+    return tuple(words)
 
 
 def _deinterlaced(flagged: int, count: int, interpretation: Interpretation) -> str | None:
@@ -167,7 +227,7 @@ def _shortfall(
     reader: VideoReader, header_frames: int | None, count: int, last_pts: int | None
 ) -> tuple[str, ...]:
     found = []
-    if header_frames and count < header_frames - HEADER_TOLERANCE:
+    if header_frames and count < header_frames - reader.hidden_packets - HEADER_TOLERANCE:
         found.append(f"truncated: header says {header_frames} frames, {count} decode")
     elif missing := _missing_seconds(reader, last_pts):
         found.append(f"truncated: the last {missing:.0f} seconds that the header promises do not decode")
@@ -188,10 +248,35 @@ def _missing_seconds(reader: VideoReader, last_pts: int | None) -> float:
     return promised - shown if promised - shown > max(1.0, 0.05 * promised) else 0.0
 
 
-def _proven(path: Path, points: list[SeekPoint]) -> tuple[SeekPoint, ...]:
-    """Return the points with aims at which trial seeks find the very frames, or none if no aim does."""
+def _entries(
+    path: Path, points: list[SeekPoint], by_byte: list[int | None], stamps: list[int | None]
+) -> tuple[SeekPoint, ...]:
+    """Return the points at which decoding can start, with proven aims.
+
+    Where time stamps do not rise throughout, these are positions in the file (`by_byte`, one for each point,
+    if the container can be read from any), or time stamps that occur once.
+    """
+    if None not in stamps and all(before < after for before, after in pairwise(stamps)):
+        return _proven(path, points, [point.pts for point in points])
+    proven = _proven(path, points, by_byte, by_byte=True) if by_byte else ()
+    times = Counter(stamps)
+    once = [point for point in points if times[point.pts] == 1]
+    return proven or _proven(path, once, [point.pts for point in once])
+
+
+def _proven(
+    path: Path, points: Sequence[SeekPoint], places: Sequence[int | None], *, by_byte: bool = False
+) -> tuple[SeekPoint, ...]:
+    """Return the points with aims at which trial seeks find the very frames, or none if no aim does.
+
+    `places` are what to ask the container for to land at each point: time stamps or, `by_byte`, positions.
+    """
+    known = [(point, place) for point, place in zip(points, places, strict=True) if place is not None]
     for lag in AIMS:
-        aimed = [point._replace(aim=before.pts) for before, point in zip(points, points[lag:], strict=False)]
+        aimed = [
+            point._replace(aim=place, by_byte=by_byte)
+            for (_, place), (point, _) in zip(known, known[lag:], strict=False)
+        ]
         trials = {aimed[0], aimed[len(aimed) // 2], aimed[-1]} if aimed else set()
         if all(_lands(path, point) for point in trials):
             return tuple(aimed)
@@ -209,7 +294,7 @@ def _scan_folder(folder: Path) -> Scan:
     reasons: list[str] = []
     sizes: Counter[tuple[int, int]] = Counter()
     turned: Counter[str] = Counter()
-    samples, whites, any_deep = EvenSamples(), WhiteFinder(), False
+    samples, whites, any_deep, cuts = EvenSamples(), WhiteFinder(), False, CutFinder()
     for number, path in enumerate(pictures):
         try:
             picture = read_picture(path)
@@ -227,6 +312,8 @@ def _scan_folder(folder: Path) -> Scan:
                 turned[picture.orientation.words] += 1
             if samples.wants(number) and not any_deep:
                 samples.add(picture.values)
+            if not any_deep:
+                cuts.add(number, picture.values)
     if not sizes:
         return Scan("frames", problem=f"none of its {len(pictures)} pictures decodes: {reasons[0]}")
     white = _white(folder, whites)
@@ -259,6 +346,8 @@ def _scan_folder(folder: Path) -> Scan:
         interpretation=Interpretation(white=white),
         applied=tuple(words for words in (*applied, depth_words(white)) if words),
         thumbnails=thumbnails(samples.kept),
+        breaks=cuts.cuts(),
+        parted=_parted_words({HARD_CUTS: cuts.cuts()}),
     )
 
 

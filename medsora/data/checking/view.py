@@ -40,8 +40,8 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
     frames = sum(source.scan.frames for source in report.usable)
     text = (
         f"{len(report.usable)} of {len(report.reports)} sources can be used: {frames} frames, {report.clips} "
-        f"clips of {report.frames} frames at interval {report.interval} "
-        f"(each spans {clip_span(report.frames, report.interval)} frames)."
+        f"clips of {report.frames} frames {report.pace} "
+        f"(each spans {_span_words(report)})."
     )
     if remarks and (cropped := sum(source.crop_words is not None for source in report.usable)):
         text += f" Borders are cut off in {cropped}."
@@ -58,6 +58,12 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
     return text
 
 
+def _span_words(report: CheckReport) -> str:
+    if report.rate is None:
+        return f"{clip_span(report.frames, report.interval)} frames"
+    return f"{(report.frames - 1) / report.rate:.3g} s"
+
+
 def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
     """Return a contact sheet with one clip, the middle one, of each of the first usable sources.
 
@@ -70,8 +76,9 @@ def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
             source.source.path,
             start,
             report.frames,
-            report.interval,
+            report.interval or 1,
             size,
+            numbers=source.numbers(start),
             seek_points=source.scan.seek_points,
             margins=source.margins,
             interpretation=source.scan.interpretation,
@@ -83,7 +90,14 @@ def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
 def _cells(source: SourceReport, original: str | None) -> list[Text | str]:
     scan = source.scan
     copied = f"copy of {original}" if original else None
-    notes = (*source.remarks, source.crop_words, source.marks_words, copied)
+    notes = (
+        source.shots_words,
+        source.uneven_words,
+        *source.remarks,
+        source.crop_words,
+        source.marks_words,
+        copied,
+    )
     remarks = source.problem or "; ".join(note for note in notes if note)
     return [
         Text(source.source.name),

@@ -25,6 +25,7 @@ from medsora.runtime.files import write_bytes, write_json, written_beside
 
 LOOK = 1  # raise when the renderer draws other pictures from the same seed
 LABELS_NAME = "labels.csv"
+FPS = 10
 _DONE, _BEGUN, _LOCK = "phantom.json", ".phantom.begun.json", ".phantom.lock"
 
 
@@ -45,7 +46,7 @@ def write_phantom(
     frames: int,
     size: int,
     seed: int,
-    fps: float = 10,
+    fps: float = FPS,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     polyp_size: float = 1.0,

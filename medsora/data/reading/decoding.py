@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, ColorTrc, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 
 from medsora.data.reading.depth import to_eight_bits
 from medsora.data.reading.interlacing import Deinterlacer
@@ -29,6 +29,7 @@ from medsora.data.reading.orientation import UPRIGHT, Orientation, from_display_
 
 MAX_SIDE = 16384  # pixels; a header that claims more is broken, and believing it would cost gigabytes
 MAX_PIXELS = 2**25  # 8K; a decoder holds a dozen such pictures at once, which must stay below a gigabyte
+ONE_THREAD_PIXELS = 2**17  # starting threads takes longer than converting so few pixels
 SIZE_LIMIT = f"at most {MAX_SIDE} per side and {MAX_PIXELS // 10**6} million in all are read"
 STALL_S = 60.0  # opening a file, or reading its next packet, takes no longer, or it is given up
 NOT_VIDEOS = {"concat", "dash", "hls", "tty", "image2"}  # what FFmpeg opens but which holds no frames itself
@@ -61,12 +62,14 @@ class SeekPoint(NamedTuple):
     """A frame at which decoding can start: its number, its time stamp and the checksum of its pixels.
 
     `aim` is the time stamp to ask the container for: some containers land behind what they are asked for.
+    With `by_byte` it is a position in the file: where time stamps repeat, these cannot be asked for.
     """
 
     frame: int
     pts: int
     checksum: int
     aim: int
+    by_byte: bool = False
 
 
 class Interpretation(NamedTuple):
@@ -87,9 +90,10 @@ class VideoReader:
     """The first video stream of one file; a context manager.
 
     Raises `UnreadableVideo` on opening a file that holds no video or whose header cannot be believed.
-    `skipped_packets` and `stopped_by` tell afterwards what did not decode. Decoding that takes longer than
-    `time_limit` seconds raises `UnreadableVideo` too: no damage can make it go on for ever. `applied` holds
-    in words, once each, what `pixels` does to frames beyond converting them.
+    `skipped_packets` and `stopped_by` tell afterwards what did not decode, `hidden_packets` how many an edit
+    list hides from players, `key_positions` from which byte on the key frame of each time stamp lies.
+    Decoding that takes longer than `time_limit` seconds raises `UnreadableVideo` too: no damage can make it
+    go on for ever. `applied` holds in words, once each, what `pixels` does to frames beyond converting them.
     """
 
     def __init__(
@@ -104,8 +108,10 @@ class VideoReader:
         self.applied: dict[str, None] = {}
         self._orientation: Orientation | None = None  # until a frame tells it
         self._deinterlacer = Deinterlacer()
+        self._sampler = VideoReformatter()  # keeps what it prepared for frames of one kind
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
-        self.skipped_packets = 0
+        self.skipped_packets = self.hidden_packets = 0
+        self.key_positions: dict[int, int] = {}
         self.stopped_by: str | None = None
         if is_dicom(self.path):
             raise UnreadableVideo(self.path, DICOM)
@@ -166,10 +172,15 @@ class VideoReader:
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """Decode from where the reader stands on, in order of presentation, skipping packets that do not."""
+        position = None  # of packets that share one with those before them, the last one known
         try:
             for packet in self.container.demux(self.stream):
                 if self.deadline is not None and time.monotonic() > self.deadline:
                     raise UnreadableVideo(self.path, f"decoding takes longer than {self.time_limit:.0f} s")
+                self.hidden_packets += packet.is_discard
+                position = position if packet.pos is None else packet.pos
+                if packet.is_keyframe and packet.pts is not None and position is not None:
+                    self.key_positions[packet.pts] = position
                 try:
                     decoded = packet.decode()
                 except av.FFmpegError:
@@ -182,7 +193,10 @@ class VideoReader:
     def frames_from(self, point: SeekPoint) -> Iterator[av.VideoFrame] | None:
         """Seek to `point` and decode from that frame on; None if that very frame is not found there."""
         try:
-            self.container.seek(point.aim, stream=self.stream)
+            if point.by_byte:
+                self.container.seek(point.aim, unsupported_byte_offset=True)
+            else:
+                self.container.seek(point.aim, stream=self.stream)
         except av.FFmpegError:
             return None
         decoded = self.frames()
@@ -224,6 +238,21 @@ class VideoReader:
         """Return a frame's values as they are stored, in 16 bits: uint16 (h, w, 3)."""
         return self._converted(frame, "rgb48le", {})
 
+    def sampled(self, frame: av.VideoFrame, side: int) -> np.ndarray:
+        """Return `side` x `side` pixels picked evenly from a frame as it is stored: uint8 (side, side, 3).
+
+        Cheap at any size. Raises `UnreadableVideo` if the frame cannot be converted.
+        """
+        white = self.interpretation.white if has_16_bits(frame) else None
+        pixel_format = "rgb24" if white is None else "rgb48le"
+        try:
+            small = self._sampler.reformat(
+                frame, side, side, pixel_format, interpolation=Interpolation.POINT, threads=1
+            ).to_ndarray()
+        except (av.FFmpegError, ValueError, MemoryError) as error:
+            raise self._unconvertible(error) from error
+        return small if white is None else to_eight_bits(small, white)
+
     def is_interlaced(self, frame: av.VideoFrame) -> bool:
         """Return whether `frame` is woven of two fields: flagged, or known by the interpretation."""
         return frame.interlaced_frame or self.interpretation.field_order is not None
@@ -261,10 +290,14 @@ class VideoReader:
         return orientation
 
     def _converted(self, frame: av.VideoFrame, pixel_format: str, options: dict[str, Any]) -> np.ndarray:
+        threads = 1 if frame.width * frame.height <= ONE_THREAD_PIXELS else 0  # 0: as many as there are cores
         try:
-            return frame.to_ndarray(format=pixel_format, **options)
+            return frame.to_ndarray(format=pixel_format, threads=threads, **options)
         except (av.FFmpegError, ValueError, MemoryError) as error:
-            raise UnreadableVideo(self.path, f"a frame cannot be converted to pixels ({error})") from error
+            raise self._unconvertible(error) from error
+
+    def _unconvertible(self, error: Exception) -> UnreadableVideo:
+        return UnreadableVideo(self.path, f"a frame cannot be converted to pixels ({error})")
 
 
 def has_16_bits(frame: av.VideoFrame) -> bool:

@@ -6,10 +6,11 @@ A video is a file in any container that PyAV reads, or a folder of pictures. Fra
 
 from __future__ import annotations
 
+import sys
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -97,6 +98,7 @@ def read_frames(
     interval: int = 1,
     size: int | tuple[int, int] | None = None,
     *,
+    numbers: Sequence[int] | None = None,
     seek_points: Sequence[SeekPoint] = (),
     margins: Margins = NO_MARGINS,
     interpretation: Interpretation = AS_FLAGGED,
@@ -105,6 +107,7 @@ def read_frames(
 ) -> np.ndarray:
     """Return frames start, start + interval, ... as uint8 (count, H, W, 3); all if `count` is None.
 
+    `numbers`, of frames in rising order, overrule `start`, `count` and `interval`.
     `margins` (top, bottom, left, right; parts of height and width) are cut off first. With `size`, one number
     or (H, W), `resize` brings what is left of each frame to it, by default scaled to cover it and cropped in
     the middle. Frames are decoded one after another and only those asked for are kept. With `seek_points` (of
@@ -123,18 +126,25 @@ def read_frames(
         )
     path = Path(path)
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    stop = None if count is None else start + (count - 1) * interval + 1
-    if path.is_dir():
+    if numbers is None:
+        wanted = range(start, sys.maxsize if count is None else start + (count - 1) * interval + 1, interval)
+        stop = None if count is None else wanted.stop
+    else:
+        start, stop, count, wanted = numbers[0], numbers[-1] + 1, len(numbers), frozenset(numbers)
+    if not path.is_dir():
+        chosen = _file_frames(path, start, stop, wanted, seek_points, interpretation, time_limit)
+    elif numbers is None:
         chosen = _folder_frames(path, start, stop, interval, interpretation.white)
     else:
-        chosen = _file_frames(path, start, stop, interval, seek_points, interpretation, time_limit)
+        every = enumerate(_folder_frames(path, start, stop, 1, interpretation.white), start)
+        chosen = (frame for number, frame in every if number in wanted)
     kept = []
     for frame in chosen:
         frame = crop(frame, margins)
         kept.append(frame if size is None else resize(frame, size))
         _check_deadline(path, deadline)
     if not kept or (count is not None and len(kept) < count):
-        missing = start + len(kept) * interval
+        missing = (numbers or wanted)[len(kept)]
         raise UnreadableVideo(path, f"frame {missing} does not exist or does not decode")
     if any(frame.shape != kept[0].shape for frame in kept):
         raise UnreadableVideo(path, "its frames differ in size; read it with a size")
@@ -224,7 +234,7 @@ def _file_frames(
     path: Path,
     start: int,
     stop: int | None,
-    interval: int,
+    wanted: Container[int],
     seek_points: Sequence[SeekPoint],
     interpretation: Interpretation,
     time_limit: float | None,
@@ -240,7 +250,7 @@ def _file_frames(
             for number, frame in enumerate(neighbours, start=point.frame if point else 0):
                 if number == start and point and neighbours.previous is None and reader.is_interlaced(frame):
                     break  # the frame before it is needed: enter earlier
-                if number >= start and (number - start) % interval == 0:
+                if number in wanted:
                     yield _shown(reader, frame, neighbours)
                 if stop is not None and number + 1 >= stop:
                     return

@@ -56,7 +56,10 @@ READ_THREADS = 4
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips of F frames at `interval`, brought to `size` (H, W); clip i is `clips[i]` = (source, start)."""
+    """Clips of F frames at `interval`, or with `by_time` so many per second, brought to `size` (H, W).
+
+    Clip i is `clips[i]` = (source, start).
+    """
 
     root: Path
     report: CheckReport
@@ -68,6 +71,7 @@ class ClipSet:
     seed: int
     crop: Crop
     resize: Resize = RESIZE
+    by_time: float | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -86,6 +90,7 @@ class ClipSet:
             self.frames,
             self.interval,
             self.size,
+            numbers=source.numbers(start),
             seek_points=source.scan.seek_points,
             margins=source.margins,
             interpretation=source.scan.interpretation,
@@ -119,7 +124,8 @@ class ClipSet:
 
     def digest(self) -> str:
         """Return a SHA-256 of all that decides the clips' pixels; names and places do not matter."""
-        state = hashlib.sha256(f"{self.frames}/{self.interval}/{self.size}/{self.resize.words}".encode())
+        pace = self.interval if self.by_time is None else f"{self.by_time:g} per second"
+        state = hashlib.sha256(f"{self.frames}/{pace}/{self.size}/{self.resize.words}".encode())
         for source, start in self.clips:
             state.update(f"/{self.source_digests[source.source.name]}@{start}".encode())
             if any(source.margins):
@@ -139,7 +145,8 @@ class ClipSet:
             "left_out": {bad.source.name: bad.problem for bad in self.report.bad} | self.report.unlisted,
             "clips_available": self.available,
             "clips_used": len(self),
-            "every_nth_frame": self.interval,
+            "every_nth_frame": self.interval if self.by_time is None else None,
+            "frames_per_second": self.by_time,
             "borders_cut_off": self.cropped,
             "applied": {
                 source.source.name: list(source.scan.applied) for source in used if source.scan.applied
@@ -152,6 +159,8 @@ class ClipSet:
     @property
     def rate(self) -> float | None:
         """Frames per second of the clips, the median over them; None for folders of pictures."""
+        if self.by_time is not None:
+            return self.by_time
         rates = [source.scan.fps / self.interval for source, _ in self.clips if source.scan.fps]
         return float(np.median(rates)) if rates else None
 
@@ -178,16 +187,19 @@ def choose_clips(
     stride: int | None = None,
     pick: Pick = Pick.DRAWN,
     resize: Resize = RESIZE,
+    rate: float | None = None,
 ) -> ClipSet:
     """Choose at most `count` clips of `frames` frames below `root`; None takes all.
 
     `pick` says which windows, `resize` how their frames are brought to `size`.
+    With `rate`, frames are taken by time, so many per second, and `interval` does not count.
     `stride` source frames lie between two clips of a video, by default so many that they do not overlap.
     `crop` "auto" cuts each video's own black borders off first, as training does; "none" keeps whole frames;
     parts (top, bottom, left, right) are cut off every frame.
     Raises `BadInput` with one sentence if there is no folder or no usable clip in it.
     """
-    report = check_folder(root, frames=frames, interval=interval, clip_stride=stride, crop=crop)
+    pace = {"interval": interval} if rate is None else {"interval": None, "rate": rate}
+    report = check_folder(root, frames=frames, clip_stride=stride, crop=crop, **pace)
     report.require_clips()
     random = np.random.default_rng(seed)
     everything: list[tuple[SourceReport, int]] = []
@@ -200,7 +212,7 @@ def choose_clips(
         everything += [(source, start) for start in starts]
     order = random.permutation(len(everything)) if pick is Pick.DRAWN else np.arange(len(everything))
     clips = tuple(everything[i] for i in np.sort(order[:count]))
-    of_clips = frames, interval, height_width(size), seed, crop, resize
+    of_clips = frames, interval, height_width(size), seed, crop, resize, rate
     return ClipSet(Path(root), report, clips, len(everything), *of_clips)
 
 

@@ -16,6 +16,8 @@ def clips_digest(clips: ClipDataset) -> str:
     """Return a SHA-256 over every source's content and over which clips are cut from it, and how."""
     digest = hashlib.sha256()
     geometry = [clips.spec.clip_frames, clips.spec.interval, list(clips.spec.size)]
+    if clips.spec.rate is not None:
+        geometry += [clips.spec.rate, [video.scan.fps for video in clips.videos]]
     windows = [[video, window.start] for video, window in clips.windows]
     digest.update(json.dumps([geometry, windows]).encode())
     margins = [list(video.margins) for video in clips.videos]

@@ -15,11 +15,11 @@ from pathlib import Path
 import psutil
 
 from medsora.config.schema import STAGE_2, Config
+from medsora.data.checking.check import clip_windows
 from medsora.data.checking.scan import Scan
-from medsora.data.checking.windows import windows_of
 from medsora.data.clips import ClipSpec
 from medsora.data.labels import NO_LABELS, Labels
-from medsora.data.phantom.corpus import LABELS_NAME
+from medsora.data.phantom.corpus import FPS, LABELS_NAME
 from medsora.data.phantom.render import KINDS
 from medsora.data.split import HELD_OUT, split_by_video
 from medsora.denoiser import MedSora
@@ -187,9 +187,10 @@ def _phantom_clips(config: Config, spec: ClipSpec) -> tuple[int, int]:
     data, phantom = config.data, config.phantom
     names = [f"phantom-{number:05d}.mkv" for number in range(phantom.videos)]
     held_out = list(split_by_video(names, data.holdout, config.run.seed).values()).count(HELD_OUT)
-    windows = len(windows_of(Scan(frames=phantom.frames), spec.span, spec.stride or spec.span))
+    scan = Scan(frames=phantom.frames, fps=FPS)
+    windows = len(clip_windows(scan, spec.clip_frames, spec.interval, spec.rate, spec.stride))
     if not windows:
-        raise BadInput(f"phantom.frames is {phantom.frames}, but a clip spans {spec.span} frames.")
+        raise BadInput(f"phantom.frames is {phantom.frames}, which is too short for a clip.")
     return windows * (phantom.videos - held_out), windows * held_out
 
 

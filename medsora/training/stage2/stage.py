@@ -20,6 +20,7 @@ from medsora.runtime.files import write_text, written_folder
 from medsora.runtime.interruption import StopRequest
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
+from medsora.saved.find import DEFAULT_FPS
 from medsora.training.loop_end import PeriodicTask
 from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
@@ -35,7 +36,6 @@ from medsora.vae import FrequencyCompensatedVAE
 
 EVALUATION_TIMESTEPS = (50, 250, 500, 750, 950)  # fixed, so that the curves of two runs compare
 HELD_OUT_LOSS = "held_out/mse"
-SAMPLE_FPS = 8
 
 
 @dataclass
@@ -127,6 +127,11 @@ class DitStage:
         checkpoint cannot be taken up by this model, or the VAE is not the one that it was trained with.
         """
         start = self.parts.resume(self.schedule)
+        if self.samples.clips.report.fps is None:
+            self.run.say(
+                "the frame rate of the clips is not known (folders of pictures have none): samples are "
+                f"written at {DEFAULT_FPS} frames per second."
+            )
         if self.run.main:
             with written_folder(self.run.path / "vae") as folder:
                 self.vae.save_pretrained(folder)
@@ -140,7 +145,8 @@ class DitStage:
     @property
     def geometry(self) -> dict[str, Any]:
         """What a pipeline must know of the clips that the denoiser is trained on."""
-        return clip_geometry(self.config, self.inputs.num_images, self.samples.clips.labels.names)
+        clips = self.samples.clips
+        return clip_geometry(self.config, self.inputs.num_images, clips.labels.names, clips.report.fps)
 
     @property
     def clip_labels(self) -> list[int]:
@@ -197,20 +203,25 @@ class DitStage:
         rows = [(f"seed {k}{of_rows[k]}", video) for k, video in enumerate(frames)]
         with self.run.writing():
             for number, video in enumerate(frames):
-                write_video(folder / f"video-{number:05d}.mp4", video, SAMPLE_FPS, metadata=tags)
+                write_video(folder / f"video-{number:05d}.mp4", video, self.geometry["fps"], metadata=tags)
         keep_sheet(self.run, self.sheet(step), contact_sheet(rows, columns=8), step)
 
 
-def clip_geometry(config: Config, num_images: int, labels: Sequence[str]) -> dict[str, Any]:
-    """Return what a pipeline must know of the clips that its denoiser was trained on."""
+def clip_geometry(
+    config: Config, num_images: int, labels: Sequence[str], rate: float | None
+) -> dict[str, Any]:
+    """Return what a pipeline must know of the clips, `rate` per second, that its denoiser was trained on."""
     geometry = {
         "frames": config.data.frames,
         "size": list(config.data.height_width),
-        "fps": SAMPLE_FPS,
+        "fps": rate or DEFAULT_FPS,
         "image_latents": num_images,
-        "interval": config.data.interval,
         "crop": config.data.crop,
     }
+    if config.data.interval:
+        geometry["interval"] = config.data.interval
+    if rate:
+        geometry["rate"] = rate
     if labels:
         geometry["labels"] = list(labels)
     if config.train_dit.first_frame_prob:

@@ -79,7 +79,7 @@ def test_the_defaults_fit_the_json_schema() -> None:
         "data: {frames: 0}",
         "data: {size: [64, 5000]}",
         "data: {flip: 1}",
-        "data: {interval: null}",
+        "data: {frames: null}",
         "run: {seed: true}",
         "denoiser: {preset: M}",
         "train_vae: {betas: [0.5]}",

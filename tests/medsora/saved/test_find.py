@@ -1,4 +1,4 @@
-"""What a VAE and a run of stage 2 may be called by."""
+"""What a VAE and a run of stage 2 may be called by; the frame rate that a model stores."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from diffusers import AutoencoderKLCogVideoX
 
 from medsora.config.load import config_from_dict
 from medsora.errors import BadInput
-from medsora.saved.find import find_vae, stage_2_folder, trained_vae
+from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.saved.find import find_in_run, find_vae, stage_2_folder, trained_vae
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.compensation import compensation_modules
 from tests.support import tiny_training as tiny
+from tests.support.tiny_pipeline import GEOMETRY, write_run
 
 
 def write_class(folder: Path, name: str = "FrequencyCompensatedVAE") -> Path:
@@ -74,3 +76,17 @@ def test_the_only_stage_2_run_inside_is_meant(tmp_path: Path) -> None:
     (tmp_path / "dit-B" / "pipeline.json").write_text("{}")
     with pytest.raises(BadInput, match=r"did you mean .*dit-B or .*dit-S\?"):
         stage_2_folder(tmp_path)
+
+
+def test_the_rate_of_the_training_data_is_kept_where_it_is_known(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=(5,))
+    assert "rate" not in find_in_run(run).geometry  # as earlier versions wrote it
+    (run / "pipeline.json").write_text(json.dumps(GEOMETRY | {"fps": 12.5, "rate": 12.5}))
+    pipeline = MedSoraPipeline.from_run(run)
+    pipeline.save_pretrained(tmp_path / "saved")
+    again = MedSoraPipeline.from_pretrained(tmp_path / "saved")
+    assert (again.config.rate, again.config.fps) == (12.5, 12.5)
+    for wrong in (0, -1, "8", True, 1e9):
+        (run / "pipeline.json").write_text(json.dumps(GEOMETRY | {"rate": wrong}))
+        with pytest.raises(BadInput, match="rate"):
+            find_in_run(run)
