@@ -24,12 +24,14 @@ from medsora.data.reading.find import Source
 from medsora.data.reading.frame_folder import list_frames, read_image, read_picture
 from medsora.data.reading.interlacing import FieldOrderDetector
 from medsora.data.reading.margins import NO_MARGINS, Margins
+from medsora.data.reading.picture_names import Recording
 from medsora.data.reading.video_io import reader_info
 
 SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame
 AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and program streams land late
 REORDERED = 16  # frames that a decoder may hold back before it shows them
 LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # of one pass; what takes longer for its size is made to take long
+MAX_SIZE_CHANGES = 0.1  # of a folder's pictures; where more change their size, they are no recording
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
 
@@ -43,7 +45,8 @@ class Scan:
     borders, `marks` the boxes of text or marks burnt into the frames (`medsora.data.checking.burnt_in`).
     `interpretation` is what `read_frames` needs to know to read the frames as `applied` says in words
     ("rotated 90°", "deinterlaced"); `width` and `height` are those of the frames as they are read.
-    `thumbnails` tell copies (`medsora.data.checking.copies`).
+    `thumbnails` tell copies (`medsora.data.checking.copies`). `breaks` are frames that do not continue the
+    one before: frames between them are missing, or their size is another. Of `stills` none does.
     """
 
     container: str = "?"
@@ -61,17 +64,21 @@ class Scan:
     interpretation: Interpretation = AS_FLAGGED
     applied: tuple[str, ...] = ()
     thumbnails: str = ""
+    breaks: tuple[int, ...] = ()
+    stills: bool = False
 
     def runs(self) -> list[tuple[int, int]]:
-        """Return the stretches (start, stop) of consecutive frames that decode."""
-        edges = [-1, *self.broken, self.frames]
-        return [(low + 1, high) for low, high in pairwise(edges) if high - low > 1]
+        """Return the stretches (start, stop) of consecutive frames that decode and are one shot."""
+        breaks, broken = range(self.frames) if self.stills else self.breaks, set(self.broken)
+        starts = {0, *breaks, *(frame + 1 for frame in broken)}
+        stops = {self.frames, *breaks, *broken}
+        return [(low, high) for low, high in pairwise(sorted(starts | stops)) if low not in broken]
 
 
 def scan_source(source: Source) -> Scan:
     """Decode `source` once from start to end, holding one frame at a time. Never raises for a bad file."""
     try:
-        return _scan_folder(source.path) if source.is_folder else _scan_file(source.path)
+        return _scan_folder(source) if source.is_folder else _scan_file(source.path)
     except UnreadableVideo as error:
         return Scan(problem=error.reason)
     except OSError as error:
@@ -203,11 +210,16 @@ def _lands(path: Path, point: SeekPoint) -> bool:
         return reader.frames_from(point) is not None
 
 
-def _scan_folder(folder: Path) -> Scan:
-    pictures = list_frames(folder)
+def _scan_folder(source: Source) -> Scan:
+    folder = source.path
+    recording = source.recording or Recording(tuple(path.name for path in list_frames(folder)))
+    pictures = [folder / name for name in recording.pictures]
+    codec = pictures[0].suffix.lstrip(".").lower()
+    if recording.problem:
+        return Scan("frames", codec, problem=recording.problem)
     broken: list[int] = []
     reasons: list[str] = []
-    sizes: Counter[tuple[int, int]] = Counter()
+    sizes: dict[int, tuple[int, int]] = {}
     turned: Counter[str] = Counter()
     samples, whites, any_deep = EvenSamples(), WhiteFinder(), False
     for number, path in enumerate(pictures):
@@ -221,7 +233,7 @@ def _scan_folder(folder: Path) -> Scan:
             raise UnreadableVideo(folder, f"{path.name}: {error}") from error
         else:
             height, width = picture.values.shape[:2]
-            sizes[width, height] += 1
+            sizes[number] = width, height
             any_deep |= is_deep(picture.values)
             if picture.orientation.words:
                 turned[picture.orientation.words] += 1
@@ -236,15 +248,27 @@ def _scan_folder(folder: Path) -> Scan:
         for number, path in enumerate(readable):
             if samples.wants(number):
                 samples.add(read_image(path, white))
-    ((width, height),) = (size for size, _ in sizes.most_common(1))
     remarks = []
     if broken:
         remarks.append(f"{len(broken)} of {len(pictures)} pictures do not decode, the first: {reasons[0]}")
-    if len(sizes) > 1:
-        remarks.append(f"its pictures have {len(sizes)} different sizes")
-    codec = pictures[0].suffix.lstrip(".").lower()
-    decoded = sizes.total()
-    applied = [words if n == decoded else f"{words} ({n} of {decoded})" for words, n in turned.items()]
+    counts = Counter(sizes.values())
+    (((width, height), most),) = counts.most_common(1)
+    odd = [number for number, size in sizes.items() if counts[size] == 1]
+    if 2 * most < len(sizes) or len(odd) > max(1, MAX_SIZE_CHANGES * len(sizes)):
+        odd = []
+    if odd:
+        one = f"1 picture of another size is left out: {pictures[odd[0]].name}"
+        more = f"{len(odd)} pictures of sizes of their own are left out, the first: {pictures[odd[0]].name}"
+        remarks.append(one if len(odd) == 1 else more)
+    alike = {number: size for number, size in sizes.items() if number not in odd}
+    changes = [after for before, after in pairwise(alike) if alike[before] != alike[after]]
+    stills = recording.stills or len(changes) > max(1, MAX_SIZE_CHANGES * len(alike))
+    if changes:
+        crossed = "" if stills else f", which change {len(changes)} times; no clip crosses a change"
+        remarks.append(f"its pictures have {len(set(alike.values()))} different sizes{crossed}")
+    applied = [words if n == len(sizes) else f"{words} ({n} of {len(sizes)})" for words, n in turned.items()]
+    if recording.by_value:
+        applied.append(f"frames ordered by value ({', '.join(recording.pictures[:3])}, ...)")
     still = samples.still_marks()
     return Scan(
         "frames",
@@ -252,13 +276,15 @@ def _scan_folder(folder: Path) -> Scan:
         width,
         height,
         frames=len(pictures),
-        broken=tuple(broken),
+        broken=tuple(sorted({*broken, *odd})),
         remarks=tuple(remarks),
         margins=still.margins,
         marks=still.marks,
         interpretation=Interpretation(white=white),
         applied=tuple(words for words in (*applied, depth_words(white)) if words),
         thumbnails=thumbnails(samples.kept),
+        breaks=tuple(sorted({*recording.breaks, *changes})),
+        stills=stills,
     )
 
 

@@ -1,13 +1,20 @@
-"""What counts as a video below a folder: files by their ending, and folders that hold pictures."""
+"""What counts as a video below a folder: files by their ending, and the recordings among pictures."""
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from medsora.data.reading.decoding import DICOM_SUFFIXES, is_dicom
-from medsora.data.reading.frame_folder import IMAGE_SUFFIXES, natural_key
+from medsora.data.reading.frame_folder import IMAGE_SUFFIXES
+from medsora.data.reading.picture_names import (
+    LeftOut,
+    Recording,
+    natural_key,
+    sort_pictures,
+)
 from medsora.data.sheet import SHEET_NAME
 from medsora.errors import BadInput
 
@@ -23,20 +30,35 @@ VIDEO_SUFFIXES = frozenset((
 
 @dataclass(frozen=True)
 class Source:
-    """One video: a file, or a folder of pictures. `name` is its path below the root, with forward slashes."""
+    """One video: a file, or the `recording` that pictures of a folder are.
+
+    `name` is its path below the root, with forward slashes: the folder's if all its pictures are one
+    recording, else that of the pattern of its pictures' names. `folder_name` is always the folder's.
+    """
 
     path: Path
     name: str
     is_folder: bool
+    recording: Recording | None = None
+    folder_name: str | None = None
+
+    @property
+    def pictures(self) -> tuple[str, ...] | None:
+        """The names of a recording's pictures, in order; None of a file."""
+        return self.recording.pictures if self.recording else None
 
 
 @dataclass(frozen=True)
 class FoundSources:
-    """Everything that `find_sources` met: videos, folders that could not be listed, files of other kinds."""
+    """Everything that `find_sources` met.
+
+    Videos, folders that could not be listed, the number of files of other kinds, pictures that are no frames.
+    """
 
     sources: list[Source]
     unlisted: dict[str, str]
     other_files: int
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def find_sources(root: str | Path) -> FoundSources:
@@ -54,6 +76,8 @@ def find_sources(root: str | Path) -> FoundSources:
     sources: list[Source] = []
     unlisted: dict[str, str] = {}
     other_files = 0
+    pictures: dict[Path, list[str]] = {}
+    videos: defaultdict[Path, list[str]] = defaultdict(list)
     entered: set[tuple[int, int]] = set()
 
     def note_unlisted(error: OSError) -> None:
@@ -67,21 +91,28 @@ def find_sources(root: str | Path) -> FoundSources:
             continue
         entered.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        pictures = 0
         for name in files:
             suffix = Path(name).suffix.lower()
             if name.startswith(".") or name == SHEET_NAME:
                 continue
             if suffix in VIDEO_SUFFIXES or (suffix not in IMAGE_SUFFIXES and _is_dicom(folder / name)):
                 sources.append(Source(folder / name, _name(folder / name, root), False))
+                videos[folder].append(name)
             elif suffix in IMAGE_SUFFIXES:
-                pictures += 1
+                pictures.setdefault(folder, []).append(name)
             else:
                 other_files += 1
-        if pictures:
-            sources.append(Source(folder, _name(folder, root), True))
+    left_out: list[LeftOut] = []
+    for folder, names in pictures.items():
+        name = _name(folder, root)
+        found = sort_pictures(names, videos.get(folder, ()))
+        kinds = {"masks": found.masks, "posters or thumbnails": found.posters, "other pictures": found.strays}
+        left_out += [LeftOut(name, kind, len(some), some[0]) for kind, some in kinds.items() if some]
+        for pattern, recording in found.recordings.items():
+            own = name if len(found.recordings) == 1 else _name(folder / pattern, root)
+            sources.append(Source(folder, own, True, recording, name))
     sources.sort(key=lambda source: (natural_key(source.name), source.name))
-    return FoundSources(sources, unlisted, other_files)
+    return FoundSources(sources, unlisted, other_files, tuple(left_out))
 
 
 def _is_dicom(path: Path) -> bool:

@@ -100,6 +100,7 @@ def read_frames(
     seek_points: Sequence[SeekPoint] = (),
     margins: Margins = NO_MARGINS,
     interpretation: Interpretation = AS_FLAGGED,
+    pictures: Sequence[str] | None = None,
     time_limit: float | None = None,
 ) -> np.ndarray:
     """Return frames start, start + interval, ... as uint8 (count, H, W, 3); all if `count` is None.
@@ -110,7 +111,7 @@ def read_frames(
     `medsora.data.checking.scan.scan_source`) decoding begins at the last usable one at or before `start`,
     without them at the file's start; the frames are the same either way. Frames are upright, of square pixels
     and deinterlaced where they are flagged interlaced; `interpretation`, also from the scan, tells what the
-    file does not.
+    file does not. `pictures` are the names of a folder's frames in order (default: `list_frames`).
 
     Raises `UnreadableVideo` (a `ValueError`) if a frame does not exist or does not decode, or if it takes
     longer than `time_limit` seconds.
@@ -124,7 +125,7 @@ def read_frames(
     deadline = None if time_limit is None else time.monotonic() + time_limit
     stop = None if count is None else start + (count - 1) * interval + 1
     if path.is_dir():
-        chosen = _folder_frames(path, start, stop, interval, interpretation.white)
+        chosen = _folder_frames(path, start, stop, interval, interpretation.white, pictures)
     else:
         chosen = _file_frames(path, start, stop, interval, seek_points, interpretation, time_limit)
     kept = []
@@ -174,11 +175,17 @@ def _last_file_frames(path: Path, count: int) -> list[np.ndarray]:
 
 
 def _folder_frames(
-    folder: Path, start: int, stop: int | None, interval: int, white: float | None = None
+    folder: Path,
+    start: int,
+    stop: int | None,
+    interval: int,
+    white: float | None = None,
+    pictures: Sequence[str] | None = None,
 ) -> Iterator[np.ndarray]:
     changed_ns = folder.stat().st_mtime_ns
-    for picture in _listing(folder, changed_ns)[start:stop:interval]:
-        values = read_picture(picture).values
+    listed = _listing(folder, changed_ns) if pictures is None else pictures
+    for picture in listed[start:stop:interval]:
+        values = read_picture(folder / picture).values
         yield to_eight_bits(values, white or _white(folder, changed_ns)) if is_deep(values) else values
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from medsora.config.crop import Crop
 from medsora.data.checking.check import CheckReport, SourceReport, check_folder
 from medsora.data.clips import CLIP_TIME_LIMIT_S
-from medsora.data.reading.frame_folder import list_frames
+from medsora.data.reading.find import Source
 from medsora.data.reading.resize import height_width
 from medsora.data.reading.video_io import read_frames
 from medsora.runtime.digests import sha256
@@ -66,6 +66,7 @@ class ClipSet:
             seek_points=source.scan.seek_points,
             margins=source.margins,
             interpretation=source.scan.interpretation,
+            pictures=source.source.pictures,
             time_limit=CLIP_TIME_LIMIT_S,
         )
 
@@ -89,7 +90,7 @@ class ClipSet:
     @cached_property
     def source_digests(self) -> dict[str, str]:
         """SHA-256 of the bytes of every source that gives a clip, by name."""
-        used = {source.source.name: source.source.path for source, _ in self.clips}
+        used = {source.source.name: source.source for source, _ in self.clips}
         with ThreadPoolExecutor(READ_THREADS) as pool:
             return dict(zip(used, pool.map(_digest, used.values()), strict=True))
 
@@ -164,12 +165,12 @@ def choose_clips(
     )
 
 
-def _digest(path: Path) -> str:
-    if path.is_file():
-        return sha256(path)
+def _digest(source: Source) -> str:
+    if source.pictures is None:
+        return sha256(source.path)
     state = hashlib.sha256()
-    for picture in list_frames(path):
-        state.update(_digest(picture).encode())
+    for picture in source.pictures:
+        state.update(sha256(source.path / picture).encode())
     return state.hexdigest()
 
 
