@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medsora.data.checking.burnt_in import EvenSamples
 from medsora.data.checking.copies import thumbnails
+from medsora.data.checking.masks import MaskFinder
 from medsora.data.reading.decoding import (
     AS_FLAGGED,
     Interpretation,
@@ -222,6 +223,7 @@ def _scan_folder(source: Source) -> Scan:
     sizes: dict[int, tuple[int, int]] = {}
     turned: Counter[str] = Counter()
     samples, whites, any_deep = EvenSamples(), WhiteFinder(), False
+    masks = MaskFinder(called_masks=recording.named_as_masks)
     for number, path in enumerate(pictures):
         try:
             picture = read_picture(path)
@@ -237,10 +239,14 @@ def _scan_folder(source: Source) -> Scan:
             any_deep |= is_deep(picture.values)
             if picture.orientation.words:
                 turned[picture.orientation.words] += 1
-            if samples.wants(number) and not any_deep:
-                samples.add(picture.values)
+            if samples.wants(number):
+                masks.add(picture.values)
+                if not any_deep:
+                    samples.add(picture.values)
     if not sizes:
         return Scan("frames", problem=f"none of its {len(pictures)} pictures decodes: {reasons[0]}")
+    if words := masks.words():
+        return Scan("frames", codec, problem=words)
     white = _white(folder, whites)
     if any_deep:  # what is white is known only now
         samples = EvenSamples()
@@ -266,6 +272,8 @@ def _scan_folder(source: Source) -> Scan:
     if changes:
         crossed = "" if stills else f", which change {len(changes)} times; no clip crosses a change"
         remarks.append(f"its pictures have {len(set(alike.values()))} different sizes{crossed}")
+    if recording.named_as_masks:
+        remarks.append("it is called masks, but its pictures are none: they are used")
     applied = [words if n == len(sizes) else f"{words} ({n} of {len(sizes)})" for words, n in turned.items()]
     if recording.by_value:
         applied.append(f"frames ordered by value ({', '.join(recording.pictures[:3])}, ...)")

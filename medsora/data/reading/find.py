@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsora.data.reading.decoding import DICOM_SUFFIXES, is_dicom
 from medsora.data.reading.frame_folder import IMAGE_SUFFIXES
 from medsora.data.reading.picture_names import (
+    FRAME_NAME,
+    MASK_NAME,
+    MIN_NAMED_ALIKE,
     LeftOut,
     Recording,
+    core,
+    has_word,
     natural_key,
     sort_pictures,
 )
@@ -103,16 +109,57 @@ def find_sources(root: str | Path) -> FoundSources:
             else:
                 other_files += 1
     left_out: list[LeftOut] = []
+    masks = _mask_folders({folder.relative_to(root).parts: names for folder, names in pictures.items()})
     for folder, names in pictures.items():
-        name = _name(folder, root)
+        name, parts = _name(folder, root), folder.relative_to(root).parts
+        if (frames := masks.get(parts)) is not None:
+            first = min(names, key=natural_key)
+            left_out.append(LeftOut(name, "masks", len(names), first, _name(root.joinpath(*frames), root)))
+            continue
         found = sort_pictures(names, videos.get(folder, ()))
         kinds = {"masks": found.masks, "posters or thumbnails": found.posters, "other pictures": found.strays}
         left_out += [LeftOut(name, kind, len(some), some[0]) for kind, some in kinds.items() if some]
         for pattern, recording in found.recordings.items():
+            named = replace(recording, named_as_masks=recording.named_as_masks or parts in masks)
             own = name if len(found.recordings) == 1 else _name(folder / pattern, root)
-            sources.append(Source(folder, own, True, recording, name))
+            sources.append(Source(folder, own, True, named, name))
     sources.sort(key=lambda source: (natural_key(source.name), source.name))
     return FoundSources(sources, unlisted, other_files, tuple(left_out))
+
+
+def _mask_folders(
+    folders: Mapping[tuple[str, ...], Sequence[str]],
+) -> dict[tuple[str, ...], tuple[str, ...] | None]:
+    """Return the folders that are called masks, by their parts, and the folder of the frames of each if sure.
+
+    This is a folder beside them that is called frames, or the one that they lie in, with pictures of the same
+    names. Others may be labels' folders: their pictures must tell.
+    """
+    called = {
+        parts: [i for i, part in enumerate(parts) if has_word(part, MASK_NAME)]
+        for parts in folders
+        if any(has_word(part, MASK_NAME) for part in parts)
+    }
+    beside: defaultdict[tuple, list[tuple[str, ...]]] = defaultdict(list)  # by all parts but one
+    for parts in folders.keys() - called.keys() if called else ():
+        for i in range(len(parts)):
+            if has_word(parts[i], FRAME_NAME):
+                beside[i, parts[:i] + parts[i + 1 :]].append(parts)
+
+    def frames_of(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for i in called[parts]:
+            without = parts[:i] + parts[i + 1 :]
+            yield from ([without] if without in folders and without not in called else [])
+            yield from beside.get((i, without), ())
+            yield from beside.get((i, parts[:i]), ())
+
+    found: dict[tuple[str, ...], tuple[str, ...] | None] = {}
+    for parts in called:
+        cores = {core(name) for name in folders[parts]}
+        candidates = {frames: {core(name) for name in folders[frames]} & cores for frames in frames_of(parts)}
+        sure = [frames for frames, same in candidates.items() if len(same) >= MIN_NAMED_ALIKE * len(cores)]
+        found[parts] = sure[0] if sure else None
+    return found
 
 
 def _is_dicom(path: Path) -> bool:
