@@ -24,6 +24,7 @@ from medsora.data.clips import CLIP_TIME_LIMIT_S
 from medsora.data.reading.find import Source
 from medsora.data.reading.resize import height_width
 from medsora.data.reading.video_io import read_frames
+from medsora.errors import one_line
 from medsora.runtime.digests import sha256
 
 RESIZE = "Pillow bilinear with antialiasing, scaled to cover, cropped in the middle; untouched at equal size"
@@ -52,7 +53,7 @@ class ClipSet:
     def name(self, index: int) -> str:
         """Return what reports call the clip: "folder/file.mp4@START"."""
         source, start = self.clips[index]
-        return f"{source.source.name}@{start}"
+        return one_line(f"{source.source.name}@{start}")
 
     def read(self, index: int) -> np.ndarray:
         """Return clip `index` as uint8 (F, H, W, 3). Raises `UnreadableVideo`, a `ValueError`."""
@@ -113,7 +114,9 @@ class ClipSet:
             "videos_found": len(self.report.reports),
             "videos_usable": len(self.report.usable),
             "videos_used": len(used),
-            "left_out": {bad.source.name: bad.problem for bad in self.report.bad} | self.report.unlisted,
+            "left_out": {bad.source.name: bad.problem for bad in self.report.bad}
+            | self.report.unlisted
+            | {f"{some.name}: {some.kind}": f"{some.count} {some.words()}" for some in self.report.left_out},
             "clips_available": self.available,
             "clips_used": len(self),
             "every_nth_frame": self.interval,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medsora.errors import BadInput
+from medsora.errors import BadInput, one_line
 from medsora.evaluation.features.clip_set import ClipSet
 from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.report.results import Results
@@ -21,7 +21,7 @@ def require_enough(clips: ClipSet) -> ClipSet:
 
 def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:
     """Return the sentences, the gravest first."""
-    return [
+    found = [
         *_same_clips(real, fake),
         *_too_few(settings, real, fake, results),
         *_borders_cut(settings, real, fake),
@@ -29,6 +29,7 @@ def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results:
         *_left_out(real),
         *_left_out(fake),
     ]
+    return [one_line(caveat) for caveat in found]
 
 
 def _same_clips(real: ClipSet, fake: ClipSet) -> list[str]:
