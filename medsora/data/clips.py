@@ -136,7 +136,7 @@ class StoredVideos:
     def sides(self, report: CheckReport) -> dict[str, str]:
         """Return the sides by name; recordings of a folder that was one video have the side of that."""
         sides = {name: video.side for name, video in self.videos.items()}
-        folders = {video.source.name: video.source.folder_name for video in report.reports}
+        folders = {video.source.name: video.source.whole_name for video in report.reports}
         return {name: sides[folder] for name, folder in folders.items() if folder in sides} | sides
 
     def changes(self, report: CheckReport, sides: Mapping[str, str]) -> list[str]:
@@ -245,16 +245,18 @@ class ClipDataset(Dataset):
             video.source.name
             for video in self.report.reports
             if video.windows
-            or (not video.scan.problem and windows_of(video.scan, span, span))
-            or video in self.report.stills
+            or (not video.scan.problem and (video.scan.stills or windows_of(video.scan, span, span)))
         ]
 
     def _split_as_before(self, holdout: float, split_csv: str | Path | None) -> Split:
-        names = [video.source.name for video in self.report.usable]
+        whole = {video.source.name: video.source.whole_name for video in self.report.usable}
+        names = list(dict.fromkeys(whole.values()))
         if split_csv is None:
-            return Split(split_by_video(names, holdout, self.seed))
-        bad = [video.source.name for video in self.report.bad]
-        return Split(split_by_csv(split_csv, names, holdout, self.seed, known=bad))
+            sides = split_by_video(names, holdout, self.seed)
+        else:
+            bad = [video.source.name for video in self.report.bad]
+            sides = split_by_csv(split_csv, names, holdout, self.seed, known=bad)
+        return Split({name: sides[folder] for name, folder in whole.items() if folder in sides})
 
     def __len__(self) -> int:
         return len(self.windows)

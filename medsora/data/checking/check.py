@@ -224,7 +224,10 @@ class CheckReport:
         if self.clips:
             return
         if not self.reports:
-            raise BadInput(f"{self.root} holds no videos: neither video files nor folders of pictures.")
+            others = "".join(f"; {note}" for note in self.picture_notes())
+            raise BadInput(
+                f"{self.root} holds no videos: neither video files nor folders of pictures{others}."
+            )
         first = self.reports[0]
         others = f" ({len(self.reports) - 1} more files fail too)" if len(self.reports) > 1 else ""
         raise BadInput(

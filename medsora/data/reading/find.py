@@ -49,6 +49,11 @@ class Source:
     folder_name: str | None = None
 
     @property
+    def whole_name(self) -> str:
+        """The name as if all pictures of a folder were one video, as they were in earlier versions."""
+        return self.folder_name or self.name
+
+    @property
     def pictures(self) -> tuple[str, ...] | None:
         """The names of a recording's pictures, in order; None of a file."""
         return self.recording.pictures if self.recording else None

@@ -306,9 +306,10 @@ def _boundaries(groups: Iterable[Sequence[_Frame]]) -> int:
 
 
 def _steps(frames: Sequence[_Frame]) -> tuple[int | Fraction, tuple[int, ...]]:
-    """Return by how much numbers usually rise, and the frames before which they rise by half as much or less,
+    """Return by how much numbers usually rise, and the frames before which they rise otherwise.
 
-    or by half as much again or more: a time in milliseconds rises by 33 or 34, a missing frame doubles it.
+    That is by half as much or less, or by half as much again or more: a time in milliseconds rises by 33 or
+    34, a missing frame doubles it.
     """
     steps = [after.value - before.value for before, after in pairwise(frames)]
     counts = Counter(steps)

@@ -13,9 +13,10 @@ from PIL import Image
 
 from medsora.data.checking.check import CheckReport, check_folder
 from medsora.data.checking.view import check_totals
-from medsora.data.clips import ClipDataset, ClipSpec
+from medsora.data.clips import ClipDataset, ClipSpec, StoredVideo, StoredVideos
 from medsora.data.reading.video_io import read_frames, read_last_frames
-from medsora.data.split import draw_split
+from medsora.data.split import draw_split, split_by_csv, split_by_video
+from medsora.errors import BadInput
 from medsora.training.cache.fingerprint import clips_digest
 from tests.support.video_files import encode, moving_frames
 
@@ -187,3 +188,43 @@ def test_the_digest_of_clips_covers_which_pictures_are_read(tmp_path: Path) -> N
     assert clips_digest(ClipDataset(check(root), SPEC, holdout=0)) == without_cover
     (root / "run" / "cover.jpg").unlink()
     assert clips_digest(ClipDataset(check(root), SPEC, holdout=0)) == whole
+
+
+def test_tables_name_recordings_by_their_prefix(tmp_path: Path) -> None:
+    names = ["polyp/P1_*.jpg", "polyp/P2_*.jpg", "normal/P2_*.jpg", "a.mkv"]
+    table = tmp_path / "split.csv"
+    table.write_text("file,split\nP1,test\npolyp/P2,train\nnormal/P2_*.jpg,train\na,train\n")
+    expected = dict(zip(names, ("held-out", "train", "train", "train"), strict=True))
+    assert split_by_csv(table, names, 0.1, 0) == expected
+    table.write_text("file,split\nP2,test\n")
+    with pytest.raises(BadInput, match="the file 'P2' is not in the data folder"):
+        split_by_csv(table, names, 0.1, 0)
+
+
+def test_resumed_runs_keep_the_side_of_a_folder_that_was_one_video(tmp_path: Path) -> None:
+    root = tmp_path / "corpus"
+    for number in range(2):
+        write(root / "polyp", (f"v{number}_{k}.png" for k in range(12)), moving_frames(12) // (number + 1))
+    for number in range(3):
+        encode(root / f"v{number}.mkv", moving_frames(12)[:, :, ::-1] // (number + 1), "ffv1", "bgr0")
+    report = check(root)
+    content = report.reports[0].content
+    for side in ("train", "held-out"):
+        before = {"polyp": StoredVideo(side, content)}
+        before |= {f"v{number}.mkv": StoredVideo("train", content) for number in range(3)}
+        clips = ClipDataset(report, SPEC, split="all", stored=StoredVideos(before), group="(v)")
+        assert [clips.sides.sides[f"polyp/v{number}_*.png"] for number in range(2)] == [side, side]
+    for seed in range(9):  # a run of an earlier version, which stored no list, drew folders
+        sides = ClipDataset(report, SPEC, split="all", stored=StoredVideos(None), seed=seed).sides.sides
+        whole = split_by_video(["polyp", "v0.mkv", "v1.mkv", "v2.mkv"], 0.1, seed)
+        assert {sides[f"polyp/v{number}_*.png"] for number in range(2)} == {whole["polyp"]}
+        assert sides["v1.mkv"] == whole["v1.mkv"]
+
+
+def test_a_folder_of_nothing_but_posters_and_masks_says_so(tmp_path: Path) -> None:
+    write(tmp_path / "films", ["cover.jpg"])
+    encode(tmp_path / "films" / "v.mkv", moving_frames(2), "ffv1", "bgr0")
+    report = check(tmp_path / "films")
+    assert "posters or thumbnails are left out: 1 in 1 folder" in "\n".join(report.complaints())
+    (tmp_path / "films" / "v.mkv").rename(tmp_path / "v.mkv")
+    assert check(tmp_path / "films").reports[0].problem.startswith("too short")
