@@ -104,7 +104,7 @@ def run_check(options: argparse.Namespace, console: Console) -> None:
             cache_path=options.cache,
             on_progress=_shown(progress, "decoding"),
         )
-    if report.reports or report.unlisted:
+    if report.reports or report.unlisted or report.left_out:
         console.print(check_table(report))
         console.print(check_totals(report), highlight=False)
     report.require_clips()

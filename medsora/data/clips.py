@@ -139,6 +139,12 @@ class StoredVideos:
         before = self.videos[name].content
         return before == content or bool(find_copies([("before", before), ("now", content)]))
 
+    def sides(self, report: CheckReport) -> dict[str, str]:
+        """Return the sides by name; recordings of a folder that was one video have the side of that."""
+        sides = {name: video.side for name, video in self.videos.items()}
+        folders = {video.source.name: video.source.whole_name for video in report.reports}
+        return {name: sides[folder] for name, folder in folders.items() if folder in sides} | sides
+
     def changes(self, report: CheckReport, sides: Mapping[str, str]) -> list[str]:
         """Return what has changed in the folder since the run began, one clause each."""
         present = {video.source.name: video.content for video in report.reports}
@@ -207,9 +213,10 @@ class ClipDataset(Dataset):
                 split_csv=split_csv,
                 group=group,
                 copies=report.copies if stored is None else stored.copies(report),
-                kept={} if stored is None else {name: video.side for name, video in stored.videos.items()},
+                kept={} if stored is None else stored.sides(report),
                 known=[video.source.name for video in report.reports],
                 by_folder=stored is None or stored.by_folder,
+                stills={still.source.name for still in report.stills},
             )
         wanted = ("train", HELD_OUT) if split == "all" else (split,)
         self.videos: list[SourceReport] = [
@@ -224,8 +231,10 @@ class ClipDataset(Dataset):
             )
         if spec.with_flow:
             check_flow_files(self.videos, interval=spec.interval, size=spec.size)
-        self._scans = [video.scan for video in self.videos]
-        if spec.images and len(self.videos) == 1:
+        stills = [r for r in report.stills if spec.images and self.sides.sides.get(r.source.name) in wanted]
+        self.sources = [*self.videos, *stills]  # that joint images are drawn from
+        self._scans = [source.scan for source in self.sources]
+        if spec.images and len(self.sources) == 1:
             log.warning(
                 "%s has only one video on the side '%s' to take joint images from (%d usable videos on the "
                 "other side are not counted): its other times are used.",
@@ -241,15 +250,20 @@ class ClipDataset(Dataset):
         return [
             video.source.name
             for video in self.report.reports
-            if video.windows or clip_windows(video.scan, spec.frames, spec.interval, spec.rate)
+            if video.windows
+            or (video.scan.stills and not video.scan.problem)
+            or clip_windows(video.scan, spec.frames, spec.interval, spec.rate)
         ]
 
     def _split_as_before(self, holdout: float, split_csv: str | Path | None) -> Split:
-        names = [video.source.name for video in self.report.usable]
+        whole = {video.source.name: video.source.whole_name for video in self.report.usable}
+        names = list(dict.fromkeys(whole.values()))
         if split_csv is None:
-            return Split(split_by_video(names, holdout, self.seed))
-        bad = [video.source.name for video in self.report.bad]
-        return Split(split_by_csv(split_csv, names, holdout, self.seed, known=bad))
+            sides = split_by_video(names, holdout, self.seed)
+        else:
+            bad = [video.source.name for video in self.report.bad]
+            sides = split_by_csv(split_csv, names, holdout, self.seed, known=bad)
+        return Split({name: sides[folder] for name, folder in whole.items() if folder in sides})
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -363,7 +377,7 @@ class ClipDataset(Dataset):
         return torch.cat([self._read(video, frame, 1) for video, frame in images])
 
     def _read(self, video: int, start: int, count: int) -> Tensor:
-        report = self.videos[video]
+        report = self.sources[video]
         frames = read_frames(
             report.source.path,
             start,
@@ -374,6 +388,7 @@ class ClipDataset(Dataset):
             seek_points=report.scan.seek_points,
             margins=report.margins,
             interpretation=report.scan.interpretation,
+            pictures=report.source.pictures,
             time_limit=CLIP_TIME_LIMIT_S,
         )
         return frames_to_video(frames)

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -55,6 +55,7 @@ def draw_split(
     kept: Mapping[str, str] | None = None,
     known: Sequence[str] = (),
     by_folder: bool = True,
+    stills: Collection[str] = (),
 ) -> Split:
     """Return the side of each of `names`: as a CSV says, as folders named train, val or test say, or drawn.
 
@@ -62,7 +63,8 @@ def draw_split(
     that side; if one is named train, videos outside these folders are left out. What nobody decides is drawn
     by unit as `split_by_video` draws. `group` makes units of patients (`read_groups`), `copies` of videos
     with the same content; a unit with a held-out video is held out as a whole. `known` are further videos
-    that a CSV may name. Without `by_folder` folders' names mean nothing.
+    that a CSV may name. Without `by_folder` folders' names mean nothing. `stills` are those of `names` that
+    give no clip: they are not drawn, and trained on unless a held-out video is in their unit.
 
     `kept` are the sides that a resumed run was trained with, of missing videos too. They stay; new videos are
     trained on unless they are asked to be held out or belong to a held-out unit.
@@ -95,7 +97,10 @@ def draw_split(
     if kept:
         return Split(_keep_sides(used, asked, units, kept), tuple(notes))
     if drawn:
-        sides_of_units = split_by_video(sorted(set(units.values())), holdout, seed)
+        drawn_units = {unit for name, unit in units.items() if name not in stills}
+        sides_of_units = dict.fromkeys(units.values(), TRAIN) | split_by_video(
+            sorted(drawn_units), holdout, seed
+        )
     else:
         held_out = {units[name] for name in used if asked.get(name) == HELD_OUT}
         sides_of_units = {unit: HELD_OUT if unit in held_out else TRAIN for unit in units.values()}
@@ -265,4 +270,4 @@ def _held_out_count(videos: int, holdout: float) -> int:
 
 
 def _rank(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()

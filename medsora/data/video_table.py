@@ -16,8 +16,9 @@ def read_video_table(
     """Return (line number, video name, values by column) of every row, names in lower case, blanks stripped.
 
     The column `file` names a video by its path below the data folder, or by its bare name with or without
-    ending where that is unique among `names`; one of `columns` must be there too. `kind` says in errors what
-    the table is for.
+    ending where that is unique among `names`, a recording among pictures also by the prefix of their names;
+    one of `columns` must be there too. `kind` says in errors what the table is for. Bytes that are not UTF-8
+    name files whose names have the same bytes.
 
     Raises `BadInput` with one sentence: no such file or column, no rows, a file that is not in the folder.
     """
@@ -34,7 +35,7 @@ def read_video_table(
 
 def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     try:
-        with csv_path.open(newline="", encoding="utf-8-sig") as file:
+        with csv_path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             found = [(column or "").strip().lower() for column in reader.fieldnames or []]
             reader.fieldnames = found
@@ -44,7 +45,7 @@ def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[
             ]
     except FileNotFoundError:
         raise BadInput(f"there is no {kind} file {csv_path}.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise BadInput(f"{csv_path} cannot be read as CSV ({error}).") from error
     if "file" not in found or not set(columns) & set(found):
         raise BadInput(
@@ -57,9 +58,18 @@ def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[
 
 
 def _lookup(names: Sequence[str]) -> dict[str, str]:
-    """Return full path, and where unique bare name and stem, -> video name."""
+    """Return full path, and where unique bare name, stem and the prefix of recordings -> video name."""
     found: dict[str, str] = {}
-    for shorten in (lambda name: PurePosixPath(name).stem, lambda name: PurePosixPath(name).name):
+    for shorten in (
+        lambda name: PurePosixPath(_prefix(name)).name,
+        _prefix,
+        lambda name: PurePosixPath(name).stem,
+        lambda name: PurePosixPath(name).name,
+    ):
         uses = Counter(map(shorten, names))
         found |= {shorten(name): name for name in names if uses[shorten(name)] == 1}
     return found | {name: name for name in names}
+
+
+def _prefix(name: str) -> str:
+    return name.partition("*")[0].rstrip("_-. ")

@@ -132,7 +132,7 @@ class EvaluationSettings(ClipSettings):
             raise BadInput(
                 f"the protocol {STYLEGAN_V} has fvd, fid and is, not {others[0]}; leave that metric out."
             )
-        fixed = {"clips": (2048, 2048), "interval": 1, "crop": "none", "memorised": None}
+        fixed = {"clips": (2048, 2048), "interval": 1, "rate": None, "crop": "none", "memorised": None}
         for name, value in fixed.items():
             if getattr(self, name) not in (None, value):
                 raise BadInput(f"the protocol {STYLEGAN_V} leaves no choice of {name}; leave --{name} out.")

@@ -44,8 +44,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 as `written_beside` does."""
-    write_bytes(path, text.encode())
+    """Write UTF-8 as `written_beside` does, with the bytes of files' names that are not as they are."""
+    write_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def write_json(path: Path, value: Any, *, indent: int = 1, **options: Any) -> None:

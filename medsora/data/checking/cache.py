@@ -16,7 +16,6 @@ import av
 from medsora.data.checking.scan import Scan
 from medsora.data.reading.decoding import Interpretation, SeekPoint
 from medsora.data.reading.find import Source
-from medsora.data.reading.frame_folder import list_frames
 from medsora.runtime.files import write_text
 
 log = logging.getLogger(__name__)
@@ -27,7 +26,7 @@ _MADE_BY = {"format": 7, "av": av.__version__, "machine": platform.machine()}
 
 def default_cache_path(root: str | Path) -> Path:
     """Return where the scans of the folder `root` are kept unless the caller says otherwise."""
-    key = hashlib.sha256(str(Path(root).resolve()).encode()).hexdigest()[:12]
+    key = hashlib.sha256(os.fsencode(Path(root).resolve())).hexdigest()[:12]
     return Path("runs") / "cache" / f"check-{key}.json"
 
 
@@ -48,7 +47,7 @@ class CheckCache:
 
     def get(self, source: Source) -> Scan | None:
         """Return the scan of `source` if it is unchanged since, else None."""
-        entry = self._entries.get(os.path.abspath(source.path))
+        entry = self._entries.get(_key(source))
         try:
             if entry is None or entry["state"] != _state(source):
                 return None
@@ -63,7 +62,7 @@ class CheckCache:
     def put(self, source: Source, scan: Scan) -> None:
         """Remember `scan`, unless the source is not there to be compared with later (a broken link)."""
         with suppress(OSError):
-            self._entries[os.path.abspath(source.path)] = {"state": _state(source), "scan": asdict(scan)}
+            self._entries[_key(source)] = {"state": _state(source), "scan": asdict(scan)}
 
     def save(self) -> None:
         """Write the file. A place that cannot be written only costs time later."""
@@ -74,13 +73,20 @@ class CheckCache:
             log.warning("the check will be made again next time: %s", error)
 
 
+def _key(source: Source) -> str:
+    path = os.path.abspath(source.path)
+    part = source.recording is not None and source.name != source.folder_name
+    return os.path.join(path, os.path.basename(source.name)) if part else path
+
+
 def _state(source: Source) -> list:
     """Return what changes when the source does: size and time of change, of every picture in a folder."""
     if not source.is_folder:
         status = source.path.stat()
         return [status.st_size, status.st_mtime_ns]
-    digest = hashlib.sha256()
-    for picture in list_frames(source.path):
-        status = picture.stat()
-        digest.update(f"{picture.name}/{status.st_size}/{status.st_mtime_ns}/".encode())
+    recording = source.recording
+    digest = hashlib.sha256(f"{recording.breaks}/{recording.stills}/{recording.named_as_masks}/".encode())
+    for picture in recording.pictures:
+        status = (source.path / picture).stat()
+        digest.update(f"{picture}/{status.st_size}/{status.st_mtime_ns}/".encode(errors="surrogateescape"))
     return [digest.hexdigest()]

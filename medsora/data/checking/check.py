@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ from medsora.data.checking.timing import uneven_words
 from medsora.data.checking.windows import NoClips, TimedClips, Window, clip_span, timed_clips, windows_of
 from medsora.data.reading.find import Source, find_sources
 from medsora.data.reading.margins import NO_MARGINS, Margins
+from medsora.data.reading.picture_names import LeftOut
 from medsora.data.split import HELD_OUT, folder_note, sides_by_folder
 from medsora.errors import BadInput, one_line
 
@@ -51,6 +52,8 @@ class SourceReport:
         """Why no clip can be taken from this source, or None."""
         if self.scan.problem or self.windows:
             return self.scan.problem
+        if self.scan.stills:
+            return f"{self.scan.frames} single pictures, not the frames of one video: for joint images only"
         if self.no_clips:
             return "; ".join((self.no_clips, *self.scan.remarks))
         longest = max((stop - start for start, stop in self.scan.runs()), default=0)
@@ -120,6 +123,7 @@ class CheckReport:
     unlisted: dict[str, str]
     other_files: int
     rate: float | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def usable(self) -> tuple[SourceReport, ...]:
@@ -143,6 +147,11 @@ class CheckReport:
     def bad(self) -> tuple[SourceReport, ...]:
         """The sources that give none."""
         return tuple(report for report in self.reports if not report.windows)
+
+    @property
+    def stills(self) -> tuple[SourceReport, ...]:
+        """The sources that give no clip, but single pictures that may be joint images."""
+        return tuple(report for report in self.bad if report.scan.stills and not report.scan.problem)
 
     @property
     def clips(self) -> int:
@@ -175,9 +184,47 @@ class CheckReport:
             "them"
         )
 
+    def picture_notes(self) -> list[str]:
+        """Return what names of pictures tell, one clause each: how many, the first, and what is done."""
+        notes = []
+        for kind in dict.fromkeys(some.kind for some in self.left_out):
+            found = [some for some in self.left_out if some.kind == kind]
+            notes.append(
+                f"{kind} are left out: {sum(some.count for some in found)} in {_count(found, 'folder')}, the "
+                f"first: {found[0].name} ({found[0].count} {found[0].words()})"
+            )
+        if stills := self.stills:
+            notes.append(
+                f"{sum(still.scan.frames for still in stills)} pictures are single ones, not the frames of a "
+                f"video, and serve as joint images only: {_count(stills, 'source')}, the first: "
+                f"{stills[0].source.name}"
+            )
+        recordings = [r.source for r in self.reports if r.source.recording and not r.scan.problem]
+        if parts := [source for source in recordings if source.name != source.folder_name]:
+            folders = dict.fromkeys(source.folder_name for source in parts)
+            notes.append(
+                f"{_count(folders, 'folder')} with the pictures of {len(parts)} recordings by their names: "
+                f"each recording is a video of its own, the first: {parts[0].name}"
+            )
+        if gaps := [source for source in recordings if source.recording.breaks]:
+            first, at = gaps[0].recording.pictures, gaps[0].recording.breaks[0]
+            total = sum(len(source.recording.breaks) for source in gaps)
+            notes.append(
+                f"no clip crosses a gap in the frames' numbers: {total} in "
+                f"{_count(gaps, 'source')}, the first: {gaps[0].name} between {first[at - 1]} and {first[at]}"
+            )
+        steps = [source for source in recordings if source.recording.step not in (None, 0, 1)]
+        if steps := [source for source in steps if source.recording.step.denominator == 1]:
+            notes.append(
+                f"the frames' numbers rise by more than 1, which is no gap: {_count(steps, 'source')}, the "
+                f"first: {steps[0].name} by {steps[0].recording.step}"
+            )
+        return notes
+
     def complaints(self) -> list[str]:
         """Return one line for everything that is left out or damaged: what a training run prints."""
-        lines = [f"left out {report.source.name}: {report.problem}" for report in self.bad]
+        stills = {report.source.name for report in self.stills}
+        lines = [f"left out {r.source.name}: {r.problem}" for r in self.bad if r.source.name not in stills]
         lines += [f"left out the folder {name}: {reason}" for name, reason in self.unlisted.items()]
         lines += [
             f"used as far as it decodes: {r.source.name}: {'; '.join(r.remarks)}"
@@ -221,6 +268,7 @@ class CheckReport:
                 f"{marked[0].source.name} {marked[0].marks_words}; a model learns names and dates too: "
                 "set data.crop=[top,bottom,left,right] to cut them off, or take these files out"
             )
+        lines += self.picture_notes()
         if self.copies:
             lines.append(self.copies_note())
         return [one_line(line) for line in lines]
@@ -230,7 +278,10 @@ class CheckReport:
         if self.clips:
             return
         if not self.reports:
-            raise BadInput(f"{self.root} holds no videos: neither video files nor folders of pictures.")
+            others = "".join(f"; {note}" for note in self.picture_notes())
+            raise BadInput(
+                f"{self.root} holds no videos: neither video files nor folders of pictures{others}."
+            )
         first = self.reports[0]
         others = f" ({len(self.reports) - 1} more files fail too)" if len(self.reports) > 1 else ""
         raise BadInput(
@@ -284,7 +335,8 @@ def check_folder(
         timed, span, windows, no_clips = _clips_of(scans[source], frames, interval, rate, clip_stride)
         margins = scans[source].margins if crop == "auto" else NO_MARGINS if crop == "none" else tuple(crop)
         reports.append(SourceReport(source, scans[source], tuple(windows), span, margins, timed, no_clips))
-    return CheckReport(root, frames, interval, tuple(reports), found.unlisted, found.other_files, rate)
+    others = found.unlisted, found.other_files, rate, found.left_out
+    return CheckReport(root, frames, interval, tuple(reports), *others)
 
 
 def _clips_of(
@@ -314,6 +366,10 @@ def clip_windows(
 ) -> list[Window]:
     """Return the windows of the clips that `check_folder` counts in a source; none if it has a problem."""
     return [] if scan.problem else _clips_of(scan, frames, interval, rate, stride)[2]
+
+
+def _count(things: Collection[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
 
 
 def _scan_all(sources: list[Source], threads: int) -> Iterator[tuple[Source, Scan]]:

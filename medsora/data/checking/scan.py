@@ -13,6 +13,7 @@ from pathlib import Path
 from medsora.data.checking.burnt_in import EvenSamples
 from medsora.data.checking.copies import thumbnails
 from medsora.data.checking.cuts import SAMPLED_PX, CutFinder
+from medsora.data.checking.masks import MaskFinder
 from medsora.data.checking.timing import read_timing
 from medsora.data.reading.decoding import (
     AS_FLAGGED,
@@ -27,6 +28,7 @@ from medsora.data.reading.find import Source
 from medsora.data.reading.frame_folder import list_frames, read_image, read_picture
 from medsora.data.reading.interlacing import FieldOrderDetector
 from medsora.data.reading.margins import NO_MARGINS, Margins
+from medsora.data.reading.picture_names import Recording
 from medsora.data.reading.video_io import reader_info
 
 SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame
@@ -36,6 +38,7 @@ LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # of one pass; what takes longer for its s
 SEEKABLE_BY_BYTE = {"mpegts", "mpeg"}  # containers whose packets can be read from any position on
 HARD_CUTS = ("hard cut", "hard cuts")
 MAX_FRAMES_NAMED = 5  # at which a shot begins
+MAX_SIZE_CHANGES = 0.1  # of a folder's pictures; where more change their size, they are no recording
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
 
@@ -50,8 +53,9 @@ class Scan:
     `interpretation` is what `read_frames` needs to know to read the frames as `applied` says in words
     ("rotated 90°", "deinterlaced"); `width` and `height` are those of the frames as they are read.
     `thumbnails` tell copies (`medsora.data.checking.copies`). `breaks` are frames that do not continue
-    the one before: a hard cut, another size, time stamps that jump or pause; `parted` says so in words.
-    `times_ms` are the frames' times where these are not even (`medsora.data.checking.timing`).
+    the one before: a hard cut, missing frames, another size, time stamps that jump or pause; `parted` says
+    so in words. Of `stills` none does. `times_ms` are the frames' times where these are not even
+    (`medsora.data.checking.timing`).
     """
 
     container: str = "?"
@@ -72,21 +76,22 @@ class Scan:
     breaks: tuple[int, ...] = ()
     parted: tuple[str, ...] = ()
     times_ms: tuple[int, ...] = ()
+    stills: bool = False
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the stretches (start, stop) of consecutive frames that decode and are one shot.
 
         No clip reaches beyond one: whatever draws clips or frames of one scene draws them from these.
         """
-        broken = set(self.broken)
-        edges = {0, self.frames, *self.breaks, *broken, *(frame + 1 for frame in broken)}
+        breaks, broken = range(self.frames) if self.stills else self.breaks, set(self.broken)
+        edges = {0, self.frames, *breaks, *broken, *(frame + 1 for frame in broken)}
         return [(low, high) for low, high in pairwise(sorted(edges)) if low not in broken]
 
 
 def scan_source(source: Source) -> Scan:
     """Decode `source` once from start to end, holding one frame at a time. Never raises for a bad file."""
     try:
-        return _scan_folder(source.path) if source.is_folder else _scan_file(source.path)
+        return _scan_folder(source) if source.is_folder else _scan_file(source.path)
     except UnreadableVideo as error:
         return Scan(problem=error.reason)
     except OSError as error:
@@ -288,13 +293,19 @@ def _lands(path: Path, point: SeekPoint) -> bool:
         return reader.frames_from(point) is not None
 
 
-def _scan_folder(folder: Path) -> Scan:
-    pictures = list_frames(folder)
+def _scan_folder(source: Source) -> Scan:
+    folder = source.path
+    recording = source.recording or Recording(tuple(path.name for path in list_frames(folder)))
+    pictures = [folder / name for name in recording.pictures]
+    codec = pictures[0].suffix.lstrip(".").lower()
+    if recording.problem:
+        return Scan("frames", codec, problem=recording.problem)
     broken: list[int] = []
     reasons: list[str] = []
-    sizes: Counter[tuple[int, int]] = Counter()
+    sizes: dict[int, tuple[int, int]] = {}
     turned: Counter[str] = Counter()
     samples, whites, any_deep, cuts = EvenSamples(), WhiteFinder(), False, CutFinder()
+    masks = MaskFinder(called_masks=recording.named_as_masks)
     for number, path in enumerate(pictures):
         try:
             picture = read_picture(path)
@@ -306,16 +317,20 @@ def _scan_folder(folder: Path) -> Scan:
             raise UnreadableVideo(folder, f"{path.name}: {error}") from error
         else:
             height, width = picture.values.shape[:2]
-            sizes[width, height] += 1
+            sizes[number] = width, height
             any_deep |= is_deep(picture.values)
             if picture.orientation.words:
                 turned[picture.orientation.words] += 1
-            if samples.wants(number) and not any_deep:
-                samples.add(picture.values)
+            if samples.wants(number):
+                masks.add(picture.values)
+                if not any_deep:
+                    samples.add(picture.values)
             if not any_deep:
                 cuts.add(number, picture.values)
     if not sizes:
         return Scan("frames", problem=f"none of its {len(pictures)} pictures decodes: {reasons[0]}")
+    if words := masks.words():
+        return Scan("frames", codec, problem=words)
     white = _white(folder, whites)
     if any_deep:  # what is white is known only now
         samples = EvenSamples()
@@ -323,15 +338,31 @@ def _scan_folder(folder: Path) -> Scan:
         for number, path in enumerate(readable):
             if samples.wants(number):
                 samples.add(read_image(path, white))
-    ((width, height),) = (size for size, _ in sizes.most_common(1))
     remarks = []
     if broken:
         remarks.append(f"{len(broken)} of {len(pictures)} pictures do not decode, the first: {reasons[0]}")
-    if len(sizes) > 1:
-        remarks.append(f"its pictures have {len(sizes)} different sizes")
-    codec = pictures[0].suffix.lstrip(".").lower()
-    decoded = sizes.total()
-    applied = [words if n == decoded else f"{words} ({n} of {decoded})" for words, n in turned.items()]
+    counts = Counter(sizes.values())
+    (((width, height), most),) = counts.most_common(1)
+    odd = [number for number, size in sizes.items() if counts[size] == 1]
+    if 2 * most < len(sizes) or len(odd) > max(1, MAX_SIZE_CHANGES * len(sizes)):
+        odd = []
+    if odd:
+        one = f"1 picture of another size is left out: {pictures[odd[0]].name}"
+        more = f"{len(odd)} pictures of sizes of their own are left out, the first: {pictures[odd[0]].name}"
+        remarks.append(one if len(odd) == 1 else more)
+    alike = {number: size for number, size in sizes.items() if number not in odd}
+    changes = [after for before, after in pairwise(alike) if alike[before] != alike[after]]
+    stills = recording.stills or len(changes) > max(1, MAX_SIZE_CHANGES * len(alike))
+    if changes:
+        crossed = "" if stills else f", which change {len(changes)} times; no clip crosses a change"
+        remarks.append(f"its pictures have {len(set(alike.values()))} different sizes{crossed}")
+    known = {*recording.breaks, *changes}
+    hard_cuts = () if stills else tuple(frame for frame in cuts.cuts() if frame not in known)
+    if recording.named_as_masks:
+        remarks.append("it is called masks, but its pictures are none: they are used")
+    applied = [words if n == len(sizes) else f"{words} ({n} of {len(sizes)})" for words, n in turned.items()]
+    if recording.by_value:
+        applied.append(f"frames ordered by value ({', '.join(recording.pictures[:3])}, ...)")
     still = samples.still_marks()
     return Scan(
         "frames",
@@ -339,15 +370,16 @@ def _scan_folder(folder: Path) -> Scan:
         width,
         height,
         frames=len(pictures),
-        broken=tuple(broken),
+        broken=tuple(sorted({*broken, *odd})),
         remarks=tuple(remarks),
         margins=still.margins,
         marks=still.marks,
         interpretation=Interpretation(white=white),
         applied=tuple(words for words in (*applied, depth_words(white)) if words),
         thumbnails=thumbnails(samples.kept),
-        breaks=cuts.cuts(),
-        parted=_parted_words({HARD_CUTS: cuts.cuts()}),
+        breaks=tuple(sorted({*recording.breaks, *changes, *hard_cuts})),
+        parted=_parted_words({HARD_CUTS: hard_cuts}),
+        stills=stills,
     )
 
 

@@ -11,6 +11,7 @@ from medsora.data.checking.check import CheckReport, SourceReport
 from medsora.data.checking.windows import clip_span
 from medsora.data.reading.video_io import read_frames
 from medsora.data.sheet import contact_sheet
+from medsora.errors import one_line
 
 SHEET_ROWS = 24
 
@@ -30,7 +31,27 @@ def check_table(report: CheckReport) -> Table:
         table.add_row(*_cells(source, originals.get(source.source.name)))
     for name, reason in report.unlisted.items():
         table.add_row(
-            Text(name), "folder", "", "", "", "", "0", "", Text(f"cannot be listed: {reason}", "red")
+            Text(one_line(name)),
+            "folder",
+            "",
+            "",
+            "",
+            "",
+            "0",
+            "",
+            Text(f"cannot be listed: {reason}", "red"),
+        )
+    for some in report.left_out:
+        table.add_row(
+            Text(one_line(some.name)),
+            "frames",
+            "",
+            str(some.count),
+            "",
+            "",
+            "0",
+            "",
+            Text(one_line(f"left out: {some.kind}, {some.words()}"), "yellow"),
         )
     return table
 
@@ -55,7 +76,8 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
         text += f" {note[0].upper()}{note[1:]}."
     if report.other_files:
         text += f" {report.other_files} files are neither videos nor pictures and are left alone."
-    return text
+    lines = [text, *(f"{note[0].upper()}{note[1:]}." for note in (report.picture_notes() if remarks else ()))]
+    return "\n".join(map(one_line, lines))
 
 
 def _span_words(report: CheckReport) -> str:
@@ -82,8 +104,9 @@ def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
             seek_points=source.scan.seek_points,
             margins=source.margins,
             interpretation=source.scan.interpretation,
+            pictures=source.source.pictures,
         )
-        rows.append((f"{source.source.name}@{start}   {_format(source)}", frames))
+        rows.append((one_line(f"{source.source.name}@{start}   {_format(source)}"), frames))
     return contact_sheet(rows)
 
 
@@ -98,16 +121,16 @@ def _cells(source: SourceReport, original: str | None) -> list[Text | str]:
         source.marks_words,
         copied,
     )
-    remarks = source.problem or "; ".join(note for note in notes if note)
+    remarks = one_line(source.problem or "; ".join(note for note in notes if note))
     return [
-        Text(source.source.name),
+        Text(one_line(source.source.name)),
         scan.container,
         scan.codec,
         str(scan.frames),
         f"{scan.fps:.4g}" if scan.fps else "-",
         f"{scan.width}x{scan.height}" if scan.width else "-",
         str(len(source.windows)),
-        "; ".join(scan.applied),
+        one_line("; ".join(scan.applied)),
         Text(remarks, "red" if source.problem else "yellow"),
     ]
 

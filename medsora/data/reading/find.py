@@ -1,13 +1,26 @@
-"""What counts as a video below a folder: files by their ending, and folders that hold pictures."""
+"""What counts as a video below a folder: files by their ending, and the recordings among pictures."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsora.data.reading.decoding import DICOM_SUFFIXES, is_dicom
-from medsora.data.reading.frame_folder import IMAGE_SUFFIXES, natural_key
+from medsora.data.reading.frame_folder import IMAGE_SUFFIXES
+from medsora.data.reading.picture_names import (
+    FRAME_NAME,
+    MASK_NAME,
+    MIN_NAMED_ALIKE,
+    LeftOut,
+    Recording,
+    core,
+    has_word,
+    natural_key,
+    sort_pictures,
+)
 from medsora.data.sheet import is_drawn
 from medsora.errors import BadInput
 
@@ -23,20 +36,40 @@ VIDEO_SUFFIXES = frozenset((
 
 @dataclass(frozen=True)
 class Source:
-    """One video: a file, or a folder of pictures. `name` is its path below the root, with forward slashes."""
+    """One video: a file, or the `recording` that pictures of a folder are.
+
+    `name` is its path below the root, with forward slashes: the folder's if all its pictures are one
+    recording, else that of the pattern of its pictures' names. `folder_name` is always the folder's.
+    """
 
     path: Path
     name: str
     is_folder: bool
+    recording: Recording | None = None
+    folder_name: str | None = None
+
+    @property
+    def whole_name(self) -> str:
+        """The name as if all pictures of a folder were one video, as they were in earlier versions."""
+        return self.folder_name or self.name
+
+    @property
+    def pictures(self) -> tuple[str, ...] | None:
+        """The names of a recording's pictures, in order; None of a file."""
+        return self.recording.pictures if self.recording else None
 
 
 @dataclass(frozen=True)
 class FoundSources:
-    """Everything that `find_sources` met: videos, folders that could not be listed, files of other kinds."""
+    """Everything that `find_sources` met.
+
+    Videos, folders that could not be listed, the number of files of other kinds, pictures that are no frames.
+    """
 
     sources: list[Source]
     unlisted: dict[str, str]
     other_files: int
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def find_sources(root: str | Path) -> FoundSources:
@@ -54,6 +87,8 @@ def find_sources(root: str | Path) -> FoundSources:
     sources: list[Source] = []
     unlisted: dict[str, str] = {}
     other_files = 0
+    pictures: dict[Path, list[str]] = {}
+    videos: defaultdict[Path, list[str]] = defaultdict(list)
     entered: set[tuple[int, int]] = set()
 
     def note_unlisted(error: OSError) -> None:
@@ -67,21 +102,69 @@ def find_sources(root: str | Path) -> FoundSources:
             continue
         entered.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        pictures = 0
         for name in files:
             suffix = Path(name).suffix.lower()
             if name.startswith(".") or is_drawn(name):
                 continue
             if suffix in VIDEO_SUFFIXES or (suffix not in IMAGE_SUFFIXES and _is_dicom(folder / name)):
                 sources.append(Source(folder / name, _name(folder / name, root), False))
+                videos[folder].append(name)
             elif suffix in IMAGE_SUFFIXES:
-                pictures += 1
+                pictures.setdefault(folder, []).append(name)
             else:
                 other_files += 1
-        if pictures:
-            sources.append(Source(folder, _name(folder, root), True))
+    left_out: list[LeftOut] = []
+    masks = _mask_folders({folder.relative_to(root).parts: names for folder, names in pictures.items()})
+    for folder, names in pictures.items():
+        name, parts = _name(folder, root), folder.relative_to(root).parts
+        if (frames := masks.get(parts)) is not None:
+            first = min(names, key=natural_key)
+            left_out.append(LeftOut(name, "masks", len(names), first, _name(root.joinpath(*frames), root)))
+            continue
+        found = sort_pictures(names, videos.get(folder, ()))
+        kinds = {"masks": found.masks, "posters or thumbnails": found.posters, "other pictures": found.strays}
+        left_out += [LeftOut(name, kind, len(some), some[0]) for kind, some in kinds.items() if some]
+        for pattern, recording in found.recordings.items():
+            named = replace(recording, named_as_masks=recording.named_as_masks or parts in masks)
+            own = name if len(found.recordings) == 1 else _name(folder / pattern, root)
+            sources.append(Source(folder, own, True, named, name))
     sources.sort(key=lambda source: (natural_key(source.name), source.name))
-    return FoundSources(sources, unlisted, other_files)
+    return FoundSources(sources, unlisted, other_files, tuple(left_out))
+
+
+def _mask_folders(
+    folders: Mapping[tuple[str, ...], Sequence[str]],
+) -> dict[tuple[str, ...], tuple[str, ...] | None]:
+    """Return the folders that are called masks, by their parts, and the folder of the frames of each if sure.
+
+    This is a folder beside them that is called frames, or the one that they lie in, with pictures of the same
+    names. Others may be labels' folders: their pictures must tell.
+    """
+    called = {
+        parts: [i for i, part in enumerate(parts) if has_word(part, MASK_NAME)]
+        for parts in folders
+        if any(has_word(part, MASK_NAME) for part in parts)
+    }
+    beside: defaultdict[tuple, list[tuple[str, ...]]] = defaultdict(list)  # by all parts but one
+    for parts in folders.keys() - called.keys() if called else ():
+        for i in range(len(parts)):
+            if has_word(parts[i], FRAME_NAME):
+                beside[i, parts[:i] + parts[i + 1 :]].append(parts)
+
+    def frames_of(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for i in called[parts]:
+            without = parts[:i] + parts[i + 1 :]
+            yield from ([without] if without in folders and without not in called else [])
+            yield from beside.get((i, without), ())
+            yield from beside.get((i, parts[:i]), ())
+
+    found: dict[tuple[str, ...], tuple[str, ...] | None] = {}
+    for parts in called:
+        cores = {core(name) for name in folders[parts]}
+        candidates = {frames: {core(name) for name in folders[frames]} & cores for frames in frames_of(parts)}
+        sure = [frames for frames, same in candidates.items() if len(same) >= MIN_NAMED_ALIKE * len(cores)]
+        found[parts] = sure[0] if sure else None
+    return found
 
 
 def _is_dicom(path: Path) -> bool:

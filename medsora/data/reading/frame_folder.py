@@ -1,9 +1,8 @@
-"""A folder of single pictures, taken in natural order, as a video."""
+"""A folder of single pictures, in the order that their names tell, as a video."""
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 import struct
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from medsora.data.reading.decoding import MAX_PIXELS, MAX_SIDE, SIZE_LIMIT, UnreadableVideo
 from medsora.data.reading.depth import FULL_WHITE, UnknownWhite, WhiteFinder, is_deep, to_eight_bits
 from medsora.data.reading.orientation import EXIF_ORIENTATION, EXIF_ORIENTATIONS, UPRIGHT, Orientation
+from medsora.data.reading.picture_names import natural_order, sort_pictures
 from medsora.data.sheet import is_drawn
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"])
@@ -28,24 +28,20 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _TIFF_SUBFILE_TYPE, _REDUCED_OR_MASK = 254, 1 | 4  # pages that are a smaller copy or the mask of another
 
 
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sort key under which frame_2 comes before frame_10."""
-    return [
-        (0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name.lower()) if part
-    ]
-
-
 def list_frames(folder: str | Path) -> list[Path]:
-    """Return the pictures that lie directly in `folder` in natural order.
+    """Return the frames that lie directly in `folder` in order.
 
-    Hidden ones are left out, and what MedSora's commands draw beside clips.
+    Hidden files are left out, and what MedSora's commands draw beside clips. If its pictures are not those of
+    one recording, these are all pictures in natural order.
     """
     found = [
-        path
+        path.name
         for path in Path(folder).iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not is_drawn(path.name)
     ]
-    return sorted(found, key=lambda path: (natural_key(path.name), path.name))
+    recordings = list(sort_pictures(found).recordings.values())
+    names = recordings[0].pictures if len(recordings) == 1 else natural_order(found)
+    return [Path(folder, name) for name in names]
 
 
 @dataclass(frozen=True)

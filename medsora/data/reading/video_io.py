@@ -102,6 +102,7 @@ def read_frames(
     seek_points: Sequence[SeekPoint] = (),
     margins: Margins = NO_MARGINS,
     interpretation: Interpretation = AS_FLAGGED,
+    pictures: Sequence[str] | None = None,
     time_limit: float | None = None,
     resize: Callable[[np.ndarray, int | tuple[int, int]], np.ndarray] = resize_and_crop,
 ) -> np.ndarray:
@@ -114,7 +115,7 @@ def read_frames(
     `medsora.data.checking.scan.scan_source`) decoding begins at the last usable one at or before `start`,
     without them at the file's start; the frames are the same either way. Frames are upright, of square pixels
     and deinterlaced where they are flagged interlaced; `interpretation`, also from the scan, tells what the
-    file does not.
+    file does not. `pictures` are the names of a folder's frames in order (default: `list_frames`).
 
     Raises `UnreadableVideo` (a `ValueError`) if a frame does not exist or does not decode, or if it takes
     longer than `time_limit` seconds.
@@ -134,9 +135,9 @@ def read_frames(
     if not path.is_dir():
         chosen = _file_frames(path, start, stop, wanted, seek_points, interpretation, time_limit)
     elif numbers is None:
-        chosen = _folder_frames(path, start, stop, interval, interpretation.white)
+        chosen = _folder_frames(path, start, stop, interval, interpretation.white, pictures)
     else:
-        every = enumerate(_folder_frames(path, start, stop, 1, interpretation.white), start)
+        every = enumerate(_folder_frames(path, start, stop, 1, interpretation.white, pictures), start)
         chosen = (frame for number, frame in every if number in wanted)
     kept = []
     for frame in chosen:
@@ -185,11 +186,17 @@ def _last_file_frames(path: Path, count: int) -> list[np.ndarray]:
 
 
 def _folder_frames(
-    folder: Path, start: int, stop: int | None, interval: int, white: float | None = None
+    folder: Path,
+    start: int,
+    stop: int | None,
+    interval: int,
+    white: float | None = None,
+    pictures: Sequence[str] | None = None,
 ) -> Iterator[np.ndarray]:
     changed_ns = folder.stat().st_mtime_ns
-    for picture in _listing(folder, changed_ns)[start:stop:interval]:
-        values = read_picture(picture).values
+    listed = _listing(folder, changed_ns) if pictures is None else pictures
+    for picture in listed[start:stop:interval]:
+        values = read_picture(folder / picture).values
         yield to_eight_bits(values, white or _white(folder, changed_ns)) if is_deep(values) else values
 
 

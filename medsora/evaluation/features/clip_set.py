@@ -23,9 +23,10 @@ import numpy as np
 from medsora.config.crop import Crop
 from medsora.data.checking.check import CheckReport, SourceReport, check_folder
 from medsora.data.clips import CLIP_TIME_LIMIT_S
-from medsora.data.reading.frame_folder import list_frames
+from medsora.data.reading.find import Source
 from medsora.data.reading.resize import height_width, resize_and_crop
 from medsora.data.reading.video_io import read_frames
+from medsora.errors import one_line
 from medsora.runtime.digests import sha256
 
 
@@ -79,7 +80,7 @@ class ClipSet:
     def name(self, index: int) -> str:
         """Return what reports call the clip: "folder/file.mp4@START"."""
         source, start = self.clips[index]
-        return f"{source.source.name}@{start}"
+        return one_line(f"{source.source.name}@{start}")
 
     def read(self, index: int) -> np.ndarray:
         """Return clip `index` as uint8 (F, H, W, 3). Raises `UnreadableVideo`, a `ValueError`."""
@@ -94,6 +95,7 @@ class ClipSet:
             seek_points=source.scan.seek_points,
             margins=source.margins,
             interpretation=source.scan.interpretation,
+            pictures=source.source.pictures,
             time_limit=CLIP_TIME_LIMIT_S,
             resize=self.resize.apply,
         )
@@ -118,7 +120,7 @@ class ClipSet:
     @cached_property
     def source_digests(self) -> dict[str, str]:
         """SHA-256 of the bytes of every source that gives a clip, by name."""
-        used = {source.source.name: source.source.path for source, _ in self.clips}
+        used = {source.source.name: source.source for source, _ in self.clips}
         with ThreadPoolExecutor(READ_THREADS) as pool:
             return dict(zip(used, pool.map(_digest, used.values()), strict=True))
 
@@ -142,7 +144,9 @@ class ClipSet:
             "videos_found": len(self.report.reports),
             "videos_usable": len(self.report.usable),
             "videos_used": len(used),
-            "left_out": {bad.source.name: bad.problem for bad in self.report.bad} | self.report.unlisted,
+            "left_out": {bad.source.name: bad.problem for bad in self.report.bad}
+            | self.report.unlisted
+            | {f"{some.name}: {some.kind}": f"{some.count} {some.words()}" for some in self.report.left_out},
             "clips_available": self.available,
             "clips_used": len(self),
             "every_nth_frame": self.interval if self.by_time is None else None,
@@ -216,12 +220,12 @@ def choose_clips(
     return ClipSet(Path(root), report, clips, len(everything), *of_clips)
 
 
-def _digest(path: Path) -> str:
-    if path.is_file():
-        return sha256(path)
+def _digest(source: Source) -> str:
+    if source.pictures is None:
+        return sha256(source.path)
     state = hashlib.sha256()
-    for picture in list_frames(path):
-        state.update(_digest(picture).encode())
+    for picture in source.pictures:
+        state.update(sha256(source.path / picture).encode())
     return state.hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medsora.errors import BadInput
+from medsora.errors import BadInput, one_line
 from medsora.evaluation.features.clip_set import ClipSet
 from medsora.evaluation.metrics.motion import DIS_IDENTITY, DIS_NOTE
 from medsora.evaluation.report.paper_tables import number_text
@@ -23,7 +23,7 @@ def require_enough(clips: ClipSet) -> ClipSet:
 
 def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:
     """Return the sentences, the gravest first."""
-    return [
+    found = [
         *_too_few(settings, real, fake, results),
         *_too_few_frames(results),
         *_borders_cut(settings, real, fake),
@@ -32,6 +32,7 @@ def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results:
         *_left_out(real),
         *_left_out(fake),
     ]
+    return [one_line(caveat) for caveat in found]
 
 
 def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -20,15 +21,17 @@ def clips_digest(clips: ClipDataset) -> str:
         geometry += [clips.spec.rate, [video.scan.fps for video in clips.videos]]
     windows = [[video, window.start] for video, window in clips.windows]
     digest.update(json.dumps([geometry, windows]).encode())
-    margins = [list(video.margins) for video in clips.videos]
+    margins = [list(video.margins) for video in clips.sources]
     if any(map(any, margins)):
         digest.update(json.dumps(margins).encode())
-    applied = [list(video.scan.applied) for video in clips.videos]
+    applied = [list(video.scan.applied) for video in clips.sources]
     if any(applied):
         digest.update(json.dumps(applied).encode())
-    for video in clips.videos:
-        digest.update(video.source.name.encode("utf-8", "surrogateescape"))
-        digest.update(_content_digest(video.source.path))
+    for video in clips.sources:
+        source = video.source
+        whole = source.recording is None or source.recording.plain  # with whatever else lies in the folder
+        digest.update(source.name.encode("utf-8", "surrogateescape"))
+        digest.update(_content_digest(source.path, None if whole else source.pictures))
     return digest.hexdigest()
 
 
@@ -54,10 +57,10 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _content_digest(path: Path) -> bytes:
+def _content_digest(path: Path, pictures: Sequence[str] | None = None) -> bytes:
     if path.is_dir():
         digest = hashlib.sha256()
-        for picture in sorted(path.iterdir()):
+        for picture in sorted(path.iterdir()) if pictures is None else (path / name for name in pictures):
             if picture.is_file():
                 digest.update(picture.name.encode("utf-8", "surrogateescape") + _content_digest(picture))
         return digest.digest()

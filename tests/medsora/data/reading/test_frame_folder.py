@@ -1,4 +1,4 @@
-"""Folders of pictures: natural order, eight bits of sixteen, a reason for every refused picture."""
+"""Folders of pictures: frames in order, eight bits of sixteen, a reason for every refused picture."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from PIL import Image
 
 from medsora.data.reading.decoding import UnreadableVideo
-from medsora.data.reading.frame_folder import list_frames, natural_key, read_image
-
-
-def test_numbers_are_ordered_as_numbers() -> None:
-    names = ["frame_10.png", "frame_2.png", "Frame_1.png", "10.png", "9.png"]
-    assert sorted(names, key=natural_key) == ["9.png", "10.png", "Frame_1.png", "frame_2.png", "frame_10.png"]
+from medsora.data.reading.frame_folder import list_frames, read_image
 
 
 def test_pictures_are_listed_without_hidden_and_other_files(tmp_path: Path) -> None:
     for name in ("b10.PNG", "b9.jpg", ".hidden.png", "notes.txt", "b9.tiff"):
         (tmp_path / name).touch()
     assert [path.name for path in list_frames(tmp_path)] == ["b9.jpg", "b9.tiff", "b10.PNG"]
+    for number in (0.04, 0.2, 0.12, 0.16, 0.08):
+        (tmp_path / "seconds").mkdir(exist_ok=True)
+        (tmp_path / "seconds" / f"{number}.png").touch()
+    stems = [path.stem for path in list_frames(tmp_path / "seconds")]
+    assert stems == ["0.04", "0.08", "0.12", "0.16", "0.2"]
 
 
 def test_a_picture_is_rgb_of_eight_bits(tmp_path: Path) -> None:
