@@ -20,7 +20,7 @@ from medsora.config import choices
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.diffusion import CLEAN
 from medsora.errors import BadInput
-from medsora.sampler import Callback, make_scheduler, noise_like, sample
+from medsora.sampler import Callback, noise_like, prepare_scheduler, sample
 from medsora.sampling.compiled import compile_blocks
 from medsora.sampling.conditions import check_first_frames, check_guidance, label_numbers, plan_film
 from medsora.sampling.prepared import PreparedDenoiser
@@ -53,7 +53,7 @@ class MedSoraPipeline(SavedPipeline):
         seeds: Sequence[int] | None = None,
         frames: int | None = None,
         size: Sequence[int] | None = None,
-        sampler: str = "ddim",
+        sampler: str | None = None,
         eta: float = 0.0,
         batch_size: int = 8,
         compile: str = "auto",
@@ -72,7 +72,8 @@ class MedSoraPipeline(SavedPipeline):
             generator: draws the seeds if none are given; default: torch's global one.
             seeds: one per video.
             frames, size: F and (H, W) in pixels, if other than those trained on.
-            sampler: "ddim", or "dpmpp" for DPM-Solver++, which needs 20 to 50 steps.
+            sampler: "ddim", or "dpmpp" for DPM-Solver++, which needs 20 to 50 steps, over the noise schedule
+                of `scheduler`; default: `scheduler` itself, which is DDIM unless another was set.
             eta: of DDIM; 0 is deterministic, 1 as random as ancestral sampling.
             batch_size: how many videos are denoised together; a matter of memory and speed only.
             compile: "auto" records a step as a CUDA graph on a GPU, which takes a second; "on" also compiles
@@ -107,11 +108,12 @@ class MedSoraPipeline(SavedPipeline):
             raise BadInput(f"there is no output type {output_type!r}; choose np or latent.")
         if output_type == "latent" and film.windows > 1:
             raise BadInput("a film made in windows has no latents of its own; take frames, or no window.")
+        steps = len(prepare_scheduler(self.scheduler, num_inference_steps, sampler).timesteps)
         batches = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
         videos = []
         with (
             _evaluating(self.denoiser, self.vae),
-            self.progress_bar(total=len(batches) * num_inference_steps * film.windows) as bar,
+            self.progress_bar(total=len(batches) * steps * film.windows) as bar,
         ):
 
             def after_step(number: int, t: int, z: Tensor) -> None:
@@ -149,10 +151,8 @@ class MedSoraPipeline(SavedPipeline):
         """Scaled latents (B, f, C, h, w), float32: only the weights and what they compute are in `dtype`."""
         clip, none = shape[0], self.denoiser.config.classes
         images = self.config.image_latents if self.denoiser.config.mixing == "mixed" else 0
-        trained = ("num_train_timesteps", "beta_start", "beta_end")
-        schedule = {name: self.scheduler.config[name] for name in trained}
-        scheduler = make_scheduler(how.sampler, how.steps, **schedule)
-        timesteps, of_latents, given = scheduler.timesteps.tolist(), None, None
+        scheduler = prepare_scheduler(self.scheduler, how.steps, how.sampler)
+        timesteps, of_latents, given = [int(t) for t in scheduler.timesteps], None, None
         if first is not None:
             given = self._encode(first)
             timesteps = [*timesteps, CLEAN]
@@ -207,7 +207,7 @@ class MedSoraPipeline(SavedPipeline):
 class _How(NamedTuple):
     """How a call samples, whatever it samples."""
 
-    sampler: str
+    sampler: str | None
     steps: int
     eta: float
     compile: str

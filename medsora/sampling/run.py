@@ -44,6 +44,7 @@ from medsora.sampling.conditions import (
 from medsora.sampling.pipeline import DTYPES, MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
 from medsora.saved.find import ModelFolder, find_model
+from medsora.saved.pipeline import saved_sampler
 from medsora.vae import check_video_shape
 
 MANIFEST = "manifest.json"
@@ -54,8 +55,8 @@ SHEET_ROWS = 12
 class SamplingSettings:
     """What to sample. Video k has the seed `seed` + k; the model's own clip length and rate are defaults.
 
-    `batch_size` counts videos per process and changes memory and speed only. Raises `BadInput` for a value
-    that is not possible.
+    `batch_size` counts videos per process and changes memory and speed only. Without a `sampler` the model's
+    own scheduler samples. Raises `BadInput` for a value that is not possible.
     """
 
     model: str
@@ -65,7 +66,7 @@ class SamplingSettings:
     steps: int = 250
     eta: float = 0.0
     seed: int = 0
-    sampler: str = "ddim"
+    sampler: str | None = None
     dtype: str = "fp32"
     vae_dtype: str = "auto"
     compile: str = "auto"
@@ -80,7 +81,7 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         choices = {
-            "sampler": SAMPLERS,
+            "sampler": (None, *SAMPLERS),
             "dtype": DTYPES,
             "vae_dtype": ("auto", *DTYPES),
             "compile": COMPILE,
@@ -88,13 +89,15 @@ class SamplingSettings:
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise BadInput(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+                raise BadInput(
+                    f"{name} must be one of {', '.join(filter(None, known))}, not {getattr(self, name)!r}."
+                )
         for name in ("num_videos", "batch_size"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not 0 <= self.seed <= 2**62:
             raise BadInput(f"the seed must lie between 0 and 2^62, not {self.seed}.")
-        if not 0 <= self.eta <= 1 or (self.eta > 0 and self.sampler != "ddim"):
+        if not 0 <= self.eta <= 1 or (self.eta > 0 and self.sampler not in (None, "ddim")):
             raise BadInput(
                 f"eta must lie between 0 and 1, and be 0 unless the sampler is ddim, not {self.eta}."
             )
@@ -124,6 +127,7 @@ class Plan:
     frames: int
     fps: float
     missing: list[int]
+    sampler: str
     film: FilmPlan
     first_frames: np.ndarray | None
 
@@ -244,7 +248,7 @@ class BackgroundWriter:
 
 def _write(settings: SamplingSettings, path: Path, video: np.ndarray, plan: Plan, seed: int) -> None:
     if settings.format == "mp4":
-        tags = synthetic_tags(f"seed {seed}, {settings.sampler}, {settings.steps} steps")
+        tags = synthetic_tags(f"seed {seed}, {plan.sampler}, {settings.steps} steps")
         write_video(path, video, plan.fps, metadata=tags)
         return
     beside = name_beside(path)
@@ -274,16 +278,19 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
         first = check_first_frames(first, trained, film.window, size, settings.num_videos)[0]
     fps = model.geometry["fps"] if settings.fps is None else settings.fps
     label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)
+    sampler, scheduler = saved_sampler(model)
+    sampler = settings.sampler or sampler
+    if settings.eta > 0 and "ddim" not in sampler.lower():
+        raise BadInput(f"eta is {settings.eta}, but the model's {sampler} has none; take --sampler ddim.")
     made_by = {
         "weights_sha256": model.digests(),
         "weights": model.weights,
         "frames": frames,
         "size": size,
         "fps": fps,
-        **{
-            key: getattr(settings, key)
-            for key in ("steps", "eta", "seed", "sampler", "dtype", "vae_dtype", "format")
-        },
+        **{key: getattr(settings, key) for key in ("steps", "eta", "seed", "dtype", "vae_dtype", "format")},
+        "sampler": sampler,
+        "scheduler": scheduler,
         "label": settings.label,
         "guidance": settings.guidance if settings.label else None,
         "first_frames": None if first is None else [len(first), hashlib.sha256(first.tobytes()).hexdigest()],
@@ -306,7 +313,7 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
             write_json(settings.out / MANIFEST, manifest)
         except OSError as error:
             raise BadInput(f"{str(error).rstrip('.')}; make room, or take another --out.") from error
-    return Plan(model, frames, fps, missing, film, first)
+    return Plan(model, frames, fps, missing, sampler, film, first)
 
 
 def _check_out(settings: SamplingSettings, made_by: dict[str, Any]) -> int:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from safetensors import SafetensorError
 from torch import nn
 
 from medsora.denoiser import MedSora
 from medsora.errors import BadInput
 from medsora.runtime.files import obey_umask, write_json
-from medsora.sampler import ddim_scheduler
+from medsora.sampler import SCHEDULERS, check_scheduler, ddim_scheduler
 from medsora.saved.card import CARD_NAME, ModelCard
 from medsora.saved.find import GEOMETRY, ModelFolder, check_part, find_in_run, find_pipeline, read_json_object
 from medsora.saved.hub import upload_model
@@ -27,7 +28,8 @@ class SavedPipeline(DiffusionPipeline):
 
     Args:
         denoiser, vae: with the same number of latent channels.
-        scheduler: its noise schedule is what sampling uses; default: MedSora's (`ddim_scheduler`).
+        scheduler: what samples; one of `medsora.sampler.SCHEDULERS` that predicts ε at whole timesteps.
+            Default: MedSora's (`ddim_scheduler`). Another may be set later: `pipe.scheduler = ...`.
         frames, size, fps: F, (H, W) in pixels and frames per second of the clips trained on.
         image_latents: how many joint images the denoiser was trained with (§3.4). One with `mixing="mixed"`
             gets as many beside the clip's latents, which are dropped at the end.
@@ -35,7 +37,7 @@ class SavedPipeline(DiffusionPipeline):
         given_frames: with how many given first frames it was trained.
 
     Raises:
-        BadInput: if the latent channels or the number of labels differ.
+        BadInput: if the latent channels or the number of labels differ, or the scheduler cannot sample.
     """
 
     _optional_components: ClassVar = ["scheduler"]
@@ -44,7 +46,7 @@ class SavedPipeline(DiffusionPipeline):
         self,
         denoiser: MedSora,
         vae: FrequencyCompensatedVAE,
-        scheduler: DDIMScheduler | None = None,
+        scheduler: SchedulerMixin | None = None,
         *,
         frames: int = 16,
         size: Sequence[int] = (128, 128),
@@ -65,6 +67,7 @@ class SavedPipeline(DiffusionPipeline):
                 f"{len(labels)}; save or copy the model again."
             )
         scheduler = ddim_scheduler(250) if scheduler is None else scheduler
+        check_scheduler(scheduler)
         self.register_modules(denoiser=denoiser, vae=vae, scheduler=scheduler)
         self.register_to_config(frames=frames, size=list(size), fps=fps, image_latents=image_latents)
         self.register_to_config(labels=list(labels), given_frames=list(given_frames))
@@ -75,7 +78,11 @@ class SavedPipeline(DiffusionPipeline):
         return list(self.config.labels)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Save as `DiffusionPipeline` does, but without the paths of this machine that it writes down."""
+        """Save as `DiffusionPipeline` does, but without the paths of this machine that it writes down.
+
+        Raises `BadInput` for a scheduler that cannot sample.
+        """
+        check_scheduler(self.scheduler)
         super().save_pretrained(save_directory, **options)
         for path in Path(save_directory).rglob("*.json"):
             values = read_json_object(path)
@@ -156,8 +163,30 @@ def _load_part(kind: type[nn.Module], folder: Path, dtype: torch.dtype) -> nn.Mo
         raise BadInput(f"{folder} cannot be loaded as a {kind.__name__}: {reason}.") from error
 
 
-def _load_scheduler(folder: Path) -> DDIMScheduler:
+def saved_sampler(found: ModelFolder) -> tuple[str, dict[str, Any] | None]:
+    """Return what a model samples with: "ddim" and None, or another scheduler's class and its settings.
+
+    Raises `BadInput` as `from_folder` does.
+    """
+    usual = ddim_scheduler(250)
+    scheduler = _load_scheduler(found.scheduler) if found.scheduler else usual
+    check_scheduler(scheduler)
+    settings, usual_settings = (
+        {key: value for key, value in each.config.items() if not key.startswith("_")}
+        for each in (scheduler, usual)
+    )
+    if type(scheduler) is type(usual) and settings == usual_settings:
+        return "ddim", None
+    return type(scheduler).__name__, settings
+
+
+def _load_scheduler(folder: Path) -> SchedulerMixin:
+    name = read_json_object(folder / SCHEDULER_CONFIG_NAME).get("_class_name")
+    if name not in SCHEDULERS:
+        raise BadInput(
+            f"{folder} holds a {name}, which cannot sample here; there are {', '.join(SCHEDULERS)}."
+        )
     try:
-        return DDIMScheduler.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        return SCHEDULERS[name].from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
         raise BadInput(f"{folder} cannot be loaded as a scheduler; save or copy the model again.") from error

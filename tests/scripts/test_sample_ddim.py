@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 
 import sample_ddim
 from medsora.data.reading.video_io import probe, read_frames
@@ -126,6 +127,21 @@ def test_raw_weights_other_lengths_and_samplers(sample: Callable, tmp_path: Path
     assert not np.array_equal(read_frames(averaged[0]), read_frames(other[0]))
     short = sample(num_videos=1, frames=1, out=tmp_path / "short")
     assert read_frames(short[0]).shape == (1, 32, 16, 3)
+
+
+def test_the_scheduler_of_a_saved_model_samples(sample: Callable, tmp_path: Path) -> None:
+    pipeline, model = tiny_pipeline(), tmp_path / "model"
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(model)
+    (path,) = sample(model=str(model), format="frames", num_videos=1, vae_dtype="fp32")
+    expected = pipeline(num_inference_steps=3, seeds=[7]).frames
+    assert np.array_equal(read_frames(path), expected[0])
+    settings = json.loads((tmp_path / "videos" / "manifest.json").read_text())["settings"]
+    assert (settings["sampler"], settings["scheduler"]["beta_end"]) == ("EulerDiscreteScheduler", 0.02)
+    with pytest.raises(BadInput, match="made with sampler EulerDiscreteScheduler, but now it is ddim"):
+        sample(model=str(model), format="frames", num_videos=1, vae_dtype="fp32", sampler="ddim")
+    with pytest.raises(BadInput, match="EulerDiscreteScheduler has none"):
+        sample(model=str(model), eta=0.5, out=tmp_path / "other")
 
 
 # The second start
