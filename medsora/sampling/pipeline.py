@@ -182,11 +182,13 @@ class MedSoraPipeline(SavedPipeline):
     def _prepare(
         self, timesteps: list[int], images: int, compile: str, labels: list[int]
     ) -> PreparedDenoiser:
-        """The denoiser made ready for timesteps and labels; the last one again if nothing has changed."""
+        """The denoiser made ready for timesteps and labels: the last one, with a new table, if it fits."""
         if compile == "on" and compile_blocks(self.denoiser):
             self._prepared = None  # what it recorded is of the blocks as they were
         asked = (timesteps, images, compile != "off", labels)
-        if self._prepared is None or not self._prepared.fits(self.denoiser, *asked):
+        if self._prepared is not None and self._prepared.fits(self.denoiser, *asked):
+            self._prepared.tabulate()
+        else:
             self._prepared = PreparedDenoiser(
                 self.denoiser, timesteps, num_images=images, record=compile != "off", labels=labels
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from medsora.denoiser import MedSora, MedSoraOutput
@@ -161,15 +162,45 @@ def test_the_callback_sees_every_step_of_every_batch(pipeline: MedSoraPipeline) 
     assert seen == [(0, 999), (1, 499)] * 2
 
 
-def test_adaln_is_tabulated_once_and_again_for_other_weights(pipeline: MedSoraPipeline) -> None:
+def write_in_place(model: MedSora, other: MedSora) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
+            parameter.copy_(value)
+
+
+def write_through_data(model: MedSora, other: MedSora) -> None:
+    for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
+        parameter.data.copy_(value.data)
+
+
+def assign_data(model: MedSora, other: MedSora) -> None:
+    for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
+        parameter.data = value.data.clone()
+
+
+WEIGHT_CHANGES = {
+    "in place": write_in_place,
+    "data.copy_": write_through_data,
+    "data =": assign_data,
+    "EMAModel.copy_to": lambda model, other: EMAModel(other.parameters()).copy_to(model.parameters()),
+    "load_state_dict": lambda model, other: model.load_state_dict(other.state_dict()),
+    "load_state_dict, assign": lambda model, other: model.load_state_dict(other.state_dict(), assign=True),
+    "to": lambda model, other: model.to(torch.bfloat16).load_state_dict(other.state_dict()),
+}
+
+
+@pytest.mark.parametrize("change", WEIGHT_CHANGES)
+def test_weights_that_changed_since_the_last_call_are_noticed(change: str) -> None:
     options = {"num_inference_steps": 2, "seeds": [0], "output_type": "latent"}
+    pipeline, other = tiny_pipeline(), tiny_denoiser(seed=3)
     before = pipeline(**options).frames
     prepared = pipeline._prepared
     assert torch.equal(pipeline(**options).frames, before)
     assert pipeline._prepared is prepared
-    with torch.no_grad():
-        pipeline.denoiser.blocks[0].modulation.bias.add_(1)
-    assert not torch.equal(pipeline(**options).frames, before)
+    WEIGHT_CHANGES[change](pipeline.denoiser, other)
+    fresh = MedSoraPipeline(other.to(pipeline.denoiser.dtype), pipeline.vae, **GEOMETRY)(**options).frames
+    assert torch.equal(pipeline(**options).frames, fresh)
+    assert not torch.equal(fresh, before)
 
 
 def test_bad_requests_are_one_sentence(pipeline: MedSoraPipeline) -> None:
