@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import diffusers
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
@@ -26,8 +27,6 @@ from medsora.sampling.conditions import check_first_frames, check_guidance, labe
 from medsora.sampling.prepared import PreparedDenoiser
 from medsora.saved.pipeline import SavedPipeline
 from medsora.vae.layout import channels_last
-
-DTYPES = dict(zip(choices.DTYPES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 
 
 @dataclass
@@ -204,6 +203,10 @@ class MedSoraPipeline(SavedPipeline):
         on_gpu = self.vae.device.type == "cuda"
         with channels_last(self.vae) if on_gpu else nullcontext():
             return video_to_frames(self.vae.decode(z.to(self.vae.device, self.vae.dtype)))
+
+
+# `DiffusionPipeline.from_pretrained` looks a saved pipeline's class up by its name among diffusers' own.
+diffusers.MedSoraPipeline = MedSoraPipeline
 
 
 class _How(NamedTuple):

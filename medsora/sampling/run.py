@@ -41,10 +41,10 @@ from medsora.sampling.conditions import (
     plan_film,
     read_first_frames,
 )
-from medsora.sampling.pipeline import DTYPES, MedSoraPipeline
+from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
 from medsora.saved.find import ModelFolder, find_model
-from medsora.saved.pipeline import saved_sampler
+from medsora.saved.pipeline import DTYPES, saved_sampler
 from medsora.vae import check_video_shape
 
 MANIFEST = "manifest.json"

@@ -13,7 +13,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, SchedulerMixin
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    SchedulerMixin,
+)
 from torch import Tensor
 
 from medsora.data.reading.pixels import frames_to_video
@@ -187,3 +193,96 @@ def test_another_scheduler_is_saved_and_loaded(pipeline: MedSoraPipeline, tmp_pa
     name, settings = saved_sampler(find_model(tmp_path / "euler"))
     assert (name, settings["beta_end"]) == ("EulerAncestralDiscreteScheduler", 0.02)
     assert json.dumps(settings)
+
+
+# Saving and loading
+
+
+def test_components_make_the_same_pipeline() -> None:
+    pipeline = MedSoraPipeline(
+        tiny_denoiser(classes=2), tiny_vae(), **GEOMETRY, labels=["bleeding", "polyp"], given_frames=[1]
+    )
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(OURS)
+    for other in (MedSoraPipeline(**pipeline.components), MedSoraPipeline.from_pipe(pipeline)):
+        assert other.denoiser is pipeline.denoiser
+        assert other.scheduler is pipeline.scheduler
+        for key in (*GEOMETRY, "labels", "given_frames"):
+            assert other.config[key] == pipeline.config[key], key
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"variant": "fp16"}, "cannot take variant"),
+        ({"max_shard_size": "2MB"}, "cannot take max_shard_size"),
+        ({"safe_serialization": False}, "cannot take safe_serialization=False"),
+        ({"push_to_hub": True}, "call push_to_hub"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(
+    pipeline: MedSoraPipeline, tmp_path: Path, options: dict, sentence: str
+) -> None:
+    with pytest.raises(BadInput, match=sentence) as caught:
+        pipeline.save_pretrained(tmp_path / "model", **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model").exists()
+    defaults = {"variant": None, "max_shard_size": None, "safe_serialization": True, "push_to_hub": False}
+    pipeline.save_pretrained(tmp_path / "model", **{key: defaults[key] for key in options})
+    assert torch.equal(latents(MedSoraPipeline.from_pretrained(tmp_path / "model")), latents(pipeline))
+
+
+def test_numpys_numbers_in_the_geometry_are_saved(tmp_path: Path) -> None:
+    geometry = {"frames": np.int64(8), "size": np.array([32, 16]), "fps": np.float32(8)}
+    MedSoraPipeline(tiny_denoiser(), tiny_vae(), **geometry).save_pretrained(tmp_path)
+    config = MedSoraPipeline.from_pretrained(tmp_path).config
+    assert (config.frames, config.size, config.fps) == (8, [32, 16], 8)
+    with pytest.raises(BadInput, match="printable"):
+        MedSoraPipeline(tiny_denoiser(classes=1), tiny_vae(), labels=["a\nb"])
+
+
+def test_diffusers_own_class_loads_it(pipeline: MedSoraPipeline, tmp_path: Path) -> None:
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(OURS)
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(loaded) is MedSoraPipeline
+    assert {key: loaded.config[key] for key in GEOMETRY} == GEOMETRY
+    assert torch.equal(latents(loaded), latents(pipeline))
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({"dtype": "fp16"}, torch.float16),
+        ({"dtype": "bfloat16"}, torch.bfloat16),
+        ({"torch_dtype": "float16"}, torch.float16),
+        ({"torch_dtype": torch.bfloat16, "use_safetensors": True, "variant": None}, torch.bfloat16),
+        ({"dtype": torch.float16, "torch_dtype": "fp16"}, torch.float16),
+        ({"vae_dtype": "bf16"}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_a_dtype_may_be_a_word(
+    pipeline: MedSoraPipeline, tmp_path: Path, options: dict, dtype: torch.dtype
+) -> None:
+    pipeline.save_pretrained(tmp_path)
+    loaded = MedSoraPipeline.from_pretrained(tmp_path, **options)
+    assert loaded.denoiser.dtype == dtype
+    assert loaded.vae.dtype == (torch.bfloat16 if "vae_dtype" in options else dtype)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"dtype": "float8"}, "dtype 'float8' is unknown"),
+        ({"dtype": torch.int8}, "dtype torch.int8 is unknown"),
+        ({"dtype": "fp32", "torch_dtype": "fp16"}, "older name"),
+        ({"variant": "fp16"}, "cannot take variant"),
+        ({"device_map": "balanced"}, "cannot take device_map"),
+    ],
+)
+def test_what_cannot_be_loaded_is_one_sentence(
+    pipeline: MedSoraPipeline, tmp_path: Path, options: dict, sentence: str
+) -> None:
+    pipeline.save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match=sentence):
+        MedSoraPipeline.from_pretrained(tmp_path, **options)
