@@ -28,7 +28,7 @@ from medsora.diffusion import BETA_END, BETA_START, CLEAN, TRAIN_STEPS
 from medsora.errors import BadInput
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-Callback = Callable[[int, int, Tensor], None]
+Callback = Callable[[int, int, Tensor], Tensor | None]
 
 SCHEDULE = {
     "num_train_timesteps": TRAIN_STEPS,
@@ -205,6 +205,7 @@ def sample(
     eta: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
     callback: Callback | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
     given: Tensor | None = None,
 ) -> Tensor:
     """Turn noise (B, ...) into samples: the sampler as a function of model, noise and schedule.
@@ -216,7 +217,9 @@ def sample(
         eta: 0 is deterministic DDIM, 1 as random as ancestral sampling.
         generators: with eta > 0 or a scheduler that draws noise, one CPU generator per sample, so that a
             sample's noise does not depend on those beside it.
-        callback: called after every step with its number (from 0), its timestep and the latents.
+        callback: called after every step with its number (from 0), its timestep and the latents; latents that
+            it returns take their place.
+        interrupted: asked before every step; True leaves the latents as they are then.
         given: the first latents (B or 1, k, ...) if they are known: they stay as they are, free of noise, and
             `denoise` gets timesteps (B, n) that say so (`CLEAN`).
 
@@ -228,13 +231,15 @@ def sample(
     options = {"generator": list(generators)} if draws and generators is not None else {}
     z = _beginning_with(given, noise * scheduler.init_noise_sigma)
     for number, t in enumerate(scheduler.timesteps):
+        if interrupted():
+            break
         scaled = _beginning_with(given, scheduler.scale_model_input(z, t))
         eps = denoise(scaled, _timesteps(int(t), z, given))
         if stochastic:
             options = {"eta": eta, "variance_noise": noise_like(z, generators)}
         z = _beginning_with(given, scheduler.step(eps, t, z, return_dict=False, **options)[0])
-        if callback is not None:
-            callback(number, int(t), z)
+        if callback is not None and (replaced := callback(number, int(t), z)) is not None:
+            z = _beginning_with(given, replaced)
     return z
 
 

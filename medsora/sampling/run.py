@@ -210,6 +210,7 @@ def _sample_share(
                 first_frames=plan.first_frames,
                 window=settings.window,
                 callback=after_step,
+                output_type="uint8",
             ).frames
             writing.add(batch, videos)
 

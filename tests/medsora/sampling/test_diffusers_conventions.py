@@ -20,10 +20,13 @@ from diffusers import (
     EulerDiscreteScheduler,
     SchedulerMixin,
 )
+from diffusers.utils import export_to_video
+from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from medsora.data.reading.pixels import frames_to_video
-from medsora.errors import BadInput
+from medsora.data.reading.video_io import read_frames
+from medsora.errors import BadInput, NonFiniteVideo
 from medsora.sampler import ddim_scheduler
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import find_model
@@ -286,3 +289,154 @@ def test_what_cannot_be_loaded_is_one_sentence(
     pipeline.save_pretrained(tmp_path)
     with pytest.raises(BadInput, match=sentence):
         MedSoraPipeline.from_pretrained(tmp_path, **options)
+
+
+# Calls
+
+
+def test_a_list_of_generators_gives_what_separate_calls_give(pipeline: MedSoraPipeline) -> None:
+    def generators() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(k) for k in (3, 4)]
+
+    together = pipeline(num_inference_steps=2, generator=generators(), output_type="latent")
+    for k, generator in enumerate(generators()):
+        alone = pipeline(num_inference_steps=2, generator=generator, output_type="latent")
+        assert alone.seeds == together.seeds[k : k + 1]
+        torch.testing.assert_close(alone.frames, together.frames[k : k + 1], atol=1e-4, rtol=1e-4)
+    (frames, seeds) = pipeline(num_inference_steps=1, seeds=5, size=32, return_dict=False)
+    assert (frames.shape, seeds) == ((1, 8, 32, 32, 3), [5])
+
+
+def test_a_callback_can_change_latents(pipeline: MedSoraPipeline) -> None:
+    seen = []
+
+    def halve(pipe: MedSoraPipeline, step: int, t: int, values: dict) -> dict:
+        seen.append((pipe is pipeline, step, t, pipe.num_timesteps))
+        return {"latents": values["latents"] / 2} if step == STEPS - 1 else values
+
+    found = latents(pipeline, callback_on_step_end=halve)
+    assert seen == [(True, k, t, STEPS) for k, t in enumerate((999, 749, 499, 249))]
+    torch.testing.assert_close(found, latents(pipeline) / 2)
+    assert torch.equal(latents(pipeline, callback_on_step_end=lambda *_: None), latents(pipeline))
+    empty = []
+    latents(
+        pipeline,
+        callback_on_step_end=lambda *given: empty.append(given[3]) or {},
+        callback_on_step_end_tensor_inputs=[],
+    )
+    assert empty == [{}] * STEPS
+    with pytest.raises(BadInput, match="must return latents of shape"):
+        latents(pipeline, callback_on_step_end=lambda *_: {"latents": torch.zeros(1)})
+
+
+def test_a_callback_can_interrupt(pipeline: MedSoraPipeline) -> None:
+    states = []
+
+    def stop(pipe: MedSoraPipeline, step: int, t: int, values: dict) -> dict:
+        states.append(values["latents"])
+        pipe._interrupt = step == 1
+        return values
+
+    out = pipeline(
+        seeds=[1, 2, 3], num_inference_steps=4, batch_size=2, output_type="latent", callback_on_step_end=stop
+    )
+    assert len(states) == 2
+    assert torch.equal(out.frames, states[-1])
+    assert out.seeds == [1, 2]
+    assert len(latents(pipeline, seeds=[1, 2, 3])) == 3  # the next call is a new one
+
+
+def test_an_interrupted_film_ends_with_its_window() -> None:
+    pipeline = MedSoraPipeline(tiny_denoiser(), tiny_vae(), **GEOMETRY | {"frames": 17}, given_frames=[9])
+    pipeline.set_progress_bar_config(disable=True)
+    windows = []
+
+    def stop(pipe: MedSoraPipeline, step: int, t: int, values: dict) -> dict:
+        windows.append(step)
+        pipe._interrupt = len(windows) == 3
+        return values
+
+    options = {"frames": 33, "window": 17, "num_inference_steps": 1, "batch_size": 1, "seeds": [1, 2]}
+    assert pipeline(**options).frames.shape[:2] == (2, 33)
+    out = pipeline(**options, callback_on_step_end=stop)
+    assert (out.frames.shape[1], out.seeds, len(windows)) == (33, [1], 3)
+    windows.clear()
+    out = pipeline(**options | {"frames": 41}, callback_on_step_end=stop)
+    assert (out.frames.shape[1], out.seeds) == (33, [1])
+
+
+def test_guidance_scale_is_guidance_and_a_callback_may_change_it() -> None:
+    pipeline = MedSoraPipeline(tiny_denoiser(classes=1), tiny_vae(), **GEOMETRY, labels=["polyp"])
+    pipeline.set_progress_bar_config(disable=True)
+    strong = latents(pipeline, label="polyp", guidance_scale=3.0)
+    assert torch.equal(strong, latents(pipeline, label="polyp", guidance=3.0))
+
+    def cut_off(pipe: MedSoraPipeline, step: int, t: int, values: dict) -> dict:
+        assert pipe.guidance_scale == (3.0 if step == 0 else 1.0)
+        pipe._guidance_scale = 1.0
+        return values
+
+    changed = latents(pipeline, label="polyp", guidance_scale=3.0, callback_on_step_end=cut_off)
+    assert not torch.allclose(changed, strong)
+    assert not torch.allclose(changed, latents(pipeline, label="polyp"))
+
+
+def test_every_output_type_shows_the_same_video(pipeline: MedSoraPipeline, tmp_path: Path) -> None:
+    def frames(output_type: str) -> Any:
+        return pipeline(seeds=[1, 2], num_inference_steps=2, output_type=output_type).frames
+
+    levels, unit, tensor, pictures = (frames(kind) for kind in ("uint8", "np", "pt", "pil"))
+    assert (levels.shape, levels.dtype) == ((2, 8, 32, 16, 3), np.uint8)
+    assert (unit.shape, unit.dtype) == ((2, 8, 32, 16, 3), np.float32)
+    assert (tensor.shape, tensor.dtype) == ((2, 8, 3, 32, 16), torch.float32)
+    assert 0 <= unit.min() < unit.max() <= 1
+    assert np.array_equal(unit, tensor.movedim(2, -1).numpy())
+    assert np.array_equal((unit * 255).round().astype(np.uint8), levels)
+    assert [len(video) for video in pictures] == [8, 8]
+    assert all(np.array_equal(np.asarray(f), g) for f, g in zip(pictures[1], levels[1], strict=True))
+    assert pipeline(seeds=[1], num_inference_steps=2).frames.dtype == np.float32
+    expected = VideoProcessor().postprocess_video(2 * tensor.movedim(1, 2) - 1, output_type="np")
+    np.testing.assert_allclose(unit, expected, atol=1e-6)
+
+
+def test_export_to_video_writes_what_was_sampled(pipeline: MedSoraPipeline, tmp_path: Path) -> None:
+    options = {"seeds": [1], "num_inference_steps": 2}
+    export_to_video(list(pipeline(**options).frames[0]), str(tmp_path / "np.mp4"), fps=8)
+    export_to_video(pipeline(**options, output_type="pil").frames[0], str(tmp_path / "pil.mp4"), fps=8)
+    one, other = (read_frames(tmp_path / f"{name}.mp4").astype(int) for name in ("np", "pil"))
+    assert np.abs(one - other).mean() < 3
+
+
+# What is not finite
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("output_type", ["np", "uint8", "latent"])
+def test_latents_that_are_not_finite_end_in_one_sentence(
+    pipeline: MedSoraPipeline, value: float, output_type: str
+) -> None:
+    def spoil(pipe: MedSoraPipeline, step: int, t: int, values: dict) -> dict:
+        values["latents"][1, 0, 0, 0, 0] = value
+        return values
+
+    with pytest.raises(NonFiniteVideo, match=r"latents of seed 8 are NaN or infinite, .* float32") as caught:
+        latents(pipeline, seeds=[7, 8], output_type=output_type, callback_on_step_end=spoil)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("factor", [torch.nan, torch.inf])
+def test_frames_that_are_not_finite_end_in_one_sentence(pipeline: MedSoraPipeline, factor: float) -> None:
+    """Infinite pixels would be clamped to black or white."""
+    pipeline.vae.base.decoder.conv_out.conv.bias.data.fill_(factor)
+    with pytest.raises(NonFiniteVideo, match="frames of seed 5 are NaN or infinite"):
+        latents(pipeline, output_type="np")
+    assert latents(pipeline).isfinite().all()
+
+
+def test_half_precision_that_overflows_is_named(pipeline: MedSoraPipeline) -> None:
+    pipeline.vae.to(torch.float16)
+    resnet = pipeline.vae.base.decoder.mid_block.resnets[0]
+    resnet.conv1.conv.bias.data.fill_(6e4)
+    resnet.conv1.conv.weight.data.mul_(1e4)
+    with pytest.raises(NonFiniteVideo, match="computed in float16; take vae_dtype bf16 or fp32"):
+        latents(pipeline, output_type="uint8")
