@@ -104,6 +104,12 @@ class SavedPipeline(DiffusionPipeline):
         """The modules and the clip: all that `MedSoraPipeline(**pipe.components)` needs to be the same."""
         return super().components | {key: self.config[key] for key in (*GEOMETRY, *CONDITIONS)}
 
+    def enable_model_cpu_offload(self, *_: Any, **__: Any) -> None:
+        """Raise `BadInput`: the parts stay where they are put."""
+        raise BadInput("offloading is not supported; take dtype bf16 or a smaller batch_size instead.")
+
+    enable_sequential_cpu_offload = enable_model_cpu_offload
+
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, **options: Any
     ) -> None:

@@ -291,6 +291,12 @@ def test_what_cannot_be_loaded_is_one_sentence(
         MedSoraPipeline.from_pretrained(tmp_path, **options)
 
 
+def test_offloading_is_refused(pipeline: MedSoraPipeline) -> None:
+    for method in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+        with pytest.raises(BadInput, match="offloading is not supported"):
+            getattr(pipeline, method)(device="cpu")
+
+
 # Calls
 
 
