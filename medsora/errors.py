@@ -21,6 +21,10 @@ class NonFiniteLoss(RuntimeError):
     """A loss became NaN or infinite; the run was saved and stopped. Exit status 1."""
 
 
+class NonFiniteVideo(RuntimeError):
+    """Sampled latents or frames are NaN or infinite; nothing was made of them. Exit status 1."""
+
+
 class LostProcess(RuntimeError):
     """Another process of the run, or one that loads its data, is gone; nothing was saved. Exit status 1."""
 

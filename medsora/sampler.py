@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
@@ -15,7 +28,7 @@ from medsora.diffusion import BETA_END, BETA_START, CLEAN, TRAIN_STEPS
 from medsora.errors import BadInput
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-Callback = Callable[[int, int, Tensor], None]
+Callback = Callable[[int, int, Tensor], Tensor | None]
 
 SCHEDULE = {
     "num_train_timesteps": TRAIN_STEPS,
@@ -25,6 +38,7 @@ SCHEDULE = {
     "prediction_type": "epsilon",
     "timestep_spacing": "trailing",
 }
+NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
 def trailing_timesteps(steps: int, train_steps: int = TRAIN_STEPS) -> list[int]:
@@ -77,7 +91,7 @@ class ListedDDIMScheduler(DDIMScheduler):
 def ddim_scheduler(steps: int, **schedule: Any) -> DDIMScheduler:
     """Return DDIM with its timesteps set: diffusers' own where `steps` divides T, else the listed kind.
 
-    `schedule` may set diffusers' `num_train_timesteps`, `beta_start` and `beta_end` to other than MedSora's.
+    `schedule` may replace settings of MedSora's noise schedule (`NOISE_SCHEDULE`).
     """
     schedule = SCHEDULE | schedule
     timesteps = trailing_timesteps(steps, schedule["num_train_timesteps"])
@@ -107,15 +121,91 @@ def make_scheduler(sampler: str, steps: int, **schedule: Any) -> DDIMScheduler |
     return makers[sampler](steps, **schedule)
 
 
+SCHEDULERS = {
+    kind.__name__: kind
+    for kind in (
+        DDIMScheduler,
+        ListedDDIMScheduler,
+        DDPMScheduler,
+        DEISMultistepScheduler,
+        DPMSolverMultistepScheduler,
+        DPMSolverSinglestepScheduler,
+        EulerAncestralDiscreteScheduler,
+        EulerDiscreteScheduler,
+        PNDMScheduler,
+        UniPCMultistepScheduler,
+    )
+}
+
+
+def check_scheduler(scheduler: SchedulerMixin) -> None:
+    """Raise `BadInput` unless `scheduler` can sample from a denoiser that predicts ε at whole timesteps."""
+    if type(scheduler) not in SCHEDULERS.values():
+        raise BadInput(f"a {type(scheduler).__name__} cannot sample here; there are {', '.join(SCHEDULERS)}.")
+    supported = {
+        "num_train_timesteps": (TRAIN_STEPS,),
+        "prediction_type": ("epsilon",),
+        "rescale_betas_zero_snr": (False,),
+        "use_flow_sigmas": (False,),
+        "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+    }
+    for name, values in supported.items():
+        value = scheduler.config.get(name, values[0])
+        if value not in values:
+            raise BadInput(
+                f"the scheduler's {name} is {value!r}, but the denoiser predicts noise at timesteps 0 to "
+                f"{TRAIN_STEPS - 1}; {name} can be {' or '.join(map(repr, values))}."
+            )
+
+
+def prepare_scheduler(scheduler: SchedulerMixin, steps: int, sampler: str | None = None) -> SchedulerMixin:
+    """Return a fresh copy of `scheduler` with its timesteps set, or `sampler` over its noise schedule.
+
+    DDIM with trailing timesteps takes those of `trailing_timesteps` (`ListedDDIMScheduler`). Raises
+    `BadInput` as `check_scheduler` does, and for steps or timesteps that are not possible.
+    """
+    check_scheduler(scheduler)
+    config = scheduler.config
+    if sampler is not None:
+        schedule = {name: config[name] for name in NOISE_SCHEDULE if name in config}
+        return make_scheduler(sampler, steps, **schedule)
+    trailing_timesteps(steps)
+    if (
+        type(scheduler) is DDIMScheduler
+        and config.timestep_spacing == "trailing"
+        and TRAIN_STEPS % steps
+        and not (config.clip_sample or config.thresholding)
+    ):
+        fresh = ListedDDIMScheduler.from_config(config)
+    else:
+        fresh = copy.deepcopy(scheduler)
+    name = type(scheduler).__name__
+    try:
+        fresh.set_timesteps(steps)
+    except (ValueError, ImportError) as error:
+        raise BadInput(f"the {name} cannot take {steps} steps: {' '.join(str(error).split())}") from error
+    wrong = [t for t in fresh.timesteps.tolist() if t != int(t) or not 0 <= t < TRAIN_STEPS]
+    if wrong:
+        raise BadInput(
+            f"the {name} asks for timestep {wrong[0]:g}, but the denoiser was trained at whole ones from 0 "
+            f"to {TRAIN_STEPS - 1}; set timestep_spacing to 'trailing', steps_offset to 0 and "
+            "use_karras_sigmas to False."
+        )
+    if hasattr(fresh, "set_begin_index"):
+        fresh.set_begin_index(0)
+    return fresh
+
+
 @torch.no_grad()
 def sample(
     denoise: Denoise,
     noise: Tensor,
-    scheduler: DDIMScheduler | DPMSolverMultistepScheduler,
+    scheduler: SchedulerMixin,
     *,
     eta: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
     callback: Callback | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
     given: Tensor | None = None,
 ) -> Tensor:
     """Turn noise (B, ...) into samples: the sampler as a function of model, noise and schedule.
@@ -123,11 +213,13 @@ def sample(
     Args:
         denoise: (z (B, ...), t (B,)) -> ε (B, ...).
         noise: standard normal; its type and device are those of the whole computation.
-        scheduler: fresh from `make_scheduler`.
+        scheduler: fresh from `make_scheduler` or `prepare_scheduler`.
         eta: 0 is deterministic DDIM, 1 as random as ancestral sampling.
-        generators: with eta > 0, one CPU generator per sample, so that a sample's noise does not depend on
-            those beside it.
-        callback: called after every step with its number (from 0), its timestep and the latents.
+        generators: with eta > 0 or a scheduler that draws noise, one CPU generator per sample, so that a
+            sample's noise does not depend on those beside it.
+        callback: called after every step with its number (from 0), its timestep and the latents; latents that
+            it returns take their place.
+        interrupted: asked before every step; True leaves the latents as they are then.
         given: the first latents (B or 1, k, ...) if they are known: they stay as they are, free of noise, and
             `denoise` gets timesteps (B, n) that say so (`CLEAN`).
 
@@ -135,13 +227,19 @@ def sample(
         BadInput: for eta outside 0..1, with a scheduler that has none, or without generators.
     """
     stochastic = _check_eta(eta, scheduler, generators)
-    z = _beginning_with(given, noise)
-    for number, t in enumerate(scheduler.timesteps.tolist()):
-        eps = denoise(z, _timesteps(t, z, given))
-        options = {"eta": eta, "variance_noise": noise_like(z, generators)} if stochastic else {}
+    draws = "generator" in inspect.signature(scheduler.step).parameters and not _has_eta(scheduler)
+    options = {"generator": list(generators)} if draws and generators is not None else {}
+    z = _beginning_with(given, noise * scheduler.init_noise_sigma)
+    for number, t in enumerate(scheduler.timesteps):
+        if interrupted():
+            break
+        scaled = _beginning_with(given, scheduler.scale_model_input(z, t))
+        eps = denoise(scaled, _timesteps(int(t), z, given))
+        if stochastic:
+            options = {"eta": eta, "variance_noise": noise_like(z, generators)}
         z = _beginning_with(given, scheduler.step(eps, t, z, return_dict=False, **options)[0])
-        if callback is not None:
-            callback(number, t, z)
+        if callback is not None and (replaced := callback(number, int(t), z)) is not None:
+            z = _beginning_with(given, replaced)
     return z
 
 
@@ -167,12 +265,14 @@ def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return drawn.to(z, non_blocking=z.is_cuda)
 
 
-def _check_eta(
-    eta: float, scheduler: DDIMScheduler | DPMSolverMultistepScheduler, generators: Sequence | None
-) -> bool:
+def _has_eta(scheduler: SchedulerMixin) -> bool:
+    return isinstance(scheduler, DDIMScheduler)
+
+
+def _check_eta(eta: float, scheduler: SchedulerMixin, generators: Sequence | None) -> bool:
     if not 0 <= eta <= 1:
         raise BadInput(f"eta must lie between 0 and 1, not {eta}.")
-    if eta > 0 and not isinstance(scheduler, DDIMScheduler):
+    if eta > 0 and not _has_eta(scheduler):
         raise BadInput(f"eta is {eta}, but only the ddim sampler has an eta; leave it at 0.")
     if eta > 0 and generators is None:
         raise BadInput("eta > 0 draws noise at every step; give one generator per sample.")

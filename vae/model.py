@@ -222,7 +222,10 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
         return self.sample_latents(mean, logvar, generator) if sample else self.scale(mean)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents `(B, n, C, h, w)` -> pixels `(B, F, 3, H, W)`, clamped unless training."""
+        """Scaled latents `(B, n, C, h, w)` -> pixels `(B, F, 3, H, W)`, clamped unless training.
+
+        A clamped pixel that was infinite is NaN: what overflowed does not pass for black or white.
+        """
         if z.dim() != 5 or z.shape[2] != self.latent_channels:
             raise ValueError(
                 f"latents of shape {tuple(z.shape)} cannot be decoded: "
@@ -244,7 +247,7 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
     def _decode(self, unscaled: Tensor) -> Tensor:
         parts = [self.base.decode(part).sample for part in self._slices(unscaled.transpose(1, 2))]
         video = torch.cat(parts).transpose(1, 2)
-        return video if self.training else video.clamp(-1, 1)
+        return video if self.training else video.clamp(-1, 1).where(video.isfinite(), torch.nan)
 
     @staticmethod
     def _slices(batch: Tensor) -> Sequence[Tensor]:

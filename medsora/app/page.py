@@ -16,7 +16,7 @@ from medsora.app.form import asking_fields
 from medsora.app.models import Models
 from medsora.app.sampling import MOST_STEPS, MOST_VIDEOS, Wish, packed, sample_files
 from medsora.config.choices import SAMPLERS
-from medsora.errors import BadInput
+from medsora.errors import BadInput, NonFiniteVideo
 
 TITLE = "MedSora"
 SIDES = ("Left", "Right")
@@ -152,7 +152,7 @@ def _said() -> Iterator[None]:
     """Show what cannot be done as one sentence on the page."""
     try:
         yield
-    except (BadInput, ValueError, OSError) as error:
+    except (BadInput, NonFiniteVideo, ValueError, OSError) as error:
         raise gr.Error(str(error), title="That does not work", print_exception=False) from error
 
 

@@ -87,7 +87,8 @@ def sample_files(
 ) -> list[Path]:
     """Sample into a temporary folder, which the next few samplings leave alone; return one mp4 per video.
 
-    `tell(part, words)` hears how far it is, 0 to 1. Raises `BadInput` if the model cannot be asked for that.
+    `tell(part, words)` hears how far it is, 0 to 1. Raises `BadInput` if the model cannot be asked for that,
+    `NonFiniteVideo` if it computes NaN.
     """
     config = pipeline.config
     first = None
@@ -109,6 +110,7 @@ def sample_files(
         label=wish.label,
         guidance=float(wish.guidance) if wish.label else 1.0,
         first_frames=first,
+        output_type="uint8",
     ).frames
     folder = _new_folder()
     paths = []

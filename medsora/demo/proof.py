@@ -37,7 +37,8 @@ def prove_demo(config: Config, generated: Path) -> Proof | None:
         build_denoiser(config, vae.latent_channels), vae, frames=config.data.frames, size=(height, width)
     )
     pipe.set_progress_bar_config(disable=True)
-    untrained = pipe(num_inference_steps=UNTRAINED_STEPS, seeds=range(min(len(held_out), len(made)))).frames
+    seeds = range(min(len(held_out), len(made)))
+    untrained = pipe(num_inference_steps=UNTRAINED_STEPS, seeds=seeds, output_type="uint8").frames
     return prove(_clips(training), _clips(held_out), made, list(untrained))
 
 

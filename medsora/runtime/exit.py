@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from medsora.errors import BadInput, Interrupted, LostProcess, NonFiniteLoss, one_line
+from medsora.errors import BadInput, Interrupted, LostProcess, NonFiniteLoss, NonFiniteVideo, one_line
 from medsora.runtime.extras import missing_package
 
 EXIT_STATUSES = (
@@ -42,6 +42,8 @@ def exit_with_status(main: Callable[[], None]) -> None:
         _leave(2, f"error: {problem}")
     except NonFiniteLoss as error:  # which all processes find together, like `Interrupted`
         _leave(1, f"error: {error}", all_know=True)
+    except NonFiniteVideo as error:
+        _leave(1, f"error: {error}")
     except LostProcess as error:
         _leave(1, f"error: {error}", all_know=error.said_elsewhere, at_once=not error.said_elsewhere)
     except Interrupted as error:

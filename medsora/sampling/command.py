@@ -39,7 +39,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--num-videos", type=int, metavar="N", help="how many videos (default: 4)")
     add("--batch-size", type=int, metavar="N", help="videos sampled together in a process (default: 8)")
     add("--steps", type=int, metavar="N", help="sampling steps, 1 to 1000 (default: 250)")
-    add("--sampler", choices=SAMPLERS, help="dpmpp needs only 20 to 50 steps (default: ddim)")
+    add(
+        "--sampler",
+        choices=SAMPLERS,
+        help="dpmpp needs only 20 to 50 steps (default: the model's scheduler, mostly ddim)",
+    )
     add("--eta", type=float, help="0: deterministic, 1: as random as ancestral sampling (default: 0.0)")
     add("--seed", type=int, help="video k has this seed + k (default: 0)")
     add("--dtype", choices=DTYPES, help="of weights and activations (default: fp32)")

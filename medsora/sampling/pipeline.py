@@ -1,7 +1,7 @@
 """From noise to videos: the denoiser, the VAE and the sampler joined.
 
 Video k starts from noise that its own seed draws on the CPU, so a seed gives the same video at any batch size
-and on any number of processes. Shapes: latents (B, n, C, h, w), videos uint8 (N, F, H, W, 3).
+and on any number of processes. Shapes: latents (B, n, C, h, w), videos (N, F, H, W, 3).
 """
 
 from __future__ import annotations
@@ -9,32 +9,43 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import diffusers
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
+from PIL import Image
 from torch import Tensor, nn
 
 from medsora.config import choices
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.diffusion import CLEAN
-from medsora.errors import BadInput
-from medsora.sampler import Callback, make_scheduler, noise_like, sample
+from medsora.errors import BadInput, NonFiniteVideo
+from medsora.sampler import Callback, noise_like, prepare_scheduler, sample
 from medsora.sampling.compiled import compile_blocks
 from medsora.sampling.conditions import check_first_frames, check_guidance, label_numbers, plan_film
 from medsora.sampling.prepared import PreparedDenoiser
 from medsora.saved.pipeline import SavedPipeline
 from medsora.vae.layout import channels_last
 
-DTYPES = dict(zip(choices.DTYPES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
+OUTPUT_TYPES = ("np", "uint8", "pil", "pt", "latent")
+StepEnd = Callable[["MedSoraPipeline", int, int, dict[str, Any]], dict[str, Any] | None]
 
 
 @dataclass
 class MedSoraPipelineOutput(BaseOutput):
-    """`frames`: uint8 (N, F, H, W, 3), or latents (N, f, C, h, w) if asked for; `seeds`: one per video."""
+    """What a call returns.
 
-    frames: np.ndarray | Tensor
+    Attributes:
+        frames: as `output_type` says. "np": float32 (N, F, H, W, 3) in [0, 1]; "uint8": uint8, of the same
+            shape; "pil": N lists of F RGB pictures; "pt": float32 tensor (N, F, 3, H, W) in [0, 1] on the
+            VAE's device; "latent": scaled latents (N, f, C, h, w), float32 on the denoiser's device.
+        seeds: one per video.
+    """
+
+    frames: np.ndarray | Tensor | list[list[Image.Image]]
     seeds: list[int]
 
 
@@ -42,6 +53,25 @@ class MedSoraPipeline(SavedPipeline):
     """Called, it samples; `SavedPipeline` says what it is made of, saves and loads it."""
 
     _prepared: PreparedDenoiser | None = None
+    _callback_tensor_inputs: ClassVar = ["latents"]
+    _interrupt = False
+    _guidance_scale = 1.0
+    _num_timesteps = 0
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call under way stops before its next step; a callback sets `pipe._interrupt`."""
+        return self._interrupt
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance of the next step; a callback may set `pipe._guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many steps a batch takes in the call under way, or took in the last one."""
+        return self._num_timesteps
 
     @torch.no_grad()
     def __call__(
@@ -49,40 +79,52 @@ class MedSoraPipeline(SavedPipeline):
         num_videos: int | None = None,
         num_inference_steps: int = 250,
         *,
-        generator: torch.Generator | None = None,
-        seeds: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seeds: int | Sequence[int] | None = None,
         frames: int | None = None,
-        size: Sequence[int] | None = None,
-        sampler: str = "ddim",
+        size: int | Sequence[int] | None = None,
+        sampler: str | None = None,
         eta: float = 0.0,
         batch_size: int = 8,
         compile: str = "auto",
         output_type: str = "np",
+        return_dict: bool = True,
         callback: Callback | None = None,
+        callback_on_step_end: StepEnd | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         label: str | Sequence[str] | None = None,
-        guidance: float = 1.0,
+        guidance_scale: float | None = None,
+        guidance: float | None = None,
         first_frames: np.ndarray | None = None,
         window: int | None = None,
-    ) -> MedSoraPipelineOutput:
+    ) -> MedSoraPipelineOutput | tuple:
         """Sample videos.
 
         Args:
-            num_videos: N; default: one per seed, or one.
+            num_videos: N; default: one per seed or listed generator, or one.
             num_inference_steps: 1 to 1000; the paper takes 250.
-            generator: draws the seeds if none are given; default: torch's global one.
+            generator: draws the seeds if none are given; default: torch's global one. A list has one per
+                video, and each video is that of a call with its generator alone.
             seeds: one per video.
-            frames, size: F and (H, W) in pixels, if other than those trained on.
-            sampler: "ddim", or "dpmpp" for DPM-Solver++, which needs 20 to 50 steps.
+            frames, size: F and (H, W) in pixels, or one number for both, if other than those trained on.
+            sampler: "ddim", or "dpmpp" for DPM-Solver++, which needs 20 to 50 steps, over the noise schedule
+                of `scheduler`; default: `scheduler` itself, which is DDIM unless another was set.
             eta: of DDIM; 0 is deterministic, 1 as random as ancestral sampling.
             batch_size: how many videos are denoised together; a matter of memory and speed only.
             compile: "auto" records a step as a CUDA graph on a GPU, which takes a second; "on" also compiles
                 the denoiser's blocks, a minute that pays from some hundred steps on, on a CPU as well; "off"
                 does neither.
-            output_type: "np" for frames, "latent" for scaled latents.
+            output_type: one of `OUTPUT_TYPES`; `MedSoraPipelineOutput` gives their shapes and ranges.
+            return_dict: False returns the tuple (frames, seeds).
             callback: called with step, timestep and latents after every step of every batch.
+            callback_on_step_end: called so with the pipeline, step, timestep and a dict of the latents, joint
+                images included; the latents of the dict that it returns take their place. It may set
+                `pipe._guidance_scale`, and `pipe._interrupt = True`, which ends the call: latents are decoded
+                as they are, batches not begun are left out, and films end with the window under way.
+            callback_on_step_end_tensor_inputs: what the dict holds: "latents", or nothing.
             label: one of `labels` for all videos, or one per video; default: no label, whatever comes.
-            guidance: how strongly the label is followed: 1 as the model was trained, 2 to 4 more strongly,
-                for twice the work (classifier-free guidance).
+            guidance_scale: classifier-free guidance: 1, the default, is the model as it was trained, 2 to 4
+                follow the label more strongly, for twice the work. `guidance` is its older name.
             first_frames: uint8 (g, H, W, 3) for all videos, or (N, g, H, W, 3), with which the videos begin;
                 other sizes are fitted. g is one of the config's `given_frames`.
             window: makes a film of any length in windows of so many frames, each begun with the last ones of
@@ -90,53 +132,81 @@ class MedSoraPipeline(SavedPipeline):
 
         Raises:
             BadInput: for a value outside what is named here.
+            NonFiniteVideo: if latents or frames are NaN or infinite.
             ValueError: for a clip size that the VAE cannot return; it names the next valid ones.
         """
         seeds = _choose_seeds(num_videos, seeds, generator)
-        size = self.config.size if size is None else size
+        size = self.config.size if size is None else [size, size] if isinstance(size, int) else size
         film = plan_film(self.config.frames if frames is None else frames, window, self.config.given_frames)
         shape = self.vae.latent_shape(film.window, *size)
         labels = label_numbers(label, self.labels, len(seeds))
-        check_guidance(guidance, label)
+        if None not in (guidance, guidance_scale) and guidance != guidance_scale:
+            raise BadInput(
+                f"guidance_scale is {guidance_scale} but guidance, its older name, {guidance}; give one."
+            )
+        given_scale = next(scale for scale in (guidance_scale, guidance, 1.0) if scale is not None)
+        check_guidance(given_scale, label)
         first = check_first_frames(first_frames, self.config.given_frames, film.window, size, len(seeds))
         if batch_size < 1:
             raise BadInput(f"the batch size must be at least 1, not {batch_size}.")
         if compile not in choices.COMPILE:
             raise BadInput(f"compile must be one of {', '.join(choices.COMPILE)}, not {compile!r}.")
-        if output_type not in ("np", "latent"):
-            raise BadInput(f"there is no output type {output_type!r}; choose np or latent.")
+        if output_type not in OUTPUT_TYPES:
+            raise BadInput(f"there is no output type {output_type!r}; choose {', '.join(OUTPUT_TYPES)}.")
         if output_type == "latent" and film.windows > 1:
             raise BadInput("a film made in windows has no latents of its own; take frames, or no window.")
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise BadInput(f"a callback can be given latents, not {', '.join(sorted(unknown))}.")
+        steps = len(prepare_scheduler(self.scheduler, num_inference_steps, sampler).timesteps)
+        self._interrupt, self._num_timesteps = False, steps
         batches = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
         videos = []
         with (
             _evaluating(self.denoiser, self.vae),
-            self.progress_bar(total=len(batches) * num_inference_steps * film.windows) as bar,
+            self.progress_bar(total=len(batches) * steps * film.windows) as bar,
         ):
 
-            def after_step(number: int, t: int, z: Tensor) -> None:
+            def after_step(number: int, t: int, z: Tensor) -> Tensor | None:
                 bar.update()
                 if callback is not None:
                     callback(number, t, z)
+                if callback_on_step_end is None:
+                    return None
+                values = {"latents": z} if "latents" in callback_on_step_end_tensor_inputs else {}
+                return _latents_of(callback_on_step_end(self, number, t, values), z)
 
             asked = sorted({*labels, len(self.labels)}) if labels else []
-            how = _How(sampler, num_inference_steps, eta, compile, guidance, asked, after_step)
+            how = _How(sampler, num_inference_steps, eta, compile, given_scale, asked, after_step)
             for batch in batches:
+                if self._interrupt:
+                    break
                 generators = [torch.Generator().manual_seed(seed) for seed in seeds[batch]]
                 numbers = None if labels is None else labels[batch]
                 begin = first if first is None or len(first) == 1 else first[batch]
                 z = self._sample_latents(generators, shape, how, numbers, begin)
+                _require_finite("latents", z, seeds[batch], self.denoiser.dtype)
                 if output_type == "latent":
                     videos.append(z)
                     continue
-                video = self._decode(z)
-                while video.shape[1] < film.frames:
-                    begin = video[:, -film.overlap :]
+                video = self._decode(z, seeds[batch])
+                parts, made = [_converted(video, output_type)], video.shape[1]
+                while made < film.frames and not self._interrupt:
+                    begin = video_to_frames(video[:, -film.overlap :])
                     z = self._sample_latents(generators, shape, how, numbers, begin)
-                    video = np.concatenate([video, self._decode(z)[:, film.overlap :]], axis=1)
-                videos.append(video[:, : film.frames])
-        joined = torch.cat(videos) if output_type == "latent" else np.concatenate(videos)
-        return MedSoraPipelineOutput(frames=joined, seeds=seeds)
+                    _require_finite("latents", z, seeds[batch], self.denoiser.dtype)
+                    video = self._decode(z, seeds[batch])
+                    parts.append(_converted(video[:, film.overlap :], output_type))
+                    made += video.shape[1] - film.overlap
+                videos.append(_joined(parts, 1)[:, : film.frames])
+        shortest = min(video.shape[1] for video in videos)  # an interrupted film's
+        joined = _joined([video[:, :shortest] for video in videos], 0)
+        if output_type == "pil":
+            joined = [[Image.fromarray(frame) for frame in video] for video in joined]
+        out = MedSoraPipelineOutput(frames=joined, seeds=seeds[: len(joined)])
+        return out if return_dict else out.to_tuple()
 
     def _sample_latents(
         self,
@@ -149,10 +219,8 @@ class MedSoraPipeline(SavedPipeline):
         """Scaled latents (B, f, C, h, w), float32: only the weights and what they compute are in `dtype`."""
         clip, none = shape[0], self.denoiser.config.classes
         images = self.config.image_latents if self.denoiser.config.mixing == "mixed" else 0
-        trained = ("num_train_timesteps", "beta_start", "beta_end")
-        schedule = {name: self.scheduler.config[name] for name in trained}
-        scheduler = make_scheduler(how.sampler, how.steps, **schedule)
-        timesteps, of_latents, given = scheduler.timesteps.tolist(), None, None
+        scheduler = prepare_scheduler(self.scheduler, how.steps, how.sampler)
+        timesteps, of_latents, given = [int(t) for t in scheduler.timesteps], None, None
         if first is not None:
             given = self._encode(first)
             timesteps = [*timesteps, CLEAN]
@@ -160,12 +228,13 @@ class MedSoraPipeline(SavedPipeline):
             rows = [[label] * clip + [none] * images for label in labels] if images else labels
             of_latents = torch.tensor(rows, device=self.denoiser.device)
         prepared = self._prepare(timesteps, images, how.compile, how.labels)
+        self._guidance_scale = how.guidance
 
         def predict(z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
             return prepared(z.to(self.denoiser.dtype), t, labels).float()
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
-            return guided(predict, z, t, of_latents, none, how.guidance)
+            return guided(predict, z, t, of_latents, none, self._guidance_scale)
 
         like = torch.empty(len(generators), clip + images, *shape[1:], device=self.denoiser.device)
         z = sample(
@@ -175,6 +244,7 @@ class MedSoraPipeline(SavedPipeline):
             eta=how.eta,
             generators=generators,
             callback=how.callback,
+            interrupted=lambda: self._interrupt,
             given=given,
         )
         return z[:, :clip]
@@ -182,11 +252,13 @@ class MedSoraPipeline(SavedPipeline):
     def _prepare(
         self, timesteps: list[int], images: int, compile: str, labels: list[int]
     ) -> PreparedDenoiser:
-        """The denoiser made ready for timesteps and labels; the last one again if nothing has changed."""
+        """The denoiser made ready for timesteps and labels: the last one, with a new table, if it fits."""
         if compile == "on" and compile_blocks(self.denoiser):
             self._prepared = None  # what it recorded is of the blocks as they were
         asked = (timesteps, images, compile != "off", labels)
-        if self._prepared is None or not self._prepared.fits(self.denoiser, *asked):
+        if self._prepared is not None and self._prepared.fits(self.denoiser, *asked):
+            self._prepared.tabulate()
+        else:
             self._prepared = PreparedDenoiser(
                 self.denoiser, timesteps, num_images=images, record=compile != "off", labels=labels
             )
@@ -197,17 +269,24 @@ class MedSoraPipeline(SavedPipeline):
         video = frames_to_video(frames).to(self.vae.device, self.vae.dtype)
         return self.vae.encode(video).to(self.denoiser.device, torch.float32)
 
-    def _decode(self, z: Tensor) -> np.ndarray:
-        """Latents to uint8 videos; the VAE decodes a few at a time, so memory is bounded."""
+    def _decode(self, z: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Latents to float32 videos (B, F, 3, H, W) in [-1, 1]; the VAE decodes a few at a time, so memory
+        is bounded. Raises `NonFiniteVideo`."""
         on_gpu = self.vae.device.type == "cuda"
         with channels_last(self.vae) if on_gpu else nullcontext():
-            return video_to_frames(self.vae.decode(z.to(self.vae.device, self.vae.dtype)))
+            video = self.vae.decode(z.to(self.vae.device, self.vae.dtype)).float()
+        _require_finite("frames", video, seeds, self.vae.dtype)
+        return video
+
+
+# `DiffusionPipeline.from_pretrained` looks a saved pipeline's class up by its name among diffusers' own.
+diffusers.MedSoraPipeline = MedSoraPipeline
 
 
 class _How(NamedTuple):
     """How a call samples, whatever it samples."""
 
-    sampler: str
+    sampler: str | None
     steps: int
     eta: float
     compile: str
@@ -236,13 +315,55 @@ def guided(
     return without + scale * (with_label - without)
 
 
+def _converted(video: Tensor, output_type: str) -> np.ndarray | Tensor:
+    """Videos (B, F, 3, H, W) in [-1, 1] as an output type has them; pictures are arrays until the end."""
+    if output_type in ("uint8", "pil"):
+        return video_to_frames(video)
+    unit = video.add(1).div_(2)
+    return unit if output_type == "pt" else unit.movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def _joined(parts: Sequence[np.ndarray | Tensor], axis: int) -> np.ndarray | Tensor:
+    return torch.cat(parts, axis) if isinstance(parts[0], Tensor) else np.concatenate(parts, axis)
+
+
+def _latents_of(returned: dict[str, Any] | None, z: Tensor) -> Tensor | None:
+    """The latents that a callback gave back in place of z, if any."""
+    latents = (returned or {}).get("latents")
+    if latents is not None and (not isinstance(latents, Tensor) or latents.shape != z.shape):
+        raise BadInput(f"callback_on_step_end must return latents of shape {tuple(z.shape)}, or none.")
+    return latents
+
+
+def _require_finite(what: str, values: Tensor, seeds: Sequence[int], dtype: torch.dtype) -> None:
+    finite = values.isfinite().flatten(1).all(1).tolist()
+    if all(finite):
+        return
+    seed = seeds[finite.index(False)]
+    advice = "check the model's weights and the scheduler's settings"
+    if dtype == torch.float16:
+        advice = f"take {'dtype' if what == 'latents' else 'vae_dtype'} bf16 or fp32, or " + advice
+    name = str(dtype).removeprefix("torch.")
+    raise NonFiniteVideo(f"the {what} of seed {seed} are NaN or infinite, computed in {name}; {advice}.")
+
+
 def _choose_seeds(
-    count: int | None, seeds: Sequence[int] | None, generator: torch.Generator | None
+    count: int | None,
+    seeds: int | Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
 ) -> list[int]:
     if count is not None and count < 1:
         raise BadInput(f"{count} videos cannot be sampled; ask for at least 1.")
+    if seeds is None and isinstance(generator, Sequence):
+        if len(generator) == 0 or count not in (None, len(generator)):
+            raise BadInput(
+                f"{len(generator)} generators do not fit {count or 'any'} videos; give one per video."
+            )
+        return [seed for each in generator for seed in _choose_seeds(1, None, each)]
     if seeds is None:
-        return torch.randint(2**63 - 1, (count or 1,), generator=generator).tolist()
+        device = None if generator is None else generator.device
+        return torch.randint(2**63 - 1, (count or 1,), generator=generator, device=device).tolist()
+    seeds = [seeds] if isinstance(seeds, int) else seeds
     if generator is not None:
         raise BadInput("give seeds or a generator that draws them, not both.")
     if len(seeds) == 0 or count not in (None, len(seeds)):

@@ -43,9 +43,10 @@ from medsora.sampling.conditions import (
     plan_film,
     read_first_frames,
 )
-from medsora.sampling.pipeline import DTYPES, MedSoraPipeline
+from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import MANIFEST, TRAINED_ON_KEY, synthetic_tags
 from medsora.saved.find import MAX_FPS, UNKNOWN_RATE, ModelFolder, find_model
+from medsora.saved.pipeline import DTYPES, saved_sampler
 from medsora.vae import check_video_shape
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,8 @@ SHEET_ROWS = 12
 class SamplingSettings:
     """What to sample. Video k has the seed `seed` + k; the model's own clip length and rate are defaults.
 
-    `batch_size` counts videos per process and changes memory and speed only. Raises `BadInput` for a value
-    that is not possible.
+    `batch_size` counts videos per process and changes memory and speed only. Without a `sampler` the model's
+    own scheduler samples. Raises `BadInput` for a value that is not possible.
     """
 
     model: str
@@ -68,7 +69,7 @@ class SamplingSettings:
     steps: int = 250
     eta: float = 0.0
     seed: int = 0
-    sampler: str = "ddim"
+    sampler: str | None = None
     dtype: str = "fp32"
     vae_dtype: str = "auto"
     compile: str = "auto"
@@ -83,7 +84,7 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         choices = {
-            "sampler": SAMPLERS,
+            "sampler": (None, *SAMPLERS),
             "dtype": DTYPES,
             "vae_dtype": ("auto", *DTYPES),
             "compile": COMPILE,
@@ -91,13 +92,15 @@ class SamplingSettings:
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise BadInput(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+                raise BadInput(
+                    f"{name} must be one of {', '.join(filter(None, known))}, not {getattr(self, name)!r}."
+                )
         for name in ("num_videos", "batch_size"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not 0 <= self.seed <= 2**62:
             raise BadInput(f"the seed must lie between 0 and 2^62, not {self.seed}.")
-        if not 0 <= self.eta <= 1 or (self.eta > 0 and self.sampler != "ddim"):
+        if not 0 <= self.eta <= 1 or (self.eta > 0 and self.sampler not in (None, "ddim")):
             raise BadInput(
                 f"eta must lie between 0 and 1, and be 0 unless the sampler is ddim, not {self.eta}."
             )
@@ -127,6 +130,7 @@ class Plan:
     frames: int
     fps: float
     missing: list[int]
+    sampler: str
     film: FilmPlan
     first_frames: np.ndarray | None
 
@@ -209,6 +213,7 @@ def _sample_share(
                 first_frames=plan.first_frames,
                 window=settings.window,
                 callback=after_step,
+                output_type="uint8",
             ).frames
             writing.add(batch, videos)
 
@@ -247,7 +252,7 @@ class BackgroundWriter:
 
 def _write(settings: SamplingSettings, path: Path, video: np.ndarray, plan: Plan, seed: int) -> None:
     if settings.format == "mp4":
-        details = f"seed {seed}, {settings.sampler}, {settings.steps} steps"
+        details = f"seed {seed}, {plan.sampler}, {settings.steps} steps"
         tags = synthetic_tags(details, plan.model.trained_on)
         write_video(path, video, plan.fps, metadata=tags)
         return
@@ -278,16 +283,19 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
         first = check_first_frames(first, trained, film.window, size, settings.num_videos)[0]
     fps = model.geometry["fps"] if settings.fps is None else settings.fps
     label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)
+    sampler, scheduler = saved_sampler(model)
+    sampler = settings.sampler or sampler
+    if settings.eta > 0 and "ddim" not in sampler.lower():
+        raise BadInput(f"eta is {settings.eta}, but the model's {sampler} has none; take --sampler ddim.")
     made_by = {
         "weights_sha256": model.digests(),
         "weights": model.weights,
         "frames": frames,
         "size": size,
         "fps": fps,
-        **{
-            key: getattr(settings, key)
-            for key in ("steps", "eta", "seed", "sampler", "dtype", "vae_dtype", "format")
-        },
+        **{key: getattr(settings, key) for key in ("steps", "eta", "seed", "dtype", "vae_dtype", "format")},
+        "sampler": sampler,
+        "scheduler": scheduler,
         "label": settings.label,
         "guidance": settings.guidance if settings.label else None,
         "first_frames": None if first is None else [len(first), hashlib.sha256(first.tobytes()).hexdigest()],
@@ -313,7 +321,7 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
             write_json(settings.out / MANIFEST, manifest)
         except OSError as error:
             raise BadInput(f"{str(error).rstrip('.')}; make room, or take another --out.") from error
-    return Plan(model, frames, fps, missing, film, first)
+    return Plan(model, frames, fps, missing, sampler, film, first)
 
 
 def _check_out(settings: SamplingSettings, made_by: dict[str, Any]) -> int:

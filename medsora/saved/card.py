@@ -76,7 +76,7 @@ class ModelCard:
             "from medsora import MedSoraPipeline",
             "",
             f'pipe = MedSoraPipeline.from_pretrained("{where}").to("cuda")  # or stay on the CPU',
-            "frames = pipe(num_videos=4).frames  # uint8 (4, F, H, W, 3)",
+            "frames = pipe(num_videos=4).frames  # float32 (4, F, H, W, 3) in [0, 1]",
             "```",
             "",
             f"or `python sample_ddim.py --model {where} --num-videos 4 --out videos`. {MARKING}",

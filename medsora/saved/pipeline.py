@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from safetensors import SafetensorError
 from torch import nn
 
+from medsora.config import choices
 from medsora.denoiser import MedSora
 from medsora.errors import BadInput
 from medsora.runtime.files import obey_umask, write_json
-from medsora.sampler import ddim_scheduler
+from medsora.sampler import SCHEDULERS, check_scheduler, ddim_scheduler
 from medsora.saved.card import CARD_NAME, ModelCard
 from medsora.saved.find import (
+    CONDITIONS,
     DEFAULT_FPS,
     GEOMETRY,
     TRAINED_ON,
@@ -30,13 +33,17 @@ from medsora.saved.find import (
 from medsora.saved.hub import upload_model
 from medsora.vae import FrequencyCompensatedVAE
 
+DTYPES = dict(zip(choices.DTYPES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
+UNSHARDED = "1000TB"
+
 
 class SavedPipeline(DiffusionPipeline):
     """Denoiser, VAE and scheduler, and the clip that they were trained on.
 
     Args:
         denoiser, vae: with the same number of latent channels.
-        scheduler: its noise schedule is what sampling uses; default: MedSora's (`ddim_scheduler`).
+        scheduler: what samples; one of `medsora.sampler.SCHEDULERS` that predicts ε at whole timesteps.
+            Default: MedSora's (`ddim_scheduler`). Another may be set later: `pipe.scheduler = ...`.
         frames, size: F and (H, W) in pixels of the clips trained on.
         fps: frames per second in which videos are written.
         image_latents: how many joint images the denoiser was trained with (§3.4). One with `mixing="mixed"`
@@ -47,7 +54,8 @@ class SavedPipeline(DiffusionPipeline):
         given_frames: with how many given first frames it was trained.
 
     Raises:
-        BadInput: if the latent channels or the number of labels differ.
+        BadInput: if the latent channels or the number of labels differ, a label is no printable name, or the
+            scheduler cannot sample.
     """
 
     _optional_components: ClassVar = ["scheduler"]
@@ -56,11 +64,11 @@ class SavedPipeline(DiffusionPipeline):
         self,
         denoiser: MedSora,
         vae: FrequencyCompensatedVAE,
-        scheduler: DDIMScheduler | None = None,
+        scheduler: SchedulerMixin | None = None,
         *,
         frames: int = 16,
         size: Sequence[int] = (128, 128),
-        fps: float = DEFAULT_FPS,
+        fps: int | float = DEFAULT_FPS,
         image_latents: int = 0,
         interval: int | None = None,
         rate: float | None = None,
@@ -80,10 +88,22 @@ class SavedPipeline(DiffusionPipeline):
                 f"{len(labels)}; save or copy the model again."
             )
         scheduler = ddim_scheduler(250) if scheduler is None else scheduler
+        check_scheduler(scheduler)
         self.register_modules(denoiser=denoiser, vae=vae, scheduler=scheduler)
-        self.register_to_config(frames=frames, size=list(size), fps=fps, image_latents=image_latents)
-        self.register_to_config(interval=interval, rate=rate, crop=crop)
-        self.register_to_config(labels=list(labels), given_frames=list(given_frames))
+        for label in labels:
+            if not isinstance(label, str) or not label.isprintable():
+                raise BadInput(f"the label {label!r} must be a printable name.")
+        self.register_to_config(
+            frames=int(frames),
+            size=[int(side) for side in size],
+            fps=fps if isinstance(fps, int) else float(fps),
+            image_latents=int(image_latents),
+            interval=interval,
+            rate=rate,
+            crop=crop,
+            labels=list(labels),
+            given_frames=[int(count) for count in given_frames],
+        )
 
     @property
     def labels(self) -> list[str]:
@@ -95,9 +115,38 @@ class SavedPipeline(DiffusionPipeline):
         """How the training clips were read: interval, rate and crop, as far as they are known."""
         return {key: self.config[key] for key in TRAINED_ON if self.config.get(key) is not None}
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Save as `DiffusionPipeline` does, but without the paths of this machine that it writes down."""
-        super().save_pretrained(save_directory, **options)
+    @property
+    def components(self) -> dict[str, Any]:
+        """The modules and the clip: all that `MedSoraPipeline(**pipe.components)` needs to be the same."""
+        return super().components | {key: self.config[key] for key in (*GEOMETRY, *TRAINED_ON, *CONDITIONS)}
+
+    def enable_model_cpu_offload(self, *_: Any, **__: Any) -> None:
+        """Raise `BadInput`: the parts stay where they are put."""
+        raise BadInput("offloading is not supported; take dtype bf16 or a smaller batch_size instead.")
+
+    enable_sequential_cpu_offload = enable_model_cpu_offload
+
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, **options: Any
+    ) -> None:
+        """Save as `DiffusionPipeline` does, but without the paths of this machine that it writes down.
+
+        Always whole safetensors files, which are all that `from_pretrained` reads. Raises `BadInput` for
+        other `options` than defaults, and for a scheduler that cannot sample.
+        """
+        asked = [key for key, value in options.items() if value]
+        asked += [] if safe_serialization else ["safe_serialization=False"]
+        if "push_to_hub" in asked:
+            raise BadInput("save_pretrained does not upload; call push_to_hub(OWNER/NAME) instead.")
+        if asked:
+            raise BadInput(
+                f"save_pretrained cannot take {', '.join(asked)}: a model is saved as one whole safetensors "
+                "file, the only kind that is loaded; leave that out."
+            )
+        if Path(save_directory).is_file():
+            raise BadInput(f"{save_directory} is a file; give a folder.")
+        check_scheduler(self.scheduler)
+        super().save_pretrained(save_directory, max_shard_size=UNSHARDED)
         for path in Path(save_directory).rglob("*.json"):
             values = read_json_object(path)
             if values.pop("_name_or_path", None) is not None:
@@ -107,19 +156,37 @@ class SavedPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, dtype: torch.dtype = torch.float32, vae_dtype: torch.dtype | None = None
+        cls,
+        path: str | Path,
+        *,
+        dtype: str | torch.dtype | None = None,
+        vae_dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        **options: Any,
     ) -> Self:
         """Load a folder that `save_pretrained` wrote, or a hub name, strictly; weights are cast to `dtype`.
 
-        `vae_dtype` is the VAE's, `dtype` unless given: bfloat16 decodes faster on a GPU.
+        `dtype` (default: float32; `torch_dtype` is its older name) is a `torch.dtype` or a word: "float16" or
+        "fp16", "bfloat16" or "bf16", "float32" or "fp32". `vae_dtype` is the VAE's, `dtype` unless given:
+        bfloat16 decodes faster on a GPU.
 
-        Raises `BadInput`, naming the file, if one is missing, damaged or belongs to another model.
+        Raises `BadInput`, naming the file, if one is missing, damaged or belongs to another model, and for
+        `options`, diffusers' other ones, unless they are defaults.
         """
-        return cls.from_folder(find_pipeline(path), dtype=dtype, vae_dtype=vae_dtype)
+        asked = [key for key, value in options.items() if value and (key, value) != ("use_safetensors", True)]
+        if asked:
+            raise BadInput(
+                f"from_pretrained cannot take {', '.join(asked)}, only dtype (or torch_dtype) and vae_dtype; "
+                "set another scheduler by pipe.scheduler, move the pipeline by pipe.to(device)."
+            )
+        if dtype is not None and torch_dtype is not None and to_dtype(dtype) != to_dtype(torch_dtype):
+            raise BadInput(f"dtype is {dtype} but torch_dtype, its older name, {torch_dtype}; give one.")
+        dtype = torch_dtype if dtype is None else dtype
+        return cls.from_folder(find_pipeline(path), dtype=dtype or torch.float32, vae_dtype=vae_dtype)
 
     @classmethod
     def from_run(
-        cls, run: str | Path, *, raw: bool = False, checkpoint: str | int | None = None, **dtypes: torch.dtype
+        cls, run: str | Path, *, raw: bool = False, checkpoint: str | int | None = None, **dtypes: Any
     ) -> Self:
         """Load a run folder's newest whole checkpoint, or the named one: EMA weights, or the raw ones.
 
@@ -130,11 +197,15 @@ class SavedPipeline(DiffusionPipeline):
 
     @classmethod
     def from_folder(
-        cls, found: ModelFolder, *, dtype: torch.dtype = torch.float32, vae_dtype: torch.dtype | None = None
+        cls,
+        found: ModelFolder,
+        *,
+        dtype: str | torch.dtype = torch.float32,
+        vae_dtype: str | torch.dtype | None = None,
     ) -> Self:
         """Load what `medsora.saved.find` found; `vae_dtype` is the VAE's, `dtype` unless given."""
-        denoiser = _load_part(MedSora, found.denoiser, dtype)
-        vae = _load_part(FrequencyCompensatedVAE, found.vae, vae_dtype or dtype)
+        denoiser = _load_part(MedSora, found.denoiser, to_dtype(dtype))
+        vae = _load_part(FrequencyCompensatedVAE, found.vae, to_dtype(vae_dtype or dtype))
         scheduler = _load_scheduler(found.scheduler) if found.scheduler else None
         return cls(denoiser, vae, scheduler, **found.geometry)
 
@@ -166,6 +237,15 @@ class SavedPipeline(DiffusionPipeline):
         return ModelCard(**known | facts)
 
 
+def to_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return float32, float16 or bfloat16 by that word, its short form or itself. Raises `BadInput`."""
+    words = DTYPES | {str(known).removeprefix("torch."): known for known in DTYPES.values()}
+    found = words.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise BadInput(f"dtype {dtype!r} is unknown; choose {', '.join(words)} or the torch.dtype.")
+    return found
+
+
 def _load_part(kind: type[nn.Module], folder: Path, dtype: torch.dtype) -> nn.Module:
     check_part(folder)
     try:
@@ -177,8 +257,30 @@ def _load_part(kind: type[nn.Module], folder: Path, dtype: torch.dtype) -> nn.Mo
         raise BadInput(f"{folder} cannot be loaded as a {kind.__name__}: {reason}.") from error
 
 
-def _load_scheduler(folder: Path) -> DDIMScheduler:
+def saved_sampler(found: ModelFolder) -> tuple[str, dict[str, Any] | None]:
+    """Return what a model samples with: "ddim" and None, or another scheduler's class and its settings.
+
+    Raises `BadInput` as `from_folder` does.
+    """
+    usual = ddim_scheduler(250)
+    scheduler = _load_scheduler(found.scheduler) if found.scheduler else usual
+    check_scheduler(scheduler)
+    settings, usual_settings = (
+        {key: value for key, value in each.config.items() if not key.startswith("_")}
+        for each in (scheduler, usual)
+    )
+    if type(scheduler) is type(usual) and settings == usual_settings:
+        return "ddim", None
+    return type(scheduler).__name__, settings
+
+
+def _load_scheduler(folder: Path) -> SchedulerMixin:
+    name = read_json_object(folder / SCHEDULER_CONFIG_NAME).get("_class_name")
+    if name not in SCHEDULERS:
+        raise BadInput(
+            f"{folder} holds a {name}, which cannot sample here; there are {', '.join(SCHEDULERS)}."
+        )
     try:
-        return DDIMScheduler.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        return SCHEDULERS[name].from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
         raise BadInput(f"{folder} cannot be loaded as a scheduler; save or copy the model again.") from error

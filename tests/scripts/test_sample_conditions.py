@@ -37,6 +37,7 @@ def test_label_first_frame_and_window_on_the_command_line(
     sample_ddim.main()
     video = read_frames(out / "video-00000")
     options = {"label": "polyp", "guidance": 2.0, "frames": 26, "window": 17, "num_inference_steps": 2}
+    options["output_type"] = "uint8"
     given = np.full((1, 32, 16, 3), 120, np.uint8)
     expected = MedSoraPipeline.from_pretrained(conditional)(seeds=[3], first_frames=given, **options).frames[
         0

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 
 import sample_ddim
 from medsora.data.reading.video_io import probe, read_frames
@@ -127,7 +128,8 @@ def test_videos_have_the_rate_of_the_training_data(tmp_path: Path, caplog: pytes
 
 def test_folders_of_frames_hold_exactly_what_the_pipeline_gives(sample: Callable, run: Path) -> None:
     paths = sample(format="frames", fps=12, vae_dtype="fp32")
-    expected = MedSoraPipeline.from_run(run)(num_inference_steps=3, seeds=[7, 8]).frames
+    pipeline = MedSoraPipeline.from_run(run)
+    expected = pipeline(num_inference_steps=3, seeds=[7, 8], output_type="uint8").frames
     for path, video in zip(paths, expected, strict=True):
         assert np.array_equal(read_frames(path), video)
 
@@ -162,6 +164,21 @@ def test_raw_weights_other_lengths_and_samplers(sample: Callable, tmp_path: Path
     assert not np.array_equal(read_frames(averaged[0]), read_frames(other[0]))
     short = sample(num_videos=1, frames=1, out=tmp_path / "short")
     assert read_frames(short[0]).shape == (1, 32, 16, 3)
+
+
+def test_the_scheduler_of_a_saved_model_samples(sample: Callable, tmp_path: Path) -> None:
+    pipeline, model = tiny_pipeline(), tmp_path / "model"
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(model)
+    (path,) = sample(model=str(model), format="frames", num_videos=1, vae_dtype="fp32")
+    expected = pipeline(num_inference_steps=3, seeds=[7], output_type="uint8").frames
+    assert np.array_equal(read_frames(path), expected[0])
+    settings = json.loads((tmp_path / "videos" / "manifest.json").read_text())["settings"]
+    assert (settings["sampler"], settings["scheduler"]["beta_end"]) == ("EulerDiscreteScheduler", 0.02)
+    with pytest.raises(BadInput, match="made with sampler EulerDiscreteScheduler, but now it is ddim"):
+        sample(model=str(model), format="frames", num_videos=1, vae_dtype="fp32", sampler="ddim")
+    with pytest.raises(BadInput, match="EulerDiscreteScheduler has none"):
+        sample(model=str(model), eta=0.5, out=tmp_path / "other")
 
 
 # The second start
@@ -304,6 +321,20 @@ def test_bad_input_is_one_sentence_and_status_2(
         (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
         assert words in line
         assert "Traceback" not in err
+
+
+def test_a_video_that_is_not_finite_is_one_sentence_and_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pipeline, out = tiny_pipeline(), tmp_path / "videos"
+    pipeline.vae.base.decoder.conv_out.conv.bias.data.fill_(torch.inf)
+    pipeline.save_pretrained(tmp_path / "model")
+    arguments = ("--model", tmp_path / "model", "--out", out, "--num-videos", 1, "--steps", 1, "--seed", 7)
+    assert status_of(monkeypatch, *arguments) == 1
+    err = capsys.readouterr().err
+    assert "error: the frames of seed 7 are NaN or infinite" in err
+    assert "Traceback" not in err
+    assert [path.name for path in out.iterdir()] == ["manifest.json"]
 
 
 @pytest.mark.parametrize("kind", ["mp4", "frames"])

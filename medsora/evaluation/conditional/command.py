@@ -56,7 +56,8 @@ def sampled(
     Video k has the seed `first_seed` + k; `asked` are other arguments of the pipeline.
     """
     seeds = range(first_seed, first_seed + options.videos)
-    return pipeline(num_inference_steps=options.steps, seeds=seeds, sampler=options.sampler, **asked).frames
+    settings = {"num_inference_steps": options.steps, "sampler": options.sampler, "output_type": "uint8"}
+    return pipeline(seeds=seeds, **settings, **asked).frames
 
 
 @torch.no_grad()

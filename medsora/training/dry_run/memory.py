@@ -28,8 +28,8 @@ from medsora.config.schema import Config
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.flow_prior import FlowPrior, needed
-from medsora.sampling.pipeline import DTYPES
 from medsora.saved.optimizer import moments
+from medsora.saved.pipeline import DTYPES
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from medsora.config.schema import Config
 from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet
 from medsora.denoiser import MedSora
-from medsora.errors import BadInput, Interrupted
+from medsora.errors import BadInput, Interrupted, NonFiniteVideo
 from medsora.runtime.files import write_text, written_folder
 from medsora.runtime.interruption import StopRequest
 from medsora.sampling.pipeline import MedSoraPipeline
@@ -33,6 +34,8 @@ from medsora.training.stage2.loss import DenoisingLoss
 from medsora.training.stage2.samples import DitSamples
 from medsora.training.stage_parts import ModelPart, StageParts, ValuePart
 from medsora.vae import FrequencyCompensatedVAE
+
+log = logging.getLogger(__name__)
 
 EVALUATION_TIMESTEPS = (50, 250, 500, 750, 950)  # fixed, so that the curves of two runs compare
 HELD_OUT_LOSS = "held_out/mse"
@@ -175,7 +178,10 @@ class DitStage:
         self.run.log(step, errors)
 
     def sample(self, step: int, stop: StopRequest) -> None:
-        """Sample a few videos from the EMA weights into samples/; raises `Interrupted` if `stop` wants it."""
+        """Sample a few videos from the EMA weights into samples/; raises `Interrupted` if `stop` wants it.
+
+        Videos that are not finite are left out with a warning: the training itself may be well.
+        """
         settings, names = self.config.train_dit, self.samples.clips.labels.names
         labels = [names[k % len(names)] for k in range(settings.sample_videos)] if names else None
 
@@ -194,7 +200,11 @@ class DitStage:
                     seeds=list(range(settings.sample_videos)),
                     label=labels,
                     callback=leave_if_asked,
+                    output_type="uint8",
                 ).frames
+            except NonFiniteVideo as error:
+                log.warning("no samples after step %d: %s", step, error)
+                return
             finally:
                 model.train()
         folder = self.run.samples / f"step-{step:07d}"

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 
 from medsora.data.reading.video_io import probe
 from medsora.data.sheet import save_image
+from medsora.errors import NonFiniteVideo
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 from tests.support.reserved_port import reserve_port
@@ -242,6 +244,13 @@ def test_a_label_and_a_first_frame_are_asked_for(browser: Any, tmp_path: Path) -
             "const t = document.querySelector('#told').textContent; return t.includes('mine') ? t : null"
         )
         assert "polyp" not in told
+
+
+def test_what_is_not_finite_is_a_sentence() -> None:
+    gradio = pytest.importorskip("gradio", reason="Gradio is not installed")
+    page = import_module("medsora.app.page")
+    with pytest.raises(gradio.Error, match="frames are NaN"), page._said():
+        raise NonFiniteVideo("the frames are NaN.")
 
 
 def test_nothing_is_asked_of_other_hosts(page: Page, address: str) -> None:

@@ -120,7 +120,7 @@ def test_label_guidance_and_first_frame_reach_the_videos(conditional: Path, tmp_
     assert wish.asked == ", polyp, guidance 3, first frame given"
     paths = sample_files(pipeline, "tiny", wish, silent)
     given = np.full((1, 32, 16, 3), 120, np.uint8)
-    options = {"num_inference_steps": 2, "seeds": [3], "first_frames": given}
+    options = {"num_inference_steps": 2, "seeds": [3], "first_frames": given, "output_type": "uint8"}
     (asked,) = pipeline(label="polyp", guidance=3.0, **options).frames
     (other,) = pipeline(label="bleeding", guidance=3.0, **options).frames
     written = read_frames(paths[0]).astype(float)

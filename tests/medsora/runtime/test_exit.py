@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medsora.errors import BadInput, Interrupted, LostProcess, NonFiniteLoss
+from medsora.errors import BadInput, Interrupted, LostProcess, NonFiniteLoss, NonFiniteVideo
 from medsora.runtime import exit as leaving
 from medsora.runtime.exit import exit_with_status
 from tests.support.paths import ROOT
@@ -77,6 +77,7 @@ def test_ctrl_c_during_the_imports_of_a_script(tmp_path: Path) -> None:
         (LostProcess("gone."), 1, "error: gone.\n"),
         (LostProcess("gone.", said_elsewhere=True), 1, ""),
         (NonFiniteLoss("nan."), 1, ""),
+        (NonFiniteVideo("nan."), 1, "error: nan.\n"),
         (Interrupted("asked."), 75, ""),
     ],
 )

@@ -236,12 +236,13 @@ def test_a_film_goes_on_from_its_own_frames(
 
     monkeypatch.setattr(pipeline, "_encode", watched)
     steps = []
-    options = {"num_inference_steps": 2, "frames": 26, "window": 17, "first_frames": pictures[:1]}
+    given = {"num_inference_steps": 2, "first_frames": pictures[:1], "output_type": "uint8"}
+    options = given | {"frames": 26, "window": 17}
     film = pipeline(seeds=[1, 2], **options, callback=lambda *step: steps.append(step[0])).frames
     assert film.shape == (2, 26, 32, 16, 3)
     assert steps == [0, 1] * 3
     assert [frames.shape[1] for frames in began] == [1, 9, 9]
-    window = pipeline(num_inference_steps=2, seeds=[1, 2], first_frames=pictures[:1]).frames
+    window = pipeline(seeds=[1, 2], **given).frames
     assert np.array_equal(film[:, :17], window)
     assert np.array_equal(began[1], window[:, 8:])
     alone = pipeline(seeds=[2], **options).frames

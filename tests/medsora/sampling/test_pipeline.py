@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from medsora.denoiser import MedSora, MedSoraOutput
@@ -57,7 +58,7 @@ def weights_of(pipeline: MedSoraPipeline) -> Tensor:
 
 
 def test_frames_are_uint8_videos_of_the_trained_size(pipeline: MedSoraPipeline) -> None:
-    out = pipeline(num_videos=2, num_inference_steps=2, seeds=[3, 4])
+    out = pipeline(num_videos=2, num_inference_steps=2, seeds=[3, 4], output_type="uint8")
     assert out.frames.shape == (2, 8, 32, 16, 3)
     assert out.frames.dtype == np.uint8
     assert out.seeds == [3, 4]
@@ -68,7 +69,7 @@ def test_frames_are_uint8_videos_of_the_trained_size(pipeline: MedSoraPipeline) 
 def test_a_seed_gives_the_same_video_at_any_batch_size(
     pipeline: MedSoraPipeline, sampler: str, eta: float
 ) -> None:
-    settings = {"num_inference_steps": 6, "sampler": sampler, "eta": eta}
+    settings = {"num_inference_steps": 6, "sampler": sampler, "eta": eta, "output_type": "uint8"}
     together = pipeline(seeds=[5, 6, 7], batch_size=3, **settings).frames
     for batch_size in (1, 2):
         assert (
@@ -163,15 +164,46 @@ def test_the_callback_sees_every_step_of_every_batch(pipeline: MedSoraPipeline) 
     assert seen == [(0, 999), (1, 499)] * 2
 
 
-def test_adaln_is_tabulated_once_and_again_for_other_weights(pipeline: MedSoraPipeline) -> None:
+def write_in_place(model: MedSora, other: MedSora) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
+            parameter.copy_(value)
+
+
+def write_through_data(model: MedSora, other: MedSora) -> None:
+    for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
+        parameter.data.copy_(value.data)
+
+
+def assign_data(model: MedSora, other: MedSora) -> None:
+    for parameter, value in zip(model.parameters(), other.parameters(), strict=True):
+        parameter.data = value.data.clone()
+
+
+WEIGHT_CHANGES = {
+    "in place": write_in_place,
+    "data.copy_": write_through_data,
+    "data =": assign_data,
+    "EMAModel.copy_to": lambda model, other: EMAModel(other.parameters()).copy_to(model.parameters()),
+    "load_state_dict": lambda model, other: model.load_state_dict(other.state_dict()),
+    "load_state_dict, assign": lambda model, other: model.load_state_dict(other.state_dict(), assign=True),
+    "to": lambda model, other: model.to(torch.bfloat16).load_state_dict(other.state_dict()),
+}
+
+
+@pytest.mark.parametrize("change", WEIGHT_CHANGES)
+def test_weights_that_changed_since_the_last_call_are_noticed(change: str) -> None:
     options = {"num_inference_steps": 2, "seeds": [0], "output_type": "latent"}
-    before = pipeline(**options).frames
+    pipeline, other = tiny_pipeline(), tiny_denoiser(seed=3)
+    with torch.inference_mode():
+        before = pipeline(**options).frames
     prepared = pipeline._prepared
     assert torch.equal(pipeline(**options).frames, before)
     assert pipeline._prepared is prepared
-    with torch.no_grad():
-        pipeline.denoiser.blocks[0].modulation.bias.add_(1)
-    assert not torch.equal(pipeline(**options).frames, before)
+    WEIGHT_CHANGES[change](pipeline.denoiser, other)
+    fresh = MedSoraPipeline(other.to(pipeline.denoiser.dtype), pipeline.vae, **GEOMETRY)(**options).frames
+    assert torch.equal(pipeline(**options).frames, fresh)
+    assert not torch.equal(fresh, before)
 
 
 def test_bad_requests_are_one_sentence(pipeline: MedSoraPipeline) -> None:
@@ -181,7 +213,10 @@ def test_bad_requests_are_one_sentence(pipeline: MedSoraPipeline) -> None:
         ({"seeds": []}, "one per video"),
         ({"seeds": [1], "generator": torch.Generator()}, "not both"),
         ({"batch_size": 0}, "batch size"),
-        ({"output_type": "pil"}, "np or latent"),
+        ({"output_type": "gif"}, "choose np, uint8, pil, pt, latent"),
+        ({"num_videos": 3, "generator": [torch.Generator()] * 2}, "2 generators do not fit 3"),
+        ({"guidance": 2.0, "guidance_scale": 3.0}, "older name"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "not prompt_embeds"),
         ({"sampler": "euler"}, "ddim or dpmpp"),
         ({"compile": "fast"}, "auto, on, off"),
         ({"num_inference_steps": 0}, "1 to 1000"),
@@ -210,14 +245,14 @@ def test_half_precision_is_close(pipeline: MedSoraPipeline, saved: Path) -> None
     exact, found = pipeline(**settings).frames, half(**settings).frames
     assert found.dtype == torch.float32
     assert (found - exact).norm() < 0.1 * exact.norm()
-    assert half(num_inference_steps=1).frames.dtype == np.uint8
+    assert half(num_inference_steps=1).frames.dtype == np.float32
 
 
 def test_the_saved_noise_schedule_is_the_one_that_samples(pipeline: MedSoraPipeline, saved: Path) -> None:
     config = saved / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("0.02", "0.01"))
     other = MedSoraPipeline.from_pretrained(saved)
-    settings = {"num_inference_steps": 3, "seeds": [1]}
+    settings = {"num_inference_steps": 3, "seeds": [1], "output_type": "uint8"}
     assert levels_apart(other(**settings).frames, pipeline(**settings).frames) > 1
 
 

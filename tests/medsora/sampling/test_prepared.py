@@ -38,15 +38,31 @@ def test_adaln_is_not_computed_again(small_model: Callable[..., MedSora], monkey
 
 
 @torch.no_grad()
-def test_it_fits_until_weights_or_timesteps_change(small_model: Callable[..., MedSora]) -> None:
+def test_it_fits_until_weights_move_or_timesteps_change(small_model: Callable[..., MedSora]) -> None:
     model = small_model()
     prepared = PreparedDenoiser(model, TIMESTEPS, record=False)
     assert prepared.fits(model, TIMESTEPS, 0, False)
     assert not prepared.fits(model, TIMESTEPS[:2], 0, False)
     assert not prepared.fits(model, TIMESTEPS, 1, False)
     assert not prepared.fits(small_model(), TIMESTEPS, 0, False)
-    model.blocks[0].modulation.bias.add_(1)
+    model.blocks[0].modulation.bias.data = model.blocks[0].modulation.bias.data.clone()
     assert not prepared.fits(model, TIMESTEPS, 0, False)
+
+
+@torch.no_grad()
+def test_a_recording_reads_a_new_table_at_the_old_address(
+    small_model: Callable[..., MedSora], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model()
+    prepared = recording_denoiser(model)
+    StandInForCuda(monkeypatch, fails=False)
+    prepared._record(z := torch.randn(1, 4, 4, 8, 8), t := torch.tensor([500]))
+    addresses = prepared._of_blocks.data_ptr(), prepared._of_final.data_ptr()
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+    prepared.tabulate()
+    assert addresses == (prepared._of_blocks.data_ptr(), prepared._of_final.data_ptr())
+    torch.testing.assert_close(prepared._denoise(z, t), model(z, t).eps, atol=1e-5, rtol=1e-5)
 
 
 def test_there_are_no_graphs_on_a_cpu(small_model: Callable[..., MedSora]) -> None:

@@ -12,6 +12,7 @@ from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.training.stage2 import stage as dit_stage
 from medsora.training.stage2.build import build_denoiser
 from medsora.training.stage2.ema import Ema
+from medsora.vae import FrequencyCompensatedVAE
 from tests.support import tiny_training as tiny
 
 
@@ -46,9 +47,27 @@ def test_samples_are_made_from_the_average(
     with tiny.nothing_silent():
         run = tiny.train("dit", config)
     (sampled,) = written
-    averaged, raw = (
-        MedSoraPipeline.from_run(run, raw=raw)(seeds=[0], num_inference_steps=2).frames[0]
-        for raw in (False, True)
-    )
+    options = {"seeds": [0], "num_inference_steps": 2, "output_type": "uint8"}
+    averaged, raw = (MedSoraPipeline.from_run(run, raw=raw)(**options).frames[0] for raw in (False, True))
     assert np.array_equal(sampled, averaged)
     assert not np.array_equal(sampled, raw)
+
+
+def test_samples_that_are_not_finite_are_left_out_with_a_warning(
+    clips: Path, vae_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vae = FrequencyCompensatedVAE.from_pretrained(vae_folder)
+    vae.base.decoder.conv_out.conv.bias.data.fill_(torch.nan)
+    vae.save_pretrained(tmp_path / "vae")
+    config = tiny.tiny_config(
+        tmp_path,
+        clips,
+        vae__path=str(tmp_path / "vae"),
+        alignment__weight=0,
+        train_dit__phases=[{"lr": 0.05, "batch": 2}],
+        train_dit__eval_every=100,
+    )
+    run = tiny.train("dit", config)
+    assert "the frames of seed 0 are NaN or infinite" in caplog.text
+    assert not list((run / "samples").rglob("*.mp4"))
+    MedSoraPipeline.from_run(run)
