@@ -8,11 +8,14 @@ import triton
 import triton.language as tl
 
 from medsora.kernels.fused.ops import (
+    FORGOTTEN,
+    NO_GRADIENT,
     PRECISION,
     SIZES,
     convolve,
     convolve_BC,
     decay_between,
+    decay_to_end,
     log_decay_reached,
     masked_silu,
     sigmoid,
@@ -168,9 +171,9 @@ def scan_backward(
             raw = raw.to(tl.float32) + tl.load(dt_bias + whole).to(tl.float32)
             dt = tl.where(inside, softplus(raw), 0.0)
             A = -tl.exp(tl.load(A_log + whole).to(tl.float32))
-            decay = dt * A
-            reached = log_decay_reached(decay, past)
-            between = decay_between(reached, past, earlier)
+            decay = tl.maximum(dt * A, FORGOTTEN)
+            reached, rest = log_decay_reached(decay, past)
+            between = tl.where(past, decay_between(reached, rest, earlier), 0.0)
             kernel = between * dt[None, :] * CB
 
             columns = head * HEADDIM + p
@@ -208,9 +211,9 @@ def scan_backward(
                 state = tl.load(
                     kept + n[:, None] * HEADDIM + p[None, :], mask=(n < D_STATE)[:, None], other=0.0
                 )
-                from_start = tl.exp(reached)
+                from_start = tl.exp(reached + rest)
                 total = tl.sum(decay)
-                left = tl.exp(total - reached)
+                left = decay_to_end(decay, earlier)
                 to_end = left * dt
                 carried = tl.dot(C, state.to(dtype), input_precision=PRECISION)
                 grad_reached += from_start * tl.sum(above_exact * carried, axis=1)
@@ -233,6 +236,7 @@ def scan_backward(
             grad_decay = tl.sum(tl.where(past, grad_reached[:, None], 0.0), axis=0)
             if CHUNKED:
                 grad_decay += grad_total
+            grad_decay = tl.where(decay < NO_GRADIENT, 0.0, grad_decay)
             grad_raw = tl.where(inside, (grad_delta + A * grad_decay) * sigmoid(raw), 0.0)
             tl.store(grad_dt + (first_row + token) * HEADS + head, grad_raw, mask=inside)
             sums = grad_heads + (((way * batches + batch) * tiles + tile) * chunks + chunk) * 3 * HEADS + head
