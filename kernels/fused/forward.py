@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 from medsora.kernels.fused.ops import (
-    FORGOTTEN,
     PRECISION,
     SIZES,
     convolve,
@@ -123,9 +122,7 @@ def scan_forward(
             x, dt = finite_or_nan(x, tl.where(inside, dt, 0.0))
 
             decay = dt * -tl.exp(tl.load(A_log + whole).to(tl.float32))
-            decay = tl.where(decay < FORGOTTEN, FORGOTTEN, decay)
-            reached, rest = log_decay_reached(decay, past)
-            kernel = tl.where(past, decay_between(reached, rest, earlier) * dt[None, :] * CB, 0.0)
+            kernel = tl.where(past, decay_between(decay, past, earlier) * dt[None, :] * CB, 0.0)
             result = tl.dot(kernel.to(dtype), x.to(dtype), input_precision=PRECISION)
             result += tl.load(D + whole).to(tl.float32) * x
             if CHUNKED:
@@ -134,7 +131,7 @@ def scan_forward(
                     kept = states + (index * chunks + chunk) * D_STATE * HEADDIM
                     tl.store(kept + n[:, None] * HEADDIM + p[None, :], state, mask=(n < D_STATE)[:, None])
                 carried = tl.dot(C, state.to(dtype), input_precision=PRECISION)
-                result += tl.exp(reached + rest)[:, None] * carried
+                result += tl.exp(log_decay_reached(decay, past))[:, None] * carried
                 total = tl.sum(decay)
                 to_end = decay_to_end(decay, earlier) * dt
                 added = tl.dot(tl.trans(B), (x * to_end[:, None]).to(dtype), input_precision=PRECISION)

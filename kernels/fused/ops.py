@@ -11,11 +11,6 @@ import triton.language as tl
 # cores and makes so much code of these tiles that compiling takes minutes and registers spill.
 PRECISION = tl.constexpr("tf32x3")
 
-# Log decays of one step. exp of less than the first is 0 in float32, so no step counts for more. What comes
-# through a step of less than the second, the square of float32's rounding, is lost in that of its gradient.
-FORGOTTEN = tl.constexpr(-104.0)
-NO_GRADIENT = tl.constexpr(-32.0)
-
 # Sizes that differ from batch to batch and from clip to clip: no kernel is compiled for one of them alone.
 SIZES = (
     "batches",
@@ -145,21 +140,18 @@ def finite_or_nan(x, dt):
 
 @triton.jit
 def log_decay_reached(decay, past):
-    """Sum of ΔA from the start of each row's sequence up to and with the row: its whole part and the rest.
-
-    Apart, for whole numbers are added without rounding, and the rest, less than 1 of each step, stays small:
-    differences keep their digits however large the sums.
-    """
-    whole = tl.ceil(decay)
-    reached = tl.sum(tl.where(past, whole[None, :], 0.0), axis=1)
-    return reached, tl.sum(tl.where(past, (decay - whole)[None, :], 0.0), axis=1)
+    """Sum of ΔA from the start of each row's sequence up to and with the row."""
+    return tl.sum(tl.where(past, decay[None, :], 0.0), axis=1)
 
 
 @triton.jit
-def decay_between(reached, rest, earlier):
-    """exp of the sum of ΔA after column s up to row t, 1 where s is not earlier. No exponent is positive."""
-    difference = (reached[:, None] - reached[None, :]) + (rest[:, None] - rest[None, :])
-    return tl.exp(tl.where(earlier, difference, 0.0))
+def decay_between(decay, past, earlier):
+    """exp of the sum of ΔA after column s up to row t, 0 where t cannot see s. No exponent is positive.
+
+    Each pair adds its own steps: differences of sums from the start lose their digits after large steps.
+    """
+    after = tl.cumsum(tl.where(earlier, decay[:, None], 0.0), axis=0)
+    return tl.where(past, tl.exp(after), 0.0)
 
 
 @triton.jit

@@ -10,6 +10,8 @@ p channels per head, n state size; r = all sequences of all walks, w*S.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,6 +48,35 @@ def scan(
     Products run in the tokens' dtype; decays, Δ and the norm in float32 (float64 for float64 tokens).
     `kernels.mamba2_scan` says what the arguments are.
     """
+    tokens_and_weights = zxbcdt, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight
+    run = partial(_scan, *tokens_and_weights, orders=orders, headdim=headdim, eps=eps)
+    if torch.compiler.is_compiling() or zxbcdt.device.type != "cpu":  # no GPU is waited for
+        return run(hide_nan=True)
+    out = run(hide_nan=False)
+    # NaN in a head is NaN in its first channel, for the norm spans them all. A FakeTensor counts as finite.
+    if type(out) is Tensor and out[..., ::headdim].isnan().any():
+        return run(hide_nan=True)
+    return out
+
+
+def _scan(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    *,
+    orders: Tensor,
+    headdim: int,
+    eps: float | Tensor,
+    hide_nan: bool,
+) -> Tensor:
+    """The scan; with `hide_nan`, tokens that are not finite are zeros in its products and NaN in the norm.
+
+    Else they reach earlier tokens: products multiply what a step must not see by 0, which NaN survives.
+    """
     heads, d_inner, channels = D.numel(), norm_weight.numel(), conv_bias.numel()
     exact = torch.promote_types(zxbcdt.dtype, torch.float32)
     walks = orders.flatten(0, 1)
@@ -54,9 +85,9 @@ def scan(
         z, xBC, dt = zxbcdt.split([d_inner, channels, heads], dim=-1)
         taps = conv_weight.reshape(channels, -1)
         dt = F.softplus(dt.to(exact) + dt_bias.to(exact))
-        sums = xBC.detach().sum(-1, keepdim=True, dtype=exact) + dt.detach().sum(-1, keepdim=True)
-        broken = 0 * sums  # (b, T, 1): NaN for tokens that are not finite
-        if _may_be_nan(broken):  # and not masked by a product with 0: counts as zeros, and ends in the norm
+        if hide_nan:
+            sums = xBC.detach().sum(-1, keepdim=True, dtype=exact) + dt.detach().sum(-1, keepdim=True)
+            broken = 0 * sums  # (b, T, 1): NaN for tokens that are not finite
             xBC, dt = (tokens.masked_fill(broken.isnan(), 0) for tokens in (xBC, dt))
             later = walk(broken, walks, places).cumsum(3)
             eps = eps + put_back(later.unsqueeze(3), walks, places)
@@ -69,12 +100,6 @@ def scan(
 
         summed = gated_norm_sum(put_back(y, walks, places), z, norm_weight, orders.shape[0], eps)
         return summed.transpose(0, 1)
-
-
-def _may_be_nan(numbers: Tensor) -> bool:
-    """Whether any is NaN, or that cannot be told here: no GPU is waited for."""
-    without_content = torch.compiler.is_compiling() or type(numbers) is not Tensor
-    return without_content or numbers.device.type != "cpu" or bool(numbers.isnan().any())
 
 
 def _one_chunk(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:

@@ -119,6 +119,29 @@ def test_a_token_that_is_not_finite_reaches_no_earlier_one(backend: str, length:
                 assert not actual[0, order[step]].isfinite().all()
 
 
+def test_a_compiled_scan_keeps_tokens_that_are_not_finite_from_earlier_ones_too() -> None:
+    inputs = random_inputs(70, orders=1, dtype=torch.float32)
+    order, expected = inputs["orders"][0], matrix(**inputs)
+    inputs["zxbcdt"][0, order[35], 16] = math.nan
+    actual = torch.compile(matrix, backend="aot_eager")(**inputs)
+    torch.testing.assert_close(actual[0, order[:35]], expected[0, order[:35]])
+    torch.testing.assert_close(actual[1], expected[1])
+    assert actual[0, order[35]].isnan().all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("length", [5, 140])
+def test_a_token_that_is_not_finite_reaches_no_other_sequences_gradient(backend: str, length: int) -> None:
+    inputs = random_inputs(2 * length, dtype=torch.float32)
+    inputs["orders"] = torch.arange(2 * length).view(1, 1, 2, length)
+    scan = partial(mamba2_scan, backend=backend)
+    expected = output_and_gradients(scan, inputs)["zxbcdt"]
+    inputs["zxbcdt"][0, length // 2, 16] = math.nan
+    actual = output_and_gradients(scan, inputs)["zxbcdt"]
+    torch.testing.assert_close(actual[0, length:], expected[0, length:])
+    torch.testing.assert_close(actual[1], expected[1])
+
+
 def test_large_gradients_stay_finite() -> None:
     inputs = random_inputs(48, orders=2, dtype=torch.float32)
     inputs["zxbcdt"].requires_grad_()

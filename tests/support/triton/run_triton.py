@@ -122,7 +122,7 @@ def check_an_empty_batch(device: str) -> None:
 
 
 def check_a_token_that_is_not_finite(device: str) -> None:
-    """Earlier tokens and other samples do not change; in one tile of two lines, and in chunks."""
+    """Earlier tokens, other samples and their gradients stay; in one tile of two lines, and in chunks."""
     scan = partial(mamba2_scan, backend="triton")
     for case in (Case(9, lines=2, orders=1, batch=2), Case(70, orders=1, batch=2)):
         inputs = case.placed(case.inputs(), device)
@@ -136,6 +136,8 @@ def check_a_token_that_is_not_finite(device: str) -> None:
             assert torch.equal(actual[0, case.length :], expected[0, case.length :]), column
             assert torch.equal(actual[1], expected[1]), column
             assert actual[0, step].isnan().all(), column
+        of_others, others = (output_and_gradients(scan, tokens)["zxbcdt"][1] for tokens in (inputs, broken))
+        assert torch.equal(others, of_others)
 
 
 def check_registration(device: str) -> None:
