@@ -48,12 +48,13 @@ def scan(
     Products run in the tokens' dtype; decays, Δ and the norm in float32 (float64 for float64 tokens).
     `kernels.mamba2_scan` says what the arguments are.
     """
-    tokens_and_weights = zxbcdt, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight
-    run = partial(_scan, *tokens_and_weights, orders=orders, headdim=headdim, eps=eps)
+    weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
+    run = partial(_scan, zxbcdt, *weights, orders=orders, headdim=headdim, eps=eps)
     if torch.compiler.is_compiling() or zxbcdt.device.type != "cpu":  # no GPU is waited for
         return run(hide_nan=True)
     out = run(hide_nan=False)
-    # NaN in a head is NaN in its first channel, for the norm spans them all. A FakeTensor counts as finite.
+    # The norm makes a token's channels NaN together; where some are infinite, each head has its own answer.
+    # A FakeTensor counts as finite.
     if type(out) is Tensor and out[..., ::headdim].isnan().any():
         return run(hide_nan=True)
     return out
@@ -180,11 +181,12 @@ def _weights(decay: Tensor, dt: Tensor) -> Tensor:
     """
     steps = dt.mT.clamp(min=SHORTEST)  # (b, r, h, q)
     length = steps.shape[-1]
-    whole, rest = _reached(F.pad(decay.mT, (0, -length % GROUP)), -1)
+    missing = -length % GROUP
+    whole, rest = _reached(F.pad(decay.mT, (0, missing)) if missing else decay.mT.contiguous(), -1)
     groups = whole.unflatten(-1, (-1, GROUP))
     middle = groups[..., GROUP // 2, None]
-    reached = (groups - middle) + rest.unflatten(-1, (-1, GROUP))  # (b, r, h, groups, GROUP)
-    left = (whole[..., None, :length] - middle) + (rest[..., :length] - steps.log2()).unsqueeze(-2)
+    reached = (groups - middle).add_(rest.unflatten(-1, (-1, GROUP)))  # (b, r, h, groups, GROUP)
+    left = (whole[..., None, :length] - middle).add_((rest[..., :length] - steps.log2()).unsqueeze(-2))
     weights = (reached.unsqueeze(-1) - left.unsqueeze(-2)).flatten(-3, -2)[..., :length, :]
     return weights.clamp_(*EXPONENTS).exp2_()
 
