@@ -6,6 +6,8 @@ import logging
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.weak import WeakIdKeyDictionary
 
 from medsora.kernels import mamba_ssm_backend, reference
 from medsora.kernels.choices import FASTEST_FIRST
@@ -22,6 +24,7 @@ _SCANS = {
     "reference": reference.scan,
 }
 _told: set[str] = set()
+_permutations = WeakIdKeyDictionary()  # tables that were checked, and the version of their content
 
 
 def mamba2_scan(
@@ -53,6 +56,7 @@ def mamba2_scan(
             Or (axes, k, S, l) with S*l = L: along each axis the tokens fall into S sequences of l, scanned
             apart, in k ways that are summed. So tokens that lie in a grid are scanned along rows, columns
             or frames without being rearranged. int32 tables on the tokens' device are taken as they are.
+            A table is checked when it is first seen, which waits for a GPU once: keep it between calls.
         headdim: channels per head; d_inner = heads * headdim.
         eps: of the RMS norm.
         backend: "auto" or one of `backends()`.
@@ -62,7 +66,8 @@ def mamba2_scan(
         dtype, ready for the output projection.
 
     Raises:
-        ValueError: shapes that do not fit together, an unknown backend, or one that cannot serve here.
+        ValueError: shapes that do not fit together, orders that are no permutations, an unknown backend, or
+            one that cannot serve here.
     """
     weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
     _check_shapes(zxbcdt, *weights, orders, headdim)
@@ -70,6 +75,8 @@ def mamba2_scan(
     name = _choose(backend, zxbcdt.device.type, zxbcdt.dtype, headdim, d_state)
     if orders is None:
         orders = torch.arange(zxbcdt.shape[1], dtype=torch.int32, device=zxbcdt.device)[None]
+    else:
+        _check_permutations(orders)
     per_axis = _SCANS[name](
         zxbcdt,
         *weights,
@@ -182,3 +189,20 @@ def _check_shapes(
             )
         if orders.device != zxbcdt.device:
             raise ValueError(f"orders are on {orders.device} while the tokens are on {zxbcdt.device}.")
+
+
+def _check_permutations(orders: Tensor) -> None:
+    """Refuse orders that do not visit each token once; content that cannot be read now is not checked."""
+    if torch.compiler.is_compiling() or type(orders) is not Tensor:
+        return
+    version = None if orders.is_inference() else orders._version
+    if orders in _permutations and _permutations[orders] == version:
+        return
+    if orders.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    with _disable_current_modes():
+        walks = orders.flatten(2) if orders.dim() == 4 else orders
+        each_once = walks.sort(-1).values == torch.arange(walks.shape[-1], device=walks.device)
+        if not each_once.all():
+            raise ValueError(f"orders must visit each of the {walks.shape[-1]} tokens once, in every row.")
+    _permutations[orders] = version

@@ -13,6 +13,7 @@ from medsora.kernels.fused.ops import (
     convolve,
     convolve_BC,
     decay_between,
+    decay_to_end,
     log_decay_reached,
     masked_silu,
     sigmoid,
@@ -169,8 +170,7 @@ def scan_backward(
             dt = tl.where(inside, softplus(raw), 0.0)
             A = -tl.exp(tl.load(A_log + whole).to(tl.float32))
             decay = dt * A
-            reached = log_decay_reached(decay, past)
-            between = decay_between(reached, past, earlier)
+            between = decay_between(decay, past, earlier)
             kernel = between * dt[None, :] * CB
 
             columns = head * HEADDIM + p
@@ -195,9 +195,10 @@ def scan_backward(
             grad_kernel = between * tl.dot(above, tl.trans(x.to(dtype)), input_precision=PRECISION)
             grad_CB += grad_kernel * dt[None, :]
             through_dt = grad_kernel * CB
-            through_decay = tl.where(earlier, through_dt * dt[None, :], 0.0)
             grad_delta = tl.sum(through_dt, axis=0)
-            grad_reached = tl.sum(through_decay, axis=1) - tl.sum(through_decay, axis=0)
+            # A step fades what earlier rows hand to it and to later ones. Those are added, not all and then
+            # the others taken away, which would leave little but rounding.
+            through_step = tl.cumsum(through_dt, axis=0, reverse=True) * dt[None, :]
             above_exact = above.to(tl.float32)
             grad_value = tl.dot(tl.trans(kernel.to(dtype)), above, input_precision=PRECISION)
             grad_value += tl.load(D + whole).to(tl.float32) * above_exact
@@ -208,12 +209,12 @@ def scan_backward(
                 state = tl.load(
                     kept + n[:, None] * HEADDIM + p[None, :], mask=(n < D_STATE)[:, None], other=0.0
                 )
-                from_start = tl.exp(reached)
+                from_start = tl.exp(log_decay_reached(decay, past))
                 total = tl.sum(decay)
-                left = tl.exp(total - reached)
+                left = decay_to_end(decay, earlier)
                 to_end = left * dt
                 carried = tl.dot(C, state.to(dtype), input_precision=PRECISION)
-                grad_reached += from_start * tl.sum(above_exact * carried, axis=1)
+                grad_from_start = from_start * tl.sum(above_exact * carried, axis=1)
                 arriving = (above_exact * from_start[:, None]).to(dtype)
                 grad_C_state += tl.dot(arriving, tl.trans(state.to(dtype)), input_precision=PRECISION)
 
@@ -221,18 +222,18 @@ def scan_backward(
                 grad_value += to_end[:, None] * leaving
                 grad_left = tl.sum(x * leaving, axis=1)
                 grad_delta += left * grad_left
-                grad_reached -= to_end * grad_left
+                through_step += (to_end * grad_left)[None, :]
                 grad_B_state += tl.dot(
                     (x * to_end[:, None]).to(dtype), tl.trans(grad_state.to(dtype)), input_precision=PRECISION
                 )
-                grad_total = tl.sum(to_end * grad_left) + tl.exp(total) * tl.sum(state * grad_state)
+                grad_total = tl.exp(total) * tl.sum(state * grad_state)
                 grad_state = tl.exp(total) * grad_state + tl.dot(
                     tl.trans(C), arriving, input_precision=PRECISION
                 )
 
-            grad_decay = tl.sum(tl.where(past, grad_reached[:, None], 0.0), axis=0)
+            grad_decay = tl.sum(tl.where(earlier, through_step, 0.0), axis=1)
             if CHUNKED:
-                grad_decay += grad_total
+                grad_decay += grad_total + tl.sum(tl.where(past, grad_from_start[:, None], 0.0), axis=0)
             grad_raw = tl.where(inside, (grad_delta + A * grad_decay) * sigmoid(raw), 0.0)
             tl.store(grad_dt + (first_row + token) * HEADS + head, grad_raw, mask=inside)
             sums = grad_heads + (((way * batches + batch) * tiles + tile) * chunks + chunk) * 3 * HEADS + head

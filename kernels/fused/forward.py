@@ -14,6 +14,8 @@ from medsora.kernels.fused.ops import (
     convolve,
     convolve_BC,
     decay_between,
+    decay_to_end,
+    finite_or_nan,
     log_decay_reached,
     masked_silu,
     sigmoid,
@@ -102,11 +104,6 @@ def scan_forward(
                 tokens + token * token_stride + 2 * DI + 2 * D_STATE + whole, mask=inside, other=0.0
             )
             dt = softplus(raw.to(tl.float32) + tl.load(dt_bias + whole).to(tl.float32))
-            dt = tl.where(inside, dt, 0.0)
-            decay = dt * -tl.exp(tl.load(A_log + whole).to(tl.float32))
-            reached = log_decay_reached(decay, past)
-            kernel = decay_between(reached, past, earlier) * dt[None, :] * CB
-
             columns = head * HEADDIM + p
             x = convolve(
                 tokens + DI,
@@ -122,6 +119,10 @@ def scan_forward(
                 WIDTH,
             )
             x = masked_silu(x, inside)
+            x, dt = finite_or_nan(x, tl.where(inside, dt, 0.0))
+
+            decay = dt * -tl.exp(tl.load(A_log + whole).to(tl.float32))
+            kernel = tl.where(past, decay_between(decay, past, earlier) * dt[None, :] * CB, 0.0)
             result = tl.dot(kernel.to(dtype), x.to(dtype), input_precision=PRECISION)
             result += tl.load(D + whole).to(tl.float32) * x
             if CHUNKED:
@@ -130,9 +131,9 @@ def scan_forward(
                     kept = states + (index * chunks + chunk) * D_STATE * HEADDIM
                     tl.store(kept + n[:, None] * HEADDIM + p[None, :], state, mask=(n < D_STATE)[:, None])
                 carried = tl.dot(C, state.to(dtype), input_precision=PRECISION)
-                result += tl.exp(reached)[:, None] * carried
+                result += tl.exp(log_decay_reached(decay, past))[:, None] * carried
                 total = tl.sum(decay)
-                to_end = tl.exp(total - reached) * dt
+                to_end = decay_to_end(decay, earlier) * dt
                 added = tl.dot(tl.trans(B), (x * to_end[:, None]).to(dtype), input_precision=PRECISION)
                 state = tl.exp(total) * state + added
             tl.store(

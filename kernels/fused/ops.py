@@ -128,16 +128,33 @@ def masked_silu(before, inside):
 
 
 @triton.jit
+def finite_or_nan(x, dt):
+    """x (Q, columns) with 0 for what is not finite, and dt (Q,) with NaN in such rows.
+
+    A product multiplies what a row must not see by 0, which NaN survives; through dt it reaches later rows
+    only.
+    """
+    nothing = x - x
+    return tl.where(nothing == 0.0, x, 0.0), dt + tl.sum(nothing, axis=1)
+
+
+@triton.jit
 def log_decay_reached(decay, past):
     """Sum of ΔA from the start of each row's sequence up to and with the row."""
     return tl.sum(tl.where(past, decay[None, :], 0.0), axis=1)
 
 
 @triton.jit
-def decay_between(reached, past, earlier):
+def decay_between(decay, past, earlier):
     """exp of the sum of ΔA after column s up to row t, 0 where t cannot see s. No exponent is positive.
 
-    `earlier` is `past` without the diagonal, which is 1 whatever the decay.
+    Each pair adds its own steps: differences of sums from the start lose their digits after large steps.
     """
-    difference = tl.where(earlier, reached[:, None] - reached[None, :], 0.0)
-    return tl.where(past, tl.exp(difference), 0.0)
+    after = tl.cumsum(tl.where(earlier, decay[:, None], 0.0), axis=0)
+    return tl.where(past, tl.exp(after), 0.0)
+
+
+@triton.jit
+def decay_to_end(decay, earlier):
+    """exp of the sum of ΔA after each row of a chunk: (Q,)."""
+    return tl.exp(tl.sum(tl.where(earlier, decay[:, None], 0.0), axis=0))

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def gated_norm_sum(y: Tensor, z: Tensor, weight: Tensor, axes: int, eps: float) -> Tensor:
+def gated_norm_sum(y: Tensor, z: Tensor, weight: Tensor, axes: int, eps: float | Tensor) -> Tensor:
     """Sum over an axis's k walks of RMSNorm(y·SiLU(z)): y (b, a·k, T, c), z (b, T, c) -> (b, a, T, c).
 
-    In float32 (float64 for float64 tokens), given back in y's dtype. Where no gradient can be asked for, y's
-    memory is used for it.
+    In float32 (float64 for float64 tokens), given back in y's dtype; eps may be per token,
+    (b, a·k, T, 1). Where no gradient can be asked for, y's memory is used for it.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or y.itemsize < torch.float32.itemsize:
         return _GatedNormSum.apply(y, z, weight, axes, eps)
@@ -27,7 +27,7 @@ def gated_norm_sum(y: Tensor, z: Tensor, weight: Tensor, axes: int, eps: float) 
 
 
 def _normed_sum(
-    gated: Tensor, axes: int, eps: float, times: Callable[[Tensor, Tensor], Tensor] = torch.mul
+    gated: Tensor, axes: int, eps: float | Tensor, times: Callable[[Tensor, Tensor], Tensor] = torch.mul
 ) -> tuple[Tensor, Tensor]:
     """Sum over each axis's walks of gated (b, a·k, T, c) over its RMS, and one over the RMS (b, a·k, T, 1).
 
@@ -45,7 +45,7 @@ def _normed_sum(
 
 class _GatedNormSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y: Tensor, z: Tensor, weight: Tensor, axes: int, eps: float) -> Tensor:
+    def forward(ctx, y: Tensor, z: Tensor, weight: Tensor, axes: int, eps: float | Tensor) -> Tensor:
         exact = torch.promote_types(y.dtype, torch.float32)
         gated = y.to(exact) * F.silu(z.to(exact))[:, None]
         total, scale = _normed_sum(gated, axes, eps)

@@ -10,6 +10,8 @@ p channels per head, n state size; r = all sequences of all walks, w*S.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +26,8 @@ SHORTEST = 1e-30  # Δ that is told from 0, as it is in steps that only fill a c
 # Of 2: with smaller ones float32's numbers become slow, and what has no meaning stays finite in products with
 # gradients up to 1e29.
 EXPONENTS = -100, 30
+MIN_STEP_EXPONENT = EXPONENTS[0]  # of one step's decay
+GROUP = 16  # steps whose decays are counted from one of them: sums of few steps keep their digits
 
 
 def scan(
@@ -44,6 +48,36 @@ def scan(
     Products run in the tokens' dtype; decays, Δ and the norm in float32 (float64 for float64 tokens).
     `kernels.mamba2_scan` says what the arguments are.
     """
+    weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
+    run = partial(_scan, zxbcdt, *weights, orders=orders, headdim=headdim, eps=eps)
+    if torch.compiler.is_compiling() or zxbcdt.device.type != "cpu":  # no GPU is waited for
+        return run(hide_nan=True)
+    out = run(hide_nan=False)
+    # The norm makes a token's channels NaN together; where some are infinite, each head has its own answer.
+    # A FakeTensor counts as finite.
+    if type(out) is Tensor and out[..., ::headdim].isnan().any():
+        return run(hide_nan=True)
+    return out
+
+
+def _scan(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    *,
+    orders: Tensor,
+    headdim: int,
+    eps: float | Tensor,
+    hide_nan: bool,
+) -> Tensor:
+    """The scan; with `hide_nan`, tokens that are not finite are zeros in its products and NaN in the norm.
+
+    Else they reach earlier tokens: products multiply what a step must not see by 0, which NaN survives.
+    """
     heads, d_inner, channels = D.numel(), norm_weight.numel(), conv_bias.numel()
     exact = torch.promote_types(zxbcdt.dtype, torch.float32)
     walks = orders.flatten(0, 1)
@@ -51,9 +85,16 @@ def scan(
     with torch.autocast(zxbcdt.device.type, enabled=False):
         z, xBC, dt = zxbcdt.split([d_inner, channels, heads], dim=-1)
         taps = conv_weight.reshape(channels, -1)
+        dt = F.softplus(dt.to(exact) + dt_bias.to(exact))
+        if hide_nan:
+            sums = xBC.detach().sum(-1, keepdim=True, dtype=exact) + dt.detach().sum(-1, keepdim=True)
+            broken = 0 * sums  # (b, T, 1): NaN for tokens that are not finite
+            xBC, dt = (tokens.masked_fill(broken.isnan(), 0) for tokens in (xBC, dt))
+            later = walk(broken, walks, places).cumsum(3)
+            eps = eps + put_back(later.unsqueeze(3), walks, places)
         x, BC = walk_conv_silu(xBC, taps, conv_bias, walks, places, heads, headdim)
         x, (B, C) = x.flatten(1, 2), BC.flatten(1, 2).chunk(2, dim=-1)
-        dt = walk(F.softplus(dt.to(exact) + dt_bias.to(exact)), walks, places).flatten(1, 2)
+        dt = walk(dt, walks, places).flatten(1, 2)
         decay = dt * -torch.exp(A_log.to(exact))
         run = _one_chunk if walks.shape[2] <= ONE_CHUNK else _many_chunks
         y = run(x, B, C, dt, decay, D).unflatten(1, walks.shape[:2])
@@ -75,8 +116,9 @@ class _OneChunk(torch.autograd.Function):
         ctx.save_for_backward(x, B, C, dt, decay, D)
         if x.shape[-2] == 1:
             return x * _weight_of_one(B, C, dt, D).to(x.dtype)
-        kernel = _weights(decay, dt).mul_(_alike(C, B).unsqueeze(2))
-        kernel.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
+        alike = _alike(C, B).unsqueeze(2)
+        kernel = _weights(decay, dt).mul_(alike)
+        _diagonal(kernel).copy_(torch.addcmul(D[:, None], _diagonal(alike), dt.mT))
         return kernel.to(x.dtype) @ x
 
     @staticmethod
@@ -87,18 +129,23 @@ class _OneChunk(torch.autograd.Function):
             if x.shape[-2] == 1:
                 return _backward_of_one(grad, x, B, C, dt, D)
             weights, alike = _weights(decay, dt), _alike(C, B).to(decay.dtype).unsqueeze(2)
+            _diagonal(weights).copy_(dt.mT)
             grad_kernel = (grad @ x.mT).to(decay.dtype)
-            grad_D = grad_kernel.diagonal(dim1=-2, dim2=-1).sum((0, 1, 3))
+            own = _diagonal(grad_kernel).clone()  # (b, r, h, q)
+            grad_D = own.sum((0, 1, 3))
             grad_kernel.mul_(weights)
             grad_alike = grad_kernel.sum(2).tril_().to(B.dtype)
 
-            grad_exponent = grad_kernel.mul_(alike)
-            from_steps, to_steps = grad_exponent.sum(-2).mT, grad_exponent.sum(-1).mT  # (b, r, q, h)
-            grad_dt = from_steps / dt.clamp(min=SHORTEST)
+            # A step's own weight has no exponent, and is so large that the others would drown beside it.
+            grad_exponent = grad_kernel.mul_(alike.tril(-1))
+            from_steps, to_steps = grad_exponent.sum(-2).mT, grad_exponent.sum(-1).mT
+            grad_dt = from_steps / dt.clamp(min=SHORTEST) + (own * _diagonal(alike)).mT
             grad_decay = (to_steps - from_steps).flip(2).cumsum(2).flip(2)
+            # What such a step lets through is less than how far these differences are rounded.
+            grad_decay.masked_fill_(decay.exp() < torch.finfo(decay.dtype).eps ** 2, 0)
 
             kernel = weights.mul_(alike)
-            kernel.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
+            _diagonal(kernel).add_(D[:, None])
             grad_x = kernel.to(x.dtype).mT @ grad
             return grad_x, grad_alike.mT @ C, grad_alike @ B, grad_dt, grad_decay, grad_D.to(D.dtype)
 
@@ -127,13 +174,32 @@ def _weights(decay: Tensor, dt: Tensor) -> Tensor:
     """Δ_s exp(sum of ΔA after step s up to step t), in one piece: (b, r, q, h) -> (b, r, h, q, q).
 
     Where s is later than t it has no meaning, which `_alike` leaves out: there are h times as many of these.
+    The diagonal is Δ, rounded: callers put what is exact there.
+    Exponents are differences of sums, which each group of steps t counts from its middle. A step's is -100 at
+    least, so sums inside a group are within 1024 in float32, and rounding two of them changes a weight by at
+    most 2·2^-15·ln 2 = 4.2e-5 of itself; larger sums belong to weights of which nothing is left.
     """
-    steps = dt.mT.clamp(min=SHORTEST)
-    reached = _to_base_2(decay.mT.cumsum(-1))  # (b, r, h, q): the decay from the start to each step
-    left = reached - steps.log2()
-    weights = (reached.unsqueeze(-1) - left.unsqueeze(-2)).clamp_(*EXPONENTS).exp2_()
-    weights.diagonal(dim1=-2, dim2=-1).copy_(steps)  # the largest, free of rounding a sum
-    return weights
+    steps = dt.mT.clamp(min=SHORTEST)  # (b, r, h, q)
+    length = steps.shape[-1]
+    missing = -length % GROUP
+    whole, rest = _reached(F.pad(decay.mT, (0, missing)) if missing else decay.mT.contiguous(), -1)
+    groups = whole.unflatten(-1, (-1, GROUP))
+    middle = groups[..., GROUP // 2, None]
+    reached = (groups - middle).add_(rest.unflatten(-1, (-1, GROUP)))  # (b, r, h, groups, GROUP)
+    left = (whole[..., None, :length] - middle).add_((rest[..., :length] - steps.log2()).unsqueeze(-2))
+    weights = (reached.unsqueeze(-1) - left.unsqueeze(-2)).flatten(-3, -2)[..., :length, :]
+    return weights.clamp_(*EXPONENTS).exp2_()
+
+
+def _diagonal(matrices: Tensor) -> Tensor:
+    """View of what matrices hold of each step for itself: (..., q, q) -> (..., q)."""
+    return matrices.diagonal(dim1=-2, dim2=-1)
+
+
+def _reached(decay: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Exponents of 2 of the decay from the start to each step: their exact whole part, and the rest."""
+    exponents = _to_base_2(decay).clamp(min=MIN_STEP_EXPONENT)
+    return exponents.trunc().cumsum(dim), exponents.frac().cumsum(dim)
 
 
 def _to_base_2(exponent: Tensor) -> Tensor:
@@ -161,8 +227,9 @@ def _many_chunks(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: 
     B, C, dt, decay = (cut(steps) for steps in (B, C, dt, decay))
     y = _one_chunk(x, B, C, dt, decay, D)  # (b, r*c, h, q, p)
 
-    reached = _to_base_2(decay.cumsum(2))
-    to_end = torch.exp2(reached[:, :, -1:] - reached) * dt  # (b, r*c, q, h)
+    whole, rest = _reached(decay, 2)
+    reached = whole + rest
+    to_end = torch.exp2((whole[:, :, -1:] - whole) + (rest[:, :, -1:] - rest)) * dt  # (b, r*c, q, h)
     weighted = (x * to_end.mT.unsqueeze(-1).to(x.dtype)).transpose(2, 3).flatten(-2)
     added = (B.mT @ weighted).to(reached.dtype).unflatten(-1, (heads, headdim)).unflatten(1, (rows, count))
     kept = torch.exp2(reached[:, :, -1]).unflatten(1, (rows, count))[:, :, :, None, :, None]

@@ -127,6 +127,29 @@ def test_shapes_that_do_not_fit(change: dict, sentence: str) -> None:
         mamba2_scan(**random_inputs(4) | change)
 
 
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("numbers", [[0, 1, 1, 3], [0, 1, 2, 4], [-1, 0, 1, 2], [1, 2, 3, 4]])
+@pytest.mark.parametrize("shape", [(2, 4), (1, 2, 2, 2)])
+def test_orders_that_are_no_permutation(backend: str, numbers: list[int], shape: tuple[int, ...]) -> None:
+    orders = torch.tensor([[3, 1, 0, 2], numbers]).view(shape)
+    with pytest.raises(ValueError, match="orders must visit each of the 4 tokens once"):
+        mamba2_scan(**random_inputs(4) | {"orders": orders}, backend=backend)
+
+
+def test_a_table_of_orders_is_checked_again_only_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorts, sort = [], torch.Tensor.sort
+    monkeypatch.setattr(torch.Tensor, "sort", lambda *args: sorts.append(args) or sort(*args))
+    inputs = random_inputs(4, orders=1)
+    for _ in range(3):
+        mamba2_scan(**inputs, backend="reference")
+    assert len(sorts) == 1
+    inputs["orders"][0, 0] = inputs["orders"][0, 1]
+    with pytest.raises(ValueError, match="once"):
+        mamba2_scan(**inputs, backend="reference")
+    with torch.inference_mode():
+        mamba2_scan(**random_inputs(4, orders=1))
+
+
 def test_importing_the_package_needs_nothing_but_torch() -> None:
     heavy = ("triton", "mamba_ssm", "transformers", "diffusers", "einops", "torch._dynamo")
     code = (

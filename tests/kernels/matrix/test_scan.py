@@ -19,6 +19,25 @@ WIDE = {
     "d_state": 32,
 }  # gradients of the few-valued weights do not cancel to nothing
 
+STEPS = ("0.001", "1", "100", "small after large")
+
+
+def narrow(length: int) -> dict[str, int]:
+    size = 16 if length <= 500 else 2
+    return {"heads": size // 4 or 1, "headdim": size, "d_state": size}
+
+
+def of_steps(step: str, inputs: dict) -> dict:
+    """The inputs with Δ all of about one size, or of every size up to 100 in turn."""
+    dt = inputs["zxbcdt"][..., -inputs["D"].numel() :]
+    mixed = step == "small after large"
+    size = 100.0 if mixed else float(step)
+    dt *= size if mixed else 0.1
+    bias = 0.0 if mixed else math.log(math.expm1(size)) if size < 30 else size  # softplus of it is `size`
+    inputs["dt_bias"] = torch.full_like(inputs["dt_bias"], bias)
+    return inputs
+
+
 reference = partial(mamba2_scan, backend="reference")
 matrix = partial(mamba2_scan, backend="torch")
 
@@ -61,6 +80,66 @@ def test_float32_is_exact_where_decays_and_steps_are_extreme(length: int, A: flo
     for sums_of_both_signs in ("dt_bias", "A_log"):
         assert actual.pop(sums_of_both_signs).isfinite().all()
     assert_close(actual, {name: expected[name] for name in actual}, 1e-4 if step > 10 else 1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 3, 47, 48, 63, 128, 500, 4096])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_float32_keeps_its_digits_whatever_the_steps(backend: str, step: str, length: int) -> None:
+    if backend == "reference" and length > 63:
+        pytest.skip("the recurrence is slow, and no step of it depends on the length")
+    inputs = of_steps(step, random_inputs(length, dtype=torch.float32, batch=1, **narrow(length)))
+    exact = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
+    actual = output_and_gradients(partial(mamba2_scan, backend=backend), inputs)
+    assert_close(actual, output_and_gradients(matrix, exact), 2e-4)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_float64_of_large_steps_equals_the_recurrence(step: str) -> None:
+    """What the test above takes for exact."""
+    inputs = of_steps(step, random_inputs(70, batch=1, **narrow(70)))
+    assert_close(output_and_gradients(matrix, inputs), output_and_gradients(reference, inputs), 1e-9)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("length", [1, 5, 140])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_token_that_is_not_finite_reaches_no_earlier_one(backend: str, length: int, number: float) -> None:
+    inputs = random_inputs(length, orders=1, dtype=torch.float32)
+    forwards, step = inputs["orders"][0], length // 2
+    for order in (forwards, forwards.flip(0)):
+        expected = mamba2_scan(**inputs | {"orders": order[None]}, backend=backend)
+        for column in (0, 16, 33, 40, 45):  # of z, x, B, C, Δ
+            tokens = inputs["zxbcdt"].clone()
+            tokens[0, order[step], column] = number
+            actual = mamba2_scan(**inputs | {"orders": order[None], "zxbcdt": tokens}, backend=backend)
+            torch.testing.assert_close(actual[0, order[:step]], expected[0, order[:step]])
+            torch.testing.assert_close(actual[1], expected[1])
+            if column < 45 or number != -math.inf:  # Δ = 0 is a number like others
+                assert not actual[0, order[step]].isfinite().all()
+
+
+def test_a_compiled_scan_keeps_tokens_that_are_not_finite_from_earlier_ones_too() -> None:
+    inputs = random_inputs(70, orders=1, dtype=torch.float32)
+    order, expected = inputs["orders"][0], matrix(**inputs)
+    inputs["zxbcdt"][0, order[35], 16] = math.nan
+    actual = torch.compile(matrix, backend="aot_eager")(**inputs)
+    torch.testing.assert_close(actual[0, order[:35]], expected[0, order[:35]])
+    torch.testing.assert_close(actual[1], expected[1])
+    assert actual[0, order[35]].isnan().all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("length", [5, 140])
+def test_a_token_that_is_not_finite_reaches_no_other_sequences_gradient(backend: str, length: int) -> None:
+    inputs = random_inputs(2 * length, dtype=torch.float32)
+    inputs["orders"] = torch.arange(2 * length).view(1, 1, 2, length)
+    scan = partial(mamba2_scan, backend=backend)
+    expected = output_and_gradients(scan, inputs)["zxbcdt"]
+    inputs["zxbcdt"][0, length // 2, 16] = math.nan
+    actual = output_and_gradients(scan, inputs)["zxbcdt"]
+    torch.testing.assert_close(actual[0, length:], expected[0, length:])
+    torch.testing.assert_close(actual[1], expected[1])
 
 
 def test_large_gradients_stay_finite() -> None:

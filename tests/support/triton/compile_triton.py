@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--heads-at-once", type=int, default=1)
     parser.add_argument("--tile", type=int, default=32)
-    parser.add_argument("--warps", type=int, default=4)
+    parser.add_argument("--warps", type=int, help="of a program (default: as it is launched)")
     parser.add_argument("--chunked", action="store_true", help="the kernels of long sequences alone")
     parser.add_argument("--attention", action="store_true", help="the attention kernels alone")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
@@ -161,7 +161,9 @@ def main() -> None:
         attends = kernel is triton_block.local_attention_kernel
         if (args.chunked and not chunked) or (args.attention and not attends):
             continue
-        warps = attention_spread if attends else 8 if chunked else args.warps
+        many_registers = kernel is triton_backward.scan_backward or args.dtype == "fp32"
+        spread = chunked or (many_registers and "Q" in constants and args.tile > MAX_TILE_STEPS // 2)
+        warps = args.warps or (attention_spread if attends else 8 if spread else 4)
         steps = (MAX_TILE_STEPS + 1) if chunked else args.tile
         bound = shared_bytes(args.headdim, args.d_state, steps)
         line = compile_kernel(kernel, args.dtype, constants, warps, args.capability)
