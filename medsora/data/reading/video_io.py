@@ -201,8 +201,8 @@ def _folder_frames(
 
 
 @lru_cache(maxsize=64)
-def _listing(folder: Path, changed_ns: int) -> list[Path]:
-    return list_frames(folder)
+def _listing(folder: Path, changed_ns: int) -> list[str]:
+    return [path.name for path in list_frames(folder)]
 
 
 @lru_cache(maxsize=64)

@@ -160,7 +160,7 @@ def test_no_clip_crosses_a_gap_in_the_frame_numbers(tmp_path: Path) -> None:
     assert "1 source, the first: fives by 5" in notes
 
 
-def test_frames_named_by_seconds_are_in_order(tmp_path: Path) -> None:
+def test_frames_named_by_seconds_are_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "corpus"
     frames = moving_frames(40)
     write(root / "run", (f"{number / 25}.png" for number in range(40)), frames)
@@ -170,6 +170,8 @@ def test_frames_named_by_seconds_are_in_order(tmp_path: Path) -> None:
     pictures = video.source.pictures
     assert np.array_equal(read_frames(root / "run", 3, 5, 2, pictures=pictures), frames[3:12:2])
     assert np.array_equal(read_frames(root / "run"), frames)
+    monkeypatch.chdir(root)
+    assert np.array_equal(read_frames("run"), frames)
     assert np.array_equal(read_last_frames(root / "run", 3), frames[-3:])
 
 
