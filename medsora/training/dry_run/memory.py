@@ -35,6 +35,7 @@ from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.losses import VaeLoss
+from medsora.vae.model import VIDEOS_AT_ONCE
 
 Mode = TypeVar("Mode")
 
@@ -116,6 +117,26 @@ def estimate_dit(
         looking=trained + peak_bytes([model, vae], work.look, gradients=False),
         clips=0 if cached else COPIES * batch * _pixel_bytes(config, pictures),
     )
+
+
+def step_bytes(
+    config: Config,
+    model: MedSora,
+    vae: FrequencyCompensatedVAE,
+    prior: FlowPrior | None,
+    batches: Sequence[int],
+) -> dict[int, int]:
+    """Return the bytes that a step of so many clips takes of a GPU, with slack, without evaluations."""
+    lasting = (2 + moments(config.train_dit.optimizer)) * size_bytes(model) + size_bytes(vae)
+    of_four = _dit_work(config, model, vae, prior, VIDEOS_AT_ONCE)
+    passing = [peak_bytes([vae], of_four.encode, gradients=False)]
+    if prior is not None:
+        lasting += size_bytes(prior)
+        passing.append(peak_bytes([prior], of_four.targets, gradients=False))
+    steps = {
+        batch: peak_bytes([model], _dit_work(config, model, vae, prior, batch).train) for batch in batches
+    }
+    return {batch: lasting + int((1 + SLACK) * max(step, *passing)) for batch, step in steps.items()}
 
 
 def dit_flops(config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None) -> float:

@@ -37,6 +37,7 @@ from medsora.training.dry_run.memory import (
     estimate_dit,
     estimate_vae,
     size_bytes,
+    step_bytes,
 )
 from medsora.training.open_clips import clip_spec, denoiser_clip_spec, split_clips
 from medsora.training.run.folder import previous_config, refuse_changes, with_compensation_kind
@@ -228,9 +229,8 @@ def _usual_gpu(
     findings.line(f"fits {USUAL_GPU_GIB} GiB", f"a step of {config.denoiser.preset} with {beside}, estimated")
     for side in USUAL_SIDES_PX:
         of_size = replace(config, data=replace(config.data, size=side))
-        for batch in USUAL_BATCHES:
-            estimate = estimate_dit(of_size, model, vae, prior, batch)
-            needed = estimate.tensors + estimate.slack + int(CUDA_GIB * 2**30)
+        for batch, size in step_bytes(of_size, model, vae, prior, USUAL_BATCHES).items():
+            needed = size + int(CUDA_GIB * 2**30)
             fits = "yes" if needed <= USUAL_GPU_GIB * 2**30 else "no"
             findings.line(f"  {side} px, batch {batch}", f"{_readable(needed):>10}  {fits}")
 
