@@ -146,11 +146,11 @@ def test_real_clips_of_an_evaluation_are_taken_by_time(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = EvaluationSettings(mixed, mixed, rate=10, frames=5, size=(48, 64), clips=100)
-    clips = settings.choose(mixed)
+    clips = settings.choose(mixed, None)
     index = [clips.name(k) for k in range(len(clips))].index("r25.mkv@0")
     assert np.array_equal(clips.read(index), read_frames(mixed / "r25.mkv", numbers=[0, 3, 5, 8, 10]))
     assert {source.source.name for source, _ in clips.clips} == {"r10.mkv", "r25.mkv", "v.mkv"}
-    assert clips.digest() != settings.choose(mixed, rate=9).digest()
+    assert clips.digest() != settings.choose(mixed, None, rate=9).digest()
     with pytest.raises(BadInput, match="give one of them"):
         EvaluationSettings(mixed, mixed, rate=10, interval=3)
 
