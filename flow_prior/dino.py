@@ -34,6 +34,7 @@ class DinoEncoder(nn.Module):
 
     Attributes:
         depth: number of layers.
+        settings: what the JSON file says; None for a name of timm.
         untrained: whether the weights are random.
 
     Raises:
@@ -54,6 +55,7 @@ class DinoEncoder(nn.Module):
             state = encoder_weights(read_weights(weights))
             load_strictly(self.network, state, weights, f"timm's {name}")
         self.depth = len(self.network.blocks)
+        self.settings = read_settings(name) if name.endswith(".json") else None
         config = timm.data.resolve_model_data_config(self.network)
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)

@@ -193,7 +193,7 @@ def _check_shapes(
 
 def _check_permutations(orders: Tensor) -> None:
     """Refuse orders that do not visit each token once; content that cannot be read now is not checked."""
-    if torch.compiler.is_compiling() or type(orders) is not Tensor:
+    if torch.compiler.is_compiling() or type(orders) is not Tensor or orders.is_meta:
         return
     version = None if orders.is_inference() else orders._version
     if orders in _permutations and _permutations[orders] == version:

@@ -76,6 +76,18 @@ def encode(
     return path
 
 
+def copy_from(whole: Path, part: Path, frames: int, rate: int = 25) -> None:
+    """Write what `ffmpeg -ss -c copy` cuts out of `whole`: an edit list hides its first frames."""
+    with av.open(str(whole)) as source, av.open(str(part), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        skip = int(Fraction(frames, rate) / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - skip, packet.dts - skip, copy
+                target.mux(packet)
+
+
 def encode_named(folder: Path, name: str, frames: np.ndarray) -> Path:
     """Write `frames` in the way that `CODECS` gives for `name`."""
     codec, pixel_format, options = CODECS[name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import torch
@@ -16,13 +17,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from medsora.config.schema import Config
-from medsora.config.shipped import shipped_file
 from medsora.data.clips import ClipDataset
-from medsora.flow_prior import FlowPrior
-from medsora.flow_prior.dino import read_settings
 from medsora.runtime.progress_bar import progress_bar
 from medsora.training.cache.fingerprint import clips_digest, flow_digest, weights_digest
 from medsora.training.cache.store import TensorStore
+
+if TYPE_CHECKING:
+    from medsora.flow_prior import FlowPrior  # needs packages that counting memory does without
 
 CODE_VERSION = 1  # raise when the way from a clip to its features changes
 
@@ -46,7 +47,7 @@ class PriorCache:
             "width": width,
         }
         if config.dino.model.endswith(".json"):
-            depends_on["dino settings"] = read_settings(shipped_file(config.dino.model))
+            depends_on["dino settings"] = prior.encoder.settings
         if config.flow.estimator == "dis":
             depends_on["opencv"] = cv2.__version__  # whose flow it is
         if clips.spec.with_flow:

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from medsora.config.presets import PRESETS
 from medsora.config.schema import Config
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
-from medsora.flow_prior import FlowPrior, needed
+from medsora.flow_prior import needed
 from medsora.saved.optimizer import moments
 from medsora.saved.pipeline import DTYPES
 from medsora.training.joint_images import image_latents, image_moments
@@ -36,6 +36,9 @@ from medsora.training.stage2.loss import DenoisingLoss
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.losses import VaeLoss
 from medsora.vae.model import VIDEOS_AT_ONCE
+
+if TYPE_CHECKING:
+    from medsora.flow_prior import FlowPrior  # needs timm, which `new` does without
 
 Mode = TypeVar("Mode")
 

@@ -16,6 +16,7 @@ from medsora.data.clips import ClipDataset
 from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet
 from medsora.runtime.files import written_folder
+from medsora.saved.find import DEFAULT_FPS
 from medsora.training.loop_end import PeriodicTask
 from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
@@ -27,7 +28,7 @@ from medsora.vae import FrequencyCompensatedVAE, measure_scaling_factor
 from medsora.vae.base import load_weights
 from medsora.vae.losses import VaeLoss
 
-SHEET_FRAMES, PREVIEW_FPS = 8, 8
+SHEET_FRAMES = 8
 HELD_OUT_LOSS = "held_out/loss"
 SCALING_CLIPS = 64  # enough for three digits of the latents' standard deviation
 
@@ -92,12 +93,13 @@ class VaeStage:
         figures, rows = evaluate_reconstruction(self.vae, clips)
         if self.early_stop is not None:
             figures[HELD_OUT_LOSS] = self.held_out_loss(clips)
+        fps = self.clips.report.fps or DEFAULT_FPS
         folder, versions = self.run.samples / f"step-{step:07d}", len(rows) // count
         with self.run.writing():
             for number in range(count):
                 side_by_side = [video for _, video in rows[number * versions : (number + 1) * versions]]
                 path = folder / f"clip-{number}-and-its-reconstruction.mp4"
-                write_video(path, np.concatenate(side_by_side, axis=2), PREVIEW_FPS)
+                write_video(path, np.concatenate(side_by_side, axis=2), fps)
         keep_sheet(self.run, folder.with_suffix(".png"), contact_sheet(rows, columns=SHEET_FRAMES), step)
         self.run.log(step, figures)
         told = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in figures.items())

@@ -7,19 +7,21 @@ the number of processes and the caches do not change it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from medsora.config.schema import Config
 from medsora.diffusion import CLEAN, GaussianDiffusion
-from medsora.flow_prior import FlowPrior
 from medsora.training.batches import sent
 from medsora.training.cache.prior import PriorCache
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.randomness import normal_for
 from medsora.vae import FrequencyCompensatedVAE
+
+if TYPE_CHECKING:
+    from medsora.flow_prior import FlowPrior  # needs packages that counting memory does without
 
 
 @dataclass(frozen=True)

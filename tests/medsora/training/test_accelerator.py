@@ -15,7 +15,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import is_mps_available
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medsora.denoiser import MedSora
@@ -85,11 +84,9 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A stand-in for a Mac, whose MPS PyTorch reports."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
-    is_mps_available.cache_clear()
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     monkeypatch.undo()
-    is_mps_available.cache_clear()
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

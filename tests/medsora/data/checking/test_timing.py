@@ -4,17 +4,15 @@ of size, variable frame rates: what a player shows is read, no clip crosses a bo
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
 from medsora.data.checking.check import CheckReport, check_folder
 from medsora.data.checking.timing import Timing, read_timing
 from medsora.data.reading.video_io import read_frames
-from tests.support.video_files import encode, moving_frames
+from tests.support.video_files import copy_from, encode, moving_frames
 
 
 def check(folder: Path, tmp_path: Path, **options: int) -> CheckReport:
@@ -116,14 +114,7 @@ def test_frames_that_an_edit_list_hides_are_not_missed(tmp_path: Path, ending: s
     shown = read_frames(whole)[20:]
     (tmp_path / "data").mkdir()
     cut = tmp_path / "data" / f"cut.{ending}"
-    with av.open(str(whole)) as source, av.open(str(cut), "w") as target:  # as ffmpeg -ss 0.8 -c copy
-        stream = source.streams.video[0]
-        copy = target.add_stream_from_template(stream)
-        skip = int(Fraction(20, 25) / stream.time_base)
-        for packet in source.demux(stream):
-            if packet.dts is not None:
-                packet.pts, packet.dts, packet.stream = packet.pts - skip, packet.dts - skip, copy
-                target.mux(packet)
+    copy_from(whole, cut, frames=20)
     (video,) = check(tmp_path / "data", tmp_path).usable
     assert (video.scan.frames, video.remarks, video.scan.breaks) == (100, (), ())
     assert any(words.startswith("20 frames that the file hides") for words in video.scan.applied)

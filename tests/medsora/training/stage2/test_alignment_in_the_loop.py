@@ -57,13 +57,13 @@ def test_the_prior_runs_only_where_it_can_matter(
 def test_only_the_sentence_that_the_run_says_itself_is_kept_quiet_while_the_prior_is_built(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    build = dino._build
+    build = dino.build_network
 
     def build_and_warn(*arguments, **options):
         dino.logger.warning("something else")
         return build(*arguments, **options)
 
-    monkeypatch.setattr(dino, "_build", build_and_warn)
+    monkeypatch.setattr(dino, "build_network", build_and_warn)
     config = tiny.tiny_config(tmp_path, clips)
     assert build_prior(config, 2).untrained
     assert caplog.messages == ["something else"]
