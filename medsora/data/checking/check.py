@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,6 +24,7 @@ from medsora.data.split import HELD_OUT, folder_note, sides_by_folder
 from medsora.errors import BadInput, one_line
 
 MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # of copies, in one line
+DEFAULT_THREADS = min(4, os.cpu_count() or 1)  # with more than there are cores, they wait for each other
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here
 
 
@@ -300,7 +302,7 @@ def check_folder(
     crop: str | Sequence[float] = "none",
     cache_path: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    threads: int = 4,
+    threads: int = DEFAULT_THREADS,
 ) -> CheckReport:
     """Scan every source below `root`, or recall its scan, and count its clips.
 
