@@ -24,6 +24,8 @@ STILL, STILL_COLOURS = 2.0, 0.1  # added to changes beside a cut: grey levels, p
 MIN_RATIO, MIN_RATIO_AT_ENDS = 1.1, 1.6
 MAX_ALIKE = 0.9  # correlation of the grey pictures; 0.1 % of joins of two phantom clips exceed it
 MIN_CHANGE = 10.0  # grey levels; still frames may change by less at any ratio
+MAX_REPEATED = 3  # repeats of a frame that are left out: recordings at up to 4 times the camera's rate
+MAX_REPEAT_CHANGE = 1.0  # grey levels; what coding changes in a repeated frame
 BLOCK = 256  # frames whose thumbnails are held
 
 
@@ -33,6 +35,8 @@ class CutFinder:
     def __init__(self) -> None:
         self._numbers: list[int] = []
         self._samples: list[np.ndarray] = []
+        self._last: np.ndarray | None = None
+        self._repeated = 0
         self._thumbnails = np.empty((0, SIDE_PX, SIDE_PX, 3), np.int16)  # the last LAGS ones compared
         self._changes: list[np.ndarray] = []
         self._alike: list[np.ndarray] = []
@@ -44,10 +48,19 @@ class CutFinder:
                 ((np.arange(SAMPLED_PX) + 0.5) * n / SAMPLED_PX).astype(int) for n in frame.shape[:2]
             )
             frame = frame[rows[:, None], columns]
+        if self._repeats(frame):
+            return  # or every other frame of moving pictures would be a large change between still ones
         self._numbers.append(number)
         self._samples.append(frame)
         if len(self._samples) >= BLOCK:
             self._compare()
+
+    def _repeats(self, frame: np.ndarray) -> bool:
+        """Return whether `frame` repeats the one before, and no more than MAX_REPEATED have done so."""
+        last, self._last = self._last, frame.astype(np.int16)
+        alike = last is not None and np.abs(self._last - last).mean() < MAX_REPEAT_CHANGE
+        self._repeated = self._repeated + 1 if alike else 0
+        return 0 < self._repeated <= MAX_REPEATED
 
     def cuts(self) -> tuple[int, ...]:
         """Return the numbers of the frames that begin another scene."""

@@ -4,6 +4,7 @@ flashes and light are no cuts, and no clip crosses one.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,19 @@ def test_flashes_and_drop_outs_are_no_cuts(clips: list[np.ndarray], frames: int,
 def test_light_that_changes_is_no_cut(clips: list[np.ndarray]) -> None:
     brighter = [np.concatenate([clip[:6], clip[6:] // 2]) for clip in clips]
     assert sum(bool(cuts_of(clip)) for clip in brighter) == 0
+
+
+@pytest.mark.parametrize("times", [2, 3, 4])
+def test_repeated_frames_make_no_cuts_and_hide_none(times: int, clips: list[np.ndarray]) -> None:
+    """A recorder takes a camera's frames more often than they change."""
+    assert [cuts_of(clip.repeat(times, axis=0)) for clip in clips] == [()] * CLIPS
+    joined = [np.concatenate(pair).repeat(times, axis=0) for pair in pairwise(clips)]
+    assert sum(cuts_of(pair) != (12 * times,) for pair in joined) <= 1
+    texture = (
+        np.random.default_rng(0).integers(60, 180, (60, 60, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    )
+    shifted = np.stack([texture[k : k + 64, k : k + 64] for k in range(48)])  # by half of what is sampled
+    assert cuts_of(shifted) == ()
 
 
 def test_unlike_and_still_frames_have_no_cuts() -> None:
