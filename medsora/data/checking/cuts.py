@@ -74,6 +74,9 @@ class CutFinder:
         needed[[1, -1]] = MIN_RATIO_AT_ENDS  # there is only one side to measure by
         found = np.flatnonzero((ratio >= needed) & (change >= MIN_CHANGE)).tolist()
         no_cuts = set(np.flatnonzero(np.concatenate(self._alike) >= MAX_ALIKE).tolist())
+        for one, two, three in zip(found, found[1:], found[2:], strict=False):
+            if three - one == 2 * NEAR == 2 * (two - one):
+                no_cuts |= {one, two, three}  # a fine texture that moves by half of what is sampled
         for first, second in _pairs(found):
             if picture[second - first + 1, second] < change[first] / 2:
                 no_cuts |= {first, second}

@@ -13,10 +13,13 @@ from PIL import Image
 
 from medsora.data.checking import cuts as cuts_module
 from medsora.data.checking.check import check_folder
+from medsora.data.checking.scan import scan_source
 from medsora.data.phantom.render import render_clip
+from medsora.data.reading.find import Source
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.evaluation.features.clip_set import choose_clips
 from tests.support.clip_dataset import clip_dataset
+from tests.support.video_files import encode
 from tools.cut_detection import cuts_of, joins_missed, main
 
 CLIPS = 9
@@ -57,7 +60,9 @@ def test_light_that_changes_is_no_cut(clips: list[np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("times", [2, 3, 4])
-def test_repeated_frames_make_no_cuts_and_hide_none(times: int, clips: list[np.ndarray]) -> None:
+def test_repeated_frames_make_no_cuts_and_hide_none(
+    times: int, clips: list[np.ndarray], tmp_path: Path
+) -> None:
     """A recorder takes a camera's frames more often than they change."""
     assert [cuts_of(clip.repeat(times, axis=0)) for clip in clips] == [()] * CLIPS
     joined = [np.concatenate(pair).repeat(times, axis=0) for pair in pairwise(clips)]
@@ -67,6 +72,8 @@ def test_repeated_frames_make_no_cuts_and_hide_none(times: int, clips: list[np.n
     )
     shifted = np.stack([texture[k : k + 64, k : k + 64] for k in range(48)])  # by half of what is sampled
     assert cuts_of(shifted) == ()
+    path = encode(tmp_path / "shifted.mkv", shifted, "ffv1", "bgr0")
+    assert scan_source(Source(path, path.name, False)).breaks == ()
 
 
 def test_unlike_and_still_frames_have_no_cuts() -> None:
