@@ -39,7 +39,7 @@ class DinoEncoder(nn.Module):
 
     Raises:
         ValueError: no such vision transformer, or weights that do not fit it.
-        OSError: weights that cannot be had.
+        OSError: weights that can be neither read nor downloaded.
     """
 
     def __init__(self, name: str = "vit_base_patch8_224.dino", weights: str | Path = "hub") -> None:
@@ -102,7 +102,7 @@ def build_network(name: str, *, pretrained: bool = False) -> nn.Module:
 
     Raises:
         ValueError: no such vision transformer, a file that describes none, or one that no hub has.
-        OSError: weights that cannot be had.
+        OSError: weights that can be neither read nor downloaded.
     """
     refusal = f"{name!r} cannot be the flow prior's encoder: expected a vision transformer of timm"
     architecture, settings = read_settings(name) if name.endswith(".json") else (name, {})

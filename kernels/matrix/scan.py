@@ -26,7 +26,7 @@ SHORTEST = 1e-30  # Δ that is told from 0, as it is in steps that only fill a c
 # Of 2: with smaller ones float32's numbers become slow, and what has no meaning stays finite in products with
 # gradients up to 1e29.
 EXPONENTS = -100, 30
-MIN_STEP_EXPONENT = EXPONENTS[0]  # of one step's decay
+MIN_STEP_EXPONENT = EXPONENTS[0]  # a single step decays no further
 GROUP = 16  # steps whose decays are counted from one of them: sums of few steps keep their digits
 
 

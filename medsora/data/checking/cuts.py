@@ -1,8 +1,8 @@
 """Hard cuts inside a recording: frames from which on another scene is shown.
 
 A cut is one large change between frames that hardly change on either side. The change of the picture and that
-of its colours are both measured against those beside it, so fast motion, which goes on, is no cut. Nor is a
-change that is undone within a few frames (a flash, a drop-out), or the same picture in another light.
+of its colours are both measured against those beside it, so fast motion, which goes on, does not count.
+Neither does a change that is undone within a few frames (a flash, a drop-out), nor one of the light alone.
 `python -m tools.cut_detection` counts what is found and what is not.
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SIDE_PX = 16  # of the thumbnails
+SIDE_PX = 16  # thumbnails have so many pixels per side
 SAMPLED_PX = 2 * SIDE_PX  # per side, picked from a frame; each pixel of the thumbnail is the mean of 4
 NEAR = 2  # frames on each side that a change is measured by
 MAX_FLASH_FRAMES = 3  # a change that is undone after at most so many frames is none
 LAGS = NEAR + MAX_FLASH_FRAMES  # frames apart that are compared
-BINS = 8  # of each colour channel in a histogram
+BINS = 8  # per colour channel in a histogram
 STILL, STILL_COLOURS = 2.0, 0.1  # added to changes beside a cut: grey levels, part of the pixels
 # Change over the change beside it, of the picture times of the colours. 388 phantom clips and four real ones
 # reach 0.94; 1.3 % of joins of two phantom clips stay below 1.1.
@@ -75,7 +75,7 @@ class CutFinder:
         found = np.flatnonzero((ratio >= needed) & (change >= MIN_CHANGE)).tolist()
         no_cuts = set(np.flatnonzero(np.concatenate(self._alike) >= MAX_ALIKE).tolist())
         for one, two, three in zip(found, found[1:], found[2:], strict=False):
-            if three - one == 2 * NEAR == 2 * (two - one):
+            if two - one == three - two == 2:
                 no_cuts |= {one, two, three}  # a fine texture that moves by half of what is sampled
         for first, second in _pairs(found):
             if picture[second - first + 1, second] < change[first] / 2:

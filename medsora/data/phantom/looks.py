@@ -8,8 +8,6 @@ import numpy as np
 
 from medsora.config.choices import PHANTOM_LOOKS
 
-MASKS = ("none", "octagon", "circle", "keyhole")
-
 
 @dataclass(frozen=True)
 class Look:
@@ -17,7 +15,7 @@ class Look:
 
     Attributes:
         focal: in units of the picture's shorter side.
-        masks: how often each of `MASKS` is drawn, by name.
+        masks: how often each is drawn: "none", "octagon", "circle" or "keyhole".
         colours: what of the scene's red, green and blue (columns) the display's red, green and blue show;
             None leaves them as they are.
     """

@@ -114,7 +114,11 @@ def train_dino(
     with hold_folder(run), stop.preparing():
         both = StudentAndTeacher(architecture, recipe).to(device)
         optimizer, names = _optimizer(both)
-        settings = {**asdict(recipe), "architecture": Path(architecture).read_text(encoding="utf-8")}
+        settings = {
+            **asdict(recipe),
+            "decay": list(recipe.decay),
+            "architecture": Path(architecture).read_text(encoding="utf-8"),
+        }
         start = _resume(latest_checkpoint(run, print), both, optimizer, names, settings)
         bar = progress_bar("DINO", total=recipe.steps, initial=start, unit="step")
         with stop, bar:
@@ -198,8 +202,8 @@ def _save(
         folder.mkdir(parents=True, exist_ok=True)
         save_file(both.state_dict(), folder / "both.safetensors")
 
-    state = {"recipe": {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}}
-    save_checkpoint(run, step, write, optimizer_tensors(optimizer, names), state, keep=KEEP)
+    tensors = optimizer_tensors(optimizer, names)
+    save_checkpoint(run, step, write, tensors, {"recipe": settings}, keep=KEEP)
 
 
 def _resume(
@@ -213,7 +217,6 @@ def _resume(
         return 0
     found = checkpoint.value("recipe", dict)
     for name, value in settings.items():
-        value = list(value) if isinstance(value, tuple) else value
         if found.get(name) != value:
             raise BadInput(
                 f"{checkpoint.folder.parent} holds a run with {name} {found.get(name)!r}, but now it is "

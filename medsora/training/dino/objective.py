@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LARGE_CROPS, SMALL_CROPS = 2, 4
-LARGE_AREA, SMALL_AREA = (0.4, 1.0), (0.08, 0.4)  # of the picture
+LARGE_AREA, SMALL_AREA = (0.4, 1.0), (0.08, 0.4)  # share of the picture
 MAX_GAIN = 0.3  # Eq. 13 divides by the frame's largest motion, which may be a single pixel's
 PROTOTYPES, HEAD_WIDTH, BOTTLENECK = 1024, 384, 64
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.04

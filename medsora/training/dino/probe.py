@@ -10,7 +10,7 @@ from medsora.flow_prior.dino import DinoEncoder
 from medsora.training.dino.pictures import FlowPictures, as_pictures
 
 BATCH, GRID = 64, 4
-RIDGE = 1e-2  # of the mean variance of a feature
+RIDGE = 1e-2  # share of a feature's variance, which is 1
 
 
 def probe(encoder: DinoEncoder, pictures: FlowPictures) -> dict[str, float]:
