@@ -36,14 +36,15 @@ def read_timing(seconds: Sequence[float | None], header_fps: float | None) -> Ti
     if len(seconds) < 2 or None in seconds:
         return Timing(header_fps)
     steps = np.diff(np.asarray(seconds, float))
+    if 0 < steps.max() <= (1 + UNEVEN) * steps.min():
+        return Timing(_fps(len(steps) / steps.sum(), header_fps))
     if not (steps > 0).any():
         return Timing(header_fps)
     typical = float(np.median(steps[steps > 0]))
     jumps = steps < -JUMP_BACK_STEPS * typical
     pauses = _pauses(steps)
     inside = ~jumps & ~pauses
-    rate = inside.sum() / steps[inside].sum() if steps[inside].sum() > 0 else header_fps
-    fps = header_fps if header_fps and abs(rate / header_fps - 1) <= SAME_RATE else float(rate)
+    fps = _fps(inside.sum() / steps[inside].sum(), header_fps) if steps[inside].sum() > 0 else header_fps
     frames = tuple(tuple((np.flatnonzero(found) + 1).tolist()) for found in (jumps, pauses))
     if (np.abs(steps[inside] - typical) > UNEVEN * typical).mean() <= MAX_UNEVEN_PART:
         return Timing(fps, *frames)
@@ -58,6 +59,11 @@ def uneven_words(times_ms: Sequence[int]) -> str | None:
         return None
     low, high = np.quantile(np.diff(times_ms), (0.01, 0.99)) / 1000
     return f"variable frame rate: frames are {low:.2g} to {high:.2g} s apart"
+
+
+def _fps(rate: float, header_fps: float | None) -> float:
+    """Return the header's frame rate where that of the time stamps is all but the same."""
+    return header_fps if header_fps and abs(rate / header_fps - 1) <= SAME_RATE else float(rate)
 
 
 def _pauses(steps: np.ndarray) -> np.ndarray:
