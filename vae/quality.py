@@ -1,4 +1,4 @@
-"""How close a reconstruction is: PSNR, SSIM, flicker, and the baseline that any of them must beat.
+"""How close a reconstruction is: PSNR, SSIM, flicker, sharpness, and the baseline that any of them must beat.
 
 Videos are (B, F, 3, H, W), RGB in [-1, 1]; every function returns one number per video, (B,).
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 PIXEL_RANGE = 2.0
+LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
@@ -33,6 +35,20 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
 def flicker(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of consecutive-frame differences: motion that was not there, or is missing."""
     return (prediction.diff(dim=1) - target.diff(dim=1)).float().abs().flatten(1).mean(1)
+
+
+def sharpness(prediction: Tensor, target: Tensor) -> Tensor:
+    """Log10 of the variance of the Laplacian of grey frames over the target's, mean over frames; 0 for equal.
+
+    Below 0 a reconstruction is blurred, above 0 noisy; in decades.
+    """
+
+    def log_variance(video: Tensor) -> Tensor:
+        grey = video.float().mean(2).flatten(0, 1)[:, None]
+        edges = conv2d(grey, torch.tensor(LAPLACIAN, device=video.device)[None, None])
+        return edges.var(dim=(1, 2, 3)).clamp_min(1e-12).log10().reshape(video.shape[:2]).mean(1)
+
+    return log_variance(prediction) - log_variance(target)
 
 
 def mean_colour_psnr(target: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """How well a VAE returns real clips, with its compensation and without: `evaluate.py --vae FOLDER`.
 
-Per clip and on average: PSNR, SSIM, focal frequency loss, flicker, and LPIPS where its weights are there.
+Per clip and on average: PSNR, SSIM, focal frequency loss, flicker, sharpness, and LPIPS if its weights are there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from medsora.saved.find import find_vae
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape, focal_frequency_loss
 from medsora.vae.compensation import compensation_modules, compensation_off
 from medsora.vae.perceptual import PerceptualLoss
-from medsora.vae.quality import flicker, psnr, ssim
+from medsora.vae.quality import flicker, psnr, sharpness, ssim
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 FIGURES = {
@@ -41,6 +41,7 @@ FIGURES = {
     "lpips": "LPIPS (VGG) ↓",
     "ffl": "focal frequency loss ↓",
     "flicker": "flicker ↓",
+    "sharpness": "sharpness, decades (0: as the clips)",
 }
 SHOWN = 2  # best and worst clips on the sheet
 DIFFERENCE_GAIN = 4
@@ -141,6 +142,7 @@ def figures(version: Tensor, video: Tensor, perceptual: PerceptualLoss | None) -
         "ssim": ssim,
         "ffl": focal_frequency_loss,
         "flicker": flicker,
+        "sharpness": sharpness,
     }
     if perceptual is not None:
         measures["lpips"] = perceptual.to(video.device)

@@ -22,7 +22,7 @@ from medsora.runtime.files import write_text, written_beside
 from medsora.saved.find import find_vae
 from medsora.training.run.folder import read_log
 from medsora.vae import FrequencyCompensatedVAE
-from medsora.vae.quality import flicker, mean_colour_psnr, psnr, ssim
+from medsora.vae.quality import flicker, mean_colour_psnr, psnr, sharpness, ssim
 
 UNSEEN_SEED, FRAMES = 2, 17
 DEFAULT_CLIPS, DEFAULT_SIZE_PX = 12, 64
@@ -84,6 +84,7 @@ def unseen_figures(
         "PSNR of each clip's mean colour (dB)": float(mean_colour_psnr(videos).mean()),
         "SSIM": float(ssim(copies, videos).mean()),
         "flicker": float(flicker(copies, videos).mean()),
+        "sharpness (decades; 0: as the clips)": float(sharpness(copies, videos).mean()),
     }
 
 

@@ -19,6 +19,7 @@ from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import join
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import find_model
+from medsora.vae import FrequencyCompensatedVAE
 
 STATUSES = "exit status: 0 all claims hold; 1 one does not; 2 bad input, with one sentence; 75 interrupted"
 CLIPS_AT_ONCE = 8  # through the VAE
@@ -61,9 +62,9 @@ def sampled(
 
 
 @torch.no_grad()
-def through_vae(pipeline: MedSoraPipeline, clips: np.ndarray) -> np.ndarray:
-    """Return clips uint8 (N, F, H, W, 3) as the model's VAE gives them back."""
-    vae, parts = pipeline.vae, []
+def through_vae(vae: FrequencyCompensatedVAE, clips: np.ndarray) -> np.ndarray:
+    """Return clips uint8 (N, F, H, W, 3) as `vae` gives them back."""
+    parts = []
     for part in np.array_split(clips, -(-len(clips) // CLIPS_AT_ONCE)):
         video = frames_to_video(part).to(vae.device, vae.dtype)
         parts.append(video_to_frames(vae.decode(vae.encode(video))))

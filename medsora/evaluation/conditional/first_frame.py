@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace) -> int:
     real, _, _ = phantom_clips(options.cache, options.videos, frames, size, HELD_OUT_SEED)
     given = real[:, : options.given]
     videos = sampled(pipeline, options, first_frames=given)
-    returned = through_vae(pipeline, real)
+    returned = through_vae(pipeline.vae, real)
     of = {"real": real, "real_through_the_vae": returned, "generated": videos}
     fine = {f"flow_{name}_px": _usual(flow_magnitudes(clips)) for name, clips in of.items()}
     coarse = {
@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace) -> int:
     }
     low, _, high = coarse["coarse_flow_real_px"]
     results = {
-        "psnr_of_the_vae_alone_db": psnr(through_vae(pipeline, given), given),
+        "psnr_of_the_vae_alone_db": psnr(through_vae(pipeline.vae, given), given),
         "psnr_of_the_given_frames_db": psnr(videos[:, : options.given], given),
         **fine,
         **coarse,

@@ -3,7 +3,7 @@
 `python -m medsora.evaluation.conditional.labels --model RUN --out DIR` trains a classifier on freshly
 rendered phantom clips and tries it on others that are held out, as they are and as the model's VAE returns
 them. Then as many clips are sampled of each label, and the classifier says what they show. Against shuffled
-labels the same answers must be at chance."""
+labels the same answers must be at chance. `--vae` instead of `--model`: what a VAE keeps of each label."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from medsora.config.load import load_config
 from medsora.data.sheet import contact_sheet, save_image
-from medsora.errors import BadInput
+from medsora.errors import BadInput, building
 from medsora.evaluation.conditional.classifier import Judge, judged, train_judge
 from medsora.evaluation.conditional.command import (
     conclude,
@@ -29,10 +29,13 @@ from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, TRAINING
 from medsora.evaluation.sanity.claims import Claim
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.saved.find import find_vae
+from medsora.vae import FrequencyCompensatedVAE
 
 FRAMES, SIZE = 17, 64  # of the judge's clips without a model, as in configs/phantom_labels.yaml
 SHUFFLES = 1000
 SHEET_ROWS = 8
+THROUGH_VAE = "judge on the same, through the VAE"
 JUDGE_MUST_REACH, MODEL_MUST_REACH = 0.95, 0.85
 
 
@@ -59,11 +62,13 @@ def main() -> None:
     parser = measuring_parser(
         "labels",
         __doc__.partition("\n")[0],
-        model="a model of the phantom with labels; none: the judge alone",
+        model="a model of the phantom with labels; none: the judge alone, or with --vae",
         videos=200,
         model_required=False,
     )
     add = parser.add_argument
+    add("--vae", metavar="VAE", help="without a model: a VAE's run or folder, or the JSON file of a base")
+    add("--size", type=int, default=SIZE, metavar="PX", help="without a model (default: %(default)s)")
     add("--guidance", type=float, default=3.0, metavar="G", help="(default: %(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="video k has the seed S + k (default: %(default)s)")
     add("--training-clips", type=int, default=900, metavar="N", help="for the judge (default: %(default)s)")
@@ -84,12 +89,16 @@ def measure(options: argparse.Namespace) -> int:
 
     Raises `BadInput` for a model without labels.
     """
-    pipeline, frames, size = None, FRAMES, SIZE
+    pipeline, vae, frames, size = None, None, FRAMES, options.size
+    if options.vae:
+        if options.model:
+            raise BadInput("--vae measures a VAE alone; a model is measured with its own: leave one out.")
+        vae = _load_vae(options.vae)
     if options.model:
         pipeline = load_measured(options.model)
         if not pipeline.labels:
             raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to measure.")
-        frames, (size, _) = pipeline.config.frames, pipeline.config.size
+        vae, frames, (size, _) = pipeline.vae, pipeline.config.frames, pipeline.config.size
     device = pipeline.denoiser.device if pipeline else "cpu"
     polyps = _trained_polyp_size(options.model) if options.polyp_size is None else options.polyp_size
 
@@ -107,11 +116,24 @@ def measure(options: argparse.Namespace) -> int:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     results = {"judge on held-out real clips": float((judged(judge, tests) == truth).mean())}
+    if vae is not None:
+        seen = judged(judge, through_vae(vae, tests))
+        results[THROUGH_VAE] = float((seen == truth).mean())
+        results |= {
+            f"{THROUGH_VAE}, {name}": float((seen == k)[truth == k].mean()) for k, name in enumerate(names)
+        }
     if pipeline is not None:
-        returned = through_vae(pipeline, tests)
-        results["judge on the same, through the VAE"] = float((judged(judge, returned) == truth).mean())
         results |= _model_results(pipeline, judge, names, options)
     return conclude(options.out, results, _claims(results))
+
+
+def _load_vae(named: str) -> FrequencyCompensatedVAE:
+    with building():
+        if named.endswith(".json"):
+            return FrequencyCompensatedVAE.from_base(
+                named, weights=Path(named).with_suffix(".safetensors")
+            ).eval()
+        return FrequencyCompensatedVAE.from_pretrained(find_vae(named)).eval()
 
 
 def _trained_polyp_size(model: str | None) -> float:
@@ -146,6 +168,12 @@ def _claims(results: dict[str, object]) -> list[Claim]:
     ]
     if "asked" in results:
         wanted.append(("sampled clips show what was asked for", "asked", MODEL_MUST_REACH))
+    if "asked" not in results:
+        wanted += [
+            (f"{key.removeprefix(THROUGH_VAE + ', ')} is kept by the VAE", key, JUDGE_MUST_REACH)
+            for key in results
+            if key.startswith(f"{THROUGH_VAE}, ")
+        ]
     return [
         Claim(f"{sentence} in {results[key]:.1%}, at least {least:.0%}", results[key] >= least)
         for sentence, key, least in wanted

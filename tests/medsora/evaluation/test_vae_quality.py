@@ -40,7 +40,7 @@ def test_base_and_compensated_per_clip_and_mean(
     assert [clip["name"] for clip in results["clips"]] == [f"clip-{n}.mkv@0" for n in range(3)]
     for name in ("compensated", "base"):
         mean = results["mean"][name]
-        assert set(mean) == {"psnr", "ssim", "ffl", "flicker"}
+        assert set(mean) == {"psnr", "ssim", "ffl", "flicker", "sharpness"}
         assert mean["psnr"] == pytest.approx(np.mean([clip[name]["psnr"] for clip in results["clips"]]))
     assert results["mean"]["base"] != results["mean"]["compensated"]
     assert results["protocol"]["lpips"].startswith("left out")

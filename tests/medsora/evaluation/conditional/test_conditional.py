@@ -70,7 +70,14 @@ def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
 
 
 def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    judge = {"training_clips": 6, "held_out_clips": 6, "epochs": 1, "polyp_size": None}
+    judge = {
+        "training_clips": 6,
+        "held_out_clips": 6,
+        "epochs": 1,
+        "polyp_size": None,
+        "vae": None,
+        "size": 32,
+    }
     status = labels.measure(options(model, tmp_path, videos=3, guidance=2.0, seed=0, **judge))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["videos"] == 3
@@ -78,6 +85,13 @@ def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "sampled clips show what was asked for" in said
     assert status == ("DOES NOT HOLD" in said)
+    for vae in (str(model / "vae"), str(ROOT / "configs" / "phantom_base.json")):
+        labels.measure(options("", tmp_path, **judge | {"vae": vae}))
+        kept = json.loads((tmp_path / "results.json").read_text())
+        assert all(0 <= kept[f"{labels.THROUGH_VAE}, {name}"] <= 1 for name in NAMES)
+        assert "polyp is kept by the VAE" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="leave one out"):
+        labels.measure(options(model, tmp_path, videos=3, **judge | {"vae": str(model)}))
     tiny_pipeline().save_pretrained(tmp_path / "plain")
     with pytest.raises(BadInput, match="trained without labels"):
         labels.measure(options(tmp_path / "plain", tmp_path, videos=3, **judge))
