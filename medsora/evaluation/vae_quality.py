@@ -1,6 +1,6 @@
 """How well a VAE returns real clips, with its compensation and without: `evaluate.py --vae FOLDER`.
 
-Per clip and on average: PSNR, SSIM, focal frequency loss, flicker, sharpness, and LPIPS if its weights are there.
+Per clip and on average: PSNR, SSIM, focal frequency loss, flicker, sharpness, and LPIPS if its weights exist.
 """
 
 from __future__ import annotations
