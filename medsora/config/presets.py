@@ -1,4 +1,4 @@
-"""The model's sizes: the paper's (Table 1) and a small one for 64x64 and below."""
+"""The models' sizes: the paper's (Table 1), a small one for 64x64 and below, and those of the baselines."""
 
 from __future__ import annotations
 
@@ -10,4 +10,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "B": {"depth": 12},
     "L": {"depth": 24},
     "XL": {"depth": 48},
+}
+ENDORA_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"width": 192, "depth": 6, "heads": 6},  # as many parameters as MedSora's tiny, within 1 %
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1152, "depth": 28, "heads": 16},
+}
+# What `denoiser.preset` may name: the denoiser's class and its own name of the size.
+NAMED_PRESETS: dict[str, tuple[str, str]] = {
+    **{name: ("MedSora", name) for name in PRESETS},
+    **{f"endora-{name}": ("Endora", name) for name in ENDORA_PRESETS},
 }

@@ -28,7 +28,7 @@ from medsora.config.choices import (
     PREDICTIONS,
     TRACKERS,
 )
-from medsora.config.presets import PRESETS
+from medsora.config.presets import NAMED_PRESETS
 from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS
 from medsora.kernels.choices import FASTEST_FIRST
 from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS
@@ -234,7 +234,7 @@ class ImagesConfig:
 class DenoiserConfig:
     """Stage 2's model."""
 
-    preset: str = key("B", "Model size.", choices=tuple(PRESETS))
+    preset: str = key("B", "Model size, or a baseline and its size.", choices=tuple(NAMED_PRESETS))
     mixing: str = key(
         "isolated",
         "Whether joint images exchange information with the clip (mixed) or never do (isolated).",

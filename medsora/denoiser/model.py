@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import signature
-from os import PathLike
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from einops import rearrange
@@ -18,12 +13,12 @@ from torch import Tensor, nn
 
 from medsora.config.choices import MIXINGS, PREDICTIONS
 from medsora.config.presets import PRESETS
+from medsora.denoiser.base import Denoiser, Modulation
 from medsora.denoiser.block import Block
 from medsora.denoiser.embed import PatchEmbedding, TimeEmbedding
 from medsora.denoiser.linear import Linear
 from medsora.denoiser.mamba import frame_scans
 from medsora.denoiser.velocity import noise_from_velocity
-from medsora.denoiser.weights import read_matching_weights
 from medsora.errors import BadInput
 from medsora.kernels.block_steps import norm
 from medsora.spiral import VARIANTS
@@ -44,14 +39,7 @@ class MedSoraOutput(BaseOutput):
     features: list[Tensor] = None
 
 
-class Modulation(NamedTuple):
-    """What adaLN makes of the timesteps: per block (B or 1, 1 or n, 9·d), and the last layer's (…, 2·d)."""
-
-    blocks: Sequence[Tensor]
-    final: Tensor
-
-
-class MedSora(ModelMixin, ConfigMixin):
+class MedSora(Denoiser):
     """The video Mamba diffusion model.
 
     Args:
@@ -75,10 +63,8 @@ class MedSora(ModelMixin, ConfigMixin):
         BadInput: if the widths do not divide, or `mixing` or `prediction` is unknown.
     """
 
-    _supports_gradient_checkpointing = True
+    presets: ClassVar = PRESETS
     _keep_in_fp32_modules: ClassVar = ["A_log", "dt_bias", "D"]
-    _no_split_modules: ClassVar = ["Block"]
-    _repeated_blocks: ClassVar = ["Block"]
 
     @register_to_config
     def __init__(
@@ -112,73 +98,6 @@ class MedSora(ModelMixin, ConfigMixin):
         self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last row: no label
         self.gradient_checkpointing = False
         initialise(self)
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> Self:
-        """Build `PRESETS[name]` with some of its settings replaced.
-
-        Raises:
-            BadInput: if the preset or a setting is unknown.
-        """
-        if name not in PRESETS:
-            raise BadInput(f"preset {name!r} is unknown; there are {', '.join(PRESETS)}")
-        settings = [key for key in signature(cls.__init__).parameters if key != "self"]
-        for key in overrides:
-            if key not in settings:
-                raise BadInput(f"the denoiser has no setting {key!r}; it has {', '.join(settings)}")
-        return cls(**PRESETS[name] | overrides)
-
-    @property
-    def preset(self) -> str | None:
-        """The name of the preset whose sizes this model has, or None."""
-        usual = signature(type(self).__init__).parameters
-        sizes = {key: usual[key].default for settings in PRESETS.values() for key in settings}
-        for name, settings in PRESETS.items():
-            if all(self.config[key] == value for key, value in (sizes | settings).items()):
-                return name
-        return None
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Self:
-        """Load a folder or hub name that `save_pretrained` wrote, strictly.
-
-        Raises:
-            BadInput: if the weights do not fill the model that the folder's config describes.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, output_loading_info=True, **kwargs
-        )
-        strays = [key for keys in info.values() for key in keys]
-        if strays:
-            raise BadInput(
-                f"the weights in {pretrained_model_name_or_path} do not fit the config beside them "
-                f"(first difference: {strays[0]}); save the model again or take another folder"
-            )
-        return (model, info) if wants_info else model
-
-    def load_weights(
-        self, path: str | PathLike, labels: tuple[Sequence[str], Sequence[str]] | None = None
-    ) -> None:
-        """Fill this model from a safetensors file, or from a folder that holds one, strictly.
-
-        `labels`, the names of the file's labels and of this model's, matches the embedding's rows by name.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            BadInput: if the file is damaged or holds another model; the sentence names the first difference.
-        """
-        self.load_state_dict(read_matching_weights(Path(path), self, labels))
-
-    def modulation(self, t: Tensor, labels: Tensor | None = None) -> Modulation:
-        """What adaLN makes of timesteps and labels, each (B,) or (B, n). It does not depend on the latents,
-        so whoever knows both beforehand computes it once (28.4 of B's 86.5 million parameters)."""
-        time = self.time(t if t.ndim == 2 else t[:, None])
-        if self.labels is not None:
-            labels = torch.full_like(t, self.config.classes) if labels is None else labels
-            time = time + self.labels(labels if labels.ndim == 2 else labels[:, None])
-        time = nn.functional.silu(time)
-        return Modulation([block.modulation(time) for block in self.blocks], self.final.modulation(time))
 
     def forward(
         self,
@@ -227,22 +146,6 @@ class MedSora(ModelMixin, ConfigMixin):
         if self.config.prediction == "velocity":
             eps = noise_from_velocity(eps, z, t)
         return MedSoraOutput(eps=eps, variance=variance, features=features)
-
-    def _check(self, z: Tensor, t: Tensor, num_images: int, labels: Tensor | None) -> None:
-        channels, patch = self.config.in_channels, self.config.patch
-        if z.ndim != 5 or z.shape[2] != channels:
-            raise BadInput(f"latents must be (B, n, {channels}, h, w), not {tuple(z.shape)}")
-        if z.shape[3] % patch or z.shape[4] % patch:
-            raise BadInput(f"latents of {z.shape[3]}x{z.shape[4]} do not divide into {patch}x{patch} patches")
-        per_sample, per_frame = tuple(z.shape[:1]), tuple(z.shape[:2])
-        if tuple(t.shape) not in (per_sample, per_frame):
-            raise BadInput(f"timesteps must be {per_sample} or {per_frame}, not {tuple(t.shape)}")
-        if labels is not None and self.labels is None:
-            raise BadInput("this denoiser has no labels (classes is 0): leave them out")
-        if labels is not None and tuple(labels.shape) not in (per_sample, per_frame):
-            raise BadInput(f"labels must be {per_sample} or {per_frame}, not {tuple(labels.shape)}")
-        if not 0 <= num_images < z.shape[1]:
-            raise BadInput(f"{num_images} of {z.shape[1]} latent frames cannot be images: a clip must remain")
 
 
 def check_settings(width: int, heads: int, headdim: int, expand: int, mixing: str, prediction: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from medsora.config.presets import PRESETS
 from medsora.errors import BadInput
 
 LABEL_ROWS = "labels.weight"  # one row for each label, and a last one for no label
@@ -32,15 +32,16 @@ def read_matching_weights(
     if not file.is_file():
         raise FileNotFoundError(f"no weights at {file}; give a .safetensors file or a folder with one")
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    presets = getattr(model, "presets", {})
     try:
         with safe_open(file, framework="pt") as tensors:
             found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
             if labels is None or LABEL_ROWS not in found.keys() & expected.keys():
-                _require_same(file, expected, found)
+                _require_same(file, expected, found, presets)
                 return {key: tensors.get_tensor(key) for key in expected}
             theirs, ours = labels
             width = expected[LABEL_ROWS][1]
-            _require_same(file, expected | {LABEL_ROWS: (len(theirs) + 1, width)}, found)
+            _require_same(file, expected | {LABEL_ROWS: (len(theirs) + 1, width)}, found, presets)
             values = {key: tensors.get_tensor(key) for key in expected}
             order = [theirs.index(name) if name in theirs else len(theirs) for name in ours]
             values[LABEL_ROWS] = values[LABEL_ROWS][torch.tensor([*order, len(theirs)])]
@@ -49,16 +50,20 @@ def read_matching_weights(
         raise BadInput(f"{file} is not a complete safetensors file ({error}); take another copy") from error
 
 
-def _require_same(file: Path, expected: dict[str, tuple], found: dict[str, tuple]) -> None:
+def _require_same(
+    file: Path, expected: dict[str, tuple], found: dict[str, tuple], presets: dict[str, dict[str, Any]]
+) -> None:
     if found != expected:
-        raise BadInput(f"{file} {_difference(expected, found)}")
+        raise BadInput(f"{file} {_difference(expected, found, presets)}")
 
 
-def _difference(expected: dict[str, tuple], found: dict[str, tuple]) -> str:
+def _difference(
+    expected: dict[str, tuple], found: dict[str, tuple], presets: dict[str, dict[str, Any]]
+) -> str:
     """How another model's weights differ, as the rest of a sentence."""
     depths = _depth(expected), _depth(found)
     if depths[0] != depths[1]:
-        ours, theirs = (f"{depth} blocks{_preset_of_depth(depth)}" for depth in depths)
+        ours, theirs = (f"{depth} blocks{_preset_of_depth(depth, presets)}" for depth in depths)
         return f"holds {theirs}, but this model has {ours}: take the same preset for both"
     for key in sorted(expected.keys() | found.keys()):
         if key not in found:
@@ -77,6 +82,6 @@ def _depth(keys: dict[str, tuple]) -> int:
     return len({key.split(".")[1] for key in keys if key.startswith("blocks.")})
 
 
-def _preset_of_depth(depth: int) -> str:
-    names = [name for name, settings in PRESETS.items() if settings["depth"] == depth]
+def _preset_of_depth(depth: int, presets: dict[str, dict[str, Any]]) -> str:
+    names = [name for name, settings in presets.items() if settings["depth"] == depth]
     return f" (preset {names[0]})" if names else ""

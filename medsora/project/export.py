@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from medsora.config.load import load_config
+from medsora.config.presets import NAMED_PRESETS
 from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.runtime.files import written_folder
@@ -80,7 +81,7 @@ def export_run(
     sheet = run / SHEET
     sheet_name = SHEET_NAME if sheet.is_file() else None
     card = pipeline.card(
-        name=name or f"MedSora-{config.denoiser.preset} {config.run.name}",
+        name=name or f"{'-'.join(NAMED_PRESETS[config.denoiser.preset])} {config.run.name}",
         repo=repo,
         step=found.step,
         weights=found.weights,

@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 import shutil
 
-from medsora.denoiser.model import MedSora
+from medsora.denoiser.base import Denoiser
 from medsora.errors import BadInput
 
 
-def compile_blocks(model: MedSora, backend: str = "inductor") -> bool:
+def compile_blocks(model: Denoiser, backend: str = "inductor") -> bool:
     """Compile every block at its next call, in place; once is enough. Return whether one was not yet.
 
     Names of parameters stay as they are. `backend` is torch.compile's.

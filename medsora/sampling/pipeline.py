@@ -218,7 +218,7 @@ class MedSoraPipeline(SavedPipeline):
     ) -> Tensor:
         """Scaled latents (B, f, C, h, w), float32: only the weights and what they compute are in `dtype`."""
         clip, none = shape[0], self.denoiser.config.classes
-        images = self.config.image_latents if self.denoiser.config.mixing == "mixed" else 0
+        images = self.config.image_latents if self.denoiser.config.get("mixing") == "mixed" else 0
         scheduler = prepare_scheduler(self.scheduler, how.steps, how.sampler)
         timesteps, of_latents, given = [int(t) for t in scheduler.timesteps], None, None
         if first is not None:

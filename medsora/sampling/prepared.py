@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medsora.denoiser.model import MedSora, Modulation
+from medsora.denoiser.base import Denoiser, Modulation
 from medsora.tables import collect_tables
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class PreparedDenoiser:
     @torch.no_grad()
     def __init__(
         self,
-        model: MedSora,
+        model: Denoiser,
         timesteps: Sequence[int],
         *,
         num_images: int = 0,
@@ -93,7 +93,7 @@ class PreparedDenoiser:
 
     def fits(
         self,
-        model: MedSora,
+        model: Denoiser,
         timesteps: Sequence[int],
         num_images: int,
         record: bool,
@@ -173,6 +173,6 @@ def _shapes(inputs: Sequence[Tensor]) -> tuple[torch.Size, ...]:
     return tuple(given.shape for given in inputs)
 
 
-def _state(model: MedSora) -> list[tuple[object, ...]]:
+def _state(model: Denoiser) -> list[tuple[object, ...]]:
     """What a recording takes for granted of the weights: where and how they lie, not their values."""
     return [(p.data_ptr(), p.dtype, p.shape, p.stride()) for p in model.parameters()]

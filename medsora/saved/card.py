@@ -38,6 +38,7 @@ class ModelCard:
     parameters: int
     vae_parameters: int
     geometry: dict[str, Any]
+    model: str = "MedSora"
     repo: str | None = None
     step: int | None = None
     weights: str = "saved"
@@ -58,14 +59,14 @@ class ModelCard:
             "---",
             "library_name: medsora",
             *([f"license: {self.licence}"] if self.licence else []),
-            "tags: [medsora, video-generation, diffusion, mamba, medical, endoscopy, synthetic]",
+            "tags: [medsora, video-generation, diffusion, medical, endoscopy, synthetic]",
             "---",
             "",
             f"# {_plain(self.name)}",
             "",
-            f"A MedSora video diffusion model, preset {self.preset}, with {self.parameters:,} parameters in "
-            f"the denoiser and {self.vae_parameters:,} in the video VAE. From noise it makes clips of "
-            f"{frames} frames of {height}x{width} pixels, shown at {fps:g} per second.",
+            f"A video diffusion model ({self.model}, preset {self.preset}) with {self.parameters:,} "
+            f"parameters in the denoiser and {self.vae_parameters:,} in the VAE. From noise it makes clips "
+            f"of {frames} frames of {height}x{width} pixels, shown at {fps:g} per second.",
             "",
             f"> {INTENDED_USE}",
             "",

@@ -157,9 +157,9 @@ def find_pipeline(model: str | Path) -> ModelFolder:
     return ModelFolder(folder / "denoiser", folder / "vae", _read_geometry(index), folder / "scheduler")
 
 
-def check_part(folder: Path) -> None:
-    """Raise `BadInput`, naming the file, unless the folder holds a readable config and whole safetensors."""
-    read_json_object(folder / "config.json")
+def check_part(folder: Path) -> dict[str, Any]:
+    """Return a part's config; raise `BadInput`, naming the file, unless it and the weights are whole."""
+    config = read_json_object(folder / "config.json")
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     if not weights.is_file():
         raise BadInput(f"{weights} is missing; save or copy the model again (only safetensors are read).")
@@ -168,6 +168,7 @@ def check_part(folder: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{weights} is not a whole safetensors file ({error}); copy it again.") from error
+    return config
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from medsora.config import choices
-from medsora.denoiser import MedSora
+from medsora.denoiser.base import Denoiser
 from medsora.errors import BadInput
 from medsora.runtime.files import obey_umask, write_json
 from medsora.sampler import SCHEDULERS, check_scheduler, ddim_scheduler
 from medsora.saved.card import CARD_NAME, ModelCard
+from medsora.saved.classes import DENOISERS, VAES, class_of_part
 from medsora.saved.find import (
     CONDITIONS,
     DEFAULT_FPS,
@@ -62,7 +63,7 @@ class SavedPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        denoiser: MedSora,
+        denoiser: Denoiser,
         vae: FrequencyCompensatedVAE,
         scheduler: SchedulerMixin | None = None,
         *,
@@ -204,8 +205,8 @@ class SavedPipeline(DiffusionPipeline):
         vae_dtype: str | torch.dtype | None = None,
     ) -> Self:
         """Load what `medsora.saved.find` found; `vae_dtype` is the VAE's, `dtype` unless given."""
-        denoiser = _load_part(MedSora, found.denoiser, to_dtype(dtype))
-        vae = _load_part(FrequencyCompensatedVAE, found.vae, to_dtype(vae_dtype or dtype))
+        denoiser = _load_part(DENOISERS, found.denoiser, to_dtype(dtype))
+        vae = _load_part(VAES, found.vae, to_dtype(vae_dtype or dtype))
         scheduler = _load_scheduler(found.scheduler) if found.scheduler else None
         return cls(denoiser, vae, scheduler, **found.geometry)
 
@@ -228,7 +229,8 @@ class SavedPipeline(DiffusionPipeline):
         geometry = {key: self.config[key] for key in (*GEOMETRY, "labels")}
         preset = self.denoiser.preset or "custom"
         known = {
-            "name": f"MedSora-{preset}",
+            "name": f"{type(self.denoiser).__name__}-{preset}",
+            "model": type(self.denoiser).__name__,
             "preset": preset,
             "parameters": self.denoiser.num_parameters(),
             "vae_parameters": self.vae.num_parameters(),
@@ -246,8 +248,8 @@ def to_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-def _load_part(kind: type[nn.Module], folder: Path, dtype: torch.dtype) -> nn.Module:
-    check_part(folder)
+def _load_part(homes: dict[str, str], folder: Path, dtype: torch.dtype) -> nn.Module:
+    kind = class_of_part(homes, check_part(folder), folder)
     try:
         return kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True).eval()
     except BadInput:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import psutil
 
 from medsora.config.load import load_config
-from medsora.config.presets import PRESETS
+from medsora.config.presets import NAMED_PRESETS
 from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.runtime.exit import EXIT_STATUSES
@@ -24,7 +24,7 @@ def training_arguments(
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
     if preset:
         parser.add_argument(
-            "--preset", choices=tuple(PRESETS), help="size of the denoiser (default: the config's)"
+            "--preset", choices=tuple(NAMED_PRESETS), help="size of the denoiser (default: the config's)"
         )
     parser.add_argument(
         "--resume",

@@ -63,7 +63,7 @@ def fill_caches(config: Config) -> None:
         vae.check_video_shape(config.data.frames, *config.data.height_width)
         model = build_denoiser(config, vae.latent_channels)
         aligned = config.alignment.weight > 0 and config.cache.prior == "disk"
-        prior = build_prior(config, model.config.depth).to(accelerator.device) if aligned else None
+        prior = build_prior(config, model.num_features).to(accelerator.device) if aligned else None
         spec = denoiser_clip_spec(config)
         spec = spec if aligned else replace(spec, with_flow=False)
         clips, _ = open_clips(config, accelerator, spec, config.dit_dir)

@@ -19,6 +19,7 @@ FLOORS = (
     {"diffusion", "tables"},
     {"sampler", "spiral"},
     {"denoiser", "data", "html_report"},
+    {"baselines"},
     {"saved"},
     {"sampling"},
     {"training", "evaluation"},

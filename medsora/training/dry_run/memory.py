@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from medsora.config.presets import PRESETS
 from medsora.config.schema import Config
 from medsora.denoiser import MedSora
+from medsora.denoiser.base import Denoiser
 from medsora.diffusion import GaussianDiffusion
 from medsora.flow_prior import needed
 from medsora.saved.optimizer import moments
@@ -100,7 +101,7 @@ class DitWork(NamedTuple):
 
 
 def estimate_dit(
-    config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, batch: int
+    config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, batch: int
 ) -> MemoryEstimate:
     """Estimate stage 2 for `batch` clips in one process's micro-batch; the models lie on the CPU.
 
@@ -124,7 +125,7 @@ def estimate_dit(
 
 def step_bytes(
     config: Config,
-    model: MedSora,
+    model: Denoiser,
     vae: FrequencyCompensatedVAE,
     prior: FlowPrior | None,
     batches: Sequence[int],
@@ -142,7 +143,9 @@ def step_bytes(
     return {batch: lasting + int((1 + SLACK) * max(step, *passing)) for batch, step in steps.items()}
 
 
-def dit_flops(config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None) -> float:
+def dit_flops(
+    config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None
+) -> float:
     """Return the FLOPs of training on one clip, 2 per multiply-add, of products, convolutions and attention.
 
     Of the prior the mean over timesteps, of which most need no targets. What lies in a cache costs nothing.
@@ -161,7 +164,7 @@ def dit_flops(config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prio
 
 
 def _dit_work(
-    config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, batch: int
+    config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, batch: int
 ) -> DitWork:
     data, settings = config.data, config.train_dit
     clip, _, height, width = vae.latent_shape(data.frames, *data.height_width)

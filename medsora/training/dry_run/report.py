@@ -22,7 +22,7 @@ from medsora.data.labels import NO_LABELS, Labels
 from medsora.data.phantom.corpus import FPS, LABELS_NAME
 from medsora.data.phantom.render import KINDS
 from medsora.data.split import HELD_OUT, split_by_video
-from medsora.denoiser import MedSora
+from medsora.denoiser.base import Denoiser
 from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
 from medsora.saved.checkpoint import checkpoint_folders, newest_whole
@@ -111,7 +111,7 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
         token_grid(config, vae or FrequencyCompensatedVAE, model.config.patch)
     if config.alignment.weight > 0 and model is not None:
         with findings.part("the flow prior"):
-            prior = build_prior(config, model.config.depth)
+            prior = build_prior(config, model.num_features)
     schedule = _look_at_run(findings, config, "train_dit", config.dit_dir, clips, processes)
     if findings.missing:
         return findings.conclude()
@@ -222,7 +222,7 @@ def _look_at_run(
 
 
 def _usual_gpu(
-    findings: Findings, config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None
+    findings: Findings, config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None
 ) -> None:
     """Report whether a step fits a usual GPU, at usual sizes and batches."""
     beside = "the VAE" if prior is None else f"the VAE, {config.flow.estimator} and {config.dino.model}"
@@ -268,7 +268,7 @@ def _look_at_folder(findings: Findings, path: Path, config: Config, stage: str) 
 
 
 def _cache_bytes(
-    config: Config, model: MedSora, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, clips: int
+    config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, clips: int
 ) -> dict[str, int]:
     """Return the bytes that the caches grow to at most, by the folder that they lie in."""
     if config.cache.latents != "disk":

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 
-from medsora.config.schema import Config
+from medsora.config.presets import NAMED_PRESETS
+from medsora.config.schema import Config, DenoiserConfig
 from medsora.config.shipped import shipped_file
-from medsora.denoiser import MedSora
+from medsora.denoiser.base import Denoiser
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
 from medsora.sampling.compiled import compile_blocks
+from medsora.saved.classes import denoiser_class
 from medsora.saved.find import find_model, trained_vae
 from medsora.saved.optimizer import build_optimizer
 from medsora.training.accelerator import check_compile, check_same_run, make_accelerator
@@ -46,7 +49,7 @@ def build_dit_stage(config: Config) -> DitStage:
     start_from(model, config.denoiser.weights, labels)
     grid = token_grid(config, vae, model.config.patch)
     aligned = config.alignment.weight > 0
-    prior = build_prior(config, model.config.depth) if aligned else None
+    prior = build_prior(config, model.num_features) if aligned else None
     for part in (vae, model, prior):
         if part is not None:
             part.to(accelerator.device)
@@ -105,7 +108,7 @@ def build_dit_stage(config: Config) -> DitStage:
     )
 
 
-def start_from(model: MedSora, trained: str | None, labels: Sequence[str] = ()) -> None:
+def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ()) -> None:
     """Fill the denoiser with the weights of another model, if one is named, to go on training from there.
 
     `labels` are the names of this model's labels; rows of the embedding are matched by name.
@@ -140,7 +143,7 @@ def token_grid(
 
 
 def build_prior(config: Config, depth: int) -> FlowPrior:
-    """Return the flow prior that the config names, paired with the denoiser's `depth` blocks."""
+    """Return the flow prior that the config names, paired with the `depth` features of a denoiser."""
     encoder_log = logging.getLogger("medsora.flow_prior.dino")  # the run reports it itself
     with kept_quiet(encoder_log, "is untrained"):
         prior = FlowPrior.build(
@@ -168,22 +171,26 @@ def kept_quiet(logger: logging.Logger, sentence: str) -> Iterator[None]:
         logger.removeFilter(is_another)
 
 
-def build_denoiser(config: Config, in_channels: int, classes: int = 0) -> MedSora:
+def build_denoiser(config: Config, in_channels: int, classes: int = 0) -> Denoiser:
     """Return the denoiser of the config's preset for a VAE of `in_channels` and so many labels.
 
     Raises `BadInput` if the config's overrides do not fit.
     """
-    settings = {
-        "in_channels": in_channels,
-        "mixing": config.denoiser.mixing,
-        "prediction": config.denoiser.prediction,
-        "backend": config.denoiser.backend,
-        "classes": classes,
-        **({} if config.denoiser.heads is None else {"heads": config.denoiser.heads}),
-        **config.denoiser.overrides,
-    }
+    name, size = NAMED_PRESETS[config.denoiser.preset]
+    kind = denoiser_class(name)
+    settings = {"in_channels": in_channels, "classes": classes, "prediction": config.denoiser.prediction}
+    if config.denoiser.heads is not None:
+        settings["heads"] = config.denoiser.heads
+    usual, known = DenoiserConfig(), signature(kind.__init__).parameters
+    for key in ("mixing", "backend"):
+        if key in known:
+            settings[key] = getattr(config.denoiser, key)
+        elif getattr(config.denoiser, key) != getattr(usual, key):
+            preset = config.denoiser.preset
+            raise BadInput(f"denoiser.{key} is no setting of preset {preset}; leave it at its default.")
+    settings |= config.denoiser.overrides
     try:
-        model = MedSora.from_preset(config.denoiser.preset, **settings)
+        model = kind.from_preset(size, **settings)
     except TypeError as error:
         raise BadInput(f"denoiser.overrides holds a value of the wrong type: {error}.") from error
     if model.config.in_channels != in_channels:

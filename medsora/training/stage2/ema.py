@@ -14,14 +14,14 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from medsora.denoiser import MedSora
+from medsora.denoiser.base import Denoiser
 from medsora.denoiser.weights import read_matching_weights
 
 
 class Ema:
     """Tracks `model`'s parameters; `applied()` puts the average into the model for a while."""
 
-    def __init__(self, model: MedSora, decay: float) -> None:
+    def __init__(self, model: Denoiser, decay: float) -> None:
         self.model = model
         self.average = EMAModel(model.parameters(), decay=decay, foreach=True)
 
@@ -37,7 +37,7 @@ class Ema:
         torch._foreach_sub_(average.shadow_params, difference, alpha=1 - decay)
 
     @contextmanager
-    def applied(self) -> Iterator[MedSora]:
+    def applied(self) -> Iterator[Denoiser]:
         """Give the model with the average's weights; its own come back afterwards."""
         self.average.store(self.model.parameters())
         self.average.copy_to(self.model.parameters())

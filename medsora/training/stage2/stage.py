@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from medsora.config.schema import Config
 from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet
-from medsora.denoiser import MedSora
+from medsora.denoiser.base import Denoiser
 from medsora.errors import BadInput, Interrupted, NonFiniteVideo
 from medsora.runtime.files import write_text, written_folder
 from medsora.runtime.interruption import StopRequest
@@ -50,7 +50,7 @@ class DitStage:
     run: RunFolder
     samples: DitSamples
     held_out: DitSamples
-    model: MedSora
+    model: Denoiser
     vae: FrequencyCompensatedVAE
     vae_digest: str
     inputs: DitInputs

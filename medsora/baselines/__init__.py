@@ -1,0 +1,1 @@
+"""Other systems' models, in our own code, that train and sample by MedSora's commands."""

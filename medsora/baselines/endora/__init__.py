@@ -1,0 +1,5 @@
+"""Endora (Li et al., MICCAI 2024): a video diffusion transformer on per-frame latents."""
+
+from medsora.baselines.endora.model import Endora
+
+__all__ = ["Endora"]
