@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from os import PathLike
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from medsora.config.choices import MIXINGS, PREDICTIONS
 from medsora.config.presets import PRESETS
+from medsora.config.switches import PAPER, check_switches
 from medsora.denoiser.block import Block
 from medsora.denoiser.embed import PatchEmbedding, TimeEmbedding
 from medsora.denoiser.linear import Linear
@@ -26,7 +27,7 @@ from medsora.denoiser.velocity import noise_from_velocity
 from medsora.denoiser.weights import read_matching_weights
 from medsora.errors import BadInput
 from medsora.kernels.block_steps import norm
-from medsora.spiral import VARIANTS
+from medsora.spiral import VARIANTS, SpatialScan
 
 
 @dataclass
@@ -70,9 +71,15 @@ class MedSora(ModelMixin, ConfigMixin):
             takes the rest of a block in fewer kernels, too, while sampling.
         classes: how many labels a clip may have, each with an embedding that is added to that of the time;
             0: none, and no parameter for it.
+        spatial, temporal: "mamba", or "attention" over the tokens of a frame and over the frames of a token's
+            position (`medsora.denoiser.global_attention`); `temporal` may be "none".
+        local_attention: whether there is any (Eq. 6-7).
+        scan, axes, directions: the spatial Mamba's walks (Eq. 8): "spiral", "raster" or "snake", along "both"
+            axes, rows ("height") or columns ("width"), in "both" directions or "forward".
+        fusion: of both axes: "gate" (Eq. 9) or "mean".
 
     Raises:
-        BadInput: if the widths do not divide, or `mixing` or `prediction` is unknown.
+        BadInput: if the widths do not divide, or a word is unknown or does not fit another one.
     """
 
     _supports_gradient_checkpointing = True
@@ -98,14 +105,29 @@ class MedSora(ModelMixin, ConfigMixin):
         prediction: str = "noise",
         backend: str = "auto",
         classes: int = 0,
+        spatial: str = PAPER["spatial"],
+        temporal: str = PAPER["temporal"],
+        local_attention: bool = PAPER["local_attention"],
+        scan: str = PAPER["scan"],
+        axes: str = PAPER["axes"],
+        directions: str = PAPER["directions"],
+        fusion: str = PAPER["fusion"],
     ) -> None:
         super().__init__()
-        check_settings(width, heads, headdim, expand, mixing, prediction)
+        check_settings(self.config)
         mamba = dict(d_state=d_state, headdim=headdim, expand=expand, d_conv=d_conv, backend=backend)
         self.patches = PatchEmbedding(in_channels, width, patch)
         self.time = TimeEmbedding(width)
         self.blocks = nn.ModuleList(
-            Block(width, heads=heads, window=window, dropout=dropout, variant=index % VARIANTS, mamba=mamba)
+            Block(
+                width,
+                heads=heads,
+                window=window,
+                dropout=dropout,
+                variant=index % VARIANTS,
+                mamba=mamba,
+                switches={name: self.config[name] for name in PAPER},
+            )
             for index in range(depth)
         )
         self.final = FinalLayer(width, patch, in_channels, backend)
@@ -130,9 +152,9 @@ class MedSora(ModelMixin, ConfigMixin):
 
     @property
     def preset(self) -> str | None:
-        """The name of the preset whose sizes this model has, or None."""
+        """The name of the preset whose sizes this model has, with the paper's parts, or None."""
         usual = signature(type(self).__init__).parameters
-        sizes = {key: usual[key].default for settings in PRESETS.values() for key in settings}
+        sizes = PAPER | {key: usual[key].default for settings in PRESETS.values() for key in settings}
         for name, settings in PRESETS.items():
             if all(self.config[key] == value for key, value in (sizes | settings).items()):
                 return name
@@ -212,10 +234,12 @@ class MedSora(ModelMixin, ConfigMixin):
         modulation = self.modulation(t, labels) if modulation is None else modulation
         # Blocks differ in their weights alone, so all of them share the first one's tables.
         for block in self.blocks[:1]:
-            tables = block.attention.tables(x.shape[2], x.device, _product_dtype(x))
+            local = block.attention
+            tables = None if local is None else local.tables(x.shape[2], x.device, _product_dtype(x))
+        how = SpatialScan(self.config.scan, self.config.axes, self.config.directions)
         features = [] if with_features else None
         for block, of_block in zip(self.blocks, modulation.blocks, strict=True):
-            scans = frame_scans(z.shape[1], joint, grid, block.spatial.variant, z.device)
+            scans = frame_scans(z.shape[1], joint, grid, block.variant, z.device, how)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, spatial = self._gradient_checkpointing_func(block, x, of_block, scans, tables)
             else:
@@ -245,12 +269,17 @@ class MedSora(ModelMixin, ConfigMixin):
             raise BadInput(f"{num_images} of {z.shape[1]} latent frames cannot be images: a clip must remain")
 
 
-def check_settings(width: int, heads: int, headdim: int, expand: int, mixing: str, prediction: str) -> None:
-    """Raise `BadInput` if the widths do not divide, or `mixing` or `prediction` is unknown."""
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise `BadInput` if the widths do not divide, or a word is unknown or does not fit another one."""
+    width, heads, headdim, expand = (settings[key] for key in ("width", "heads", "headdim", "expand"))
+    mixing, prediction = settings["mixing"], settings["prediction"]
+    check_switches(settings)
     if width % (2 * heads) or width % 4:
         raise BadInput(f"width {width} must be divisible by 4 and by twice the number of heads ({heads})")
     if expand * width % headdim:
         raise BadInput(f"expand * width = {expand * width} must be divisible by headdim {headdim}")
+    if headdim % 2 and "attention" in (settings["spatial"], settings["temporal"]):
+        raise BadInput(f"headdim {headdim} must be even: with attention instead of Mamba it turns in pairs")
     if mixing not in MIXINGS:
         raise BadInput(f"mixing {mixing!r} is unknown; it is one of {', '.join(MIXINGS)}")
     if prediction not in PREDICTIONS:

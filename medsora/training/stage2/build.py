@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from medsora.config.schema import Config
 from medsora.config.shipped import shipped_file
+from medsora.config.switches import SWITCHES
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
@@ -179,6 +180,7 @@ def build_denoiser(config: Config, in_channels: int, classes: int = 0) -> MedSor
         "prediction": config.denoiser.prediction,
         "backend": config.denoiser.backend,
         "classes": classes,
+        **{name: getattr(config.denoiser, name) for name in SWITCHES},
         **({} if config.denoiser.heads is None else {"heads": config.denoiser.heads}),
         **config.denoiser.overrides,
     }
