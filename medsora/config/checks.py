@@ -98,7 +98,7 @@ def _check_conditions(config: Config, source: str) -> None:
                 f"{source}: data.group is {data.group}, a pattern with {groups} groups; put the patient, and "
                 "nothing else, into one pair of parentheses."
             )
-    check_switches(vars(config.denoiser), f"{source}: ", "denoiser.")
+    check_switches(vars(config.denoiser), f"{source}: ", "denoiser")
     if config.denoiser.heads is not None and not config.denoiser.local_attention:
         raise BadInput(
             f"{source}: denoiser.heads is {config.denoiser.heads}, but denoiser.local_attention, whose heads "

@@ -20,12 +20,13 @@ PAPER = {name: choices[0] for name, choices in SWITCHES.items()}
 OF_SPATIAL_MAMBA = ("scan", "axes", "directions", "fusion")
 
 
-def check_switches(values: Mapping[str, Any], source: str = "", prefix: str = "") -> None:
+def check_switches(values: Mapping[str, Any], source: str = "", section: str = "") -> None:
     """Raise `BadInput` for an unknown value or a pair that cannot be built.
 
     `values` may hold other settings, too; the sentence begins with `source`, and names of switches with
-    `prefix`.
+    their `section` of the config.
     """
+    prefix = f"{section}." if section else ""
     for name, choices in SWITCHES.items():
         if values[name] not in choices:
             known = ", ".join(map(str, choices))

@@ -22,7 +22,7 @@ FLOORS = (
     {"saved"},
     {"sampling"},
     {"training", "evaluation"},
-    {"project"},
+    {"project", "studies"},
     {"demo", "app"},
     {"__main__"},
 )
