@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "sample": ("medsora.sampling.command", (), "sample videos from a trained model (sample_ddim.py)"),
     "evaluate": ("medsora.evaluation.command", (), "compare generated with real clips (evaluate.py)"),
     "check": ("medsora.data.__main__", ("check",), "check a folder of videos"),
+    "study": ("medsora.studies.command", (), "train variants of a config and compare them"),
     "app": ("medsora.app.__main__", (), "sample in a browser"),
     "demo": ("medsora.demo.run", (), "train, sample and evaluate on the embedded phantom"),
 }

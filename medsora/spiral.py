@@ -1,6 +1,8 @@
-"""Spiral scan orders: the walks over a grid of tokens along which the spatial Mamba scans (§3.1, Eq. 8)."""
+"""Scan orders: the walks over a grid of tokens along which the spatial Mamba scans (§3.1, Eq. 8)."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -10,6 +12,14 @@ from medsora.errors import BadInput
 from medsora.tables import kept_table
 
 VARIANTS = 8
+
+
+class SpatialScan(NamedTuple):
+    """How the tokens are walked in space: the paper's way (Eq. 8), or one of `medsora.config.switches`."""
+
+    scan: str = "spiral"
+    axes: str = "both"
+    directions: str = "both"
 
 
 def spiral_order(rows: int, cols: int, variant: int) -> Tensor:
@@ -29,20 +39,7 @@ def spiral_order(rows: int, cols: int, variant: int) -> Tensor:
     Raises:
         BadInput: if the grid is empty or the variant is unknown.
     """
-    if rows < 1 or cols < 1:
-        raise BadInput(f"a spiral needs a grid of at least 1x1 cells, not {rows}x{cols}")
-    if not 0 <= variant < VARIANTS:
-        raise BadInput(f"spiral variant {variant} is unknown; there are {VARIANTS}, numbered from 0")
-    counter_clockwise, up_down, left_right = variant & 4, variant & 2, variant & 1
-
-    grid = torch.arange(rows * cols, device="cpu").view(rows, cols)
-    if left_right:
-        grid = grid.flip(1)
-    if up_down:
-        grid = grid.flip(0)
-    if counter_clockwise:
-        grid = grid.T
-
+    grid = _turned_grid(rows, cols, variant)
     edges = []
     while grid.numel():
         edges.append(grid[0])
@@ -50,27 +47,66 @@ def spiral_order(rows: int, cols: int, variant: int) -> Tensor:
     return torch.cat(edges)
 
 
+def scan_order(scan: str, rows: int, cols: int, variant: int) -> Tensor:
+    """`spiral_order`, or for `scan` "raster" or "snake" the cells line by line: every line in the same
+    direction, or every second one backwards.
+
+    The variants turn these as they turn the spiral: 4·ccw walks along columns instead of rows.
+    """
+    if scan == "spiral":
+        return spiral_order(rows, cols, variant)
+    grid = _turned_grid(rows, cols, variant).clone()
+    if scan == "snake":
+        grid[1::2] = grid[1::2].flip(1)
+    return grid.flatten()
+
+
+def _turned_grid(rows: int, cols: int, variant: int) -> Tensor:
+    """The numbers of the cells, turned such that every variant's walk starts in the top left corner."""
+    if rows < 1 or cols < 1:
+        raise BadInput(f"a spiral needs a grid of at least 1x1 cells, not {rows}x{cols}")
+    if not 0 <= variant < VARIANTS:
+        raise BadInput(f"spiral variant {variant} is unknown; there are {VARIANTS}, numbered from 0")
+    counter_clockwise, up_down, left_right = variant & 4, variant & 2, variant & 1
+    grid = torch.arange(rows * cols, device="cpu").view(rows, cols)
+    if left_right:
+        grid = grid.flip(1)
+    if up_down:
+        grid = grid.flip(0)
+    return grid.T if counter_clockwise else grid
+
+
 @kept_table
 def spatial_walks(
-    frames: int, rows: int, cols: int, variant: int, together: bool, device: torch.device
+    frames: int,
+    rows: int,
+    cols: int,
+    variant: int,
+    together: bool,
+    device: torch.device,
+    how: SpatialScan = SpatialScan(),  # noqa: B008 (immutable)
 ) -> tuple[Tensor, ...]:
     """The spiral Ω and its reverse along both axes (Eq. 8), as orders of `kernels.mamba2_scan`.
+
+    `how` may name another walk, one axis or the forward direction alone.
 
     Tokens are numbered frame by frame, row by row. Per row of tokens a sequence runs over frames x columns,
     per column one over frames x rows; if the frames do not belong `together`, there is one per frame as well.
 
     Returns:
-        int32 tables (axes, 2, sequences, steps) on `device`, rows before columns, built once per size: a
-        single one if both axes have sequences of the same number and length, else one per axis.
+        int32 tables (axes, directions, sequences, steps) on `device`, rows before columns, built once per
+        size: a single one if the axes have sequences of the same number and length, else one per axis.
     """
     numbers = torch.arange(frames * rows * cols, device="cpu").view(frames, rows, cols)
     depth = frames if together else 1
     axes = []
     by_row, by_column = rearrange(numbers, "n h w -> h n w"), rearrange(numbers, "n h w -> w n h")
-    for planes, side in ((by_row, cols), (by_column, rows)):
-        lines = planes.reshape(-1, depth * side)
-        order = spiral_order(depth, side, variant)
-        axes.append(torch.stack((lines[:, order], lines[:, order.flip(0)]))[None])
+    for axis, planes, side in (("height", by_row, cols), ("width", by_column, rows)):
+        if how.axes in ("both", axis):
+            lines = planes.reshape(-1, depth * side)
+            order = scan_order(how.scan, depth, side, variant)
+            walks = (order, order.flip(0)) if how.directions == "both" else (order,)
+            axes.append(torch.stack([lines[:, walk] for walk in walks])[None])
     tables = (torch.cat(axes),) if rows == cols else tuple(axes)
     return tuple(table.int().contiguous().to(device) for table in tables)
 

@@ -1,4 +1,4 @@
-"""How close a reconstruction is: PSNR, SSIM, flicker, sharpness, and the baseline that any of them must beat.
+"""How close a reconstruction is: PSNR, SSIM, flicker, sharpness, spectra, and what PSNR must beat.
 
 Videos are (B, F, 3, H, W), RGB in [-1, 1]; every function returns one number per video, (B,).
 """
@@ -12,6 +12,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 PIXEL_RANGE = 2.0
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
+MIN_POWER = 1e-8  # below the rounding of 8-bit pixels: empty frequencies are no infinite dB
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
@@ -54,3 +55,24 @@ def sharpness(prediction: Tensor, target: Tensor) -> Tensor:
 def mean_colour_psnr(target: Tensor) -> Tensor:
     """PSNR in dB of a video's own mean colour: what a reconstruction without any structure reaches."""
     return psnr(target.mean((1, 3, 4), keepdim=True).expand_as(target), target)
+
+
+def spectrum_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference in dB of the frames' power spectra, averaged over directions (radially).
+
+    Every radial frequency from one period per frame to half the pixels of the smaller side counts the same,
+    so that fine structure, which has little power, is not drowned by coarse structure.
+    """
+    return (_radial_spectrum_db(prediction) - _radial_spectrum_db(target)).abs().mean(1)
+
+
+def _radial_spectrum_db(video: Tensor) -> Tensor:
+    """(B, F, 3, H, W) -> (B, min(H, W) // 2): power of grey frames by radial frequency, mean over frames."""
+    power = torch.fft.fft2(video.float().mean(2), norm="ortho").abs().square().mean(1)
+    height, width = power.shape[-2:]
+    rows, cols = (torch.fft.fftfreq(side, device=power.device) for side in (height, width))
+    last = min(height, width) // 2
+    radius = (min(height, width) * torch.hypot(rows[:, None], cols)).round().long().clamp(max=last + 1)
+    sums = power.new_zeros(len(power), last + 2).index_add_(1, radius.flatten(), power.flatten(1))
+    means = sums / radius.flatten().bincount(minlength=last + 2)
+    return 10 * torch.log10(means[:, 1 : last + 1] + MIN_POWER)

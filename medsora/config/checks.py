@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from medsora.config.crop import checked_crop
 from medsora.config.schema import DIFFUSION_STEPS, MAX_SIDE_PX, Config, PhaseConfig, values_of
+from medsora.config.switches import check_switches
 from medsora.errors import BadInput
 from medsora.vae.shapes import FRAMES_PER_CHUNK
 
@@ -97,6 +98,12 @@ def _check_conditions(config: Config, source: str) -> None:
                 f"{source}: data.group is {data.group}, a pattern with {groups} groups; put the patient, and "
                 "nothing else, into one pair of parentheses."
             )
+    check_switches(vars(config.denoiser), f"{source}: ", "denoiser")
+    if config.denoiser.heads is not None and not config.denoiser.local_attention:
+        raise BadInput(
+            f"{source}: denoiser.heads is {config.denoiser.heads}, but denoiser.local_attention, whose heads "
+            "these are, is false; leave denoiser.heads out."
+        )
     if data.balance and data.labels == "none":
         raise BadInput(f"{source}: data.balance needs labels to balance; set data.labels (folders or a CSV).")
     if config.cache.prior == "disk" and config.cache.latents != "disk":

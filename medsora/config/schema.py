@@ -29,6 +29,7 @@ from medsora.config.choices import (
     TRACKERS,
 )
 from medsora.config.presets import NAMED_PRESETS
+from medsora.config.switches import SWITCHES
 from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS
 from medsora.kernels.choices import FASTEST_FIRST
 from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS
@@ -212,8 +213,8 @@ class VaeConfig:
     )
     path: str | None = key(
         None,
-        "VAE that stage 2 uses: a run of stage 1, a saved VAE, or a base that diffusers saved; null: the one "
-        "that stage 1 of this run trained.",
+        "VAE that stage 2 uses: a run of stage 1, a saved VAE, a base that diffusers saved, or the word base "
+        "(vae.base as it is, without stage 1); null: the one that stage 1 of this run trained.",
         stage=STAGE_2,
     )
 
@@ -259,6 +260,32 @@ class DenoiserConfig:
         "as the model.",
         at_least=1,
         at_most=1024,
+    )
+    spatial: str = key(
+        "mamba",
+        "What takes in a frame's tokens: the scans of Eq. 8-9, or self-attention of as many parameters.",
+        choices=SWITCHES["spatial"],
+    )
+    temporal: str = key(
+        "mamba",
+        "What takes in a token's frames: the scan of Eq. 10, self-attention of as many parameters, none.",
+        choices=SWITCHES["temporal"],
+    )
+    local_attention: bool = key(True, "Have the local attention of Eq. 6-7 in every block.")
+    scan: str = key(
+        "spiral",
+        "Order of the spatial scans (Eq. 8): spiral, line by line (raster), or every second line backwards "
+        "(snake).",
+        choices=SWITCHES["scan"],
+    )
+    axes: str = key(
+        "both", "Axes of the spatial scans: both, rows (height), columns (width).", choices=SWITCHES["axes"]
+    )
+    directions: str = key(
+        "both", "Directions of the spatial scans: both, summed, or forward.", choices=SWITCHES["directions"]
+    )
+    fusion: str = key(
+        "gate", "How both axes are fused: by the gates of Eq. 9, or their mean.", choices=SWITCHES["fusion"]
     )
     overrides: dict[str, Any] = key({}, "Settings of the preset to replace, such as {patch: 1}.")
 

@@ -62,6 +62,13 @@ def rotary_tables(
     return tuple(table[:, None, None].to(device, dtype) for table in tables)
 
 
+def rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (3, N, heads, l, p) with the first two turned by `rotary_tables`."""
+    qk, v = qkv.split((2, 1))
+    q, k = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, dims=-1), sin).type_as(qkv)
+    return q, k, v.squeeze(0)
+
+
 class AttentionTables(NamedTuple):
     """Cached tables of an attention over frames of one length: `rotary_tables`, and Eq. 6 as a mask."""
 
@@ -97,10 +104,8 @@ class LocalAttention(nn.Module):
         if attends_fused(qkv, self.window, self.backend) and not (self.training and self.dropout):
             rotary = (table.view(2, length, -1) for table in (cos, sin))
             return torch.ops.medsora.local_attention(qkv, *rotary, self.window).view_as(x)
-        qkv = rearrange(qkv, "N l three heads p -> three N heads l p")
-        qk, v = qkv.split((2, 1))
-        q, k = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, dims=-1), sin).type_as(qkv)
-        y = self._attend(q, k, v.squeeze(0), mask.to(q.dtype))
+        q, k, v = rotated(rearrange(qkv, "N l three heads p -> three N heads l p"), cos, sin)
+        y = self._attend(q, k, v, mask.to(q.dtype))
         return y.transpose(1, 2).reshape_as(x)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
+from medsora.config.switches import PAPER
 from medsora.denoiser.weights import read_matching_weights
 from medsora.errors import BadInput
 
@@ -55,11 +56,14 @@ class Denoiser(ModelMixin, ConfigMixin):
 
     @property
     def preset(self) -> str | None:
-        """The name of the preset whose sizes this model has, or None."""
+        """The preset whose sizes this model has, with the paper's parts, and its number of heads or one; or
+        None."""
         usual = signature(type(self).__init__).parameters
         sizes = {key: usual[key].default for settings in self.presets.values() for key in settings}
+        sizes |= {key: value for key, value in PAPER.items() if key in usual}
+        heads = {"heads": 1} if self.config.heads == 1 else {}
         for name, settings in self.presets.items():
-            if all(self.config[key] == value for key, value in (sizes | settings).items()):
+            if all(self.config[key] == value for key, value in (sizes | settings | heads).items()):
                 return name
         return None
 
@@ -70,14 +74,16 @@ class Denoiser(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Self:
-        """Load a folder or hub name that `save_pretrained` wrote, strictly.
+        """Load a folder or hub name that `save_pretrained` wrote, strictly: safetensors, never pickles.
 
         Raises:
             BadInput: if the weights do not fill the model that the folder's config describes.
+            OSError: if there are none.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.pop("use_safetensors", None)
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
         )
         strays = [key for keys in info.values() for key in keys]
         if strays:

@@ -1,35 +1,57 @@
-"""One block: local attention, spatial Mamba and temporal Mamba, each a branch under adaLN-zero."""
+"""One block: local attention, spatial Mamba and temporal Mamba (or what the switches put there), each a
+branch under adaLN-zero.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from medsora.config.switches import PAPER
 from medsora.denoiser.attention import AttentionTables, LocalAttention
+from medsora.denoiser.global_attention import SpatialAttention, TemporalAttention
 from medsora.denoiser.linear import Linear
 from medsora.denoiser.mamba import FrameScans, SpatialMamba, TemporalMamba
 from medsora.kernels.block_steps import add_norm, norm
 
 
 class Block(nn.Module):
-    """Three pre-norm residual branches (§3.1, Figure 2), shifted, scaled and gated by the diffusion time."""
+    """Three pre-norm residual branches (§3.1, Figure 2), shifted, scaled and gated by the diffusion time.
+
+    `switches` are those of `medsora.config.switches`; a branch that they leave out has no parameters.
+    """
 
     def __init__(
-        self, width: int, *, heads: int, window: int, dropout: float, variant: int, mamba: dict[str, Any]
+        self,
+        width: int,
+        *,
+        heads: int,
+        window: int,
+        dropout: float,
+        variant: int,
+        mamba: dict[str, Any],
+        switches: Mapping[str, Any] = PAPER,
     ) -> None:
         super().__init__()
-        self.backend = mamba["backend"]
-        self.modulation = Linear(width, 9 * width)
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = LocalAttention(width, heads, window, dropout, self.backend)
+        self.variant, self.backend = variant, mamba["backend"]
+        local, temporal = switches["local_attention"], switches["temporal"]
+        self.modulation = Linear(width, (9 - 3 * (not local) - 3 * (temporal == "none")) * width)
+        self.attention_norm = nn.LayerNorm(width) if local else None
+        self.attention = LocalAttention(width, heads, window, dropout, self.backend) if local else None
         self.spatial_norm = nn.LayerNorm(width)
-        self.spatial = SpatialMamba(width, variant, **mamba)
-        self.temporal_norm = nn.LayerNorm(width)
-        self.temporal = TemporalMamba(width, **mamba)
+        if switches["spatial"] == "mamba":
+            self.spatial = SpatialMamba(
+                width, variant, axes=switches["axes"], fusion=switches["fusion"], **mamba
+            )
+        else:
+            self.spatial = SpatialAttention(width, **mamba)
+        self.temporal_norm = nn.LayerNorm(width) if temporal != "none" else None
+        kinds = {"mamba": TemporalMamba, "attention": TemporalAttention}
+        self.temporal = kinds[temporal](width, **mamba) if temporal != "none" else None
 
     def forward(
         self,
@@ -43,19 +65,25 @@ class Block(nn.Module):
         Args:
             x: (B, n, l, d).
             modulation: `self.modulation` of the activated time embedding (B or 1, 1, 9·d), or (B, n, 9·d) for
-                one timestep per latent frame.
-            scans: `frame_scans` for the variant of `self.spatial`.
+                one timestep per latent frame; 3·d less for every branch that is left out.
+            scans: `frame_scans` for `self.variant`.
             tables: of `self.attention`; default: it reads them from the cache.
         """
-        (
-            (attention_shift, attention_scale, attention_gate),
-            (spatial_shift, spatial_scale, spatial_gate),
-            (temporal_shift, temporal_scale, temporal_gate),
-        ) = rearrange(modulation, "B n (branch part d) -> branch part B n 1 d", branch=3, part=3)
-
-        y = norm(x, attention_shift, attention_scale, self.attention_norm, self.backend)
-        y = self.attention(y, tables)
-        x, y = add_norm(x, y, attention_gate, spatial_shift, spatial_scale, self.spatial_norm, self.backend)
+        branches = iter(
+            rearrange(modulation, "B n (branch part d) -> branch part B n 1 d", part=3, d=x.shape[-1])
+        )
+        shift, scale, gate = next(branches)
+        if self.attention is not None:
+            y = self.attention(norm(x, shift, scale, self.attention_norm, self.backend), tables)
+            shift, scale, spatial_gate = next(branches)
+            x, y = add_norm(x, y, gate, shift, scale, self.spatial_norm, self.backend)
+            gate = spatial_gate
+        else:
+            y = norm(x, shift, scale, self.spatial_norm, self.backend)
         y = self.spatial(y, scans)
-        x, y = add_norm(x, y, spatial_gate, temporal_shift, temporal_scale, self.temporal_norm, self.backend)
+        if self.temporal is None:
+            x = torch.addcmul(x, gate, y)
+            return x, x
+        shift, scale, temporal_gate = next(branches)
+        x, y = add_norm(x, y, gate, shift, scale, self.temporal_norm, self.backend)
         return torch.addcmul(x, temporal_gate, self.temporal(y, scans)), x

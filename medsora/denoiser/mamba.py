@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medsora.denoiser.linear import Linear
 from medsora.kernels import mamba2_scan
 from medsora.kernels.block_steps import gated_sum
-from medsora.spiral import spatial_walks, temporal_walks
+from medsora.spiral import SpatialScan, spatial_walks, temporal_walks
 
 A_RANGE = (1.0, 16.0)
 STEP_RANGE = (1e-3, 1e-1)  # Δ
@@ -32,7 +32,12 @@ class FrameScans(NamedTuple):
 
 
 def frame_scans(
-    frames: int, joint: int, grid: tuple[int, int], variant: int, device: torch.device
+    frames: int,
+    joint: int,
+    grid: tuple[int, int],
+    variant: int,
+    device: torch.device,
+    how: SpatialScan = SpatialScan(),  # noqa: B008 (immutable)
 ) -> list[FrameScans]:
     """The scans of a block with spiral `variant` over `frames` frames of `grid` = (h̄, w̄) tokens.
 
@@ -42,7 +47,7 @@ def frame_scans(
     return [
         FrameScans(
             count,
-            spatial_walks(count, *grid, variant, together, device),
+            spatial_walks(count, *grid, variant, together, device, how),
             temporal_walks(count, grid[0] * grid[1], together, device),
         )
         for count, together in parts
@@ -114,15 +119,19 @@ class Mamba2(nn.Module):
 class SpatialMamba(nn.Module):
     """Bidirectional spiral scans along both axes of the frames, fused by gates (Eq. 8-9).
 
-    One set of Mamba-2 weights serves all four scans. `variant` names the spiral.
+    One set of Mamba-2 weights serves all four scans. `variant` names the spiral. `axes` and `fusion` are
+    switches: of one axis alone Eq. 9 has one term, and "mean" puts the mean of the axes in its place.
     """
 
-    def __init__(self, width: int, variant: int, **mamba: int | str) -> None:
+    def __init__(
+        self, width: int, variant: int, *, axes: str = "both", fusion: str = "gate", **mamba: int | str
+    ) -> None:
         super().__init__()
         self.variant = variant
         self.mamba = Mamba2(width, **mamba)
-        self.gate_width = Linear(width, width)
-        self.gate_height = Linear(width, width)
+        gated = fusion == "gate"
+        self.gate_width = Linear(width, width) if gated and axes != "height" else None
+        self.gate_height = Linear(width, width) if gated and axes != "width" else None
 
     def forward(self, x: Tensor, scans: Sequence[FrameScans]) -> Tensor:
         """Tokens (B, n, l, d) -> (B, n, l, d), walked as `frame_scans` for this `variant` says."""
@@ -132,9 +141,14 @@ class SpatialMamba(nn.Module):
             return axes[0] if len(axes) == 1 else torch.cat(axes)
 
         y = _part_by_part(both_axes, self.mamba.project(x), scans)
-        height, width = self.mamba.out_proj(y)
-        gates = self.gate_height(height), self.gate_width(width)
-        return gated_sum(height, gates[0], width, gates[1], self.mamba.backend).view_as(x)
+        y = self.mamba.out_proj(y)
+        gates = [gate for gate in (self.gate_height, self.gate_width) if gate is not None]
+        if not gates:
+            return y.mean(dim=0).view_as(x)
+        if len(gates) == 1:
+            return (y[0] * gates[0](y[0]).sigmoid()).view_as(x)
+        height, width = y
+        return gated_sum(height, gates[0](height), width, gates[1](width), self.mamba.backend).view_as(x)
 
 
 class TemporalMamba(nn.Module):

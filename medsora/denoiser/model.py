@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from medsora.config.choices import MIXINGS, PREDICTIONS
 from medsora.config.presets import PRESETS
+from medsora.config.switches import PAPER, check_switches
 from medsora.denoiser.base import Denoiser, Modulation
 from medsora.denoiser.block import Block
 from medsora.denoiser.embed import PatchEmbedding, TimeEmbedding
@@ -21,7 +23,7 @@ from medsora.denoiser.mamba import frame_scans
 from medsora.denoiser.velocity import noise_from_velocity
 from medsora.errors import BadInput
 from medsora.kernels.block_steps import norm
-from medsora.spiral import VARIANTS
+from medsora.spiral import VARIANTS, SpatialScan
 
 
 @dataclass
@@ -58,9 +60,15 @@ class MedSora(Denoiser):
             takes the rest of a block in fewer kernels, too, while sampling.
         classes: how many labels a clip may have, each with an embedding that is added to that of the time;
             0: none, and no parameter for it.
+        spatial, temporal: "mamba", or "attention" over the tokens of a frame and over the frames of a token's
+            position (`medsora.denoiser.global_attention`); `temporal` may be "none".
+        local_attention: whether there is any (Eq. 6-7).
+        scan, axes, directions: the spatial Mamba's walks (Eq. 8): "spiral", "raster" or "snake", along "both"
+            axes, rows ("height") or columns ("width"), in "both" directions or "forward".
+        fusion: of both axes: "gate" (Eq. 9) or "mean".
 
     Raises:
-        BadInput: if the widths do not divide, or `mixing` or `prediction` is unknown.
+        BadInput: if the widths do not divide, or a word is unknown or does not fit another one.
     """
 
     presets: ClassVar = PRESETS
@@ -84,14 +92,29 @@ class MedSora(Denoiser):
         prediction: str = "noise",
         backend: str = "auto",
         classes: int = 0,
+        spatial: str = PAPER["spatial"],
+        temporal: str = PAPER["temporal"],
+        local_attention: bool = PAPER["local_attention"],
+        scan: str = PAPER["scan"],
+        axes: str = PAPER["axes"],
+        directions: str = PAPER["directions"],
+        fusion: str = PAPER["fusion"],
     ) -> None:
         super().__init__()
-        check_settings(width, heads, headdim, expand, mixing, prediction)
+        check_settings(self.config)
         mamba = dict(d_state=d_state, headdim=headdim, expand=expand, d_conv=d_conv, backend=backend)
         self.patches = PatchEmbedding(in_channels, width, patch)
         self.time = TimeEmbedding(width)
         self.blocks = nn.ModuleList(
-            Block(width, heads=heads, window=window, dropout=dropout, variant=index % VARIANTS, mamba=mamba)
+            Block(
+                width,
+                heads=heads,
+                window=window,
+                dropout=dropout,
+                variant=index % VARIANTS,
+                mamba=mamba,
+                switches={name: self.config[name] for name in PAPER},
+            )
             for index in range(depth)
         )
         self.final = FinalLayer(width, patch, in_channels, backend)
@@ -131,10 +154,12 @@ class MedSora(Denoiser):
         modulation = self.modulation(t, labels) if modulation is None else modulation
         # Blocks differ in their weights alone, so all of them share the first one's tables.
         for block in self.blocks[:1]:
-            tables = block.attention.tables(x.shape[2], x.device, _product_dtype(x))
+            local = block.attention
+            tables = None if local is None else local.tables(x.shape[2], x.device, _product_dtype(x))
+        how = SpatialScan(self.config.scan, self.config.axes, self.config.directions)
         features = [] if with_features else None
         for block, of_block in zip(self.blocks, modulation.blocks, strict=True):
-            scans = frame_scans(z.shape[1], joint, grid, block.spatial.variant, z.device)
+            scans = frame_scans(z.shape[1], joint, grid, block.variant, z.device, how)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, spatial = self._gradient_checkpointing_func(block, x, of_block, scans, tables)
             else:
@@ -148,12 +173,17 @@ class MedSora(Denoiser):
         return MedSoraOutput(eps=eps, variance=variance, features=features)
 
 
-def check_settings(width: int, heads: int, headdim: int, expand: int, mixing: str, prediction: str) -> None:
-    """Raise `BadInput` if the widths do not divide, or `mixing` or `prediction` is unknown."""
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise `BadInput` if the widths do not divide, or a word is unknown or does not fit another one."""
+    width, heads, headdim, expand = (settings[key] for key in ("width", "heads", "headdim", "expand"))
+    mixing, prediction = settings["mixing"], settings["prediction"]
+    check_switches(settings)
     if width % (2 * heads) or width % 4:
         raise BadInput(f"width {width} must be divisible by 4 and by twice the number of heads ({heads})")
     if expand * width % headdim:
         raise BadInput(f"expand * width = {expand * width} must be divisible by headdim {headdim}")
+    if headdim % 2 and "attention" in (settings["spatial"], settings["temporal"]):
+        raise BadInput(f"headdim {headdim} must be even: with attention instead of Mamba it turns in pairs")
     if mixing not in MIXINGS:
         raise BadInput(f"mixing {mixing!r} is unknown; it is one of {', '.join(MIXINGS)}")
     if prediction not in PREDICTIONS:

@@ -42,15 +42,24 @@ def parameter_table(
             _count(norm)
             for block in blocks
             for norm in (block.attention_norm, block.spatial_norm, block.temporal_norm)
+            if norm is not None
         ),
-        "local attention": sum(_count(block.attention) for block in blocks),
-        "spatial Mamba": sum(_count(block.spatial) for block in blocks),
-        "temporal Mamba": sum(_count(block.temporal) for block in blocks),
+        **{
+            part: sum(_count(block.get_submodule(name)) for block in blocks)
+            for name, part in _branches(model).items()
+        },
         "final layer": _count(model.final),
     }
-    if model.config.heads == 1:
+    if model.config.heads == 1 and model.config.local_attention:
         table["rotary frequencies"] = len(blocks) * (model.config.width // 2)
     return table | {"total": sum(table.values())}
+
+
+def _branches(model: MedSora) -> dict[str, str]:
+    """The branches that each block has, and what they are called."""
+    kinds = {name: model.config[name].replace("mamba", "Mamba") for name in ("spatial", "temporal")}
+    names = {"attention": "local attention"} if model.config.local_attention else {}
+    return names | {name: f"{name} {kind}" for name, kind in kinds.items() if kind != "none"}
 
 
 def _count(module: nn.Module) -> int:

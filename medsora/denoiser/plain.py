@@ -23,18 +23,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from medsora.config.switches import PAPER
 from medsora.denoiser.embed import PatchEmbedding, TimeEmbedding
 from medsora.denoiser.model import FinalLayer, MedSoraOutput, check_settings, initialise
 from medsora.denoiser.velocity import noise_from_velocity
 from medsora.kernels import mamba_ssm_backend, reference
-from medsora.spiral import VARIANTS, spiral_order
+from medsora.spiral import VARIANTS, scan_order
 
 
 class PlainMedSora(nn.Module):
     """ε_θ and Σ_θ of Eq. 2: noisy latents and timesteps in; noise, variance and features out.
 
-    Arguments and errors are those of `medsora.denoiser.model.MedSora`, but for `use_mamba_ssm`: whether every
-    Mamba2 is the package mamba-ssm's, which needs a GPU and has no float64 (default: whether it is usable).
+    Arguments and errors are those of `medsora.denoiser.model.MedSora`, with `scan` alone of its switches, and
+    `use_mamba_ssm`: whether Mamba2 is the package mamba-ssm's, for GPUs, no float64 (default: if usable).
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class PlainMedSora(nn.Module):
         mixing: str = "isolated",
         prediction: str = "noise",
         classes: int = 0,
+        scan: str = "spiral",
         use_mamba_ssm: bool | None = None,
     ) -> None:
         super().__init__()
-        check_settings(width, heads, headdim, expand, mixing, prediction)
+        sizes = dict(width=width, heads=heads, headdim=headdim, expand=expand)
+        check_settings({**PAPER, **sizes, "mixing": mixing, "prediction": prediction, "scan": scan})
         self.patch, self.mixing, self.prediction, self.classes = patch, mixing, prediction, classes
         if use_mamba_ssm is None:
             use_mamba_ssm = mamba_ssm_backend.unusable() is None
@@ -66,7 +69,7 @@ class PlainMedSora(nn.Module):
         self.blocks = nn.ModuleList()
         for index in range(depth):
             attention = LocalAttention(width, heads, window, dropout)
-            spatial = SpatialMamba(width, mamba(), variant=index % VARIANTS)
+            spatial = SpatialMamba(width, mamba(), index % VARIANTS, scan)
             self.blocks.append(Block(width, attention, spatial, TemporalMamba(mamba())))
         self.final = FinalLayer(width, patch, in_channels, backend="reference")
         self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last row: no label
@@ -100,11 +103,10 @@ class PlainMedSora(nn.Module):
 
     def forward_isolated(self, z: Tensor, t: Tensor, num_images: int, labels: Tensor) -> MedSoraOutput:
         """Predict for the clip alone, and for each joint image as for a clip of one latent."""
-        f = z.shape[1] - num_images
+        f, together = z.shape[1] - num_images, "(b image) 1 ... -> b image ..."
         clip = self(z[:, :f], t[:, :f], labels=labels[:, :f])
         z, t, labels = (rearrange(x[:, f:], "b image ... -> (b image) 1 ...") for x in (z, t, labels))
         images = self(z, t, labels=labels)
-        together = "(b image) 1 ... -> b image ..."
         eps = torch.cat((clip.eps, rearrange(images.eps, together, image=num_images)), dim=1)
         variance = torch.cat((clip.variance, rearrange(images.variance, together, image=num_images)), dim=1)
         return MedSoraOutput(eps=eps, variance=variance, features=clip.features)
@@ -177,9 +179,9 @@ def rotate(x: Tensor, place: Tensor) -> Tensor:
 class SpatialMamba(nn.Module):
     """Selective scans along spirals over both axes, fused by gates (Eq. 8-9). All scans share one Mamba-2."""
 
-    def __init__(self, width: int, mamba: nn.Module, variant: int) -> None:
+    def __init__(self, width: int, mamba: nn.Module, variant: int, scan: str = "spiral") -> None:
         super().__init__()
-        self.variant, self.mamba = variant, mamba
+        self.variant, self.mamba, self.order = variant, mamba, partial(scan_order, scan)
         self.gate_width, self.gate_height = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, z: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -193,7 +195,7 @@ class SpatialMamba(nn.Module):
 
     def spiral_scan(self, z: Tensor, f: int, side: int) -> Tensor:
         """Eq. 8: scan z (b̂, l̂, d), l̂ = f·side, along the spiral Ω and along its reverse."""
-        omega = spiral_order(f, side, self.variant).to(z.device)  # Ω
+        omega = self.order(f, side, self.variant).to(z.device)  # Ω
         omega_bar = omega.argsort()  # Ω̄
         y_bar = self.mamba(z[:, omega])  # ȳ of Ω_1, ..., Ω_l̂
         y_hat = self.mamba(z[:, omega.flip(0)])  # ŷ of Ω_l̂, ..., Ω_1

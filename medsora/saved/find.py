@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 
 from medsora.config.crop import checked_crop
 from medsora.config.schema import Config
-from medsora.errors import BadInput
+from medsora.config.shipped import shipped_file
+from medsora.errors import BadInput, building
 from medsora.runtime.digests import sha256
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
 from medsora.vae import FrequencyCompensatedVAE
@@ -41,6 +42,7 @@ UNKNOWN_RATE = (
 CONDITIONS = {"labels": str, "given_frames": int}  # only where the model was trained with them
 TRAINED_ON = ("interval", "rate", "crop")  # how the training clips were read, where it is known
 CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
+UNTOUCHED_BASE = "base"  # as `vae.path`
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 WAYS = "give a run folder (runs/NAME/dit-PRESET), a saved pipeline's folder, or its OWNER/NAME on the hub"
 
@@ -260,10 +262,15 @@ def find_vae(
 def trained_vae(config: Config) -> FrequencyCompensatedVAE:
     """Return the frozen VAE of stage 2, in evaluation mode: that of `vae.path`, or what stage 1 trained.
 
-    A plain base of diffusers in `vae.path` gets the compensation that the config names: untrained, it changes
-    nothing. Raises `BadInput` where there is no VAE.
+    `UNTOUCHED_BASE` is `vae.base`. That, and a plain base of diffusers in `vae.path`, get the compensation
+    that the config names: untrained, it changes nothing. Raises `BadInput` where there is no VAE.
     """
-    if config.vae.path is None:
+    if config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():
+        with building():
+            vae = _with_untrained_compensation(
+                shipped_file(config.vae.base), config, shipped_file(config.vae.weights)
+            )
+    elif config.vae.path is None:
         folder = find_vae(config.vae_dir, "run train_vae.py with the same config first, or set vae.path")
         vae = FrequencyCompensatedVAE.from_pretrained(folder)
     else:
@@ -276,7 +283,9 @@ def trained_vae(config: Config) -> FrequencyCompensatedVAE:
     return vae.eval().requires_grad_(False)
 
 
-def _with_untrained_compensation(base: Path, config: Config) -> FrequencyCompensatedVAE:
+def _with_untrained_compensation(
+    base: str | Path, config: Config, weights: str | None = None
+) -> FrequencyCompensatedVAE:
     kind = config.vae.compensation_kind
     # A run recognises its VAE by all its weights: they depend neither on a seed nor on a default.
     with torch.random.fork_rng(devices=[]):
@@ -285,4 +294,5 @@ def _with_untrained_compensation(base: Path, config: Config) -> FrequencyCompens
             base,
             compensation=config.vae.compensation,
             compensation_kind=COMPENSATION_KINDS[0] if kind == "auto" else kind,
+            weights=weights,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medsora.spiral import VARIANTS, spatial_walks, spiral_order, temporal_walks
+from medsora.spiral import VARIANTS, SpatialScan, scan_order, spatial_walks, spiral_order, temporal_walks
 
 GRIDS = [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (4, 8), (5, 4), (16, 8)]
 
@@ -53,6 +53,41 @@ def test_eight_variants_differ(rows: int, cols: int) -> None:
 def test_refuses_what_is_no_spiral(rows: int, cols: int, variant: int) -> None:
     with pytest.raises(ValueError, match="spiral"):
         spiral_order(rows, cols, variant)
+
+
+def test_raster_and_snake_go_line_by_line() -> None:
+    assert torch.equal(scan_order("spiral", 3, 5, 6), spiral_order(3, 5, 6))
+    assert scan_order("raster", 2, 3, 0).tolist() == [0, 1, 2, 3, 4, 5]
+    assert scan_order("snake", 3, 2, 0).tolist() == [0, 1, 3, 2, 4, 5]
+    assert scan_order("raster", 2, 3, 5).tolist() == [2, 5, 1, 4, 0, 3]  # columns, from the right
+    with pytest.raises(ValueError, match="variant 8"):
+        scan_order("raster", 2, 2, 8)
+
+
+@pytest.mark.parametrize(("rows", "cols"), GRIDS)
+@pytest.mark.parametrize("variant", range(VARIANTS))
+def test_raster_and_snake_start_where_the_spiral_starts_and_visit_every_cell(rows, cols, variant) -> None:
+    spiral = spiral_order(rows, cols, variant)
+    raster, snake = (scan_order(scan, rows, cols, variant) for scan in ("raster", "snake"))
+    for order in (raster, snake):
+        assert order.sort().values.tolist() == list(range(rows * cols))
+        assert order[0] == spiral[0]
+    steps = (snake // cols).diff().abs() + (snake % cols).diff().abs()
+    assert (steps == 1).all()
+    length = rows if variant & 4 else cols
+    assert torch.equal(raster.view(-1, length)[::2], snake.view(-1, length)[::2])
+    assert torch.equal(raster.view(-1, length)[1::2], snake.view(-1, length)[1::2].flip(1))
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (2, 4)])
+def test_one_axis_and_one_direction_are_parts_of_the_papers_walks(grid: tuple[int, int]) -> None:
+    cpu = torch.device("cpu")
+    height, width = (axis for table in spatial_walks(3, *grid, 5, True, cpu) for axis in table)
+    for axis, walks in (("height", height), ("width", width)):
+        (table,) = spatial_walks(3, *grid, 5, True, cpu, SpatialScan(axes=axis))
+        assert torch.equal(table, walks[None])
+        (table,) = spatial_walks(3, *grid, 5, True, cpu, SpatialScan(axes=axis, directions="forward"))
+        assert torch.equal(table, walks[None, :1])
 
 
 @pytest.mark.parametrize("grid", [(3, 3), (2, 4)])

@@ -23,7 +23,7 @@ FLOORS = (
     {"saved"},
     {"sampling"},
     {"training", "evaluation"},
-    {"project"},
+    {"project", "studies"},
     {"demo", "app"},
     {"__main__"},
 )

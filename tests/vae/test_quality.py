@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medsora.vae.quality import flicker, mean_colour_psnr, psnr, sharpness, ssim
+from medsora.vae.quality import flicker, mean_colour_psnr, psnr, sharpness, spectrum_error, ssim
 
 
 def test_psnr_is_per_video_and_by_the_range_of_two() -> None:
@@ -46,3 +46,24 @@ def test_mean_colour_is_the_score_of_one_colour_per_video() -> None:
     video = torch.zeros(1, 2, 3, 8, 8)
     video[..., :4] = 1.0
     assert mean_colour_psnr(video).item() == pytest.approx(10 * torch.log10(torch.tensor(4 / 0.25)).item())
+
+
+def test_spectrum_error_is_the_mean_over_radii_in_db() -> None:
+    """Twice the contrast is 6.02 dB at every frequency; of a blurred video only fine structure differs."""
+    torch.manual_seed(0)
+    video = torch.rand(2, 3, 3, 16, 24) - 0.5
+    torch.testing.assert_close(spectrum_error(video, video), torch.zeros(2))
+    doubled = torch.cat((2 * video[:1], video[1:]))
+    torch.testing.assert_close(spectrum_error(doubled, video), torch.tensor([6.0206, 0.0]), atol=1e-3, rtol=0)
+    brighter = video + 0.3
+    torch.testing.assert_close(spectrum_error(brighter, video), torch.zeros(2), atol=1e-3, rtol=0)
+
+
+def test_spectrum_error_finds_the_frequency_that_is_missing() -> None:
+    place = torch.arange(16)
+    coarse, fine = (torch.cos(2 * torch.pi * periods * place / 16) for periods in (1, 6))
+    both, smooth = ((coarse + part).expand(1, 2, 3, 16, 16) / 4 for part in (fine, 0 * fine))
+    once = spectrum_error(smooth, both).item()
+    assert once > 5, "one of eight radii lost nearly all of its power"
+    noisy = both + 1e-3 * torch.randn(both.shape)
+    assert spectrum_error(smooth, noisy).item() > once, "and here the radii without any are compared, too"

@@ -53,6 +53,12 @@ FIGURES = {
     "held_out/base_ssim": Figure("SSIM without compensation", "the same with the compensation off", 1),
     "held_out/flicker": Figure("flicker", "how much changes between frames differ from the clips'"),
     "held_out/base_flicker": Figure("flicker without compensation", "the same with the compensation off"),
+    "held_out/spectrum_error": Figure(
+        "spectrum error, dB", "how much the power of the frames' frequencies differs from the clips'"
+    ),
+    "held_out/base_spectrum_error": Figure(
+        "spectrum error without compensation, dB", "the same with the compensation off"
+    ),
     "held_out/mse": Figure(
         "noise error", "error of the predicted noise, mean over the timesteps below; 1: none"
     ),

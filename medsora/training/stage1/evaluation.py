@@ -11,14 +11,16 @@ import torch
 from medsora.data.reading.pixels import video_to_frames
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.compensation import compensation_modules, compensation_off
-from medsora.vae.quality import flicker, mean_colour_psnr, psnr, ssim
+from medsora.vae.quality import flicker, mean_colour_psnr, psnr, spectrum_error, ssim
+
+MEASURES = {"psnr": psnr, "ssim": ssim, "flicker": flicker, "spectrum_error": spectrum_error}
 
 
 @torch.no_grad()
 def evaluate_reconstruction(
     vae: FrequencyCompensatedVAE, clips: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float], list[tuple[str, np.ndarray]]]:
-    """Return PSNR (dB), SSIM and flicker of `clips`' reconstructions, means over clips, and what to look at.
+    """Return the `MEASURES` of `clips`' reconstructions, means over clips, and what to look at.
 
     That is a label and frames, uint8 (F, H, W, 3), of every clip, each followed by its reconstructions.
     `base_...` are the same figures with the compensation switched off, `mean_colour_psnr` what one colour per
@@ -34,7 +36,7 @@ def evaluate_reconstruction(
     vae.train(was_training)
     figures = {"held_out/mean_colour_psnr": float(mean_colour_psnr(videos).mean())}
     for prefix, version in versions.items():
-        for name, measure in {"psnr": psnr, "ssim": ssim, "flicker": flicker}.items():
+        for name, measure in MEASURES.items():
             figures[f"held_out/{prefix}{name}"] = float(measure(version, videos).mean())
     rows = []
     for number, clip in enumerate(clips):

@@ -10,6 +10,7 @@ from inspect import signature
 from medsora.config.presets import NAMED_PRESETS
 from medsora.config.schema import Config, DenoiserConfig
 from medsora.config.shipped import shipped_file
+from medsora.config.switches import SWITCHES
 from medsora.denoiser.base import Denoiser
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
@@ -182,7 +183,7 @@ def build_denoiser(config: Config, in_channels: int, classes: int = 0) -> Denois
     if config.denoiser.heads is not None:
         settings["heads"] = config.denoiser.heads
     usual, known = DenoiserConfig(), signature(kind.__init__).parameters
-    for key in ("mixing", "backend"):
+    for key in ("mixing", "backend", *SWITCHES):
         if key in known:
             settings[key] = getattr(config.denoiser, key)
         elif getattr(config.denoiser, key) != getattr(usual, key):

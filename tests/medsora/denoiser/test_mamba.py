@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from medsora.config.switches import SWITCHES
 from medsora.denoiser import MedSora
 from medsora.denoiser.mamba import FrameScans, Mamba2, SpatialMamba, TemporalMamba, frame_scans
-from medsora.spiral import spiral_order
+from medsora.spiral import SpatialScan, scan_order
 
 WIDTH = 16
 SETTINGS: dict[str, Any] = {"d_state": 8, "headdim": 8, "expand": 2, "d_conv": 4, "backend": "reference"}
 
 
-def scanned_both_ways(mamba: Mamba2, sequence: Tensor, order: Tensor) -> Tensor:
+def scanned(mamba: Mamba2, sequence: Tensor, order: Tensor, directions: str) -> Tensor:
     """Eq. 8 for one sequence (L, d), written out: rearrange, scan, put back, sum both directions."""
     total = torch.zeros_like(sequence)
-    for walk in (order, order.flip(0)):
+    for walk in (order, order.flip(0)) if directions == "both" else (order,):
         total[walk] += mamba(sequence[walk][None])[0]
     return total
 
@@ -28,18 +29,28 @@ def along_time(frames: int, joint: int, tokens: int) -> list[FrameScans]:
     return frame_scans(frames, joint, (1, tokens), 0, torch.device("cpu"))
 
 
-def spatial_by_loops(spatial: SpatialMamba, clip: Tensor) -> Tensor:
-    """Eq. 8-9 for one clip (f, h̄, w̄, d), a row and a column at a time."""
+def axes_by_loops(
+    spatial: SpatialMamba,
+    clip: Tensor,
+    how: SpatialScan = SpatialScan(),  # noqa: B008
+) -> tuple[Tensor, Tensor]:
+    """Eq. 8 for one clip (f, h̄, w̄, d), a row and a column at a time: y_h and y_w."""
     frames, rows, cols, _ = clip.shape
     height, width = torch.zeros_like(clip), torch.zeros_like(clip)
-    order = spiral_order(frames, cols, spatial.variant)
+    order = scan_order(how.scan, frames, cols, spatial.variant)
     for row in range(rows):
-        y = scanned_both_ways(spatial.mamba, clip[:, row].flatten(0, 1), order)
+        y = scanned(spatial.mamba, clip[:, row].flatten(0, 1), order, how.directions)
         height[:, row] = y.view(frames, cols, -1)
-    order = spiral_order(frames, rows, spatial.variant)
+    order = scan_order(how.scan, frames, rows, spatial.variant)
     for col in range(cols):
-        y = scanned_both_ways(spatial.mamba, clip[:, :, col].flatten(0, 1), order)
+        y = scanned(spatial.mamba, clip[:, :, col].flatten(0, 1), order, how.directions)
         width[:, :, col] = y.view(frames, rows, -1)
+    return height, width
+
+
+def spatial_by_loops(spatial: SpatialMamba, clip: Tensor) -> Tensor:
+    """Eq. 8-9 for one clip."""
+    height, width = axes_by_loops(spatial, clip)
     return spatial.gate_width(width).sigmoid() * width + spatial.gate_height(height).sigmoid() * height
 
 
@@ -56,6 +67,28 @@ def test_spatial_scan_equals_a_loop_over_rows_and_columns(
         clips = [sample[:joint], *sample[joint:, None]]
         expected = torch.cat([spatial_by_loops(spatial, clip) for clip in clips])
         torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scan", SWITCHES["scan"])
+@pytest.mark.parametrize("directions", SWITCHES["directions"])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@torch.no_grad()
+def test_every_walk_direction_axis_and_fusion_equals_a_loop(scan: str, directions: str, backend: str) -> None:
+    x, grid = torch.randn(1, 3, 6, WIDTH), (2, 3)
+    for axes in SWITCHES["axes"]:
+        how = SpatialScan(scan, axes, directions)
+        for fusion in SWITCHES["fusion"]:
+            spatial = SpatialMamba(WIDTH, 6, axes=axes, fusion=fusion, **SETTINGS | {"backend": backend})
+            y = spatial(x, frame_scans(3, 3, grid, 6, x.device, how))[0].unflatten(1, grid)
+            height, width = axes_by_loops(spatial, x[0].unflatten(1, grid), how)
+            terms = {"height": (height, spatial.gate_height), "width": (width, spatial.gate_width)}
+            terms = [terms[axis] for axis in terms if axes in ("both", axis)]
+            if fusion == "mean":
+                assert spatial.gate_height is spatial.gate_width is None
+                expected = sum(value for value, _ in terms) / len(terms)
+            else:
+                expected = sum(gate(value).sigmoid() * value for value, gate in terms)
+            torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("joint", [4, 2])

@@ -10,6 +10,31 @@ from accelerate.utils import convert_to_fp32
 from torch.utils.flop_counter import FlopCounterMode
 
 from medsora.denoiser import PRESETS, MedSora, parameter_table
+from tests.support.paths import ROOT
+
+# Every switch by itself, and attention in both places; the parts of a block in which it may have parameters.
+SWITCHED = [
+    {"spatial": "attention"},
+    {"temporal": "attention"},
+    {"spatial": "attention", "temporal": "attention"},
+    {"temporal": "none"},
+    {"local_attention": False},
+    {"scan": "raster"},
+    {"scan": "snake"},
+    {"axes": "height"},
+    {"axes": "width"},
+    {"directions": "forward"},
+    {"fusion": "mean"},
+]
+PARTS_OF = {
+    "spatial": ("spatial.",),
+    "temporal": ("temporal", "modulation"),
+    "local_attention": ("attention", "modulation"),
+    "scan": (),
+    "axes": ("spatial.gate_",),
+    "directions": (),
+    "fusion": ("spatial.gate_",),
+}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +145,71 @@ def test_isolated_images_influence_neither_the_clip_nor_one_another(small_model)
     torch.testing.assert_close(out.eps[:, 5:], alone.eps, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("switch", SWITCHED, ids=str)
+def test_a_switch_changes_its_part_and_nothing_else(small_model, switch: dict, tmp_path) -> None:
+    z, t = torch.randn(1, 5, 4, 4, 4), torch.tensor([30])
+    model, paper = small_model(**switch), small_model()
+    shapes, of_paper = ({k: v.shape for k, v in m.state_dict().items()} for m in (model, paper))
+    changed = [key for key in shapes | of_paper if shapes.get(key) != of_paper.get(key)]
+    parts = tuple(part for name in switch for part in PARTS_OF[name])
+    assert [key for key in changed if not key.split(".", 2)[-1].startswith(parts)] == []
+
+    out = model(z, t, num_images=1)
+    assert out.features[0].shape == (1, 4, 4, 32)
+    (out.eps.square().sum() + out.variance.square().sum()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    if shapes == of_paper:
+        model.load_state_dict(paper.state_dict(), strict=True)
+    with torch.no_grad():
+        out = model(z, t, num_images=1)
+        assert not torch.allclose(out.eps, paper(z, t, num_images=1).eps, atol=1e-3)
+        others = z.clone()
+        others[:, 4] += 1
+        assert torch.equal(model(others, t, num_images=1).eps[:, :4], out.eps[:, :4]), "images stay apart"
+        others = z.clone()
+        others[:, 3] += 1
+        same = [torch.equal(a, b) for a, b in zip(out.eps[0], model(others, t, 1).eps[0], strict=True)]
+        causal = switch == {"spatial": "attention"}  # the temporal Mamba alone connects frames
+        first = causal or switch == {"directions": "forward"}  # these spirals walk frame 0 first
+        assert same == [first, causal, causal, False, True]
+
+        model.save_pretrained(tmp_path)
+        again = MedSora.from_pretrained(tmp_path)
+        assert torch.equal(again(z, t, num_images=1).eps, out.eps)
+        assert {name: again.config[name] for name in switch} == switch
+
+
+@torch.no_grad()
+def test_without_a_temporal_part_features_are_the_blocks_output(small_model) -> None:
+    model = small_model(depth=1, temporal="none")
+    seen = []
+    model.blocks[0].register_forward_hook(lambda block, inputs, output: seen.append(output[0]))
+    out = model(torch.randn(1, 3, 4, 4, 4), torch.tensor([5]))
+    assert torch.equal(out.features[0], seen[0])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_attention_in_mambas_place_has_nearly_as_many_parameters(preset: str) -> None:
+    paper = parameter_table(preset)
+    for part in ("spatial", "temporal"):
+        control = parameter_table(preset, **{part: "attention"})
+        assert control[f"{part} attention"] == pytest.approx(paper[f"{part} Mamba"], rel=0.04)
+        assert control["total"] == pytest.approx(paper["total"], rel=0.01)
+
+
+def test_the_documentation_states_the_parameters_of_every_switch() -> None:
+    page = (ROOT / "docs" / "ablation.md").read_text(encoding="utf-8")
+    for switch in SWITCHED:
+        settings = ", ".join(f"`{name}={str(value).lower()}`" for name, value in switch.items())
+        counts = [parameter_table(preset, **switch)["total"] for preset in ("S", "B")]
+        assert f"| {settings} | {counts[0]:,} | {counts[1]:,} |" in page
+
+
+def test_a_model_with_a_switch_has_no_presets_name() -> None:
+    with torch.device("meta"):
+        assert [MedSora.from_preset("S", **switch).preset for switch in SWITCHED] == [None] * len(SWITCHED)
+
+
 @torch.no_grad()
 def test_mixed_images_take_part_in_the_clips_scans(small_model) -> None:
     model, t = small_model(mixing="mixed"), torch.tensor([30])
@@ -216,6 +306,8 @@ def test_refuses_shapes_that_do_not_fit(small_model, shape, t_shape, num_images,
         ("tiny", {"headdim": 100}, "expand \\* width = 384 must be divisible by headdim 100"),
         ("tiny", {"mixing": "shaken"}, "mixing 'shaken' is unknown; it is one of isolated, mixed"),
         ("tiny", {"prediction": "rain"}, "prediction 'rain' is unknown; it is one of noise, velocity"),
+        ("tiny", {"scan": "zigzag"}, "scan 'zigzag' is unknown; it is one of spiral, raster, snake"),
+        ("tiny", {"headdim": 3, "spatial": "attention"}, "headdim 3 must be even"),
     ],
 )
 def test_refuses_settings_that_do_not_fit(name, overrides, sentence) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medsora.config.switches import PAPER
 from medsora.denoiser import MedSora, attention, plain
 from medsora.denoiser.plain import PlainMedSora
 from medsora.errors import BadInput
@@ -87,6 +88,8 @@ def test_it_takes_the_arguments_of_the_fast_model() -> None:
     )
     assert ours.pop("use_mamba_ssm") is None
     assert theirs.pop("backend") == "auto"
+    for name in PAPER.keys() - {"scan"}:
+        assert theirs.pop(name) == PAPER[name]
     assert ours == theirs
     with pytest.raises(BadInput, match="mixing 'mxied' is unknown"):
         PlainMedSora(mixing="mxied")
@@ -116,7 +119,8 @@ def test_an_untrained_one_predicts_zero() -> None:
     [
         ({}, (8, 8), 2),  # 16 tokens, two windows
         ({"prediction": "velocity"}, (6, 10), 1),  # 15 tokens, which windows of 8 do not divide
-        ({"patch": 1, "classes": 3}, (3, 4), 2),  # 12 tokens
+        ({"patch": 1, "classes": 3, "scan": "raster"}, (3, 4), 2),  # 12 tokens
+        ({"scan": "snake"}, (6, 4), 1),
         ({"patch": 1, "classes": 3, "window": 4}, (1, 2), 0),  # 2 tokens, less than a window
     ],
 )

@@ -66,6 +66,28 @@ def test_stage_2_may_use_a_base_that_diffusers_saved(compensation: bool, tmp_pat
         assert torch.equal(vae.encode(video), mean * plain.config.scaling_factor)
 
 
+def test_stage_2_may_use_the_configs_own_base_untouched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word the base's weights, with or without a compensation, which is untrained."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(3)
+    kept = FrequencyCompensatedVAE.from_base(tiny.BASE)
+    kept.save_base("base.json", "base.safetensors", torch.float32)
+    values = {"path": "base", "base": "base.json", "weights": "base.safetensors"}
+    for compensation in (True, False):
+        vae = trained_vae(config_from_dict({"vae": values | {"compensation": compensation}}, "a test"))
+        assert any(True for _ in compensation_modules(vae)) == compensation
+        ours, theirs = vae.base_state_dict(), kept.base_state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(BadInput, match="no such weights file"):
+        trained_vae(config_from_dict({"vae": values | {"weights": "gone.safetensors"}}, "a test"))
+    write_class(tmp_path / "base", "AutoencoderKL")
+    with pytest.raises(BadInput, match="base holds a AutoencoderKL"):
+        trained_vae(config_from_dict({"vae": values}, "a test"))
+
+
 def test_the_only_stage_2_run_inside_is_meant(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is no run folder of stage 2"):
         stage_2_folder(tmp_path)

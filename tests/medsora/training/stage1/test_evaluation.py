@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from medsora.training.stage1.evaluation import compensation_off, evaluate_reconstruction
+from medsora.training.stage1.evaluation import MEASURES, compensation_off, evaluate_reconstruction
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.quality import psnr
 from tests.support import tiny_training as tiny
 
-NAMES = {f"held_out/{base}{name}" for base in ("", "base_") for name in ("psnr", "ssim", "flicker")}
+NAMES = {f"held_out/{base}{name}" for base in ("", "base_") for name in MEASURES}
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ import torch
 from medsora.flow_prior import FlowPrior, alignment_loss, dino
 from medsora.flow_prior.dino import DinoEncoder
 from medsora.flow_prior.dis import DisEstimator
+from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.training.randomness import timestep_for
 from medsora.training.schedule import SampleKey
 from medsora.training.stage2 import samples as dit_samples
 from medsora.training.stage2.build import build_dit_stage, build_prior
 from medsora.training.stage2.stage import DitStage
+from medsora.vae.compensation import compensation_modules
 from tests.support import tiny_training as tiny
 
 ALWAYS_ZERO_FROM = 199  # SPEC: 2·g(t) <= 0.01
@@ -52,6 +54,30 @@ def test_the_prior_runs_only_where_it_can_matter(
     for step, loss in enumerate(logged):
         alone = all(t >= ALWAYS_ZERO_FROM for t in timesteps[2 * step : 2 * step + 2])
         assert not (alone and loss)
+
+
+def test_without_weight_no_prior_is_built_and_parts_that_were_switched_are_saved(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`alignment.weight=0`, an untouched base, and switches: trained, evaluated, sampled, loaded again."""
+    monkeypatch.setattr(FlowPrior, "build", None)
+    switches = {"temporal": "attention", "scan": "snake", "axes": "height", "fusion": "mean"}
+    config = tiny.tiny_config(
+        tmp_path,
+        clips,
+        vae__path="base",
+        vae__compensation=False,
+        alignment__weight=0,
+        train_dit__max_steps=2,
+        train_dit__sample_every=2,
+        **{f"denoiser__{name}": value for name, value in switches.items()},
+    )
+    run = tiny.train("dit", config)
+    assert not any("alignment" in name for line in tiny.figures(run) for name in line)
+    pipeline = MedSoraPipeline.from_run(run)
+    assert {name: pipeline.denoiser.config[name] for name in switches} == switches
+    assert not any(True for _ in compensation_modules(pipeline.vae))
+    assert pipeline(num_inference_steps=2, output_type="uint8").frames.shape == (1, 16, 32, 32, 3)
 
 
 def test_only_the_sentence_that_the_run_says_itself_is_kept_quiet_while_the_prior_is_built(

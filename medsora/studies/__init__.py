@@ -1,0 +1,1 @@
+"""Studies: commands that train several models and compare them."""

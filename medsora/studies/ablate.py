@@ -1,0 +1,244 @@
+"""`medsora study ablate`: train a config's variants on the same clips, noise and latents, and compare them.
+
+Every run is a process of `medsora train-vae` or `train-dit` with overrides, so its command can be repeated
+by itself, its memory goes with it, and a run that was stopped is resumed. Runs that another process of the
+same study holds are left to it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from medsora.config.load import load_config
+from medsora.config.schema import STAGE_1, STAGE_2, Config
+from medsora.errors import BadInput, Interrupted
+from medsora.runtime.exit import STOP_SIGNALS
+from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
+from medsora.saved.find import trained_vae
+from medsora.studies.report import Run, StudyReport
+from medsora.studies.variants import Variant
+from medsora.training.run.folder import ELAPSED, hold_folder, previous_config, read_log
+from medsora.training.stage1.build import build_loss, build_vae
+from medsora.training.stage2.build import build_denoiser, token_grid
+
+COMMANDS = {STAGE_1: "train-vae", STAGE_2: "train-dit"}
+EVALUATIONS = 4  # of a run of so many steps
+FAILED, REFUSED, INTERRUPTED = 1, 2, 75  # exit statuses
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, and how long each run trains: `steps`, or `minutes` of the clock."""
+
+    config: str
+    overrides: tuple[str, ...]
+    stage: str
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    steps: int | None
+    minutes: float | None
+    clips: int
+    folder: Path
+
+    def overrides_of(self, variant: Variant, seed: int) -> list[str]:
+        """Return all overrides of one run; those of the study come last."""
+        stage, config = self.stage, variant.config
+        of_stage = {
+            "epochs": "null",
+            "max_steps": self.steps or "null",
+            "eval_clips": self.clips,
+            "early_stop": "null",
+            "keep": 1,
+        }
+        if self.steps:
+            of_stage["eval_every"] = max(1, self.steps // EVALUATIONS)
+        found = [
+            *self.overrides,
+            *variant.changes,
+            f"run.dir={_quoted(self.folder)}",
+            f"run.name={variant.folder}-seed-{seed}",
+            f"run.seed={seed}",
+            "tracking.trackers=[]",
+            *(f"{stage}.{name}={value}" for name, value in of_stage.items()),
+        ]
+        if stage == STAGE_2:
+            found += ["cache.latents=disk", "train_dit.sample_videos=1", "train_dit.sample_steps=1"]
+            if config.vae.path is None:
+                found.append(f"vae.path={_quoted(config.vae_dir)}")
+        return found
+
+    def config_of(self, variant: Variant, seed: int) -> Config:
+        """Return the config of one run."""
+        return load_config(self.config, self.overrides_of(variant, seed))
+
+    def folder_of(self, variant: Variant, seed: int) -> Path:
+        """Return the stage's folder of one run."""
+        config = self.config_of(variant, seed)
+        return config.vae_dir if self.stage == STAGE_1 else config.dit_dir
+
+    def command(self, variant: Variant, seed: int, *more: str) -> list[str]:
+        """Return the words of one run's command, after `medsora`."""
+        return [COMMANDS[self.stage], "--config", self.config, *self.overrides_of(variant, seed), *more]
+
+    def run(self, variant: Variant, seed: int) -> Run:
+        """Return what one run has come to so far."""
+        folder = self.folder_of(variant, seed)
+        lines = read_log(folder)
+        evaluations = _evaluations(lines)
+        config = previous_config(folder)
+        end = getattr(config, self.stage).max_steps if config else None
+        finished = end in evaluations and self.steps in (None, end)
+        return Run(variant.title, seed, end if finished else None, evaluations, _minutes(lines))
+
+    def report(self, parameters: dict[str, int], command: str) -> StudyReport:
+        """Return the tables of the runs so far."""
+        first = self.seeds[0]
+        return StudyReport(
+            stage=self.stage,
+            budget=f"{self.steps} steps" if self.steps else f"{self.minutes:g} minutes",
+            seeds=self.seeds,
+            clips=self.clips,
+            parameters=parameters,
+            runs=[self.run(variant, seed) for variant in self.variants for seed in self.seeds],
+            commands={
+                each.title: shlex.join(["medsora", *self.command(each, first)]) for each in self.variants
+            },
+            command=command,
+        )
+
+
+def check(study: Study) -> dict[str, int]:
+    """Return every variant's parameters that are trained, by title.
+
+    Raises `BadInput`, naming the variant, for one that cannot be built.
+    """
+    found = {}
+    for variant in study.variants:
+        config = study.config_of(variant, study.seeds[0])
+        try:
+            found[variant.title] = _trained_parameters(config, study.stage)
+        except (ValueError, OSError) as error:
+            raise BadInput(f"{variant.title}: {error}") from error
+        settings = getattr(config, study.stage)
+        if study.minutes and settings.lr_decay != "none":
+            raise BadInput(
+                f"{study.stage}.lr_decay is {settings.lr_decay}, which needs to know the last step, and "
+                f"--minutes leaves it open; add {study.stage}.lr_decay=none, or take --steps."
+            )
+    return found
+
+
+def ablate(study: Study, parameters: dict[str, int], command: str) -> None:
+    """Train whatever is not finished, all variants of a seed before the next; write the tables after each.
+
+    Raises `BadInput` for a run that is refused, `Interrupted` after one that was stopped and saved, and
+    leaves with status 1 if a run failed, a loss that is not finite for instance, after all others.
+    """
+    failed = []
+    for seed in study.seeds:
+        for variant in study.variants:
+            if not _train(study, variant, seed):
+                failed.append(f"{variant.title}, seed {seed}")
+            study.report(parameters, command).write(study.folder)
+    if failed:
+        print(f"error: {len(failed)} of the runs failed (see above): {'; '.join(failed)}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _train(study: Study, variant: Variant, seed: int) -> bool:
+    """Train and evaluate one run to its end; return whether it did not fail."""
+    if study.run(variant, seed).steps is not None:
+        return True
+    folder = study.folder_of(variant, seed)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = hold_folder(folder.parent, patience_s=0.0)
+    except BadInput:
+        print(f"{folder.parent} is left to the process that trains it.", file=sys.stderr)
+        return True
+    with lock:
+        if study.minutes is None:
+            return _launch(study.command(variant, seed)) != FAILED
+        left = study.minutes - study.run(variant, seed).minutes
+        if (
+            left > 0
+            and _launch(study.command(variant, seed, "--time-limit", f"{left:.3f}"), timed=True) == FAILED
+        ):
+            return False
+        newest = newest_whole(checkpoint_folders(folder / "checkpoints"), lambda *_: None)
+        if newest is None:
+            raise BadInput(
+                f"{study.minutes:g} minutes do not reach the first step of {variant.title}; give more."
+            )
+        end = f"{study.stage}.max_steps={checkpoint_step(newest)}"
+        return _launch([*study.command(variant, seed), end]) != FAILED
+
+
+def _launch(words: Sequence[str], *, timed: bool = False) -> int:
+    """Run a command of medsora in a process of its own, passing on requests to stop; return its status.
+
+    A `timed` one may end by its time limit. Raises `BadInput` and `Interrupted` where the command did.
+    """
+    asked = []
+    process = subprocess.Popen([sys.executable, "-m", "medsora", *words])
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked or (status == INTERRUPTED and not timed):
+        raise Interrupted("the run was saved; the same command goes on from there.")
+    if status == REFUSED:
+        raise BadInput(f"this run was refused (see above): {shlex.join(['medsora', *words])}")
+    return FAILED if status not in (0, INTERRUPTED) else status
+
+
+def _evaluations(lines: Sequence[dict[str, Any]]) -> dict[int, dict[str, float]]:
+    """Return the held-out figures of a log by step."""
+    found: dict[int, dict[str, float]] = {}
+    for line in lines:
+        figures = {name: value for name, value in line.items() if name.startswith("held_out/")}
+        if figures:
+            found.setdefault(line["step"], {}).update(figures)
+    return found
+
+
+def _minutes(lines: Sequence[dict[str, Any]]) -> float:
+    return max((line.get(ELAPSED, 0.0) for line in lines), default=0.0) / 60
+
+
+def _quoted(path: Path) -> str:
+    """A path as an override's value: in quotation marks where YAML would read it otherwise."""
+    return str(path) if re.fullmatch(r"[\w./-]+", str(path)) else json.dumps(str(path))
+
+
+def _trained_parameters(config: Config, stage: str) -> int:
+    if stage == STAGE_1:
+        build_loss(config)
+        return sum(
+            parameter.numel() for parameter in build_vae(config).trainable_parameters(config.train_vae.train)
+        )
+    vae = trained_vae(config)
+    vae.check_video_shape(config.data.frames, *config.data.height_width)
+    with torch.device("meta"):
+        model = build_denoiser(config, vae.latent_channels)
+    token_grid(config, vae, model.config.patch)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,177 @@
+"""The tables of a study: scores by variant, paired differences over seeds, and the commands of every run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from medsora.config.schema import STAGE_1, STAGE_2
+from medsora.runtime.files import write_json, write_text
+from medsora.studies.paired import Difference, paired_difference
+from medsora.studies.variants import REFERENCE
+from medsora.training.run.report import FIGURES
+
+SCORES = {
+    STAGE_1: ("held_out/psnr", "held_out/ssim", "held_out/flicker", "held_out/spectrum_error"),
+    STAGE_2: ("held_out/mse",),
+}
+SWITCHED_OFF = "the same runs, compensation switched off"
+NOT_RUN = "not run"
+EMPTY = "–"
+
+
+class Run(NamedTuple):
+    """One variant with one seed; `steps` is None until it is trained and evaluated to its end.
+
+    `evaluations` hold the held-out figures by step.
+    """
+
+    title: str
+    seed: int
+    steps: int | None = None
+    evaluations: dict[int, dict[str, float]] = {}  # noqa: RUF012 (never written to)
+    minutes: float = 0.0
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The figures after the last step; empty for a run that is not finished."""
+        return self.evaluations[self.steps] if self.steps else {}
+
+
+class StudyReport(NamedTuple):
+    """A study's runs and what a reader needs to judge and to repeat them."""
+
+    stage: str
+    budget: str
+    seeds: Sequence[int]
+    clips: int
+    parameters: Mapping[str, int]
+    runs: Sequence[Run]
+    commands: Mapping[str, str]  # by variant, with the first seed
+    command: str
+
+    def write(self, folder: Path) -> None:
+        """Write results.md and results.json. Raises `OSError` if the folder cannot be written."""
+        values = self._asdict() | {"runs": [run._asdict() for run in self.runs]}
+        write_json(folder / "results.json", values | {"differences": self._json_differences()})
+        write_text(folder / "results.md", self.markdown())
+
+    def markdown(self) -> str:
+        """Return the page."""
+        done = sum(run.steps is not None for run in self.runs)
+        lines = [
+            "# Ablation",
+            "",
+            f"{done} of {len(self.runs)} runs are finished: {self.budget} each, seeds "
+            f"{', '.join(map(str, self.seeds))}, scored on at most {self.clips} held-out clips. Runs of one "
+            "seed share clips, noise and timesteps; a difference is the mean over seeds of the variant minus "
+            f"`{REFERENCE}`, with its 95 % interval (Student's t). Where the interval holds 0, the two are "
+            "not distinguishable. One comparison in twenty leaves 0 out by chance.",
+            "",
+            *self._table(SCORES[self.stage]),
+        ]
+        if self.stage == STAGE_2 and (by_timestep := self._timesteps()):
+            lines += ["", "## By timestep", "", *self._table(by_timestep)]
+        if curve := self._curve():
+            lines += ["", "## Against steps", "", *curve]
+        lines += ["", "## Commands", "", "```sh", self.command, "```", "", "Each run by itself:", "", "```sh"]
+        return "\n".join([*lines, *self.commands.values(), "```", ""])
+
+    def difference(self, title: str, score: str) -> Difference | None:
+        """Return what a variant does to a score."""
+        return paired_difference(self._values(title, score), self._values(REFERENCE, score))
+
+    @property
+    def _titles(self) -> list[str]:
+        off = any(_off("held_out/psnr") in run.scores for run in self.runs)
+        return [*self.parameters, *([SWITCHED_OFF] if off else [])]
+
+    def _values(self, title: str, score: str) -> dict[int, float]:
+        if title == SWITCHED_OFF:
+            title, score = REFERENCE, _off(score)
+        return {
+            run.seed: run.scores[score] for run in self.runs if run.title == title and score in run.scores
+        }
+
+    def _table(self, scores: Sequence[str]) -> list[str]:
+        header = ["variant", "parameters", "runs", "minutes"]
+        for score in scores:
+            header += [_label(score), "difference (95 % interval)"]
+        rows = [_row(header), _row(["---"] + ["---:"] * (len(header) - 1))]
+        for title in self._titles:
+            runs = [run for run in self.runs if run.title == title and run.steps]
+            count = f"{self.parameters[title]:,}" if title in self.parameters else EMPTY
+            minutes = f"{fmean(run.minutes for run in runs):.1f}" if runs else EMPTY
+            cells = [title, count, f"{len(runs)} of {len(self.seeds)}", minutes]
+            if title == SWITCHED_OFF:
+                cells[2] = EMPTY
+            for score in scores:
+                values = self._values(title, score)
+                cells.append(f"{fmean(values.values()):.4g}" if values else NOT_RUN)
+                cells.append(EMPTY if title == REFERENCE else self._difference_text(title, score))
+            rows.append(_row(cells))
+        return rows
+
+    def _difference_text(self, title: str, score: str) -> str:
+        found = self.difference(title, score)
+        if found is None:
+            return EMPTY
+        interval = "" if found.low is None else f" ({found.low:+.2g} … {found.high:+.2g})"
+        return f"{found.mean:+.2g}{interval}, {found.reading(_sign(score))}"
+
+    def _timesteps(self) -> list[str]:
+        prefix = "held_out/mse_t"
+        names = {name for run in self.runs for name in run.scores if name.startswith(prefix)}
+        return sorted(names, key=lambda name: int(name.removeprefix(prefix)))
+
+    def _curve(self) -> list[str]:
+        """The first score at every step that some run was evaluated at, means over seeds."""
+        score = SCORES[self.stage][0]
+        steps = sorted({step for run in self.runs for step in run.evaluations if step})
+        if len(steps) < 2:
+            return []
+        rows = [_row([f"{_label(score)} after", *(f"{step} steps" for step in steps)])]
+        rows.append(_row(["---"] + ["---:"] * len(steps)))
+        for title in self.parameters:
+            cells = [title]
+            for step in steps:
+                values = [
+                    run.evaluations[step][score]
+                    for run in self.runs
+                    if run.title == title and score in run.evaluations.get(step, {})
+                ]
+                cells.append(f"{fmean(values):.4g}" if values else EMPTY)
+            rows.append(_row(cells))
+        return rows
+
+    def _json_differences(self) -> dict[str, Any]:
+        return {
+            title: {
+                score: found._asdict()
+                for score in (*SCORES[self.stage], *self._timesteps())
+                if (found := self.difference(title, score)) is not None
+            }
+            for title in self._titles
+            if title != REFERENCE
+        }
+
+
+def _off(score: str) -> str:
+    """The name of a VAE's score with its compensation switched off."""
+    return score.replace("held_out/", "held_out/base_")
+
+
+def _label(score: str) -> str:
+    if score in FIGURES:
+        return FIGURES[score].label
+    return f"noise error at t = {score.rpartition('_t')[2]}"
+
+
+def _sign(score: str) -> int:
+    return FIGURES[score].sign if score in FIGURES else -1
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

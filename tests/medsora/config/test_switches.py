@@ -1,0 +1,38 @@
+"""Switches that do not fit one another are refused by the config, by name, before anything is built."""
+
+from __future__ import annotations
+
+import pytest
+
+from medsora.config.load import config_from_dict
+from medsora.config.schema import DenoiserConfig
+from medsora.config.switches import PAPER
+from medsora.errors import BadInput
+
+
+def test_the_configs_defaults_are_the_papers() -> None:
+    assert {name: getattr(DenoiserConfig(), name) for name in PAPER} == PAPER
+
+
+@pytest.mark.parametrize(
+    ("switches", "sentence"),
+    [
+        ({"scan": "zigzag"}, r"denoiser.scan is 'zigzag' but must be one of spiral, raster, snake."),
+        (
+            {"spatial": "attention", "scan": "snake"},
+            "denoiser.scan is snake, but denoiser.spatial attention scans nothing",
+        ),
+        ({"spatial": "attention", "axes": "width"}, "denoiser.axes is width, but .*leave it at both"),
+        ({"spatial": "attention", "directions": "forward"}, "denoiser.directions is forward, but"),
+        ({"spatial": "attention", "fusion": "mean"}, "denoiser.fusion is mean, but .*leave it at gate"),
+        ({"spatial": "attention", "temporal": "none"}, "frames would never exchange information"),
+        ({"local_attention": False, "heads": 1}, "denoiser.heads is 1, but denoiser.local_attention"),
+    ],
+)
+def test_switches_that_do_not_fit_are_one_sentence(switches: dict, sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence) as refusal:
+        config_from_dict({"denoiser": switches}, "a config")
+    assert "\n" not in str(refusal.value)
+    for name, value in switches.items():
+        if name in PAPER and value in ("attention", "snake", "mean", False):
+            config_from_dict({"denoiser": {name: value}}, "a config")
