@@ -130,24 +130,27 @@ class MedSora(ModelMixin, ConfigMixin):
 
     @property
     def preset(self) -> str | None:
-        """The name of the preset whose sizes this model has, or None."""
+        """The preset whose sizes this model has, with its number of heads or one (the authors'); or None."""
         usual = signature(type(self).__init__).parameters
         sizes = {key: usual[key].default for settings in PRESETS.values() for key in settings}
         for name, settings in PRESETS.items():
-            if all(self.config[key] == value for key, value in (sizes | settings).items()):
+            expected = sizes | settings | ({"heads": 1} if self.config.heads == 1 else {})
+            if all(self.config[key] == value for key, value in expected.items()):
                 return name
         return None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Self:
-        """Load a folder or hub name that `save_pretrained` wrote, strictly.
+        """Load a folder or hub name that `save_pretrained` wrote, strictly: safetensors, never pickles.
 
         Raises:
             BadInput: if the weights do not fill the model that the folder's config describes.
+            OSError: if there are none.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.pop("use_safetensors", None)
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
         )
         strays = [key for keys in info.values() for key in keys]
         if strays:
