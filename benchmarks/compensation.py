@@ -20,6 +20,7 @@ from torch import Tensor
 from medsora.config.load import load_config
 from medsora.data.reading.pixels import frames_to_video
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, TRAINING_SEED, phantom_clips
+from medsora.evaluation.metrics.motion import DIS_NOTE
 from medsora.flow_prior import DisEstimator
 from medsora.runtime.exit import exit_with_status
 from medsora.training.stage1.loop import train_vae
@@ -64,7 +65,7 @@ def main() -> None:
     print(
         f"{options.steps} steps on {options.train_clips} phantom clips of {SIZE_PX}x{SIZE_PX}, "
         f"{options.clips} unseen clips. Flow: DIS, px per frame. "
-        "Flicker: of 2, inside chunks and where they join.\n"
+        f"Flicker: of 2, inside chunks and where they join. {DIS_NOTE[0].upper()}{DIS_NOTE[1:]}.\n"
     )
     print("\n".join(table(rows)))
     print(f"\nThe better kind: {better_kind(rows, options.seeds)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from math import ceil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Self
 
 import torch
@@ -121,11 +122,16 @@ def _is_second_name(name: str, state: dict[str, Tensor]) -> bool:
 
 def _published_weights(variant: str, published: Raft_Large_Weights | Raft_Small_Weights) -> dict[str, Tensor]:
     try:
-        return published.get_state_dict(progress=False, check_hash=True)
+        return published.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # no network; a download whose hash is wrong
         raise OSError(
             f"the weights of {variant} cannot be downloaded ({error}): connect to the network once so that "
             f"torchvision can fetch {published.url}, or give a local file (flow.weights)."
+        ) from error
+    except UnpicklingError as error:  # a file that lay in the cache already is not hashed
+        raise ValueError(
+            f"{torch.hub.get_dir()}/checkpoints holds something else than tensors as the file of "
+            f"{published.url}; delete that file."
         ) from error
 
 

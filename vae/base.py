@@ -144,13 +144,17 @@ def _from_hub(name: str) -> AutoencoderKLCogVideoX:
 def _pretrained(name: str, subfolder: str | None) -> AutoencoderKLCogVideoX:
     try:
         model, loading = AutoencoderKLCogVideoX.from_pretrained(
-            name, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
+            name,
+            subfolder=subfolder,
+            torch_dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise OSError(
             f"{name}: the VAE cannot be had from there; give a whole local diffusers folder, or a hub "
-            f"name with a network to fetch it by ({reason})"
+            f"name with a network to fetch it by, either with safetensors and no pickle ({reason})"
         ) from error
     wrong = {kind: keys for kind, keys in loading.items() if keys}
     if wrong:

@@ -110,11 +110,15 @@ class FrequencyCompensatedVAE(ModelMixin, ConfigMixin):
     def from_pretrained(cls, path: str | Path, **options: Any) -> FrequencyCompensatedVAE:
         """A VAE that `save_pretrained` wrote, strictly: keys that do not fit are a `ValueError`.
 
-        `options` are diffusers' own (`subfolder`, `torch_dtype`, ...). `OSError` where nothing can be read.
+        `options` are diffusers' own (`subfolder`, `torch_dtype`, ...); only safetensors are read, never
+        pickles. `OSError` where nothing can be read.
         """
         with_info = options.pop("output_loading_info", False)
+        options.pop("use_safetensors", None)
         try:
-            vae, loading = super().from_pretrained(path, output_loading_info=True, **options)
+            vae, loading = super().from_pretrained(
+                path, output_loading_info=True, use_safetensors=True, **options
+            )
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise OSError(f"{path}: no whole saved VAE there ({reason}); save it again") from error

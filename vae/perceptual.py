@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import lpips
 import torch
@@ -56,12 +57,19 @@ def _trunk_state(net: str, trunk: str | Path | None) -> dict[str, Tensor]:
     weights = torchvision.models.get_model_weights(LPIPS_TRUNKS[net])["IMAGENET1K_V1"]
     if trunk is None:
         try:
-            return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu")
+            return weights.get_state_dict(
+                progress=False, check_hash=True, map_location="cpu", weights_only=True
+            )
         except (OSError, RuntimeError) as error:  # no network; a download whose hash is wrong
             raise OSError(
                 f"the weights of {LPIPS_TRUNKS[net]} for LPIPS cannot be downloaded from {weights.url} "
                 f"({error}); bring that file and set train_vae.lpips_trunk to its path, "
                 "or set train_vae.lpips=0."
+            ) from error
+        except UnpicklingError as error:  # a file that lay in the cache already is not hashed
+            raise ValueError(
+                f"{torch.hub.get_dir()}/checkpoints holds something else than tensors as the file of "
+                f"{weights.url}; delete that file."
             ) from error
     if not Path(trunk).is_file():
         raise FileNotFoundError(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from medsora.config.crop import checked_crop, crop_in_words
@@ -28,13 +29,12 @@ from medsora.runtime.digests import sha256
 from medsora.runtime.files import write_json, write_text
 from medsora.runtime.processes import on_main, share_of, working_together
 from medsora.runtime.versions import library_versions
-from medsora.saved.find import find_vae
+from medsora.saved.find import VAE_OR_BASE, check_part, find_vae, is_base
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape, focal_frequency_loss
 from medsora.vae.compensation import compensation_modules, compensation_off
 from medsora.vae.perceptual import PerceptualLoss
 from medsora.vae.quality import flicker, psnr, sharpness, ssim
 
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 FIGURES = {
     "psnr": "PSNR, dB ↑",
     "ssim": "SSIM ↑",
@@ -50,7 +50,7 @@ Versions = dict[str, Tensor]
 
 @dataclass
 class VaeSettings(ClipSettings):
-    """Which VAE, by its folder, to measure on which clips."""
+    """Which VAE, by its folder or its run's, or which plain base of diffusers, to measure on which clips."""
 
     vae: str | Path
     real: str | Path
@@ -77,9 +77,9 @@ def evaluate_vae(settings: VaeSettings) -> dict[str, Any] | None:
 
 def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | None:
     clips = on_main(state, lambda: settings.choose(settings.real, settings.clips))
-    folder = on_main(state, lambda: find_vae(settings.vae))
+    folder = on_main(state, lambda: find_vae(settings.vae, kinds=VAE_OR_BASE))
     with building():
-        vae = FrequencyCompensatedVAE.from_pretrained(folder).eval().requires_grad_(False).to(state.device)
+        vae = _load(folder).eval().requires_grad_(False).to(state.device)
         perceptual = find_lpips(settings.weights)
     mine = []
     for number in share_of(state, len(clips)):
@@ -93,7 +93,7 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
         return None
     results = {
         "vae": str(settings.vae),
-        "vae_sha256": sha256(folder / WEIGHTS_NAME),
+        "vae_sha256": sha256(folder / SAFETENSORS_WEIGHTS_NAME),
         "protocol": {
             "frames": settings.frames,
             "size": list(settings.size),
@@ -115,6 +115,13 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
         write_text(settings.out / "results.md", markdown(results))
         _write_sheet(settings.out / "worst-and-best.png", vae, clips, rows)
     return results
+
+
+def _load(folder: Path) -> FrequencyCompensatedVAE:
+    check_part(folder)
+    if is_base(folder):
+        return FrequencyCompensatedVAE.from_base(folder, compensation=False)
+    return FrequencyCompensatedVAE.from_pretrained(folder)
 
 
 def find_lpips(weights: Mapping[str, str | Path]) -> PerceptualLoss | None:

@@ -44,6 +44,7 @@ TRAINED_ON = ("interval", "rate", "crop")  # how the training clips were read, w
 CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
 UNTOUCHED_BASE = "base"  # as `vae.path`
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+VAE_OR_BASE = (FrequencyCompensatedVAE.__name__, AutoencoderKLCogVideoX.__name__)
 WAYS = "give a run folder (runs/NAME/dit-PRESET), a saved pipeline's folder, or its OWNER/NAME on the hub"
 
 
@@ -274,13 +275,17 @@ def trained_vae(config: Config) -> FrequencyCompensatedVAE:
         folder = find_vae(config.vae_dir, "run train_vae.py with the same config first, or set vae.path")
         vae = FrequencyCompensatedVAE.from_pretrained(folder)
     else:
-        kinds = (FrequencyCompensatedVAE.__name__, AutoencoderKLCogVideoX.__name__)
-        folder = find_vae(config.vae.path, kinds=kinds)
-        if read_json_object(folder / "config.json")["_class_name"] == kinds[0]:
-            vae = FrequencyCompensatedVAE.from_pretrained(folder)
-        else:
+        folder = find_vae(config.vae.path, kinds=VAE_OR_BASE)
+        if is_base(folder):
             vae = _with_untrained_compensation(folder, config)
+        else:
+            vae = FrequencyCompensatedVAE.from_pretrained(folder)
     return vae.eval().requires_grad_(False)
+
+
+def is_base(folder: Path) -> bool:
+    """Return whether a folder that `find_vae` found holds a plain base of diffusers, without compensation."""
+    return read_json_object(folder / "config.json")["_class_name"] == AutoencoderKLCogVideoX.__name__
 
 
 def _with_untrained_compensation(

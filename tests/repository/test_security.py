@@ -8,26 +8,40 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+import re
+import shutil
 import struct
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLCogVideoX
+from safetensors.torch import load_file
 
+from medsora import MedSora
 from medsora.config.load import load_config
 from medsora.data.checking.check import check_folder
 from medsora.errors import BadInput, one_line
+from medsora.evaluation.metrics.weight_files import cached_file
+from medsora.flow_prior import RaftEstimator
 from medsora.flow_prior.weights import read_weights
 from medsora.html_report import Section, write_report
 from medsora.saved.checkpoint import latest_checkpoint, save_checkpoint
 from medsora.saved.optimizer import read_tensors
+from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.perceptual import PerceptualLoss
 from tests.support.paths import ROOT
 from tests.support.video_files import encode, moving_frames
 
 PACKAGES = ("medsora", "vae", "flow_prior", "kernels")
 SOURCES = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]
+
+
+# Calls that read a pickle unless they are told not to; timm's reads tensors only.
+LOADERS = re.compile(r"\.(from_pretrained|from_single_file|get_state_dict|load_state_dict_from_url)$")
+# MedSora's own classes, which refuse pickles themselves, and schedulers, which are JSON.
+OWN_LOADERS = re.compile(r"^(FrequencyCompensatedVAE|MedSoraPipeline|SCHEDULERS\[name\])\.")
 
 
 class Payload:
@@ -77,6 +91,40 @@ def test_code_in_weights_never_runs(malicious: tuple[Path, Path]) -> None:
     with pytest.raises(BadInput):
         read_tensors(renamed)
     assert not proof.exists()
+
+
+def test_code_in_a_cached_download_never_runs(
+    malicious: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that lies in PyTorch's cache already is not hashed again."""
+    weights, proof = malicious
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    for build, name in ((lambda: RaftEstimator("raft_small"), "raft_small"), (PerceptualLoss, "lpips")):
+        shutil.copy(weights, cached_file(name))
+        with pytest.raises((ValueError, OSError)):
+            build()
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("kind", ["base", "compensated VAE", "denoiser"])
+def test_a_folder_whose_weights_are_a_pickle_is_refused(kind: str, tmp_path: Path) -> None:
+    """The very weights that would fit, as diffusers' `.bin`: refused, whatever is in them."""
+    folder = tmp_path / "model"
+    base = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
+    small = {"in_channels": 4, "width": 32, "depth": 1, "heads": 2, "d_state": 8, "headdim": 16}
+    make, load = {
+        "base": (lambda: AutoencoderKLCogVideoX(**base), FrequencyCompensatedVAE.from_base),
+        "compensated VAE": (lambda: FrequencyCompensatedVAE(base), FrequencyCompensatedVAE.from_pretrained),
+        "denoiser": (lambda: MedSora(**small), MedSora.from_pretrained),
+    }[kind]
+    make().save_pretrained(folder)
+    load(folder)
+    for file in folder.glob("*.safetensors"):
+        torch.save(load_file(file), file.with_name("diffusion_pytorch_model.bin"))
+        file.unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        load(folder)
 
 
 # Headers that lie
@@ -218,6 +266,10 @@ def test_no_code_is_ever_made_from_data() -> None:
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
             assert options.get("shell") != "True", f"{path}:{call.lineno} gives a string to a shell"
             assert options.get("trust_remote_code") != "True", f"{path}:{call.lineno} runs downloaded code"
+            loads = [ast.unparse(argument) for argument in (call.func, *call.args)]  # partial(X.load, ...)
+            if any(LOADERS.search(each) and not OWN_LOADERS.search(each) for each in loads):
+                safe = options.get("use_safetensors") == "True" or options.get("weights_only") == "True"
+                assert safe, f"{path}:{call.lineno} may read a pickle"
             if name == "torch.load":
                 assert options.get("weights_only") == "True", f"{path}:{call.lineno} may unpickle code"
             if name in ("np.load", "numpy.load"):

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,9 @@ def _load_clip(source: str, *, given: bool) -> CLIPVisionModelWithProjection:
         raise FileNotFoundError(
             f"{source} is no folder of a CLIP model (config.json); correct --weights clip=..."
         )
-    load = partial(CLIPVisionModelWithProjection.from_pretrained, source, output_loading_info=True)
+    load = partial(
+        CLIPVisionModelWithProjection.from_pretrained, source, output_loading_info=True, weights_only=True
+    )
     try:
         try:
             network, report = load(local_files_only=True)  # what is cached needs no network
@@ -89,7 +92,7 @@ def _load_clip(source: str, *, given: bool) -> CLIPVisionModelWithProjection:
                 raise
             HfApi().model_info(source, timeout=CONNECT_TIMEOUT_S)  # fails at once; a download tries for long
             network, report = load()
-    except (OSError, *HTTP_ERRORS) as error:
+    except (OSError, UnpicklingError, *HTTP_ERRORS) as error:
         reason = str(error).strip().partition("\n")[0]
         if given:
             raise OSError(

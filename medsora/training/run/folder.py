@@ -90,7 +90,14 @@ class RunFolder:
 
     def announce(self, checkpoint: Checkpoint, total_steps: int) -> None:
         """Say where the run goes on, and if it is no longer bit for bit the one that nobody stopped."""
-        self.say(f"going on after step {checkpoint.step} of {total_steps}.")
+        if checkpoint.step > total_steps:
+            self.say(
+                f"nothing left to train: the run has done {checkpoint.step} steps and ends after "
+                f"{total_steps} ({self.stage}.max_steps or {self.stage}.epochs); raise that to train on, "
+                "or take another run.name to begin anew."
+            )
+        else:
+            self.say(f"going on after step {checkpoint.step} of {total_steps}.")
         before, now = checkpoint.state.get("processes"), self.accelerator.num_processes
         if before not in (None, now):
             self.say(

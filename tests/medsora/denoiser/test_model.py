@@ -73,6 +73,8 @@ def test_a_model_tells_its_preset() -> None:
     with torch.device("meta"):
         assert [MedSora.from_preset(preset, in_channels=4).preset for preset in PRESETS] == list(PRESETS)
         assert MedSora.from_preset("B", heads=4).preset is None
+        assert MedSora.from_preset("B", heads=1).preset == "B"  # denoiser.heads: 1, the authors' choice
+        assert MedSora.from_preset("B", heads=1, width=256).preset is None
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLCogVideoX
 
 from medsora.errors import BadInput
 from medsora.evaluation.vae_quality import VaeSettings, evaluate_vae, markdown, spectrum
 from medsora.vae.compensation import compensation_modules
 from tests.support.drifting_clips import write_clips
-from tests.support.tiny_pipeline import tiny_vae
+from tests.support.tiny_pipeline import VAE, tiny_vae
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,25 @@ def test_base_and_compensated_per_clip_and_mean(
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     assert (tmp_path / "out" / "results.md").read_text() == markdown(results)
     assert (tmp_path / "out" / "worst-and-best.png").is_file()
+
+
+@pytest.mark.parametrize("named", ["pipeline", "pipeline/vae"])
+def test_a_plain_base_of_diffusers_is_measured(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `vae.path` takes, `--vae` takes: a base has no compensation to compare with."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "no-cache"))
+    AutoencoderKLCogVideoX(**VAE).save_pretrained(tmp_path / "pipeline" / "vae")
+    clips = write_clips(tmp_path / "real", range(2), size=16)
+    settings = VaeSettings(tmp_path / named, clips, frames=8, size=16, out=tmp_path / "out")
+    assert set(evaluate_vae(settings)["mean"]) == {"base"}
+
+
+def test_a_base_without_safetensors_is_refused(tmp_path: Path) -> None:
+    AutoencoderKLCogVideoX(**VAE).save_pretrained(tmp_path / "base", safe_serialization=False)
+    clips = write_clips(tmp_path / "real", range(2), size=16)
+    with pytest.raises(BadInput, match="only safetensors are read"):
+        evaluate_vae(VaeSettings(tmp_path / "base", clips, frames=8, size=16, out=tmp_path / "out"))
 
 
 def test_lengths_that_change_are_refused(tmp_path: Path) -> None:

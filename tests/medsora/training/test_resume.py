@@ -120,6 +120,18 @@ def test_a_run_that_is_done_stays_as_it_is(straight: Straight, tmp_path: Path) -
     tiny.assert_same_run(run, straight.run, STEPS)
 
 
+def test_a_run_with_more_steps_than_max_steps_says_so(straight: Straight, tmp_path: Path) -> None:
+    options = {f"train_{straight.stage}__max_steps": 2}
+    config = straight.configure(tmp_path, **options)
+    run = config.vae_dir if straight.stage == "vae" else config.dit_dir
+    shutil.copytree(straight.run, run)
+    tiny.train(straight.stage, config)
+    said = (run / "messages.txt").read_text()
+    assert f"nothing left to train: the run has done {STEPS} steps and ends after 2" in said
+    assert f"of {STEPS}" not in said
+    assert "of 2" not in said
+
+
 @pytest.mark.parametrize("changes", [{}, {"log_every": 3}], ids=["each step logged", "every third"])
 def test_a_finished_run_is_extended_bit_for_bit(
     changes: dict[str, int], straight: Straight, tmp_path: Path

@@ -263,6 +263,9 @@ def test_clip_with_a_hole_is_refused(clip_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "torn" / "model.safetensors").unlink()
     with pytest.raises(OSError, match=r"torn cannot be loaded as a CLIP model .*correct --weights clip"):
         ClipExtractor({"clip": tmp_path / "torn"})
+    torch.save({"pickled": pytest.raises}, tmp_path / "torn" / "pytorch_model.bin")  # a function: no tensor
+    with pytest.raises(OSError, match=r"torn cannot be loaded as a CLIP model"):
+        ClipExtractor({"clip": tmp_path / "torn"})
     with pytest.raises(FileNotFoundError, match="no folder of a CLIP model"):
         ClipExtractor({"clip": tmp_path / "nowhere"})
 
