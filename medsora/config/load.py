@@ -16,6 +16,7 @@ from medsora.config.checks import check_config
 from medsora.config.schema import Config, all_keys
 from medsora.config.shipped import find_config
 from medsora.errors import BadInput
+from medsora.runtime.files import read_patiently
 
 # A config may come from a stranger: it names values, and writes nowhere but below the folder it is run from.
 OUTPUTS = tuple(name for name, key in all_keys().items() if key.output)
@@ -106,9 +107,9 @@ def _refuse_unknown_keys(values: Any, schema: type, prefix: str, source: str) ->
 
 def _read_bounded(path: Path) -> str:
     """Return the text of a YAML file whose values, aliases written out, are few enough to be a config."""
-    if path.stat().st_size > MAX_BYTES:
+    if read_patiently(Path.stat, path).st_size > MAX_BYTES:
         raise BadInput(f"{path} is larger than {MAX_BYTES} bytes: that is no config.")
-    text = path.read_text(encoding="utf-8")
+    text = read_patiently(Path.read_bytes, path).decode()
     sizes: dict[int, int] = {}  # size of each node by identity: an alias is its node
 
     def written_out(node: yaml.Node | None, depth: int) -> int:

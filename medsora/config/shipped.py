@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path, PurePath
 
 from medsora.errors import BadInput
+from medsora.runtime.files import is_file
 
 FOLDER = "configs"
 
@@ -21,7 +22,7 @@ def find_config(name: str | Path) -> Path:
     Raises `BadInput`, which lists the shipped names, if there is neither.
     """
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     named = path if path.suffix else Path(f"{path}.yaml")
     shipped = _folder() / named.name

@@ -1,21 +1,65 @@
-"""Files that are whole or not there: written beside their place, then renamed into it."""
+"""Files that are whole or not there: written beside their place, then renamed into it; read patiently."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 from safetensors import SafetensorError
 
 from medsora.errors import BadInput
+
+Result = TypeVar("Result")
+
+PAUSES_S = (0.1, 0.5, 2.0)  # before a read that failed is tried again
+LEADS_NOWHERE = (  # errors that tell of the path itself, not of the moment
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
+
+
+def read_patiently(read: Callable[[Path], Result], path: Path) -> Result:
+    """Return `read(path)`, asking again for a few seconds where the system refuses it.
+
+    A file server may be away for a moment, and descriptors may be short: that tells nothing of the file.
+    Raises `BadInput` if it goes on, so that nobody takes the file for damaged or gone; `OSError` where the
+    path leads nowhere.
+    """
+    for pause_s in (*PAUSES_S, None):
+        try:
+            return read(path)
+        except OSError as error:
+            if error.errno in LEADS_NOWHERE:
+                raise
+            if pause_s is None:
+                raise BadInput(
+                    f"{error.filename or path} cannot be read ({error.strerror or error}), which says "
+                    "nothing of what it holds: nothing was changed; see to the disk, its server and the "
+                    "rights, then start the same command again."
+                ) from error
+            time.sleep(pause_s)
+    raise AssertionError("the last try returns or raises")
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a file is there; raises `BadInput` where that cannot be told."""
+    try:
+        return stat.S_ISREG(read_patiently(Path.stat, path).st_mode)
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -73,20 +117,23 @@ def written_folder(final: Path) -> Iterator[Path]:
 
     Raises `BadInput` when the disk refuses; what was there before stays as it is.
     """
-    working = final.with_name(f".writing-{final.name}")
+    working, dropped = (final.with_name(f".{what}-{final.name}") for what in ("writing", "dropping"))
     try:
-        if working.exists():
-            shutil.rmtree(working)
+        for left in (working, dropped):
+            if read_patiently(Path.exists, left):
+                shutil.rmtree(left)
         working.mkdir(parents=True)
         yield working
         for path in [*sorted(working.rglob("*")), working]:
             if path.is_file():
                 obey_umask(path)
             _flush(path)
-        if final.exists():
-            shutil.rmtree(final)
+        if replaces := read_patiently(Path.exists, final):
+            final.rename(dropped)  # a deletion may fail half-way
         working.rename(final)
         _flush(final.parent)
+        if replaces:
+            shutil.rmtree(dropped, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # safetensors does not raise `OSError` on a full disk
         shutil.rmtree(working, ignore_errors=True)
         raise BadInput(

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,12 +22,17 @@ import torch
 from safetensors.torch import save_file
 
 from medsora.errors import BadInput
-from medsora.runtime.files import write_json, written_folder
+from medsora.runtime.files import read_patiently, write_json, written_folder
 from medsora.runtime.versions import code_digest, library_versions
 from medsora.saved.manifest import CHECKPOINT_FORMAT, _digest_folder, checkpoint_format, checkpoint_problem
 
 log = logging.getLogger(__name__)
 
+NAME = re.compile(r"step-[0-9]{7,}")  # nothing else in the folder is touched: users keep copies there
+UNFINISHED, SET_ASIDE = (
+    re.compile(rf"\.(writing|dropping)-{NAME.pattern}"),
+    re.compile(f"damaged-{NAME.pattern}"),
+)
 SPARE = 1.05  # of the free space that a checkpoint needs: folders and manifests
 
 
@@ -90,8 +97,11 @@ def save_checkpoint(
 
 
 def checkpoint_folders(root: Path) -> list[Path]:
-    """Return all checkpoint folders in `root`, whole or not, the newest first."""
-    return sorted(root.glob("step-*"), reverse=True)
+    """Return all checkpoint folders in `root`, whole or not, the newest first.
+
+    Raises `BadInput` if the folder is there and cannot be listed.
+    """
+    return sorted(_listed(root, NAME), key=checkpoint_step, reverse=True)
 
 
 def checkpoint_step(folder: Path) -> int:
@@ -102,7 +112,8 @@ def checkpoint_step(folder: Path) -> int:
 def newest_whole(folders: Iterable[Path], damaged: Callable[[Path, str], None]) -> Path | None:
     """Return the first whole one of checkpoint folders, or None.
 
-    `damaged` is called with every one before it and the reason: it warns, sets aside or raises.
+    `damaged` is called with every one before it and the reason: it warns, notes or raises. Raises `BadInput`
+    if one cannot be read, which is no damage.
     """
     for folder in folders:
         if (problem := checkpoint_problem(folder)) is None:
@@ -112,33 +123,47 @@ def newest_whole(folders: Iterable[Path], damaged: Callable[[Path, str], None]) 
 
 
 def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, or None; removes what a kill left half-written or -deleted.
+    """Return the newest whole checkpoint, or None where there was none; remove what a kill left half-done.
 
-    A damaged one is renamed to `damaged-...`, `say` is told so in one sentence, and the one before is tried.
-    Raises `BadInput` for one that another version of MedSora wrote in a form unknown here.
+    Damaged ones before it are renamed to `damaged-...`, and `say` is told so in one sentence each. Raises
+    `BadInput`, and renames nothing, if none is whole, if one cannot be read, or for one that another version
+    of MedSora wrote in a form unknown here: a run that had a checkpoint never begins anew by itself.
     """
-    for unfinished in root.glob(".*-step-*"):
+    for unfinished in _listed(root, UNFINISHED):
         shutil.rmtree(unfinished)
+    damaged: dict[Path, str] = {}
 
-    def set_aside(folder: Path, problem: str) -> None:
+    def note(folder: Path, problem: str) -> None:
         if (found := checkpoint_format(folder)) not in (None, CHECKPOINT_FORMAT):
             raise BadInput(
                 f"{folder} was written by another version of MedSora (checkpoint format {found}, this one "
                 f"reads {CHECKPOINT_FORMAT}); go on with that version, or take another run.name."
             )
+        damaged[folder] = problem
+
+    newest = newest_whole(checkpoint_folders(root), note)
+    if newest is None:
+        lost = [f"{folder.name}: {problem}" for folder, problem in damaged.items()]
+        if lost := lost or [f"{folder.name} was set aside" for folder in _listed(root, SET_ASIDE)]:
+            raise BadInput(
+                f"{root} holds no whole checkpoint any more ({'; '.join(lost)}), and a run does not begin "
+                "anew by itself: put a copy of one back, or take another run.name."
+            )
+        return None
+    for folder, problem in damaged.items():
         aside = folder.with_name(f"damaged-{folder.name}")
         if aside.exists():
             shutil.rmtree(aside)
         folder.rename(aside)
         say(f"the checkpoint {folder} is damaged ({problem}); it is set aside as {aside.name}.")
+    return Checkpoint(newest, json.loads(read_patiently(Path.read_bytes, newest / "state.json")))
 
-    folders = checkpoint_folders(root)
-    newest = newest_whole(folders, set_aside)
-    if newest is not None:
-        return Checkpoint(newest, json.loads((newest / "state.json").read_text(encoding="utf-8")))
-    if folders:
-        say("no whole checkpoint is left; the run begins anew.")
-    return None
+
+def _listed(root: Path, name: re.Pattern[str]) -> list[Path]:
+    try:
+        return [root / entry for entry in read_patiently(os.listdir, root) if name.fullmatch(entry)]
+    except OSError:
+        return []
 
 
 def _require_space(root: Path, needed: int) -> None:

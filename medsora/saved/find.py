@@ -27,6 +27,7 @@ from medsora.config.schema import Config
 from medsora.config.shipped import shipped_file
 from medsora.errors import BadInput, building
 from medsora.runtime.digests import sha256
+from medsora.runtime.files import is_file, read_patiently
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.choices import COMPENSATION_KINDS
@@ -130,7 +131,7 @@ def trained_labels(run: Path) -> tuple[str, ...]:
     which they are stored, is damaged.
     """
     described = run / "pipeline.json"
-    if not described.is_file() or not checkpoint_folders(run / "checkpoints"):
+    if not is_file(described) or not checkpoint_folders(run / "checkpoints"):
         return ()
     return tuple(_read_conditions(described, read_json_object(described)).get("labels", ()))
 
@@ -177,7 +178,9 @@ def check_part(folder: Path) -> dict[str, Any]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises `BadInput` naming the file if it is missing or something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_patiently(Path.read_bytes, path))
+    except BadInput:
+        raise
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); {WAYS}.") from error
     except ValueError as error:
@@ -252,7 +255,7 @@ def find_vae(
     """
     named = Path(named)
     for folder in (named / "final", named, named / "vae" / "final", named / "vae"):
-        if (folder / "config.json").is_file():
+        if is_file(folder / "config.json"):
             kind = read_json_object(folder / "config.json").get("_class_name")
             if kind not in kinds:
                 raise BadInput(f"{folder} holds a {kind}, not a {' or '.join(kinds)}; give a VAE's folder.")

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
+from medsora.runtime.files import is_file, read_patiently
 
 CHECKPOINT_FORMAT = 1
 
@@ -14,16 +16,21 @@ CHECKPOINT_FORMAT = 1
 def checkpoint_format(folder: Path) -> int | None:
     """Return the format that a checkpoint's manifest names, or None if it cannot be read."""
     try:
-        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["format"]
+        found = json.loads(read_patiently(Path.read_bytes, folder / "manifest.json"))["format"]
+    except BadInput:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if type(found) is int else None
 
 
 def checkpoint_problem(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None: a file lost, cut or changed, a wrong state."""
+    """Return what is wrong with a checkpoint, or None: a file lost, cut or changed, a wrong state.
+
+    Raises `BadInput` if a file cannot be read: it may be whole (`read_patiently`).
+    """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads(read_patiently(Path.read_bytes, folder / "manifest.json"))
         if manifest["format"] != CHECKPOINT_FORMAT:
             return f"its format is {manifest['format']}, this version of MedSora reads {CHECKPOINT_FORMAT}"
         if "state.json" not in manifest["files"]:
@@ -32,12 +39,14 @@ def checkpoint_problem(folder: Path) -> str | None:
             path = folder / name
             if folder.resolve() not in path.resolve().parents:
                 return f"its manifest names a file outside the folder: {name}"
-            if not path.is_file():
+            if not is_file(path):
                 return f"{name} is missing"
-            if path.stat().st_size != wanted["size"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {wanted['size']}"
-            if sha256(path) != wanted["sha256"]:
+            if (size := read_patiently(Path.stat, path).st_size) != wanted["size"]:
+                return f"{name} has {size} bytes instead of {wanted['size']}"
+            if read_patiently(sha256, path) != wanted["sha256"]:
                 return f"{name} does not match its checksum"
+    except BadInput:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
     return _state_problem(folder)
@@ -45,7 +54,9 @@ def checkpoint_problem(folder: Path) -> str | None:
 
 def _state_problem(folder: Path) -> str | None:
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = json.loads(read_patiently(Path.read_bytes, folder / "state.json"))
+    except BadInput:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         return f"state.json cannot be read ({type(error).__name__})"
     if not isinstance(state, dict) or f"step-{state.get('step')!r:0>7}" != folder.name:

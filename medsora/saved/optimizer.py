@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from medsora.errors import BadInput
+from medsora.runtime.files import read_patiently
 
 
 class _Kind(NamedTuple):
@@ -100,6 +101,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Load a safetensors file; raises `BadInput` naming the file if it is missing, cut or no safetensors."""
     try:
-        return load_file(path)
+        return read_patiently(load_file, path)
+    except BadInput:
+        raise
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path} cannot be read as safetensors: {error}.") from error

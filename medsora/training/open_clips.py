@@ -16,7 +16,7 @@ from medsora.data.clips import ClipDataset, ClipSpec, StoredVideo, StoredVideos
 from medsora.data.phantom import variant_suffix, write_phantom
 from medsora.data.split import HELD_OUT
 from medsora.errors import BadInput, one_line
-from medsora.runtime.files import write_json
+from medsora.runtime.files import is_file, read_patiently, write_json
 from medsora.runtime.progress_bar import progress_bar
 from medsora.saved.checkpoint import checkpoint_folders
 from medsora.saved.find import trained_labels
@@ -90,15 +90,17 @@ def stored_videos(run: Path) -> StoredVideos | None:
     if not checkpoint_folders(run / "checkpoints"):
         return None
     path = run / VIDEO_LIST
-    if not path.is_file():
+    if not is_file(path):
         return StoredVideos(None)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(read_patiently(Path.read_bytes, path))
         videos = {
             name: StoredVideo(side, Content(frames, thumbnails))
             for name, (side, frames, thumbnails) in stored["videos"].items()
         }
         return StoredVideos(videos, stored["by_folder"])
+    except BadInput:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(
             f"{path}, the list of the run's videos, is damaged ({error}); copy it back, or remove it to draw "

@@ -12,6 +12,7 @@ import torch
 from medsora.config.load import config_to_dict
 from medsora.config.schema import Config, DitTrainingConfig, VaeTrainingConfig
 from medsora.errors import BadInput
+from medsora.runtime.files import read_patiently
 from medsora.saved.checkpoint import Checkpoint, save_checkpoint
 from medsora.saved.optimizer import moments, optimizer_tensors, restore_optimizer
 from medsora.training.accelerator import restore_scaler, scaler_state
@@ -81,6 +82,7 @@ class StageParts:
                 config=config_to_dict(self.config),
                 model_bytes=self.model_bytes,
             )
+            self.run.note_saved()
         accelerator.wait_for_everyone()
 
     def resume(self, schedule: Schedule) -> int:
@@ -108,7 +110,7 @@ class StageParts:
         for name, part in self.values.items():
             part.take_up(checkpoint.value(name, part.kind) if part.kind else checkpoint.state.get(name))
         for name, part in self.models.items():
-            part.take_up(checkpoint.folder / name)
+            read_patiently(part.take_up, checkpoint.folder / name)
         restore_optimizer(self.optimizer, self.names, checkpoint.folder / "optimizer.safetensors")
         restore_scaler(self.run.accelerator, checkpoint.state.get("scaler"))
 

@@ -42,6 +42,10 @@ def main() -> int:
     ask.add_argument("--times", type=int, default=3, metavar="N", help="for each script (default: 3)")
     ask.add_argument("--seed", type=int, default=0, help="decides the moments (default: 0)")
 
+    reads = commands.add_parser("failed-reads", help="reads that fail while runs are resumed")
+    reads.add_argument("--times", type=int, default=100, metavar="N", help="for each stage (default: 100)")
+    reads.add_argument("--seed", type=int, default=0, help="decides which reads (default: 0)")
+
     several = commands.add_parser("together", help="several processes as one run: they die, hang, disagree")
     several.add_argument("--processes", type=int, default=2, help="(default: 2)")
     several.add_argument("--only", nargs="+", metavar="SCENARIO", help="see tests/faults/together.py")
@@ -73,6 +77,10 @@ def main() -> int:
         from tests.faults.interrupt import interrupt_runs
 
         return interrupt_runs(options)
+    if options.command == "failed-reads":
+        from tests.faults.surroundings.failed_reads import fail_reads
+
+        return fail_reads(options)
     if options.command == "together":
         from tests.faults.together import try_together
 

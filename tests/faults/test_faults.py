@@ -71,6 +71,12 @@ def test_kills_and_several_processes() -> None:
     assert re.search(r"disagree, 2 processes: error: process \d has another configuration than", printed)
 
 
+def test_reads_that_fail_rename_and_restart_nothing() -> None:
+    printed = faults("failed-reads; --times; 10")
+    assert re.search(r"vae: \d+ reads.*\ndit: \d+ reads", printed)
+    assert "failed reads: 20; renamed, restarted or lost: nothing" in printed
+
+
 def test_mutated_input_is_refused_in_a_sentence_or_read() -> None:
     printed = faults(*(f"fuzz-{kind}; --inputs; 60" for kind in ("video", "config", "checkpoint")))
     assert printed.count("tried: 60") == 3

@@ -5,6 +5,7 @@ videos.json                                 each video's side of the split, kept
 log.jsonl                                   one line of figures per logged step
 messages.txt                                everything said in sentences
 lock.txt                                    held by the process that writes here
+saved.txt                                   there once a checkpoint was: no run begins anew where one is lost
 checkpoints/  samples/  tensorboard/        see `checkpoint.py` and the loops
 """
 
@@ -33,11 +34,12 @@ from tqdm import tqdm
 from medsora.config.load import config_to_dict, load_config, save_config
 from medsora.config.schema import FIXED, Config, all_keys
 from medsora.errors import BadInput, one_line
-from medsora.runtime.files import write_json, write_text, written_beside
+from medsora.runtime.files import is_file, read_patiently, write_json, write_text, written_beside
 from medsora.runtime.versions import library_versions
-from medsora.saved.checkpoint import Checkpoint, latest_checkpoint
+from medsora.saved.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint
 from medsora.vae.choices import DEFAULT_COMPENSATION
 
+MAX_LOGGED = 2**53  # whole numbers beyond it are damage
 ELAPSED = "speed/elapsed_s"  # seconds in this and earlier processes, without what a stop threw away
 
 
@@ -47,12 +49,19 @@ class RunFolder:
     def __init__(self, path: Path, config: Config, stage: str, accelerator: Accelerator) -> None:
         """Open or make the folder of `stage` ("train_vae" or "train_dit").
 
-        Raises `BadInput` if it cannot be written, or holds a run whose config differs in a way that matters.
+        Raises `BadInput` if it cannot be written or read, has lost its checkpoints, or holds a run whose
+        config differs in a way that matters.
         """
         self.path, self.stage, self.accelerator = path, stage, accelerator
         self.main = accelerator.is_main_process
         self._opened, self._elapsed_before_s = time.monotonic(), 0.0
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
+        if is_file(path / SAVED) and not checkpoint_folders(self.checkpoints):
+            raise BadInput(
+                f"{path} had checkpoints but {self.checkpoints} holds none now: put them back, see whether "
+                f"its file system is there, or take another run.name; without {path / SAVED} the run begins "
+                "anew."
+            )
         self.previous = previous_config(path)
         if self.previous is not None:
             refuse_changes(self.previous, config, stage, path)
@@ -87,6 +96,12 @@ class RunFolder:
             found = [latest_checkpoint(self.checkpoints, self.say)]
             self._cut_log(found[0].step if found[0] else 0)
         return broadcast_object_list(found)[0]
+
+    def note_saved(self) -> None:
+        """Remember that there was a checkpoint (main process)."""
+        if not is_file(self.path / SAVED):
+            with self.writing():
+                write_text(self.path / SAVED, "This run has had a checkpoint.\n")
 
     def announce(self, checkpoint: Checkpoint, total_steps: int) -> None:
         """Say where the run goes on, and if it is no longer bit for bit the one that nobody stopped."""
@@ -133,24 +148,34 @@ class RunFolder:
             )
 
     def _cut_log(self, step: int) -> None:
-        """Drop the lines of steps after `step`, which are taken again; with 0 all, a run that begins anew."""
+        """Drop the lines of steps after `step`, which are taken again; with 0 all: nothing was saved."""
         path = self.path / "log.jsonl"
-        if path.is_file():
-            kept = [line for line in read_log(self.path) if 0 <= line["step"] <= step != 0]
+        if is_file(path):
+            kept = [line for line in read_log(self.path) if line["step"] <= step != 0]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._elapsed_before_s = max((line.get(ELAPSED, 0.0) for line in kept), default=0.0)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Return the figures that a run logged, one dictionary per line; a half-written last line is left out."""
-    lines = []
+    """Return the figures that a run logged, one dictionary per line; damaged lines are left out.
+
+    Raises `BadInput` if the log cannot be read.
+    """
     path = run / "log.jsonl"
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    texts = read_patiently(Path.read_bytes, path).split(b"\n") if is_file(path) else []
+    return [line for text in texts if (line := _figures(text)) is not None]
+
+
+def _figures(text: bytes) -> dict[str, Any] | None:
+    """Return what a line of the log says; None for one that is half written or damaged."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int or line["step"] < 0:
+        return None
+    sound = all(type(n) is float or (type(n) is int and abs(n) <= MAX_LOGGED) for n in line.values())
+    return line if sound else None
 
 
 def previous_config(path: Path) -> Config | None:
@@ -158,7 +183,7 @@ def previous_config(path: Path) -> Config | None:
 
     Runs that do not name their `vae.compensation_kind` were begun before there was a choice: they are causal.
     """
-    if not ((path / "config.yaml").is_file() and (path / "checkpoints").is_dir()):
+    if not (read_patiently(Path.is_dir, path / "checkpoints") and is_file(path / "config.yaml")):
         return None
     return _with_kind(load_config(path / "config.yaml", outputs_anywhere=True), "causal")
 
@@ -199,7 +224,7 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 log = logging.getLogger(__name__)
 
 
-LOCK = "lock.txt"
+LOCK, SAVED = "lock.txt", "saved.txt"
 
 
 PATIENCE_S = 10.0  # a process that was told to end may need a moment

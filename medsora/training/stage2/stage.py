@@ -17,7 +17,7 @@ from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet
 from medsora.denoiser.base import Denoiser
 from medsora.errors import BadInput, Interrupted, NonFiniteVideo
-from medsora.runtime.files import write_text, written_folder
+from medsora.runtime.files import is_file, read_patiently, write_text, written_folder
 from medsora.runtime.interruption import StopRequest
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
@@ -102,7 +102,7 @@ class DitStage:
             PeriodicTask(
                 settings.sample_every,
                 self.sample,
-                lambda step: self.sheet(step).is_file(),
+                lambda step: is_file(self.sheet(step)),
                 interruptible=True,
             ),
         ]
@@ -140,7 +140,7 @@ class DitStage:
                 self.vae.save_pretrained(folder)
             described = self.run.path / "pipeline.json"
             text = json.dumps(self.geometry, indent=1, sort_keys=True)
-            if not described.is_file() or described.read_bytes() != text.encode():
+            if not is_file(described) or read_patiently(Path.read_bytes, described) != text.encode():
                 with self.run.writing():
                     write_text(described, text)
         return start

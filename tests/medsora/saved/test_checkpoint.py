@@ -5,6 +5,8 @@ there, and a damaged one falls back to the one before it.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
 from medsora.saved.checkpoint import checkpoint_folders, latest_checkpoint, newest_whole, save_checkpoint
 from medsora.saved.optimizer import optimizer_tensors, restore_optimizer
+from tests.support.failing_reads import ERRORS, failing_reads
 
 
 def save(root: Path, step: int, **options) -> Path:
@@ -26,6 +29,10 @@ def save(root: Path, step: int, **options) -> Path:
         {"note": step},
         **{"keep": 2, **options},
     )
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def test_the_newest_whole_checkpoint_is_used(tmp_path: Path) -> None:
@@ -73,7 +80,61 @@ def test_a_manifest_that_points_outside_is_refused(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["../../outside"] = {"size": 1, "sha256": ""}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert latest_checkpoint(tmp_path / "run", lambda sentence: None) is None
+    with pytest.raises(BadInput, match="names a file outside the folder"):
+        latest_checkpoint(tmp_path / "run", pytest.fail)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=os.strerror)
+def test_a_read_that_fails_is_no_damage(error: int, tmp_path: Path) -> None:
+    """Every read of a resume fails in turn, once and for good: nothing is renamed, nothing begins anew."""
+    for step in (5, 10, 15):
+        save(tmp_path, step, keep=3)
+    before = tree(tmp_path)
+    with failing_reads(tmp_path, error, 0, 0) as reads:
+        latest_checkpoint(tmp_path, pytest.fail)
+    assert reads.count >= 12
+    for first in range(1, reads.count + 1):
+        with failing_reads(tmp_path, error, first, times=1):
+            assert latest_checkpoint(tmp_path, pytest.fail).step == 15
+        with (
+            failing_reads(tmp_path, error, first, times=1000),
+            pytest.raises(BadInput, match=rf"cannot be read \({os.strerror(error)}\), which says nothing"),
+        ):
+            latest_checkpoint(tmp_path, pytest.fail)
+    assert tree(tmp_path) == before
+
+
+def test_a_run_that_lost_every_checkpoint_never_begins_anew(tmp_path: Path) -> None:
+    folders = [save(tmp_path, 5), save(tmp_path, 10)]
+    for folder in folders:
+        (folder / "model.safetensors").unlink()
+    before = tree(tmp_path)
+    for _ in range(2):
+        with pytest.raises(BadInput, match=r"step-0000010: model.safetensors is missing; step-0000005: "):
+            latest_checkpoint(tmp_path, pytest.fail)
+    assert tree(tmp_path) == before
+    for folder in folders:
+        folder.rename(folder.with_name(f"damaged-{folder.name}"))  # as earlier versions did
+    with pytest.raises(BadInput, match="damaged-step-0000010 was set aside"):
+        latest_checkpoint(tmp_path, pytest.fail)
+
+
+@pytest.mark.parametrize("keep_every", [None, 2])
+def test_copies_that_a_user_keeps_beside_are_left_alone(keep_every: int | None, tmp_path: Path) -> None:
+    copies = [tmp_path / name for name in ("step-0000001-backup", "step-best", ".my-step-notes")]
+    for copy in copies:
+        shutil.copytree(save(tmp_path, 1), copy)
+    for step in (2, 3, 4):
+        save(tmp_path, step, keep=1, keep_every=keep_every)
+    assert latest_checkpoint(tmp_path, pytest.fail).step == 4
+    assert all((copy / "manifest.json").is_file() for copy in copies)
+    assert not (tmp_path / "step-0000001").exists()
+
+
+def test_the_newest_is_told_by_its_number(tmp_path: Path) -> None:
+    for step in (9_999_999, 10_000_000):
+        save(tmp_path, step)
+    assert latest_checkpoint(tmp_path, pytest.fail).step == 10_000_000
 
 
 def test_old_checkpoints_go_but_every_nth_stays(tmp_path: Path) -> None:
@@ -189,9 +250,8 @@ def test_a_state_that_cannot_be_is_damage(state: str, tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["state.json"] = {"size": len(state), "sha256": sha256(folder / "state.json")}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    said: list[str] = []
-    assert latest_checkpoint(tmp_path, said.append) is None
-    assert "state.json" in said[0]
+    with pytest.raises(BadInput, match=r"state\.json"):
+        latest_checkpoint(tmp_path, pytest.fail)
 
 
 def test_an_optimizer_whose_shapes_differ_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""medsora.training.run.folder: what is left of a damaged log, and runs that have lost their checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from medsora.config.schema import Config
+from medsora.errors import BadInput
+from medsora.saved.checkpoint import save_checkpoint
+from medsora.training.run.folder import RunFolder, read_log, with_compensation_kind
+
+DAMAGE = (  # one line each
+    b'{"step": 2, "loss/tot',
+    b'{"step": 2} trailing',
+    b"\xff\xfe\x00",
+    b"[1, 2]",
+    b"7",
+    b"{}",
+    b'{"step": "2"}',
+    b'{"step": -2}',
+    b'{"step": true}',
+    b'{"step": 2, "loss/total": "low"}',
+    b'{"step": 2, "loss/total": ' + b"9" * 400 + b"}",
+    b'{"step": 1e999}',
+    b"[" * 100_000,
+    b"",
+)
+
+
+def open_run(path: Path) -> RunFolder:
+    config = with_compensation_kind(Config())
+    return RunFolder(path, config, "train_vae", SimpleNamespace(is_main_process=True, num_processes=1))
+
+
+def save(run: RunFolder, step: int) -> None:
+    save_checkpoint(run.checkpoints, step, lambda folder: None, {}, {}, keep=2)
+    run.note_saved()
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=range(len(DAMAGE)))
+def test_a_damaged_line_of_the_log_costs_that_line_only(damage: bytes, tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    lines = [json.dumps({"step": step, "loss/total": 1.0 / step}) for step in (1, 2, 3, 4)]
+    texts = [line.encode() for line in lines]
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join([texts[0], damage, *texts[1:]]) + b"\n")
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4]
+    assert run.has_logged(4, "loss/")
+    save(run, 3)
+    assert run.newest_checkpoint().step == 3
+    assert (tmp_path / "log.jsonl").read_text().splitlines() == lines[:3]
+
+
+def test_a_run_whose_checkpoints_are_not_there_is_not_begun_anew(tmp_path: Path) -> None:
+    """As on a machine where the disk that they lie on is not mounted."""
+    run = open_run(tmp_path)
+    save(run, 3)
+    run._lock.close()
+    (tmp_path / "log.jsonl").write_text('{"step": 3}\n')
+    away = tmp_path.with_name("away")
+    shutil.move(tmp_path / "checkpoints", away)
+    for there in (lambda: None, (tmp_path / "checkpoints").mkdir):
+        there()
+        with pytest.raises(BadInput, match=r"had checkpoints but .* holds none now"):
+            open_run(tmp_path)
+    (tmp_path / "checkpoints").rmdir()
+    shutil.move(away, tmp_path / "checkpoints")
+    assert open_run(tmp_path).newest_checkpoint().step == 3
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 3}\n'
