@@ -2,4 +2,4 @@
 
 LPIPS_TRUNKS = {"vgg": "vgg16", "alex": "alexnet"}  # torchvision's name for each of LPIPS's networks
 COMPENSATION_KINDS = ("causal", "standard")
-DEFAULT_COMPENSATION = "causal"
+DEFAULT_COMPENSATION = "standard"
