@@ -29,7 +29,13 @@ from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest
 from medsora.saved.find import trained_vae
 from medsora.studies.report import Run, StudyReport
 from medsora.studies.variants import Variant
-from medsora.training.run.folder import ELAPSED, hold_folder, previous_config, read_log
+from medsora.training.run.folder import (
+    ELAPSED,
+    hold_folder,
+    previous_config,
+    read_log,
+    with_compensation_kind,
+)
 from medsora.training.stage1.build import build_loss, build_vae
 from medsora.training.stage2.build import build_denoiser, token_grid
 
@@ -232,6 +238,7 @@ def _quoted(path: Path) -> str:
 
 def _trained_parameters(config: Config, stage: str) -> int:
     if stage == STAGE_1:
+        config = with_compensation_kind(config)
         build_loss(config)
         return sum(
             parameter.numel() for parameter in build_vae(config).trainable_parameters(config.train_vae.train)

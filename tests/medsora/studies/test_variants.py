@@ -23,7 +23,9 @@ def changes(variants: list[Variant]) -> list[tuple[str, ...]]:
 
 
 def test_one_change_at_a_time_from_the_config_which_comes_first(config: str) -> None:
-    stage, variants = variants_of(config, [], ["denoiser.scan=spiral,raster,snake", "alignment.weight=0.01,0"])
+    stage, variants = variants_of(
+        config, [], ["denoiser.scan=spiral,raster,snake", "alignment.weight=0.01,0"]
+    )
     assert stage == STAGE_2
     assert changes(variants) == [
         (),
@@ -82,7 +84,10 @@ def test_folders_are_names_and_differ(config: str) -> None:
         (["run.seed=1,2"], "--vary cannot change run.seed: all variants share"),
         (["data.size=64"], "--vary cannot change data.size"),
         (["train_dit.max_steps=5"], "cannot change train_dit.max_steps: it does not change what"),
-        (["train_vae.ffl=0", "denoiser.scan=raster"], "train_vae.ffl of stage 1 and denoiser.scan of stage 2"),
+        (
+            ["train_vae.ffl=0", "denoiser.scan=raster"],
+            "train_vae.ffl of stage 1 and denoiser.scan of stage 2",
+        ),
         ([f"alignment.margin={','.join(map(str, range(1, 70)))}"], "asks for 69 variants, of which 64"),
     ],
 )
