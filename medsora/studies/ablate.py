@@ -29,11 +29,18 @@ from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest
 from medsora.saved.find import trained_vae
 from medsora.studies.report import Run, StudyReport
 from medsora.studies.variants import Variant
-from medsora.training.run.folder import ELAPSED, hold_folder, previous_config, read_log
+from medsora.training.run.folder import (
+    ELAPSED,
+    hold_folder,
+    previous_config,
+    read_log,
+    with_compensation_kind,
+)
 from medsora.training.stage1.build import build_loss, build_vae
-from medsora.training.stage2.build import build_denoiser, token_grid
+from medsora.training.stage2.build import build_denoiser, build_prior, token_grid
 
 COMMANDS = {STAGE_1: "train-vae", STAGE_2: "train-dit"}
+FILL_CACHES = "medsora.training.fill_caches"
 EVALUATIONS = 4  # of a run of so many steps
 FAILED, REFUSED, INTERRUPTED = 1, 2, 75  # exit statuses
 
@@ -171,6 +178,8 @@ def _train(study: Study, variant: Variant, seed: int) -> bool:
     with lock:
         if study.minutes is None:
             return _launch(study.command(variant, seed)) != FAILED
+        if study.stage == STAGE_2:  # not in the time of the run that comes first
+            _launch(study.command(variant, seed)[1:], module=FILL_CACHES)
         left = study.minutes - study.run(variant, seed).minutes
         if (
             left > 0
@@ -186,13 +195,13 @@ def _train(study: Study, variant: Variant, seed: int) -> bool:
         return _launch([*study.command(variant, seed), end]) != FAILED
 
 
-def _launch(words: Sequence[str], *, timed: bool = False) -> int:
-    """Run a command of medsora in a process of its own, passing on requests to stop; return its status.
+def _launch(words: Sequence[str], *, timed: bool = False, module: str = "medsora") -> int:
+    """Run a `module`'s command in a process of its own, passing on requests to stop; return its status.
 
     A `timed` one may end by its time limit. Raises `BadInput` and `Interrupted` where the command did.
     """
     asked = []
-    process = subprocess.Popen([sys.executable, "-m", "medsora", *words])
+    process = subprocess.Popen([sys.executable, "-m", module, *words])
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         asked.append(number)
@@ -207,7 +216,7 @@ def _launch(words: Sequence[str], *, timed: bool = False) -> int:
     if asked or (status == INTERRUPTED and not timed):
         raise Interrupted("the run was saved; the same command goes on from there.")
     if status == REFUSED:
-        raise BadInput(f"this run was refused (see above): {shlex.join(['medsora', *words])}")
+        raise BadInput(f"this run was refused (see above): {shlex.join([module, *words])}")
     return FAILED if status not in (0, INTERRUPTED) else status
 
 
@@ -232,6 +241,7 @@ def _quoted(path: Path) -> str:
 
 def _trained_parameters(config: Config, stage: str) -> int:
     if stage == STAGE_1:
+        config = with_compensation_kind(config)
         build_loss(config)
         return sum(
             parameter.numel() for parameter in build_vae(config).trainable_parameters(config.train_vae.train)
@@ -241,4 +251,6 @@ def _trained_parameters(config: Config, stage: str) -> int:
     with torch.device("meta"):
         model = build_denoiser(config, vae.latent_channels)
     token_grid(config, vae, model.config.patch)
+    if config.alignment.weight > 0:
+        build_prior(config, model.config.depth)
     return sum(parameter.numel() for parameter in model.parameters())

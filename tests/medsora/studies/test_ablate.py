@@ -1,0 +1,254 @@
+"""medsora.studies.ablate, medsora.studies.command: what is trained, with what, in which order; resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import Popen
+from unittest import mock
+
+import pytest
+import torch
+
+from medsora.config.load import load_config, save_config
+from medsora.errors import BadInput, Interrupted
+from medsora.studies import ablate
+from medsora.studies.command import main
+from medsora.training import fill_caches
+from medsora.training.run.folder import previous_config
+from medsora.training.run.report import RunReport
+from medsora.training.stage2 import command as train_dit
+from medsora.training.stage2.inputs import DitInputs
+from tests.support import tiny_training as tiny
+
+VARY = ["--vary", "denoiser.scan=spiral,raster", "--clips", "1", "--out", "study"]
+
+
+@pytest.fixture
+def config(clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    outputs = {"run__dir": "runs", "cache__dir": "cache"}
+    values = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder), alignment__weight=0, **outputs)
+    save_config(values, tmp_path / "a.yaml")
+    return "a.yaml"
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands of runs, which are trained in this process instead of one of their own."""
+    words_of: list[list[str]] = []
+
+    def launch(words: list[str], *, timed: bool = False, module: str = "medsora") -> int:
+        words_of.append(list(words))
+        if module != "medsora":
+            assert module == fill_caches.__name__
+            fill_caches.fill_caches(load_config(words[1], words[2:]))
+            return 0
+        assert words[0] == "train-dit"
+        limit = words.index("--time-limit") if timed else len(words)
+        ends = ["train_dit.max_steps=1"] if timed else []  # where the time is over
+        with mock.patch.object(RunReport, "update"), tiny.nothing_silent():
+            train_dit.main([*words[1:limit], *words[limit + 2 :], *ends])
+        return ablate.INTERRUPTED if timed else 0
+
+    monkeypatch.setattr(ablate, "_launch", launch)
+    return words_of
+
+
+def study(config: str, *more: str) -> None:
+    main(["ablate", "--config", config, *VARY, *more])
+
+
+def names(launched: list[list[str]]) -> list[str]:
+    return [
+        word.removeprefix("run.name=") for words in launched for word in words if word.startswith("run.name=")
+    ]
+
+
+def test_variants_share_clips_noise_and_latents_and_are_compared(
+    config: str, launched: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fed: list[torch.Tensor] = []
+    noised_latents = DitInputs.noised_latents
+
+    def noted(self: DitInputs, batch: dict) -> object:
+        noised = noised_latents(self, batch)
+        fed.append(noised.z_t)
+        return noised
+
+    with mock.patch.object(DitInputs, "noised_latents", noted):
+        study(config, "--seeds", "2", "--steps", "2")
+    runs = ["as-configured-seed-0", "denoiser.scan=raster-seed-0"]
+    assert names(launched) == [*runs, *(name.replace("seed-0", "seed-1") for name in runs)]
+    of_run = len(fed) // 4
+    first, raster, other_seed, _ = (fed[k * of_run : (k + 1) * of_run] for k in range(4))
+    assert all(torch.equal(one, other) for one, other in zip(first, raster, strict=True))
+    assert not any(torch.equal(one, other) for one, other in zip(first, other_seed, strict=True))
+    saved = [previous_config(Path("study", name, "dit-tiny")) for name in runs]
+    assert [each.denoiser.scan for each in saved] == ["spiral", "raster"]
+    assert len(list(Path("cache").iterdir())) == 2, "one per seed, which draws its own split"
+
+    page = Path("study/results.md").read_text(encoding="utf-8")
+    assert page in capsys.readouterr().out
+    assert "4 of 4 runs are finished: 2 steps each, seeds 0, 1" in page
+    assert "medsora study ablate --config a.yaml --vary denoiser.scan=spiral,raster" in page
+    assert page.count("medsora train-dit --config a.yaml") == 2
+    results = json.loads(Path("study/results.json").read_text(encoding="utf-8"))
+    scores = {(run["title"], run["seed"]): run["evaluations"]["2"]["held_out/mse"] for run in results["runs"]}
+    expected = (
+        sum(scores["denoiser.scan=raster", seed] - scores["as configured", seed] for seed in (0, 1)) / 2
+    )
+    difference = results["differences"]["denoiser.scan=raster"]["held_out/mse"]
+    assert difference["mean"] == pytest.approx(expected)
+    assert difference["low"] < difference["mean"] < difference["high"]
+
+    launched.clear()
+    study(config, "--seeds", "2", "--steps", "2")
+    assert launched == []
+    study(config, "--seeds", "2", "--steps", "2", "--dry-run")
+    assert "medsora train-dit --config a.yaml" in capsys.readouterr().out
+    assert launched == []
+
+
+def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
+    config: str,
+    launched: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    launch = ablate._launch
+
+    def then(outcome: Callable[[], int]) -> None:
+        monkeypatch.setattr(ablate, "_launch", lambda words, **_: outcome() if launched else launch(words))
+
+    def stopped() -> int:
+        raise Interrupted("the run was saved; the same command goes on from there.")
+
+    then(stopped)
+    with pytest.raises(Interrupted):
+        study(config, "--seeds", "1", "--steps", "1")
+    page = Path("study/results.md").read_text(encoding="utf-8")
+    assert "1 of 2 runs are finished" in page
+    assert "| denoiser.scan=raster | " in page
+    assert "| 0 of 1 | – | not run | – |" in page
+
+    then(lambda: ablate.FAILED)
+    with pytest.raises(SystemExit) as end:
+        study(config, "--seeds", "1", "--steps", "1")
+    assert end.value.code == 1
+    assert "1 of the runs failed (see above): denoiser.scan=raster, seed 0" in capsys.readouterr().err
+
+    launched.clear()
+    monkeypatch.setattr(ablate, "_launch", launch)
+    with ablate.hold_folder(Path("study/denoiser.scan=raster-seed-0")), monkeypatch.context() as patched:
+        patched.setattr(ablate, "hold_folder", mock.Mock(side_effect=BadInput("in use")))
+        study(config, "--seeds", "1", "--steps", "1")
+    assert launched == []
+    assert "is left to the process that trains it" in capsys.readouterr().err
+    study(config, "--seeds", "1", "--steps", "1")
+    assert names(launched) == ["denoiser.scan=raster-seed-0"]
+    assert "one seed: no interval" in Path("study/results.md").read_text(encoding="utf-8")
+
+
+def test_runs_of_so_many_minutes_end_where_the_time_is_over(config: str, launched: list[list[str]]) -> None:
+    study(config, "--seeds", "1", "--minutes", "100")
+    filling, timed, ending = launched[:3]
+    assert filling[0] == "--config"
+    limit = float(timed[timed.index("--time-limit") + 1])
+    assert limit == 100
+    assert "train_dit.max_steps=null" in timed
+    assert ending[-1] == "train_dit.max_steps=1"
+    page = Path("study/results.md").read_text(encoding="utf-8")
+    assert "2 of 2 runs are finished: 100 minutes each" in page
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--seeds", "0", "--steps", "1"], "--seeds is 0 but must be 1 to 20"),
+        (["--seeds", "21", "--steps", "1"], "--seeds is 21"),
+        (["--steps", "0"], "--steps is 0 but must be 1 to"),
+        (["--minutes", "-1"], "--minutes is -1.0 but must be greater than 0"),
+        (["--minutes", "5", "train_dit.lr_decay=cosine"], "add train_dit.lr_decay=none, or take --steps"),
+        (["--steps", "1", "denoiser.overrides.heads=5"], "as configured: width 32 must be divisible"),
+        (["--steps", "1", "vae.path=nowhere"], "as configured: there is no trained VAE in nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_is_trained(
+    config: str, launched: list[list[str]], more: list[str], sentence: str
+) -> None:
+    with pytest.raises(BadInput, match=sentence) as refusal:
+        study(config, *more)
+    assert "\n" not in str(refusal.value)
+    assert launched == []
+    assert not Path("study").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["widen"], ["ablate"], ["ablate", "--config", "a", "--vary", "a=1"]])
+def test_a_command_line_that_does_not_parse_ends_with_status_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+
+
+def test_a_stage_1_variant_without_anything_to_train_is_refused_by_name(config: str) -> None:
+    words = ["ablate", "--config", config, "--vary", "vae.compensation=false", "--steps", "1", "--dry-run"]
+    with pytest.raises(BadInput, match=r"vae\.compensation=false: train: 'compensation', but"):
+        main(words)
+    main([*words, "train_vae.train=all"])
+
+
+# Processes of their own
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Let `_launch` start `program` instead of medsora."""
+    started = [sys.executable, "-c", program]
+    monkeypatch.setattr(ablate.subprocess, "Popen", lambda words: Popen([*started, *words[3:]]))
+
+
+@pytest.mark.parametrize(("status", "returned"), [(0, 0), (1, 1), (-9, 1), (139, 1)])
+def test_the_status_of_a_run_is_returned(monkeypatch, status: int, returned: int) -> None:
+    program = f"import os; os.kill(os.getpid(), 9) if {status} < 0 else os._exit({status})"
+    stand_in(monkeypatch, program)
+    assert ablate._launch(["train-dit"]) == returned
+
+
+def test_a_run_that_is_refused_or_interrupted_ends_the_study(monkeypatch) -> None:
+    stand_in(monkeypatch, "import os; os._exit(2)")
+    with pytest.raises(BadInput, match="refused \\(see above\\): medsora train-dit --config 'a b'"):
+        ablate._launch(["train-dit", "--config", "a b"])
+    stand_in(monkeypatch, "import os; os._exit(75)")
+    with pytest.raises(Interrupted):
+        ablate._launch(["train-dit"])
+    assert ablate._launch(["train-dit"], timed=True) == 75
+
+
+def test_a_request_to_stop_is_passed_on_and_waited_for(monkeypatch, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    stand_in(
+        monkeypatch,
+        "import os, pathlib, signal, sys, time\n"
+        f"saved = pathlib.Path({str(saved)!r})\n"
+        "def leave(*_):\n    time.sleep(0.2)\n    saved.write_text('saved')\n    os._exit(75)\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        "saved.with_name('ready').touch()\n"
+        "time.sleep(60)\n",
+    )
+
+    def stop_when_ready() -> None:
+        while not saved.with_name("ready").exists():
+            threading.Event().wait(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=stop_when_ready, daemon=True).start()
+    with pytest.raises(Interrupted):
+        ablate._launch(["train-dit"], timed=True)
+    assert saved.read_text() == "saved"
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,59 @@
+"""medsora.studies.report: tables of runs that are finished, unfinished or not begun."""
+
+from __future__ import annotations
+
+from medsora.studies.report import SWITCHED_OFF, Run, StudyReport
+
+
+def report(stage: str, parameters: dict[str, int], runs: list[Run]) -> StudyReport:
+    commands = {title: f"medsora {title}" for title in parameters}
+    return StudyReport(stage, "8 steps", (0, 1), 4, parameters, runs, commands, "medsora study ablate")
+
+
+def row(page: str, title: str, table: int = 0) -> list[str]:
+    return [line for line in page.splitlines() if line.startswith(f"| {title} |")][table].split(" | ")
+
+
+def denoising(title: str, seed: int, *errors: float, finished: bool = True) -> Run:
+    evaluations = {
+        step: {"held_out/mse": error, "held_out/mse_t50": error / 2, "held_out/mse_t250": error}
+        for step, error in zip((4, 8), errors, strict=False)
+    }
+    return Run(title, seed, 8 if finished else None, evaluations, 3.0)
+
+
+def test_scores_differences_and_the_curve_of_the_denoiser() -> None:
+    runs = [
+        denoising("as configured", 0, 0.5, 0.30),
+        denoising("as configured", 1, 0.7, 0.34),
+        denoising("scan=raster", 0, 0.8, 0.40),
+        denoising("scan=raster", 1, 0.8, 0.4402),
+        denoising("weight=0", 0, 0.9, finished=False),
+        Run("weight=0", 1),
+    ]
+    page = report(
+        "train_dit", {"as configured": 1000, "scan=raster": 1200, "weight=0": 1000}, runs
+    ).markdown()
+    assert "4 of 6 runs are finished: 8 steps each, seeds 0, 1" in page
+    assert row(page, "as configured")[1:] == ["1,000", "2 of 2", "3.0", "0.32", "– |"]
+    raster = row(page, "scan=raster")
+    assert raster[1:5] == ["1,200", "2 of 2", "3.0", "0.4201"]
+    assert raster[5] == "+0.1 (+0.099 … +0.1), worse |"
+    assert row(page, "weight=0")[1:] == ["1,000", "0 of 2", "–", "not run", "– |"]
+    assert page.index("noise error at t = 50 |") < page.index("noise error at t = 250 |")
+    assert row(page, "as configured", 2) == ["| as configured", "0.6", "0.32 |"]
+    assert row(page, "weight=0", 2) == ["| weight=0", "0.9", "– |"]
+    assert page.endswith("medsora as configured\nmedsora scan=raster\nmedsora weight=0\n```\n")
+
+
+def test_the_compensation_switched_off_is_a_row_of_the_vae(tmp_path) -> None:
+    def reconstructing(seed: int, psnr: float, base: float) -> Run:
+        return Run("as configured", seed, 8, {8: {"held_out/psnr": psnr, "held_out/base_psnr": base}}, 1.0)
+
+    runs = [reconstructing(0, 31.0, 30.0), reconstructing(1, 33.0, 31.99)]
+    found = report("train_vae", {"as configured": 10}, runs)
+    cells = row(found.markdown(), SWITCHED_OFF)
+    assert cells[1:6] == ["–", "–", "–", "30.99", "-1 (-1.1 … -0.94), worse"]
+    assert cells[6] == "not run"
+    found.write(tmp_path)
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == found.markdown()
