@@ -109,6 +109,7 @@ def test_files(written: tuple[Comparison, Path]) -> None:
     report = (out / "report.html").read_text()
     assert "one_&amp;" in report
     assert "data:image/png" in report
+    assert report.count("images legible") == 1  # the sheet; pixel alone draws no motion
     height = Image.open(out / "contact-sheet.png").height
     assert height == 4 * (128 + 2 + 20)  # a row for each set and the real one
 
