@@ -3,104 +3,185 @@
 FLOPs are those of one forward at batch 1, counted by PyTorch's FlopCounterMode on shapes alone (2 per
 multiply-add; products, convolutions and attention; elementwise work is not counted). Sampling sees the clip's
 latents only, training also those of the joint images. Memory is of one training step at batch 1 in float32
-without gradient checkpointing, AdamW and EMA included: measured on a GPU, elsewhere estimated by this count:
+without gradient checkpointing, AdamW and EMA included. It is always estimated by this count:
 
     activations   every tensor that autograd keeps for the backward pass, once, parameters left out
     peak          activations + 20 bytes per parameter (weight, gradient, two moments, EMA, 4 bytes each)
 
-The estimate leaves out what a kernel or an allocator takes in passing.
+The estimate leaves out what a kernel or an allocator takes in passing. On a GPU, or with --measure, each
+point also runs in a process of its own: the peak of a whole training step beyond an idle process, and the
+seconds of a training and of a denoising step (medians, float32, without VAE, flow and DINO).
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.kernels import kept_bytes
-from medsora import PRESETS, MedSora
+from benchmarks.page import PAGE, write_between_marks
+from benchmarks.support.measure import device_name, take_turns
+from medsora.config.schema import Config, DenoiserConfig
 from medsora.errors import BadInput
+from medsora.evaluation.report.paper_tables import markdown_table
 from medsora.runtime.exit import exit_with_status
+from medsora.runtime.files import written_beside
+from medsora.sampling.prepared import PreparedDenoiser
+from medsora.training.stage2.build import build_denoiser
 from medsora.vae import check_video_shape, frames_to_latents
+from medsora.vae.shapes import PIXELS_PER_LATENT
 
+PRESETS = DenoiserConfig.__dataclass_fields__["preset"].metadata["key"].choices
+CAUSAL_CHANNELS, PER_FRAME_CHANNELS = 16, 4
 BYTES_PER_PARAMETER = 20
-SPATIAL_RATIO = 8
-GIB, GIGA = 2**30, 1e9
+TIMESTEP = 500
+GIB, GIGA, MEGA = 2**30, 1e9, 1e6
+BEGIN = "<!-- python -m benchmarks.cost -->"
+PICTURE = PAGE.parent / "images" / "cost.svg"
+HEAD = (
+    "preset",
+    "parameters, M",
+    "frames",
+    "latents",
+    "GFLOPs, sampling",
+    "GFLOPs, training forward",
+    "activations, GiB",
+    "peak of training, GiB",
+    "measured peak, GiB",
+    "training step, s",
+    "denoising step, s",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One point as it ran: bytes of a training step's peak, seconds of a training and of a denoising step."""
+
+    peak_bytes: int
+    training_s: float
+    sampling_s: float
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one preset at one clip length: FLOPs of a forward, bytes of a training step."""
+    """One preset at one clip length: FLOPs of a forward, bytes of a training step."""
 
+    preset: str
+    frames: int
+    latents: int
     parameters: int
     sampling_flops: int
     training_flops: int
     activation_bytes: int
-    peak_bytes: int
+    measured: Measured | None = None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The estimate of a training step's peak."""
+        return self.activation_bytes + BYTES_PER_PARAMETER * self.parameters
+
+    def row(self) -> list[str]:
+        """Return the table's cells."""
+        cells = [self.preset, f"{self.parameters / MEGA:.2f}", f"{self.frames}", f"{self.latents}"]
+        cells += [f"{self.sampling_flops / GIGA:.1f}", f"{self.training_flops / GIGA:.1f}"]
+        cells += [f"{self.activation_bytes / GIB:.2f}", f"{self.peak_bytes / GIB:.2f}"]
+        if self.measured is None:
+            return [*cells, "–", "–", "–"]
+        times = (f"{self.measured.training_s:.4g}", f"{self.measured.sampling_s:.4g}")
+        return [*cells, f"{self.measured.peak_bytes / GIB:.2f}", *times]
 
 
 def main() -> None:
-    """Print the table that the command line asks for."""
+    """Print the table that the command line asks for; draw it, and write it into the documentation."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--preset", nargs="+", default=["S", "B", "L"], choices=list(PRESETS), help="(default: S B L)"
+    add = parser.add_argument
+    add("--preset", nargs="+", default=["S", "B", "L"], choices=PRESETS, help="(default: S B L)")
+    add("--frames", nargs="+", type=int, default=[16, 32, 64], metavar="F", help="(default: 16 32 64)")
+    add("--size", type=int, default=128, metavar="PX", help="side of a frame (default: %(default)s)")
+    add("--image-latents", type=int, default=2, metavar="N", help="latents of joint images (default: 2)")
+    add(
+        "--per-frame",
+        action="store_true",
+        help=f"one latent of {PER_FRAME_CHANNELS} channels for every frame, as of a per-frame VAE, instead "
+        f"of one of {CAUSAL_CHANNELS} for four frames",
     )
-    parser.add_argument(
-        "--frames", nargs="+", type=int, default=[16, 32, 64], metavar="F", help="(default: 16 32 64)"
-    )
-    parser.add_argument("--size", type=int, default=128, metavar="PX", help="side of a frame (default: 128)")
-    parser.add_argument(
-        "--image-latents", type=int, default=2, metavar="N", help="latents of joint images (default: 2)"
-    )
+    add("--measure", action="store_true", help="run every point without a GPU as well (minutes)")
+    add("--rounds", type=int, default=5, metavar="N", help="timed steps of each kind (default: %(default)s)")
+    add("--plot", type=Path, metavar="FILE", help="draw the table: .svg or .png")
+    add("--page", action="store_true", help=f"write table and plot into docs/{PAGE.name}")
+    add("--dry-run", action="store_true", help="print which points would be counted and measured")
     options = parser.parse_args()
+    points = [(preset, frames) for preset in options.preset for frames in options.frames]
+    for name, least in {"image_latents": 0, "rounds": 1, "size": 16}.items():
+        if getattr(options, name) < least:
+            raise BadInput(
+                f"--{name.replace('_', '-')} is {getattr(options, name)}, must be at least {least}."
+            )
+    if options.plot and options.plot.suffix not in (".svg", ".png"):
+        raise BadInput(f"--plot {options.plot} must end in .svg or .png.")
     for frames in options.frames:
         try:
             check_video_shape(frames, options.size, options.size)
         except ValueError as error:
             raise BadInput(str(error)) from error
-    gpu = torch.cuda.is_available()
-    how = f"measured on {torch.cuda.get_device_name()}" if gpu else "estimated (see this file's first lines)"
-    print(f"batch 1, {options.size}x{options.size} pixels, torch {torch.__version__}, memory {how}\n")
-    print("| preset | parameters (M) | frames | GFLOPs, sampling | GFLOPs, training forward |", end="")
-    print(" activations (GiB) | peak of training (GiB) |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    points = [(preset, frames) for preset in options.preset for frames in options.frames]
-    shape = (options.size, options.image_latents)
+    on_gpu = torch.cuda.is_available()
+    runs = on_gpu or options.measure
+    device = torch.device("cuda" if on_gpu else "cpu")
+    how = f"measured on {device_name(device)}" if runs else "nothing measured (no GPU, no --measure)"
+    title = f"Batch 1, {options.size}x{options.size} pixels, {options.image_latents} latents of joint images"
+    title += f", {'per-frame' if options.per_frame else 'causal'} VAE, torch {torch.__version__}; {how}."
+    if options.dry_run:
+        print(title, *(f"{preset} at {frames} frames" for preset, frames in points), sep="\n")
+        return
+    shape = (options.size, options.image_latents, options.per_frame)
+    costs = []
     for preset, frames in points:
         cost = counted(preset, frames, *shape)
-        activations, peak = cost.activation_bytes, cost.peak_bytes
-        if gpu:
-            activations, peak = measured_memory(preset, frames, *shape)
-        print(
-            f"| {preset} | {cost.parameters / 1e6:.2f} | {frames} | {cost.sampling_flops / GIGA:.1f} | "
-            f"{cost.training_flops / GIGA:.1f} | {activations / GIB:.2f} | {peak / GIB:.2f} |"
-        )
+        if runs:
+            with get_context("spawn").Pool(1) as fresh:  # a peak of its own
+                cost = replace(cost, measured=fresh.apply(measure, (preset, frames, *shape, options.rounds)))
+        costs.append(cost)
+        print(f"| {' | '.join(cost.row())} |", flush=True)
+    lines = [title, "", *markdown_table(HEAD, [cost.row() for cost in costs])]
+    print("", *lines, sep="\n")
+    if options.plot:
+        draw(options.plot, costs)
+    if options.page:
+        draw(PICTURE, costs)
+        write_between_marks(PAGE, BEGIN, ["", *lines, ""])
 
 
-def counted(preset: str, frames: int, size: int, image_latents: int, **overrides: object) -> Cost:
+def counted(
+    preset: str, frames: int, size: int, image_latents: int, per_frame: bool = False, **overrides: Any
+) -> Cost:
     """Return the cost of `preset` on clips of `frames` frames of `size` x `size` pixels, by counting alone.
 
-    `overrides` are the denoiser's settings, as in `MedSora.from_preset`. Numbers are never computed: it takes
+    `overrides` are the denoiser's settings, as in `denoiser.overrides`. Numbers are never computed: it takes
     seconds and next to no memory.
     """
-    latents, side = frames_to_latents(frames), size // SPATIAL_RATIO
     with FakeTensorMode(allow_non_fake_inputs=True):  # the model's tables have content
-        model = MedSora.from_preset(preset, backend="torch", **overrides)
-        sampling, training = (_inputs(model, n, side, "cpu") for n in (latents, latents + image_latents))
+        model = _denoiser(preset, per_frame, overrides)
+        latents = frames if per_frame else frames_to_latents(frames)
+        sampling, training = (_inputs(model, n, size, "cpu") for n in (latents, latents + image_latents))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         sampling_flops = count_flops(model.eval(), sampling, 0)
         training_flops = count_flops(model, training, image_latents)
         activations = saved_bytes(model.train(), training, image_latents)
-    peak = activations + BYTES_PER_PARAMETER * parameters
-    return Cost(parameters, sampling_flops, training_flops, activations, peak)
+    return Cost(preset, frames, latents, parameters, sampling_flops, training_flops, activations)
 
 
-def count_flops(model: MedSora, inputs: Sequence[Tensor], num_images: int) -> int:
+def count_flops(model: torch.nn.Module, inputs: Sequence[Tensor], num_images: int) -> int:
     """Return the FLOPs of one forward, 2 per multiply-add."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -108,34 +189,94 @@ def count_flops(model: MedSora, inputs: Sequence[Tensor], num_images: int) -> in
     return counter.get_total_flops()
 
 
-def saved_bytes(model: MedSora, inputs: Sequence[Tensor], num_images: int) -> int:
+def saved_bytes(model: torch.nn.Module, inputs: Sequence[Tensor], num_images: int) -> int:
     """Return the bytes of all that autograd keeps of one forward."""
     return kept_bytes(model.parameters(), lambda: _loss(model(*inputs, num_images=num_images)))
 
 
-def measured_memory(preset: str, frames: int, size: int, image_latents: int) -> tuple[int, int]:
-    """Return (bytes kept after the forward, peak bytes of a whole second step) of float32 on the GPU."""
-    model = MedSora.from_preset(preset).cuda().train()
-    inputs = _inputs(model, frames_to_latents(frames) + image_latents, size // SPATIAL_RATIO, "cuda")
-    optimiser = torch.optim.AdamW(model.parameters())
+def measure(
+    preset: str,
+    frames: int,
+    size: int,
+    image_latents: int,
+    per_frame: bool = False,
+    rounds: int = 5,
+    overrides: dict[str, Any] | None = None,
+) -> Measured:
+    """Run float32 training and denoising steps on the GPU, or without one on the CPU; see the module."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    before = 0 if device.type == "cuda" else _resident_bytes("VmRSS")
+    model = _denoiser(preset, per_frame, overrides or {}).to(device).train()
+    latents = frames if per_frame else frames_to_latents(frames)
+    inputs = _inputs(model, latents + image_latents, size, device)
+    optimizer = torch.optim.AdamW(model.parameters())
     averaged = [parameter.detach().clone() for parameter in model.parameters()]
-    activations = 0
-    for _ in range(2):  # the first step makes the optimiser's state
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        loss = _loss(model(*inputs, num_images=image_latents))
-        activations = torch.cuda.memory_allocated() - before
-        loss.backward()
-        optimiser.step()
+
+    def train() -> None:
+        _loss(model(*inputs, num_images=image_latents)).backward()
+        optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(averaged, list(model.parameters()), 0.01)
-        optimiser.zero_grad()
-    return activations, torch.cuda.max_memory_allocated()
+        optimizer.zero_grad()
+
+    training = take_turns({"train": train}, rounds, device)["train"]
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident_bytes("VmHWM") - before
+    prepared = PreparedDenoiser(model.eval(), [TIMESTEP])
+    clip = _inputs(model, latents, size, device)[0], torch.tensor([TIMESTEP], device=device)
+    with torch.no_grad():
+        sampling = take_turns({"sample": lambda: prepared(*clip)}, rounds, device)["sample"]
+    return Measured(peak, statistics.median(training), statistics.median(sampling))
 
 
-def _inputs(model: MedSora, latents: int, side: int, device: str) -> tuple[Tensor, Tensor]:
+def draw(path: Path, costs: Sequence[Cost]) -> None:
+    """Draw FLOPs, memory and, where they were measured, times over the frames, a line per preset."""
+    panels = {
+        "GFLOPs of a denoising step": lambda cost: cost.sampling_flops / GIGA,
+        "activations of a training step, GiB": lambda cost: cost.activation_bytes / GIB,
+        "peak of a training step, estimated, GiB": lambda cost: cost.peak_bytes / GIB,
+    }
+    if all(cost.measured for cost in costs):
+        panels["peak of a training step, measured, GiB"] = lambda cost: cost.measured.peak_bytes / GIB
+        panels["training step, measured, s"] = lambda cost: cost.measured.training_s
+        panels["denoising step, measured, s"] = lambda cost: cost.measured.sampling_s
+    figure = Figure(figsize=(10, 3.4 * (len(panels) // 3)), layout="constrained")
+    for number, (title, value_of) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(len(panels) // 3, 3, number)
+        for preset in dict.fromkeys(cost.preset for cost in costs):
+            points = sorted((cost.frames, value_of(cost)) for cost in costs if cost.preset == preset)
+            axes.plot(*zip(*points, strict=True), marker="o", label=preset)
+        frames = sorted({cost.frames for cost in costs})
+        axes.set(title=title, xlabel="frames", xscale="log", yscale="log")
+        axes.title.set_fontsize(9)
+        axes.set_xticks(frames, map(str, frames))
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=8)
+    with written_beside(path) as beside:
+        figure.savefig(
+            beside, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else {}
+        )
+
+
+def _denoiser(preset: str, per_frame: bool, overrides: dict[str, Any]) -> torch.nn.Module:
+    config = Config(denoiser=DenoiserConfig(preset=preset, overrides=overrides))
+    usual = PER_FRAME_CHANNELS if per_frame else CAUSAL_CHANNELS
+    return build_denoiser(config, overrides.get("in_channels", usual))
+
+
+def _inputs(
+    model: torch.nn.Module, latents: int, size: int, device: str | torch.device
+) -> tuple[Tensor, Tensor]:
+    side = size // PIXELS_PER_LATENT
     z = torch.zeros(1, latents, model.config.in_channels, side, side, device=device)
     return z, torch.zeros(1, dtype=torch.long, device=device)
+
+
+def _resident_bytes(name: str) -> int:
+    """Return VmRSS (now) or VmHWM (largest so far) of this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{name}:")[2].split()[0]) * 1024
 
 
 def _loss(out: object) -> Tensor:

@@ -76,15 +76,18 @@ BARS = (
 def main() -> None:
     """Read the results, write the page's tables and its picture."""
     entries = read_results(RESULTS)
-    lines = [BEGIN, "", *bars_table(entries), "", *changes_tables(entries), END]
-    page = PAGE.read_text(encoding="utf-8")
-    head, _, rest = page.partition(BEGIN)
-    _, found, tail = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{PAGE}: the marks {BEGIN!r} and {END!r} are not there; put them back")
-    write_text(PAGE, head + "\n".join(lines) + tail)
+    write_between_marks(PAGE, BEGIN, ["", *bars_table(entries), "", *changes_tables(entries)])
     draw(PICTURE, entries)
     print(f"{PAGE}: {sum(bool(bar.newest(entries)) for bar in BARS)} of {len(BARS)} bars measured")
+
+
+def write_between_marks(page: Path, begin: str, lines: Sequence[str]) -> None:
+    """Replace what stands on a page between the mark `begin` and the next `END`."""
+    head, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found, tail = rest.partition(END)
+    if not found:
+        raise SystemExit(f"{page}: the marks {begin!r} and {END!r} are not there; put them back")
+    write_text(page, head + "\n".join([begin, *lines, END]) + tail)
 
 
 def read_results(path: Path) -> list[Entry]:

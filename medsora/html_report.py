@@ -34,6 +34,7 @@ class Section:
     code: str = ""
     images: list[tuple[Path, str]] = field(default_factory=list)
     videos: list[tuple[Path, str]] = field(default_factory=list)
+    legible: bool = False  # wide pictures are scrolled on a small screen instead of shrunk
 
 
 def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
@@ -108,6 +109,7 @@ _PAGE = """<!doctype html>
   img { max-width: 100%; border-radius: 6px; }
   .images { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr));
     gap: 1rem; }
+  .legible figure { overflow-x: auto; min-width: 0; } .legible img { min-width: 44rem; }
   pre { background: #8881; border-radius: 6px; padding: .8rem; overflow-x: auto; font-size: .85rem; }
   .wide { overflow-x: auto; }
   table { border-collapse: collapse; }
@@ -136,7 +138,7 @@ _PAGE = """<!doctype html>
 <video src="{{ embed(path) }}" autoplay loop muted playsinline controls></video>
 <figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}</div>{% endif %}
-{% if section.images %}<div class="images">
+{% if section.images %}<div class="images{% if section.legible %} legible{% endif %}">
 {% for path, caption in section.images %}<figure>
 <img src="{{ embed(path) }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}</div>{% endif %}

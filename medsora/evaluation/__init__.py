@@ -2,6 +2,7 @@
 
 `clip_set` chooses the clips, `extraction` turns each into features on disk (`feature_store`), a measure
 (`measures`) turns the features of two sets into figures, `results` writes them with their whole protocol.
+`compare` does so for several generated sets at once.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -30,18 +31,37 @@ def replicate_weights(clips: int, replicates: int, seed: int, side: int) -> Iter
 
 
 def bootstrap(
-    measure: Measure, real: Features, fake: Features, replicates: int, seed: int
-) -> dict[str, list[float]]:
-    """Return the replicates of every figure: distances by key, scores by ("real"|"generated", key)."""
-    found: dict = {}
-    draws = (replicate_weights(len(side.weights), replicates, seed, n) for n, side in enumerate((real, fake)))
-    for real_weights, fake_weights in zip(*draws, strict=True):
-        one, two = real.reweighted(real_weights), fake.reweighted(fake_weights)
-        figures = dict(measure.compare(one, two))
-        figures |= {("real", key): value for key, value in measure.describe(one).items()}
-        figures |= {("generated", key): value for key, value in measure.describe(two).items()}
-        for key, value in figures.items():
-            found.setdefault(key, []).append(value)
+    measure: Measure,
+    real: Features,
+    fakes: Sequence[Features],
+    replicates: int,
+    seed: int,
+    videos: Sequence[np.ndarray | None] | None = None,
+) -> list[dict]:
+    """Return each generated set's replicates: distances by key, scores by ("real"|"generated", key).
+
+    Replicate k of every set is compared with the same draw of real clips, so differences of replicates are
+    paired. `videos` numbers the video of each clip, of the real set and of each generated one: then whole
+    videos are drawn instead of clips, whose resemblance they keep; None draws clips.
+    """
+    sets = [real, *fakes]
+    groups = [
+        np.arange(len(features.weights)) if of_clips is None else of_clips
+        for features, of_clips in zip(sets, videos or [None] * len(sets), strict=True)
+    ]
+    draws = (replicate_weights(int(of.max()) + 1, replicates, seed, side) for side, of in enumerate(groups))
+    found: list[dict] = [{} for _ in fakes]
+    for drawn in zip(*draws, strict=True):
+        one, *others = (
+            features.reweighted(weights[of])
+            for features, weights, of in zip(sets, drawn, groups, strict=True)
+        )
+        of_real = {("real", key): value for key, value in measure.describe(one).items()}
+        for two, replicate in zip(others, found, strict=True):
+            figures = {**measure.compare(one, two), **of_real}
+            figures |= {("generated", key): value for key, value in measure.describe(two).items()}
+            for key, value in figures.items():
+                replicate.setdefault(key, []).append(value)
     return found
 
 
@@ -58,6 +78,74 @@ def spread(value: float, replicates: list[float], least: float = -np.inf) -> Spr
     centre = float(finite.mean())
     low, high = np.quantile(finite - centre, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Spread(max(float(value + low), least), float(value + high), centre - value)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of one set minus that of another, with a simultaneous 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+
+def differences(
+    values: Sequence[float], replicates: Sequence[Sequence[float]]
+) -> dict[tuple[int, int], Difference]:
+    """Return, for every pair i < j of sets, value i - value j with an interval for all pairs at once.
+
+    `replicates` (sets, n) are paired (`bootstrap`). The interval is d ± c·s: s is the standard deviation of
+    the pair's n differences, c the 95 % quantile over replicates of the largest |deviation| / s of any pair
+    (single-step max-T; Romano and Wolf 2005): with 95 % confidence all of the figure's intervals hold
+    together. Each is widened so that it would hold around d without the bias that re-sampling shows, too.
+    Pairs of which a value is undefined are left out.
+    """
+    draws = np.array([np.asarray(row, float) for row in replicates])
+    defined = [
+        np.isfinite(value) and np.isfinite(row).any() for value, row in zip(values, draws, strict=True)
+    ]
+    pairs = [pair for pair in combinations(range(len(values)), 2) if all(defined[i] for i in pair)]
+    if not pairs:
+        return {}
+    gaps = np.stack([draws[i] - draws[j] for i, j in pairs])
+    gaps = gaps[:, np.isfinite(gaps).all(0)]
+    if gaps.shape[1] < 2:
+        return {}
+    centres, spreads = gaps.mean(1), gaps.std(1, ddof=1)
+    deviations = np.abs(gaps - centres[:, None]) / np.where(spreads > 0, spreads, 1)[:, None]
+    critical = np.quantile(deviations.max(0), LEVEL)
+    found = {}
+    for (i, j), centre, half in zip(pairs, centres, critical * spreads, strict=True):
+        value = float(values[i] - values[j])
+        unbiased = 2 * value - float(centre)
+        low, high = sorted((value, unbiased))
+        found[i, j] = Difference(value, float(low - half), float(high + half))
+    return found
+
+
+def rank_ranges(
+    clear: Mapping[tuple[int, int], float], defined: Sequence[bool]
+) -> list[tuple[int, int] | None]:
+    """Return each set's best and worst possible rank, 1 being the best; None for an undefined value.
+
+    `clear` holds the pairs whose difference is clear and how much worse than the second the first is. The
+    ranges hold together at the level of the intervals behind them (Mogstad et al. 2024).
+    """
+    better, worse = [0] * len(defined), [0] * len(defined)
+    for (i, j), lag in clear.items():
+        loser, winner = (i, j) if lag > 0 else (j, i)
+        better[loser] += 1
+        worse[winner] += 1
+    ranked = sum(defined)
+    return [
+        (1 + above, ranked - below) if known else None
+        for above, below, known in zip(better, worse, defined, strict=True)
+    ]
 
 
 def between_halves(measure: Measure, real: Features, seed: int) -> dict[str, float]:

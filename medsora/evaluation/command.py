@@ -18,12 +18,13 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
     options = vars(make_parser(prog).parse_args(arguments))
     if ("vae" in options) == ("fake" in options):
         raise BadInput(
-            "give either --fake DIR, generated clips to compare, or --vae FOLDER, a VAE to measure."
+            "give either --fake DIR ..., generated clips to compare, or --vae FOLDER, a VAE to measure."
         )
     if unfit := sorted(set(options) - OF_A_VAE) if "vae" in options else []:
         raise BadInput(
             f"--vae measures reconstructions and has no --{unfit[0].replace('_', '-')}; leave it out."
         )
+    from medsora.evaluation.compare import compare, name_folders
     from medsora.evaluation.metrics.weight_files import parse_weights
     from medsora.evaluation.run import run_evaluation
     from medsora.evaluation.settings import EvaluationSettings
@@ -35,7 +36,14 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
     if "vae" in options:
         figures = evaluate_vae(VaeSettings(**options))
         page = figures and markdown(figures)
+    elif len(options["fake"]) > 1:
+        fakes = name_folders(options.pop("fake"), options.pop("names", None))
+        results = compare(options.pop("real"), fakes, **options)
+        page = results and results.markdown(notes=False)
     else:
+        if {"names", "dry_run"} & set(options):
+            raise BadInput("--names and --dry-run belong to a comparison of several --fake; leave them out.")
+        (options["fake"],) = options["fake"]
         results = run_evaluation(EvaluationSettings(**options))
         page = results and results.markdown(notes=False)  # they are on standard error
     if page:
@@ -60,7 +68,19 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--real", required=True, metavar="DIR", help="real clips: videos or folders of frames, nested or not")
-    add("--fake", metavar="DIR", help="generated clips, such as sample_ddim.py's --out")
+    add(
+        "--fake",
+        nargs="+",
+        metavar="DIR",
+        help="generated clips, such as sample_ddim.py's --out; several folders are compared in one table, on "
+        "equally many clips each",
+    )
+    add("--names", nargs="+", metavar="NAME", help="of several --fake (default: their folders' names)")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="of several --fake: print which clips would be scored, and end before anything is extracted",
+    )
     add("--vae", metavar="RUN_OR_FOLDER", help="instead of --fake: measure this VAE on the real clips")
     add(
         "--metrics",
@@ -111,7 +131,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="instead of --interval: frames per second of the real clips, taken by time, as with data.rate",
     )
     add("--seed", type=int, help="of the choice of clips and of re-sampling (default: 0)")
-    add("--bootstrap", type=int, metavar="N", help="N re-samplings give each figure an interval (default: 0)")
+    add(
+        "--bootstrap",
+        type=int,
+        metavar="N",
+        help="N re-samplings give each figure an interval; of several --fake 200 (default: 0)",
+    )
     add(
         "--memorised",
         metavar="TRAIN_DIR",

@@ -6,16 +6,16 @@ import shutil
 import sys
 from collections.abc import Mapping
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from medsora.config.crop import crop_in_words, crop_of_generated
+from medsora.data.sheet import SHEET_NAME
 from medsora.errors import building
 from medsora.evaluation import stylegan_v
-from medsora.evaluation.bootstrap import between_halves, bootstrap, spread
+from medsora.evaluation.bootstrap import between_halves, bootstrap
 from medsora.evaluation.features.clip_set import RESIZE, ClipSet
 from medsora.evaluation.features.extraction import extract
 from medsora.evaluation.features.feature_store import Features
@@ -26,7 +26,7 @@ from medsora.evaluation.metrics.pyramid import PyramidExtractor
 from medsora.evaluation.metrics.registry import build_measures
 from medsora.evaluation.report.degenerate import degenerate
 from medsora.evaluation.report.plots import draw_distances, draw_motion, write_sheet
-from medsora.evaluation.report.results import Distance, Results, Score
+from medsora.evaluation.report.results import Results
 from medsora.evaluation.report.warnings import caveats, require_enough
 from medsora.evaluation.settings import STYLEGAN_V, EvaluationSettings
 from medsora.evaluation.training_clips import fit_to_training, unlike_rates
@@ -63,23 +63,13 @@ def run_evaluation(settings: EvaluationSettings) -> Results | None:
 
 
 def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
-    measures = _build(settings, state)  # weights that are missing are reported before anything is decoded
+    measures = build(settings, state)  # weights that are missing are reported before anything is decoded
     settings, trained_on, warnings = on_main(state, lambda: fit_to_training(settings))
-    sides = on_main(state, lambda: _choose_sides(settings))
-    real, fake = sides["clips"]
-    # by the extractors' names: FID and IS share one
-    extractors = {measure.extractor.identity["name"]: measure.extractor for measure in measures.values()}
-    extractors.setdefault("pixel", PixelExtractor())  # finds black clips and copies
+    reals, fakes = on_main(state, lambda: (choose_real(settings), choose_generated(settings)))
+    real, fake = reals["clips"], fakes["clips"]
     scratch = settings.out / ".features"
-    real_features: dict[str, Features] = {}
-    fake_features: dict[str, Features] = {}
-    for kind, (of_real, of_fake) in sides.items():
-        mine = {name: e for name, e in extractors.items() if (name in BY_FRAME) == (kind == "frames")}
-        if len(sides) == 1:
-            mine = extractors
-        share = {"state": state, "batch_size": settings.batch_size * settings.frames // of_real.frames}
-        real_features |= extract(of_real, mine, settings.cache, label="real", **share)
-        fake_features |= extract(of_fake, mine, scratch, label="generated", **share)
+    of_real = extract_side(settings, reals, measures, state, folder=settings.cache, label="real")
+    of_fake = extract_side(settings, fakes, measures, state, folder=scratch, label="generated")
     audited = None
     if settings.memorised is not None:
         # the features of the audit: I3D's where it was asked for, else the pyramid's
@@ -87,95 +77,124 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
         audited = audit(settings, fake, real, of_audit, state, scratch)
     if not state.is_main_process:
         return None
-    results = _compute(settings, measures, real_features, fake_features, sides)
+    results = start_results(settings, measures, reals, fakes)
+    for measure in measures.values():
+        name = measure.extractor.identity["name"]
+        halves = between_halves(measure, of_real[name], settings.seed)
+        again = bootstrap(measure, of_real[name], [of_fake[name]], settings.bootstrap, settings.seed)
+        results.add(measure, of_real[name], of_fake[name], halves, again[0])
     results.memorisation = audited
     results.protocol["trained_on"] = trained_on
     with building():
-        warnings += degenerate(real, fake, real_features["pixel"], fake_features["pixel"])
-    if settings.protocol != STYLEGAN_V:  # whose interval is 1, whatever the rates
-        warnings += unlike_rates(trained_on, real, fake)
-    results.warnings = list(dict.fromkeys([*warnings, *caveats(settings, real, fake, results)]))
+        warnings += warn(settings, reals, fakes, of_real, of_fake, trained_on, results)
+    results.warnings = list(dict.fromkeys(warnings))
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     with building():
         results.write(settings.out)
-        write_sheet(settings.out / "contact-sheet.png", real, fake)
+        write_sheet(settings.out / SHEET_NAME, real, fake)
         if results.distances:  # the Inception Score and Frame Consistency have none
             draw_distances(settings.out / "distances.png", results.distances)
         if "motion" in measures:
-            draw_motion(settings.out / "motion.png", real_features["motion"], fake_features["motion"])
+            moving = {"real": of_real["motion"], "generated": of_fake["motion"]}
+            draw_motion(settings.out / "motion.png", moving)
     shutil.rmtree(scratch, ignore_errors=True)
     return results
 
 
-def _choose_sides(settings: EvaluationSettings) -> dict[str, tuple[ClipSet, ClipSet]]:
-    """Return the real and the generated clips, and "frames" where the protocol has other sets for these."""
+def choose_real(settings: EvaluationSettings) -> dict[str, ClipSet]:
+    """Return the real "clips", and "frames" where the protocol has another set for these.
+
+    Raises `BadInput` for a folder without enough of them, as `choose_generated` does.
+    """
     if settings.protocol == STYLEGAN_V:
-        sides = stylegan_v.choose_sides(settings)
+        side = stylegan_v.choose_side(settings, settings.real, generated=False)
     else:
-        of_fake = {"interval": 1, "rate": None, "crop": crop_of_generated(settings.crop)}
-        of_real, of_generated = settings.clips
-        real = settings.choose(settings.real, of_real)
-        sides = {"clips": (real, settings.choose(settings.fake, of_generated, **of_fake))}
-    for clips in chain(*sides.values()):
-        require_enough(clips)
-    return sides
+        side = {"clips": settings.choose(settings.real, settings.clips[0])}
+    return {kind: require_enough(clips) for kind, clips in side.items()}
 
 
-def _build(settings: EvaluationSettings, state: PartialState) -> dict[str, Measure]:
+def choose_generated(settings: EvaluationSettings) -> dict[str, ClipSet]:
+    """Return the generated clips, and frames, as `choose_real` does the real ones."""
+    if settings.protocol == STYLEGAN_V:
+        side = stylegan_v.choose_side(settings, settings.fake, generated=True)
+    else:
+        read = {"interval": 1, "rate": None, "crop": crop_of_generated(settings.crop)}
+        side = {"clips": settings.choose(settings.fake, settings.clips[1], **read)}
+    return {kind: require_enough(clips) for kind, clips in side.items()}
+
+
+def kind_of(side: Mapping[str, ClipSet], extractor: str) -> str:
+    """Return which of a side's sets, "clips" or "frames", the extractor of this name sees."""
+    return "frames" if extractor in BY_FRAME and "frames" in side else "clips"
+
+
+def extract_side(
+    settings: EvaluationSettings,
+    side: Mapping[str, ClipSet],
+    measures: Mapping[str, Measure],
+    state: PartialState,
+    *,
+    folder: Path,
+    label: str,
+) -> dict[str, Features]:
+    """Return a side's features by the extractors' names, of "pixel" always; FID and IS share one."""
+    extractors = {measure.extractor.identity["name"]: measure.extractor for measure in measures.values()}
+    extractors.setdefault("pixel", PixelExtractor())  # finds black clips and copies
+    features: dict[str, Features] = {}
+    for kind, clips in side.items():
+        mine = {name: one for name, one in extractors.items() if kind_of(side, name) == kind}
+        at_once = settings.batch_size * settings.frames // clips.frames
+        features |= extract(clips, mine, folder, state, batch_size=at_once, label=label)
+    return features
+
+
+def warn(
+    settings: EvaluationSettings,
+    reals: Mapping[str, ClipSet],
+    fakes: Mapping[str, ClipSet],
+    of_real: Mapping[str, Features],
+    of_fake: Mapping[str, Features],
+    trained_on: dict[str, Any],
+    results: Results,
+) -> list[str]:
+    """Return what a reader of one generated set's figures must be told, the gravest first."""
+    real, fake = reals["clips"], fakes["clips"]
+    warnings = degenerate(real, fake, of_real["pixel"], of_fake["pixel"])
+    if settings.protocol != STYLEGAN_V:  # whose interval is 1, whatever the rates
+        warnings += unlike_rates(trained_on, real, fake)
+    return warnings + caveats(settings, real, fake, results)
+
+
+def build(settings: EvaluationSettings, state: PartialState) -> dict[str, Measure]:
+    """Return the measures by name. Raises `BadInput` for weights that are missing or do not fit."""
     measures: dict[str, Measure] = {}
 
-    def build() -> None:
+    def fill() -> None:
         measures.update(build_measures(settings.metrics, settings.weights, state.device, settings.flow))
         for measure in measures.values():
             measure.extractor.rows(settings.frames)
             if settings.protocol == STYLEGAN_V:
                 measure.population = True
 
-    on_main(state, build)
+    on_main(state, fill)
     if not measures:
-        build()  # the main process has fetched the weights by now
+        fill()  # the main process has fetched the weights by now
     return measures
 
 
-def _compute(
+def start_results(
     settings: EvaluationSettings,
     measures: Mapping[str, Measure],
-    real: Mapping[str, Features],
-    fake: Mapping[str, Features],
-    sides: Mapping[str, tuple[ClipSet, ClipSet]],
+    reals: Mapping[str, ClipSet],
+    fakes: Mapping[str, ClipSet],
 ) -> Results:
+    """Return results without figures: the protocol, and what is known of both sides' clips."""
     sets = {}
-    for kind, pair in sides.items():
+    for kind in reals:
         more = "" if kind == "clips" else f" {kind}"
-        sets |= {
-            f"{name}{more}": side.facts() for name, side in zip(("real", "generated"), pair, strict=True)
-        }
-    results = Results(_protocol(settings, measures), sets, corpus=settings.corpus)
-    for measure in measures.values():
-        name = measure.extractor.identity["name"]
-        values = measure.compare(real[name], fake[name])
-        halves = between_halves(measure, real[name], settings.seed)
-        again = bootstrap(measure, real[name], fake[name], settings.bootstrap, settings.seed)
-        for figure in measure.distances:
-            value = values[figure.key]
-            interval = spread(value, again.get(figure.key, []), least=0.0)
-            results.distances[figure.key] = Distance(
-                figure.title, figure.unit, value, halves.get(figure.key), interval
-            )
-        of_real, of_fake = measure.describe(real[name]), measure.describe(fake[name])
-        for figure in measure.scores:
-            key = figure.key
-            results.scores[key] = Score(
-                figure.title,
-                figure.unit,
-                figure.better,
-                of_real[key],
-                of_fake[key],
-                spread(of_real[key], again.get(("real", key), [])),
-                spread(of_fake[key], again.get(("generated", key), [])),
-            )
-    return results
+        sets |= {f"real{more}": reals[kind].facts(), f"generated{more}": fakes[kind].facts()}
+    return Results(_protocol(settings, measures), sets, corpus=settings.corpus)
 
 
 def _protocol(settings: EvaluationSettings, measures: Mapping[str, Measure]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ prepared as JPEG files. Covariances are divided by n.
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -47,19 +48,15 @@ LANCZOS_JPEG = Resize(
 )
 
 
-def choose_sides(settings: EvaluationSettings) -> dict[str, tuple[ClipSet, ClipSet]]:
-    """Return the real and generated "clips" of FVD and, as clips of one frame, the "frames" of FID and IS.
+def choose_side(settings: EvaluationSettings, root: str | Path, *, generated: bool) -> dict[str, ClipSet]:
+    """Return one side's "clips" of FVD and, as clips of one frame, its "frames" of FID and IS.
 
     Raises `BadInput` with one sentence if there is no folder or no usable clip in it.
     """
-    real, fake = settings.real, settings.fake
-    windows = {"stride": 1, "pick": Pick.RANDOM, "resize": LANCZOS_JPEG}
-    first = windows | {"pick": Pick.FIRST}
-    sides = {
-        "clips": (settings.choose(real, MAX_CLIPS, **windows), settings.choose(fake, MAX_CLIPS, **first))
-    }
+    windows = {"stride": 1, "resize": LANCZOS_JPEG}
+    pick = Pick.FIRST if generated else Pick.RANDOM
+    side = {"clips": settings.choose(root, MAX_CLIPS, **windows, pick=pick)}
     if {"fid", "is"} & set(settings.metrics):
-        every = windows | {"frames": 1, "pick": Pick.EVERY}
-        generated = settings.choose(fake, MAX_GENERATED_FRAMES, **every)
-        sides["frames"] = settings.choose(real, None, **every), generated
-    return sides
+        count = MAX_GENERATED_FRAMES if generated else None
+        side["frames"] = settings.choose(root, count, **windows, frames=1, pick=Pick.EVERY)
+    return side

@@ -39,7 +39,7 @@ def test_options_are_the_settings() -> None:
     """Names, and the defaults that the help promises, are those of the settings."""
     actions = {a.dest: a for a in evaluate.make_parser()._actions if a.dest != "help"}
     settings = {field.name: field for field in fields(EvaluationSettings)}
-    assert set(actions) == set(settings) | {"vae"}
+    assert set(actions) == set(settings) | {"vae", "names", "dry_run"}
     assert {field.name for field in fields(VaeSettings)} == evaluate.OF_A_VAE
     for name, field in settings.items():
         promised = re.search(r"\(default: (.*)\)", actions[name].help)

@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from itertools import islice
@@ -73,6 +73,7 @@ class ClipSet:
     crop: Crop
     resize: Resize = RESIZE
     by_time: float | None = None
+    pick: Pick = Pick.DRAWN
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -99,6 +100,20 @@ class ClipSet:
             time_limit=CLIP_TIME_LIMIT_S,
             resize=self.resize.apply,
         )
+
+    def reduced_to(self, count: int | None) -> ClipSet:
+        """Return the clips that `choose_clips` chooses from the same folder with another, smaller `count`."""
+        if self.pick is not Pick.DRAWN:
+            return replace(self, clips=self.clips[:count])
+        every = [(source, window.start) for source in self.report.usable for window in source.windows]
+        order = np.random.default_rng(self.seed).permutation(len(every))
+        return replace(self, clips=tuple(every[i] for i in np.sort(order[:count])))
+
+    @property
+    def videos(self) -> np.ndarray:
+        """The number of each clip's video, from 0 on: int (clips,)."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(source.source.name, len(numbers)) for source, _ in self.clips])
 
     def read_ahead(self, indices: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield (indices, clips uint8 (B, F, H, W, 3)) batch by batch; a few clips are decoded ahead."""
@@ -206,18 +221,16 @@ def choose_clips(
     report = check_folder(root, frames=frames, clip_stride=stride, crop=crop, **pace)
     report.require_clips()
     random = np.random.default_rng(seed)
-    everything: list[tuple[SourceReport, int]] = []
+    clips: list[tuple[SourceReport, int]] = []
     for source in report.usable:
         starts = [window.start for window in source.windows]
         if pick is Pick.FIRST:
             starts = starts[:1]
         elif pick is Pick.RANDOM:
             starts = [starts[random.integers(len(starts))]]
-        everything += [(source, start) for start in starts]
-    order = random.permutation(len(everything)) if pick is Pick.DRAWN else np.arange(len(everything))
-    clips = tuple(everything[i] for i in np.sort(order[:count]))
-    of_clips = frames, interval, height_width(size), seed, crop, resize, rate
-    return ClipSet(Path(root), report, clips, len(everything), *of_clips)
+        clips += [(source, start) for start in starts]
+    of_clips = frames, interval, height_width(size), seed, crop, resize, rate, pick
+    return ClipSet(Path(root), report, tuple(clips), len(clips), *of_clips).reduced_to(count)
 
 
 def _digest(source: Source) -> str:

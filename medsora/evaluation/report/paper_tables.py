@@ -39,11 +39,11 @@ ENDORA_TABLE_1 = {
 ENDORA_METRICS = {key: title for key, title in TABLE_2_METRICS.items() if key != "cd_fvd"}
 
 
-def paper_tables(figures: Mapping[str, float], corpus: str | None, row: str, *, published: bool) -> str:
-    """Return the paper's tables in Markdown, with this run's row `row` below the paper's.
+def paper_tables(rows: Mapping[str, Mapping[str, float]], corpus: str | None, *, published: bool) -> str:
+    """Return the paper's tables in Markdown, with this run's `rows`, figures by name, below the paper's.
 
-    Only the columns of `corpus`, and of the metrics among `figures` (this run's values by key: `fvd`,
-    `cd_fvd`, `fid`, `inception_score`, `frame_consistency`); empty without a corpus or such a metric.
+    Only the columns of `corpus`, and of the metrics that every row has (values by key: `fvd`, `cd_fvd`,
+    `fid`, `inception_score`, `frame_consistency`); empty without a corpus or such a metric.
     `published` adds the values of Endora's paper, which the protocol stylegan-v gave.
     """
     if corpus is None:
@@ -53,15 +53,16 @@ def paper_tables(figures: Mapping[str, float], corpus: str | None, row: str, *, 
         tables.append(("Endora's Table 1", ENDORA_TABLE_1, ENDORA_METRICS))
     lines = []
     for title, values, metrics in tables:
-        measured = [key for key in metrics if key in figures]
+        measured = [key for key in metrics if all(key in figures for figures in rows.values())]
         if not measured:
             continue
         first = list(CORPORA).index(corpus) * len(metrics)
         columns = [first + list(metrics).index(key) for key in measured]
-        rows = [(name, [numbers[column] for column in columns]) for name, numbers in values.items()]
-        ours = [figures[key] * (100 if metrics is TABLE_3_METRICS else 1) for key in measured]
+        theirs = [(name, [numbers[column] for column in columns]) for name, numbers in values.items()]
+        scale = 100 if metrics is TABLE_3_METRICS else 1
+        ours = [(name, [figures[key] * scale for key in measured]) for name, figures in rows.items()]
         head = ["Method", *(metrics[key] for key in measured)]
-        lines += [f"### {title}: {CORPORA[corpus]}", "", *table(head, [*rows, (row, ours)]), ""]
+        lines += [f"### {title}: {CORPORA[corpus]}", "", *table(head, [*theirs, *ours]), ""]
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from medsora.data.sheet import contact_sheet, save_image
@@ -16,6 +17,9 @@ from medsora.evaluation.report.results import Distance
 from medsora.runtime.files import written_beside
 
 SHEET_CLIPS, SHEET_FRAMES = 6, 8
+ROW_CLIPS, ROW_FRAMES = 3, 3  # of a comparison's sheet
+MIN_STILL_SHARE = 0.005  # of the pixels, below the first speed that is drawn, to be named in the legend
+TAB10 = [f"C{number}" for number in range(10)]  # C0 is the real set's blue
 COLOURS = {"real": "#4c78a8", "generated": "#e4572e"}
 
 
@@ -28,20 +32,42 @@ def write_sheet(path: Path, real: ClipSet, fake: ClipSet) -> None:
     save_image(path, contact_sheet(rows, columns=SHEET_FRAMES))
 
 
-def draw_motion(path: Path, real: Features, fake: Features) -> None:
-    """Draw how fast and where to the pixels of both sets move."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+def write_comparison_sheet(path: Path, sets: Mapping[str, ClipSet]) -> None:
+    """Write one row for each set, by name: first, middle and last frame of a few evenly picked clips."""
+    rows = []
+    for name, clips in sets.items():
+        picks = np.linspace(0, len(clips) - 1, min(ROW_CLIPS, len(clips))).round().astype(int)
+        moments = np.linspace(0, clips.frames - 1, min(ROW_FRAMES, clips.frames)).round().astype(int)
+        frames = np.concatenate([clips.read(int(i))[moments] for i in picks])
+        rows.append((f"{name}: {', '.join(clips.name(i) for i in picks)}", frames))
+    save_image(path, contact_sheet(rows, columns=ROW_CLIPS * ROW_FRAMES))
+
+
+def draw_motion(path: Path, sets: Mapping[str, Features]) -> None:
+    """Draw how fast and where to the pixels of the sets move, each by its name; the first is the real one."""
+    figure = Figure(figsize=(9, 3.6 + 0.2 * max(len(sets) - 2, 0)), layout="constrained")
     speed_axes = figure.add_subplot(1, 2, 1)
     compass = figure.add_subplot(1, 2, 2, projection="polar")
     angles = (np.arange(DIRECTIONS) + 0.5) / DIRECTIONS * 2 * np.pi - np.pi
-    for name, features in (("real", real), ("generated", fake)):
+    colours = dict(zip(sets, [*COLOURS.values()], strict=False))
+    if len(sets) > len(COLOURS):
+        shades = (
+            TAB10[1:] if len(sets) <= len(TAB10) else colormaps["turbo"](np.linspace(0, 1, len(sets) - 1))
+        )
+        colours = dict(zip(sets, [COLOURS["real"], *shades], strict=False))
+    for number, (name, features) in enumerate(sets.items()):
         speeds, directions = MotionMeasure.histograms(features)
-        speed_axes.stairs(speeds[1:], SPEEDS[1:], label=name, color=COLOURS[name], fill=True, alpha=0.4)
-        compass.plot(np.append(angles, angles[0]), np.append(directions, directions[0]), color=COLOURS[name])
+        filled = {"fill": True, "alpha": 0.4} if number == 0 or len(sets) == 2 else {"baseline": None}
+        still = f", {speeds[0]:.0%} still" if len(sets) > 2 and speeds[0] >= MIN_STILL_SHARE else ""
+        speed_axes.stairs(speeds[1:], SPEEDS[1:], label=name + still, color=colours[name], **filled)
+        compass.plot(np.append(angles, angles[0]), np.append(directions, directions[0]), color=colours[name])
     speed_axes.set(
         xscale="log", xlabel="flow magnitude, px per frame", ylabel="share of pixels", title="speed"
     )
-    speed_axes.legend()
+    if len(sets) > len(COLOURS):
+        figure.legend(loc="outside lower center", ncols=4, fontsize="small")
+    else:
+        speed_axes.legend()
     compass.set(theta_direction=-1, yticklabels=[], title="direction, weighted by speed (as in the picture)")
     _save(figure, path)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medsora.evaluation.bootstrap import Spread
+from medsora.evaluation.bootstrap import Spread, spread
+from medsora.evaluation.features.feature_store import Features
+from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.report.paper_tables import PAPER_PROTOCOL, number_text, paper_tables
 from medsora.evaluation.settings import STYLEGAN_V
 from medsora.evaluation.stylegan_v import MAX_GENERATED_FRAMES
@@ -60,9 +63,38 @@ class Results:
         scores = {key: score.generated for key, score in self.scores.items()}
         return {key: distance.value for key, distance in self.distances.items()} | scores
 
+    def add(
+        self,
+        measure: Measure,
+        real: Features,
+        fake: Features,
+        halves: Mapping[str, float],
+        replicates: Mapping[Any, list[float]],
+    ) -> None:
+        """Add a measure's figures of two sets, with the intervals that `replicates` give (`bootstrap`)."""
+        values = measure.compare(real, fake)
+        for figure in measure.distances:
+            value = values[figure.key]
+            interval = spread(value, replicates.get(figure.key, []), least=0.0)
+            self.distances[figure.key] = Distance(
+                figure.title, figure.unit, value, halves.get(figure.key), interval
+            )
+        of_real, of_fake = measure.describe(real), measure.describe(fake)
+        for figure in measure.scores:
+            key = figure.key
+            self.scores[key] = Score(
+                figure.title,
+                figure.unit,
+                figure.better,
+                of_real[key],
+                of_fake[key],
+                spread(of_real[key], replicates.get(("real", key), [])),
+                spread(of_fake[key], replicates.get(("generated", key), [])),
+            )
+
     def write(self, folder: Path) -> None:
         """Write both files. Raises `OSError` if the folder cannot be written."""
-        write_json(folder / "results.json", _without_nan(asdict(self)), ensure_ascii=False)
+        write_json(folder / "results.json", without_nan(asdict(self)), ensure_ascii=False)
         write_text(folder / "results.md", self.markdown())
 
     def markdown(self, *, notes: bool = True) -> str:
@@ -104,10 +136,14 @@ class Results:
         if self.memorisation:
             lines += ["", "## Memorisation", "", *self.memorisation["sentences"]]
         row = f"this run ({sets['generated']['clips_used']} clips)"
-        published = protocol["name"] == STYLEGAN_V
-        if tables := paper_tables(self.figures(), self.corpus, row, published=published):
-            lines += ["", "## Beside the paper", "", self._comparability(), "", tables]
+        lines += self.beside_the_paper({row: self.figures()})
         return "\n".join([*lines, ""])
+
+    def beside_the_paper(self, rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Return the lines of the paper's tables with rows of figures below; none without a corpus."""
+        published = self.protocol["name"] == STYLEGAN_V
+        tables = paper_tables(rows, self.corpus, published=published)
+        return ["", "## Beside the paper", "", self._comparability(), "", tables] if tables else []
 
     def _comparability(self) -> str:
         published = self.protocol["name"] == STYLEGAN_V
@@ -143,12 +179,12 @@ def _spread_cells(spread: Spread | None) -> list[str]:
     return [f"{number_text(spread.low)} … {number_text(spread.high)}", number_text(spread.bias)]
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN; an undefined figure is null."""
+def without_nan(value: Any) -> Any:
+    """Return `value` with null for what is undefined: JSON has no NaN."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return value
