@@ -207,7 +207,7 @@ class _Budget:
         finally:
             if alone:
                 fcntl.lockf(self.lock, fcntl.LOCK_UN)
-            self._own.depth -= 1
+            self._own.depth = max(0, getattr(self._own, "depth", 0) - 1)  # a forgotten reader ends anywhere
             with self._changed:
                 self._free += taken
                 self._changed.notify_all()
