@@ -11,7 +11,7 @@ from medsora.config.switches import check_switches
 from medsora.errors import BadInput
 from medsora.vae.shapes import FRAMES_PER_CHUNK
 
-RUN_NAME = re.compile(r"\w[\w .,+=@-]{0,99}")
+FOLDER_NAME = re.compile(r"\w[\w .,+=@-]{0,99}")
 
 
 def check_config(config: Config, source: str) -> None:
@@ -36,11 +36,15 @@ def _restore_words(config: Config) -> None:
 
 def _check_forms(config: Config, source: str) -> None:
     """Check values whose rule is neither a choice nor a range, or needs a sentence of its own."""
-    if not RUN_NAME.fullmatch(config.run.name):
-        raise BadInput(
-            f"{source}: run.name is {config.run.name!r} but must be one folder's name: a letter or digit "
-            "first, no slashes; the place is run.dir."
-        )
+    for key, name, place in (
+        ("run.name", config.run.name, "the place is run.dir"),
+        ("tracking.project", config.tracking.project, "TensorBoard's curves lie in it, in the run's folder"),
+    ):
+        if not FOLDER_NAME.fullmatch(name):
+            raise BadInput(
+                f"{source}: {key} is {name!r} but must be one folder's name: a letter or digit first, no "
+                f"slashes; {place}."
+            )
     for key, value in config.denoiser.overrides.items():
         if isinstance(value, int) and not isinstance(value, bool) and not 0 < value <= MAX_SIDE_PX:
             raise BadInput(f"{source}: denoiser.overrides.{key} is {value} but must be 1 to {MAX_SIDE_PX}.")

@@ -526,7 +526,9 @@ class TrackingConfig:
     trackers: list[str] = key(
         ["tensorboard"], "Trackers to report to; wandb and trackio are extras.", choices=TRACKERS, resume=FREE
     )
-    project: str = key("medsora", "Project name in wandb and trackio.", resume=FREE)
+    project: str = key(
+        "medsora", "Project name in the trackers: one folder name, without slashes.", resume=FREE
+    )
 
 
 @dataclass

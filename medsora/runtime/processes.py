@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import PartialState
@@ -64,6 +65,7 @@ def share_of(state: PartialState, count: int) -> list[int]:
 
 BEAT_S = 2.0
 SILENT_S = 45.0
+STORE_LIMIT_S = 10.0  # for an answer of the main process
 LONGEST_WAIT = datetime.timedelta(hours=6)  # for the main process's part of the work
 BATCH_TIME_LIMIT_S = 600.0  # for a loader's worker; a clip that is hard to decode is given up long before
 GO_ON = "what was saved before is whole, so start the same command again"
@@ -79,12 +81,14 @@ class Heartbeat(threading.Thread):
         self.store, self.rank, self.silent_s = store, rank, silent_s
         self.heard = {other: (0, 0) for other in range(processes) if other != rank}  # its count, beats missed
         self.parted = False
+        self._leaving = threading.Event()
 
     def run(self) -> None:
         """Beat and listen until another process is silent; then say so and end this one."""
-        while not (silent := self._silent()) and not self.parted:
-            time.sleep(BEAT_S)
-        if self.parted:
+        while not (silent := self._silent()):
+            if self._leaving.wait(BEAT_S):
+                return
+        if self._leaving.is_set():
             return
         if self.rank == min({self.rank, *self.heard} - set(silent)):
             print(
@@ -100,9 +104,16 @@ class Heartbeat(threading.Thread):
             return False
         return True
 
+    def stop(self) -> None:
+        """End the thread: an interpreter that ends while one is inside the store aborts the process."""
+        self._leaving.set()
+        if self.is_alive():
+            self.join(STORE_LIMIT_S + BEAT_S)
+
     def part(self) -> None:
         """Let the others know that this process has done its work, so that they do not miss it."""
         self.parted = True
+        self.stop()
         with suppress(DistError, RuntimeError):  # the main process, and its store, may have left before
             self.store.add(f"parted/{self.rank}", 1)
 
@@ -133,13 +144,14 @@ def start_heartbeat(silent_s: float = SILENT_S) -> None:
     state = PartialState()
     if state.num_processes == 1 or _heartbeats:
         return
-    host, limit = os.environ.get("MASTER_ADDR", "localhost"), datetime.timedelta(seconds=10)
+    host, limit = os.environ.get("MASTER_ADDR", "localhost"), datetime.timedelta(seconds=STORE_LIMIT_S)
     options = {"timeout": limit, "wait_for_workers": False}
     store = TCPStore(host, 0, is_master=True, **options) if state.is_main_process else None
     (port,) = broadcast_object_list([store.port if store else None])
     store = store or TCPStore(host, port, is_master=False, **options)
     _heartbeats.append(Heartbeat(store, state.process_index, state.num_processes, silent_s))
     _heartbeats[0].start()
+    atexit.register(_heartbeats[0].stop)
 
 
 def part() -> None:
@@ -168,8 +180,16 @@ def check_agreement(what: dict[str, Any]) -> None:
                 mine = PartialState().process_index
                 raise BadInput(
                     f"process {rank} has another {key} than process {mine} ({other[key]} and {value}); "
-                    "give all machines the same command, configuration and data."
+                    "give all machines the same command, configuration and data, with absolute paths."
                 )
+
+
+def check_same_places(**places: str | Path) -> None:
+    """Raise `BadInput` in every process unless each of `places` is one for all of them.
+
+    A path that is not absolute is another one on a machine with another working folder.
+    """
+    check_agreement({f"{name} folder": os.path.abspath(place) for name, place in places.items()})
 
 
 def _why_lost(error: RuntimeError) -> str | None:

@@ -105,7 +105,8 @@ def check_same_run(run: RunFolder, config: Config, clips: ClipDataset) -> None:
     names = [(clips.videos[video].source.name, window.start) for video, window in clips.windows]
     check_agreement(
         {
-            "run folder": str(run.path),
+            "run folder": os.path.abspath(run.path),
+            "cache folder": os.path.abspath(config.cache.dir) if config.cache.latents == "disk" else None,
             "configuration": _short_digest(config_to_dict(config)),
             "number of clips": len(clips),
             "list of clips": _short_digest(names),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from medsora.data.clips import ClipDataset
+from medsora.data.reading.memory import share_with_loaders
 from medsora.runtime.malloc import hand_back_freed_memory
 from medsora.runtime.processes import BATCH_TIME_LIMIT_S
 from medsora.training.schedule import SampleKey, StepBatches
@@ -37,6 +42,11 @@ class TimedBatches:
         workers: int,
         collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
     ) -> None:
+        self._kept = ExitStack()
+        start = None
+        if workers:
+            folder = self._kept.enter_context(tempfile.TemporaryDirectory(prefix="medsora-loaders-"))
+            start = partial(_quiet_worker, Path(folder, "lock"), workers)
         self.loader = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -44,7 +54,7 @@ class TimedBatches:
             timeout=BATCH_TIME_LIMIT_S if workers else 0,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_quiet_worker if workers else None,
+            worker_init_fn=start,
         )
         self.batches: Iterator[dict[str, Any]] = iter(self.loader)
         self._waited_s = 0.0
@@ -65,6 +75,7 @@ class TimedBatches:
             for worker in workers:
                 worker.kill()
                 worker.join()
+            self._kept.close()
 
     def next(self) -> dict[str, Any]:
         """Return the next micro-batch."""
@@ -79,10 +90,11 @@ class TimedBatches:
         return seconds
 
 
-def _quiet_worker(worker: int) -> None:
+def _quiet_worker(memory_lock: Path, workers: int, worker: int) -> None:
     """One thread, and no signals: Ctrl-C reaches all, but the loop still needs batches to finish its step."""
     torch.set_num_threads(1)
     hand_back_freed_memory()
+    share_with_loaders(memory_lock, workers)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

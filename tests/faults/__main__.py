@@ -46,6 +46,13 @@ def main() -> int:
     reads.add_argument("--times", type=int, default=100, metavar="N", help="for each stage (default: 100)")
     reads.add_argument("--seed", type=int, default=0, help="decides which reads (default: 0)")
 
+    disks = commands.add_parser("full-disk", help="disks that are full in the midst of a command")
+    disks.add_argument("--times", type=int, default=20, metavar="N", help="for each command (default: 20)")
+    disks.add_argument("--seed", type=int, default=0, help="decides their sizes (default: 0)")
+
+    machines = commands.add_parser("two-machines", help="two torchrun agents; one of them is killed")
+    machines.add_argument("--only", nargs="+", choices=("kill", "commands"), default=["kill", "commands"])
+
     several = commands.add_parser("together", help="several processes as one run: they die, hang, disagree")
     several.add_argument("--processes", type=int, default=2, help="(default: 2)")
     several.add_argument("--only", nargs="+", metavar="SCENARIO", help="see tests/faults/together.py")
@@ -81,6 +88,14 @@ def main() -> int:
         from tests.faults.surroundings.failed_reads import fail_reads
 
         return fail_reads(options)
+    if options.command == "full-disk":
+        from tests.faults.surroundings.full_disk import fill_disks
+
+        return fill_disks(options)
+    if options.command == "two-machines":
+        from tests.faults.surroundings.two_machines import try_two_machines
+
+        return try_two_machines(options)
     if options.command == "together":
         from tests.faults.together import try_together
 

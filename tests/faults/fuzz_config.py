@@ -1,4 +1,4 @@
-"""Mutated configurations against the config loader: text as well as structure."""
+"""Mutated configurations against the config loader: text, structure, and names that lead elsewhere."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from medsora.config.load import config_to_dict, load_config
-from medsora.config.schema import Config
+from medsora.config.load import OUTPUTS, config_to_dict, load_config
+from medsora.config.schema import Config, all_keys
 from medsora.errors import BadInput
 from tests.faults.guarded import report, try_all
 from tests.faults.mutate import ODD_VALUES, mutate_bytes, mutate_tree
@@ -47,7 +47,7 @@ def attempt(number: int, seed: int, texts: dict[str, str], trees: dict[str, Any]
     draw = random.Random(f"{seed}/{number}")
     name = draw.choice(sorted(texts))
     kind = draw.random()
-    overrides = []
+    overrides, own_place = [], True
     if kind < 0.3:
         text = mutate_bytes(texts[name].encode(), draw)
     elif kind < 0.31:
@@ -57,8 +57,8 @@ def attempt(number: int, seed: int, texts: dict[str, str], trees: dict[str, Any]
         text = yaml.dump(tree, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)).encode()
     else:
         text = texts[name].encode()
-        section, values = draw.choice(sorted(config_to_dict(Config()).items()))
-        overrides = [f"{section}.{draw.choice(sorted(values))}={draw.choice(ODD_VALUES)}"]
+        key = draw.choice(sorted(all_keys()))
+        overrides, own_place = [f"{key}={draw.choice(ODD_VALUES)}"], key not in OUTPUTS
     path = folder / f"mutated-{os.getpid()}.yaml"
     path.write_bytes(text)
     try:
@@ -69,4 +69,14 @@ def attempt(number: int, seed: int, texts: dict[str, str], trees: dict[str, Any]
         )
         raise
     assert isinstance(config, Config)
+    if own_place:  # nobody typed another one
+        for place in outputs(config):
+            assert Path.cwd() in Path(os.path.abspath(place)).parents, f"{place} lies elsewhere"
     return "past YAML, accepted"
+
+
+def outputs(config: Config) -> list[Path]:
+    """Return the folders that a run of `config` writes, TensorBoard's among them."""
+    runs = [config.vae_dir, config.dit_dir]
+    logs = [run / "tensorboard" / config.tracking.project for run in runs]
+    return [*runs, *logs, Path(config.cache.dir, "latents-0"), Path(f"{config.phantom.folder}-1")]

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medsora.data.checking.scan import scan_source
+from medsora.data.checking.scan import CHECK_FAILS, scan_source
 from medsora.data.reading.decoding import UnreadableVideo, VideoReader
 from medsora.data.reading.find import Source
 from medsora.data.reading.frame_folder import read_image
 from medsora.data.reading.video_io import read_frames
 from tests.faults.guarded import report, try_all
-from tests.faults.mutate import mutate_boxes, mutate_bytes
-from tests.support.video_files import encode_named, moving_frames
+from tests.faults.mutate import mutate_boxes, mutate_bytes, mutate_packets
+from tests.support.video_files import encode, encode_named, moving_frames
 
 VIDEOS = (
     "h264_b_frames.mp4",
@@ -33,6 +33,7 @@ VIDEOS = (
 )
 PICTURES = ("frame.png", "frame.jpg", "frame.bmp", "frame.tiff", "frame.webp")
 FRAMES, HEIGHT, WIDTH = 24, 48, 64
+LARGE, LARGE_SIDE, LARGE_FRAMES = "large.mp4", 2048, 4  # with as many reference frames as there can be
 
 
 def fuzz_video(inputs: int, seed: int) -> int:
@@ -49,6 +50,9 @@ def write_originals(folder: Path) -> list[Path]:
     videos = [encode_named(folder, name, frames) for name in VIDEOS]
     for name in PICTURES:
         Image.fromarray(frames[0]).save(folder / name)
+    still = np.zeros((LARGE_FRAMES, LARGE_SIDE, LARGE_SIDE, 3), np.uint8)
+    options = {"preset": "ultrafast", "x264-params": "ref=16:bframes=0:log-level=none"}
+    videos.append(encode(folder / LARGE, still, "libx264", "yuv444p", options))
     return videos + [folder / name for name in PICTURES]
 
 
@@ -57,14 +61,16 @@ def attempt(number: int, seed: int, originals: list[Path], folder: Path) -> str:
     draw = random.Random(f"{seed}/{number}")
     original = draw.choice(originals)
     content = original.read_bytes()
-    boxes = original.suffix in (".mp4", ".avi") and draw.random() < 0.5
-    mutated = mutate_boxes(content, draw) if boxes else mutate_bytes(content, draw)
+    by_structure = {".mp4": mutate_boxes, ".avi": mutate_boxes, ".ts": mutate_packets}
+    mutate = by_structure.get(original.suffix, mutate_bytes) if draw.random() < 0.5 else mutate_bytes
+    mutated = mutate(content, draw)
     path = folder / f"mutated-{os.getpid()}{original.suffix}"
     path.write_bytes(mutated)
     if original.name in PICTURES:
         assert read_image(path).dtype == np.uint8
         return "opened: the picture decodes"
     scan = scan_source(Source(path, path.name, False))
+    assert not (scan.problem or "").startswith(CHECK_FAILS), scan.problem
     if scan.problem:
         try:
             VideoReader(path).__exit__(None, None, None)

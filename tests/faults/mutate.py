@@ -106,6 +106,19 @@ def mutate_boxes(content: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
+def mutate_packets(content: bytes, draw: random.Random) -> bytes:
+    """Return an MPEG-TS file in which packets belong to other streams, here and there or from one on."""
+    data = bytearray(content)
+    packets = range(0, len(data) - 187, 188)
+    first, part = draw.choice(packets), draw.choice((0.01, 0.1, 1.0))
+    bit = 1 << draw.randrange(13)
+    for at in packets:
+        if at >= first and draw.random() < part:
+            pid = int.from_bytes(data[at + 1 : at + 3], "big") ^ bit
+            data[at + 1 : at + 3] = pid.to_bytes(2, "big")
+    return bytes(data)
+
+
 def _boxes(content: bytes, start: int, stop: int, *, big_endian: bool) -> list[tuple[int, int, int]]:
     """Return (start, size, header size) of every mp4 box or RIFF chunk, nested ones too."""
     found = []

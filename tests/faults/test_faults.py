@@ -72,9 +72,9 @@ def test_kills_and_several_processes() -> None:
 
 
 def test_reads_that_fail_rename_and_restart_nothing() -> None:
-    printed = faults("failed-reads; --times; 10")
+    printed = faults("failed-reads; --times; 4")
     assert re.search(r"vae: \d+ reads.*\ndit: \d+ reads", printed)
-    assert "failed reads: 20; renamed, restarted or lost: nothing" in printed
+    assert "failed reads: 8; renamed, restarted or lost: nothing" in printed
 
 
 def test_mutated_input_is_refused_in_a_sentence_or_read() -> None:

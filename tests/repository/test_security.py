@@ -29,8 +29,12 @@ from medsora.flow_prior.weights import read_weights
 from medsora.html_report import Section, write_report
 from medsora.saved.checkpoint import latest_checkpoint, save_checkpoint
 from medsora.saved.optimizer import read_tensors
+from medsora.training.accelerator import make_accelerator
+from medsora.training.run.folder import RunFolder
+from medsora.training.run.trackers import start_trackers
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.perceptual import PerceptualLoss
+from tests.support import tiny_training as tiny
 from tests.support.paths import ROOT
 from tests.support.video_files import encode, moving_frames
 
@@ -188,6 +192,10 @@ def test_a_manifest_that_points_outside(tmp_path: Path) -> None:
         ("run: {name: /somewhere}", "one folder's name"),
         ("run: {name: ..}", "one folder's name"),
         ('run: {name: ""}', "one folder's name"),
+        ("tracking: {project: /somewhere}", "one folder's name"),
+        ("tracking: {project: ../../elsewhere}", "one folder's name"),
+        ("tracking: {project: ..}", "one folder's name"),
+        ('tracking: {project: ""}', "one folder's name"),
         ('run: {name: "a\\nb"}', "plain text"),
         ("run: {name: '${oc.env:HOME}'}", "plain text"),
         ("run: {name: !!python/object/apply:os.system ['true']}", "cannot be read as YAML"),
@@ -213,6 +221,18 @@ def test_the_command_line_may_write_anywhere(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run: {name: mine}")
     config = load_config(tmp_path / "config.yaml", [f"run.dir={tmp_path}"])
     assert config.run_dir == tmp_path / "mine"
+
+
+def test_trackers_write_into_the_run_only(tmp_path: Path) -> None:
+    config = tiny.tiny_config(tmp_path, tmp_path / "clips", tracking__trackers=["tensorboard"])
+    accelerator = make_accelerator(config, "no", config.vae_dir)
+    before = set(tmp_path.rglob("*"))
+    run = RunFolder(config.vae_dir, config, "train_vae", accelerator)
+    start_trackers(accelerator, run, config)
+    accelerator.end_training()
+    written = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    assert any("tfevents" in path.name for path in written)
+    assert all(config.vae_dir in path.parents for path in written)
 
 
 # Names that are markup, or worse

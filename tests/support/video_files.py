@@ -94,6 +94,19 @@ def encode_named(folder: Path, name: str, frames: np.ndarray) -> Path:
     return encode(folder / name, frames, codec, pixel_format, options)
 
 
+def late_stream(path: Path, frames: np.ndarray, from_packet: int) -> Path:
+    """Write MPEG-TS whose packets belong to another stream, of which no table tells, from one picture on."""
+    content = bytearray(encode(path, frames, "mpeg2video", "yuv420p").read_bytes())
+    packets = range(0, len(content), 188)
+    pids = {at: int.from_bytes(content[at + 1 : at + 3], "big") & 0x1FFF for at in packets}
+    begins = [at for at in packets if pids[at] == 0x100 and content[at + 1] & 0x40]
+    for at in packets:
+        if at >= begins[from_packet] and pids[at] == 0x100:
+            content[at + 2] ^= 0x40
+    path.write_bytes(content)
+    return path
+
+
 def cut(path: Path, part: float) -> Path:
     """Keep the first `part` of a file's bytes."""
     content = path.read_bytes()

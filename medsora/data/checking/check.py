@@ -324,7 +324,8 @@ def check_folder(
         try:
             for source, scan in _scan_all(missing, threads):
                 scans[source] = scan
-                cache.put(source, scan)
+                if scan.is_lasting:
+                    cache.put(source, scan)
                 if on_progress:
                     on_progress(len(scans), len(found.sources))
                 if time.monotonic() - saved > SAVE_EVERY_S:

@@ -17,6 +17,7 @@ from medsora.data.checking.masks import MaskFinder
 from medsora.data.checking.timing import read_timing
 from medsora.data.reading.decoding import (
     AS_FLAGGED,
+    CANNOT_BE_READ,
     Interpretation,
     SeekPoint,
     UnreadableVideo,
@@ -39,6 +40,7 @@ SEEKABLE_BY_BYTE = {"mpegts", "mpeg"}  # containers whose packets can be read fr
 HARD_CUTS = ("hard cut", "hard cuts")
 MAX_FRAMES_NAMED = 5  # at which a shot begins
 MAX_SIZE_CHANGES = 0.1  # of a folder's pictures; where more change their size, they are no recording
+CHECK_FAILS = "its check fails, which MedSora's authors want to hear of"
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
 
@@ -78,6 +80,11 @@ class Scan:
     times_ms: tuple[int, ...] = ()
     stills: bool = False
 
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the next check will find the same: a read that fails tells nothing."""
+        return not (self.problem or "").startswith((CANNOT_BE_READ, CHECK_FAILS))
+
     def runs(self) -> list[tuple[int, int]]:
         """Return the stretches (start, stop) of consecutive frames that decode and are one shot.
 
@@ -95,7 +102,9 @@ def scan_source(source: Source) -> Scan:
     except UnreadableVideo as error:
         return Scan(problem=error.reason)
     except OSError as error:
-        return Scan(problem=f"cannot be read: {error.strerror or error}")
+        return Scan(problem=f"{CANNOT_BE_READ}: {error.strerror or error}")
+    except Exception as error:  # one file never ends the check of a folder
+        return Scan(problem=f"{CHECK_FAILS}: {type(error).__name__}: {error}")
 
 
 def _scan_file(path: Path, white: float | None = None) -> Scan:

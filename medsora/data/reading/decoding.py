@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -25,10 +26,16 @@ from av.video.reformatter import ColorRange, Colorspace, ColorTrc, Interpolation
 
 from medsora.data.reading.depth import to_eight_bits
 from medsora.data.reading.interlacing import Deinterlacer
+from medsora.data.reading.memory import (
+    MAX_DECODING_BYTES,
+    decoding_bytes_per_pixel,
+    decoding_memory,
+    granted_bytes,
+)
 from medsora.data.reading.orientation import UPRIGHT, Orientation, from_display_matrix
 
 MAX_SIDE = 16384  # pixels; a header that claims more is broken, and believing it would cost gigabytes
-MAX_PIXELS = 2**25  # 8K; a decoder holds a dozen such pictures at once, which must stay below a gigabyte
+MAX_PIXELS = 2**25  # 8K
 ONE_THREAD_PIXELS = 2**17  # starting threads takes longer than converting so few pixels
 SIZE_LIMIT = f"at most {MAX_SIDE} per side and {MAX_PIXELS // 10**6} million in all are read"
 STALL_S = 60.0  # opening a file, or reading its next packet, takes no longer, or it is given up
@@ -84,12 +91,32 @@ class Interpretation(NamedTuple):
 
 
 AS_FLAGGED = Interpretation()
+CANNOT_BE_READ = "cannot be read"
+
+
+def _says_its_file(method: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Let what PyAV raises in a method of `VideoReader`, which damage leads to any error, name the file."""
+
+    @wraps(method)
+    def guarded(self: VideoReader, *arguments: Any) -> np.ndarray:
+        try:
+            return method(self, *arguments)
+        except UnreadableVideo:
+            raise
+        except Exception as error:
+            raise UnreadableVideo(
+                self.path, f"a frame cannot be converted to pixels ({_words(error)})"
+            ) from error
+
+    return guarded
 
 
 class VideoReader:
     """The first video stream of one file; a context manager.
 
-    Raises `UnreadableVideo` on opening a file that holds no video or whose header cannot be believed.
+    Raises `UnreadableVideo` on opening a file that holds no video or whose header cannot be believed, or that
+    takes more memory to decode than there is for it (`medsora.data.reading.memory`); where others have taken
+    that, opening waits. Whatever error damage leads PyAV to ends the reading of this file only.
     `skipped_packets` and `stopped_by` tell afterwards what did not decode, `hidden_packets` how many an edit
     list hides from players, `key_positions` from which byte on the key frame of each time stamp lies.
     Decoding that takes longer than `time_limit` seconds raises `UnreadableVideo` too: no damage can make it
@@ -109,7 +136,6 @@ class VideoReader:
         self._orientation: Orientation | None = None  # until a frame tells it
         self._deinterlacer = Deinterlacer()
         self._sampler = VideoReformatter()  # keeps what it prepared for frames of one kind
-        self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.skipped_packets = self.hidden_packets = 0
         self.key_positions: dict[int, int] = {}
         self.stopped_by: str | None = None
@@ -122,14 +148,19 @@ class VideoReader:
                 options={"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)},
                 timeout=STALL_S,
             )
-        except av.FFmpegError as error:
+        except Exception as error:
             raise UnreadableVideo(self.path, why_unopenable(self.path, error)) from error
         try:
             self.stream = self._believable_stream()
             self._pixel_aspect = self._believable_pixel_aspect()
-        except BaseException:
+            self._memory = decoding_memory(self._bounded_bytes())
+            self._memory.__enter__()
+        except BaseException as error:
             self.container.close()
-            raise
+            if isinstance(error, UnreadableVideo) or not isinstance(error, Exception):
+                raise
+            raise UnreadableVideo(self.path, why_unopenable(self.path, error)) from error
+        self.deadline = None if time_limit is None else time.monotonic() + time_limit
 
     def _believable_stream(self) -> av.VideoStream:
         names = set(self.container.format.name.split(","))
@@ -146,6 +177,21 @@ class VideoReader:
                 self.path, f"its header claims frames of {width}x{height} pixels; {SIZE_LIMIT}"
             )
         return stream
+
+    def _bounded_bytes(self) -> int:
+        """Return what decoding may take, and keep the decoder from pictures that would take more."""
+        context = self.stream.codec_context
+        width, height, of_a_pixel = context.width, context.height, decoding_bytes_per_pixel(context)
+        needed = round(width * height * of_a_pixel)
+        if needed > MAX_DECODING_BYTES:
+            raise UnreadableVideo(
+                self.path,
+                f"its header asks for {needed // 2**20} MiB to decode frames of {width}x{height} pixels, "
+                f"more than the {MAX_DECODING_BYTES // 2**20} MiB that are given; write it anew with smaller "
+                "frames or fewer reference frames",
+            )
+        context.options = {"max_pixels": str(min(MAX_PIXELS, round(granted_bytes(needed) / of_a_pixel)))}
+        return needed
 
     def _believable_pixel_aspect(self) -> Fraction:
         """Return how much wider than high the stored pixels are to be shown, 1 if nearly as wide."""
@@ -169,26 +215,30 @@ class VideoReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.container.close()
+        self._memory.__exit__(None, None, None)
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """Decode from where the reader stands on, in order of presentation, skipping packets that do not."""
         position = None  # of packets that share one with those before them, the last one known
+        for packet in self._packets():
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                raise UnreadableVideo(self.path, f"decoding takes longer than {self.time_limit:.0f} s")
+            self.hidden_packets += packet.is_discard
+            position = position if packet.pos is None else packet.pos
+            if packet.is_keyframe and packet.pts is not None and position is not None:
+                self.key_positions[packet.pts] = position
+            try:
+                decoded = packet.decode()
+            except Exception:
+                self.skipped_packets += 1
+                continue
+            yield from decoded
+
+    def _packets(self) -> Iterator[av.Packet]:
         try:
-            for packet in self.container.demux(self.stream):
-                if self.deadline is not None and time.monotonic() > self.deadline:
-                    raise UnreadableVideo(self.path, f"decoding takes longer than {self.time_limit:.0f} s")
-                self.hidden_packets += packet.is_discard
-                position = position if packet.pos is None else packet.pos
-                if packet.is_keyframe and packet.pts is not None and position is not None:
-                    self.key_positions[packet.pts] = position
-                try:
-                    decoded = packet.decode()
-                except av.FFmpegError:
-                    self.skipped_packets += 1
-                    continue
-                yield from decoded
-        except av.FFmpegError as error:
-            self.stopped_by = error.strerror or str(error)
+            yield from self.container.demux(self.stream)
+        except Exception as error:  # an IndexError, for example, where a stream appears late
+            self.stopped_by = _words(error)
 
     def frames_from(self, point: SeekPoint) -> Iterator[av.VideoFrame] | None:
         """Seek to `point` and decode from that frame on; None if that very frame is not found there."""
@@ -197,7 +247,7 @@ class VideoReader:
                 self.container.seek(point.aim, unsupported_byte_offset=True)
             else:
                 self.container.seek(point.aim, stream=self.stream)
-        except av.FFmpegError:
+        except Exception:
             return None
         decoded = self.frames()
         for frame in decoded:
@@ -206,6 +256,7 @@ class VideoReader:
                 return _chain(frame, decoded) if landed else None
         return None
 
+    @_says_its_file
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """Return a frame as it is to be shown: uint8 (H, W, 3), upright, of square pixels.
 
@@ -234,10 +285,12 @@ class VideoReader:
             image = self._converted(frame, "rgb24", options)
         return self._orientation.upright(image)
 
+    @_says_its_file
     def deep_pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """Return a frame's values as they are stored, in 16 bits: uint16 (h, w, 3)."""
         return self._converted(frame, "rgb48le", {})
 
+    @_says_its_file
     def sampled(self, frame: av.VideoFrame, side: int) -> np.ndarray:
         """Return `side` x `side` pixels picked evenly from a frame as it is stored: uint8 (side, side, 3).
 
@@ -245,12 +298,9 @@ class VideoReader:
         """
         white = self.interpretation.white if has_16_bits(frame) else None
         pixel_format = "rgb24" if white is None else "rgb48le"
-        try:
-            small = self._sampler.reformat(
-                frame, side, side, pixel_format, interpolation=Interpolation.POINT, threads=1
-            ).to_ndarray()
-        except (av.FFmpegError, ValueError, MemoryError) as error:
-            raise self._unconvertible(error) from error
+        small = self._sampler.reformat(
+            frame, side, side, pixel_format, interpolation=Interpolation.POINT, threads=1
+        ).to_ndarray()
         return small if white is None else to_eight_bits(small, white)
 
     def is_interlaced(self, frame: av.VideoFrame) -> bool:
@@ -264,8 +314,8 @@ class VideoReader:
         field_order = None if frame.interlaced_frame else self.interpretation.field_order
         try:
             return self._deinterlacer(previous, frame, following, field_order)
-        except (av.FFmpegError, ValueError, MemoryError) as error:
-            raise UnreadableVideo(self.path, f"a frame cannot be deinterlaced ({error})") from error
+        except Exception as error:
+            raise UnreadableVideo(self.path, f"a frame cannot be deinterlaced ({_words(error)})") from error
 
     def shown_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height in which stored frames of this size are shown."""
@@ -276,6 +326,7 @@ class VideoReader:
         """Return the width in square pixels of stored frames of this width."""
         return max(1, round(width * self._pixel_aspect))
 
+    @_says_its_file
     def checksum(self, frame: av.VideoFrame) -> int:
         """Return the CRC-32 of the frame's grey values, as they are stored."""
         return zlib.crc32(self._converted(frame, "gray", {}).tobytes())
@@ -291,13 +342,11 @@ class VideoReader:
 
     def _converted(self, frame: av.VideoFrame, pixel_format: str, options: dict[str, Any]) -> np.ndarray:
         threads = 1 if frame.width * frame.height <= ONE_THREAD_PIXELS else 0  # 0: as many as there are cores
-        try:
-            return frame.to_ndarray(format=pixel_format, threads=threads, **options)
-        except (av.FFmpegError, ValueError, MemoryError) as error:
-            raise self._unconvertible(error) from error
+        return frame.to_ndarray(format=pixel_format, threads=threads, **options)
 
-    def _unconvertible(self, error: Exception) -> UnreadableVideo:
-        return UnreadableVideo(self.path, f"a frame cannot be converted to pixels ({error})")
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def has_16_bits(frame: av.VideoFrame) -> bool:
@@ -336,7 +385,7 @@ def why_unopenable(path: Path, error: Exception) -> str:
     except FileNotFoundError:
         return "a link that leads nowhere" if path.is_symlink() else "does not exist"
     except OSError as problem:
-        return f"cannot be read: {problem.strerror}"
+        return f"{CANNOT_BE_READ}: {problem.strerror}"
     if not head:
         return "empty (0 bytes)"
     if head.startswith(b"version https://git-lfs"):

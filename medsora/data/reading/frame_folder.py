@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from medsora.data.reading.decoding import MAX_PIXELS, MAX_SIDE, SIZE_LIMIT, UnreadableVideo
 from medsora.data.reading.depth import FULL_WHITE, UnknownWhite, WhiteFinder, is_deep, to_eight_bits
+from medsora.data.reading.memory import PICTURE_BYTES_PER_PIXEL, decoding_memory
 from medsora.data.reading.orientation import EXIF_ORIENTATION, EXIF_ORIENTATIONS, UPRIGHT, Orientation
 from medsora.data.reading.picture_names import natural_order, sort_pictures
 from medsora.data.sheet import is_drawn
@@ -89,13 +89,13 @@ def read_picture(path: str | Path) -> Picture:
             if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
                 raise UnreadableVideo(path, f"its header claims {width}x{height} pixels; {SIZE_LIMIT}")
             _require_one(path, image)
-            return _picture(path, image)
+            with decoding_memory(width * height * PICTURE_BYTES_PER_PIXEL):
+                return _picture(path, image)
     except UnreadableVideo:
         raise
     except Image.DecompressionBombError as error:
         raise UnreadableVideo(path, f"its header claims too many pixels; {SIZE_LIMIT}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error) as error:
-        # what Pillow's many decoders, and its parser of a damaged TIFF's tags, raise
+    except Exception as error:  # Pillow's many decoders raise whatever damage leads to
         raise UnreadableVideo(path, f"does not decode as a picture ({_plain(path, error)})") from error
 
 

@@ -118,13 +118,13 @@ class FieldOrderDetector:
                 return
             self._graph.vpush(frame)
             self._note(_pulled(self._graph))
-        except (av.FFmpegError, ValueError):  # too small, or a pixel format that is not taken
+        except Exception:  # too small, a pixel format that is not taken, or whatever damage leads to
             self._finished = True
 
     def field_order(self) -> str | None:
         """Return "top" or "bottom", the field that comes first, or None if the frames are not interlaced."""
         if self._graph is not None and not self._finished:
-            with suppress(av.FFmpegError, ValueError):
+            with suppress(Exception):
                 self._graph.vpush(None)
                 self._note(_pulled(self._graph))
         top, bottom, progressive = self._counts.values()

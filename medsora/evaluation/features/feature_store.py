@@ -1,5 +1,6 @@
 """Features of a clip set on disk: written in any order by any number of processes, read as a stream.
 
+Written as files are, not through a map: on a full disk that would end the process without a word.
 One `.npy` file, float32 (clips, rows per clip, width). A real set's file is kept and found again by its
 content: the clips' pixels and everything that decides the extractor. While it is made it is called `.partial`
 and has a `.done` file beside it, a byte per clip, so that an interrupted extraction goes on where it was.
@@ -141,13 +142,23 @@ class FeatureStore:
         return np.flatnonzero(np.fromfile(self._done, np.uint8) == 0).tolist()
 
     def write(self, indices: list[int], clips: np.ndarray) -> None:
-        """Extract and store the features of the clips `indices`."""
-        place = np.load(self._partial, mmap_mode="r+")
-        place[indices] = self.extractor(clips)
-        place.flush()
-        done = np.memmap(self._done, np.uint8, "r+")
-        done[indices] = 1
-        done.flush()
+        """Extract and store the features of the clips `indices`. Raises `OSError` where the disk refuses."""
+        rows = [row.tobytes() for row in np.asarray(self.extractor(clips), np.float32)]
+        header = self._partial.stat().st_size - self.shape[0] * len(rows[0])
+        try:
+            with self._partial.open("r+b") as place:
+                for index, row in zip(indices, rows, strict=True):
+                    place.seek(header + index * len(row))
+                    place.write(row)
+            with self._done.open("r+b") as done:
+                for index in indices:
+                    done.seek(index)
+                    done.write(b"\1")
+        except OSError as error:
+            raise OSError(
+                f"{self._partial} cannot be written ({error.strerror}); make room and start the same command "
+                "again, it goes on from here."
+            ) from error
 
     def finish(self) -> None:
         """Give the file its name, once every process has written its part."""

@@ -54,10 +54,11 @@ def flow_pictures(folder: Path, clips: int, size_px: int, seed: int, estimator: 
     clip_numbers = np.repeat(np.arange(clips), flows)
     kinds = [KINDS[number % len(KINDS)] for number in range(clips)]
     motion, moving = np.empty((clips * flows, 4), np.float32), np.empty(clips * flows, bool)
-    with written_beside(folder / "pictures.npy") as beside:
-        pictures = np.lib.format.open_memmap(
-            beside, mode="w+", dtype=np.uint8, shape=(clips * flows, 3, size_px, size_px)
-        )
+    shape = (clips * flows, 3, size_px, size_px)
+    # Not through a map: on a full disk that would end the process without a word.
+    with written_beside(folder / "pictures.npy") as beside, beside.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
         for number in progress_bar("flow pictures", range(clips), unit="clip"):
             clip = render_clip(
                 clip_seed(seed, number),
@@ -68,9 +69,8 @@ def flow_pictures(folder: Path, clips: int, size_px: int, seed: int, estimator: 
             )
             part = slice(number * flows, (number + 1) * flows)
             coloured = flow_to_rgb(search(frames_to_video(clip.video)[None]))[0]
-            pictures[part] = (coloured * 255).round().byte().numpy()
+            file.write((coloured * 255).round().byte().numpy().tobytes())
             motion[part], moving[part] = motion_of(clip.flow)
-        pictures.flush()
     with written_beside(folder / "known.npz") as beside, beside.open("wb") as file:
         instrument = np.repeat([kind == "instrument" for kind in kinds], flows)
         np.savez(file, clip=clip_numbers, instrument=instrument, motion=motion, moving=moving)

@@ -257,13 +257,18 @@ def _look_at_folder(findings: Findings, path: Path, config: Config, stage: str) 
         raise BadInput(f"{path} cannot be written: {there} is no folder that may be written to.")
     if (previous := previous_config(path)) is not None:
         refuse_changes(previous, config, stage, path)
+        folders = checkpoint_folders(path / "checkpoints")
         newest = newest_whole(
-            checkpoint_folders(path / "checkpoints"),
+            folders,
             lambda folder, problem: findings.line("damaged checkpoint", f"{folder} ({problem})"),
         )
         if newest is not None:
             findings.line("run folder", f"{path}, which goes on after {newest.name}")
             return
+        if folders:
+            raise BadInput(
+                f"{path} holds no whole checkpoint any more: put one back or take another run.name."
+            )
     findings.line("run folder", f"{path}, new")
 
 

@@ -62,7 +62,7 @@ def _try_stage(stage: str, main: Callable[[], None], run: Path, work: Path, time
     print(f"{stage}: {reads} reads of the run in a resume", flush=True)
     wrong = []
     for number in range(times):
-        error, lasts = ERRORS[number % len(ERRORS)], (ONCE, FOR_GOOD)[number // len(ERRORS) % 2]
+        error, lasts = ERRORS[number % len(ERRORS)], (ONCE, FOR_GOOD)[number % 2]
         first = random.randint(1, reads)
         folder = _copied(half, f"{stage}-{number}")
         before = _tree(folder / run)

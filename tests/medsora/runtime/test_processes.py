@@ -16,6 +16,7 @@ from medsora.runtime import processes
 from medsora.runtime.processes import (
     Heartbeat,
     check_agreement,
+    check_same_places,
     losses_said,
     on_main,
     part,
@@ -71,6 +72,21 @@ def test_processes_that_disagree_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(processes, "gather_object", lambda mine: others)
     with pytest.raises(BadInput, match="process 1 has another number of clips than process 0"):
         check_agreement({"number of clips": 3})
+
+
+def test_a_relative_place_is_another_one_in_another_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_same_places(output="videos")
+    here = {"output folder": os.path.abspath("videos")}
+    monkeypatch.setattr(processes, "gather_object", lambda mine: [here, *mine])
+    check_same_places(output="videos")
+    place = os.path.abspath("videos")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    check_same_places(output=place)
+    with pytest.raises(BadInput, match=r"another output folder than process 0 .* with absolute paths"):
+        check_same_places(output="videos")
 
 
 class Store:
@@ -162,6 +178,18 @@ def test_who_has_done_its_work_is_not_missed(monkeypatch: pytest.MonkeyPatch) ->
     other.run()  # ends at once: nobody is listened for any more
 
 
+def test_the_thread_ends_before_the_interpreter_does() -> None:
+    """One that the interpreter meets inside the store ends the process by SIGABRT after its work is done."""
+    beat = Heartbeat(Store(), rank=0, processes=2, silent_s=60.0)
+    beat.stop()  # before it is started
+    beat = Heartbeat(Store(), rank=0, processes=2, silent_s=60.0)
+    beat.start()
+    assert beat.is_alive()
+    beat.stop()
+    assert not beat.is_alive()
+    assert not beat.parted
+
+
 def test_a_single_process_has_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_heartbeats", [])
     start_heartbeat()
@@ -181,11 +209,12 @@ def test_silence_ends_the_process_and_one_says_why(
     def leave(status: int) -> None:
         raise SystemExit(status)
 
-    monkeypatch.setattr(processes.time, "sleep", lambda seconds: store.add(f"beat/{2 - rank}", 1))
     monkeypatch.setattr(processes.os, "_exit", leave)
     store = Store()
+    beat = Heartbeat(store, rank, processes=3, silent_s=3 * processes.BEAT_S)
+    monkeypatch.setattr(beat._leaving, "wait", lambda seconds: store.add(f"beat/{2 - rank}", 1) < 0)
     with pytest.raises(SystemExit) as left:
-        Heartbeat(store, rank, processes=3, silent_s=3 * processes.BEAT_S).run()
+        beat.run()
     assert left.value.code == 1
     said = "error: process 1 of this run has not been heard of for 6 seconds"
     assert (said in capsys.readouterr().err) == speaks

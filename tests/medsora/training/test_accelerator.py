@@ -231,7 +231,7 @@ def test_processes_compare_folder_configuration_and_clips(
 
     def compare(starts: Clips, folder: str = "run", **changes: object) -> dict[str, object]:
         config = tiny.tiny_config(tmp_path, tmp_path / "clips", **changes)
-        module.check_same_run(SimpleNamespace(path=tmp_path / folder), config, starts)
+        module.check_same_run(SimpleNamespace(path=Path(folder)), config, starts)
         return compared[-1]
 
     first = compare(Clips([0, 16]))
@@ -239,7 +239,12 @@ def test_processes_compare_folder_configuration_and_clips(
     for other, differing in (
         (compare(Clips([0, 16]), run__seed=1), {"configuration"}),
         (compare(Clips([0, 16]), folder="other"), {"run folder"}),
+        (compare(Clips([0, 16]), cache__latents="disk"), {"configuration", "cache folder"}),
         (compare(Clips([0, 17])), {"list of clips"}),
         (compare(Clips([0])), {"number of clips", "list of clips"}),
     ):
         assert {key for key in first if first[key] != other[key]} == differing
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # as on a machine with another working folder
+    elsewhere = compare(Clips([0, 16]))
+    assert {key for key in first if first[key] != elsewhere[key]} == {"run folder"}
