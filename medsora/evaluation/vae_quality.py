@@ -28,7 +28,7 @@ from medsora.runtime.digests import sha256
 from medsora.runtime.files import write_json, write_text
 from medsora.runtime.processes import on_main, share_of, working_together
 from medsora.runtime.versions import library_versions
-from medsora.saved.find import find_vae
+from medsora.saved.find import find_vae, load_vae
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape, focal_frequency_loss
 from medsora.vae.compensation import compensation_modules, compensation_off
 from medsora.vae.perceptual import PerceptualLoss
@@ -78,7 +78,7 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
     clips = on_main(state, lambda: settings.choose(settings.real, settings.clips))
     folder = on_main(state, lambda: find_vae(settings.vae))
     with building():
-        vae = FrequencyCompensatedVAE.from_pretrained(folder).eval().requires_grad_(False).to(state.device)
+        vae = load_vae(folder).eval().requires_grad_(False).to(state.device)
         perceptual = find_lpips(settings.weights)
     mine = []
     for number in share_of(state, len(clips)):

@@ -21,8 +21,9 @@ from medsora.errors import BadInput
 from medsora.runtime.files import written_folder
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.card import CARD_NAME, ModelCard, evaluation_lines
-from medsora.saved.find import ModelFolder, find_in_run, read_json_object, stage_2_folder
+from medsora.saved.find import ModelFolder, find_in_run, stage_2_folder
 from medsora.saved.hub import upload_model
+from medsora.saved.limits import read_json_object
 from medsora.training.run.folder import read_log
 from medsora.training.run.report import SHEET
 
