@@ -64,11 +64,12 @@ def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.comp
             gr.Image(value=uploaded if takes_picture else None, visible=takes_picture),
         ]
 
-    quietly = {"show_progress": "hidden", "queue": False}  # the queue is for samplings
+    quietly = {"show_progress": "hidden"}
+    at_once = {**quietly, "queue": False}  # the queue is for samplings, and for what may end in a warning
     # Gradio's own look at a file that is no picture ends in an error that says nothing.
     picture.upload(look, picture, picture, preprocess=False, **quietly)
-    name.change(follow, [name, label, picture], [label, guidance, picture], **quietly)
-    label.change(lambda chosen: gr.Slider(interactive=bool(chosen)), label, guidance, **quietly)
+    name.change(follow, [name, label, picture], [label, guidance, picture], **at_once)
+    label.change(lambda chosen: gr.Slider(interactive=bool(chosen)), label, guidance, **at_once)
     return [label, guidance, picture]
 
 

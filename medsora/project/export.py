@@ -1,6 +1,7 @@
 """`python -m medsora export RUN OUT`: a run's model as a folder that stands alone, with its card.
 
 OUT/model_index.json  denoiser/  vae/  scheduler/   what `MedSoraPipeline.from_pretrained` reads
+OUT/manifest.json                                   sizes and SHA-256 of these
 OUT/README.md                                       the model card
 OUT/samples.png                                     the run's latest contact sheet
 """
