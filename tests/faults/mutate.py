@@ -7,7 +7,7 @@ import struct
 from copy import deepcopy
 from typing import Any
 
-ODD_NUMBERS = (0, 1, -1, 127, 255, 32767, 65535, 2**31 - 1, 2**32 - 1, 2**63 - 1, 10**30)
+ODD_NUMBERS = (0, 1, -1, 127, 255, 32767, 65535, 2**31 - 1, 2**32 - 1, 2**63 - 1, 10**30, 10**400)
 ODD_VALUES: tuple[Any, ...] = (
     *ODD_NUMBERS,
     0.5,
