@@ -30,6 +30,12 @@ def make_parser(prog: str = "python -m medsora.app") -> argparse.ArgumentParser:
         help="a run with all its checkpoints, a saved pipeline or a hub name; may be given often",
     )
     add("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: everybody who can reach it")
+    add(
+        "--name",
+        action="append",
+        default=[],
+        help="a name that the page is opened by, besides addresses and localhost; may be given often",
+    )
     add("--port", type=int, default=7860, help="the port to listen on (default: 7860)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one, on a Mac mps)")
     return parser
@@ -54,9 +60,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
             models.pipeline(models.names[0])
         except RuntimeError as error:
             raise BadInput(f"the device {device} cannot be used ({str(error).splitlines()[0]}).") from error
+    from starlette.middleware import Middleware
+
+    from medsora.app.gate import MAX_QUEUED, MAX_UPLOAD_BYTES, Gate
     from medsora.app.page import CSS, THEME, build_page
 
-    page = build_page(models).queue(api_open=False)
+    page = build_page(models).queue(api_open=False, max_size=MAX_QUEUED)
     try:
         page.launch(
             server_name=options.host,
@@ -67,6 +76,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
             share=False,
             ssr_mode=False,
             footer_links=[],
+            max_file_size=MAX_UPLOAD_BYTES,
+            app_kwargs={"middleware": [Middleware(Gate, names=[options.host, *options.name])]},
             prevent_thread_lock=True,
         )
     except OSError as error:

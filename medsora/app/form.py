@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from medsora.app.models import Models
-from medsora.app.sampling import MOST_GUIDANCE, check_picture
+from medsora.app.sampling import MOST_GUIDANCE, check_picture, without_paths
 from medsora.errors import BadInput
 
 ANY_LABEL = ("any", "")  # shown, sent
@@ -51,7 +51,7 @@ def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.comp
         try:
             check_picture(uploaded["path"], picture.GRADIO_CACHE)
         except BadInput as error:
-            gr.Warning(str(error))
+            gr.Warning(without_paths(str(error)))
             return gr.Image(value=None)
         return gr.skip()
 
@@ -65,10 +65,11 @@ def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.comp
         ]
 
     quietly = {"show_progress": "hidden"}
+    at_once = {**quietly, "queue": False}  # the queue is for samplings, and for what may end in a warning
     # Gradio's own look at a file that is no picture ends in an error that says nothing.
     picture.upload(look, picture, picture, preprocess=False, **quietly)
-    name.change(follow, [name, label, picture], [label, guidance, picture], **quietly)
-    label.change(lambda chosen: gr.Slider(interactive=bool(chosen)), label, guidance, **quietly)
+    name.change(follow, [name, label, picture], [label, guidance, picture], **at_once)
+    label.change(lambda chosen: gr.Slider(interactive=bool(chosen)), label, guidance, **at_once)
     return [label, guidance, picture]
 
 

@@ -14,7 +14,15 @@ import gradio as gr
 
 from medsora.app.form import asking_fields
 from medsora.app.models import Models
-from medsora.app.sampling import MOST_STEPS, MOST_VIDEOS, Wish, packed, sample_files
+from medsora.app.sampling import (
+    MOST_STEPS,
+    MOST_VIDEOS,
+    Wish,
+    check_picture,
+    packed,
+    sample_files,
+    without_paths,
+)
 from medsora.config.choices import SAMPLERS
 from medsora.errors import BadInput, NonFiniteVideo
 
@@ -76,6 +84,8 @@ def _sample_tab(models: Models) -> None:
     ):  # fmt: skip
         with _said():
             wish = Wish(sampler, steps, seed, videos, label or None, guidance, picture)
+            if picture:
+                check_picture(picture, asked[-1].GRADIO_CACHE)
             began = time.monotonic()
             progress(0, desc="loading the model")
             paths = sample_files(
@@ -111,6 +121,8 @@ def _compare_tab(models: Models) -> None:
         with _said():
             wishes = []
             for name, seed, label, guidance, picture in (fields[:5], fields[5:]):
+                if picture:
+                    check_picture(picture, sides[-1].GRADIO_CACHE)
                 wishes.append((name, Wish(sampler, steps, seed, 1, label or None, guidance, picture)))
             for side, (name, wish) in enumerate(wishes):
 
@@ -153,7 +165,9 @@ def _said() -> Iterator[None]:
     try:
         yield
     except (BadInput, NonFiniteVideo, ValueError, OSError) as error:
-        raise gr.Error(str(error), title="That does not work", print_exception=False) from error
+        raise gr.Error(
+            without_paths(str(error)), title="That does not work", print_exception=False
+        ) from error
 
 
 def _grid(clips: list[tuple[Path, str]], *, pair: bool = False) -> str:

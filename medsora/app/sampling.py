@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import zipfile
@@ -26,6 +27,8 @@ from medsora.sampling.synthetic import SYNTHETIC, synthetic_tags
 MOST_VIDEOS, MOST_STEPS, LARGEST_SEED = 16, 1000, 2**53  # beyond, a browser's numbers have gaps
 SAMPLINGS_KEPT = 4  # on the disk; a comparison needs two, what the browser shows and saves are copies
 MOST_GUIDANCE = 8
+MOST_WORK = 64_000  # steps x videos x frames: 16 videos of 16 frames in 250 steps
+PATH = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"(){};,:]+/)+(?=[^\s/])")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,14 @@ def check_picture(path: str | Path, uploads: str | Path) -> None:
         raise BadInput(f"The picture cannot be read: {error.reason}.") from error
 
 
+def without_paths(sentence: str) -> str:
+    """Return what visitors are told: of files on the server the names alone."""
+    for folder in (Path.cwd(), Path(tempfile.gettempdir()), Path.home()):
+        if folder != Path(folder.anchor):
+            sentence = sentence.replace(f"{folder}/", "")
+    return PATH.sub("", sentence)
+
+
 def sample_files(
     pipeline: MedSoraPipeline, model: str, wish: Wish, tell: Callable[[float, str], None]
 ) -> list[Path]:
@@ -91,6 +102,11 @@ def sample_files(
     `NonFiniteVideo` if it computes NaN.
     """
     config = pipeline.config
+    if (work := int(wish.steps) * int(wish.videos) * config.frames) > MOST_WORK:
+        raise BadInput(
+            f"{wish.steps:,} steps of {wish.videos} videos of {config.frames} frames are {work:,} frames to "
+            f"denoise, more than {MOST_WORK:,}: ask for fewer steps or videos."
+        )
     first = None
     if wish.first_frame:
         first = read_first_frames(wish.first_frame, config.given_frames, config.frames)

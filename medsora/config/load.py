@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import io
-import math
 from pathlib import Path, PurePath
 from typing import Any, get_args, get_type_hints
 
@@ -151,5 +150,5 @@ def _refuse_odd_values(value: Any, name: str, source: str) -> None:
             _refuse_odd_values(inner, f"{name}.{key}" if name else str(key), source)
     elif isinstance(value, str) and ("${" in value or not value.isprintable()):
         raise BadInput(f"{source}: {name} is {value!r}, but values are plain text, written out in full.")
-    elif isinstance(value, int | float) and (not math.isfinite(value) or abs(value) > MAX_NUMBER):
+    elif isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:  # nor is NaN
         raise BadInput(f"{source}: {name} is {value!s:.50}, which is no number to compute with.")

@@ -29,7 +29,7 @@ from medsora.runtime.digests import sha256
 from medsora.runtime.files import write_json, write_text
 from medsora.runtime.processes import on_main, share_of, working_together
 from medsora.runtime.versions import library_versions
-from medsora.saved.find import VAE_OR_BASE, check_part, find_vae, is_base
+from medsora.saved.find import VAE_OR_BASE, find_vae, load_vae
 from medsora.vae import FrequencyCompensatedVAE, check_video_shape, focal_frequency_loss
 from medsora.vae.compensation import compensation_modules, compensation_off
 from medsora.vae.perceptual import PerceptualLoss
@@ -79,7 +79,7 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
     clips = on_main(state, lambda: settings.choose(settings.real, settings.clips))
     folder = on_main(state, lambda: find_vae(settings.vae, kinds=VAE_OR_BASE))
     with building():
-        vae = _load(folder).eval().requires_grad_(False).to(state.device)
+        vae = load_vae(folder).eval().requires_grad_(False).to(state.device)
         perceptual = find_lpips(settings.weights)
     mine = []
     for number in share_of(state, len(clips)):
@@ -115,13 +115,6 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
         write_text(settings.out / "results.md", markdown(results))
         _write_sheet(settings.out / "worst-and-best.png", vae, clips, rows)
     return results
-
-
-def _load(folder: Path) -> FrequencyCompensatedVAE:
-    check_part(folder)
-    if is_base(folder):
-        return FrequencyCompensatedVAE.from_base(folder, compensation=False)
-    return FrequencyCompensatedVAE.from_pretrained(folder)
 
 
 def find_lpips(weights: Mapping[str, str | Path]) -> PerceptualLoss | None:

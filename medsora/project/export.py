@@ -1,6 +1,7 @@
 """`python -m medsora export RUN OUT`: a run's model as a folder that stands alone, with its card.
 
 OUT/model_index.json  denoiser/  vae/  scheduler/   what `MedSoraPipeline.from_pretrained` reads
+OUT/manifest.json                                   sizes and SHA-256 of these
 OUT/README.md                                       the model card
 OUT/samples.png                                     the run's latest contact sheet
 """
@@ -22,8 +23,9 @@ from medsora.errors import BadInput
 from medsora.runtime.files import written_folder
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.card import CARD_NAME, ModelCard, evaluation_lines
-from medsora.saved.find import ModelFolder, find_in_run, read_json_object, stage_2_folder
+from medsora.saved.find import ModelFolder, find_in_run, stage_2_folder
 from medsora.saved.hub import upload_model
+from medsora.saved.limits import read_json_object
 from medsora.training.run.folder import read_log
 from medsora.training.run.report import SHEET
 

@@ -45,7 +45,8 @@ from medsora.sampling.conditions import (
 )
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import MANIFEST, TRAINED_ON_KEY, synthetic_tags
-from medsora.saved.find import MAX_FPS, UNKNOWN_RATE, ModelFolder, find_model
+from medsora.saved.find import UNKNOWN_RATE, ModelFolder, find_model
+from medsora.saved.limits import MAX_FPS
 from medsora.saved.pipeline import DTYPES, saved_sampler
 from medsora.vae import check_video_shape
 

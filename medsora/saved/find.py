@@ -9,7 +9,6 @@ writes: `denoiser/`, `vae/`, `scheduler/` and `model_index.json`. Weights are sa
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import dataclass
@@ -20,22 +19,30 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 
 from medsora.config.crop import checked_crop
 from medsora.config.schema import Config
 from medsora.config.shipped import shipped_file
 from medsora.errors import BadInput, building
 from medsora.runtime.digests import sha256
-from medsora.runtime.files import is_file, read_patiently
+from medsora.runtime.files import is_file
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
+from medsora.saved.limits import (
+    MAX_FPS,
+    check_clip,
+    check_model,
+    check_part,
+    checked,
+    read_json_object,
+    shown,
+)
+from medsora.saved.manifest import changed_file
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.choices import COMPENSATION_KINDS
 
 log = logging.getLogger(__name__)
 
-GEOMETRY = {"frames": int, "size": list, "fps": (int, float), "image_latents": int}
-MAX_FPS = 1000
+GEOMETRY = ("frames", "size", "fps", "image_latents")
 DEFAULT_FPS = 8  # in which videos are written where the rate of the clips trained on is not known
 UNKNOWN_RATE = (
     "%s does not store the frame rate of its training data: videos are written at %g frames per second"
@@ -55,7 +62,8 @@ class ModelFolder:
 
     `geometry` holds the clip that it was trained on: frames, size [H, W], fps and image_latents; as far as
     they are known, interval, rate and crop (`fps` is `DEFAULT_FPS` where the rate is not known); and, if it
-    was trained with them, labels and given_frames.
+    was trained with them, labels and given_frames. `vae_digest`, of a run's checkpoint, is that of the VAE
+    that the denoiser was trained with (`weights_digest`).
     """
 
     denoiser: Path
@@ -64,6 +72,7 @@ class ModelFolder:
     scheduler: Path | None = None
     step: int | None = None
     weights: str = "saved"
+    vae_digest: str | None = None
 
     @property
     def trained_on(self) -> dict[str, Any]:
@@ -107,6 +116,8 @@ def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | N
     """
     run = Path(run)
     geometry = _read_geometry(run / "pipeline.json")
+    if problem := changed_file(run, "pipeline.json"):
+        raise BadInput(f"{problem}.")
     folders = checkpoint_folders(run / "checkpoints")
     if checkpoint is not None:
         name = checkpoint if isinstance(checkpoint, str) else f"step-{checkpoint:07d}"
@@ -121,7 +132,9 @@ def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | N
         log.warning("%s: taking %s, because of damage in %s", run, newest.name, "; ".join(damaged))
     weights = newest / ("denoiser" if raw else "ema")
     kind = "raw" if raw else "ema"
-    return ModelFolder(weights, run / "vae", geometry, step=checkpoint_step(newest), weights=kind)
+    vae_digest = read_json_object(newest / "state.json").get("vae")
+    step = checkpoint_step(newest)
+    return ModelFolder(weights, run / "vae", geometry, step=step, weights=kind, vae_digest=vae_digest)
 
 
 def trained_labels(run: Path) -> tuple[str, ...]:
@@ -157,44 +170,19 @@ def find_pipeline(model: str | Path) -> ModelFolder:
         raise BadInput(f"{folder} holds neither a run nor a saved pipeline (no model_index.json){hint}")
     made_by = read_json_object(index).get("_class_name")
     if made_by != "MedSoraPipeline":
-        raise BadInput(f"{index} describes a {made_by}, not a MedSoraPipeline; {WAYS}.")
-    return ModelFolder(folder / "denoiser", folder / "vae", _read_geometry(index), folder / "scheduler")
-
-
-def check_part(folder: Path) -> dict[str, Any]:
-    """Return a part's config; raise `BadInput`, naming the file, unless it and the weights are whole."""
-    config = read_json_object(folder / "config.json")
-    weights = folder / SAFETENSORS_WEIGHTS_NAME
-    if not weights.is_file():
-        raise BadInput(f"{weights} is missing; save or copy the model again (only safetensors are read).")
-    try:
-        with safe_open(weights, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{weights} is not a whole safetensors file ({error}); copy it again.") from error
-    return config
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises `BadInput` naming the file if it is missing or something else."""
-    try:
-        value = json.loads(read_patiently(Path.read_bytes, path))
-    except BadInput:
-        raise
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); {WAYS}.") from error
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON ({error}); save or copy the model again.") from error
-    if not isinstance(value, dict):
-        raise BadInput(f"{path} must hold a JSON object; save or copy the model again.")
-    return value
+        raise BadInput(f"{index} describes {shown(made_by)}, not a MedSoraPipeline; {WAYS}.")
+    geometry = _read_geometry(index)
+    if problem := changed_file(folder, index.name):
+        raise BadInput(f"{problem}.")
+    return ModelFolder(folder / "denoiser", folder / "vae", geometry, folder / "scheduler")
 
 
 def _read_geometry(path: Path) -> dict[str, Any]:
     values = read_json_object(path)
-    for key, kind in GEOMETRY.items():
-        if not isinstance(values.get(key), kind):
+    for key in GEOMETRY:
+        if values.get(key) is None:
             raise BadInput(f"{path} does not say the clip's {key}; save the model again with this version.")
+    check_clip(values, str(path))
     known = checked_trained_on({key: values.get(key) for key in TRAINED_ON}, f"{path} (the training clips)")
     return {key: values[key] for key in GEOMETRY} | known | _read_conditions(path, values)
 
@@ -206,10 +194,10 @@ def checked_trained_on(values: Any, source: str) -> dict[str, Any]:
     known = {key: values[key] for key in TRAINED_ON if values.get(key) is not None}
     interval, rate = known.get("interval", 1), known.get("rate", 1.0)
     if type(interval) is not int or interval < 1:
-        raise BadInput(f"{source}: interval is {interval!r} but must be a whole number of at least 1.")
+        raise BadInput(f"{source}: interval is {shown(interval)} but must be a whole number of at least 1.")
     if type(rate) not in (int, float) or not 0 < rate <= MAX_FPS:
         raise BadInput(
-            f"{source}: rate is {rate!r} but must be frames per second, above 0 and at most {MAX_FPS}."
+            f"{source}: rate is {shown(rate)} but must be frames per second, above 0 and at most {MAX_FPS}."
         )
     if "crop" in known:
         crop = checked_crop(known["crop"], f"{source}: crop")
@@ -222,10 +210,9 @@ def _read_conditions(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for key, kind in CONDITIONS.items():
         entries = values.get(key, [])
-        if not isinstance(entries, list) or any(
-            type(entry) is not kind or (kind is str and not entry.isprintable()) for entry in entries
-        ):
+        if not isinstance(entries, list) or any(type(entry) is not kind for entry in entries):
             raise BadInput(f"{path}: {key} must be a list of {CONDITION_WORDS[key]}; save the model again.")
+        checked(key, entries, kind, str(path))
         if entries:
             found[key] = entries
     return found
@@ -258,9 +245,20 @@ def find_vae(
         if is_file(folder / "config.json"):
             kind = read_json_object(folder / "config.json").get("_class_name")
             if kind not in kinds:
-                raise BadInput(f"{folder} holds a {kind}, not a {' or '.join(kinds)}; give a VAE's folder.")
+                raise BadInput(
+                    f"{folder} holds {shown(kind)}, not a {' or '.join(kinds)}; give a VAE's folder."
+                )
             return folder
     raise BadInput(f"there is no trained VAE in {named}; {hint}.")
+
+
+def load_vae(folder: Path) -> FrequencyCompensatedVAE:
+    """Load the VAE, or plain base, of a folder that `find_vae` gave. Raises `BadInput` if it is not whole."""
+    if _is_base(folder):
+        check_model(folder, AutoencoderKLCogVideoX)
+        return FrequencyCompensatedVAE.from_base(folder, compensation=False)
+    check_model(folder, FrequencyCompensatedVAE)
+    return FrequencyCompensatedVAE.from_pretrained(folder)
 
 
 def trained_vae(config: Config) -> FrequencyCompensatedVAE:
@@ -276,18 +274,18 @@ def trained_vae(config: Config) -> FrequencyCompensatedVAE:
             )
     elif config.vae.path is None:
         folder = find_vae(config.vae_dir, "run train_vae.py with the same config first, or set vae.path")
-        vae = FrequencyCompensatedVAE.from_pretrained(folder)
+        vae = load_vae(folder)
     else:
         folder = find_vae(config.vae.path, kinds=VAE_OR_BASE)
-        if is_base(folder):
+        if _is_base(folder):
+            check_model(folder, AutoencoderKLCogVideoX)
             vae = _with_untrained_compensation(folder, config)
         else:
-            vae = FrequencyCompensatedVAE.from_pretrained(folder)
+            vae = load_vae(folder)
     return vae.eval().requires_grad_(False)
 
 
-def is_base(folder: Path) -> bool:
-    """Return whether a folder that `find_vae` found holds a plain base of diffusers, without compensation."""
+def _is_base(folder: Path) -> bool:
     return read_json_object(folder / "config.json")["_class_name"] == AutoencoderKLCogVideoX.__name__
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
-from medsora.runtime.files import is_file, read_patiently
+from medsora.runtime.files import is_file, read_patiently, write_json
 
 CHECKPOINT_FORMAT = 1
+MANIFEST = "manifest.json"
 
 
 def checkpoint_format(folder: Path) -> int | None:
     """Return the format that a checkpoint's manifest names, or None if it cannot be read."""
     try:
-        found = json.loads(read_patiently(Path.read_bytes, folder / "manifest.json"))["format"]
+        found = json.loads(read_patiently(Path.read_bytes, folder / MANIFEST))["format"]
     except BadInput:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -30,7 +32,7 @@ def checkpoint_problem(folder: Path) -> str | None:
     Raises `BadInput` if a file cannot be read: it may be whole (`read_patiently`).
     """
     try:
-        manifest = json.loads(read_patiently(Path.read_bytes, folder / "manifest.json"))
+        manifest = json.loads(read_patiently(Path.read_bytes, folder / MANIFEST))
         if manifest["format"] != CHECKPOINT_FORMAT:
             return f"its format is {manifest['format']}, this version of MedSora reads {CHECKPOINT_FORMAT}"
         if "state.json" not in manifest["files"]:
@@ -52,6 +54,50 @@ def checkpoint_problem(folder: Path) -> str | None:
     return _state_problem(folder)
 
 
+def write_manifest(root: Path, files: Iterable[Path]) -> None:
+    """Write down the size and SHA-256 of `files` below `root`, by which `changed_file` knows them again."""
+    listed = {path.relative_to(root).as_posix(): _described(path) for path in sorted(files)}
+    write_json(root / MANIFEST, {"files": listed}, sort_keys=True)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the files of a model folder that decide what it computes."""
+    kinds = (".json", ".safetensors")
+    return [path for path in folder.rglob("*") if path.suffix in kinds and path.name != MANIFEST]
+
+
+def changed_file(root: Path, *beginnings: str) -> str | None:
+    """Return what is wrong with the files that `root`'s manifest lists under names that begin so, or None.
+
+    Without a manifest that lists files nothing is: models of earlier versions have none.
+    """
+    try:
+        content = (root / MANIFEST).read_text(encoding="utf-8")
+    except OSError:
+        return None
+    try:
+        for name, wanted in json.loads(content).get("files", {}).items():
+            if name.startswith(beginnings) and ".." not in Path(name).parts:
+                path = root / name
+                if not path.is_file():
+                    return f"{path} is missing; copy or save the model again"
+                if path.stat().st_size != wanted["size"] or sha256(path) != wanted["sha256"]:
+                    return (
+                        f"{path} is damaged or was changed: it does not match its checksum in {MANIFEST}; "
+                        f"copy or save the model again, or remove {root / MANIFEST} if the change was meant"
+                    )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{root / MANIFEST} cannot be read ({type(error).__name__}); copy or save the model again"
+    return None
+
+
+def changed_part(folder: Path) -> str | None:
+    """Return what is wrong with a model's part by its own manifest or its folder's, or None."""
+    if (folder / MANIFEST).is_file():
+        return changed_file(folder, "")
+    return changed_file(folder.resolve().parent, f"{folder.resolve().name}/")
+
+
 def _state_problem(folder: Path) -> str | None:
     try:
         state = json.loads(read_patiently(Path.read_bytes, folder / "state.json"))
@@ -66,7 +112,8 @@ def _state_problem(folder: Path) -> str | None:
 
 def _digest_folder(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
-    }
+    return {path.relative_to(folder).as_posix(): _described(path) for path in files}
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": sha256(path)}

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Self
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
-from safetensors import SafetensorError
 from torch import nn
 
 from medsora.config import choices
 from medsora.denoiser.base import Denoiser
 from medsora.errors import BadInput
+from medsora.runtime.digests import weights_digest
 from medsora.runtime.files import obey_umask, write_json
 from medsora.sampler import SCHEDULERS, check_scheduler, ddim_scheduler
 from medsora.saved.card import CARD_NAME, ModelCard
@@ -26,12 +26,19 @@ from medsora.saved.find import (
     GEOMETRY,
     TRAINED_ON,
     ModelFolder,
-    check_part,
     find_in_run,
     find_pipeline,
-    read_json_object,
 )
 from medsora.saved.hub import upload_model
+from medsora.saved.limits import (
+    BUILDING_ERRORS,
+    check_model,
+    check_scheduler_settings,
+    first_sentence,
+    read_json_object,
+    shown,
+)
+from medsora.saved.manifest import changed_part, model_files, write_manifest
 from medsora.vae import FrequencyCompensatedVAE
 
 DTYPES = dict(zip(choices.DTYPES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
@@ -154,6 +161,7 @@ class SavedPipeline(DiffusionPipeline):
                 write_json(path, values, indent=2, sort_keys=True)
         for path in Path(save_directory).rglob("*.safetensors"):
             obey_umask(path)
+        write_manifest(Path(save_directory), model_files(Path(save_directory)))
 
     @classmethod
     def from_pretrained(
@@ -206,7 +214,16 @@ class SavedPipeline(DiffusionPipeline):
     ) -> Self:
         """Load what `medsora.saved.find` found; `vae_dtype` is the VAE's, `dtype` unless given."""
         denoiser = _load_part(DENOISERS, found.denoiser, to_dtype(dtype))
-        vae = _load_part(VAES, found.vae, to_dtype(vae_dtype or dtype))
+        vae_dtype = to_dtype(vae_dtype or dtype)
+        exact = vae_dtype if found.vae_digest is None else torch.float32
+        vae = _load_part(VAES, found.vae, exact)
+        if found.vae_digest is not None and weights_digest(vae) != found.vae_digest:
+            raise BadInput(
+                f"{found.vae} is not the VAE that the denoiser was trained with (damaged, or another); "
+                "copy the run again, or resume its training, which writes it anew."
+            )
+        if vae_dtype != exact:
+            vae = _load_part(VAES, found.vae, vae_dtype)
         scheduler = _load_scheduler(found.scheduler) if found.scheduler else None
         return cls(denoiser, vae, scheduler, **found.geometry)
 
@@ -249,14 +266,14 @@ def to_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def _load_part(homes: dict[str, str], folder: Path, dtype: torch.dtype) -> nn.Module:
-    kind = class_of_part(homes, check_part(folder), folder)
+    kind = class_of_part(homes, read_json_object(folder / "config.json"), folder)
+    check_model(folder, kind)
     try:
         return kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True).eval()
     except BadInput:
         raise
-    except (OSError, ValueError, RuntimeError, TypeError, ArithmeticError, SafetensorError) as error:
-        reason = " ".join(str(error).split()).partition(". ")[0][:300]
-        raise BadInput(f"{folder} cannot be loaded as a {kind.__name__}: {reason}.") from error
+    except BUILDING_ERRORS as error:
+        raise BadInput(f"{folder} cannot be loaded as a {kind.__name__}: {first_sentence(error)}.") from error
 
 
 def saved_sampler(found: ModelFolder) -> tuple[str, dict[str, Any] | None]:
@@ -277,12 +294,18 @@ def saved_sampler(found: ModelFolder) -> tuple[str, dict[str, Any] | None]:
 
 
 def _load_scheduler(folder: Path) -> SchedulerMixin:
-    name = read_json_object(folder / SCHEDULER_CONFIG_NAME).get("_class_name")
-    if name not in SCHEDULERS:
-        raise BadInput(
-            f"{folder} holds a {name}, which cannot sample here; there are {', '.join(SCHEDULERS)}."
-        )
+    path = folder / SCHEDULER_CONFIG_NAME
+    settings = read_json_object(path)
+    name = settings.get("_class_name")
+    if not isinstance(name, str) or name not in SCHEDULERS:
+        known = ", ".join(SCHEDULERS)
+        raise BadInput(f"{folder} holds {shown(name)}, which cannot sample here; there are {known}.")
+    check_scheduler_settings(settings, SCHEDULERS[name], str(path))
+    if problem := changed_part(folder):
+        raise BadInput(f"{problem}.")
     try:
         return SCHEDULERS[name].from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise BadInput(f"{folder} cannot be loaded as a scheduler; save or copy the model again.") from error
+    except BUILDING_ERRORS as error:
+        raise BadInput(
+            f"{folder} cannot be loaded as a {name}: {first_sentence(error)}; save or copy the model again."
+        ) from error

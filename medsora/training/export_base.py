@@ -19,7 +19,7 @@ from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import building
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_text, written_beside
-from medsora.saved.find import find_vae
+from medsora.saved.find import find_vae, load_vae
 from medsora.training.run.folder import read_log
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.quality import flicker, mean_colour_psnr, psnr, sharpness, ssim
@@ -38,7 +38,7 @@ def main() -> None:
     add("--clips", type=int, default=DEFAULT_CLIPS, metavar="N", help="unseen clips (default: 12)")
     options = parser.parse_args()
     with building():
-        trained = FrequencyCompensatedVAE.from_pretrained(find_vae(options.run))
+        trained = load_vae(find_vae(options.run))
         config, weights = (options.out.with_suffix(ending) for ending in (".json", ".safetensors"))
         with written_beside(config) as its_config, written_beside(weights) as its_weights:
             trained.save_base(its_config, its_weights)

@@ -57,6 +57,10 @@ def main() -> int:
     several.add_argument("--processes", type=int, default=2, help="(default: 2)")
     several.add_argument("--only", nargs="+", metavar="SCENARIO", help="see tests/faults/together.py")
 
+    page = commands.add_parser("page", help="many visitors of the page at once, and some that are none")
+    page.add_argument("--clients", type=int, default=20, help="at a time (default: 20)")
+    page.add_argument("--jobs", type=int, default=300, help="samplings asked for (default: 300)")
+
     for command in (kill, several):
         command.add_argument(
             "--within",
@@ -70,6 +74,8 @@ def main() -> int:
         ("fuzz-video", "mutated video files against the check and the reader", 2000),
         ("fuzz-config", "mutated configurations against the config loader", 10000),
         ("fuzz-checkpoint", "mutated checkpoints against everything that loads them", 10000),
+        ("flip-bits", "one flipped bit in everything that is written, then read again", 1500),
+        ("fuzz-models", "model folders of strangers against loading and sampling", 200),
     ):
         fuzz = commands.add_parser(name, help=what)
         fuzz.add_argument("--inputs", type=int, default=count, metavar="N", help=f"(default: {count})")
@@ -100,10 +106,18 @@ def main() -> int:
         from tests.faults.together import try_together
 
         return try_together(options)
+    if options.command == "page":
+        from tests.faults.attacks.page import visit_page
+
+        return visit_page(options.clients, options.jobs)
     if options.command == "fuzz-video":
         from tests.faults.fuzz_video import fuzz_video as fuzz_inputs
     elif options.command == "fuzz-config":
         from tests.faults.fuzz_config import fuzz_config as fuzz_inputs
+    elif options.command == "flip-bits":
+        from tests.faults.attacks.flips import flip_bits as fuzz_inputs
+    elif options.command == "fuzz-models":
+        from tests.faults.attacks.models import fuzz_models as fuzz_inputs
     else:
         from tests.faults.fuzz_checkpoint import fuzz_checkpoint as fuzz_inputs
     return fuzz_inputs(options.inputs, options.seed)

@@ -14,7 +14,7 @@ import torch
 
 from medsora.denoiser import MedSora
 from medsora.errors import BadInput
-from medsora.runtime.digests import sha256
+from medsora.runtime.digests import sha256, weights_digest
 from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.checkpoint import latest_checkpoint, save_checkpoint
@@ -22,6 +22,7 @@ from medsora.saved.find import find_in_run
 from medsora.saved.manifest import checkpoint_problem
 from medsora.saved.optimizer import optimizer_tensors, restore_optimizer
 from medsora.training.stage2.ema import Ema
+from medsora.vae import FrequencyCompensatedVAE
 from tests.faults.guarded import report, try_all
 from tests.faults.mutate import mutate_bytes, mutate_tree
 from tests.support import tiny_training as tiny
@@ -58,9 +59,9 @@ def write_run(run: Path) -> None:
         model.save_pretrained(folder / "denoiser")
         ema.save(folder / "ema")
 
-    state = {"processes": 1, "scaler": None, "ema_updates": 1, "vae": "0"}
+    vae = FrequencyCompensatedVAE.from_pretrained(tiny.write_vae(run / "vae"))
+    state = {"processes": 1, "scaler": None, "ema_updates": 1, "vae": weights_digest(vae)}
     save_checkpoint(run / "checkpoints", 1, write_models, optimizer_tensors(optimizer, names), state, keep=1)
-    tiny.write_vae(run / "vae")
     write_json(run / "pipeline.json", {"frames": 16, "size": [32, 32], "fps": 8, "image_latents": 0})
 
 

@@ -38,15 +38,15 @@ class Tally:
         return sum(self.outcomes.values())
 
 
-def try_all(count: int, attempt: Callable[[int], str]) -> Tally:
+def try_all(count: int, attempt: Callable[[int], str], *, seconds: float = SECONDS_PER_INPUT) -> Tally:
     """Call `attempt(number)` for 0 to `count` - 1; it returns how far the input got, or raises.
 
     `ValueError` and `OSError` are the documented answers ("refused" unless `attempt` says how far it got);
-    everything else, a crash, a hang and memory beyond the limit are failures.
+    everything else, a crash, `seconds` of the processor and memory beyond the limit are failures.
     """
     tally, number = Tally(), 0
     while number < count:
-        for record in _in_child(number, count, attempt):
+        for record in _in_child(number, count, attempt, seconds):
             tally.outcomes[record["outcome"]] += 1
             tally.slowest_s = max(tally.slowest_s, record["seconds"])
             tally.largest_growth_bytes = max(tally.largest_growth_bytes, record["growth"])
@@ -72,7 +72,7 @@ def report(tally: Tally, past: str, what: str) -> int:
     return 1 if tally.failures else 0
 
 
-def _in_child(first: int, count: int, attempt: Callable[[int], str]) -> Iterator[dict]:
+def _in_child(first: int, count: int, attempt: Callable[[int], str], seconds: float) -> Iterator[dict]:
     """Yield a record for each input that a forked process tries, until it is through or dies."""
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -85,16 +85,13 @@ def _in_child(first: int, count: int, attempt: Callable[[int], str]) -> Iterator
     try:
         while alive:
             used = sum(psutil.Process(pid).cpu_times()[:2])
-            ready, _, _ = select.select([reading], [], [], SECONDS_PER_INPUT)
+            ready, _, _ = select.select([reading], [], [], seconds)
             if not ready:
                 silent += 1
-                if (
-                    sum(psutil.Process(pid).cpu_times()[:2]) - used < SECONDS_PER_INPUT / 2
-                    and silent < PATIENCE
-                ):
+                if sum(psutil.Process(pid).cpu_times()[:2]) - used < seconds / 2 and silent < PATIENCE:
                     continue
                 os.kill(pid, signal.SIGKILL)
-                yield _record("hang", SECONDS_PER_INPUT, 0, f"no answer within {SECONDS_PER_INPUT:.0f} s")
+                yield _record("hang", seconds, 0, f"no answer within {seconds:.0f} s")
                 return
             silent, chunk = 0, os.read(reading, 65536)
             buffer += chunk
@@ -128,7 +125,7 @@ def _work(first: int, count: int, attempt: Callable[[int], str], writing: int) -
                 if "\n" in str(error):
                     failure = f"more than one line: {error!r:.300}"
             except Exception:
-                outcome, failure = "undocumented", traceback.format_exc(limit=-4)
+                outcome, failure = "undocumented", traceback.format_exc(limit=-6)
             growth = max(_status_bytes("VmHWM") - before, 0)
             line = json.dumps(_record(outcome, time.process_time() - began, growth, failure))
             os.write(writing, line.encode() + b"\n")

@@ -7,7 +7,7 @@ import struct
 from copy import deepcopy
 from typing import Any
 
-ODD_NUMBERS = (0, 1, -1, 127, 255, 32767, 65535, 2**31 - 1, 2**32 - 1, 2**63 - 1, 10**30)
+ODD_NUMBERS = (0, 1, -1, 127, 255, 32767, 65535, 2**31 - 1, 2**32 - 1, 2**63 - 1, 10**30, 10**400)
 ODD_VALUES: tuple[Any, ...] = (
     *ODD_NUMBERS,
     0.5,
@@ -65,17 +65,17 @@ def mutate_tree(tree: Any, draw: random.Random, times: int | None = None) -> Any
     """Return nested dictionaries and lists after one to three changes of a value, a key or the structure."""
     changed = deepcopy(tree)
     for _ in range(times or draw.randint(1, 3)):
-        places = _places(changed)
-        if not places:
+        found = places(changed)
+        if not found:
             return deepcopy(draw.choice(ODD_VALUES))
-        parent, key = draw.choice(places)
+        parent, key = draw.choice(found)
         kind = draw.randrange(6)
         if kind == 0:
             del parent[key]
         elif kind == 1 and isinstance(parent, dict):
             parent[draw.choice((str(key)[:-1], str(key) + "x", "\u00e4", ""))] = parent.pop(key)
         elif kind == 2:
-            other, name = draw.choice(places)
+            other, name = draw.choice(found)
             parent[key] = deepcopy(other[name]) if _holds(other, name) else None
         elif kind == 3 and isinstance(parent[key], int | float) and not isinstance(parent[key], bool):
             parent[key] = draw.choice((parent[key] * 2, -parent[key], parent[key] + 1, parent[key] / 3, 0))
@@ -139,7 +139,7 @@ def _boxes(content: bytes, start: int, stop: int, *, big_endian: bool) -> list[t
     return found
 
 
-def _places(tree: Any) -> list[tuple[Any, Any]]:
+def places(tree: Any) -> list[tuple[Any, Any]]:
     """Return (container, key) of every value in nested dictionaries and lists."""
     if isinstance(tree, dict):
         own = [(tree, key) for key in tree]
@@ -147,7 +147,7 @@ def _places(tree: Any) -> list[tuple[Any, Any]]:
         own = [(tree, index) for index in range(len(tree))]
     else:
         return []
-    return own + [place for container, key in own for place in _places(container[key])]
+    return own + [place for container, key in own for place in places(container[key])]
 
 
 def _holds(container: Any, key: Any) -> bool:

@@ -83,3 +83,13 @@ def test_mutated_input_is_refused_in_a_sentence_or_read() -> None:
     shares = re.findall(r"got past the parser: \d+ \((\d+)%\)", printed)
     assert len(shares) == 3
     assert all(int(share) >= 30 for share in shares), printed
+
+
+def test_models_of_strangers_and_flipped_bits_are_refused_or_change_nothing() -> None:
+    printed = faults("fuzz-models; --inputs; 40", "flip-bits; --inputs; 100")
+    assert "model folders tried: 40" in printed
+    assert "flipped bits tried: 100" in printed
+    for kind in ("model", "vae", "run"):
+        assert re.search(rf"{kind}: refused: \d", printed)
+    for kind in ("cache", "features"):
+        assert re.search(rf"{kind}: made anew: \d", printed)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from medsora.denoiser import MedSora
+from medsora.runtime.digests import weights_digest
 from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.checkpoint import save_checkpoint
@@ -64,7 +65,8 @@ def write_checkpoint(run: Path, step: int) -> Path:
         tiny_denoiser(step).save_pretrained(folder / "denoiser")
         tiny_denoiser(step + 1).save_pretrained(folder / "ema")
 
-    return save_checkpoint(run / "checkpoints", step, write_models, {"w": torch.zeros(1)}, {}, keep=9)
+    state, optimizer = {"vae": weights_digest(tiny_vae())}, {"w": torch.arange(4.0)}
+    return save_checkpoint(run / "checkpoints", step, write_models, optimizer, state, keep=9)
 
 
 def cut_in_half(path: Path) -> Path:

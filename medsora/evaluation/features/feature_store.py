@@ -16,17 +16,20 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from medsora.errors import BadInput
+from medsora.runtime.digests import sha256
 from medsora.runtime.files import write_json
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 ROWS_AT_ONCE = 4096
+UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TokenError)  # numpy parses headers as Python
 
 
 class Extractor:
@@ -112,12 +115,19 @@ class FeatureStore:
         return self.path.with_suffix(f"{self.writer}.done")
 
     def is_whole(self) -> bool:
-        """Say whether the features are there; a damaged file is not."""
+        """Say whether the features are there; a damaged file is not.
+
+        It is compared with the SHA-256 beside it, which features of earlier versions do not have.
+        """
         try:
+            described = json.loads(self.path.with_suffix(".json").read_text(encoding="utf-8"))
+            wanted = described.get("sha256")
+            if wanted is not None and sha256(self.path) != wanted:
+                raise ValueError("they do not match their checksum")
             found = np.load(self.path, mmap_mode="r")
         except FileNotFoundError:
             return False
-        except (OSError, ValueError, EOFError) as error:
+        except (*UNREADABLE, AttributeError) as error:
             log.warning("the features in %s cannot be read (%s); they are extracted again.", self.path, error)
             return False
         return self._fits(found)
@@ -162,7 +172,7 @@ class FeatureStore:
 
     def finish(self) -> None:
         """Give the file its name, once every process has written its part."""
-        described = {**self.made_of, "shape": self.shape}
+        described = {**self.made_of, "shape": self.shape, "sha256": sha256(self._partial)}
         write_json(self.path.with_suffix(".json"), described, ensure_ascii=False)
         self._partial.replace(self.path)
         self._done.unlink()
@@ -184,7 +194,7 @@ class FeatureStore:
     def _has_begun(self) -> bool:
         try:
             place = np.load(self._partial, mmap_mode="r")
-        except (OSError, ValueError, EOFError):
+        except UNREADABLE:
             return False
         return self._fits(place) and self._done.stat().st_size == self.shape[0]
 

@@ -1,4 +1,4 @@
-"""Digests of what a cached value depends on: files' contents, the windows cut from them, model weights."""
+"""Digests of what a cached value depends on: files' contents and the windows cut from them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-
-from torch import nn
 
 from medsora.data.clips import ClipDataset
 from medsora.data.exact_flow import flow_path
@@ -40,20 +38,6 @@ def flow_digest(clips: ClipDataset) -> str:
     digest = hashlib.sha256()
     for video in clips.videos:
         digest.update(_content_digest(flow_path(video.source.path)))
-    return digest.hexdigest()
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return a SHA-256 over a model's parameters and buffers, names included, wherever it lies."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    if config := getattr(model, "config", None):
-        settings = {key: value for key, value in config.items() if not key.startswith("_")}  # not its path
-        if settings.get("compensation_kind") == "causal":
-            del settings["compensation_kind"]  # as all models were before they named it: their digests stay
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

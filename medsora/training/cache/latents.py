@@ -16,8 +16,9 @@ from torch import Tensor
 
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
+from medsora.runtime.digests import weights_digest
 from medsora.runtime.progress_bar import progress_bar
-from medsora.training.cache.fingerprint import clips_digest, weights_digest
+from medsora.training.cache.fingerprint import clips_digest
 from medsora.training.cache.store import TensorStore
 from medsora.training.joint_images import image_moments
 from medsora.training.randomness import derive_seed

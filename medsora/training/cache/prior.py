@@ -18,8 +18,9 @@ from torch import Tensor
 
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
+from medsora.runtime.digests import weights_digest
 from medsora.runtime.progress_bar import progress_bar
-from medsora.training.cache.fingerprint import clips_digest, flow_digest, weights_digest
+from medsora.training.cache.fingerprint import clips_digest, flow_digest
 from medsora.training.cache.store import TensorStore
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 """Tensors kept on disk under a key that hashes everything they depend on: never stale, never half a file.
 
 One safetensors file per entry, written beside and renamed, with the key in its header; whatever is missing,
-cut or under another key reads as absent and is computed again. What was read last stays in memory, up to
+cut, damaged (`block_digest` in the header; entries of before it have none) or under another key reads as
+absent and is computed again. What was read last stays in memory, up to
 `KEPT_BYTES` of each store in each process: a small store is read once.
 """
 
@@ -9,18 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections import OrderedDict
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from medsora.errors import BadInput
-from medsora.runtime.files import write_json, written_beside
+from medsora.runtime.files import write_bytes, write_json
 
 KEPT_BYTES = 2**26
+BLOCK_BYTES = 4096
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "I64": torch.int64}  # of what is kept here
 
 
 class TensorStore:
@@ -47,18 +54,24 @@ class TensorStore:
         if name in self._kept:
             self._kept.move_to_end(name)
             return _copied(self._kept[name])
-        entry = self._read(name)
-        if entry is not None:
-            self._keep(name, _copied(entry))
+        found = self._read(name)
+        if found is None:
+            return None
+        entry, copy = found
+        self._keep(name, copy)
         return entry
 
-    def _read(self, name: str) -> dict[str, Tensor] | None:
+    def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+        """Return an entry that maps its file, and a copy in memory, which is what is checked."""
         try:
-            with safe_open(self._path(name), framework="pt") as file:
-                if (file.metadata() or {}).get("key") != self.key:
-                    return None
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        except (OSError, SafetensorError):
+            with self._path(name).open("rb") as file:
+                content = np.frombuffer(mmap(file.fileno(), 0, access=ACCESS_COPY), np.uint8)
+            start, about, header = _parsed(content)
+            copy = content[start:].copy()
+            if about.get("key") != self.key or about.get("digest") not in (None, block_digest(header, copy)):
+                return None
+            return _tensors(header, content[start:]), _tensors(header, copy)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, struct.error):
             return None
 
     def put(self, name: str, tensors: dict[str, Tensor]) -> None:
@@ -66,9 +79,11 @@ class TensorStore:
         path = self._path(name)
         self._forget(name)
         try:
-            with written_beside(path) as beside:
-                contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-                save_file(contiguous, beside, metadata={"key": self.key})
+            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            content = np.frombuffer(bytearray(safetensors.torch.save(contiguous)), np.uint8)
+            start, _, header = _parsed(content)
+            about = {"key": self.key, "digest": block_digest(header, content[start:])}
+            write_bytes(path, safetensors.torch.save(contiguous, about))
         except (OSError, SafetensorError) as error:
             raise BadInput(
                 f"the cache entry {path} cannot be written: {error}; make room or set cache.dir."
@@ -89,6 +104,37 @@ class TensorStore:
 
     def _path(self, name: str) -> Path:
         return self.folder / hashlib.sha256(name.encode()).hexdigest()[:2] / f"{name}.safetensors"
+
+
+def _parsed(content: np.ndarray) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Return where the values of a safetensors file begin, what is written about it, its tensors by name."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length].tobytes())
+    about = header.pop("__metadata__", None) or {}
+    return 8 + length, about, header
+
+
+def block_digest(header: dict[str, Any], values: np.ndarray) -> str:
+    """Return a SHA-256 over a header and the sums, modulo 2^64, of every 4 KiB of `values` (bytes,).
+
+    It costs little beside reading them and finds what disks and copies do to a file (bits that flip, parts
+    that are zero, cut or elsewhere), but not what somebody changes with care.
+    """
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    whole = len(values) // BLOCK_BYTES * BLOCK_BYTES
+    blocks = torch.from_numpy(values[:whole]).view(torch.int64).reshape(-1, BLOCK_BYTES // 8)
+    digest.update(blocks.sum(1).numpy().tobytes())
+    digest.update(values[whole:].tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(header: dict[str, Any], values: np.ndarray) -> dict[str, Tensor]:
+    found = {}
+    for name, described in header.items():
+        first, end = described["data_offsets"]
+        part = torch.from_numpy(values[first:end]).view(DTYPES[described["dtype"]])
+        found[name] = part.reshape(described["shape"])
+    return found
 
 
 def _copied(entry: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet
 from medsora.runtime.files import written_folder
 from medsora.saved.find import DEFAULT_FPS
+from medsora.saved.manifest import model_files, write_manifest
 from medsora.training.loop_end import PeriodicTask
 from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
@@ -134,6 +135,7 @@ class VaeStage:
                 self.run.say(f"the scaling factor of these latents is {factor:.4f}.")
             with written_folder(folder) as beside:
                 self.vae.save_pretrained(beside)
+                write_manifest(beside, model_files(beside))
             self.run.say(f"stage 1 is done: the VAE is in {folder}.")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()

@@ -15,12 +15,13 @@ from medsora.denoiser.base import Denoiser
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
+from medsora.runtime.digests import weights_digest
 from medsora.sampling.compiled import compile_blocks
 from medsora.saved.classes import denoiser_class
 from medsora.saved.find import find_model, trained_vae
+from medsora.saved.limits import check_part
 from medsora.saved.optimizer import build_optimizer
 from medsora.training.accelerator import check_compile, check_same_run, make_accelerator
-from medsora.training.cache.fingerprint import weights_digest
 from medsora.training.cache.latents import LatentCache
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes
 from medsora.training.open_clips import denoiser_clip_spec, open_clips, store_videos
@@ -118,6 +119,7 @@ def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ())
     if trained is None:
         return
     found = find_model(trained)
+    check_part(found.denoiser)
     theirs = found.geometry.get("labels", [])
     model.load_weights(found.denoiser, (theirs, labels))
     if new := [name for name in labels if name not in theirs]:

@@ -22,6 +22,7 @@ from medsora.runtime.interruption import StopRequest
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import synthetic_tags
 from medsora.saved.find import DEFAULT_FPS
+from medsora.saved.manifest import model_files, write_manifest
 from medsora.training.loop_end import PeriodicTask
 from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
@@ -143,6 +144,8 @@ class DitStage:
             if not is_file(described) or read_patiently(Path.read_bytes, described) != text.encode():
                 with self.run.writing():
                     write_text(described, text)
+            with self.run.writing():
+                write_manifest(self.run.path, [described, *model_files(self.run.path / "vae")])
         return start
 
     @property

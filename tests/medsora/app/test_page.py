@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -251,6 +252,25 @@ def test_what_is_not_finite_is_a_sentence() -> None:
     page = import_module("medsora.app.page")
     with pytest.raises(gradio.Error, match="frames are NaN"), page._said():
         raise NonFiniteVideo("the frames are NaN.")
+
+
+def test_another_host_and_a_large_upload_are_refused_in_one_line(address: str) -> None:
+    place = address.removeprefix("http://")
+    for headers, status, words in (
+        ({"Host": place}, 200, b"<html"),
+        ({"Host": "rebound.example"}, 421, b"does not answer under that name"),
+        ({"Host": place, "Content-Length": "400000000"}, 413, b"at most 20 MB"),
+    ):
+        connection = HTTPConnection(place, timeout=PATIENCE_S)
+        method, path = ("POST", "/gradio_api/upload") if status == 413 else ("GET", "/")
+        connection.putrequest(method, path, skip_host=True)
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        assert answer.status == status
+        assert words in answer.read()
+        connection.close()
 
 
 def test_nothing_is_asked_of_other_hosts(page: Page, address: str) -> None:

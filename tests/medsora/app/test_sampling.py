@@ -20,6 +20,7 @@ from medsora.app.sampling import (
     check_picture,
     packed,
     sample_files,
+    without_paths,
 )
 from medsora.data.reading.video_io import probe, read_frames
 from medsora.data.sheet import save_image
@@ -185,3 +186,19 @@ def test_a_picture_is_looked_at_when_it_comes(tmp_path: Path) -> None:
 def test_wishes_that_are_not_possible(wish: tuple, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         Wish(*wish)
+
+
+def test_work_is_limited() -> None:
+    with pytest.raises(BadInput, match="1,000 steps of 16 videos of 8 frames are 128,000 frames to denoise"):
+        sample_files(tiny_pipeline(), "tiny", Wish("ddim", 1000, 0, 16), silent)
+
+
+def test_visitors_see_no_paths_of_the_server(tmp_path: Path) -> None:
+    for said, told in (
+        (f"there is no file {tmp_path}/a b/picture.png; give one", "there is no file"),
+        ("/srv/models/secret/vae/config.json cannot be read", "config.json cannot be read"),
+        ("see https://example.org/a/b, 3/4 and steps 1/2", "see https://example.org/a/b, 3/4 and steps 1/2"),
+        ("the model '/data/x/y' is gone", "the model 'y' is gone"),
+    ):
+        assert without_paths(said).startswith(told)
+        assert not any(word in without_paths(said) for word in ("/srv", "/data", "/tmp"))

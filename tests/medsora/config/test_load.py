@@ -126,3 +126,16 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     broken.write_text("- a list\n")
     with pytest.raises(BadInput, match="sections"):
         load_config(broken)
+
+
+@pytest.mark.parametrize("digits", [309, 400, 5000])
+@pytest.mark.parametrize("key", ["seed", "name"])
+def test_integers_of_any_size_are_one_sentence(key: str, digits: int, tmp_path: Path) -> None:
+    number = "1" + "0" * digits
+    (tmp_path / "large.yaml").write_text(f"run:\n  {key}: -{number}\n")
+    (tmp_path / "empty.yaml").write_text("{}")
+    for path, overrides in (("large.yaml", []), ("empty.yaml", [f"run.{key}={number}"])):
+        with pytest.raises(BadInput) as error:
+            load_config(tmp_path / path, overrides)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 1000

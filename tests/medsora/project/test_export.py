@@ -74,7 +74,7 @@ def test_the_folder_samples_what_the_run_does(run: Path, tmp_path: Path) -> None
     said = export(str(run.parent), str(tmp_path / "out"), "--name", "My model")
     assert str(tmp_path / "out") in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md", "denoiser", "model_index.json", "samples.png", "scheduler", "vae",
+        "README.md", "denoiser", "manifest.json", "model_index.json", "samples.png", "scheduler", "vae",
     ]  # fmt: skip
     ours = MedSoraPipeline.from_pretrained(tmp_path / "out").to("cpu")
     theirs = MedSoraPipeline.from_run(run)

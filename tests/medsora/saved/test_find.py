@@ -36,7 +36,7 @@ def test_no_vae_and_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no trained VAE in .*; train one\."):
         find_vae(tmp_path, "train one")
     write_class(tmp_path, "AutoencoderKL")
-    with pytest.raises(BadInput, match="holds a AutoencoderKL, not a FrequencyCompensatedVAE"):
+    with pytest.raises(BadInput, match="holds 'AutoencoderKL', not a FrequencyCompensatedVAE"):
         find_vae(tmp_path)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from medsora.training.cache import store as tensor_store
 from medsora.training.cache.store import TensorStore
@@ -56,3 +57,27 @@ def test_what_was_read_last_stays_in_memory_up_to_a_bound(
     assert not store.get("a")["mean"].is_shared()
     store.put("a", {"mean": torch.zeros(4)})
     assert torch.equal(store.get("a")["mean"], torch.zeros(4))
+
+
+def test_every_flipped_bit_of_an_entry_is_found(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path, "latents", {"vae": "a"})
+    tensors = {"mean": torch.randn(2, 3, 700), "videos": torch.tensor([3, 1])}
+    store.put("clip-1", tensors)
+    (path,) = store.folder.rglob("*.safetensors")
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        found = TensorStore(tmp_path, "latents", {"vae": "a"}).get("clip-1")
+        assert found is None or all(torch.equal(found[name], tensors[name]) for name in tensors)
+    exchanged = bytearray(whole)
+    exchanged[-8192:-4096], exchanged[-4096:] = whole[-4096:], whole[-8192:-4096]
+    path.write_bytes(exchanged)
+    assert store.missing(["clip-1"]) == ["clip-1"]
+
+
+def test_an_entry_of_an_earlier_version_without_a_digest_is_read(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path, "latents", {"vae": "a"})
+    path = store._path("clip-1")
+    path.parent.mkdir()
+    save_file({"mean": torch.ones(3)}, path, metadata={"key": store.key})
+    assert torch.equal(store.get("clip-1")["mean"], torch.ones(3))

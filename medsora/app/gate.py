@@ -1,0 +1,68 @@
+"""Who may ask the page for what: the name it is asked by, and how much may be sent to it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from ipaddress import ip_address
+from typing import Any
+
+MAX_UPLOAD_BYTES = 20 * 10**6
+MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 10**5  # with what a browser writes around the file
+MAX_QUEUED = 32  # samplings that wait; whoever comes then is told in one line
+Message = MutableMapping[str, Any]
+
+
+class Gate:
+    """Middleware that answers with one line, before the page sees anything of it, whatever comes
+
+    - under another name than an address, `localhost` or one of `names`: a page of a stranger whose name leads
+      here (DNS rebinding) would otherwise be taken for this page by a visitor's browser;
+    - with more than `MAX_BODY_BYTES`, or without saying how much.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], names: Iterable[str] = ()) -> None:
+        self.app = app
+        self.names = {"localhost", *(name.lower() for name in names)}
+
+    async def __call__(
+        self,
+        scope: Message,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
+        """Pass a request on, or refuse it."""
+        refusal = self.refusal(dict(scope["headers"])) if scope["type"] in ("http", "websocket") else None
+        if refusal is None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            status, sentence = refusal
+            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": f"{sentence}\n".encode()})
+
+    def refusal(self, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+        """Return status and sentence for a request that is not passed on, or None."""
+        if not self.knows(headers.get(b"host", b"").decode("latin-1")):
+            return 421, "This page does not answer under that name; start it with --name NAME if it should."
+        length = headers.get(b"content-length", b"0")
+        if b"transfer-encoding" in headers or not length.isdigit():
+            return 411, "Say how much is sent (Content-Length)."
+        if int(length) > MAX_BODY_BYTES:
+            return 413, f"An upload may have at most {MAX_UPLOAD_BYTES // 10**6} MB."
+        return None
+
+    def knows(self, host: str) -> bool:
+        """Whether a Host header names this page: an address, with or without a port, or a known name."""
+        name = host.strip().lower()
+        if name.startswith("["):
+            name = name[1:].partition("]")[0]
+        elif name.count(":") == 1:
+            name = name.partition(":")[0]
+        if name.rstrip(".") in self.names:
+            return True
+        try:
+            return ip_address(name) is not None
+        except ValueError:
+            return False

@@ -1,0 +1,193 @@
+"""Model folders as a stranger may make them: settings, schedulers, files and weights that are no model's."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medsora.errors import BadInput, NonFiniteVideo
+from medsora.sampler import SCHEDULERS
+from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.saved.find import find_model
+from medsora.saved.manifest import MANIFEST
+from medsora.saved.pipeline import saved_sampler
+from tests.faults.fuzz_checkpoint import renew_manifest
+from tests.faults.guarded import report, try_all
+from tests.faults.mutate import ODD_VALUES, mutate_tree, places
+from tests.support.tiny_pipeline import tiny_pipeline, write_run
+
+SECONDS = 10.0
+LARGE = (10**5, 10**6, 10**9, 2**20, 2**31, 1e9, 10**400, float("inf"), -1)
+WORDS = ("squaredcos_cap_v2", "scaled_linear", "sigmoid", "exp", "trailing", "linspace", "v_prediction", "x")
+SMALL = 2**16  # pixels of a clip that is sampled, too
+Change = Callable[[Path, random.Random], None]
+
+
+def fuzz_models(inputs: int, seed: int) -> int:
+    """Try `inputs` hostile model folders; print what came of them; return the exit status."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="medsora-fuzz-") as folder:
+        originals = write_originals(Path(folder))
+        tally = try_all(
+            inputs,
+            lambda number: attempt(number, seed, originals[number % 2], Path(folder)),
+            seconds=SECONDS,
+        )
+    return report(tally, "past", "model folders")
+
+
+def write_originals(folder: Path) -> tuple[Path, Path]:
+    """Write a saved pipeline and a run."""
+    tiny_pipeline().save_pretrained(folder / "saved")
+    return folder / "saved", write_run(folder / "run", steps=(5,))
+
+
+def attempt(number: int, seed: int, original: Path, folder: Path) -> str:
+    """Load the hostile folder `number` and sample from it if it is small; return how far that came."""
+    draw = random.Random(f"{seed}/{number}")
+    hostile = folder / f"hostile-{os.getpid()}"
+    shutil.rmtree(hostile, ignore_errors=True)
+    shutil.copytree(original, hostile)
+    for _ in range(draw.choice((1, 1, 2))):
+        draw.choice(CHANGES)(hostile, draw)
+    for checkpoint in (hostile / "checkpoints").glob("step-*"):
+        if all(path.is_dir() or is_small(path) for path in checkpoint.rglob("*")):
+            renew_manifest(checkpoint)
+    (hostile / MANIFEST).unlink(missing_ok=True)
+    with only_documented():
+        found = find_model(hostile)
+        saved_sampler(found)
+        pipeline = MedSoraPipeline.from_folder(found)
+    pipeline.set_progress_bar_config(disable=True)
+    height, width = pipeline.config.size
+    if pipeline.config.frames * height * width > SMALL:
+        return "past the schema, loaded"
+    try:
+        with only_documented():
+            pipeline(num_inference_steps=2, seeds=[0])
+    except (BadInput, NonFiniteVideo):
+        return "past the schema, loaded, refused to sample"
+    return "past the schema, sampled"
+
+
+@contextmanager
+def only_documented() -> Iterator[None]:
+    """Let `BadInput` pass; what else ends a command in a traceback is no answer, a `ValueError` neither."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (ValueError, OSError) as error:
+        raise AssertionError("no BadInput") from error
+
+
+def is_small(path: Path) -> bool:
+    """Whether it is a plain file that can be read at once: no pipe, no device, no hole."""
+    return path.is_file() and path.stat().st_size < 2**26
+
+
+def parts(folder: Path, pattern: str) -> list[Path]:
+    """Return what the folder is read by, of one kind, its manifests aside."""
+    return sorted(path for path in folder.rglob(pattern) if path.name != MANIFEST)
+
+
+def change_values(folder: Path, draw: random.Random) -> None:
+    """Put other values, types and structures into a JSON file, or a number that is far too large."""
+    path = draw.choice(parts(folder, "*.json"))
+    values = read(path)
+    if values is None:
+        return
+    if draw.random() < 0.5:
+        values = mutate_tree(values, draw)
+    elif found := places(values):
+        container, key = draw.choice(found)
+        container[key] = draw.choice((*LARGE, *WORDS, *ODD_VALUES))
+    path.write_text(json.dumps(values))
+
+
+def change_scheduler(folder: Path, draw: random.Random) -> None:
+    """Name another scheduler, with settings of its own that are odd, a run given one as well."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.parent.is_dir():
+        return
+    kind = SCHEDULERS[draw.choice(sorted(SCHEDULERS))]
+    settings = dict(kind().config)
+    for key in draw.sample(sorted(settings), k=draw.randint(1, 3)):
+        settings[key] = draw.choice((*LARGE, *WORDS, True, None, [], 0.5, 0, 3, [0.5] * 1000))
+    path.write_text(json.dumps({**settings, "_class_name": kind.__name__}))
+
+
+def change_file(folder: Path, draw: random.Random) -> None:
+    """Put something else in a file's place: a pipe, a folder, a device, nothing, a deep or a large text."""
+    path = draw.choice(parts(folder, "*.json") + parts(folder, "*.safetensors"))
+    path.unlink(missing_ok=True)
+    kind = draw.randrange(8)
+    if kind == 0:
+        os.mkfifo(path)
+    elif kind == 1:
+        path.mkdir()
+    elif kind == 2:
+        path.symlink_to(draw.choice(("/dev/zero", "/dev/tty", path.name)))
+    elif kind == 3:
+        path.write_text("[" * 100_000 + "]" * 100_000)
+    elif kind == 4:
+        path.write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    elif kind == 5:
+        with path.open("wb") as file:
+            file.truncate(2**34)  # a hole, which takes no room
+    elif kind == 6:
+        path.write_bytes(draw.choice((b"", b"\0", b"\xff\xfe{}", b"1" * 5000, b"[]", b"null", b'"x"')))
+
+
+def change_weights(folder: Path, draw: random.Random) -> None:
+    """Give weights another header: names, shapes, types and lengths, most of them consistent."""
+    path = draw.choice(parts(folder, "diffusion_pytorch_model.safetensors"))
+    if not is_small(path):
+        return
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
+    kind = draw.randrange(7)
+    if kind == 0:
+        header = {
+            f"blocks.{k}.x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for k in range(300_000)
+        }
+        body = b""
+    elif kind == 1:
+        header[draw.choice(sorted(header))] = draw.choice(ODD_VALUES)
+    elif kind == 2:
+        tensor = header[draw.choice(sorted(header.keys() - {"__metadata__"}))]
+        tensor["shape"] = draw.choice(([2**40, 2**20], [0, 2**62], [-1], [], [1] * 5000, "x"))
+    elif kind == 3:
+        tensor = header[draw.choice(sorted(header.keys() - {"__metadata__"}))]
+        tensor["dtype"] = draw.choice(("F64", "I64", "BOOL", "F8_E4M3", "C64", "x\ny", 5))
+    elif kind == 4:
+        header["a\nb\x07"] = header.pop(draw.choice(sorted(header)))
+    elif kind == 5:
+        index = {"weight_map": {name: "../../../../etc/passwd" for name in header}, "metadata": {}}
+        path.with_suffix(".safetensors.index.json").write_text(json.dumps(index))
+    else:
+        header, body = {}, b""
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", draw.choice((len(text), len(text), 2**63, 2**27))) + text + body)
+
+
+def read(path: Path) -> Any:
+    """Return what a JSON file holds, or None where an earlier change has left none."""
+    try:
+        return json.loads(path.read_bytes()) if is_small(path) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+CHANGES: tuple[Change, ...] = (change_values, change_values, change_scheduler, change_file, change_weights)

@@ -1,0 +1,59 @@
+"""medsora.app.gate: which requests the page answers at all."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from medsora.app.gate import MAX_BODY_BYTES, MAX_UPLOAD_BYTES, Gate
+
+
+def asked(headers: dict[str, str], kind: str = "http", names: tuple[str, ...] = ()) -> list[Any]:
+    """Return what a page behind the gate says to a request, or what the gate says in its place."""
+    said: list[Any] = []
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        await send("the page")
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {"type": kind, "headers": [(key.encode(), value.encode()) for key, value in headers.items()]}
+    asyncio.run(Gate(page, names)(scope, None, send))
+    return said
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "[::1]:7860", "10.0.0.3", "page.example:80", "::1"],
+)
+def test_an_address_and_a_known_name_are_answered(host: str) -> None:
+    assert asked({"host": host}, names=("page.example",)) == ["the page"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "words"),
+    [
+        ({"host": "evil.example:7860"}, 421, "does not answer under that name"),
+        ({"host": "127.0.0.1.evil.example"}, 421, "does not answer under that name"),
+        ({"host": "localhost.evil.example"}, 421, "does not answer under that name"),
+        ({}, 421, "does not answer under that name"),
+        ({"host": "localhost", "content-length": str(400 * 10**6)}, 413, "at most 20 MB"),
+        ({"host": "localhost", "content-length": "x"}, 411, "Content-Length"),
+        ({"host": "localhost", "transfer-encoding": "chunked"}, 411, "Content-Length"),
+    ],
+)
+def test_others_are_refused_in_one_line(headers: dict[str, str], status: int, words: str) -> None:
+    start, body = asked(headers)
+    assert start["status"] == status
+    assert words in body["body"].decode()
+    assert body["body"].count(b"\n") == 1
+    assert asked(headers, "websocket")[0]["type"] == "websocket.close"
+
+
+def test_what_is_no_request_and_an_upload_within_the_limit_pass() -> None:
+    assert asked({}, "lifespan") == ["the page"]
+    assert asked({"host": "localhost", "content-length": str(MAX_UPLOAD_BYTES)}) == ["the page"]
+    assert MAX_UPLOAD_BYTES < MAX_BODY_BYTES < 1.1 * MAX_UPLOAD_BYTES

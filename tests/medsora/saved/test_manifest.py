@@ -1,0 +1,76 @@
+"""medsora.saved.manifest: what changed in a saved model after it was written is found before it is used."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from medsora.errors import BadInput
+from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.saved.find import find_vae, load_vae
+from medsora.saved.manifest import MANIFEST, model_files, write_manifest
+from tests.support.tiny_pipeline import tiny_pipeline, tiny_vae, write_run
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+def flip(path: Path) -> None:
+    """Turn the last bit of the last number or letter: the file is as long and as readable as before."""
+    content = bytearray(path.read_bytes())
+    place = max(k for k, byte in enumerate(content) if path.suffix != ".json" or chr(byte).isdigit())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        f"denoiser/{WEIGHTS}",
+        f"vae/{WEIGHTS}",
+        "vae/config.json",
+        "scheduler/scheduler_config.json",
+        "model_index.json",
+    ],
+)
+def test_a_flipped_bit_of_a_saved_model_is_found(file: str, original: Path, tmp_path: Path) -> None:
+    saved = shutil.copytree(original, tmp_path / "saved")
+    flip(saved / file)
+    with pytest.raises(BadInput, match=rf"{Path(file).name}.*(does not match its checksum|must|can be)"):
+        MedSoraPipeline.from_pretrained(saved)
+    (saved / MANIFEST).unlink()
+    if file.endswith(WEIGHTS):
+        MedSoraPipeline.from_pretrained(saved)  # models of earlier versions have none
+
+
+def test_a_vae_is_known_by_its_own_manifest_and_by_that_of_the_model_around_it(
+    original: Path, tmp_path: Path
+) -> None:
+    saved = shutil.copytree(original, tmp_path / "saved")
+    tiny_vae().save_pretrained(tmp_path / "final")
+    write_manifest(tmp_path / "final", model_files(tmp_path / "final"))
+    for named in (saved, tmp_path / "final"):
+        folder = find_vae(named)
+        load_vae(folder)
+        flip(folder / WEIGHTS)
+        with pytest.raises(BadInput, match="does not match its checksum"):
+            load_vae(folder)
+    (saved / MANIFEST).write_text("{")
+    assert load_vae(shutil.copytree(original / "vae", tmp_path / "alone")) is not None
+
+
+def test_a_run_is_sampled_with_the_vae_it_was_trained_with(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=(5,))
+    pipeline = MedSoraPipeline.from_run(run, vae_dtype="bf16")
+    assert str(pipeline.vae.dtype) == "torch.bfloat16"
+    flip(run / "vae" / WEIGHTS)
+    with pytest.raises(BadInput, match="vae is not the VAE that the denoiser was trained with"):
+        MedSoraPipeline.from_run(run)
