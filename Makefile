@@ -13,7 +13,7 @@ GIB_FREE = $(shell awk '/^MemAvailable/ {print int($$2 / 2^20)}' /proc/meminfo 2
 JOBS ?= $(shell jobs=$(CORES); free=$$(( $(GIB_FREE) / 2 )); \
   [ $$jobs -le 4 ] || jobs=4; [ $$jobs -le $$free ] || jobs=$$free; [ $$jobs -ge 1 ] || jobs=1; echo $$jobs)
 
-.PHONY: setup demo test lint wheel-check oldest audit docs docs-check clean
+.PHONY: setup demo test lint wheel-check oldest kernel-report-36 audit docs docs-check clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -74,6 +74,15 @@ oldest: $(READY)
 	"$(UV)" pip install --quiet --python $(OLDEST)/bin/python pytest pytest-xdist focal-frequency-loss ninja \
 	  packaging pip selenium setuptools wheel
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS)
+
+# The Triton kernels with the versions of the GPU machine that is to be measured on (PYTHON=python3.12 as there):
+# their tests in the interpreter, then what they compile to; needs the network. Its interpreter takes no newer NumPy.
+KERNELS36 := build/kernels-36
+kernel-report-36: $(READY)
+	"$(UV)" venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(KERNELS36)
+	"$(UV)" pip install --quiet --python $(KERNELS36)/bin/python --editable . 'torch==2.11.*' 'numpy<2.4' pytest
+	OMP_NUM_THREADS=1 $(KERNELS36)/bin/python -m pytest tests/kernels/fused tests/kernels/test_block_steps.py
+	$(KERNELS36)/bin/python -m tools.kernel_report
 
 # Advisories against the pinned versions: ADVISORIES=PATH is OSV's PyPI dump; without it pip-audit is asked.
 audit: $(READY)

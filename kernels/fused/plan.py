@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import NamedTuple
 
 import torch
 
@@ -12,12 +13,30 @@ D_STATES = range(16, 257)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_TILE_STEPS = 64  # steps per tile
 MAX_CHANNELS = 64  # channels of a head per program; more would spill registers
-HOPPER_SHARED_BYTES = 227 * 1024  # shared memory per block, which the interpreter assumes
 MAX_KEYS, MAX_KEY_BYTES = 128, 2**14  # keys of local attention per program, and their size
 MAX_COLUMNS_BEFORE_HOPPER, MAX_NUMBERS_BEFORE_HOPPER = 128, 9216  # features; elements of queries and keys
 MIN_QUERIES = 16  # rows of a matrix instruction
 MIN_CAPABILITY = (8, 0)  # first with bf16 products
 HOPPER = (9, 0)
+
+
+class Gpu(NamedTuple):
+    """Properties of a GPU by which work is cut into programs."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_bytes: int  # of one program, at most
+
+
+INTERPRETER = Gpu(HOPPER, 1, 227 * 1024)
+
+
+def gpu(device: torch.device) -> Gpu:
+    """Properties of a device; of a CPU those that the interpreter assumes."""
+    if device.type != "cuda":
+        return INTERPRETER
+    found = torch.cuda.get_device_properties(device)
+    return Gpu((found.major, found.minor), found.multi_processor_count, found.shared_memory_per_block_optin)
 
 
 def interpreted() -> bool:
@@ -50,13 +69,13 @@ def on(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def split_of_a_head(headdim: int, d_state: int, steps: int) -> int:
-    """Parts in which a head's channels are computed, so that a program's shared memory suffices.
+def split_of_a_head(headdim: int, d_state: int, steps: int, memory: int) -> int:
+    """Parts in which a head's channels are computed, so that `memory` bytes of shared memory suffice.
 
     The channels of a head do not meet inside the scan: a part is a head of its own with the same Δ, A and D.
     """
     for channels in reversed(HEADDIMS):
-        if channels <= min(headdim, MAX_CHANNELS) and shared_bytes(channels, d_state, steps) <= _memory():
+        if channels <= min(headdim, MAX_CHANNELS) and shared_bytes(channels, d_state, steps) <= memory:
             return headdim // channels
     return headdim // min(HEADDIMS)
 
@@ -75,7 +94,7 @@ def shared_bytes(channels: int, d_state: int, steps: int) -> int:
 
 def before_hopper(device: torch.device) -> bool:
     """Whether a GPU takes the operands of its products from registers alone, which hold less of them."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) < HOPPER
+    return gpu(device).capability < HOPPER
 
 
 def attention_tile(length: int, window: int, *, before_hopper: bool = False) -> tuple[int, int]:
@@ -121,9 +140,3 @@ def chunked_tile(dtype: torch.dtype, *, backward: bool) -> int:
     if dtype == torch.float32:
         return 16
     return MAX_TILE_STEPS // 2 if backward else MAX_TILE_STEPS
-
-
-def _memory() -> int:
-    if interpreted():
-        return HOPPER_SHARED_BYTES
-    return torch.cuda.get_device_properties().shared_memory_per_block_optin

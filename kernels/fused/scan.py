@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medsora.kernels.fused import backward as triton_backward
 from medsora.kernels.fused import forward as triton_forward
+from medsora.kernels.fused import plan as fused_plan
 from medsora.kernels.fused.plan import MAX_TILE_STEPS, chunked_tile, on, split_of_a_head
 
 PROGRAMS_PER_PROCESSOR = 2  # fewer heads per program where there would be less than that to do
@@ -106,9 +107,10 @@ def plan(
 ) -> Launch:
     """Cut a scan along orders (axes, k, S, l), or its backward pass, into programs of the current device."""
     axes, ways, sequences, steps = orders.shape
+    gpu = fused_plan.gpu(zxbcdt.device)
     d_inner = norm_weight.shape[0]
     d_state = (conv_weight.shape[0] - d_inner) // 2
-    split = split_of_a_head(d_inner // D.shape[0], d_state, steps)
+    split = split_of_a_head(d_inner // D.shape[0], d_state, steps, gpu.shared_bytes)
     heads = D.shape[0] * split
     if steps > MAX_TILE_STEPS:
         tile = chunked_tile(zxbcdt.dtype, backward=backward)
@@ -119,7 +121,7 @@ def plan(
     heads_at_once = 1
     if chunks == 1:
         programs = zxbcdt.shape[0] * -(-sequences // packed) * axes * ways * heads
-        enough = PROGRAMS_PER_PROCESSOR * _processors(zxbcdt.device)
+        enough = PROGRAMS_PER_PROCESSOR * gpu.multiprocessors
         while heads % (2 * heads_at_once) == 0 and programs // (2 * heads_at_once) >= enough:
             heads_at_once *= 2
     return Launch(
@@ -365,9 +367,3 @@ def _scan(
         **launch.constants(many_registers=zxbcdt.dtype == torch.float32),
     )
     return y, states
-
-
-def _processors(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 1

@@ -94,7 +94,7 @@ def test_wide_windows_are_left_to_the_operators(
 def test_attention_is_cut_smaller_before_hopper(
     monkeypatch: pytest.MonkeyPatch, length: int, window: int, features: int, dtype: torch.dtype, fits: bool
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    monkeypatch.setattr(fused_plan, "gpu", lambda _: fused_plan.Gpu((8, 9), 142, 99 * 1024))
     assert fused_plan.attends(length, window, features, dtype, torch.device("cuda")) == fits
     queries, keys = fused_plan.attention_tile(length, window, before_hopper=True)
     assert queries == 16

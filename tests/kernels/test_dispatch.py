@@ -79,10 +79,9 @@ def test_a_backend_asked_for_by_name_never_falls_back() -> None:
     ],
 )
 def test_a_head_is_split_until_a_program_of_it_fits_the_gpu(
-    monkeypatch: pytest.MonkeyPatch, kibibytes: int, headdim: int, d_state: int, steps: int, parts: int
+    kibibytes: int, headdim: int, d_state: int, steps: int, parts: int
 ) -> None:
-    monkeypatch.setattr(fused_plan, "_memory", lambda: kibibytes * 1024)
-    assert fused_plan.split_of_a_head(headdim, d_state, steps) == parts
+    assert fused_plan.split_of_a_head(headdim, d_state, steps, kibibytes * 1024) == parts
     assert fused_plan.shared_bytes(headdim // parts, d_state, steps) <= kibibytes * 1024
 
 

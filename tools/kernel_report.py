@@ -1,0 +1,518 @@
+"""Compiled GPU kernels and the modelled time of a step, without a GPU: `python -m tools.kernel_report`.
+
+The launches are recorded from the code that makes them: a denoiser without memory (PyTorch's meta device)
+takes a sampling step and a training step as on the modelled GPU; every operator and every Triton kernel is
+noted instead of run. Each kernel is then compiled with the arguments it was launched with, and its machine
+code is read: registers, spills, matrix instructions, widths of memory accesses, instructions of a warp.
+
+The modelled times of a step on an H200 are no measurement. What they assume is printed above them. A spill is
+any use of a thread's stack: these kernels have no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from torch._library.custom_ops import OPDEFS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from benchmarks.support.wirings import CHANNELS, CLIP, H200_FLOOR_S, IMAGES, SIDE
+from medsora import MedSora
+from medsora.kernels.fused import backend as triton_backend
+from medsora.kernels.fused import plan as fused_plan
+from medsora.sampling.prepared import PreparedDenoiser
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
+NO_LAUNCH = ("empty", "detach", "_unsafe_view", "promote")
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+# Loops that stay in machine code, outermost first: the arguments that hold their numbers of passes.
+LOOPS = {
+    "scan_forward": ("chunks", "HEADS_AT_ONCE"),
+    "scan_backward": ("chunks", "HEADS_AT_ONCE"),
+    "norm_backward": ("rows_per_program",),
+    "conv_backward": ("blocks_per_program", "ALL_WAYS", "HEAD_BLOCKS"),
+}
+# Of the tokens' columns (gate, x, B, C, Δ) those that a kernel reads or writes, where not all.
+GATE_COLUMNS = ("norm_forward", "norm_backward")
+TOKENS = ("zxbcdt", "grad_zxbcdt")
+# Bars of a sampling step in bf16.
+MIN_SCAN_PROGRAMS = 4  # of a multiprocessor at once
+MAX_LAUNCHES_OF_A_BLOCK = 15
+MAX_TIMES_THE_FLOOR = {1: 5.0, 32: 1.7}  # by batch, of B
+REGISTERS_OF_A_PROCESSOR, RESERVED_SHARED_BYTES = 65536, 1024
+SCHEDULERS = 4  # of a multiprocessor
+
+
+class Chip(NamedTuple):
+    """A GPU by its compute capability."""
+
+    name: str
+    plan: fused_plan.Gpu
+    shared_bytes: int  # of a multiprocessor
+    warps: int  # of a multiprocessor at most
+    programs: int  # of a multiprocessor at most
+
+
+CHIPS = {
+    90: Chip("H200", fused_plan.Gpu((9, 0), 132, 227 * 1024), 228 * 1024, 64, 32),
+    80: Chip("A100", fused_plan.Gpu((8, 0), 108, 163 * 1024), 164 * 1024, 64, 32),
+    89: Chip("L40S", fused_plan.Gpu((8, 9), 142, 99 * 1024), 100 * 1024, 48, 24),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """Assumptions of the modelled times: an H200, kernels in a CUDA graph."""
+
+    clock_hz: float = 1.755e9
+    bytes_per_s: float = 0.75 * 4.8e12  # of memory, as large copies reach
+    flops_per_s: Mapping[torch.dtype, float] = field(
+        default_factory=lambda: {torch.bfloat16: 0.7 * 790e12, torch.float32: 0.7 * 67e12}
+    )
+    product_tiles: tuple[int, ...] = (64, 128)  # rows and columns of a product for one multiprocessor
+    product_s: float = 0.3e-6  # of 64 terms of a product's sums, one after another
+    start_s: float = 2e-6  # first access to last, of a kernel that has next to nothing to do
+    gap_s: float = 1e-6  # from a kernel's end to the next one's start
+    cycles_between: int = 4  # of two instructions of a warp: few are ready earlier
+
+    def __str__(self) -> str:
+        return (
+            f"{self.clock_hz / 1e9} GHz; memory at {self.bytes_per_s / 1e12:.1f} TB/s; products at "
+            f"{self.flops_per_s[torch.bfloat16] / 1e12:.0f} TFLOP/s (bf16), "
+            f"{self.flops_per_s[torch.float32] / 1e12:.0f} (float32) in whole rounds of the better of square "
+            f"tiles of {self.product_tiles}, at least {self.product_s * 1e6} us for 64 terms; "
+            f"{self.start_s * 1e6:.0f} us to start and end a kernel, {self.gap_s * 1e6:.0f} us between two; "
+            f"a warp issues an instruction every {self.cycles_between} cycles, a scheduler one every cycle; "
+            "programs run in whole rounds; what a kernel reads or writes moves once"
+        )
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator of PyTorch that launches a kernel."""
+
+    name: str
+    tensors: tuple[Tensor, ...]
+    flops: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(map(held_bytes, self.tensors))
+
+    def seconds(self, model: Model) -> float:
+        moved = self.bytes / model.bytes_per_s
+        if self.name not in PRODUCTS:
+            return model.start_s + moved
+        out, processors = self.tensors[-1], CHIPS[90].plan.multiprocessors
+        terms = self.flops / (2 * out.numel())
+        rate = model.flops_per_s.get(out.dtype, model.flops_per_s[torch.float32]) / processors
+        products = min(
+            -(-math.prod(out.shape[:-2]) * math.prod(-(-n // side) for n in out.shape[-2:]) // processors)
+            * (2 * side**2 * terms / rate)
+            for side in model.product_tiles
+        )
+        return model.start_s + max(moved, products, terms / 64 * model.product_s)
+
+    def floor_s(self) -> float:
+        """Seconds that nothing on an H200 can beat."""
+        return max(self.bytes / 4.8e12, self.flops / 790e12)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch of a Triton kernel, not run."""
+
+    kernel: JITFunction
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read and written at least."""
+        total, seen = 0, set()  # a tensor also stands in for arguments that a kernel leaves alone
+        for name, value in self.arguments.items():
+            if isinstance(value, Tensor) and id(value) not in seen:
+                seen.add(id(value))
+                gate = name in TOKENS and self.name in GATE_COLUMNS
+                total += held_bytes(value[..., : self.arguments["DI"]] if gate else value)
+        return total
+
+    def signature(self) -> tuple[dict[str, str], dict[str, Any], list[str]]:
+        """Types, constants, and the names of what divides by 16, as Triton specialises a launch."""
+        types, constants, aligned = {}, {}, []
+        for parameter in self.kernel.params:
+            name, value = parameter.name, self.arguments[parameter.name]
+            if parameter.is_constexpr:
+                types[name], constants[name] = "constexpr", value
+            elif isinstance(value, Tensor):
+                types[name] = POINTERS[value.dtype]
+                if value.storage_offset() * value.element_size() % 16 == 0:
+                    aligned.append(name)
+            elif isinstance(value, float):
+                types[name] = "fp32"
+            elif value == 1 and not parameter.do_not_specialize:
+                types[name], constants[name] = "constexpr", 1
+            else:
+                types[name] = "i32" if value < 2**31 else "i64"
+                if value % 16 == 0 and not parameter.do_not_specialize:
+                    aligned.append(name)
+        return types, constants, aligned
+
+    def key(self) -> tuple[object, ...]:
+        """What the compiled kernel depends on."""
+        types, constants, aligned = self.signature()
+        return self.name, *types.items(), *constants.items(), *aligned, *self.options.items()
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel's machine code, read."""
+
+    registers: int  # of a thread
+    spilled_bytes: int  # of a thread
+    shared_bytes: int  # of a program
+    warps: int  # of a program
+    programs: int  # of a multiprocessor at once
+    widths: dict[int, int]  # accesses of global memory by a warp, by the bytes that a thread moves
+    instructions: int  # that a warp issues
+    matrix_instructions: int  # of them
+    flops: int  # of a program's matrix instructions, padding counted
+
+    def seconds(self, launch: Launch, model: Model) -> float:
+        processors = CHIPS[90].plan.multiprocessors
+        programs = math.prod(launch.grid)
+        at_once = min(self.programs, -(-programs // processors))
+        cycles = self.instructions * max(model.cycles_between, at_once * self.warps / SCHEDULERS)
+        rounds = -(-programs // (at_once * processors))
+        return model.start_s + max(rounds * cycles / model.clock_hz, launch.bytes / model.bytes_per_s)
+
+    def floor_s(self, launch: Launch) -> float:
+        """Seconds that nothing on an H200 can beat."""
+        return max(launch.bytes / 4.8e12, self.flops * math.prod(launch.grid) / 790e12)
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the operators that launch a kernel, and our own operators by the launches they make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: list[Operator | Launch] = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        schema, kwargs = operator._schema, kwargs or {}
+        if ours := OPDEFS.get(schema.name) if operator.namespace == "medsora" else None:
+            with self, mock.patch.object(JITFunction, "run", self.launcher()):
+                return ours._init_fn(*args, **kwargs)
+        result = operator(*args, **kwargs)
+        views = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+        if not views and not any(word in schema.name for word in NO_LAUNCH):
+            count = flop_registry.get(operator._overloadpacket)
+            flops = count(*args, **kwargs, out_val=result) if count else 0
+            tensors = tuple(t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor))
+            self.launches.append(Operator(schema.name.removeprefix("aten::"), tensors, flops))
+        return result
+
+    def launcher(self) -> Callable[..., None]:
+        """What takes the place of a kernel's launch."""
+
+        def note(kernel: JITFunction, *args: object, grid: tuple[int, ...], warmup: bool, **named: object):
+            arguments = dict(zip(kernel.arg_names, args, strict=False))
+            arguments |= {name: named.pop(name) for name in kernel.arg_names if name in named}
+            self.launches.append(Launch(kernel, grid, arguments, named))
+
+        return note
+
+
+@contextmanager
+def stand_in_for(gpu: fused_plan.Gpu) -> Iterator[None]:
+    """Let the code of the kernels take tensors of the meta device for those of this GPU."""
+    with ExitStack() as stack:
+        for place, name, stand_in in (
+            (fused_plan, "gpu", lambda device: gpu),
+            (fused_plan, "declines_tensors", lambda device, dtype: None),
+            (triton_backend, "unusable", lambda: None),
+            (torch, "is_autocast_enabled", lambda device=None: False),
+        ):
+            stack.enter_context(mock.patch.object(place, name, stand_in))
+        yield
+
+
+def held_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor's elements, those of an expanded one once."""
+    own = (n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or n < 2)
+    return math.prod(own) * tensor.element_size()
+
+
+def denoiser(preset: str, dtype: torch.dtype, depth: int | None = None) -> MedSora:
+    """A model of a preset without memory, in the dtypes that the benchmarks run it in."""
+    with torch.device("meta"):
+        settings = {"mixing": "mixed", "dropout": 0.0} | ({"depth": depth} if depth else {})
+        model = MedSora.from_preset(preset, **settings)
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] not in MedSora._keep_in_fp32_modules:
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def sampling_step(model: MedSora, batch: int, gpu: fused_plan.Gpu) -> list[Operator | Launch]:
+    """Launches of a denoising step as the sampler makes it."""
+    latents, t = _inputs(model, batch)
+
+    def lookup(values: Tensor) -> Tensor:
+        return torch.zeros(1000, dtype=torch.long, device="meta")
+
+    with stand_in_for(gpu), mock.patch("medsora.sampling.prepared._places", lookup):
+        step = PreparedDenoiser(model.eval(), (500,), num_images=IMAGES)
+        with Recorder() as recorder:
+            step(latents, t)
+    return recorder.launches
+
+
+def training_step(model: MedSora, batch: int, gpu: fused_plan.Gpu) -> list[Operator | Launch]:
+    """Launches of a forward and backward pass through the denoiser."""
+    latents, t = _inputs(model, batch)
+    with stand_in_for(gpu), Recorder() as recorder:
+        out = model.train()(latents, t, num_images=IMAGES)
+        torch.autograd.grad(out.eps.sum() + out.variance.sum(), list(model.parameters()))
+    return recorder.launches
+
+
+def _inputs(model: MedSora, batch: int) -> tuple[Tensor, Tensor]:
+    shape = (batch, CLIP + IMAGES, CHANNELS, SIDE, SIDE)
+    return torch.empty(shape, dtype=model.dtype, device="meta"), torch.empty(
+        batch, dtype=torch.long, device="meta"
+    )
+
+
+STEPS = {"sampling": sampling_step, "training": training_step}
+
+
+def compile_launch(launch: Launch, capability: int) -> Compiled:
+    """Compile a launch's kernel for GPUs of this capability (90, 80, ...) and read its machine code."""
+    types, constants, aligned = launch.signature()
+    names = launch.kernel.arg_names
+    source = ASTSource(
+        fn=launch.kernel,
+        signature=types,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    usage = _of_cubin("cuobjdump", built.asm["cubin"], "--dump-resource-usage")
+    warps, shared = built.metadata.num_warps, built.metadata.shared
+    used = int(re.search(r"REG:(\d+)", usage)[1])
+    code = list(machine_code(_of_cubin("nvdisasm", built.asm["cubin"]), trips(launch)))
+    chip = CHIPS[capability]
+    return Compiled(
+        registers=used,
+        spilled_bytes=int(re.search(r"STACK:(\d+)", usage)[1]),
+        shared_bytes=shared,
+        warps=warps,
+        programs=min(
+            REGISTERS_OF_A_PROCESSOR // (-(-used // 8) * 8 * 32 * warps),
+            chip.shared_bytes // (shared + RESERVED_SHARED_BYTES),
+            chip.warps // warps,
+            chip.programs,
+        ),
+        widths=dict(sorted(access_widths(code).items(), reverse=True)),
+        instructions=sum(times for _, times in code),
+        matrix_instructions=sum(times for name, times in code if matrix_flops(name)),
+        flops=warps * sum(times * matrix_flops(name) for name, times in code),
+    )
+
+
+def trips(launch: Launch) -> list[int]:
+    """How often each loop is passed, outermost first; one known to be passed once is no loop any more."""
+    arguments = launch.arguments
+    names = [n for n in LOOPS.get(launch.name, ()) if n != "chunks" or arguments["CHUNKED"]]
+    return [arguments[name] for name in names if not (name.isupper() and arguments[name] == 1)]
+
+
+def machine_code(listing: str, passes: list[int]) -> Iterator[tuple[str, int]]:
+    """Instructions of a listing by nvdisasm, each with the times that a warp issues it.
+
+    A backward jump ends a loop; loops deeper than `passes` and slow paths count once.
+    """
+    labels, instructions, loops = {}, [], {}
+    for line in listing.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?\s*([A-Z][\w.]*)(.*)", line):
+            if found[1] == "NOP":
+                continue
+            jump = re.search(r"`\((\.L_x_\d+)\)", found[2]) if found[1].startswith("BRA") else None
+            if jump and jump[1] in labels and labels[jump[1]] < len(instructions):
+                first = labels[jump[1]]
+                loops[first] = len(instructions)
+            instructions.append(found[1])
+    for at, name in enumerate(instructions):
+        depth = sum(first <= at <= last for first, last in loops.items())
+        yield name, math.prod(passes[:depth])
+
+
+def access_widths(code: list[tuple[str, int]]) -> Counter[int]:
+    """Accesses of global memory by the bytes of a thread."""
+    widths: Counter[int] = Counter()
+    for name, times in code:
+        kind, *details = name.split(".")
+        if kind in ("LDG", "STG", "LDGSTS"):
+            sizes = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+            widths[next((sizes[word] for word in details if word in sizes), 4)] += times
+    return widths
+
+
+def matrix_flops(name: str) -> int:
+    """Floating-point operations of a warp's matrix instruction, of others none."""
+    if found := re.match(r"HMMA\.16(8|16)(4|8|16)\b", name):  # 16 x 8 x k, written as 16816
+        return 2 * 16 * 8 * int(found[2])
+    if found := re.match(r"HGMMA\.64x(\d+)x(\d+)\.", name):  # of a group of four warps
+        return 2 * 16 * int(found[1]) * int(found[2])
+    return 0
+
+
+def _of_cubin(program: str, cubin: bytes, *options: str) -> str:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin" / program
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
+Cache = dict[tuple[object, ...], Compiled]
+
+
+def report(preset: str, batch: int, dtype: str, kind: str, capability: int, cache: Cache) -> list[str]:
+    """Print the launches of a step and what they compile to; return the bars that it misses."""
+    chip = CHIPS[capability]
+    launches, shallow = (
+        STEPS[kind](denoiser(preset, DTYPES[dtype], depth), batch, chip.plan) for depth in (None, 1)
+    )
+    blocks = denoiser(preset, DTYPES[dtype]).config.depth
+    per_block = (len(launches) - len(shallow)) / (blocks - 1)
+    print(f"\n{kind} step of {preset}, batch {batch}, {dtype}, sm_{capability} ({chip.name}): ", end="")
+    print(f"{len(launches)} launches, {per_block:.1f} per block")
+    print(
+        f"{'times':>5} {'kernel':24} {'programs':>8} {'warps':>5} {'regs':>4} {'spilled':>7} {'shared':>7} "
+        f"{'at once':>7} {'instr.':>7} {'matrix':>6} {'MB':>7} {'GFLOP':>7} {'us each':>8} {'floor':>6}  "
+        "accesses by bytes"
+    )
+    missed, model, total_s, floor_s = [], Model(), 0.0, 0.0
+    groups: dict[tuple[object, ...], list[Operator | Launch]] = {}
+    for launch in launches:
+        if isinstance(launch, Launch):
+            group = (launch.key(), launch.grid)
+        else:
+            group = (launch.name, *(tensor.shape for tensor in launch.tensors))
+        groups.setdefault(group, []).append(launch)
+    other = Counter()
+    for group in groups.values():
+        launch, count = group[0], len(group)
+        if isinstance(launch, Operator):
+            seconds, floor = launch.seconds(model), launch.floor_s()
+            if launch.name in PRODUCTS:
+                shape = "x".join(map(str, launch.tensors[-1].shape))
+                print(
+                    f"{count:5} {launch.name + ' ' + shape:24} {'':54} {launch.bytes / 1e6:7.1f} "
+                    f"{launch.flops / 1e9:7.2f} {seconds * 1e6:8.1f} {floor * 1e6:6.1f}"
+                )
+            else:
+                other["launches"] += count
+                other["bytes"] += count * launch.bytes
+                other["seconds"] += count * seconds
+        else:
+            key = (*launch.key(), capability)
+            built = cache.get(key) or cache.setdefault(key, compile_launch(launch, capability))
+            seconds, floor = built.seconds(launch, model), built.floor_s(launch)
+            programs = math.prod(launch.grid)
+            widths = " ".join(f"{width}:{times}" for width, times in built.widths.items())
+            print(
+                f"{count:5} {launch.name:24} {programs:8} {built.warps:5} {built.registers:4} "
+                f"{built.spilled_bytes:7} {built.shared_bytes:7} {built.programs:7} {built.instructions:7} "
+                f"{built.matrix_instructions:6} {launch.bytes / 1e6:7.1f} "
+                f"{built.flops * programs / 1e9:7.2f} {seconds * 1e6:8.1f} {floor * 1e6:6.1f}  {widths}",
+                flush=True,
+            )
+            forward = kind == "sampling" and dtype == "bf16"
+            if forward and built.spilled_bytes:
+                missed.append(f"{launch.name} spills {built.spilled_bytes} bytes of a thread")
+            if forward and launch.name == "scan_forward" and built.programs < MIN_SCAN_PROGRAMS:
+                missed.append(
+                    f"{launch.name}: {built.programs} programs of a multiprocessor at once, "
+                    f"not {MIN_SCAN_PROGRAMS}"
+                )
+        total_s += count * (seconds + model.gap_s)
+        floor_s += count * floor
+    print(
+        f"{other['launches']:5} {'other operators':24} {'':54} {other['bytes'] / 1e6:7.1f} {'':7} "
+        f"{other['seconds'] * 1e6:8.1f} in all"
+    )
+    if kind == "sampling" and per_block > MAX_LAUNCHES_OF_A_BLOCK:
+        missed.append(f"{per_block:.1f} launches per block, more than {MAX_LAUNCHES_OF_A_BLOCK}")
+    if capability == 90:
+        print(
+            f"modelled: {total_s * 1e3:.3f} ms; its launches' floors together {floor_s * 1e3:.3f} ms", end=""
+        )
+        bar = MAX_TIMES_THE_FLOOR.get(batch)
+        if kind == "sampling" and dtype == "bf16" and preset == "B" and bar:
+            times = total_s / H200_FLOOR_S[batch]
+            print(f"; {times:.2f} times the step's floor of {H200_FLOOR_S[batch] * 1e3:.3f} ms", end="")
+            if times > bar:
+                missed.append(f"{times:.2f} times the floor, more than {bar}")
+        print()
+    return [f"{kind}, batch {batch}, {dtype}, sm_{capability}: {bar}" for bar in missed]
+
+
+def main() -> int:
+    """Print the report; 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.kernel_report", description=__doc__.splitlines()[0].partition(":")[0] + "."
+    )
+    parser.add_argument("--preset", default="B")
+    parser.add_argument("--steps", nargs="+", choices=tuple(STEPS), default=tuple(STEPS))
+    parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=tuple(DTYPES))
+    parser.add_argument("--batches", nargs="+", type=int, default=(1, 32))
+    parser.add_argument("--capabilities", nargs="+", type=int, choices=tuple(CHIPS), default=tuple(CHIPS))
+    options = parser.parse_args()
+    print(f"Triton {triton.__version__}, torch {torch.__version__}. Nothing was run on a GPU.")
+    print(f"The model of times: {Model()}.")
+    cache: Cache = {}
+    missed = [
+        line
+        for capability in options.capabilities
+        for dtype in options.dtypes
+        for kind in options.steps
+        for batch in options.batches
+        for line in report(options.preset, batch, dtype, kind, capability, cache)
+    ]
+    print("\nbars missed: " + ("none" if not missed else "".join(f"\n  {line}" for line in missed)))
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
