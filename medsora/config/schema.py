@@ -31,7 +31,7 @@ from medsora.config.choices import (
 from medsora.config.presets import NAMED_PRESETS
 from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS
 from medsora.kernels.choices import FASTEST_FIRST
-from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS
+from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS, VAE_KINDS
 
 DIFFUSION_STEPS = 1000
 DEFAULT_VAE_EPOCHS, DEFAULT_DIT_EPOCHS = 10, 1000  # where neither epochs nor max_steps is given
@@ -198,6 +198,12 @@ class PhantomConfig:
 class VaeConfig:
     """Stage 1's model: a base and its frequency compensation."""
 
+    kind: str = key(
+        "causal",
+        "causal: CogVideoX's, trained by stage 1; per-frame: an AutoencoderKL (stabilityai/sd-vae-ft-mse), "
+        "one latent per frame, used as it is.",
+        choices=VAE_KINDS,
+    )
     base: str = key(
         "THUDM/CogVideoX-2b", "Base VAE: a Hugging Face Hub name, a diffusers folder or a JSON config."
     )
@@ -213,7 +219,7 @@ class VaeConfig:
     path: str | None = key(
         None,
         "VAE that stage 2 uses: a run of stage 1, a saved VAE, or a base that diffusers saved; null: the one "
-        "that stage 1 of this run trained.",
+        "that stage 1 of this run trained, or a per-frame base itself.",
         stage=STAGE_2,
     )
 

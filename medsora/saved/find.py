@@ -24,10 +24,11 @@ from safetensors import SafetensorError, safe_open
 
 from medsora.config.crop import checked_crop
 from medsora.config.schema import Config
+from medsora.config.shipped import shipped_file
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VideoVAE
 from medsora.vae.choices import COMPENSATION_KINDS
 
 log = logging.getLogger(__name__)
@@ -257,13 +258,17 @@ def find_vae(
     raise BadInput(f"there is no trained VAE in {named}; {hint}.")
 
 
-def trained_vae(config: Config) -> FrequencyCompensatedVAE:
+def trained_vae(config: Config) -> VideoVAE:
     """Return the frozen VAE of stage 2, in evaluation mode: that of `vae.path`, or what stage 1 trained.
+
+    A per-frame VAE (`vae.kind`) has no stage 1: without a `vae.path` it is the base itself.
 
     A plain base of diffusers in `vae.path` gets the compensation that the config names: untrained, it changes
     nothing. Raises `BadInput` where there is no VAE.
     """
-    if config.vae.path is None:
+    if config.vae.kind == "per-frame":
+        vae = _per_frame_vae(config)
+    elif config.vae.path is None:
         folder = find_vae(config.vae_dir, "run train_vae.py with the same config first, or set vae.path")
         vae = FrequencyCompensatedVAE.from_pretrained(folder)
     else:
@@ -274,6 +279,16 @@ def trained_vae(config: Config) -> FrequencyCompensatedVAE:
         else:
             vae = _with_untrained_compensation(folder, config)
     return vae.eval().requires_grad_(False)
+
+
+def _per_frame_vae(config: Config) -> PerFrameVAE:
+    named = config.vae.path or shipped_file(config.vae.base)
+    described = Path(named) / "config.json"
+    if described.is_file() and read_json_object(described).get("_class_name") == PerFrameVAE.__name__:
+        return PerFrameVAE.from_pretrained(named)
+    with torch.random.fork_rng(devices=[]):  # a run recognises its VAE by its weights, random ones too
+        torch.manual_seed(0)
+        return PerFrameVAE.from_base(named, shipped_file(config.vae.weights))
 
 
 def _with_untrained_compensation(base: Path, config: Config) -> FrequencyCompensatedVAE:

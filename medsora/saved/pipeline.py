@@ -32,7 +32,7 @@ from medsora.saved.find import (
     read_json_object,
 )
 from medsora.saved.hub import upload_model
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import VideoVAE
 
 DTYPES = dict(zip(choices.DTYPES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 UNSHARDED = "1000TB"
@@ -64,7 +64,7 @@ class SavedPipeline(DiffusionPipeline):
     def __init__(
         self,
         denoiser: Denoiser,
-        vae: FrequencyCompensatedVAE,
+        vae: VideoVAE,
         scheduler: SchedulerMixin | None = None,
         *,
         frames: int = 16,

@@ -34,9 +34,9 @@ from medsora.saved.pipeline import DTYPES
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE, VideoVAE
 from medsora.vae.losses import VaeLoss
-from medsora.vae.model import VIDEOS_AT_ONCE
+from medsora.vae.video_vae import VIDEOS_AT_ONCE
 
 if TYPE_CHECKING:
     from medsora.flow_prior import FlowPrior  # needs timm, which `new` does without
@@ -101,7 +101,7 @@ class DitWork(NamedTuple):
 
 
 def estimate_dit(
-    config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, batch: int
+    config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None, batch: int
 ) -> MemoryEstimate:
     """Estimate stage 2 for `batch` clips in one process's micro-batch; the models lie on the CPU.
 
@@ -126,7 +126,7 @@ def estimate_dit(
 def step_bytes(
     config: Config,
     model: Denoiser,
-    vae: FrequencyCompensatedVAE,
+    vae: VideoVAE,
     prior: FlowPrior | None,
     batches: Sequence[int],
 ) -> dict[int, int]:
@@ -143,9 +143,7 @@ def step_bytes(
     return {batch: lasting + int((1 + SLACK) * max(step, *passing)) for batch, step in steps.items()}
 
 
-def dit_flops(
-    config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None
-) -> float:
+def dit_flops(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None) -> float:
     """Return the FLOPs of training on one clip, 2 per multiply-add, of products, convolutions and attention.
 
     Of the prior the mean over timesteps, of which most need no targets. What lies in a cache costs nothing.
@@ -163,9 +161,7 @@ def dit_flops(
     return flops
 
 
-def _dit_work(
-    config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, batch: int
-) -> DitWork:
+def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None, batch: int) -> DitWork:
     data, settings = config.data, config.train_dit
     clip, _, height, width = vae.latent_shape(data.frames, *data.height_width)
     images = image_latents(config, vae)

@@ -31,7 +31,7 @@ from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.training.stage2.samples import DitSamples
 from medsora.training.stage2.stage import DitStage
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import VideoVAE
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +128,7 @@ def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ())
         )
 
 
-def token_grid(
-    config: Config, vae: FrequencyCompensatedVAE | type[FrequencyCompensatedVAE], patch: int
-) -> tuple[int, int, int]:
+def token_grid(config: Config, vae: VideoVAE | type[VideoVAE], patch: int) -> tuple[int, int, int]:
     """Return a clip's tokens along frames, rows and columns; raises `BadInput` if patches do not fit."""
     height, width = config.data.height_width
     side = vae.pixels_per_latent * patch
