@@ -29,7 +29,7 @@ from medsora.config.choices import (
     TRACKERS,
 )
 from medsora.config.presets import NAMED_PRESETS
-from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS
+from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS, IMAGE_SOURCES, PRIOR_KINDS
 from medsora.kernels.choices import FASTEST_FIRST
 from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS, VAE_KINDS
 
@@ -297,7 +297,19 @@ class DinoConfig:
 class AlignmentConfig:
     """Alignment of the denoiser's features with the optical flow (Eq. 14-15)."""
 
-    weight: float = key(0.01, "Factor α of the alignment loss in Eq. 17; 0 disables it.", at_least=0)
+    kind: str = key(
+        "flow",
+        "Prior: flow (DINO on optical flow, the paper's) or image (DINO on the frames, Endora's).",
+        choices=PRIOR_KINDS,
+    )
+    weight: float = key(
+        0.01, "Factor α of the alignment loss in Eq. 17 (Endora's: 0.5); 0 disables it.", at_least=0
+    )
+    image_source: str = key(
+        "tokens",
+        "What the image prior takes of DINO: tokens (Endora's code) or attention maps (its paper).",
+        choices=IMAGE_SOURCES,
+    )
     margin: float = key(0.01, "Margin of the hinge in Eq. 15.", at_least=0)
     correlation: str = key(
         "sample", "Whether Eq. 14 correlates per sample or over the whole batch.", choices=CORRELATIONS

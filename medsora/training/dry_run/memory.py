@@ -8,7 +8,6 @@ does are accounted for. What a single operation needs inside itself is not seen.
 from __future__ import annotations
 
 import functools
-import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -154,9 +153,8 @@ def dit_flops(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
         flops += count_flops([vae], work.encode, gradients=False)
     if prior is not None and config.cache.prior != "disk":
         alignment, timesteps = config.alignment, torch.arange(GaussianDiffusion().steps)
-        share = (
-            needed(timesteps, alignment.margin).double().mean() if alignment.correlation == "sample" else 1
-        )
+        skips = alignment.kind == "flow" and alignment.correlation == "sample"
+        share = needed(timesteps, alignment.margin).double().mean() if skips else 1
         flops += float(share) * count_flops([prior], work.targets, gradients=False)
     return flops
 
@@ -172,7 +170,9 @@ def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
     inputs = DitInputs(
         config, vae, diffusion, prior, None, torch.device("cpu"), grid, model.config.width, classes
     )
-    criterion = DenoisingLoss(config, diffusion, lambda: _autocast(settings.precision))
+    criterion = DenoisingLoss(
+        config, diffusion, lambda: _autocast(settings.precision), getattr(model, "adapter", None)
+    )
 
     def train() -> Tensor:
         moments = torch.empty(batch, clip + images, model.config.in_channels, height, width)
@@ -182,7 +182,7 @@ def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
         given = {"given": numbers} if settings.first_frame_prob else {}
         noised, aligned = inputs.noised_latents(of_all | labels | given), None
         if prior is not None:
-            of_layer = (batch, clip, math.prod(grid[1:]), model.config.width)
+            of_layer = (batch, *prior.target_shape(grid, model.config.width))
             aligned = prior.pair_with_blocks([torch.empty(of_layer) for _ in prior.distinct_layers])
         return criterion(model, noised, aligned).total
 
@@ -196,7 +196,7 @@ def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
     def targets() -> None:
         flow = torch.empty(1, data.frames, 2, *data.height_width)
         video = None
-        if config.flow.estimator.startswith("raft"):
+        if config.flow.estimator.startswith("raft") or config.alignment.kind == "image":
             video, flow = torch.empty(1, data.frames + 1, 3, *data.height_width), None
         prior.distinct_targets(video, flow, latent_frames=clip, grid=grid[1:], width=model.config.width)
 

@@ -45,7 +45,7 @@ from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
 from medsora.training.stage1.build import build_loss, build_vae
 from medsora.training.stage1.crops import check_crop
-from medsora.training.stage2.build import build_denoiser, build_prior, start_from, token_grid
+from medsora.training.stage2.build import add_adapter, build_denoiser, build_prior, start_from, token_grid
 from medsora.vae import FrequencyCompensatedVAE, VideoVAE, check_video_shape
 
 CUDA_GIB = 0.5
@@ -106,13 +106,16 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
     clips, labels = _clips(findings, config, denoiser_clip_spec(config), config.dit_dir)
     with findings.part("the denoiser"):
         model = build_denoiser(config, vae.latent_channels if vae else 16, len(labels))
-        start_from(model, config.denoiser.weights, labels)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         findings.line("denoiser", f"{config.denoiser.preset}, {parameters:,} trained parameters")
         token_grid(config, vae or FrequencyCompensatedVAE, model.config.patch)
     if config.alignment.weight > 0 and model is not None:
-        with findings.part("the flow prior"):
+        with findings.part(f"the {config.alignment.kind} prior"):
             prior = build_prior(config, model.num_features)
+            add_adapter(model, prior)
+    if model is not None:
+        with findings.part("the denoiser"):
+            start_from(model, config.denoiser.weights, labels)
     schedule = _look_at_run(findings, config, "train_dit", config.dit_dir, clips, processes)
     if findings.missing:
         return findings.conclude()

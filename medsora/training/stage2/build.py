@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 
+from medsora.baselines.endora.image_prior import ImagePrior
 from medsora.config.presets import NAMED_PRESETS
 from medsora.config.schema import Config, DenoiserConfig
 from medsora.config.shipped import shipped_file
 from medsora.denoiser.base import Denoiser
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
-from medsora.flow_prior import FlowPrior
+from medsora.flow_prior import DinoEncoder, FlowPrior
 from medsora.sampling.compiled import compile_blocks
 from medsora.saved.classes import denoiser_class
 from medsora.saved.find import find_model, trained_vae
@@ -46,10 +47,11 @@ def build_dit_stage(config: Config) -> DitStage:
     labels = clips.labels.names
     classes = len(labels)
     model = build_denoiser(config, vae.latent_channels, classes)
-    start_from(model, config.denoiser.weights, labels)
     grid = token_grid(config, vae, model.config.patch)
     aligned = config.alignment.weight > 0
     prior = build_prior(config, model.num_features) if aligned else None
+    add_adapter(model, prior)
+    start_from(model, config.denoiser.weights, labels)
     for part in (vae, model, prior):
         if part is not None:
             part.to(accelerator.device)
@@ -60,7 +62,10 @@ def build_dit_stage(config: Config) -> DitStage:
     store_videos(run, clips)
     start_trackers(accelerator, run, config)  # before the caches: who is not logged in hears it at once
     if prior is not None and prior.untrained:
-        run.say("the flow prior is untrained (dino.weights: random): its alignment teaches nothing.")
+        run.say(
+            f"the {config.alignment.kind} prior is untrained (dino.weights: random): its alignment teaches "
+            "nothing."
+        )
     diffusion = GaussianDiffusion()
     latents = None
     if config.cache.latents == "disk":
@@ -101,7 +106,7 @@ def build_dit_stage(config: Config) -> DitStage:
         inputs=DitInputs(
             config, vae, diffusion, prior, priors, accelerator.device, grid, model.config.width, classes
         ),
-        loss=DenoisingLoss(config, diffusion, accelerator.autocast),
+        loss=DenoisingLoss(config, diffusion, accelerator.autocast, getattr(model, "adapter", None)),
         optimizer=optimizer,
         ema=Ema(model, settings.ema_decay),
         schedule=schedule,
@@ -140,10 +145,19 @@ def token_grid(config: Config, vae: VideoVAE | type[VideoVAE], patch: int) -> tu
     return vae.frames_to_latents(config.data.frames), height // side, width // side
 
 
-def build_prior(config: Config, depth: int) -> FlowPrior:
-    """Return the flow prior that the config names, paired with the `depth` features of a denoiser."""
+def add_adapter(model: Denoiser, prior: FlowPrior | ImagePrior | None) -> None:
+    """Give the denoiser the trained adapter that an image prior needs. Raises `BadInput` if it takes none."""
+    if isinstance(prior, ImagePrior):
+        model.add_adapter(prior.width)
+
+
+def build_prior(config: Config, depth: int) -> FlowPrior | ImagePrior:
+    """Return the prior that the config names, paired with the `depth` features of a denoiser."""
     encoder_log = logging.getLogger("medsora.flow_prior.dino")  # the run reports it itself
     with kept_quiet(encoder_log, "is untrained"):
+        if config.alignment.kind == "image":
+            encoder = DinoEncoder(shipped_file(config.dino.model), shipped_file(config.dino.weights))
+            return ImagePrior(encoder, depth, config.alignment.image_source)
         prior = FlowPrior.build(
             config.flow.estimator,
             shipped_file(config.dino.model),
