@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medsora.flow_prior.choices import ESTIMATORS
 
 if TYPE_CHECKING:
-    from medsora.flow_prior.alignment import AlignmentLoss, alignment_loss, needed
+    from medsora.flow_prior.alignment import AlignmentLoss, alignment_loss, image_alignment_loss, needed
     from medsora.flow_prior.dino import DinoEncoder
     from medsora.flow_prior.dis import DisEstimator
     from medsora.flow_prior.estimate import build_estimator, estimate_flow
@@ -30,6 +30,7 @@ __all__ = [
     "build_estimator",
     "estimate_flow",
     "flow_to_rgb",
+    "image_alignment_loss",
     "needed",
     "selected_layers",
 ]
@@ -44,6 +45,7 @@ _HOMES = {
     "build_estimator": "estimate",
     "estimate_flow": "estimate",
     "flow_to_rgb": "flow_image",
+    "image_alignment_loss": "alignment",
     "needed": "alignment",
     "selected_layers": "prior",
 }

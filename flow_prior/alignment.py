@@ -1,4 +1,4 @@
-"""The alignment loss of Eq. 14-15: features against targets, by correlation over tokens."""
+"""The alignment losses, Eq. 14-15 and Endora's: features against targets, by correlation over tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medsora.flow_prior.choices import CORRELATIONS
 
@@ -113,6 +113,42 @@ def _batch_loss(
     weight = noise_weight(t.to(r.device)).mean().to(r.dtype)
     loss = (weight * r.mean() - margin).clamp_min(0)
     return AlignmentLoss(loss, loss.expand(len(t)), r.detach().unsqueeze(1))
+
+
+def image_alignment_loss(
+    features: Sequence[Tensor],
+    targets: Sequence[Tensor | None] | None,
+    adapter: nn.Module,
+    needed: Tensor | None = None,
+) -> AlignmentLoss:
+    """Compute Endora's loss: the mean of 1 - r over layers and frames, whatever the noise level.
+
+    Every token of both sides becomes one number, the mean over its channels; r is Pearson's correlation over
+    the tokens of a frame.
+
+    Args:
+        features: (B, f, l, d) of every spatial block.
+        targets: per feature (B', f, D, 2h̄, 2w̄), or None where it is compared with nothing; None if `needed`
+            marks no sample.
+        adapter: the denoiser's, (N, D, 2h̄, 2w̄) -> (N, d, h̄, w̄).
+        needed: (B,) bool, the samples that `targets` holds; the others' loss is zero. Default: all.
+    """
+    samples, device = features[0].shape[0], features[0].device
+    rows = torch.arange(samples) if needed is None else needed.nonzero().squeeze(1)
+    rows = rows.to(device)
+    pairs = [pair for pair in zip(features, targets or (), strict=False) if pair[1] is not None]
+    if not pairs:  # the adapter gets its gradient of zero in any case: processes wait for it
+        nothing = 0 * sum(weight.sum() for weight in adapter.parameters())
+        return AlignmentLoss(nothing, features[0].new_zeros(samples), features[0].new_zeros(1, 0))
+    of_layers = []
+    for feature, target in pairs:
+        tokens = adapter(target.flatten(0, 1).to(adapter.weight.dtype)).mean(dim=1)
+        teacher = tokens.flatten(1).unflatten(0, target.shape[:2])
+        of_frames = dissimilarity(feature[rows].mean(dim=-1, keepdim=True), teacher.unsqueeze(-1))
+        of_layers.append(of_frames.flatten(1).mean(dim=1))
+    r = torch.stack(of_layers)
+    per_sample = r.new_zeros(samples).index_put((rows,), r.mean(dim=0))
+    return AlignmentLoss(per_sample.mean(), per_sample, r.detach())
 
 
 def dissimilarity(features: Tensor, targets: Tensor) -> Tensor:

@@ -3,4 +3,6 @@
 RAFT_VARIANTS = ("raft_large", "raft_small")
 ESTIMATORS = (*RAFT_VARIANTS, "dis", "exact")
 AVERAGINGS = ("aligned", "uniform")
+PRIOR_KINDS = ("flow", "image")
+IMAGE_SOURCES = ("tokens", "attention")
 CORRELATIONS = ("sample", "batch")

@@ -81,6 +81,10 @@ class FlowPrior(nn.Module):
         """Whether the encoder has random weights, so that the targets teach nothing."""
         return self.encoder.untrained
 
+    def target_shape(self, grid: tuple[int, int, int], width: int) -> tuple[int, ...]:
+        """The shape (f, l, d) of one layer's target of a clip; `grid` is (f, h̄, w̄)."""
+        return grid[0], grid[1] * grid[2], width
+
     def forward(self, *clips: Tensor | None, **tokens: Any) -> list[Tensor]:
         """Return the targets (B, f, l, d) of every block; blocks that share a layer share the tensor.
 

@@ -37,6 +37,7 @@ def parser(prog: str = "medsora") -> argparse.ArgumentParser:
     for name, (_, _, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
     _add_export(commands)
+    _add_convert(commands)
     return top
 
 
@@ -89,6 +90,33 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     )
     add("--push", metavar="OWNER/NAME", help="also upload the folder to the hub")
     add("--private", action="store_true", help="with --push: only for its owner")
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="make a model folder of another system's published checkpoint",
+        description="Write a published checkpoint of Endora or Latte (a PyTorch file, of which only tensors "
+        "are read) and a VAE to OUT, which MedSoraPipeline.from_pretrained and sample_ddim.py read.",
+        epilog=EXIT_STATUSES,
+    )
+    convert.set_defaults(work="medsora.project.convert")
+    add = convert.add_argument
+    add("system", choices=("endora",), help="whose checkpoint it is; Latte's are endora's too")
+    add("file", type=Path, metavar="FILE.pt", help="the published file")
+    add("out", type=Path, metavar="OUT", help="the folder to make")
+    add(
+        "--vae",
+        default="stabilityai/sd-vae-ft-ema",
+        metavar="VAE",
+        help="an AutoencoderKL: hub name, folder or JSON config (default: %(default)s)",
+    )
+    add("--heads", type=int, metavar="N", help="attention heads (default: those of the published size)")
+    add(
+        "--layout",
+        choices=("interlaced", "separate"),
+        help="of spatial and temporal blocks (default: as the file's arguments say, else interlaced)",
+    )
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Samplers: schedulers and the sampling loop, as functions of a denoiser (DDIM, DPM-Solver++)."""
+"""Samplers: schedulers and the sampling loop, as functions of a denoiser (DDIM, DPM-Solver++, DDPM)."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ SCHEDULE = {
     "prediction_type": "epsilon",
     "timestep_spacing": "trailing",
 }
+LEARNED_VARIANCE = "learned_range"
 NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
@@ -113,9 +114,26 @@ def dpmpp_scheduler(steps: int, **schedule: Any) -> DPMSolverMultistepScheduler:
     return scheduler
 
 
-def make_scheduler(sampler: str, steps: int, **schedule: Any) -> DDIMScheduler | DPMSolverMultistepScheduler:
+def ddpm_scheduler(steps: int, **schedule: Any) -> DDPMScheduler:
+    """Return ancestral sampling over `steps` timesteps spread evenly from 0 to T - 1, with learned variance.
+
+    So Nichol & Dhariwal (2021), and Latte and Endora after them, sample in 250 steps.
+    """
+    trailing_timesteps(steps, (SCHEDULE | schedule)["num_train_timesteps"])
+    spread = SCHEDULE | {"timestep_spacing": "linspace"} | schedule
+    scheduler = DDPMScheduler(clip_sample=False, variance_type=LEARNED_VARIANCE, **spread)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def learns_variance(scheduler: SchedulerMixin) -> bool:
+    """Return whether `scheduler` takes ε with the denoiser's variance behind it, along the frames."""
+    return scheduler.config.get("variance_type") == LEARNED_VARIANCE
+
+
+def make_scheduler(sampler: str, steps: int, **schedule: Any) -> SchedulerMixin:
     """Return a fresh scheduler by its name in `SAMPLERS`. Raises `BadInput` for another name."""
-    makers = dict(zip(SAMPLERS, (ddim_scheduler, dpmpp_scheduler), strict=True))
+    makers = dict(zip(SAMPLERS, (ddim_scheduler, dpmpp_scheduler, ddpm_scheduler), strict=True))
     if sampler not in makers:
         raise BadInput(f"there is no sampler {sampler!r}; choose {' or '.join(SAMPLERS)}.")
     return makers[sampler](steps, **schedule)
@@ -147,7 +165,10 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         "prediction_type": ("epsilon",),
         "rescale_betas_zero_snr": (False,),
         "use_flow_sigmas": (False,),
-        "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+        "variance_type": (
+            *(None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+            LEARNED_VARIANCE,
+        ),
     }
     for name, values in supported.items():
         value = scheduler.config.get(name, values[0])
@@ -211,7 +232,8 @@ def sample(
     """Turn noise (B, ...) into samples: the sampler as a function of model, noise and schedule.
 
     Args:
-        denoise: (z (B, ...), t (B,)) -> ε (B, ...).
+        denoise: (z (B, n, ...), t (B,)) -> ε (B, n, ...), or (B, 2n, ...) with the variance where the
+            scheduler `learns_variance`.
         noise: standard normal; its type and device are those of the whole computation.
         scheduler: fresh from `make_scheduler` or `prepare_scheduler`.
         eta: 0 is deterministic DDIM, 1 as random as ancestral sampling.

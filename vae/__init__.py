@@ -13,11 +13,15 @@ from medsora.vae.shapes import check_video_shape, frames_to_latents
 if TYPE_CHECKING:
     from medsora.vae.losses import VaeLoss, focal_frequency_loss
     from medsora.vae.model import FrequencyCompensatedVAE, VAEOutput, measure_scaling_factor
+    from medsora.vae.per_frame import PerFrameVAE
+    from medsora.vae.video_vae import VideoVAE
 
 __all__ = [
     "FrequencyCompensatedVAE",
+    "PerFrameVAE",
     "VAEOutput",
     "VaeLoss",
+    "VideoVAE",
     "check_video_shape",
     "focal_frequency_loss",
     "frames_to_latents",
@@ -26,8 +30,10 @@ __all__ = [
 
 _HOMES = {
     "FrequencyCompensatedVAE": "medsora.vae.model",
+    "PerFrameVAE": "medsora.vae.per_frame",
     "VAEOutput": "medsora.vae.model",
     "VaeLoss": "medsora.vae.losses",
+    "VideoVAE": "medsora.vae.video_vae",
     "focal_frequency_loss": "medsora.vae.losses",
     "measure_scaling_factor": "medsora.vae.model",
 }

@@ -1,4 +1,4 @@
-"""The causal VAE underneath: CogVideoX's, as diffusers ships it, by hub name, from a folder or from a config.
+"""The VAE underneath, as diffusers ships it: CogVideoX's, or a 2-D one; by hub name, folder or config.
 
 Every load is strict: a key too many, too few or of another shape is an error of one sentence.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from diffusers import AutoencoderKLCogVideoX, ModelMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,9 +22,11 @@ from medsora.vae.shapes import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, LATENTS_PER_
 
 
 def load_base(
-    base: str | Path | Mapping[str, Any], weights: str | Path | None = None
-) -> AutoencoderKLCogVideoX:
-    """The base in float32, on the CPU.
+    base: str | Path | Mapping[str, Any],
+    weights: str | Path | None = None,
+    kind: type[ModelMixin] = AutoencoderKLCogVideoX,
+) -> ModelMixin:
+    """The base, of the class `kind`, in float32, on the CPU.
 
     `base`: a config (a mapping or a `.json` file: random weights unless `weights` is given), a local
     diffusers folder (the VAE's own or a pipeline's with the subfolder `vae`), or a hub name, which diffusers
@@ -34,27 +36,29 @@ def load_base(
     Raises `ValueError` for a config or weights that do not fit, `OSError` where nothing can be had.
     """
     if isinstance(base, Mapping):
-        model = base_from_config(base, source="the given config")
+        model = base_from_config(base, "the given config", kind)
     elif str(base).endswith(".json"):
-        model = base_from_config(_read_json(Path(base)), source=str(base))
+        model = base_from_config(_read_json(Path(base)), str(base), kind)
     elif Path(base).is_dir():
-        model = _pretrained(str(base), _vae_subfolder(Path(base)))
+        model = _pretrained(str(base), _vae_subfolder(Path(base), kind), kind)
     else:
-        model = _from_hub(str(base))
+        model = _from_hub(str(base), kind)
     if weights is not None:
         load_weights(model, weights)
     return model
 
 
-def base_from_config(config: Mapping[str, Any], source: str) -> AutoencoderKLCogVideoX:
+def base_from_config(
+    config: Mapping[str, Any], source: str, kind: type[ModelMixin] = AutoencoderKLCogVideoX
+) -> ModelMixin:
     """A randomly initialised base; `source` names the config in errors."""
-    known = [name for name in inspect.signature(AutoencoderKLCogVideoX.__init__).parameters if name != "self"]
+    known = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     chosen = {key: value for key, value in config.items() if not key.startswith("_")}
     for key in chosen:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{source}: {key!r} is no setting of AutoencoderKLCogVideoX{hint}")
+            raise ValueError(f"{source}: {key!r} is no setting of {kind.__name__}{hint}")
     ratio = chosen.get("temporal_compression_ratio", FRAMES_PER_LATENT)
     if ratio != FRAMES_PER_LATENT:
         raise ValueError(
@@ -62,9 +66,9 @@ def base_from_config(config: Mapping[str, Any], source: str) -> AutoencoderKLCog
             f"{FRAMES_PER_CHUNK} frames and {LATENTS_PER_CHUNK} latents; set it to {FRAMES_PER_LATENT}"
         )
     try:
-        return AutoencoderKLCogVideoX(**chosen)
+        return kind(**chosen)
     except (ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"{source}: AutoencoderKLCogVideoX cannot be built from it: {error}") from error
+        raise ValueError(f"{source}: {kind.__name__} cannot be built from it: {error}") from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -108,19 +112,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a JSON object of AutoencoderKLCogVideoX's settings")
+        raise ValueError(f"{path}: expected a JSON object of a VAE's settings")
     return config
 
 
-def _vae_subfolder(folder: Path) -> str | None:
+def _vae_subfolder(folder: Path, kind: type[ModelMixin]) -> str | None:
     for subfolder in (None, "vae"):
         config = folder / (subfolder or "") / "config.json"
         if not config.is_file():
             continue
         made_by = _read_json(config).get("_class_name")
-        if made_by != AutoencoderKLCogVideoX.__name__:
+        if made_by != kind.__name__:
             raise ValueError(
-                f"{config}: holds a {made_by}, not an AutoencoderKLCogVideoX; give the folder of a "
+                f"{config}: holds a {made_by}, not an {kind.__name__}; give the folder of a "
                 "base, or load a compensated VAE by FrequencyCompensatedVAE.from_pretrained"
             )
         return subfolder
@@ -129,21 +133,21 @@ def _vae_subfolder(folder: Path) -> str | None:
     )
 
 
-def _from_hub(name: str) -> AutoencoderKLCogVideoX:
+def _from_hub(name: str, kind: type[ModelMixin]) -> ModelMixin:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(
             f"{name}: no such folder, and no hub name (OWNER/NAME) either; give a diffusers folder, "
             "a JSON config or a name such as THUDM/CogVideoX-2b"
         )
     try:
-        return _pretrained(name, "vae")
+        return _pretrained(name, "vae", kind)
     except OSError:
-        return _pretrained(name, None)  # a repository that is the VAE alone
+        return _pretrained(name, None, kind)  # a repository that is the VAE alone
 
 
-def _pretrained(name: str, subfolder: str | None) -> AutoencoderKLCogVideoX:
+def _pretrained(name: str, subfolder: str | None, kind: type[ModelMixin]) -> ModelMixin:
     try:
-        model, loading = AutoencoderKLCogVideoX.from_pretrained(
+        model, loading = kind.from_pretrained(
             name,
             subfolder=subfolder,
             torch_dtype=torch.float32,

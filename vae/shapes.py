@@ -34,6 +34,11 @@ def check_frames(frames: int) -> None:
 def check_video_shape(frames: int, height: int, width: int) -> None:
     """Raise `ValueError`, naming the next valid sizes, unless the clip comes back in its own shape."""
     check_frames(frames)
+    check_sides(height, width)
+
+
+def check_sides(height: int, width: int) -> None:
+    """Raise `ValueError`, naming the next valid sizes, unless patches of 2 latents divide both sides."""
     for name, side in (("height", height), ("width", width)):
         if side <= 0 or side % SIDE_MULTIPLE:
             below = side // SIDE_MULTIPLE * SIDE_MULTIPLE

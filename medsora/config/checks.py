@@ -62,7 +62,7 @@ def _check_forms(config: Config, source: str) -> None:
         )
     checked_crop(config.data.crop, f"{source}: data.crop")
     images = config.images
-    if images.count < 0 or (images.encoding == "packed" and images.count % FRAMES_PER_CHUNK):
+    if images.count < 0 or (images.encoding == "packed" and images.count % _chunk(config)):
         raise BadInput(
             f"{source}: images.count is {images.count}, but packed images come in groups of "
             f"{FRAMES_PER_CHUNK}; use a multiple of {FRAMES_PER_CHUNK}, 0, or images.encoding=single."
@@ -124,11 +124,16 @@ def _check_conditions(config: Config, source: str) -> None:
         )
     for frames in settings.given_frames or [0]:
         whole = type(frames) is int and 0 < frames < data.frames  # OmegaConf lets a list pass for a number
-        if not whole or (data.frames - frames) % FRAMES_PER_CHUNK:
+        if not whole or (data.frames - frames) % _chunk(config):
             raise BadInput(
                 f"{source}: train_dit.given_frames is {settings.given_frames}, but of clips of {data.frames} "
                 f"frames only {_givable(data.frames)} can be given: whole groups of latents."
             )
+
+
+def _chunk(config: Config) -> int:
+    """Frames that the config's VAE encodes together."""
+    return FRAMES_PER_CHUNK if config.vae.kind == "causal" else 1
 
 
 def _givable(frames: int) -> str:

@@ -30,9 +30,9 @@ from medsora.config.choices import (
 )
 from medsora.config.presets import NAMED_PRESETS
 from medsora.config.switches import SWITCHES
-from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS
+from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS, IMAGE_SOURCES, PRIOR_KINDS
 from medsora.kernels.choices import FASTEST_FIRST
-from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS
+from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS, VAE_KINDS
 
 DIFFUSION_STEPS = 1000
 DEFAULT_VAE_EPOCHS, DEFAULT_DIT_EPOCHS = 10, 1000  # where neither epochs nor max_steps is given
@@ -199,6 +199,12 @@ class PhantomConfig:
 class VaeConfig:
     """Stage 1's model: a base and its frequency compensation."""
 
+    kind: str = key(
+        "causal",
+        "causal: CogVideoX's, trained by stage 1; per-frame: an AutoencoderKL (stabilityai/sd-vae-ft-mse), "
+        "one latent per frame, used as it is.",
+        choices=VAE_KINDS,
+    )
     base: str = key(
         "THUDM/CogVideoX-2b", "Base VAE: a Hugging Face Hub name, a diffusers folder or a JSON config."
     )
@@ -214,7 +220,8 @@ class VaeConfig:
     path: str | None = key(
         None,
         "VAE that stage 2 uses: a run of stage 1, a saved VAE, a base that diffusers saved, or the word base "
-        "(vae.base as it is, without stage 1); null: the one that stage 1 of this run trained.",
+        "(vae.base as it is, without stage 1); null: the one that stage 1 of this run trained, or a "
+        "per-frame base itself.",
         stage=STAGE_2,
     )
 
@@ -318,7 +325,19 @@ class DinoConfig:
 class AlignmentConfig:
     """Alignment of the denoiser's features with the optical flow (Eq. 14-15)."""
 
-    weight: float = key(0.01, "Factor α of the alignment loss in Eq. 17; 0 disables it.", at_least=0)
+    kind: str = key(
+        "flow",
+        "Prior: flow (DINO on optical flow, the paper's) or image (DINO on the frames, Endora's).",
+        choices=PRIOR_KINDS,
+    )
+    weight: float = key(
+        0.01, "Factor α of the alignment loss in Eq. 17 (Endora's: 0.5); 0 disables it.", at_least=0
+    )
+    image_source: str = key(
+        "tokens",
+        "What the image prior takes of DINO: tokens (Endora's code) or attention maps (its paper).",
+        choices=IMAGE_SOURCES,
+    )
     margin: float = key(0.01, "Margin of the hinge in Eq. 15.", at_least=0)
     correlation: str = key(
         "sample", "Whether Eq. 14 correlates per sample or over the whole batch.", choices=CORRELATIONS

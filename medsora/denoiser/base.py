@@ -67,6 +67,13 @@ class Denoiser(ModelMixin, ConfigMixin):
                 return name
         return None
 
+    def add_adapter(self, prior_width: int) -> None:
+        """Refuse the image prior's trained adapter, which few denoisers have."""
+        raise BadInput(
+            f"alignment.kind is image, but {type(self).__name__} has no adapter for it; take an "
+            "endora preset, or alignment.kind: flow."
+        )
+
     @property
     def num_features(self) -> int:
         """How many features a forward returns."""

@@ -104,7 +104,6 @@ def export_run(
 def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[str, str]]:
     """Return what a card says of the training: its length, its settings and its last figures."""
     settings, data = config.train_dit, config.data
-    dino = "untrained: it teaches nothing" if config.dino.weights == "random" else "pretrained"
     phases = "; ".join(
         f"{phase.lr:g} with batch {phase.batch}"
         + (f" until epoch {phase.until_epoch}" if phase.until_epoch else "")
@@ -120,7 +119,7 @@ def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[s
             f"{data.frames} frames, {pace}, {'x'.join(map(str, data.height_width))} pixels",
         ),
         ("joint images", f"{config.images.count}, {config.images.encoding}"),
-        ("flow alignment", f"{config.flow.estimator} and {config.dino.model} ({dino})"),
+        _alignment_row(config),
         ("seed", str(config.run.seed)),
     ]
     latest: dict[str, float] = {}
@@ -133,6 +132,13 @@ def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[s
         versions = read_json_object(run / "versions.json")
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     return rows
+
+
+def _alignment_row(config: Config) -> tuple[str, str]:
+    dino = "untrained: it teaches nothing" if config.dino.weights == "random" else "pretrained"
+    if config.alignment.kind == "image":
+        return "image alignment", f"{config.alignment.image_source} of {config.dino.model} ({dino})"
+    return "flow alignment", f"{config.flow.estimator} and {config.dino.model} ({dino})"
 
 
 def _evaluation(run: Path, given: Path | None) -> list[str]:

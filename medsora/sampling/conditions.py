@@ -44,7 +44,12 @@ def check_guidance(guidance: float, label: object) -> None:
 
 
 def check_first_frames(
-    first_frames: np.ndarray | None, trained: Sequence[int], frames: int, size: Sequence[int], videos: int
+    first_frames: np.ndarray | None,
+    trained: Sequence[int],
+    frames: int,
+    size: Sequence[int],
+    videos: int,
+    chunk: int = FRAMES_PER_CHUNK,
 ) -> np.ndarray | None:
     """Return first frames as uint8 (1 or N, g, H, W, 3), fitted to `size` if they have another.
 
@@ -52,6 +57,7 @@ def check_first_frames(
         first_frames: uint8 (g, h, w, 3) for all videos, or (N, g, h, w, 3).
         trained: how many frames the model was trained to be given.
         frames: F of the clip that begins with them.
+        chunk: frames that the VAE encodes together.
 
     Raises `BadInput` with one sentence if this model or clip cannot begin with them.
     """
@@ -67,10 +73,10 @@ def check_first_frames(
     count = given.shape[1]
     if count not in trained:
         raise BadInput(f"{count} first frames are given, but {trained_to_begin_with(trained)}.")
-    if not givable(count, frames):
+    if not givable(count, frames, chunk):
         raise BadInput(
             f"a clip of {frames} frames cannot begin with {count} given ones, which the VAE encodes by "
-            f"themselves; ask for {count + FRAMES_PER_CHUNK} or {count + 2 * FRAMES_PER_CHUNK} frames."
+            f"themselves; ask for {count + chunk} or {count + 2 * chunk} frames."
         )
     height, width = given.shape[2:4]
     if (height, width) == tuple(size):
@@ -83,7 +89,9 @@ def check_first_frames(
     return np.stack([[resize_and_crop(frame, tuple(size)) for frame in clip] for clip in given])
 
 
-def read_first_frames(path: str | Path, trained: Sequence[int], frames: int) -> np.ndarray:
+def read_first_frames(
+    path: str | Path, trained: Sequence[int], frames: int, chunk: int = FRAMES_PER_CHUNK
+) -> np.ndarray:
     """Return what a clip of `frames` can begin with of a picture, or of a video's end: uint8 (g, h, w, 3).
 
     Of a video as many last frames are taken as the model was trained to begin with (`trained`) and there are.
@@ -94,7 +102,7 @@ def read_first_frames(path: str | Path, trained: Sequence[int], frames: int) -> 
         raise BadInput(
             f"there is no file {path}; give a picture, or a video whose last frames are gone on with."
         )
-    counts = [count for count in trained if givable(count, frames)]
+    counts = [count for count in trained if givable(count, frames, chunk)]
     try:
         found = read_last_frames(path, max(counts, default=1))
     except (ValueError, OSError) as error:
@@ -115,9 +123,9 @@ def trained_to_begin_with(counts: Sequence[int]) -> str:
     return f"this model was trained to begin with {' or '.join(map(str, counts))} (train_dit.given_frames)"
 
 
-def givable(count: int, frames: int) -> bool:
+def givable(count: int, frames: int, chunk: int = FRAMES_PER_CHUNK) -> bool:
     """Whether `count` frames, encoded by themselves, can be the beginning of a clip of `frames`."""
-    return 0 < count < frames and (frames - count) % FRAMES_PER_CHUNK == 0
+    return 0 < count < frames and (frames - count) % chunk == 0
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,9 @@ class FilmPlan:
         return 1 + -(-(self.frames - self.window) // (self.window - self.overlap))
 
 
-def plan_film(frames: int, window: int | None, trained: Sequence[int]) -> FilmPlan:
+def plan_film(
+    frames: int, window: int | None, trained: Sequence[int], chunk: int = FRAMES_PER_CHUNK
+) -> FilmPlan:
     """Return how a film of `frames` is made: in one piece unless `window` is shorter.
 
     The overlap is the longest that the model was trained to begin with (`trained`). Raises `BadInput` if it
@@ -142,7 +152,7 @@ def plan_film(frames: int, window: int | None, trained: Sequence[int]) -> FilmPl
     """
     if window is None or window >= frames:
         return FilmPlan(frames, frames, 0)
-    overlaps = [count for count in trained if givable(count, window)]
+    overlaps = [count for count in trained if givable(count, window, chunk)]
     if not overlaps:
         raise BadInput(
             f"a film of {frames} frames in windows of {window} begins every window with frames of the one "

@@ -23,7 +23,7 @@ from medsora.config import choices
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.diffusion import CLEAN
 from medsora.errors import BadInput, NonFiniteVideo
-from medsora.sampler import Callback, noise_like, prepare_scheduler, sample
+from medsora.sampler import Callback, learns_variance, noise_like, prepare_scheduler, sample
 from medsora.sampling.compiled import compile_blocks
 from medsora.sampling.conditions import check_first_frames, check_guidance, label_numbers, plan_film
 from medsora.sampling.prepared import PreparedDenoiser
@@ -107,8 +107,8 @@ class MedSoraPipeline(SavedPipeline):
                 video, and each video is that of a call with its generator alone.
             seeds: one per video.
             frames, size: F and (H, W) in pixels, or one number for both, if other than those trained on.
-            sampler: "ddim", or "dpmpp" for DPM-Solver++, which needs 20 to 50 steps, over the noise schedule
-                of `scheduler`; default: `scheduler` itself, which is DDIM unless another was set.
+            sampler: "ddim", "dpmpp" (DPM-Solver++, 20 to 50 steps), or "ddpm" (ancestral, learned variance),
+                over the noise schedule of `scheduler`; default: `scheduler`, which is DDIM unless set.
             eta: of DDIM; 0 is deterministic, 1 as random as ancestral sampling.
             batch_size: how many videos are denoised together; a matter of memory and speed only.
             compile: "auto" records a step as a CUDA graph on a GPU, which takes a second; "on" also compiles
@@ -137,7 +137,8 @@ class MedSoraPipeline(SavedPipeline):
         """
         seeds = _choose_seeds(num_videos, seeds, generator)
         size = self.config.size if size is None else [size, size] if isinstance(size, int) else size
-        film = plan_film(self.config.frames if frames is None else frames, window, self.config.given_frames)
+        chunk, trained = self.vae.frames_per_chunk, self.config.given_frames
+        film = plan_film(self.config.frames if frames is None else frames, window, trained, chunk)
         shape = self.vae.latent_shape(film.window, *size)
         labels = label_numbers(label, self.labels, len(seeds))
         if None not in (guidance, guidance_scale) and guidance != guidance_scale:
@@ -146,7 +147,7 @@ class MedSoraPipeline(SavedPipeline):
             )
         given_scale = next(scale for scale in (guidance_scale, guidance, 1.0) if scale is not None)
         check_guidance(given_scale, label)
-        first = check_first_frames(first_frames, self.config.given_frames, film.window, size, len(seeds))
+        first = check_first_frames(first_frames, trained, film.window, size, len(seeds), chunk)
         if batch_size < 1:
             raise BadInput(f"the batch size must be at least 1, not {batch_size}.")
         if compile not in choices.COMPILE:
@@ -227,7 +228,7 @@ class MedSoraPipeline(SavedPipeline):
         if labels is not None:  # joint images, which a mixed denoiser carries along, have none
             rows = [[label] * clip + [none] * images for label in labels] if images else labels
             of_latents = torch.tensor(rows, device=self.denoiser.device)
-        prepared = self._prepare(timesteps, images, how.compile, how.labels)
+        prepared = self._prepare(timesteps, images, how.compile, how.labels, learns_variance(scheduler))
         self._guidance_scale = how.guidance
 
         def predict(z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -250,17 +251,22 @@ class MedSoraPipeline(SavedPipeline):
         return z[:, :clip]
 
     def _prepare(
-        self, timesteps: list[int], images: int, compile: str, labels: list[int]
+        self, timesteps: list[int], images: int, compile: str, labels: list[int], variance: bool
     ) -> PreparedDenoiser:
         """The denoiser made ready for timesteps and labels: the last one, with a new table, if it fits."""
         if compile == "on" and compile_blocks(self.denoiser):
             self._prepared = None  # what it recorded is of the blocks as they were
-        asked = (timesteps, images, compile != "off", labels)
+        asked = (timesteps, images, compile != "off", labels, variance)
         if self._prepared is not None and self._prepared.fits(self.denoiser, *asked):
             self._prepared.tabulate()
         else:
             self._prepared = PreparedDenoiser(
-                self.denoiser, timesteps, num_images=images, record=compile != "off", labels=labels
+                self.denoiser,
+                timesteps,
+                num_images=images,
+                record=compile != "off",
+                labels=labels,
+                variance=variance,
             )
         return self._prepared
 
@@ -312,7 +318,8 @@ def guided(
         return denoise(z, t, labels)
     twice = torch.cat([labels, torch.full_like(labels, no_label)])
     with_label, without = denoise(torch.cat([z, z]), torch.cat([t, t]), twice).chunk(2)
-    return without + scale * (with_label - without)
+    eps = without + scale * (with_label - without)
+    return torch.cat((eps[:, : z.shape[1]], with_label[:, z.shape[1] :]), dim=1)  # a variance stays
 
 
 def _converted(video: Tensor, output_type: str) -> np.ndarray | Tensor:

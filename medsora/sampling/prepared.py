@@ -38,6 +38,8 @@ class _Recording:
 class PreparedDenoiser:
     """(z (B, n, C, h, w), t, perhaps labels) -> ε, for timesteps and labels known beforehand.
 
+    With `variance` (B, 2n, C, h, w): the variance follows ε along the frames, as diffusers' DDPM takes both.
+
     Timesteps are (B,) or (B, n), alike for the whole batch; labels as `MedSora.forward` takes them.
 
     Args:
@@ -57,9 +59,10 @@ class PreparedDenoiser:
         num_images: int = 0,
         record: bool = True,
         labels: Sequence[int] = (),
+        variance: bool = False,
     ) -> None:
         self.model, self.timesteps, self.num_images = model, tuple(timesteps), num_images
-        self.labels = tuple(labels)
+        self.labels, self.variance = tuple(labels), variance
         self.record = record and model.device.type == "cuda"
         self._state = _state(model)
         t = torch.tensor(self.timesteps, device=model.device)
@@ -98,11 +101,13 @@ class PreparedDenoiser:
         num_images: int,
         record: bool,
         labels: Sequence[int] = (),
+        variance: bool = False,
     ) -> bool:
         """Whether this was made for the same timesteps, images and labels, recording or not, and for weights
         at the same addresses, whatever their values."""
         return (
             self.model is model
+            and self.variance == variance
             and (self.timesteps, self.num_images) == (tuple(timesteps), num_images)
             and self.labels == tuple(labels)
             and self.record == (record and model.device.type == "cuda")
@@ -129,7 +134,7 @@ class PreparedDenoiser:
             row = row * len(self.labels) + _per_latent(self._column[labels])
         modulation = Modulation(list(self._of_blocks[:, row]), self._of_final[row])
         out = self.model(z, t, num_images=self.num_images, modulation=modulation, with_features=False)
-        return out.eps
+        return torch.cat((out.eps, out.variance), dim=1) if self.variance else out.eps
 
     def _record(self, *inputs: Tensor) -> _Recording | None:
         """Record a step for inputs of these shapes; None, and a word in the log, if it cannot be recorded."""

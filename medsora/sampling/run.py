@@ -45,10 +45,10 @@ from medsora.sampling.conditions import (
 )
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import MANIFEST, TRAINED_ON_KEY, synthetic_tags
+from medsora.saved.classes import VAES, class_of_part
 from medsora.saved.find import UNKNOWN_RATE, ModelFolder, find_model
-from medsora.saved.limits import MAX_FPS
+from medsora.saved.limits import MAX_FPS, check_part
 from medsora.saved.pipeline import DTYPES, saved_sampler
-from medsora.vae import check_video_shape
 
 log = logging.getLogger(__name__)
 
@@ -277,12 +277,14 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
     model = find_model(settings.model, raw=settings.raw)
     frames = model.geometry["frames"] if settings.frames is None else settings.frames
     size, trained = model.geometry["size"], model.geometry.get("given_frames", [])
-    film = plan_film(frames, settings.window, trained)
-    check_video_shape(film.window, *size)
+    vae = class_of_part(VAES, check_part(model.vae), model.vae)
+    film = plan_film(frames, settings.window, trained, vae.frames_per_chunk)
+    vae.check_video_shape(film.window, *size)
     first = None
     if settings.first_frame is not None:
-        first = read_first_frames(settings.first_frame, trained, film.window)
-        first = check_first_frames(first, trained, film.window, size, settings.num_videos)[0]
+        first = read_first_frames(settings.first_frame, trained, film.window, vae.frames_per_chunk)
+        clip = film.window, size, settings.num_videos, vae.frames_per_chunk
+        first = check_first_frames(first, trained, *clip)[0]
     fps = model.geometry["fps"] if settings.fps is None else settings.fps
     label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)
     sampler, scheduler = saved_sampler(model)

@@ -10,7 +10,7 @@ from medsora.denoiser.base import Denoiser
 from medsora.errors import BadInput
 
 DENOISERS = {"MedSora": "medsora.denoiser", "Endora": "medsora.baselines.endora"}
-VAES = {"FrequencyCompensatedVAE": "medsora.vae"}
+VAES = {"FrequencyCompensatedVAE": "medsora.vae", "PerFrameVAE": "medsora.vae"}
 
 
 def denoiser_class(name: str) -> type[Denoiser]:

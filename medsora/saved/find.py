@@ -37,7 +37,7 @@ from medsora.saved.limits import (
     shown,
 )
 from medsora.saved.manifest import changed_file
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VideoVAE
 from medsora.vae.choices import COMPENSATION_KINDS
 
 log = logging.getLogger(__name__)
@@ -261,13 +261,17 @@ def load_vae(folder: Path) -> FrequencyCompensatedVAE:
     return FrequencyCompensatedVAE.from_pretrained(folder)
 
 
-def trained_vae(config: Config) -> FrequencyCompensatedVAE:
+def trained_vae(config: Config) -> VideoVAE:
     """Return the frozen VAE of stage 2, in evaluation mode: that of `vae.path`, or what stage 1 trained.
+
+    A per-frame VAE (`vae.kind`) has no stage 1: without a `vae.path` it is the base itself.
 
     `UNTOUCHED_BASE` is `vae.base`. That, and a plain base of diffusers in `vae.path`, get the compensation
     that the config names: untrained, it changes nothing. Raises `BadInput` where there is no VAE.
     """
-    if config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():
+    if config.vae.kind == "per-frame":
+        vae = _per_frame_vae(config)
+    elif config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():
         with building():
             vae = _with_untrained_compensation(
                 shipped_file(config.vae.base), config, shipped_file(config.vae.weights)
@@ -283,6 +287,17 @@ def trained_vae(config: Config) -> FrequencyCompensatedVAE:
         else:
             vae = load_vae(folder)
     return vae.eval().requires_grad_(False)
+
+
+def _per_frame_vae(config: Config) -> PerFrameVAE:
+    named = config.vae.path or shipped_file(config.vae.base)
+    described = Path(named) / "config.json"
+    if described.is_file() and read_json_object(described).get("_class_name") == PerFrameVAE.__name__:
+        check_model(Path(named), PerFrameVAE)
+        return PerFrameVAE.from_pretrained(named)
+    with torch.random.fork_rng(devices=[]):  # a run recognises its VAE by its weights, random ones too
+        torch.manual_seed(0)
+        return PerFrameVAE.from_base(named, shipped_file(config.vae.weights))
 
 
 def _is_base(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, SchedulerMixin
+from diffusers import SchedulerMixin
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -142,10 +142,15 @@ def shown(value: Any) -> str:
 
 
 def check_settings(
-    values: Mapping[str, Any], build: Callable[..., Any], source: str, *, others: bool = False
+    values: Mapping[str, Any],
+    build: Callable[..., Any],
+    source: str,
+    *,
+    others: bool = False,
+    base: type | None = None,
 ) -> None:
     """Raise `BadInput` unless `values` are settings that `build` takes (or `others`, which it leaves alone),
-    each of the type of its default.
+    each of the type of its default; `base_config` holds settings of `base`.
 
     Where the default is None a number or a list of numbers may stand; names that begin with "_" do not count.
     """
@@ -163,7 +168,7 @@ def check_settings(
         if key == "base_config":
             if not isinstance(value, dict):
                 raise BadInput(f"{source}: base_config is {shown(value)} but must be an object; {AGAIN}.")
-            check_settings(value, AutoencoderKLCogVideoX.__init__, f"{source}, base_config")
+            check_settings(value, base.__init__, f"{source}, base_config")
         elif choices and value not in choices:
             raise BadInput(f"{source}: {key} is {shown(value)} but must be {' or '.join(choices)}; {AGAIN}.")
         elif listed != isinstance(usual, list | tuple) and (
@@ -254,7 +259,7 @@ def check_model(folder: Path, kind: type[nn.Module]) -> None:
     """
     settings, shapes = read_json_object(folder / "config.json"), read_shapes(folder)
     source = str(folder / "config.json")
-    check_settings(settings, kind.__init__, source)
+    check_settings(settings, kind.__init__, source, base=getattr(kind, "base_class", None))
     if problem := changed_part(folder):
         raise BadInput(f"{problem}.")
     try:

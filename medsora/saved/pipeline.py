@@ -39,7 +39,7 @@ from medsora.saved.limits import (
     shown,
 )
 from medsora.saved.manifest import changed_part, model_files, write_manifest
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import VideoVAE
 
 DTYPES = dict(zip(choices.DTYPES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 UNSHARDED = "1000TB"
@@ -71,7 +71,7 @@ class SavedPipeline(DiffusionPipeline):
     def __init__(
         self,
         denoiser: Denoiser,
-        vae: FrequencyCompensatedVAE,
+        vae: VideoVAE,
         scheduler: SchedulerMixin | None = None,
         *,
         frames: int = 16,

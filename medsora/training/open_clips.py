@@ -45,7 +45,8 @@ def clip_spec(config: Config) -> ClipSpec:
 
 def denoiser_clip_spec(config: Config) -> ClipSpec:
     """Return what a clip of stage 2 is: with a frame more for the flow, joint images, the flow if exact."""
-    exact = config.alignment.weight > 0 and config.flow.estimator == "exact"
+    aligned = config.alignment.weight > 0 and config.alignment.kind == "flow"
+    exact = aligned and config.flow.estimator == "exact"
     return replace(clip_spec(config), extra_frame=True, images=config.images.count, with_flow=exact)
 
 

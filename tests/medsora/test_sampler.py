@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -14,6 +15,7 @@ from medsora.errors import BadInput
 from medsora.sampler import (
     ListedDDIMScheduler,
     ddim_scheduler,
+    ddpm_scheduler,
     dpmpp_scheduler,
     make_scheduler,
     sample,
@@ -147,3 +149,48 @@ def test_bad_requests_are_one_sentence() -> None:
         sample(exact_eps, noise, dpmpp_scheduler(4), eta=0.5, generators=[torch.Generator()])
     with pytest.raises(BadInput, match="one generator per sample"):
         sample(exact_eps, noise, ddim_scheduler(4), eta=0.5)
+
+
+def test_ddpm_takes_the_published_respaced_steps() -> None:
+    """Each a rounded multiple of 999 / 249 from 0 up, as guided-diffusion's `space_timesteps` takes them."""
+    timesteps = ddpm_scheduler(250).timesteps.tolist()
+    assert timesteps == [round(k * 999 / 249) for k in range(249, -1, -1)]
+    assert timesteps[:3] + timesteps[-3:] == [999, 995, 991, 8, 4, 0]
+
+
+def test_a_ddpm_step_mixes_the_respaced_variances_as_learned() -> None:
+    scheduler, alpha_bar = ddpm_scheduler(250), GaussianDiffusion().alpha_bar
+    z, eps, share = torch.randn(2, 3, 1, 2, 2), torch.randn(2, 3, 1, 2, 2), torch.rand(2, 3, 1, 2, 2)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    noise = torch.cat(
+        [torch.randn(1, 3, 1, 2, 2, generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
+    )
+    scheduler.timesteps = scheduler.timesteps[125:]
+    now, before = (float(alpha_bar[t]) for t in scheduler.timesteps[:2].tolist())
+    stopped = []  # after one step
+    found = sample(
+        lambda z, t: torch.cat((eps, 2 * share - 1), dim=1),
+        z,
+        scheduler,
+        generators=generators,
+        callback=lambda number, t, z: stopped.append(t),
+        interrupted=lambda: bool(stopped),
+    )
+    beta = 1 - now / before
+    log_low, log_high = np.log((1 - before) / (1 - now) * beta), np.log(beta)
+    sigma = torch.exp(0.5 * (share * log_high + (1 - share) * log_low))
+    z_0 = (z - (1 - now) ** 0.5 * eps) / now**0.5
+    mean = before**0.5 * beta / (1 - now) * z_0 + (now / before) ** 0.5 * (1 - before) / (1 - now) * z
+    torch.testing.assert_close(found, mean + sigma * noise, atol=1e-4, rtol=1e-4)
+
+
+def test_ddpm_of_the_best_denoiser_draws_the_data() -> None:
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    noise = torch.randn(4, 50, 1, 4, 4, generator=torch.Generator().manual_seed(9))
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        return torch.cat((exact_eps(z, t), -torch.ones_like(z)), dim=1)
+
+    found = sample(denoise, noise, ddpm_scheduler(250), generators=generators)
+    assert float(found.mean()) == pytest.approx(MU, abs=0.02)
+    assert float(found.std()) == pytest.approx(S, abs=0.02)

@@ -122,3 +122,40 @@ def naive_endora(
                     eps[b, :, :, i * patch + p, j * patch + q] = here[:, :channels]
                     variance[b, :, :, i * patch + p, j * patch + q] = here[:, channels:]
     return eps, variance, [torch.stack(found) for found in features if found]
+
+
+def published_state(
+    width: int,
+    depth: int,
+    *,
+    tokens: int = 64,
+    frames: int = 16,
+    classes: int = 0,
+    adapter: int = 0,
+    unused: bool = True,
+) -> dict[str, Tensor]:
+    """Random weights under every key, and in every shape, of a published checkpoint."""
+    shapes: dict[str, tuple[int, ...]] = {"x_embedder.proj": (width, 4, 2, 2)}
+    shapes |= {"t_embedder.mlp.0": (width, 256), "t_embedder.mlp.2": (width, width)}
+    for number in range(depth):
+        block = f"blocks.{number}"
+        shapes |= {
+            f"{block}.attn.qkv": (3 * width, width),
+            f"{block}.attn.proj": (width, width),
+            f"{block}.mlp.fc1": (4 * width, width),
+            f"{block}.mlp.fc2": (width, 4 * width),
+            f"{block}.adaLN_modulation.1": (6 * width, width),
+        }
+    shapes |= {"final_layer.linear": (32, width), "final_layer.adaLN_modulation.1": (2 * width, width)}
+    if unused:
+        shapes |= {"linear": (1152, 384), "linear_2": (1152, 1536)}
+    state = {f"{name}.weight": 0.2 * torch.randn(shape) for name, shape in shapes.items()}
+    state |= {f"{name}.bias": 0.2 * torch.randn(shape[0]) for name, shape in shapes.items()}
+    if classes:
+        state["y_embedder.embedding_table.weight"] = torch.randn(classes + 1, width)
+    if adapter:
+        state["cov.weight"] = torch.randn(width, adapter, 2, 2)
+    side = math.isqrt(tokens)
+    state["pos_embed"] = frame_positions(side, side, width)[None].float()
+    state["temp_embed"] = positions(torch.arange(frames), width)[None].float()
+    return state

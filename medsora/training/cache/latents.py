@@ -22,7 +22,7 @@ from medsora.training.cache.fingerprint import clips_digest
 from medsora.training.cache.store import TensorStore
 from medsora.training.joint_images import image_moments
 from medsora.training.randomness import derive_seed
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import VideoVAE
 
 GROUPS_TRIED = 16
 CODE_VERSION = 3  # raise when the way from a file to its latents changes
@@ -31,7 +31,7 @@ CODE_VERSION = 3  # raise when the way from a file to its latents changes
 class LatentCache:
     """Moments of clips and joint images by window; `build` once, then read by the loader's workers."""
 
-    def __init__(self, config: Config, clips: ClipDataset, vae: FrequencyCompensatedVAE) -> None:
+    def __init__(self, config: Config, clips: ClipDataset, vae: VideoVAE) -> None:
         self.clips, self.images = clips, config.images
         self.groups = config.cache.image_groups if config.images.encoding == "packed" else 0
         self.group_images = vae.frames_per_chunk
@@ -49,7 +49,7 @@ class LatentCache:
         videos = np.array([video for video, _ in clips.windows])
         self.windows_elsewhere = {int(video): np.flatnonzero(videos != video) for video in np.unique(videos)}
 
-    def build(self, vae: FrequencyCompensatedVAE, accelerator: Accelerator) -> None:
+    def build(self, vae: VideoVAE, accelerator: Accelerator) -> None:
         """Encode what is not there yet; every process takes its share, all wait for the last."""
         groups = range(self.groups if self.images.count else 0)
         names = [_clip_name(i) for i in range(len(self.clips))] + [_group_name(k) for k in groups]
@@ -115,9 +115,7 @@ class LatentCache:
         return entry
 
     @torch.no_grad()
-    def _encode_clip(
-        self, vae: FrequencyCompensatedVAE, index: int, device: torch.device
-    ) -> dict[str, Tensor]:
+    def _encode_clip(self, vae: VideoVAE, index: int, device: torch.device) -> dict[str, Tensor]:
         video = self.clips.fixed_clip(index, images=())["video"][: self.clips.spec.frames]
         both = torch.stack([video, video.flip(-1)]).to(device)
         mean, logvar = vae.encode_moments(both)
@@ -127,16 +125,14 @@ class LatentCache:
         return entry
 
     @torch.no_grad()
-    def _encode_group(
-        self, vae: FrequencyCompensatedVAE, group: int, device: torch.device
-    ) -> dict[str, Tensor]:
+    def _encode_group(self, vae: VideoVAE, group: int, device: torch.device) -> dict[str, Tensor]:
         random = np.random.default_rng(derive_seed(self.seed, "group", group))
         images, videos = self.clips.image_group(self.group_images, random)
         both = torch.stack([images, images.flip(-1)]).to(device)
         return self._picture_entry(vae, both, "packed") | {"videos": torch.tensor(videos)}
 
     @staticmethod
-    def _picture_entry(vae: FrequencyCompensatedVAE, pictures: Tensor, encoding: str) -> dict[str, Tensor]:
+    def _picture_entry(vae: VideoVAE, pictures: Tensor, encoding: str) -> dict[str, Tensor]:
         mean, logvar = image_moments(vae, pictures, encoding)
         return {"image_mean": mean.float().cpu(), "image_logvar": logvar.float().cpu()}
 
@@ -147,7 +143,7 @@ def first_frames_alone(config: Config) -> bool:
     return joint or config.train_dit.first_frame_prob > 0
 
 
-def latent_cache_bytes(config: Config, clips: int, vae: FrequencyCompensatedVAE) -> int:
+def latent_cache_bytes(config: Config, clips: int, vae: VideoVAE) -> int:
     """How much all entries of `clips` windows take, flipped ones included."""
     latents, *of_one = vae.latent_shape(config.data.frames, *config.data.height_width)
     per_latent = 2 * 2 * 4 * math.prod(of_one)  # mean and log-variance, plain and flipped, float32

@@ -49,6 +49,8 @@ class PriorCache:
         }
         if config.dino.model.endswith(".json"):
             depends_on["dino settings"] = prior.encoder.settings
+        if config.alignment.kind == "image":
+            depends_on |= {"kind": "image", "source": prior.source, "latent frames": grid[0]}
         if config.flow.estimator == "dis":
             depends_on["opencv"] = cv2.__version__  # whose flow it is
         if clips.spec.with_flow:
@@ -102,7 +104,7 @@ def prior_cache_bytes(
     config: Config, clips: int, prior: FlowPrior, grid: tuple[int, int, int], width: int
 ) -> int:
     """How much the features of `clips` windows take at most, flipped ones included if clips are flipped."""
-    per_layer = 2 * math.prod(grid) * width  # fp16
+    per_layer = 2 * math.prod(prior.target_shape(grid, width))  # fp16
     return len(prior.distinct_layers) * per_layer * clips * len(_flips(config))
 
 

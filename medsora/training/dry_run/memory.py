@@ -8,7 +8,6 @@ does are accounted for. What a single operation needs inside itself is not seen.
 from __future__ import annotations
 
 import functools
-import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -34,9 +33,9 @@ from medsora.saved.pipeline import DTYPES
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE, VideoVAE
 from medsora.vae.losses import VaeLoss
-from medsora.vae.model import VIDEOS_AT_ONCE
+from medsora.vae.video_vae import VIDEOS_AT_ONCE
 
 if TYPE_CHECKING:
     from medsora.flow_prior import FlowPrior  # needs timm, which `new` does without
@@ -101,7 +100,7 @@ class DitWork(NamedTuple):
 
 
 def estimate_dit(
-    config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, batch: int
+    config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None, batch: int
 ) -> MemoryEstimate:
     """Estimate stage 2 for `batch` clips in one process's micro-batch; the models lie on the CPU.
 
@@ -126,7 +125,7 @@ def estimate_dit(
 def step_bytes(
     config: Config,
     model: Denoiser,
-    vae: FrequencyCompensatedVAE,
+    vae: VideoVAE,
     prior: FlowPrior | None,
     batches: Sequence[int],
 ) -> dict[int, int]:
@@ -143,9 +142,7 @@ def step_bytes(
     return {batch: lasting + int((1 + SLACK) * max(step, *passing)) for batch, step in steps.items()}
 
 
-def dit_flops(
-    config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None
-) -> float:
+def dit_flops(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None) -> float:
     """Return the FLOPs of training on one clip, 2 per multiply-add, of products, convolutions and attention.
 
     Of the prior the mean over timesteps, of which most need no targets. What lies in a cache costs nothing.
@@ -156,16 +153,13 @@ def dit_flops(
         flops += count_flops([vae], work.encode, gradients=False)
     if prior is not None and config.cache.prior != "disk":
         alignment, timesteps = config.alignment, torch.arange(GaussianDiffusion().steps)
-        share = (
-            needed(timesteps, alignment.margin).double().mean() if alignment.correlation == "sample" else 1
-        )
+        skips = alignment.kind == "flow" and alignment.correlation == "sample"
+        share = needed(timesteps, alignment.margin).double().mean() if skips else 1
         flops += float(share) * count_flops([prior], work.targets, gradients=False)
     return flops
 
 
-def _dit_work(
-    config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, batch: int
-) -> DitWork:
+def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None, batch: int) -> DitWork:
     data, settings = config.data, config.train_dit
     clip, _, height, width = vae.latent_shape(data.frames, *data.height_width)
     images = image_latents(config, vae)
@@ -176,7 +170,9 @@ def _dit_work(
     inputs = DitInputs(
         config, vae, diffusion, prior, None, torch.device("cpu"), grid, model.config.width, classes
     )
-    criterion = DenoisingLoss(config, diffusion, lambda: _autocast(settings.precision))
+    criterion = DenoisingLoss(
+        config, diffusion, lambda: _autocast(settings.precision), getattr(model, "adapter", None)
+    )
 
     def train() -> Tensor:
         moments = torch.empty(batch, clip + images, model.config.in_channels, height, width)
@@ -186,7 +182,7 @@ def _dit_work(
         given = {"given": numbers} if settings.first_frame_prob else {}
         noised, aligned = inputs.noised_latents(of_all | labels | given), None
         if prior is not None:
-            of_layer = (batch, clip, math.prod(grid[1:]), model.config.width)
+            of_layer = (batch, *prior.target_shape(grid, model.config.width))
             aligned = prior.pair_with_blocks([torch.empty(of_layer) for _ in prior.distinct_layers])
         return criterion(model, noised, aligned).total
 
@@ -200,7 +196,7 @@ def _dit_work(
     def targets() -> None:
         flow = torch.empty(1, data.frames, 2, *data.height_width)
         video = None
-        if config.flow.estimator.startswith("raft"):
+        if config.flow.estimator.startswith("raft") or config.alignment.kind == "image":
             video, flow = torch.empty(1, data.frames + 1, 3, *data.height_width), None
         prior.distinct_targets(video, flow, latent_frames=clip, grid=grid[1:], width=model.config.width)
 

@@ -45,8 +45,8 @@ from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
 from medsora.training.stage1.build import build_loss, build_vae
 from medsora.training.stage1.crops import check_crop
-from medsora.training.stage2.build import build_denoiser, build_prior, start_from, token_grid
-from medsora.vae import FrequencyCompensatedVAE, check_video_shape
+from medsora.training.stage2.build import add_adapter, build_denoiser, build_prior, start_from, token_grid
+from medsora.vae import FrequencyCompensatedVAE, VideoVAE, check_video_shape
 
 CUDA_GIB = 0.5
 CUDA_ITSELF = f"on a GPU, CUDA itself about {CUDA_GIB} GiB"
@@ -101,17 +101,21 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
     with findings.part("stage 1's VAE"):
         vae = trained_vae(config)
     with findings.part("the clip's size"):
-        check_video_shape(config.data.frames, *config.data.height_width)
+        kind = type(vae) if vae else FrequencyCompensatedVAE
+        kind.check_video_shape(config.data.frames, *config.data.height_width)
     clips, labels = _clips(findings, config, denoiser_clip_spec(config), config.dit_dir)
     with findings.part("the denoiser"):
         model = build_denoiser(config, vae.latent_channels if vae else 16, len(labels))
-        start_from(model, config.denoiser.weights, labels)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         findings.line("denoiser", f"{config.denoiser.preset}, {parameters:,} trained parameters")
         token_grid(config, vae or FrequencyCompensatedVAE, model.config.patch)
     if config.alignment.weight > 0 and model is not None:
-        with findings.part("the flow prior"):
+        with findings.part(f"the {config.alignment.kind} prior"):
             prior = build_prior(config, model.num_features)
+            add_adapter(model, prior)
+    if model is not None:
+        with findings.part("the denoiser"):
+            start_from(model, config.denoiser.weights, labels)
     schedule = _look_at_run(findings, config, "train_dit", config.dit_dir, clips, processes)
     if findings.missing:
         return findings.conclude()
@@ -222,7 +226,7 @@ def _look_at_run(
 
 
 def _usual_gpu(
-    findings: Findings, config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None
+    findings: Findings, config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None
 ) -> None:
     """Report whether a step fits a usual GPU, at usual sizes and batches."""
     beside = "the VAE" if prior is None else f"the VAE, {config.flow.estimator} and {config.dino.model}"
@@ -273,7 +277,7 @@ def _look_at_folder(findings: Findings, path: Path, config: Config, stage: str) 
 
 
 def _cache_bytes(
-    config: Config, model: Denoiser, vae: FrequencyCompensatedVAE, prior: FlowPrior | None, clips: int
+    config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None, clips: int
 ) -> dict[str, int]:
     """Return the bytes that the caches grow to at most, by the folder that they lie in."""
     if config.cache.latents != "disk":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medsora.config.schema import Config
 from medsora.config.shipped import shipped_file
+from medsora.errors import BadInput
 from medsora.saved.optimizer import build_optimizer
 from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.open_clips import clip_spec, open_clips, store_videos
@@ -40,6 +41,8 @@ def build_vae_stage(config: Config) -> VaeStage:
 
 def build_vae(config: Config) -> FrequencyCompensatedVAE:
     """Return the VAE that the config starts from; raises `ValueError` or `OSError` as `from_base` does."""
+    if config.vae.kind != "causal":
+        raise BadInput(f"vae.kind is {config.vae.kind}, which stage 1 does not train: run train_dit.py.")
     vae = FrequencyCompensatedVAE.from_base(
         shipped_file(config.vae.base),
         compensation=config.vae.compensation,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 
+from medsora.baselines.endora.image_prior import ImagePrior
 from medsora.config.presets import NAMED_PRESETS
 from medsora.config.schema import Config, DenoiserConfig
 from medsora.config.shipped import shipped_file
@@ -14,7 +15,7 @@ from medsora.config.switches import SWITCHES
 from medsora.denoiser.base import Denoiser
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
-from medsora.flow_prior import FlowPrior
+from medsora.flow_prior import DinoEncoder, FlowPrior
 from medsora.runtime.digests import weights_digest
 from medsora.sampling.compiled import compile_blocks
 from medsora.saved.classes import denoiser_class
@@ -33,7 +34,7 @@ from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.training.stage2.samples import DitSamples
 from medsora.training.stage2.stage import DitStage
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import VideoVAE
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +49,11 @@ def build_dit_stage(config: Config) -> DitStage:
     labels = clips.labels.names
     classes = len(labels)
     model = build_denoiser(config, vae.latent_channels, classes)
-    start_from(model, config.denoiser.weights, labels)
     grid = token_grid(config, vae, model.config.patch)
     aligned = config.alignment.weight > 0
     prior = build_prior(config, model.num_features) if aligned else None
+    add_adapter(model, prior)
+    start_from(model, config.denoiser.weights, labels)
     for part in (vae, model, prior):
         if part is not None:
             part.to(accelerator.device)
@@ -62,7 +64,10 @@ def build_dit_stage(config: Config) -> DitStage:
     store_videos(run, clips)
     start_trackers(accelerator, run, config)  # before the caches: who is not logged in hears it at once
     if prior is not None and prior.untrained:
-        run.say("the flow prior is untrained (dino.weights: random): its alignment teaches nothing.")
+        run.say(
+            f"the {config.alignment.kind} prior is untrained (dino.weights: random): its alignment teaches "
+            "nothing."
+        )
     diffusion = GaussianDiffusion()
     latents = None
     if config.cache.latents == "disk":
@@ -103,7 +108,7 @@ def build_dit_stage(config: Config) -> DitStage:
         inputs=DitInputs(
             config, vae, diffusion, prior, priors, accelerator.device, grid, model.config.width, classes
         ),
-        loss=DenoisingLoss(config, diffusion, accelerator.autocast),
+        loss=DenoisingLoss(config, diffusion, accelerator.autocast, getattr(model, "adapter", None)),
         optimizer=optimizer,
         ema=Ema(model, settings.ema_decay),
         schedule=schedule,
@@ -131,9 +136,7 @@ def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ())
         )
 
 
-def token_grid(
-    config: Config, vae: FrequencyCompensatedVAE | type[FrequencyCompensatedVAE], patch: int
-) -> tuple[int, int, int]:
+def token_grid(config: Config, vae: VideoVAE | type[VideoVAE], patch: int) -> tuple[int, int, int]:
     """Return a clip's tokens along frames, rows and columns; raises `BadInput` if patches do not fit."""
     height, width = config.data.height_width
     side = vae.pixels_per_latent * patch
@@ -145,10 +148,19 @@ def token_grid(
     return vae.frames_to_latents(config.data.frames), height // side, width // side
 
 
-def build_prior(config: Config, depth: int) -> FlowPrior:
-    """Return the flow prior that the config names, paired with the `depth` features of a denoiser."""
+def add_adapter(model: Denoiser, prior: FlowPrior | ImagePrior | None) -> None:
+    """Give the denoiser the trained adapter that an image prior needs. Raises `BadInput` if it takes none."""
+    if isinstance(prior, ImagePrior):
+        model.add_adapter(prior.width)
+
+
+def build_prior(config: Config, depth: int) -> FlowPrior | ImagePrior:
+    """Return the prior that the config names, paired with the `depth` features of a denoiser."""
     encoder_log = logging.getLogger("medsora.flow_prior.dino")  # the run reports it itself
     with kept_quiet(encoder_log, "is untrained"):
+        if config.alignment.kind == "image":
+            encoder = DinoEncoder(shipped_file(config.dino.model), shipped_file(config.dino.weights))
+            return ImagePrior(encoder, depth, config.alignment.image_source)
         prior = FlowPrior.build(
             config.flow.estimator,
             shipped_file(config.dino.model),

@@ -18,7 +18,7 @@ from medsora.training.batches import sent
 from medsora.training.cache.prior import PriorCache
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.randomness import normal_for
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import VideoVAE
 
 if TYPE_CHECKING:
     from medsora.flow_prior import FlowPrior  # needs packages that counting memory does without
@@ -49,7 +49,7 @@ class DitInputs:
     def __init__(
         self,
         config: Config,
-        vae: FrequencyCompensatedVAE,
+        vae: VideoVAE,
         diffusion: GaussianDiffusion,
         prior: FlowPrior | None,
         priors: PriorCache | None,

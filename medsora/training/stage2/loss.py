@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medsora.config.schema import Config
 from medsora.diffusion import GaussianDiffusion
-from medsora.flow_prior import alignment_loss
+from medsora.flow_prior import alignment_loss, image_alignment_loss
 from medsora.training.stage2.inputs import NoisedLatents
 
 
@@ -37,7 +37,10 @@ class DenoisingLoss:
         config: Config,
         diffusion: GaussianDiffusion,
         autocast: Callable[[], AbstractContextManager[None]],
+        adapter: nn.Module | None = None,
     ) -> None:
+        """`adapter` is the denoiser's, with an image prior (`alignment.kind`)."""
+        self.adapter = adapter
         self.alignment, self.error_of = config.alignment, config.train_dit.error_of
         self.diffusion, self.autocast = diffusion, autocast
 
@@ -61,13 +64,16 @@ class DenoisingLoss:
         parts = {"mse": diffusion.mse.mean(), "vb": diffusion.vb.mean()}
         if not self.alignment.weight:
             return DenoisingLosses(total, parts, None)
-        aligned = alignment_loss(
-            out.features,
-            targets,
-            noised.t,
-            margin=self.alignment.margin,
-            correlation=self.alignment.correlation,
-            needed=noised.needed,
-        )
+        if self.adapter is not None and self.alignment.kind == "image":
+            aligned = image_alignment_loss(out.features, targets, self.adapter, noised.needed)
+        else:
+            aligned = alignment_loss(
+                out.features,
+                targets,
+                noised.t,
+                margin=self.alignment.margin,
+                correlation=self.alignment.correlation,
+                needed=noised.needed,
+            )
         total = total + self.alignment.weight * aligned.loss
         return DenoisingLosses(total, parts | {"alignment": aligned.loss}, aligned.per_block)

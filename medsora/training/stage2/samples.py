@@ -59,10 +59,11 @@ class DitSamples(Dataset):
         alignment = self.config.alignment
         given = self._given_latents(key.number)
         # A sample with given frames is left out of the alignment: its latents are not all as noisy as t says.
+        always = alignment.kind == "image" or alignment.correlation == "batch"
         asked = (
             alignment.weight > 0
             and not given
-            and (alignment.correlation == "batch" or bool(needed(torch.tensor([t]), alignment.margin)))
+            and (always or bool(needed(torch.tensor([t]), alignment.margin)))
         )
         item = {"sample": key.number, "index": key.index, "t": t, "needed": asked}
         if self.clips.labels.names:

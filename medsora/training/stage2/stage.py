@@ -34,7 +34,7 @@ from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.training.stage2.samples import DitSamples
 from medsora.training.stage_parts import ModelPart, StageParts, ValuePart
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import VideoVAE
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class DitStage:
     samples: DitSamples
     held_out: DitSamples
     model: Denoiser
-    vae: FrequencyCompensatedVAE
+    vae: VideoVAE
     vae_digest: str
     inputs: DitInputs
     loss: DenoisingLoss

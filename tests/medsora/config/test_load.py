@@ -15,13 +15,14 @@ from medsora.data.checking.windows import clip_span
 from medsora.errors import BadInput
 from medsora.training.schedule import Schedule
 from medsora.training.stage2.build import build_denoiser, token_grid
-from medsora.vae import FrequencyCompensatedVAE, check_video_shape
+from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE
 from medsora.vae.base import load_base
 from tests.support.paths import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PHANTOM = ROOT / "configs" / "phantom.yaml"
-COGVIDEOX_CHANNELS = 16  # of the base that is fetched from the hub
+VAES = {"causal": FrequencyCompensatedVAE, "per-frame": PerFrameVAE}
+CHANNELS = {"causal": 16, "per-frame": 4}  # of the base that is fetched from the hub
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -44,8 +45,9 @@ def test_what_shipped_configs_describe_can_be_built(path: Path, monkeypatch: pyt
     """All of it but what has to be fetched: both schedules, the base, the denoiser, DINO's name."""
     monkeypatch.chdir(ROOT)  # a config's paths are relative to where its commands are run
     config = load_config(path)
-    data, channels = config.data, COGVIDEOX_CHANNELS
-    check_video_shape(data.frames, *data.height_width)
+    data, vae = config.data, VAES[config.vae.kind]
+    channels = CHANNELS[config.vae.kind]
+    vae.check_video_shape(data.frames, *data.height_width)
     for settings in (config.train_vae, config.train_dit):
         schedule = Schedule.of(settings, clips=100)
         schedule.check_processes(1, settings.accumulation)
@@ -56,11 +58,22 @@ def test_what_shipped_configs_describe_can_be_built(path: Path, monkeypatch: pyt
         assert config.phantom.frames >= clip_span(data.frames + 1, data.interval)
     with torch.device("meta"):
         model = build_denoiser(config, channels, classes=0 if data.labels == "none" else 3)
-    _, rows, columns = token_grid(config, FrequencyCompensatedVAE, model.config.patch)
+    _, rows, columns = token_grid(config, vae, model.config.patch)
     assert rows * columns > 1
     assert model.config.in_channels == channels
     name = config.dino.model if config.dino.weights == "hub" else config.dino.model.partition(".")[0]
     assert name in timm.list_models(pretrained=config.dino.weights == "hub")
+
+
+def test_table_3_of_endora_is_four_configs() -> None:
+    """Joint images, interlaced blocks, the weight of the image prior."""
+    rows = []
+    for path in sorted((ROOT / "configs").glob("endora_*.yaml")):
+        config = load_config(path)
+        assert (config.denoiser.preset, config.vae.kind) == ("endora-XL", "per-frame")
+        rows.append((config.images.count, config.denoiser.overrides["layout"], config.alignment.weight))
+    assert rows == [(0, "separate", 0), (8, "separate", 0), (8, "interlaced", 0), (8, "interlaced", 0.5)]
+    assert config.alignment.kind == "image"
 
 
 @pytest.mark.parametrize(("heads", "built"), [(None, 6), (1, 1)])

@@ -19,17 +19,25 @@ from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.project.export import export_run
 from medsora.runtime.files import write_json
+from medsora.sampling.run import SamplingSettings, sample_videos
 from medsora.saved.find import read_json_object
 from medsora.training.command_line import training_arguments
 from medsora.training.dry_run.report import dry_run_dit
 from medsora.training.fill_caches import fill_caches
 from medsora.training.stage2.build import build_denoiser
+from medsora.vae import PerFrameVAE
 from tests.support import tiny_training as tiny
 
 ENDORA = {
     "denoiser__preset": "endora-tiny",
     "denoiser__overrides": {"width": 32, "depth": 4, "heads": 2},
     "denoiser__prediction": "velocity",
+}
+PER_FRAME = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [8, 8, 8, 8],
+    "norm_num_groups": 4,
 }
 CONDITIONS = {
     "data__frames": 9,
@@ -85,6 +93,29 @@ def test_alignment_reaches_every_spatial_block(config: Config) -> None:
     }
 
 
+@pytest.mark.parametrize("preset", ["endora-tiny", "tiny"])
+def test_either_denoiser_trains_and_samples_with_the_per_frame_vae(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "kl.json", PER_FRAME)
+    changes = {"vae__kind": "per-frame", "vae__base": "kl.json", "vae__path": None, "data__frames": 6}
+    given = {"train_dit__first_frame_prob": 0.5, "train_dit__given_frames": [2]}
+    images = {"images__count": 3, "images__encoding": "packed"}
+    overrides = ENDORA["denoiser__overrides"] if preset == "endora-tiny" else dict(tiny.DENOISER)
+    model = {"denoiser__preset": preset, "denoiser__overrides": overrides}
+    config = tiny.tiny_config(Path(), clips, **changes, **given, **images, **model, train_dit__max_steps=2)
+    pipe = MedSoraPipeline.from_run(tiny.train("dit", config))
+    assert isinstance(pipe.vae, PerFrameVAE)
+    first = np.full((2, 32, 32, 3), 90, np.uint8)
+    assert pipe(num_inference_steps=2, seeds=[1], first_frames=first).frames.shape == (1, 6, 32, 32, 3)
+    film = pipe(num_inference_steps=1, seeds=[1], frames=11, window=6)
+    assert film.frames.shape == (1, 11, 32, 32, 3)
+    sample_videos(SamplingSettings(model=str(config.dit_dir), out=Path("out"), num_videos=1, steps=1))
+    with pytest.raises(BadInput, match="stage 1 does not train"):
+        tiny.train("vae", config)
+
+
 def test_a_dry_run_and_the_caches_know_it(
     clips: Path,
     vae_folder: Path,
@@ -118,7 +149,7 @@ def test_the_preset_is_named_on_the_command_line(config: Config, tmp_path: Path)
         ({"denoiser__backend": "torch"}, "denoiser.backend is no setting"),
         ({"denoiser__overrides": {"layout": "woven"}}, "interlaced, separate"),
         ({"denoiser__overrides": {"window": 4}}, "no setting 'window'"),
-        ({"denoiser__heads": 5}, "divisible"),
+        ({"denoiser__overrides": {"heads": 5}}, "divisible"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_sentence(

@@ -1,0 +1,152 @@
+"""Published checkpoints of Endora and of Latte, whose weights have the same names: a file -> `Endora`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from medsora.baselines.endora.model import Endora, place_table, time_table
+from medsora.config.presets import ENDORA_PRESETS
+from medsora.errors import BadInput
+from medsora.flow_prior.weights import read_weights
+
+# Layers of the published class that none of its published uses calls.
+UNUSED = tuple(f"{layer}.{kind}" for layer in ("linear", "linear_2") for kind in ("weight", "bias"))
+PUBLISHED_NAMES = {
+    "patches.projection": "x_embedder.proj",
+    "time.mlp": "t_embedder.mlp",
+    "final.": "final_layer.",
+    ".modulation": ".adaLN_modulation.1",
+    ".qkv": ".attn.qkv",
+    ".projection": ".attn.proj",
+    ".widen": ".mlp.fc1",
+    ".narrow": ".mlp.fc2",
+    "labels.weight": "y_embedder.embedding_table.weight",
+    "adapter.weight": "cov.weight",
+}
+PATCHES, LABELS = "x_embedder.proj.weight", PUBLISHED_NAMES["labels.weight"]
+ADAPTER = PUBLISHED_NAMES["adapter.weight"]
+POSITION_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model, and the clip that its position tables are for: frames, and the latents' side."""
+
+    model: Endora
+    frames: int
+    latent_side: int
+
+
+def read_published(path: str | Path, *, heads: int | None = None, layout: str | None = None) -> Published:
+    """Load a published file strictly: the moving average (`ema`) if it holds one, else `model`.
+
+    Only tensors, plain containers and `argparse.Namespace` are read. `heads` and `layout` are not in the
+    weights: by default the heads are those of the preset of the same width and depth, and the layout is
+    "separate" if the file's own arguments name a model `..._var`, else "interlaced".
+
+    Raises:
+        BadInput: if the file is damaged or holds something else; the sentence names the first difference.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found = read_weights(path)
+    except (ValueError, OSError) as error:
+        raise BadInput(str(error)) from error
+    if layout is None:
+        named = str(getattr(found.get("args"), "model", ""))
+        layout = "separate" if named.endswith("_var") else "interlaced"
+    state = found.get("ema", found.get("model", found))
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise BadInput(f"{path} holds no state dict of tensors (ema or model); give a published checkpoint.")
+    return from_published(dict(state), heads=heads, layout=layout, source=str(path))
+
+
+def from_published(
+    state: dict[str, Tensor], *, heads: int | None = None, layout: str = "interlaced", source: str
+) -> Published:
+    """Make a model of published weights; `source` names them in errors. The tensors themselves are taken.
+
+    Raises:
+        BadInput: as `read_published`.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items() if name not in UNUSED}
+    if PATCHES not in state or state[PATCHES].ndim != 4:
+        raise BadInput(f"{source} lacks {PATCHES} and is no checkpoint of Endora or Latte.")
+    width, channels, patch, _ = state[PATCHES].shape
+    depth = 1 + max((int(n.split(".")[1]) for n in state if n.startswith("blocks.")), default=-1)
+    with torch.device("meta"):
+        model = Endora(
+            in_channels=channels,
+            width=width,
+            depth=depth,
+            patch=patch,
+            heads=heads or _usual_heads(width, depth, source),
+            layout=layout,
+            classes=len(state[LABELS]) - 1 if LABELS in state else 0,
+            prior_width=state[ADAPTER].shape[1] if ADAPTER in state else 0,
+        )
+    places, times = (_positions(state, name, width, source) for name in ("pos_embed", "temp_embed"))
+    side = math.isqrt(len(places))
+    sizes = torch.device("cpu"), torch.float32
+    _require_same(
+        places,
+        place_table(side, side, width, *sizes) if side**2 == len(places) else None,
+        f"{source}: pos_embed",
+    )
+    _require_same(times, time_table(len(times), width, *sizes)[:, 0], f"{source}: temp_embed")
+    names = {name: published_name(name) for name in model.state_dict()}
+    _check_shapes(state, {names[n]: tuple(v.shape) for n, v in model.state_dict().items()}, source)
+    ours = {name: state[theirs].float() for name, theirs in names.items()}
+    model.load_state_dict(ours, assign=True)
+    return Published(model.eval(), len(times), side * patch)
+
+
+def published_name(name: str) -> str:
+    """Return what published checkpoints call a parameter of `Endora`."""
+    for ours, theirs in PUBLISHED_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def _usual_heads(width: int, depth: int, source: str) -> int:
+    for sizes in ENDORA_PRESETS.values():
+        if (sizes["width"], sizes["depth"]) == (width, depth):
+            return sizes["heads"]
+    raise BadInput(
+        f"{source} has {depth} blocks of width {width}, which is no published size, and its weights do not "
+        "tell the number of heads; name it (--heads)."
+    )
+
+
+def _positions(state: dict[str, Tensor], name: str, width: int, source: str) -> Tensor:
+    """Take the table (1, N, d) out of `state`; return it without the 1."""
+    table = state.pop(name, None)
+    if table is None or table.ndim != 3 or table.shape[::2] != (1, width):
+        found = "is missing" if table is None else f"is {tuple(table.shape)}"
+        raise BadInput(f"{source}: {name} {found}, expected (1, N, {width}); give a published checkpoint.")
+    return table[0].float()
+
+
+def _require_same(found: Tensor, expected: Tensor | None, name: str) -> None:
+    if expected is None or not torch.allclose(found, expected, atol=POSITION_TOLERANCE, rtol=0):
+        raise BadInput(f"{name} is not the fixed table of sines and cosines that this model computes.")
+
+
+def _check_shapes(state: dict[str, Tensor], expected: dict[str, tuple[int, ...]], source: str) -> None:
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state:
+            raise BadInput(f"{source} lacks {name}; give a whole checkpoint of Endora or Latte.")
+        if name not in expected:
+            raise BadInput(f"{source} holds {name}, which neither Endora nor Latte has.")
+        if tuple(state[name].shape) != expected[name]:
+            raise BadInput(
+                f"{source}: {name} is {tuple(state[name].shape)} instead of {expected[name]}; give a whole "
+                "checkpoint of Endora or Latte."
+            )

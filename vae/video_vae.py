@@ -1,0 +1,162 @@
+"""What every VAE here does: video to scaled latents and back, in shapes that it can return.
+
+Shapes: video `(B, F, 3, H, W)`, RGB in [-1, 1]; latents `(B, n, C, h, w)`. `scale` and `unscale` are the only
+two places that know `scaling_factor`: everything outside works on scaled latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.utils.torch_utils import randn_tensor
+from safetensors import SafetensorError
+from torch import Tensor
+
+from medsora.vae import shapes
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+VIDEOS_AT_ONCE = 4  # without gradients: what bounds the memory of encoding and decoding
+
+
+class VideoVAE(ModelMixin, ConfigMixin):
+    """Base class of VAEs: `self.base`, of `base_class`, is diffusers' model, whose latents are unscaled.
+
+    A subclass has the setting `scaling_factor`, and says what its latents are by the class's attributes,
+    `encode_moments` and `_decode`. Those here are the causal VAE's.
+    """
+
+    base_class: ClassVar[type[ModelMixin]]
+    _supports_gradient_checkpointing = True
+
+    # Which videos it takes and what its latents stand for; `vae.shapes` explains the numbers.
+    frames_per_latent: ClassVar[int] = shapes.FRAMES_PER_LATENT
+    frames_per_chunk: ClassVar[int] = shapes.FRAMES_PER_CHUNK  # that it encodes together
+    pixels_per_latent: ClassVar[int] = shapes.PIXELS_PER_LATENT  # along a side
+    frames_to_latents = staticmethod(shapes.frames_to_latents)
+    check_video_shape = staticmethod(shapes.check_video_shape)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
+        """A VAE that `save_pretrained` wrote, strictly: keys that do not fit are a `ValueError`.
+
+        `options` are diffusers' own (`subfolder`, `torch_dtype`, ...); only safetensors are read, never
+        pickles. `OSError` where nothing can be read.
+        """
+        with_info = options.pop("output_loading_info", False)
+        options.pop("use_safetensors", None)
+        try:
+            vae, loading = super().from_pretrained(
+                path, output_loading_info=True, use_safetensors=True, **options
+            )
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise OSError(f"{path}: no whole saved VAE there ({reason}); save it again") from error
+        wrong = {kind: keys for kind, keys in loading.items() if keys}
+        if wrong:
+            kind, keys = next(iter(wrong.items()))
+            raise ValueError(f"{path}: the weights do not fit config.json ({kind}: {next(iter(keys))!r})")
+        return (vae, loading) if with_info else vae
+
+    # Sizes and scale
+
+    @property
+    def latent_channels(self) -> int:
+        """C."""
+        return self.base.config.latent_channels
+
+    @property
+    def scaling_factor(self) -> float:
+        """1 / standard deviation of the latents, so that the denoiser sees about unit variance."""
+        return self.config.scaling_factor
+
+    def set_scaling_factor(self, factor: float) -> None:
+        """Keep a measured factor (`measure_scaling_factor`) in the config that is saved."""
+        self.register_to_config(scaling_factor=float(factor))
+
+    def scale(self, z: Tensor) -> Tensor:
+        """The base's latents -> what the denoiser works on."""
+        return z * self.scaling_factor
+
+    def unscale(self, z: Tensor) -> Tensor:
+        """The inverse of `scale`."""
+        return z / self.scaling_factor
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(n, C, h, w) of a video's latents. Raises `ValueError` as `check_video_shape`."""
+        self.check_video_shape(frames, height, width)
+        sides = (side // self.pixels_per_latent for side in (height, width))
+        return self.frames_to_latents(frames), self.latent_channels, *sides
+
+    # Video to latents and back
+
+    def encode_moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Video `(B, F, 3, H, W)` -> mean and log-variance `(B, n, C, h, w)` of the unscaled latents.
+
+        Raises `ValueError` for a shape that the VAE cannot return unchanged (`check_video_shape`).
+        """
+        raise NotImplementedError
+
+    def _decode(self, unscaled: Tensor) -> Tensor:
+        """Unscaled latents -> pixels, `_clamped`."""
+        raise NotImplementedError
+
+    def _clamped(self, video: Tensor) -> Tensor:
+        return video if self.training else video.clamp(-1, 1).where(video.isfinite(), torch.nan)
+
+    def sample_latents(
+        self, mean: Tensor, logvar: Tensor, generator: Generators = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Scaled latents drawn from the moments; `noise` (same shape, unit normal) replaces the generator."""
+        return self.scale(draw(mean, logvar, generator, noise))
+
+    def encode(self, video: Tensor, *, sample: bool = False, generator: Generators = None) -> Tensor:
+        """Video `(B, F, 3, H, W)` -> scaled latents `(B, n, C, h, w)`: the mean, or a draw if `sample`."""
+        mean, logvar = self.encode_moments(video)
+        return self.sample_latents(mean, logvar, generator) if sample else self.scale(mean)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents `(B, n, C, h, w)` -> pixels `(B, F, 3, H, W)`, clamped unless training.
+
+        A clamped pixel that was infinite is NaN: what overflowed does not pass for black or white.
+        """
+        if z.dim() != 5 or z.shape[2] != self.latent_channels:
+            raise ValueError(
+                f"latents of shape {tuple(z.shape)} cannot be decoded: "
+                f"expected (B, n, {self.latent_channels}, h, w)"
+            )
+        return self._decode(self.unscale(z))
+
+    def _check_video(self, video: Tensor) -> None:
+        if video.dim() != 5 or video.shape[2] != 3:
+            raise ValueError(
+                f"a video of shape {tuple(video.shape)} cannot be encoded: expected (B, F, 3, H, W)"
+            )
+        self.check_video_shape(video.shape[1], video.shape[3], video.shape[4])
+
+    @staticmethod
+    def _slices(batch: Tensor) -> Sequence[Tensor]:
+        """The whole batch where gradients flow, else even parts of a few videos.
+
+        Even, so that none is left alone: on a CPU, PyTorch gives a lone small video to a convolution that is
+        several times slower than the one for two.
+        """
+        parts = 1 if torch.is_grad_enabled() else -(-batch.shape[0] // VIDEOS_AT_ONCE)
+        return batch.tensor_split(parts)
+
+
+def draw(mean: Tensor, logvar: Tensor, generator: Generators = None, noise: Tensor | None = None) -> Tensor:
+    """Return unscaled latents drawn from their moments."""
+    if noise is None:
+        generator = list(generator) if isinstance(generator, Sequence) else generator
+        first = generator[0] if isinstance(generator, list) else generator
+        on_host = first is not None and first.device.type == "cpu"
+        place = torch.device("cpu") if on_host else mean.device
+        noise = randn_tensor(mean.shape, generator=generator, device=place, dtype=mean.dtype)
+        if on_host and mean.is_cuda:  # from pinned memory, so that the host need not wait
+            noise = noise.pin_memory().to(mean.device, non_blocking=True)
+    return mean + torch.exp(0.5 * logvar) * noise
