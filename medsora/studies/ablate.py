@@ -114,7 +114,9 @@ class Study:
         first = self.seeds[0]
         return StudyReport(
             stage=self.stage,
-            budget=f"{self.steps} steps" if self.steps else f"{self.minutes:g} minutes",
+            budget=f"{self.steps} step{'s' * (self.steps != 1)}"
+            if self.steps
+            else f"{self.minutes:g} minutes",
             seeds=self.seeds,
             clips=self.clips,
             parameters=parameters,
