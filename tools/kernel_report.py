@@ -349,8 +349,7 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
 
 def trips(launch: Launch) -> list[int]:
     """How often each loop is passed, outermost first; one known to be passed once is no loop any more."""
-    arguments = launch.arguments
-    names = [n for n in LOOPS.get(launch.name, ()) if n != "chunks" or arguments["CHUNKED"]]
+    arguments, names = launch.arguments, LOOPS.get(launch.name, ())
     return [arguments[name] for name in names if not (name.isupper() and arguments[name] == 1)]
 
 
