@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from medsora.config.choices import LAYOUTS
 from medsora.config.presets import PRESETS
 from medsora.errors import building
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
@@ -114,7 +115,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     add("--heads", type=int, metavar="N", help="attention heads (default: those of the published size)")
     add(
         "--layout",
-        choices=("interlaced", "separate"),
+        choices=LAYOUTS,
         help="of spatial and temporal blocks (default: as the file's arguments say, else interlaced)",
     )
 

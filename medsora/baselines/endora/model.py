@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils import flop_counter
 
-from medsora.config.choices import PREDICTIONS
+from medsora.config.choices import LAYOUTS, PREDICTIONS
 from medsora.config.presets import ENDORA_PRESETS
 from medsora.denoiser.base import Denoiser, Modulation
 from medsora.denoiser.embed import TIME_FEATURES, PatchEmbedding, TimeEmbedding, position_table, sinusoids
@@ -23,8 +23,6 @@ from medsora.denoiser.model import MedSoraOutput, initialise
 from medsora.denoiser.velocity import noise_from_velocity
 from medsora.errors import BadInput
 from medsora.tables import kept_table
-
-LAYOUTS = ("interlaced", "separate")
 
 # PyTorch's FlopCounterMode knows attention's kernels for GPUs alone.
 for _kernel, _flops in {

@@ -202,7 +202,7 @@ def build_denoiser(config: Config, in_channels: int, classes: int = 0) -> Denois
             settings[key] = getattr(config.denoiser, key)
         elif getattr(config.denoiser, key) != getattr(usual, key):
             preset = config.denoiser.preset
-            raise BadInput(f"denoiser.{key} is no setting of preset {preset}; leave it at its default.")
+            raise BadInput(f"preset {preset} has no setting denoiser.{key}; leave it at its default.")
     settings |= config.denoiser.overrides
     try:
         model = kind.from_preset(size, **settings)

@@ -145,8 +145,8 @@ def test_the_preset_is_named_on_the_command_line(config: Config, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"denoiser__mixing": "mixed"}, "denoiser.mixing is no setting of preset endora-tiny"),
-        ({"denoiser__backend": "torch"}, "denoiser.backend is no setting"),
+        ({"denoiser__mixing": "mixed"}, "preset endora-tiny has no setting denoiser.mixing"),
+        ({"denoiser__backend": "torch"}, "no setting denoiser.backend"),
         ({"denoiser__overrides": {"layout": "woven"}}, "interlaced, separate"),
         ({"denoiser__overrides": {"window": 4}}, "no setting 'window'"),
         ({"denoiser__overrides": {"heads": 5}}, "divisible"),
