@@ -120,6 +120,8 @@ def ddpm_scheduler(steps: int, **schedule: Any) -> DDPMScheduler:
     So Nichol & Dhariwal (2021), and Latte and Endora after them, sample in 250 steps.
     """
     trailing_timesteps(steps, (SCHEDULE | schedule)["num_train_timesteps"])
+    if steps < 2:
+        raise BadInput("ddpm spreads its timesteps from 0 to T - 1 and needs at least 2 steps, not 1.")
     spread = SCHEDULE | {"timestep_spacing": "linspace"} | schedule
     scheduler = DDPMScheduler(clip_sample=False, variance_type=LEARNED_VARIANCE, **spread)
     scheduler.set_timesteps(steps)
@@ -167,7 +169,7 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         "use_flow_sigmas": (False,),
         "variance_type": (
             *(None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-            LEARNED_VARIANCE,
+            *((LEARNED_VARIANCE,) if isinstance(scheduler, DDPMScheduler) else ()),
         ),
     }
     for name, values in supported.items():

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    ModelMixin,  # noqa: F401  diffusers looks for it beside the class that it loads
+)
 from diffusers.configuration_utils import register_to_config
 from safetensors.torch import save_file
 from torch import Tensor, nn

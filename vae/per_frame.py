@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import (
+    AutoencoderKL,
+    ModelMixin,  # noqa: F401  diffusers looks for it beside the class that it loads
+)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 

@@ -60,6 +60,12 @@ class ConfigMixin:
     """Its `config` holds what the constructor was given."""
 
 
+class Settings(dict):
+    """Settings by key and by attribute, as diffusers' FrozenDict."""
+
+    __getattr__ = dict.__getitem__
+
+
 @dataclasses.dataclass
 class BaseOutput:
     """A plain dataclass, where diffusers' is also a dictionary."""
@@ -72,8 +78,8 @@ def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
     def keeping(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = inspect.signature(init).bind(self, *args, **kwargs)
         bound.apply_defaults()
+        self.config = Settings({k: v for k, v in bound.arguments.items() if k != "self"})
         init(self, *args, **kwargs)
-        self.config = types.SimpleNamespace(**{k: v for k, v in bound.arguments.items() if k != "self"})
 
     return keeping
 

@@ -36,14 +36,15 @@ def _restore_words(config: Config) -> None:
 
 def _check_forms(config: Config, source: str) -> None:
     """Check values whose rule is neither a choice nor a range, or needs a sentence of its own."""
-    for key, name, place in (
-        ("run.name", config.run.name, "the place is run.dir"),
-        ("tracking.project", config.tracking.project, "TensorBoard's curves lie in it, in the run's folder"),
+    for section, key, place in (
+        ("run", "name", "the place is run.dir"),
+        ("tracking", "project", "TensorBoard's curves lie in it, in the run's folder"),
     ):
+        name = getattr(getattr(config, section), key)
         if not FOLDER_NAME.fullmatch(name):
             raise BadInput(
-                f"{source}: {key} is {name!r} but must be one folder's name: a letter or digit first, no "
-                f"slashes; {place}."
+                f"{source}: {section}.{key} is {name!r} but must be one folder's name: a letter or digit "
+                f"first, no slashes; {place}."
             )
     for key, value in config.denoiser.overrides.items():
         if isinstance(value, int) and not isinstance(value, bool) and not 0 < value <= MAX_SIDE_PX:

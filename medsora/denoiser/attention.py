@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.utils import flop_counter
 
 from medsora.denoiser.linear import Linear
 from medsora.kernels.block_steps import attends_fused
@@ -22,6 +23,13 @@ from medsora.tables import kept_table
 
 ROTARY_BASE = 10_000
 TILE = 64  # frames of more than two tiles are cut, so that cost grows with l instead of l²
+
+# PyTorch's FlopCounterMode knows attention's kernels for GPUs alone.
+for _kernel, _flops in {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_counter.sdpa_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_counter.sdpa_backward_flop,
+}.items():
+    flop_counter.flop_registry.setdefault(_kernel, _flops)
 
 
 @kept_table

@@ -60,7 +60,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         None."""
         usual = signature(type(self).__init__).parameters
         sizes = {key: usual[key].default for settings in self.presets.values() for key in settings}
-        sizes |= {key: value for key, value in PAPER.items() if key in usual}
+        sizes |= {key: usual[key].default for key in ("layout", *PAPER) if key in usual}
         heads = {"heads": 1} if self.config.heads == 1 else {}
         for name, settings in self.presets.items():
             if all(self.config[key] == value for key, value in (sizes | settings | heads).items()):

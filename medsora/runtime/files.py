@@ -130,7 +130,12 @@ def written_folder(final: Path) -> Iterator[Path]:
             _flush(path)
         if replaces := read_patiently(Path.exists, final):
             final.rename(dropped)  # a deletion may fail half-way
-        working.rename(final)
+        try:
+            working.rename(final)
+        except OSError:
+            if replaces:
+                dropped.rename(final)
+            raise
         _flush(final.parent)
         if replaces:
             shutil.rmtree(dropped, ignore_errors=True)

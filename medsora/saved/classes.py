@@ -8,6 +8,7 @@ from typing import Any
 
 from medsora.denoiser.base import Denoiser
 from medsora.errors import BadInput
+from medsora.saved.limits import shown
 
 DENOISERS = {"MedSora": "medsora.denoiser", "Endora": "medsora.baselines.endora"}
 VAES = {"FrequencyCompensatedVAE": "medsora.vae", "PerFrameVAE": "medsora.vae"}
@@ -24,6 +25,7 @@ def class_of_part(homes: dict[str, str], config: dict[str, Any], source: Path) -
     Raises `BadInput` for a class that is not among them.
     """
     name = config.get("_class_name", next(iter(homes)))
-    if name not in homes:
-        raise BadInput(f"{source} holds a {name}, not a {' or '.join(homes)}; save or copy the model again.")
+    if not isinstance(name, str) or name not in homes:
+        known = " or ".join(homes)
+        raise BadInput(f"{source} holds {shown(name)}, not a {known}; save or copy the model again.")
     return getattr(import_module(homes[name]), name)

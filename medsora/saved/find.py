@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import snapshot_download
 
@@ -290,14 +290,18 @@ def trained_vae(config: Config) -> VideoVAE:
 
 
 def _per_frame_vae(config: Config) -> PerFrameVAE:
-    named = config.vae.path or shipped_file(config.vae.base)
-    described = Path(named) / "config.json"
-    if described.is_file() and read_json_object(described).get("_class_name") == PerFrameVAE.__name__:
-        check_model(Path(named), PerFrameVAE)
-        return PerFrameVAE.from_pretrained(named)
+    named, weights = config.vae.path, None
+    if named is None or (named == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists()):
+        named, weights = shipped_file(config.vae.base), shipped_file(config.vae.weights)
+    if Path(named).is_dir():
+        named = find_vae(named, kinds=(PerFrameVAE.__name__, AutoencoderKL.__name__))
+        if read_json_object(named / "config.json")["_class_name"] == PerFrameVAE.__name__:
+            check_model(named, PerFrameVAE)
+            return PerFrameVAE.from_pretrained(named)
+        check_model(named, AutoencoderKL)
     with torch.random.fork_rng(devices=[]):  # a run recognises its VAE by its weights, random ones too
         torch.manual_seed(0)
-        return PerFrameVAE.from_base(named, shipped_file(config.vae.weights))
+        return PerFrameVAE.from_base(named, weights)
 
 
 def _is_base(folder: Path) -> bool:

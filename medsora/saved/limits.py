@@ -31,18 +31,18 @@ AGAIN = "save or copy the model again"
 MAX_JSON_BYTES = 4 * 2**20
 MAX_HEADER_BYTES = 8 * 2**20  # XL's, of 2,000 tensors, has 0.2 MiB
 MAX_TENSORS = 20_000
-MAX_CHARACTERS = 200  # of a word or a name
+MAX_CHARACTERS = 1000  # of a word or a name; of a folder, which may be a label, 255
 MAX_NUMBER = 10**6  # of a setting that has no range of its own
-MAX_ENTRIES = 1000  # of a list; a schedule has 1000 betas
+MAX_ENTRIES = 1000  # of a list but labels; a schedule has 1000 betas
 FLOATING = ("F64", "F32", "F16", "BF16")
 MAX_FPS = 1000
 MAX_CLIP_PIXELS = 2**30  # frames x height x width
 RANGES = {
     # the clip
-    "frames": (1, 4096),
+    "frames": (1, 4097),
     "size": (1, 8192),
     "fps": (1e-3, MAX_FPS),
-    "image_latents": (0, 1024),
+    "image_latents": (0, 4096),
     "given_frames": (1, 4096),
     # the denoiser
     "in_channels": (1, 1024),
@@ -112,8 +112,9 @@ def checked(key: str, value: Any, kind: type | tuple[type, ...], source: str) ->
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if isinstance(value, list | tuple):
-        if len(value) > MAX_ENTRIES:
-            raise BadInput(f"{source}: {key} has {len(value):,} entries, more than {MAX_ENTRIES}; {AGAIN}.")
+        most = RANGES["classes"][1] if key == "labels" else MAX_ENTRIES
+        if len(value) > most:
+            raise BadInput(f"{source}: {key} has {len(value):,} entries, more than {most:,}; {AGAIN}.")
         for entry in value:
             _check_one(key, entry, kinds, source)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from medsora.runtime.files import is_file, read_patiently, write_json
 
 CHECKPOINT_FORMAT = 1
 MANIFEST = "manifest.json"
+MAX_BYTES = 4 * 2**20  # of a manifest, and of a state
 
 
 def checkpoint_format(folder: Path) -> int | None:
     """Return the format that a checkpoint's manifest names, or None if it cannot be read."""
     try:
-        found = json.loads(read_patiently(Path.read_bytes, folder / MANIFEST))["format"]
+        found = json.loads(_bounded(folder / MANIFEST))["format"]
     except BadInput:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -32,7 +34,7 @@ def checkpoint_problem(folder: Path) -> str | None:
     Raises `BadInput` if a file cannot be read: it may be whole (`read_patiently`).
     """
     try:
-        manifest = json.loads(read_patiently(Path.read_bytes, folder / MANIFEST))
+        manifest = json.loads(_bounded(folder / MANIFEST))
         if manifest["format"] != CHECKPOINT_FORMAT:
             return f"its format is {manifest['format']}, this version of MedSora reads {CHECKPOINT_FORMAT}"
         if "state.json" not in manifest["files"]:
@@ -72,20 +74,25 @@ def changed_file(root: Path, *beginnings: str) -> str | None:
     Without a manifest that lists files nothing is: models of earlier versions have none.
     """
     try:
-        content = (root / MANIFEST).read_text(encoding="utf-8")
-    except OSError:
-        return None
-    try:
-        for name, wanted in json.loads(content).get("files", {}).items():
+        described = json.loads(_bounded(root / MANIFEST))
+        files = described.get("files") if isinstance(described, dict) else None
+        if not isinstance(files, dict):  # another program's
+            return None
+        for name, wanted in files.items():
             if name.startswith(beginnings) and ".." not in Path(name).parts:
                 path = root / name
-                if not path.is_file():
+                if not is_file(path):
                     return f"{path} is missing; copy or save the model again"
-                if path.stat().st_size != wanted["size"] or sha256(path) != wanted["sha256"]:
+                size = read_patiently(Path.stat, path).st_size
+                if size != wanted["size"] or read_patiently(sha256, path) != wanted["sha256"]:
                     return (
                         f"{path} is damaged or was changed: it does not match its checksum in {MANIFEST}; "
                         f"copy or save the model again, or remove {root / MANIFEST} if the change was meant"
                     )
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except BadInput:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{root / MANIFEST} cannot be read ({type(error).__name__}); copy or save the model again"
     return None
@@ -98,9 +105,17 @@ def changed_part(folder: Path) -> str | None:
     return changed_file(folder.resolve().parent, f"{folder.resolve().name}/")
 
 
+def _bounded(path: Path) -> bytes:
+    """Return a file's content. Raises `ValueError` for what is no plain file, or larger than any manifest."""
+    about = read_patiently(Path.stat, path)
+    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_BYTES:
+        raise ValueError("no manifest is like that")
+    return read_patiently(Path.read_bytes, path)
+
+
 def _state_problem(folder: Path) -> str | None:
     try:
-        state = json.loads(read_patiently(Path.read_bytes, folder / "state.json"))
+        state = json.loads(_bounded(folder / "state.json"))
     except BadInput:
         raise
     except (OSError, ValueError, RecursionError) as error:

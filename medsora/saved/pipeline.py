@@ -113,6 +113,14 @@ class SavedPipeline(DiffusionPipeline):
             given_frames=[int(count) for count in given_frames],
         )
 
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple[type, ...]]:
+        # diffusers' from_pipe takes a part over only if its own class is named, not one it derives from
+        homes = {"denoiser": Denoiser, "vae": VideoVAE}
+        return super()._get_signature_types() | {
+            name: (home, *home.__subclasses__()) for name, home in homes.items()
+        }
+
     @property
     def labels(self) -> list[str]:
         """What the model can be asked for; empty if it was trained without labels."""

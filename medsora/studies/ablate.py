@@ -37,7 +37,7 @@ from medsora.training.run.folder import (
     with_compensation_kind,
 )
 from medsora.training.stage1.build import build_loss, build_vae
-from medsora.training.stage2.build import build_denoiser, build_prior, token_grid
+from medsora.training.stage2.build import add_adapter, build_denoiser, build_prior, token_grid
 
 COMMANDS = {STAGE_1: "train-vae", STAGE_2: "train-dit"}
 FILL_CACHES = "medsora.training.fill_caches"
@@ -82,7 +82,7 @@ class Study:
         ]
         if stage == STAGE_2:
             found += ["cache.latents=disk", "train_dit.sample_videos=1", "train_dit.sample_steps=1"]
-            if config.vae.path is None:
+            if config.vae.path is None and config.vae.kind == "causal":
                 found.append(f"vae.path={_quoted(config.vae_dir)}")
         return found
 
@@ -254,5 +254,5 @@ def _trained_parameters(config: Config, stage: str) -> int:
         model = build_denoiser(config, vae.latent_channels)
     token_grid(config, vae, model.config.patch)
     if config.alignment.weight > 0:
-        build_prior(config, model.config.depth)
+        add_adapter(model, build_prior(config, model.num_features))
     return sum(parameter.numel() for parameter in model.parameters())

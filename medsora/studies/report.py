@@ -15,7 +15,7 @@ from medsora.training.run.report import FIGURES
 
 SCORES = {
     STAGE_1: ("held_out/psnr", "held_out/ssim", "held_out/flicker", "held_out/spectrum_error"),
-    STAGE_2: ("held_out/mse",),
+    STAGE_2: ("held_out/clip_mse",),
 }
 SWITCHED_OFF = "the same runs, compensation switched off"
 NOT_RUN = "not run"
@@ -122,7 +122,7 @@ class StudyReport(NamedTuple):
         return f"{found.mean:+.2g}{interval}, {found.reading(_sign(score))}"
 
     def _timesteps(self) -> list[str]:
-        prefix = "held_out/mse_t"
+        prefix = "held_out/clip_mse_t"
         names = {name for run in self.runs for name in run.scores if name.startswith(prefix)}
         return sorted(names, key=lambda name: int(name.removeprefix(prefix)))
 

@@ -116,8 +116,9 @@ def test_table_and_plot(
 def test_the_page_holds_what_the_command_counts() -> None:
     """The documentation's numbers are this code's."""
     text = PAGE.read_text(encoding="utf-8").partition(cost.BEGIN)[2].partition(END)[0]
-    counted = cost.counted("S", 16, 128, 2).row()[:8]
-    assert f"| {' | '.join(counted)} |" in text
+    for preset, frames in (("tiny", 16), ("S", 64), ("endora-B", 32)):
+        counted = cost.counted(preset, frames, 128, 2).row()[:8]
+        assert f"| {' | '.join(counted)} |" in text
 
 
 def test_a_dry_run_counts_nothing(

@@ -194,3 +194,9 @@ def test_ddpm_of_the_best_denoiser_draws_the_data() -> None:
     found = sample(denoise, noise, ddpm_scheduler(250), generators=generators)
     assert float(found.mean()) == pytest.approx(MU, abs=0.02)
     assert float(found.std()) == pytest.approx(S, abs=0.02)
+
+
+def test_ddpm_needs_two_steps() -> None:
+    """With one, the denoiser would be given noise at the timestep of a clean video."""
+    with pytest.raises(BadInput, match="at least 2 steps"):
+        ddpm_scheduler(1)

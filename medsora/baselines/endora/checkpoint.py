@@ -76,7 +76,8 @@ def from_published(
     Raises:
         BadInput: as `read_published`.
     """
-    state = {name.removeprefix("module."): value for name, value in state.items() if name not in UNUSED}
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = {name: value for name, value in state.items() if name not in UNUSED}
     if PATCHES not in state or state[PATCHES].ndim != 4:
         raise BadInput(f"{source} lacks {PATCHES} and is no checkpoint of Endora or Latte.")
     width, channels, patch, _ = state[PATCHES].shape

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from diffusers import ModelMixin  # noqa: F401  diffusers looks for it beside the class that it loads
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils import flop_counter
 
 from medsora.config.choices import LAYOUTS, PREDICTIONS
 from medsora.config.presets import ENDORA_PRESETS
@@ -23,13 +23,6 @@ from medsora.denoiser.model import MedSoraOutput, initialise
 from medsora.denoiser.velocity import noise_from_velocity
 from medsora.errors import BadInput
 from medsora.tables import kept_table
-
-# PyTorch's FlopCounterMode knows attention's kernels for GPUs alone.
-for _kernel, _flops in {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_counter.sdpa_flop,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_counter.sdpa_backward_flop,
-}.items():
-    flop_counter.flop_registry.setdefault(_kernel, _flops)
 
 
 class Endora(Denoiser):

@@ -190,7 +190,9 @@ class VideoReader:
                 f"more than the {MAX_DECODING_BYTES // 2**20} MiB that are given; write it anew with smaller "
                 "frames or fewer reference frames",
             )
-        context.options = {"max_pixels": str(min(MAX_PIXELS, round(granted_bytes(needed) / of_a_pixel)))}
+        granted = min(MAX_PIXELS, round(granted_bytes(needed) / of_a_pixel))
+        padded = -(-width // 64) * 64 * (-(-height // 64) * 64)  # FFmpeg compares whole blocks with the limit
+        context.options = {"max_pixels": str(max(granted, padded))}
         return needed
 
     def _believable_pixel_aspect(self) -> Fraction:

@@ -83,7 +83,10 @@ class TensorStore:
             content = np.frombuffer(bytearray(safetensors.torch.save(contiguous)), np.uint8)
             start, _, header = _parsed(content)
             about = {"key": self.key, "digest": block_digest(header, content[start:])}
-            write_bytes(path, safetensors.torch.save(contiguous, about))
+            # written here, for safetensors itself orders what is written about a file at random
+            head = json.dumps({"__metadata__": about} | header, separators=(",", ":")).encode()
+            head += b" " * (-len(head) % 8)
+            write_bytes(path, struct.pack("<Q", len(head)) + head + content[start:].tobytes())
         except (OSError, SafetensorError) as error:
             raise BadInput(
                 f"the cache entry {path} cannot be written: {error}; make room or set cache.dir."

@@ -40,7 +40,7 @@ from medsora.training.dry_run.memory import (
     step_bytes,
 )
 from medsora.training.open_clips import clip_spec, denoiser_clip_spec, split_clips
-from medsora.training.run.folder import previous_config, refuse_changes, with_compensation_kind
+from medsora.training.run.folder import previous_config, refuse_changes, refuse_lost, with_compensation_kind
 from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
 from medsora.training.stage1.build import build_loss, build_vae
@@ -259,6 +259,7 @@ def _look_at_folder(findings: Findings, path: Path, config: Config, stage: str) 
     there = _existing(path)
     if not os.access(there, os.W_OK) or not there.is_dir():
         raise BadInput(f"{path} cannot be written: {there} is no folder that may be written to.")
+    refuse_lost(path)
     if (previous := previous_config(path)) is not None:
         refuse_changes(previous, config, stage, path)
         folders = checkpoint_folders(path / "checkpoints")

@@ -56,12 +56,7 @@ class RunFolder:
         self.main = accelerator.is_main_process
         self._opened, self._elapsed_before_s = time.monotonic(), 0.0
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
-        if is_file(path / SAVED) and not checkpoint_folders(self.checkpoints):
-            raise BadInput(
-                f"{path} had checkpoints but {self.checkpoints} holds none now: put them back, see whether "
-                f"its file system is there, or take another run.name; without {path / SAVED} the run begins "
-                "anew."
-            )
+        refuse_lost(path)
         self.previous = previous_config(path)
         if self.previous is not None:
             refuse_changes(self.previous, config, stage, path)
@@ -225,6 +220,16 @@ log = logging.getLogger(__name__)
 
 
 LOCK, SAVED = "lock.txt", "saved.txt"
+
+
+def refuse_lost(path: Path) -> None:
+    """Raise `BadInput` if a run folder had checkpoints and holds none now."""
+    checkpoints = path / "checkpoints"
+    if is_file(path / SAVED) and not checkpoint_folders(checkpoints):
+        raise BadInput(
+            f"{path} had checkpoints but {checkpoints} holds none now: put them back, see whether its file "
+            f"system is there, or take another run.name; without {path / SAVED} the run begins anew."
+        )
 
 
 PATIENCE_S = 10.0  # a process that was told to end may need a moment

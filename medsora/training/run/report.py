@@ -62,6 +62,7 @@ FIGURES = {
     "held_out/mse": Figure(
         "noise error", "error of the predicted noise, mean over the timesteps below; 1: none"
     ),
+    "held_out/clip_mse": Figure("noise error of clips", "the same without joint images"),
     "loss/total": Figure("loss", "what training minimises: the weighted sum of its parts"),
     "loss/l1": Figure("L1", "mean difference of pixels, which lie in [-1, 1]"),
     "loss/lpips": Figure("LPIPS", "difference of a pretrained network's features"),
@@ -217,9 +218,11 @@ def _verdict(name: str, before: dict[str, float], last: dict[str, float]) -> str
 
 
 def _figure(name: str) -> Figure:
-    timestep = name.removeprefix("held_out/mse_t")
-    if timestep != name:
-        return Figure(f"noise error at t = {timestep}", "the same at this timestep; noisier ones are easier")
+    error, _, timestep = name.partition("mse_t")
+    if timestep and error in ("held_out/", "held_out/clip_"):
+        of_clips = " of clips" if error.endswith("clip_") else ""
+        words = f"noise error{of_clips} at t = {timestep}"
+        return Figure(words, "the same at this timestep; noisier ones are easier")
     return FIGURES.get(name, Figure(name.split("/")[-1].replace("_", " "), "", 0))
 
 

@@ -21,6 +21,7 @@ from medsora.sampling.compiled import compile_blocks
 from medsora.saved.classes import denoiser_class
 from medsora.saved.find import find_model, trained_vae
 from medsora.saved.limits import check_part
+from medsora.saved.manifest import changed_part
 from medsora.saved.optimizer import build_optimizer
 from medsora.training.accelerator import check_compile, check_same_run, make_accelerator
 from medsora.training.cache.latents import LatentCache
@@ -124,7 +125,15 @@ def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ())
     if trained is None:
         return
     found = find_model(trained)
-    check_part(found.denoiser)
+    settings, usual = check_part(found.denoiser), signature(type(model).__init__).parameters
+    if problem := changed_part(found.denoiser):
+        raise BadInput(f"{problem}.")
+    for key in ("layout", *SWITCHES):  # they change what weights of the same shapes compute
+        if key in usual and (trained_with := settings.get(key, usual[key].default)) != model.config[key]:
+            raise BadInput(
+                f"{trained} was trained with {key} {trained_with}, but this denoiser has "
+                f"{model.config[key]}; take the same for both."
+            )
     theirs = found.geometry.get("labels", [])
     model.load_weights(found.denoiser, (theirs, labels))
     if new := [name for name in labels if name not in theirs]:

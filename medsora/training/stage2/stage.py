@@ -168,17 +168,21 @@ class DitStage:
         """Log the EMA's noise error on fixed held-out clips at fixed timesteps with fixed noise."""
         count = min(self.config.train_dit.eval_clips, len(self.held_out.clips))
         batch = self.held_out.collate([self.held_out[SampleKey(i, 0, i)] for i in range(count)])
-        errors = {}
+        errors, of_clip = {}, {}
         with self.ema.applied() as model:
             model.eval()
             for t in EVALUATION_TIMESTEPS:
                 batch["t"] = torch.full((count,), t)
                 noised = self.inputs.noised_latents(batch)
                 out = model(noised.z_t, noised.latent_t, num_images=noised.num_images, labels=noised.labels)
-                errors[f"held_out/mse_t{t}"] = float((out.eps - noised.noise).square().mean())
+                error = (out.eps - noised.noise).square()
+                errors[f"held_out/mse_t{t}"] = float(error.mean())
+                clip = error[:, : error.shape[1] - noised.num_images]
+                of_clip[f"held_out/clip_mse_t{t}"] = float(clip.mean())
             model.train()
         errors[HELD_OUT_LOSS] = sum(errors.values()) / len(errors)
-        self.run.log(step, errors)
+        of_clip["held_out/clip_mse"] = sum(of_clip.values()) / len(of_clip)
+        self.run.log(step, errors | of_clip)
 
     def sample(self, step: int, stop: StopRequest) -> None:
         """Sample a few videos from the EMA weights into samples/; raises `Interrupted` if `stop` wants it.

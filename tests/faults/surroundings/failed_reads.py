@@ -22,7 +22,7 @@ from medsora.training.progress import Progress
 from tests.faults.processes import alone, finish, start_forks, wait, without_pages
 from tests.faults.together import configure, prepare, script
 from tests.support import tiny_training as tiny
-from tests.support.failing_reads import ERRORS, failing_reads
+from tests.support.disk.failing_reads import ERRORS, failing_reads
 
 STAGES = {"vae": (train_vae.main, "vae"), "dit": (train_dit.main, "dit-tiny")}
 STEPS = 4

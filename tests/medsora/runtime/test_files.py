@@ -118,3 +118,21 @@ def test_run_export_and_sampling_obey_the_umask(
         if rights(path) != (0o777 if path.is_dir() else 0o666) & ~umask
     }
     assert not wrong
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, rename = tmp_path / "final", Path.rename
+    with written_folder(final) as folder:
+        write_text(folder / "a", "before")
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name == ".writing-final":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(BadInput, match="untouched"), written_folder(final) as folder:
+        write_text(folder / "a", "after")
+    assert (final / "a").read_text() == "before"

@@ -30,6 +30,7 @@ from medsora.errors import BadInput, NonFiniteVideo
 from medsora.sampler import ddim_scheduler
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import find_model
+from medsora.saved.manifest import MANIFEST
 from medsora.saved.pipeline import saved_sampler
 from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_pipeline, tiny_vae
 
@@ -137,7 +138,7 @@ UNSUPPORTED = [
     (DDIMScheduler.from_config(OURS, rescale_betas_zero_snr=True), "rescale_betas_zero_snr is True"),
     (DDIMScheduler.from_config(OURS, num_train_timesteps=500), "num_train_timesteps is 500"),
     (
-        diffusers.DDPMScheduler.from_config(OURS, variance_type="learned_range"),
+        diffusers.DPMSolverMultistepScheduler.from_config(OURS, variance_type="learned_range"),
         "variance_type is 'learned_range'",
     ),
     (diffusers.UniPCMultistepScheduler.from_config(OURS, use_flow_sigmas=True), "use_flow_sigmas is True"),
@@ -162,6 +163,7 @@ def test_a_scheduler_that_cannot_sample_is_refused(
     assert not (tmp_path / "model").exists()
     tiny_pipeline().save_pretrained(tmp_path / "model")
     scheduler.save_pretrained(tmp_path / "model" / "scheduler")
+    (tmp_path / "model" / MANIFEST).unlink()
     with pytest.raises(BadInput, match=sentence.replace(" cannot sample", ".*cannot sample")):
         MedSoraPipeline.from_pretrained(tmp_path / "model")
 

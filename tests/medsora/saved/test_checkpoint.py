@@ -17,7 +17,7 @@ from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
 from medsora.saved.checkpoint import checkpoint_folders, latest_checkpoint, newest_whole, save_checkpoint
 from medsora.saved.optimizer import optimizer_tensors, restore_optimizer
-from tests.support.failing_reads import ERRORS, failing_reads
+from tests.support.disk.failing_reads import ERRORS, failing_reads
 
 
 def save(root: Path, step: int, **options) -> Path:

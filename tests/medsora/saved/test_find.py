@@ -84,7 +84,7 @@ def test_stage_2_may_use_the_configs_own_base_untouched(
     with pytest.raises(BadInput, match="no such weights file"):
         trained_vae(config_from_dict({"vae": values | {"weights": "gone.safetensors"}}, "a test"))
     write_class(tmp_path / "base", "AutoencoderKL")
-    with pytest.raises(BadInput, match="base holds a AutoencoderKL"):
+    with pytest.raises(BadInput, match="base holds 'AutoencoderKL'"):
         trained_vae(config_from_dict({"vae": values}, "a test"))
 
 

@@ -60,7 +60,7 @@ def put(path: Path, value: Any, *keys: str) -> None:
 @pytest.mark.parametrize(
     ("file", "keys", "value", "words"),
     [
-        ("model_index.json", "frames", 10**9, "frames is 1000000000 but must lie between 1 and 4096"),
+        ("model_index.json", "frames", 10**9, "frames is 1000000000 but must lie between 1 and 4097"),
         ("model_index.json", "size", [2**20, 2**20], "size is 1048576 but must lie"),
         ("model_index.json", "size", [], r"size must be \[height, width\]"),
         ("model_index.json", "size", "64x64", r"size must be \[height, width\]"),

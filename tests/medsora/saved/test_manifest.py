@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -74,3 +75,22 @@ def test_a_run_is_sampled_with_the_vae_it_was_trained_with(tmp_path: Path) -> No
     flip(run / "vae" / WEIGHTS)
     with pytest.raises(BadInput, match="vae is not the VAE that the denoiser was trained with"):
         MedSoraPipeline.from_run(run)
+
+
+@pytest.mark.parametrize("content", [b'[{"name": "mine"}]', b'{"files": ["a"]}'])
+def test_a_manifest_of_another_program_beside_a_model_says_nothing(content: bytes, tmp_path: Path) -> None:
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    (tmp_path / MANIFEST).write_bytes(content)
+    load_vae(tmp_path / "vae")
+
+
+def test_a_manifest_that_cannot_be_one_is_refused_at_once(original: Path, tmp_path: Path) -> None:
+    saved = shutil.copytree(original, tmp_path / "saved")
+    whole = (saved / MANIFEST).read_bytes()
+    (saved / MANIFEST).write_bytes(bytes([whole[0] | 0x80]) + whole[1:])
+    with pytest.raises(BadInput, match="cannot be read"):
+        MedSoraPipeline.from_pretrained(saved)
+    (saved / MANIFEST).unlink()
+    os.mkfifo(saved / MANIFEST)  # reading one would wait for ever
+    with pytest.raises(BadInput, match="cannot be read"):
+        MedSoraPipeline.from_pretrained(saved)

@@ -99,11 +99,13 @@ def test_variants_share_clips_noise_and_latents_and_are_compared(
     assert "medsora study ablate --config a.yaml --vary denoiser.scan=spiral,raster" in page
     assert page.count("medsora train-dit --config a.yaml") == 2
     results = json.loads(Path("study/results.json").read_text(encoding="utf-8"))
-    scores = {(run["title"], run["seed"]): run["evaluations"]["2"]["held_out/mse"] for run in results["runs"]}
+    scores = {
+        (run["title"], run["seed"]): run["evaluations"]["2"]["held_out/clip_mse"] for run in results["runs"]
+    }
     expected = (
         sum(scores["denoiser.scan=raster", seed] - scores["as configured", seed] for seed in (0, 1)) / 2
     )
-    difference = results["differences"]["denoiser.scan=raster"]["held_out/mse"]
+    difference = results["differences"]["denoiser.scan=raster"]["held_out/clip_mse"]
     assert difference["mean"] == pytest.approx(expected)
     assert difference["low"] < difference["mean"] < difference["high"]
 

@@ -16,7 +16,11 @@ def row(page: str, title: str, table: int = 0) -> list[str]:
 
 def denoising(title: str, seed: int, *errors: float, finished: bool = True) -> Run:
     evaluations = {
-        step: {"held_out/mse": error, "held_out/mse_t50": error / 2, "held_out/mse_t250": error}
+        step: {
+            "held_out/clip_mse": error,
+            "held_out/clip_mse_t50": error / 2,
+            "held_out/clip_mse_t250": error,
+        }
         for step, error in zip((4, 8), errors, strict=False)
     }
     return Run(title, seed, 8 if finished else None, evaluations, 3.0)

@@ -14,7 +14,12 @@ from torch import Tensor
 from medsora.baselines.endora import Endora
 from medsora.baselines.endora.checkpoint import from_published, read_published
 from medsora.errors import BadInput
-from tests.support.naive_endora import frame_positions, naive_endora, positions, published_state
+from tests.support.naive_endora import (
+    frame_positions,
+    naive_endora,
+    positions,
+    published_state,
+)
 
 SMALL = {"width": 24, "depth": 4}
 
@@ -52,6 +57,8 @@ def test_latte_s_labels_and_the_prior_s_adapter_come_along(tmp_path: Path) -> No
     adapted = read_published(write(tmp_path / "prior.pt", ema=endora), heads=3).model
     assert torch.equal(adapted.adapter.weight, endora["cov.weight"])
     assert adapted.config.prior_width == 8
+    parallel = {f"module.{name}": value for name, value in endora.items()}
+    read_published(write(tmp_path / "parallel.pt", ema=parallel), heads=3)
 
 
 def test_the_ablation_s_name_says_its_layout(state: dict[str, Tensor], tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_a_model_tells_its_preset() -> None:
     with torch.device("meta"):
         assert [Endora.from_preset(name).preset for name in ENDORA_PRESETS] == list(ENDORA_PRESETS)
         assert Endora.from_preset("B", depth=14).preset is None
+        assert Endora.from_preset("B", layout="separate").preset is None
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_another_class_is_not_loaded(config: Config, tmp_path: Path) -> None:
     export_run(run, tmp_path / "out")
     described = tmp_path / "out" / "denoiser" / "config.json"
     write_json(described, read_json_object(described) | {"_class_name": "UNet2DModel"})
-    with pytest.raises(BadInput, match="holds a UNet2DModel, not a MedSora or Endora"):
+    with pytest.raises(BadInput, match="holds 'UNet2DModel', not a MedSora or Endora"):
         MedSoraPipeline.from_pretrained(tmp_path / "out")
 
 

@@ -115,3 +115,13 @@ def test_pictures_take_their_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Image.new("RGB", (40, 30)).save(tmp_path / "picture.png")
     read_image(tmp_path / "picture.png")
     assert asked == [40 * 30 * 16]
+
+
+def test_a_share_that_just_suffices_decodes_sizes_that_are_no_whole_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg compares its limit with the size in whole blocks, not with the one that is shown."""
+    frames = [frame[:38, :50] for frame in moving_frames(30)]
+    path = encode(tmp_path / "odd.mp4", frames, "libx264", "yuv420p", {"x264-params": "ref=16"})
+    monkeypatch.setattr(decoding, "granted_bytes", lambda needed: needed)
+    assert len(read_frames(path)) == 30

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medsora.evaluation.features.feature_store import Extractor, FeatureStore
-from tests.support.small_disk import mount_small_disk
+from tests.support.disk.small_disk import mount_small_disk
 
 NO_MOUNT, SENTENCE = 77, 3
 

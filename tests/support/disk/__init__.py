@@ -1,0 +1,1 @@
+"""Disks that are full and reads that fail."""
