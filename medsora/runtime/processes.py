@@ -80,6 +80,7 @@ class Heartbeat(threading.Thread):
         super().__init__(name="heartbeat", daemon=True)
         self.store, self.rank, self.silent_s = store, rank, silent_s
         self.heard = {other: (0, 0) for other in range(processes) if other != rank}  # its count, beats missed
+        self.parted = False
         self._leaving = threading.Event()
 
     def run(self) -> None:
@@ -111,6 +112,7 @@ class Heartbeat(threading.Thread):
 
     def part(self) -> None:
         """Let the others know that this process has done its work, so that they do not miss it."""
+        self.parted = True
         self.stop()
         with suppress(DistError, RuntimeError):  # the main process, and its store, may have left before
             self.store.add(f"parted/{self.rank}", 1)

@@ -121,7 +121,8 @@ def test_a_share_that_just_suffices_decodes_sizes_that_are_no_whole_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FFmpeg compares its limit with the size in whole blocks, not with the one that is shown."""
-    frames = [frame[:38, :50] for frame in moving_frames(30)]
-    path = encode(tmp_path / "odd.mp4", frames, "libx264", "yuv420p", {"x264-params": "ref=16"})
+    path = encode(
+        tmp_path / "odd.mp4", moving_frames(30, 38, 50), "libx264", "yuv420p", {"x264-params": "ref=16"}
+    )
     monkeypatch.setattr(decoding, "granted_bytes", lambda needed: needed)
     assert len(read_frames(path)) == 30
