@@ -136,7 +136,8 @@ def image_alignment_loss(
     samples, device = features[0].shape[0], features[0].device
     rows = torch.arange(samples) if needed is None else needed.nonzero().squeeze(1)
     rows = rows.to(device)
-    pairs = [pair for pair in zip(features, targets or (), strict=False) if pair[1] is not None]
+    targets = [None] * len(features) if targets is None else targets
+    pairs = [pair for pair in zip(features, targets, strict=True) if pair[1] is not None]
     if not pairs:  # the adapter gets its gradient of zero in any case: processes wait for it
         nothing = 0 * sum(weight.sum() for weight in adapter.parameters())
         return AlignmentLoss(nothing, features[0].new_zeros(samples), features[0].new_zeros(1, 0))

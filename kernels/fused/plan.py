@@ -25,7 +25,7 @@ class Gpu(NamedTuple):
 
     capability: tuple[int, int]
     multiprocessors: int
-    shared_bytes: int  # of one program, at most
+    shared_bytes: int  # the limit for one program
 
 
 INTERPRETER = Gpu(HOPPER, 1, 227 * 1024)

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from medsora.app.models import Models
-from medsora.app.sampling import MOST_GUIDANCE, check_picture, without_paths
+from medsora.app.sampling import MAX_GUIDANCE, check_picture, without_paths
 from medsora.errors import BadInput
 
 ANY_LABEL = ("any", "")  # shown, sent
@@ -28,7 +28,7 @@ def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.comp
     )
     guidance = gr.Slider(
         1,
-        MOST_GUIDANCE,
+        MAX_GUIDANCE,
         USUAL_GUIDANCE,
         step=0.5,
         label="Guidance",

@@ -15,8 +15,8 @@ import gradio as gr
 from medsora.app.form import asking_fields
 from medsora.app.models import Models
 from medsora.app.sampling import (
-    MOST_STEPS,
-    MOST_VIDEOS,
+    MAX_STEPS,
+    MAX_VIDEOS,
     Wish,
     check_picture,
     packed,
@@ -104,7 +104,7 @@ def _sample_tab(models: Models) -> None:
             with gr.Row():
                 seed = gr.Number(0, label="First seed", precision=0, elem_id="seed", min_width=100)
                 videos = gr.Number(
-                    4, label=f"Videos, max {MOST_VIDEOS}", precision=0, elem_id="videos", min_width=100
+                    4, label=f"Videos, max {MAX_VIDEOS}", precision=0, elem_id="videos", min_width=100
                 )
             button = gr.Button("Sample", variant="primary", elem_id="sample")
             download = gr.DownloadButton("Download all", interactive=False, elem_id="download")
@@ -156,7 +156,7 @@ _PROGRESS = gr.Progress()
 
 def _how() -> tuple[gr.Dropdown, gr.Number]:
     sampler = gr.Dropdown(SAMPLER_CHOICES, value="ddim", label="Sampler", min_width=240)
-    return sampler, gr.Number(50, label=f"Steps, up to {MOST_STEPS:,}", precision=0, elem_classes="steps")
+    return sampler, gr.Number(50, label=f"Steps, up to {MAX_STEPS:,}", precision=0, elem_classes="steps")
 
 
 @contextmanager

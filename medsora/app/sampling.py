@@ -24,10 +24,10 @@ from medsora.sampling.conditions import read_first_frames
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import SYNTHETIC, synthetic_tags
 
-MOST_VIDEOS, MOST_STEPS, LARGEST_SEED = 16, 1000, 2**53  # beyond, a browser's numbers have gaps
+MAX_VIDEOS, MAX_STEPS, LARGEST_SEED = 16, 1000, 2**53  # beyond, a browser's numbers have gaps
 SAMPLINGS_KEPT = 4  # on the disk; a comparison needs two, what the browser shows and saves are copies
-MOST_GUIDANCE = 8
-MOST_WORK = 64_000  # steps x videos x frames: 16 videos of 16 frames in 250 steps
+MAX_GUIDANCE = 8
+MAX_WORK = 64_000  # steps x videos x frames: 16 videos of 16 frames in 250 steps
 PATH = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"(){};,:]+/)+(?=[^\s/])")
 
 
@@ -50,18 +50,18 @@ class Wish:
         if self.sampler not in SAMPLERS:
             raise BadInput(f"There is no sampler {self.sampler}; choose {' or '.join(SAMPLERS)}.")
         for name, value, least, most in (
-            ("steps", self.steps, 1, MOST_STEPS),
+            ("steps", self.steps, 1, MAX_STEPS),
             ("seed", self.seed, 0, LARGEST_SEED),
-            ("number of videos", self.videos, 1, MOST_VIDEOS),
+            ("number of videos", self.videos, 1, MAX_VIDEOS),
         ):
             whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
             if not whole or not least <= value <= most:
                 what = "nothing" if value is None else f"{value:,}" if isinstance(value, int) else value
                 raise BadInput(f"The {name} must be a whole number from {least} to {most:,}, not {what}.")
         number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
-        if self.label and not (number and 1 <= self.guidance <= MOST_GUIDANCE):
+        if self.label and not (number and 1 <= self.guidance <= MAX_GUIDANCE):
             what = "nothing" if self.guidance is None else self.guidance
-            raise BadInput(f"The guidance must be a number from 1 to {MOST_GUIDANCE}, not {what}.")
+            raise BadInput(f"The guidance must be a number from 1 to {MAX_GUIDANCE}, not {what}.")
 
     @property
     def seeds(self) -> list[int]:
@@ -102,10 +102,10 @@ def sample_files(
     `NonFiniteVideo` if it computes NaN.
     """
     config = pipeline.config
-    if (work := int(wish.steps) * int(wish.videos) * config.frames) > MOST_WORK:
+    if (work := int(wish.steps) * int(wish.videos) * config.frames) > MAX_WORK:
         raise BadInput(
             f"{wish.steps:,} steps of {wish.videos} videos of {config.frames} frames are {work:,} frames to "
-            f"denoise, more than {MOST_WORK:,}: ask for fewer steps or videos."
+            f"denoise, more than {MAX_WORK:,}: ask for fewer steps or videos."
         )
     first = None
     if wish.first_frame:
@@ -121,7 +121,7 @@ def sample_files(
         num_inference_steps=total,
         seeds=wish.seeds,
         sampler=wish.sampler,
-        batch_size=MOST_VIDEOS,
+        batch_size=MAX_VIDEOS,
         callback=after_step,
         label=wish.label,
         guidance=float(wish.guidance) if wish.label else 1.0,

@@ -6,7 +6,7 @@ The leaves have their own: `kernels.choices`, `flow_prior.choices`, `vae.choices
 from __future__ import annotations
 
 MIXINGS = ("isolated", "mixed")
-LAYOUTS = ("interlaced", "separate")  # of Endora's spatial and temporal blocks
+LAYOUTS = ("interlaced", "separate")  # how Endora orders its spatial and temporal blocks
 PREDICTIONS = ("noise", "velocity")
 LOSS_TARGETS = (*PREDICTIONS, "data")
 LR_DECAYS = ("none", "cosine")

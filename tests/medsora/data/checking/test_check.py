@@ -4,9 +4,12 @@ everything usable is found, everything else is named with its reason.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -16,6 +19,7 @@ from PIL import Image
 
 from medsora.data.checking import check as check_module
 from medsora.data.checking.check import CheckReport, check_folder
+from medsora.data.reading.decoding import VideoReader
 from medsora.data.reading.find import find_sources
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
@@ -230,6 +234,23 @@ def test_a_second_check_decodes_only_what_changed(
     second = check(root, cache)
     assert sorted(scanned) == ["b.mkv", "run"]
     assert [video.scan.frames for video in second.usable] == [20, 30, 13]
+
+
+def test_a_read_that_fails_amid_a_video_is_tried_again_by_the_next_check(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "videos" / "a.mkv", moving_frames(40), 8, lossless=True)
+
+    def failing(reader: VideoReader) -> Iterator[av.Packet]:
+        yield from islice(reader.container.demux(reader.stream), 20)
+        reader.stopped_by = os.strerror(errno.EIO)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(VideoReader, "_packets", failing)
+        (report,) = check(tmp_path / "videos", cache).reports
+        assert report.scan.frames < 40
+        assert "Input/output error" in "; ".join(report.scan.remarks)
+    assert [report.scan.frames for report in check(tmp_path / "videos", cache).reports] == [40]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"made_by": 1}', '{"scans": {"x": 3}}', "\x00\xff"])
