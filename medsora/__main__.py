@@ -17,6 +17,7 @@ PIPED_WIDTH = 120  # characters, where no terminal says how wide it is
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "train-vae": ("medsora.training.stage1.command", (), "stage 1: fine-tune the VAE (train_vae.py)"),
     "train-dit": ("medsora.training.stage2.command", (), "stage 2: train the denoiser (train_dit.py)"),
+    "train-ar": ("medsora.training.ar.command", (), "train EndoGen, a baseline that writes codes"),
     "sample": ("medsora.sampling.command", (), "sample videos from a trained model (sample_ddim.py)"),
     "evaluate": ("medsora.evaluation.command", (), "compare generated with real clips (evaluate.py)"),
     "check": ("medsora.data.__main__", ("check",), "check a folder of videos"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from medsora.baselines.endogen.model import EndoGen
+from medsora.errors import NonFiniteVideo
 
 
 @torch.no_grad()
@@ -31,22 +32,32 @@ def generate(
         temperature: what logits are divided by; 0 takes the likeliest code.
         top_k, top_p: as in `filter_logits`.
         after_code: called with the number of each code.
+
+    Raises:
+        NonFiniteVideo: if logits are NaN or infinite.
     """
     given = torch.tensor(labels, device=model.device)
     guided = guidance != 1
     if guided:
         given = torch.cat((given, torch.full_like(given, model.config.classes)))
     cache, last, codes = model.start(len(given)), None, []
+    finite = torch.ones(len(labels), dtype=torch.bool, device=model.device)
     for number in range(model.length):
         logits = model.step(cache, last, given).float()
         if guided:
             labelled, without = logits.chunk(2)
             logits = without + guidance * (labelled - without)
+        finite &= logits.isfinite().all(dim=-1)
         code = draw(logits, generators, temperature, top_k, top_p)
         codes.append(code)
         last = torch.cat((code, code)) if guided else code
         if after_code is not None:
             after_code(number)
+    if not finite.all():
+        raise NonFiniteVideo(
+            f"the logits of clip {finite.tolist().index(False) + 1} of a batch of {len(labels)} are NaN or "
+            "infinite; check the model's weights, or take dtype fp32."
+        )
     return torch.stack(codes, dim=1)
 
 
