@@ -321,7 +321,12 @@ def trained_tokenizer(config: Config) -> ModelMixin:
     if config.vae.kind != "vq":
         raise BadInput(f"vae.kind is {config.vae.kind}, but EndoGen writes a tokenizer's codes: set vq.")
     hint = "set vae.path, or run train_vae.py with the same config first"
-    folder = find_vae(config.vae.path or config.vae_dir, hint, kinds=tuple(TOKENIZERS))
+    return load_tokenizer(config.vae.path or config.vae_dir, hint)
+
+
+def load_tokenizer(named: str | Path, hint: str) -> ModelMixin:
+    """Load the frozen tokenizer that `named` means to `find_vae`. Raises `BadInput`, ending in `hint`."""
+    folder = find_vae(named, hint, kinds=tuple(TOKENIZERS))
     kind = class_of_part(TOKENIZERS, read_json_object(folder / "config.json"), folder)
     check_model(folder, kind)
     return kind.from_pretrained(folder).eval().requires_grad_(False)

@@ -63,7 +63,7 @@ def test_every_key_is_fully_described(name: str, rules: Key, hint: Any) -> None:
     assert "|" not in rules.meaning, f"{name}: the reference page is a table"
     assert rules.nullable == (NoneType in get_args(hint)), name
     assert rules.resume in (FIXED, FREE, FREE_TO_EXTEND)
-    assert set(rules.stage) < {STAGE_1, STAGE_2, STAGE_AR, STAGE_AR}
+    assert set(rules.stage) < {STAGE_1, STAGE_2, STAGE_AR}
     if {hint, *get_args(hint)} & {int, float}:
         assert rules.range, f"{name} is a number without a range"
 
