@@ -1,4 +1,4 @@
-"""Video to latents and back: the frequency-compensated causal VAE, its losses and its figures of merit.
+"""Video to latents or codes and back: the causal VAE, a VQ tokenizer, their losses and figures of merit.
 
 The names below load on first use, so that a command line that only needs `vae.shapes` is quick.
 """
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from medsora.vae.losses import VaeLoss, focal_frequency_loss
     from medsora.vae.model import FrequencyCompensatedVAE, VAEOutput, measure_scaling_factor
     from medsora.vae.per_frame import PerFrameVAE
+    from medsora.vae.tokenizer import VQTokenizer
     from medsora.vae.video_vae import VideoVAE
 
 __all__ = [
     "FrequencyCompensatedVAE",
     "PerFrameVAE",
     "VAEOutput",
+    "VQTokenizer",
     "VaeLoss",
     "VideoVAE",
     "check_video_shape",
@@ -32,6 +34,7 @@ _HOMES = {
     "FrequencyCompensatedVAE": "medsora.vae.model",
     "PerFrameVAE": "medsora.vae.per_frame",
     "VAEOutput": "medsora.vae.model",
+    "VQTokenizer": "medsora.vae.tokenizer",
     "VaeLoss": "medsora.vae.losses",
     "VideoVAE": "medsora.vae.video_vae",
     "focal_frequency_loss": "medsora.vae.losses",

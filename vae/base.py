@@ -10,15 +10,47 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, ModelMixin
+from diffusers import AutoencoderKLCogVideoX, ConfigMixin, ModelMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medsora.vae.shapes import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, LATENTS_PER_CHUNK
+
+
+class StrictModel(ModelMixin, ConfigMixin):
+    """Base class of models around diffusers' own one, `self.base` of `base_class`; loads strictly."""
+
+    base_class: ClassVar[type[ModelMixin]]
+    _supports_gradient_checkpointing = True
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
+        """A VAE that `save_pretrained` wrote, strictly: keys that do not fit are a `ValueError`.
+
+        `options` are diffusers' own (`subfolder`, `torch_dtype`, ...); only safetensors are read, never
+        pickles. `OSError` where nothing can be read.
+        """
+        with_info = options.pop("output_loading_info", False)
+        options.pop("use_safetensors", None)
+        try:
+            vae, loading = super().from_pretrained(
+                path, output_loading_info=True, use_safetensors=True, **options
+            )
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise OSError(f"{path}: no whole saved VAE there ({reason}); save it again") from error
+        wrong = {kind: keys for kind, keys in loading.items() if keys}
+        if wrong:
+            kind, keys = next(iter(wrong.items()))
+            raise ValueError(f"{path}: the weights do not fit config.json ({kind}: {next(iter(keys))!r})")
+        return (vae, loading) if with_info else vae
+
+    def _clamped(self, video: Tensor) -> Tensor:
+        return video if self.training else video.clamp(-1, 1).where(video.isfinite(), torch.nan)
 
 
 def load_base(

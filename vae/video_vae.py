@@ -7,31 +7,26 @@ two places that know `scaling_factor`: everything outside works on scaled latent
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
-from safetensors import SafetensorError
 from torch import Tensor
 
 from medsora.vae import shapes
+from medsora.vae.base import StrictModel
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 VIDEOS_AT_ONCE = 4  # without gradients: what bounds the memory of encoding and decoding
 
 
-class VideoVAE(ModelMixin, ConfigMixin):
+class VideoVAE(StrictModel):
     """Base class of VAEs: `self.base`, of `base_class`, is diffusers' model, whose latents are unscaled.
 
     A subclass has the setting `scaling_factor`, and says what its latents are by the class's attributes,
     `encode_moments` and `_decode`. Those here are the causal VAE's.
     """
-
-    base_class: ClassVar[type[ModelMixin]]
-    _supports_gradient_checkpointing = True
 
     # Which videos it takes and what its latents stand for; `vae.shapes` explains the numbers.
     frames_per_latent: ClassVar[int] = shapes.FRAMES_PER_LATENT
@@ -39,28 +34,6 @@ class VideoVAE(ModelMixin, ConfigMixin):
     pixels_per_latent: ClassVar[int] = shapes.PIXELS_PER_LATENT  # along a side
     frames_to_latents = staticmethod(shapes.frames_to_latents)
     check_video_shape = staticmethod(shapes.check_video_shape)
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
-        """A VAE that `save_pretrained` wrote, strictly: keys that do not fit are a `ValueError`.
-
-        `options` are diffusers' own (`subfolder`, `torch_dtype`, ...); only safetensors are read, never
-        pickles. `OSError` where nothing can be read.
-        """
-        with_info = options.pop("output_loading_info", False)
-        options.pop("use_safetensors", None)
-        try:
-            vae, loading = super().from_pretrained(
-                path, output_loading_info=True, use_safetensors=True, **options
-            )
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise OSError(f"{path}: no whole saved VAE there ({reason}); save it again") from error
-        wrong = {kind: keys for kind, keys in loading.items() if keys}
-        if wrong:
-            kind, keys = next(iter(wrong.items()))
-            raise ValueError(f"{path}: the weights do not fit config.json ({kind}: {next(iter(keys))!r})")
-        return (vae, loading) if with_info else vae
 
     # Sizes and scale
 
@@ -104,9 +77,6 @@ class VideoVAE(ModelMixin, ConfigMixin):
     def _decode(self, unscaled: Tensor) -> Tensor:
         """Unscaled latents -> pixels, `_clamped`."""
         raise NotImplementedError
-
-    def _clamped(self, video: Tensor) -> Tensor:
-        return video if self.training else video.clamp(-1, 1).where(video.isfinite(), torch.nan)
 
     def sample_latents(
         self, mean: Tensor, logvar: Tensor, generator: Generators = None, noise: Tensor | None = None
