@@ -17,6 +17,7 @@ PIPED_WIDTH = 120  # characters, where no terminal says how wide it is
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "train-vae": ("medsora.training.stage1.command", (), "stage 1: fine-tune the VAE (train_vae.py)"),
     "train-dit": ("medsora.training.stage2.command", (), "stage 2: train the denoiser (train_dit.py)"),
+    "train-ar": ("medsora.training.ar.command", (), "train EndoGen, a baseline that writes codes"),
     "sample": ("medsora.sampling.command", (), "sample videos from a trained model (sample_ddim.py)"),
     "evaluate": ("medsora.evaluation.command", (), "compare generated with real clips (evaluate.py)"),
     "check": ("medsora.data.__main__", ("check",), "check a folder of videos"),
@@ -97,27 +98,33 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     convert = commands.add_parser(
         "convert",
         help="make a model folder of another system's published checkpoint",
-        description="Write a published checkpoint of Endora or Latte (a PyTorch file, of which only tensors "
-        "are read) and a VAE to OUT, which MedSoraPipeline.from_pretrained and sample_ddim.py read.",
+        description="Write a published checkpoint of Endora, Latte, EndoGen or LlamaGen (a PyTorch file, of "
+        "which only tensors are read) and its VAE or tokenizer to OUT, which sample_ddim.py reads.",
         epilog=EXIT_STATUSES,
     )
     convert.set_defaults(work="medsora.project.convert")
     add = convert.add_argument
-    add("system", choices=("endora",), help="whose checkpoint it is; Latte's are endora's too")
+    add(
+        "system",
+        choices=("endora", "endogen"),
+        help="whose it is; Latte's are endora's too, LlamaGen's endogen's",
+    )
     add("file", type=Path, metavar="FILE.pt", help="the published file")
     add("out", type=Path, metavar="OUT", help="the folder to make")
     add(
         "--vae",
-        default="stabilityai/sd-vae-ft-ema",
         metavar="VAE",
-        help="an AutoencoderKL: hub name, folder or JSON config (default: %(default)s)",
+        help="endora: an AutoencoderKL, by hub name, folder or JSON config (default: "
+        "stabilityai/sd-vae-ft-ema); endogen: the tokenizer's folder",
     )
-    add("--heads", type=int, metavar="N", help="attention heads (default: those of the published size)")
+    add("--heads", type=int, metavar="N", help="endora: attention heads (default: the published size's)")
     add(
         "--layout",
         choices=LAYOUTS,
-        help="of spatial and temporal blocks (default: as the file's arguments say, else interlaced)",
+        help="endora: of spatial and temporal blocks (default: as the file's arguments say, else interlaced)",
     )
+    add("--frames", type=int, default=16, metavar="F", help="endogen: of a clip (default: %(default)s)")
+    add("--size", type=int, default=128, metavar="PX", help="endogen: side of a frame (default: %(default)s)")
 
 
 def main() -> None:

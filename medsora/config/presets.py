@@ -18,6 +18,12 @@ ENDORA_PRESETS: dict[str, dict[str, Any]] = {
     "L": {"width": 1024, "depth": 24, "heads": 16},
     "XL": {"width": 1152, "depth": 28, "heads": 16},
 }
+ENDOGEN_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"width": 192, "depth": 6, "heads": 6, "hidden": 512},
+    "B": {"width": 768, "depth": 12, "heads": 12, "hidden": 2048},
+    "L": {"width": 1024, "depth": 24, "heads": 16, "hidden": 2816},
+    "XL": {"width": 1280, "depth": 36, "heads": 20, "hidden": 3584},
+}
 # What `denoiser.preset` may name: the denoiser's class and its own name of the size.
 NAMED_PRESETS: dict[str, tuple[str, str]] = {
     **{name: ("MedSora", name) for name in PRESETS},

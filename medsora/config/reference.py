@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from medsora.config.schema import STAGE_1, STAGE_2, Config, Key
+from medsora.config.schema import STAGE_1, STAGE_2, STAGE_AR, Config, Key
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object", list: "array"}
@@ -23,7 +23,7 @@ JSON_BOUNDS = {
     "exclusiveMaximum": "below",
 }
 TYPE_WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", dict: "mapping"}
-STAGE_WORDS = {STAGE_1: "stage 1", STAGE_2: "stage 2"}
+STAGE_WORDS = {STAGE_1: "stage 1", STAGE_2: "stage 2", STAGE_AR: "train-ar"}
 INTRODUCTION = """# Configuration
 
 A run is described by one YAML file (`--config FILE`) and by overrides on the command line, such as
@@ -87,7 +87,8 @@ def _table(section: type) -> str:
 
 
 def _only(rules: Key) -> str:
-    return f" Read by {STAGE_WORDS[rules.stage]} only." if rules.stage else ""
+    words = " and ".join(STAGE_WORDS[stage] for stage in rules.stage)
+    return f" Read by {words} only." if words else ""
 
 
 def _values(hint: Any, rules: Key) -> str:

@@ -28,20 +28,25 @@ from medsora.config.choices import (
     PREDICTIONS,
     TRACKERS,
 )
-from medsora.config.presets import NAMED_PRESETS
+from medsora.config.presets import ENDOGEN_PRESETS, NAMED_PRESETS
 from medsora.config.switches import SWITCHES
 from medsora.flow_prior.choices import AVERAGINGS, CORRELATIONS, ESTIMATORS, IMAGE_SOURCES, PRIOR_KINDS
 from medsora.kernels.choices import FASTEST_FIRST
 from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS, VAE_KINDS
 
 DIFFUSION_STEPS = 1000
-DEFAULT_VAE_EPOCHS, DEFAULT_DIT_EPOCHS = 10, 1000  # where neither epochs nor max_steps is given
+DEFAULT_VAE_EPOCHS, DEFAULT_DIT_EPOCHS, DEFAULT_AR_EPOCHS = (
+    10,
+    1000,
+    300,
+)  # where neither epochs nor max_steps is given
 MAX_SIDE_PX = 4096
 
 # Whether a resumed run may change a key: it may if the key does not change what a training step computes, or
 # if it decides where the run ends.
 FIXED, FREE, FREE_TO_EXTEND = "no", "yes", "yes, moving a decay's end"
-STAGE_1, STAGE_2 = "train_vae", "train_dit"
+STAGE_1, STAGE_2, STAGE_AR = "train_vae", "train_dit", "train_ar"
+GENERATORS = (STAGE_2, STAGE_AR)
 OTHER_BETAS = "; sgd takes the first as its momentum, rmsprop the second as its smoothing"
 CACHE_PLACES = ("off", "disk")
 
@@ -58,7 +63,7 @@ class Key:
         nullable: null is allowed.
         resume: `FIXED`, `FREE`, or `FREE_TO_EXTEND` (a learning rate that decays depends on where the run
             ends: the run then reports how it changes).
-        stage: the only stage that reads the key; None if both do.
+        stage: the only stages that read the key; empty if all do.
         output: the key names a folder that is written to.
     """
 
@@ -71,8 +76,12 @@ class Key:
     pair: bool = False
     nullable: bool = False
     resume: str = FIXED
-    stage: str | None = None
+    stage: tuple[str, ...] = ()
     output: bool = False
+
+    def is_read_by(self, stage: str) -> bool:
+        """Return whether `stage` reads the key."""
+        return not self.stage or stage in self.stage
 
     @property
     def range(self) -> str:
@@ -105,8 +114,8 @@ def key(default: Any, meaning: str, **rules: Any) -> Any:
     return field(**make, metadata={"key": Key(meaning, **{"nullable": default is None, **rules})})
 
 
-def section(kind: type, stage: str | None = None) -> Any:
-    """Return a dataclass field for a section of keys, all of them read by `stage` alone if one is given."""
+def section(kind: type, *stage: str) -> Any:
+    """Return a dataclass field for a section of keys, all of them read by the named stages alone, if any."""
     return field(default_factory=kind, metadata={"key": Key(kind.__doc__, stage=stage)})
 
 
@@ -168,9 +177,9 @@ class DataConfig:
     labels: str = key(
         "none",
         "Labels: none, folders (a video's folder is its label), or a CSV with the columns file and label.",
-        stage=STAGE_2,
+        stage=GENERATORS,
     )
-    balance: bool = key(False, "Draw every label equally often, whatever the folder holds.", stage=STAGE_2)
+    balance: bool = key(False, "Draw every label equally often, whatever the folder holds.", stage=GENERATORS)
     workers: int = key(2, "Processes that decode videos.", at_least=0, at_most=256, resume=FREE)
 
     @property
@@ -202,7 +211,7 @@ class VaeConfig:
     kind: str = key(
         "causal",
         "causal: CogVideoX's, trained by stage 1; per-frame: an AutoencoderKL (stabilityai/sd-vae-ft-mse), "
-        "one latent per frame, used as it is.",
+        "one latent per frame, used as it is; vq: a tokenizer of pictures, for train-ar.",
         choices=VAE_KINDS,
     )
     base: str = key(
@@ -215,14 +224,14 @@ class VaeConfig:
         "The decoder's compensation: causal, standard (zero-padded in time, as in the paper), or auto (the "
         "kind of the run that is resumed, else the default).",
         choices=("auto", *COMPENSATION_KINDS),
-        stage=STAGE_1,
+        stage=(STAGE_1,),
     )
     path: str | None = key(
         None,
         "VAE that stage 2 uses: a run of stage 1, a saved VAE, a base that diffusers saved, or the word base "
         "(vae.base as it is, without stage 1); null: the one that stage 1 of this run trained, or a "
         "per-frame base itself.",
-        stage=STAGE_2,
+        stage=GENERATORS,
     )
 
 
@@ -523,6 +532,88 @@ class DitTrainingConfig:
 
 
 @dataclass
+class EndoGenConfig:
+    """EndoGen's transformer, a baseline that writes a clip as codes; needs vae.kind: vq."""
+
+    preset: str = key("B", "Model size.", choices=tuple(ENDOGEN_PRESETS))
+    weights: str | None = key(
+        None, "Trained model (run, folder or Hub name) whose transformer weights this one starts from."
+    )
+    dropout: float = key(0.1, "Dropout of the residual branches.", at_least=0, below=1)
+    mask: float = key(
+        0.3, "Largest rate of the semantic-aware token masking; 0 disables it.", at_least=0, at_most=1
+    )
+    mask_whole_groups: bool = key(
+        False, "Mask groups of tokens as a whole (the paper's figure) instead of single entries (its code)."
+    )
+
+
+@dataclass
+class ArTrainingConfig:
+    """EndoGen's optimisation."""
+
+    lr: float = key(1e-4, "Peak learning rate.", above=0)
+    batch: int = key(8, "Clips per optimiser step, over all processes.", above=0)
+    optimizer: str = key("adamw", "Optimiser, by its name in torch.optim.", choices=OPTIMIZERS)
+    betas: list[float] = key(
+        [0.9, 0.95], f"Betas of the optimiser{OTHER_BETAS}.", at_least=0, below=1, pair=True
+    )
+    weight_decay: float = key(0.05, "Weight decay of matrices; other parameters have none.", at_least=0)
+    lr_decay: str = key(
+        "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
+    )
+    warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
+    accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
+    epochs: int | None = key(
+        None,
+        f"Epochs to train, unless max_steps ends first; null: {DEFAULT_AR_EPOCHS}, or as many as max_steps "
+        "takes.",
+        above=0,
+        resume=FREE_TO_EXTEND,
+    )
+    max_steps: int | None = key(
+        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND
+    )
+    clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
+    precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
+    matmul: str = key(
+        "highest",
+        "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
+        choices=("highest", "high", "medium"),
+    )
+    label_dropout: float = key(
+        0.1,
+        "Part of the samples that is trained without its label, as classifier-free guidance needs.",
+        at_least=0,
+        at_most=1,
+    )
+    sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
+    sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)
+    eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
+    eval_clips: int = key(8, "Held-out clips per validation.", above=0, resume=FREE)
+    early_stop: int | None = key(
+        None,
+        "Evaluations without a better held-out loss after which training ends; null: never. Every evaluation "
+        "is then saved, and the best one's checkpoint kept.",
+        above=0,
+        resume=FREE,
+    )
+    early_stop_gain: float = key(
+        0.0,
+        "Smallest decrease that is better, as a part of the best held-out loss.",
+        at_least=0,
+        below=1,
+        resume=FREE,
+    )
+    save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
+    keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
+    keep_every: int | None = key(
+        None, "Also keep the checkpoints of every so many steps; null: none.", above=0, resume=FREE
+    )
+    log_every: int = key(10, "Steps between lines of the log.", above=0, resume=FREE)
+
+
+@dataclass
 class CacheConfig:
     """What stage 2 computes once and keeps on disk instead of computing it in every step."""
 
@@ -565,7 +656,9 @@ class Config:
     alignment: AlignmentConfig = section(AlignmentConfig, STAGE_2)
     train_vae: VaeTrainingConfig = section(VaeTrainingConfig, STAGE_1)
     train_dit: DitTrainingConfig = section(DitTrainingConfig, STAGE_2)
-    cache: CacheConfig = section(CacheConfig, STAGE_2)
+    endogen: EndoGenConfig = section(EndoGenConfig, STAGE_AR)
+    train_ar: ArTrainingConfig = section(ArTrainingConfig, STAGE_AR)
+    cache: CacheConfig = section(CacheConfig, *GENERATORS)
     tracking: TrackingConfig = section(TrackingConfig)
 
     @property
@@ -582,6 +675,11 @@ class Config:
     def dit_dir(self) -> Path:
         """Stage 2's run folder."""
         return self.run_dir / f"dit-{self.denoiser.preset}"
+
+    @property
+    def ar_dir(self) -> Path:
+        """The run folder of EndoGen's training."""
+        return self.run_dir / f"endogen-{self.endogen.preset}"
 
 
 def all_keys() -> dict[str, Key]:

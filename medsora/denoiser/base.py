@@ -25,19 +25,13 @@ class Modulation(NamedTuple):
     final: Tensor
 
 
-class Denoiser(ModelMixin, ConfigMixin):
-    """Base class of denoisers: noisy latents and timesteps in; noise, variance and features out.
-
-    A subclass has the modules `time`, `blocks`, `final` and `labels` (or None), and the settings
-    `in_channels`, `width`, `depth`, `patch` and `classes`.
+class PresetModel(ModelMixin, ConfigMixin):
+    """Base class of models that come in sizes: presets, and strict loading.
 
     presets: settings by the name of a size.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    _supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["Block"]
-    _repeated_blocks: ClassVar = ["Block"]
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
@@ -51,7 +45,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         settings = [key for key in signature(cls.__init__).parameters if key != "self"]
         for key in overrides:
             if key not in settings:
-                raise BadInput(f"the denoiser has no setting {key!r}; it has {', '.join(settings)}")
+                raise BadInput(f"{cls.__name__} has no setting {key!r}; it has {', '.join(settings)}")
         return cls(**cls.presets[name] | overrides)
 
     @property
@@ -66,18 +60,6 @@ class Denoiser(ModelMixin, ConfigMixin):
             if all(self.config[key] == value for key, value in (sizes | settings | heads).items()):
                 return name
         return None
-
-    def add_adapter(self, prior_width: int) -> None:
-        """Refuse the image prior's trained adapter, which few denoisers have."""
-        raise BadInput(
-            f"alignment.kind is image, but {type(self).__name__} has no adapter for it; take an "
-            "endora preset, or alignment.kind: flow."
-        )
-
-    @property
-    def num_features(self) -> int:
-        """How many features a forward returns."""
-        return len(self.blocks)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Self:
@@ -112,6 +94,30 @@ class Denoiser(ModelMixin, ConfigMixin):
             BadInput: if the file is damaged or holds another model; the sentence names the first difference.
         """
         self.load_state_dict(read_matching_weights(Path(path), self, labels))
+
+
+class Denoiser(PresetModel):
+    """Base class of denoisers: noisy latents and timesteps in; noise, variance and features out.
+
+    A subclass has the modules `time`, `blocks`, `final` and `labels` (or None), and the settings
+    `in_channels`, `width`, `depth`, `patch` and `classes`.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["Block"]
+    _repeated_blocks: ClassVar = ["Block"]
+
+    def add_adapter(self, prior_width: int) -> None:
+        """Refuse the image prior's trained adapter, which few denoisers have."""
+        raise BadInput(
+            f"alignment.kind is image, but {type(self).__name__} has no adapter for it; take an "
+            "endora preset, or alignment.kind: flow."
+        )
+
+    @property
+    def num_features(self) -> int:
+        """How many features a forward returns."""
+        return len(self.blocks)
 
     def modulation(self, t: Tensor, labels: Tensor | None = None) -> Modulation:
         """What adaLN makes of timesteps and labels, each (B,) or (B, n). It does not depend on the latents,

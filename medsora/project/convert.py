@@ -1,76 +1,94 @@
-"""`medsora convert endora FILE.pt OUT`: a published checkpoint as a model folder, with its card.
+"""`medsora convert endora FILE.pt OUT` and `... endogen ...`: a published checkpoint as a model folder.
 
-OUT/model_index.json  denoiser/  vae/  scheduler/  README.md    as `export` writes them
+OUT/model_index.json  README.md                     as `export` writes them, and for
+    endora: denoiser/  vae/  scheduler/             endogen: transformer/  tokenizer/
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from rich.console import Console
 
-from medsora.baselines.endora.checkpoint import Published, read_published
 from medsora.errors import BadInput
 from medsora.runtime.files import written_folder
-from medsora.sampler import ddpm_scheduler
-from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.card import CARD_NAME
-from medsora.vae import PerFrameVAE
+from medsora.saved.pipeline import SavedPipeline
 
 FPS, STEPS = 8, 250  # of the published samplers
-# How each system's file becomes a model: its path, the number of heads, the layout -> `Published`.
-SYSTEMS: dict[str, Callable[..., Published]] = {"endora": read_published}
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """Make the folder; raises `BadInput` with one sentence."""
-    published = convert(
-        options.system, options.file, options.out, vae=options.vae, heads=options.heads, layout=options.layout
-    )
+    pipeline = convert(options)
     console.print(
-        f"{published.model.num_parameters():,} parameters, {published.frames} frames; model folder, with its "
+        f"{pipeline.card().parameters:,} parameters, {pipeline.config.frames} frames; model folder, with its "
         f"card: {options.out}",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def convert(
-    system: str,
-    file: Path,
-    out: Path,
-    *,
-    vae: str | Path,
-    heads: int | None = None,
-    layout: str | None = None,
-) -> Published:
-    """Write a published checkpoint, with the per-frame VAE `vae`, to the new folder `out`.
+def convert(options: argparse.Namespace) -> SavedPipeline:
+    """Write a published checkpoint, with the VAE or tokenizer `options.vae`, to the new folder `options.out`.
 
-    It samples as it was published: 250 DDPM steps with learned variance. Labels are called by their numbers.
-    Raises `BadInput` if `out` is there already, or a part cannot be read.
+    Labels are called by their numbers. Raises `BadInput` if `out` is there already, or a part cannot be read.
     """
+    out = options.out
     if out.exists():
         raise BadInput(f"{out} is there already; take another folder, or remove it.")
-    published = SYSTEMS[system](file, heads=heads, layout=layout)
+    pipeline = SYSTEMS[options.system](options)
+    name = options.file.name
+    card = pipeline.card(data=f"Converted from {name}, which does not say what it was trained on.")
+    with written_folder(out) as folder:
+        pipeline.save_pretrained(folder)
+        (folder / CARD_NAME).write_text(card.markdown(), encoding="utf-8")
+    return pipeline
+
+
+def _endora(options: argparse.Namespace) -> SavedPipeline:
+    """It samples as it was published: 250 DDPM steps with learned variance."""
+    from medsora.baselines.endora.checkpoint import read_published
+    from medsora.sampler import ddpm_scheduler
+    from medsora.sampling.pipeline import MedSoraPipeline
+    from medsora.vae import PerFrameVAE
+
+    published = read_published(options.file, heads=options.heads, layout=options.layout)
     try:
-        decoder = PerFrameVAE.from_base(vae)
+        decoder = PerFrameVAE.from_base(options.vae or "stabilityai/sd-vae-ft-ema")
     except (ValueError, OSError) as error:
         raise BadInput(f"{str(error).rstrip('.')}; name the VAE by --vae.") from error
     side = published.latent_side * decoder.pixels_per_latent
-    labels = [str(number) for number in range(published.model.config.classes)]
-    pipeline = MedSoraPipeline(
+    return MedSoraPipeline(
         published.model,
         decoder,
         ddpm_scheduler(STEPS),
         frames=published.frames,
         size=(side, side),
         fps=FPS,
-        labels=labels,
+        labels=_numbers(published.model.config.classes),
     )
-    card = pipeline.card(data=f"Converted from {Path(file).name}, which does not say what it was trained on.")
-    with written_folder(out) as folder:
-        pipeline.save_pretrained(folder)
-        (folder / CARD_NAME).write_text(card.markdown(), encoding="utf-8")
-    return published
+
+
+def _endogen(options: argparse.Namespace) -> SavedPipeline:
+    from medsora.baselines.endogen.checkpoint import read_published
+    from medsora.sampling.tokens import EndoGenPipeline, code_grid
+    from medsora.saved.find import load_tokenizer
+
+    if options.vae is None:
+        raise BadInput("name the tokenizer that the file was trained with by --vae.")
+    tokenizer = load_tokenizer(options.vae, "name the tokenizer by --vae")
+    size = (options.size, options.size)
+    rows, cols = code_grid(options.frames, size, tokenizer.downsampling)
+    model = read_published(options.file, rows=rows, cols=cols)
+    labels = _numbers(model.config.classes)
+    return EndoGenPipeline(model, tokenizer, frames=options.frames, size=size, fps=FPS, labels=labels)
+
+
+# How each system's file becomes a pipeline.
+SYSTEMS: dict[str, Callable[[argparse.Namespace], SavedPipeline]] = {"endora": _endora, "endogen": _endogen}
+
+
+def _numbers(classes: int) -> list[str]:
+    return [str(number) for number in range(classes)]

@@ -91,6 +91,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="make longer films in windows of W frames, each begun with the last ones before it (default: "
         "all frames in one piece)",
     )
+    add("--temperature", type=float, help="of an EndoGen model's draws; 0: the likeliest code (default: 1.0)")
+    add("--top-k", type=int, metavar="K", help="codes that EndoGen draws among; 0: all (default: 2000)")
+    add("--top-p", type=float, metavar="P", help="their probability, the likeliest first (default: 1.0)")
     add("--format", choices=FORMATS, help="video files, or folders of PNGs (default: mp4)")
     add("--fps", type=float, help="frames per second (default: the model's)")
     add("--raw", action="store_true", help="a run's raw weights instead of their moving average")

@@ -135,7 +135,7 @@ class MedSoraPipeline(SavedPipeline):
             NonFiniteVideo: if latents or frames are NaN or infinite.
             ValueError: for a clip size that the VAE cannot return; it names the next valid ones.
         """
-        seeds = _choose_seeds(num_videos, seeds, generator)
+        seeds = choose_seeds(num_videos, seeds, generator)
         size = self.config.size if size is None else [size, size] if isinstance(size, int) else size
         chunk, trained = self.vae.frames_per_chunk, self.config.given_frames
         film = plan_film(self.config.frames if frames is None else frames, window, trained, chunk)
@@ -166,7 +166,7 @@ class MedSoraPipeline(SavedPipeline):
         batches = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
         videos = []
         with (
-            _evaluating(self.denoiser, self.vae),
+            evaluating(self.denoiser, self.vae),
             self.progress_bar(total=len(batches) * steps * film.windows) as bar,
         ):
 
@@ -188,22 +188,22 @@ class MedSoraPipeline(SavedPipeline):
                 numbers = None if labels is None else labels[batch]
                 begin = first if first is None or len(first) == 1 else first[batch]
                 z = self._sample_latents(generators, shape, how, numbers, begin)
-                _require_finite("latents", z, seeds[batch], self.denoiser.dtype)
+                require_finite("latents", z, seeds[batch], self.denoiser.dtype)
                 if output_type == "latent":
                     videos.append(z)
                     continue
                 video = self._decode(z, seeds[batch])
-                parts, made = [_converted(video, output_type)], video.shape[1]
+                parts, made = [converted(video, output_type)], video.shape[1]
                 while made < film.frames and not self._interrupt:
                     begin = video_to_frames(video[:, -film.overlap :])
                     z = self._sample_latents(generators, shape, how, numbers, begin)
-                    _require_finite("latents", z, seeds[batch], self.denoiser.dtype)
+                    require_finite("latents", z, seeds[batch], self.denoiser.dtype)
                     video = self._decode(z, seeds[batch])
-                    parts.append(_converted(video[:, film.overlap :], output_type))
+                    parts.append(converted(video[:, film.overlap :], output_type))
                     made += video.shape[1] - film.overlap
-                videos.append(_joined(parts, 1)[:, : film.frames])
+                videos.append(join_videos(parts, 1)[:, : film.frames])
         shortest = min(video.shape[1] for video in videos)  # an interrupted film's
-        joined = _joined([video[:, :shortest] for video in videos], 0)
+        joined = join_videos([video[:, :shortest] for video in videos], 0)
         if output_type == "pil":
             joined = [[Image.fromarray(frame) for frame in video] for video in joined]
         out = MedSoraPipelineOutput(frames=joined, seeds=seeds[: len(joined)])
@@ -281,7 +281,7 @@ class MedSoraPipeline(SavedPipeline):
         on_gpu = self.vae.device.type == "cuda"
         with channels_last(self.vae) if on_gpu else nullcontext():
             video = self.vae.decode(z.to(self.vae.device, self.vae.dtype)).float()
-        _require_finite("frames", video, seeds, self.vae.dtype)
+        require_finite("frames", video, seeds, self.vae.dtype)
         return video
 
 
@@ -322,7 +322,7 @@ def guided(
     return torch.cat((eps[:, : z.shape[1]], with_label[:, z.shape[1] :]), dim=1)  # a variance stays
 
 
-def _converted(video: Tensor, output_type: str) -> np.ndarray | Tensor:
+def converted(video: Tensor, output_type: str) -> np.ndarray | Tensor:
     """Videos (B, F, 3, H, W) in [-1, 1] as an output type has them; pictures are arrays until the end."""
     if output_type in ("uint8", "pil"):
         return video_to_frames(video)
@@ -330,7 +330,8 @@ def _converted(video: Tensor, output_type: str) -> np.ndarray | Tensor:
     return unit if output_type == "pt" else unit.movedim(-3, -1).contiguous().cpu().numpy()
 
 
-def _joined(parts: Sequence[np.ndarray | Tensor], axis: int) -> np.ndarray | Tensor:
+def join_videos(parts: Sequence[np.ndarray | Tensor], axis: int) -> np.ndarray | Tensor:
+    """Concatenate what `converted` returned."""
     return torch.cat(parts, axis) if isinstance(parts[0], Tensor) else np.concatenate(parts, axis)
 
 
@@ -342,7 +343,8 @@ def _latents_of(returned: dict[str, Any] | None, z: Tensor) -> Tensor | None:
     return latents
 
 
-def _require_finite(what: str, values: Tensor, seeds: Sequence[int], dtype: torch.dtype) -> None:
+def require_finite(what: str, values: Tensor, seeds: Sequence[int], dtype: torch.dtype) -> None:
+    """Raise `NonFiniteVideo`, naming the first of `seeds` whose `values` (B, ...) are not all finite."""
     finite = values.isfinite().flatten(1).all(1).tolist()
     if all(finite):
         return
@@ -354,11 +356,12 @@ def _require_finite(what: str, values: Tensor, seeds: Sequence[int], dtype: torc
     raise NonFiniteVideo(f"the {what} of seed {seed} are NaN or infinite, computed in {name}; {advice}.")
 
 
-def _choose_seeds(
+def choose_seeds(
     count: int | None,
     seeds: int | Sequence[int] | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,
 ) -> list[int]:
+    """Return one seed per video: those given, or drawn by `generator`. Raises `BadInput`."""
     if count is not None and count < 1:
         raise BadInput(f"{count} videos cannot be sampled; ask for at least 1.")
     if seeds is None and isinstance(generator, Sequence):
@@ -366,7 +369,7 @@ def _choose_seeds(
             raise BadInput(
                 f"{len(generator)} generators do not fit {count or 'any'} videos; give one per video."
             )
-        return [seed for each in generator for seed in _choose_seeds(1, None, each)]
+        return [seed for each in generator for seed in choose_seeds(1, None, each)]
     if seeds is None:
         device = None if generator is None else generator.device
         return torch.randint(2**63 - 1, (count or 1,), generator=generator, device=device).tolist()
@@ -379,7 +382,7 @@ def _choose_seeds(
 
 
 @contextmanager
-def _evaluating(*models: nn.Module) -> Iterator[None]:
+def evaluating(*models: nn.Module) -> Iterator[None]:
     """Without dropout; a model that is being trained gets its mode back afterwards."""
     training = [model.training for model in models]
     for model in models:

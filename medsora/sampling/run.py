@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,19 @@ from medsora.sampling.conditions import (
     plan_film,
     read_first_frames,
 )
-from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import MANIFEST, TRAINED_ON_KEY, synthetic_tags
 from medsora.saved.classes import VAES, class_of_part
-from medsora.saved.find import UNKNOWN_RATE, ModelFolder, find_model
+from medsora.saved.find import ENDOGEN, MEDSORA, UNKNOWN_RATE, ModelFolder, find_model
 from medsora.saved.limits import MAX_FPS, check_part
-from medsora.saved.pipeline import DTYPES, saved_sampler
+from medsora.saved.pipeline import DTYPES, SavedPipeline, saved_sampler
 
 log = logging.getLogger(__name__)
 
 SHEET_ROWS = 12
+PIPELINES = {MEDSORA: "medsora.sampling.pipeline", ENDOGEN: "medsora.sampling.tokens"}
+# Settings that only one kind of model has.
+OF_DIFFUSION = ("steps", "eta", "sampler", "compile", "first_frame", "window", "frames")
+OF_CODES = ("temperature", "top_k", "top_p")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class SamplingSettings:
     """What to sample. Video k has the seed `seed` + k; the model's own clip length and rate are defaults.
 
     `batch_size` counts videos per process and changes memory and speed only. Without a `sampler` the model's
-    own scheduler samples. Raises `BadInput` for a value that is not possible.
+    own scheduler samples. `OF_DIFFUSION` and `OF_CODES` are settings of one kind of model each. Raises
+    `BadInput` for a value that is not possible.
     """
 
     model: str
@@ -82,6 +87,9 @@ class SamplingSettings:
     guidance: float = 1.0
     first_frame: Path | None = None
     window: int | None = None
+    temperature: float = 1.0
+    top_k: int = 2000
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         choices = {
@@ -117,6 +125,15 @@ class SamplingSettings:
         half = self.dtype == "fp32" and device.type == "cuda" and torch.cuda.is_bf16_supported()
         return replace(self, vae_dtype="bf16" if half else self.dtype)
 
+    def refuse_settings(self, names: Sequence[str], kind: str) -> None:
+        """Raise `BadInput` if one of the settings `names`, which a `kind` lacks, is not at its default."""
+        usual = type(self)(self.model, self.out)
+        for name in names:
+            if getattr(self, name) != getattr(usual, name):
+                raise BadInput(
+                    f"{self.model} is for {kind}, which takes no --{name.replace('_', '-')}; leave that out."
+                )
+
     def path(self, number: int) -> Path:
         """Return where a video goes."""
         name = f"video-{number:05d}"
@@ -134,6 +151,10 @@ class Plan:
     sampler: str
     film: FilmPlan
     first_frames: np.ndarray | None
+
+    def details(self, settings: SamplingSettings) -> str:
+        """What a video's tags say of how it was sampled, besides its seed."""
+        return self.sampler if self.model.kind == ENDOGEN else f"{self.sampler}, {settings.steps} steps"
 
 
 def sample_videos(settings: SamplingSettings) -> list[Path]:
@@ -155,7 +176,7 @@ def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
     if mine:
         with StopRequest() as stop:
             with building():
-                pipeline = MedSoraPipeline.from_folder(
+                pipeline = pipeline_class(plan.model.kind).from_folder(
                     plan.model, dtype=DTYPES[settings.dtype], vae_dtype=DTYPES[settings.vae_dtype]
                 )
             pipeline.to(state.device)
@@ -171,10 +192,15 @@ def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
     return paths
 
 
+def pipeline_class(kind: str) -> type[SavedPipeline]:
+    """Return the class of the pipelines of a `ModelFolder.kind`."""
+    return getattr(import_module(PIPELINES[kind]), kind)
+
+
 def _sample_share(
     settings: SamplingSettings,
     plan: Plan,
-    pipeline: MedSoraPipeline,
+    pipeline: SavedPipeline,
     numbers: list[int],
     stop: StopRequest,
     *,
@@ -184,17 +210,19 @@ def _sample_share(
     pipeline.set_progress_bar_config(disable=True)
     size = settings.batch_size
     batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    steps = len(batches) * settings.steps * plan.film.windows
+    coded = plan.model.kind == ENDOGEN
+    of_batch = pipeline.transformer.length if coded else settings.steps * plan.film.windows
+    options = _code_options(settings) if coded else _diffusion_options(settings, plan)
 
     def write(number: int, video: np.ndarray) -> None:
         _write(settings, settings.path(number), video, plan, settings.seed + number)
 
     with (
-        progress_bar("sampling", total=steps, unit="step", show=show) as bar,
+        progress_bar("sampling", total=len(batches) * of_batch, unit="step", show=show) as bar,
         BackgroundWriter(write) as writing,
     ):
 
-        def after_step(number: int, t: int, z: Tensor) -> None:
+        def after_step(*_: int | Tensor) -> None:
             bar.update()
             if stop.wanted():
                 raise Interrupted(
@@ -203,21 +231,28 @@ def _sample_share(
 
         for batch in batches:
             videos = pipeline(
-                num_inference_steps=settings.steps,
                 seeds=[settings.seed + number for number in batch],
-                frames=plan.frames,
-                sampler=settings.sampler,
-                eta=settings.eta,
                 batch_size=size,
-                compile=settings.compile,
                 label=settings.label,
                 guidance=settings.guidance,
-                first_frames=plan.first_frames,
-                window=settings.window,
                 callback=after_step,
                 output_type="uint8",
+                **options,
             ).frames
             writing.add(batch, videos)
+
+
+def _diffusion_options(settings: SamplingSettings, plan: Plan) -> dict[str, Any]:
+    return {
+        "num_inference_steps": settings.steps,
+        "frames": plan.frames,
+        "first_frames": plan.first_frames,
+        **{key: getattr(settings, key) for key in ("sampler", "eta", "compile", "window")},
+    }
+
+
+def _code_options(settings: SamplingSettings) -> dict[str, Any]:
+    return {key: getattr(settings, key) for key in OF_CODES}
 
 
 class BackgroundWriter:
@@ -254,8 +289,7 @@ class BackgroundWriter:
 
 def _write(settings: SamplingSettings, path: Path, video: np.ndarray, plan: Plan, seed: int) -> None:
     if settings.format == "mp4":
-        details = f"seed {seed}, {plan.sampler}, {settings.steps} steps"
-        tags = synthetic_tags(details, plan.model.trained_on)
+        tags = synthetic_tags(f"seed {seed}, {plan.details(settings)}", plan.model.trained_on)
         write_video(path, video, plan.fps, metadata=tags)
         return
     beside = name_beside(path)
@@ -275,6 +309,9 @@ def _write(settings: SamplingSettings, path: Path, video: np.ndarray, plan: Plan
 
 def _plan(settings: SamplingSettings, processes: int) -> Plan:
     model = find_model(settings.model, raw=settings.raw)
+    if model.kind == ENDOGEN:
+        return _plan_codes(settings, model, processes)
+    settings.refuse_settings(OF_CODES, "MedSoraPipeline")
     frames = model.geometry["frames"] if settings.frames is None else settings.frames
     size, trained = model.geometry["size"], model.geometry.get("given_frames", [])
     vae = class_of_part(VAES, check_part(model.vae), model.vae)
@@ -285,30 +322,57 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
         first = read_first_frames(settings.first_frame, trained, film.window, vae.frames_per_chunk)
         clip = film.window, size, settings.num_videos, vae.frames_per_chunk
         first = check_first_frames(first, trained, *clip)[0]
-    fps = model.geometry["fps"] if settings.fps is None else settings.fps
     label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)
     sampler, scheduler = saved_sampler(model)
     sampler = settings.sampler or sampler
     if settings.eta > 0 and "ddim" not in sampler.lower():
         raise BadInput(f"eta is {settings.eta}, but the model's {sampler} has none; take --sampler ddim.")
-    made_by = {
-        "weights_sha256": model.digests(),
-        "weights": model.weights,
+    made_by = _common(settings, model) | {
         "frames": frames,
-        "size": size,
-        "fps": fps,
-        **{key: getattr(settings, key) for key in ("steps", "eta", "seed", "dtype", "vae_dtype", "format")},
+        **{key: getattr(settings, key) for key in ("steps", "eta")},
         "sampler": sampler,
         "scheduler": scheduler,
-        "label": settings.label,
-        "guidance": settings.guidance if settings.label else None,
         "first_frames": None if first is None else [len(first), hashlib.sha256(first.tobytes()).hexdigest()],
         "window": film.window if film.windows > 1 else None,
     }
+    missing = _write_manifest(settings, model, made_by, processes)
+    return Plan(model, frames, made_by["fps"], missing, sampler, film, first)
+
+
+def _plan_codes(settings: SamplingSettings, model: ModelFolder, processes: int) -> Plan:
+    settings.refuse_settings(OF_DIFFUSION, ENDOGEN)
+    check_draws = import_module("medsora.sampling.tokens").check_draws
+    check_draws(settings.temperature, settings.top_k, settings.top_p)
+    label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)
+    options = _code_options(settings)
+    made_by = _common(settings, model) | options
+    missing = _write_manifest(settings, model, made_by, processes)
+    frames = model.geometry["frames"]
+    sampler = ", ".join(f"{key.replace('_', '-')} {value:g}" for key, value in options.items())
+    return Plan(model, frames, made_by["fps"], missing, sampler, FilmPlan(frames, frames, 0), None)
+
+
+def _common(settings: SamplingSettings, model: ModelFolder) -> dict[str, Any]:
+    """Return the settings that the manifest states of any kind of model."""
+    return {
+        "weights_sha256": model.digests(),
+        "weights": model.weights,
+        "frames": model.geometry["frames"],
+        "size": model.geometry["size"],
+        "fps": model.geometry["fps"] if settings.fps is None else settings.fps,
+        **{key: getattr(settings, key) for key in ("seed", "dtype", "vae_dtype", "format", "label")},
+        "guidance": settings.guidance if settings.label else None,
+    }
+
+
+def _write_manifest(
+    settings: SamplingSettings, model: ModelFolder, made_by: dict[str, Any], processes: int
+) -> list[int]:
+    """Write the manifest if videos are missing; return their numbers."""
     present = _check_out(settings, made_by)
     missing = [number for number in range(settings.num_videos) if not settings.path(number).exists()]
     if missing and settings.fps is None and settings.format == "mp4" and "rate" not in model.geometry:
-        log.warning(UNKNOWN_RATE + "; --fps sets another.", settings.model, fps)
+        log.warning(UNKNOWN_RATE + "; --fps sets another.", settings.model, made_by["fps"])
     if missing:
         count = max(settings.num_videos, present)
         manifest = {
@@ -325,7 +389,7 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
             write_json(settings.out / MANIFEST, manifest)
         except OSError as error:
             raise BadInput(f"{str(error).rstrip('.')}; make room, or take another --out.") from error
-    return Plan(model, frames, fps, missing, sampler, film, first)
+    return missing
 
 
 def _check_out(settings: SamplingSettings, made_by: dict[str, Any]) -> int:

@@ -30,7 +30,8 @@ MARKING = (
 class ModelCard:
     """Everything that the card says; tables are lists of (name, value).
 
-    `evaluation` holds lines of Markdown; `weights` is which set is here: "ema", "raw" or "saved".
+    `evaluation` holds lines of Markdown; `weights` is which set is here: "ema", "raw" or "saved"; `summary`
+    says what the model is, if it is no denoiser and VAE; `pipeline` imports what loads it.
     """
 
     name: str
@@ -39,6 +40,8 @@ class ModelCard:
     vae_parameters: int
     geometry: dict[str, Any]
     model: str = "MedSora"
+    summary: str | None = None
+    pipeline: str = "from medsora import MedSoraPipeline"
     repo: str | None = None
     step: int | None = None
     weights: str = "saved"
@@ -64,9 +67,8 @@ class ModelCard:
             "",
             f"# {_plain(self.name)}",
             "",
-            f"A video diffusion model ({self.model}, preset {self.preset}) with {self.parameters:,} "
-            f"parameters in the denoiser and {self.vae_parameters:,} in the VAE. From noise it makes clips "
-            f"of {frames} frames of {height}x{width} pixels, shown at {fps:g} per second.",
+            f"{self.summary or self._usual_summary} clips of {frames} frames of {height}x{width} pixels, "
+            f"shown at {fps:g} per second.",
             "",
             f"> {INTENDED_USE}",
             "",
@@ -74,9 +76,9 @@ class ModelCard:
             "## Use",
             "",
             "```python",
-            "from medsora import MedSoraPipeline",
+            self.pipeline,
             "",
-            f'pipe = MedSoraPipeline.from_pretrained("{where}").to("cuda")  # or stay on the CPU',
+            f'pipe = {self.pipeline.split()[-1]}.from_pretrained("{where}").to("cuda")  # or stay on the CPU',
             "frames = pipe(num_videos=4).frames  # float32 (4, F, H, W, 3) in [0, 1]",
             "```",
             "",
@@ -105,6 +107,13 @@ class ModelCard:
             INTENDED_USE,
         ]
         return "\n".join(lines) + "\n"
+
+    @property
+    def _usual_summary(self) -> str:
+        return (
+            f"A video diffusion model ({self.model}, preset {self.preset}) with {self.parameters:,} "
+            f"parameters in the denoiser and {self.vae_parameters:,} in the VAE. From noise it makes"
+        )
 
 
 def _asking(labels: Sequence[str]) -> list[str]:

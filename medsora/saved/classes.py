@@ -12,6 +12,8 @@ from medsora.saved.limits import shown
 
 DENOISERS = {"MedSora": "medsora.denoiser", "Endora": "medsora.baselines.endora"}
 VAES = {"FrequencyCompensatedVAE": "medsora.vae", "PerFrameVAE": "medsora.vae"}
+TRANSFORMERS = {"EndoGen": "medsora.baselines.endogen"}
+TOKENIZERS = {"VQTokenizer": "medsora.vae"}
 
 
 def denoiser_class(name: str) -> type[Denoiser]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
+from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import snapshot_download
 
@@ -27,6 +27,7 @@ from medsora.errors import BadInput, building
 from medsora.runtime.digests import sha256
 from medsora.runtime.files import is_file
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
+from medsora.saved.classes import TOKENIZERS, class_of_part
 from medsora.saved.limits import (
     MAX_FPS,
     check_clip,
@@ -50,6 +51,9 @@ UNKNOWN_RATE = (
 CONDITIONS = {"labels": str, "given_frames": int}  # only where the model was trained with them
 TRAINED_ON = ("interval", "rate", "crop")  # how the training clips were read, where it is known
 CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
+# A saved pipeline's class and the folders of its two models: what is sampled from, what decodes.
+PARTS = {"MedSoraPipeline": ("denoiser", "vae"), "EndoGenPipeline": ("transformer", "tokenizer")}
+MEDSORA, ENDOGEN = PARTS
 UNTOUCHED_BASE = "base"  # as `vae.path`
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 VAE_OR_BASE = (FrequencyCompensatedVAE.__name__, AutoencoderKLCogVideoX.__name__)
@@ -63,7 +67,8 @@ class ModelFolder:
     `geometry` holds the clip that it was trained on: frames, size [H, W], fps and image_latents; as far as
     they are known, interval, rate and crop (`fps` is `DEFAULT_FPS` where the rate is not known); and, if it
     was trained with them, labels and given_frames. `vae_digest`, of a run's checkpoint, is that of the VAE
-    that the denoiser was trained with (`weights_digest`).
+    that the denoiser was trained with (`weights_digest`). `kind` is the class of its pipeline, a key of
+    `PARTS`; of an `ENDOGEN` one, `denoiser` is the transformer's folder and `vae` the tokenizer's.
     """
 
     denoiser: Path
@@ -73,6 +78,7 @@ class ModelFolder:
     step: int | None = None
     weights: str = "saved"
     vae_digest: str | None = None
+    kind: str = MEDSORA
 
     @property
     def trained_on(self) -> dict[str, Any]:
@@ -85,7 +91,7 @@ class ModelFolder:
         Raises `BadInput`, naming the file, if one is missing or damaged.
         """
         digests = {}
-        for name, folder in {"denoiser": self.denoiser, "vae": self.vae}.items():
+        for name, folder in zip(PARTS[self.kind], (self.denoiser, self.vae), strict=True):
             check_part(folder)
             digests[name] = sha256(folder / SAFETENSORS_WEIGHTS_NAME)
         return digests
@@ -130,11 +136,18 @@ def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | N
         raise BadInput(f"{run} holds no checkpoint yet; train until its first one is written.")
     if damaged:
         log.warning("%s: taking %s, because of damage in %s", run, newest.name, "; ".join(damaged))
-    weights = newest / ("denoiser" if raw else "ema")
-    kind = "raw" if raw else "ema"
-    vae_digest = read_json_object(newest / "state.json").get("vae")
-    step = checkpoint_step(newest)
-    return ModelFolder(weights, run / "vae", geometry, step=step, weights=kind, vae_digest=vae_digest)
+    kind = _pipeline_kind(run / "pipeline.json")
+    trained, decoder = PARTS[kind]
+    weights = "raw" if raw or kind == ENDOGEN else "ema"  # EndoGen has no average
+    return ModelFolder(
+        newest / (trained if weights == "raw" else "ema"),
+        run / decoder,
+        geometry,
+        step=checkpoint_step(newest),
+        weights=weights,
+        vae_digest=read_json_object(newest / "state.json").get(decoder),
+        kind=kind,
+    )
 
 
 def trained_labels(run: Path) -> tuple[str, ...]:
@@ -168,17 +181,28 @@ def find_pipeline(model: str | Path) -> ModelFolder:
         runs = sorted(str(path.parent) for path in folder.glob("*/pipeline.json"))
         hint = f"; did you mean {' or '.join(runs)}?" if runs else f"; {WAYS}."
         raise BadInput(f"{folder} holds neither a run nor a saved pipeline (no model_index.json){hint}")
-    made_by = read_json_object(index).get("_class_name")
-    if made_by != "MedSoraPipeline":
-        raise BadInput(f"{index} describes {shown(made_by)}, not a MedSoraPipeline; {WAYS}.")
+    kind = _pipeline_kind(index)
     geometry = _read_geometry(index)
     if problem := changed_file(folder, index.name):
         raise BadInput(f"{problem}.")
-    return ModelFolder(folder / "denoiser", folder / "vae", geometry, folder / "scheduler")
+    trained, decoder = (folder / part for part in PARTS[kind])
+    scheduler = folder / "scheduler" if kind == MEDSORA else None
+    return ModelFolder(trained, decoder, geometry, scheduler, kind=kind)
+
+
+def _pipeline_kind(path: Path) -> str:
+    """Return the class of the pipeline that a JSON file describes; a run of stage 2 does not name it."""
+    usual = MEDSORA if path.name == "pipeline.json" else None
+    kind = read_json_object(path).get("_class_name", usual)
+    if not isinstance(kind, str) or kind not in PARTS:
+        raise BadInput(f"{path} describes {shown(kind)}, not a {' or '.join(PARTS)}; {WAYS}.")
+    return kind
 
 
 def _read_geometry(path: Path) -> dict[str, Any]:
     values = read_json_object(path)
+    if values.get("_class_name") == ENDOGEN:
+        values["image_latents"] = 0
     for key in GEOMETRY:
         if values.get(key) is None:
             raise BadInput(f"{path} does not say the clip's {key}; save the model again with this version.")
@@ -287,6 +311,25 @@ def trained_vae(config: Config) -> VideoVAE:
         else:
             vae = load_vae(folder)
     return vae.eval().requires_grad_(False)
+
+
+def trained_tokenizer(config: Config) -> ModelMixin:
+    """Return the frozen tokenizer (`vae.kind: vq`) of `vae.path`, or the one that stage 1 trained.
+
+    Raises `BadInput` where there is none.
+    """
+    if config.vae.kind != "vq":
+        raise BadInput(f"vae.kind is {config.vae.kind}, but EndoGen writes a tokenizer's codes: set vq.")
+    hint = "set vae.path, or run train_vae.py with the same config first"
+    return load_tokenizer(config.vae.path or config.vae_dir, hint)
+
+
+def load_tokenizer(named: str | Path, hint: str) -> ModelMixin:
+    """Load the frozen tokenizer that `named` means to `find_vae`. Raises `BadInput`, ending in `hint`."""
+    folder = find_vae(named, hint, kinds=tuple(TOKENIZERS))
+    kind = class_of_part(TOKENIZERS, read_json_object(folder / "config.json"), folder)
+    check_model(folder, kind)
+    return kind.from_pretrained(folder).eval().requires_grad_(False)
 
 
 def _per_frame_vae(config: Config) -> PerFrameVAE:

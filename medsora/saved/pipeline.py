@@ -24,6 +24,7 @@ from medsora.saved.find import (
     CONDITIONS,
     DEFAULT_FPS,
     GEOMETRY,
+    PARTS,
     TRAINED_ON,
     ModelFolder,
     find_in_run,
@@ -67,6 +68,7 @@ class SavedPipeline(DiffusionPipeline):
     """
 
     _optional_components: ClassVar = ["scheduler"]
+    _described: ClassVar = (*GEOMETRY, *TRAINED_ON, *CONDITIONS)  # of the clip, in the config
 
     def __init__(
         self,
@@ -134,7 +136,7 @@ class SavedPipeline(DiffusionPipeline):
     @property
     def components(self) -> dict[str, Any]:
         """The modules and the clip: all that `MedSoraPipeline(**pipe.components)` needs to be the same."""
-        return super().components | {key: self.config[key] for key in (*GEOMETRY, *TRAINED_ON, *CONDITIONS)}
+        return super().components | {key: self.config[key] for key in self._described}
 
     def enable_model_cpu_offload(self, *_: Any, **__: Any) -> None:
         """Raise `BadInput`: the parts stay where they are put."""
@@ -161,7 +163,8 @@ class SavedPipeline(DiffusionPipeline):
             )
         if Path(save_directory).is_file():
             raise BadInput(f"{save_directory} is a file; give a folder.")
-        check_scheduler(self.scheduler)
+        if "scheduler" in self.components:
+            check_scheduler(self.scheduler)
         super().save_pretrained(save_directory, max_shard_size=UNSHARDED)
         for path in Path(save_directory).rglob("*.json"):
             values = read_json_object(path)
@@ -221,17 +224,7 @@ class SavedPipeline(DiffusionPipeline):
         vae_dtype: str | torch.dtype | None = None,
     ) -> Self:
         """Load what `medsora.saved.find` found; `vae_dtype` is the VAE's, `dtype` unless given."""
-        denoiser = _load_part(DENOISERS, found.denoiser, to_dtype(dtype))
-        vae_dtype = to_dtype(vae_dtype or dtype)
-        exact = vae_dtype if found.vae_digest is None else torch.float32
-        vae = _load_part(VAES, found.vae, exact)
-        if found.vae_digest is not None and weights_digest(vae) != found.vae_digest:
-            raise BadInput(
-                f"{found.vae} is not the VAE that the denoiser was trained with (damaged, or another); "
-                "copy the run again, or resume its training, which writes it anew."
-            )
-        if vae_dtype != exact:
-            vae = _load_part(VAES, found.vae, vae_dtype)
+        denoiser, vae = load_parts(found, DENOISERS, VAES, dtype, vae_dtype)
         scheduler = _load_scheduler(found.scheduler) if found.scheduler else None
         return cls(denoiser, vae, scheduler, **found.geometry)
 
@@ -271,6 +264,31 @@ def to_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if found not in DTYPES.values():
         raise BadInput(f"dtype {dtype!r} is unknown; choose {', '.join(words)} or the torch.dtype.")
     return found
+
+
+def load_parts(
+    found: ModelFolder,
+    trained: dict[str, str],
+    decoders: dict[str, str],
+    dtype: str | torch.dtype,
+    decoder_dtype: str | torch.dtype | None,
+) -> tuple[nn.Module, nn.Module]:
+    """Load both models of a pipeline, of classes in `trained` and `decoders`.
+
+    `decoder_dtype` is `dtype` unless given. Raises `BadInput` if the second is not the one that the first
+    was trained with.
+    """
+    model = _load_part(trained, found.denoiser, to_dtype(dtype))
+    decoder_dtype = to_dtype(decoder_dtype or dtype)
+    exact = decoder_dtype if found.vae_digest is None else torch.float32
+    decoder = _load_part(decoders, found.vae, exact)
+    if found.vae_digest is not None and weights_digest(decoder) != found.vae_digest:
+        first, second = PARTS[found.kind]
+        raise BadInput(
+            f"{found.vae} is not the {second.replace('vae', 'VAE')} that the {first} was trained with "
+            "(damaged, or another); copy the run again, or resume its training, which writes it anew."
+        )
+    return model, decoder if decoder_dtype == exact else _load_part(decoders, found.vae, decoder_dtype)
 
 
 def _load_part(homes: dict[str, str], folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -100,13 +100,17 @@ def check_launcher(precision: str) -> None:
             )
 
 
-def check_same_run(run: RunFolder, config: Config, clips: ClipDataset) -> None:
-    """Raise `BadInput` unless every process has the same folder, configuration and clips."""
+def check_same_run(run: RunFolder, config: Config, clips: ClipDataset, *, cached: bool | None = None) -> None:
+    """Raise `BadInput` unless every process has the same folder, configuration and clips.
+
+    `cached`: whether a cache is used (default: as `cache.latents` says).
+    """
+    cached = config.cache.latents == "disk" if cached is None else cached
     names = [(clips.videos[video].source.name, window.start) for video, window in clips.windows]
     check_agreement(
         {
             "run folder": os.path.abspath(run.path),
-            "cache folder": os.path.abspath(config.cache.dir) if config.cache.latents == "disk" else None,
+            "cache folder": os.path.abspath(config.cache.dir) if cached else None,
             "configuration": _short_digest(config_to_dict(config)),
             "number of clips": len(clips),
             "list of clips": _short_digest(names),

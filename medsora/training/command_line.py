@@ -17,9 +17,17 @@ from medsora.runtime.exit import EXIT_STATUSES
 
 
 def training_arguments(
-    description: str, arguments: Sequence[str] | None = None, prog: str | None = None, *, preset: bool = False
+    description: str,
+    arguments: Sequence[str] | None = None,
+    prog: str | None = None,
+    *,
+    preset: bool = False,
+    folder: str | None = None,
 ) -> tuple[Config, argparse.Namespace]:
-    """Parse a training command's arguments (default: the process's); return the config and options."""
+    """Parse a training command's arguments (default: the process's); return the config and options.
+
+    `folder` is the config's property that names the run folder: "dit_dir" with a `preset`, else "vae_dir".
+    """
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=EXIT_STATUSES)
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
     if preset:
@@ -60,7 +68,7 @@ def training_arguments(
     config = load_config(options.config, overrides)
     if options.processes < 1 or (options.processes > 1 and not options.dry_run):
         raise BadInput("--processes is a number from 1 on for --dry-run; a launcher starts processes.")
-    folder = config.dit_dir if preset else config.vae_dir
+    folder = getattr(config, folder or ("dit_dir" if preset else "vae_dir"))
     if options.resume == "never" and (folder / "checkpoints").is_dir():
         raise BadInput(f"{folder} already holds a run; take another run.name, or go on with --resume auto.")
     return config, options

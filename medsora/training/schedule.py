@@ -15,8 +15,10 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from medsora.config.schema import (
+    DEFAULT_AR_EPOCHS,
     DEFAULT_DIT_EPOCHS,
     DEFAULT_VAE_EPOCHS,
+    ArTrainingConfig,
     DitTrainingConfig,
     PhaseConfig,
     VaeTrainingConfig,
@@ -43,6 +45,13 @@ class SampleKey:
     number: int
     epoch: int
     index: int
+
+
+DEFAULT_EPOCHS = {
+    VaeTrainingConfig: DEFAULT_VAE_EPOCHS,
+    DitTrainingConfig: DEFAULT_DIT_EPOCHS,
+    ArTrainingConfig: DEFAULT_AR_EPOCHS,
+}
 
 
 class Schedule:
@@ -72,13 +81,13 @@ class Schedule:
         self.total_steps = min(ends if max_steps is None else [*ends, max_steps])
 
     @classmethod
-    def of(cls, settings: VaeTrainingConfig | DitTrainingConfig, clips: int) -> Self:
-        """Return what a stage's settings mean for `clips` clips; stage 1 has one phase."""
-        one_phase, epochs = isinstance(settings, VaeTrainingConfig), settings.epochs
+    def of(cls, settings: VaeTrainingConfig | DitTrainingConfig | ArTrainingConfig, clips: int) -> Self:
+        """Return what a stage's settings mean for `clips` clips; only stage 2 has several phases."""
+        epochs, phased = settings.epochs, isinstance(settings, DitTrainingConfig)
         if epochs is None and settings.max_steps is None:
-            epochs = DEFAULT_VAE_EPOCHS if one_phase else DEFAULT_DIT_EPOCHS
+            epochs = DEFAULT_EPOCHS[type(settings)]
         return cls(
-            [PhaseConfig(settings.lr, settings.batch)] if one_phase else settings.phases,
+            settings.phases if phased else [PhaseConfig(settings.lr, settings.batch)],
             clips,
             epochs=epochs,
             max_steps=settings.max_steps,

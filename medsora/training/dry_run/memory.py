@@ -171,7 +171,7 @@ def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
         config, vae, diffusion, prior, None, torch.device("cpu"), grid, model.config.width, classes
     )
     criterion = DenoisingLoss(
-        config, diffusion, lambda: _autocast(settings.precision), getattr(model, "adapter", None)
+        config, diffusion, lambda: autocast(settings.precision), getattr(model, "adapter", None)
     )
 
     def train() -> Tensor:
@@ -245,7 +245,7 @@ def estimate_vae(config: Config, vae: FrequencyCompensatedVAE, loss: VaeLoss, ba
 
     def train() -> Tensor:
         video = torch.empty(batch, data.frames, 3, *trained_size)
-        with _autocast(settings.precision):
+        with autocast(settings.precision):
             out = vae(video, coarse=settings.coarse > 0)
             return loss(out.reconstruction, video, out.mean, out.logvar, out.coarse).total
 
@@ -363,5 +363,6 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _autocast(precision: str) -> AbstractContextManager:
+def autocast(precision: str) -> AbstractContextManager:
+    """Return the context of a precision's products."""
     return torch.autocast("cpu", DTYPES[precision]) if precision in DTYPES else nullcontext()

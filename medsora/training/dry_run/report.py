@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from medsora.config.schema import STAGE_2, Config
+from medsora.config.schema import STAGE_2, ArTrainingConfig, Config, DitTrainingConfig
 from medsora.data.checking.check import clip_windows
 from medsora.data.checking.scan import Scan
 from medsora.data.clips import ClipSpec
@@ -103,7 +103,7 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
     with findings.part("the clip's size"):
         kind = type(vae) if vae else FrequencyCompensatedVAE
         kind.check_video_shape(config.data.frames, *config.data.height_width)
-    clips, labels = _clips(findings, config, denoiser_clip_spec(config), config.dit_dir)
+    clips, labels = count_clips(findings, config, denoiser_clip_spec(config), config.dit_dir)
     with findings.part("the denoiser"):
         model = build_denoiser(config, vae.latent_channels if vae else 16, len(labels))
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -116,7 +116,7 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
     if model is not None:
         with findings.part("the denoiser"):
             start_from(model, config.denoiser.weights, labels)
-    schedule = _look_at_run(findings, config, "train_dit", config.dit_dir, clips, processes)
+    schedule = inspect_run(findings, config, "train_dit", config.dit_dir, clips, processes)
     if findings.missing:
         return findings.conclude()
     batch = max(phase.batch for phase in settings.phases) // (processes * settings.accumulation)
@@ -124,11 +124,11 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
     _usual_gpu(findings, config, model, vae, prior)
     last = schedule.step(schedule.total_steps - 1)
     flops = (last.first_sample + last.batch) * dit_flops(config, model, vae, prior)
-    _hours(findings, config, flops / processes)
+    report_hours(findings, settings, flops / processes)
     with findings.part("the disk"):
         caches = _cache_bytes(config, model, vae, prior, clips)
         checkpoint = (2 + moments(settings.optimizer)) * size_bytes(model)
-        _check_disk(findings, config.dit_dir, checkpoint, settings.keep, settings.keep_every, caches)
+        check_disk(findings, config.dit_dir, checkpoint, settings.keep, settings.keep_every, caches)
     findings.conclude()
 
 
@@ -147,8 +147,8 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
         check_crop(config)
     with findings.part("the loss"):
         loss = build_loss(config)
-    clips, _ = _clips(findings, config, clip_spec(config), config.vae_dir)
-    _look_at_run(findings, config, "train_vae", config.vae_dir, clips, processes)
+    clips, _ = count_clips(findings, config, clip_spec(config), config.vae_dir)
+    inspect_run(findings, config, "train_vae", config.vae_dir, clips, processes)
     if findings.missing:
         return findings.conclude()
     batch = settings.batch // (processes * settings.accumulation)
@@ -156,14 +156,14 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
     findings.memory(estimate, batch)
     with findings.part("the disk"):
         checkpoint = size_bytes(vae) + estimate.optimiser
-        _check_disk(findings, config.vae_dir, checkpoint, settings.keep, settings.keep_every, {})
+        check_disk(findings, config.vae_dir, checkpoint, settings.keep, settings.keep_every, {})
     findings.conclude()
 
 
 # Data and schedule
 
 
-def _clips(findings: Findings, config: Config, spec: ClipSpec, run: Path) -> tuple[int, tuple[str, ...]]:
+def count_clips(findings: Findings, config: Config, spec: ClipSpec, run: Path) -> tuple[int, tuple[str, ...]]:
     """Say how many clips there are to train on and to hold out; return the first number, and the labels."""
     data, counts, labels = config.data, (0, 0), Labels()
     with findings.part("the clips"):
@@ -199,7 +199,7 @@ def _phantom_clips(config: Config, spec: ClipSpec) -> tuple[int, int]:
     return windows * (phantom.videos - held_out), windows * held_out
 
 
-def _look_at_run(
+def inspect_run(
     findings: Findings, config: Config, stage: str, folder: Path, clips: int, processes: int
 ) -> Schedule | None:
     """Report the schedule, which is returned, and the run's folder."""
@@ -239,9 +239,9 @@ def _usual_gpu(
             findings.line(f"  {side} px, batch {batch}", f"{_readable(needed):>10}  {fits}")
 
 
-def _hours(findings: Findings, config: Config, flops: float) -> None:
+def report_hours(findings: Findings, settings: DitTrainingConfig | ArTrainingConfig, flops: float) -> None:
     """Report how long GPUs take for so many FLOPs."""
-    number = 2 if config.train_dit.precision != "no" else int(config.train_dit.matmul != "highest")
+    number = 2 if settings.precision != "no" else int(settings.matmul != "highest")
     hours = [
         f"{flops / (peaks[number] * 1e12 * REACHED) / 3600:.3g} h on an {gpu}" for gpu, peaks in GPUS.items()
     ]
@@ -290,9 +290,10 @@ def _cache_bytes(
     return {config.cache.dir: found}
 
 
-def _check_disk(
+def check_disk(
     findings: Findings, run: Path, checkpoint: int, keep: int, keep_every: int | None, caches: dict[str, int]
 ) -> None:
+    """Report what checkpoints and caches take; raises `BadInput` if there is no room."""
     needed = checkpoint * (keep + 1)  # the new one is written before the oldest goes
     every = f", and one for every {keep_every} steps" if keep_every else ""
     findings.line("disk: checkpoints", f"{_readable(needed)} for {keep} and one being written{every}")

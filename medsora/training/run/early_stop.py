@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from medsora.config.schema import DitTrainingConfig, VaeTrainingConfig
+from medsora.config.schema import ArTrainingConfig, DitTrainingConfig, VaeTrainingConfig
 from medsora.training.run.folder import RunFolder, read_log
 
 
@@ -25,7 +25,7 @@ class EarlyStop(NamedTuple):
 
     @classmethod
     def of(
-        cls, run: RunFolder, settings: VaeTrainingConfig | DitTrainingConfig, figure: str
+        cls, run: RunFolder, settings: VaeTrainingConfig | DitTrainingConfig | ArTrainingConfig, figure: str
     ) -> EarlyStop | None:
         """Return what a stage's settings mean for its logged `figure`; None where they leave it off."""
         if settings.early_stop is None:

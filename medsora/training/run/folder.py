@@ -47,7 +47,7 @@ class RunFolder:
     """One stage's folder. Only the main process writes."""
 
     def __init__(self, path: Path, config: Config, stage: str, accelerator: Accelerator) -> None:
-        """Open or make the folder of `stage` ("train_vae" or "train_dit").
+        """Open or make the folder of `stage` ("train_vae", "train_dit" or "train_ar").
 
         Raises `BadInput` if it cannot be written or read, has lost its checkpoints, or holds a run whose
         config differs in a way that matters.
@@ -200,7 +200,7 @@ def refuse_changes(before: Config, now: Config, stage: str, path: Path) -> None:
     old, new, keys = _flat(config_to_dict(before)), _flat(config_to_dict(now)), all_keys()
     for name in sorted(old.keys() | new.keys()):
         key = keys[".".join(name.split(".")[:2])]  # values may be mappings
-        if key.stage in (None, stage) and key.resume == FIXED and old.get(name) != new.get(name):
+        if key.is_read_by(stage) and key.resume == FIXED and old.get(name) != new.get(name):
             raise BadInput(
                 f"{path} holds a run with {name}={old.get(name)}, but now it is {new.get(name)}; "
                 "take another run.name, or put the value back to go on with that run."

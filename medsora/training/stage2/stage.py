@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from medsora.config.schema import Config
-from medsora.data.reading.video_io import write_video
-from medsora.data.sheet import contact_sheet
 from medsora.denoiser.base import Denoiser
 from medsora.errors import BadInput, Interrupted, NonFiniteVideo
-from medsora.runtime.files import is_file, read_patiently, write_text, written_folder
+from medsora.runtime.files import is_file
 from medsora.runtime.interruption import StopRequest
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.sampling.synthetic import synthetic_tags
 from medsora.saved.find import DEFAULT_FPS
-from medsora.saved.manifest import model_files, write_manifest
 from medsora.training.loop_end import PeriodicTask
+from medsora.training.run.described import (
+    describe_model,
+    keep_samples,
+    require_same_labels,
+    sheet_path,
+)
 from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
-from medsora.training.run.report import keep_sheet
 from medsora.training.schedule import SampleKey, Schedule
 from medsora.training.stage2.block_alignment import BlockAlignment
 from medsora.training.stage2.ema import Ema
@@ -103,7 +102,7 @@ class DitStage:
             PeriodicTask(
                 settings.sample_every,
                 self.sample,
-                lambda step: is_file(self.sheet(step)),
+                lambda step: is_file(sheet_path(self.run, step)),
                 interruptible=True,
             ),
         ]
@@ -116,13 +115,7 @@ class DitStage:
             )
 
     def _check_labels(self, names: list[str] | None) -> None:
-        """Checkpoints of earlier versions hold no names: theirs are in pipeline.json (`trained_labels`)."""
-        ours = list(self.samples.clips.labels.names)
-        if names is not None and names != ours:
-            raise BadInput(
-                f"{self.run.path} was trained with the labels {', '.join(names) or 'none'}, but the clips "
-                f"now have {', '.join(ours) or 'none'}; restore the old names, or take another run.name."
-            )
+        require_same_labels(self.run, names, self.samples.clips.labels.names)
 
     def resume(self) -> int:
         """Take up the newest whole checkpoint, if there is one; return the number of finished steps.
@@ -131,21 +124,7 @@ class DitStage:
         checkpoint cannot be taken up by this model, or the VAE is not the one that it was trained with.
         """
         start = self.parts.resume(self.schedule)
-        if self.samples.clips.report.fps is None:
-            self.run.say(
-                "the frame rate of the clips is not known (folders of pictures have none): samples are "
-                f"written at {DEFAULT_FPS} frames per second."
-            )
-        if self.run.main:
-            with written_folder(self.run.path / "vae") as folder:
-                self.vae.save_pretrained(folder)
-            described = self.run.path / "pipeline.json"
-            text = json.dumps(self.geometry, indent=1, sort_keys=True)
-            if not is_file(described) or read_patiently(Path.read_bytes, described) != text.encode():
-                with self.run.writing():
-                    write_text(described, text)
-            with self.run.writing():
-                write_manifest(self.run.path, [described, *model_files(self.run.path / "vae")])
+        describe_model(self.run, "vae", self.vae, self.geometry, self.samples.clips.report.fps)
         return start
 
     @property
@@ -158,10 +137,6 @@ class DitStage:
     def clip_labels(self) -> list[int]:
         """The label's number of every training clip."""
         return [self.samples.clips.label(index) for index in range(len(self.samples.clips))]
-
-    def sheet(self, step: int) -> Path:
-        """Where the contact sheet of the samples of `step` goes, which is written last."""
-        return self.run.samples / f"step-{step:07d}.png"
 
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
@@ -214,14 +189,7 @@ class DitStage:
                 return
             finally:
                 model.train()
-        folder = self.run.samples / f"step-{step:07d}"
-        tags = synthetic_tags(f"{self.run.path.name}, step {step}", pipeline.trained_on)
-        of_rows = [f", {label}" for label in labels] if labels else [""] * len(frames)
-        rows = [(f"seed {k}{of_rows[k]}", video) for k, video in enumerate(frames)]
-        with self.run.writing():
-            for number, video in enumerate(frames):
-                write_video(folder / f"video-{number:05d}.mp4", video, self.geometry["fps"], metadata=tags)
-        keep_sheet(self.run, self.sheet(step), contact_sheet(rows, columns=8), step)
+        keep_samples(self.run, step, frames, labels, self.geometry["fps"], pipeline.trained_on)
 
 
 def clip_geometry(

@@ -5,6 +5,7 @@ answered with one sentence that names the key.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -13,6 +14,7 @@ import torch
 from medsora.config.load import config_from_dict, config_to_dict, load_config, save_config
 from medsora.data.checking.windows import clip_span
 from medsora.errors import BadInput
+from medsora.training.ar.build import build_transformer
 from medsora.training.schedule import Schedule
 from medsora.training.stage2.build import build_denoiser, token_grid
 from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE
@@ -40,7 +42,22 @@ def test_shipped_configs_hold_relative_paths_only(path: Path) -> None:
     assert not [value for value in strings if value.startswith(("/", "~")) or ".." in value]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", ["hyperkvasir", "surgvisdom", "phantom"])
+def test_shipped_configs_of_endogen_can_be_built(name: str) -> None:
+    config = load_config(ROOT / "configs" / f"endogen_{name}.yaml")
+    tokenizer = SimpleNamespace(downsampling=8 if name == "phantom" else 16, num_codes=16_384)
+    with torch.device("meta"):
+        model = build_transformer(config, tokenizer, 8)
+    assert (config.vae.kind, model.length, model.config.mask_group) == ("vq", 1024, 8)
+    assert model.num_parameters() == 110_126_592 or name == "phantom"
+    schedule = Schedule.of(config.train_ar, clips=100)
+    schedule.check_processes(2, config.train_ar.accumulation)
+    assert schedule.step(schedule.total_steps - 1).lr >= 0
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if "endogen" not in path.stem], ids=lambda path: path.stem
+)
 def test_what_shipped_configs_describe_can_be_built(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but what has to be fetched: both schedules, the base, the denoiser, DINO's name."""
     monkeypatch.chdir(ROOT)  # a config's paths are relative to where its commands are run

@@ -19,7 +19,17 @@ import medsora.kernels.choices
 import medsora.vae.choices
 from medsora.config.checks import check_config
 from medsora.config.presets import PRESETS
-from medsora.config.schema import FIXED, FREE, FREE_TO_EXTEND, STAGE_1, STAGE_2, Config, Key, all_keys
+from medsora.config.schema import (
+    FIXED,
+    FREE,
+    FREE_TO_EXTEND,
+    STAGE_1,
+    STAGE_2,
+    STAGE_AR,
+    Config,
+    Key,
+    all_keys,
+)
 from tests.repository.test_docs import ROOT
 
 FOLDERS = ("medsora", "vae", "flow_prior", "kernels", "benchmarks")
@@ -53,7 +63,7 @@ def test_every_key_is_fully_described(name: str, rules: Key, hint: Any) -> None:
     assert "|" not in rules.meaning, f"{name}: the reference page is a table"
     assert rules.nullable == (NoneType in get_args(hint)), name
     assert rules.resume in (FIXED, FREE, FREE_TO_EXTEND)
-    assert rules.stage in (None, STAGE_1, STAGE_2)
+    assert set(rules.stage) < {STAGE_1, STAGE_2, STAGE_AR}
     if {hint, *get_args(hint)} & {int, float}:
         assert rules.range, f"{name} is a number without a range"
 

@@ -1,4 +1,4 @@
-"""medsora.project.convert: `medsora convert endora FILE.pt OUT` makes a folder that samples and trains on."""
+"""medsora.project.convert: `medsora convert SYSTEM FILE.pt OUT` makes a folder that samples and trains on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from medsora.__main__ import parser
 from medsora.errors import BadInput
 from medsora.project import convert
 from medsora.sampler import learns_variance
+from medsora.sampling.tokens import EndoGenPipeline
 from medsora.saved.find import find_model
+from tests.support import tiny_tokenizer
+from tests.support.naive_endogen import published_shapes
 from tests.support.naive_endora import published_state
 
 VAE = {
@@ -62,3 +65,21 @@ def test_bad_input_is_one_sentence(arguments: list[str], tmp_path: Path, name: s
         convert.run(options, Console())
     assert "\n" not in str(refused.value)
     assert (name == "out") == options.out.exists()
+
+
+def test_endogen_converts_and_samples(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    shapes = published_shapes(192, 6, 512, 32, 2)
+    torch.save(
+        {"model": {name: torch.randn(shape) * 0.1 for name, shape in shapes.items()}}, tmp_path / "x.pt"
+    )
+    with tiny_tokenizer.known_tokenizer():
+        tokenizer = tiny_tokenizer.write_tokenizer(tmp_path / "tokenizer")
+        out, clip = tmp_path / "out", ["--frames", "4", "--size", "32"]
+        line = ["convert", "endogen", str(tmp_path / "x.pt"), str(out), *clip]
+        with pytest.raises(BadInput, match="by --vae"):
+            convert.run(parser().parse_args(line), Console())
+        convert.run(parser().parse_args([*line, "--vae", str(tokenizer)]), Console())
+        pipe = EndoGenPipeline.from_pretrained(out)
+        assert pipe(seeds=[1], label="1").frames.shape == (1, 4, 32, 32, 3)
+    assert "4 frames" in capsys.readouterr().out
+    assert "EndoGen" in (out / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Train EndoGen: the transformer that writes a clip's codes one after another."""

@@ -1,0 +1,120 @@
+"""Everything that EndoGen's training needs, built and checked before its first step."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from medsora.baselines.endogen import EndoGen
+from medsora.baselines.endogen.grid import grid_shape
+from medsora.config.schema import Config
+from medsora.errors import BadInput
+from medsora.runtime.digests import weights_digest
+from medsora.sampling.tokens import code_grid
+from medsora.saved.find import ENDOGEN, find_model, trained_tokenizer
+from medsora.saved.limits import check_part
+from medsora.saved.manifest import changed_part
+from medsora.saved.optimizer import build_optimizer
+from medsora.training.accelerator import check_same_run, make_accelerator
+from medsora.training.ar.loss import NextCodeLoss
+from medsora.training.ar.samples import CodeSamples, label_of
+from medsora.training.ar.stage import ArStage
+from medsora.training.cache.codes import CodeCache, encode_clip
+from medsora.training.open_clips import clip_spec, open_clips, store_videos
+from medsora.training.run.folder import RunFolder
+from medsora.training.run.trackers import start_trackers
+from medsora.training.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+
+def build_ar_stage(config: Config) -> ArStage:
+    """Build everything; raises `ValueError` or `OSError` for whatever cannot be used."""
+    settings = config.train_ar
+    accelerator = make_accelerator(config, settings.precision, config.ar_dir)
+    tokenizer = trained_tokenizer(config)
+    clips, held_out = open_clips(config, accelerator, clip_spec(config), config.ar_dir)
+    labels = clips.labels.names
+    model = build_transformer(config, tokenizer, len(labels))
+    start_from(model, config.endogen.weights, labels)
+    for part in (model, tokenizer):
+        part.to(accelerator.device)
+    schedule = Schedule.of(settings, len(clips))
+    schedule.check_processes(accelerator.num_processes, settings.accumulation)
+    run = RunFolder(config.ar_dir, config, "train_ar", accelerator)
+    check_same_run(run, config, clips, cached=True)
+    store_videos(run, clips)
+    start_trackers(accelerator, run, config)
+    cache = CodeCache(config, clips, tokenizer)
+    cache.build(tokenizer, accelerator)
+    evaluated = range(min(settings.eval_clips, len(held_out)))
+    return ArStage(
+        config=config,
+        accelerator=accelerator,
+        run=run,
+        samples=CodeSamples(config, clips, cache),
+        held_out_codes=torch.stack([encode_clip(tokenizer, held_out, index) for index in evaluated]),
+        held_out_labels=torch.tensor([label_of(held_out, index) for index in evaluated]),
+        model=model,
+        tokenizer=tokenizer,
+        tokenizer_digest=weights_digest(tokenizer),
+        loss=NextCodeLoss(accelerator.autocast),
+        optimizer=build_optimizer(
+            settings.optimizer,
+            [
+                {"params": [model.get_parameter(name) for name in names], "weight_decay": decay}
+                for names, decay in decayed_and_not(model, settings.weight_decay)
+            ],
+            lr=settings.lr,
+            betas=settings.betas,
+        ),
+        schedule=schedule,
+    )
+
+
+def build_transformer(config: Config, tokenizer: Any, classes: int) -> EndoGen:
+    """Return the transformer of the config's preset for a tokenizer and so many labels.
+
+    Raises `BadInput` if the clip is no grid of whole codes.
+    """
+    data, settings = config.data, config.endogen
+    rows, cols = code_grid(data.frames, data.height_width, tokenizer.downsampling)
+    return EndoGen.from_preset(
+        settings.preset,
+        num_codes=tokenizer.num_codes,
+        rows=rows,
+        cols=cols,
+        classes=classes,
+        dropout=settings.dropout,
+        mask=settings.mask,
+        mask_group=cols // grid_shape(data.frames)[1],
+        mask_whole_groups=settings.mask_whole_groups,
+    )
+
+
+def start_from(model: EndoGen, trained: str | None, labels: tuple[str, ...] = ()) -> None:
+    """Fill the transformer with another model's weights, if one is named; label rows are matched by name.
+
+    Positions are computed, so the other model's grid may be another. Raises `BadInput` if there is none.
+    """
+    if trained is None:
+        return
+    found = find_model(trained)
+    if found.kind != ENDOGEN:
+        raise BadInput(f"{trained} is no EndoGen model; set endogen.weights to one, or leave it out.")
+    check_part(found.denoiser)
+    if problem := changed_part(found.denoiser):
+        raise BadInput(f"{problem}.")
+    theirs = found.geometry.get("labels", [])
+    model.load_weights(found.denoiser, (theirs, labels))
+    if new := [name for name in labels if name not in theirs]:
+        log.warning("%s has no label %s; each starts from its row for no label.", trained, ", ".join(new))
+
+
+def decayed_and_not(model: EndoGen, weight_decay: float) -> list[tuple[list[str], float]]:
+    """Return the names of the matrices with `weight_decay`, and of the other parameters with none."""
+    matrices = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+    others = [name for name, parameter in model.named_parameters() if parameter.ndim <= 1]
+    return [(matrices, weight_decay), (others, 0.0)]

@@ -1,0 +1,93 @@
+"""EndoGen's training loop: the next code of every clip's grid; `train_ar`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from medsora.config.schema import Config
+from medsora.errors import building
+from medsora.runtime.interruption import StopRequest
+from medsora.runtime.processes import losses_said
+from medsora.training.accelerator import (
+    clipped_norm,
+    float32_products,
+    gradients_synchronised,
+    set_learning_rate,
+)
+from medsora.training.ar.build import build_ar_stage
+from medsora.training.batches import TimedBatches, sent
+from medsora.training.loop_end import begin, end_step, is_saved, log_step, non_finite
+from medsora.training.progress import Progress
+from medsora.training.randomness import derive_seed
+from medsora.training.run.report import RunReport
+from medsora.training.schedule import StepBatches
+from medsora.training.step_guard import StepGuard, StepRecord
+
+
+def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path:
+    """Train EndoGen to the end, going on from the last checkpoint if there is one; return the run folder.
+
+    Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
+    """
+    stop = StopRequest(time_limit_minutes)
+    with losses_said(), building(), stop.preparing():
+        stage = build_ar_stage(config)
+        model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
+        start = stage.resume()
+    settings, accelerator, run, schedule = config.train_ar, stage.accelerator, stage.run, stage.schedule
+    order = StepBatches(
+        schedule,
+        config.run.seed,
+        start_step=start,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        accumulation=settings.accumulation,
+        labels=stage.clip_labels if config.data.balance else None,
+    )
+    batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
+    progress = Progress("EndoGen", schedule.total_steps, start, show=accelerator.is_local_main_process)
+    report = RunReport(run, f"{config.run.name}: EndoGen {config.endogen.preset}", schedule.total_steps)
+    guard = StepGuard(accelerator, stage.optimizer)
+    stop.expect_checkpoint(stage.parts.size_bytes)
+    stop.expect_answers_late(guard.lag)
+    with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
+        for number in begin(stage, start, stop):
+            stop.begin_step()
+            step = schedule.step(number)
+            set_learning_rate(optimizer, step.lr)
+            torch.manual_seed(derive_seed(config.run.seed, "step", number, accelerator.process_index))
+            model.train()
+            total = torch.zeros((), device=accelerator.device)
+            record = StepRecord(number)
+            for micro in range(settings.accumulation):
+                batch = batches.next()
+                codes, labels = (sent(batch[name], accelerator.device) for name in ("codes", "label"))
+                last = micro == settings.accumulation - 1
+                with gradients_synchronised(accelerator, model, last):
+                    loss = stage.loss(model, codes, labels)
+                    accelerator.backward(loss / settings.accumulation)
+                record.add(loss, batch)
+                total += loss.detach() / settings.accumulation
+
+            norm = clipped_norm(accelerator, stage.model, settings.clip_norm)
+            done = number + 1
+            logs = done % settings.log_every == 0 or done == schedule.total_steps
+            saves = is_saved(stage, done)
+            bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=logs or saves)
+            if bad is not None:
+                raise non_finite(stage, bad)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            progress.count(step.batch, batches.waited())
+            if logs:
+                state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
+                log_step(stage, done, {"total": total}, state, progress, report)
+            if end_step(stage, done, stop, progress, saves=saves, asked=asked):
+                break
+
+    run.say(f"EndoGen is trained: sample with 'medsora sample --model {run.path} --out {run.path}/videos'.")
+    accelerator.end_training()
+    return run.path

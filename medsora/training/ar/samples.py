@@ -1,0 +1,45 @@
+"""The dataset of EndoGen's training: codes and labels, read by number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from medsora.config.schema import Config
+from medsora.data.clips import ClipDataset
+from medsora.training.cache.codes import CodeCache
+from medsora.training.randomness import chance_for
+from medsora.training.schedule import SampleKey
+
+
+class CodeSamples(Dataset):
+    """Items by `SampleKey`: `codes` (N,), `label` (the number of labels where it is dropped), `name`."""
+
+    def __init__(self, config: Config, clips: ClipDataset, cache: CodeCache) -> None:
+        self.config, self.clips, self.cache = config, clips, cache
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        _, window = self.clips.window(key.index)
+        choice = self.clips.choose(key.epoch, key.index, start=window.start, images=())
+        dropped = chance_for(self.config.run.seed, "label dropout", key.number)
+        label = label_of(self.clips, key.index)
+        if dropped < self.config.train_ar.label_dropout:
+            label = len(self.clips.labels.names)
+        codes = self.cache.get(key.index, choice.flipped)
+        return {"sample": key.number, "name": self.clips.name(choice), "codes": codes, "label": label}
+
+    @staticmethod
+    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Stack a micro-batch's items."""
+        return {
+            "name": [item["name"] for item in items],
+            "codes": torch.stack([item["codes"] for item in items]),
+            "label": torch.tensor([item["label"] for item in items]),
+        }
+
+
+def label_of(clips: ClipDataset, index: int) -> int:
+    """Return the number of a clip's label; without labels 0, the only row, which stands for none."""
+    return clips.label(index) if clips.labels.names else 0

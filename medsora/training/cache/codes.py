@@ -1,0 +1,76 @@
+"""The tokenizer's codes of every enumerated window, on disk, plain and, where clips are flipped, mirrored.
+
+A clip starts at its window's first frame, as with cached latents.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from medsora.baselines.endogen.grid import frames_to_grid, grid_shape
+from medsora.config.schema import Config
+from medsora.data.clips import ClipDataset
+from medsora.runtime.digests import weights_digest
+from medsora.runtime.progress_bar import progress_bar
+from medsora.training.cache.fingerprint import clips_digest
+from medsora.training.cache.store import TensorStore
+
+CODE_VERSION = 1  # raise when the way from a clip to its codes changes
+
+
+class CodeCache:
+    """Codes (N,) of windows' clips; `build` once, then read by the loader's workers."""
+
+    def __init__(self, config: Config, clips: ClipDataset, tokenizer: Any) -> None:
+        self.clips, self.flips = clips, (False, True) if config.data.flip else (False,)
+        depends_on = {
+            "code": CODE_VERSION,
+            "clips": clips_digest(clips),
+            "frames": clips.spec.frames,
+            "flips": len(self.flips),
+            "tokenizer": weights_digest(tokenizer),
+        }
+        self.store = TensorStore(Path(config.cache.dir), "codes", depends_on)
+
+    def build(self, tokenizer: Any, accelerator: Accelerator) -> None:
+        """Encode what is not there yet; every process takes its share, all wait for the last."""
+        names = [_name(index) for index in range(len(self.clips))]
+        missing = self.store.missing(names[accelerator.process_index :: accelerator.num_processes])
+        show = bool(missing) and accelerator.is_local_main_process
+        for name in progress_bar(f"codes of {len(names)} clips", missing, unit="clip", show=show):
+            index = int(name.split("-")[1])
+            codes = [encode_clip(tokenizer, self.clips, index, flip=flip) for flip in self.flips]
+            self.store.put(name, {"codes": torch.stack(codes)})
+        accelerator.wait_for_everyone()
+
+    def get(self, index: int, flipped: bool) -> Tensor:
+        """Return the codes of a window's clip. Raises `OSError` if they are gone."""
+        entry = self.store.get(_name(index))
+        if entry is None:
+            raise OSError(
+                f"the cache entry {_name(index)} in {self.store.folder} was there and is gone or damaged; "
+                "start the same command again, it is built anew."
+            )
+        return entry["codes"][int(flipped)]
+
+
+@torch.no_grad()
+def encode_clip(tokenizer: Any, clips: ClipDataset, index: int, *, flip: bool = False) -> Tensor:
+    """Return the codes (N,), on the CPU, of a window's clip, its frames laid out as a grid."""
+    video = clips.fixed_clip(index, flip=flip, images=())["video"][: clips.spec.frames]
+    picture = frames_to_grid(video, *grid_shape(len(video)))
+    return tokenizer.encode(picture[None].to(tokenizer.device)).flatten().long().cpu()
+
+
+def code_cache_bytes(config: Config, clips: int, codes: int) -> int:
+    """How much the codes of `clips` windows take."""
+    return 8 * codes * clips * (1 + config.data.flip)
+
+
+def _name(index: int) -> str:
+    return f"clip-{index:07d}"
