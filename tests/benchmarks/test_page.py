@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import page
+from medsora.errors import BadInput
 
 
 def entry(median: float, *, commit: str, batch: int = 1, machine: str = "a CPU") -> dict:
@@ -65,5 +66,5 @@ def test_only_what_lies_between_the_marks_is_written(tmp_path: Path, monkeypatch
     assert "2.00x" in text
     assert (tmp_path / "performance.svg").read_text().count("<svg") == 1
     written.write_text("no marks")
-    with pytest.raises(SystemExit, match="marks"):
+    with pytest.raises(BadInput, match="marks"):
         page.main()
