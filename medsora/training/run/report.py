@@ -150,12 +150,12 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
     if curves:
         sections.append(Section("Curves", text=["Thin: as logged; bold: running mean."], images=curves))
     if messages := _read(run / "messages.txt"):
-        sections.append(Section("Messages", text=_private(messages).splitlines()[-MESSAGES:]))
+        sections.append(Section("Messages", text=hide_paths(messages).splitlines()[-MESSAGES:]))
     versions = json.loads(_read(run / "versions.json") or "{}")
     sections += [
-        Section("Command", code=_private(_read(run / "command.txt").strip())),
+        Section("Command", code=hide_paths(_read(run / "command.txt").strip())),
         Section("Versions", table=[(name, str(version)) for name, version in versions.items()]),
-        Section("Config", code=_private(_read(run / "config.yaml").strip())),
+        Section("Config", code=hide_paths(_read(run / "config.yaml").strip())),
     ]
     path = run / PAGE
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -244,7 +244,7 @@ def _rows(latest: dict[str, float], prefix: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def _private(text: str) -> str:
+def hide_paths(text: str) -> str:
     """Return `text` with only the last part of every absolute path: the page may be passed on."""
     return ABSOLUTE_PATH.sub("…/", text)
 
