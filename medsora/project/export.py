@@ -81,7 +81,7 @@ def export_run(
         raise BadInput(f"{out} is there already; take another folder, or remove it.")
     run = stage_2_folder(run)
     found = find_in_run(run, raw=raw, checkpoint=checkpoint)
-    config = load_config(run / "config.yaml")
+    config = load_config(run / "config.yaml", outputs_anywhere=True)
     pipeline = MedSoraPipeline.from_folder(found, dtype=dtype)
     sheet = run / SHEET
     sheet_name = SHEET_NAME if sheet.is_file() else None

@@ -131,7 +131,7 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
     step = int(latest.get("step", 0))
     sections = [
         Section("Now", table=[("step", f"{step:,} of {total_steps:,}"), *_times(log, step, total_steps)]),
-        *_evaluation(log),
+        *evaluation_section(log),
     ]
     if newest := max((run / "samples").glob("step-*.png"), default=None):
         videos = [
@@ -181,7 +181,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-def _evaluation(log: list[dict[str, float]]) -> list[Section]:
+def evaluation_section(log: list[dict[str, float]], title: str = "Held-out clips") -> list[Section]:
     """Return the section that compares the last evaluation with the one before; none before the first."""
     evaluations = [line for line in log if any(name.startswith(EVALUATION) for name in line)]
     if not evaluations:
@@ -205,7 +205,7 @@ def _evaluation(log: list[dict[str, float]]) -> list[Section]:
             f"The first evaluation, after step {int(last['step']):,}; there is none to compare it with."
         )
     header = ("", "before", "now", "", "what it is")
-    return [Section("Held-out clips", text=[sentence], header=header, table=rows)]
+    return [Section(title, text=[sentence], header=header, table=rows)]
 
 
 def _verdict(name: str, before: dict[str, float], last: dict[str, float]) -> str:
