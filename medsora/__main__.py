@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from medsora.config.choices import LAYOUTS
+from medsora.config.choices import DTYPES, LAYOUTS
 from medsora.config.presets import PRESETS
 from medsora.errors import building
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
@@ -79,6 +79,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     add("out", type=Path, metavar="OUT", help="the folder to make")
     add("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest whole one)")
     add("--raw", action="store_true", help="the raw weights instead of their moving average")
+    add("--dtype", choices=DTYPES, default="fp32", help="of the weights that are written (default: fp32)")
     add("--name", help="the model's name on its card (default: the run's)")
     add(
         "--data-description", metavar="TEXT", help="what it was trained on, for the card; or a file, as @FILE"
