@@ -13,6 +13,7 @@ from torch import Tensor
 
 import medsora.vae
 from medsora.config.schema import Config
+from medsora.runtime.digests import weights_digest
 from medsora.training.ar import loop
 from medsora.training.run.report import RunReport
 from tests.support import tiny_training as tiny
@@ -36,6 +37,10 @@ class VQTokenizer(ModelMixin, ConfigMixin):
             latent_channels=4,
             **SIZES,
         )
+
+    @property
+    def digest(self) -> str:
+        return weights_digest(self)
 
     def encode(self, pictures: Tensor) -> Tensor:
         latents = self.base.encode(pictures).latents

@@ -15,7 +15,6 @@ from torch import Tensor
 from medsora.baselines.endogen.grid import frames_to_grid, grid_shape
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
-from medsora.runtime.digests import weights_digest
 from medsora.runtime.progress_bar import progress_bar
 from medsora.training.cache.fingerprint import clips_digest
 from medsora.training.cache.store import TensorStore
@@ -33,7 +32,7 @@ class CodeCache:
             "clips": clips_digest(clips),
             "frames": clips.spec.frames,
             "flips": len(self.flips),
-            "tokenizer": weights_digest(tokenizer),
+            "tokenizer": tokenizer.digest,
         }
         self.store = TensorStore(Path(config.cache.dir), "codes", depends_on)
 

@@ -45,7 +45,13 @@ def seeded(*seeds: int) -> list[torch.Generator]:
 
 @pytest.mark.parametrize(
     ("preset", "classes", "parameters"),
-    [("B", 8, 110_126_592), ("B", 3, 110_122_752), ("L", 8, 341_895_168), ("XL", 8, 773_429_760)],
+    [
+        ("tiny", 8, 8_949_888),
+        ("B", 8, 110_126_592),
+        ("B", 3, 110_122_752),
+        ("L", 8, 341_895_168),
+        ("XL", 8, 773_429_760),
+    ],
 )
 def test_counts_are_the_published_ones(preset: str, classes: int, parameters: int) -> None:
     with torch.device("meta"):

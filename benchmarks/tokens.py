@@ -1,0 +1,71 @@
+"""What EndoGen's cache of keys and values saves: `python -m benchmarks.tokens --preset tiny --codes 1024`.
+
+Seconds of writing a clip code by code with the cache, and without it: there every code takes a forward over
+all codes before, measured at evenly spaced positions and summed. Both take turns, A B A B.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.support.measure import Times, ratio, take_turns
+from medsora.baselines.endogen import EndoGen
+from medsora.baselines.endogen.generate import generate
+from medsora.config.presets import ENDOGEN_PRESETS
+from medsora.runtime.exit import exit_with_status
+
+POSITIONS = 16
+
+
+def main() -> None:
+    """Measure and print what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tokens", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--preset", default="tiny", choices=list(ENDOGEN_PRESETS), help="(default: %(default)s)")
+    add("--codes", type=int, default=1024, metavar="N", help="of a clip, a square (default: %(default)s)")
+    add("--rounds", type=int, default=2, metavar="N", help="turns of each (default: %(default)s)")
+    options = parser.parse_args()
+    times = measure(options.preset, options.codes, options.rounds)
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        print(f"{name:9} {median:9.2f} s a clip, {options.codes / median:8.1f} tokens per second")
+    print(f"the cache is {ratio(times['uncached'], times['cached'])} as fast")
+
+
+def measure(preset: str, codes: int, rounds: int, positions: int = POSITIONS) -> Times:
+    """Return the seconds of one clip of `codes` codes, "cached" and "uncached", in every round.
+
+    An uncached clip's are those of `positions` forwards, times `codes` / `positions`.
+    """
+    side = math.isqrt(codes)
+    model = EndoGen.from_preset(preset, rows=side, cols=side).eval()
+    torch.nn.init.normal_(model.output.weight, std=0.02)
+    clip = torch.randint(model.config.num_codes, (1, codes - 1))
+    lengths = [int((k + 0.5) * codes / positions) for k in range(positions)]
+
+    def cached() -> None:
+        generate(model, [0], [torch.Generator().manual_seed(0)])
+
+    times = take_turns(
+        {"cached": cached, "uncached": _forwards(model, clip, lengths)}, rounds, torch.device("cpu")
+    )
+    times["uncached"] = [seconds * codes / positions for seconds in times["uncached"]]
+    return times
+
+
+def _forwards(model: EndoGen, clip: torch.Tensor, lengths: list[int]) -> Callable[[], None]:
+    @torch.no_grad()
+    def forwards() -> None:
+        for length in lengths:
+            model(clip[:, :length])
+
+    return forwards
+
+
+if __name__ == "__main__":
+    exit_with_status(main)

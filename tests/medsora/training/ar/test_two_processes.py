@@ -1,0 +1,70 @@
+"""Two CPU processes train EndoGen together by medsora.training.ar.loop: the gradients of one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from medsora.config.load import load_config, save_config
+from medsora.training.ar import loop
+from tests.support import tiny_tokenizer as tokens
+from tests.support.paths import ROOT
+from tests.support.patience import PATIENCE_S
+
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def keep_gradients(config_path: Path, out: Path) -> None:
+    """Train one step, `out` with the rank in its name gets the gradients."""
+    kept: dict[str, torch.Tensor] = {}
+    clipped_norm = loop.clipped_norm
+
+    def keep(accelerator: Accelerator, model: nn.Module, largest: float | None) -> torch.Tensor:
+        kept.update((name, p.grad.clone()) for name, p in model.named_parameters())
+        kept["rank"] = torch.tensor(accelerator.process_index)
+        return clipped_norm(accelerator, model, largest)
+
+    with tokens.known_tokenizer(), mock.patch.object(loop, "clipped_norm", keep):
+        tokens.train(load_config(config_path, outputs_anywhere=True))
+    rank = int(kept.pop("rank"))
+    save_file(kept, f"{out}-{rank}.safetensors")
+
+
+def test_gradients_are_those_of_one_process(clips: Path, tmp_path: Path) -> None:
+    """Equal to 1e-6 without dropout and masking, whose draws are a process's own."""
+    off = {"endogen__dropout": 0.0, "endogen__mask": 0.0, "train_ar__max_steps": 1}
+    tokenizer = tokens.write_tokenizer(tmp_path / "tokenizer")
+    for name in ("one", "two"):
+        config = tokens.configure(tmp_path / name, clips, tokenizer, **off)
+        save_config(config, tmp_path / f"{name}.yaml")
+    keep_gradients(tmp_path / "one.yaml", tmp_path / "alone")
+    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *LAUNCHER, "-m", __name__, str(tmp_path / "two.yaml"), str(tmp_path / "together")],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    alone = load_file(tmp_path / "alone-0.safetensors")
+    first, second = (load_file(tmp_path / f"together-{rank}.safetensors") for rank in (0, 1))
+    assert alone.keys() == first.keys() == second.keys()
+    assert alone["output.weight"].any()
+    for name, gradient in alone.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], gradient, rtol=0, atol=1e-6)
+
+
+if __name__ == "__main__":
+    keep_gradients(Path(sys.argv[1]), Path(sys.argv[2]))
