@@ -68,8 +68,8 @@ def equal_cost_parser(prog: str = "medsora study equal-cost") -> argparse.Argume
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Train each system on the same clips and cached latents for equal minutes and for an "
-        "equal number of steps, at the best of the same trial learning rates; sample and compare. Start again to "
-        "resume.",
+        "equal number of steps, at the best of the same trial learning rates; sample and compare. Start "
+        "again to resume.",
         epilog=EXIT_STATUSES,
     )
     add = parser.add_argument
