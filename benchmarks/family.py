@@ -3,7 +3,8 @@
 Systems of one size, at 16 to 128 frames of 128 to 512 pixels, batch 1: parameters, FLOPs, and measured turn
 by turn (A B A B, medians with ranges) the time of a denoising step, of a training step and of a video, and
 the peak of a training step in a process of its own. A video is as many denoising steps as `--steps` says,
-without decoding; `tiny` on a CPU, and every size on a GPU, really takes them, others are stated as steps times.
+without decoding; `tiny` on a CPU, and every size on a GPU, really takes them;
+others are stated as steps times.
 
 Rows that do not fit are "not run", with the estimate: bytes by the count of `benchmarks.cost`, seconds by
 FLOPs at the rate of the system's point before. Endora is there twice: as published, with one latent per
