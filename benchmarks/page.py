@@ -158,4 +158,4 @@ def draw(path: Path, entries: Sequence[Entry]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_status(main)
