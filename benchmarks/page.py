@@ -15,6 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.support.measure import RESULTS
+from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_between_marks, written_beside
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -158,4 +159,4 @@ def draw(path: Path, entries: Sequence[Entry]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_status(main)

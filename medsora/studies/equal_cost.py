@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 
 from medsora.config.load import load_config
 from medsora.config.schema import STAGE_2
@@ -221,21 +221,23 @@ class EqualCost:
         for variant in waiting:
             ablate._launch(study.command(variant, seed)[1:], module=FILL_CACHES)
         start_minutes = dict.fromkeys((variant.title for variant in waiting), ASSUMED_START_S / 60)
-        idle = dict.fromkeys(start_minutes, 0)
-        while waiting := list(self._unfinished(study, waiting, seed)):
+        idle, over = dict.fromkeys(start_minutes, 0), set()  # over: what is left is too little for a step
+        while waiting := [v for v in self._unfinished(study, waiting, seed) if v.title not in over]:
             for variant in waiting:
                 before = study.run(variant, seed).minutes
                 segment = min(self.segment, study.minutes - before)
                 limit = segment + start_minutes[variant.title]
-                began = time.monotonic()
+                began = monotonic()
                 words = study.command(variant, seed, "--time-limit", f"{limit:.3f}")
                 if ablate._launch(words, timed=True) == FAILED:
                     print(f"error: {variant.title}, seed {seed} failed (see above).", file=sys.stderr)
                     sys.exit(FAILED)
                 gained = study.run(variant, seed).minutes - before
-                start_minutes[variant.title] = max(0.0, (time.monotonic() - began) / 60 - gained)
+                start_minutes[variant.title] = max(0.0, (monotonic() - began) / 60 - gained)
                 idle[variant.title] = 0 if gained > 0 else idle[variant.title] + 1
-                if idle[variant.title] > 1:
+                if gained <= 0 and segment < self.segment:
+                    over.add(variant.title)
+                elif idle[variant.title] > 1:
                     raise BadInput(
                         f"a segment of {self.segment:g} minutes does not reach a step of {variant.title}; "
                         "give more by --segment."
