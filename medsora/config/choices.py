@@ -11,6 +11,7 @@ PREDICTIONS = ("noise", "velocity")
 LOSS_TARGETS = (*PREDICTIONS, "data")
 LR_DECAYS = ("none", "cosine")
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "nadam", "radam")  # classes of torch.optim, in lower case
+MATMUL_PRECISIONS = ("highest", "high", "medium")  # of float32 products, as PyTorch names them
 PRECISIONS = ("no", "bf16", "fp16")  # mixed precision in training, as accelerate names it
 PHANTOM_LOOKS = ("white-light", "narrow-band")
 TRACKERS = ("tensorboard", "wandb", "trackio")  # names of packages, too

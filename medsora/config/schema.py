@@ -21,6 +21,7 @@ from typing import Any
 from medsora.config.choices import (
     LOSS_TARGETS,
     LR_DECAYS,
+    MATMUL_PRECISIONS,
     MIXINGS,
     OPTIMIZERS,
     PHANTOM_LOOKS,
@@ -501,7 +502,7 @@ class DitTrainingConfig:
     matmul: str = key(
         "highest",
         "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
-        choices=("highest", "high", "medium"),
+        choices=MATMUL_PRECISIONS,
     )
     compile: bool = key(False, "Compile the denoiser's blocks by torch.compile; needs an NVIDIA or AMD GPU.")
     sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
@@ -579,7 +580,7 @@ class ArTrainingConfig:
     matmul: str = key(
         "highest",
         "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
-        choices=("highest", "high", "medium"),
+        choices=MATMUL_PRECISIONS,
     )
     label_dropout: float = key(
         0.1,

@@ -340,7 +340,7 @@ def load_tokenizer(named: str | Path, hint: str) -> ModelMixin:
     folder = find_vae(named, hint, kinds=tuple(TOKENIZERS))
     kind = class_of_part(TOKENIZERS, read_json_object(folder / "config.json"), folder)
     check_model(folder, kind)
-    return kind.from_pretrained(folder).eval().requires_grad_(False)
+    return kind.from_pretrained(folder, use_safetensors=True).eval().requires_grad_(False)
 
 
 def _per_frame_vae(config: Config) -> PerFrameVAE:
