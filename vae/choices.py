@@ -3,7 +3,7 @@
 from typing import Any
 
 LPIPS_TRUNKS = {"vgg": "vgg16", "alex": "alexnet"}  # torchvision's name for each of LPIPS's networks
-VAE_KINDS = ("causal", "per-frame")
+VAE_KINDS = ("causal", "per-frame", "vq")
 COMPENSATION_KINDS = ("causal", "standard")
 DEFAULT_COMPENSATION = "standard"
 
