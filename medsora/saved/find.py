@@ -39,7 +39,7 @@ from medsora.saved.limits import (
     shown,
 )
 from medsora.saved.manifest import changed_file
-from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VideoVAE
+from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VideoVAE, VQTokenizer
 from medsora.vae.choices import COMPENSATION_KINDS
 
 log = logging.getLogger(__name__)
@@ -287,8 +287,11 @@ def find_vae(
     raise BadInput(f"there is no trained VAE in {named}; {hint}.")
 
 
-def load_vae(folder: Path) -> FrequencyCompensatedVAE:
-    """Load the VAE, or plain base, of a folder that `find_vae` gave. Raises `BadInput` if it is not whole."""
+def load_vae(folder: Path) -> FrequencyCompensatedVAE | VQTokenizer:
+    """Load the VAE, tokenizer or plain base of a folder that `find_vae` gave; `BadInput` if not whole."""
+    if read_json_object(folder / "config.json")["_class_name"] == VQTokenizer.__name__:
+        check_model(folder, VQTokenizer)
+        return VQTokenizer.from_pretrained(folder)
     if _is_base(folder):
         check_model(folder, AutoencoderKLCogVideoX)
         return FrequencyCompensatedVAE.from_base(folder, compensation=False)
@@ -304,6 +307,10 @@ def trained_vae(config: Config) -> VideoVAE:
     `UNTOUCHED_BASE` is `vae.base`. That, and a plain base of diffusers in `vae.path`, get the compensation
     that the config names: untrained, it changes nothing. Raises `BadInput` where there is no VAE.
     """
+    if config.vae.kind == "vq":
+        raise BadInput(
+            "vae.kind is vq, a tokenizer, whose codes stage 2 cannot diffuse; choose another kind."
+        )
     if config.vae.kind == "per-frame":
         vae = _per_frame_vae(config)
     elif config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():

@@ -144,7 +144,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
         findings.line("VAE", f"{every:,} parameters, of which {trained:,} are trained")
     with findings.part("the clip's size"):
         check_video_shape(config.data.frames, *config.data.height_width)
-        check_crop(config)
+        check_crop(config, vae)
     with findings.part("the loss"):
         loss = build_loss(config)
     clips, _ = count_clips(findings, config, clip_spec(config), config.vae_dir)

@@ -59,12 +59,17 @@ FIGURES = {
     "held_out/base_spectrum_error": Figure(
         "spectrum error without compensation, dB", "the same with the compensation off"
     ),
+    "held_out/codes_used": Figure("codes used", "part of the codebook that held-out clips take", 1),
+    "held_out/perplexity": Figure("perplexity of codes", "equally frequent codes that would vary as much", 1),
     "held_out/mse": Figure(
         "noise error", "error of the predicted noise, mean over the timesteps below; 1: none"
     ),
     "held_out/clip_mse": Figure("noise error of clips", "the same without joint images"),
     "loss/total": Figure("loss", "what training minimises: the weighted sum of its parts"),
     "loss/l1": Figure("L1", "mean difference of pixels, which lie in [-1, 1]"),
+    "loss/l2": Figure("L2", "mean squared difference of pixels"),
+    "loss/commitment": Figure("commitment", "squared distance of latents from their codes, for the encoder"),
+    "loss/codebook": Figure("codebook", "the same distance, for the codebook"),
     "loss/lpips": Figure("LPIPS", "difference of a pretrained network's features"),
     "loss/ffl": Figure("focal frequency", "difference of the frames' spectra, difficult frequencies first"),
     "loss/kl": Figure("KL", "distance of the latents from a standard normal distribution"),
@@ -77,6 +82,10 @@ FIGURES = {
     "gradient_norm": Figure("gradient norm", "before clipping", 0),
     "lr": Figure("learning rate", "of the last step", 0),
     "epoch": Figure("epoch", "how often every clip has been seen", 0),
+    "codes_used": Figure(
+        "codes used", "part of the codebook used in the last train_vae.revive_after steps", 0
+    ),
+    "perplexity": Figure("perplexity", "equally frequent codes that would vary as the last step's", 0),
     "speed/samples_per_s": Figure("clips per second", "since the last line of the log", 0),
     "speed/data_wait": Figure(
         "waiting for data", "part of that time in which the device had nothing to do", 0
