@@ -224,7 +224,7 @@ class VaeConfig:
     quantize: bool = key(
         True,
         "Quantise a tokenizer's latents; false trains the same autoencoder without codes, to compare with.",
-        stage=STAGE_1,
+        stage=(STAGE_1,),
     )
     compensation: bool = key(True, "Add the frequency compensation modules to the base.")
     compensation_kind: str = key(

@@ -16,9 +16,9 @@ from medsora.project import convert
 from medsora.sampler import learns_variance
 from medsora.sampling.tokens import EndoGenPipeline
 from medsora.saved.find import find_model
-from tests.support import tiny_tokenizer
-from tests.support.naive.endogen import published_shapes
-from tests.support.naive.endora import published_state
+from tests.support.endogen import tiny_tokenizer
+from tests.support.endogen.naive import published_shapes
+from tests.support.naive_endora import published_state
 
 VAE = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,

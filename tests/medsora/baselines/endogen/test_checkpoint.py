@@ -13,7 +13,7 @@ import torch
 from medsora.baselines.endogen.checkpoint import from_published, read_published
 from medsora.config.presets import ENDOGEN_PRESETS
 from medsora.errors import BadInput
-from tests.support.naive.endogen import naive_endogen, published_shapes
+from tests.support.endogen.naive import naive_endogen, published_shapes
 
 SMALL = {"width": 16, "depth": 2, "heads": 2, "hidden": 12}
 

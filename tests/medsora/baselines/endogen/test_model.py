@@ -16,7 +16,7 @@ from medsora.baselines.endogen.generate import draw, filter_logits, generate
 from medsora.baselines.endogen.grid import frames_to_grid, grid_shape, grid_to_frames
 from medsora.baselines.endogen.model import rotations
 from medsora.errors import BadInput
-from tests.support.naive.endogen import naive_endogen
+from tests.support.endogen.naive import naive_endogen
 
 SMALL = {
     "num_codes": 13,

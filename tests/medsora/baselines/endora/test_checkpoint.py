@@ -14,7 +14,7 @@ from torch import Tensor
 from medsora.baselines.endora import Endora
 from medsora.baselines.endora.checkpoint import from_published, read_published
 from medsora.errors import BadInput
-from tests.support.naive.endora import (
+from tests.support.naive_endora import (
     frame_positions,
     naive_endora,
     positions,

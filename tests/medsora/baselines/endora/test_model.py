@@ -16,7 +16,7 @@ from medsora.config.presets import ENDORA_PRESETS
 from medsora.denoiser.velocity import noise_from_velocity
 from medsora.errors import BadInput
 from medsora.sampling.prepared import PreparedDenoiser
-from tests.support.naive.endora import naive_endora, published_name
+from tests.support.naive_endora import naive_endora, published_name
 
 SMALL = {"width": 24, "depth": 4, "heads": 3}
 

@@ -1,7 +1,6 @@
-"""EndoGen trains, resumes and is sampled by MedSora's commands: medsora.training.ar.build,
-medsora.training.ar.stage, medsora.training.ar.samples, medsora.training.ar.loss, medsora.training.ar.command,
-medsora.training.ar.dry_run, medsora.training.cache.codes, medsora.training.run.described,
-medsora.sampling.tokens.
+"""medsora.training.ar.build, medsora.training.ar.stage, medsora.training.ar.samples, medsora.training.ar.loss,
+medsora.training.ar.command, medsora.training.ar.dry_run, medsora.training.cache.codes,
+medsora.training.run.described, medsora.sampling.tokens: EndoGen trains, resumes and is sampled.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from medsora.training.ar.build import build_ar_stage
 from medsora.training.ar.command import main
 from medsora.training.ar.loss import NextCodeLoss
 from medsora.training.schedule import SampleKey
-from tests.support import tiny_tokenizer as tokens
 from tests.support import tiny_training as tiny
+from tests.support.endogen import tiny_tokenizer as tokens
 
 
 @pytest.fixture(autouse=True)

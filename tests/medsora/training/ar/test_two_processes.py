@@ -1,4 +1,4 @@
-"""Two CPU processes train EndoGen together by medsora.training.ar.loop: the gradients of one process."""
+"""medsora.training.ar.loop: two CPU processes train EndoGen together with the gradients of one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from medsora.config.load import load_config, save_config
 from medsora.training.ar import loop
-from tests.support import tiny_tokenizer as tokens
+from tests.support.endogen import tiny_tokenizer as tokens
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 

@@ -62,7 +62,7 @@ def write_tokenizer(folder: Path, seed: int = 0) -> Path:
 
 
 def known_tokenizer() -> Any:
-    return mock.patch.dict(medsora.vae._HOMES, VQTokenizer="tests.support.tiny_tokenizer")
+    return mock.patch.dict(medsora.vae._HOMES, VQTokenizer="tests.support.endogen.tiny_tokenizer")
 
 
 def configure(work: Path, clips: Path, tokenizer: Path, **changes: Any) -> Config:

@@ -1,0 +1,1 @@
+"""Helpers of EndoGen's tests."""
