@@ -1,4 +1,5 @@
-"""medsora.training.ar.build, medsora.training.ar.stage, medsora.training.ar.samples, medsora.training.ar.loss,
+"""medsora.training.ar.build, medsora.training.ar.stage, medsora.training.ar.samples,
+medsora.training.ar.loss,
 medsora.training.ar.command, medsora.training.ar.dry_run, medsora.training.cache.codes,
 medsora.training.run.described, medsora.sampling.tokens: EndoGen trains, resumes and is sampled.
 """
