@@ -117,7 +117,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         "--vae",
         metavar="VAE",
         help="endora: an AutoencoderKL, by hub name, folder or JSON config (default: "
-        "stabilityai/sd-vae-ft-ema); endogen: the tokenizer's folder",
+        "stabilityai/sd-vae-ft-ema); endogen: the tokenizer's folder, or LlamaGen's file",
     )
     add("--heads", type=int, metavar="N", help="endora: attention heads (default: the published size's)")
     add(

@@ -128,7 +128,8 @@ def reconstructions(vae: FrequencyCompensatedVAE | VQTokenizer, video: Tensor) -
     """Return (1, F, 3, H, W) as the VAE returns it, and as its base alone does if it has a compensation."""
     versions = {"compensated": vae.reconstruct(video)}
     if not any(True for _ in compensation_modules(vae)):
-        return {"base": versions["compensated"]}
+        name = "tokenizer" if isinstance(vae, VQTokenizer) else "base"
+        return {name: versions["compensated"]}
     with compensation_off(vae):
         versions["base"] = vae.reconstruct(video)
     return versions

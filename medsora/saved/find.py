@@ -41,6 +41,7 @@ from medsora.saved.limits import (
 from medsora.saved.manifest import changed_file
 from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VideoVAE, VQTokenizer
 from medsora.vae.choices import COMPENSATION_KINDS
+from medsora.vae.published_tokenizer import read_published_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -343,7 +344,13 @@ def trained_tokenizer(config: Config) -> ModelMixin:
 
 
 def load_tokenizer(named: str | Path, hint: str) -> ModelMixin:
-    """Load the frozen tokenizer that `named` means to `find_vae`. Raises `BadInput`, ending in `hint`."""
+    """Load the frozen tokenizer that `named` means to `find_vae`, or LlamaGen's published file.
+
+    Raises `BadInput`; where there is none, it ends in `hint`.
+    """
+    if is_file(Path(named)):
+        with building():
+            return read_published_tokenizer(named).requires_grad_(False)
     folder = find_vae(named, hint, kinds=tuple(TOKENIZERS))
     kind = class_of_part(TOKENIZERS, read_json_object(folder / "config.json"), folder)
     check_model(folder, kind)

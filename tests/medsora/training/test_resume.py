@@ -36,18 +36,11 @@ from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.choices import DEFAULT_COMPENSATION
 from medsora.vae.losses import VaeLoss
 from tests.support import tiny_training as tiny
-from tests.support.paths import ROOT
 
 STEPS = 4
-TOKENIZER = {
-    "vae__kind": "vq",
-    "vae__base": str(ROOT / "tests/support/tiny_vq.json"),
-    "train_vae__train": "all",
-    "train_vae__revive_after": 1,
-}
 KINDS = {
     "stage-1": ("vae", {}),
-    "stage-1-tokenizer": ("vae", TOKENIZER),
+    "stage-1-tokenizer": ("vae", tiny.TOKENIZER),
     "stage-2": ("dit", {}),
     "stage-2-cached": ("dit", {"cache__latents": "disk", "cache__prior": "disk"}),
 }
