@@ -18,7 +18,7 @@ from medsora.flow_prior.dino import build_network
 from medsora.training.ar.build import build_transformer
 from medsora.training.schedule import Schedule
 from medsora.training.stage2.build import build_denoiser, token_grid
-from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE
+from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VQTokenizer
 from medsora.vae.base import load_base
 from tests.support.paths import ROOT
 
@@ -56,8 +56,17 @@ def test_shipped_configs_of_endogen_can_be_built(name: str) -> None:
     assert schedule.step(schedule.total_steps - 1).lr >= 0
 
 
+def test_the_tokenizer_of_a_config_can_be_built() -> None:
+    config = load_config(ROOT / "configs" / "phantom_tokenizer.yaml")
+    VQTokenizer.from_preset(config.vae.base).check_video_shape(config.data.frames, *config.data.height_width)
+    schedule = Schedule.of(config.train_vae, clips=100)
+    assert schedule.step(schedule.total_steps - 1).lr >= 0
+
+
 @pytest.mark.parametrize(
-    "path", [path for path in CONFIGS if "endogen" not in path.stem], ids=lambda path: path.stem
+    "path",
+    [path for path in CONFIGS if "endogen" not in path.stem and path.stem != "phantom_tokenizer"],
+    ids=lambda path: path.stem,
 )
 def test_what_shipped_configs_describe_can_be_built(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but what has to be fetched: both schedules, the base, the denoiser, DINO's name."""
