@@ -61,7 +61,7 @@ def test_hours_follow_from_flops_and_the_precision(capsys: pytest.CaptureFixture
             "0.501 h on an RTX 3090 or 0.036 h on an H200, assuming 25% of the peak of bf16",
         ),
     ):
-        report_hours(Findings(), config_from_dict({"train_dit": settings}, "a test"), hour)
+        report_hours(Findings(), config_from_dict({"train_dit": settings}, "a test").train_dit, hour)
         assert expected in capsys.readouterr().out
 
 
