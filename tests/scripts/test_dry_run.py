@@ -14,7 +14,7 @@ import train_dit
 import train_vae
 from medsora.config.load import config_from_dict, save_config
 from medsora.runtime.exit import exit_with_status
-from medsora.training.dry_run.report import Findings, _hours
+from medsora.training.dry_run.report import Findings, report_hours
 from tests.support import tiny_training as tiny
 
 SCRIPTS = {"vae": train_vae.main, "dit": train_dit.main}
@@ -61,8 +61,14 @@ def test_hours_follow_from_flops_and_the_precision(capsys: pytest.CaptureFixture
             "0.501 h on an RTX 3090 or 0.036 h on an H200, assuming 25% of the peak of bf16",
         ),
     ):
-        _hours(Findings(), config_from_dict({"train_dit": settings}, "a test"), hour)
+        report_hours(Findings(), config_from_dict({"train_dit": settings}, "a test").train_dit, hour)
         assert expected in capsys.readouterr().out
+
+
+def test_a_tokenizer_of_short_clips_is_ready(dry_run: Callable) -> None:
+    status, said = dry_run("vae", **tiny.TOKENIZER, data__frames=2)
+    assert status == 0, said
+    assert said.rstrip().endswith("ready")
 
 
 @pytest.mark.parametrize("stage", ["vae", "dit"])
