@@ -8,8 +8,10 @@ from medsora.config.schema import Config
 from medsora.training.randomness import generator_for
 from medsora.vae import FrequencyCompensatedVAE, VQTokenizer
 
+SizedModel = FrequencyCompensatedVAE | VQTokenizer | type[FrequencyCompensatedVAE]
 
-def check_crop(config: Config, vae: FrequencyCompensatedVAE | VQTokenizer) -> None:
+
+def check_crop(config: Config, vae: SizedModel) -> None:
     """Raise `ValueError` unless `train_vae.crop` is a size that the VAE returns, and fits into the clips."""
     crop, smaller_side = config.train_vae.crop, min(config.data.height_width)
     if crop is None:

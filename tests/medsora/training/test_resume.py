@@ -1,4 +1,5 @@
 """medsora.training.stage1.loop, medsora.training.stage1.build, medsora.training.stage1.stage,
+medsora.training.stage1.tokenizer,
 medsora.training.stage2.loop, medsora.training.loop_end, medsora.training.stage_parts,
 medsora.training.step_guard, medsora.training.run.folder: stopped at any step by anything and started
 again, a run is the run that nobody stopped, bit for bit.
