@@ -48,9 +48,10 @@ class TokenizerStage(VaeStage):
         return self.loss(out, video)
 
     @torch.no_grad()
-    def tend_codebook(self, done: int) -> dict[str, float]:
+    def tend_codebook(self, done: int, norm: Tensor) -> dict[str, float]:
         """Normalise the codebook and replace dead codes after `done` steps; return the codes' use."""
-        if not self._seen:
+        if not self._seen or not norm.isfinite():  # what such a step saw is taken back
+            self._seen.clear()
             return {}
         gathered = [self.accelerator.gather(torch.cat(part)) for part in zip(*self._seen, strict=True)]
         self._seen.clear()
