@@ -1,4 +1,4 @@
-# `make demo`: the whole road on the embedded phantom. `make test`: lint, format and the suite.
+# `make demo`: the pipeline end to end on the embedded phantom (FROM=scratch: without the model that ships). `make test`: lint, format and the suite.
 # Each sets up .venv first, from constraints.txt; UV=... and PYTHON=... choose the tools.
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ GIB_FREE = $(shell awk '/^MemAvailable/ {print int($$2 / 2^20)}' /proc/meminfo 2
 JOBS ?= $(shell jobs=$(CORES); free=$$(( $(GIB_FREE) / 2 )); \
   [ $$jobs -le 4 ] || jobs=4; [ $$jobs -le $$free ] || jobs=$$free; [ $$jobs -ge 1 ] || jobs=1; echo $$jobs)
 
-.PHONY: setup demo test lint wheel-check oldest kernel-report-36 audit docs docs-check clean
+.PHONY: setup demo demo-check test lint wheel-check oldest kernel-report-36 audit docs docs-check clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -37,7 +37,12 @@ $(PARITY): $(READY)
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/python -m medsora.demo
+	$(BIN)/python -m medsora.demo $(if $(FROM),--from $(FROM))
+
+# The demo with three seeds; every claim must hold.
+demo-check: $(READY)
+	for seed in 0 1 2; do $(BIN)/python -m medsora.demo --check $(if $(FROM),--from $(FROM)) \
+	  run.seed=$$seed run.name=demo-$$seed || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -58,7 +63,7 @@ wheel-check: $(READY)
 	"$(UV)" venv --quiet --python "$$(command -v $(PYTHON))" $(FRESH)/venv
 	"$(UV)" pip install --quiet --python $(FRESH)/venv/bin/python --constraint constraints.txt \
 	  "$$(echo $(CURDIR)/$(FRESH)/*.whl)[train,eval]" kernels
-	$(IN_EMPTY) medsora demo --videos 2 $(SHORT)
+	$(IN_EMPTY) medsora demo --from scratch --videos 2 $(SHORT)
 	$(IN_EMPTY) python -m medsora.data phantom my-videos --videos 6 --frames 40 --size 64
 	$(IN_EMPTY) medsora new mine --data my-videos --memory 0
 	$(IN_EMPTY) medsora train-vae --config mine/config.yaml $(SHORT)

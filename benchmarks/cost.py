@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,13 +30,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.kernels import kept_bytes
-from benchmarks.page import PAGE, write_between_marks
+from benchmarks.page import PAGE
 from benchmarks.support.measure import device_name, take_turns
 from medsora.config.schema import Config, DenoiserConfig
 from medsora.errors import BadInput
 from medsora.evaluation.report.paper_tables import markdown_table
 from medsora.runtime.exit import exit_with_status
-from medsora.runtime.files import written_beside
+from medsora.runtime.files import write_between_marks, written_beside
 from medsora.sampling.prepared import PreparedDenoiser
 from medsora.training.stage2.build import build_denoiser
 from medsora.vae import check_video_shape, frames_to_latents
@@ -206,6 +206,23 @@ def measure(
     """Run float32 training and denoising steps on the GPU, or without one on the CPU; see the module."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = 0 if device.type == "cuda" else _resident_bytes("VmRSS")
+    train, sample = both_steps(preset, frames, size, image_latents, per_frame, overrides)
+    training = take_turns({"train": train}, rounds, device)["train"]
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident_bytes("VmHWM") - before
+    sampling = take_turns({"sample": sample}, rounds, device)["sample"]
+    return Measured(peak, statistics.median(training), statistics.median(sampling))
+
+
+def both_steps(
+    preset: str,
+    frames: int,
+    size: int,
+    image_latents: int,
+    per_frame: bool = False,
+    overrides: dict[str, Any] | None = None,
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return a training step, optimizer and EMA included, and a denoising step of one model at batch 1."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _denoiser(preset, per_frame, overrides or {}).to(device).train()
     latents = frames if per_frame else frames_to_latents(frames)
     inputs = _inputs(model, latents + image_latents, size, device)
@@ -213,19 +230,25 @@ def measure(
     averaged = [parameter.detach().clone() for parameter in model.parameters()]
 
     def train() -> None:
+        model.train()
         _loss(model(*inputs, num_images=image_latents)).backward()
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(averaged, list(model.parameters()), 0.01)
         optimizer.zero_grad()
 
-    training = take_turns({"train": train}, rounds, device)["train"]
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident_bytes("VmHWM") - before
-    prepared = PreparedDenoiser(model.eval(), [TIMESTEP])
     clip = _inputs(model, latents, size, device)[0], torch.tensor([TIMESTEP], device=device)
-    with torch.no_grad():
-        sampling = take_turns({"sample": lambda: prepared(*clip)}, rounds, device)["sample"]
-    return Measured(peak, statistics.median(training), statistics.median(sampling))
+
+    prepared: list[PreparedDenoiser] = []  # made by the first call, so that training's peak is its own
+
+    @torch.no_grad()
+    def sample() -> None:
+        model.eval()
+        if not prepared:
+            prepared.append(PreparedDenoiser(model, [TIMESTEP]))
+        prepared[0](*clip)
+
+    return train, sample
 
 
 def draw(path: Path, costs: Sequence[Cost]) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.support.measure import RESULTS
-from medsora.runtime.files import write_text, written_beside
+from medsora.runtime.exit import exit_with_status
+from medsora.runtime.files import write_between_marks, written_beside
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 PICTURE = PAGE.parent / "images" / "performance.svg"
-BEGIN, END = "<!-- python -m benchmarks.page -->", "<!-- the end of what it writes -->"
+BEGIN = "<!-- python -m benchmarks.page -->"
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2")  # of machines
 
 Entry = dict[str, Any]
@@ -79,15 +80,6 @@ def main() -> None:
     write_between_marks(PAGE, BEGIN, ["", *bars_table(entries), "", *changes_tables(entries)])
     draw(PICTURE, entries)
     print(f"{PAGE}: {sum(bool(bar.newest(entries)) for bar in BARS)} of {len(BARS)} bars measured")
-
-
-def write_between_marks(page: Path, begin: str, lines: Sequence[str]) -> None:
-    """Replace what stands on a page between the mark `begin` and the next `END`."""
-    head, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, found, tail = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{page}: the marks {begin!r} and {END!r} are not there; put them back")
-    write_text(page, head + "\n".join([begin, *lines, END]) + tail)
 
 
 def read_results(path: Path) -> list[Entry]:
@@ -167,4 +159,4 @@ def draw(path: Path, entries: Sequence[Entry]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_status(main)

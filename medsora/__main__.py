@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from medsora.config.choices import LAYOUTS
+from medsora.config.choices import DTYPES, LAYOUTS
 from medsora.config.presets import PRESETS
 from medsora.errors import building
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "evaluate": ("medsora.evaluation.command", (), "compare generated with real clips (evaluate.py)"),
     "check": ("medsora.data.__main__", ("check",), "check a folder of videos"),
     "study": ("medsora.studies.command", (), "train variants of a config and compare them"),
+    "downstream": ("medsora.downstream.command", (), "what generated clips are good for: train on them"),
     "app": ("medsora.app.__main__", (), "sample in a browser"),
     "demo": ("medsora.demo.run", (), "train, sample and evaluate on the embedded phantom"),
 }
@@ -79,6 +80,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     add("out", type=Path, metavar="OUT", help="the folder to make")
     add("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest whole one)")
     add("--raw", action="store_true", help="the raw weights instead of their moving average")
+    add("--dtype", choices=DTYPES, default="fp32", help="of the weights that are written (default: fp32)")
     add("--name", help="the model's name on its card (default: the run's)")
     add(
         "--data-description", metavar="TEXT", help="what it was trained on, for the card; or a file, as @FILE"
@@ -115,7 +117,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         "--vae",
         metavar="VAE",
         help="endora: an AutoencoderKL, by hub name, folder or JSON config (default: "
-        "stabilityai/sd-vae-ft-ema); endogen: the tokenizer's folder",
+        "stabilityai/sd-vae-ft-ema); endogen: the tokenizer's folder, or LlamaGen's file",
     )
     add("--heads", type=int, metavar="N", help="endora: attention heads (default: the published size's)")
     add(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from medsora.vae.tokenizer import TokenizerOutput
 
 
 class VaeLossParts(NamedTuple):
@@ -59,15 +62,57 @@ class VaeLoss(nn.Module):
         """
         prediction, target = reconstruction.float(), video.float()
         nothing = prediction.new_zeros(())
-        parts = {
-            "l1": (prediction - target).abs().mean() if self.weights["l1"] else nothing,
-            "lpips": self.perceptual(prediction, target) if self.perceptual else nothing,
-            "ffl": focal_frequency_loss(prediction, target) if self.weights["ffl"] else nothing,
+        parts = self.pixel_parts(prediction, target) | {
             "kl": kl_divergence(mean.float(), logvar.float()) if self.weights["kl"] else nothing,
             "coarse": coarse_loss(coarse.float(), target) if self.weights["coarse"] else nothing,
         }
         total = sum(self.weights[name] * value for name, value in parts.items())
         return VaeLossParts(total=total, **parts)
+
+    def pixel_parts(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return L1, LPIPS and the focal frequency loss, unweighted."""
+        nothing = prediction.new_zeros(())
+        return {
+            "l1": (prediction - target).abs().mean() if self.weights["l1"] else nothing,
+            "lpips": self.perceptual(prediction, target) if self.perceptual else nothing,
+            "ffl": focal_frequency_loss(prediction, target) if self.weights["ffl"] else nothing,
+        }
+
+
+class TokenizerLossParts(NamedTuple):
+    """The unweighted parts, scalars, and their weighted sum `total`."""
+
+    total: Tensor
+    l1: Tensor
+    l2: Tensor
+    lpips: Tensor
+    ffl: Tensor
+    commitment: Tensor
+    codebook: Tensor
+
+
+class TokenizerLoss(VaeLoss):
+    """`l1`·L1 + `l2`·L2 + `lpips`·LPIPS + `ffl`·FFL + `commitment`·commitment + codebook, else as `VaeLoss`.
+
+    The last two are those of the VQ-VAE (van den Oord et al. 2017, Eq. 3): the codebook learns by gradient.
+    """
+
+    def __init__(self, *, l2: float = 1.0, commitment: float = 0.25, **weights: Any) -> None:
+        super().__init__(**weights)
+        self.weights |= {"l2": l2, "commitment": commitment, "codebook": 1.0}
+
+    def forward(self, out: TokenizerOutput, video: Tensor) -> TokenizerLossParts:
+        """Compare frames (..., 3, H, W) in [-1, 1] with the output of a `VQTokenizer` in training."""
+        prediction, target = out.reconstruction.float(), video.float()
+        nothing = prediction.new_zeros(())
+        quantised = out.codes is not None
+        parts = self.pixel_parts(prediction, target) | {
+            "l2": F.mse_loss(prediction, target) if self.weights["l2"] else nothing,
+            "commitment": F.mse_loss(out.latents, out.rows.detach()) if quantised else nothing,
+            "codebook": F.mse_loss(out.rows, out.latents.detach()) if quantised else nothing,
+        }
+        total = sum(self.weights[name] * value for name, value in parts.items())
+        return TokenizerLossParts(total=total, **parts)
 
 
 def focal_frequency_loss(prediction: Tensor, target: Tensor, alpha: float = 1.0) -> Tensor:

@@ -101,6 +101,10 @@ class VideoVAE(StrictModel):
             )
         return self._decode(self.unscale(z))
 
+    def reconstruct(self, video: Tensor) -> Tensor:
+        """Video `(B, F, 3, H, W)` as it comes back from the mean of its latents."""
+        return self.decode(self.encode(video))
+
     def _check_video(self, video: Tensor) -> None:
         if video.dim() != 5 or video.shape[2] != 3:
             raise ValueError(

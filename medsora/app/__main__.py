@@ -1,4 +1,4 @@
-"""`python -m medsora.app --model RUN`: start the page and say where it is."""
+"""`python -m medsora.app [--model RUN]`: start the page and say where it is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from medsora.errors import BadInput, building
 from medsora.runtime.exit import exit_with_status
 
+DEFAULT_MODEL = "phantom"
 EXIT_STATUSES = "exit status: 0 stopped by Ctrl-C; 1 failed; 2 bad input, with one sentence"
 
 
@@ -25,9 +26,9 @@ def make_parser(prog: str = "python -m medsora.app") -> argparse.ArgumentParser:
     add(
         "--model",
         action="append",
-        required=True,
         metavar="RUN_OR_FOLDER",
-        help="a run with all its checkpoints, a saved pipeline or a hub name; may be given often",
+        help="a run with all its checkpoints, a saved pipeline, a hub name or a model that comes with "
+        f"MedSora; may be given often (default: {DEFAULT_MODEL})",
     )
     add("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: everybody who can reach it")
     add(
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
     device = options.device or join().device.type
     with building():
         try:
-            models = Models(options.model, device)
+            models = Models(options.model or [DEFAULT_MODEL], device)
             models.pipeline(models.names[0])
         except RuntimeError as error:
             raise BadInput(f"the device {device} cannot be used ({str(error).splitlines()[0]}).") from error

@@ -11,8 +11,8 @@ PREDICTIONS = ("noise", "velocity")
 LOSS_TARGETS = (*PREDICTIONS, "data")
 LR_DECAYS = ("none", "cosine")
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "nadam", "radam")  # classes of torch.optim, in lower case
+MATMUL_PRECISIONS = ("highest", "high", "medium")  # of float32 products, as PyTorch names them
 PRECISIONS = ("no", "bf16", "fp16")  # mixed precision in training, as accelerate names it
-MATMULS = ("highest", "high", "medium")  # torch.set_float32_matmul_precision
 PHANTOM_LOOKS = ("white-light", "narrow-band")
 TRACKERS = ("tensorboard", "wandb", "trackio")  # names of packages, too
 

@@ -21,7 +21,7 @@ from typing import Any
 from medsora.config.choices import (
     LOSS_TARGETS,
     LR_DECAYS,
-    MATMULS,
+    MATMUL_PRECISIONS,
     MIXINGS,
     OPTIMIZERS,
     PHANTOM_LOOKS,
@@ -212,13 +212,20 @@ class VaeConfig:
     kind: str = key(
         "causal",
         "causal: CogVideoX's, trained by stage 1; per-frame: an AutoencoderKL (stabilityai/sd-vae-ft-mse), "
-        "one latent per frame, used as it is; vq: a tokenizer of pictures, for train-ar.",
+        "one latent per frame, used as it is; vq: a tokenizer of pictures, trained by stage 1, for train-ar.",
         choices=VAE_KINDS,
     )
     base: str = key(
-        "THUDM/CogVideoX-2b", "Base VAE: a Hugging Face Hub name, a diffusers folder or a JSON config."
+        "THUDM/CogVideoX-2b",
+        "Base VAE: a Hugging Face Hub name, a diffusers folder or a JSON config; for a tokenizer also "
+        "endogen or phantom.",
     )
     weights: str | None = key(None, "Safetensors file for a base that is built from a JSON config.")
+    quantize: bool = key(
+        True,
+        "Quantise a tokenizer's latents; false trains the same autoencoder without codes, to compare with.",
+        stage=(STAGE_1,),
+    )
     compensation: bool = key(True, "Add the frequency compensation modules to the base.")
     compensation_kind: str = key(
         "auto",
@@ -397,6 +404,13 @@ class VaeTrainingConfig:
     )
     clip_norm: float | None = key(None, "Gradient norm to clip to; null: no clipping.", above=0)
     l1: float = key(1.0, "Weight of the L1 reconstruction loss.", at_least=0)
+    l2: float = key(0.0, "Weight of a tokenizer's L2 reconstruction loss.", at_least=0)
+    commitment: float = key(
+        0.25, "Weight of a tokenizer's commitment loss; that of its codebook's is 1.", at_least=0
+    )
+    revive_after: int = key(
+        100, "Steps after which an unused code of a tokenizer is replaced by a latent.", above=0
+    )
     lpips: float = key(0.1, "Weight of the LPIPS loss; 0 needs no LPIPS weights.", at_least=0)
     lpips_net: str = key("vgg", "Network of LPIPS.", choices=tuple(LPIPS_TRUNKS))
     lpips_trunk: str | None = key(None, "Local file of LPIPS's trunk; null: torchvision's download.")
@@ -502,7 +516,7 @@ class DitTrainingConfig:
     matmul: str = key(
         "highest",
         "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
-        choices=MATMULS,
+        choices=MATMUL_PRECISIONS,
     )
     compile: bool = key(False, "Compile the denoiser's blocks by torch.compile; needs an NVIDIA or AMD GPU.")
     sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
@@ -580,7 +594,7 @@ class ArTrainingConfig:
     matmul: str = key(
         "highest",
         "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
-        choices=MATMULS,
+        choices=MATMUL_PRECISIONS,
     )
     label_dropout: float = key(
         0.1,

@@ -1,4 +1,4 @@
-"""Configs and base weights that come with MedSora (`configs/`, `medsora.configs` in a wheel)."""
+"""Configs, base weights and models that come with MedSora (`configs/`, `medsora.configs` in a wheel)."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def shipped_file(name: str | None) -> str | None:
         return name
     shipped = _folder() / PurePath(name).name
     return str(shipped) if shipped.is_file() else name
+
+
+def models_folder() -> Path:
+    """Return the folder of the models that come with MedSora: one folder each, as `medsora export` writes."""
+    return _folder() / "models"
+
+
+def shipped_models() -> list[str]:
+    """Return the names of the models that come with MedSora, such as "phantom"."""
+    return sorted(path.parent.name for path in models_folder().glob("*/model_index.json"))
 
 
 def _folder() -> Path:

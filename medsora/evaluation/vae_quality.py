@@ -30,7 +30,7 @@ from medsora.runtime.files import write_json, write_text
 from medsora.runtime.processes import on_main, share_of, working_together
 from medsora.runtime.versions import library_versions
 from medsora.saved.find import VAE_OR_BASE, find_vae, load_vae
-from medsora.vae import FrequencyCompensatedVAE, check_video_shape, focal_frequency_loss
+from medsora.vae import FrequencyCompensatedVAE, VQTokenizer, focal_frequency_loss
 from medsora.vae.compensation import compensation_modules, compensation_off
 from medsora.vae.perceptual import PerceptualLoss
 from medsora.vae.quality import flicker, psnr, sharpness, ssim
@@ -62,8 +62,6 @@ class VaeSettings(ClipSettings):
         if self.clips < 1 or (self.interval is not None and self.interval < 1):
             raise BadInput(f"clips {self.clips} and interval {self.interval} must be at least 1.")
         self.crop = checked_crop(DEFAULT_CROP if self.crop is None else self.crop, "the crop")
-        with building():
-            check_video_shape(self.frames, *self.size)
 
 
 def evaluate_vae(settings: VaeSettings) -> dict[str, Any] | None:
@@ -77,9 +75,10 @@ def evaluate_vae(settings: VaeSettings) -> dict[str, Any] | None:
 
 def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | None:
     clips = on_main(state, lambda: settings.choose(settings.real, settings.clips))
-    folder = on_main(state, lambda: find_vae(settings.vae, kinds=VAE_OR_BASE))
+    folder = on_main(state, lambda: find_vae(settings.vae, kinds=(*VAE_OR_BASE, VQTokenizer.__name__)))
     with building():
         vae = load_vae(folder).eval().requires_grad_(False).to(state.device)
+        vae.check_video_shape(settings.frames, *settings.size)
         perceptual = find_lpips(settings.weights)
     mine = []
     for number in share_of(state, len(clips)):
@@ -125,13 +124,14 @@ def find_lpips(weights: Mapping[str, str | Path]) -> PerceptualLoss | None:
 
 
 @torch.no_grad()
-def reconstructions(vae: FrequencyCompensatedVAE, video: Tensor) -> Versions:
+def reconstructions(vae: FrequencyCompensatedVAE | VQTokenizer, video: Tensor) -> Versions:
     """Return (1, F, 3, H, W) as the VAE returns it, and as its base alone does if it has a compensation."""
-    versions = {"compensated": vae.decode(vae.encode(video))}
+    versions = {"compensated": vae.reconstruct(video)}
     if not any(True for _ in compensation_modules(vae)):
-        return {"base": versions["compensated"]}
+        name = "tokenizer" if isinstance(vae, VQTokenizer) else "base"
+        return {name: versions["compensated"]}
     with compensation_off(vae):
-        versions["base"] = vae.decode(vae.encode(video))
+        versions["base"] = vae.reconstruct(video)
     return versions
 
 
@@ -180,7 +180,9 @@ def spectrum(frames: np.ndarray) -> np.ndarray:
     return np.repeat(levels[..., None], 3, axis=-1)
 
 
-def _write_sheet(path: Path, vae: FrequencyCompensatedVAE, clips: ClipSet, rows: list[dict]) -> None:
+def _write_sheet(
+    path: Path, vae: FrequencyCompensatedVAE | VQTokenizer, clips: ClipSet, rows: list[dict]
+) -> None:
     best_version = next(iter(rows[0]))
     order = np.argsort([row[best_version]["psnr"] for row in rows])
     shown = dict.fromkeys([*order[:SHOWN], *order[-SHOWN:]])

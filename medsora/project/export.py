@@ -19,6 +19,7 @@ from rich.console import Console
 from medsora.config.load import load_config
 from medsora.config.presets import NAMED_PRESETS
 from medsora.config.schema import Config
+from medsora.config.shipped import models_folder
 from medsora.errors import BadInput
 from medsora.runtime.files import written_folder
 from medsora.sampling.pipeline import MedSoraPipeline
@@ -26,8 +27,8 @@ from medsora.saved.card import CARD_NAME, ModelCard, evaluation_lines
 from medsora.saved.find import ModelFolder, find_in_run, stage_2_folder
 from medsora.saved.hub import upload_model
 from medsora.saved.limits import read_json_object
-from medsora.training.run.folder import read_log
-from medsora.training.run.report import SHEET
+from medsora.training.run.folder import ELAPSED, read_log
+from medsora.training.run.report import SHEET, hide_paths
 
 SHEET_NAME = "samples.png"
 LAST_FIGURES = {
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         options.out,
         checkpoint=options.checkpoint,
         raw=options.raw,
+        dtype=options.dtype,
         name=options.name,
         data=_description(options.data_description),
         licence=options.licence,
@@ -64,6 +66,7 @@ def export_run(
     *,
     checkpoint: int | None = None,
     raw: bool = False,
+    dtype: str = "fp32",
     name: str | None = None,
     data: str | None = None,
     licence: str | None = None,
@@ -78,13 +81,13 @@ def export_run(
         raise BadInput(f"{out} is there already; take another folder, or remove it.")
     run = stage_2_folder(run)
     found = find_in_run(run, raw=raw, checkpoint=checkpoint)
-    config = load_config(run / "config.yaml")
-    pipeline = MedSoraPipeline.from_folder(found)
+    config = load_config(run / "config.yaml", outputs_anywhere=True)
+    pipeline = MedSoraPipeline.from_folder(found, dtype=dtype)
     sheet = run / SHEET
     sheet_name = SHEET_NAME if sheet.is_file() else None
     card = pipeline.card(
         name=name or f"{'-'.join(NAMED_PRESETS[config.denoiser.preset])} {config.run.name}",
-        repo=repo,
+        repo=repo or (out.name if out.absolute().parent == models_folder().absolute() else None),
         step=found.step,
         weights=found.weights,
         data=data,
@@ -122,11 +125,15 @@ def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[s
         _alignment_row(config),
         ("seed", str(config.run.seed)),
     ]
+    if (run / "command.txt").is_file():
+        rows.append(("command", hide_paths((run / "command.txt").read_text(encoding="utf-8"))))
     latest: dict[str, float] = {}
     for folder in (run.parent / "vae", run):
         for line in read_log(folder) if (folder / "log.jsonl").is_file() else []:
             if folder != run or line["step"] <= found.step:
-                latest |= {name: value for name, value in line.items() if name in LAST_FIGURES}
+                latest |= {name: value for name, value in line.items() if name in (*LAST_FIGURES, ELAPSED)}
+    if ELAPSED in latest:
+        rows.append(("hours of the last stage", f"{latest[ELAPSED] / 3600:.1f}"))
     rows += [(meaning, f"{latest[name]:.4g}") for name, meaning in LAST_FIGURES.items() if name in latest]
     if (run / "versions.json").is_file():
         versions = read_json_object(run / "versions.json")

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from medsora.errors import BadInput
 
 Result = TypeVar("Result")
 
+END_MARK = "<!-- the end of what it writes -->"  # on a page of which a command writes a part
 PAUSES_S = (0.1, 0.5, 2.0)  # before a read that failed is tried again
 LEADS_NOWHERE = (  # errors that tell of the path itself, not of the moment
     errno.ENOENT,
@@ -153,3 +154,15 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_between_marks(page: Path, begin: str, lines: Sequence[str]) -> None:
+    """Replace what stands on a page between the mark `begin` and the next `END_MARK`.
+
+    Raises `BadInput` if they are not there.
+    """
+    head, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found, tail = rest.partition(END_MARK)
+    if not found:
+        raise BadInput(f"{page}: the marks {begin!r} and {END_MARK!r} are not there; put them back.")
+    write_text(page, head + "\n".join([begin, *lines, END_MARK]) + tail)

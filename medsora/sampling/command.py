@@ -33,9 +33,10 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--model",
         required=True,
         metavar="RUN_OR_FOLDER",
-        help="a run folder of train_dit.py, a saved pipeline's folder, or its OWNER/NAME on the hub",
+        help="a run folder of train_dit.py, a saved pipeline's folder, its OWNER/NAME on the hub, or a model "
+        "that comes with MedSora (phantom)",
     )
-    add("--out", required=True, type=Path, metavar="DIR", help="where videos and their manifest go")
+    add("--out", type=Path, metavar="DIR", help="where videos and their manifest go (default: videos)")
     add("--num-videos", type=int, metavar="N", help="how many videos (default: 4)")
     add("--batch-size", type=int, metavar="N", help="videos sampled together in a process (default: 8)")
     add("--steps", type=int, metavar="N", help="sampling steps, 1 to 1000 (default: 250)")

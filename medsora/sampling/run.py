@@ -69,7 +69,7 @@ class SamplingSettings:
     """
 
     model: str
-    out: Path
+    out: Path = Path("videos")
     num_videos: int = 4
     batch_size: int = 8
     steps: int = 250

@@ -1,6 +1,7 @@
 """What a model or a VAE may be called by, found and verified before anything is built.
 
-A model is named by a run, one of its checkpoints, a pipeline folder or a hub name.
+A model is named by a run, one of its checkpoints, a pipeline folder, its name if it comes with MedSora
+("phantom"), or a hub name.
 
 A run folder is what stage 2 writes: `vae/`, `pipeline.json` and `checkpoints/step-0000500/{denoiser,ema}/`,
 of which the newest whole checkpoint is taken. A pipeline folder is what `MedSoraPipeline.save_pretrained`
@@ -22,7 +23,7 @@ from huggingface_hub import snapshot_download
 
 from medsora.config.crop import checked_crop
 from medsora.config.schema import Config
-from medsora.config.shipped import shipped_file
+from medsora.config.shipped import models_folder, shipped_file, shipped_models
 from medsora.errors import BadInput, building
 from medsora.runtime.digests import sha256
 from medsora.runtime.files import is_file
@@ -38,8 +39,9 @@ from medsora.saved.limits import (
     shown,
 )
 from medsora.saved.manifest import changed_file
-from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VideoVAE
+from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VideoVAE, VQTokenizer
 from medsora.vae.choices import COMPENSATION_KINDS
+from medsora.vae.published_tokenizer import read_published_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +100,8 @@ class ModelFolder:
 
 
 def find_model(model: str | Path, *, raw: bool = False) -> ModelFolder:
-    """Find what `model` names: a run folder, one checkpoint in it, a pipeline folder or a hub name.
+    """Find what `model` names: a run folder, one checkpoint in it, a pipeline folder, a shipped model's
+    name or a hub name.
 
     `raw` takes a run's raw weights instead of their moving average.
     Raises `BadInput`, in one sentence, if there is nothing whole to load.
@@ -174,8 +177,16 @@ def stage_2_folder(run: Path) -> Path:
 
 
 def find_pipeline(model: str | Path) -> ModelFolder:
-    """Find a pipeline folder, downloading it if `model` is no folder but a hub name. Raises `BadInput`."""
-    folder = Path(model) if Path(model).exists() else _download(str(model))
+    """Find a pipeline folder; a `model` that is no path is one that comes with MedSora, or a hub name.
+
+    Raises `BadInput`.
+    """
+    if Path(model).exists():
+        folder = Path(model)
+    elif str(model) in shipped_models():
+        folder = models_folder() / model
+    else:
+        folder = _download(str(model))
     index = folder / "model_index.json"
     if not index.is_file():
         runs = sorted(str(path.parent) for path in folder.glob("*/pipeline.json"))
@@ -245,7 +256,8 @@ def _read_conditions(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 def _download(name: str) -> Path:
     # The first part of a mistyped path is mostly a folder that exists: then nobody meant the hub.
     if not HUB_NAME.fullmatch(name) or Path(name).parent.exists():
-        raise BadInput(f"there is no folder {name}; {WAYS}.")
+        shipped = ", ".join(shipped_models()) or "none"
+        raise BadInput(f"there is no folder {name}; {WAYS}. Models that come with MedSora: {shipped}.")
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, ValueError) as error:
@@ -276,8 +288,11 @@ def find_vae(
     raise BadInput(f"there is no trained VAE in {named}; {hint}.")
 
 
-def load_vae(folder: Path) -> FrequencyCompensatedVAE:
-    """Load the VAE, or plain base, of a folder that `find_vae` gave. Raises `BadInput` if it is not whole."""
+def load_vae(folder: Path) -> FrequencyCompensatedVAE | VQTokenizer:
+    """Load the VAE, tokenizer or plain base of a folder that `find_vae` gave; `BadInput` if not whole."""
+    if read_json_object(folder / "config.json")["_class_name"] == VQTokenizer.__name__:
+        check_model(folder, VQTokenizer)
+        return VQTokenizer.from_pretrained(folder)
     if _is_base(folder):
         check_model(folder, AutoencoderKLCogVideoX)
         return FrequencyCompensatedVAE.from_base(folder, compensation=False)
@@ -293,6 +308,10 @@ def trained_vae(config: Config) -> VideoVAE:
     `UNTOUCHED_BASE` is `vae.base`. That, and a plain base of diffusers in `vae.path`, get the compensation
     that the config names: untrained, it changes nothing. Raises `BadInput` where there is no VAE.
     """
+    if config.vae.kind == "vq":
+        raise BadInput(
+            "vae.kind is vq, a tokenizer, whose codes stage 2 cannot diffuse; choose another kind."
+        )
     if config.vae.kind == "per-frame":
         vae = _per_frame_vae(config)
     elif config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():
@@ -325,7 +344,13 @@ def trained_tokenizer(config: Config) -> ModelMixin:
 
 
 def load_tokenizer(named: str | Path, hint: str) -> ModelMixin:
-    """Load the frozen tokenizer that `named` means to `find_vae`. Raises `BadInput`, ending in `hint`."""
+    """Load the frozen tokenizer that `named` means to `find_vae`, or LlamaGen's published file.
+
+    Raises `BadInput`; where there is none, it ends in `hint`.
+    """
+    if is_file(Path(named)):
+        with building():
+            return read_published_tokenizer(named).requires_grad_(False)
     folder = find_vae(named, hint, kinds=tuple(TOKENIZERS))
     kind = class_of_part(TOKENIZERS, read_json_object(folder / "config.json"), folder)
     check_model(folder, kind)

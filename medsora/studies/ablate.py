@@ -28,6 +28,7 @@ from medsora.runtime.exit import STOP_SIGNALS
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
 from medsora.saved.find import trained_vae
 from medsora.studies.report import Run, StudyReport
+from medsora.studies.scores import Scoring, check_phantom, read_scores
 from medsora.studies.variants import Variant
 from medsora.training.run.folder import (
     ELAPSED,
@@ -58,6 +59,7 @@ class Study:
     minutes: float | None
     clips: int
     folder: Path
+    scoring: Scoring | None = None
 
     def overrides_of(self, variant: Variant, seed: int) -> list[str]:
         """Return all overrides of one run; those of the study come last."""
@@ -107,10 +109,11 @@ class Study:
         config = previous_config(folder)
         end = getattr(config, self.stage).max_steps if config else None
         finished = end in evaluations and self.steps in (None, end)
-        return Run(variant.title, seed, end if finished else None, evaluations, _minutes(lines))
+        of_clips = read_scores(folder.parent)
+        return Run(variant.title, seed, end if finished else None, evaluations, _minutes(lines), of_clips)
 
-    def report(self, parameters: dict[str, int], command: str) -> StudyReport:
-        """Return the tables of the runs so far."""
+    def report(self, parameters: dict[str, int], command: str, **more: str) -> StudyReport:
+        """Return the tables of the runs so far; `more` are other fields of the report."""
         first = self.seeds[0]
         return StudyReport(
             stage=self.stage,
@@ -125,6 +128,7 @@ class Study:
                 each.title: shlex.join(["medsora", *self.command(each, first)]) for each in self.variants
             },
             command=command,
+            **more,
         )
 
 
@@ -134,6 +138,8 @@ def check(study: Study) -> dict[str, int]:
     Raises `BadInput`, naming the variant, for one that cannot be built.
     """
     found = {}
+    if study.scoring is not None and study.stage == STAGE_2:
+        check_phantom(study.variants[0].config)
     for variant in study.variants:
         config = study.config_of(variant, study.seeds[0])
         try:
@@ -160,6 +166,7 @@ def ablate(study: Study, parameters: dict[str, int], command: str) -> None:
         for variant in study.variants:
             if not _train(study, variant, seed):
                 failed.append(f"{variant.title}, seed {seed}")
+            score_run(study, variant, seed)
             study.report(parameters, command).write(study.folder)
     if failed:
         print(f"error: {len(failed)} of the runs failed (see above): {'; '.join(failed)}", file=sys.stderr)
@@ -188,13 +195,26 @@ def _train(study: Study, variant: Variant, seed: int) -> bool:
             and _launch(study.command(variant, seed, "--time-limit", f"{left:.3f}"), timed=True) == FAILED
         ):
             return False
-        newest = newest_whole(checkpoint_folders(folder / "checkpoints"), lambda *_: None)
-        if newest is None:
-            raise BadInput(
-                f"{study.minutes:g} minutes do not reach the first step of {variant.title}; give more."
-            )
-        end = f"{study.stage}.max_steps={checkpoint_step(newest)}"
-        return _launch([*study.command(variant, seed), end]) != FAILED
+        return end_run(study, variant, seed)
+
+
+def end_run(study: Study, variant: Variant, seed: int) -> bool:
+    """Evaluate a run of `minutes` where its time is over; return whether it did not fail."""
+    folder = study.folder_of(variant, seed)
+    newest = newest_whole(checkpoint_folders(folder / "checkpoints"), lambda *_: None)
+    if newest is None:
+        raise BadInput(
+            f"{study.minutes:g} minutes do not reach the first step of {variant.title}; give more."
+        )
+    end = f"{study.stage}.max_steps={checkpoint_step(newest)}"
+    return _launch([*study.command(variant, seed), end]) != FAILED
+
+
+def score_run(study: Study, variant: Variant, seed: int) -> None:
+    """Score the clips of a run that is finished, if the study wants that. Raises as `Scoring.score`."""
+    if study.scoring is not None and study.run(variant, seed).steps is not None:
+        folder, config = study.folder_of(variant, seed), study.config_of(variant, seed)
+        study.scoring.score(folder, config, study.stage, _launch)
 
 
 def _launch(words: Sequence[str], *, timed: bool = False, module: str = "medsora") -> int:
@@ -233,7 +253,9 @@ def _evaluations(lines: Sequence[dict[str, Any]]) -> dict[int, dict[str, float]]
 
 
 def _minutes(lines: Sequence[dict[str, Any]]) -> float:
-    return max((line.get(ELAPSED, 0.0) for line in lines), default=0.0) / 60
+    """The time until the last step, without that of an evaluation after it."""
+    steps = (line for line in lines if not any(name.startswith("held_out/") for name in line))
+    return max((line.get(ELAPSED, 0.0) for line in steps), default=0.0) / 60
 
 
 def _quoted(path: Path) -> str:

@@ -8,16 +8,23 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from medsora.config.load import load_config
 from medsora.errors import BadInput, building
 from medsora.runtime.exit import EXIT_STATUSES
+from medsora.runtime.files import write_between_marks
 from medsora.studies.paired import MAX_SEEDS
 from medsora.studies.variants import variants_of
 
 MAX_STEPS = 10_000_000
 MAX_CLIPS = 4096
+MIN_COMPARED = 4  # clips that sets of clips need to be compared
 
 
-STUDIES = {"ablate": "train a config's variants with the same seeds and compare their held-out scores"}
+STUDIES = {
+    "ablate": "train a config's variants with the same seeds and compare their held-out scores",
+    "equal-cost": "train MedSora and Endora for equal minutes and equally many steps and compare them",
+}
+PAGE_BEGIN = "<!-- medsora study equal-cost -->"
 
 
 def ablate_parser(prog: str = "medsora study ablate") -> argparse.ArgumentParser:
@@ -43,10 +50,59 @@ def ablate_parser(prog: str = "medsora study ablate") -> argparse.ArgumentParser
     budget.add_argument("--steps", type=int, metavar="N", help="optimiser steps of each run")
     budget.add_argument("--minutes", type=float, metavar="M", help="minutes of training of each run")
     add("--clips", type=int, default=16, metavar="N", help="held-out clips to score at most (default: 16)")
+    add(
+        "--score-clips",
+        type=int,
+        metavar="N",
+        help="also sample N clips of each run of stage 2, compare their motion with fresh phantom clips and "
+        "ask a classifier for their labels; of stage 1: how many labels the VAE keeps on N clips",
+    )
     add("--out", type=Path, metavar="DIR", help="folder of the runs and tables (default: runs/ablate-NAME)")
     add("--dry-run", action="store_true", help="check every variant and print the commands; train nothing")
     add("overrides", nargs="*", metavar="key=value", help="change keys of the config for all variants")
     return ablate
+
+
+def equal_cost_parser(prog: str = "medsora study equal-cost") -> argparse.ArgumentParser:
+    """Return the parser of `equal-cost`."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Train each system on the same clips and cached latents for equal minutes and for an "
+        "equal number of steps, at the best of the same trial learning rates; sample and compare. "
+        "Start again to resume.",
+        epilog=EXIT_STATUSES,
+    )
+    add = parser.add_argument
+    add("--config", default="phantom", metavar="FILE", help="of the phantom (default: %(default)s)")
+    add(
+        "--systems",
+        nargs="+",
+        default=["medsora-tiny", "endora-tiny"],
+        metavar="SYSTEM",
+        help="presets, with switches behind a colon, such as medsora-tiny:denoiser.spatial=attention; the "
+        "others are compared with the first (default: medsora-tiny endora-tiny)",
+    )
+    add(
+        "--rates",
+        nargs="+",
+        type=float,
+        default=[1e-3, 2e-3, 4e-3],
+        metavar="LR",
+        help="learning rates to try",
+    )
+    add("--trial-steps", type=int, default=60, metavar="N", help="steps of a trial (default: %(default)s)")
+    add("--minutes", type=float, default=8.0, metavar="M", help="of each run (default: %(default)s)")
+    add("--segment", type=float, default=2.0, metavar="M", help="minutes of a turn (default: %(default)s)")
+    add("--steps", type=int, default=400, metavar="N", help="of each run (default: %(default)s)")
+    add("--seeds", type=int, default=3, metavar="N", help="seeds of each system (default: %(default)s)")
+    add("--clips", type=int, default=200, metavar="N", help="sampled of each run (default: %(default)s)")
+    add("--sample-steps", type=int, default=20, metavar="N", help="dpmpp's steps (default: %(default)s)")
+    add("--hours", type=float, default=3.0, metavar="H", help="of the whole study at most (default: 3)")
+    add("--out", type=Path, default=Path("runs/equal-cost"), metavar="DIR", help="(default: %(default)s)")
+    add("--page", type=Path, metavar="FILE", help="write the results into this page, between its marks")
+    add("--dry-run", action="store_true", help="check every system and print the arithmetic; train nothing")
+    add("overrides", nargs="*", metavar="key=value", help="change keys of the config for all systems")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "medsora study") -> None:
@@ -58,20 +114,47 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora study") ->
     )
     top.add_argument("study", choices=tuple(STUDIES), help=f"'{prog} STUDY --help' explains a study")
     top.parse_args(arguments[:1])
-    options = ablate_parser(f"{prog} ablate").parse_intermixed_args(arguments[1:])
-    for name, value, most in (
-        ("seeds", options.seeds, MAX_SEEDS),
-        ("steps", options.steps, MAX_STEPS),
-        ("clips", options.clips, MAX_CLIPS),
-    ):
-        if value is not None and not 1 <= value <= most:
-            raise BadInput(f"--{name} is {value} but must be 1 to {most}.")
-    if options.minutes is not None and not 0 < options.minutes < math.inf:
-        raise BadInput(f"--minutes is {options.minutes} but must be greater than 0.")
+    command = shlex.join([*prog.split(), *arguments])
+    if arguments[0] == "equal-cost":
+        options = equal_cost_parser(f"{prog} equal-cost").parse_intermixed_args(arguments[1:])
+        _check_numbers(options)
+        _equal_cost(options, command)
+    else:
+        options = ablate_parser(f"{prog} ablate").parse_intermixed_args(arguments[1:])
+        _check_numbers(options)
+        _ablate(options, command)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    for name, most in {
+        "seeds": MAX_SEEDS,
+        "steps": MAX_STEPS,
+        "clips": MAX_CLIPS,
+        "score_clips": MAX_CLIPS,
+        "trial_steps": MAX_STEPS,
+        "sample_steps": 1000,
+    }.items():
+        value = getattr(options, name, None)
+        least = MIN_COMPARED if name == "score_clips" or (name == "clips" and "rates" in options) else 1
+        if value is not None and not least <= value <= most:
+            raise BadInput(f"--{name.replace('_', '-')} is {value} but must be {least} to {most}.")
+    for name in ("minutes", "segment", "hours", "rates"):
+        found = getattr(options, name, None)
+        for value in found if isinstance(found, list) else [found]:
+            if value is not None and not 0 < value < math.inf:
+                raise BadInput(f"--{name} is {value} but must be greater than 0.")
+    for name in ("systems", "rates"):
+        values = getattr(options, name, [])
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise BadInput(f"--{name} names {twice[0]} twice; name each once.")
+
+
+def _ablate(options: argparse.Namespace, command: str) -> None:
     with building():
         stage, variants = variants_of(options.config, options.overrides, options.vary, grid=options.grid)
         first = variants[0].config
         from medsora.studies.ablate import Study, ablate, check
+        from medsora.studies.scores import Scoring
 
         study = Study(
             config=options.config,
@@ -83,9 +166,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora study") ->
             minutes=options.minutes,
             clips=options.clips,
             folder=options.out or Path(first.run.dir) / f"ablate-{first.run.name}",
+            scoring=Scoring(options.score_clips) if options.score_clips else None,
         )
         parameters = check(study)
-    command = shlex.join([*prog.split(), *arguments])
     if options.dry_run:
         print(f"{len(variants)} variants x {options.seeds} seeds, into {study.folder}:")
         for variant in variants:
@@ -95,4 +178,39 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora study") ->
         return
     ablate(study, parameters, command)
     print(study.report(parameters, command).markdown())
+    print(f"written: {study.folder / 'results.md'}")
+
+
+def _equal_cost(options: argparse.Namespace, command: str) -> None:
+    with building():
+        from medsora.studies.equal_cost import EqualCost
+        from medsora.studies.scores import Scoring
+
+        first = load_config(options.config, list(options.overrides)).run.seed
+        study = EqualCost(
+            config=options.config,
+            overrides=tuple(options.overrides),
+            systems=tuple(options.systems),
+            rates=tuple(options.rates),
+            trial_steps=options.trial_steps,
+            minutes=options.minutes,
+            segment=options.segment,
+            steps=options.steps,
+            seeds=tuple(range(first, first + options.seeds)),
+            scoring=Scoring(options.clips, steps=options.sample_steps),
+            hours=options.hours,
+            folder=options.out,
+        )
+        parameters = study.check()
+    if options.dry_run:
+        print(*study.plan()[0], sep="\n")
+        for system, count in parameters.items():
+            print(f"  {system}: {count:,} trained parameters")
+        print("ready")
+        return
+    page = study.run(parameters, command)
+    print(page)
+    if options.page:
+        lines = [f"##{line}" if line.startswith("#") else line for line in page.splitlines()]
+        write_between_marks(options.page, PAGE_BEGIN, ["", *lines, ""])
     print(f"written: {study.folder / 'results.md'}")

@@ -24,11 +24,13 @@ class Difference(NamedTuple):
     seeds: int
 
     def reading(self, sign: int) -> str:
-        """Return what may be said where more (`sign` 1) or less (-1) is better."""
+        """Return what may be said where more (`sign` 1), less (-1) or neither (0) is better."""
         if self.low is None:
             return "one seed: no interval"
         if self.low <= 0 <= self.high:
             return "not distinguishable"
+        if sign == 0:
+            return "more" if self.mean > 0 else "less"
         return "better" if (self.mean > 0) == (sign > 0) else "worse"
 
 

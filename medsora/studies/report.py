@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from medsora.config.schema import STAGE_1, STAGE_2
 from medsora.runtime.files import write_json, write_text
 from medsora.studies.paired import Difference, paired_difference
+from medsora.studies.scores import CLIP_FIGURES
 from medsora.studies.variants import REFERENCE
 from medsora.training.run.report import FIGURES
 
@@ -33,15 +34,19 @@ class Run(NamedTuple):
     steps: int | None = None
     evaluations: dict[int, dict[str, float]] = {}  # noqa: RUF012 (never written to)
     minutes: float = 0.0
+    of_clips: dict[str, float] = {}  # noqa: RUF012 (never written to)
 
     @property
     def scores(self) -> dict[str, float]:
         """The figures after the last step; empty for a run that is not finished."""
-        return self.evaluations[self.steps] if self.steps else {}
+        return self.evaluations[self.steps] | self.of_clips if self.steps else {}
 
 
 class StudyReport(NamedTuple):
-    """A study's runs and what a reader needs to judge and to repeat them."""
+    """A study's runs and what a reader needs to judge and to repeat them.
+
+    Differences are taken to the variant `reference`.
+    """
 
     stage: str
     budget: str
@@ -51,29 +56,37 @@ class StudyReport(NamedTuple):
     runs: Sequence[Run]
     commands: Mapping[str, str]  # by variant, with the first seed
     command: str
+    title: str = "Ablation"
+    reference: str = REFERENCE
 
     def write(self, folder: Path) -> None:
         """Write results.md and results.json. Raises `OSError` if the folder cannot be written."""
-        values = self._asdict() | {"runs": [run._asdict() for run in self.runs]}
-        write_json(folder / "results.json", values | {"differences": self._json_differences()})
+        write_json(folder / "results.json", self.values())
         write_text(folder / "results.md", self.markdown())
+
+    def values(self) -> dict[str, Any]:
+        """Return what results.json holds: every run, and the differences."""
+        runs = [run._asdict() for run in self.runs]
+        return self._asdict() | {"runs": runs, "differences": self._json_differences()}
 
     def markdown(self) -> str:
         """Return the page."""
         done = sum(run.steps is not None for run in self.runs)
         lines = [
-            "# Ablation",
+            f"# {self.title}",
             "",
             f"{done} of {len(self.runs)} runs are finished: {self.budget} each, seeds "
             f"{', '.join(map(str, self.seeds))}, scored on at most {self.clips} held-out clips. Runs of one "
             "seed share clips, noise and timesteps; a difference is the mean over seeds of the variant minus "
-            f"`{REFERENCE}`, with its 95 % interval (Student's t). Where the interval holds 0, the two are "
-            "not distinguishable. One comparison in twenty leaves 0 out by chance.",
+            f"`{self.reference}`, with its 95 % interval (Student's t). Where the interval holds 0, the two "
+            "are not distinguishable. One comparison in twenty leaves 0 out by chance.",
             "",
             *self._table(SCORES[self.stage]),
         ]
         if self.stage == STAGE_2 and (by_timestep := self._timesteps()):
             lines += ["", "## By timestep", "", *self._table(by_timestep)]
+        if of_clips := self._of_clips():
+            lines += ["", "## Clips", "", *self._table(of_clips)]
         if curve := self._curve():
             lines += ["", "## Against steps", "", *curve]
         lines += ["", "## Commands", "", "```sh", self.command, "```", "", "Each run by itself:", "", "```sh"]
@@ -81,7 +94,7 @@ class StudyReport(NamedTuple):
 
     def difference(self, title: str, score: str) -> Difference | None:
         """Return what a variant does to a score."""
-        return paired_difference(self._values(title, score), self._values(REFERENCE, score))
+        return paired_difference(self._values(title, score), self._values(self.reference, score))
 
     @property
     def _titles(self) -> list[str]:
@@ -90,7 +103,7 @@ class StudyReport(NamedTuple):
 
     def _values(self, title: str, score: str) -> dict[int, float]:
         if title == SWITCHED_OFF:
-            title, score = REFERENCE, _off(score)
+            title, score = self.reference, _off(score)
         return {
             run.seed: run.scores[score] for run in self.runs if run.title == title and score in run.scores
         }
@@ -110,7 +123,7 @@ class StudyReport(NamedTuple):
             for score in scores:
                 values = self._values(title, score)
                 cells.append(f"{fmean(values.values()):.4g}" if values else NOT_RUN)
-                cells.append(EMPTY if title == REFERENCE else self._difference_text(title, score))
+                cells.append(EMPTY if title == self.reference else self._difference_text(title, score))
             rows.append(_row(cells))
         return rows
 
@@ -125,6 +138,9 @@ class StudyReport(NamedTuple):
         prefix = "held_out/clip_mse_t"
         names = {name for run in self.runs for name in run.scores if name.startswith(prefix)}
         return sorted(names, key=lambda name: int(name.removeprefix(prefix)))
+
+    def _of_clips(self) -> list[str]:
+        return [name for name in CLIP_FIGURES if any(name in run.scores for run in self.runs)]
 
     def _curve(self) -> list[str]:
         """The first score at every step that some run was evaluated at, means over seeds."""
@@ -150,11 +166,11 @@ class StudyReport(NamedTuple):
         return {
             title: {
                 score: found._asdict()
-                for score in (*SCORES[self.stage], *self._timesteps())
+                for score in (*SCORES[self.stage], *self._timesteps(), *self._of_clips())
                 if (found := self.difference(title, score)) is not None
             }
             for title in self._titles
-            if title != REFERENCE
+            if title != self.reference
         }
 
 
@@ -166,11 +182,14 @@ def _off(score: str) -> str:
 def _label(score: str) -> str:
     if score in FIGURES:
         return FIGURES[score].label
+    if score in CLIP_FIGURES:
+        return CLIP_FIGURES[score].label
     return f"noise error at t = {score.rpartition('_t')[2]}"
 
 
 def _sign(score: str) -> int:
-    return FIGURES[score].sign if score in FIGURES else -1
+    known = FIGURES | CLIP_FIGURES
+    return known[score].sign if score in known else -1
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -24,16 +24,17 @@ class Variant(NamedTuple):
 
     changes: tuple[str, ...]
     config: Config
+    name: str | None = None
 
     @property
     def title(self) -> str:
-        """The changes, for a table."""
-        return ", ".join(self.changes) or REFERENCE
+        """Its name, else the changes, for a table."""
+        return self.name or ", ".join(self.changes) or REFERENCE
 
     @property
     def folder(self) -> str:
         """The beginning of its runs' names."""
-        text = "+".join(self.changes) or REFERENCE.replace(" ", "-")
+        text = self.name or "+".join(self.changes) or REFERENCE.replace(" ", "-")
         name = re.sub(r"[^\w.,+=@-]", "-", text)
         if name != text or len(name) > MAX_NAME:
             name = f"{name[:MAX_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from benchmarks import cost
-from benchmarks.page import END, PAGE
+from benchmarks.page import PAGE
 from medsora import MedSora
 from medsora.errors import BadInput
+from medsora.runtime.files import END_MARK as END
 
 SMALL = {"in_channels": 4, "width": 32, "depth": 2, "heads": 2, "d_state": 8, "headdim": 16}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import page
+from medsora.errors import BadInput
+from medsora.runtime.files import END_MARK
 
 
 def entry(median: float, *, commit: str, batch: int = 1, machine: str = "a CPU") -> dict:
@@ -53,7 +55,7 @@ def test_shares_are_made_of_both_sides() -> None:
 def test_only_what_lies_between_the_marks_is_written(tmp_path: Path, monkeypatch) -> None:
     written, results = tmp_path / "performance.md", tmp_path / "results.jsonl"
     results.write_text(json.dumps(entry(2.0, commit="abc")) + "\n")
-    written.write_text(f"before\n{page.BEGIN}\nstale\n{page.END}\nafter\n")
+    written.write_text(f"before\n{page.BEGIN}\nstale\n{END_MARK}\nafter\n")
     monkeypatch.setattr(page, "PAGE", written)
     monkeypatch.setattr(page, "PICTURE", tmp_path / "performance.svg")
     monkeypatch.setattr(page, "RESULTS", results)
@@ -65,5 +67,5 @@ def test_only_what_lies_between_the_marks_is_written(tmp_path: Path, monkeypatch
     assert "2.00x" in text
     assert (tmp_path / "performance.svg").read_text().count("<svg") == 1
     written.write_text("no marks")
-    with pytest.raises(SystemExit, match="marks"):
+    with pytest.raises(BadInput, match="marks"):
         page.main()

@@ -65,6 +65,12 @@ def test_hours_follow_from_flops_and_the_precision(capsys: pytest.CaptureFixture
         assert expected in capsys.readouterr().out
 
 
+def test_a_tokenizer_of_short_clips_is_ready(dry_run: Callable) -> None:
+    status, said = dry_run("vae", **tiny.TOKENIZER, data__frames=2)
+    assert status == 0, said
+    assert said.rstrip().endswith("ready")
+
+
 @pytest.mark.parametrize("stage", ["vae", "dit"])
 def test_ready(stage: str, dry_run: Callable, tmp_path: Path) -> None:
     status, said = dry_run(stage, cache__latents="disk", cache__prior="disk", train_vae__coarse=0.5)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from tests.support.patience import PATIENCE_S
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-def configure(clips: Path) -> Config:
+def configure(clips: Path, **changes: Any) -> Config:
     return tiny.tiny_config(
         Path(),
         clips,
@@ -30,6 +32,7 @@ def configure(clips: Path) -> Config:
         train_dit__max_steps=2,
         train_dit__save_every=1,
         cache__latents="disk",
+        **changes,
     )
 
 
@@ -71,6 +74,21 @@ def test_gradients_are_those_of_one_process(
     for name, gradient in alone.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], gradient, rtol=0, atol=1e-5)
+
+
+def test_codes_are_revived_as_by_one_process(
+    together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    clips = together.parent / "tiny-clips"
+    alone = tiny.train("vae", configure(clips, **tiny.TOKENIZER))
+    saved = Path("checkpoints") / "step-0000002"
+    runs = [alone / saved, together / "runs" / "tokenizer" / "vae" / saved]
+    states = [json.loads((run / "state.json").read_text())["last_used"] for run in runs]
+    assert states[0] == states[1]
+    first, second = (load_file(run / "vae" / "diffusion_pytorch_model.safetensors") for run in runs)
+    codebook = "base.quantize.embedding.weight"
+    torch.testing.assert_close(second[codebook], first[codebook], rtol=0, atol=5e-3)
 
 
 def test_one_set_of_files(together: Path) -> None:

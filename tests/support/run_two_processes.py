@@ -30,6 +30,8 @@ def main() -> None:
     with mock.patch.object(PartialState, "destroy_process_group"):
         train_and_keep_gradients("vae", train_vae.main, config, out)
         train_and_keep_gradients("dit", train_dit.main, config, out)
+        tokenizer = [f"{key.replace('__', '.')}={value}" for key, value in tiny.TOKENIZER.items()]
+        run(train_vae.main, config, "run.name=tokenizer", *tokenizer)
         process = PartialState()
         assert process.num_processes == 2, f"{process.num_processes} processes"
         if process.is_main_process:

@@ -24,10 +24,17 @@ from medsora.training.stage1 import loop as vae_loop
 from medsora.training.stage2 import build as dit_build
 from medsora.training.stage2 import loop as dit_loop
 from medsora.vae import FrequencyCompensatedVAE
+from tests.support.paths import ROOT
 
 VIDEOS, FRAMES, SIZE = 5, 17, 32
 BASE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
 DENOISER = {"width": 32, "depth": 2, "heads": 2, "d_state": 16, "headdim": 16}
+TOKENIZER = {
+    "vae__kind": "vq",
+    "vae__base": str(ROOT / "tests/support/tiny_vq.json"),
+    "train_vae__train": "all",
+    "train_vae__revive_after": 1,
+}
 LOOPS: dict[str, ModuleType] = {"vae": vae_loop, "dit": dit_loop}
 
 

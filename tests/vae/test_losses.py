@@ -12,8 +12,9 @@ import torchvision
 from focal_frequency_loss import FocalFrequencyLoss
 
 from medsora.vae import VaeLoss, focal_frequency_loss
-from medsora.vae.losses import coarse_loss, kl_divergence
+from medsora.vae.losses import TokenizerLoss, coarse_loss, kl_divergence
 from medsora.vae.perceptual import PerceptualLoss
+from medsora.vae.tokenizer import TokenizerOutput
 
 
 @pytest.mark.parametrize("alpha", [1.0, 2.0])
@@ -80,6 +81,22 @@ def test_a_part_of_weight_zero_is_not_computed() -> None:
     found = VaeLoss(l1=1.0, lpips=0, ffl=0, kl=0)(pred, target, latent, latent)
     assert found.total == found.l1
     assert found.lpips == found.ffl == found.kl == found.coarse == 0
+
+
+def test_a_tokenizer_s_parts_are_weighted_once_and_pull_each_its_own_side() -> None:
+    pred, target = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    latents, rows = torch.randn(8, 4, requires_grad=True), torch.randn(8, 4, requires_grad=True)
+    loss = TokenizerLoss(l1=0.5, lpips=0, ffl=0, l2=2.0, commitment=0.25)
+    found = loss(TokenizerOutput(pred, latents, rows, torch.arange(8)), target)
+    distance = (latents - rows).square().mean()
+    torch.testing.assert_close(found.commitment, distance)
+    torch.testing.assert_close(found.codebook, distance)
+    expected = 0.5 * (pred - target).abs().mean() + 2 * (pred - target).square().mean() + 1.25 * distance
+    torch.testing.assert_close(found.total, expected)
+    found.total.backward()
+    torch.testing.assert_close(latents.grad, -0.25 * rows.grad)
+    without = loss(TokenizerOutput(pred, latents, latents, None), target)
+    assert without.commitment == without.codebook == 0
 
 
 def test_coarse_loss_compares_with_the_video_at_half_size() -> None:

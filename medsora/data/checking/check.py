@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -25,6 +26,7 @@ from medsora.errors import BadInput, one_line
 
 MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # of copies, in one line
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)  # with more than there are cores, they wait for each other
+SMALL_BYTES = 2**18  # of files that one thread scans
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here
 
 
@@ -376,11 +378,24 @@ def _count(things: Collection[object], noun: str) -> str:
 
 
 def _scan_all(sources: list[Source], threads: int) -> Iterator[tuple[Source, Scan]]:
-    """Scan in parallel; PyAV lets go of the interpreter while it decodes. Stops soon when interrupted."""
-    pool = ThreadPoolExecutor(threads)
+    """Scan in parallel; PyAV lets go of the interpreter while it decodes. Stops soon when interrupted.
+
+    One thread takes all small files: several would spend more time on handing the interpreter over.
+    """
+    pools = several, one = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
     try:
-        running = {pool.submit(scan_source, source): source for source in sources}
+        running = {
+            (one if _is_small(source) else several).submit(scan_source, source): source for source in sources
+        }
         for future in as_completed(running):
             yield running[future], future.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        for wait, pool in product((False, True), pools):
+            pool.shutdown(wait, cancel_futures=True)
+
+
+def _is_small(source: Source) -> bool:
+    try:
+        return not source.is_folder and source.path.stat().st_size < SMALL_BYTES
+    except OSError:  # the scan says what is wrong with it
+        return True

@@ -89,9 +89,9 @@ def write_phantom(
     if seed < 0:
         raise ValueError(f"phantom: seed is {seed}, expected 0 or more.")
     check_polyp_size(polyp_size)
-    find_look(look)
+    endoscope = find_look(look)
     folder = Path(folder)
-    version = LOOK if look == PHANTOM_LOOKS[0] else f"{look} {LOOK}"
+    version = LOOK if look == PHANTOM_LOOKS[0] else f"{look} {endoscope.version}"
     recipe = {"look": version, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": fps}
     recipe["polyp_size"] = polyp_size
     if _made_before(folder, recipe):

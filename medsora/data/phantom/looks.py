@@ -18,11 +18,13 @@ class Look:
         masks: how often each is drawn: "none", "octagon", "circle" or "keyhole".
         colours: what of the scene's red, green and blue (columns) the display's red, green and blue show;
             None leaves them as they are.
+        version: raised when the look draws other pictures from the same seed; that of white light stays.
     """
 
     focal: float
     masks: dict[str, float]
     colours: tuple[tuple[float, float, float], ...] | None = None
+    version: int = 1
 
     def show(self, display: np.ndarray) -> np.ndarray:
         """Return the display colours (n, 3) in [0, 1] of the scene's colours under white light."""
@@ -32,13 +34,14 @@ class Look:
 
 
 # Narrow-band imaging lights with blue and green alone: green becomes the display's red, blue its green and
-# blue; mucosa turns brown and teal, vessels dark.
+# blue; mucosa turns olive to brown, vessels dark and cyan, glare stays white.
 _LOOKS = (
     Look(focal=0.43, masks={"none": 0.5, "octagon": 0.35, "circle": 0.15}),  # 98 degrees across
     Look(
         focal=0.6,  # 80 degrees across
         masks={"keyhole": 1.0},
-        colours=((0.0, 1.5, 0.0), (0.0, 0.4, 1.0), (0.0, 0.2, 0.9)),
+        colours=((-0.1, 1.98, 0.0), (0.0, 0.84, 0.74), (0.0, 0.34, 0.62)),
+        version=2,
     ),
 )
 LOOKS = dict(zip(PHANTOM_LOOKS, _LOOKS, strict=True))

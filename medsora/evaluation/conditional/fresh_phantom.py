@@ -18,7 +18,7 @@ TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # of corpora, far from those of the c
 WORTH_PROCESSES = 32  # clips from which on starting processes pays
 
 
-def phantom_clips(
+def phantom_folder(
     cache: Path,
     count: int,
     frames: int,
@@ -26,8 +26,8 @@ def phantom_clips(
     seed: int,
     polyp_size: float = 1.0,
     look: str = PHANTOM_LOOKS[0],
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Render phantom clips, unless they are there: uint8 (N, F, H, W, 3), labels' numbers and names."""
+) -> Path:
+    """Render phantom clips into a folder of `cache`, unless they are there; return it."""
     folder = cache / f"phantom-{count}x{frames}-{size}px-seed{seed}{variant_suffix(polyp_size, look)}"
     with building(), progress_bar("rendering phantom clips", total=count, unit="clip") as bar:
         workers = 2 if count >= WORTH_PROCESSES else 1
@@ -42,6 +42,20 @@ def phantom_clips(
             polyp_size=polyp_size,
             look=look,
         )
+    return folder
+
+
+def phantom_clips(
+    cache: Path,
+    count: int,
+    frames: int,
+    size: int,
+    seed: int,
+    polyp_size: float = 1.0,
+    look: str = PHANTOM_LOOKS[0],
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Render phantom clips, unless they are there: uint8 (N, F, H, W, 3), labels' numbers and names."""
+    folder = phantom_folder(cache, count, frames, size, seed, polyp_size, look)
     videos = sorted(path.name for path in folder.glob("*.mkv"))
     words = {
         name: row["label"]

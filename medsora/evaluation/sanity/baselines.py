@@ -1,7 +1,7 @@
-"""Whether a model learned something: its clips between the two ends, real against real and untrained.
+"""Whether a model learned something: its clips between the two ends, phantom against phantom and untrained.
 
-Every candidate set is compared with the same reference of real clips by the metrics that need no weights.
-Three cheats stand in the same table: the mean clip, frozen real clips, strongly blurred real clips. Each
+Every candidate set is compared with the same reference of phantom clips by the metrics that need no weights.
+Three trivial baselines stand in the same table: the mean clip, frozen clips, strongly blurred clips. Each
 shows what a model could have done without having learned how such clips look and move.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,17 +28,17 @@ COLUMNS = {
     MOTION: "flow magnitude distance (DIS), px/frame",
     "flow_magnitude": "mean flow (DIS), px/frame",
 }
-REAL, GENERATED, UNTRAINED = "real, held out", "generated", "untrained model"
+REAL, GENERATED, UNTRAINED = "phantom (held out)", "generated", "untrained model"
 MEAN, FROZEN, BLURRED = (
-    "cheat: the mean clip",
-    "cheat: frozen real clips",
-    "cheat: strongly blurred real clips",
+    "trivial baseline: the mean clip",
+    "trivial baseline: frozen phantom clips",
+    "trivial baseline: strongly blurred phantom clips",
 )
 
 
 @dataclass(frozen=True)
 class Proof:
-    """The table (row name -> figures by the keys of `COLUMNS`) and the claims about it.
+    """The table (row name -> figures by the keys of `columns`, whose values are titles) and claims about it.
 
     `position` is where the generated clips lie between the two ends in log scale: 0 as near as real clips,
     1 as far as the untrained model's; None if an end is missing or the ends coincide.
@@ -47,18 +47,21 @@ class Proof:
     table: dict[str, dict[str, float]]
     position: float | None
     claims: list[Claim]
+    columns: dict[str, str] = field(default_factory=lambda: COLUMNS)
 
     @property
     def holds(self) -> bool:
         """Whether every claim holds."""
         return all(claim.holds for claim in self.claims)
 
-    def lines(self) -> list[tuple[str, str]]:
-        """Return (row, figures in words) for a report's table."""
-        return [
-            (name, " · ".join(f"{number_text(row[key])} {title}" for key, title in COLUMNS.items()))
-            for name, row in self.table.items()
-        ]
+    @property
+    def header(self) -> tuple[str, ...]:
+        """The titles of a report's table."""
+        return ("", *self.columns.values())
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the rows of a report's table: a name, then its numbers."""
+        return [(name, *(number_text(row[key]) for key in self.columns)) for name, row in self.table.items()]
 
     def sentences(self) -> list[str]:
         """Return every claim with its outcome."""
@@ -71,11 +74,12 @@ def prove(
     generated: Sequence[np.ndarray],
     untrained: Sequence[np.ndarray],
 ) -> Proof:
-    """Place generated clips between real ones and an untrained model's; about 0.15 s a clip of 16x64x64.
+    """Place generated clips between phantom clips and an untrained model's; about 0.15 s a clip of 16x64x64.
 
     Args:
-        reference: real clips, uint8 (F, H, W, 3), that all others are compared with; the mean clip is theirs.
-        held_out: other real clips, from other videos.
+        reference: phantom clips, uint8 (F, H, W, 3), that all others are compared with; the mean clip is that
+            of these.
+        held_out: other phantom clips, from other videos.
         generated, untrained: what the trained and the untrained model make.
 
     From `held_out`, `generated` and `untrained` the same number of clips is used, the least that any of them
@@ -117,16 +121,16 @@ def _claims(table: dict[str, dict[str, float]], position: float | None) -> list[
     found = "undefined" if position is None else f"{position:.2f}"
     claims = [
         Claim(
-            "generated clips lie nearer to the real end than to the untrained one, in log scale: position "
-            f"{found} between 0 (real) and 1 (untrained), below 0.5",
+            "generated clips lie nearer to the phantom than to the untrained model's, in log scale: position "
+            f"{found} between 0 (phantom) and 1 (untrained), below 0.5",
             position is not None and position < 0.5,
         )
     ]
-    for cheat, key in ((MEAN, PYRAMID), (BLURRED, PYRAMID), (FROZEN, MOTION)):
-        ours, theirs = table[GENERATED][key], table[cheat][key]
+    for baseline, key in ((MEAN, PYRAMID), (BLURRED, PYRAMID), (FROZEN, MOTION)):
+        ours, theirs = table[GENERATED][key], table[baseline][key]
         claims.append(
             Claim(
-                f"they beat the {cheat}: {COLUMNS[key]} {number_text(ours)} against {number_text(theirs)}",
+                f"they beat the {baseline}: {COLUMNS[key]} {number_text(ours)} against {number_text(theirs)}",
                 ours < theirs,
             )
         )

@@ -33,7 +33,7 @@ from medsora.saved.pipeline import DTYPES
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
-from medsora.vae import FrequencyCompensatedVAE, VideoVAE
+from medsora.vae import FrequencyCompensatedVAE, VideoVAE, VQTokenizer
 from medsora.vae.losses import VaeLoss
 from medsora.vae.video_vae import VIDEOS_AT_ONCE
 
@@ -238,7 +238,9 @@ def preset_bytes(preset: str, frames: int, side_px: int, image_latents: int = 2)
     return state + more * (state_of_two - state), clip + more * (clip_of_two - clip)
 
 
-def estimate_vae(config: Config, vae: FrequencyCompensatedVAE, loss: VaeLoss, batch: int) -> MemoryEstimate:
+def estimate_vae(
+    config: Config, vae: FrequencyCompensatedVAE | VQTokenizer, loss: VaeLoss, batch: int
+) -> MemoryEstimate:
     """Estimate stage 1 for `batch` clips in one process's micro-batch; `vae` has its trained part thawed."""
     settings, data = config.train_vae, config.data
     trained_size = data.height_width if settings.crop is None else (settings.crop, settings.crop)
@@ -246,12 +248,14 @@ def estimate_vae(config: Config, vae: FrequencyCompensatedVAE, loss: VaeLoss, ba
     def train() -> Tensor:
         video = torch.empty(batch, data.frames, 3, *trained_size)
         with autocast(settings.precision):
+            if isinstance(vae, VQTokenizer):
+                return loss(vae(video), video).total
             out = vae(video, coarse=settings.coarse > 0)
             return loss(out.reconstruction, video, out.mean, out.logvar, out.coarse).total
 
     def look() -> None:
         videos = torch.empty(settings.eval_clips, data.frames, 3, *data.height_width)
-        kept = [vae.decode(vae.encode(videos)) for _ in range(2)]  # with the compensation and without
+        kept = [vae.reconstruct(videos) for _ in range(2)]  # with the compensation and without
         for version in kept:
             (version - videos).square().mean()
 

@@ -46,7 +46,7 @@ from medsora.training.schedule import Schedule
 from medsora.training.stage1.build import build_loss, build_vae
 from medsora.training.stage1.crops import check_crop
 from medsora.training.stage2.build import add_adapter, build_denoiser, build_prior, start_from, token_grid
-from medsora.vae import FrequencyCompensatedVAE, VideoVAE, check_video_shape
+from medsora.vae import FrequencyCompensatedVAE, VideoVAE
 
 CUDA_GIB = 0.5
 CUDA_ITSELF = f"on a GPU, CUDA itself about {CUDA_GIB} GiB"
@@ -143,8 +143,9 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
         every = sum(parameter.numel() for parameter in vae.parameters())
         findings.line("VAE", f"{every:,} parameters, of which {trained:,} are trained")
     with findings.part("the clip's size"):
-        check_video_shape(config.data.frames, *config.data.height_width)
-        check_crop(config)
+        sized = vae or FrequencyCompensatedVAE
+        sized.check_video_shape(config.data.frames, *config.data.height_width)
+        check_crop(config, sized)
     with findings.part("the loss"):
         loss = build_loss(config)
     clips, _ = count_clips(findings, config, clip_spec(config), config.vae_dir)

@@ -59,12 +59,17 @@ FIGURES = {
     "held_out/base_spectrum_error": Figure(
         "spectrum error without compensation, dB", "the same with the compensation off"
     ),
+    "held_out/codes_used": Figure("codes used", "part of the codebook that held-out clips take", 1),
+    "held_out/perplexity": Figure("perplexity of codes", "equally frequent codes that would vary as much", 1),
     "held_out/mse": Figure(
         "noise error", "error of the predicted noise, mean over the timesteps below; 1: none"
     ),
     "held_out/clip_mse": Figure("noise error of clips", "the same without joint images"),
     "loss/total": Figure("loss", "what training minimises: the weighted sum of its parts"),
     "loss/l1": Figure("L1", "mean difference of pixels, which lie in [-1, 1]"),
+    "loss/l2": Figure("L2", "mean squared difference of pixels"),
+    "loss/commitment": Figure("commitment", "squared distance of latents from their codes, for the encoder"),
+    "loss/codebook": Figure("codebook", "the same distance, for the codebook"),
     "loss/lpips": Figure("LPIPS", "difference of a pretrained network's features"),
     "loss/ffl": Figure("focal frequency", "difference of the frames' spectra, difficult frequencies first"),
     "loss/kl": Figure("KL", "distance of the latents from a standard normal distribution"),
@@ -77,6 +82,10 @@ FIGURES = {
     "gradient_norm": Figure("gradient norm", "before clipping", 0),
     "lr": Figure("learning rate", "of the last step", 0),
     "epoch": Figure("epoch", "how often every clip has been seen", 0),
+    "codes_used": Figure(
+        "codes used", "part of the codebook used in the last train_vae.revive_after steps", 0
+    ),
+    "perplexity": Figure("perplexity", "equally frequent codes that would vary as the last step's", 0),
     "speed/samples_per_s": Figure("clips per second", "since the last line of the log", 0),
     "speed/data_wait": Figure(
         "waiting for data", "part of that time in which the device had nothing to do", 0
@@ -131,7 +140,7 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
     step = int(latest.get("step", 0))
     sections = [
         Section("Now", table=[("step", f"{step:,} of {total_steps:,}"), *_times(log, step, total_steps)]),
-        *_evaluation(log),
+        *evaluation_section(log),
     ]
     if newest := max((run / "samples").glob("step-*.png"), default=None):
         videos = [
@@ -150,12 +159,12 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
     if curves:
         sections.append(Section("Curves", text=["Thin: as logged; bold: running mean."], images=curves))
     if messages := _read(run / "messages.txt"):
-        sections.append(Section("Messages", text=_private(messages).splitlines()[-MESSAGES:]))
+        sections.append(Section("Messages", text=hide_paths(messages).splitlines()[-MESSAGES:]))
     versions = json.loads(_read(run / "versions.json") or "{}")
     sections += [
-        Section("Command", code=_private(_read(run / "command.txt").strip())),
+        Section("Command", code=hide_paths(_read(run / "command.txt").strip())),
         Section("Versions", table=[(name, str(version)) for name, version in versions.items()]),
-        Section("Config", code=_private(_read(run / "config.yaml").strip())),
+        Section("Config", code=hide_paths(_read(run / "config.yaml").strip())),
     ]
     path = run / PAGE
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -181,7 +190,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-def _evaluation(log: list[dict[str, float]]) -> list[Section]:
+def evaluation_section(log: list[dict[str, float]], title: str = "Held-out clips") -> list[Section]:
     """Return the section that compares the last evaluation with the one before; none before the first."""
     evaluations = [line for line in log if any(name.startswith(EVALUATION) for name in line)]
     if not evaluations:
@@ -205,7 +214,7 @@ def _evaluation(log: list[dict[str, float]]) -> list[Section]:
             f"The first evaluation, after step {int(last['step']):,}; there is none to compare it with."
         )
     header = ("", "before", "now", "", "what it is")
-    return [Section("Held-out clips", text=[sentence], header=header, table=rows)]
+    return [Section(title, text=[sentence], header=header, table=rows)]
 
 
 def _verdict(name: str, before: dict[str, float], last: dict[str, float]) -> str:
@@ -244,7 +253,7 @@ def _rows(latest: dict[str, float], prefix: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def _private(text: str) -> str:
+def hide_paths(text: str) -> str:
     """Return `text` with only the last part of every absolute path: the page may be passed on."""
     return ABSOLUTE_PATH.sub("…/", text)
 

@@ -13,8 +13,9 @@ from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
 from medsora.training.stage1.crops import check_crop
 from medsora.training.stage1.stage import VaeStage
-from medsora.vae import FrequencyCompensatedVAE
-from medsora.vae.losses import VaeLoss
+from medsora.training.stage1.tokenizer import TokenizerStage
+from medsora.vae import FrequencyCompensatedVAE, VQTokenizer
+from medsora.vae.losses import TokenizerLoss, VaeLoss
 
 
 def build_vae_stage(config: Config) -> VaeStage:
@@ -23,7 +24,7 @@ def build_vae_stage(config: Config) -> VaeStage:
     accelerator = make_accelerator(config, settings.precision, config.vae_dir)
     vae = build_vae(config)
     vae.check_video_shape(config.data.frames, *config.data.height_width)
-    check_crop(config)
+    check_crop(config, vae)
     loss = build_loss(config).to(accelerator.device)
     clips, held_out = open_clips(config, accelerator, clip_spec(config), config.vae_dir)
     schedule = Schedule.of(settings, len(clips))
@@ -36,25 +37,34 @@ def build_vae_stage(config: Config) -> VaeStage:
     start_trackers(accelerator, run, config)
     if settings.lpips == 0:
         run.say("LPIPS is left out of the loss (train_vae.lpips is 0).")
-    return VaeStage(config, accelerator, run, clips, held_out, vae, loss, optimizer, schedule)
+    kind = TokenizerStage if config.vae.kind == "vq" else VaeStage
+    return kind(config, accelerator, run, clips, held_out, vae, loss, optimizer, schedule)
 
 
-def build_vae(config: Config) -> FrequencyCompensatedVAE:
+def build_vae(config: Config) -> FrequencyCompensatedVAE | VQTokenizer:
     """Return the VAE that the config starts from; raises `ValueError` or `OSError` as `from_base` does."""
-    if config.vae.kind != "causal":
+    if config.vae.kind == "per-frame":
         raise BadInput(f"vae.kind is {config.vae.kind}, which stage 1 does not train: run train_dit.py.")
-    vae = FrequencyCompensatedVAE.from_base(
-        shipped_file(config.vae.base),
-        compensation=config.vae.compensation,
-        compensation_kind=config.vae.compensation_kind,
-        weights=shipped_file(config.vae.weights),
-    )
+    base, weights = shipped_file(config.vae.base), shipped_file(config.vae.weights)
+    if config.vae.kind == "vq":
+        vae = VQTokenizer.from_base(base, weights, config.vae.quantize)
+    else:
+        vae = FrequencyCompensatedVAE.from_base(
+            base,
+            compensation=config.vae.compensation,
+            compensation_kind=config.vae.compensation_kind,
+            weights=weights,
+        )
     if config.train_vae.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     return vae
 
 
 def build_loss(config: Config) -> VaeLoss:
-    """Return the loss (Eq. 16) with the config's weights of its terms."""
-    names = ("l1", "lpips", "ffl", "kl", "coarse", "lpips_net", "lpips_trunk")
-    return VaeLoss(**{name: getattr(config.train_vae, name) for name in names})
+    """Return the loss (Eq. 16), or that of a tokenizer, with the config's weights of its terms."""
+    names, kind = ["l1", "lpips", "ffl", "lpips_net", "lpips_trunk"], VaeLoss
+    if config.vae.kind == "vq":
+        names, kind = [*names, "l2", "commitment"], TokenizerLoss
+    else:
+        names += ["kl", "coarse"]
+    return kind(**{name: getattr(config.train_vae, name) for name in names})

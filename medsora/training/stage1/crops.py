@@ -6,15 +6,17 @@ import torch
 
 from medsora.config.schema import Config
 from medsora.training.randomness import generator_for
-from medsora.vae import check_video_shape
+from medsora.vae import FrequencyCompensatedVAE, VQTokenizer
+
+SizedModel = FrequencyCompensatedVAE | VQTokenizer | type[FrequencyCompensatedVAE]
 
 
-def check_crop(config: Config) -> None:
+def check_crop(config: Config, vae: SizedModel) -> None:
     """Raise `ValueError` unless `train_vae.crop` is a size that the VAE returns, and fits into the clips."""
     crop, smaller_side = config.train_vae.crop, min(config.data.height_width)
     if crop is None:
         return
-    check_video_shape(config.data.frames, crop, crop)
+    vae.check_video_shape(config.data.frames, crop, crop)
     if crop > smaller_side:
         raise ValueError(
             f"train_vae.crop is {crop} pixels, but the clips have {smaller_side} (data.size); "

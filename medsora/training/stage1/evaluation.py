@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from medsora.data.reading.pixels import video_to_frames
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE, VQTokenizer
 from medsora.vae.compensation import compensation_modules, compensation_off
 from medsora.vae.quality import flicker, mean_colour_psnr, psnr, spectrum_error, ssim
 
@@ -18,7 +18,7 @@ MEASURES = {"psnr": psnr, "ssim": ssim, "flicker": flicker, "spectrum_error": sp
 
 @torch.no_grad()
 def evaluate_reconstruction(
-    vae: FrequencyCompensatedVAE, clips: Sequence[dict[str, Any]]
+    vae: FrequencyCompensatedVAE | VQTokenizer, clips: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float], list[tuple[str, np.ndarray]]]:
     """Return the `MEASURES` of `clips`' reconstructions, means over clips, and what to look at.
 
@@ -29,10 +29,10 @@ def evaluate_reconstruction(
     was_training, device = vae.training, next(vae.parameters()).device
     vae.eval()
     videos = torch.stack([clip["video"] for clip in clips]).to(device)
-    versions = {"": vae.decode(vae.encode(videos))}
+    versions = {"": vae.reconstruct(videos)}
     if any(True for _ in compensation_modules(vae)):
         with compensation_off(vae):
-            versions["base_"] = vae.decode(vae.encode(videos))
+            versions["base_"] = vae.reconstruct(videos)
     vae.train(was_training)
     figures = {"held_out/mean_colour_psnr": float(mean_colour_psnr(videos).mean())}
     for prefix, version in versions.items():

@@ -14,7 +14,7 @@ from medsora.training.accelerator import clipped_norm, gradients_synchronised, s
 from medsora.training.batches import NumberedClips, TimedBatches, sent
 from medsora.training.loop_end import begin, end_step, is_saved, log_step, non_finite
 from medsora.training.progress import Progress
-from medsora.training.randomness import derive_seed, generator_for
+from medsora.training.randomness import derive_seed
 from medsora.training.run.report import RunReport
 from medsora.training.schedule import StepBatches
 from medsora.training.stage1.build import build_vae_stage
@@ -61,11 +61,9 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 # A worker's batch lies otherwise in memory than the main process's: other last digits.
                 video = random_crops(batch["video"], settings.crop, config.run.seed, batch["sample"])
                 video = sent(video, accelerator.device).contiguous()
-                draws = [generator_for(config.run.seed, "posterior", int(n)) for n in batch["sample"]]
                 last = micro == settings.accumulation - 1
                 with accelerator.autocast(), gradients_synchronised(accelerator, model, last):
-                    out = model(video, generator=draws, coarse=settings.coarse > 0)
-                    loss = stage.loss(out.reconstruction, video, out.mean, out.logvar, out.coarse)
+                    loss = stage.compute_loss(model, video, batch["sample"])
                     accelerator.backward(loss.total / settings.accumulation)
                 record.add(loss.total, batch)
                 for name, value in loss._asdict().items():
@@ -81,10 +79,11 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 raise non_finite(stage, bad)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            codes = stage.tend_codebook(done, norm)
 
             progress.count(step.batch, batches.waited())
             if logs:
-                state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
+                state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch, **codes}
                 log_step(stage, done, parts, state, progress, report)
             if end_step(stage, done, stop, progress, saves=saves, asked=asked):
                 break

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
@@ -19,12 +20,13 @@ from medsora.runtime.files import written_folder
 from medsora.saved.find import DEFAULT_FPS
 from medsora.saved.manifest import model_files, write_manifest
 from medsora.training.loop_end import PeriodicTask
+from medsora.training.randomness import generator_for
 from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import keep_sheet
 from medsora.training.schedule import Schedule
 from medsora.training.stage1.evaluation import evaluate_reconstruction
-from medsora.training.stage_parts import ModelPart, StageParts
+from medsora.training.stage_parts import ModelPart, StageParts, ValuePart
 from medsora.vae import FrequencyCompensatedVAE, measure_scaling_factor
 from medsora.vae.base import load_weights
 from medsora.vae.losses import VaeLoss
@@ -58,10 +60,25 @@ class VaeStage:
             self.optimizer,
             names=[name for name, parameter in self.vae.named_parameters() if parameter.requires_grad],
             models={"vae": ModelPart(self.vae.save_pretrained, self._load_vae)},
-            values={},
+            values=self.values,
             model_bytes=sum(parameter.nbytes for parameter in self.vae.parameters()),
             early_stop=self.early_stop,
         )
+
+    @property
+    def values(self) -> dict[str, ValuePart]:
+        """What a checkpoint holds besides the model and the optimiser."""
+        return {}
+
+    def compute_loss(self, model: nn.Module, video: Tensor, samples: Tensor) -> NamedTuple:
+        """Return the loss's parts on clips (B, F, 3, H, W), whose latents their sample numbers draw."""
+        draws = [generator_for(self.config.run.seed, "posterior", int(sample)) for sample in samples]
+        out = model(video, generator=draws, coarse=self.config.train_vae.coarse > 0)
+        return self.loss(out.reconstruction, video, out.mean, out.logvar, out.coarse)
+
+    def tend_codebook(self, done: int, norm: Tensor | float) -> dict[str, float]:
+        """Return what to log of a tokenizer's codebook after `done` steps: a VAE has none."""
+        return {}
 
     @property
     def early_stop(self) -> EarlyStop | None:
@@ -92,6 +109,7 @@ class VaeStage:
         count = min(self.config.train_vae.eval_clips, len(self.held_out))
         clips = [self.held_out.fixed_clip(index) for index in range(count)]
         figures, rows = evaluate_reconstruction(self.vae, clips)
+        figures |= self.code_figures(clips)
         if self.early_stop is not None:
             figures[HELD_OUT_LOSS] = self.held_out_loss(clips)
         fps = self.clips.report.fps or DEFAULT_FPS
@@ -106,6 +124,10 @@ class VaeStage:
         told = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in figures.items())
         self.run.say(f"step {step}, held out: {told}")
 
+    def code_figures(self, clips: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Return the use of a tokenizer's codes on `clips`: a VAE has none."""
+        return {}
+
     @torch.no_grad()
     def held_out_loss(self, clips: Sequence[dict[str, Any]]) -> float:
         """Return the mean of Eq. 16 over `clips`, whose latents are the means instead of draws."""
@@ -113,10 +135,22 @@ class VaeStage:
         self.vae.eval()
         for clip in clips:
             video = clip["video"][None].to(self.accelerator.device)
-            out = self.vae(video, sample=False, coarse=self.config.train_vae.coarse > 0)
-            losses.append(self.loss(out.reconstruction, video, out.mean, out.logvar, out.coarse).total)
+            losses.append(self.loss_without_draws(video))
         self.vae.train(was_training)
         return float(torch.stack(losses).mean())
+
+    def loss_without_draws(self, video: Tensor) -> Tensor:
+        """Return Eq. 16 of one clip (1, F, 3, H, W) whose latents are the means."""
+        out = self.vae(video, sample=False, coarse=self.config.train_vae.coarse > 0)
+        return self.loss(out.reconstruction, video, out.mean, out.logvar, out.coarse).total
+
+    def set_scale(self) -> None:
+        """Store the scaling factor of the trained latents, if they changed."""
+        if self.config.train_vae.train == "all":
+            factor = measure_scaling_factor(self.vae, self._scaling_clips())
+            factor *= self.config.train_vae.latent_std
+            self.vae.set_scaling_factor(factor)
+            self.run.say(f"the scaling factor of these latents is {factor:.4f}.")
 
     def finish(self) -> Path:
         """Write the trained VAE where stage 2 looks for it, with the scaling factor of its own latents.
@@ -128,11 +162,7 @@ class VaeStage:
             if self.early_stop is not None and (best := self.early_stop.best()) is not None:
                 self._load_vae(self.run.checkpoints / f"step-{best[0]:07d}" / "vae")
                 self.run.say(f"the VAE of step {best[0]} has the best held-out loss and is taken.")
-            if self.config.train_vae.train == "all":
-                factor = measure_scaling_factor(self.vae, self._scaling_clips())
-                factor *= self.config.train_vae.latent_std
-                self.vae.set_scaling_factor(factor)
-                self.run.say(f"the scaling factor of these latents is {factor:.4f}.")
+            self.set_scale()
             with written_folder(folder) as beside:
                 self.vae.save_pretrained(beside)
                 write_manifest(beside, model_files(beside))

@@ -1,23 +1,31 @@
-"""medsora.demo.run, medsora.demo.pace, medsora.demo.proof, medsora.demo.report: the demo's whole road at its
-smallest: every part is there at the end, and the page needs no network.
+"""medsora.demo.run, medsora.demo.adapt, medsora.demo.pace, medsora.demo.proof, medsora.demo.report: both
+demos at their smallest: every part is there at the end, and the page needs no network.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from medsora.config import shipped
 from medsora.config.load import load_config
 from medsora.data.reading.video_io import probe, read_frames
+from medsora.demo import adapt as demo_adapt
 from medsora.demo import pace as demo_pace
 from medsora.demo import run as demo_module
+from medsora.demo.proof import compare_looks
 from medsora.demo.run import demo
+from medsora.project.export import export_run
+from medsora.saved import find
+from tests.support.drifting_clips import drifting_clip
 from tests.support.paths import ROOT
 
 
@@ -67,7 +75,8 @@ def test_the_page_holds_everything_itself(run: Path) -> None:
     assert page.count("<video") == 2 + 2 * 2  # generated; real and reconstructed of two held-out clips
     assert page.count("<img") == 3
     assert "untrained" in page
-    assert "cheat: frozen real clips" in page
+    assert "trivial baseline: frozen phantom clips" in page
+    assert not re.search(r"\breal\b|cheat", re.sub('base64,[^"]*', "", page))
     assert "hold: they beat" in page.replace("DOES NOT HOLD", "hold").replace("Holds", "hold")
     sources = re.findall(r'(?:src|href)="([^"]{5})', page)
     assert sources
@@ -96,3 +105,85 @@ def test_a_faster_machine_trains_longer_and_a_begun_run_keeps_its_number(
         monkeypatch.setattr(demo_pace, "seconds_of_a_pass", lambda config, s=pass_s: s)
         seconds = demo_pace.SAMPLING + 210 * demo_pace.WHOLE_STEP
         assert demo_pace.paced(fresh, seconds).train_dit.max_steps == steps
+
+
+@pytest.fixture(scope="module")
+def adapted(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Fine-tune the model of `run`, as if it were the one that ships; return the run and what is printed."""
+    folder = tmp_path_factory.mktemp("adapted")
+    models = folder / "models"
+    export_run(run / "dit-tiny", models / "phantom")
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
+        patch.setattr(shipped, "models_folder", lambda: models)
+        patch.setattr(find, "models_folder", lambda: models)
+        patch.setattr(demo_adapt, "STEPS", 2)
+        patch.setattr(demo_adapt, "MIN_TRAINING_S", 1)
+        demo_module.main(
+            [
+                "--videos=3",
+                "--minutes=0",
+                f"run.dir={folder}",
+                f"phantom.folder={folder}/clips",
+                f"cache.dir={folder}/cache",
+                "phantom.videos=6",
+                "data.holdout=0.5",
+                "data.size=64",
+                "train_vae.crop=null",
+                f"vae.base={run.parent / 'base.json'}",
+                "vae.weights=null",
+                "denoiser.overrides={patch: 2, expand: 2, width: 32, depth: 2, heads: 2, d_state: 16, "
+                "headdim: 16}",
+                "data.labels=none",
+                "train_dit.sample_steps=2",
+                "tracking.trackers=[]",
+            ]
+        )
+    return folder / "demo", said.getvalue()
+
+
+def test_fine_tuning_ends_when_its_time_is_over_and_shows_before_and_after(adapted: tuple[Path, str]) -> None:
+    folder, said = adapted
+    for stage, section in (("vae", "train_vae"), ("dit-tiny", "train_dit")):
+        steps = getattr(load_config(folder / stage / "config.yaml", outputs_anywhere=True), section).max_steps
+        assert 0 < steps < 500
+    for name in ("before", "after"):
+        assert len(list((folder / name).glob("video-*.mp4"))) == 3
+    assert said.count("fine-tuning closed") == 2
+    assert said.count("stage 1 improves on its base") == 1
+    page = re.sub('base64,[^"]*', "", (folder / "report.html").read_text(encoding="utf-8"))
+    for words in ("Shipped model", "After fine-tuning", "phantom (held out)", "colour distance, of 255"):
+        assert words in page, words
+    assert str(folder) not in page
+
+
+def test_without_a_shipped_model_the_demo_trains_from_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shipped, "models_folder", lambda: tmp_path)
+    configs = []
+    monkeypatch.setattr(
+        demo_module, "demo", lambda config, *_: (configs.append(config), (tmp_path / "report.html", None))[1]
+    )
+    demo_module.main([])
+    assert configs[0].phantom.look == "white-light"
+    assert "training from nothing" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as leaving:
+        demo_module.main(["--from", "scratch", "--check"])
+    assert leaving.value.code == 1
+
+
+def test_a_third_of_the_way_is_needed_in_colour_and_in_the_pyramid() -> None:
+    """Clips on their way from one look to a darker one."""
+    clips = [drifting_clip(seed) for seed in range(20)]
+    target = [clip // 4 for clip in clips[:8]]
+    held_out, before, moved = [clip // 4 for clip in clips[8:12]], clips[12:16], clips[16:20]
+
+    def holds(part: float, gain_db: float = 1.0) -> list[bool]:
+        after = [np.round((1 - 0.75 * part) * clip).astype(np.uint8) for clip in moved]
+        proof = compare_looks(target, held_out, before, after, (28.0, 28.0 + gain_db))
+        assert len(proof.rows()[0]) == len(proof.header)
+        return [claim.holds for claim in proof.claims]
+
+    assert holds(1.0) == [True, True, True]
+    assert holds(0.1, gain_db=0.05) == [False, False, False]

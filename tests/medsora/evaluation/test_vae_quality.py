@@ -12,7 +12,9 @@ from diffusers import AutoencoderKLCogVideoX
 
 from medsora.errors import BadInput
 from medsora.evaluation.vae_quality import VaeSettings, evaluate_vae, markdown, spectrum
+from medsora.vae import VQTokenizer
 from medsora.vae.compensation import compensation_modules
+from tests.support import tiny_training as tiny
 from tests.support.drifting_clips import write_clips
 from tests.support.tiny_pipeline import VAE, tiny_vae
 
@@ -70,9 +72,19 @@ def test_a_base_without_safetensors_is_refused(tmp_path: Path) -> None:
         evaluate_vae(VaeSettings(tmp_path / "base", clips, frames=8, size=16, out=tmp_path / "out"))
 
 
-def test_lengths_that_change_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="8"):
-        VaeSettings("vae", tmp_path, frames=12)
+def test_lengths_that_change_are_refused(run_folder: Path, tmp_path: Path) -> None:
+    clips = write_clips(tmp_path / "real", range(2), size=16)
+    with pytest.raises(BadInput, match="1 and 8"):
+        evaluate_vae(VaeSettings(run_folder, clips, frames=6, size=16, out=tmp_path / "out"))
+
+
+def test_a_tokenizer_is_measured_at_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "no-cache"))
+    VQTokenizer.from_base(tiny.TOKENIZER["vae__base"]).save_pretrained(tmp_path / "run" / "final")
+    clips = write_clips(tmp_path / "real", range(2), size=16)
+    results = evaluate_vae(VaeSettings(tmp_path / "run", clips, frames=6, size=16, out=tmp_path / "out"))
+    assert set(results["mean"]) == {"tokenizer"}
+    assert {"psnr", "ssim"} <= set(results["mean"]["tokenizer"])
 
 
 def test_spectrum_has_its_mean_in_the_middle() -> None:

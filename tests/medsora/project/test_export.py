@@ -11,17 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from huggingface_hub import RepoUrl
 from rich.console import Console
 
 from medsora import MedSoraPipeline
 from medsora.__main__ import parser
+from medsora.app.models import Models
+from medsora.config import shipped
 from medsora.config.load import config_from_dict, save_config
 from medsora.data.sheet import save_image
 from medsora.errors import BadInput
 from medsora.project import export as export_model
 from medsora.project.export import export_run
+from medsora.sampling.command import main as sample_command
 from medsora.saved.card import INTENDED_USE, NOT_DESCRIBED, evaluation_lines
 from medsora.saved.hub import HTTP_ERRORS
 from tests.support.tiny_pipeline import GEOMETRY, tiny_pipeline, write_run
@@ -43,10 +47,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_config(config, run / "config.yaml")
     lines = [
         {"step": 5, "loss/mse": 0.5},
-        {"step": 10, "loss/mse": 0.25},
+        {"step": 5, "speed/elapsed_s": 5400.0},
+        {"step": 10, "loss/mse": 0.25, "speed/elapsed_s": 9000.0},
         {"step": 10, "held_out/mse": 0.125},
     ]
     (run / "log.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (run / "command.txt").write_text("train_dit.py --config /home/me/configs/mine.yaml\n", encoding="utf-8")
     (run / "versions.json").write_text('{"torch": "2.0"}', encoding="utf-8")
     save_image(run / "latest-sheet.png", np.zeros((8, 8, 3), np.uint8))
     return run
@@ -109,6 +115,8 @@ def test_the_card_says_what_a_stranger_must_know(run: Path, tmp_path: Path) -> N
         "210 videos | of ours.",
         "| noise error, training | 0.5 |",
         "| versions | torch 2.0 |",
+        "| command | train_dit.py --config …/mine.yaml |",
+        "| hours of the last stage | 1.5 |",
         "32 generated clips against 64 real ones",
         "| FVD | 512.3 |",
         "| motion (real clips: 3.6) | undefined px |",
@@ -150,6 +158,30 @@ def test_bad_input_is_one_sentence(
     with pytest.raises(BadInput, match=words):
         export(*[argument.format(run=run) for argument in arguments])
     assert not Path("out").exists()
+
+
+def test_a_model_comes_with_medsora_once_it_is_exported_there(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, "_folder", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=r"there is no folder phantom; .* come with MedSora: none\."):
+        MedSoraPipeline.from_pretrained("phantom")
+    (tmp_path / "models").mkdir()
+    export(str(run), str(tmp_path / "models" / "phantom"), "--dtype", "fp16")
+    assert 'from_pretrained("phantom")' in (tmp_path / "models" / "phantom" / "README.md").read_text()
+    pipeline = MedSoraPipeline.from_pretrained("phantom")
+    assert {tensor.dtype for tensor in pipeline.denoiser.state_dict().values()} == {torch.float32}
+    weights = [path.stat().st_size for path in (tmp_path / "models" / "phantom").rglob("*.safetensors")]
+    assert sum(weights) < 3 * (pipeline.denoiser.num_parameters() + pipeline.vae.num_parameters())
+    sample_command(["--model", "phantom", "--num-videos", "1", "--steps", "1"])
+    assert (tmp_path / "videos" / "video-00000.mp4").is_file()
+    assert Models(["phantom"], "cpu").names == ["phantom"]
+    with pytest.raises(BadInput, match=r"there is no folder phanton; .* come with MedSora: phantom\."):
+        MedSoraPipeline.from_pretrained("phanton")
+    (tmp_path / "phantom").mkdir()
+    with pytest.raises(BadInput, match=r"^phantom holds neither a run nor a saved pipeline"):
+        MedSoraPipeline.from_pretrained("phantom")  # an existing path wins
 
 
 def test_two_runs_in_one_folder_are_named(run: Path, tmp_path: Path) -> None:

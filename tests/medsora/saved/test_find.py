@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from diffusers import AutoencoderKLCogVideoX
 from medsora.config.load import config_from_dict
 from medsora.errors import BadInput
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import find_in_run, find_vae, stage_2_folder, trained_vae
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.saved.find import find_in_run, find_vae, load_tokenizer, stage_2_folder, trained_vae
+from medsora.vae import FrequencyCompensatedVAE, VQTokenizer
 from medsora.vae.compensation import compensation_modules
 from tests.support import tiny_training as tiny
 from tests.support.tiny_pipeline import GEOMETRY, write_run
@@ -30,6 +31,16 @@ def test_what_a_vae_may_be_called(tmp_path: Path) -> None:
     assert find_vae(tmp_path / "run") == find_vae(tmp_path / "run" / "vae") == find_vae(final) == final
     beside_denoiser = write_class(tmp_path / "run" / "dit-tiny" / "vae")
     assert find_vae(tmp_path / "run" / "dit-tiny") == beside_denoiser
+
+
+def test_a_tokenizer_may_be_named_by_its_published_file(tmp_path: Path) -> None:
+    torch.save({"model": {"quant_conv.weight": torch.zeros(8, 256, 1, 1)}}, tmp_path / "vq.pt")
+    with pytest.raises(BadInput, match=r"vq\.pt lacks decoder\.conv_blocks.* give LlamaGen's whole"):
+        load_tokenizer(tmp_path / "vq.pt", "train one")
+    whole = VQTokenizer.from_preset("phantom", block_out_channels=[8, 8, 8, 8])
+    with patch("medsora.saved.find.read_published_tokenizer", lambda path: whole):
+        assert load_tokenizer(tmp_path / "vq.pt", "train one") is whole
+    assert not any(parameter.requires_grad for parameter in whole.parameters())
 
 
 def test_no_vae_and_another_model_are_refused(tmp_path: Path) -> None:

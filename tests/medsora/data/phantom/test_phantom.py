@@ -370,6 +370,7 @@ def test_another_look_shows_the_same_scene_in_other_colours_through_another_mask
     assert red > 1.3 * green
     red, green = (other.video[..., k].mean() for k in range(2))
     assert 0.75 * red < green < 1.1 * red
+    assert other.video[..., 2].mean() < 0.75 * green, "mucosa is olive, not grey"
     assert not other.video[:, 24, :3].any(), "the mask's left rim"
     assert other.video[:, 24, 24].any()
     # A narrower view magnifies: the scene's centre moves faster across the pixels.

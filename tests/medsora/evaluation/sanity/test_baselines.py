@@ -1,5 +1,5 @@
 """medsora.evaluation.sanity.baselines, medsora.evaluation.sanity.degrade: the demo's proof: true of clips
-like the real ones, refuted by each cheat and by the untrained model.
+like the real ones, refuted by each trivial baseline and by the untrained model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def test_real_clips_pass() -> None:
     assert proof.position is not None
     assert proof.position < 0.3
     assert all(sentence.startswith("Holds") for sentence in proof.sentences())
-    assert [name for name, _ in proof.lines()][:3] == [REAL, GENERATED, UNTRAINED]
+    assert [row[0] for row in proof.rows()][:3] == [REAL, GENERATED, UNTRAINED]
+    assert all(len(row) == len(proof.header) for row in proof.rows())
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_real_clips_pass() -> None:
     ],
     ids=["noise", "mean clip", "blurred", "frozen"],
 )
-def test_cheats_do_not_pass(generated: list[np.ndarray], refuted: int) -> None:
+def test_trivial_baselines_do_not_pass(generated: list[np.ndarray], refuted: int) -> None:
     assert not claims_that_hold(generated)[refuted]
 
 

@@ -35,10 +35,10 @@ def test_a_crop_is_a_square_of_its_clip_that_the_sample_number_chooses() -> None
 def test_crops_that_do_not_fit_are_refused(crop: int, words: str | None) -> None:
     config = load_config(PHANTOM, [f"train_vae.crop={crop}"])
     if words is None:
-        check_crop(config)
+        check_crop(config, FrequencyCompensatedVAE)
     else:
         with pytest.raises(ValueError, match=words):
-            check_crop(config)
+            check_crop(config, FrequencyCompensatedVAE)
 
 
 def test_stage_1_trains_on_crops_and_validates_on_whole_clips(

@@ -1,0 +1,126 @@
+"""What clips say of a finished run: those that its denoiser samples, or that its VAE returns.
+
+Every measurement is a command of its own, whose files lie in the run's folder; what is there is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsora.config.schema import STAGE_1, Config
+from medsora.errors import BadInput
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_folder
+from medsora.saved.limits import read_json_object
+from medsora.training.run.report import Figure
+
+LABELS = "medsora.evaluation.conditional.labels"
+VAE_AGREEMENT = "judge on the same, through the VAE"
+REPORT = "results.json"
+CLIP_FIGURES = {
+    "clips/flow_magnitude": Figure("mean flow, px/frame", "how much generated clips move", 0),
+    "clips/mean_flow_error": Figure("mean flow's distance from real, px/frame", "of the sets' means"),
+    "clips/flow_magnitude_distance": Figure("flow magnitude, distance from real", "Wasserstein-1, px/frame"),
+    "clips/flow_direction_distance": Figure("flow direction, distance from real", "degrees"),
+    "clips/warping_error": Figure("flow error", "a frame against the next one along the flow, of 255", 0),
+    "clips/warping_error_distance": Figure("flow error, distance from real", "Wasserstein-1 over clips"),
+    "clips/flicker_distance": Figure("flicker, distance from real", "Wasserstein-1 over clips"),
+    "clips/colour_distance": Figure("colours, distance from real", "Wasserstein-1"),
+    "clips/sharpness_distance": Figure("sharpness, distance from real", "Wasserstein-1 over clips"),
+    "clips/untrained_pyramid_distance": Figure("untrained 3-D pyramid, distance from real", "Fréchet"),
+    "clips/agreement": Figure("label agreement", "how often a classifier sees what was asked for", 1),
+    "vae/agreement": Figure("label agreement after the VAE", "a classifier on clips that it returns", 1),
+    "vae/polyps_kept": Figure("polyps kept by the VAE", "how many of them the classifier still sees", 1),
+}
+Launch = Callable[..., int]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How clips are sampled and judged: `clips` of each run, `judge_clips` to train the classifier on."""
+
+    clips: int
+    sampler: str = "dpmpp"
+    steps: int = 20
+    judge_clips: int = 900
+    judge_epochs: int = 24
+
+    def score(self, folder: Path, config: Config, stage: str, launch: Launch) -> None:
+        """Measure the run of `stage` in `folder`, whatever is not measured yet.
+
+        Raises `BadInput` if a measurement leaves nothing.
+        """
+        of_run = folder.parent
+        size = str(config.data.height_width[0])
+        if stage == STAGE_1:
+            self._judge(of_run / "labels", launch, "--vae", str(folder), "--size", size)
+            return
+        videos, scores = of_run / "clips", of_run / "scores"
+        sampling = ["--sampler", self.sampler, "--steps", str(self.steps)]
+        if not (scores / REPORT).is_file():
+            asked = ["--num-videos", str(self.clips), "--out", str(videos), *sampling]
+            launch(["sample", "--model", str(folder), *asked])
+            real = real_clips(config, self.clips)
+            shape = ["--frames", str(config.data.frames), "--size", size]
+            words = ["--real", str(real), "--fake", str(videos), *shape, "--out", str(scores)]
+            launch(["evaluate", *words, "--clips", str(self.clips)])
+            _require(scores / REPORT)
+        if read_json_object(folder / "pipeline.json").get("labels"):
+            self._judge(
+                of_run / "labels", launch, "--model", str(folder), "--videos", str(self.clips), *sampling
+            )
+
+    def _judge(self, out: Path, launch: Launch, *words: str) -> None:
+        """Ask the classifier; its exit status tells whether claims hold, which is no failure here."""
+        if (out / REPORT).is_file():
+            return
+        training = ["--training-clips", str(self.judge_clips), "--epochs", str(self.judge_epochs)]
+        launch([*words, "--held-out-clips", str(self.clips), *training, "--out", str(out)], module=LABELS)
+        _require(out / REPORT)
+
+
+def check_phantom(config: Config) -> None:
+    """Raise `BadInput` unless the clips are the phantom's, of which fresh ones can be rendered."""
+    if config.data.root is not None:
+        raise BadInput(
+            "generated clips are scored against fresh phantom clips, but data.root names other videos; take "
+            "a config of the phantom, or compare folders by evaluate.py."
+        )
+
+
+def real_clips(config: Config, count: int) -> Path:
+    """Return a folder of as many phantom clips that no run has seen."""
+    phantom, (size, _) = config.phantom, config.data.height_width
+    return phantom_folder(
+        Path(config.cache.dir),
+        count,
+        config.data.frames,
+        size,
+        HELD_OUT_SEED,
+        phantom.polyp_size,
+        phantom.look,
+    )
+
+
+def read_scores(of_run: Path) -> dict[str, float]:
+    """Return what `Scoring.score` left in a run's folder, by the names of `CLIP_FIGURES`."""
+    found: dict[str, float | None] = {}
+    if (of_run / "scores" / REPORT).is_file():
+        results = read_json_object(of_run / "scores" / REPORT)
+        found |= {f"clips/{name}": distance["value"] for name, distance in results["distances"].items()}
+        found |= {f"clips/{name}": score["generated"] for name, score in results["scores"].items()}
+        flow = results["scores"]["flow_magnitude"]
+        found["clips/mean_flow_error"] = abs(flow["generated"] - flow["real"])
+    if (of_run / "labels" / REPORT).is_file():
+        labels = read_json_object(of_run / "labels" / REPORT)
+        found["clips/agreement"] = labels.get("asked")
+        if "asked" not in labels:
+            found["vae/agreement"] = labels.get(VAE_AGREEMENT)
+            found["vae/polyps_kept"] = labels.get(f"{VAE_AGREEMENT}, polyp")
+    return {name: value for name, value in found.items() if name in CLIP_FIGURES and value is not None}
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise BadInput(f"scoring left no {path} (see above); start the same command again.")

@@ -1,0 +1,137 @@
+"""The family's table: what is counted and measured, what does not fit, and what is concluded."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import family
+from benchmarks.cost import GIB, Cost
+from benchmarks.family import CAUSAL, CONTROL, MEDSORA, PUBLISHED, Point, System
+from medsora.errors import BadInput
+from medsora.runtime.files import END_MARK
+
+COST = Cost(MEDSORA, 16, 4, 4_000_000, 1_000_000_000, 2_000_000_000, 2**20)
+
+
+def point(name: str, flops: float, seconds: float) -> Point:
+    times = {"sample": [seconds], "train": [seconds]}
+    return Point(replace(COST, preset=name, sampling_flops=int(flops)), 64, times, [seconds])
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["family", "--frames", "16", "--size", "64", *words])
+    family.main()
+
+
+def test_the_systems_differ_as_their_names_say() -> None:
+    costs = {system.name: system.counted(16, 64) for system in family.family("tiny")}
+    assert [costs[name].latents for name in (MEDSORA, CONTROL, PUBLISHED, CAUSAL)] == [4, 4, 16, 4]
+    assert costs[CONTROL].sampling_flops != costs[MEDSORA].sampling_flops
+    assert costs[PUBLISHED].sampling_flops > 3 * costs[CAUSAL].sampling_flops
+    assert costs[CONTROL].parameters == pytest.approx(costs[MEDSORA].parameters, rel=0.02)
+
+
+def test_points_are_measured_in_turns_and_written_into_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[str] = []
+
+    def steps(preset: str, frames: int, *_: object) -> tuple:
+        return lambda: calls.append(f"train {preset}"), lambda: calls.append(preset)
+
+    class Fresh:
+        def __enter__(self) -> Fresh:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def apply(self, work: object, arguments: tuple) -> object:
+            return type("Measured", (), {"peak_bytes": 3 * GIB})
+
+    systems = [System(MEDSORA, "tiny"), System(CONTROL, "S")]
+    monkeypatch.setattr(System, "counted", lambda self, *_: replace(COST, preset=self.name))
+    monkeypatch.setattr(family, "family", lambda size: systems)
+    monkeypatch.setattr(family, "crossing", lambda model: 300.0)
+    monkeypatch.setattr(family, "both_steps", steps)
+    monkeypatch.setattr(
+        family, "get_context", lambda kind: type("C", (), {"Pool": lambda self, n: Fresh()})()
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    page = tmp_path / "comparison.md"
+    page.write_text(f"before\n{family.BEGIN}\nold\n{END_MARK}\nafter\n")
+    monkeypatch.setattr(family, "PAGE", page)
+    monkeypatch.setattr(family, "PICTURE", tmp_path / "family.svg")
+    run(monkeypatch, "--rounds", "2", "--steps", "7", "--page", "--dry")
+    of_turns = ["tiny", "train tiny", "S", "train S"]
+    assert calls[:12] == 3 * of_turns
+    assert calls[12:] == ["tiny"] * 21, "videos of tiny are really sampled, those of S are steps times"
+    text = page.read_text()
+    assert "old" not in text
+    assert "from about 300 tokens per frame" in text
+    rows = [line for line in text.splitlines() if line.startswith("| MedSora")]
+    assert len(rows) == 2
+    assert all("| 3.00 |" in row for row in rows)
+    assert (tmp_path / "family.svg").stat().st_size
+
+
+def test_what_does_not_fit_is_not_run_with_its_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = type("Options", (), {"rounds": 4, "limit_s": 30.0})
+    device = torch.device("cpu")
+    monkeypatch.setattr(family, "free_bytes", lambda device: 2 * GIB)
+    assert family.too_large(COST, options, {}, device) == ""
+    assert family.too_large(COST, options, {MEDSORA: 2e9}, device) == ""
+    assert "about 35 s" in family.too_large(COST, options, {MEDSORA: 1e9}, device)
+    large = replace(COST, activation_bytes=3 * GIB)
+    why = family.too_large(large, options, {}, device)
+    assert why.startswith("about 3.1 GiB, 2.0 are free")
+    assert Point(large, 64, {}, [], not_run=why).row()[6:] == [f"not run: {why}", "–", "–", "–"]
+
+
+def test_the_crossing_lies_between_the_counted_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flops(self: System, frames: int, size: int) -> Cost:
+        tokens = (size / 16) ** 2
+        return replace(COST, sampling_flops=int(400 + tokens if self.overrides else 3 * tokens))
+
+    monkeypatch.setattr(System, "counted", flops)
+    assert family.crossing("tiny", (64, 128)) == 16
+    monkeypatch.setattr(
+        System,
+        "counted",
+        lambda self, _, size: replace(COST, sampling_flops=(size * size if self.overrides else 40_000)),
+    )
+    assert family.crossing("tiny", (64, 128)) is None
+    assert 64 < family.crossing("tiny", (128, 256)) < 256
+
+
+def test_compressions_part_of_the_gap_is_stated() -> None:
+    points = [point(MEDSORA, 1e9, 1.0), point(PUBLISHED, 16e9, 8.0), point(CAUSAL, 4e9, 4.0)]
+    first, flops, seconds = family.conclusions(points, None)
+    assert first.startswith("By FLOPs, attention stays cheaper")
+    assert "takes 16.00 times MedSora's; the causal latents alone make it 4.00" in flops
+    assert "50 % of the gap" in flops
+    assert "33 % of the gap" in seconds
+
+
+def test_a_dry_run_measures_nothing(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(family, "run_point", lambda *_: pytest.fail("ran"))
+    run(monkeypatch, "--dry-run")
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--rounds", "0"], "--rounds is 0"),
+        (["--limit-s", "0"], "--limit-s is 0.0"),
+        (["--frames", "12"], "12"),
+        (["--plot", "a.gif"], "must end in .svg or .png"),
+    ],
+)
+def test_bad_input_is_one_sentence(monkeypatch: pytest.MonkeyPatch, words: list[str], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        run(monkeypatch, *words)
