@@ -72,14 +72,13 @@ def test_endogen_converts_and_samples(tmp_path: Path, capsys: pytest.CaptureFixt
     torch.save(
         {"model": {name: torch.randn(shape) * 0.1 for name, shape in shapes.items()}}, tmp_path / "x.pt"
     )
-    with tiny_tokenizer.known_tokenizer():
-        tokenizer = tiny_tokenizer.write_tokenizer(tmp_path / "tokenizer")
-        out, clip = tmp_path / "out", ["--frames", "4", "--size", "32"]
-        line = ["convert", "endogen", str(tmp_path / "x.pt"), str(out), *clip]
-        with pytest.raises(BadInput, match="by --vae"):
-            convert.run(parser().parse_args(line), Console())
-        convert.run(parser().parse_args([*line, "--vae", str(tokenizer)]), Console())
-        pipe = EndoGenPipeline.from_pretrained(out)
-        assert pipe(seeds=[1], label="1").frames.shape == (1, 4, 32, 32, 3)
+    tokenizer = tiny_tokenizer.write_tokenizer(tmp_path / "tokenizer")
+    out, clip = tmp_path / "out", ["--frames", "4", "--size", "32"]
+    line = ["convert", "endogen", str(tmp_path / "x.pt"), str(out), *clip]
+    with pytest.raises(BadInput, match="by --vae"):
+        convert.run(parser().parse_args(line), Console())
+    convert.run(parser().parse_args([*line, "--vae", str(tokenizer)]), Console())
+    pipe = EndoGenPipeline.from_pretrained(out)
+    assert pipe(seeds=[1], label="1").frames.shape == (1, 4, 32, 32, 3)
     assert "4 frames" in capsys.readouterr().out
     assert "EndoGen" in (out / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,6 @@ resumes and is sampled.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,9 @@ from medsora.training.ar.build import build_ar_stage
 from medsora.training.ar.command import main
 from medsora.training.ar.loss import NextCodeLoss
 from medsora.training.schedule import SampleKey
+from medsora.vae import VQTokenizer
 from tests.support import tiny_training as tiny
 from tests.support.endogen import tiny_tokenizer as tokens
-
-
-@pytest.fixture(autouse=True)
-def _known_tokenizer() -> Iterator[None]:
-    with tokens.known_tokenizer():
-        yield
 
 
 @pytest.fixture
@@ -50,7 +44,7 @@ def config(clips: Path, tmp_path: Path) -> Config:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("endogen")
     clips = tiny.write_clips(tmp_path_factory.getbasetemp() / "tiny-clips")
-    with pytest.MonkeyPatch.context() as patch, tokens.known_tokenizer():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
         return work / tokens.train(tokens.configure(Path(), clips, tokens.write_tokenizer(work / "vq")))
 
@@ -76,7 +70,7 @@ def test_codes_are_those_of_the_grid_and_read_once(config: Config, monkeypatch: 
     video = stage.samples.clips.fixed_clip(1)["video"][:4]
     assert torch.equal(item["codes"], stage.tokenizer.encode(frames_to_grid(video, 2, 2)[None]).flatten())
     assert item["label"] in range(len(stage.samples.clips.labels.names) + 1)
-    monkeypatch.setattr(tokens.VQTokenizer, "encode", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(VQTokenizer, "encode", lambda *_: pytest.fail("encoded again"))
     stage.samples.cache.build(stage.tokenizer, stage.accelerator)
 
 
