@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "evaluate": ("medsora.evaluation.command", (), "compare generated with real clips (evaluate.py)"),
     "check": ("medsora.data.__main__", ("check",), "check a folder of videos"),
     "study": ("medsora.studies.command", (), "train variants of a config and compare them"),
+    "downstream": ("medsora.downstream.command", (), "what generated clips are good for: train on them"),
     "app": ("medsora.app.__main__", (), "sample in a browser"),
     "demo": ("medsora.demo.run", (), "train, sample and evaluate on the embedded phantom"),
 }

@@ -17,8 +17,9 @@ def read_video_table(
 
     The column `file` names a video by its path below the data folder, or by its bare name with or without
     ending where that is unique among `names`, a recording among pictures also by the prefix of their names;
-    one of `columns` must be there too. `kind` says in errors what the table is for. Bytes that are not UTF-8
-    name files whose names have the same bytes.
+    one of `columns` must be there too; if only one is asked for, lines `name.mp4,value` without column names
+    do as well. `kind` says in errors what the table is for. Bytes that are not UTF-8 name files whose names
+    have the same bytes.
 
     Raises `BadInput` with one sentence: no such file or column, no rows, a file that is not in the folder.
     """
@@ -38,6 +39,9 @@ def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[
         with csv_path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             found = [(column or "").strip().lower() for column in reader.fieldnames or []]
+            if len(found) == 2 and len(columns) == 1 and PurePosixPath(found[0]).suffix:
+                file.seek(0)  # a list without column names, such as PolypDiag's: name.mp4,label
+                reader, found = csv.DictReader(file, ["file", *columns]), ["file", *columns]
             reader.fieldnames = found
             rows = [
                 (reader.line_num, {key: (value or "").strip() for key, value in row.items() if key})

@@ -11,6 +11,7 @@ EXTRAS = {
         *("jinja2", "lpips", "matplotlib", "scipy", "timm", "torch_fidelity", "torchmetrics"),
         *("torchvision", "transformers"),
     ),
+    "downstream": ("torchvision", "transformers"),
     "app": ("gradio", "jinja2", "matplotlib"),
 }
 

@@ -33,7 +33,7 @@ def test_the_systems_differ_as_their_names_say() -> None:
     assert [costs[name].latents for name in (MEDSORA, CONTROL, PUBLISHED, CAUSAL)] == [4, 4, 16, 4]
     assert costs[CONTROL].sampling_flops != costs[MEDSORA].sampling_flops
     assert costs[PUBLISHED].sampling_flops > 3 * costs[CAUSAL].sampling_flops
-    assert costs[CONTROL].parameters == pytest.approx(costs[MEDSORA].parameters, rel=0.01)
+    assert costs[CONTROL].parameters == pytest.approx(costs[MEDSORA].parameters, rel=0.02)
 
 
 def test_points_are_measured_in_turns_and_written_into_the_page(

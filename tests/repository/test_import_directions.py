@@ -24,6 +24,7 @@ FLOORS = (
     {"sampling"},
     {"training", "evaluation"},
     {"project", "studies"},
+    {"downstream"},
     {"demo", "app"},
     {"__main__"},
 )

@@ -45,7 +45,9 @@ SOURCES = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT 
 # Calls that read a pickle unless they are told not to; timm's reads tensors only.
 LOADERS = re.compile(r"\.(from_pretrained|from_single_file|get_state_dict|load_state_dict_from_url)$")
 # MedSora's own classes, which refuse pickles themselves, and schedulers, which are JSON.
-OWN_LOADERS = re.compile(r"^(FrequencyCompensatedVAE|PerFrameVAE|MedSoraPipeline|SCHEDULERS\[name\])\.")
+OWN_LOADERS = re.compile(
+    r"^(FrequencyCompensatedVAE|PerFrameVAE|VQTokenizer|MedSoraPipeline|SCHEDULERS\[name\])\."
+)
 
 
 class Payload:

@@ -131,7 +131,7 @@ def test_systems_take_turns_until_each_has_had_its_minutes(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = Path("comparison.md")
-    page.write_text(f"before\n{command.PAGE_BEGIN}\nold\n{END_MARK}\nafter\n")
+    page.write_text(f"before\n{command.PAGE_BEGIN}\nthe former table\n{END_MARK}\nafter\n")
     study("--page", str(page))
     names = [name.removeprefix("run.name=").rpartition("-seed-") for name, _ in turns(runs)]
     plain, raster = names[0][0], names[1][0]
@@ -157,7 +157,7 @@ def test_systems_take_turns_until_each_has_had_its_minutes(
     assert text.endswith("\nafter\n")
     assert "### Equal minutes" in text
     assert "### Equal steps" in text
-    assert "old" not in text
+    assert "the former table" not in text
     assert "+1 (+1 … +1), worse" in capsys.readouterr().out
 
     runs.words.clear()

@@ -35,7 +35,7 @@ from medsora.training.stage1.stage import VaeStage
 from medsora.training.stage2 import build as dit_build
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.choices import DEFAULT_COMPENSATION
-from medsora.vae.losses import VaeLoss
+from medsora.vae.losses import TokenizerLoss, VaeLoss
 from tests.support import tiny_training as tiny
 
 STEPS = 4
@@ -247,18 +247,20 @@ def test_a_compiled_denoiser_trains_resumes_and_saves_the_same_names(
 
 def poison(monkeypatch: pytest.MonkeyPatch, stage: str, call: int) -> None:
     """Let the loss of one micro-batch be NaN, the first being number 0."""
-    owner, name = (VaeLoss, "forward") if stage == "vae" else (GaussianDiffusion, "hybrid_loss")
-    compute, calls = getattr(owner, name), iter(range(1000))
+    name = "forward" if stage == "vae" else "hybrid_loss"
+    owners = (VaeLoss, TokenizerLoss) if stage == "vae" else (GaussianDiffusion,)
+    computes, calls = {owner: getattr(owner, name) for owner in owners}, iter(range(1000))
 
     def computed(self, *arguments, **options):
-        out = compute(self, *arguments, **options)
+        out = computes[type(self)](self, *arguments, **options)
         if next(calls) != call:
             return out
         if stage == "dit":
             return DiffusionLoss(*(part * float("nan") for part in out))
         return out._replace(total=out.total * float("nan"))
 
-    monkeypatch.setattr(owner, name, computed)
+    for owner in owners:
+        monkeypatch.setattr(owner, name, computed)
 
 
 @pytest.mark.parametrize("lag", [0, 1])

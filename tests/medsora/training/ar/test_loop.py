@@ -1,7 +1,7 @@
 """medsora.training.ar.build, medsora.training.ar.stage, medsora.training.ar.samples,
-medsora.training.ar.loss,
-medsora.training.ar.command, medsora.training.ar.dry_run, medsora.training.cache.codes,
-medsora.training.run.described, medsora.sampling.tokens: EndoGen trains, resumes and is sampled.
+medsora.training.ar.loss, medsora.training.ar.command, medsora.training.ar.dry_run,
+medsora.training.cache.codes, medsora.training.run.described, medsora.sampling.tokens: EndoGen trains,
+resumes and is sampled.
 """
 
 from __future__ import annotations
@@ -178,7 +178,8 @@ def test_the_command_samples_the_kind_of_the_folder(trained: Path) -> None:
     pipe = EndoGenPipeline.from_run(trained)
     frames = pipe(seeds=[7, 8, 9], label=label, guidance=1.5, top_k=9, output_type="uint8").frames
     pictures = [read_image(path) for path in sorted(Path("two/video-00001").glob("*.png"))]
-    assert np.array_equal(pictures, frames[1])  # whatever the batch
+    of_batch_1 = np.stack(pictures).astype(int)
+    assert abs(of_batch_1 - frames[1]).max() <= 1  # the same codes, decoded in another batch
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.training.stage2 import stage as dit_stage
+from medsora.training.run import described
 from medsora.training.stage2.build import build_denoiser
 from medsora.training.stage2.ema import Ema
 from medsora.vae import FrequencyCompensatedVAE
@@ -35,7 +35,7 @@ def test_samples_are_made_from_the_average(
     clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[np.ndarray] = []
-    monkeypatch.setattr(dit_stage, "write_video", lambda path, video, *a, **k: written.append(video))
+    monkeypatch.setattr(described, "write_video", lambda path, video, *a, **k: written.append(video))
     config = tiny.tiny_config(
         tmp_path,
         clips,

@@ -1,0 +1,199 @@
+"""Clips and images of a downstream task: one clip per video, labels, and no test frame among the others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from medsora.data.checking.check import SourceReport, check_folder
+from medsora.data.checking.copies import Content, find_copies
+from medsora.data.labels import FOLDERS, read_labels
+from medsora.data.phantom.corpus import LABELS_NAME
+from medsora.data.reading.resize import resize_and_crop
+from medsora.data.reading.video_io import read_frames
+from medsora.data.video_table import read_video_table
+from medsora.errors import BadInput
+
+MAX_BYTES = 4 << 30  # of all clips or images of a study, which stay in memory
+READ_THREADS = 4
+MIN_CONTRAST = 4.0  # grey levels (0-255); flatter frames are equal in unrelated videos
+# What the code published with Endora reads: 8 frames, 32 apart at 30 frames per second, from the beginning.
+PUBLISHED_SPAN_S, PUBLISHED_SHORT_SIDE_PX = 8 * 32 / 30, 320
+
+Item = TypeVar("Item")
+
+
+class Reading(NamedTuple):
+    """How videos become clips of `frames` frames.
+
+    By default evenly spread over a video's longest undamaged shot, resized to `size` x `size`; `published`
+    as the code published with Endora reads them, with a short side of 320 pixels.
+    """
+
+    frames: int
+    size: int
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class Videos:
+    """The usable videos of a folder by name, in natural order; `known` are those that cannot be used, too."""
+
+    root: Path
+    usable: Mapping[str, SourceReport]
+    known: tuple[str, ...]
+
+    def labels(self, source: str | None) -> dict[str, str]:
+        """Return the labelled videos' labels in the order of their list.
+
+        `source` is a CSV with the columns file and label, a list of lines `name.mp4,label` as PolypDiag's, or
+        "folders"; by default `labels.csv` in the folder if it is there, else "folders".
+        Raises `BadInput` as `read_labels` does.
+        """
+        if source is None:
+            source = str(self.root / LABELS_NAME) if (self.root / LABELS_NAME).is_file() else FOLDERS
+        labels = read_labels(source, self.root, list(self.usable), known=self.known)
+        order: Iterable[str] = self.usable
+        if source != FOLDERS:
+            rows = read_video_table(source, "label", ("label",), self.known)
+            order = dict.fromkeys(name for _, name, _ in rows)
+        return {name: labels.names[labels.of_video[name]] for name in order if name in labels.of_video}
+
+
+def find_videos(root: str | Path) -> Videos:
+    """Return the videos below `root`; raises `BadInput` if there is no folder or no usable video."""
+    report = check_folder(root, frames=1, interval=1, crop="auto")
+    report.require_clips()
+    known = tuple(each.source.name for each in report.reports)
+    return Videos(Path(root), {each.source.name: each for each in report.usable}, known)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Clips uint8 (F, h, w, 3), or images (1, h, w, 3), of one side of a study, with their names."""
+
+    root: Path
+    names: tuple[str, ...]
+    values: list[np.ndarray]
+    contents: tuple[Content, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def first(self, count: int) -> Samples:
+        """Return the first `count` samples."""
+        return Samples(self.root, self.names[:count], self.values[:count], self.contents[:count])
+
+    @cached_property
+    def frame_digests(self) -> dict[bytes, str]:
+        """The name of the sample that holds each frame, by the frame's digest; flat frames are left out."""
+        return {
+            hashlib.sha256(frame.tobytes()).digest(): name
+            for name, value in zip(self.names, self.values, strict=True)
+            for frame in value
+            if frame.std() >= MIN_CONTRAST
+        }
+
+    def digest(self) -> str:
+        """Return a SHA-256 of all pixels."""
+        state = hashlib.sha256()
+        for value in self.values:
+            state.update(f"{value.shape}".encode())
+            state.update(np.ascontiguousarray(value))
+        return state.hexdigest()
+
+
+def read_clips(videos: Videos, names: Sequence[str], reading: Reading) -> Samples:
+    """Read one clip of each named video. Raises `BadInput` if they do not fit into memory or a read fails."""
+    sources = [videos.usable[name] for name in names]
+    values = read_all(sources, lambda source: _read_clip(source, reading), str(videos.root))
+    return Samples(videos.root, tuple(names), values, tuple(source.content for source in sources))
+
+
+def read_all(items: Sequence[Item], read: Callable[[Item], np.ndarray], where: str) -> list[np.ndarray]:
+    """Read the items in threads and in order; `where` names them if they exceed `MAX_BYTES` together."""
+    values: list[np.ndarray] = []
+    try:
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            for start in range(0, len(items), READ_THREADS):
+                values += pool.map(read, items[start : start + READ_THREADS])
+                held = sum(value.nbytes for value in values)
+                if held * len(items) > MAX_BYTES * len(values):
+                    raise BadInput(
+                        f"{where}: {len(items)} samples need about "
+                        f"{held * len(items) / len(values) / 2**30:.1f} GiB, and a study holds "
+                        f"{MAX_BYTES / 2**30:.0f}; take fewer, or smaller ones."
+                    )
+    except BadInput:
+        raise
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{where}: {error}") from error
+    return values
+
+
+def published_frames(total: int, fps: float, count: int = 8) -> np.ndarray:
+    """Return the frames that the published code reads of a video; those beyond its end are its last."""
+    span = PUBLISHED_SPAN_S * count / 8 * fps
+    return np.linspace(0, span - 1, count).clip(0, total - 1).astype(int)
+
+
+def _read_clip(source: SourceReport, reading: Reading) -> np.ndarray:
+    start, stop = max(source.scan.runs(), key=lambda run: run[1] - run[0])
+    if reading.published:
+        numbers = published_frames(stop - start, source.scan.fps or 30.0, reading.frames)
+    else:
+        numbers = np.linspace(0, stop - start - 1, reading.frames).round().astype(int)
+    different, places = np.unique(start + numbers, return_inverse=True)
+    frames = read_frames(
+        source.source.path,
+        numbers=different.tolist(),
+        size=PUBLISHED_SHORT_SIDE_PX if reading.published else reading.size,
+        seek_points=source.scan.seek_points,
+        margins=(0.0, 0.0, 0.0, 0.0) if reading.published else source.margins,
+        interpretation=source.scan.interpretation,
+        pictures=source.source.pictures,
+        resize=to_short_side if reading.published else resize_and_crop,
+    )
+    return frames[places]
+
+
+def to_short_side(image: np.ndarray, side: int) -> np.ndarray:
+    """Scale uint8 (h, w, 3) so that its shorter side has `side` pixels, bilinear with antialiasing."""
+    height, width = image.shape[:2]
+    scale = side / min(height, width)
+    size = (max(side, round(width * scale)), max(side, round(height * scale)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def refuse_leaks(test: Samples, others: Mapping[str, Samples]) -> None:
+    """Raise `BadInput` if a test sample is also among `others`, which are named by their role.
+
+    Same means a frame with the same pixels, or a copy of the video by its thumbnails, re-encoded perhaps.
+    """
+    for role, samples in others.items():
+        named = [(f"t{name}", content) for name, content in zip(test.names, test.contents, strict=False)]
+        named += [
+            (f"o{name}", content) for name, content in zip(samples.names, samples.contents, strict=False)
+        ]
+        pairs = [
+            (next((name for name in group if name[0] == side), "")[1:] for side in "to")
+            for group in find_copies(named)
+        ]
+        shared = test.frame_digests.keys() & samples.frame_digests.keys()
+        pairs += [(test.frame_digests[frame], samples.frame_digests[frame]) for frame in shared]
+        found = sorted({(ours, theirs) for ours, theirs in pairs if ours and theirs})
+        if found:
+            ours, theirs = found[0]
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise BadInput(
+                f"{test.root}: the test sample '{ours}' is also {role} ('{theirs}' of {samples.root}){more}; "
+                "a test of what was trained on says nothing: take it out of one of them."
+            )

@@ -1,0 +1,189 @@
+"""A downstream study: the same task with and without unlabelled clips, over seeds; resumable; its report.
+
+Every finished run is a JSON file, so a study that was stopped resumes with the next run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from medsora.errors import BadInput
+from medsora.evaluation.bootstrap import replicate_weights
+from medsora.runtime.files import read_patiently, write_json, write_text
+from medsora.studies.paired import Difference, paired_difference
+
+SUPERVISED = "supervised only"
+REPLICATES = 500  # draws of the test samples, with replacement
+EMPTY, NOT_RUN = "–", "not run"
+
+Scores = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of a study; the variant `SUPERVISED` is what the others are compared with.
+
+    Attributes:
+        variants: the number of unlabelled samples by title, that of `SUPERVISED` first.
+        scores: names of the scores, parts of 1, higher is better.
+        trivial: the scores of answers that need no training, by title.
+        facts: what must be equal for runs to belong together: data, recipe, versions.
+    """
+
+    title: str
+    folder: Path
+    variants: Mapping[str, int]
+    seeds: range
+    scores: tuple[str, ...]
+    trivial: Mapping[str, Scores]
+    facts: Mapping[str, Any]
+    command: str
+    notes: tuple[str, ...] = ()
+    results: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """A digest of `facts`."""
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+
+    def find_finished(self) -> None:
+        """Take up the finished runs of the folder; raises `BadInput` if they are those of another study."""
+        for variant in self.variants:
+            for seed in self.seeds:
+                try:
+                    text = read_patiently(Path.read_text, self._file(variant, seed))
+                    run = json.loads(text)
+                    theirs = run["identity"]
+                except FileNotFoundError:
+                    continue
+                except (KeyError, TypeError, ValueError) as error:
+                    raise BadInput(
+                        f"{self._file(variant, seed)} holds no run ({error}); delete it."
+                    ) from error
+                if theirs != self.identity:
+                    raise BadInput(f"{self.folder} holds runs of other data or options; take another --out.")
+                self.results[variant, seed] = run
+
+    def run(self, train: Callable[[str, int], dict[str, Any]]) -> None:
+        """Do what is not finished, all variants of a seed before the next; write the report after each.
+
+        `train(variant, seed)` returns what is kept of a run: `scores`, and `replicates`, the same over
+        draws of the test samples.
+        """
+        self.find_finished()
+        for seed in self.seeds:
+            for variant in self.variants:
+                if (variant, seed) in self.results:
+                    continue
+                run = {"identity": self.identity, "variant": variant, "seed": seed, **train(variant, seed)}
+                write_json(self._file(variant, seed), run)
+                self.results[variant, seed] = run
+                self.write()
+        self.write()
+
+    def write(self) -> None:
+        """Write results.md and results.json."""
+        kept = ("title", "variants", "scores", "trivial", "facts", "command", "notes")
+        values = {name: getattr(self, name) for name in kept} | {"seeds": list(self.seeds)}
+        runs = [
+            {name: value for name, value in run.items() if name != "replicates"}
+            for run in self.results.values()
+        ]
+        differences = {
+            f"{variant}: {score}": difference._asdict()
+            for variant in self.variants
+            for score in self.scores
+            if (difference := self.difference(variant, score)) is not None
+        }
+        write_json(self.folder / "results.json", values | {"runs": runs, "differences": differences})
+        write_text(self.folder / "results.md", self.markdown())
+
+    def difference(self, variant: str, score: str) -> Difference | None:
+        """Return what the unlabelled samples of `variant` add to a score, paired by seed."""
+        if variant == SUPERVISED:
+            return None
+        return paired_difference(self._values(variant, score), self._values(SUPERVISED, score))
+
+    def markdown(self) -> str:
+        """Return the page: a row for each variant and each trivial answer, scores in per cent."""
+        header = ["", "unlabelled", "runs"]
+        for score in self.scores:
+            header += [score, "over seeds", "over test samples", f"against {SUPERVISED}"]
+        lines = [
+            f"# {self.title}",
+            "",
+            *self.notes,
+            "",
+            f"Scores are per cent, means over the seeds {', '.join(map(str, self.seeds))}, with two 95 % "
+            "intervals: over seeds (Student's t), which holds for these test samples, and over draws of the "
+            "test samples with replacement, which holds for these trained models. Differences are paired by "
+            "seed.",
+            "",
+            _row(header),
+            _row(["---"] + ["---:"] * (len(header) - 1)),
+        ]
+        lines += [self._variant_row(variant) for variant in self.variants]
+        for title, scores in self.trivial.items():
+            cells = [title, EMPTY, EMPTY]
+            for score in self.scores:
+                cells += [_percent(scores[score]), EMPTY, EMPTY, EMPTY]
+            lines.append(_row(cells))
+        return "\n".join([*lines, "", "```sh", self.command, "```", ""])
+
+    def _variant_row(self, variant: str) -> str:
+        finished = [run for (title, _), run in self.results.items() if title == variant]
+        cells = [variant, str(self.variants[variant]), f"{len(finished)} of {len(self.seeds)}"]
+        for score in self.scores:
+            values = self._values(variant, score)
+            if not values:
+                cells += [NOT_RUN, EMPTY, EMPTY, EMPTY]
+                continue
+            over_seeds = paired_difference(values, dict.fromkeys(values, 0.0))
+            draws = np.mean([run["replicates"][score] for run in finished], axis=0)
+            low, high = np.percentile(draws, (2.5, 97.5))
+            cells += [
+                _percent(fmean(values.values())),
+                _interval(over_seeds),
+                f"{100 * low:.1f} … {100 * high:.1f}",
+            ]
+            found = self.difference(variant, score)
+            cells.append(
+                EMPTY
+                if found is None
+                else f"{100 * found.mean:+.1f} ({_interval(found)}), {found.reading(1)}"
+            )
+        return _row(cells)
+
+    def _values(self, variant: str, score: str) -> dict[int, float]:
+        return {seed: run["scores"][score] for (title, seed), run in self.results.items() if title == variant}
+
+    def _file(self, variant: str, seed: int) -> Path:
+        number = list(self.variants).index(variant)
+        name = re.sub(r"[^\w.-]", "-", variant)
+        return self.folder / "runs" / f"{number}-{name}-seed-{seed}.json"
+
+
+def draws_of_test(samples: int) -> np.ndarray:
+    """Return how often each test sample counts in each draw, the same in all runs: (draws, samples)."""
+    return np.stack(list(replicate_weights(samples, REPLICATES, seed=0, side=0)))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _interval(found: Difference) -> str:
+    return EMPTY if found.low is None else f"{100 * found.low:.1f} … {100 * found.high:.1f}"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
