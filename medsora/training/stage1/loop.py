@@ -79,7 +79,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 raise non_finite(stage, bad)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            codes = stage.tend_codebook(done)
+            codes = stage.tend_codebook(done, norm)
 
             progress.count(step.batch, batches.waited())
             if logs:

@@ -27,6 +27,7 @@ class TokenizerStage(VaeStage):
     vae: VQTokenizer
 
     def __post_init__(self) -> None:
+        self.vae.normalize_codebook()  # as after any step, also one that is found to be lost only later
         self._last_used = torch.zeros(self.vae.num_codes, dtype=torch.long)
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # of this step: samples, latents, codes
 
@@ -47,9 +48,10 @@ class TokenizerStage(VaeStage):
         return self.loss(out, video)
 
     @torch.no_grad()
-    def tend_codebook(self, done: int) -> dict[str, float]:
+    def tend_codebook(self, done: int, norm: Tensor) -> dict[str, float]:
         """Normalise the codebook and replace dead codes after `done` steps; return the codes' use."""
-        if not self._seen:
+        if not self._seen or not norm.isfinite():  # what such a step saw is taken back
+            self._seen.clear()
             return {}
         gathered = [self.accelerator.gather(torch.cat(part)) for part in zip(*self._seen, strict=True)]
         self._seen.clear()
