@@ -17,6 +17,7 @@ from medsora.errors import BadInput
 from medsora.flow_prior.dino import build_network
 from medsora.training.ar.build import build_transformer
 from medsora.training.schedule import Schedule
+from medsora.training.stage1.build import build_vae
 from medsora.training.stage2.build import build_denoiser, token_grid
 from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VQTokenizer
 from medsora.vae.base import load_base
@@ -24,6 +25,7 @@ from tests.support.paths import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PHANTOM = ROOT / "configs" / "phantom.yaml"
+OF_CODES = ("endogen", "phantom_tokenizer")
 VAES = {"causal": FrequencyCompensatedVAE, "per-frame": PerFrameVAE}
 CHANNELS = {"causal": 16, "per-frame": 4}  # of the base that is fetched from the hub
 
@@ -41,6 +43,17 @@ def test_shipped_configs_hold_relative_paths_only(path: Path) -> None:
     values = config_to_dict(load_config(path))
     strings = [value for section in values.values() for value in section.values() if isinstance(value, str)]
     assert not [value for value in strings if value.startswith(("/", "~")) or ".." in value]
+
+
+def test_the_shipped_tokenizer_s_config_can_be_built() -> None:
+    config = load_config(ROOT / "configs" / "phantom_tokenizer.yaml")
+    tokenizer = build_vae(config)
+    tokenizer.check_video_shape(config.data.frames, *config.data.height_width)
+    assert (tokenizer.num_codes, tokenizer.downsampling) == (4096, 8)
+    assert len(tokenizer.trainable_parameters(config.train_vae.train)) == len(list(tokenizer.parameters()))
+    schedule = Schedule.of(config.train_vae, clips=100)
+    schedule.check_processes(1, config.train_vae.accumulation)
+    assert config.train_vae.commitment == 0.25
 
 
 @pytest.mark.parametrize("name", ["hyperkvasir", "surgvisdom", "phantom"])
