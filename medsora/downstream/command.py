@@ -41,7 +41,7 @@ def task_parser(task: str, prog: str) -> argparse.ArgumentParser:
     )
     add("--max-unlabelled", type=int, default=200, metavar="N", help="of each folder (default: 200)")
     add("--seeds", type=int, default=5, metavar="N", help="runs of each variant (default: 5)")
-    add("--steps", type=int, metavar="N", help="optimiser steps of a run (default: 400)")
+    add("--steps", type=int, metavar="N", help="optimiser steps of a run (default: 1000)")
     add("--batch", type=int, metavar="B", help="labelled samples of a step (default: 8)")
     add("--learning-rate", type=float, metavar="LR", help="(default: 0.03)")
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the runs and of results.md")

@@ -43,7 +43,7 @@ class Recipe:
         published: the code published with Endora: see `PUBLISHED`.
     """
 
-    steps: int = 400
+    steps: int = 1000
     batch: int = 8
     ratio: int = 3
     learning_rate: float = 0.03
