@@ -29,7 +29,7 @@ class StrictModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
-        """A VAE that `save_pretrained` wrote, strictly: keys that do not fit are a `ValueError`.
+        """A VAE or tokenizer that `save_pretrained` wrote, strictly: keys that do not fit are a `ValueError`.
 
         `options` are diffusers' own (`subfolder`, `torch_dtype`, ...); only safetensors are read, never
         pickles. `OSError` where nothing can be read.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from medsora.vae.base import StrictModel, base_from_config, load_base
 from medsora.vae.choices import TOKENIZERS
 
-FRAMES_AT_ONCE = 8  # without gradients: what bounds the memory of encoding and decoding
+FRAMES_AT_ONCE = 8  # bounds the memory of encoding and decoding without gradients
 
 
 class TokenizerOutput(NamedTuple):

@@ -23,9 +23,9 @@ from medsora.training.stage1.loop import train_vae
 from medsora.training.stage2.loop import train_dit
 
 SAMPLER, STEPS = "dpmpp", 20
-STAGE_1_PART = 0.35  # of the time that is left after the first sampling
-COMPARISON_S = 20  # comparing and writing the report
-MIN_TRAINING_S = 20  # of either stage, however slow the machine is
+STAGE_1_SHARE = 0.35  # stage 1 takes this share of the time left after the first sampling
+COMPARISON_S = 20  # reserved for comparing clips and writing the report
+MIN_TRAINING_S = 20  # each stage trains this long, however slow the machine is
 
 
 def adapt(config: Config, videos: int, minutes: float, part: Callable[[str], None]) -> tuple[Path, Proof]:
@@ -45,7 +45,7 @@ def adapt(config: Config, videos: int, minutes: float, part: Callable[[str], Non
     reserved_s = COMPARISON_S + 1.2 * (time.monotonic() - began)
 
     part("stage 1: fine-tune the VAE")
-    _train(train_vae, config, "train_vae", STAGE_1_PART * (ends - reserved_s - time.monotonic()))
+    _train(train_vae, config, "train_vae", STAGE_1_SHARE * (ends - reserved_s - time.monotonic()))
     part("stage 2: fine-tune the denoiser")
     fill_caches(config)
     run = _train(train_dit, config, "train_dit", ends - reserved_s - time.monotonic())

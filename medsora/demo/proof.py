@@ -30,7 +30,7 @@ from medsora.training.stage2.build import build_denoiser
 UNTRAINED_STEPS = 25  # a denoiser that knows nothing needs no more
 COLOUR = "colour_distance"
 BEFORE, AFTER = "shipped model", "after fine-tuning"
-MIN_CLOSED = 1 / 3  # part of the distance to the new look
+MIN_CLOSED = 1 / 3  # share of the distance to the new look that fine-tuning must close
 MIN_GAIN_DB = 0.1
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from medsora.evaluation.sanity.baselines import Proof
 
 STEPS = 250
-SPARE = 0.8  # part of the minutes that is planned with: a machine may become slower meanwhile
+SPARE = 0.8  # plan with this share of the minutes: a machine may become slower meanwhile
 SHIPPED, SCRATCH = "shipped", "scratch"
 CONFIGS = {SHIPPED: "configs/phantom_clinic.yaml", SCRATCH: "configs/phantom.yaml"}
 DEFAULT_MINUTES = {SHIPPED: 4.5, SCRATCH: 10.0}  # with the imports, five

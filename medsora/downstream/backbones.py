@@ -14,8 +14,8 @@ from medsora.evaluation.conditional.classifier import Judge
 from medsora.flow_prior.weights import load_strictly, read_weights
 
 BACKBONES = ("small", "timesformer")
-MEAN, STD = 0.45, 0.225  # of pixels in [0, 1], as TimeSformer was trained
-HEAD_WIDTH = 64  # of one attention head, in every published size
+MEAN, STD = 0.45, 0.225  # normalisation of pixels in [0, 1] that TimeSformer was trained with
+HEAD_WIDTH = 64  # every published size has heads of this width
 # Names of the published state dict (TimeSformer's, SVT's and Endo-FM's repositories), and of transformers.
 PUBLISHED_NAMES = {
     "pos_embed": "embeddings.position_embeddings",

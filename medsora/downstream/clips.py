@@ -1,4 +1,4 @@
-"""Clips and images of a downstream task: one clip per video, labels, and no test frame among the others."""
+"""Clips of a downstream task: one per video, with labels, and no test frame among the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from medsora.data.reading.video_io import read_frames
 from medsora.data.video_table import read_video_table
 from medsora.errors import BadInput
 
-MAX_BYTES = 4 << 30  # of all clips or images of a study, which stay in memory
+MAX_CLIP_BYTES = 4 << 30  # a study keeps all its clips in memory
 READ_THREADS = 4
 MIN_CONTRAST = 4.0  # grey levels (0-255); flatter frames are equal in unrelated videos
 # What the code published with Endora reads: 8 frames, 32 apart at 30 frames per second, from the beginning.
@@ -78,19 +78,15 @@ def find_videos(root: str | Path) -> Videos:
 
 @dataclass(frozen=True)
 class Samples:
-    """Clips uint8 (F, h, w, 3), or images (1, h, w, 3), of one side of a study, with their names."""
+    """Clips, uint8 (F, h, w, 3), of one side of a study, with their names."""
 
     root: Path
     names: tuple[str, ...]
     values: list[np.ndarray]
-    contents: tuple[Content, ...] = ()
+    contents: tuple[Content, ...]
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def first(self, count: int) -> Samples:
-        """Return the first `count` samples."""
-        return Samples(self.root, self.names[:count], self.values[:count], self.contents[:count])
 
     @cached_property
     def frame_digests(self) -> dict[bytes, str]:
@@ -119,18 +115,18 @@ def read_clips(videos: Videos, names: Sequence[str], reading: Reading) -> Sample
 
 
 def read_all(items: Sequence[Item], read: Callable[[Item], np.ndarray], where: str) -> list[np.ndarray]:
-    """Read the items in threads and in order; `where` names them if they exceed `MAX_BYTES` together."""
+    """Read the items in threads and in order; `where` names them if they exceed `MAX_CLIP_BYTES` together."""
     values: list[np.ndarray] = []
     try:
         with ThreadPoolExecutor(READ_THREADS) as pool:
             for start in range(0, len(items), READ_THREADS):
                 values += pool.map(read, items[start : start + READ_THREADS])
                 held = sum(value.nbytes for value in values)
-                if held * len(items) > MAX_BYTES * len(values):
+                if held * len(items) > MAX_CLIP_BYTES * len(values):
                     raise BadInput(
                         f"{where}: {len(items)} samples need about "
                         f"{held * len(items) / len(values) / 2**30:.1f} GiB, and a study holds "
-                        f"{MAX_BYTES / 2**30:.0f}; take fewer, or smaller ones."
+                        f"{MAX_CLIP_BYTES / 2**30:.0f}; take fewer, or smaller ones."
                     )
     except BadInput:
         raise
@@ -179,9 +175,9 @@ def refuse_leaks(test: Samples, others: Mapping[str, Samples]) -> None:
     Same means a frame with the same pixels, or a copy of the video by its thumbnails, re-encoded perhaps.
     """
     for role, samples in others.items():
-        named = [(f"t{name}", content) for name, content in zip(test.names, test.contents, strict=False)]
+        named = [(f"t{name}", content) for name, content in zip(test.names, test.contents, strict=True)]
         named += [
-            (f"o{name}", content) for name, content in zip(samples.names, samples.contents, strict=False)
+            (f"o{name}", content) for name, content in zip(samples.names, samples.contents, strict=True)
         ]
         pairs = [
             (next((name for name in group if name[0] == side), "")[1:] for side in "to")

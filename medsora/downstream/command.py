@@ -84,7 +84,7 @@ def check(options: argparse.Namespace) -> None:
         folders[name] = Path(folder)
     options.unlabelled = folders
     limits = {"seeds": MAX_SEEDS, "steps": 10_000_000, "batch": 4096, "ratio": 64, "max_unlabelled": 100_000}
-    limits |= {"per_class": 100_000, "frames": 256, "size": 1024, "labelled_count": 100_000}
+    limits |= {"per_class": 100_000, "frames": 256, "size": 1024}
     for name, most in limits.items():
         value = getattr(options, name, None)
         if value is not None and not 1 <= value <= most:

@@ -22,9 +22,9 @@ from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import NonFiniteLoss
 from medsora.training.stage2.ema import Ema
 
-ALIGNMENT_BATCHES = 32  # whose mean probabilities the alignment divides by
-MAX_SHIFT = 1 / 8  # of a side, in the weak view
-MAX_CUTOUT = 1 / 2  # of a side, in the strong view
+ALIGNMENT_BATCHES = 32  # the alignment divides by the mean probabilities of this many batches
+MAX_SHIFT = 1 / 8  # weak view: share of a side
+MAX_CUTOUT = 1 / 2  # strong view: share of a side
 AUGMENT_OPERATIONS, AUGMENT_LEVELS = 2, 10  # RandAugment's N and M; each level from 1 on is drawn
 PUBLISHED_SCALES_PX, PUBLISHED_EPOCHS = (256, 320), 20
 TEST_BATCH = 16

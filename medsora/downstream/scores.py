@@ -1,4 +1,4 @@
-"""Scores of classifications and of masks, with what constant and random answers reach."""
+"""Scores of classifications, and what constant and random answers reach."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 F1, BALANCED_ACCURACY = "F1", "balanced accuracy"
-DICE, IOU = "Dice", "IoU"
 RANDOM_DRAWS = 1000
 
 
@@ -50,11 +49,3 @@ def trivial_classifications(
     ]
     found["random labels"] = {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]}
     return found
-
-
-def mask_scores(truth: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]:
-    """Return Dice and IoU of each image, (n,) parts of 1, of bool masks (n, H, W); two empty masks agree."""
-    both = (truth & answers).sum((1, 2))
-    areas = truth.sum((1, 2)) + answers.sum((1, 2))
-    dice = np.where(areas > 0, 2 * both / np.maximum(areas, 1), 1.0)
-    return {DICE: dice, IOU: dice / (2 - dice)}

@@ -22,7 +22,7 @@ from medsora.runtime.files import read_patiently, write_json, write_text
 from medsora.studies.paired import Difference, paired_difference
 
 SUPERVISED = "supervised only"
-REPLICATES = 500  # draws of the test samples, with replacement
+REPLICATES = 500  # bootstrap draws of the test samples
 EMPTY, NOT_RUN = "–", "not run"
 
 Scores = Mapping[str, float]

@@ -48,7 +48,7 @@ def convert(options: argparse.Namespace) -> SavedPipeline:
 
 
 def _endora(options: argparse.Namespace) -> SavedPipeline:
-    """It samples as it was published: 250 DDPM steps with learned variance."""
+    """Return a pipeline that samples as published: 250 DDPM steps with learned variance."""
     from medsora.baselines.endora.checkpoint import read_published
     from medsora.sampler import ddpm_scheduler
     from medsora.sampling.pipeline import MedSoraPipeline

@@ -186,13 +186,13 @@ def _train(study: Study, variant: Variant, seed: int) -> bool:
         return True
     with lock:
         if study.minutes is None:
-            return _launch(study.command(variant, seed)) != FAILED
+            return launch(study.command(variant, seed)) != FAILED
         if study.stage == STAGE_2:  # not in the time of the run that comes first
-            _launch(study.command(variant, seed)[1:], module=FILL_CACHES)
+            launch(study.command(variant, seed)[1:], module=FILL_CACHES)
         left = study.minutes - study.run(variant, seed).minutes
         if (
             left > 0
-            and _launch(study.command(variant, seed, "--time-limit", f"{left:.3f}"), timed=True) == FAILED
+            and launch(study.command(variant, seed, "--time-limit", f"{left:.3f}"), timed=True) == FAILED
         ):
             return False
         return end_run(study, variant, seed)
@@ -207,17 +207,17 @@ def end_run(study: Study, variant: Variant, seed: int) -> bool:
             f"{study.minutes:g} minutes do not reach the first step of {variant.title}; give more."
         )
     end = f"{study.stage}.max_steps={checkpoint_step(newest)}"
-    return _launch([*study.command(variant, seed), end]) != FAILED
+    return launch([*study.command(variant, seed), end]) != FAILED
 
 
 def score_run(study: Study, variant: Variant, seed: int) -> None:
     """Score the clips of a run that is finished, if the study wants that. Raises as `Scoring.score`."""
     if study.scoring is not None and study.run(variant, seed).steps is not None:
         folder, config = study.folder_of(variant, seed), study.config_of(variant, seed)
-        study.scoring.score(folder, config, study.stage, _launch)
+        study.scoring.score(folder, config, study.stage, launch)
 
 
-def _launch(words: Sequence[str], *, timed: bool = False, module: str = "medsora") -> int:
+def launch(words: Sequence[str], *, timed: bool = False, module: str = "medsora") -> int:
     """Run a `module`'s command in a process of its own, passing on requests to stop; return its status.
 
     A `timed` one may end by its time limit. Raises `BadInput` and `Interrupted` where the command did.

@@ -27,10 +27,10 @@ from medsora.training.run.folder import hold_folder
 
 SYSTEMS = {"medsora-tiny": "tiny", "endora-tiny": "endora-tiny"}
 BUDGETS = ("minutes", "steps")
-TOLERANCE = 0.02  # of a segment, that minutes may differ by
+TOLERANCE = 0.02  # minutes may differ by this share of a segment
 ASSUMED_STEP_S, ASSUMED_CLIP_S, ASSUMED_START_S = 0.6, 0.6, 20.0  # two cores, the phantom's tiny models
-ENDING = 2  # processes that end a run of minutes: its caches, its evaluation
-SCORING = 2  # processes that score a run: sampling, comparing
+ENDING = 2  # processes to end a run of equal minutes: caches, evaluation
+SCORING = 2  # processes to score a run: sampling, comparison
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class EqualCost:
         """Train all systems of a seed in turns of a segment until each has had its minutes."""
         begun = waiting = [variant for variant in study.variants if study.run(variant, seed).steps is None]
         for variant in waiting:
-            ablate._launch(study.command(variant, seed)[1:], module=FILL_CACHES)
+            ablate.launch(study.command(variant, seed)[1:], module=FILL_CACHES)
         start_minutes = dict.fromkeys((variant.title for variant in waiting), ASSUMED_START_S / 60)
         idle, over = dict.fromkeys(start_minutes, 0), set()  # over: what is left is too little for a step
         while waiting := [v for v in self._unfinished(study, waiting, seed) if v.title not in over]:
@@ -229,7 +229,7 @@ class EqualCost:
                 limit = segment + start_minutes[variant.title]
                 began = monotonic()
                 words = study.command(variant, seed, "--time-limit", f"{limit:.3f}")
-                if ablate._launch(words, timed=True) == FAILED:
+                if ablate.launch(words, timed=True) == FAILED:
                     print(f"error: {variant.title}, seed {seed} failed (see above).", file=sys.stderr)
                     sys.exit(FAILED)
                 gained = study.run(variant, seed).minutes - before

@@ -11,10 +11,12 @@ DEFAULT_RATE = 0.3
 def drop_rates(groups: Tensor, rate: float) -> Tensor:
     """Return the drop rates (B, n, d) in [0, `rate`] of groups of tokens (B, n, k, d).
 
-    rate · (1 - variance over the k tokens / largest variance of the batch): unbiased, per channel.
+    rate · (1 - variance over the k tokens / the group's largest over batch and channels): unbiased, per
+    channel.
     """
     variance = groups.detach().float().var(dim=2)
-    return (rate * (1 - variance / variance.amax().clamp_min(torch.finfo(torch.float32).tiny))).clamp(0, rate)
+    largest = variance.amax(dim=(0, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return (rate * (1 - variance / largest)).clamp(0, rate)
 
 
 def semantic_mask(x: Tensor, group: int, rate: float = DEFAULT_RATE, *, whole_groups: bool = False) -> Tensor:

@@ -26,7 +26,7 @@ from medsora.errors import BadInput, one_line
 
 MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # of copies, in one line
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)  # with more than there are cores, they wait for each other
-SMALL_BYTES = 2**18  # of files that one thread scans
+MAX_SMALL_FILE_BYTES = 2**18  # a single thread scans files below this size
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here
 
 
@@ -396,6 +396,6 @@ def _scan_all(sources: list[Source], threads: int) -> Iterator[tuple[Source, Sca
 
 def _is_small(source: Source) -> bool:
     try:
-        return not source.is_folder and source.path.stat().st_size < SMALL_BYTES
+        return not source.is_folder and source.path.stat().st_size < MAX_SMALL_FILE_BYTES
     except OSError:  # the scan says what is wrong with it
         return True

@@ -56,7 +56,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             train_dit.main([*words[1:limit], *words[limit + 2 :], *ends])
         return ablate.INTERRUPTED if timed else 0
 
-    monkeypatch.setattr(ablate, "_launch", launch)
+    monkeypatch.setattr(ablate, "launch", launch)
     return words_of
 
 
@@ -123,10 +123,10 @@ def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    launch = ablate._launch
+    launch = ablate.launch
 
     def then(outcome: Callable[[], int]) -> None:
-        monkeypatch.setattr(ablate, "_launch", lambda words, **_: outcome() if launched else launch(words))
+        monkeypatch.setattr(ablate, "launch", lambda words, **_: outcome() if launched else launch(words))
 
     def stopped() -> int:
         raise Interrupted("the run was saved; the same command goes on from there.")
@@ -146,7 +146,7 @@ def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
     assert "1 of the runs failed (see above): denoiser.scan=raster, seed 0" in capsys.readouterr().err
 
     launched.clear()
-    monkeypatch.setattr(ablate, "_launch", launch)
+    monkeypatch.setattr(ablate, "launch", launch)
     with ablate.hold_folder(Path("study/denoiser.scan=raster-seed-0")), monkeypatch.context() as patched:
         patched.setattr(ablate, "hold_folder", mock.Mock(side_effect=BadInput("in use")))
         study(config, "--seeds", "1", "--steps", "1")
@@ -209,7 +209,7 @@ def test_a_stage_1_variant_without_anything_to_train_is_refused_by_name(config: 
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    """Let `_launch` start `program` instead of medsora."""
+    """Let `launch` start `program` instead of medsora."""
     started = [sys.executable, "-c", program]
     monkeypatch.setattr(ablate.subprocess, "Popen", lambda words: Popen([*started, *words[3:]]))
 
@@ -218,17 +218,17 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
 def test_the_status_of_a_run_is_returned(monkeypatch, status: int, returned: int) -> None:
     program = f"import os; os.kill(os.getpid(), 9) if {status} < 0 else os._exit({status})"
     stand_in(monkeypatch, program)
-    assert ablate._launch(["train-dit"]) == returned
+    assert ablate.launch(["train-dit"]) == returned
 
 
 def test_a_run_that_is_refused_or_interrupted_ends_the_study(monkeypatch) -> None:
     stand_in(monkeypatch, "import os; os._exit(2)")
     with pytest.raises(BadInput, match="refused \\(see above\\): medsora train-dit --config 'a b'"):
-        ablate._launch(["train-dit", "--config", "a b"])
+        ablate.launch(["train-dit", "--config", "a b"])
     stand_in(monkeypatch, "import os; os._exit(75)")
     with pytest.raises(Interrupted):
-        ablate._launch(["train-dit"])
-    assert ablate._launch(["train-dit"], timed=True) == 75
+        ablate.launch(["train-dit"])
+    assert ablate.launch(["train-dit"], timed=True) == 75
 
 
 def test_a_request_to_stop_is_passed_on_and_waited_for(monkeypatch, tmp_path: Path) -> None:
@@ -251,6 +251,6 @@ def test_a_request_to_stop_is_passed_on_and_waited_for(monkeypatch, tmp_path: Pa
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=stop_when_ready, daemon=True).start()
     with pytest.raises(Interrupted):
-        ablate._launch(["train-dit"], timed=True)
+        ablate.launch(["train-dit"], timed=True)
     assert saved.read_text() == "saved"
     assert signal.getsignal(signal.SIGTERM) == before

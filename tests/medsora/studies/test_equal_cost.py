@@ -89,7 +89,7 @@ def runs(clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     )
     save_config(values, tmp_path / "a.yaml")
     found = Runs()
-    monkeypatch.setattr(ablate, "_launch", found.launch)
+    monkeypatch.setattr(ablate, "launch", found.launch)
     monkeypatch.setattr(equal_cost, "monotonic", found.monotonic)
     monkeypatch.setattr(equal_cost, "check_phantom", lambda config: None)
     monkeypatch.setattr(ablate, "check_phantom", lambda config: None)
