@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from medsora.config.shipped import shipped_models
 from medsora.errors import BadInput, building
 from medsora.runtime.exit import exit_with_status
 
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
     from medsora.runtime.processes import join
 
     device = options.device or join().device.type
+    if not options.model and DEFAULT_MODEL not in shipped_models():
+        raise BadInput("no trained model comes with this version of MedSora; name one by --model.")
     with building():
         try:
             models = Models(options.model or [DEFAULT_MODEL], device)

@@ -17,6 +17,7 @@ from medsora.evaluation.sanity.baselines import Proof
 from medsora.runtime.interruption import TIME_IS_OVER
 from medsora.sampling.run import SamplingSettings, sample_videos
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step
+from medsora.saved.find import find_model
 from medsora.training.fill_caches import fill_caches
 from medsora.training.open_clips import clip_folder
 from medsora.training.stage1.loop import train_vae
@@ -35,6 +36,7 @@ def adapt(config: Config, videos: int, minutes: float, part: Callable[[str], Non
     Returns the report's path and the proof.
     """
     ends = time.monotonic() + 60 * minutes
+    find_model(str(config.denoiser.weights))  # before minutes of rendering
     part("render phantom clips of another look")
     clip_folder(config, show=True)
     before, after = config.run_dir / "before", config.run_dir / "after"

@@ -13,9 +13,9 @@ from medsora.config.schema import Config
 from medsora.data.reading.pixels import video_to_frames
 from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet, save_image
-from medsora.demo.proof import read_videos
+from medsora.demo.proof import COLOUR, read_videos
 from medsora.evaluation.metrics.motion import DIS_NOTE
-from medsora.evaluation.sanity.baselines import REAL, Proof
+from medsora.evaluation.sanity.baselines import MOTION, PYRAMID, REAL, Proof
 from medsora.html_report import Section, draw_curves, write_report
 from medsora.saved.find import DEFAULT_FPS, trained_vae
 from medsora.training.open_clips import clip_spec, open_clips
@@ -25,11 +25,16 @@ from medsora.training.run.report import FIGURES, evaluation_section
 SHEET_FRAMES = 8
 SHOWN_CLIPS = 4
 NOTHING_RECORDED = "Procedural phantom clips; nothing here was recorded from a patient."
-TERMS = (
-    "Colour distance: how far the histograms of red, green and blue lie apart. Untrained pyramid distance: a "
-    "Fréchet distance of responses to fixed random filters, of detail and of change. Flow magnitude distance "
-    "and mean flow: how fast the picture moves. All distances are to the clips trained on; lower is better, "
-    f"and the row '{REAL}' is what no difference looks like. {DIS_NOTE}"
+TERMS = {
+    COLOUR: "Colour distance: how far the histograms of red, green and blue lie apart.",
+    PYRAMID: "Untrained pyramid distance: a Fréchet distance of responses to fixed random filters, of detail "
+    "and of change.",
+    MOTION: "Flow magnitude distance and mean flow: how fast the picture moves. "
+    f"{DIS_NOTE[0].upper()}{DIS_NOTE[1:]}.",
+}
+REFERENCE = (
+    f"All distances are to the clips trained on; lower is better, and the row '{REAL}' is what no difference "
+    "looks like."
 )
 
 
@@ -78,7 +83,7 @@ def write_demo_report(
         ),
         Section(
             "Did it learn?",
-            text=[*sentences(proof), TERMS],
+            text=[*sentences(proof), *_terms(proof)],
             header=proof.header if proof else (),
             table=proof.rows() if proof else [],
         ),
@@ -113,6 +118,11 @@ def sentences(proof: Proof | None) -> list[str]:
     if proof is None:
         return ["Too few clips to compare: sample more (--videos), or hold out more (data.holdout)."]
     return proof.sentences()
+
+
+def _terms(proof: Proof | None) -> list[str]:
+    """Return what the columns of the proof's table mean."""
+    return [*(TERMS[key] for key in proof.columns if key in TERMS), REFERENCE] if proof else []
 
 
 def _write_shown(folder: Path, phantom: list, reconstructed: list, fps: float) -> list[tuple[Path, str]]:

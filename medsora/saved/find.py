@@ -285,7 +285,8 @@ def find_vae(
                     f"{folder} holds {shown(kind)}, not a {' or '.join(kinds)}; give a VAE's folder."
                 )
             return folder
-    raise BadInput(f"there is no trained VAE in {named}; {hint}.")
+    what = "tokenizer" if set(kinds) <= TOKENIZERS.keys() else "VAE"
+    raise BadInput(f"there is no trained {what} in {named}; {hint}.")
 
 
 def load_vae(folder: Path) -> FrequencyCompensatedVAE | VQTokenizer:

@@ -24,6 +24,7 @@ from medsora.saved.find import (
     CONDITIONS,
     DEFAULT_FPS,
     GEOMETRY,
+    MEDSORA,
     PARTS,
     TRAINED_ON,
     ModelFolder,
@@ -224,6 +225,11 @@ class SavedPipeline(DiffusionPipeline):
         vae_dtype: str | torch.dtype | None = None,
     ) -> Self:
         """Load what `medsora.saved.find` found; `vae_dtype` is the VAE's, `dtype` unless given."""
+        if found.kind != MEDSORA:
+            raise BadInput(
+                f"{found.denoiser.parent} is a model of {found.kind}, which only 'medsora sample' and that "
+                "class read; give a MedSora or Endora model."
+            )
         denoiser, vae = load_parts(found, DENOISERS, VAES, dtype, vae_dtype)
         scheduler = _load_scheduler(found.scheduler) if found.scheduler else None
         return cls(denoiser, vae, scheduler, **found.geometry)

@@ -284,18 +284,21 @@ def test_nothing_is_asked_of_other_hosts(page: Page, address: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ([], "no trained model comes with this version of MedSora; name one by --model"),
         (["--model", "nowhere/at/all"], "there is no folder nowhere/at/all"),
         (["--model", "nowhere/at/all", "--port", "0"], "--port is 0"),
     ],
 )
 def test_bad_arguments_end_with_status_2(
-    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from medsora.app.__main__ import main
+    from medsora.config import shipped
     from medsora.errors import BadInput
 
     if find_spec("gradio") is None:
         pytest.skip("Gradio is not installed (pip install 'medsora[app]')")
+    monkeypatch.setattr(shipped, "models_folder", lambda: tmp_path)
     monkeypatch.setattr(sys, "argv", ["medsora.app", *arguments])
     with pytest.raises(BadInput, match=words):
         main()

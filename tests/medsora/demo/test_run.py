@@ -23,6 +23,7 @@ from medsora.demo import pace as demo_pace
 from medsora.demo import run as demo_module
 from medsora.demo.proof import compare_looks
 from medsora.demo.run import demo
+from medsora.errors import BadInput
 from medsora.project.export import export_run
 from medsora.saved import find
 from tests.support.drifting_clips import drifting_clip
@@ -171,6 +172,15 @@ def test_without_a_shipped_model_the_demo_trains_from_nothing(
     with pytest.raises(SystemExit) as leaving:
         demo_module.main(["--from", "scratch", "--check"])
     assert leaving.value.code == 1
+
+
+def test_a_missing_model_is_named_before_anything_is_rendered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shipped, "models_folder", lambda: tmp_path)
+    monkeypatch.setattr(demo_adapt, "clip_folder", lambda *_, **__: pytest.fail("clips are rendered"))
+    with pytest.raises(BadInput, match="there is no folder phantom"):
+        demo_module.main(["--config", "configs/phantom_clinic.yaml", f"run.dir={tmp_path}"])
 
 
 def test_a_third_of_the_way_is_needed_in_colour_and_in_the_pyramid() -> None:

@@ -22,6 +22,7 @@ from medsora.data.reading.video_io import probe
 from medsora.errors import BadInput
 from medsora.runtime.files import write_json
 from medsora.sampling.command import main as sample_main
+from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.run import SamplingSettings, sample_videos
 from medsora.sampling.tokens import EndoGenPipeline
 from medsora.saved.find import find_model, read_json_object
@@ -119,7 +120,7 @@ def test_the_command_counts_and_trains(config: Config, capsys: pytest.CaptureFix
         ({"data__frames": 5}, "no square grid of frames"),
         ({"data__size": 36}, "do not divide into the tokenizer's codes of 8"),
         ({"vae__kind": "causal"}, "vae.kind is causal, but EndoGen"),
-        ({"vae__path": "nowhere"}, "no trained VAE in nowhere"),
+        ({"vae__path": "nowhere"}, "no trained tokenizer in nowhere"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
@@ -190,3 +191,8 @@ def test_the_command_samples_the_kind_of_the_folder(trained: Path) -> None:
 def test_options_that_do_not_fit_are_one_sentence(trained: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(BadInput, match=words):
         sample_videos(SamplingSettings(model=str(trained), out=Path("out"), **options))
+
+
+def test_what_reads_medsora_only_says_so(trained: Path) -> None:
+    with pytest.raises(BadInput, match="is a model of EndoGenPipeline, which only 'medsora sample'"):
+        MedSoraPipeline.from_run(trained)
