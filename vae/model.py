@@ -123,15 +123,23 @@ class FrequencyCompensatedVAE(VideoVAE):
             parameter.requires_grad_(True)
 
     def trainable_parameters(self, train: str) -> list[nn.Parameter]:
-        """Freeze and thaw as `train` says (`compensation`, or `all` for the base too); return what learns.
+        """Freeze and thaw as `train` says; return what learns.
 
-        Raises `ValueError` for another word, and for `compensation` where there is none.
+        `compensation` is what the paper trains, `decoder` leaves the latents as they are, `all` trains the
+        base too. Raises `ValueError` for another word, and for `compensation` where there is none.
         """
         if train == "all":
             self.requires_grad_(True)
             return list(self.parameters())
+        if train == "decoder":
+            self.requires_grad_(False)
+            halves = (self.base.decoder, self.base.post_quant_conv)
+            parameters = [parameter for half in halves if half is not None for parameter in half.parameters()]
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            return parameters
         if train != "compensation":
-            raise ValueError(f"train: {train!r} is neither 'compensation' nor 'all'")
+            raise ValueError(f"train: {train!r} is neither 'compensation', 'decoder' nor 'all'")
         self.freeze_base()
         parameters = self.compensation_parameters()
         if not parameters:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from medsora.vae.losses import log_laplacian_variance
+
 PIXEL_RANGE = 2.0
-LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 MIN_POWER = 1e-8  # below the rounding of 8-bit pixels: empty frequencies are no infinite dB
 
 
@@ -43,13 +43,7 @@ def sharpness(prediction: Tensor, target: Tensor) -> Tensor:
 
     Below 0 a reconstruction is blurred, above 0 noisy; in decades.
     """
-
-    def log_variance(video: Tensor) -> Tensor:
-        grey = video.float().mean(2).flatten(0, 1)[:, None]
-        edges = conv2d(grey, torch.tensor(LAPLACIAN, device=video.device)[None, None])
-        return edges.var(dim=(1, 2, 3)).clamp_min(1e-12).log10().reshape(video.shape[:2]).mean(1)
-
-    return log_variance(prediction) - log_variance(target)
+    return (log_laplacian_variance(prediction) - log_laplacian_variance(target)).mean(1)
 
 
 def mean_colour_psnr(target: Tensor) -> Tensor:

@@ -372,8 +372,8 @@ class VaeTrainingConfig:
 
     train: str = key(
         "compensation",
-        "Parameters to train: the compensation modules, or all.",
-        choices=("compensation", "all"),
+        "Parameters to train: the compensation modules, the whole decoder (the latents stay), or all.",
+        choices=("compensation", "decoder", "all"),
     )
     crop: int | None = key(
         None,
@@ -419,6 +419,11 @@ class VaeTrainingConfig:
     coarse: float = key(
         0.0,
         "Weight of the loss between decoded halved latents and the halved video; the paper has none.",
+        at_least=0,
+    )
+    sharpness: float = key(
+        0.0,
+        "Weight of the distance between the sharpness of clips and reconstructions; the paper has none.",
         at_least=0,
     )
     latent_std: float = key(1.0, "Standard deviation of scaled latents when train is all.", above=0)

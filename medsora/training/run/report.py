@@ -73,6 +73,7 @@ FIGURES = {
     "loss/lpips": Figure("LPIPS", "difference of a pretrained network's features"),
     "loss/ffl": Figure("focal frequency", "difference of the frames' spectra, difficult frequencies first"),
     "loss/kl": Figure("KL", "distance of the latents from a standard normal distribution"),
+    "loss/sharpness": Figure("sharpness", "difference of the clips' sharpness, in decades"),
     "loss/coarse": Figure("coarse", "difference of halved latents, decoded, from halved clips"),
     "loss/mse": Figure("noise error", "error of the predicted noise, at random timesteps"),
     "loss/vb": Figure("variational bound", "what the predicted variance is trained by"),
