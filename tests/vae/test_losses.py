@@ -59,7 +59,7 @@ def test_each_part_is_weighted_exactly_once(monkeypatch) -> None:
     monkeypatch.setattr(
         "medsora.vae.perceptual.PerceptualLoss", lambda net, trunk: PerceptualLoss(net, random_trunk=True)
     )
-    pred, target = torch.rand(1, 2, 3, 64, 64) * 2 - 1, torch.rand(1, 2, 3, 64, 64) * 2 - 1
+    pred, target = torch.rand(1, 2, 3, 64, 64) - 0.5, torch.rand(1, 2, 3, 64, 64) * 2 - 1
     mean, logvar = torch.randn(1, 1, 16, 8, 8), torch.randn(1, 1, 16, 8, 8)
     loss = VaeLoss(l1=1.0, lpips=0.1, ffl=0.1, kl=1e-3, coarse=0.25, sharpness=0.5, lpips_net="alex")
     found = loss(pred, target, mean, logvar, coarse=torch.rand(1, 2, 3, 32, 32))
