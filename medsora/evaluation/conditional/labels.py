@@ -17,7 +17,7 @@ import numpy as np
 from medsora.config.load import load_config
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, building
-from medsora.evaluation.conditional.classifier import Judge, judged, train_judge
+from medsora.evaluation.conditional.classifier import Judge, judged
 from medsora.evaluation.conditional.command import (
     conclude,
     load_measured,
@@ -25,7 +25,7 @@ from medsora.evaluation.conditional.command import (
     sampled,
     through_vae,
 )
-from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, TRAINING_SEED, phantom_clips
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips, phantom_judge
 from medsora.evaluation.sanity.claims import Claim
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.pipeline import MedSoraPipeline
@@ -103,17 +103,10 @@ def measure(options: argparse.Namespace) -> int:
     polyps = _trained_polyp_size(options.model) if options.polyp_size is None else options.polyp_size
 
     kind = (frames, size)
-    clips, numbers, names = phantom_clips(options.cache, options.training_clips, *kind, TRAINING_SEED, polyps)
-    tests, truth, _ = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, polyps)
+    tests, truth, names = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, polyps)
     if pipeline is not None and pipeline.labels != names:
         raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
-    judge = train_judge(
-        clips,
-        numbers.tolist(),
-        epochs=options.epochs,
-        device=device,
-        progress=lambda epoch, loss: print(f"judge, epoch {epoch + 1}: loss {loss:.3f}", file=sys.stderr),
-    )
+    judge, _ = phantom_judge(options.cache, options.training_clips, *kind, options.epochs, polyps, device)
     options.out.mkdir(parents=True, exist_ok=True)
     results = {"judge on held-out real clips": float((judged(judge, tests) == truth).mean())}
     if vae is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput, building
 from medsora.evaluation.conditional.classifier import judged, train_judge
 from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser, through_vae
-from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, TRAINING_SEED, phantom_clips
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips, phantom_judge
 from medsora.evaluation.conditional.labels import agreement
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.memorisation import (
@@ -95,8 +95,7 @@ def measure(options: argparse.Namespace) -> int:
     made = sample_clips(pipeline, options, [names[k] for k in asked])
 
     results, claims = compare(made, halves, motion)
-    clips, numbers, _ = phantom_clips(options.cache, options.judge_clips, *kind, TRAINING_SEED)
-    classifier = train_judge(clips, numbers.tolist(), epochs=options.epochs, progress=_tell("labels"))
+    classifier, _ = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs)
     found = agreement(asked, judged(classifier, made), names)
     results["label agreement"] = found
     claims.append(
@@ -261,15 +260,11 @@ def told_apart(
             epochs=epochs,
             seed=seed,
             varied=False,
-            progress=_tell(f"generated or not, seed {seed}"),
         )
+        print(f"told apart: seed {seed + 1} of {seeds}", file=sys.stderr)
         right = [(judged(classifier, clips) == kind).mean() for kind, clips in enumerate(asked)]
         accuracies.append(float(np.mean(right)))
     return accuracies
-
-
-def _tell(what: str) -> Callable[[int, float], None]:
-    return lambda epoch, loss: print(f"{what}, epoch {epoch + 1}: loss {loss:.3f}", file=sys.stderr)
 
 
 if __name__ == "__main__":

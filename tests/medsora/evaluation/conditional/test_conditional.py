@@ -17,7 +17,7 @@ import pytest
 from medsora.config.load import load_config
 from medsora.data.phantom import render_clip
 from medsora.errors import BadInput
-from medsora.evaluation.conditional import first_frame, labels, seams
+from medsora.evaluation.conditional import first_frame, fresh_phantom, labels, phantom_model, seams
 from medsora.evaluation.conditional.classifier import judged, train_judge
 from medsora.evaluation.conditional.command import conclude
 from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
@@ -58,6 +58,17 @@ def test_a_judge_learns_and_is_the_same_again() -> None:
     assert all((a == b).all() for a, b in zip(judge.parameters(), again.parameters(), strict=True))
 
 
+def test_a_judge_of_the_phantom_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, names = fresh_phantom.phantom_judge(tmp_path, 6, 8, 32, epochs=1)
+    monkeypatch.setattr(fresh_phantom, "train_judge", None)
+    again, same_names = fresh_phantom.phantom_judge(tmp_path, 6, 8, 32, epochs=1)
+    assert names == same_names == NAMES
+    assert all((a == b).all() for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not again.training
+    with pytest.raises(TypeError):  # another one is not there
+        fresh_phantom.phantom_judge(tmp_path, 6, 8, 32, epochs=2)
+
+
 def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
     asked = np.arange(300) % 3
     right = labels.agreement(asked, asked, NAMES)
@@ -67,6 +78,18 @@ def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
     always_the_same = labels.agreement(asked, np.zeros(300, int), NAMES)
     assert always_the_same["asked"] == pytest.approx(1 / 3)
     assert always_the_same["shuffled"] == pytest.approx(1 / 3)
+
+
+def test_a_phantom_model_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    asked = {"videos": 16, "guidance": 2.0, "seed": 0, "judge_clips": 6, "epochs": 1, "raft": None}
+    training = fresh_phantom.phantom_folder(tmp_path, 6, 9, 32, 5)
+    status = phantom_model.measure(options(model, tmp_path / "out", training=training, **asked))
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert status == 1
+    assert 0 <= results["label agreement"]["asked"] <= 1
+    assert set(results["near copies"]) == {"pixels", "features"}
+    assert len(results["balanced accuracy, generated against reconstructed"]) == 5
+    assert "DOES NOT HOLD: the pyramid distance" in capsys.readouterr().out
 
 
 def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
