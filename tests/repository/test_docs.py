@@ -74,10 +74,10 @@ def test_the_fidelity_page_says_what_the_phantom_s_configs_say() -> None:
     }
     assert f"to a standard deviation of {base.train_vae.latent_std:g}" in rows["train_vae.latent_std"]
     how = (ROOT / "configs" / "phantom_base.yaml").read_text(encoding="utf-8")  # its stages are overrides
-    assert ("train_vae.coarse=0." in how) == ("the small phantom base also asks" in rows["train_vae.coarse"])
+    assert ("train_vae.coarse=0." in how) == ("the small phantom base adds" in rows["train_vae.coarse"])
     assert (phantom.vae.base, phantom.images.encoding) == ("configs/phantom_base.json", "single")
     assert (phantom.denoiser.prediction, phantom.train_dit.error_of) == ("velocity", "velocity")
-    assert "in `phantom.yaml` it gives v" in rows["denoiser.prediction"]
+    assert "`phantom.yaml` predicts v" in rows["denoiser.prediction"]
     assert phantom.train_dit.matmul == "medium", rows["train_dit.matmul"]
     assert (len(phantom.train_dit.phases), phantom.train_dit.lr_decay) == (1, "cosine")
     assert "`phantom.yaml` one phase with a cosine decay" in rows["train_dit.lr_decay"]
