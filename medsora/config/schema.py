@@ -423,7 +423,8 @@ class VaeTrainingConfig:
     )
     sharpness: float = key(
         0.0,
-        "Weight of the distance between the sharpness of clips and reconstructions; the paper has none.",
+        "Weight of the distance, beyond 0.2 decades, between the sharpness of clips and reconstructions; the "
+        "paper has none.",
         at_least=0,
     )
     latent_std: float = key(1.0, "Standard deviation of scaled latents when train is all.", above=0)
