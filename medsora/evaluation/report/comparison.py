@@ -164,7 +164,7 @@ class Comparison:
             [
                 "",
                 *(
-                    f"{_latex(figures[key].title)} {_latex_arrow(r.better)}"
+                    f"{_latex(_titled(figures[key]))} {_latex_arrow(r.better)}"
                     for key, r in self.rankings.items()
                 ),
             ]
@@ -267,7 +267,7 @@ class Comparison:
                 value, spread = _value_of(_all_of(self.results[name])[key])
                 interval = f"{number_text(spread.low)} … {number_text(spread.high)}" if spread else "–"
                 rank = ranking.rank(name) if ranking else "–"
-                ties = ", ".join(ranking.ties(name)) if ranking else ""
+                ties = "; ".join(ranking.ties(name)) if ranking else ""
                 better = ARROWS[ranking.better] if ranking else f"(as {self._reference})"
                 title = f"{_titled(figure)} {better}"
                 rows.append((title if number == 0 else "", name, number_text(value), interval, rank, ties))

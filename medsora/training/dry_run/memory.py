@@ -225,7 +225,7 @@ def preset_bytes(
     """Return what a preset of the denoiser takes in training, and each clip of a step beyond that, in bytes.
 
     Weights, gradients, two moments and the average, in float32; activations without gradient checkpointing.
-    Pairs of blocks are alike, so the counts of one pair and of two give those of any depth.
+    Blocks are alike, or pairs of them, so the counts of one and of two give those of any depth.
     """
     side = side_px // vae.pixels_per_latent
     latents = vae.frames_to_latents(frames) + image_latents
@@ -246,8 +246,10 @@ def preset_bytes(
         one, two = (peak_bytes([model], functools.partial(step, batch)) for batch in (1, 2))
         return 5 * size_bytes(model), two - one
 
-    (state, clip), (state_of_two, clip_of_two) = counted(2), counted(4)
-    more = kind.presets[size]["depth"] // 2 - 1
+    with torch.device("meta"):
+        alike = 2 // kind.from_preset(size, depth=2, **plain).num_features  # Endora's blocks alternate
+    (state, clip), (state_of_two, clip_of_two) = counted(alike), counted(2 * alike)
+    more = kind.presets[size]["depth"] // alike - 1
     return state + more * (state_of_two - state), clip + more * (clip_of_two - clip)
 
 

@@ -132,6 +132,7 @@ def test_phantom_clips_are_not_called_real(
         assert not re.search(r"\breal\b", re.sub(r"data:[^\"]*", "", page))
     assert "two halves of " + reference in pages[0]
     assert "as " + reference in pages[0]
+    assert r"flow magnitude, Wasserstein-1, px/frame $\downarrow$" in pages[1]
 
 
 def test_a_second_run_extracts_only_what_is_new(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from medsora.__main__ import parser
@@ -222,7 +223,8 @@ def test_endora_gets_what_it_was_published_with(machine: Machine, preset: str, t
     config = load_config(tmp_path / "it.yaml")
     assert config.denoiser.preset == preset
     assert Schedule.of(config.train_dit, 1).total_steps == config.train_dit.max_steps
-    build_denoiser(config, 4)
+    with torch.device("meta"):
+        build_denoiser(config, 4)
     if machine is CPU:
         found = (config.vae.kind, config.alignment.kind, config.train_dit.phases[0].lr)
         assert found == ("causal", "flow", 1e-3)

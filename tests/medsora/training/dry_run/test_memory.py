@@ -89,7 +89,7 @@ def test_flops_of_a_step_are_three_forwards_of_its_products() -> None:
 def test_a_presets_bytes_follow_from_shallow_models(
     preset: str, deep: Denoiser, vae: type[VideoVAE], latents: tuple[int, int]
 ) -> None:
-    """Those of two blocks and of four give those of six."""
+    """Those of one block and of two, of Endora's of two and of four, give those of six."""
     with mock.patch.dict(type(deep).presets["tiny"], depth=6):
         state, clip = preset_bytes.__wrapped__(preset, 9, 32, vae=vae)
     model, (frames, channels) = deep.train(), latents
