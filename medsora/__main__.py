@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from medsora.config.choices import DTYPES, LAYOUTS
-from medsora.config.presets import PRESETS
+from medsora.config.presets import NAMED_PRESETS
 from medsora.errors import building
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
 
@@ -57,7 +57,7 @@ def _add_new(commands: argparse._SubParsersAction) -> None:
     add("project", type=Path, metavar="PROJECT", help="a folder to make; its name is the run's")
     add("--data", required=True, metavar="DIR", help="a folder of videos or of frame folders")
     add("--size", type=int, metavar="PX", help="side of the clips (default: what fits, up to 128)")
-    add("--preset", choices=tuple(PRESETS), help="size of the denoiser")
+    add("--preset", choices=tuple(NAMED_PRESETS), help="denoiser and its size")
     add(
         "--memory",
         type=float,

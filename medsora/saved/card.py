@@ -134,20 +134,21 @@ def evaluation_lines(results: dict[str, Any]) -> list[str]:
     sets, protocol = results["sets"], results["protocol"]
     named = f" (protocol {protocol['name']})" if "name" in protocol else ""  # older results have none
     height, width = protocol["size"]
+    reference = _plain(sets["real"].get("called", "real"))
     rows = [
         (distance["title"], f"{_number(distance['value'])} {distance['unit']}".rstrip())
         for distance in results["distances"].values()
     ]
     rows += [
         (
-            f"{score['title']} (real clips: {_number(score['real'])})",
+            f"{score['title']} ({reference} clips: {_number(score['real'])})",
             f"{_number(score['generated'])} {score['unit']}",
         )
         for score in results["scores"].values()
     ]
     return [
-        f"{sets['generated']['clips_used']} generated clips against {sets['real']['clips_used']} real ones, "
-        f"each of {protocol['frames']} frames of {height}x{width} pixels{named}.",
+        f"{sets['generated']['clips_used']} generated clips against {sets['real']['clips_used']} {reference} "
+        f"clips, each of {protocol['frames']} frames of {height}x{width} pixels{named}.",
         *_table("figure", "value", rows),
         *[f"\n**Note:** {_plain(warning)}" for warning in results.get("warnings", [])],
     ]

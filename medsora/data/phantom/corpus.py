@@ -40,6 +40,15 @@ def variant_suffix(polyp_size: float, look: str) -> str:
     return polyps if look == PHANTOM_LOOKS[0] else f"{polyps}-{look}"
 
 
+def phantom_seed(folder: str | Path) -> int | None:
+    """Return the seed of the phantom clips that `write_phantom` left in a folder; None for other folders."""
+    try:
+        seed = json.loads((Path(folder) / _DONE).read_text(encoding="utf-8"))["seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return seed if isinstance(seed, int) else None
+
+
 def write_phantom(
     folder: str | Path,
     videos: int,

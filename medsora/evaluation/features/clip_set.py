@@ -23,10 +23,12 @@ import numpy as np
 from medsora.config.crop import Crop
 from medsora.data.checking.check import CheckReport, SourceReport, check_folder
 from medsora.data.clips import CLIP_TIME_LIMIT_S
+from medsora.data.phantom.corpus import phantom_seed
 from medsora.data.reading.find import Source
 from medsora.data.reading.resize import height_width, resize_and_crop
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import one_line
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED
 from medsora.runtime.digests import sha256
 
 
@@ -51,6 +53,7 @@ RESIZE = Resize(
     resize_and_crop,
 )
 DEFAULT_CROP = "auto"  # as in training
+REFERENCES = ("real", "phantom", "phantom (held out)")
 LOSSLESS_CODECS = {"ffv1", "png", "apng", "bmp", "ppm", "tif", "tiff", "rawvideo", "huffyuv", "utvideo"}
 READ_THREADS = 4
 
@@ -77,6 +80,12 @@ class ClipSet:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @property
+    def reference(self) -> str:
+        """What reports call these clips if generated ones are compared with them, one of `REFERENCES`."""
+        seed = phantom_seed(self.root)
+        return REFERENCES[0 if seed is None else 2 if seed == HELD_OUT_SEED else 1]
 
     def name(self, index: int) -> str:
         """Return what reports call the clip: "folder/file.mp4@START"."""

@@ -117,7 +117,7 @@ def test_the_card_says_what_a_stranger_must_know(run: Path, tmp_path: Path) -> N
         "| versions | torch 2.0 |",
         "| command | train_dit.py --config …/mine.yaml |",
         "| hours of the last stage | 1.5 |",
-        "32 generated clips against 64 real ones",
+        "32 generated clips against 64 real clips",
         "| FVD | 512.3 |",
         "| motion (real clips: 3.6) | undefined px |",
         "**Note:** few clips",
