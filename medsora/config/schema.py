@@ -237,8 +237,8 @@ class VaeConfig:
     path: str | None = key(
         None,
         "VAE that stage 2 uses: a run of stage 1, a saved VAE, a base that diffusers saved, or the word base "
-        "(vae.base as it is, without stage 1); null: the one that stage 1 of this run trained, or a "
-        "per-frame base itself.",
+        "(vae.base with vae.weights as it is, without stage 1); null: the one that stage 1 of this run "
+        "trained, or a per-frame base itself.",
         stage=GENERATORS,
     )
 
