@@ -6,7 +6,6 @@ Shapes: video `(B, F, 3, H, W)`, RGB in [-1, 1]; latents `(B, n, C, h, w)`, wher
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from diffusers import (
     ModelMixin,  # noqa: F401  diffusers looks for it beside the class that it loads
 )
 from diffusers.configuration_utils import register_to_config
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medsora.vae.base import base_from_config, load_base
@@ -95,15 +93,9 @@ class FrequencyCompensatedVAE(VideoVAE):
                 parameter.copy_(of_base_loaded[name])
         return vae.eval()
 
-    def save_base(self, config: str | Path, weights: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write the base alone, without compensation, as `load_base(config, weights)` reads it again.
-
-        `config` becomes a JSON file with the scaling factor in it, `weights` a safetensors file in `dtype`.
-        """
-        settings = dict(self.config.base_config) | {"scaling_factor": self.scaling_factor}
-        Path(config).write_text(json.dumps(settings, indent=2) + "\n")
-        state = {name: value.detach().to("cpu", dtype) for name, value in self.base_state_dict().items()}
-        save_file(state, weights, metadata={"format": "pt"})
+    def base_settings(self) -> dict[str, Any]:
+        """The base's settings, with the scaling factor that was measured."""
+        return super().base_settings() | {"scaling_factor": self.scaling_factor}
 
     # Which parameters learn
 

@@ -111,7 +111,7 @@ def choose_real(settings: EvaluationSettings) -> dict[str, ClipSet]:
     if settings.protocol == STYLEGAN_V:
         side = stylegan_v.choose_side(settings, settings.real, generated=False)
     else:
-        side = {"clips": settings.choose(settings.real, settings.clips[0])}
+        side = {"clips": settings.choose(settings.real, settings.clips[0], **settings.of_real)}
     return {kind: require_enough(clips) for kind, clips in side.items()}
 
 
@@ -205,6 +205,7 @@ def _protocol(settings: EvaluationSettings, measures: Mapping[str, Measure]) -> 
     return {
         "name": settings.protocol,
         "metrics": list(settings.metrics),
+        **({} if settings.label is None else {"label of real clips": settings.label}),
         "clips_asked": dict(zip(("real", "generated"), settings.clips, strict=True)),
         "frames": settings.frames,
         "size": list(settings.size),

@@ -31,7 +31,7 @@ class ModelCard:
     """Everything that the card says; tables are lists of (name, value).
 
     `evaluation` holds lines of Markdown; `weights` is which set is here: "ema", "raw" or "saved"; `summary`
-    says what the model is, if it is no denoiser and VAE; `pipeline` imports what loads it.
+    says what the model is, if it is no denoiser and VAE; `pipeline` imports what loads it; `method` is a tag.
     """
 
     name: str
@@ -42,6 +42,7 @@ class ModelCard:
     model: str = "MedSora"
     summary: str | None = None
     pipeline: str = "from medsora import MedSoraPipeline"
+    method: str = "diffusion"
     repo: str | None = None
     step: int | None = None
     weights: str = "saved"
@@ -62,7 +63,7 @@ class ModelCard:
             "---",
             "library_name: medsora",
             *([f"license: {self.licence}"] if self.licence else []),
-            "tags: [medsora, video-generation, diffusion, medical, endoscopy, synthetic]",
+            f"tags: [medsora, video-generation, {self.method}, medical, endoscopy, synthetic]",
             "---",
             "",
             f"# {_plain(self.name)}",

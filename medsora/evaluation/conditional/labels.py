@@ -29,7 +29,8 @@ from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_
 from medsora.evaluation.sanity.claims import Claim
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import find_vae, load_vae
+from medsora.saved.find import PARTS, find_vae, load_vae
+from medsora.saved.pipeline import SavedPipeline
 from medsora.vae import FrequencyCompensatedVAE
 
 FRAMES, SIZE = 17, 64  # of the judge's clips without a model, as in configs/phantom_labels.yaml
@@ -96,11 +97,12 @@ def measure(options: argparse.Namespace) -> int:
             raise BadInput("--vae measures a VAE alone; a model is measured with its own: leave one out.")
         vae = _load_vae(options.vae)
     if options.model:
-        pipeline = load_measured(options.model)
+        pipeline = load_measured(options.model, any_kind=True)
         if not pipeline.labels:
             raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to measure.")
-        vae, frames, (size, _) = pipeline.vae, pipeline.config.frames, pipeline.config.size
-    device = pipeline.denoiser.device if pipeline else "cpu"
+        vae = pipeline.components[PARTS[type(pipeline).__name__][1]]
+        frames, (size, _) = pipeline.config.frames, pipeline.config.size
+    device = pipeline.device if pipeline else "cpu"
     polyps = _trained_polyp_size(options.model) if options.polyp_size is None else options.polyp_size
 
     kind = (frames, size)
@@ -139,7 +141,7 @@ def _trained_polyp_size(model: str | None) -> float:
 
 
 def _model_results(
-    pipeline: MedSoraPipeline, judge: Judge, names: list[str], options: argparse.Namespace
+    pipeline: SavedPipeline, judge: Judge, names: list[str], options: argparse.Namespace
 ) -> dict[str, object]:
     asked = np.arange(options.videos) % len(names)
     wanted = [names[k] for k in asked]
@@ -152,7 +154,8 @@ def _model_results(
         ]
         if rows:
             save_image(options.out / f"sheet-{name}.png", contact_sheet(rows, columns=8))
-    settings = ("videos", "guidance", "sampler", "steps", "seed")
+    of_diffusion = ("sampler", "steps") if isinstance(pipeline, MedSoraPipeline) else ()
+    settings = ("videos", "guidance", *of_diffusion, "seed")
     return agreement(asked, seen, names) | {key: getattr(options, key) for key in settings}
 
 

@@ -48,6 +48,28 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+def test_real_clips_of_one_label_alone(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = sorted(path.name for path in folders["real"].glob("*.mkv"))
+    rows = [f"{name},{'polyp' if number < 5 else 'neither'}" for number, name in enumerate(names[:-1])]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    command = ["--real", str(folders["real"]), "--fake", *map(str, (folders["one_&"], folders["two"]))]
+    shape = ["--frames", "4", "--size", "32", "--labels", str(tmp_path / "labels.csv"), "--dry-run"]
+    for label, count in (("polyp", 5), ("neither", 6)):
+        main([*command, *shape, "--label", label])
+        assert f"real: {count} of {count} clips" in capsys.readouterr().out
+    with pytest.raises(BadInput, match=r"has the label 'ulcer'; .*labels\.csv names neither, polyp\."):
+        main([*command, *shape, "--label", "ulcer"])
+    alone = evaluate(
+        folders["real"], folders["two"], out=tmp_path, label="polyp", labels=str(tmp_path / "labels.csv"),
+        **OPTIONS | {"bootstrap": 0},
+    )  # fmt: skip
+    assert alone is not None
+    assert alone.protocol["label of real clips"] == "polyp"
+    assert [side["clips_used"] for side in alone.sets.values()] == [5, 11]
+
+
 @pytest.fixture(scope="module")
 def written(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     """The comparison of the three sets, and the folder with its files."""

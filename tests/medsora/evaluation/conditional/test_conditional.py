@@ -25,6 +25,7 @@ from medsora.evaluation.sanity.claims import Claim
 from medsora.evaluation.sanity.degrade import blurred
 from medsora.sampling.conditions import FilmPlan
 from medsora.sampling.pipeline import MedSoraPipeline
+from tests.support.endogen import tiny_tokenizer as tokens
 from tests.support.paths import ROOT
 from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_pipeline, tiny_vae
 
@@ -118,6 +119,20 @@ def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.Capt
     tiny_pipeline().save_pretrained(tmp_path / "plain")
     with pytest.raises(BadInput, match="trained without labels"):
         labels.measure(options(tmp_path / "plain", tmp_path, videos=3, **judge))
+
+
+def test_labels_of_a_model_that_writes_codes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tokens.write_run(tmp_path / "run" / "endogen-tiny", steps=(2,), labels=NAMES)
+    judge = {"training_clips": 6, "held_out_clips": 6, "epochs": 1, "polyp_size": None, "vae": None}
+    labels.measure(options(run, tmp_path, videos=3, guidance=1.5, seed=0, size=None, **judge))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert 0 <= results["asked"] <= 1
+    assert 0 <= results[labels.THROUGH_VAE] <= 1
+    assert results["guidance"] == 1.5
+    assert "steps" not in results, "of diffusion alone"
+    assert "sampled clips show what was asked for" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="is a model of EndoGenPipeline"):
+        seams.measure(options(run, tmp_path, videos=1, frames=17, window=None))
 
 
 def test_first_frames_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
