@@ -29,7 +29,7 @@ from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, TRAINING
 from medsora.evaluation.sanity.claims import Claim
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import find_vae, load_vae
+from medsora.saved.find import checked_base, find_vae, load_vae
 from medsora.vae import FrequencyCompensatedVAE
 
 FRAMES, SIZE = 17, 64  # of the judge's clips without a model, as in configs/phantom_labels.yaml
@@ -130,9 +130,9 @@ def measure(options: argparse.Namespace) -> int:
 def _load_vae(named: str) -> FrequencyCompensatedVAE:
     with building():
         if named.endswith(".json"):
-            return FrequencyCompensatedVAE.from_base(
-                named, weights=Path(named).with_suffix(".safetensors")
-            ).eval()
+            weights = str(Path(named).with_suffix(".safetensors"))
+            checked_base(named, weights, FrequencyCompensatedVAE.base_class)
+            return FrequencyCompensatedVAE.from_base(named, weights=weights).eval()
         return load_vae(find_vae(named)).eval()
 
 
