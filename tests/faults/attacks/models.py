@@ -29,7 +29,7 @@ from medsora.saved.manifest import MANIFEST
 from medsora.saved.pipeline import saved_sampler
 from medsora.training.stage1.build import build_vae
 from tests.faults.attacks.flips import write_a_run
-from tests.faults.guarded import report, try_all
+from tests.faults.guarded import no_sentence_of_ours, report, try_all
 from tests.faults.mutate import ODD_VALUES, mutate_tree, places
 from tests.support.tiny_pipeline import VAE, tiny_pipeline, tiny_vae
 
@@ -89,11 +89,15 @@ def use_model(hostile: Path) -> str:
     height, width = pipeline.config.size
     if pipeline.config.frames * height * width > SMALL:
         return "past the schema, loaded"
+    refused = "past the schema, loaded, refused to sample"
     try:
         with only_documented():
             pipeline(num_inference_steps=2, seeds=[0])
-    except (BadInput, NonFiniteVideo):
-        return "past the schema, loaded, refused to sample"
+    except BadInput as error:
+        error.how_far = refused
+        raise
+    except NonFiniteVideo:
+        return refused
     return "past the schema, sampled"
 
 
@@ -109,8 +113,9 @@ def use_base(hostile: Path) -> str:
                 build(config)
         except BadInput as error:
             refusals.append(error)
-    if len(refusals) == 2:
-        raise refusals[0]
+    strange = [error for error in refusals if no_sentence_of_ours(error)]
+    if strange or len(refusals) == 2:
+        raise (strange or refusals)[0]
     return "past the schema, a base was built"
 
 
