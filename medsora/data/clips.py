@@ -271,7 +271,8 @@ class ClipDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Return the item of `key`, (epoch, index) or an index of epoch 0; see `load` for what it holds.
 
-        A span that turns out not to decode is replaced by the next window, the same one every time.
+        A span that turns out not to decode is replaced by the next window, the same one every time. Raises
+        `BadInput` after `REPLACEMENTS` of them.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         return self._load_or_next(index, lambda other: self.choose(epoch, other))
@@ -331,7 +332,7 @@ class ClipDataset(Dataset):
         """Draw `count` joint images from a finite set, the windows' first frames.
 
         Returns them, float32 (count, 3, H, W), and the numbers of the videos that they are from. One that
-        turns out not to decode is drawn again. Raises `UnreadableVideo` or `OSError` if none does.
+        turns out not to decode is drawn again. Raises `BadInput` if none does.
         """
         drawn = [int(window) for window in random.integers(len(self), size=count)]
         images, videos = zip(*(self._image_or_another(window, random) for window in drawn), strict=True)
@@ -346,7 +347,7 @@ class ClipDataset(Dataset):
                 name = one_line(self.videos[video].source.name)
                 self._report(f"the joint image {name}@{window.start} is drawn again", error)
                 if not untried:
-                    raise
+                    raise _lost(REPLACEMENTS, error) from error
                 index = int(random.integers(len(self)))
         raise AssertionError("the last try returns or raises")
 
@@ -402,13 +403,21 @@ class ClipDataset(Dataset):
             except (UnreadableVideo, OSError) as error:
                 self._report(f"the clip {self.name(choice)} is replaced by the next", error)
                 if step == tries - 1:
-                    raise
+                    raise _lost(tries, error) from error
         raise AssertionError("a dataset without clips has no index")
 
     def _report(self, what: str, error: Exception) -> None:
         if str(error) not in self._reported:
             self._reported.add(str(error))
             log.warning("%s: %s", what, error)
+
+
+def _lost(tries: int, error: Exception) -> BadInput:
+    reason = one_line(str(error)).rstrip(".")
+    return BadInput(
+        f"the clips cannot be read any more (tried: {tries}; the last: {reason}); see to the folder of the "
+        "videos, then start the same command again: what was saved is whole."
+    )
 
 
 def flip_item(item: dict[str, Any]) -> dict[str, Any]:

@@ -52,11 +52,13 @@ def _endora(options: argparse.Namespace) -> SavedPipeline:
     from medsora.baselines.endora.checkpoint import read_published
     from medsora.sampler import ddpm_scheduler
     from medsora.sampling.pipeline import MedSoraPipeline
+    from medsora.saved.find import checked_base
     from medsora.vae import PerFrameVAE
 
     published = read_published(options.file, heads=options.heads, layout=options.layout)
     try:
-        decoder = PerFrameVAE.from_base(options.vae or "stabilityai/sd-vae-ft-ema")
+        named = options.vae or "stabilityai/sd-vae-ft-ema"
+        decoder = PerFrameVAE.from_base(checked_base(named, None, PerFrameVAE.base_class))
     except (ValueError, OSError) as error:
         raise BadInput(f"{str(error).rstrip('.')}; name the VAE by --vae.") from error
     side = published.latent_side * decoder.pixels_per_latent

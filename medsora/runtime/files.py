@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -23,6 +24,8 @@ Result = TypeVar("Result")
 
 END_MARK = "<!-- the end of what it writes -->"  # on a page of which a command writes a part
 PAUSES_S = (0.1, 0.5, 2.0)  # before a read that failed is tried again
+BESIDE = re.compile(r"\..+\.[0-9a-f]{12}(\.\w+)?")  # the names of `name_beside`
+LEFT_AFTER_S = 3600.0
 LEADS_NOWHERE = (  # errors that tell of the path itself, not of the moment
     errno.ENOENT,
     errno.ENOTDIR,
@@ -110,6 +113,17 @@ def obey_umask(path: Path) -> None:
 def name_beside(path: Path) -> Path:
     """A hidden name beside `path` that nobody else has, on whatever machine: process numbers repeat."""
     return path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in `folder` under names of `name_beside`.
+
+    What changed within `LEFT_AFTER_S` seconds stays: another process may be writing it.
+    """
+    with suppress(OSError):
+        for path in folder.glob(".*"):
+            if BESIDE.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFT_AFTER_S:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from medsora.config.choices import COMPILE, FORMATS, SAMPLERS
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
 from medsora.errors import BadInput, Interrupted, building
-from medsora.runtime.files import name_beside, write_json
+from medsora.runtime.files import name_beside, remove_leftovers, write_json
 from medsora.runtime.interruption import StopRequest
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import check_same_places, on_main, share_of, working_together
@@ -370,6 +370,7 @@ def _write_manifest(
 ) -> list[int]:
     """Write the manifest if videos are missing; return their numbers."""
     present = _check_out(settings, made_by)
+    remove_leftovers(settings.out)
     missing = [number for number in range(settings.num_videos) if not settings.path(number).exists()]
     if missing and settings.fps is None and settings.format == "mp4" and "rate" not in model.geometry:
         log.warning(UNKNOWN_RATE + "; --fps sets another.", settings.model, made_by["fps"])

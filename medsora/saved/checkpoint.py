@@ -21,10 +21,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from medsora.errors import BadInput
+from medsora.errors import BadInput, one_line
 from medsora.runtime.files import read_patiently, write_json, written_folder
 from medsora.runtime.versions import code_digest, library_versions
-from medsora.saved.manifest import CHECKPOINT_FORMAT, _digest_folder, checkpoint_format, checkpoint_problem
+from medsora.saved.manifest import (
+    CHECKPOINT_FORMAT,
+    MAX_SHOWN,
+    _digest_folder,
+    checkpoint_format,
+    checkpoint_problem,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +57,9 @@ class Checkpoint:
     def value(self, key: str, kind: type) -> Any:
         """Return an entry of the state; raises `BadInput` if it is missing or of another type."""
         if type(found := self.state.get(key)) is not kind:
+            shown = one_line(repr(found))[:MAX_SHOWN]
             raise BadInput(
-                f"{self.folder / 'state.json'} has {found!r} as '{key}' instead of a {kind.__name__}: "
+                f"{self.folder / 'state.json'} has {shown} as '{key}' instead of a {kind.__name__}: "
                 "another version of MedSora wrote it; go on with that version, or take another run.name."
             )
         return found

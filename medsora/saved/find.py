@@ -11,7 +11,9 @@ writes: `denoiser/`, `vae/`, `scheduler/` and `model_index.json`. Weights are sa
 from __future__ import annotations
 
 import logging
+import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +33,19 @@ from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest
 from medsora.saved.classes import TOKENIZERS, class_of_part
 from medsora.saved.limits import (
     MAX_FPS,
+    check_base,
     check_clip,
     check_model,
     check_part,
     checked,
     read_json_object,
+    shapes_in,
     shown,
 )
 from medsora.saved.manifest import changed_file
 from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VideoVAE, VQTokenizer
 from medsora.vae.choices import COMPENSATION_KINDS
+from medsora.vae.choices import TOKENIZERS as TOKENIZER_PRESETS
 from medsora.vae.published_tokenizer import read_published_tokenizer
 
 log = logging.getLogger(__name__)
@@ -57,6 +62,7 @@ CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
 PARTS = {"MedSoraPipeline": ("denoiser", "vae"), "EndoGenPipeline": ("transformer", "tokenizer")}
 MEDSORA, ENDOGEN = PARTS
 UNTOUCHED_BASE = "base"  # as `vae.path`
+BASE_FILES = ["config.json", SAFETENSORS_WEIGHTS_NAME]  # of a repository that is the VAE alone
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 VAE_OR_BASE = (FrequencyCompensatedVAE.__name__, AutoencoderKLCogVideoX.__name__)
 WAYS = "give a run folder (runs/NAME/dit-PRESET), a saved pipeline's folder, or its OWNER/NAME on the hub"
@@ -290,6 +296,38 @@ def find_vae(
     raise BadInput(f"there is no trained VAE in {named}; {hint}.")
 
 
+def find_base(
+    config: Config, kind: type[ModelMixin] = AutoencoderKLCogVideoX
+) -> tuple[str | Path, str | None]:
+    """Return `vae.base`, `checked_base` as one of `kind`, and `vae.weights`."""
+    weights = shipped_file(config.vae.weights)
+    return checked_base(shipped_file(config.vae.base), weights, kind), weights
+
+
+def checked_base(base: str, weights: str | None, kind: type[ModelMixin]) -> str | Path:
+    """Return what `vae.base.load_base` takes for `base`; a hub name becomes the folder of what is there.
+
+    Raises `BadInput` where a model of `kind` is beyond the limits of `medsora.saved.limits`. What is missing,
+    of another class or a tokenizer's preset is left to `load_base` and its sentences.
+    """
+    if base in TOKENIZER_PRESETS:
+        return base
+    if HUB_NAME.fullmatch(base) and not base.endswith(".json") and not Path(base).exists():
+        files = [*BASE_FILES, *(f"vae/{name}" for name in BASE_FILES)]
+        with suppress(OSError, ValueError):
+            base = snapshot_download(base, allow_patterns=files)
+    given = Path(weights) if weights and os.path.lexists(weights) else None
+    if base.endswith(".json") and os.path.lexists(base):
+        check_base(Path(base), given, kind)
+    elif given is not None:
+        shapes_in(given)
+    for config in (Path(base, "config.json"), Path(base, "vae", "config.json")):
+        if is_file(config) and read_json_object(config).get("_class_name") == kind.__name__:
+            check_model(config.parent, kind)
+            break
+    return base
+
+
 def load_vae(folder: Path) -> FrequencyCompensatedVAE | VQTokenizer:
     """Load the VAE, tokenizer or plain base of a folder that `find_vae` gave; `BadInput` if not whole."""
     if read_json_object(folder / "config.json")["_class_name"] == VQTokenizer.__name__:
@@ -318,9 +356,7 @@ def trained_vae(config: Config) -> VideoVAE:
         vae = _per_frame_vae(config)
     elif config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():
         with building():
-            vae = _with_untrained_compensation(
-                shipped_file(config.vae.base), config, shipped_file(config.vae.weights)
-            )
+            vae = _with_untrained_compensation(*find_base(config), config)
     elif config.vae.path is None:
         folder = find_vae(config.vae_dir, "run train_vae.py with the same config first, or set vae.path")
         vae = load_vae(folder)
@@ -328,7 +364,7 @@ def trained_vae(config: Config) -> VideoVAE:
         folder = find_vae(config.vae.path, kinds=VAE_OR_BASE)
         if _is_base(folder):
             check_model(folder, AutoencoderKLCogVideoX)
-            vae = _with_untrained_compensation(folder, config)
+            vae = _with_untrained_compensation(folder, None, config)
         else:
             vae = load_vae(folder)
     return vae.eval().requires_grad_(False)
@@ -368,7 +404,9 @@ def load_tokenizer(named: str | Path, hint: str) -> ModelMixin:
 def _per_frame_vae(config: Config) -> PerFrameVAE:
     named, weights = config.vae.path, None
     if named is None or (named == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists()):
-        named, weights = shipped_file(config.vae.base), shipped_file(config.vae.weights)
+        named, weights = find_base(config, AutoencoderKL)
+    else:
+        named = checked_base(named, None, AutoencoderKL)
     if Path(named).is_dir():
         named = find_vae(named, kinds=(PerFrameVAE.__name__, AutoencoderKL.__name__))
         if read_json_object(named / "config.json")["_class_name"] == PerFrameVAE.__name__:
@@ -385,7 +423,7 @@ def _is_base(folder: Path) -> bool:
 
 
 def _with_untrained_compensation(
-    base: str | Path, config: Config, weights: str | None = None
+    base: str | Path, weights: str | None, config: Config
 ) -> FrequencyCompensatedVAE:
     kind = config.vae.compensation_kind
     # A run recognises its VAE by all its weights: they depend neither on a seed nor on a default.

@@ -31,6 +31,7 @@ AGAIN = "save or copy the model again"
 MAX_JSON_BYTES = 4 * 2**20
 MAX_HEADER_BYTES = 8 * 2**20  # XL's, of 2,000 tensors, has 0.2 MiB
 MAX_TENSORS = 20_000
+MAX_DRAWN_PARAMETERS = 10**9  # of a base without weights; CogVideoX's has 0.2e9
 MAX_CHARACTERS = 1000  # of a word or a name; of a folder, which may be a label, 255
 MAX_NUMBER = 10**6  # of a setting that has no range of its own
 MAX_ENTRIES = 1000  # of a list but labels; a schedule has 1000 betas
@@ -227,7 +228,11 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor in a folder's one safetensors file. Raises `BadInput`."""
     if (folder / SAFE_WEIGHTS_INDEX_NAME).exists():
         raise BadInput(f"{folder} holds weights in parts; {AGAIN} as one safetensors file.")
-    path = folder / SAFETENSORS_WEIGHTS_NAME
+    return shapes_in(folder / SAFETENSORS_WEIGHTS_NAME)
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a safetensors file of a model. Raises `BadInput`."""
     if not path.is_file():
         raise BadInput(f"{path} is missing; save or copy the model again (only safetensors are read).")
     try:
@@ -263,16 +268,43 @@ def check_model(folder: Path, kind: type[nn.Module]) -> None:
     check_settings(settings, kind.__init__, source, base=getattr(kind, "base_class", None))
     if problem := changed_part(folder):
         raise BadInput(f"{problem}.")
+    _check_shapes(shapes, _described(settings, kind, folder), f"the weights in {folder}")
+
+
+def check_base(config: Path, weights: Path | None, kind: type[nn.Module]) -> None:
+    """Raise `BadInput` unless a model of `kind` can be made of a JSON file of settings and of `weights`.
+
+    Without `weights`, which are drawn then, it may have `MAX_DRAWN_PARAMETERS`. Settings that are not known
+    are left to `vae.base`, which names the nearest one.
+    """
+    settings = read_json_object(config)
+    check_settings(settings, kind.__init__, str(config), others=True)
+    if any(key not in inspect.signature(kind).parameters for key in settings if not key.startswith("_")):
+        return
+    model = _described(settings, kind, config)
+    if weights is not None:
+        _check_shapes(shapes_in(weights), model, str(weights))
+    elif (parameters := sum(tensor.numel() for tensor in model.parameters())) > MAX_DRAWN_PARAMETERS:
+        raise BadInput(f"{config} describes {parameters:,} parameters, more than {MAX_DRAWN_PARAMETERS:,}.")
+
+
+def _described(settings: Mapping[str, Any], kind: type[nn.Module], source: Path) -> nn.Module:
+    """Return the model that `settings` describe, without memory for its weights. Raises `BadInput`."""
     try:
         with torch.device("meta"):
-            model = kind(**{key: value for key, value in settings.items() if not key.startswith("_")})
+            return kind(**{key: value for key, value in settings.items() if not key.startswith("_")})
     except BUILDING_ERRORS as error:
-        raise BadInput(f"{folder} cannot be loaded as a {kind.__name__}: {first_sentence(error)}.") from error
+        raise BadInput(f"{source} cannot be loaded as a {kind.__name__}: {first_sentence(error)}.") from error
+
+
+def _check_shapes(shapes: dict[str, tuple[int, ...]], model: nn.Module, weights: str) -> None:
+    """Raise `BadInput` unless weights of these shapes are exactly those of `model`."""
+    model._fix_state_dict_keys_on_load(shapes)  # as diffusers does: its oldest files name attention otherwise
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
             raise BadInput(
-                f"the weights in {folder} do not fit the config beside them (first difference: "
+                f"{weights} do not fit the config beside them (first difference: "
                 f"{shown(name)}); save the model again or take another folder."
             )
 

@@ -8,13 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from medsora.errors import BadInput
+from medsora.errors import BadInput, one_line
 from medsora.runtime.digests import sha256
 from medsora.runtime.files import is_file, read_patiently, write_json
 
 CHECKPOINT_FORMAT = 1
 MANIFEST = "manifest.json"
 MAX_BYTES = 4 * 2**20  # of a manifest, and of a state
+MAX_SHOWN = 100  # characters of a name in a sentence
+PART_FILES = ("config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors")
 
 
 def checkpoint_format(folder: Path) -> int | None:
@@ -36,22 +38,27 @@ def checkpoint_problem(folder: Path) -> str | None:
     try:
         manifest = json.loads(_bounded(folder / MANIFEST))
         if manifest["format"] != CHECKPOINT_FORMAT:
-            return f"its format is {manifest['format']}, this version of MedSora reads {CHECKPOINT_FORMAT}"
+            written = one_line(str(manifest["format"]))[:MAX_SHOWN]
+            return f"its format is {written}, this version of MedSora reads {CHECKPOINT_FORMAT}"
         if "state.json" not in manifest["files"]:
             return "its manifest does not list state.json"
-        for name, wanted in manifest["files"].items():
-            path = folder / name
-            if folder.resolve() not in path.resolve().parents:
+        seen: set[Path] = set()
+        for listed, wanted in manifest["files"].items():
+            path, name = (folder / listed).resolve(), one_line(listed)[:MAX_SHOWN]
+            if folder.resolve() not in path.parents:
                 return f"its manifest names a file outside the folder: {name}"
+            if path in seen:  # however often it is named, it is read once
+                return f"its manifest names a file twice: {name}"
+            seen.add(path)
             if not is_file(path):
                 return f"{name} is missing"
             if (size := read_patiently(Path.stat, path).st_size) != wanted["size"]:
-                return f"{name} has {size} bytes instead of {wanted['size']}"
+                return f"{name} has {size} bytes instead of {one_line(str(wanted['size']))[:MAX_SHOWN]}"
             if read_patiently(sha256, path) != wanted["sha256"]:
                 return f"{name} does not match its checksum"
     except BadInput:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
     return _state_problem(folder)
 
@@ -68,27 +75,29 @@ def model_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.suffix in kinds and path.name != MANIFEST]
 
 
-def changed_file(root: Path, *beginnings: str) -> str | None:
-    """Return what is wrong with the files that `root`'s manifest lists under names that begin so, or None.
+def changed_file(root: Path, *names: str) -> str | None:
+    """Return what is wrong with those of the files `names` that `root`'s manifest lists, or None.
 
-    Without a manifest that lists files nothing is: models of earlier versions have none.
+    Without a manifest that lists files nothing is: models of earlier versions have none. What else a manifest
+    lists costs nothing, because nobody reads it.
     """
     try:
         described = json.loads(_bounded(root / MANIFEST))
         files = described.get("files") if isinstance(described, dict) else None
         if not isinstance(files, dict):  # another program's
             return None
-        for name, wanted in files.items():
-            if name.startswith(beginnings) and ".." not in Path(name).parts:
-                path = root / name
-                if not is_file(path):
-                    return f"{path} is missing; copy or save the model again"
-                size = read_patiently(Path.stat, path).st_size
-                if size != wanted["size"] or read_patiently(sha256, path) != wanted["sha256"]:
-                    return (
-                        f"{path} is damaged or was changed: it does not match its checksum in {MANIFEST}; "
-                        f"copy or save the model again, or remove {root / MANIFEST} if the change was meant"
-                    )
+        for name in names:
+            if (wanted := files.get(name)) is None:
+                continue
+            path = root / name
+            if not is_file(path):
+                return f"{path} is missing; copy or save the model again"
+            size = read_patiently(Path.stat, path).st_size
+            if size != wanted["size"] or read_patiently(sha256, path) != wanted["sha256"]:
+                return (
+                    f"{path} is damaged or was changed: it does not match its checksum in {MANIFEST}; "
+                    f"copy or save the model again, or remove {root / MANIFEST} if the change was meant"
+                )
     except (FileNotFoundError, NotADirectoryError):
         return None
     except BadInput:
@@ -101,8 +110,9 @@ def changed_file(root: Path, *beginnings: str) -> str | None:
 def changed_part(folder: Path) -> str | None:
     """Return what is wrong with a model's part by its own manifest or its folder's, or None."""
     if (folder / MANIFEST).is_file():
-        return changed_file(folder, "")
-    return changed_file(folder.resolve().parent, f"{folder.resolve().name}/")
+        return changed_file(folder, *PART_FILES)
+    folder = folder.resolve()
+    return changed_file(folder.parent, *(f"{folder.name}/{name}" for name in PART_FILES))
 
 
 def _bounded(path: Path) -> bytes:

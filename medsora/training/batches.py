@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medsora.data.clips import ClipDataset
 from medsora.data.reading.memory import share_with_loaders
+from medsora.errors import BadInput
 from medsora.runtime.malloc import hand_back_freed_memory
 from medsora.runtime.processes import BATCH_TIME_LIMIT_S
 from medsora.training.schedule import SampleKey, StepBatches
@@ -78,9 +79,12 @@ class TimedBatches:
             self._kept.close()
 
     def next(self) -> dict[str, Any]:
-        """Return the next micro-batch."""
+        """Return the next micro-batch. Raises `BadInput` where the clips are gone."""
         began = time.perf_counter()
-        batch = next(self.batches)
+        try:
+            batch = next(self.batches)
+        except BadInput as error:  # of a worker, whose traceback PyTorch writes before the sentence
+            raise BadInput(str(error).strip().rpartition("BadInput: ")[2]) from error
         self._waited_s += time.perf_counter() - began
         return batch
 

@@ -18,9 +18,14 @@ from pathlib import Path
 
 import psutil
 
+from medsora.errors import BadInput
+from tests.support.paths import ROOT
+
 MEMORY_BYTES = 2**30  # beyond what the process has before its first input
 SECONDS_PER_INPUT = 30.0  # of the processor; without any, a process may only have been stopped for a while
 PATIENCE = 20
+MIN_SENTENCE, MAX_SENTENCE = 20, 10_000  # characters; a value that is quoted may have 5,000
+OUR_CODE = tuple(f"{ROOT / name}{os.sep}" for name in ("medsora", "vae", "flow_prior", "kernels"))
 
 
 @dataclass
@@ -41,8 +46,9 @@ class Tally:
 def try_all(count: int, attempt: Callable[[int], str], *, seconds: float = SECONDS_PER_INPUT) -> Tally:
     """Call `attempt(number)` for 0 to `count` - 1; it returns how far the input got, or raises.
 
-    `ValueError` and `OSError` are the documented answers ("refused" unless `attempt` says how far it got);
-    everything else, a crash, `seconds` of the processor and memory beyond the limit are failures.
+    `ValueError` and `OSError` with a sentence of ours are the documented answers ("refused" unless `attempt`
+    says how far it got); everything else, a crash, `seconds` of the processor and memory beyond the limit are
+    failures.
     """
     tally, number = Tally(), 0
     while number < count:
@@ -55,6 +61,23 @@ def try_all(count: int, attempt: Callable[[int], str], *, seconds: float = SECON
             number += 1
             _show(number, count, tally)
     return tally
+
+
+def no_sentence_of_ours(error: Exception) -> str | None:
+    """Return why an error is no documented refusal, or None: one clear line that our own code has written.
+
+    What a library raises is none, even where `building` passes its words on.
+    """
+    said, origin = str(error), error
+    if isinstance(error, BadInput) and error.__cause__ is not None and str(error.__cause__) == said:
+        origin = error.__cause__
+    raised_in = traceback.extract_tb(origin.__traceback__)[-1]
+    where = f"{raised_in.filename}:{raised_in.lineno}"
+    if "\n" in said or not MIN_SENTENCE <= len(said) <= MAX_SENTENCE or said.startswith("[Errno"):
+        return f"no clear line, from {where}: {error!r:.300}"
+    if not raised_in.filename.startswith(OUR_CODE):
+        return f"a library's words, from {where}: {error!r:.300}"
+    return None
 
 
 def report(tally: Tally, past: str, what: str) -> int:
@@ -121,9 +144,7 @@ def _work(first: int, count: int, attempt: Callable[[int], str], writing: int) -
             try:
                 outcome = attempt(number)
             except (ValueError, OSError) as error:
-                outcome = getattr(error, "how_far", "refused")
-                if "\n" in str(error):
-                    failure = f"more than one line: {error!r:.300}"
+                outcome, failure = getattr(error, "how_far", "refused"), no_sentence_of_ours(error)
             except Exception:
                 outcome, failure = "undocumented", traceback.format_exc(limit=-6)
             growth = max(_status_bytes("VmHWM") - before, 0)

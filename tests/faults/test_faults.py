@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 
+import pytest
+
+from medsora.config.load import load_config
+from medsora.errors import building
+from medsora.runtime.files import read_patiently, write_bytes
+from tests.faults.guarded import no_sentence_of_ours
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 
@@ -69,6 +79,25 @@ def test_kills_and_several_processes() -> None:
     assert "uneven-epochs, 2 processes: 5 clips in batches of 2: each exactly once in each of 4" in printed
     assert "another-number, 2 processes: went on with 1, which is announced" in printed
     assert re.search(r"disagree, 2 processes: error: process \d has another configuration than", printed)
+
+
+@pytest.mark.parametrize(
+    ("refuse", "found"),
+    [
+        (lambda: load_config("no-such-config.yaml"), None),
+        (lambda: json.loads("{"), "a library's words"),
+        (lambda: int("what a library says of it"), "a library's words"),
+        (lambda: write_bytes(Path("/dev/null/x"), b""), None),
+        (lambda: read_patiently(Path.read_bytes, Path("no-such-file")), "no clear line"),
+    ],
+)
+def test_a_refusal_is_a_sentence_of_our_own(refuse: Callable[[], object], found: str | None) -> None:
+    """A library's `ValueError` is none, even where `building` makes a `BadInput` of it."""
+    for context in (nullcontext(), building()):
+        with pytest.raises((ValueError, OSError)) as caught, context:
+            refuse()
+        problem = no_sentence_of_ours(caught.value)
+        assert problem is None if found is None else problem.startswith(found)
 
 
 def test_reads_that_fail_rename_and_restart_nothing() -> None:

@@ -40,6 +40,8 @@ from medsora.data.reading.margins import NO_MARGINS, Margins, crop
 from medsora.data.reading.resize import resize_and_crop
 from medsora.runtime.files import written_beside
 
+WRITING_THREADS = 4  # H.264's bytes depend on their number, which must not depend on the machine
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -316,6 +318,7 @@ def _encode(
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "bgr0" if lossless else "yuv420p"
     stream.options = {"level": "3", "g": "1"} if lossless else {"crf": "16", "preset": "medium"}
+    stream.codec_context.thread_count = WRITING_THREADS
     if not lossless:
         stream.codec_context.color_range = ColorRange.MPEG  # said aloud, or players guess by picture size
         stream.codec_context.colorspace = Colorspace.ITU601

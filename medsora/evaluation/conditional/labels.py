@@ -29,7 +29,7 @@ from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_
 from medsora.evaluation.sanity.claims import Claim
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import PARTS, find_vae, load_vae
+from medsora.saved.find import PARTS, checked_base, find_vae, load_vae
 from medsora.saved.pipeline import SavedPipeline
 from medsora.vae import FrequencyCompensatedVAE
 
@@ -126,9 +126,9 @@ def measure(options: argparse.Namespace) -> int:
 def _load_vae(named: str) -> FrequencyCompensatedVAE:
     with building():
         if named.endswith(".json"):
-            return FrequencyCompensatedVAE.from_base(
-                named, weights=Path(named).with_suffix(".safetensors")
-            ).eval()
+            weights = str(Path(named).with_suffix(".safetensors"))
+            checked_base(named, weights, FrequencyCompensatedVAE.base_class)
+            return FrequencyCompensatedVAE.from_base(named, weights=weights).eval()
         return load_vae(find_vae(named)).eval()
 
 

@@ -34,7 +34,14 @@ from tqdm import tqdm
 from medsora.config.load import config_to_dict, load_config, save_config
 from medsora.config.schema import FIXED, Config, all_keys
 from medsora.errors import BadInput, one_line
-from medsora.runtime.files import is_file, read_patiently, write_json, write_text, written_beside
+from medsora.runtime.files import (
+    is_file,
+    read_patiently,
+    remove_leftovers,
+    write_json,
+    write_text,
+    written_beside,
+)
 from medsora.runtime.versions import library_versions
 from medsora.saved.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint
 from medsora.vae.choices import DEFAULT_COMPENSATION
@@ -64,6 +71,8 @@ class RunFolder:
             with self.writing():
                 path.mkdir(parents=True, exist_ok=True)
                 self._lock = hold_folder(path)
+                for written in (path, self.samples):
+                    remove_leftovers(written)
                 with written_beside(path / "config.yaml") as beside:  # other processes may be reading it
                     save_config(config, beside)
                 write_text(path / "command.txt", shlex.join(sys.argv) + "\n")

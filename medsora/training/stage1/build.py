@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from medsora.config.schema import Config
-from medsora.config.shipped import shipped_file
 from medsora.errors import BadInput
+from medsora.saved.find import find_base
 from medsora.saved.optimizer import build_optimizer
 from medsora.training.accelerator import check_same_run, make_accelerator
 from medsora.training.open_clips import clip_spec, open_clips, store_videos
@@ -45,8 +45,9 @@ def build_vae(config: Config) -> FrequencyCompensatedVAE | VQTokenizer:
     """Return the VAE that the config starts from; raises `ValueError` or `OSError` as `from_base` does."""
     if config.vae.kind == "per-frame":
         raise BadInput(f"vae.kind is {config.vae.kind}, which stage 1 does not train: run train_dit.py.")
-    base, weights = shipped_file(config.vae.base), shipped_file(config.vae.weights)
-    if config.vae.kind == "vq":
+    kind = VQTokenizer if config.vae.kind == "vq" else FrequencyCompensatedVAE
+    base, weights = find_base(config, kind.base_class)
+    if kind is VQTokenizer:
         vae = VQTokenizer.from_base(base, weights, config.vae.quantize)
     else:
         vae = FrequencyCompensatedVAE.from_base(

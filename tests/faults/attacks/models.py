@@ -1,4 +1,7 @@
-"""Model folders as a stranger may make them: settings, schedulers, files and weights that are no model's."""
+"""Model folders as a stranger may make them: settings, schedulers, files, weights, manifests of no model.
+
+They are a saved model, a run and a base that a config names (`vae.base`).
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLCogVideoX
 
-from medsora.errors import BadInput, NonFiniteVideo
+from medsora.config.load import config_from_dict
+from medsora.errors import BadInput, NonFiniteVideo, building
+from medsora.runtime.digests import sha256
 from medsora.sampler import SCHEDULERS
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import find_model
+from medsora.saved.find import find_model, trained_vae
 from medsora.saved.manifest import MANIFEST
 from medsora.saved.pipeline import saved_sampler
-from tests.faults.fuzz_checkpoint import renew_manifest
-from tests.faults.guarded import report, try_all
+from medsora.training.stage1.build import build_vae
+from tests.faults.attacks.flips import write_a_run
+from tests.faults.guarded import no_sentence_of_ours, report, try_all
 from tests.faults.mutate import ODD_VALUES, mutate_tree, places
-from tests.support.tiny_pipeline import tiny_pipeline, write_run
+from tests.support.tiny_pipeline import VAE, tiny_pipeline, tiny_vae
 
 SECONDS = 10.0
 LARGE = (10**5, 10**6, 10**9, 2**20, 2**31, 1e9, 10**400, float("inf"), -1)
 WORDS = ("squaredcos_cap_v2", "scaled_linear", "sigmoid", "exp", "trailing", "linspace", "v_prediction", "x")
 SMALL = 2**16  # pixels of a clip that is sampled, too
+HOLE_BYTES = 2**34  # of a file that takes no room
+ATTACKED_MANIFESTS = 0.3  # of those there are
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 Change = Callable[[Path, random.Random], None]
 
 
@@ -37,33 +47,40 @@ def fuzz_models(inputs: int, seed: int) -> int:
     """Try `inputs` hostile model folders; print what came of them; return the exit status."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="medsora-fuzz-") as folder:
-        originals = write_originals(Path(folder))
-        tally = try_all(
-            inputs,
-            lambda number: attempt(number, seed, originals[number % 2], Path(folder)),
-            seconds=SECONDS,
-        )
+        write_originals(Path(folder))
+        tally = try_all(inputs, lambda number: attempt(number, seed, Path(folder)), seconds=SECONDS)
     return report(tally, "past", "model folders")
 
 
-def write_originals(folder: Path) -> tuple[Path, Path]:
-    """Write a saved pipeline and a run."""
+def write_originals(folder: Path) -> None:
+    """Write one folder of each kind."""
     tiny_pipeline().save_pretrained(folder / "saved")
-    return folder / "saved", write_run(folder / "run", steps=(5,))
+    write_a_run(folder / "run")
+    tiny_vae().save_base(folder / "base.json", folder / WEIGHTS)
+    for form in ("json", "folder/vae"):
+        (folder / "base" / form).mkdir(parents=True)
+    for name in ("base.json", WEIGHTS):
+        (folder / name).rename(folder / "base" / "json" / name)
+    AutoencoderKLCogVideoX(**VAE).save_pretrained(folder / "base" / "folder" / "vae")
 
 
-def attempt(number: int, seed: int, original: Path, folder: Path) -> str:
+def attempt(number: int, seed: int, folder: Path) -> str:
     """Load the hostile folder `number` and sample from it if it is small; return how far that came."""
-    draw = random.Random(f"{seed}/{number}")
+    draw, kind = random.Random(f"{seed}/{number}"), sorted(KINDS)[number % len(KINDS)]
     hostile = folder / f"hostile-{os.getpid()}"
     shutil.rmtree(hostile, ignore_errors=True)
-    shutil.copytree(original, hostile)
+    shutil.copytree(folder / kind, hostile)
     for _ in range(draw.choice((1, 1, 2))):
         draw.choice(CHANGES)(hostile, draw)
-    for checkpoint in (hostile / "checkpoints").glob("step-*"):
-        if all(path.is_dir() or is_small(path) for path in checkpoint.rglob("*")):
-            renew_manifest(checkpoint)
-    (hostile / MANIFEST).unlink(missing_ok=True)
+    for manifest in sorted(hostile.rglob(MANIFEST)):
+        agree(manifest)
+        if draw.random() < ATTACKED_MANIFESTS:
+            change_manifest(manifest, draw)
+    return KINDS[kind](hostile)
+
+
+def use_model(hostile: Path) -> str:
+    """Load a saved model or a run as sampling does."""
     with only_documented():
         found = find_model(hostile)
         saved_sampler(found)
@@ -72,12 +89,34 @@ def attempt(number: int, seed: int, original: Path, folder: Path) -> str:
     height, width = pipeline.config.size
     if pipeline.config.frames * height * width > SMALL:
         return "past the schema, loaded"
+    refused = "past the schema, loaded, refused to sample"
     try:
         with only_documented():
             pipeline(num_inference_steps=2, seeds=[0])
-    except (BadInput, NonFiniteVideo):
-        return "past the schema, loaded, refused to sample"
+    except BadInput as error:
+        error.how_far = refused
+        raise
+    except NonFiniteVideo:
+        return refused
     return "past the schema, sampled"
+
+
+def use_base(hostile: Path) -> str:
+    """Build what stage 1 and stage 2 start from, of a JSON config with weights and of a diffusers folder."""
+    described = {"base": str(hostile / "json" / "base.json"), "weights": str(hostile / "json" / WEIGHTS)}
+    of_json = config_from_dict({"vae": described}, "a test")
+    of_folder = config_from_dict({"vae": {"base": str(hostile / "folder"), "path": "base"}}, "a test")
+    refusals = []
+    for build, config in ((build_vae, of_json), (trained_vae, of_folder)):
+        try:
+            with only_documented(), building():  # as the commands do
+                build(config)
+        except BadInput as error:
+            refusals.append(error)
+    strange = [error for error in refusals if no_sentence_of_ours(error)]
+    if strange or len(refusals) == 2:
+        raise (strange or refusals)[0]
+    return "past the schema, a base was built"
 
 
 @contextmanager
@@ -128,8 +167,12 @@ def change_scheduler(folder: Path, draw: random.Random) -> None:
 
 
 def change_file(folder: Path, draw: random.Random) -> None:
-    """Put something else in a file's place: a pipe, a folder, a device, nothing, a deep or a large text."""
-    path = draw.choice(parts(folder, "*.json") + parts(folder, "*.safetensors"))
+    """Put something else in a file's place."""
+    replace(draw.choice(parts(folder, "*.json") + parts(folder, "*.safetensors")), draw)
+
+
+def replace(path: Path, draw: random.Random) -> None:
+    """Put a pipe, a folder, a device, nothing, a deep or a large text, or none there."""
     path.unlink(missing_ok=True)
     kind = draw.randrange(8)
     if kind == 0:
@@ -144,14 +187,51 @@ def change_file(folder: Path, draw: random.Random) -> None:
         path.write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
     elif kind == 5:
         with path.open("wb") as file:
-            file.truncate(2**34)  # a hole, which takes no room
+            file.truncate(HOLE_BYTES)
     elif kind == 6:
         path.write_bytes(draw.choice((b"", b"\0", b"\xff\xfe{}", b"1" * 5000, b"[]", b"null", b'"x"')))
 
 
+def agree(manifest: Path) -> None:
+    """Let a manifest list what lies there now, as an attacker would."""
+    values = json.loads(manifest.read_bytes())
+    for name, entry in values["files"].items():
+        if is_small(path := manifest.parent / name):
+            entry |= {"size": path.stat().st_size, "sha256": sha256(path)}
+    manifest.write_text(json.dumps(values))
+
+
+def change_manifest(manifest: Path, draw: random.Random) -> None:
+    """Let a manifest list what nobody has written, or put something else in its place."""
+    values = json.loads(manifest.read_bytes())
+    files = values["files"]
+    of_checkpoint = (
+        "state.json" in files
+    )  # compared whole with its manifest, which takes as long as it is large
+    name, kind = draw.choice(sorted(files)), draw.randrange(5 if of_checkpoint else 6)
+    if kind == 0:
+        replace(manifest, draw)
+        return
+    if kind == 1:
+        values = mutate_tree(values, draw)
+    elif kind == 2:
+        files[name][draw.choice(("size", "sha256"))] = draw.choice((*LARGE, *WORDS, *ODD_VALUES))
+    elif kind == 3:
+        other = ("../" * 9 + "etc/passwd", "/etc/passwd", "a\nb", "\0", "\ud800", "x" * 5000, "", ".", "..")
+        files[draw.choice(other)] = files[name]
+    elif kind == 4:
+        files |= {"./" * (k % 1000) + "/" * (k // 1000 + 1) + name: files[name] for k in range(5000)}
+    else:
+        hole = manifest.parent / "hole.safetensors"
+        with hole.open("wb") as file:
+            file.truncate(HOLE_BYTES)
+        files[hole.name] = {"size": HOLE_BYTES, "sha256": "0" * 64}
+    manifest.write_text(json.dumps(values))
+
+
 def change_weights(folder: Path, draw: random.Random) -> None:
     """Give weights another header: names, shapes, types and lengths, most of them consistent."""
-    path = draw.choice(parts(folder, "diffusion_pytorch_model.safetensors"))
+    path = draw.choice(parts(folder, WEIGHTS))
     if not is_small(path):
         return
     content = path.read_bytes()
@@ -190,4 +270,5 @@ def read(path: Path) -> Any:
         return None
 
 
+KINDS: dict[str, Callable[[Path], str]] = {"base": use_base, "run": use_model, "saved": use_model}
 CHANGES: tuple[Change, ...] = (change_values, change_values, change_scheduler, change_file, change_weights)

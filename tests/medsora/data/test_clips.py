@@ -278,7 +278,7 @@ def test_a_folder_that_vanishes_stops_the_run(corpus: Path) -> None:
     data = dataset(corpus, images=0)
     for path in corpus.glob("*.mkv"):
         path.unlink()
-    with pytest.raises(UnreadableVideo, match="does not exist"):
+    with pytest.raises(BadInput, match=r"the clips cannot be read any more.*does not exist"):
         data[0]
 
 

@@ -14,7 +14,15 @@ from safetensors.torch import save_file
 from medsora import MedSoraPipeline
 from medsora.errors import BadInput
 from medsora.project.export import export_run
-from medsora.runtime.files import write_bytes, write_json, write_text, written_beside, written_folder
+from medsora.runtime.files import (
+    name_beside,
+    remove_leftovers,
+    write_bytes,
+    write_json,
+    write_text,
+    written_beside,
+    written_folder,
+)
 from medsora.sampling.run import SamplingSettings, sample_videos
 from tests.support import tiny_training as tiny
 
@@ -37,6 +45,19 @@ def test_helpers_write_what_they_are_given_and_make_folders(tmp_path: Path) -> N
     assert (tmp_path / "new" / "a").read_bytes() == b"\0\1"
     assert (tmp_path / "b").read_bytes() == "π\n".encode()
     assert (tmp_path / "c").read_text() == '{\n "a": "\\u03c0",\n "b": 1\n}'
+
+
+def test_what_a_kill_left_beside_is_removed_once_nobody_can_be_writing_it(tmp_path: Path) -> None:
+    old, new = (name_beside(tmp_path / "video-00001.mp4") for _ in range(2))
+    frames = name_beside(tmp_path / "video-00002")
+    frames.mkdir()
+    for path in (old, new, frames / "frame-00000.png", tmp_path / ".mine.mp4", tmp_path / "video-00001.mp4"):
+        path.touch()
+    for path in (old, frames, tmp_path / ".mine.mp4", tmp_path / "video-00001.mp4"):
+        os.utime(path, (0, 0))
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {new.name, ".mine.mp4", "video-00001.mp4"}
+    remove_leftovers(tmp_path / "not there")
 
 
 def test_what_fails_leaves_the_file_of_before_and_nothing_beside_it(tmp_path: Path) -> None:

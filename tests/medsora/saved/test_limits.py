@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
+from safetensors.torch import load_file, save_file
 
+from medsora.config.load import config_from_dict
 from medsora.errors import BadInput
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import find_model
+from medsora.saved.find import find_model, trained_vae
 from medsora.saved.manifest import MANIFEST
-from tests.support.tiny_pipeline import tiny_pipeline
+from medsora.training.stage1.build import build_vae
+from tests.support.tiny_pipeline import VAE, tiny_pipeline
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -146,3 +151,70 @@ def test_weights_in_parts_are_not_followed(folder: Path) -> None:
     index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"x": "../../../etc/passwd"}, "metadata": {}}))
     refused(folder, "holds weights in parts")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layers_per_block": 10**6}, "layers_per_block is 1000000 but must lie between 1 and 32"),
+        ({"block_out_channels": "8" * 5000}, "block_out_channels is '88888888.* but must be a list"),
+        ({"norm_num_groups": 5}, "cannot be loaded as a AutoencoderKLCogVideoX"),
+        ({"block_out_channels": [8192] * 4}, "describes [0-9,]+ parameters, more than 1,000,000,000"),
+    ],
+)
+@pytest.mark.parametrize("form", ["json", "folder"])
+def test_the_base_that_a_config_names_has_the_same_limits(
+    form: str, settings: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    """In stage 1, and in stage 2 where it is used untouched; `describes` is of bases without weights only."""
+    base = tmp_path / "base.json"
+    if form == "folder":
+        base, words = tmp_path / "base", words if "describes" not in words else "do not fit the config"
+        AutoencoderKLCogVideoX(**VAE).save_pretrained(base / "vae")
+    described = base if form == "json" else base / "vae" / "config.json"
+    known = VAE if form == "json" else json.loads(described.read_text())
+    described.write_text(json.dumps(known | settings))
+    config = config_from_dict({"vae": {"base": str(base), "path": "base"}}, "a test")
+    for build in (build_vae, trained_vae):
+        with pytest.raises(BadInput, match=words) as error:
+            build(config)
+        assert "\n" not in str(error.value)
+
+
+def test_weights_of_a_base_are_looked_at_before_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "base.json").write_text(json.dumps(VAE))
+    weights = tmp_path / "base.safetensors"
+    weights.write_bytes(struct.pack("<Q", 2**62))
+    config = config_from_dict(
+        {"vae": {"base": str(tmp_path / "base.json"), "weights": str(weights)}}, "a test"
+    )
+    with pytest.raises(BadInput, match="has a header of 4,611,686,018,427,387,904 bytes"):
+        build_vae(config)
+    for path in (weights, tmp_path / "base.json"):
+        path.unlink()
+        os.mkfifo(path)  # reading one would wait for ever
+        with pytest.raises(BadInput, match=f"{path.name} is (missing|no file)"):
+            build_vae(config)
+
+
+def test_a_vae_with_the_oldest_names_of_attention_is_taken(tmp_path: Path) -> None:
+    """stabilityai/sd-vae-ft-mse has them, and diffusers renames them when it loads."""
+    torch.manual_seed(0)
+    kept = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+    )
+    kept.save_pretrained(tmp_path)
+    path, old = tmp_path / "diffusion_pytorch_model.safetensors", {}
+    for name, tensor in load_file(path).items():
+        for new, before in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            name = name.replace(f".{new}.", f".{before}.")
+        old[name] = tensor
+    assert old.keys() != kept.state_dict().keys()
+    save_file(old, path, metadata={"format": "pt"})
+    vae = trained_vae(config_from_dict({"vae": {"kind": "per-frame", "base": str(tmp_path)}}, "a test"))
+    for name, tensor in kept.state_dict().items():
+        assert torch.equal(vae.base.state_dict()[name], tensor), name

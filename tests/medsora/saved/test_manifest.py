@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from medsora.errors import BadInput
+from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import find_vae, load_vae
-from medsora.saved.manifest import MANIFEST, model_files, write_manifest
+from medsora.saved.manifest import MANIFEST, checkpoint_problem, model_files, write_manifest
 from tests.support.tiny_pipeline import tiny_pipeline, tiny_vae, write_run
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -94,3 +97,35 @@ def test_a_manifest_that_cannot_be_one_is_refused_at_once(original: Path, tmp_pa
     os.mkfifo(saved / MANIFEST)  # reading one would wait for ever
     with pytest.raises(BadInput, match="cannot be read"):
         MedSoraPipeline.from_pretrained(saved)
+
+
+def test_what_a_manifest_lists_beside_the_model_is_not_read(original: Path, tmp_path: Path) -> None:
+    """A file of 16 GiB that takes no room would take minutes, and 1,000 more names of one that is read."""
+    saved = shutil.copytree(original, tmp_path / "saved")
+    with (saved / "vae" / "hole.safetensors").open("wb") as file:
+        file.truncate(2**34)
+    listed = json.loads((saved / MANIFEST).read_text())
+    listed["files"]["vae/hole.safetensors"] = {"size": 2**34, "sha256": ""}
+    listed["files"] |= {"vae" + "/" * k + "config.json": {"size": -1, "sha256": ""} for k in range(2, 1000)}
+    write_json(saved / MANIFEST, listed)
+    MedSoraPipeline.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("ema/../state.json", "its manifest names a file twice: ema/../state.json"),
+        ("../../pipeline.json", "its manifest names a file outside the folder"),
+        ("a\nb" * 999, r"a\\nba\\nb.* is missing"),
+    ],
+)
+def test_a_checkpoints_manifest_names_its_files_once(name: str, problem: str, tmp_path: Path) -> None:
+    checkpoint = write_run(tmp_path / "run", steps=(5,)) / "checkpoints" / "step-0000005"
+    assert checkpoint_problem(checkpoint) is None
+    listed = json.loads((checkpoint / MANIFEST).read_text())
+    listed["files"][name] = listed["files"]["state.json"]
+    write_json(checkpoint / MANIFEST, listed)
+    found = checkpoint_problem(checkpoint)
+    assert re.search(problem, found)
+    assert found.isprintable()
+    assert len(found) < 300

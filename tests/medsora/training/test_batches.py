@@ -9,6 +9,7 @@ import pytest
 from torch.utils.data import Dataset
 
 from medsora.config.schema import PhaseConfig
+from medsora.errors import BadInput
 from medsora.training.batches import TimedBatches
 from medsora.training.schedule import SampleKey, Schedule, StepBatches
 
@@ -25,6 +26,19 @@ class Stuck(Numbers):
         while key.number >= 2:
             signal.pause()
         return super().__getitem__(key)
+
+
+class Gone(Dataset):
+    def __getitem__(self, key: SampleKey) -> int:
+        raise BadInput("the clips cannot be read any more.")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_clips_that_are_gone_are_one_sentence_from_a_worker_too(workers: int) -> None:
+    schedule = Schedule([PhaseConfig(1e-3, 2)], 4, epochs=2, max_steps=None)
+    with TimedBatches(Gone(), StepBatches(schedule, 0), workers) as batches, pytest.raises(BadInput) as error:
+        batches.next()
+    assert str(error.value) == "the clips cannot be read any more."
 
 
 @pytest.mark.parametrize(("dataset", "workers"), [(Numbers(), 0), (Numbers(), 1), (Stuck(), 1)])

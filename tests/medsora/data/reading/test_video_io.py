@@ -59,6 +59,21 @@ def test_viewing_video_is_what_browsers_play_and_looks_the_same(tmp_path: Path) 
     assert np.abs(read_frames(tmp_path / "a.mp4").astype(int) - frames).mean() < 4
 
 
+def test_a_video_has_the_same_bytes_on_any_number_of_cores(
+    tmp_path: Path,
+) -> None:
+    """FFmpeg's default takes as many threads as there are cores, and H.264's bytes depend on their number."""
+    frames, usual = moving_frames(20, 256, 256), set(os.sched_getaffinity(0))
+    write_video(tmp_path / "all.mp4", frames, 8)
+    assert len(usual) > 1 or pytest.skip("there is one core only")
+    os.sched_setaffinity(0, {min(usual)})
+    try:
+        write_video(tmp_path / "one.mp4", frames, 8)
+    finally:
+        os.sched_setaffinity(0, usual)
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "all.mp4").read_bytes()
+
+
 def test_odd_sides_gain_a_row_and_a_column(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", moving_frames(3, 33, 47), 8)
     assert read_frames(tmp_path / "a.mp4").shape == (3, 34, 48, 3)

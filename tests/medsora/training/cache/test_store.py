@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from medsora.training.cache import store as tensor_store
-from medsora.training.cache.store import TensorStore
+from medsora.training.cache.store import TensorStore, block_digest
 
 
 def test_entries_come_back_and_depend_on_the_key(tmp_path: Path) -> None:
@@ -73,6 +74,25 @@ def test_every_flipped_bit_of_an_entry_is_found(tmp_path: Path) -> None:
     exchanged[-8192:-4096], exchanged[-4096:] = whole[-4096:], whole[-8192:-4096]
     path.write_bytes(exchanged)
     assert store.missing(["clip-1"]) == ["clip-1"]
+
+
+def test_a_digest_is_compared_once_and_again_after_the_file_was_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+    monkeypatch.setattr(tensor_store, "KEPT_BYTES", 0)  # every read is one of the file
+    monkeypatch.setattr(tensor_store, "block_digest", lambda *file: compared.append(0) or block_digest(*file))
+    there = TensorStore(tmp_path, "latents", {"vae": "a"})
+    there.put("clip-1", {"mean": torch.ones(700)})
+    compared.clear()
+    for _ in range(3):
+        assert torch.equal(there.get("clip-1")["mean"], torch.ones(700))
+    assert len(compared) == 1
+    (path,) = there.folder.rglob("*.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # a clock may be coarse
+    assert there.get("clip-1") is None
 
 
 def test_an_entry_of_an_earlier_version_without_a_digest_is_read(tmp_path: Path) -> None:
