@@ -15,7 +15,7 @@ from medsora.downstream.clips import Reading, find_videos, read_clips, read_unla
 from medsora.downstream.fixmatch import classify, fixmatch_losses
 from medsora.downstream.scores import BALANCED_ACCURACY, F1, classification_scores, trivial_classifications
 from medsora.downstream.study import SUPERVISED, Study, draws_of_test
-from medsora.downstream.training import PUBLISHED, Recipe, given_recipe, train
+from medsora.downstream.training import PUBLISHED, Recipe, given_recipe, tenths, train
 from medsora.errors import BadInput
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import join
@@ -101,13 +101,16 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
         rows = [row[name] for name in chosen[seed]]
         targets = np.array([labels.index(words["labelled"][name]) for name in chosen[seed]])
         evaluations: list[tuple[int, dict[str, float], np.ndarray]] = []
+        kept: list[float] = []
 
         def evaluate(step: int, trained: torch.nn.Module) -> None:
             answers = classify(trained, test.values, size)
             evaluations.append((step, score(answers), answers))
 
         others = unlabelled[variant].values if variant != SUPERVISED else []
-        losses = fixmatch_losses(model, [labelled.values[k] for k in rows], targets, others, recipe, size)
+        losses = fixmatch_losses(
+            model, [labelled.values[k] for k in rows], targets, others, recipe, size, kept
+        )
         train(model, recipe, seed, losses, evaluate)
         best = {name: max(evaluations, key=lambda each: each[1][name]) for name in (F1, BALANCED_ACCURACY)}
         drawn = {name: [score(found[2], of)[name] for of in weights] for name, found in best.items()}
@@ -117,6 +120,7 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
             "last": evaluations[-1][1],
             "answers": evaluations[-1][2].tolist(),
             "labelled": chosen[seed],
+            "kept_pseudo_labels": tenths(kept),
         }
 
     facts = {

@@ -32,8 +32,12 @@ def fixmatch_losses(
     unlabelled: Sequence[np.ndarray],
     recipe: Recipe,
     size: int,
+    kept: list[float],
 ) -> list[tuple[int, Loss]]:
-    """Return the losses (Eqs. 3 and 4) on clips uint8 (F, h, w, 3) and class numbers, for `train`."""
+    """Return the losses (Eqs. 3 and 4) on clips uint8 (F, h, w, 3) and class numbers, for `train`.
+
+    `kept` receives the share of pseudo-labels that reach the threshold in each step.
+    """
     device = next(model.parameters()).device
     weak = crop_and_flip if recipe.published else weak_view
     prior = torch.tensor(np.bincount(targets) / len(targets), dtype=torch.float32, device=device)
@@ -59,6 +63,7 @@ def fixmatch_losses(
         if not recipe.published:
             logits = forward(model, [strong_view(clip, size, random) for clip in clips])
         loss = functional.cross_entropy(logits, pseudo, reduction="none")
+        kept.append((sure >= recipe.threshold).float().mean().item())
         return (loss * (sure >= recipe.threshold)).mean()
 
     return [(len(labelled), supervised), (len(unlabelled), unsupervised)]

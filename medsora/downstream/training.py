@@ -133,6 +133,11 @@ def predict(model: nn.Module, clips: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([forward(model, part).cpu().numpy() for part in parts])
 
 
+def tenths(of_steps: Sequence[float]) -> list[float]:
+    """Return the means of a value over each tenth of the steps."""
+    return [float(part.mean()) for part in np.array_split(of_steps, 10) if len(part)]
+
+
 def augmented(change: nn.Module, clip: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Apply a transform of torchvision to a clip or picture, all frames alike, as `random` decides."""
     with torch.random.fork_rng(devices=[]):

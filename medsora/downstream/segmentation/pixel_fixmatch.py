@@ -29,10 +29,12 @@ def segmentation_losses(
     masks: np.ndarray,
     unlabelled: Sequence[np.ndarray],
     recipe: Recipe,
+    kept: list[float],
 ) -> list[tuple[int, Loss]]:
     """Return the losses on pictures uint8 (H, W, 3) and masks bool (n, H, W), for `train`.
 
-    Labelled pictures: binary cross-entropy plus 1 - the batch's Dice.
+    Labelled pictures: binary cross-entropy plus 1 - the batch's Dice. `kept` receives the share of pixels
+    that reach the threshold in each step.
     """
 
     def supervised(step: int, rows: list[int], random: np.random.Generator) -> Tensor:
@@ -56,7 +58,9 @@ def segmentation_losses(
         )
         target = (probability > 0.5).to(logits)
         loss = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return (loss * (torch.maximum(probability, 1 - probability) >= recipe.threshold)).mean()
+        sure = (torch.maximum(probability, 1 - probability) >= recipe.threshold).float()
+        kept.append(sure.mean().item())
+        return (loss * sure).mean()
 
     return [(len(labelled), supervised), (len(unlabelled), unsupervised)]
 

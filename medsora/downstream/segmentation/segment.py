@@ -16,7 +16,7 @@ from medsora.downstream.segmentation.masks import find_pairs, read_pairs
 from medsora.downstream.segmentation.pixel_fixmatch import segmentation_losses
 from medsora.downstream.segmentation.unet import MULTIPLE_PX, UNet
 from medsora.downstream.study import SUPERVISED, Study, draws_of_test
-from medsora.downstream.training import Recipe, given_recipe, predict, train
+from medsora.downstream.training import Recipe, given_recipe, predict, tenths, train
 from medsora.errors import BadInput
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import join
@@ -61,19 +61,21 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
         torch.manual_seed(seed)
         model = UNet().to(device)
         found: dict[str, np.ndarray] = {}
+        kept: list[float] = []
 
         def evaluate(step: int, trained: torch.nn.Module) -> None:
             found.update(mask_scores(truth, predict(trained, [value[0] for value in test.values]) > 0))
 
         others = [] if variant == SUPERVISED else [value[0] for value in unlabelled[variant].values]
         pictures = [labelled.values[row][0] for row in rows[seed]]
-        losses = segmentation_losses(model, pictures, masks[rows[seed]], others, recipe)
+        losses = segmentation_losses(model, pictures, masks[rows[seed]], others, recipe, kept)
         train(model, recipe, seed, losses, evaluate)
         return {
             "scores": {name: float(values.mean()) for name, values in found.items()},
             "replicates": {name: (weights @ values / len(truth)).tolist() for name, values in found.items()},
             "of_pictures": {name: values.tolist() for name, values in found.items()},
             "labelled": [labelled.names[row] for row in rows[seed]],
+            "kept_pseudo_labels": tenths(kept),
         }
 
     sides = {"labelled": labelled, "test": test, **unlabelled}

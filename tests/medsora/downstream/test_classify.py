@@ -156,11 +156,13 @@ def test_fixmatch_learns_from_strong_views_of_sure_clips(monkeypatch: pytest.Mon
     def weights(unlabelled: list, **changes: object) -> torch.Tensor:
         torch.manual_seed(0)
         model = build_backbone("small", 2, None, 8, SIZE)
-        found = []
+        found, kept = [], []
         recipe = Recipe(steps=3, batch=2, ratio=1, **changes)
-        losses = fixmatch_losses(model, labelled, targets, unlabelled, recipe, SIZE)
+        losses = fixmatch_losses(model, labelled, targets, unlabelled, recipe, SIZE, kept)
         train(model, recipe, 0, losses, lambda *_: found.append(1))
         assert found == [1]
+        assert len(kept) == (3 if unlabelled else 0)
+        assert set(kept) <= ({0.0} if recipe.threshold == 1 else {1.0, 0.5, 0.0})
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     supervised = weights([])
@@ -188,7 +190,7 @@ def test_the_published_protocol_never_uses_the_strong_view(monkeypatch: pytest.M
         evaluated.append(step)
         assert classify(averaged, wide, SIZE).shape == (4,)
 
-    losses = fixmatch_losses(model, wide, np.array([0, 1, 0, 1]), wide, recipe, SIZE)
+    losses = fixmatch_losses(model, wide, np.array([0, 1, 0, 1]), wide, recipe, SIZE, [])
     train(model, recipe, 0, losses, evaluate)
     assert evaluated == list(range(1, 21))
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
@@ -202,7 +204,7 @@ def test_it_learns_to_tell_colours() -> None:
     model = build_backbone("small", 2, None, 8, SIZE)
     answers = []
     recipe = Recipe(steps=40, batch=4, ratio=1)
-    losses = fixmatch_losses(model, clips[:4], truth[:4], clips[4:8], recipe, SIZE)
+    losses = fixmatch_losses(model, clips[:4], truth[:4], clips[4:8], recipe, SIZE, [])
     train(model, recipe, 0, losses, lambda _, m: answers.append(classify(m, clips[8:], SIZE)))
     assert (answers[0] == truth[8:]).all()
 

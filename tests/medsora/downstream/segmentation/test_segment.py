@@ -1,5 +1,6 @@
-"""medsora.downstream.segmentation.segment, medsora.downstream.segmentation.masks, medsora.downstream.segmentation.pixel_fixmatch,
-medsora.downstream.segmentation.unet: what unlabelled frames do for segmentation, from end to end and part by part.
+"""medsora.downstream.segmentation.segment, medsora.downstream.segmentation.masks,
+medsora.downstream.segmentation.pixel_fixmatch, medsora.downstream.segmentation.unet: what unlabelled frames
+do for segmentation, from end to end and part by part.
 """
 
 from __future__ import annotations
@@ -206,8 +207,9 @@ def test_only_sure_pixels_of_unlabelled_pictures_count() -> None:
         torch.manual_seed(0)
         model = UNet()
         recipe = Recipe(steps=2, batch=2, ratio=1, threshold=threshold)
-        losses = segmentation_losses(model, pictures, np.stack(masks), others, recipe)
+        losses = segmentation_losses(model, pictures, np.stack(masks), others, recipe, kept := [])
         train(model, recipe, 0, losses, lambda *_: None)
+        assert kept == ([] if not others else [threshold == 0.5] * 2)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     others = [disc(50 + k)[0] for k in range(3)]
@@ -220,7 +222,7 @@ def test_it_learns_to_find_discs() -> None:
     pictures, masks = zip(*(disc(k) for k in range(12)), strict=True)
     torch.manual_seed(0)
     model, recipe, answers = UNet(), Recipe(steps=60, batch=4), []
-    losses = segmentation_losses(model, pictures[:8], np.stack(masks[:8]), [], recipe)
+    losses = segmentation_losses(model, pictures[:8], np.stack(masks[:8]), [], recipe, [])
     train(model, recipe, 0, losses, lambda _, m: answers.append(predict(m, pictures[8:]) > 0))
     assert mask_scores(np.stack(masks[8:]), answers[0])[DICE].mean() > 0.6
 
