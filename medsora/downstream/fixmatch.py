@@ -20,8 +20,8 @@ from medsora.downstream.training import Loss, Recipe, augmented, forward, predic
 
 ALIGNMENT_BATCHES = 32  # the alignment divides by the mean probabilities of this many batches
 MAX_SHIFT = 1 / 8  # weak view: share of a side
-MAX_CUTOUT = 1 / 2  # strong view: share of a side
-AUGMENT_OPERATIONS, AUGMENT_LEVELS = 2, 10  # RandAugment's N and M; each level from 1 on is drawn
+CUTOUT = 1 / 2  # strong view: share of a side
+AUGMENT_OPERATIONS, AUGMENT_LEVELS = 2, 10  # RandAugment's N and M; levels from 1 to M - 1 are drawn
 PUBLISHED_SCALES_PX = (256, 320)
 
 
@@ -61,6 +61,7 @@ def fixmatch_losses(
             probabilities = probabilities / probabilities.sum(1, keepdim=True)
         sure, pseudo = probabilities.max(1)
         if not recipe.published:
+            clips = [weak(unlabelled[row], size, random) for row in rows]  # drawn anew, as by the authors
             logits = forward(model, [strong_view(clip, size, random) for clip in clips])
         loss = functional.cross_entropy(logits, pseudo, reduction="none")
         kept.append((sure >= recipe.threshold).float().mean().item())
@@ -87,14 +88,20 @@ def weak_view(clip: np.ndarray, size: int, random: np.random.Generator) -> np.nd
 
 
 def strong_view(clip: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
-    """Change a weak view by RandAugment, all frames alike, and cover a square of up to half a side."""
+    """Change a weak view by RandAugment and cover a square of half a side, all frames alike.
+
+    As in the authors' code each of the operations is left out in half of the cases and has its own level.
+    """
     from torchvision.transforms import v2
 
-    level = int(random.integers(1, AUGMENT_LEVELS + 1))
-    augment = v2.RandAugment(AUGMENT_OPERATIONS, level, num_magnitude_bins=AUGMENT_LEVELS + 1, fill=128)
-    clip = augmented(augment, clip, random).copy()
+    operations = [
+        v2.RandAugment(1, int(level), num_magnitude_bins=AUGMENT_LEVELS + 1, fill=128)
+        for level in random.integers(1, AUGMENT_LEVELS, AUGMENT_OPERATIONS)
+        if random.integers(2)
+    ]
+    clip = augmented(nn.Sequential(*operations), clip, random).copy()
     height, width = clip.shape[1:3]
-    half = random.uniform(0, MAX_CUTOUT) * min(height, width) / 2
+    half = CUTOUT * min(height, width) / 2
     y, x = random.uniform(0, height), random.uniform(0, width)
     clip[:, max(0, round(y - half)) : round(y + half), max(0, round(x - half)) : round(x + half)] = 128
     return clip
