@@ -113,6 +113,7 @@ def test_bad_input_is_one_sentence(folders: Path, change: list[str], sentence: s
 
 
 def test_a_reencoded_test_picture_is_refused(folders: Path) -> None:
+    (folders / "frames" / "w.png").unlink()
     Image.fromarray(disc(101)[0]).save(folders / "frames" / "w.jpg", quality=98, subsampling=0)
     with pytest.raises(BadInput, match=r"'1' is also among stills"):
         main([*WORDS, "--dry-run"])
