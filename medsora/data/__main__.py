@@ -76,6 +76,9 @@ def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:
     phantom.add_argument("--size", type=int, default=64, help="side in pixels")
     phantom.add_argument("--polyp-size", type=float, default=1.0, help="width of polyps, times the usual")
     phantom.add_argument("--look", choices=PHANTOM_LOOKS, default=PHANTOM_LOOKS[0], help="the endoscope")
+    phantom.add_argument(
+        "--masks", action="store_true", help="single frames of polyps with exact masks instead of videos"
+    )
     phantom.add_argument("--seed", type=int, default=0, help="decides everything about them")
     phantom.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render")
     phantom.set_defaults(run=run_phantom)
@@ -130,8 +133,12 @@ def run_phantom(options: argparse.Namespace, console: Console) -> None:
             progress=_shown(progress, "rendering"),
             polyp_size=options.polyp_size,
             look=options.look,
+            masks=options.masks,
         )
-    console.print(f"{options.videos} phantom videos: {options.folder}", highlight=False, soft_wrap=True)
+    what = f"{options.videos} phantom videos"
+    if options.masks:
+        what = f"{options.videos * options.frames} phantom frames with masks"
+    console.print(f"{what}: {options.folder}", highlight=False, soft_wrap=True)
 
 
 def _at_least_one(options: argparse.Namespace, *names: str) -> None:

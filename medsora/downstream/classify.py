@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from medsora.downstream.backbones import BACKBONES, build_backbone
-from medsora.downstream.clips import Reading, Samples, find_videos, read_clips, refuse_leaks
-from medsora.downstream.fixmatch import PUBLISHED, Recipe, classify, train
+from medsora.downstream.clips import Reading, find_videos, read_clips, read_unlabelled, refuse_leaks
+from medsora.downstream.fixmatch import classify, fixmatch_losses
 from medsora.downstream.scores import BALANCED_ACCURACY, F1, classification_scores, trivial_classifications
 from medsora.downstream.study import SUPERVISED, Study, draws_of_test
+from medsora.downstream.training import PUBLISHED, Recipe, given_recipe, tenths, train
 from medsora.errors import BadInput
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import join
@@ -33,8 +34,6 @@ PUBLISHED_NOTE = (
 
 def add_options(add: Any) -> None:
     """Add the options of this command alone."""
-    add("--labelled", required=True, type=Path, metavar="DIR", help="labelled videos")
-    add("--test", required=True, type=Path, metavar="DIR", help="labelled videos to score on")
     add(
         "--labelled-list",
         metavar="FILE",
@@ -53,9 +52,7 @@ def add_options(add: Any) -> None:
     add("--weights", type=Path, metavar="FILE", help="TimeSformer's local weights: SVT's .pth, or a folder")
     add("--frames", type=int, default=8, metavar="F", help="frames of a clip (default: 8)")
     add("--size", type=int, metavar="PX", help="side of a clip (default: 64; of timesformer 224)")
-    add("--align", action="store_true", help="distribution alignment of the pseudo-labels")
-    add("--threshold", type=float, metavar="P", help="probability from which a pseudo-label counts (0.95)")
-    add("--ratio", type=int, metavar="MU", help="unlabelled clips per labelled one in a batch (default: 3)")
+    add("--align", action="store_true", default=None, help="distribution alignment of the pseudo-labels")
 
 
 def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
@@ -84,7 +81,7 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
     needed = sorted({name for names in chosen.values() for name in names}, key=list(words["labelled"]).index)
     labelled = read_clips(sides["labelled"][0], needed, reading)
     test = read_clips(sides["test"][0], list(words["test"]), reading)
-    unlabelled = _read_unlabelled(options, reading)
+    unlabelled = read_unlabelled(options.unlabelled, options.max_unlabelled, reading)
     refuse_leaks(
         test, {"among the labelled": labelled} | {f"among {name}": s for name, s in unlabelled.items()}
     )
@@ -104,22 +101,26 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
         rows = [row[name] for name in chosen[seed]]
         targets = np.array([labels.index(words["labelled"][name]) for name in chosen[seed]])
         evaluations: list[tuple[int, dict[str, float], np.ndarray]] = []
+        kept: list[float] = []
 
         def evaluate(step: int, trained: torch.nn.Module) -> None:
             answers = classify(trained, test.values, size)
             evaluations.append((step, score(answers), answers))
 
         others = unlabelled[variant].values if variant != SUPERVISED else []
-        train(model, [labelled.values[k] for k in rows], targets, others, recipe, size, seed, evaluate)
+        losses = fixmatch_losses(
+            model, [labelled.values[k] for k in rows], targets, others, recipe, size, kept
+        )
+        train(model, recipe, seed, losses, evaluate)
         best = {name: max(evaluations, key=lambda each: each[1][name]) for name in (F1, BALANCED_ACCURACY)}
         drawn = {name: [score(found[2], of)[name] for of in weights] for name, found in best.items()}
-        print(f"{variant}, seed {seed}: " + ", ".join(f"{n} {100 * e[1][n]:.1f}" for n, e in best.items()))
         return {
             "scores": {name: found[1][name] for name, found in best.items()},
             "replicates": drawn,
             "last": evaluations[-1][1],
             "answers": evaluations[-1][2].tolist(),
             "labelled": chosen[seed],
+            "kept_pseudo_labels": tenths(kept),
         }
 
     facts = {
@@ -155,20 +156,10 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
 
 
 def _recipe(options: argparse.Namespace, published: bool) -> Recipe:
-    given = {
-        "steps": options.steps,
-        "batch": options.batch,
-        "ratio": options.ratio,
-        "learning_rate": options.learning_rate,
-        "threshold": options.threshold,
-        "align": options.align or None,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    given = given_recipe(options)
     if published and given.keys() - {"align"}:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given if name != "align")
         raise BadInput(f"the published protocol fixes {names}; leave them out, or take --protocol fixmatch.")
-    if not 0 < given.get("threshold", 0.95) <= 1:
-        raise BadInput(f"--threshold is {options.threshold} but must be above 0, at most 1.")
     return PUBLISHED if published else replace(Recipe(), **given)
 
 
@@ -192,10 +183,3 @@ def _choose(words: dict[str, str], per_class: int, seed: int | None) -> list[str
             names = [names[k] for k in sorted(picked)]
         chosen += names[:per_class]
     return chosen
-
-
-def _read_unlabelled(options: argparse.Namespace, reading: Reading) -> dict[str, Samples]:
-    """Return the unlabelled clips by title, equally many of each folder."""
-    videos = {name: find_videos(folder) for name, folder in options.unlabelled.items()}
-    count = min([options.max_unlabelled, *(len(found.usable) for found in videos.values())])
-    return {name: read_clips(found, list(found.usable)[:count], reading) for name, found in videos.items()}

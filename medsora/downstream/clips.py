@@ -1,4 +1,4 @@
-"""Clips of a downstream task: one per video, with labels, and no test frame among the others."""
+"""Clips and frames of a downstream task, with labels, and no test frame among the others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -25,6 +26,8 @@ from medsora.errors import BadInput
 MAX_CLIP_BYTES = 4 << 30  # a study keeps all its clips in memory
 READ_THREADS = 4
 MIN_CONTRAST = 4.0  # grey levels (0-255); flatter frames are equal in unrelated videos
+THUMBNAIL_PX, MAX_DIFFERENCE = 32, 2.0  # of single frames; grey levels, the mean over a thumbnail's pixels
+UNKNOWN = Content(1, "")  # of single frames
 # What the code published with Endora reads: 8 frames, 32 apart at 30 frames per second, from the beginning.
 PUBLISHED_SPAN_S, PUBLISHED_SHORT_SIDE_PX = 8 * 32 / 30, 320
 
@@ -51,6 +54,12 @@ class Videos:
     usable: Mapping[str, SourceReport]
     known: tuple[str, ...]
 
+    @cached_property
+    def places(self) -> np.ndarray:
+        """The number of the video and of the frame of every undamaged frame, (n, 2)."""
+        runs = [(k, *run) for k, source in enumerate(self.usable.values()) for run in source.scan.runs()]
+        return np.concatenate([[(k, number) for number in range(*run)] for k, *run in runs])
+
     def labels(self, source: str | None) -> dict[str, str]:
         """Return the labelled videos' labels in the order of their list.
 
@@ -76,6 +85,19 @@ def find_videos(root: str | Path) -> Videos:
     return Videos(Path(root), {each.source.name: each for each in report.usable}, known)
 
 
+def read_unlabelled(folders: Mapping[str, Path], most: int, reading: Reading) -> dict[str, Samples]:
+    """Return equally many unlabelled samples of each folder, by title: at most `most` clips, one per video.
+
+    Clips of one frame are evenly spread over all undamaged frames of a folder, of videos or of pictures.
+    """
+    videos = {title: find_videos(folder) for title, folder in folders.items()}
+    if reading.frames == 1:
+        count = min([most, *(len(found.places) for found in videos.values())])
+        return {title: _read_spread(found, count, reading) for title, found in videos.items()}
+    count = min([most, *(len(found.usable) for found in videos.values())])
+    return {title: read_clips(found, list(found.usable)[:count], reading) for title, found in videos.items()}
+
+
 @dataclass(frozen=True)
 class Samples:
     """Clips, uint8 (F, h, w, 3), of one side of a study, with their names."""
@@ -98,6 +120,14 @@ class Samples:
             if frame.std() >= MIN_CONTRAST
         }
 
+    @cached_property
+    def thumbnails(self) -> np.ndarray:
+        """Small pictures of single frames, int16 (n, h, w, 3), by which copies are told; none of clips."""
+        side = (THUMBNAIL_PX, THUMBNAIL_PX)
+        frames = [value[0] for value in self.values if len(value) == 1]
+        small = [cv2.resize(frame, side, interpolation=cv2.INTER_AREA) for frame in frames]
+        return np.array(small, np.int16).reshape(-1, *side, 3)
+
     def digest(self) -> str:
         """Return a SHA-256 of all pixels."""
         state = hashlib.sha256()
@@ -112,6 +142,18 @@ def read_clips(videos: Videos, names: Sequence[str], reading: Reading) -> Sample
     sources = [videos.usable[name] for name in names]
     values = read_all(sources, lambda source: _read_clip(source, reading), str(videos.root))
     return Samples(videos.root, tuple(names), values, tuple(source.content for source in sources))
+
+
+def _read_spread(videos: Videos, count: int, reading: Reading) -> Samples:
+    chosen = videos.places[np.linspace(0, len(videos.places) - 1, count).round().astype(int)]
+    names = list(videos.usable)
+    taken = [(names[k], chosen[chosen[:, 0] == k, 1].tolist()) for k in np.unique(chosen[:, 0])]
+    groups = read_all(
+        taken, lambda item: _read_numbers(videos.usable[item[0]], item[1], reading), str(videos.root)
+    )
+    titles = tuple(f"{name}, frame {number}" for name, numbers in taken for number in numbers)
+    values = [frame[None] for frames in groups for frame in frames]
+    return Samples(videos.root, titles, values, (UNKNOWN,) * len(titles))
 
 
 def read_all(items: Sequence[Item], read: Callable[[Item], np.ndarray], where: str) -> list[np.ndarray]:
@@ -148,9 +190,13 @@ def _read_clip(source: SourceReport, reading: Reading) -> np.ndarray:
     else:
         numbers = np.linspace(0, stop - start - 1, reading.frames).round().astype(int)
     different, places = np.unique(start + numbers, return_inverse=True)
-    frames = read_frames(
+    return _read_numbers(source, different.tolist(), reading)[places]
+
+
+def _read_numbers(source: SourceReport, numbers: list[int], reading: Reading) -> np.ndarray:
+    return read_frames(
         source.source.path,
-        numbers=different.tolist(),
+        numbers=numbers,
         size=PUBLISHED_SHORT_SIDE_PX if reading.published else reading.size,
         seek_points=source.scan.seek_points,
         margins=(0.0, 0.0, 0.0, 0.0) if reading.published else source.margins,
@@ -158,7 +204,6 @@ def _read_clip(source: SourceReport, reading: Reading) -> np.ndarray:
         pictures=source.source.pictures,
         resize=to_short_side if reading.published else resize_and_crop,
     )
-    return frames[places]
 
 
 def to_short_side(image: np.ndarray, side: int) -> np.ndarray:
@@ -172,7 +217,8 @@ def to_short_side(image: np.ndarray, side: int) -> np.ndarray:
 def refuse_leaks(test: Samples, others: Mapping[str, Samples]) -> None:
     """Raise `BadInput` if a test sample is also among `others`, which are named by their role.
 
-    Same means a frame with the same pixels, or a copy of the video by its thumbnails, re-encoded perhaps.
+    Same means a frame with the same pixels, or a copy by its thumbnails, re-encoded perhaps, of the video or
+    of a single frame.
     """
     for role, samples in others.items():
         named = [(f"t{name}", content) for name, content in zip(test.names, test.contents, strict=True)]
@@ -185,6 +231,12 @@ def refuse_leaks(test: Samples, others: Mapping[str, Samples]) -> None:
         ]
         shared = test.frame_digests.keys() & samples.frame_digests.keys()
         pairs += [(test.frame_digests[frame], samples.frame_digests[frame]) for frame in shared]
+        pairs += [
+            (name, samples.names[number])
+            for name, small in zip(test.names, test.thumbnails, strict=False)
+            if small.std() >= MIN_CONTRAST
+            for number in np.flatnonzero(np.abs(samples.thumbnails - small).mean((1, 2, 3)) <= MAX_DIFFERENCE)
+        ]
         found = sorted({(ours, theirs) for ours, theirs in pairs if ours and theirs})
         if found:
             ours, theirs = found[0]

@@ -19,6 +19,10 @@ TASKS = {
         "medsora.downstream.classify",
         "train a classifier with and without unlabelled clips (FixMatch)",
     ),
+    "segment": (
+        "medsora.downstream.segmentation.segment",
+        "train a U-Net for polyps with and without unlabelled frames (FixMatch on pixels)",
+    ),
 }
 
 
@@ -31,6 +35,8 @@ def task_parser(task: str, prog: str) -> argparse.ArgumentParser:
         epilog=EXIT_STATUSES,
     )
     add = parser.add_argument
+    add("--labelled", required=True, type=Path, metavar="DIR", help="labelled samples")
+    add("--test", required=True, type=Path, metavar="DIR", help="labelled samples to score on")
     import_module(module).add_options(add)
     add(
         "--unlabelled",
@@ -43,6 +49,8 @@ def task_parser(task: str, prog: str) -> argparse.ArgumentParser:
     add("--seeds", type=int, default=5, metavar="N", help="runs of each variant (default: 5)")
     add("--steps", type=int, metavar="N", help="optimiser steps of a run (default: 1000)")
     add("--batch", type=int, metavar="B", help="labelled samples of a step (default: 8)")
+    add("--ratio", type=int, metavar="MU", help="unlabelled samples per labelled one in a batch (default: 3)")
+    add("--threshold", type=float, metavar="P", help="probability from which a pseudo-label counts (0.95)")
     add("--learning-rate", type=float, metavar="LR", help="(default: 0.03)")
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the runs and of results.md")
     add("--dry-run", action="store_true", help="read and check everything, train nothing")
@@ -84,11 +92,13 @@ def check(options: argparse.Namespace) -> None:
         folders[name] = Path(folder)
     options.unlabelled = folders
     limits = {"seeds": MAX_SEEDS, "steps": 10_000_000, "batch": 4096, "ratio": 64, "max_unlabelled": 100_000}
-    limits |= {"per_class": 100_000, "frames": 256, "size": 1024}
+    limits |= {"per_class": 100_000, "masks": 100_000, "frames": 256, "size": 1024}
     for name, most in limits.items():
         value = getattr(options, name, None)
         if value is not None and not 1 <= value <= most:
             raise BadInput(f"--{name.replace('_', '-')} is {value} but must be 1 to {most}.")
     if options.learning_rate is not None and not 0 < options.learning_rate < 1e3:
         raise BadInput(f"--learning-rate is {options.learning_rate} but must be above 0, below 1000.")
+    if options.threshold is not None and not 0 < options.threshold <= 1:
+        raise BadInput(f"--threshold is {options.threshold} but must be above 0, at most 1.")
     options.seeds = range(options.seeds)

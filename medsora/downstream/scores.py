@@ -1,4 +1,4 @@
-"""Scores of classifications, and what constant and random answers reach."""
+"""Scores of classifications and of masks, and what answers reach that need no training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 F1, BALANCED_ACCURACY = "F1", "balanced accuracy"
+DICE, IOU = "Dice", "IoU"
 RANDOM_DRAWS = 1000
 
 
@@ -49,3 +50,36 @@ def trivial_classifications(
     ]
     found["random labels"] = {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]}
     return found
+
+
+def mask_scores(truth: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]:
+    """Return each picture's Dice and IoU (n,), parts of 1, of masks bool (n, H, W); 1 if both are empty."""
+    both = (truth & answers).sum((1, 2))
+    total = truth.sum((1, 2)) + answers.sum((1, 2))
+    dice = np.where(total, 2 * both / np.maximum(total, 1), 1.0)
+    return {DICE: dice, IOU: dice / (2 - dice)}
+
+
+def trivial_masks(truth: np.ndarray, labelled: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
+    """Return the mean scores of answers that no picture was seen for: no polyp, all polyp, the mean mask.
+
+    The mean mask is cut at the level that is best on the labelled masks themselves, bool (k, H, W); its
+    scores are means over the sets of `labelled`.
+    """
+
+    def mean_scores(truth: np.ndarray, answer: np.ndarray) -> dict[str, float]:
+        scores = mask_scores(truth, np.broadcast_to(answer, truth.shape))
+        return {name: float(values.mean()) for name, values in scores.items()}
+
+    def best_cut(masks: np.ndarray) -> np.ndarray:
+        mean = masks.mean(0)
+        return max(
+            (mean >= level for level in np.unique(mean)), key=lambda cut: mean_scores(masks, cut)[DICE]
+        )
+
+    of_means = [mean_scores(truth, best_cut(masks)) for masks in labelled]
+    return {
+        "empty mask": mean_scores(truth, np.zeros(truth.shape[1:], bool)),
+        "all-polyp mask": mean_scores(truth, np.ones(truth.shape[1:], bool)),
+        "mean mask": {name: float(np.mean([each[name] for each in of_means])) for name in (DICE, IOU)},
+    }

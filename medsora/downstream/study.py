@@ -86,6 +86,8 @@ class Study:
                     continue
                 run = {"identity": self.identity, "variant": variant, "seed": seed, **train(variant, seed)}
                 write_json(self._file(variant, seed), run)
+                scores = ", ".join(f"{score} {_percent(run['scores'][score])}" for score in self.scores)
+                print(f"{variant}, seed {seed}: {scores}", flush=True)
                 self.results[variant, seed] = run
                 self.write()
         self.write()

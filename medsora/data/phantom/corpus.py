@@ -25,6 +25,7 @@ from medsora.runtime.files import write_bytes, write_json, written_beside
 
 LOOK = 1  # raise when the renderer draws other pictures from the same seed
 LABELS_NAME = "labels.csv"
+MASK_LAYOUT = ("images", "masks")  # folders, as Kvasir-SEG has them
 FPS = 10
 _DONE, _BEGUN, _LOCK = "phantom.json", ".phantom.begun.json", ".phantom.lock"
 
@@ -60,6 +61,7 @@ def write_phantom(
     progress: Callable[[int, int], None] | None = None,
     polyp_size: float = 1.0,
     look: str = PHANTOM_LOOKS[0],
+    masks: bool = False,
 ) -> None:
     """Fill `folder` with `videos` clips of `frames` frames of `size` x `size` pixels.
 
@@ -69,11 +71,15 @@ def write_phantom(
     comes last: a folder without it is unfinished and is gone on with at the next call; with it, and the same
     parameters, nothing is done. Of several processes that fill the same folder one renders, the others wait.
 
+    With `masks` every clip shows a polyp and its frames are written as pictures instead, with the exact
+    masks of the polyp (0 and 255) under the same names: `images/phantom-0000k-00f.png` and `masks/...`.
+
     Args:
         workers: processes that render.
         progress: called with (clips done, clips in all) after every clip.
         polyp_size: how wide polyps are, times the usual; see `render_clip`.
         look: the endoscope; see `render_clip`.
+        masks: write frames and masks of polyps instead of videos.
 
     Raises:
         ValueError: bad numbers, an unknown look, or the folder holds a phantom with other parameters.
@@ -102,7 +108,7 @@ def write_phantom(
     folder = Path(folder)
     version = LOOK if look == PHANTOM_LOOKS[0] else f"{look} {endoscope.version}"
     recipe = {"look": version, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": fps}
-    recipe["polyp_size"] = polyp_size
+    recipe |= {"polyp_size": polyp_size, "masks": masks}
     if _made_before(folder, recipe):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,15 +133,15 @@ def _write_missing(
         table.writerow(["file", "label", "polyp", "instrument"])
         for clip in clips:
             kind = clip.kind
-            table.writerow([clip.video.name, kind, int(kind == "polyp"), int(kind == "instrument")])
-    seeds = {clip.video.name: clip.seed for clip in clips}
+            table.writerow([clip.name, kind, int(kind == "polyp"), int(kind == "instrument")])
+    seeds = {clip.name: clip.seed for clip in clips}
     write_json(folder / _DONE, {**recipe, "seeds": seeds})
     (folder / _BEGUN).unlink()
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """One clip's place in the folder; its flow is written after its video, so the flow means it is whole."""
+    """One clip's place in the folder; what is written last of it means that it is whole."""
 
     folder: Path
     index: int
@@ -143,23 +149,28 @@ class _Clip:
     look: str
 
     @property
-    def video(self) -> Path:
-        return self.folder / f"phantom-{self.index:05d}.mkv"
+    def name(self) -> str:
+        return f"phantom-{self.index:05d}" + ("" if self.recipe["masks"] else ".mkv")
 
     @property
-    def flow(self) -> Path:
-        return self.video.with_suffix(".flow.safetensors")
+    def files(self) -> list[Path]:
+        """The video and its flow, or the pictures and their masks."""
+        video = self.folder / self.name
+        if not self.recipe["masks"]:
+            return [video, video.with_suffix(".flow.safetensors")]
+        frames = [f"{self.name}-{frame:03d}.png" for frame in range(self.recipe["frames"])]
+        return [self.folder / part / frame for part in MASK_LAYOUT for frame in frames]
 
     @property
     def kind(self) -> str:
-        return KINDS[self.index % len(KINDS)]
+        return KINDS[0 if self.recipe["masks"] else self.index % len(KINDS)]
 
     @property
     def seed(self) -> int:
         return clip_seed(self.recipe["seed"], self.index)
 
     def is_whole(self) -> bool:
-        return self.video.is_file() and self.flow.is_file()
+        return all(file.is_file() for file in self.files)
 
     def write(self) -> None:
         clip = render_clip(
@@ -171,15 +182,24 @@ class _Clip:
             polyp_size=self.recipe["polyp_size"],
             look=self.look,
         )
-        write_video(self.video, clip.video, self.recipe["fps"], lossless=True)
-        write_bytes(self.flow, save({"flow": clip.flow.astype(np.float16), "valid": clip.valid}))
+        if self.recipe["masks"]:
+            pictures = [*clip.video[..., ::-1], *clip.polyp_mask.astype(np.uint8) * 255]
+            for file, picture in zip(self.files, pictures, strict=True):
+                file.parent.mkdir(exist_ok=True)
+                write_bytes(file, cv2.imencode(".png", picture)[1].tobytes())
+            return
+        video, flow = self.files
+        write_video(video, clip.video, self.recipe["fps"], lossless=True)
+        write_bytes(flow, save({"flow": clip.flow.astype(np.float16), "valid": clip.valid}))
 
 
 def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether the folder already holds this phantom whole; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
         with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done takes _BEGUN away at any time
-            found = {"polyp_size": 1.0} | json.loads((folder / name).read_text(encoding="utf-8"))
+            found = {"polyp_size": 1.0, "masks": False} | json.loads(
+                (folder / name).read_text(encoding="utf-8")
+            )
             other = {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}
             if other:
                 raise ValueError(

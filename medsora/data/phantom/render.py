@@ -27,6 +27,8 @@ class PhantomClip:
         flow: float32 `(F-1, 2, H, W)`, pixels (x, y) that the surface in each pixel's centre moves from frame
             k to k+1; zero where the endoscope's mask is black.
         valid: bool `(F-1, H, W)`: that surface point is seen in both frames, inside picture and mask.
+        polyp_mask: bool `(F, H, W)`: at least half of the pixel's rays meet the polyp, inside the
+            endoscope's mask.
         polyp: whether a polyp was put on the wall.
         instrument: whether an instrument reaches into the picture.
         seed: what the clip was drawn from.
@@ -35,6 +37,7 @@ class PhantomClip:
     video: np.ndarray
     flow: np.ndarray
     valid: np.ndarray
+    polyp_mask: np.ndarray
     polyp: bool
     instrument: bool
     seed: int
@@ -87,6 +90,7 @@ def render_clip(
     video = np.empty((frames, height, width, 3), np.uint8)
     flow = np.zeros((frames - 1, 2, height, width), np.float32)
     valid = np.zeros((frames - 1, height, width), bool)
+    polyp_mask = np.zeros((frames, height, width), bool)
     carried = np.empty((0, 3))  # the surface points of the last frame's pixels, in this frame's camera space
     for k in range(frames):
         pose, next_pose = scene.path.pose(scene.line, k), scene.path.pose(scene.line, k + 1)
@@ -97,6 +101,9 @@ def render_clip(
         fine_hits = scene.trace(pose, fine_rays, k, start)
         colour = scene.radiance(pose, fine_rays, fine_hits, k) * mask.reshape(-1, 1)
         video[k] = _to_pixels(colour, height, width)
+        if polyp:
+            share = _pixel_means(scene.on_polyp(pose, fine_hits), height, width)
+            polyp_mask[k] = (share >= 0.5) & seen.reshape(height, width)
         if k > 0:
             depth = np.linalg.norm(carried, axis=1)
             met = np.abs(every.distance[len(rays) :] - depth) < _SAME_POINT * depth
@@ -108,7 +115,7 @@ def render_clip(
             motion = np.where(seen[:, None], pixels - lens.pixels(), 0)
             flow[k - 1] = motion.T.reshape(2, height, width)
         carried = scene.carry(pose, hits, k, next_pose)
-    return PhantomClip(video, flow, valid, polyp, instrument, seed)
+    return PhantomClip(video, flow, valid, polyp_mask, polyp, instrument, seed)
 
 
 def check_polyp_size(polyp_size: float) -> None:
@@ -159,6 +166,10 @@ def _vignette(shape: str, height: int, width: int, supersampling: int) -> np.nda
 
 def _to_pixels(colour: np.ndarray, height: int, width: int) -> np.ndarray:
     """Average the supersampled rays of every pixel; [0, 1] to uint8 `(H, W, 3)`."""
+    return np.round(_pixel_means(colour, height, width).clip(0, 1) * 255).astype(np.uint8)
+
+
+def _pixel_means(of_rays: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Average `(H·k·W·k, ...)` over the k x k rays of every pixel: `(H, W, ...)`."""
     k = _SUPERSAMPLING
-    mean = colour.reshape(height, k, width, k, 3).mean(axis=(1, 3))
-    return np.round(mean.clip(0, 1) * 255).astype(np.uint8)
+    return of_rays.reshape(height, k, width, k, *of_rays.shape[1:]).mean(axis=(1, 3))

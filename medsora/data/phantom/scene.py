@@ -160,6 +160,13 @@ class Scene:
                 gloss[on], sharpness[on] = 0.9, 25
         return albedo, normal, gloss, sharpness
 
+    def on_polyp(self, pose: Pose, hits: Hits) -> np.ndarray:
+        """Return which rays hit the polyp, bool `(n,)`; its edge is where half its colour is reached."""
+        world = pose.to_world(hits.points).astype(np.float32)
+        x, y = self.line.at(world[:, 2])
+        _, polyp = self.wall.colour(world[:, 2], np.arctan2(world[:, 1] - y, world[:, 0] - x))
+        return (hits.part == _WALL) & (hits.distance < FARTHEST) & (polyp > 0.5)
+
     def carry(self, pose: Pose, hits: Hits, frame: int, next_pose: Pose) -> np.ndarray:
         """Where the hit surface points are, in camera space, in the frame after `frame`."""
         moved = next_pose.to_camera(pose.to_world(hits.points.astype(np.float64)))

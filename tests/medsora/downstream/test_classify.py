@@ -1,12 +1,14 @@
 """medsora.downstream.classify, medsora.downstream.command, medsora.downstream.clips,
-medsora.downstream.study, medsora.downstream.fixmatch, medsora.downstream.scores,
-medsora.downstream.backbones: what unlabelled clips do for a classifier, from end to end and part by part.
+medsora.downstream.study, medsora.downstream.fixmatch, medsora.downstream.training,
+medsora.downstream.scores, medsora.downstream.backbones: what unlabelled clips do for a classifier, from end
+to end and part by part.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,9 @@ from medsora.downstream import fixmatch
 from medsora.downstream.backbones import PUBLISHED_NAMES, TimeSformer, build_backbone
 from medsora.downstream.clips import Reading, find_videos, published_frames, read_clips
 from medsora.downstream.command import main
-from medsora.downstream.fixmatch import PUBLISHED, Recipe, classify, endless, strong_view, train, weak_view
+from medsora.downstream.fixmatch import classify, fixmatch_losses, strong_view, weak_view
 from medsora.downstream.scores import F1, classification_scores, trivial_classifications
+from medsora.downstream.training import PUBLISHED, Recipe, endless, train
 from medsora.errors import BadInput, NonFiniteLoss
 
 SIZE = 32
@@ -71,7 +74,7 @@ def test_from_end_to_end_and_resumed(
         assert runs[0]["labelled"] == runs[1]["labelled"]
     (folders / "out" / "runs" / "1-ours-seed-1.json").unlink()
     trained = []
-    monkeypatch.setattr("medsora.downstream.classify.train", lambda *a: (trained.append(a[6]), train(*a)))
+    monkeypatch.setattr("medsora.downstream.classify.train", lambda *a: (trained.append(a[2]), train(*a)))
     main(WORDS)
     assert trained == [1]
     again = json.loads((folders / "out" / "results.json").read_text())
@@ -153,10 +156,13 @@ def test_fixmatch_learns_from_strong_views_of_sure_clips(monkeypatch: pytest.Mon
     def weights(unlabelled: list, **changes: object) -> torch.Tensor:
         torch.manual_seed(0)
         model = build_backbone("small", 2, None, 8, SIZE)
-        found = []
+        found, kept = [], []
         recipe = Recipe(steps=3, batch=2, ratio=1, **changes)
-        train(model, labelled, targets, unlabelled, recipe, SIZE, 0, lambda *_: found.append(1))
+        losses = fixmatch_losses(model, labelled, targets, unlabelled, recipe, SIZE, kept)
+        train(model, recipe, 0, losses, lambda *_: found.append(1))
         assert found == [1]
+        assert len(kept) == (3 if unlabelled else 0)
+        assert set(kept) <= ({0.0} if recipe.threshold == 1 else {1.0, 0.5, 0.0})
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     supervised = weights([])
@@ -178,13 +184,14 @@ def test_the_published_protocol_never_uses_the_strong_view(monkeypatch: pytest.M
     torch.manual_seed(0)
     model = build_backbone("small", 2, None, 8, SIZE)
     before = [p.detach().clone() for p in model.parameters()]
-    recipe = argparse.Namespace(**vars(PUBLISHED) | {"steps": 20, "rate": PUBLISHED.rate})
+    recipe = replace(PUBLISHED, steps=20)
 
     def evaluate(step: int, averaged: torch.nn.Module) -> None:
         evaluated.append(step)
         assert classify(averaged, wide, SIZE).shape == (4,)
 
-    train(model, wide, np.array([0, 1, 0, 1]), wide, recipe, SIZE, 0, evaluate)
+    losses = fixmatch_losses(model, wide, np.array([0, 1, 0, 1]), wide, recipe, SIZE, [])
+    train(model, recipe, 0, losses, evaluate)
     assert evaluated == list(range(1, 21))
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert PUBLISHED.rate(0) == 1.5625e-5
@@ -197,16 +204,8 @@ def test_it_learns_to_tell_colours() -> None:
     model = build_backbone("small", 2, None, 8, SIZE)
     answers = []
     recipe = Recipe(steps=40, batch=4, ratio=1)
-    train(
-        model,
-        clips[:4],
-        truth[:4],
-        clips[4:8],
-        recipe,
-        SIZE,
-        0,
-        lambda _, m: answers.append(classify(m, clips[8:], SIZE)),
-    )
+    losses = fixmatch_losses(model, clips[:4], truth[:4], clips[4:8], recipe, SIZE, [])
+    train(model, recipe, 0, losses, lambda _, m: answers.append(classify(m, clips[8:], SIZE)))
     assert (answers[0] == truth[8:]).all()
 
 

@@ -247,6 +247,43 @@ def test_folder_holds_exact_videos_flow_and_labels(tmp_path):
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def test_polyp_mask_is_where_the_polyp_shows_and_moves_with_the_flow(clips):
+    errors = []  # pixels that differ if the next mask is fetched by the flow, by its opposite; of the polyp
+    for clip in clips:
+        assert clip.polyp_mask.shape == clip.video.shape[:3]
+        if not clip.polyp:
+            assert not clip.polyp_mask.any()
+            continue
+        bare = render_clip(clip.seed, 1, 64, polyp=False, instrument=False).video[0].astype(int)
+        changed, mask = np.abs(clip.video[0] - bare).max(-1) > 25, clip.polyp_mask[0]
+        assert 0.005 < mask.mean() < 0.5
+        assert changed[mask].mean() > 2 * changed[~mask].mean()
+        for now, then, valid, flow in zip(
+            clip.polyp_mask, clip.polyp_mask[1:], clip.valid, clip.flow, strict=False
+        ):
+            fetched = [warp_back(then, flow * sign)[valid] > 0.5 for sign in (1, -1)]
+            errors.append([(each != now[valid]).sum() for each in fetched] + [now[valid].sum()])
+    right, opposite, polyp = np.sum(errors, axis=0)
+    assert right < 0.2 * polyp
+    assert right < 0.4 * opposite
+
+
+def test_folder_of_masks_holds_frames_and_exact_masks(tmp_path):
+    write_phantom(tmp_path, 2, 2, 32, seed=7, masks=True)
+    for index in range(2):
+        clip = render_clip(clip_seed(7, index), 2, 32, polyp=True, instrument=False)
+        for k in range(2):
+            name = f"phantom-{index:05d}-{k:03d}.png"
+            picture, mask = (cv2.imread(tmp_path / part / name, -1) for part in ("images", "masks"))
+            np.testing.assert_array_equal(picture[..., ::-1], clip.video[k])
+            np.testing.assert_array_equal(mask, clip.polyp_mask[k] * 255)
+    changed = (tmp_path / "images" / name).stat().st_mtime_ns
+    write_phantom(tmp_path, 2, 2, 32, seed=7, masks=True)
+    assert (tmp_path / "images" / name).stat().st_mtime_ns == changed
+    with pytest.raises(ValueError, match="another folder"):
+        write_phantom(tmp_path, 2, 2, 32, seed=7)
+
+
 def test_an_interrupted_folder_is_gone_on_with(tmp_path):
     folder = tmp_path / "phantom"
 

@@ -1,0 +1,1 @@
+"""Polyp segmentation with few masks and unlabelled frames."""
