@@ -26,7 +26,7 @@ from medsora.runtime.files import write_bytes, write_json, written_beside
 LOOK = 1  # raise when the renderer draws other pictures from the same seed
 LABELS_NAME = "labels.csv"
 FPS = 10
-_DONE, _BEGUN, _LOCK = "phantom.json", ".phantom.begun.json", ".phantom.lock"
+DONE_NAME, _BEGUN, _LOCK = "phantom.json", ".phantom.begun.json", ".phantom.lock"
 
 
 def clip_seed(seed: int, index: int) -> int:
@@ -38,6 +38,12 @@ def variant_suffix(polyp_size: float, look: str) -> str:
     """What a folder's name says of polyps that are not of the usual size, and of another look."""
     polyps = "" if polyp_size == 1 else f"-polyps{polyp_size:g}"
     return polyps if look == PHANTOM_LOOKS[0] else f"{polyps}-{look}"
+
+
+def look_version(look: str) -> int | str:
+    """Return what `phantom.json` holds of a look, another value whenever it draws other pictures."""
+    version = find_look(look).version
+    return LOOK if look == PHANTOM_LOOKS[0] else f"{look} {version}"
 
 
 def write_phantom(
@@ -89,9 +95,8 @@ def write_phantom(
     if seed < 0:
         raise ValueError(f"phantom: seed is {seed}, expected 0 or more.")
     check_polyp_size(polyp_size)
-    endoscope = find_look(look)
+    version = look_version(look)
     folder = Path(folder)
-    version = LOOK if look == PHANTOM_LOOKS[0] else f"{look} {endoscope.version}"
     recipe = {"look": version, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": fps}
     recipe["polyp_size"] = polyp_size
     if _made_before(folder, recipe):
@@ -120,7 +125,7 @@ def _write_missing(
             kind = clip.kind
             table.writerow([clip.video.name, kind, int(kind == "polyp"), int(kind == "instrument")])
     seeds = {clip.video.name: clip.seed for clip in clips}
-    write_json(folder / _DONE, {**recipe, "seeds": seeds})
+    write_json(folder / DONE_NAME, {**recipe, "seeds": seeds})
     (folder / _BEGUN).unlink()
 
 
@@ -168,7 +173,7 @@ class _Clip:
 
 def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether the folder already holds this phantom whole; refuses to mix it with another."""
-    for name in (_DONE, _BEGUN):
+    for name in (DONE_NAME, _BEGUN):
         with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done takes _BEGUN away at any time
             found = {"polyp_size": 1.0} | json.loads((folder / name).read_text(encoding="utf-8"))
             other = {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}
@@ -177,7 +182,7 @@ def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
                     f"{folder} holds a phantom made with {other} instead of "
                     f"{ {key: recipe[key] for key in other} }: choose another folder or delete it."
                 )
-            return name == _DONE
+            return name == DONE_NAME
     return False
 
 
