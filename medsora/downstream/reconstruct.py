@@ -28,7 +28,7 @@ from medsora.downstream.clips import to_short_side
 from medsora.downstream.reconstruct_clip import CAMERAS, Geometry, Job
 from medsora.downstream.reconstruct_report import POINTS, REGISTERED, REPROJECTION, TRACK, Report
 from medsora.downstream.reconstruct_scores import errors_against, poses_bounds
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, building, one_line
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.runtime.files import read_patiently, write_json, write_text, written_folder
 from medsora.runtime.progress_bar import progress_bar
@@ -36,7 +36,8 @@ from medsora.runtime.progress_bar import progress_bar
 DARK = 12  # grey level (0-255) that a pixel must exceed in some frame, or it is the endoscope's mask
 RIM = 1 / 32  # of the shorter side: as far from that mask no feature counts, its rim moves with the camera
 WALL_TIME_PER_CPU_TIME = 20  # on a busy machine; a clip that waits for good is given up, too
-LIMITS = {"frames": (3, 200), "size": (64, 2048), "features": (64, 16384), "max_clips": (1, 100_000)}
+OUT_OF_MEMORY = ("bad_alloc", "MemoryError")
+LIMITS = {"frames": (3, 100), "size": (64, 1024), "features": (64, 16384), "max_clips": (1, 100_000)}
 LIMITS |= {"time_limit": (1, 86_400), "memory_limit": (1, 1024), "threads": (1, 256), "interval": (1, 1000)}
 
 
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         list(folders), options.frames, options.size, job, colmap, shlex.join([*prog.split(), *arguments])
     )
     left = 0
-    for clip in progress_bar("reconstruct", clips, unit="clip", show=not options.dry_run):
+    for clip in progress_bar("reconstruct", clips, unit="clip"):
         with building():
             frames = _read(clip, options.size)
         identity = _identity(frames, job, colmap, clip)
@@ -176,6 +177,9 @@ def _find_clips(name: str, root: Path, interval: int, options: argparse.Namespac
     """Return the first clip of each video that has one, in natural order."""
     found = check_folder(root, frames=options.frames, interval=interval)
     found.require_clips()
+    if found.bad:
+        first = f"{found.bad[0].source.name}: {found.bad[0].problem}"
+        print(one_line(f"{name}: {len(found.bad)} left out, the first: {first}"), file=sys.stderr)
     return [
         Clip(name, source, [source.windows[0].start + k * interval for k in range(options.frames)])
         for source in found.usable[: options.max_clips]
@@ -224,7 +228,7 @@ def _reconstruct(
             return {REGISTERED: 0.0, POINTS: 0}
         geometry = Geometry.read(folder / "geometry.npz")
         truth = find_truth(clip.source.source.path)
-        if place is not None:
+        if place is not None and len(geometry.points):
             with written_folder(place) as kept:
                 shutil.copytree(folder / "export", kept, dirs_exist_ok=True)
                 np.save(kept / "poses_bounds.npy", poses_bounds(Geometry.read(folder / "export.npz")))
@@ -263,13 +267,13 @@ def run_job(folder: Path, job: Job, threads: int) -> str | None:
         ended = subprocess.run(words, capture_output=True, timeout=wall_s, env=environment, check=False)
     except subprocess.TimeoutExpired:
         return f"not done after {wall_s} seconds"
-    if ended.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+    if ended.returncode == -signal.SIGXCPU:
         return f"not done after {job.cpu_seconds} CPU seconds"
+    said = ended.stderr.decode(errors="replace").strip()
+    if ended.returncode and any(word in said for word in OUT_OF_MEMORY):
+        return f"more than {job.memory_bytes / 2**30:g} GiB of memory"
     if ended.returncode:
-        lines = ended.stderr.decode(errors="replace").strip().splitlines() or [f"status {ended.returncode}"]
-        if "bad_alloc" in lines[-1] or "MemoryError" in lines[-1]:
-            return f"more than {job.memory_bytes / 2**30:g} GiB of memory"
-        return f"COLMAP failed: {lines[-1][:200]}"
+        return f"COLMAP failed ({ended.returncode}): {said.splitlines()[-1][:200] if said else 'no message'}"
     return None
 
 

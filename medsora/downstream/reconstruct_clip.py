@@ -193,8 +193,9 @@ def geometry_of(model: Any) -> Geometry:
 def main(folder: Path, threads: int) -> None:
     """Do the job of `folder` within its limits."""
     job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
-    resource.setrlimit(resource.RLIMIT_CPU, (job.cpu_seconds, job.cpu_seconds + 5))
-    resource.setrlimit(resource.RLIMIT_DATA, (job.memory_bytes, job.memory_bytes))
+    for kind, most in ((resource.RLIMIT_CPU, job.cpu_seconds), (resource.RLIMIT_DATA, job.memory_bytes)):
+        _, hard = resource.getrlimit(kind)
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     reconstruct(folder, job, threads)
 
 
