@@ -35,7 +35,7 @@ from medsora.runtime.progress_bar import progress_bar
 
 DARK = 12  # grey level (0-255) that a pixel must exceed in some frame, or it is the endoscope's mask
 RIM = 1 / 32  # of the shorter side: as far from that mask no feature counts, its rim moves with the camera
-WALL_TIME_PER_CPU_TIME = 20  # on a busy machine; a clip that waits for good is given up, too
+WAIT_S, WAIT_PER_CPU_S = 600, 60  # on a busy machine; a clip that waits for good is given up, too
 OUT_OF_MEMORY = ("bad_alloc", "MemoryError")
 LIMITS = {"frames": (3, 100), "size": (64, 1024), "features": (64, 16384), "max_clips": (1, 100_000)}
 LIMITS |= {"time_limit": (1, 86_400), "memory_limit": (1, 1024), "threads": (1, 256), "interval": (1, 1000)}
@@ -261,7 +261,7 @@ def write_job(folder: Path, frames: np.ndarray, job: Job) -> None:
 def run_job(folder: Path, job: Job, threads: int) -> str | None:
     """Run `reconstruct_clip` on a folder; return why it was given up, None if it ended by itself."""
     words = [sys.executable, "-P", reconstruct_clip.__file__, str(folder), str(threads)]
-    wall_s = WALL_TIME_PER_CPU_TIME * job.cpu_seconds
+    wall_s = WAIT_S + WAIT_PER_CPU_S * job.cpu_seconds
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
         ended = subprocess.run(words, capture_output=True, timeout=wall_s, env=environment, check=False)

@@ -92,7 +92,7 @@ class Geometry:
 def reconstruct(folder: Path, job: Job, threads: int) -> None:
     """Register the frames of `folder` with one another; see the module. Needs pycolmap.
 
-    Of several models the one with the most frames is kept. Results do not depend on the threads.
+    Of several models the one with the most frames is kept.
     """
     import pycolmap
 

@@ -167,9 +167,11 @@ def test_means_over_clips() -> None:
 
 
 def clip(seed: int, frames: int = 6) -> np.ndarray:
-    """Noise in a square, black around it."""
+    """Noise in a square, black around it; a brighter one from the seed 12."""
     video = np.zeros((frames, 32, 32, 3), np.uint8)
-    video[:, 8:, 8:] = np.random.default_rng(seed).integers(50, 250, (frames, 24, 24, 3))
+    video[:, 8:, 8:] = np.random.default_rng(seed).integers(
+        50 if seed != 12 else 200, 250, (frames, 24, 24, 3)
+    )
     return video
 
 
@@ -177,7 +179,7 @@ def clip(seed: int, frames: int = 6) -> np.ndarray:
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two folders of clips, and COLMAP's place taken: it registers all frames but the last.
 
-    It fails on the clip whose seed is 12.
+    It fails on the brightest clip.
     """
     monkeypatch.chdir(tmp_path)
     for name, first in (("real", 0), ("generated", 10)):
@@ -187,8 +189,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def stand_in(folder: Path, job: Job, threads: int) -> str | None:
         images = sorted((folder / "images").glob("*.png"))
         ran.append(len(images))
-        first = cv2.imread(str(images[0]))[::2, ::2, ::-1]
-        if np.abs(first[20:, 20:].astype(int) - clip(12)[0, 20:, 20:]).mean() < 20:
+        if cv2.imread(str(images[0])).mean() > 100:
             return "not done after 120 CPU seconds"
         n = len(images) - 1
         found = geometry(list(range(n)), [np.eye(3)] * n, np.arange(3 * n).reshape(n, 3))
