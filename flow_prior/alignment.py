@@ -120,32 +120,38 @@ def image_alignment_loss(
     targets: Sequence[Tensor | None] | None,
     adapter: nn.Module,
     needed: Tensor | None = None,
+    image_features: Sequence[Tensor] | None = None,
 ) -> AlignmentLoss:
     """Compute Endora's loss: the mean of 1 - r over layers and frames, whatever the noise level.
 
     Every token of both sides becomes one number, the mean over its channels; r is Pearson's correlation over
-    the tokens of a frame.
+    the tokens of a frame. A joint image counts as one more frame.
 
     Args:
         features: (B, f, l, d) of every spatial block.
-        targets: per feature (B', f, D, 2h̄, 2w̄), or None where it is compared with nothing; None if `needed`
-            marks no sample.
+        targets: per feature (B', n, D, 2h̄, 2w̄), the joint images last, or None where it is compared with
+            nothing; None if `needed` marks no sample.
         adapter: the denoiser's, (N, D, 2h̄, 2w̄) -> (N, d, h̄, w̄).
         needed: (B,) bool, the samples that `targets` holds; the others' loss is zero. Default: all.
+        image_features: (B, n - f, l, d) of every spatial block. Default: there are no joint images.
     """
     samples, device = features[0].shape[0], features[0].device
     rows = torch.arange(samples) if needed is None else needed.nonzero().squeeze(1)
     rows = rows.to(device)
     targets = [None] * len(features) if targets is None else targets
-    pairs = [pair for pair in zip(features, targets, strict=True) if pair[1] is not None]
+    if image_features is None:
+        image_features = [feature[:, :0] for feature in features]
+    paired = zip(features, image_features, targets, strict=True)
+    pairs = [(clip, images, target) for clip, images, target in paired if target is not None]
     if not pairs:  # the adapter gets its gradient of zero in any case: processes wait for it
         nothing = 0 * sum(weight.sum() for weight in adapter.parameters())
         return AlignmentLoss(nothing, features[0].new_zeros(samples), features[0].new_zeros(1, 0))
     of_layers = []
-    for feature, target in pairs:
+    for clip, images, target in pairs:
         tokens = adapter(target.flatten(0, 1).to(adapter.weight.dtype)).mean(dim=1)
         teacher = tokens.flatten(1).unflatten(0, target.shape[:2])
-        of_frames = dissimilarity(feature[rows].mean(dim=-1, keepdim=True), teacher.unsqueeze(-1))
+        student = torch.cat([part[rows].mean(dim=-1, keepdim=True) for part in (clip, images)], dim=1)
+        of_frames = dissimilarity(student, teacher.unsqueeze(-1))
         of_layers.append(of_frames.flatten(1).mean(dim=1))
     r = torch.stack(of_layers)
     per_sample = r.new_zeros(samples).index_put((rows,), r.mean(dim=0))

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from medsora.config.choices import DTYPES, LAYOUTS
-from medsora.config.presets import PRESETS
+from medsora.config.presets import NAMED_PRESETS
 from medsora.errors import building
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
 
@@ -57,7 +57,7 @@ def _add_new(commands: argparse._SubParsersAction) -> None:
     add("project", type=Path, metavar="PROJECT", help="a folder to make; its name is the run's")
     add("--data", required=True, metavar="DIR", help="a folder of videos or of frame folders")
     add("--size", type=int, metavar="PX", help="side of the clips (default: what fits, up to 128)")
-    add("--preset", choices=tuple(PRESETS), help="size of the denoiser")
+    add("--preset", choices=tuple(NAMED_PRESETS), help="denoiser and its size")
     add(
         "--memory",
         type=float,
@@ -70,13 +70,19 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     export = commands.add_parser(
         "export",
         help="make a model folder of a run, with its card; perhaps upload it",
-        description="Write a run's newest whole checkpoint, its VAE and a model card to OUT, which "
-        "MedSoraPipeline.from_pretrained and sample_ddim.py read; with --push upload it to the hub as well.",
+        description="Write a run's newest whole checkpoint, its VAE or tokenizer and a model card to OUT, "
+        "which its pipeline's from_pretrained and sample_ddim.py read; with --push upload it to the hub too.",
         epilog=EXIT_STATUSES,
     )
     export.set_defaults(work="medsora.project.export")
     add = export.add_argument
-    add("run", type=Path, metavar="RUN", help="a run folder of stage 2 (runs/NAME/dit-PRESET), or runs/NAME")
+    add(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a run folder of stage 2 or of EndoGen (runs/NAME/dit-PRESET, runs/NAME/endogen-PRESET), or "
+        "runs/NAME",
+    )
     add("out", type=Path, metavar="OUT", help="the folder to make")
     add("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest whole one)")
     add("--raw", action="store_true", help="the raw weights instead of their moving average")

@@ -105,7 +105,14 @@ def blocks_of(path: Path) -> list[Block]:
 def pages(root: Path = ROOT) -> list[Path]:
     """Return the pages of the menu in its order, README last: it walks the same road with the same names."""
     menu = yaml.safe_load((root / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    return [root / "docs" / page for entry in menu for page in entry.values()] + [root / "README.md"]
+    listed = []
+    while menu:
+        ((_, entry),) = menu.pop(0).items()
+        if isinstance(entry, list):  # a section
+            menu[:0] = entry
+        else:
+            listed.append(root / "docs" / entry)
+    return [*listed, root / "README.md"]
 
 
 def is_run(block: Block) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import torch
 from diffusers import AutoencoderKLCogVideoX, ConfigMixin, ModelMixin
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from medsora.vae.shapes import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, LATENTS_PER_CHUNK
@@ -48,6 +48,23 @@ class StrictModel(ModelMixin, ConfigMixin):
             kind, keys = next(iter(wrong.items()))
             raise ValueError(f"{path}: the weights do not fit config.json ({kind}: {next(iter(keys))!r})")
         return (vae, loading) if with_info else vae
+
+    def base_settings(self) -> dict[str, Any]:
+        """The settings of `base_class` that make the base anew."""
+        return dict(self.config.base_config)
+
+    def base_state_dict(self) -> dict[str, Tensor]:
+        """The base's own entries under diffusers' names."""
+        return self.base.state_dict()
+
+    def save_base(self, config: str | Path, weights: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write the base alone, as `load_base(config, weights, base_class)` reads it again.
+
+        `config` becomes a JSON file of `base_settings`, `weights` a safetensors file in `dtype`.
+        """
+        Path(config).write_text(json.dumps(self.base_settings(), indent=2) + "\n")
+        state = {name: value.detach().to("cpu", dtype) for name, value in self.base_state_dict().items()}
+        save_file(state, weights, metadata={"format": "pt"})
 
     def _clamped(self, video: Tensor) -> Tensor:
         return video if self.training else video.clamp(-1, 1).where(video.isfinite(), torch.nan)

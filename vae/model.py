@@ -6,7 +6,6 @@ Shapes: video `(B, F, 3, H, W)`, RGB in [-1, 1]; latents `(B, n, C, h, w)`, wher
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from diffusers import (
     ModelMixin,  # noqa: F401  diffusers looks for it beside the class that it loads
 )
 from diffusers.configuration_utils import register_to_config
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medsora.vae.base import base_from_config, load_base
@@ -95,15 +93,9 @@ class FrequencyCompensatedVAE(VideoVAE):
                 parameter.copy_(of_base_loaded[name])
         return vae.eval()
 
-    def save_base(self, config: str | Path, weights: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write the base alone, without compensation, as `load_base(config, weights)` reads it again.
-
-        `config` becomes a JSON file with the scaling factor in it, `weights` a safetensors file in `dtype`.
-        """
-        settings = dict(self.config.base_config) | {"scaling_factor": self.scaling_factor}
-        Path(config).write_text(json.dumps(settings, indent=2) + "\n")
-        state = {name: value.detach().to("cpu", dtype) for name, value in self.base_state_dict().items()}
-        save_file(state, weights, metadata={"format": "pt"})
+    def base_settings(self) -> dict[str, Any]:
+        """The base's settings, with the scaling factor that was measured."""
+        return super().base_settings() | {"scaling_factor": self.scaling_factor}
 
     # Which parameters learn
 
@@ -123,15 +115,23 @@ class FrequencyCompensatedVAE(VideoVAE):
             parameter.requires_grad_(True)
 
     def trainable_parameters(self, train: str) -> list[nn.Parameter]:
-        """Freeze and thaw as `train` says (`compensation`, or `all` for the base too); return what learns.
+        """Freeze and thaw as `train` says; return what learns.
 
-        Raises `ValueError` for another word, and for `compensation` where there is none.
+        `compensation` is what the paper trains, `decoder` leaves the latents as they are, `all` trains the
+        base too. Raises `ValueError` for another word, and for `compensation` where there is none.
         """
         if train == "all":
             self.requires_grad_(True)
             return list(self.parameters())
+        if train == "decoder":
+            self.requires_grad_(False)
+            halves = (self.base.decoder, self.base.post_quant_conv)
+            parameters = [parameter for half in halves if half is not None for parameter in half.parameters()]
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            return parameters
         if train != "compensation":
-            raise ValueError(f"train: {train!r} is neither 'compensation' nor 'all'")
+            raise ValueError(f"train: {train!r} is neither 'compensation', 'decoder' nor 'all'")
         self.freeze_base()
         parameters = self.compensation_parameters()
         if not parameters:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from medsora.vae.losses import log_laplacian_variance
+
 PIXEL_RANGE = 2.0
-LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 MIN_POWER = 1e-8  # below the rounding of 8-bit pixels: empty frequencies are no infinite dB
 
 
@@ -23,14 +23,11 @@ def psnr(prediction: Tensor, target: Tensor) -> Tensor:
 
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004, Gaussian window), mean over a video's frames; 1 for equal."""
-    batch, frames = target.shape[:2]
-    per_frame = structural_similarity_index_measure(
-        prediction.float().flatten(0, 1),
-        target.float().flatten(0, 1),
-        data_range=(-1.0, 1.0),
-        reduction="none",
-    )
-    return per_frame.reshape(batch, frames).mean(1)
+    per_video = [
+        structural_similarity_index_measure(one.float(), other.float(), data_range=(-1.0, 1.0))
+        for one, other in zip(prediction, target, strict=True)  # all at once would take gigabytes
+    ]
+    return torch.stack(per_video)
 
 
 def flicker(prediction: Tensor, target: Tensor) -> Tensor:
@@ -43,13 +40,7 @@ def sharpness(prediction: Tensor, target: Tensor) -> Tensor:
 
     Below 0 a reconstruction is blurred, above 0 noisy; in decades.
     """
-
-    def log_variance(video: Tensor) -> Tensor:
-        grey = video.float().mean(2).flatten(0, 1)[:, None]
-        edges = conv2d(grey, torch.tensor(LAPLACIAN, device=video.device)[None, None])
-        return edges.var(dim=(1, 2, 3)).clamp_min(1e-12).log10().reshape(video.shape[:2]).mean(1)
-
-    return log_variance(prediction) - log_variance(target)
+    return (log_laplacian_variance(prediction) - log_laplacian_variance(target)).mean(1)
 
 
 def mean_colour_psnr(target: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ class VQTokenizer(StrictModel):
         Raises `ValueError` for anything but "all".
         """
         if train != "all":
-            raise ValueError(f"train: {train!r}, but a tokenizer has no compensation; choose 'all'")
+            raise ValueError(f"train: {train!r}, but a tokenizer is trained whole; choose 'all'")
         self.requires_grad_(True)
         self.codebook.requires_grad_(self.config.quantize)
         return [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -1,6 +1,6 @@
-"""The page's fields for what a model can be asked for: a label and how strongly, a first frame.
+"""The page's fields for what a model can be asked for: a label and how strongly, a first frame, how to draw.
 
-A model that was trained without them shows none of them.
+A model that was trained without them, or samples in another way, shows none of them.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from typing import Any
 import gradio as gr
 
 from medsora.app.models import Models
-from medsora.app.sampling import MAX_GUIDANCE, check_picture, without_paths
+from medsora.app.sampling import MAX_GUIDANCE, MAX_TOP_K, check_picture, without_paths
 from medsora.errors import BadInput
+from medsora.sampling.tokens import DEFAULT_TOP_K
+from medsora.saved.find import ENDOGEN
 
 ANY_LABEL = ("any", "")  # shown, sent
 USUAL_GUIDANCE = 2
 
 
 def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.components.Component]:
-    """Return fields for label, guidance and first frame, which follow the model chosen in `name`.
+    """Return fields for label, guidance, temperature, top-k, top-p and first frame, in this order; they
+    follow the model chosen in `name`.
 
     `place` begins the fields' names on the page ("left" gives #left-label).
     """
@@ -36,6 +39,22 @@ def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.comp
         interactive=False,  # until there is a label to follow
         elem_id=f"{place}-guidance",
     )
+    coded = models.kind(name.value) == ENDOGEN
+    draws = [
+        gr.Slider(0, 2, 1, step=0.05, label="Temperature", visible=coded, elem_id=f"{place}-temperature"),
+        gr.Number(
+            DEFAULT_TOP_K,
+            precision=0,
+            minimum=0,
+            maximum=MAX_TOP_K,
+            label="Codes to draw among (top-k), 0: all",
+            visible=coded,
+            elem_id=f"{place}-top-k",
+        ),
+        gr.Slider(
+            0.05, 1, 1, step=0.05, label="Their probability (top-p)", visible=coded, elem_id=f"{place}-top-p"
+        ),
+    ]
     picture = gr.Image(
         type="filepath",
         image_mode=None,  # the file as it came: another mode would be written anew, with losses
@@ -58,9 +77,13 @@ def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.comp
     def follow(name: str, chosen: str, uploaded: str | None) -> list[Any]:
         labels, takes_picture = models.asked_for(name)
         kept = chosen if chosen in labels else ""
+        coded = models.kind(name) == ENDOGEN
         return [
             gr.Dropdown(_choices(labels), value=kept, visible=bool(labels)),
             gr.Slider(visible=bool(labels), interactive=bool(kept)),
+            gr.Slider(visible=coded),
+            gr.Number(visible=coded),
+            gr.Slider(visible=coded),
             gr.Image(value=uploaded if takes_picture else None, visible=takes_picture),
         ]
 
@@ -68,9 +91,9 @@ def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.comp
     at_once = {**quietly, "queue": False}  # the queue is for samplings, and for what may end in a warning
     # Gradio's own look at a file that is no picture ends in an error that says nothing.
     picture.upload(look, picture, picture, preprocess=False, **quietly)
-    name.change(follow, [name, label, picture], [label, guidance, picture], **at_once)
+    name.change(follow, [name, label, picture], [label, guidance, *draws, picture], **at_once)
     label.change(lambda chosen: gr.Slider(interactive=bool(chosen)), label, guidance, **at_once)
-    return [label, guidance, picture]
+    return [label, guidance, *draws, picture]
 
 
 def _choices(labels: list[str]) -> list[tuple[str, str]]:

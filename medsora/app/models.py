@@ -11,9 +11,10 @@ import torch
 
 from medsora.errors import BadInput
 from medsora.sampling.conditions import givable
-from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.sampling.run import pipeline_class
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step
 from medsora.saved.find import UNKNOWN_RATE, ModelFolder, find_in_run, find_pipeline, stage_2_folder
+from medsora.saved.pipeline import SavedPipeline
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,18 @@ class Models:
         takes_picture = 1 in geometry.get("given_frames", []) and givable(1, geometry["frames"])
         return list(geometry.get("labels", [])), takes_picture
 
+    def kind(self, name: str | None) -> str:
+        """Return the class of a model's pipeline (`ModelFolder.kind`), which decides how it samples."""
+        return self._folder(name).kind
+
     def _found(self, name: str | None) -> ModelFolder:
         if name not in self._find:
             raise BadInput("choose one of the models in the list.")
         return self._find[name]()
 
-    def _load(self, name: str | None) -> MedSoraPipeline:
-        pipeline = MedSoraPipeline.from_folder(self._folder(name)).to(self.device)
+    def _load(self, name: str | None) -> SavedPipeline:
+        found = self._folder(name)
+        pipeline = pipeline_class(found.kind).from_folder(found).to(self.device)
         if pipeline.config.rate is None:
             log.warning(UNKNOWN_RATE + ".", name, pipeline.config.fps)
         pipeline.set_progress_bar_config(disable=True)

@@ -25,6 +25,7 @@ from medsora.app.sampling import (
 )
 from medsora.config.choices import SAMPLERS
 from medsora.errors import BadInput, NonFiniteVideo
+from medsora.saved.find import MEDSORA
 
 TITLE = "MedSora"
 SIDES = ("Left", "Right")
@@ -78,14 +79,9 @@ def build_page(models: Models) -> gr.Blocks:
 
 
 def _sample_tab(models: Models) -> None:
-    def sample(
-        name: str, sampler: str, steps: Any, seed: Any, videos: Any, label: str, guidance: Any,
-        picture: str | None, progress: gr.Progress = _PROGRESS,
-    ):  # fmt: skip
+    def sample(name: str, progress: gr.Progress = _PROGRESS, *fields: Any):
         with _said():
-            wish = Wish(sampler, steps, seed, videos, label or None, guidance, picture)
-            if picture:
-                check_picture(picture, asked[-1].GRADIO_CACHE)
+            wish = _wish(models, asked[-1].GRADIO_CACHE, name, *fields)
             began = time.monotonic()
             progress(0, desc="loading the model")
             paths = sample_files(
@@ -100,7 +96,13 @@ def _sample_tab(models: Models) -> None:
         with gr.Column(scale=1, min_width=260):
             name = gr.Dropdown(models.names, value=models.names[0], label="Model", elem_id="model")
             asked = asking_fields(models, name, "sample")
-            sampler, steps = _how()
+            sampler, steps = _how(visible=models.kind(name.value) == MEDSORA)
+
+            def follow(chosen: str) -> list[Any]:
+                shown = models.kind(chosen) == MEDSORA
+                return [gr.Dropdown(visible=shown), gr.Number(visible=shown)]
+
+            name.change(follow, name, [sampler, steps], show_progress="hidden", queue=False)
             with gr.Row():
                 seed = gr.Number(0, label="First seed", precision=0, elem_id="seed", min_width=100)
                 videos = gr.Number(
@@ -119,11 +121,10 @@ def _compare_tab(models: Models) -> None:
     def compare(sampler: str, steps: Any, progress: gr.Progress = _PROGRESS, *fields: Any):
         clips = []
         with _said():
-            wishes = []
-            for name, seed, label, guidance, picture in (fields[:5], fields[5:]):
-                if picture:
-                    check_picture(picture, sides[-1].GRADIO_CACHE)
-                wishes.append((name, Wish(sampler, steps, seed, 1, label or None, guidance, picture)))
+            wishes, half = [], len(fields) // 2
+            for name, seed, *asks in (fields[:half], fields[half:]):
+                uploads = sides[-1].GRADIO_CACHE
+                wishes.append((name, _wish(models, uploads, name, sampler, steps, seed, 1, *asks)))
             for side, (name, wish) in enumerate(wishes):
 
                 def tell(part: float, words: str, side: int = side) -> None:
@@ -154,9 +155,27 @@ def _compare_tab(models: Models) -> None:
 _PROGRESS = gr.Progress()
 
 
-def _how() -> tuple[gr.Dropdown, gr.Number]:
-    sampler = gr.Dropdown(SAMPLER_CHOICES, value="ddim", label="Sampler", min_width=240)
-    return sampler, gr.Number(50, label=f"Steps, up to {MAX_STEPS:,}", precision=0, elem_classes="steps")
+def _how(visible: bool = True) -> tuple[gr.Dropdown, gr.Number]:
+    return (
+        gr.Dropdown(SAMPLER_CHOICES, value="ddim", label="Sampler", min_width=240, visible=visible),
+        gr.Number(
+            50, label=f"Steps, up to {MAX_STEPS:,}", precision=0, elem_classes="steps", visible=visible
+        ),
+    )
+
+
+def _wish(
+    models: Models, uploads: str, name: str, sampler: str, steps: Any, seed: Any, videos: Any, *asks: Any
+) -> Wish:
+    """Return what the fields of `_how` and of `asking_fields` ask the model `name` for."""
+    label, guidance, temperature, top_k, top_p, picture = asks
+    kind = models.kind(name)
+    wish = Wish(
+        sampler, steps, seed, videos, label or None, guidance, picture, temperature, top_k, top_p, kind
+    )
+    if picture:
+        check_picture(picture, uploads)
+    return wish
 
 
 @contextmanager

@@ -13,20 +13,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from medsora.config.choices import SAMPLERS
 from medsora.data.reading.decoding import UnreadableVideo
 from medsora.data.reading.frame_folder import read_image
 from medsora.data.reading.video_io import write_video
 from medsora.errors import BadInput
 from medsora.sampling.conditions import read_first_frames
-from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.sampling.run import OF_CODES, OF_DIFFUSION
 from medsora.sampling.synthetic import SYNTHETIC, synthetic_tags
+from medsora.sampling.tokens import DEFAULT_TOP_K, check_draws
+from medsora.saved.find import ENDOGEN, MEDSORA
+from medsora.saved.pipeline import SavedPipeline
 
 MAX_VIDEOS, MAX_STEPS, LARGEST_SEED = 16, 1000, 2**53  # beyond, a browser's numbers have gaps
 SAMPLINGS_KEPT = 4  # on the disk; a comparison needs two, what the browser shows and saves are copies
 MAX_GUIDANCE = 8
+MAX_TOP_K = 2**20
 MAX_WORK = 64_000  # steps x videos x frames: 16 videos of 16 frames in 250 steps
 PATH = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"(){};,:]+/)+(?=[^\s/])")
 
@@ -35,7 +37,9 @@ PATH = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"(){};,:]+/)+(?=[^\s/])")
 class Wish:
     """What to sample; video k has the seed `seed` + k. Raises `BadInput` for what is not possible.
 
-    Without a `label`, `guidance` does not count. `first_frame` is the path of a picture.
+    Without a `label`, `guidance` does not count. `first_frame` is the path of a picture. `kind` is that of
+    the model (`ModelFolder.kind`): `sampler`, `steps` and `first_frame` count for `MEDSORA` alone,
+    `temperature`, `top_k` and `top_p` for `ENDOGEN`.
     """
 
     sampler: str
@@ -45,21 +49,33 @@ class Wish:
     label: str | None = None
     guidance: float = 1
     first_frame: str | None = None
+    temperature: float = 1
+    top_k: int = DEFAULT_TOP_K
+    top_p: float = 1
+    kind: str = MEDSORA
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise BadInput(f"There is no sampler {self.sampler}; choose {' or '.join(SAMPLERS)}.")
-        for name, value, least, most in (
-            ("steps", self.steps, 1, MAX_STEPS),
+        whole_numbers = [
             ("seed", self.seed, 0, LARGEST_SEED),
             ("number of videos", self.videos, 1, MAX_VIDEOS),
-        ):
-            whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+        ]
+        if self.kind == ENDOGEN:
+            whole_numbers.append(("top-k", self.top_k, 0, MAX_TOP_K))
+        else:
+            whole_numbers.insert(0, ("steps", self.steps, 1, MAX_STEPS))
+            if self.sampler not in SAMPLERS:
+                raise BadInput(f"There is no sampler {self.sampler}; choose {' or '.join(SAMPLERS)}.")
+        for name, value, least, most in whole_numbers:
+            whole = _is_number(value) and value == value // 1
             if not whole or not least <= value <= most:
                 what = "nothing" if value is None else f"{value:,}" if isinstance(value, int) else value
                 raise BadInput(f"The {name} must be a whole number from {least} to {most:,}, not {what}.")
-        number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
-        if self.label and not (number and 1 <= self.guidance <= MAX_GUIDANCE):
+        if self.kind == ENDOGEN:
+            for name, value in (("temperature", self.temperature), ("top-p", self.top_p)):
+                if not _is_number(value):
+                    raise BadInput(f"The {name} must be a number, not {value or 'nothing'}.")
+            check_draws(self.temperature, int(self.top_k), self.top_p)
+        if self.label and not (_is_number(self.guidance) and 1 <= self.guidance <= MAX_GUIDANCE):
             what = "nothing" if self.guidance is None else self.guidance
             raise BadInput(f"The guidance must be a number from 1 to {MAX_GUIDANCE}, not {what}.")
 
@@ -69,10 +85,21 @@ class Wish:
         return [int(self.seed) + number for number in range(int(self.videos))]
 
     @property
+    def how(self) -> str:
+        """How a model of this kind samples, in words."""
+        if self.kind == ENDOGEN:
+            return ", ".join(f"{name.replace('_', '-')} {getattr(self, name):g}" for name in OF_CODES)
+        return f"{self.sampler}, {int(self.steps)} steps"
+
+    @property
     def asked(self) -> str:
         """What was asked for beyond any video, in words that go on after a comma; empty if nothing was."""
         label = f", {self.label}, guidance {self.guidance:g}" if self.label else ""
         return f"{label}, first frame given" if self.first_frame else label
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_picture(path: str | Path, uploads: str | Path) -> None:
@@ -94,13 +121,45 @@ def without_paths(sentence: str) -> str:
 
 
 def sample_files(
-    pipeline: MedSoraPipeline, model: str, wish: Wish, tell: Callable[[float, str], None]
+    pipeline: SavedPipeline, model: str, wish: Wish, tell: Callable[[float, str], None]
 ) -> list[Path]:
     """Sample into a temporary folder, which the next few samplings leave alone; return one mp4 per video.
 
     `tell(part, words)` hears how far it is, 0 to 1. Raises `BadInput` if the model cannot be asked for that,
     `NonFiniteVideo` if it computes NaN.
     """
+    if wish.kind == ENDOGEN:
+        options = {"temperature": wish.temperature, "top_k": int(wish.top_k), "top_p": wish.top_p}
+        total, what = pipeline.transformer.length, "writing, code"
+    else:
+        options = _diffusion_options(pipeline, wish)
+        total, what = int(wish.steps), "denoising, step"
+    done = 0
+
+    def after_step(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        tell(min(done / total, 1.0), f"{what} {done} of {total}")
+
+    frames = pipeline(
+        seeds=wish.seeds,
+        batch_size=MAX_VIDEOS,
+        callback=after_step,
+        label=wish.label,
+        guidance=float(wish.guidance) if wish.label else 1.0,
+        output_type="uint8",
+        **options,
+    ).frames
+    folder = _new_folder()
+    paths = []
+    for seed, video in zip(wish.seeds, frames, strict=True):
+        paths.append(folder / f"seed-{seed}.mp4")
+        tags = synthetic_tags(f"{model}, seed {seed}, {wish.how}{wish.asked}", pipeline.trained_on)
+        write_video(paths[-1], video, pipeline.config.fps, metadata=tags)
+    return paths
+
+
+def _diffusion_options(pipeline: SavedPipeline, wish: Wish) -> dict[str, Any]:
     config = pipeline.config
     if (work := int(wish.steps) * int(wish.videos) * config.frames) > MAX_WORK:
         raise BadInput(
@@ -110,32 +169,7 @@ def sample_files(
     first = None
     if wish.first_frame:
         first = read_first_frames(wish.first_frame, config.given_frames, config.frames)
-    done, total = 0, int(wish.steps)
-
-    def after_step(number: int, t: int, z: Tensor) -> None:
-        nonlocal done
-        done += 1
-        tell(min(done / total, 1.0), f"denoising, step {done} of {total}")
-
-    frames = pipeline(
-        num_inference_steps=total,
-        seeds=wish.seeds,
-        sampler=wish.sampler,
-        batch_size=MAX_VIDEOS,
-        callback=after_step,
-        label=wish.label,
-        guidance=float(wish.guidance) if wish.label else 1.0,
-        first_frames=first,
-        output_type="uint8",
-    ).frames
-    folder = _new_folder()
-    paths = []
-    for seed, video in zip(wish.seeds, frames, strict=True):
-        paths.append(folder / f"seed-{seed}.mp4")
-        details = f"{model}, seed {seed}, {wish.sampler}, {total} steps{wish.asked}"
-        tags = synthetic_tags(details, pipeline.trained_on)
-        write_video(paths[-1], video, config.fps, metadata=tags)
-    return paths
+    return {"num_inference_steps": int(wish.steps), "sampler": wish.sampler, "first_frames": first}
 
 
 @cache
@@ -156,9 +190,12 @@ def _new_folder() -> Path:
 
 def packed(paths: list[Path], model: str, wish: Wish) -> Path:
     """Return a zip of the videos and a manifest that says what they are, beside the first."""
-    manifest: dict[str, Any] = {"synthetic": True, "note": SYNTHETIC, "model": model, **asdict(wish)}
+    other = OF_DIFFUSION if wish.kind == ENDOGEN else OF_CODES
+    asked = {key: value for key, value in asdict(wish).items() if key not in (*other, "kind")}
+    manifest: dict[str, Any] = {"synthetic": True, "note": SYNTHETIC, "model": model, **asked}
     manifest["guidance"] = wish.guidance if wish.label else None
-    manifest["first_frame"] = Path(wish.first_frame).name if wish.first_frame else None
+    if "first_frame" in asked:
+        manifest["first_frame"] = Path(wish.first_frame).name if wish.first_frame else None
     manifest["files"] = [path.name for path in paths]
     archive = paths[0].with_name(f"medsora-seed-{wish.seeds[0]}.zip")
     with zipfile.ZipFile(archive, "w") as file:

@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,60 @@ def key(default: Any, meaning: str, **rules: Any) -> Any:
 def section(kind: type, *stage: str) -> Any:
     """Return a dataclass field for a section of keys, all of them read by the named stages alone, if any."""
     return field(default_factory=kind, metadata={"key": Key(kind.__doc__, stage=stage)})
+
+
+# Keys that the sections of several trainings have, each under the same name and with the same meaning.
+
+
+def betas_key(default: list[float]) -> Any:
+    """Return the field of `betas`."""
+    return key(default, f"Betas of the optimiser{OTHER_BETAS}.", at_least=0, below=1, pair=True)
+
+
+def epochs_key(default: int) -> Any:
+    """Return the field of `epochs`, of which `default` are trained where nothing says how many."""
+    meaning = f"Epochs to train, unless max_steps ends first; null: {default}, or as many as max_steps takes."
+    return key(None, meaning, above=0, resume=FREE_TO_EXTEND)
+
+
+LR_DECAY = partial(
+    key, "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
+)
+MAX_STEPS = partial(
+    key, None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND
+)
+MATMUL = partial(
+    key,
+    "highest",
+    "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
+    choices=MATMUL_PRECISIONS,
+)
+LABEL_DROPOUT = partial(
+    key,
+    0.1,
+    "Part of the samples that is trained without its label, as classifier-free guidance needs.",
+    at_least=0,
+    at_most=1,
+)
+EARLY_STOP = partial(
+    key,
+    None,
+    "Evaluations without a better held-out loss after which training ends; null: never. Every evaluation "
+    "is then saved, and the best one's checkpoint kept.",
+    above=0,
+    resume=FREE,
+)
+EARLY_STOP_GAIN = partial(
+    key,
+    0.0,
+    "Smallest decrease that is better, as a part of the best held-out loss.",
+    at_least=0,
+    below=1,
+    resume=FREE,
+)
+KEEP_EVERY = partial(
+    key, None, "Also keep the checkpoints of every so many steps; null: none.", above=0, resume=FREE
+)
 
 
 @dataclass
@@ -237,8 +292,8 @@ class VaeConfig:
     path: str | None = key(
         None,
         "VAE that stage 2 uses: a run of stage 1, a saved VAE, a base that diffusers saved, or the word base "
-        "(vae.base as it is, without stage 1); null: the one that stage 1 of this run trained, or a "
-        "per-frame base itself.",
+        "(vae.base with vae.weights as it is, without stage 1); null: the one that stage 1 of this run "
+        "trained, or a per-frame base itself.",
         stage=GENERATORS,
     )
 
@@ -372,8 +427,8 @@ class VaeTrainingConfig:
 
     train: str = key(
         "compensation",
-        "Parameters to train: the compensation modules, or all.",
-        choices=("compensation", "all"),
+        "Parameters to train: the compensation modules, the whole decoder (the latents stay), or all.",
+        choices=("compensation", "decoder", "all"),
     )
     crop: int | None = key(
         None,
@@ -383,25 +438,13 @@ class VaeTrainingConfig:
     )
     lr: float = key(2e-7, "Peak learning rate.", above=0)
     optimizer: str = key("adam", "Optimiser, by its name in torch.optim.", choices=OPTIMIZERS)
-    betas: list[float] = key(
-        [0.5, 0.9], f"Betas of the optimiser{OTHER_BETAS}.", at_least=0, below=1, pair=True
-    )
-    lr_decay: str = key(
-        "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
-    )
+    betas: list[float] = betas_key([0.5, 0.9])
+    lr_decay: str = LR_DECAY()
     warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
     batch: int = key(1, "Clips per optimiser step, over all processes.", above=0)
     accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
-    epochs: int | None = key(
-        None,
-        f"Epochs to train, unless max_steps ends first; null: {DEFAULT_VAE_EPOCHS}, or as many as max_steps "
-        "takes.",
-        above=0,
-        resume=FREE_TO_EXTEND,
-    )
-    max_steps: int | None = key(
-        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND
-    )
+    epochs: int | None = epochs_key(DEFAULT_VAE_EPOCHS)
+    max_steps: int | None = MAX_STEPS()
     clip_norm: float | None = key(None, "Gradient norm to clip to; null: no clipping.", above=0)
     l1: float = key(1.0, "Weight of the L1 reconstruction loss.", at_least=0)
     l2: float = key(0.0, "Weight of a tokenizer's L2 reconstruction loss.", at_least=0)
@@ -421,30 +464,22 @@ class VaeTrainingConfig:
         "Weight of the loss between decoded halved latents and the halved video; the paper has none.",
         at_least=0,
     )
+    sharpness: float = key(
+        0.0,
+        "Weight of the distance, beyond 0.2 decades, between the sharpness of clips and reconstructions; the "
+        "paper has none.",
+        at_least=0,
+    )
     latent_std: float = key(1.0, "Standard deviation of scaled latents when train is all.", above=0)
     precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass to save memory.")
     eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
     eval_clips: int = key(4, "Held-out clips per validation.", above=0, resume=FREE)
-    early_stop: int | None = key(
-        None,
-        "Evaluations without a better held-out loss after which training ends; null: never. Every evaluation "
-        "is then saved, and the best one's checkpoint kept.",
-        above=0,
-        resume=FREE,
-    )
-    early_stop_gain: float = key(
-        0.0,
-        "Smallest decrease that is better, as a part of the best held-out loss.",
-        at_least=0,
-        below=1,
-        resume=FREE,
-    )
+    early_stop: int | None = EARLY_STOP()
+    early_stop_gain: float = EARLY_STOP_GAIN()
     save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
     keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
-    keep_every: int | None = key(
-        None, "Also keep the checkpoints of every so many steps; null: none.", above=0, resume=FREE
-    )
+    keep_every: int | None = KEEP_EVERY()
     log_every: int = key(10, "Steps between lines of the log.", above=0, resume=FREE)
 
 
@@ -468,27 +503,15 @@ class DitTrainingConfig:
         "Phases in order, each with lr, batch and until_epoch.",
     )
     optimizer: str = key("adamw", "Optimiser, by its name in torch.optim.", choices=OPTIMIZERS)
-    betas: list[float] = key(
-        [0.9, 0.999], f"Betas of the optimiser{OTHER_BETAS}.", at_least=0, below=1, pair=True
-    )
+    betas: list[float] = betas_key([0.9, 0.999])
     weight_decay: float = key(
         0.01, "Weight decay: decoupled in adamw, in the other optimisers added to the gradient.", at_least=0
     )
-    lr_decay: str = key(
-        "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
-    )
+    lr_decay: str = LR_DECAY()
     warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
     accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
-    epochs: int | None = key(
-        None,
-        f"Epochs to train, unless max_steps ends first; null: {DEFAULT_DIT_EPOCHS}, or as many as max_steps "
-        "takes.",
-        above=0,
-        resume=FREE_TO_EXTEND,
-    )
-    max_steps: int | None = key(
-        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND
-    )
+    epochs: int | None = epochs_key(DEFAULT_DIT_EPOCHS)
+    max_steps: int | None = MAX_STEPS()
     clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
     clip_from_epoch: int = key(25, "Epoch from which gradients are clipped.", at_least=0)
     ema_decay: float = key(
@@ -498,12 +521,7 @@ class DitTrainingConfig:
         below=1,
     )
     precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
-    label_dropout: float = key(
-        0.1,
-        "Part of the samples that is trained without its label, as classifier-free guidance needs.",
-        at_least=0,
-        at_most=1,
-    )
+    label_dropout: float = LABEL_DROPOUT()
     first_frame_prob: float = key(
         0.0, "Part of the samples whose first frames are given without noise.", at_least=0, at_most=1
     )
@@ -513,36 +531,18 @@ class DitTrainingConfig:
     error_of: str = key(
         "noise", "Prediction target whose squared error is the first part of the loss.", choices=LOSS_TARGETS
     )
-    matmul: str = key(
-        "highest",
-        "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
-        choices=MATMUL_PRECISIONS,
-    )
+    matmul: str = MATMUL()
     compile: bool = key(False, "Compile the denoiser's blocks by torch.compile; needs an NVIDIA or AMD GPU.")
     sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
     sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)
     sample_steps: int = key(250, "DDIM steps of those videos.", above=0, at_most=DIFFUSION_STEPS, resume=FREE)
     eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
     eval_clips: int = key(8, "Held-out clips per validation.", above=0, resume=FREE)
-    early_stop: int | None = key(
-        None,
-        "Evaluations without a better held-out loss after which training ends; null: never. Every evaluation "
-        "is then saved, and the best one's checkpoint kept.",
-        above=0,
-        resume=FREE,
-    )
-    early_stop_gain: float = key(
-        0.0,
-        "Smallest decrease that is better, as a part of the best held-out loss.",
-        at_least=0,
-        below=1,
-        resume=FREE,
-    )
+    early_stop: int | None = EARLY_STOP()
+    early_stop_gain: float = EARLY_STOP_GAIN()
     save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
     keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
-    keep_every: int | None = key(
-        None, "Also keep the checkpoints of every so many steps; null: none.", above=0, resume=FREE
-    )
+    keep_every: int | None = KEEP_EVERY()
     log_every: int = key(10, "Steps between lines of the log.", above=0, resume=FREE)
 
 
@@ -570,61 +570,26 @@ class ArTrainingConfig:
     lr: float = key(1e-4, "Peak learning rate.", above=0)
     batch: int = key(8, "Clips per optimiser step, over all processes.", above=0)
     optimizer: str = key("adamw", "Optimiser, by its name in torch.optim.", choices=OPTIMIZERS)
-    betas: list[float] = key(
-        [0.9, 0.95], f"Betas of the optimiser{OTHER_BETAS}.", at_least=0, below=1, pair=True
-    )
+    betas: list[float] = betas_key([0.9, 0.95])
     weight_decay: float = key(0.05, "Weight decay of matrices; other parameters have none.", at_least=0)
-    lr_decay: str = key(
-        "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
-    )
+    lr_decay: str = LR_DECAY()
     warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
     accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
-    epochs: int | None = key(
-        None,
-        f"Epochs to train, unless max_steps ends first; null: {DEFAULT_AR_EPOCHS}, or as many as max_steps "
-        "takes.",
-        above=0,
-        resume=FREE_TO_EXTEND,
-    )
-    max_steps: int | None = key(
-        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND
-    )
+    epochs: int | None = epochs_key(DEFAULT_AR_EPOCHS)
+    max_steps: int | None = MAX_STEPS()
     clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
     precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
-    matmul: str = key(
-        "highest",
-        "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
-        choices=MATMUL_PRECISIONS,
-    )
-    label_dropout: float = key(
-        0.1,
-        "Part of the samples that is trained without its label, as classifier-free guidance needs.",
-        at_least=0,
-        at_most=1,
-    )
+    matmul: str = MATMUL()
+    label_dropout: float = LABEL_DROPOUT()
     sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
     sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)
     eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
     eval_clips: int = key(8, "Held-out clips per validation.", above=0, resume=FREE)
-    early_stop: int | None = key(
-        None,
-        "Evaluations without a better held-out loss after which training ends; null: never. Every evaluation "
-        "is then saved, and the best one's checkpoint kept.",
-        above=0,
-        resume=FREE,
-    )
-    early_stop_gain: float = key(
-        0.0,
-        "Smallest decrease that is better, as a part of the best held-out loss.",
-        at_least=0,
-        below=1,
-        resume=FREE,
-    )
+    early_stop: int | None = EARLY_STOP()
+    early_stop_gain: float = EARLY_STOP_GAIN()
     save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
     keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
-    keep_every: int | None = key(
-        None, "Also keep the checkpoints of every so many steps; null: none.", above=0, resume=FREE
-    )
+    keep_every: int | None = KEEP_EVERY()
     log_every: int = key(10, "Steps between lines of the log.", above=0, resume=FREE)
 
 

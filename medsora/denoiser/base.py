@@ -100,7 +100,7 @@ class Denoiser(PresetModel):
     """Base class of denoisers: noisy latents and timesteps in; noise, variance and features out.
 
     A subclass has the modules `time`, `blocks`, `final` and `labels` (or None), and the settings
-    `in_channels`, `width`, `depth`, `patch` and `classes`.
+    `in_channels`, `width`, `depth`, `patch`, `classes` and `prior_width`.
     """
 
     _supports_gradient_checkpointing = True
@@ -108,11 +108,15 @@ class Denoiser(PresetModel):
     _repeated_blocks: ClassVar = ["Block"]
 
     def add_adapter(self, prior_width: int) -> None:
-        """Refuse the image prior's trained adapter, which few denoisers have."""
-        raise BadInput(
-            f"alignment.kind is image, but {type(self).__name__} has no adapter for it; take an "
-            "endora preset, or alignment.kind: flow."
-        )
+        """Add the trained convolution that makes tokens of an image prior's maps of so many channels.
+
+        0 channels: there is none, and `adapter` is None.
+        """
+        self.adapter = None
+        if prior_width:
+            self.adapter = nn.Conv2d(prior_width, self.config.width, kernel_size=2, stride=2, bias=False)
+            self.adapter.to(self.device, self.dtype)
+        self.register_to_config(prior_width=prior_width)
 
     @property
     def num_features(self) -> int:

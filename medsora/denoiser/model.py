@@ -35,11 +35,13 @@ class MedSoraOutput(BaseOutput):
         eps: the predicted noise (B, n, C, h, w).
         variance: the learned-range variance channels (B, n, C, h, w), in the loss's own units.
         features: per block the tokens of the clip after the spatial part, (B, f, l, d), unless left out.
+        image_features: the same of the joint images, (B, n - f, l, d).
     """
 
     eps: Tensor
     variance: Tensor = None
     features: list[Tensor] = None
+    image_features: list[Tensor] = None
 
 
 class MedSora(Denoiser):
@@ -67,6 +69,7 @@ class MedSora(Denoiser):
         scan, axes, directions: the spatial Mamba's walks (Eq. 8): "spiral", "raster" or "snake", along "both"
             axes, rows ("height") or columns ("width"), in "both" directions or "forward".
         fusion: of both axes: "gate" (Eq. 9) or "mean".
+        prior_width: channels of the image prior whose adapter is trained (`add_adapter`); 0: no adapter.
 
     Raises:
         BadInput: if the widths do not divide, or a word is unknown or does not fit another one.
@@ -100,6 +103,7 @@ class MedSora(Denoiser):
         axes: str = PAPER["axes"],
         directions: str = PAPER["directions"],
         fusion: str = PAPER["fusion"],
+        prior_width: int = 0,
     ) -> None:
         super().__init__()
         check_settings(self.config)
@@ -122,6 +126,7 @@ class MedSora(Denoiser):
         self.labels = nn.Embedding(classes + 1, width) if classes else None  # the last row: no label
         self.gradient_checkpointing = False
         initialise(self)
+        self.add_adapter(prior_width)
 
     def forward(
         self,
@@ -158,7 +163,7 @@ class MedSora(Denoiser):
             local = block.attention
             tables = None if local is None else local.tables(x.shape[2], x.device, _product_dtype(x))
         how = SpatialScan(self.config.scan, self.config.axes, self.config.directions)
-        features = [] if with_features else None
+        features, image_features = ([], []) if with_features else (None, None)
         for block, of_block in zip(self.blocks, modulation.blocks, strict=True):
             scans = frame_scans(z.shape[1], joint, grid, block.variant, z.device, how)
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -167,11 +172,12 @@ class MedSora(Denoiser):
                 x, spatial = block(x, of_block, scans, tables)
             if with_features:
                 features.append(spatial[:, :clip])
+                image_features.append(spatial[:, clip:])
             del spatial
         eps, variance = self.final(x, modulation.final, grid)
         if self.config.prediction == "velocity":
             eps = noise_from_velocity(eps, z, t)
-        return MedSoraOutput(eps=eps, variance=variance, features=features)
+        return MedSoraOutput(eps, variance, features, image_features)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -137,6 +137,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="N",
         help="N re-samplings give each figure an interval; of several --fake 200 (default: 0)",
     )
+    add("--label", metavar="NAME", help="of the real clips only those with this label (default: all)")
+    add(
+        "--labels",
+        metavar="SOURCE",
+        help="which clips have it, as in data.labels: folders, or a CSV (default: labels.csv)",
+    )
     add(
         "--memorised",
         metavar="TRAIN_DIR",

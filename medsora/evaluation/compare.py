@@ -14,11 +14,12 @@ from accelerate import PartialState
 from medsora.data.sheet import SHEET_NAME
 from medsora.errors import BadInput, building, one_line
 from medsora.evaluation.bootstrap import between_halves, bootstrap, differences
-from medsora.evaluation.features.clip_set import ClipSet
+from medsora.evaluation.features.clip_set import REFERENCES, ClipSet
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.report.comparison import Comparison, Ranking
 from medsora.evaluation.report.plots import draw_motion, write_comparison_sheet
+from medsora.evaluation.report.results import AS_REAL
 from medsora.evaluation.run import (
     build,
     choose_generated,
@@ -78,9 +79,10 @@ def name_folders(folders: Sequence[str | Path], names: Sequence[str] | None = No
             f"--names gives {len(names)} names for {len(paths)} folders of --fake; give one for each."
         )
     for name in names:
-        if not name.strip() or not name.isprintable() or name == "real" or names.count(name) > 1:
+        if not name.strip() or not name.isprintable() or name in REFERENCES or names.count(name) > 1:
             raise BadInput(
-                f"--names {name!r} cannot name a set: names must be printable, differ, and not be 'real'."
+                f"--names {name!r} cannot name a set: names must be printable, differ, and not be "
+                f"{' or '.join(map(repr, REFERENCES))}."
             )
     return dict(zip(names, paths, strict=True))
 
@@ -90,7 +92,7 @@ def _shortest_end(path: Path, paths: Sequence[Path]) -> str:
     ends = [path.parts[-count:] for count in range(1, len(path.parts) + 1)]
     end = next(end for end in ends if sum(other.parts[-len(end) :] == end for other in paths) == 1)
     name = one_line("/".join(end))
-    return f"{name} (generated)" if name == "real" else name
+    return f"{name} (generated)" if name in REFERENCES else name
 
 
 def _run(
@@ -103,7 +105,8 @@ def _run(
         if state.is_main_process:
             print("\n".join(_plan(settings, measures, reals, sides, [*notes, *reduced])))
         return None
-    of_real = extract_side(settings, reals, measures, state, folder=settings.cache, label="real")
+    reference = reals["clips"].reference
+    of_real = extract_side(settings, reals, measures, state, folder=settings.cache, label=reference)
     of_fakes = {
         name: extract_side(settings, side, measures, state, folder=settings.cache, label=f"{name}'s")
         for name, side in sides.items()
@@ -129,13 +132,13 @@ def _run(
     for warning in comparison.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     with building():
-        shown = {"real": reals["clips"]} | {name: side["clips"] for name, side in sides.items()}
+        shown = {reference: reals["clips"]} | {name: side["clips"] for name, side in sides.items()}
         write_comparison_sheet(settings.out / SHEET_NAME, shown)
         pictures = [
             (settings.out / SHEET_NAME, "first, middle and last frame of up to three clips of each set")
         ]
         if "motion" in measures:
-            moving = {"real": of_real["motion"]} | {name: of["motion"] for name, of in of_fakes.items()}
+            moving = {reference: of_real["motion"]} | {name: of["motion"] for name, of in of_fakes.items()}
             draw_motion(settings.out / "motion.png", moving)
             pictures.append((settings.out / "motion.png", "how fast and where to pixels move"))
         comparison.write(settings.out, pictures)
@@ -157,13 +160,13 @@ def _fit_to_all(
         if theirs != read:
             raise BadInput(
                 f"the clips of {first} name {_in_words(read)}, those of {name} {_in_words(theirs)}, but all "
-                "are compared with the same real clips; give --interval (or --rate) and --crop."
+                "are compared with the same clips of --real; give --interval (or --rate) and --crop."
             )
     unnamed = [name for name in fits if not trained_on[name]]
     if len(unnamed) < len(fits) and unnamed and settings.protocol != STYLEGAN_V:
         warnings.append(
-            f"{', '.join(unnamed)}: the clips do not name how their model's training clips were read; real "
-            f"clips are read as {first}'s were ({_in_words(read)})."
+            f"{', '.join(unnamed)}: the clips do not name how their model's training clips were read; the "
+            f"clips of --real are read as {first}'s were ({_in_words(read)})."
         )
     return replace(settings, **read), trained_on, warnings
 
@@ -200,7 +203,7 @@ def _videos(clips: ClipSet) -> np.ndarray | None:
 def _few_videos(settings: EvaluationSettings, reals: Side, sides: Mapping[str, Side]) -> list[str]:
     few = [
         f"{name} {side['clips'].videos.max() + 1}"
-        for name, side in {"real": reals, **sides}.items()
+        for name, side in {reals["clips"].reference: reals, **sides}.items()
         if _videos(side["clips"]) is None and len(side["clips"]) > side["clips"].videos.max() + 1
     ]
     if not few or not settings.bootstrap:
@@ -229,7 +232,7 @@ def _score(
     for set_name, fake, replicates in zip(names, fakes, again, strict=True):
         comparison.results[set_name].add(measure, real, fake, halves, replicates)
     for figure in (*measure.distances, *measure.scores):
-        if figure.better == "as real":  # its distance is ranked
+        if figure.better == AS_REAL:  # its distance is ranked
             continue
         values = [results.figures()[figure.key] for results in comparison.results.values()]
         key = figure.key if figure in measure.distances else ("generated", figure.key)
@@ -247,9 +250,9 @@ def _plan(
 ) -> list[str]:
     read = _in_words({key: getattr(settings, key) for key in ("interval", "rate", "crop")})
     lines = [
-        f"metrics: {', '.join(measures)}; real clips read with {read}; {settings.bootstrap} re-samplings"
+        f"metrics: {', '.join(measures)}; clips of --real read with {read}; {settings.bootstrap} re-samplings"
     ]
-    for name, side in {"real": reals, **sides}.items():
+    for name, side in {reals["clips"].reference: reals, **sides}.items():
         counts = ", ".join(f"{len(clips)} of {clips.available} {kind}" for kind, clips in side.items())
         lines.append(f"{name}: {counts} from {side['clips'].root}")
     return lines + [f"note: {note}" for note in notes]

@@ -69,7 +69,7 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     reals, fakes = on_main(state, lambda: (choose_real(settings), choose_generated(settings)))
     real, fake = reals["clips"], fakes["clips"]
     scratch = settings.out / ".features"
-    of_real = extract_side(settings, reals, measures, state, folder=settings.cache, label="real")
+    of_real = extract_side(settings, reals, measures, state, folder=settings.cache, label=real.reference)
     of_fake = extract_side(settings, fakes, measures, state, folder=scratch, label="generated")
     audited = None
     if settings.memorised is not None:
@@ -95,9 +95,9 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
         results.write(settings.out)
         write_sheet(settings.out / SHEET_NAME, real, fake)
         if results.distances:  # the Inception Score and Frame Consistency have none
-            draw_distances(settings.out / "distances.png", results.distances)
+            draw_distances(settings.out / "distances.png", results.distances, real.reference)
         if "motion" in measures:
-            moving = {"real": of_real["motion"], "generated": of_fake["motion"]}
+            moving = {real.reference: of_real["motion"], "generated": of_fake["motion"]}
             draw_motion(settings.out / "motion.png", moving)
     shutil.rmtree(scratch, ignore_errors=True)
     return results
@@ -111,7 +111,7 @@ def choose_real(settings: EvaluationSettings) -> dict[str, ClipSet]:
     if settings.protocol == STYLEGAN_V:
         side = stylegan_v.choose_side(settings, settings.real, generated=False)
     else:
-        side = {"clips": settings.choose(settings.real, settings.clips[0])}
+        side = {"clips": settings.choose(settings.real, settings.clips[0], **settings.of_real)}
     return {kind: require_enough(clips) for kind, clips in side.items()}
 
 
@@ -195,6 +195,7 @@ def start_results(
     for kind in reals:
         more = "" if kind == "clips" else f" {kind}"
         sets |= {f"real{more}": reals[kind].facts(), f"generated{more}": fakes[kind].facts()}
+        sets[f"real{more}"]["called"] = reals[kind].reference
     return Results(_protocol(settings, measures), sets, corpus=settings.corpus)
 
 
@@ -204,6 +205,7 @@ def _protocol(settings: EvaluationSettings, measures: Mapping[str, Measure]) -> 
     return {
         "name": settings.protocol,
         "metrics": list(settings.metrics),
+        **({} if settings.label is None else {"label of real clips": settings.label}),
         "clips_asked": dict(zip(("real", "generated"), settings.clips, strict=True)),
         "frames": settings.frames,
         "size": list(settings.size),

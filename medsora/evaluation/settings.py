@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medsora.config.crop import Crop, checked_crop
+from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.reading.resize import height_width
 from medsora.errors import BadInput
 from medsora.evaluation.features.clip_set import DEFAULT_CROP, ClipSet, choose_clips
@@ -75,6 +76,8 @@ class EvaluationSettings(ClipSettings):
 
     Attributes:
         real, fake: folders of videos or frame folders.
+        label: only real clips of this label count; None takes all. `labels` says which these are, as
+            `data.labels` of a config does: "folders" or a CSV's name.
         clips: at most so many on each side; (real, generated) limits them separately.
         protocol: "medsora", or "stylegan-v" for that of published papers, which fixes the number of clips,
             the interval and the crop (`medsora.evaluation.stylegan_v`).
@@ -101,6 +104,13 @@ class EvaluationSettings(ClipSettings):
     batch_size: int = 4
     protocol: str = MEDSORA
     flow: str = "auto"
+    label: str | None = None
+    labels: str = LABELS_NAME
+
+    @property
+    def of_real(self) -> dict[str, Any]:
+        """Arguments of `choose_clips` that count for real clips alone."""
+        return {} if self.label is None else {"label": (self.labels, self.label)}
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:

@@ -53,7 +53,7 @@ def choose_side(settings: EvaluationSettings, root: str | Path, *, generated: bo
 
     Raises `BadInput` with one sentence if there is no folder or no usable clip in it.
     """
-    windows = {"stride": 1, "resize": LANCZOS_JPEG}
+    windows = {"stride": 1, "resize": LANCZOS_JPEG, **({} if generated else settings.of_real)}
     pick = Pick.FIRST if generated else Pick.RANDOM
     side = {"clips": settings.choose(root, MAX_CLIPS, **windows, pick=pick)}
     if {"fid", "is"} & set(settings.metrics):

@@ -56,8 +56,8 @@ def fit_to_training(settings: EvaluationSettings) -> tuple[EvaluationSettings, d
         values[name] = given if given is not None else default if theirs is None else theirs
         if theirs not in (None, values[name]):
             warnings.append(
-                f"real clips are read with {name} {given}, but the generated clips' model was trained with "
-                f"{name} {theirs}: the two sides are not alike; {advice.format(name=name)}."
+                f"the clips of --real are read with {name} {given}, but the generated clips' model was "
+                f"trained with {name} {theirs}: the two sides are not alike; {advice.format(name=name)}."
             )
     return replace(settings, **values), trained_on, warnings
 
@@ -77,8 +77,8 @@ def unlike_rates(trained_on: dict[str, Any], real: ClipSet, fake: ClipSet) -> li
     if ours is None or theirs is None or max(ours / theirs, theirs / ours) <= largest:
         return []
     return [
-        f"real clips are read at {ours:.4g} frames per second, but {whose}: motion is compared at different "
-        f"speeds; give the interval of training, or --rate {theirs:.4g}."
+        f"{real.reference} clips are read at {ours:.4g} frames per second, but {whose}: motion is compared "
+        f"at different speeds; give the interval of training, or --rate {theirs:.4g}."
     ]
 
 

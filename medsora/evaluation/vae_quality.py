@@ -187,9 +187,10 @@ def _write_sheet(
     order = np.argsort([row[best_version]["psnr"] for row in rows])
     shown = dict.fromkeys([*order[:SHOWN], *order[-SHOWN:]])
     strips: list[tuple[str, np.ndarray]] = []
+    original = clips.reference
     for number in map(int, shown):
         real = clips.read(number)
-        strips += [(f"{clips.name(number)}: real", real), ("its spectra", spectrum(real))]
+        strips += [(f"{clips.name(number)}: {original}", real), ("its spectra", spectrum(real))]
         versions = reconstructions(vae, frames_to_video(real)[None].to(next(vae.parameters()).device))
         for name, version in versions.items():
             returned = video_to_frames(version[0])
@@ -197,7 +198,10 @@ def _write_sheet(
             decibels = number_text(rows[number][name]["psnr"])
             strips += [
                 (f"{name}, {decibels} dB", returned),
-                (f"|{name} - real| x {DIFFERENCE_GAIN}", difference.clip(0, 255).astype(np.uint8)),
+                (
+                    f"|{name} - {original}| x {DIFFERENCE_GAIN}",
+                    difference.clip(0, 255).astype(np.uint8),
+                ),
                 (f"spectra of {name}", spectrum(returned)),
             ]
     save_image(path, contact_sheet(strips, columns=4))

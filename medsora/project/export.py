@@ -1,6 +1,7 @@
 """`python -m medsora export RUN OUT`: a run's model as a folder that stands alone, with its card.
 
-OUT/model_index.json  denoiser/  vae/  scheduler/   what `MedSoraPipeline.from_pretrained` reads
+OUT/model_index.json  denoiser/  vae/  scheduler/   what `MedSoraPipeline.from_pretrained` reads; of EndoGen
+                                                    transformer/ and tokenizer/, for `EndoGenPipeline`
 OUT/manifest.json                                   sizes and SHA-256 of these
 OUT/README.md                                       the model card
 OUT/samples.png                                     the run's latest contact sheet
@@ -11,8 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -22,22 +24,15 @@ from medsora.config.schema import Config
 from medsora.config.shipped import models_folder
 from medsora.errors import BadInput
 from medsora.runtime.files import written_folder
-from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.sampling.run import pipeline_class
 from medsora.saved.card import CARD_NAME, ModelCard, evaluation_lines
-from medsora.saved.find import ModelFolder, find_in_run, stage_2_folder
+from medsora.saved.find import ENDOGEN, MEDSORA, ModelFolder, find_in_run, stage_2_folder
 from medsora.saved.hub import upload_model
 from medsora.saved.limits import read_json_object
 from medsora.training.run.folder import ELAPSED, read_log
 from medsora.training.run.report import SHEET, hide_paths
 
 SHEET_NAME = "samples.png"
-LAST_FIGURES = {
-    "loss/mse": "noise error, training",
-    "held_out/mse": "noise error, held out",
-    "loss/alignment": "alignment loss",
-    "held_out/psnr": "PSNR of the VAE, held out (dB)",
-    "held_out/ssim": "SSIM of the VAE, held out",
-}
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
@@ -73,20 +68,20 @@ def export_run(
     evaluation: Path | None = None,
     repo: str | None = None,
 ) -> ModelCard:
-    """Write the model of a run of stage 2 to the new folder `out`, whole or not at all; return its card.
+    """Write the model of a run of stage 2 or of EndoGen to the new folder `out`, whole or not at all.
 
-    Raises `BadInput` if `out` is there already, or the run holds no whole checkpoint.
+    Returns its card. Raises `BadInput` if `out` is there already, or the run holds no whole checkpoint.
     """
     if out.exists():
         raise BadInput(f"{out} is there already; take another folder, or remove it.")
     run = stage_2_folder(run)
     found = find_in_run(run, raw=raw, checkpoint=checkpoint)
     config = load_config(run / "config.yaml", outputs_anywhere=True)
-    pipeline = MedSoraPipeline.from_folder(found, dtype=dtype)
+    pipeline = pipeline_class(found.kind).from_folder(found, dtype=dtype)
     sheet = run / SHEET
     sheet_name = SHEET_NAME if sheet.is_file() else None
     card = pipeline.card(
-        name=name or f"{'-'.join(NAMED_PRESETS[config.denoiser.preset])} {config.run.name}",
+        name=name or f"{KINDS[found.kind].name(config)} {config.run.name}",
         repo=repo or (out.name if out.absolute().parent == models_folder().absolute() else None),
         step=found.step,
         weights=found.weights,
@@ -106,23 +101,13 @@ def export_run(
 
 def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[str, str]]:
     """Return what a card says of the training: its length, its settings and its last figures."""
-    settings, data = config.train_dit, config.data
-    phases = "; ".join(
-        f"{phase.lr:g} with batch {phase.batch}"
-        + (f" until epoch {phase.until_epoch}" if phase.until_epoch else "")
-        for phase in settings.phases
-    )
+    kind, data = KINDS[found.kind], config.data
     pace = f"one in {data.interval}" if data.rate is None else f"{data.rate:g} per second"
+    clips = f"{data.frames} frames, {pace}, {'x'.join(map(str, data.height_width))} pixels"
     rows = [
         ("optimiser steps", f"{found.step:,}"),
-        ("AdamW, learning rate", phases),
-        ("EMA decay", f"{settings.ema_decay:g}"),
-        (
-            "clips",
-            f"{data.frames} frames, {pace}, {'x'.join(map(str, data.height_width))} pixels",
-        ),
-        ("joint images", f"{config.images.count}, {config.images.encoding}"),
-        _alignment_row(config),
+        ("clips", clips),
+        *kind.settings(config),
         ("seed", str(config.run.seed)),
     ]
     if (run / "command.txt").is_file():
@@ -131,14 +116,72 @@ def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[s
     for folder in (run.parent / "vae", run):
         for line in read_log(folder) if (folder / "log.jsonl").is_file() else []:
             if folder != run or line["step"] <= found.step:
-                latest |= {name: value for name, value in line.items() if name in (*LAST_FIGURES, ELAPSED)}
+                latest |= {name: value for name, value in line.items() if name in (*kind.figures, ELAPSED)}
     if ELAPSED in latest:
         rows.append(("hours of the last stage", f"{latest[ELAPSED] / 3600:.1f}"))
-    rows += [(meaning, f"{latest[name]:.4g}") for name, meaning in LAST_FIGURES.items() if name in latest]
+    rows += [(meaning, f"{latest[name]:.4g}") for name, meaning in kind.figures.items() if name in latest]
     if (run / "versions.json").is_file():
         versions = read_json_object(run / "versions.json")
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     return rows
+
+
+def _medsora_settings(config: Config) -> list[tuple[str, str]]:
+    phases = "; ".join(
+        f"{phase.lr:g} with batch {phase.batch}"
+        + (f" until epoch {phase.until_epoch}" if phase.until_epoch else "")
+        for phase in config.train_dit.phases
+    )
+    return [
+        ("AdamW, learning rate", phases),
+        ("EMA decay", f"{config.train_dit.ema_decay:g}"),
+        ("joint images", f"{config.images.count}, {config.images.encoding}"),
+        _alignment_row(config),
+    ]
+
+
+def _endogen_settings(config: Config) -> list[tuple[str, str]]:
+    settings, model = config.train_ar, config.endogen
+    groups = ", whole groups" if model.mask_whole_groups else ""
+    return [
+        (f"{settings.optimizer}, learning rate", f"{settings.lr:g} with batch {settings.batch}"),
+        ("weight decay of matrices", f"{settings.weight_decay:g}"),
+        ("semantic-aware masking", f"{model.mask:g}{groups}"),
+        ("trained without a label", f"{settings.label_dropout:g} of the clips"),
+    ]
+
+
+class Kind(NamedTuple):
+    """What a card says of one kind of model: its name, how it was trained, and which last figures."""
+
+    name: Callable[[Config], str]
+    settings: Callable[[Config], list[tuple[str, str]]]
+    figures: dict[str, str]
+
+
+KINDS = {
+    MEDSORA: Kind(
+        lambda config: "-".join(NAMED_PRESETS[config.denoiser.preset]),
+        _medsora_settings,
+        {
+            "loss/mse": "noise error, training",
+            "held_out/mse": "noise error, held out",
+            "loss/alignment": "alignment loss",
+            "held_out/psnr": "PSNR of the VAE, held out (dB)",
+            "held_out/ssim": "SSIM of the VAE, held out",
+        },
+    ),
+    ENDOGEN: Kind(
+        lambda config: f"EndoGen-{config.endogen.preset}",
+        _endogen_settings,
+        {
+            "loss/total": "cross entropy, training (nats per code)",
+            "held_out/loss": "cross entropy, held out (nats per code)",
+            "held_out/accuracy": "codes guessed right, held out",
+            "held_out/psnr": "PSNR of the tokenizer, held out (dB)",
+        },
+    ),
+}
 
 
 def _alignment_row(config: Config) -> tuple[str, str]:

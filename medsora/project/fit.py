@@ -16,13 +16,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from medsora.config.presets import PRESETS
+from medsora.config.presets import NAMED_PRESETS
 from medsora.config.schema import all_keys
 from medsora.config.shipped import find_config
 from medsora.data.checking.check import CheckReport
 from medsora.data.split import HELD_OUT, draw_split
 from medsora.errors import BadInput
 from medsora.training.dry_run.memory import preset_bytes
+from medsora.vae import PerFrameVAE
 
 RATES_ALIKE = 1.5  # the highest frame rate over the lowest; beyond, it is said
 PAPER_RATE = 10  # frames of a clip per second: every third of 30
@@ -31,7 +32,8 @@ PAPER_SIZE, CPU_SIZE, LEAST_SIZE = 128, 64, 32
 HOLDOUT, SEED = 0.1, 0
 MOST_SOURCES = 0.8  # the part of the videos that must stay usable when frames are left out between frames
 
-CPU_PRESET = "tiny"
+CPU_PRESETS = ("tiny", "endora-tiny")
+ENDORA_FRAMES, ENDORA_IMAGES, ENDORA_BATCH = (16, 8), 8, 5  # as published: docs/endora.md
 # For clips of 16 frames of 128x128, rounded up; not measured on a GPU.
 VAE_STAGE_GIB = 16  # stage 1 on one clip without gradient checkpointing
 PRIOR_GIB = 3  # the frozen VAE, RAFT and DINO at work
@@ -87,18 +89,26 @@ def fit_project(
     fit = Fit()
     fit.set("run", "results go to runs/NAME", name=name)
     fit.set("run", "decides the split, the order and all noise; the same seed gives the same run", seed=SEED)
-    report = _fit_clips(fit, data, check)
+    per_frame = preset is not None and preset.startswith("endora-") and preset not in CPU_PRESETS
+    report = _fit_clips(fit, data, check, ENDORA_FRAMES if per_frame else FRAMES)
     if machine.gpu_gib > 0:
+        if preset in CPU_PRESETS:
+            larger = ", ".join(name for name in NAMED_PRESETS if name not in CPU_PRESETS)
+            raise BadInput(
+                f"the preset {preset} is for CPUs; choose one of {larger}, or --memory 0 for a CPU's config."
+            )
         side = _fit_size(fit, report, size or PAPER_SIZE, asked=size is not None)
-        _fit_gpu(fit, machine, report.clips, side, preset)
+        (_fit_endora if per_frame else _fit_gpu)(fit, machine, report.clips, side, preset)
     else:
         side = _fit_size(fit, report, size or CPU_SIZE, asked=size is not None)
         _fit_cpu(fit, machine, report.clips, side, preset)
     return fit
 
 
-def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) -> CheckReport:
-    frames = next((frames for frames in FRAMES if check(frames + 1, 1).clips), FRAMES[0])
+def _fit_clips(
+    fit: Fit, data: str, check: Callable[[int, int], CheckReport], lengths: tuple[int, ...]
+) -> CheckReport:
+    frames = next((frames for frames in lengths if check(frames + 1, 1).clips), lengths[0])
     report = check(frames + 1, 1)
     report.require_clips()
     rates = [source.scan.fps for source in report.usable if source.scan.fps]
@@ -109,7 +119,9 @@ def _fit_clips(fit: Fit, data: str, check: Callable[[int, int], CheckReport]) ->
     report = check(frames + 1, interval)
     fit.set("data", f"{len(report.usable)} usable of {len(report.reports)} videos", root=data)
     why = "the first has a latent of its own (docs/fidelity.md); the paper's: 16"
-    fit.set("data", why if frames == FRAMES[0] else f"no video is long enough for {FRAMES[0]}", frames=frames)
+    why = "the paper's" if frames == PAPER_FRAMES else why
+    why = why if frames == lengths[0] else f"no video is long enough for {lengths[0]}"
+    fit.set("data", why, frames=frames)
     if not rates:
         why = "folders of pictures do not say their rate; 3 if these are 30 per second, as in the paper"
     elif interval < wanted:
@@ -153,27 +165,17 @@ def _fit_size(fit: Fit, report: CheckReport, wanted: int, *, asked: bool) -> int
 
 
 def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | None) -> None:
-    if preset == CPU_PRESET:
-        larger = ", ".join(name for name in PRESETS if name != CPU_PRESET)
-        raise BadInput(
-            f"the preset {preset} is for CPUs; choose one of {larger}, or --memory 0 for a CPU's config."
-        )
     preset = preset or ("B" if machine.gpu_gib >= 10 else "S")
     memory = f"{machine.gpu_gib:.0f} GiB"
-    frames = fit.values["data"]["frames"]
-    area = (side / PAPER_SIZE) ** 2 * frames / PAPER_FRAMES
-    state_gib, clip_gib = (size / 2**30 for size in preset_bytes(preset, frames, side))
-    free = USABLE * machine.gpu_gib - PRIOR_GIB * max(area, 1) - state_gib
-    fitting = max(free / clip_gib, 1)
+    area = _area(fit, side)
+    clip_gib, fitting = _fitting(fit, machine, side, preset_bytes(preset, fit.values["data"]["frames"], side))
     first = min(16, 2 ** int(math.log2(fitting)))
     fit.set("data", "processes that decode videos", workers=max(1, min(8, machine.cores - 1)))
     fit.set("vae", "stage 1 starts from it; downloaded once, or a local folder", base="THUDM/CogVideoX-2b")
     fit.set("images", "joint images per clip, as in the paper", count=8)
     fit.set("images", "the 8 go through the VAE together, as in the paper", encoding="packed")
     fit.set("denoiser", f"S 44, B 86, L 172, XL 343 million parameters; for {memory}", preset=preset)
-    tight = fitting < 1.5
-    why = f"{memory}: activations of one clip take about {clip_gib:.2g} GiB without"
-    fit.set("denoiser", why, gradient_checkpointing=tight)
+    _fit_checkpointing(fit, machine, clip_gib, fitting)
     fit.set("flow", "the paper's; dis needs no weights and is weaker", estimator="raft_large")
     fit.set("dino", "the paper's; reads the optical flow as pictures", model="vit_base_patch8_224.dino")
     fit.set("dino", "downloaded once; or a local file", weights="hub")
@@ -194,6 +196,52 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     ]
     why = "the paper's" if first == 16 else f"the paper's first batch is 16; {first} fits into {memory}"
     fit.set("train_dit", why, phases=phases)
+    _fit_dit_steps(fit, clips, steps)
+
+
+def _area(fit: Fit, side: int) -> float:
+    """How many times the pixels of the paper's clip a clip has."""
+    return (side / PAPER_SIZE) ** 2 * fit.values["data"]["frames"] / PAPER_FRAMES
+
+
+def _fitting(fit: Fit, machine: Machine, side: int, of_preset: tuple[int, int]) -> tuple[float, float]:
+    """Return what a clip of a step takes, in GiB, and how many fit: at least one."""
+    state_gib, clip_gib = (size / 2**30 for size in of_preset)
+    free = USABLE * machine.gpu_gib - PRIOR_GIB * max(_area(fit, side), 1) - state_gib
+    return clip_gib, max(free / clip_gib, 1)
+
+
+def _fit_checkpointing(fit: Fit, machine: Machine, clip_gib: float, fitting: float) -> None:
+    why = f"{machine.gpu_gib:.0f} GiB: activations of one clip take about {clip_gib:.2g} GiB without"
+    fit.set("denoiser", why, gradient_checkpointing=fitting < 1.5)
+
+
+def _fit_endora(fit: Fit, machine: Machine, clips: int, side: int, preset: str) -> None:
+    """Endora as published (docs/endora.md): per-frame latents and the image prior; there is no stage 1."""
+    of_preset = preset_bytes(preset, fit.values["data"]["frames"], side, ENDORA_IMAGES, PerFrameVAE)
+    clip_gib, fitting = _fitting(fit, machine, side, of_preset)
+    batch, memory = min(ENDORA_BATCH, int(fitting)), f"{machine.gpu_gib:.0f} GiB"
+    fit.set("data", "processes that decode videos", workers=max(1, min(8, machine.cores - 1)))
+    fit.set("vae", "one latent per frame, used as it is: there is no stage 1", kind="per-frame")
+    fit.set("vae", "downloaded once, or a local folder", base="stabilityai/sd-vae-ft-mse")
+    fit.set("images", "joint images per clip, as in Endora's code", count=ENDORA_IMAGES)
+    fit.set("images", "each has a latent of its own", encoding="single")
+    why = f"endora-S 32, -B 130, -L 457, -XL 674 million parameters; for {memory}"
+    fit.set("denoiser", why, preset=preset)
+    _fit_checkpointing(fit, machine, clip_gib, fitting)
+    fit.set("alignment", "DINO on the frames, as in Endora's code; flow: on the optical flow", kind="image")
+    fit.set("alignment", "Endora's", weight=0.5)
+    fit.set("dino", "Endora's", model="vit_small_patch8_224.dino")
+    fit.set("dino", "downloaded once; or a local file", weights="hub")
+    why = "Endora's"
+    if batch < ENDORA_BATCH:
+        why = f"Endora's batch is {ENDORA_BATCH}; {batch} fits into {memory}"
+    fit.set("train_dit", why, phases=[{"lr": 1e-4, "batch": batch, "until_epoch": None}])
+    fit.set("train_dit", "Endora's", weight_decay=0)
+    _fit_dit_steps(fit, clips, _steps(DIT_PASSES * clips // batch, DIT_STEPS))
+
+
+def _fit_dit_steps(fit: Fit, clips: int, steps: int) -> None:
     fit.set("train_dit", f"{DIT_PASSES} passes over {clips} clips, {_within(DIT_STEPS)}", max_steps=steps)
     fit.set("train_dit", "the paper's; samples come from this moving average", ema_decay=0.9999)
     fit.set("train_dit", "20 contact sheets over the run", sample_every=max(steps // 20, 500))
@@ -204,7 +252,7 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
 
 def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | None) -> None:
     """The demo's settings: minutes instead of days, and nothing to download."""
-    if preset not in (None, CPU_PRESET):
+    if preset not in (None, *CPU_PRESETS):
         raise BadInput(
             f"the preset {preset} needs a GPU; leave --preset out, or give its memory by --memory."
         )
@@ -216,6 +264,10 @@ def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
             reason = comments.get(f"{section}.{name}") or all_keys()[f"{section}.{name}"].meaning.rstrip(".")
             fit.set(section, reason, **{name: value})
     phase = shipped["train_dit"]["phases"][0]
+    if preset == "endora-tiny":
+        fit.set("denoiser", "4 million parameters, for 64x64 and below; tiny: MedSora's", preset=preset)
+        phase["lr"] = 1e-3
+        fit.set("train_dit", "one, for short runs; MedSora's: 4.0e-3, Endora's: 1.0e-4", phases=[phase])
     clip_gib = CPU_CLIP_GIB * (side / CPU_SIZE) ** 2
     fitting = max((CPU_USABLE * machine.ram_gib - CPU_PROCESS_GIB) / clip_gib, 1)
     if fitting < phase["batch"]:

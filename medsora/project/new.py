@@ -86,15 +86,18 @@ def found_ram_gib() -> float:
         return math.inf
 
 
-def next_commands(project: Path, name: str, preset: str) -> list[str]:
-    """Return the three commands that follow, both stages and sampling: a wheel has no scripts beside it."""
+def next_commands(project: Path, name: str, preset: str, *, stage_1: bool = True) -> list[str]:
+    """Return the commands that follow, both stages and sampling: a wheel has no scripts beside it.
+
+    `stage_1` is false where the VAE is used as it is.
+    """
     train_vae, train_dit, sample = "-m medsora train-vae", "-m medsora train-dit", "medsora sample"
     if is_checkout(ROOT):
         train_vae, train_dit, sample = "train_vae.py", "train_dit.py", "python sample_ddim.py"
     config = shlex.quote(str(project / CONFIG_NAME))
     run = shlex.quote(f"runs/{name}")
     return [
-        f"accelerate launch {train_vae} --config {config}",
+        *([f"accelerate launch {train_vae} --config {config}"] if stage_1 else []),
         f"accelerate launch {train_dit} --config {config}",
         f"{sample} --model {run}/dit-{preset} --num-videos 4 --steps 250 --out {run}/videos",
     ]
@@ -110,5 +113,6 @@ def _tell(console: Console, report: CheckReport, fit: Fit, project: Path) -> Non
     say(f"clips as training sees them: {project / SHEET_NAME}")
     say(f"config, a reason on every line: {project / CONFIG_NAME}")
     say("\nnext:")
-    for command in next_commands(project, fit.values["run"]["name"], fit.values["denoiser"]["preset"]):
+    name, preset = fit.values["run"]["name"], fit.values["denoiser"]["preset"]
+    for command in next_commands(project, name, preset, stage_1="train_vae" in fit.values):
         say(f"  {command}")

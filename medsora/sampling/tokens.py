@@ -171,6 +171,7 @@ class EndoGenPipeline(SavedPipeline):
             "summary": f"An autoregressive video model (EndoGen, preset {preset}) with {parameters:,} "
             f"parameters in the transformer and {of_tokenizer:,} in the tokenizer. Code by code it writes",
             "pipeline": "from medsora.sampling.tokens import EndoGenPipeline",
+            "method": "autoregressive",
         }
         return ModelCard(**known | facts)
 

@@ -31,7 +31,7 @@ class ModelCard:
     """Everything that the card says; tables are lists of (name, value).
 
     `evaluation` holds lines of Markdown; `weights` is which set is here: "ema", "raw" or "saved"; `summary`
-    says what the model is, if it is no denoiser and VAE; `pipeline` imports what loads it.
+    says what the model is, if it is no denoiser and VAE; `pipeline` imports what loads it; `method` is a tag.
     """
 
     name: str
@@ -42,6 +42,7 @@ class ModelCard:
     model: str = "MedSora"
     summary: str | None = None
     pipeline: str = "from medsora import MedSoraPipeline"
+    method: str = "diffusion"
     repo: str | None = None
     step: int | None = None
     weights: str = "saved"
@@ -62,7 +63,7 @@ class ModelCard:
             "---",
             "library_name: medsora",
             *([f"license: {self.licence}"] if self.licence else []),
-            "tags: [medsora, video-generation, diffusion, medical, endoscopy, synthetic]",
+            f"tags: [medsora, video-generation, {self.method}, medical, endoscopy, synthetic]",
             "---",
             "",
             f"# {_plain(self.name)}",
@@ -134,20 +135,21 @@ def evaluation_lines(results: dict[str, Any]) -> list[str]:
     sets, protocol = results["sets"], results["protocol"]
     named = f" (protocol {protocol['name']})" if "name" in protocol else ""  # older results have none
     height, width = protocol["size"]
+    reference = _plain(sets["real"].get("called", "real"))
     rows = [
         (distance["title"], f"{_number(distance['value'])} {distance['unit']}".rstrip())
         for distance in results["distances"].values()
     ]
     rows += [
         (
-            f"{score['title']} (real clips: {_number(score['real'])})",
+            f"{score['title']} ({reference} clips: {_number(score['real'])})",
             f"{_number(score['generated'])} {score['unit']}",
         )
         for score in results["scores"].values()
     ]
     return [
-        f"{sets['generated']['clips_used']} generated clips against {sets['real']['clips_used']} real ones, "
-        f"each of {protocol['frames']} frames of {height}x{width} pixels{named}.",
+        f"{sets['generated']['clips_used']} generated clips against {sets['real']['clips_used']} {reference} "
+        f"clips, each of {protocol['frames']} frames of {height}x{width} pixels{named}.",
         *_table("figure", "value", rows),
         *[f"\n**Note:** {_plain(warning)}" for warning in results.get("warnings", [])],
     ]

@@ -337,10 +337,16 @@ def trained_vae(config: Config) -> VideoVAE:
 def trained_tokenizer(config: Config) -> ModelMixin:
     """Return the frozen tokenizer (`vae.kind: vq`) of `vae.path`, or the one that stage 1 trained.
 
-    Raises `BadInput` where there is none.
+    `UNTOUCHED_BASE` is `vae.base` with `vae.weights`. Raises `BadInput` where there is none.
     """
     if config.vae.kind != "vq":
         raise BadInput(f"vae.kind is {config.vae.kind}, but EndoGen writes a tokenizer's codes: set vq.")
+    if config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():
+        if config.vae.weights is None:
+            raise BadInput("vae.path is base, a tokenizer without training: name its vae.weights.")
+        with building():
+            tokenizer = VQTokenizer.from_base(shipped_file(config.vae.base), shipped_file(config.vae.weights))
+        return tokenizer.requires_grad_(False)
     hint = "set vae.path, or run train_vae.py with the same config first"
     return load_tokenizer(config.vae.path or config.vae_dir, hint)
 

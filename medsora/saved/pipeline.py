@@ -227,8 +227,8 @@ class SavedPipeline(DiffusionPipeline):
         """Load what `medsora.saved.find` found; `vae_dtype` is the VAE's, `dtype` unless given."""
         if found.kind != MEDSORA:
             raise BadInput(
-                f"{found.denoiser.parent} is a model of {found.kind}, which only 'medsora sample' and that "
-                "class read; give a MedSora or Endora model."
+                f"{found.denoiser.parent} is a model of {found.kind}: load it by that class, or give a "
+                "MedSora or Endora model."
             )
         denoiser, vae = load_parts(found, DENOISERS, VAES, dtype, vae_dtype)
         scheduler = _load_scheduler(found.scheduler) if found.scheduler else None

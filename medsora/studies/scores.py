@@ -20,15 +20,25 @@ VAE_AGREEMENT = "judge on the same, through the VAE"
 REPORT = "results.json"
 CLIP_FIGURES = {
     "clips/flow_magnitude": Figure("mean flow, px/frame", "how much generated clips move", 0),
-    "clips/mean_flow_error": Figure("mean flow's distance from real, px/frame", "of the sets' means"),
-    "clips/flow_magnitude_distance": Figure("flow magnitude, distance from real", "Wasserstein-1, px/frame"),
-    "clips/flow_direction_distance": Figure("flow direction, distance from real", "degrees"),
+    "clips/mean_flow_error": Figure(
+        "mean flow's distance from phantom (held out), px/frame", "of the sets' means"
+    ),
+    "clips/flow_magnitude_distance": Figure(
+        "flow magnitude, distance from phantom (held out)", "Wasserstein-1, px/frame"
+    ),
+    "clips/flow_direction_distance": Figure("flow direction, distance from phantom (held out)", "degrees"),
     "clips/warping_error": Figure("flow error", "a frame against the next one along the flow, of 255", 0),
-    "clips/warping_error_distance": Figure("flow error, distance from real", "Wasserstein-1 over clips"),
-    "clips/flicker_distance": Figure("flicker, distance from real", "Wasserstein-1 over clips"),
-    "clips/colour_distance": Figure("colours, distance from real", "Wasserstein-1"),
-    "clips/sharpness_distance": Figure("sharpness, distance from real", "Wasserstein-1 over clips"),
-    "clips/untrained_pyramid_distance": Figure("untrained 3-D pyramid, distance from real", "Fréchet"),
+    "clips/warping_error_distance": Figure(
+        "flow error, distance from phantom (held out)", "Wasserstein-1 over clips"
+    ),
+    "clips/flicker_distance": Figure("flicker, distance from phantom (held out)", "Wasserstein-1 over clips"),
+    "clips/colour_distance": Figure("colours, distance from phantom (held out)", "Wasserstein-1"),
+    "clips/sharpness_distance": Figure(
+        "sharpness, distance from phantom (held out)", "Wasserstein-1 over clips"
+    ),
+    "clips/untrained_pyramid_distance": Figure(
+        "untrained 3-D pyramid, distance from phantom (held out)", "Fréchet"
+    ),
     "clips/agreement": Figure("label agreement", "how often a classifier sees what was asked for", 1),
     "vae/agreement": Figure("label agreement after the VAE", "a classifier on clips that it returns", 1),
     "vae/polyps_kept": Figure("polyps kept by the VAE", "how many of them the classifier still sees", 1),

@@ -1,11 +1,13 @@
-"""The command line that both training scripts share."""
+"""The command line that the training scripts share, and how a note shows one."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 
@@ -79,6 +81,28 @@ def minutes_left(limit: float | None) -> float | None:
     if limit is None:
         return None
     return limit - (time.time() - psutil.Process().create_time()) / 60
+
+
+def documented_command(module: str, arguments: Sequence[str]) -> str:
+    """Return `python -m module ...` as it is typed at the top of the repository, to be passed on in a note.
+
+    Of a path from elsewhere (absolute, or through "..") what lies below the working folder stays, or what
+    begins with `runs` or `configs`, or else its name.
+    """
+    return shlex.join(["python", "-m", module, *map(_from_the_top, arguments)])
+
+
+def _from_the_top(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    path = Path(value)
+    if path.is_absolute() or ".." in path.parts:
+        where, here = path.absolute(), Path.cwd()
+        known = [k for k, part in enumerate(where.parts) if part in ("runs", "configs")]
+        if ".." not in where.parts and where.is_relative_to(here):
+            value = str(where.relative_to(here))
+        else:
+            value = str(Path(*where.parts[known[-1] if known else -1 :]))
+    return option + equals + value
 
 
 def _minutes(text: str) -> float:

@@ -1,31 +1,41 @@
-"""Turn a base VAE that `train_vae.py` trained into the files that ship: JSON config, fp16 weights, a note.
+"""Turn a base VAE or a tokenizer that `train_vae.py` trained into the files that ship: config, weights, note.
 
 python -m medsora.training.export_base runs/phantom-base/vae configs/phantom_base
+python -m medsora.training.export_base runs/phantom-tokenizer/vae configs/phantom_tokenizer
 
-The note's figures are measured here, from the files as they were written, on phantom clips of another seed.
+OUT.json is the config, OUT.safetensors are the weights in fp16. The figures of OUT.md are measured here, from
+the files as they were written, on phantom clips of another seed.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
 import torch
 
+from medsora.baselines.endogen.grid import frames_to_grid
 from medsora.data.phantom import clip_seed, render_clip
 from medsora.data.reading.pixels import frames_to_video
-from medsora.errors import building
+from medsora.errors import BadInput, building
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_text, written_beside
 from medsora.saved.find import find_vae, load_vae
+from medsora.training.command_line import documented_command
 from medsora.training.run.folder import read_log
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.training.stage1.tokenizer import perplexity
+from medsora.vae import FrequencyCompensatedVAE, VQTokenizer
 from medsora.vae.quality import flicker, mean_colour_psnr, psnr, sharpness, ssim
 
 UNSEEN_SEED, FRAMES = 2, 17
+GRID = 4  # rows and columns of the frames whose codes EndoGen writes
 DEFAULT_CLIPS, DEFAULT_SIZE_PX = 12, 64
+KINDS = (FrequencyCompensatedVAE.__name__, VQTokenizer.__name__)
+WHAT_IT_IS = {  # title and origin
+    FrequencyCompensatedVAE: ("base VAE", "CogVideoX's architecture"),
+    VQTokenizer: ("tokenizer", "LlamaGen's VQ-16 made small, with a normalised codebook"),
+}
 
 
 def main() -> None:
@@ -36,56 +46,105 @@ def main() -> None:
     add = parser.add_argument
     add("--size", type=int, default=DEFAULT_SIZE_PX, metavar="PX", help="side of unseen clips (default: 64)")
     add("--clips", type=int, default=DEFAULT_CLIPS, metavar="N", help="unseen clips (default: 12)")
+    add(
+        "--unquantised",
+        type=Path,
+        metavar="RUN",
+        help="a run with vae.quantize=false, whose figures the note of a tokenizer compares",
+    )
     options = parser.parse_args()
     with building():
-        trained = load_vae(find_vae(options.run))
+        trained = load_vae(find_vae(options.run, kinds=KINDS))
+        rival = _rival(trained, options)
         config, weights = (options.out.with_suffix(ending) for ending in (".json", ".safetensors"))
         with written_beside(config) as its_config, written_beside(weights) as its_weights:
             trained.save_base(its_config, its_weights)
-    shipped = FrequencyCompensatedVAE.from_base(config, weights=weights)
+    shipped = type(trained).from_base(config, weights=weights)
     figures = unseen_figures(shipped, options.clips, options.size)
+    columns = {"value": figures}
+    if rival is not None:
+        other = unseen_figures(rival, options.clips, options.size)
+        columns = {"tokenizer": figures, "without quantisation": other}
+    title, origin = WHAT_IT_IS[type(trained)]
     log = read_log(options.run)
     parameters = sum(parameter.numel() for parameter in trained.parameters())
+    size_bytes = weights.stat().st_size
     note = [
-        "# The small base VAE of the phantom",
+        f"# The small {title} of the phantom",
         "",
-        "CogVideoX's architecture, trained from scratch on procedural phantom clips, on nobody's footage.",
-        f"{parameters:,} parameters, {weights.stat().st_size:,} bytes in fp16.",
+        f"{origin}, trained from scratch on procedural phantom clips, on nobody's footage.",
+        f"{parameters:,} parameters, {size_bytes:,} bytes ({size_bytes / 2**20:.2f} MiB) in fp16.",
         "",
         f"The commands are at the top of `{options.out.name}.yaml`; the last of them wrote this note:",
         "",
         "```",
-        shlex.join(["python", "-m", "medsora.training.export_base", *sys.argv[1:]]),
+        documented_command("medsora.training.export_base", sys.argv[1:]),
         "```",
         "",
         f"{max(line['step'] for line in log)} steps in the last run; seeds are in the config. On "
         f"{options.clips} clips of {FRAMES}x{options.size}x{options.size} of phantom seed {UNSEEN_SEED}, "
-        "never trained on, decoded from the mean:",
+        f"never trained on, {'from their codes' if 'codes used' in figures else 'decoded from the mean'}:",
         "",
-        "| figure | value |",
-        "|---|---|",
-        *(f"| {name} | {value:.4g} |" for name, value in figures.items()),
+        f"| figure | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+        *(
+            f"| {name} | {' | '.join(f'{c[name]:.4g}' if name in c else '' for c in columns.values())} |"
+            for name in figures
+        ),
     ]
     write_text(options.out.with_suffix(".md"), "\n".join(note) + "\n")
     print("\n".join(note))
 
 
+def _rival(trained: FrequencyCompensatedVAE | VQTokenizer, options: argparse.Namespace) -> VQTokenizer | None:
+    """Return the autoencoder of `--unquantised`, if it is given. Raises `BadInput` if the two do not fit."""
+    if isinstance(trained, VQTokenizer) and not trained.config.quantize:
+        raise BadInput(
+            f"{options.run} was trained without quantisation, so it has no codes to ship; give it as "
+            "--unquantised beside a tokenizer."
+        )
+    if options.unquantised is None:
+        return None
+    if not isinstance(trained, VQTokenizer):
+        raise BadInput(f"{options.run} is no tokenizer: leave --unquantised out.")
+    rival = load_vae(find_vae(options.unquantised, kinds=KINDS[1:]))
+    if rival.config.quantize or rival.base_settings() != trained.base_settings():
+        raise BadInput(
+            f"{options.unquantised} is not {options.run} without quantisation; train it by the same config "
+            "with run.name=NAME vae.quantize=false."
+        )
+    return rival
+
+
 @torch.no_grad()
 def unseen_figures(
-    vae: FrequencyCompensatedVAE, clips: int = DEFAULT_CLIPS, size_px: int = DEFAULT_SIZE_PX
+    vae: FrequencyCompensatedVAE | VQTokenizer, clips: int = DEFAULT_CLIPS, size_px: int = DEFAULT_SIZE_PX
 ) -> dict[str, float]:
-    """Return mean metrics of `vae` on phantom clips of a seed that nothing in the repository trains on."""
+    """Return mean metrics of `vae` on phantom clips of a seed that nothing in the repository trains on.
+
+    Of a tokenizer also those of the first frames as a grid, and the use of its codes if it has any.
+    """
     videos = torch.stack(
         [frames_to_video(render_clip(clip_seed(UNSEEN_SEED, k), FRAMES, size_px).video) for k in range(clips)]
     )
-    copies = torch.cat([vae.decode(vae.encode(video[None])) for video in videos])
-    return {
+    copies = torch.cat([vae.reconstruct(video[None]) for video in videos])
+    figures = {
         "PSNR (dB)": float(psnr(copies, videos).mean()),
         "PSNR of each clip's mean colour (dB)": float(mean_colour_psnr(videos).mean()),
         "SSIM": float(ssim(copies, videos).mean()),
         "flicker": float(flicker(copies, videos).mean()),
         "sharpness (decades; 0: as the clips)": float(sharpness(copies, videos).mean()),
     }
+    if isinstance(vae, VQTokenizer):
+        grids = frames_to_grid(videos[:, : GRID**2], GRID, GRID)[:, None]
+        in_grids = psnr(vae.reconstruct(grids), grids).mean()
+        figures[f"PSNR in grids of {GRID}x{GRID} frames (dB)"] = float(in_grids)
+        if vae.config.quantize:
+            codes = vae.encode(videos)
+            figures["codes used"] = len(codes.unique())
+            figures["part of the codebook used"] = len(codes.unique()) / vae.num_codes
+            figures["perplexity of the codes"] = perplexity(codes)
+    return figures
 
 
 if __name__ == "__main__":

@@ -74,12 +74,13 @@ def fill_caches(config: Config) -> None:
             priors = PriorCache(config, clips, prior, grid, model.config.width)
         sizes = {"latents": latent_cache_bytes(config, len(clips), vae)}
         if priors is not None:
-            sizes["prior features"] = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
+            width = model.config.width
+            sizes["prior features"] = prior_cache_bytes(config, len(clips), prior, grid, width, vae)
         present = _stored_bytes(latents.store) + (_stored_bytes(priors.store) if priors else 0)
         _check_room(Path(config.cache.dir), sizes, present, accelerator)
         latents.build(vae, accelerator)
         if priors is not None:
-            priors.build(prior, clips, accelerator)
+            priors.build(prior, clips, accelerator, latents)
     if accelerator.is_main_process:
         print(f"filled: {', '.join(str(cache.store.folder) for cache in (latents, priors) if cache)}")
 

@@ -4,18 +4,66 @@ every command is run.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
+from unittest import mock
 
 import pytest
+import torch
 
+from medsora.__main__ import parser
 from medsora.config.load import load_config
 from medsora.config.schema import Config
+from medsora.data.__main__ import parser as data_parser
+from medsora.evaluation.command import make_parser as evaluation_parser
+from medsora.evaluation.conditional import labels
+from medsora.evaluation.settings import EvaluationSettings
+from medsora.sampling.command import make_parser as sampling_parser
+from medsora.sampling.run import SamplingSettings
+from medsora.training import open_clips
+from medsora.training.ar.build import build_transformer
+from medsora.training.command_line import training_arguments
+from medsora.training.stage2.build import build_denoiser
+from medsora.vae import VQTokenizer
 from tools.run_docs_commands import ROOT, Block, blocks_of, is_run, pages, run_block, unlabelled
 
+# Words with a letter or a digit, code and tables included; a limit is raised only for a new topic.
+MAX_WORDS = {
+    "README": 900,
+    "ablation": 1520,
+    "api": 50,
+    "clusters": 580,
+    "comparison": 870,
+    "conditional": 940,
+    "data": 1290,
+    "downstream": 900,
+    "endogen": 1040,
+    "endora": 850,
+    "evaluation": 3450,
+    "extending": 310,
+    "fidelity": 1200,
+    "gpu-run": 650,
+    "index": 150,
+    "install": 270,
+    "performance": 2450,
+    "reliability": 1450,
+    "sampling": 470,
+    "tour": 200,
+    "training": 750,
+    "troubleshooting": 650,
+}
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+TRAININGS = {  # whether it takes a preset, and the config's property of its folder
+    "train_vae.py": (False, "vae_dir"),
+    "train_dit.py": (True, None),
+    "train-ar": (False, "ar_dir"),
+}
 WITHOUT_CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 SOURCES = [
     path
@@ -42,6 +90,35 @@ def test_files_named_in_the_text_are_there(page: Path) -> None:
 def test_every_page_is_in_the_menu() -> None:
     listed = [page for page in pages() if page.name != "README.md"]
     assert sorted(listed) == PAGES, "mkdocs.yml's nav and the folder docs do not hold the same pages"
+
+
+def test_pages_keep_to_their_word_limits() -> None:
+    """Print the words of every hand-written page (`-s` shows them); compare with the limits."""
+    texts = {page.stem: page.read_text(encoding="utf-8") for page in pages()}
+    counts = {
+        name: sum(bool(re.search(r"\w", word)) for word in text.split())
+        for name, text in texts.items()
+        if name != "configuration"  # generated
+    }
+    table = "\n".join(f"{name:16}{count:6} of {MAX_WORDS.get(name, 0)}" for name, count in counts.items())
+    print(f"{table}\n{'all pages':16}{sum(counts.values()):6}")
+    assert sorted(counts) == sorted(MAX_WORDS)
+    assert [name for name, count in counts.items() if count > MAX_WORDS[name]] == []
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "from_pretrained" in (tmp_path / "api.html").read_text(encoding="utf-8")
 
 
 def fidelity_rows() -> dict[str, str]:
@@ -74,10 +151,10 @@ def test_the_fidelity_page_says_what_the_phantom_s_configs_say() -> None:
     }
     assert f"to a standard deviation of {base.train_vae.latent_std:g}" in rows["train_vae.latent_std"]
     how = (ROOT / "configs" / "phantom_base.yaml").read_text(encoding="utf-8")  # its stages are overrides
-    assert ("train_vae.coarse=0." in how) == ("the small phantom base also asks" in rows["train_vae.coarse"])
+    assert ("train_vae.coarse=0." in how) == ("the small phantom base adds" in rows["train_vae.coarse"])
     assert (phantom.vae.base, phantom.images.encoding) == ("configs/phantom_base.json", "single")
     assert (phantom.denoiser.prediction, phantom.train_dit.error_of) == ("velocity", "velocity")
-    assert "in `phantom.yaml` it gives v" in rows["denoiser.prediction"]
+    assert "`phantom.yaml` predicts v" in rows["denoiser.prediction"]
     assert phantom.train_dit.matmul == "medium", rows["train_dit.matmul"]
     assert (len(phantom.train_dit.phases), phantom.train_dit.lr_decay) == (1, "cosine")
     assert "`phantom.yaml` one phase with a cosine decay" in rows["train_dit.lr_decay"]
@@ -99,7 +176,7 @@ def test_keys_named_on_the_pages_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     named = set(re.findall(rf"(?<![\w./])((?:{sections})\.[a-z_0-9]+)\b(?!\.|/|\()", text))
     keys = {
-        key for key in named if not key.endswith((".py", ".md", ".yaml")) and f"medsora.{key}" not in text
+        key for key in named if not key.endswith((".py", ".md", ".yaml", ".json")) and f"medsora.{key}" not in text
     }
     assert keys - known_keys() == set()
 
@@ -133,6 +210,75 @@ def test_the_walk_runs_the_whole_road() -> None:
         "sample_ddim.py", "evaluate.py", "medsora export",
     ):  # fmt: skip
         assert command in scripts, command
+
+
+# Walks that take hours: nobody runs them here
+
+
+def on_paper(page: str, mark: str, written: set[str]) -> list[Config]:
+    """Parse the commands of the page's block that holds `mark`; return the configs that they train.
+
+    `written` are the paths that are there; each command may read these and what those before it write.
+    """
+    (block,) = (block for block in blocks_of(ROOT / "docs" / page) if is_run(block) and mark in block.text)
+    configs = []
+    for command in block.commands:
+        line = re.sub(r"^\s*(time |accelerate launch -m )?", "", command).replace("$label", "polyp")
+        if line.startswith(("for ", "done")):
+            continue
+        _, name, *words = shlex.split(line.replace("accelerate launch", "python"))
+        if name in TRAININGS:
+            preset, folder = TRAININGS[name]
+            config, _ = training_arguments("", words, preset=preset, folder=folder)
+            configs.append(config)
+            assert config.vae.kind == "causal" or name == "train_vae.py" or config.vae.path in written
+            written |= {str(getattr(config, folder or "dit_dir")), str(config.run_dir)}
+            written.add(training_clips(config))
+        elif name == "sample":
+            settings = SamplingSettings(**vars(sampling_parser().parse_args(words)))
+            assert settings.model in written
+            written.add(str(settings.out))
+        elif name == "evaluate.py":
+            options = vars(evaluation_parser().parse_args(words))
+            assert {options["real"], *options["fake"]} <= written
+            names = [options.pop(key) for key in ("names", "fake")]
+            assert EvaluationSettings(fake=names[1][0], **options).label == "polyp"
+        elif name == "export":
+            assert str(parser().parse_args(["export", *words]).run) in written
+        elif words[0] == "medsora.data":
+            written.add(str(data_parser().parse_args(words[1:]).folder))
+        else:
+            assert words[0] == "medsora.evaluation.conditional.labels"
+            assert words[words.index("--model") + 1] in written
+            measured = mock.patch.object(labels, "measure", return_value=0)
+            with mock.patch.object(sys, "argv", words), measured as measure, pytest.raises(SystemExit):
+                labels.main()
+            measure.assert_called_once()
+    return configs
+
+
+def training_clips(config: Config) -> str:
+    """The folder of clips that a config trains on."""
+    with mock.patch.object(open_clips, "write_phantom"):
+        return str(open_clips.clip_folder(config))
+
+
+def test_the_comparison_by_label_can_be_run_and_counts_parameters_right() -> None:
+    configs = on_paper("comparison.md", "for label in", set())
+    assert len(configs) == 5
+    with torch.device("meta"):
+        first, second = (build_denoiser(config, 16, 3) for config in configs[1:3])
+        third = build_transformer(configs[4], VQTokenizer.from_preset("phantom"), 3)
+    counts = " | ".join(f"{model.num_parameters():,}" for model in (third, first, second))
+    assert f"| {counts} |" in (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_endogen_on_one_s_own_folder_takes_five_commands() -> None:
+    tokenizer, transformer = on_paper("endogen.md", "data.root=datasets/mine", {"datasets/mine"})
+    assert tokenizer.vae.kind == "vq"
+    assert transformer.vae.path == str(tokenizer.run_dir)
+    assert tokenizer.data.root == transformer.data.root == "datasets/mine"
+    assert tokenizer.data.size == transformer.data.size
 
 
 # The runner itself

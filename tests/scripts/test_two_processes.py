@@ -57,19 +57,26 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-@pytest.mark.parametrize("stage", ["vae", "dit"])
+@pytest.mark.parametrize("stage", ["vae", "dit", "image"])
 def test_gradients_are_those_of_one_process(
     stage: str, together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes with a clip each, one with both: equal to 1e-5, with everything awake and no dropout."""
+    """Two processes with a clip each, one with both: equal to 1e-5, with everything awake and no dropout.
+
+    `image` is stage 2 with the image prior, whose trained adapter is called outside the denoiser's forward.
+    """
     monkeypatch.chdir(tmp_path)
     config = configure(together.parent / "tiny-clips")
-    if stage == "dit":
+    if stage != "vae":
         shutil.copytree(together / "runs" / "tiny" / "vae", config.vae_dir)
-    with tiny.nothing_silent(), tiny.first_gradients(stage) as alone:
-        tiny.train(stage, config)
+    if stage == "image":
+        config.alignment.kind, config.alignment.weight, config.train_dit.max_steps = "image", 0.5, 1
+    loop = stage if stage == "vae" else "dit"
+    with tiny.nothing_silent(), tiny.first_gradients(loop) as alone:
+        tiny.train(loop, config)
     first, second = (load_file(together / f"{stage}-{rank}.safetensors") for rank in (0, 1))
     assert first.keys() == second.keys() == alone.keys()
+    assert alone.get("adapter.weight", torch.zeros(1)).any() == (stage == "image")
     assert sum(bool(gradient.any()) for gradient in alone.values()) > 0.9 * len(alone)
     for name, gradient in alone.items():
         assert torch.equal(first[name], second[name])

@@ -22,14 +22,18 @@ from medsora.diffusion import DiffusionLoss, GaussianDiffusion
 from medsora.errors import NonFiniteLoss
 from tests.support import tiny_training as tiny
 
+IMAGE_PRIOR = ("alignment.kind=image", "alignment.weight=0.5", "train_dit.max_steps=1")
+
 
 def main() -> None:
-    """Train stage 1, then stage 2, then stage 2 from a damaged checkpoint, then until a loss is NaN."""
+    """Train stage 1, then stage 2, with both priors, then from a damaged checkpoint, then until a NaN."""
     config, out = sys.argv[1], Path(sys.argv[2])
     # One launch serves all: the processes stay together when a run ends.
     with mock.patch.object(PartialState, "destroy_process_group"):
         train_and_keep_gradients("vae", train_vae.main, config, out)
         train_and_keep_gradients("dit", train_dit.main, config, out)
+        image_prior = ["run.name=image", f"vae.path={out / 'runs' / 'tiny' / 'vae'}", *IMAGE_PRIOR]
+        train_and_keep_gradients("dit", train_dit.main, config, out, "image", *image_prior)
         tokenizer = [f"{key.replace('__', '.')}={value}" for key, value in tiny.TOKENIZER.items()]
         run(train_vae.main, config, "run.name=tokenizer", *tokenizer)
         process = PartialState()
@@ -52,11 +56,13 @@ def run(main: Callable[[], None], config: str, *overrides: str) -> None:
     main()
 
 
-def train_and_keep_gradients(stage: str, main: Callable[[], None], config: str, out: Path) -> None:
+def train_and_keep_gradients(
+    stage: str, main: Callable[[], None], config: str, out: Path, name: str = "", *overrides: str
+) -> None:
     """Run a stage; write the gradients of its first step, as this process's optimiser sees them."""
     with tiny.nothing_silent(), tiny.first_gradients(stage) as kept:
-        run(main, config)
-    save_file(kept, out / f"{stage}-{PartialState().process_index}.safetensors")
+        run(main, config, *overrides)
+    save_file(kept, out / f"{name or stage}-{PartialState().process_index}.safetensors")
 
 
 def cut_newest_checkpoint(folder: Path) -> None:

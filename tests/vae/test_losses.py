@@ -12,7 +12,7 @@ import torchvision
 from focal_frequency_loss import FocalFrequencyLoss
 
 from medsora.vae import VaeLoss, focal_frequency_loss
-from medsora.vae.losses import TokenizerLoss, coarse_loss, kl_divergence
+from medsora.vae.losses import TokenizerLoss, coarse_loss, kl_divergence, sharpness_loss
 from medsora.vae.perceptual import PerceptualLoss
 from medsora.vae.tokenizer import TokenizerOutput
 
@@ -59,15 +59,16 @@ def test_each_part_is_weighted_exactly_once(monkeypatch) -> None:
     monkeypatch.setattr(
         "medsora.vae.perceptual.PerceptualLoss", lambda net, trunk: PerceptualLoss(net, random_trunk=True)
     )
-    pred, target = torch.rand(1, 2, 3, 64, 64) * 2 - 1, torch.rand(1, 2, 3, 64, 64) * 2 - 1
+    pred, target = torch.rand(1, 2, 3, 64, 64) - 0.5, torch.rand(1, 2, 3, 64, 64) * 2 - 1
     mean, logvar = torch.randn(1, 1, 16, 8, 8), torch.randn(1, 1, 16, 8, 8)
-    loss = VaeLoss(l1=1.0, lpips=0.1, ffl=0.1, kl=1e-3, coarse=0.25, lpips_net="alex")
+    loss = VaeLoss(l1=1.0, lpips=0.1, ffl=0.1, kl=1e-3, coarse=0.25, sharpness=0.5, lpips_net="alex")
     found = loss(pred, target, mean, logvar, coarse=torch.rand(1, 2, 3, 32, 32))
     torch.testing.assert_close(found.l1, (pred - target).abs().mean())
     torch.testing.assert_close(found.lpips, loss.perceptual(pred, target))
     torch.testing.assert_close(found.ffl, focal_frequency_loss(pred, target))
     torch.testing.assert_close(found.kl, kl_divergence(mean, logvar))
     expected = found.l1 + 0.1 * found.lpips + 0.1 * found.ffl + 1e-3 * found.kl + 0.25 * found.coarse
+    expected += 0.5 * found.sharpness
     torch.testing.assert_close(found.total, expected)
     assert all(value > 0 for value in found._asdict().values())
 
@@ -80,7 +81,7 @@ def test_a_part_of_weight_zero_is_not_computed() -> None:
     )
     found = VaeLoss(l1=1.0, lpips=0, ffl=0, kl=0)(pred, target, latent, latent)
     assert found.total == found.l1
-    assert found.lpips == found.ffl == found.kl == found.coarse == 0
+    assert found.lpips == found.ffl == found.kl == found.coarse == found.sharpness == 0
 
 
 def test_a_tokenizer_s_parts_are_weighted_once_and_pull_each_its_own_side() -> None:
@@ -104,6 +105,16 @@ def test_coarse_loss_compares_with_the_video_at_half_size() -> None:
     half = torch.nn.functional.interpolate(video.flatten(0, 1), scale_factor=0.5, mode="area")
     assert coarse_loss(half.unflatten(0, (2, 3)), video) < 1e-6
     torch.testing.assert_close(coarse_loss(half.unflatten(0, (2, 3)) + 0.5, video), torch.tensor(0.5))
+
+
+def test_sharpness_loss_counts_decades_in_either_direction_and_ignores_brightness() -> None:
+    video = torch.rand(2, 3, 3, 16, 16)
+    assert sharpness_loss(video + 0.25, video) == sharpness_loss(10**0.09 * video, video) == 0
+    for factor in (10**0.5, 10**-0.5):
+        torch.testing.assert_close(sharpness_loss(factor * video, video), torch.tensor(0.8))
+    flat = torch.zeros(1, 1, 3, 16, 16, requires_grad=True)
+    sharpness_loss(flat, video[:1, :1]).backward()
+    assert flat.grad.isfinite().all()
 
 
 class TestPerceptualLoss:

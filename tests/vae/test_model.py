@@ -81,6 +81,21 @@ def test_only_the_compensation_learns_when_the_base_is_frozen(trained) -> None:
     assert all(parameter.grad.abs().sum() > 0 for parameter in learning)
 
 
+def test_training_the_decoder_leaves_the_latents(vae) -> None:
+    video = random_video(8)
+    before = vae.encode(video)
+    learning = vae.trainable_parameters("decoder")
+    out = vae.train()(video)
+    out.reconstruction.square().mean().backward()
+    decoder = [parameter for name, parameter in vae.named_parameters() if "decoder." in name]
+    assert set(map(id, learning)) == set(map(id, decoder))
+    assert all((p.grad is not None) == (id(p) in set(map(id, decoder))) for p in vae.parameters())
+    with torch.no_grad():
+        for parameter in learning:
+            parameter -= parameter.grad
+    assert torch.equal(vae.eval().encode(video), before)
+
+
 def test_train_all_thaws_everything(vae) -> None:
     vae.freeze_base()
     assert len(vae.trainable_parameters("all")) == len(list(vae.parameters()))
@@ -253,7 +268,7 @@ def test_bad_tensors_are_refused(vae) -> None:
         vae.encode(torch.zeros(1, 3, 8, 32, 32))
     with pytest.raises(ValueError, match=r"expected \(B, n, 16, h, w\)"):
         vae.decode(torch.zeros(1, 2, 4, 8, 8))
-    with pytest.raises(ValueError, match="neither 'compensation' nor 'all'"):
+    with pytest.raises(ValueError, match="neither 'compensation', 'decoder' nor 'all'"):
         vae.trainable_parameters("some")
     with pytest.raises(ValueError, match="'both' but must be one of causal, standard"):
         FrequencyCompensatedVAE.from_base(TINY, compensation_kind="both")

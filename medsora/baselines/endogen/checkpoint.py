@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from medsora.baselines.endogen.model import EndoGen
+from medsora.baselines.published import load_state, read_checkpoint
 from medsora.config.presets import ENDOGEN_PRESETS
 from medsora.errors import BadInput
-from medsora.flow_prior.weights import read_weights
 
 PUBLISHED_NAMES = {
     "blocks.": "layers.",
@@ -37,15 +35,8 @@ def read_published(path: str | Path, *, rows: int = 32, cols: int = 32) -> EndoG
     Raises:
         BadInput: if the file is damaged or holds something else; the sentence names the first difference.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found = read_weights(path)
-    except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
-    state = found.get("model", found)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise BadInput(f"{path} holds no state dict of tensors (model); give a published checkpoint.")
-    return from_published(dict(state), rows=rows, cols=cols, source=str(path))
+    state, _ = read_checkpoint(path, "model")
+    return from_published(state, rows=rows, cols=cols, source=str(path))
 
 
 def from_published(state: dict[str, Tensor], *, rows: int = 32, cols: int = 32, source: str) -> EndoGen:
@@ -66,21 +57,5 @@ def from_published(state: dict[str, Tensor], *, rows: int = 32, cols: int = 32, 
         raise BadInput(f"{source} has {depth} blocks of width {width}, which is no known size of EndoGen.")
     with torch.device("meta"):
         model = EndoGen.from_preset(preset, num_codes=codes, rows=rows, cols=cols, classes=classes)
-    names = {name: published_name(name) for name in model.state_dict()}
-    expected = {names[name]: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted(expected.keys() | state.keys()):
-        if name not in state:
-            raise BadInput(f"{source} lacks {name}; give a whole checkpoint of EndoGen or LlamaGen.")
-        if name not in expected:
-            raise BadInput(f"{source} holds {name}, which neither EndoGen nor LlamaGen has.")
-        if tuple(state[name].shape) != expected[name]:
-            raise BadInput(f"{source}: {name} is {tuple(state[name].shape)} instead of {expected[name]}.")
-    model.load_state_dict({ours: state[theirs].float() for ours, theirs in names.items()}, assign=True)
+    load_state(model, state, PUBLISHED_NAMES, source=source, systems="EndoGen or LlamaGen")
     return model.eval()
-
-
-def published_name(name: str) -> str:
-    """Return what published checkpoints call a parameter of `EndoGen`."""
-    for ours, theirs in PUBLISHED_NAMES.items():
-        name = name.replace(ours, theirs)
-    return name

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +10,9 @@ import torch
 from torch import Tensor
 
 from medsora.baselines.endora.model import Endora, place_table, time_table
+from medsora.baselines.published import load_state, read_checkpoint
 from medsora.config.presets import ENDORA_PRESETS
 from medsora.errors import BadInput
-from medsora.flow_prior.weights import read_weights
 
 # Layers of the published class that none of its published uses calls.
 UNUSED = tuple(f"{layer}.{kind}" for layer in ("linear", "linear_2") for kind in ("weight", "bias"))
@@ -54,18 +52,11 @@ def read_published(path: str | Path, *, heads: int | None = None, layout: str | 
     Raises:
         BadInput: if the file is damaged or holds something else; the sentence names the first difference.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found = read_weights(path)
-    except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
+    state, found = read_checkpoint(path, "ema", "model")
     if layout is None:
         named = str(getattr(found.get("args"), "model", ""))
         layout = "separate" if named.endswith("_var") else "interlaced"
-    state = found.get("ema", found.get("model", found))
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise BadInput(f"{path} holds no state dict of tensors (ema or model); give a published checkpoint.")
-    return from_published(dict(state), heads=heads, layout=layout, source=str(path))
+    return from_published(state, heads=heads, layout=layout, source=str(path))
 
 
 def from_published(
@@ -102,18 +93,8 @@ def from_published(
         f"{source}: pos_embed",
     )
     _require_same(times, time_table(len(times), width, *sizes)[:, 0], f"{source}: temp_embed")
-    names = {name: published_name(name) for name in model.state_dict()}
-    _check_shapes(state, {names[n]: tuple(v.shape) for n, v in model.state_dict().items()}, source)
-    ours = {name: state[theirs].float() for name, theirs in names.items()}
-    model.load_state_dict(ours, assign=True)
+    load_state(model, state, PUBLISHED_NAMES, source=source, systems="Endora or Latte")
     return Published(model.eval(), len(times), side * patch)
-
-
-def published_name(name: str) -> str:
-    """Return what published checkpoints call a parameter of `Endora`."""
-    for ours, theirs in PUBLISHED_NAMES.items():
-        name = name.replace(ours, theirs)
-    return name
 
 
 def _usual_heads(width: int, depth: int, source: str) -> int:
@@ -138,16 +119,3 @@ def _positions(state: dict[str, Tensor], name: str, width: int, source: str) -> 
 def _require_same(found: Tensor, expected: Tensor | None, name: str) -> None:
     if expected is None or not torch.allclose(found, expected, atol=POSITION_TOLERANCE, rtol=0):
         raise BadInput(f"{name} is not the fixed table of sines and cosines that this model computes.")
-
-
-def _check_shapes(state: dict[str, Tensor], expected: dict[str, tuple[int, ...]], source: str) -> None:
-    for name in sorted(expected.keys() | state.keys()):
-        if name not in state:
-            raise BadInput(f"{source} lacks {name}; give a whole checkpoint of Endora or Latte.")
-        if name not in expected:
-            raise BadInput(f"{source} holds {name}, which neither Endora nor Latte has.")
-        if tuple(state[name].shape) != expected[name]:
-            raise BadInput(
-                f"{source}: {name} is {tuple(state[name].shape)} instead of {expected[name]}; give a whole "
-                "checkpoint of Endora or Latte."
-            )

@@ -1,7 +1,7 @@
 """Endora's prior: the denoiser's spatial features resemble what DINO sees in the frames themselves.
 
 As the released code does it: the tokens of four DINO layers, brought to the denoiser's grid by a trained 2x2
-convolution, are compared by `image_alignment_loss`. Unlike the released code's, joint images have no target.
+convolution, are compared by `image_alignment_loss`. Joint images have a target each, like the clip's frames.
 """
 
 from __future__ import annotations
@@ -75,15 +75,19 @@ class ImagePrior(nn.Module):
 
         The last of the F+1 frames, which is the flow's, is left out; `flow` and `width` are not used.
         """
-        clips = []
-        for frames in video[:, :-1]:
-            maps = self._attention(frames) if self.source == "attention" else self._tokens(frames)
-            averages = (average_frames(of_layer, latent_frames) for of_layer in maps)
-            size = [SIDE * side for side in grid]
-            clips.append(
-                [F.interpolate(a, size=size, mode="bilinear", align_corners=False) for a in averages]
-            )
+        clips = [self.picture_targets(frames, latent_frames, grid) for frames in video[:, :-1]]
         return [torch.stack(of_layer) for of_layer in zip(*clips, strict=True)]
+
+    @torch.no_grad()
+    def picture_targets(self, frames: Tensor, latents: int, grid: tuple[int, int]) -> list[Tensor]:
+        """Return (n, D, 2h̄, 2w̄) for each of `distinct_layers`, of pictures (K, 3, H, W) in [-1, 1].
+
+        Joint images, or a clip's frames: K of them become n `latents`, whose targets are means.
+        """
+        maps = self._attention(frames) if self.source == "attention" else self._tokens(frames)
+        averages = (average_frames(of_layer, latents) for of_layer in maps)
+        size = [SIDE * side for side in grid]
+        return [F.interpolate(a, size=size, mode="bilinear", align_corners=False) for a in averages]
 
     def pair_with_blocks(self, of_layers: Sequence[Tensor]) -> list[Tensor | None]:
         """Give every feature its layer's tensor, or None, from one tensor for each distinct layer."""

@@ -29,7 +29,7 @@ class Endora(Denoiser):
     """A transformer whose blocks attend within a frame (spatial) or along time (temporal), under adaLN-zero.
 
     Joint images pass through the spatial blocks alone, each by itself, so they never reach the clip. A call
-    and its output are `MedSora`'s; features are the clip's tokens after every spatial block.
+    and its output are `MedSora`'s; features are the tokens after every spatial block.
 
     Args:
         in_channels: C, the latents' channels.
@@ -80,20 +80,12 @@ class Endora(Denoiser):
         initialise(self)
         for drawn in (self.time.mlp[0], self.time.mlp[2], *([self.labels] if classes else [])):
             nn.init.normal_(drawn.weight, std=0.02)
-        self.adapter = None
-        if prior_width:
-            self.add_adapter(prior_width)
+        self.add_adapter(prior_width)
 
     @property
     def num_features(self) -> int:
         """How many features a forward returns: one per spatial block."""
         return self.config.depth // 2
-
-    def add_adapter(self, prior_width: int) -> None:
-        """Let the model learn to make tokens of the image prior's maps of so many channels."""
-        self.adapter = nn.Conv2d(prior_width, self.config.width, kernel_size=2, stride=2, bias=False)
-        self.adapter.to(self.device, self.dtype)
-        self.register_to_config(prior_width=prior_width)
 
     def forward(
         self,
@@ -114,7 +106,7 @@ class Endora(Denoiser):
         x = self.patches(z)
         places = time_table(clip, x.shape[-1], x.device, x.dtype)
         modulation = self.modulation(t, labels) if modulation is None else modulation
-        features = [] if with_features else None
+        features, image_features = ([], []) if with_features else (None, None)
         placed = False
         for block, of_block in zip(self.blocks, modulation.blocks, strict=True):
             if block.along_time and not placed:
@@ -125,11 +117,12 @@ class Endora(Denoiser):
                 x = block(x, of_block, clip)
             if with_features and not block.along_time:
                 features.append(x[:, :clip])
+                image_features.append(x[:, clip:])
         grid = (z.shape[3] // self.config.patch, z.shape[4] // self.config.patch)
         eps, variance = self.final(x, modulation.final, grid)
         if self.config.prediction == "velocity":
             eps = noise_from_velocity(eps, z, t)
-        return MedSoraOutput(eps=eps, variance=variance, features=features)
+        return MedSoraOutput(eps, variance, features, image_features)
 
 
 class Patches(PatchEmbedding):

@@ -26,7 +26,7 @@ from medsora.runtime.files import write_bytes, write_json, written_beside
 LOOK = 1  # raise when the renderer draws other pictures from the same seed
 LABELS_NAME = "labels.csv"
 FPS = 10
-DONE_NAME, _BEGUN, _LOCK = "phantom.json", ".phantom.begun.json", ".phantom.lock"
+_DONE, _BEGUN, _LOCK = "phantom.json", ".phantom.begun.json", ".phantom.lock"
 
 
 def clip_seed(seed: int, index: int) -> int:
@@ -40,10 +40,19 @@ def variant_suffix(polyp_size: float, look: str) -> str:
     return polyps if look == PHANTOM_LOOKS[0] else f"{polyps}-{look}"
 
 
-def look_version(look: str) -> int | str:
-    """Return what `phantom.json` holds of a look, another value whenever it draws other pictures."""
-    version = find_look(look).version
-    return LOOK if look == PHANTOM_LOOKS[0] else f"{look} {version}"
+def phantom_recipe(folder: str | Path) -> dict[str, Any]:
+    """Return what a folder's phantom was made by, and the `seeds` of its clips; empty for other folders."""
+    try:
+        found = json.loads((Path(folder) / _DONE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {"polyp_size": 1.0} | found if isinstance(found, dict) else {}
+
+
+def phantom_seed(folder: str | Path) -> int | None:
+    """Return the seed of the phantom clips that `write_phantom` left in a folder; None for other folders."""
+    seed = phantom_recipe(folder).get("seed")
+    return seed if isinstance(seed, int) else None
 
 
 def write_phantom(
@@ -108,6 +117,12 @@ def write_phantom(
         (folder / _LOCK).unlink(missing_ok=True)  # who waits for it, and who comes now, finds the folder done
 
 
+def look_version(look: str) -> int | str:
+    """Return what a recipe holds of a look, another value whenever it draws other pictures."""
+    version = find_look(look).version
+    return LOOK if look == PHANTOM_LOOKS[0] else f"{look} {version}"
+
+
 def _write_missing(
     folder: Path, recipe: dict[str, Any], look: str, workers: int, progress: Callable[[int, int], None] | None
 ) -> None:
@@ -125,7 +140,7 @@ def _write_missing(
             kind = clip.kind
             table.writerow([clip.video.name, kind, int(kind == "polyp"), int(kind == "instrument")])
     seeds = {clip.video.name: clip.seed for clip in clips}
-    write_json(folder / DONE_NAME, {**recipe, "seeds": seeds})
+    write_json(folder / _DONE, {**recipe, "seeds": seeds})
     (folder / _BEGUN).unlink()
 
 
@@ -173,7 +188,7 @@ class _Clip:
 
 def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether the folder already holds this phantom whole; refuses to mix it with another."""
-    for name in (DONE_NAME, _BEGUN):
+    for name in (_DONE, _BEGUN):
         with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done takes _BEGUN away at any time
             found = {"polyp_size": 1.0} | json.loads((folder / name).read_text(encoding="utf-8"))
             other = {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}
@@ -182,7 +197,7 @@ def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
                     f"{folder} holds a phantom made with {other} instead of "
                     f"{ {key: recipe[key] for key in other} }: choose another folder or delete it."
                 )
-            return name == DONE_NAME
+            return name == _DONE
     return False
 
 

@@ -6,7 +6,6 @@ by themselves: what is seen on them is told apart.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from medsora.config.choices import PHANTOM_LOOKS
 from medsora.data.phantom.camera import Lens
-from medsora.data.phantom.corpus import DONE_NAME, look_version
+from medsora.data.phantom.corpus import look_version, phantom_recipe
 from medsora.data.phantom.looks import find_look
 from medsora.data.phantom.render import KINDS
 from medsora.data.phantom.scene import FARTHEST, Scene
@@ -49,13 +48,13 @@ def find_truth(video: Path) -> Truth | None:
 
     None, too, if today's renderer would draw other pictures from the clip's seed.
     """
+    recipe = phantom_recipe(video.parent)
     try:
-        recipe = json.loads((video.parent / DONE_NAME).read_text(encoding="utf-8"))
         number, seed = list(recipe["seeds"]).index(video.name), recipe["seeds"][video.name]
         looks = {look_version(look): look for look in PHANTOM_LOOKS}
         look, size = find_look(looks[recipe["look"]]), recipe["size"]
-        polyp_size = recipe.get("polyp_size", 1.0)
-    except (OSError, KeyError, TypeError, ValueError):
+        polyp_size = recipe["polyp_size"]
+    except (KeyError, TypeError, ValueError):
         return None
     kind = KINDS[number % len(KINDS)]
     scene = Scene(

@@ -38,14 +38,15 @@ def train_judge(
     *,
     epochs: int,
     seed: int = 0,
+    varied: bool = True,
     device: torch.device | str = "cpu",
     progress: Callable[[int, float], None] | None = None,
 ) -> Judge:
     """Train a `Judge` on clips, uint8 (N, F, H, W, 3), and their labels' numbers.
 
-    Half of the clips are mirrored, half are blurred by a random amount, brightness and contrast vary: what
-    generative models get wrong before they get the content wrong shall not decide. `progress` is called with
-    the epoch and its mean loss. Same seed, same judge (on a CPU).
+    `varied`: half of the clips are mirrored, half are blurred by a random amount, brightness and contrast
+    vary, so that what generative models get wrong before they get the content wrong does not decide.
+    `progress` is called with the epoch and its mean loss. Same seed, same judge (on a CPU).
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -57,7 +58,9 @@ def train_judge(
     for epoch in range(epochs):
         losses = []
         for rows in np.array_split(random.permutation(len(clips)), -(-len(clips) // BATCH)):
-            video = _varied(frames_to_video(clips[rows]).to(device), random)
+            video = frames_to_video(clips[rows]).to(device)
+            if varied:
+                video = _varied(video, random)
             loss = functional.cross_entropy(judge(video), targets[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

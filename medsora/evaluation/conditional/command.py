@@ -18,8 +18,10 @@ from medsora.runtime.files import write_json
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import join
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import find_model
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.sampling.run import pipeline_class
+from medsora.saved.find import MEDSORA, find_model
+from medsora.saved.pipeline import SavedPipeline
+from medsora.vae import VideoVAE, VQTokenizer
 
 STATUSES = "exit status: 0 all claims hold; 1 one does not; 2 bad input, with one sentence; 75 interrupted"
 CLIPS_AT_ONCE = 8  # through the VAE
@@ -41,33 +43,39 @@ def measuring_parser(
     return parser
 
 
-def load_measured(model: str) -> MedSoraPipeline:
-    """Return the pipeline of a run or folder, on the GPU if there is one; raises `BadInput`."""
+def load_measured(model: str, *, any_kind: bool = False) -> SavedPipeline:
+    """Return the pipeline of a run or folder, on the GPU if there is one; `any_kind`: not MedSora's only.
+
+    Raises `BadInput`.
+    """
     keep_freed_memory()
     with building():
-        pipeline = MedSoraPipeline.from_folder(find_model(model))
+        found = find_model(model)
+        pipeline = pipeline_class(found.kind if any_kind else MEDSORA).from_folder(found)
     return pipeline.to(join().device)
 
 
 def sampled(
-    pipeline: MedSoraPipeline, options: argparse.Namespace, first_seed: int = 0, **asked: Any
+    pipeline: SavedPipeline, options: argparse.Namespace, first_seed: int = 0, **asked: Any
 ) -> np.ndarray:
     """Return `options.videos` videos uint8 (N, F, H, W, 3), sampled as the options say.
 
-    Video k has the seed `first_seed` + k; `asked` are other arguments of the pipeline.
+    Video k has the seed `first_seed` + k; `asked` are other arguments of the pipeline. Sampler and steps
+    count for diffusion alone.
     """
     seeds = range(first_seed, first_seed + options.videos)
-    settings = {"num_inference_steps": options.steps, "sampler": options.sampler, "output_type": "uint8"}
-    return pipeline(seeds=seeds, **settings, **asked).frames
+    if isinstance(pipeline, MedSoraPipeline):
+        asked |= {"num_inference_steps": options.steps, "sampler": options.sampler}
+    return pipeline(seeds=seeds, output_type="uint8", **asked).frames
 
 
 @torch.no_grad()
-def through_vae(vae: FrequencyCompensatedVAE, clips: np.ndarray) -> np.ndarray:
+def through_vae(vae: VideoVAE | VQTokenizer, clips: np.ndarray) -> np.ndarray:
     """Return clips uint8 (N, F, H, W, 3) as `vae` gives them back."""
     parts = []
     for part in np.array_split(clips, -(-len(clips) // CLIPS_AT_ONCE)):
         video = frames_to_video(part).to(vae.device, vae.dtype)
-        parts.append(video_to_frames(vae.decode(vae.encode(video))))
+        parts.append(video_to_frames(vae.reconstruct(video)))
     return np.concatenate(parts)
 
 

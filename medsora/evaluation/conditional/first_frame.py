@@ -83,7 +83,7 @@ def measure(options: argparse.Namespace) -> int:
     }
     rows, begins_with = [], "its first frame" if options.given == 1 else f"its first {options.given} frames"
     for k in range(min(SHEET_CLIPS, options.videos)):
-        rows.append((f"clip {k}, real", real[k]))
+        rows.append((f"clip {k}, phantom (held out)", real[k]))
         rows.append((f"clip {k}, as the VAE alone returns it", returned[k]))
         rows.append((f"clip {k}, made from {begins_with}", videos[k]))
     save_image(options.out / "sheet.png", contact_sheet(rows, columns=9))
@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace) -> int:
     claims = (
         Claim(f"given frames come back {lost:.2f} dB below the VAE alone, at most 1", lost <= MOST_LOST_DB),
         Claim(
-            f"median coarse flow {median:.2f} px lies in real clips' {low:.2f} to {high:.2f}",
+            f"median coarse flow {median:.2f} px lies in phantom clips' (held out) {low:.2f} to {high:.2f}",
             low <= median <= high,
         ),
     )

@@ -1,10 +1,12 @@
-"""Phantom clips that no model was trained on, rendered once: what is real about the phantom."""
+"""Phantom clips that no model was trained on, rendered once, and a classifier of them, trained once."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors.torch import save_file
 
 from medsora.config.choices import PHANTOM_LOOKS
 from medsora.data.phantom import variant_suffix, write_phantom
@@ -12,9 +14,14 @@ from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.reading.video_io import read_frames
 from medsora.data.video_table import read_video_table
 from medsora.errors import building
+from medsora.evaluation.conditional.classifier import Judge, train_judge
+from medsora.flow_prior.weights import load_strictly
+from medsora.runtime.files import written_beside
 from medsora.runtime.progress_bar import progress_bar
+from medsora.saved.optimizer import read_tensors
 
 TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # of corpora, far from those of the configs
+JUDGE_RECIPE = 1  # raised whenever `train_judge` comes to give another judge
 WORTH_PROCESSES = 32  # clips from which on starting processes pays
 
 
@@ -56,11 +63,44 @@ def phantom_clips(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Render phantom clips, unless they are there: uint8 (N, F, H, W, 3), labels' numbers and names."""
     folder = phantom_folder(cache, count, frames, size, seed, polyp_size, look)
+    labels, names = _labels(folder)
+    clips = np.stack([read_frames(folder / video) for video, _ in labels])
+    return clips, np.array([names.index(word) for _, word in labels]), names
+
+
+def phantom_judge(
+    cache: Path,
+    count: int,
+    frames: int,
+    size: int,
+    epochs: int,
+    polyp_size: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> tuple[Judge, list[str]]:
+    """Train a classifier of `count` phantom clips, unless it is there; return it and its labels' names."""
+    folder = phantom_folder(cache, count, frames, size, TRAINING_SEED, polyp_size)
+    weights = folder.with_name(f"{folder.name}-judge{JUDGE_RECIPE}-{epochs}.safetensors")
+    if weights.is_file():
+        names = _labels(folder)[1]
+        judge = Judge(len(names))
+        load_strictly(judge, read_tensors(weights), weights, "the judge of phantom clips")
+        return judge.to(device).eval(), names
+    clips, numbers, names = phantom_clips(cache, count, frames, size, TRAINING_SEED, polyp_size)
+    with progress_bar("judge", total=epochs, unit="epoch") as bar:
+
+        def tell(_: int, loss: float) -> None:
+            bar.set_postfix_str(f"loss={loss:.3f}", refresh=False)
+            bar.update()
+
+        judge = train_judge(clips, numbers.tolist(), epochs=epochs, device=device, progress=tell)
+    with written_beside(weights) as beside:
+        save_file({name: tensor.cpu() for name, tensor in judge.state_dict().items()}, beside)
+    return judge, names
+
+
+def _labels(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return each video's name and label, and the labels' names in order."""
     videos = sorted(path.name for path in folder.glob("*.mkv"))
-    words = {
-        name: row["label"]
-        for _, name, row in read_video_table(folder / LABELS_NAME, "label", ("label",), videos)
-    }
-    names = sorted(set(words.values()))
-    clips = np.stack([read_frames(folder / video) for video in videos])
-    return clips, np.array([names.index(words[video]) for video in videos]), names
+    rows = read_video_table(folder / LABELS_NAME, "label", ("label",), videos)
+    words = {name: row["label"] for _, name, row in rows}
+    return [(video, words[video]) for video in videos], sorted(set(words.values()))

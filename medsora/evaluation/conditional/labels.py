@@ -17,7 +17,7 @@ import numpy as np
 from medsora.config.load import load_config
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, building
-from medsora.evaluation.conditional.classifier import Judge, judged, train_judge
+from medsora.evaluation.conditional.classifier import Judge, judged
 from medsora.evaluation.conditional.command import (
     conclude,
     load_measured,
@@ -25,16 +25,18 @@ from medsora.evaluation.conditional.command import (
     sampled,
     through_vae,
 )
-from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, TRAINING_SEED, phantom_clips
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips, phantom_judge
 from medsora.evaluation.sanity.claims import Claim
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import find_vae, load_vae
+from medsora.saved.find import PARTS, find_vae, load_vae
+from medsora.saved.pipeline import SavedPipeline
 from medsora.vae import FrequencyCompensatedVAE
 
 FRAMES, SIZE = 17, 64  # of the judge's clips without a model, as in configs/phantom_labels.yaml
 SHUFFLES = 1000
 SHEET_ROWS = 8
+ON_PHANTOM = "judge on phantom clips (held out)"
 THROUGH_VAE = "judge on the same, through the VAE"
 JUDGE_MUST_REACH, MODEL_MUST_REACH = 0.95, 0.85
 
@@ -95,27 +97,21 @@ def measure(options: argparse.Namespace) -> int:
             raise BadInput("--vae measures a VAE alone; a model is measured with its own: leave one out.")
         vae = _load_vae(options.vae)
     if options.model:
-        pipeline = load_measured(options.model)
+        pipeline = load_measured(options.model, any_kind=True)
         if not pipeline.labels:
             raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to measure.")
-        vae, frames, (size, _) = pipeline.vae, pipeline.config.frames, pipeline.config.size
-    device = pipeline.denoiser.device if pipeline else "cpu"
+        vae = pipeline.components[PARTS[type(pipeline).__name__][1]]
+        frames, (size, _) = pipeline.config.frames, pipeline.config.size
+    device = pipeline.device if pipeline else "cpu"
     polyps = _trained_polyp_size(options.model) if options.polyp_size is None else options.polyp_size
 
     kind = (frames, size)
-    clips, numbers, names = phantom_clips(options.cache, options.training_clips, *kind, TRAINING_SEED, polyps)
-    tests, truth, _ = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, polyps)
+    tests, truth, names = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, polyps)
     if pipeline is not None and pipeline.labels != names:
         raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
-    judge = train_judge(
-        clips,
-        numbers.tolist(),
-        epochs=options.epochs,
-        device=device,
-        progress=lambda epoch, loss: print(f"judge, epoch {epoch + 1}: loss {loss:.3f}", file=sys.stderr),
-    )
+    judge, _ = phantom_judge(options.cache, options.training_clips, *kind, options.epochs, polyps, device)
     options.out.mkdir(parents=True, exist_ok=True)
-    results = {"judge on held-out real clips": float((judged(judge, tests) == truth).mean())}
+    results = {ON_PHANTOM: float((judged(judge, tests) == truth).mean())}
     if vae is not None:
         seen = judged(judge, through_vae(vae, tests))
         results[THROUGH_VAE] = float((seen == truth).mean())
@@ -145,7 +141,7 @@ def _trained_polyp_size(model: str | None) -> float:
 
 
 def _model_results(
-    pipeline: MedSoraPipeline, judge: Judge, names: list[str], options: argparse.Namespace
+    pipeline: SavedPipeline, judge: Judge, names: list[str], options: argparse.Namespace
 ) -> dict[str, object]:
     asked = np.arange(options.videos) % len(names)
     wanted = [names[k] for k in asked]
@@ -158,13 +154,18 @@ def _model_results(
         ]
         if rows:
             save_image(options.out / f"sheet-{name}.png", contact_sheet(rows, columns=8))
-    settings = ("videos", "guidance", "sampler", "steps", "seed")
+    of_diffusion = ("sampler", "steps") if isinstance(pipeline, MedSoraPipeline) else ()
+    settings = ("videos", "guidance", *of_diffusion, "seed")
     return agreement(asked, seen, names) | {key: getattr(options, key) for key in settings}
 
 
 def _claims(results: dict[str, object]) -> list[Claim]:
     wanted = [
-        ("the judge is right about held-out real clips", "judge on held-out real clips", JUDGE_MUST_REACH)
+        (
+            "the judge is right about phantom clips (held out)",
+            ON_PHANTOM,
+            JUDGE_MUST_REACH,
+        )
     ]
     if "asked" in results:
         wanted.append(("sampled clips show what was asked for", "asked", MODEL_MUST_REACH))

@@ -23,10 +23,13 @@ import numpy as np
 from medsora.config.crop import Crop
 from medsora.data.checking.check import CheckReport, SourceReport, check_folder
 from medsora.data.clips import CLIP_TIME_LIMIT_S
+from medsora.data.labels import read_labels
+from medsora.data.phantom.corpus import phantom_seed
 from medsora.data.reading.find import Source
 from medsora.data.reading.resize import height_width, resize_and_crop
 from medsora.data.reading.video_io import read_frames
-from medsora.errors import one_line
+from medsora.errors import BadInput, one_line
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED
 from medsora.runtime.digests import sha256
 
 
@@ -51,6 +54,7 @@ RESIZE = Resize(
     resize_and_crop,
 )
 DEFAULT_CROP = "auto"  # as in training
+REFERENCES = ("real", "phantom", "phantom (held out)")
 LOSSLESS_CODECS = {"ffv1", "png", "apng", "bmp", "ppm", "tif", "tiff", "rawvideo", "huffyuv", "utvideo"}
 READ_THREADS = 4
 
@@ -77,6 +81,12 @@ class ClipSet:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @property
+    def reference(self) -> str:
+        """What reports call these clips if generated ones are compared with them, one of `REFERENCES`."""
+        seed = phantom_seed(self.root)
+        return REFERENCES[0 if seed is None else 2 if seed == HELD_OUT_SEED else 1]
 
     def name(self, index: int) -> str:
         """Return what reports call the clip: "folder/file.mp4@START"."""
@@ -207,6 +217,7 @@ def choose_clips(
     pick: Pick = Pick.DRAWN,
     resize: Resize = RESIZE,
     rate: float | None = None,
+    label: tuple[str, str] | None = None,
 ) -> ClipSet:
     """Choose at most `count` clips of `frames` frames below `root`; None takes all.
 
@@ -215,11 +226,15 @@ def choose_clips(
     `stride` source frames lie between two clips of a video, by default so many that they do not overlap.
     `crop` "auto" cuts each video's own black borders off first, as training does; "none" keeps whole frames;
     parts (top, bottom, left, right) are cut off every frame.
-    Raises `BadInput` with one sentence if there is no folder or no usable clip in it.
+    `label` is (source, name): only videos of that label, by the `source` of `read_labels`.
+    Raises `BadInput` with one sentence if there is no folder or no usable clip in it, and for a label that no
+    video has.
     """
     pace = {"interval": interval} if rate is None else {"interval": None, "rate": rate}
     report = check_folder(root, frames=frames, clip_stride=stride, crop=crop, **pace)
     report.require_clips()
+    if label is not None:
+        report = _labelled(report, *label)
     random = np.random.default_rng(seed)
     clips: list[tuple[SourceReport, int]] = []
     for source in report.usable:
@@ -231,6 +246,19 @@ def choose_clips(
         clips += [(source, start) for start in starts]
     of_clips = frames, interval, height_width(size), seed, crop, resize, rate, pick
     return ClipSet(Path(root), report, tuple(clips), len(clips), *of_clips).reduced_to(count)
+
+
+def _labelled(report: CheckReport, source: str, name: str) -> CheckReport:
+    labels = read_labels(source, report.root, [one.source.name for one in report.reports])
+    if name not in labels.names:
+        raise BadInput(
+            f"no video in {report.root} has the label {name!r}; {source} names {', '.join(labels.names)}."
+        )
+    number = labels.names.index(name)
+    kept = tuple(one for one in report.reports if labels.of_video.get(one.source.name) == number)
+    report = replace(report, reports=kept)
+    report.require_clips()
+    return report
 
 
 def _digest(source: Source) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from medsora.evaluation.bootstrap import Difference, Spread, rank_ranges
 from medsora.evaluation.report.paper_tables import markdown_table, number_text
-from medsora.evaluation.report.results import Distance, Results, Score, without_nan
+from medsora.evaluation.report.results import AS_REAL, Distance, Results, Score, without_nan
 from medsora.html_report import Section, write_report
 from medsora.runtime.files import write_json, write_text
 
@@ -148,7 +148,7 @@ class Comparison:
                     *(tested or (None,) * 2),
                 ]
                 cells = ["" if n is None or n != n else repr(n) for n in numbers]
-                better = ranking.better if ranking else "as real"
+                better = ranking.better if ranking else AS_REAL
                 clips = results.sets["generated"]["clips_used"]
                 ties = "; ".join(ranking.ties(name)) if ranking else ""
                 lines.writerow([key, figure.title, figure.unit, better, name, clips, *cells, ties])
@@ -164,7 +164,7 @@ class Comparison:
             [
                 "",
                 *(
-                    f"{_latex(figures[key].title)} {_latex_arrow(r.better)}"
+                    f"{_latex(_titled(figures[key]))} {_latex_arrow(r.better)}"
                     for key, r in self.rankings.items()
                 ),
             ]
@@ -202,30 +202,34 @@ class Comparison:
         real, generated = results.sets["real"], results.sets["generated"]
         return (
             f"{generated['clips_used']} clips of each of {len(self.results)} generated sets against "
-            f"{real['clips_used']} real clips ({real['folder']}), each of {protocol['frames']} frames of "
+            f"{real['clips_used']} {results.reference} clips ({real['folder']}), each of "
+            f"{protocol['frames']} frames of "
             f"{height}x{width} pixels, seed {protocol['seed']}, protocol {protocol['name']}."
         )
 
     def _legend(self) -> str:
         replicates = next(iter(self.results.values())).protocol["bootstrap_replicates"]
-        floor = (
-            "'Two halves of real' is what no difference looks like, with half the real clips on either side."
-        )
+        reference = self._reference
+        floor = f"'Two halves of {reference}' is what no difference looks like, with half the clips each."
         if not replicates:
             return f"Values alone: without --bootstrap no rank is tested. {floor}"
         return (
             "Ranks in brackets: 1 is the best; a range such as 1–2 names sets that are not distinguishable. "
             "Two sets are distinguishable if the interval of their difference leaves out 0: "
-            f"{replicates} re-samplings, paired by the real clips, simultaneous over all pairs of a figure "
-            f"at 95 %; whether the intervals of their values overlap does not decide it. {floor}"
+            f"{replicates} re-samplings, paired by the {reference} clips, simultaneous over all pairs of a "
+            f"figure at 95 %; whether the intervals of their values overlap does not decide it. {floor}"
         )
+
+    @property
+    def _reference(self) -> str:
+        return next(iter(self.results.values())).reference
 
     def _first(self) -> dict[str, Distance | Score]:
         return _all_of(next(iter(self.results.values())))
 
     def _sets(self) -> list[tuple[str, ...]]:
         first = next(iter(self.results.values()))
-        facts = {"real": first.sets["real"]}
+        facts = {first.reference: first.sets["real"]}
         facts |= {name: results.sets["generated"] for name, results in self.results.items()}
         rows = [
             (
@@ -238,7 +242,7 @@ class Comparison:
         return [("set", "folder", "clips", "available", "videos"), *rows]
 
     def _overview(self) -> list[tuple[str, ...]]:
-        rows = [("figure", *self.results, "two halves of real", "real")]
+        rows = [("figure", *self.results, f"two halves of {self._reference}", self._reference)]
         for key, ranking in self.rankings.items():
             cells = []
             for name, value in ranking.values.items():
@@ -263,12 +267,15 @@ class Comparison:
                 value, spread = _value_of(_all_of(self.results[name])[key])
                 interval = f"{number_text(spread.low)} … {number_text(spread.high)}" if spread else "–"
                 rank = ranking.rank(name) if ranking else "–"
-                ties = ", ".join(ranking.ties(name)) if ranking else ""
-                title = f"{_titled(figure)} {ARROWS[ranking.better] if ranking else '(as real)'}"
+                ties = "; ".join(ranking.ties(name)) if ranking else ""
+                better = ARROWS[ranking.better] if ranking else f"(as {self._reference})"
+                title = f"{_titled(figure)} {better}"
                 rows.append((title if number == 0 else "", name, number_text(value), interval, rank, ties))
             halves, real = _of_real(figure)
-            name = "two halves of real" if isinstance(figure, Distance) else "real"
-            rows.append(("", name, halves if isinstance(figure, Distance) else real, "–", "–", ""))
+            if isinstance(figure, Distance):
+                rows.append(("", f"two halves of {self._reference}", halves, "–", "–", ""))
+            else:
+                rows.append(("", self._reference, real, "–", "–", ""))
         return rows
 
     def _as_data(self) -> dict[str, Any]:
@@ -285,7 +292,7 @@ class Comparison:
             figures[key] = {
                 "title": figure.title,
                 "unit": figure.unit,
-                "better": ranking.better if ranking else "as real",
+                "better": ranking.better if ranking else AS_REAL,
                 "real": figure.real_halves if isinstance(figure, Distance) else figure.real,
                 "sets": sets,
                 "differences": [

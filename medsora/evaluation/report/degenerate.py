@@ -15,7 +15,7 @@ def degenerate(real: ClipSet, fake: ClipSet, of_real: Features, of_fake: Feature
     """Return a sentence for each of these; `of_real`, `of_fake` are `PixelExtractor`'s features."""
     found = []
     shows_something = {}
-    for name, clips, features in (("real", real, of_real), ("generated", fake, of_fake)):
+    for name, clips, features in ((real.reference, real, of_real), ("generated", fake, of_fake)):
         dark = black(features)
         flat = featureless(features) & ~dark
         found += _sentence(dark.sum(), clips, name, "is black", "are black")
@@ -37,7 +37,10 @@ def _copies(
     real: ClipSet, fake: ClipSet, of_real: Features, of_fake: Features, shows_something: np.ndarray
 ) -> list[str]:
     if real.root.resolve() == fake.root.resolve():
-        return ["the real and the generated folder are the same: every distance is zero or means nothing."]
+        return [
+            f"the {real.reference} and the generated folder are the same: every distance is zero or means "
+            "nothing."
+        ]
     shared = len(set(real.source_digests.values()) & set(fake.source_digests.values()))
     if shared:
         files = "1 file is" if shared == 1 else f"{shared} files are"
@@ -45,7 +48,8 @@ def _copies(
     twin = _first_alike(of_fake, of_real)
     maybe = np.flatnonzero((twin >= 0) & shows_something)
     copies = sum(_same_pixels(fake, i, real, twin[i]) for i in maybe)
-    return _sentence(copies, fake, "generated", f"is a real clip, {SMALL}", f"are real clips, {SMALL}")
+    one, many = f"is a {real.reference} clip, {SMALL}", f"are {real.reference} clips, {SMALL}"
+    return _sentence(copies, fake, "generated", one, many)
 
 
 def _first_alike(features: Features, among: Features) -> np.ndarray:

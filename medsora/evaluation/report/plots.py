@@ -26,7 +26,7 @@ COLOURS = {"real": "#4c78a8", "generated": "#e4572e"}
 def write_sheet(path: Path, real: ClipSet, fake: ClipSet) -> None:
     """Write evenly picked clips of both sides, one row each, as one picture."""
     rows = []
-    for name, clips in (("real", real), ("generated", fake)):
+    for name, clips in ((real.reference, real), ("generated", fake)):
         picks = np.linspace(0, len(clips) - 1, min(SHEET_CLIPS, len(clips))).round().astype(int)
         rows += [(f"{name}: {clips.name(i)}", clips.read(i)) for i in picks]
     save_image(path, contact_sheet(rows, columns=SHEET_FRAMES))
@@ -72,15 +72,15 @@ def draw_motion(path: Path, sets: Mapping[str, Features]) -> None:
     _save(figure, path)
 
 
-def draw_distances(path: Path, distances: Mapping[str, Distance]) -> None:
-    """Draw every distance with its interval beside the distance of the real set's halves."""
+def draw_distances(path: Path, distances: Mapping[str, Distance], reference: str) -> None:
+    """Draw every distance with its interval beside the distance of the halves of the `reference` clips."""
     columns = 4
     rows = -(-len(distances) // columns)
     figure = Figure(figsize=(3 * columns, 2.6 * rows), layout="constrained")
     for number, distance in enumerate(distances.values(), start=1):
         axes = figure.add_subplot(rows, columns, number)
         heights = [distance.real_halves or 0.0, distance.value if distance.value == distance.value else 0.0]
-        axes.bar(["real halves", "generated"], heights, color=list(COLOURS.values()))
+        axes.bar([f"two halves of\n{reference}", "generated"], heights, color=list(COLOURS.values()))
         if distance.spread:
             low, high = distance.spread.low, distance.spread.high
             axes.vlines(1, max(low, 0), high, color="black")

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from medsora.evaluation.bootstrap import Spread, spread
+from medsora.evaluation.features.clip_set import REFERENCES
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.report.paper_tables import PAPER_PROTOCOL, number_text, paper_tables
 from medsora.evaluation.settings import STYLEGAN_V
 from medsora.evaluation.stylegan_v import MAX_GENERATED_FRAMES
 from medsora.runtime.files import write_json, write_text
+
+AS_REAL = "as real"  # of a score that is best where it is the reference's
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Results:
         """The estimator of the optical flow; None if no motion was measured."""
         return self.protocol.get("extractors", {}).get("motion", {}).get("flow")
 
+    @property
+    def reference(self) -> str:
+        """What the clips are called that the generated ones are compared with: "real", or phantom."""
+        return self.sets["real"].get("called", REFERENCES[0])
+
     def figures(self) -> dict[str, float]:
         """Return every distance, and every score of the generated set, by key."""
         scores = {key: score.generated for key, score in self.scores.items()}
@@ -99,20 +107,21 @@ class Results:
 
     def markdown(self, *, notes: bool = True) -> str:
         """Return the page for people; without `notes` it leaves the warnings out."""
-        sets, protocol = self.sets, self.protocol
+        sets, protocol, reference = self.sets, self.protocol, self.reference
         height, width = protocol["size"]
         lines = [
             "# Evaluation",
             "",
             f"{_counts(sets['generated'])} generated clips ({sets['generated']['folder']}) against "
-            f"{_counts(sets['real'])} real ones ({sets['real']['folder']}), each of "
+            f"{_counts(sets['real'])} {reference} clips ({sets['real']['folder']}), each of "
             f"{protocol['frames']} frames of {height}x{width} pixels, seed {protocol['seed']}. "
             f"Protocol: {protocol['name']}; all of it is in `results.json`.",
             "",
             *[f"**Note:** {warning}\n" for warning in self.warnings if notes],
-            "## Generated against real",
+            f"## Generated against {reference}",
             "",
-            "| figure | unit | generated – real | 95 % interval | bias estimate | real half – real half |",
+            f"| figure | unit | generated – {reference} | 95 % interval | bias estimate | "
+            f"two halves of {reference} |",
             "|---|---|---:|---:|---:|---:|",
         ]
         for distance in self.distances.values():
@@ -124,11 +133,12 @@ class Results:
             "",
             "## Each set alone",
             "",
-            "| figure | unit | better | real | generated | 95 % interval of generated |",
+            f"| figure | unit | better | {reference} | generated | 95 % interval of generated |",
             "|---|---|---|---:|---:|---:|",
         ]
         for score in self.scores.values():
-            cells = [score.title, score.unit, score.better, number_text(score.real)]
+            better = f"as {reference}" if score.better == AS_REAL else score.better
+            cells = [score.title, score.unit, better, number_text(score.real)]
             interval = _spread_cells(score.generated_spread)[0]
             lines.append(_row([*cells, number_text(score.generated), interval]))
         if self.flow:

@@ -36,7 +36,7 @@ def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results:
 
 
 def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:
-    sides = zip(("real", "generated"), (real, fake), settings.clips, strict=True)
+    sides = zip((real.reference, "generated"), (real, fake), settings.clips, strict=True)
     few = [f"{len(clips)} {name} clips where {asked}" for name, clips, asked in sides if len(clips) < asked]
     if not few:
         return []
@@ -47,15 +47,16 @@ def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results
         and (key.endswith("fvd") or key in ("fid", "untrained_pyramid_distance"))
     ]
     measured = (
-        f" Two halves of the real set, {len(real) // 2} clips each, are already apart by {'; '.join(floors)}."
+        f" Two halves of the {real.reference} set, {len(real) // 2} clips each, are already apart by "
+        f"{'; '.join(floors)}."
         if floors
         else ""
     )
     advice = "" if settings.bootstrap else " --bootstrap 200 estimates the bias and an interval."
     return [
         f"only {' and '.join(few)} were asked for: Fréchet distances over few clips come out too high, by "
-        "about the inverse of their number, and the Inception Score too low; compare only runs whose real "
-        f"and generated counts are the same.{measured}{advice}"
+        "about the inverse of their number, and the Inception Score too low; compare only runs whose "
+        f"{real.reference} and generated counts are the same.{measured}{advice}"
     ]
 
 
@@ -72,7 +73,7 @@ def _too_few_frames(results: Results) -> list[str]:
 def _borders_cut(settings: EvaluationSettings, real: ClipSet, fake: ClipSet) -> list[str]:
     if settings.crop != "auto" or not (real.cropped or fake.cropped):
         return []
-    counts = f"{len(real.cropped)} real and {len(fake.cropped)} generated videos"
+    counts = f"{len(real.cropped)} {real.reference} and {len(fake.cropped)} generated videos"
     return [
         f"black borders are cut off {counts}, as training does by default; for a model of whole frames "
         "(data.crop: none) give --crop none, for one of fixed parts those parts."
@@ -88,12 +89,14 @@ def _flow_without_weights(results: Results) -> list[str]:
 def _unequal_files(real: ClipSet, fake: ClipSet) -> list[str]:
     notes = []
     if real.compressed != fake.compressed:
-        lossy, exact = ("real", "generated") if real.compressed else ("generated", "real")
+        lossy, exact = real.reference, "generated"
+        if fake.compressed:
+            lossy, exact = exact, lossy
         notes.append(
             f"the {lossy} files are coded with loss and the {exact} ones without: compression alone moves "
             "every distance; code both sides alike."
         )
-    for name, clips in (("real", real), ("generated", fake)):
+    for name, clips in ((real.reference, real), ("generated", fake)):
         height, width = clips.size
         small = [s for s, _ in clips.clips if s.used_height < height or s.used_width < width]
         if small:

@@ -7,7 +7,9 @@ finite set: `single` takes the first frame of every window, `packed` groups of e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +30,13 @@ GROUPS_TRIED = 16
 CODE_VERSION = 3  # raise when the way from a file to its latents changes
 
 
+class JointImages(NamedTuple):
+    """Joint images that are encoded together, by the name of their entry: one picture, or a group."""
+
+    entry: str
+    flipped: bool
+
+
 class LatentCache:
     """Moments of clips and joint images by window; `build` once, then read by the loader's workers."""
 
@@ -35,6 +44,7 @@ class LatentCache:
         self.clips, self.images = clips, config.images
         self.groups = config.cache.image_groups if config.images.encoding == "packed" else 0
         self.group_images = vae.frames_per_chunk
+        self.entry_latents = vae.frames_to_latents(self.group_images) if self.groups else 1
         self.seed = config.run.seed
         self.alone = first_frames_alone(config)
         depends_on = {
@@ -74,36 +84,55 @@ class LatentCache:
             logvar = torch.cat([entry["image_logvar"][int(flipped)], logvar[1:]])
         return mean, logvar
 
-    def joint_images(self, video: int, sample: int) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance (n - f, C, h, w) of a sample's images, from videos other than `video`.
+    def choose_images(self, video: int, sample: int) -> list[JointImages]:
+        """Draw a sample's joint images, from videos other than `video`.
 
         With a single video its other windows serve; among few videos, a packed group that `GROUPS_TRIED`
         draws do not better.
         """
         random = np.random.default_rng(derive_seed(self.seed, "images", sample))
         if self.groups:
-            chosen = [
-                (self._group_without(video, random), int(random.integers(2)))
+            return [
+                JointImages(self._group_without(video, random), bool(random.integers(2)))
                 for _ in range(self.images.count // self.group_images)
             ]
-        else:
-            candidates = self.windows_elsewhere[video]
-            candidates = candidates if len(candidates) else np.arange(len(self.clips))
-            chosen = [
-                (self._entry(_clip_name(int(window))), int(random.integers(2)))
-                for window in random.choice(candidates, size=self.images.count)
-            ]
-        means = [entry["image_mean"][flip] for entry, flip in chosen]
-        logvars = [entry["image_logvar"][flip] for entry, flip in chosen]
+        candidates = self.windows_elsewhere[video]
+        candidates = candidates if len(candidates) else np.arange(len(self.clips))
+        return [
+            JointImages(_clip_name(int(window)), bool(random.integers(2)))
+            for window in random.choice(candidates, size=self.images.count)
+        ]
+
+    def joint_images(self, chosen: Sequence[JointImages]) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance (n - f, C, h, w) of the images of `choose_images`, unscaled."""
+        entries = [(self._entry(images.entry), int(images.flipped)) for images in chosen]
+        means = [entry["image_mean"][flip] for entry, flip in entries]
+        logvars = [entry["image_logvar"][flip] for entry, flip in entries]
         return torch.cat(means), torch.cat(logvars)
 
-    def _group_without(self, video: int, random: np.random.Generator) -> dict[str, Tensor]:
+    def pictures(self, images: JointImages) -> Tensor:
+        """Decode joint images: (1 or a group's number, 3, H, W) in [-1, 1]."""
+        kind, number = images.entry.split("-")
+        if kind == "clip":
+            pixels = self.clips.fixed_clip(int(number), images=())["video"][:1]
+        else:
+            pixels, _ = self._group_pictures(int(number))
+        return pixels.flip(-1) if images.flipped else pixels
+
+    def every_image(self) -> list[JointImages]:
+        """Return all that `choose_images` may draw."""
+        entries = [_group_name(k) for k in range(self.groups)] or [
+            _clip_name(i) for i in range(len(self.clips))
+        ]
+        return [JointImages(entry, flipped) for entry in entries for flipped in (False, True)]
+
+    def _group_without(self, video: int, random: np.random.Generator) -> str:
         """A drawn group that shows no frame of `video`, if there is one among those tried."""
         for _ in range(GROUPS_TRIED):
-            entry = self._entry(_group_name(int(random.integers(self.groups))))
-            if video not in entry["videos"]:
+            name = _group_name(int(random.integers(self.groups)))
+            if video not in self._entry(name)["videos"]:
                 break
-        return entry
+        return name
 
     def _entry(self, name: str) -> dict[str, Tensor]:
         entry = self.store.get(name)
@@ -126,10 +155,13 @@ class LatentCache:
 
     @torch.no_grad()
     def _encode_group(self, vae: VideoVAE, group: int, device: torch.device) -> dict[str, Tensor]:
-        random = np.random.default_rng(derive_seed(self.seed, "group", group))
-        images, videos = self.clips.image_group(self.group_images, random)
+        images, videos = self._group_pictures(group)
         both = torch.stack([images, images.flip(-1)]).to(device)
         return self._picture_entry(vae, both, "packed") | {"videos": torch.tensor(videos)}
+
+    def _group_pictures(self, group: int) -> tuple[Tensor, list[int]]:
+        random = np.random.default_rng(derive_seed(self.seed, "group", group))
+        return self.clips.image_group(self.group_images, random)
 
     @staticmethod
     def _picture_entry(vae: VideoVAE, pictures: Tensor, encoding: str) -> dict[str, Tensor]:
@@ -147,9 +179,17 @@ def latent_cache_bytes(config: Config, clips: int, vae: VideoVAE) -> int:
     """How much all entries of `clips` windows take, flipped ones included."""
     latents, *of_one = vae.latent_shape(config.data.frames, *config.data.height_width)
     per_latent = 2 * 2 * 4 * math.prod(of_one)  # mean and log-variance, plain and flipped, float32
-    grouped = bool(config.images.count) and config.images.encoding == "packed"
-    groups = config.cache.image_groups * vae.frames_to_latents(vae.frames_per_chunk) if grouped else 0
+    groups = image_entry_latents(config, 0, vae)
     return per_latent * (clips * (latents + first_frames_alone(config)) + groups)
+
+
+def image_entry_latents(config: Config, clips: int, vae: VideoVAE) -> int:
+    """Return how many latents all the joint images have that may be drawn, of `clips` windows, unflipped."""
+    if not config.images.count:
+        return 0
+    if config.images.encoding == "packed":
+        return config.cache.image_groups * vae.frames_to_latents(vae.frames_per_chunk)
+    return clips
 
 
 def _clip_name(index: int) -> str:

@@ -8,6 +8,8 @@ computed when the first sample needs them, kept, and read from then on; or all o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,16 +23,22 @@ from medsora.data.clips import ClipDataset
 from medsora.runtime.digests import weights_digest
 from medsora.runtime.progress_bar import progress_bar
 from medsora.training.cache.fingerprint import clips_digest, flow_digest
+from medsora.training.cache.latents import JointImages, LatentCache, image_entry_latents
 from medsora.training.cache.store import TensorStore
+from medsora.vae import VideoVAE
 
 if TYPE_CHECKING:
+    from medsora.baselines.endora.image_prior import ImagePrior
     from medsora.flow_prior import FlowPrior  # needs packages that counting memory does without
 
 CODE_VERSION = 1  # raise when the way from a clip to its features changes
 
 
 class PriorCache:
-    """Features of a window's clip, by index and flip: one tensor (f, l, d) per distinct DINO layer, fp16."""
+    """Features of a window's clip, by index and flip: one tensor (f, l, d) per distinct DINO layer, fp16.
+
+    With an image prior also those of joint images, by the name of their entry in the `LatentCache`.
+    """
 
     def __init__(
         self, config: Config, clips: ClipDataset, prior: FlowPrior, grid: tuple[int, int, int], width: int
@@ -51,36 +59,47 @@ class PriorCache:
             depends_on["dino settings"] = prior.encoder.settings
         if config.alignment.kind == "image":
             depends_on |= {"kind": "image", "source": prior.source, "latent frames": grid[0]}
+            if config.images.count and config.images.encoding == "packed":
+                depends_on["image groups"] = [config.vae.kind, config.run.seed]
         if config.flow.estimator == "dis":
             depends_on["opencv"] = cv2.__version__  # whose flow it is
         if clips.spec.with_flow:
             depends_on["flow"] = flow_digest(clips)
         self.store = TensorStore(Path(config.cache.dir), "prior", depends_on)
-        self.grid, self.width = grid, width
+        self.config, self.grid, self.width = config, grid, width
         self.flips = _flips(config)
 
     @torch.no_grad()
-    def build(self, prior: FlowPrior, clips: ClipDataset, accelerator: Accelerator) -> None:
+    def build(
+        self, prior: FlowPrior, clips: ClipDataset, accelerator: Accelerator, latents: LatentCache
+    ) -> None:
         """Compute what is not there yet; every process takes its share, all wait for the last."""
-        entries = {_name(i, flip): (i, flip) for i in range(len(clips)) for flip in self.flips}
+        device = accelerator.device
+        entries: dict[str, Callable[[], list[Tensor]]] = {
+            _name(i, flip): partial(self._clip_features, prior, clips, i, flip, device)
+            for i in range(len(clips))
+            for flip in self.flips
+        }
+        if has_image_targets(self.config):
+            entries |= {
+                _name(*images): partial(self._image_features, prior, latents, images, device)
+                for images in latents.every_image()
+            }
         names = list(entries)[accelerator.process_index :: accelerator.num_processes]
         missing = self.store.missing(names)
         show = bool(missing) and accelerator.is_local_main_process
         title = f"prior features of {len(entries)} clips"
         for name in progress_bar(title, missing, unit="clip", show=show):
-            index, flip = entries[name]
-            pixels = clips.fixed_clip(index, flip=flip, images=())
-            self.put(
-                index, flip, self.compute(prior, pixels["video"], pixels.get("flow"), accelerator.device)
-            )
+            self._put(name, entries[name]())
         accelerator.wait_for_everyone()
 
-    def compute(
-        self, prior: FlowPrior, video: Tensor, flow: Tensor | None, device: torch.device
+    def _clip_features(
+        self, prior: FlowPrior, clips: ClipDataset, index: int, flip: bool, device: torch.device
     ) -> list[Tensor]:
-        """Features (f, l, d) per distinct layer of a clip (F+1, 3, H, W) or of its flow (F, 2, H, W)."""
+        pixels = clips.fixed_clip(index, flip=flip, images=())
+        flow = pixels.get("flow")
         layers = prior.distinct_targets(
-            video[None].to(device),
+            pixels["video"][None].to(device),
             None if flow is None else flow[None].to(device),
             latent_frames=self.grid[0],
             grid=self.grid[1:],
@@ -88,29 +107,50 @@ class PriorCache:
         )
         return [layer[0] for layer in layers]
 
-    def get(self, index: int, flipped: bool) -> list[Tensor] | None:
-        """Return the layers' features of one clip, or None if they are still to be computed."""
+    def _image_features(
+        self, prior: ImagePrior, latents: LatentCache, images: JointImages, device: torch.device
+    ) -> list[Tensor]:
+        pictures = latents.pictures(images).to(device)
+        return prior.picture_targets(pictures, latents.entry_latents, self.grid[1:])
+
+    def get(self, index: int | str, flipped: bool) -> list[Tensor] | None:
+        """Return the layers' features of one clip, or None if they are still to be computed.
+
+        Joint images have the name of their entry for `index`.
+        """
         entry = self.store.get(_name(index, flipped))
         return None if entry is None else [entry[f"layer-{i}"] for i in range(len(entry))]
 
-    def put(self, index: int, flipped: bool, layers: list[Tensor]) -> list[Tensor]:
+    def put(self, index: int | str, flipped: bool, layers: list[Tensor]) -> list[Tensor]:
         """Keep the layers' features (f, l, d) of one clip; return them rounded, as `get` will."""
+        return self._put(_name(index, flipped), layers)
+
+    def _put(self, name: str, layers: list[Tensor]) -> list[Tensor]:
         halves = [layer.half() for layer in layers]
-        self.store.put(_name(index, flipped), {f"layer-{i}": half.cpu() for i, half in enumerate(halves)})
+        self.store.put(name, {f"layer-{i}": half.cpu() for i, half in enumerate(halves)})
         return halves
 
 
+def has_image_targets(config: Config) -> bool:
+    """Whether joint images have targets: an image prior's, not the flow prior's."""
+    return config.alignment.kind == "image" and config.images.count > 0
+
+
 def prior_cache_bytes(
-    config: Config, clips: int, prior: FlowPrior, grid: tuple[int, int, int], width: int
+    config: Config, clips: int, prior: FlowPrior, grid: tuple[int, int, int], width: int, vae: VideoVAE
 ) -> int:
     """How much the features of `clips` windows take at most, flipped ones included if clips are flipped."""
-    per_layer = 2 * math.prod(prior.target_shape(grid, width))  # fp16
-    return len(prior.distinct_layers) * per_layer * clips * len(_flips(config))
+    per_latent = 2 * math.prod(prior.target_shape((1, *grid[1:]), width))  # fp16
+    latents = grid[0] * clips * len(_flips(config))
+    if has_image_targets(config):
+        latents += 2 * image_entry_latents(config, clips, vae)
+    return len(prior.distinct_layers) * per_latent * latents
 
 
 def _flips(config: Config) -> tuple[bool, ...]:
     return (False, True) if config.data.flip else (False,)
 
 
-def _name(index: int, flipped: bool) -> str:
-    return f"clip-{index:07d}-{'flipped' if flipped else 'plain'}"
+def _name(index: int | str, flipped: bool) -> str:
+    item = f"clip-{index:07d}" if isinstance(index, int) else f"images-{index}"
+    return f"{item}-{'flipped' if flipped else 'plain'}"

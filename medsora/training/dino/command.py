@@ -7,7 +7,6 @@ The note's figures are measured here, from the file as it was written, on clips 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from medsora.errors import BadInput, building
 from medsora.flow_prior.dino import DinoEncoder, build_network
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.runtime.files import write_text, written_beside
-from medsora.training.command_line import minutes_left
+from medsora.training.command_line import documented_command, minutes_left
 from medsora.training.dino.loop import Recipe, train_dino
 from medsora.training.dino.pictures import flow_pictures
 from medsora.training.dino.probe import colour_probe, probe
@@ -85,7 +84,7 @@ def main() -> None:
         f"{parameters:,} parameters, {weights.stat().st_size:,} bytes in fp16.",
         "",
         "```",
-        shlex.join(["python", "-m", "medsora.training.dino", *sys.argv[1:]]),
+        documented_command("medsora.training.dino", sys.argv[1:]),
         "```",
         "",
         f"Linear probes on {options.unseen} clips of phantom seed {UNSEEN_SEED}, never trained on:",

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -22,14 +23,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from medsora.config.presets import PRESETS
+from medsora.config.presets import NAMED_PRESETS
 from medsora.config.schema import Config
-from medsora.denoiser import MedSora
 from medsora.denoiser.base import Denoiser
 from medsora.diffusion import GaussianDiffusion
 from medsora.flow_prior import needed
+from medsora.saved.classes import denoiser_class
 from medsora.saved.optimizer import moments
 from medsora.saved.pipeline import DTYPES
+from medsora.training.cache.prior import has_image_targets
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.stage2.inputs import DitInputs
 from medsora.training.stage2.loss import DenoisingLoss
@@ -170,9 +172,7 @@ def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
     inputs = DitInputs(
         config, vae, diffusion, prior, None, torch.device("cpu"), grid, model.config.width, classes
     )
-    criterion = DenoisingLoss(
-        config, diffusion, lambda: autocast(settings.precision), getattr(model, "adapter", None)
-    )
+    criterion = DenoisingLoss(config, diffusion, lambda: autocast(settings.precision), model.adapter)
 
     def train() -> Tensor:
         moments = torch.empty(batch, clip + images, model.config.in_channels, height, width)
@@ -182,7 +182,8 @@ def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
         given = {"given": numbers} if settings.first_frame_prob else {}
         noised, aligned = inputs.noised_latents(of_all | labels | given), None
         if prior is not None:
-            of_layer = (batch, *prior.target_shape(grid, model.config.width))
+            joint = images * has_image_targets(config)
+            of_layer = (batch, *prior.target_shape((clip + joint, *grid[1:]), model.config.width))
             aligned = prior.pair_with_blocks([torch.empty(of_layer) for _ in prior.distinct_layers])
         return criterion(model, noised, aligned).total
 
@@ -199,6 +200,9 @@ def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
         if config.flow.estimator.startswith("raft") or config.alignment.kind == "image":
             video, flow = torch.empty(1, data.frames + 1, 3, *data.height_width), None
         prior.distinct_targets(video, flow, latent_frames=clip, grid=grid[1:], width=model.config.width)
+        if has_image_targets(config):
+            pictures = torch.empty(config.images.count, 3, *data.height_width)
+            prior.picture_targets(pictures, images, grid[1:])
 
     def look() -> None:
         encode_clips(settings.eval_clips)
@@ -211,18 +215,27 @@ def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
 
 
 @functools.cache
-def preset_bytes(preset: str, frames: int, side_px: int, image_latents: int = 2) -> tuple[int, int]:
+def preset_bytes(
+    preset: str,
+    frames: int,
+    side_px: int,
+    image_latents: int = 2,
+    vae: type[VideoVAE] = FrequencyCompensatedVAE,
+) -> tuple[int, int]:
     """Return what a preset of the denoiser takes in training, and each clip of a step beyond that, in bytes.
 
     Weights, gradients, two moments and the average, in float32; activations without gradient checkpointing.
-    Blocks are alike, so the counts of one block and of two give those of any depth.
+    Blocks are alike, or pairs of them, so the counts of one and of two give those of any depth.
     """
-    side = side_px // FrequencyCompensatedVAE.pixels_per_latent
-    latents = FrequencyCompensatedVAE.frames_to_latents(frames) + image_latents
+    side = side_px // vae.pixels_per_latent
+    latents = vae.frames_to_latents(frames) + image_latents
+    name, size = NAMED_PRESETS[preset]
+    kind = denoiser_class(name)
+    plain = {"backend": "torch"} if "backend" in signature(kind.__init__).parameters else {}
 
     def counted(depth: int) -> tuple[int, int]:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            model = MedSora.from_preset(preset, depth=depth, backend="torch").train()
+            model = kind.from_preset(size, depth=depth, **plain).train()
 
         def step(batch: int) -> Tensor:
             model.zero_grad(set_to_none=True)
@@ -233,8 +246,10 @@ def preset_bytes(preset: str, frames: int, side_px: int, image_latents: int = 2)
         one, two = (peak_bytes([model], functools.partial(step, batch)) for batch in (1, 2))
         return 5 * size_bytes(model), two - one
 
-    (state, clip), (state_of_two, clip_of_two) = counted(1), counted(2)
-    more = PRESETS[preset]["depth"] - 1
+    with torch.device("meta"):
+        alike = 2 // kind.from_preset(size, depth=2, **plain).num_features  # Endora's blocks alternate
+    (state, clip), (state_of_two, clip_of_two) = counted(alike), counted(2 * alike)
+    more = kind.presets[size]["depth"] // alike - 1
     return state + more * (state_of_two - state), clip + more * (clip_of_two - clip)
 
 

@@ -287,7 +287,7 @@ def _cache_bytes(
     found = latent_cache_bytes(config, clips, vae)
     if prior is not None and config.cache.prior == "disk":
         grid = token_grid(config, vae, model.config.patch)
-        found += prior_cache_bytes(config, clips, prior, grid, model.config.width)
+        found += prior_cache_bytes(config, clips, prior, grid, model.config.width, vae)
     return {config.cache.dir: found}
 
 

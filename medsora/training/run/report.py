@@ -45,7 +45,12 @@ class Figure(NamedTuple):
 
 
 FIGURES = {
-    "held_out/loss": Figure("loss", "the training loss on held-out clips, which early stopping goes by"),
+    "held_out/loss": Figure(
+        "loss", "the training loss on held-out clips, which early stopping goes by; of EndoGen nats per code"
+    ),
+    "held_out/accuracy": Figure(
+        "codes guessed right", "how often the likeliest next code is the held-out clip's, 0 to 1", 1
+    ),
     "held_out/psnr": Figure("PSNR, dB", "how close reconstructed held-out clips are to the clips", 1),
     "held_out/base_psnr": Figure("PSNR without compensation, dB", "the same with the compensation off", 1),
     "held_out/mean_colour_psnr": Figure("PSNR of one colour per clip, dB", "what no structure reaches", 0),
@@ -65,7 +70,9 @@ FIGURES = {
         "noise error", "error of the predicted noise, mean over the timesteps below; 1: none"
     ),
     "held_out/clip_mse": Figure("noise error of clips", "the same without joint images"),
-    "loss/total": Figure("loss", "what training minimises: the weighted sum of its parts"),
+    "loss/total": Figure(
+        "loss", "what training minimises: the weighted sum of its parts; of EndoGen nats per code"
+    ),
     "loss/l1": Figure("L1", "mean difference of pixels, which lie in [-1, 1]"),
     "loss/l2": Figure("L2", "mean squared difference of pixels"),
     "loss/commitment": Figure("commitment", "squared distance of latents from their codes, for the encoder"),
@@ -73,6 +80,7 @@ FIGURES = {
     "loss/lpips": Figure("LPIPS", "difference of a pretrained network's features"),
     "loss/ffl": Figure("focal frequency", "difference of the frames' spectra, difficult frequencies first"),
     "loss/kl": Figure("KL", "distance of the latents from a standard normal distribution"),
+    "loss/sharpness": Figure("sharpness", "difference of the clips' sharpness, in decades"),
     "loss/coarse": Figure("coarse", "difference of halved latents, decoded, from halved clips"),
     "loss/mse": Figure("noise error", "error of the predicted noise, at random timesteps"),
     "loss/vb": Figure("variational bound", "what the predicted variance is trained by"),

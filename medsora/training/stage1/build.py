@@ -66,5 +66,5 @@ def build_loss(config: Config) -> VaeLoss:
     if config.vae.kind == "vq":
         names, kind = [*names, "l2", "commitment"], TokenizerLoss
     else:
-        names += ["kl", "coarse"]
+        names += ["kl", "coarse", "sharpness"]
     return kind(**{name: getattr(config.train_vae, name) for name in names})

@@ -77,7 +77,7 @@ def build_dit_stage(config: Config) -> DitStage:
     priors = None
     if prior is not None and config.cache.prior == "disk":
         priors = PriorCache(config, clips, prior, grid, model.config.width)
-        most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width)
+        most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width, vae)
         run.say(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
     if settings.compile:
         check_compile()
@@ -109,7 +109,7 @@ def build_dit_stage(config: Config) -> DitStage:
         inputs=DitInputs(
             config, vae, diffusion, prior, priors, accelerator.device, grid, model.config.width, classes
         ),
-        loss=DenoisingLoss(config, diffusion, accelerator.autocast, getattr(model, "adapter", None)),
+        loss=DenoisingLoss(config, diffusion, accelerator.autocast, model.adapter),
         optimizer=optimizer,
         ema=Ema(model, settings.ema_decay),
         schedule=schedule,
@@ -158,7 +158,7 @@ def token_grid(config: Config, vae: VideoVAE | type[VideoVAE], patch: int) -> tu
 
 
 def add_adapter(model: Denoiser, prior: FlowPrior | ImagePrior | None) -> None:
-    """Give the denoiser the trained adapter that an image prior needs. Raises `BadInput` if it takes none."""
+    """Give the denoiser the trained adapter that an image prior needs."""
     if isinstance(prior, ImagePrior):
         model.add_adapter(prior.width)
 

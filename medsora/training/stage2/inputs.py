@@ -15,7 +15,7 @@ from torch import Tensor
 from medsora.config.schema import Config
 from medsora.diffusion import CLEAN, GaussianDiffusion
 from medsora.training.batches import sent
-from medsora.training.cache.prior import PriorCache
+from medsora.training.cache.prior import PriorCache, has_image_targets
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.randomness import normal_for
 from medsora.vae import VideoVAE
@@ -116,11 +116,20 @@ class DitInputs:
 
     @torch.no_grad()
     def alignment_targets(self, batch: dict[str, Any]) -> list[Tensor] | None:
-        """Return one target (B', f, l, d) per block for the B' samples that need one; None if none does."""
+        """Return one target (B', f, l, d) per block for the B' samples that need one; None if none does.
+
+        An image prior's are (B', n, D, 2h̄, 2w̄), those of the joint images last.
+        """
         if self.prior is None or not bool(batch["needed"].any()):
             return None
         rows = batch["needed"].nonzero().flatten().tolist()
         of_clips = [self._clip_features(batch, row) for row in rows]
+        if has_image_targets(self.config):
+            of_images = [self._image_features(batch, row) for row in rows]
+            of_clips = [
+                [torch.cat(layers) for layers in zip(*both, strict=True)]
+                for both in zip(of_clips, of_images, strict=True)
+            ]
         of_layers = [torch.stack(parts) for parts in zip(*of_clips, strict=True)]
         return self.prior.pair_with_blocks(of_layers)
 
@@ -140,6 +149,21 @@ class DitInputs:
         if self.priors is not None:
             of_clip = self.priors.put(batch["index"][row], batch["flipped"][row], of_clip)
         return [layer.float() for layer in of_clip]
+
+    def _image_features(self, batch: dict[str, Any], row: int) -> list[Tensor]:
+        """Return the joint images' features (n - f, D, 2h̄, 2w̄) per distinct DINO layer, as for clips."""
+        if batch["image_prior"][row] is None:
+            pictures = sent(batch["images"][row], self.device)
+            return self.prior.picture_targets(pictures, self.num_images, self.grid[1:])
+        joint = batch["image_prior"][row]
+        of_entries = []
+        for images, found in joint:
+            if isinstance(found, Tensor):
+                pictures, latents = sent(found, self.device), self.num_images // len(joint)
+                found = self.prior.picture_targets(pictures, latents, self.grid[1:])
+                found = found if self.priors is None else self.priors.put(*images, found)
+            of_entries.append([sent(layer, self.device).float() for layer in found])
+        return [torch.cat(of_layer) for of_layer in zip(*of_entries, strict=True)]
 
     def _noise(self, like: Tensor, batch: dict[str, Any], purpose: str) -> Tensor:
         seed, shape = self.config.run.seed, tuple(like.shape[1:])

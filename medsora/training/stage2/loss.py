@@ -65,7 +65,9 @@ class DenoisingLoss:
         if not self.alignment.weight:
             return DenoisingLosses(total, parts, None)
         if self.adapter is not None and self.alignment.kind == "image":
-            aligned = image_alignment_loss(out.features, targets, self.adapter, noised.needed)
+            aligned = image_alignment_loss(
+                out.features, targets, self.adapter, noised.needed, out.image_features
+            )
         else:
             aligned = alignment_loss(
                 out.features,

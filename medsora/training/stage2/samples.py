@@ -10,19 +10,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
 from medsora.flow_prior import needed
-from medsora.training.cache.latents import LatentCache
-from medsora.training.cache.prior import PriorCache
+from medsora.training.cache.latents import JointImages, LatentCache
+from medsora.training.cache.prior import PriorCache, has_image_targets
 from medsora.training.randomness import chance_for, derive_seed, timestep_for
 from medsora.training.schedule import SampleKey
 
 STACKED = ("mean", "logvar", "video", "images")
 NUMBERS = ("sample", "t", "needed", "label", "given")
-LISTED = ("index", "flipped", "name", "prior", "flow", "flow_video")
+LISTED = ("index", "flipped", "name", "prior", "image_prior", "flow", "flow_video")
 
 
 class DitSamples(Dataset):
@@ -30,7 +31,8 @@ class DitSamples(Dataset):
 
     Without a cache an item holds `video` (F+1, 3, H, W) and `images` (K, 3, H, W); with it `mean` and
     `logvar` (n, C, h, w) of clip and images. Samples whose alignment loss is not provably zero also hold what
-    the prior starts from: its cached features, the exact `flow` (F, 2, H, W), or the frames as `flow_video`.
+    the prior starts from: its cached features, the exact `flow` (F, 2, H, W), or the frames as `flow_video`;
+    for joint images with a target, `image_prior` pairs each `JointImages` with its features or its pixels.
     Where clips have labels an item holds its `label`; where first frames are given, how many latents are, as
     `given`.
     """
@@ -101,8 +103,9 @@ class DitSamples(Dataset):
             key.epoch, key.index, start=window.start, flip=None if self.draw else False, images=()
         )
         mean, logvar = self.latents.clip(key.index, choice.flipped, first_alone=given == 1)
-        if self.config.images.count:
-            image_mean, image_logvar = self.latents.joint_images(video, key.number)
+        joint = self.latents.choose_images(video, key.number) if self.config.images.count else []
+        if joint:
+            image_mean, image_logvar = self.latents.joint_images(joint)
             mean, logvar = torch.cat([mean, image_mean]), torch.cat([logvar, image_logvar])
         item = {"name": self.clips.name(choice), "flipped": choice.flipped, "mean": mean, "logvar": logvar}
         if asked:
@@ -112,7 +115,13 @@ class DitSamples(Dataset):
             else:
                 pixels = self.clips.fixed_clip(key.index, flip=choice.flipped, images=())
                 item |= {"flow_video": pixels["video"], "flow": pixels.get("flow")}
+            if has_image_targets(self.config):
+                item["image_prior"] = [(images, self._image_prior(images)) for images in joint]
         return item
+
+    def _image_prior(self, images: JointImages) -> list[Tensor] | Tensor:
+        stored = self.priors.get(*images) if self.priors else None
+        return self.latents.pictures(images) if stored is None else stored
 
     @staticmethod
     def collate(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import pytest
 from medsora.data.reading.video_io import probe
 from medsora.data.sheet import save_image
 from medsora.errors import NonFiniteVideo
+from tests.support.endogen import tiny_tokenizer as tokens
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 from tests.support.reserved_port import reserve_port
@@ -245,6 +246,23 @@ def test_a_label_and_a_first_frame_are_asked_for(browser: Any, tmp_path: Path) -
             "const t = document.querySelector('#told').textContent; return t.includes('mine') ? t : null"
         )
         assert "polyp" not in told
+
+
+def test_fields_are_those_of_the_kind_of_model(browser: Any, tmp_path: Path) -> None:
+    coded = tokens.write_run(tmp_path / "coded" / "endogen-tiny", steps=(4,))
+    plain = write_run(tmp_path / "mine" / "dit-tiny", steps=(5,))
+    with served(coded, plain) as address:
+        page = Page(browser, address)
+        assert page.shown("#sample-temperature")
+        assert not page.shown(".steps")
+        page.choose("#sample-label", "polyp")
+        page.type("#sample-top-k input", "9")
+        page.type("#videos input", "1")
+        page.click("#sample")
+        assert page.playing("#grid", 1) == [32]
+        page.choose("#model", "mine/dit-tiny")
+        page.until("return document.querySelector('#sample-temperature')?.offsetParent == null")
+        page.until("return document.querySelector('.steps')?.offsetParent != null")
 
 
 def test_what_is_not_finite_is_a_sentence() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,6 +28,9 @@ from medsora.data.sheet import save_image
 from medsora.errors import BadInput
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import read_trained_on
+from medsora.sampling.tokens import EndoGenPipeline
+from medsora.saved.find import ENDOGEN
+from tests.support.endogen import tiny_tokenizer as tokens
 from tests.support.tiny_pipeline import tiny_pipeline, write_conditional, write_run
 
 
@@ -152,6 +156,39 @@ def test_what_a_model_cannot_be_asked_for(conditional: Path, tmp_path: Path) -> 
         sample_files(tiny_pipeline(), "tiny", Wish("ddim", 1, 0, 1, "polyp"), silent)
 
 
+def test_an_endogen_model_draws_as_it_is_asked(tmp_path: Path) -> None:
+    models = Models([str(tokens.write_run(tmp_path / "coded" / "endogen-tiny"))], "cpu")
+    assert models.names == ["coded/endogen-tiny, step 4", "coded/endogen-tiny, step 2"]
+    name = models.names[0]
+    assert models.asked_for(name) == (["bleeding", "polyp"], False)
+    assert models.kind(name) == ENDOGEN
+    wish = Wish(None, None, 3, 2, "polyp", 2, None, 0.5, 9.0, 0.75, ENDOGEN)
+    pipeline, heard = models.pipeline(name), []
+    whole = EndoGenPipeline.__call__
+    with mock.patch.object(EndoGenPipeline, "__call__", autospec=True, side_effect=whole) as call:
+        paths = sample_files(pipeline, name, wish, lambda part, words: heard.append((part, words)))
+    assert heard[-1] == (1.0, "writing, code 64 of 64")
+    assert len(heard) == 64
+    draws = {"temperature": 0.5, "top_k": 9, "top_p": 0.75}
+    assert call.call_args.kwargs.items() >= {**draws, "label": "polyp", "guidance": 2.0}.items()
+    assert [read_frames(path).shape for path in paths] == 2 * [(4, 32, 32, 3)]
+    words = "seed 4, temperature 0.5, top-k 9, top-p 0.75, polyp, guidance 2"
+    assert words in probe(paths[1]).metadata["comment"]
+    assert read_trained_on(paths[0]) == {"interval": 3}
+    with zipfile.ZipFile(packed(paths, name, wish)) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    assert manifest.items() >= draws.items()
+    assert not {"steps", "sampler", "first_frame", "kind"} & manifest.keys()
+    assert not {"temperature", "top_k", "top_p"} & json.loads(packed_manifest(tmp_path)).keys()
+
+
+def packed_manifest(folder: Path) -> str:
+    """The manifest of a wish for a diffusion model."""
+    (folder / "seed-7.mp4").touch()
+    with zipfile.ZipFile(packed([folder / "seed-7.mp4"], "tiny", Wish("ddim", 2, 7, 1))) as archive:
+        return archive.read("manifest.json").decode()
+
+
 def test_a_picture_is_looked_at_when_it_comes(tmp_path: Path) -> None:
     uploads, picture = tmp_path / "uploads", tmp_path / "uploads" / "picture.png"
     uploads.mkdir()
@@ -181,6 +218,10 @@ def test_a_picture_is_looked_at_when_it_comes(tmp_path: Path) -> None:
         (("ddim", 1, 0, 1, "polyp", 0.5), "guidance must be a number from 1 to 8, not 0.5"),
         (("ddim", 1, 0, 1, "polyp", None), "guidance must be a number from 1 to 8, not nothing"),
         (("ddim", 1, 0, 1, "polyp", float("nan")), "guidance must be a number"),
+        ((None, None, 0, 1, None, 1, None, None, 0, 1, ENDOGEN), "temperature must be a number, not nothing"),
+        ((None, None, 0, 1, None, 1, None, -1, 0, 1, ENDOGEN), "temperature must lie between 0 and 100"),
+        ((None, None, 0, 1, None, 1, None, 1, 2.5, 1, ENDOGEN), "top-k must be a whole number from 0 to"),
+        ((None, None, 0, 1, None, 1, None, 1, 0, 0, ENDOGEN), "top-p must be above 0"),
     ],
 )
 def test_wishes_that_are_not_possible(wish: tuple, words: str) -> None:

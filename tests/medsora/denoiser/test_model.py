@@ -110,6 +110,7 @@ def test_serves_any_size_that_patches_divide(small_model, height: int, width: in
     out = small_model()(z, torch.tensor([0, 999]), num_images=2)
     assert out.eps.shape == out.variance.shape == z.shape
     assert [tuple(f.shape) for f in out.features] == [(2, frames, height * width // 4, 32)] * 2
+    assert [tuple(f.shape) for f in out.image_features] == [(2, 2, height * width // 4, 32)] * 2
 
 
 @torch.no_grad()

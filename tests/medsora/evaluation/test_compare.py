@@ -6,19 +6,22 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from medsora.data.phantom import write_phantom
 from medsora.data.reading.video_io import write_video
 from medsora.errors import BadInput
 from medsora.evaluation import evaluate
 from medsora.evaluation.bootstrap import bootstrap, differences, rank_ranges
 from medsora.evaluation.command import main
 from medsora.evaluation.compare import compare, name_folders
-from medsora.evaluation.features.clip_set import Pick, choose_clips
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED
+from medsora.evaluation.features.clip_set import REFERENCES, Pick, choose_clips
 from medsora.evaluation.features.feature_store import Features, FeatureStore
 from medsora.evaluation.metrics.measure import FrechetMeasure
 from medsora.evaluation.metrics.pixel import PixelExtractor
@@ -43,6 +46,28 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "two": write_clips(folder / "two", range(40, 51), frames=4),
         "noise|%": folder / "noise",
     }
+
+
+def test_real_clips_of_one_label_alone(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = sorted(path.name for path in folders["real"].glob("*.mkv"))
+    rows = [f"{name},{'polyp' if number < 5 else 'neither'}" for number, name in enumerate(names[:-1])]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    command = ["--real", str(folders["real"]), "--fake", *map(str, (folders["one_&"], folders["two"]))]
+    shape = ["--frames", "4", "--size", "32", "--labels", str(tmp_path / "labels.csv"), "--dry-run"]
+    for label, count in (("polyp", 5), ("neither", 6)):
+        main([*command, *shape, "--label", label])
+        assert f"real: {count} of {count} clips" in capsys.readouterr().out
+    with pytest.raises(BadInput, match=r"has the label 'ulcer'; .*labels\.csv names neither, polyp\."):
+        main([*command, *shape, "--label", "ulcer"])
+    alone = evaluate(
+        folders["real"], folders["two"], out=tmp_path, label="polyp", labels=str(tmp_path / "labels.csv"),
+        **OPTIONS | {"bootstrap": 0},
+    )  # fmt: skip
+    assert alone is not None
+    assert alone.protocol["label of real clips"] == "polyp"
+    assert [side["clips_used"] for side in alone.sets.values()] == [5, 11]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +137,24 @@ def test_files(written: tuple[Comparison, Path]) -> None:
     assert report.count("images legible") == 1  # the sheet; pixel alone draws no motion
     height = Image.open(out / "contact-sheet.png").height
     assert height == 4 * (128 + 2 + 20)  # a row for each set and the real one
+
+
+@pytest.mark.parametrize(("seed", "reference"), [(HELD_OUT_SEED, REFERENCES[2]), (7, REFERENCES[1])])
+def test_phantom_clips_are_not_called_real(
+    folders: dict[str, Path], tmp_path: Path, seed: int, reference: str
+) -> None:
+    write_phantom(tmp_path / "phantom", 3, 4, 32, seed)
+    options = {**OPTIONS, "bootstrap": 0, "metrics": "pixel,motion", "cache": tmp_path / "cache"}
+    fakes = {"one": folders["one_&"], "two": folders["two"]}
+    both = compare(tmp_path / "phantom", fakes, out=tmp_path / "both", **options)
+    alone = evaluate(tmp_path / "phantom", fakes["one"], out=tmp_path / "alone", **options)
+    pages = [both.markdown(), both.latex(), (tmp_path / "both/report.html").read_text(), alone.markdown()]
+    for page in pages:
+        assert reference in page
+        assert not re.search(r"\breal\b", re.sub(r"data:[^\"]*", "", page))
+    assert "two halves of " + reference in pages[0]
+    assert "as " + reference in pages[0]
+    assert r"flow magnitude, Wasserstein-1, px/frame $\downarrow$" in pages[1]
 
 
 def test_a_second_run_extracts_only_what_is_new(
@@ -304,6 +347,6 @@ def test_sets_whose_models_were_trained_at_other_speeds_need_a_word(
     with pytest.raises(BadInput, match=r"interval 1, .*interval 2, .*give --interval"):
         plan("slow", "fast")
     plan("slow", "fast", interval=1)
-    assert "real clips read with interval 1" in capsys.readouterr().out
+    assert "clips of --real read with interval 1" in capsys.readouterr().out
     plan("slow", "peer")
     assert "peer: the clips do not name" in capsys.readouterr().out

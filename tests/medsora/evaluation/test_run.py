@@ -209,7 +209,7 @@ def test_each_side_has_a_limit_of_its_own(run: Callable[..., Results]) -> None:
     both = run(metrics="pixel", clips=9)
     assert [side["clips_used"] for side in both.sets.values()] == [9, 8]
     assert "8 generated clips" in both.markdown()
-    assert "against 9 of 10 real ones" in both.markdown()
+    assert "against 9 of 10 real clips" in both.markdown()
     apart = run(metrics="pixel", clips=(10, 3))
     assert [side["clips_used"] for side in apart.sets.values()] == [10, 3]
     assert apart.protocol["clips_asked"] == {"real": 10, "generated": 3}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from medsora.__main__ import parser
@@ -22,10 +23,18 @@ from medsora.data.reading.video_io import write_video
 from medsora.errors import BadInput
 from medsora.project import new as new_project
 from medsora.project.fit import Fit, Machine, fit_project, render_config
+from medsora.runtime.files import write_json
+from medsora.training.dry_run.report import dry_run_dit
 from medsora.training.schedule import Schedule
+from medsora.training.stage2.build import build_denoiser
 from tests.support.paths import ROOT
 from tests.support.video_files import bordered, lettered
 
+UP_BLOCKS = {
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [8, 8, 8, 8],
+    "norm_num_groups": 4,
+}
 CPU, SMALL, USUAL, LARGE = (Machine(gib, 4) for gib in (0, 8, 24, 80))
 
 
@@ -203,8 +212,57 @@ def test_the_config_says_how_many_videos_are_held_out() -> None:
     assert reasons["data.holdout"].startswith("1 of 4 videos never trained on")
 
 
+ENDORA = [(CPU, "endora-tiny"), (SMALL, "endora-S"), (USUAL, "endora-B"), (LARGE, "endora-XL")]
+
+
+@pytest.mark.parametrize(("machine", "preset"), ENDORA, ids=[preset for _, preset in ENDORA])
+def test_endora_gets_what_it_was_published_with(machine: Machine, preset: str, tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text(
+        render_config(fitted(videos(), machine, preset=preset), ""), encoding="utf-8"
+    )
+    config = load_config(tmp_path / "it.yaml")
+    assert config.denoiser.preset == preset
+    assert Schedule.of(config.train_dit, 1).total_steps == config.train_dit.max_steps
+    with torch.device("meta"):
+        build_denoiser(config, 4)
+    if machine is CPU:
+        found = (config.vae.kind, config.alignment.kind, config.train_dit.phases[0].lr)
+        assert found == ("causal", "flow", 1e-3)
+        return
+    assert (config.vae.kind, config.data.frames, config.images.encoding) == ("per-frame", 16, "single")
+    assert (config.alignment.kind, config.alignment.weight) == ("image", 0.5)
+    (phase,) = config.train_dit.phases
+    assert phase.lr == 1e-4
+    assert 1 <= phase.batch <= 5
+    assert (phase.batch == 5) == (machine is not SMALL)
+
+
+def test_a_config_for_endora_is_ready_to_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for number in range(3):
+        write_video(tmp_path / "my videos" / f"{number}.mp4", render_clip(number, 20, 64).video, 25)
+    said = new("projects/tiny", "--data", "my videos", "--memory", "0", "--preset", "endora-tiny")
+    assert "train_vae.py" in said
+    said = new("projects/small", "--data", "my videos", "--memory", "8", "--preset", "endora-S")
+    assert "train_vae.py" not in said
+    assert "sample_ddim.py --model runs/small/dit-endora-S" in said
+    write_json(tmp_path / "kl.json", {"down_block_types": ["DownEncoderBlock2D"] * 4} | UP_BLOCKS)
+    offline = {"small": ["vae.base=kl.json", "dino.weights=random"], "tiny": ["vae.path=base"]}
+    monkeypatch.setattr("medsora.training.dry_run.report.USUAL_SIDES_PX", ())  # they take a minute
+    for name, overrides in offline.items():
+        dry_run_dit(load_config(f"projects/{name}/config.yaml", overrides))
+        assert "ready" in capsys.readouterr().out.splitlines()
+
+
 @pytest.mark.parametrize(
-    ("machine", "preset", "words"), [(CPU, "B", "needs a GPU"), (USUAL, "tiny", "is for CPUs")]
+    ("machine", "preset", "words"),
+    [
+        (CPU, "B", "needs a GPU"),
+        (USUAL, "tiny", "is for CPUs"),
+        (CPU, "endora-B", "needs a GPU"),
+        (USUAL, "endora-tiny", "is for CPUs"),
+    ],
 )
 def test_a_preset_that_does_not_fit_the_machine(machine: Machine, preset: str, words: str) -> None:
     with pytest.raises(BadInput, match=words):

@@ -30,7 +30,7 @@ class Launched:
 
 def test_polyps_that_a_vae_keeps_are_scored_once(tmp_path: Path) -> None:
     through = "judge on the same, through the VAE"
-    launch = Launched({through: 0.9, f"{through}, polyp": 0.75, "judge on held-out real clips": 1.0})
+    launch = Launched({through: 0.9, f"{through}, polyp": 0.75, "judge on phantom clips (held out)": 1.0})
     config = load_config("phantom")
     for _ in range(2):
         Scoring(clips=6).score(tmp_path / "run" / "vae", config, STAGE_1, launch)

@@ -1,4 +1,6 @@
-"""Files with the published keys and shapes load strictly; what does not fit is named."""
+"""medsora.baselines.endogen.checkpoint, medsora.baselines.published: files with the published keys and shapes
+load strictly; what does not fit is named.
+"""
 
 from __future__ import annotations
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from medsora.baselines.endogen import EndoGen
-from medsora.baselines.endogen.checkpoint import published_name
+from medsora.baselines.endogen.checkpoint import PUBLISHED_NAMES
 from medsora.baselines.endogen.generate import draw, filter_logits, generate
 from medsora.baselines.endogen.grid import frames_to_grid, grid_shape, grid_to_frames
 from medsora.baselines.endogen.model import rotations
+from medsora.baselines.published import published_name
 from medsora.errors import BadInput
 from tests.support.endogen.naive import naive_endogen
 
@@ -62,7 +63,7 @@ def test_counts_are_the_published_ones(preset: str, classes: int, parameters: in
 
 def test_equals_the_plain_re_creation() -> None:
     model = small().double()
-    weights = {published_name(name): value for name, value in model.state_dict().items()}
+    weights = {published_name(name, PUBLISHED_NAMES): value for name, value in model.state_dict().items()}
     codes = torch.randint(13, (2, 11))
     found = model(codes, torch.tensor([1, 2]))
     for row, label in enumerate((1, 2)):

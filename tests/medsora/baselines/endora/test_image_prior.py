@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,11 @@ from torch import nn
 
 from medsora.baselines.endora.image_prior import ImagePrior
 from medsora.config.schema import Config
-from medsora.errors import BadInput
 from medsora.flow_prior import DinoEncoder, image_alignment_loss
+from medsora.training.cache.prior import prior_cache_bytes
 from medsora.training.dry_run.report import dry_run_dit
 from medsora.training.fill_caches import fill_caches
+from medsora.training.schedule import SampleKey
 from medsora.training.stage2.build import build_dit_stage, build_prior
 from tests.support import tiny_training as tiny
 
@@ -77,14 +77,17 @@ def test_attention_maps_are_the_class_token_s(encoder: DinoEncoder) -> None:
     assert prior.width == 6
 
 
-def test_the_loss_is_pearson_s_over_the_tokens_of_every_frame() -> None:
-    features = [torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    targets = [None, *(torch.randn(1, 3, 7, 4, 4, dtype=torch.float64) for _ in range(2))]
+@pytest.mark.parametrize("joint", [0, 2])
+def test_the_loss_is_pearson_s_over_the_tokens_of_every_frame_and_image(joint: int) -> None:
+    features = [torch.randn(2, 3 + joint, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    targets = [None, *(torch.randn(1, 3 + joint, 7, 4, 4, dtype=torch.float64) for _ in range(2))]
     adapter = nn.Conv2d(7, 5, 2, 2, bias=False).double()
-    aligned = image_alignment_loss(features, targets, adapter, torch.tensor([False, True]))
+    of_clip, of_images = ([f[:, part] for f in features] for part in (slice(3), slice(3, None)))
+    one_of_two = torch.tensor([False, True])
+    aligned = image_alignment_loss(of_clip, targets, adapter, one_of_two, of_images if joint else None)
     expected = []
     for feature, target in list(zip(features, targets, strict=True))[1:]:
-        for frame in range(3):
+        for frame in range(3 + joint):
             teacher = adapter(target[0, frame]).mean(0).flatten()
             r = torch.corrcoef(torch.stack((feature[1, frame].mean(1), teacher)))[0, 1]
             expected.append(1 - r)
@@ -104,6 +107,10 @@ def test_the_loss_is_pearson_s_over_the_tokens_of_every_frame() -> None:
 # In training
 
 
+MEDSORA = {"denoiser__preset": "tiny", "denoiser__overrides": dict(tiny.DENOISER)}
+PACKED = {"images__encoding": "packed", "images__count": 8}
+
+
 def configure(work: Path, clips: Path, vae: Path, **changes) -> Config:
     image = {"alignment__kind": "image", "alignment__weight": 0.5}
     model = {"denoiser__preset": "endora-tiny", "denoiser__overrides": {"width": 32, "depth": 4, "heads": 2}}
@@ -111,14 +118,29 @@ def configure(work: Path, clips: Path, vae: Path, **changes) -> Config:
     return tiny.tiny_config(work, clips, **{"vae__path": str(vae)} | image | model | dino | changes)
 
 
-@pytest.mark.parametrize("given", [0.0, 0.5], ids=["every-sample", "first-frames"])
-@pytest.mark.parametrize("cache", ["off", "disk"])
+@pytest.mark.parametrize(
+    ("model", "cache", "given", "images"),
+    [
+        ({}, "off", 0.0, {}),
+        ({}, "disk", 0.5, PACKED),
+        (MEDSORA, "off", 0.5, PACKED),
+        (MEDSORA, "disk", 0.0, {}),
+    ],
+    ids=["endora", "endora-cached-first-frames", "medsora-first-frames", "medsora-cached"],
+)
 def test_the_adapter_is_trained_saved_and_resumed(
-    clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str, given: float
+    clips: Path,
+    vae_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: dict,
+    cache: str,
+    given: float,
+    images: dict,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     changes = {"cache__latents": cache, "cache__prior": cache, "train_dit__first_frame_prob": given}
-    changes |= {"data__frames": 9}
+    changes |= {"data__frames": 9} | model | images
     straight = tiny.train("dit", configure(Path("straight"), clips, vae_folder, **changes))
     for steps in (2, 4):
         half = configure(Path("halves"), clips, vae_folder, train_dit__max_steps=steps, **changes)
@@ -133,31 +155,75 @@ def test_the_adapter_is_trained_saved_and_resumed(
     assert any(logged)
 
 
+@pytest.mark.parametrize("model", [{}, MEDSORA], ids=["endora", "medsora"])
+@pytest.mark.parametrize("cache", ["off", "disk"])
+@pytest.mark.parametrize("images", [{}, PACKED], ids=["single", "packed"])
+def test_joint_images_are_compared_with_what_dino_sees_in_them(
+    clips: Path, vae_folder: Path, tmp_path: Path, model: dict, cache: str, images: dict
+) -> None:
+    caches = {"cache__latents": cache, "cache__prior": cache}
+    stage = build_dit_stage(configure(tmp_path, clips, vae_folder, **caches, **model, **images))
+    keys = [SampleKey(0, 0, 0), SampleKey(1, 0, 1)]
+
+    def targets_and_pictures() -> tuple[list[torch.Tensor], torch.Tensor]:
+        batch = stage.samples.collate([stage.samples[key] for key in keys])
+        assert batch["needed"].all()
+        targets = [target for target in stage.inputs.alignment_targets(batch) if target is not None]
+        if cache == "off":
+            return targets, batch["images"]
+        latents = stage.samples.latents
+        chosen = [latents.choose_images(latents.clips.window(key.index)[0], key.number) for key in keys]
+        return targets, torch.stack([torch.cat(list(map(latents.pictures, joint))) for joint in chosen])
+
+    computed, pictures = targets_and_pictures()
+    prior = stage.inputs.prior
+    for row in range(2):
+        expected = prior.picture_targets(pictures[row], 2, (2, 2))
+        for target, of_images in zip(computed, expected, strict=True):
+            assert target.shape[1] == 4 + 2
+            torch.testing.assert_close(target[row, 4:], of_images, rtol=1e-3, atol=2e-3)  # kept as fp16
+    again, _ = targets_and_pictures()
+    assert all(torch.equal(*both) for both in zip(computed, again, strict=True))
+    if cache == "disk":
+        item = stage.samples[keys[0]]
+        assert all(isinstance(found, list) for _, found in item["image_prior"])
+
+
+def test_the_flow_prior_has_no_target_for_joint_images(clips: Path, vae_folder: Path, tmp_path: Path) -> None:
+    flow = {"alignment__kind": "flow", "cache__latents": "disk", "alignment__margin": 0.0}
+    stage = build_dit_stage(configure(tmp_path, clips, vae_folder, **flow))
+    item = stage.samples[SampleKey(0, 0, 0)]
+    assert item["needed"]
+    assert "image_prior" not in item
+    targets = stage.inputs.alignment_targets(stage.samples.collate([item]))
+    assert {target.shape[1] for target in targets} == {4}
+
+
+@pytest.mark.parametrize("images", [{}, PACKED], ids=["single", "packed"])
 def test_a_dry_run_counts_it_and_the_cache_holds_it(
     clips: Path,
     vae_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
+    images: dict,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("medsora.training.dry_run.report.USUAL_SIDES_PX", ())
-    config = configure(Path(), clips, vae_folder, cache__latents="disk", cache__prior="disk")
+    config = configure(Path(), clips, vae_folder, cache__latents="disk", cache__prior="disk", **images)
     dry_run_dit(config)
     fill_caches(config)
     printed = capsys.readouterr().out
     assert "ready" in printed.splitlines()
     files = list(Path("cache").glob("prior-*/*/*.safetensors"))
-    prior = build_prior(config, 2)
-    per_layer = 2 * math.prod(prior.target_shape((4, 2, 2), 32))
+    prior, stage = build_prior(config, 2), build_dit_stage(config)
     size = sum(file.stat().st_size for file in files)
-    assert size == pytest.approx(len(files) * len(prior.distinct_layers) * per_layer, rel=0.05)
-
-
-def test_a_denoiser_without_an_adapter_is_refused(clips: Path, vae_folder: Path, tmp_path: Path) -> None:
-    plain = {"denoiser__preset": "tiny", "denoiser__overrides": dict(tiny.DENOISER)}
-    with pytest.raises(BadInput, match="MedSora has no adapter"):
-        build_dit_stage(configure(tmp_path, clips, vae_folder, **plain))
+    clip_count = len(stage.samples.clips)
+    most = prior_cache_bytes(config, clip_count, prior, (4, 2, 2), 32, stage.vae)
+    assert size == pytest.approx(most, rel=0.1)
+    assert len(files) == 2 * clip_count + 2 * (config.cache.image_groups if images else clip_count)
+    monkeypatch.setattr(ImagePrior, "picture_targets", None)  # everything is there
+    tiny.train("dit", config)
 
 
 def test_an_unknown_source_is_refused(encoder: DinoEncoder) -> None:

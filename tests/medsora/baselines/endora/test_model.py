@@ -101,7 +101,12 @@ def test_joint_images_influence_neither_the_clip_nor_one_another() -> None:
     assert torch.equal(out.eps[:, :5], other.eps[:, :5])
     assert not torch.equal(out.eps[:, 5], other.eps[:, 5])
     torch.testing.assert_close(out.eps[:, :4], model(z[:, :4], t).eps)
-    assert all(f.shape[1] == 4 for f in out.features)
+    for ours, theirs in zip(out.features, other.features, strict=True):
+        assert ours.shape[1] == 4
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(out.image_features, other.image_features, strict=True):
+        assert torch.equal(ours[:, 0], theirs[:, 0])
+        assert not torch.equal(ours[:, 1], theirs[:, 1])
 
 
 def test_untrained_model_predicts_zero_and_every_weight_can_learn() -> None:

@@ -17,7 +17,7 @@ import pytest
 from medsora.config.load import load_config
 from medsora.data.phantom import render_clip
 from medsora.errors import BadInput
-from medsora.evaluation.conditional import first_frame, labels, seams
+from medsora.evaluation.conditional import first_frame, fresh_phantom, labels, phantom_model, seams
 from medsora.evaluation.conditional.classifier import judged, train_judge
 from medsora.evaluation.conditional.command import conclude
 from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
@@ -25,6 +25,7 @@ from medsora.evaluation.sanity.claims import Claim
 from medsora.evaluation.sanity.degrade import blurred
 from medsora.sampling.conditions import FilmPlan
 from medsora.sampling.pipeline import MedSoraPipeline
+from tests.support.endogen import tiny_tokenizer as tokens
 from tests.support.paths import ROOT
 from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_pipeline, tiny_vae
 
@@ -58,6 +59,17 @@ def test_a_judge_learns_and_is_the_same_again() -> None:
     assert all((a == b).all() for a, b in zip(judge.parameters(), again.parameters(), strict=True))
 
 
+def test_a_judge_of_the_phantom_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, names = fresh_phantom.phantom_judge(tmp_path, 6, 8, 32, epochs=1)
+    monkeypatch.setattr(fresh_phantom, "train_judge", None)
+    again, same_names = fresh_phantom.phantom_judge(tmp_path, 6, 8, 32, epochs=1)
+    assert names == same_names == NAMES
+    assert all((a == b).all() for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not again.training
+    with pytest.raises(TypeError):  # another one is not there
+        fresh_phantom.phantom_judge(tmp_path, 6, 8, 32, epochs=2)
+
+
 def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
     asked = np.arange(300) % 3
     right = labels.agreement(asked, asked, NAMES)
@@ -67,6 +79,18 @@ def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
     always_the_same = labels.agreement(asked, np.zeros(300, int), NAMES)
     assert always_the_same["asked"] == pytest.approx(1 / 3)
     assert always_the_same["shuffled"] == pytest.approx(1 / 3)
+
+
+def test_a_phantom_model_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    asked = {"videos": 16, "guidance": 2.0, "seed": 0, "judge_clips": 6, "epochs": 1, "raft": None}
+    training = fresh_phantom.phantom_folder(tmp_path, 6, 9, 32, 5)
+    status = phantom_model.measure(options(model, tmp_path / "out", training=training, **asked))
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert status == 1
+    assert 0 <= results["label agreement"]["asked"] <= 1
+    assert set(results["near copies"]) == {"pixels", "features"}
+    assert len(results["balanced accuracy, generated against reconstructed"]) == 5
+    assert "DOES NOT HOLD: the pyramid distance" in capsys.readouterr().out
 
 
 def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -95,6 +119,20 @@ def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.Capt
     tiny_pipeline().save_pretrained(tmp_path / "plain")
     with pytest.raises(BadInput, match="trained without labels"):
         labels.measure(options(tmp_path / "plain", tmp_path, videos=3, **judge))
+
+
+def test_labels_of_a_model_that_writes_codes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tokens.write_run(tmp_path / "run" / "endogen-tiny", steps=(2,), labels=NAMES)
+    judge = {"training_clips": 6, "held_out_clips": 6, "epochs": 1, "polyp_size": None, "vae": None}
+    labels.measure(options(run, tmp_path, videos=3, guidance=1.5, seed=0, size=None, **judge))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert 0 <= results["asked"] <= 1
+    assert 0 <= results[labels.THROUGH_VAE] <= 1
+    assert results["guidance"] == 1.5
+    assert "steps" not in results, "of diffusion alone"
+    assert "sampled clips show what was asked for" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="is a model of EndoGenPipeline"):
+        seams.measure(options(run, tmp_path, videos=1, frames=17, window=None))
 
 
 def test_first_frames_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from medsora.baselines.endogen.grid import frames_to_grid
-from medsora.config.load import save_config
+from medsora.baselines.endogen.grid import frames_to_grid, grid_shape
+from medsora.config.load import load_config, save_config
 from medsora.config.schema import Config
+from medsora.data.phantom import write_phantom
 from medsora.data.reading.frame_folder import read_image
-from medsora.data.reading.video_io import probe
+from medsora.data.reading.video_io import probe, read_frames
 from medsora.errors import BadInput
 from medsora.runtime.files import write_json
 from medsora.sampling.command import main as sample_main
@@ -30,6 +31,7 @@ from medsora.training.ar import loop
 from medsora.training.ar.build import build_ar_stage
 from medsora.training.ar.command import main
 from medsora.training.ar.loss import NextCodeLoss
+from medsora.training.run.report import FIGURES
 from medsora.training.schedule import SampleKey
 from medsora.vae import VQTokenizer
 from tests.support import tiny_training as tiny
@@ -59,6 +61,7 @@ def test_resumed_bit_for_bit(clips: Path, tmp_path: Path) -> None:
     tiny.assert_same_run(straight, run, 4)
     logged = tiny.figures(run)
     assert {"held_out/loss", "held_out/accuracy"} <= logged[-1].keys() | logged[-2].keys()
+    assert set().union(*logged) - {"step"} <= FIGURES.keys(), "its page explains every figure"
     assert (run / "samples" / "step-0000004.png").is_file()
     tokens.write_tokenizer(tokenizer, seed=1)
     with pytest.raises(BadInput, match="codes of another tokenizer"):
@@ -131,6 +134,27 @@ def test_what_does_not_fit_is_one_sentence(
         loop.train_ar(tokens.configure(Path(), clips, tokenizer, **changes))
 
 
+def test_sixty_four_frames_in_one_grid(tmp_path: Path) -> None:
+    shipped = load_config("endogen_phantom_64")
+    assert grid_shape(shipped.data.frames) == (8, 8)
+    write_phantom(tmp_path / "long", 3, 66, 16, seed=0)
+    config = tokens.configure(
+        Path(),
+        tmp_path / "long",
+        tokens.write_tokenizer(tmp_path / "tokenizer"),
+        data__frames=shipped.data.frames,
+        data__size=16,
+        train_ar__max_steps=1,
+    )
+    found = find_model(tokens.train(config))
+    assert (found.step, found.geometry["frames"]) == (1, 64)
+    pipe = EndoGenPipeline.from_folder(found)
+    assert (pipe.transformer.config.rows, pipe.transformer.config.cols) == (16, 16)
+    assert pipe.transformer.config.mask_group == 2, "a line of a frame"
+    (sheet,) = (config.ar_dir / "samples").glob("step-*/video-00000.mp4")
+    assert read_frames(sheet).shape == (64, 16, 16, 3)
+
+
 # Sampling
 
 
@@ -194,5 +218,5 @@ def test_options_that_do_not_fit_are_one_sentence(trained: Path, options: dict[s
 
 
 def test_what_reads_medsora_only_says_so(trained: Path) -> None:
-    with pytest.raises(BadInput, match="is a model of EndoGenPipeline, which only 'medsora sample'"):
+    with pytest.raises(BadInput, match="is a model of EndoGenPipeline: load it by that class"):
         MedSoraPipeline.from_run(trained)

@@ -1,4 +1,6 @@
-"""medsora.training.ar.loop: two CPU processes train EndoGen together with the gradients of one process."""
+"""medsora.training.ar.loop: two CPU processes train EndoGen together with the gradients of one process, and
+the command trains it under `accelerate launch`.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medsora.config.load import load_config, save_config
+from medsora.saved.find import find_model
 from medsora.training.ar import loop
 from tests.support.endogen import tiny_tokenizer as tokens
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
+from tests.support.tiny_training import figures
 
+ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
@@ -46,17 +51,7 @@ def test_gradients_are_those_of_one_process(clips: Path, tmp_path: Path) -> None
         config = tokens.configure(tmp_path / name, clips, tokenizer, **off)
         save_config(config, tmp_path / f"{name}.yaml")
     keep_gradients(tmp_path / "one.yaml", tmp_path / "alone")
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *LAUNCHER, "-m", __name__, str(tmp_path / "two.yaml"), str(tmp_path / "together")],
-        cwd=tmp_path,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    launched(tmp_path, *LAUNCHER, "-m", __name__, str(tmp_path / "two.yaml"), str(tmp_path / "together"))
     alone = load_file(tmp_path / "alone-0.safetensors")
     first, second = (load_file(tmp_path / f"together-{rank}.safetensors") for rank in (0, 1))
     assert alone.keys() == first.keys() == second.keys()
@@ -64,6 +59,32 @@ def test_gradients_are_those_of_one_process(clips: Path, tmp_path: Path) -> None
     for name, gradient in alone.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], gradient, rtol=0, atol=1e-6)
+
+
+def test_the_command_trains_under_accelerate_launch(clips: Path, tmp_path: Path) -> None:
+    tokenizer = tokens.write_tokenizer(tmp_path / "tokenizer")
+    config = tokens.configure(tmp_path, clips, tokenizer)
+    save_config(config, tmp_path / "config.yaml")
+    command = ("-m", "medsora", "train-ar", "--config", "config.yaml", "train_ar.max_steps=2")
+    said = launched(tmp_path, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *command)
+    assert "EndoGen is trained" in said
+    assert find_model(config.ar_dir).step == 2
+    assert [line["step"] for line in figures(config.ar_dir) if "loss/total" in line] == [1, 2]
+
+
+def launched(folder: Path, *words: str) -> str:
+    """Run Python with `words` in `folder` to its end; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
 
 
 if __name__ == "__main__":

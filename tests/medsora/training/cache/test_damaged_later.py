@@ -103,7 +103,7 @@ def test_a_group_of_joint_images_draws_again(config: Config, caplog: pytest.LogC
     assert all(BROKEN not in videos for _, videos in groups)
     latents = LatentCache(config, dataset, vae)
     latents.build(vae, one_process())
-    assert latents.joint_images(0, 0)[0].shape == (2, 4, 4, 4)
+    assert latents.joint_images(latents.choose_images(0, 0))[0].shape == (2, 4, 4, 4)
 
 
 def test_damaged_exact_flow_takes_the_next_clip_too(config: Config) -> None:

@@ -63,10 +63,10 @@ def test_single_images_come_from_other_videos(tmp_path: Path, clips: Path, vae: 
     cache.build(vae, one_process())
     own = [entry for flip in (0, 1) for entry in [cache.store.get("clip-0000000")["image_mean"][flip]]]
     for sample in range(20):
-        mean, logvar = cache.joint_images(0, sample)
+        mean, logvar = cache.joint_images(cache.choose_images(0, sample))
         assert mean.shape == logvar.shape == (2, 4, 4, 4)
         assert not any(torch.equal(image, mine[0]) for image in mean for mine in own)
-    assert torch.equal(cache.joint_images(0, 3)[0], cache.joint_images(0, 3)[0])
+    assert cache.choose_images(0, 3) == cache.choose_images(0, 3)
 
 
 def test_packed_images_are_groups_of_eight(tmp_path: Path, clips: Path, vae: Any) -> None:
@@ -84,7 +84,24 @@ def test_packed_images_are_groups_of_eight(tmp_path: Path, clips: Path, vae: Any
     stored = cache.store.get("group-00001")["image_mean"]
     assert torch.equal(entry["image_mean"], stored)
     torch.testing.assert_close(stored[0], expected[0], rtol=1e-4, atol=1e-5)
-    assert cache.joint_images(0, 5)[0].shape == (2, 4, 4, 4)
+    assert cache.joint_images(cache.choose_images(0, 5))[0].shape == (2, 4, 4, 4)
+
+
+@pytest.mark.parametrize("encoding", ["single", "packed"])
+def test_pictures_are_those_whose_latents_are_kept(
+    tmp_path: Path, clips: Path, vae: Any, encoding: str
+) -> None:
+    cache = open_cache(tmp_path, clips, vae, encoding)
+    cache.build(vae, one_process())
+    every = cache.every_image()
+    assert {images for sample in range(20) for images in cache.choose_images(0, sample)} <= set(every)
+    for images in every[:4]:
+        pictures, kept = cache.pictures(images), cache.joint_images([images])
+        with torch.no_grad():
+            moments = image_moments(vae, pictures[None], encoding)
+        for part, moment in zip(kept, moments, strict=True):
+            torch.testing.assert_close(part, moment[0], rtol=1e-4, atol=1e-5)
+        assert len(kept[0]) == cache.entry_latents
 
 
 def test_packed_images_are_of_other_videos_where_there_are_such(
@@ -99,9 +116,10 @@ def test_packed_images_are_of_other_videos_where_there_are_such(
 
     monkeypatch.setattr(cache, "_entry", entry)
     for sample in range(20):
-        assert (cache.joint_images(0, sample)[0] == 1).all()
-        assert (cache.joint_images(1, sample)[0] == 0).all()
-        assert cache.joint_images(2, sample)[0].shape == (2,), "every group shows this one"
+        first, second, third = (cache.joint_images(cache.choose_images(k, sample))[0] for k in range(3))
+        assert (first == 1).all()
+        assert (second == 0).all()
+        assert third.shape == (2,), "every group shows this one"
 
 
 def test_another_vae_or_file_has_another_cache(tmp_path: Path, clips: Path, vae: Any) -> None:
@@ -129,7 +147,7 @@ def test_joint_images_asked_for_later_are_encoded_then(tmp_path: Path, clips: Pa
     assert "image_mean" not in without.store.get("clip-0000000")
     cache = open_cache(tmp_path, clips, vae, images=1)
     cache.build(vae, one_process())
-    assert cache.joint_images(0, 0)[0].shape == (1, 4, 4, 4)
+    assert cache.joint_images(cache.choose_images(0, 0))[0].shape == (1, 4, 4, 4)
     assert open_cache(tmp_path, clips, vae, images=2).store.key == cache.store.key  # the same pictures
 
 

@@ -155,13 +155,16 @@ def test_the_command_writes_weights_that_the_flow_prior_loads(
     out = tmp_path / "encoder"
     out.with_suffix(".json").write_text(encoder_json.read_text())
     numbers = ["--clips", "3", "--unseen", "12", "--size", "16", "--steps", "2", "--batch", "2"]
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["dino", str(tmp_path / "run"), str(out), *numbers])
     main()
     assert "this encoder" in capsys.readouterr().out
     encoder = DinoEncoder(str(out.with_suffix(".json")), out.with_suffix(".safetensors"))
     assert not encoder.untrained
     assert encoder(torch.rand(2, 3, 16, 24), [1])[0].shape == (2, 24, 2, 3)
-    assert "untrained" in out.with_suffix(".md").read_text()
+    note = out.with_suffix(".md").read_text()
+    assert "untrained" in note
+    assert f"python -m medsora.training.dino run encoder {' '.join(numbers)}\n" in note
     monkeypatch.setattr(sys, "argv", ["dino", str(tmp_path / "run"), str(out), "--unseen", "3"])
     with pytest.raises(BadInput, match="at least 12"):
         main()

@@ -9,17 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from medsora.baselines.endora import Endora
 from medsora.config.load import save_config
 from medsora.denoiser import MedSora
+from medsora.denoiser.base import Denoiser
 from medsora.training.dry_run.memory import LiveBytes, count_flops, estimate_dit, peak_bytes, preset_bytes
 from medsora.training.schedule import SampleKey
 from medsora.training.stage2.build import build_dit_stage
 from medsora.training.stage2.loss import DenoisingLoss
-from medsora.vae import frames_to_latents
+from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VideoVAE, frames_to_latents
 from tests.support import tiny_training as tiny
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
@@ -76,14 +79,24 @@ def test_flops_of_a_step_are_three_forwards_of_its_products() -> None:
     assert counted == 3 * forward - first_needs_no_gradient_of_x
 
 
-def test_a_presets_bytes_follow_from_shallow_models() -> None:
-    """That of one block and of two gives that of four: "tiny" has four."""
-    state, clip = preset_bytes("tiny", 9, 32)
-    model = MedSora.from_preset("tiny", backend="torch").train()
+@pytest.mark.parametrize(
+    ("preset", "deep", "vae", "latents"),
+    [
+        ("tiny", MedSora.from_preset("tiny", depth=6, backend="torch"), FrequencyCompensatedVAE, (3, 16)),
+        ("endora-tiny", Endora.from_preset("tiny"), PerFrameVAE, (9, 4)),
+    ],
+)
+def test_a_presets_bytes_follow_from_shallow_models(
+    preset: str, deep: Denoiser, vae: type[VideoVAE], latents: tuple[int, int]
+) -> None:
+    """Those of one block and of two, of Endora's of two and of four, give those of six."""
+    with mock.patch.dict(type(deep).presets["tiny"], depth=6):
+        state, clip = preset_bytes.__wrapped__(preset, 9, 32, vae=vae)
+    model, (frames, channels) = deep.train(), latents
     assert state == 20 * sum(parameter.numel() for parameter in model.parameters())
 
     def step(batch: int) -> torch.Tensor:
-        z, t = torch.zeros(batch, 5, 16, 4, 4), torch.zeros(batch, dtype=torch.long)
+        z, t = torch.zeros(batch, frames + 2, channels, 4, 4), torch.zeros(batch, dtype=torch.long)
         out = model(z, t, num_images=2)
         return sum(part.square().mean() for part in (out.eps, out.variance, *out.features))
 

@@ -143,6 +143,14 @@ def test_elapsed_time_and_what_is_left_are_those_of_the_mean_speed(tmp_path: Pat
     assert "elapsed" not in page_of(tmp_path, [{"step": 100}]), "a run of an earlier version"
 
 
+def test_more_codes_guessed_right_are_better(tmp_path: Path) -> None:
+    log = [{"step": k, "held_out/loss": 8 - k, "held_out/accuracy": k / 10} for k in (1, 2)]
+    text = page_of(tmp_path, log)
+    assert "is better than the one after step 1, by its loss." in text
+    assert re.search(r"codes guessed right\W+0\.1\W+0\.2\W+better how often the likeliest next code", text)
+    assert "which early stopping goes by; of EndoGen nats per code" in text
+
+
 def test_every_loss_is_explained_and_told_once(tmp_path: Path) -> None:
     names = {f"loss/{name}" for name in (*VaeLossParts._fields, "mse", "vb", "alignment")}
     assert names <= FIGURES.keys()

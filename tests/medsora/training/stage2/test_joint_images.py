@@ -1,5 +1,5 @@
 """medsora.training.stage2.loop, medsora.training.joint_images: joint images in both encodings and mixings:
-how many latents they become; alignment ignores them.
+how many latents they become, none where they are switched off; alignment ignores them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.support import tiny_training as tiny
         ("packed", 16, "mixed", "disk"),
         ("single", 3, "isolated", "disk"),
         ("single", 2, "mixed", "off"),
+        ("packed", 0, "isolated", "disk"),
     ],
 )
 def test_a_step_with_joint_images(

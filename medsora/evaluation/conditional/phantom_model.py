@@ -1,0 +1,271 @@
+"""How good is a model of the phantom?
+
+`python -m medsora.evaluation.conditional.phantom_model --model MODEL --out DIR` samples clips with every
+label in turn and compares them with held-out phantom clips by the same estimators on both sides: speed,
+labels, appearance, near copies of training clips, and whether a classifier tells them from clips that went
+through the model's VAE. What one half of the held-out clips is away from the other is printed beside each
+distance. Sampled clips are kept in DIR, so that an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import fisher_exact
+
+from medsora.config.choices import PHANTOM_LOOKS
+from medsora.data.reading.video_io import read_frames
+from medsora.errors import BadInput, building
+from medsora.evaluation.conditional.classifier import judged, train_judge
+from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser, through_vae
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips, phantom_judge
+from medsora.evaluation.conditional.labels import agreement
+from medsora.evaluation.features.feature_store import Features
+from medsora.evaluation.memorisation import (
+    NEAR_QUANTILE,
+    MirroredExtractor,
+    ThumbnailExtractor,
+    judge,
+    nearest,
+    spread_of,
+)
+from medsora.evaluation.metrics.measure import FrechetMeasure, Measure
+from medsora.evaluation.metrics.motion import MotionExtractor, MotionMeasure
+from medsora.evaluation.metrics.pyramid import PyramidExtractor
+from medsora.evaluation.sanity.claims import Claim
+from medsora.flow_prior import build_estimator
+from medsora.runtime.exit import exit_with_status
+from medsora.runtime.files import write_json, written_beside
+from medsora.runtime.progress_bar import progress_bar
+from medsora.sampling.pipeline import MedSoraPipeline
+
+CLIPS_AT_ONCE = 8
+PYRAMID, FLOW_DISTANCE, FLOW = "pyramid_distance", "flow_magnitude_distance", "flow_magnitude"
+MIN_FLOW_RATIO, MAX_FLOW_RATIO = 0.8, 1.25
+MIN_AGREEMENT, MAX_PYRAMID_RATIO, MAX_FLOW_DISTANCE_PX, GOAL_ACCURACY = 0.95, 2.0, 0.4, 0.75
+LEVEL = 0.05
+ACCURACY_SEEDS, ACCURACY_EPOCHS = 5, 12
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = measuring_parser(
+        "conditional.phantom_model",
+        __doc__.partition("\n")[0],
+        model="a model of the phantom with labels",
+        videos=200,
+    )
+    parser.set_defaults(sampler="dpmpp", steps=30)
+    add = parser.add_argument
+    add("--guidance", type=float, default=2.0, metavar="G", help="(default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="S", help="video k has the seed S + k (default: %(default)s)")
+    add("--training", type=Path, metavar="DIR", help="the phantom clips it was trained on, to find copies")
+    add("--raft", type=Path, metavar="FILE", help="RAFT-small's weights: motion by RAFT as well as by DIS")
+    add("--judge-clips", type=int, default=900, metavar="N", help="for the labels (default: %(default)s)")
+    add("--epochs", type=int, default=24, metavar="N", help="of their classifier (default: %(default)s)")
+    add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
+    sys.exit(measure(parser.parse_args()))
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Sample, compare, write; return the exit status. Raises `BadInput` for what cannot be measured."""
+    if options.videos < 2 * CLIPS_AT_ONCE:
+        raise BadInput(f"--videos is {options.videos}: comparing takes at least {2 * CLIPS_AT_ONCE} clips.")
+    if options.training is not None and not any(options.training.glob("*.mkv")):
+        raise BadInput(f"--training {options.training} holds no phantom clips (*.mkv).")
+    with building():
+        motion = {"DIS": MotionMeasure()}
+        if options.raft is not None:
+            raft = build_estimator("raft_small", str(options.raft))
+            motion["RAFT"] = MotionMeasure(MotionExtractor(raft, {"flow": "RAFT-small"}))
+    pipeline = load_measured(options.model)
+    if not pipeline.labels:
+        raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to ask for.")
+    kind = (pipeline.config.frames, pipeline.config.size[0])
+    held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED)
+    if pipeline.labels != names:
+        raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
+    halves = held_out[0::2], held_out[1::2]
+    asked = np.arange(options.videos) % len(names)
+    made = sample_clips(pipeline, options, [names[k] for k in asked])
+
+    results, claims = compare(made, halves, motion)
+    classifier, _ = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs)
+    found = agreement(asked, judged(classifier, made), names)
+    results["label agreement"] = found
+    claims.append(
+        Claim(
+            f"sampled clips show what was asked for in {found['asked']:.1%} at a guidance of "
+            f"{options.guidance:g}, at least {MIN_AGREEMENT:.0%}",
+            found["asked"] >= MIN_AGREEMENT,
+        )
+    )
+    if options.training is not None:
+        training = [read_frames(path)[: kind[0]] for path in sorted(options.training.glob("*.mkv"))]
+        copies, more = near_copies(made, halves[0], training)
+        results["near copies"] = copies
+        claims += more
+    accuracies = told_apart(made, through_vae(pipeline.vae, halves[0]))
+    results["balanced accuracy, generated against reconstructed"] = accuracies
+    mean = float(np.mean(accuracies))
+    claims.append(
+        Claim(
+            f"a classifier tells generated from reconstructed clips in {mean:.1%} ({min(accuracies):.1%} to "
+            f"{max(accuracies):.1%} over {len(accuracies)} seeds), goal: at most {GOAL_ACCURACY:.0%}",
+            mean <= GOAL_ACCURACY,
+        )
+    )
+    settings = ("videos", "guidance", "sampler", "steps", "seed")
+    results |= {name: getattr(options, name) for name in settings} | {"look": PHANTOM_LOOKS[0]}
+    return conclude(options.out, results, claims)
+
+
+def sample_clips(pipeline: MedSoraPipeline, options: argparse.Namespace, labels: Sequence[str]) -> np.ndarray:
+    """Return a clip per label, uint8 (N, F, H, W, 3); those that an earlier call left in DIR are read.
+
+    Raises `BadInput` if DIR holds clips of another model or other settings.
+    """
+    made_of = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "seed")}
+    made_of |= {"model": str(options.model), "labels": list(pipeline.labels)}
+    folder = options.out / "clips"
+    described = folder / "made-of.json"
+    if described.is_file() and json.loads(described.read_text(encoding="utf-8")) != made_of:
+        raise BadInput(f"{folder} holds clips of another model or other settings: take another --out.")
+    write_json(described, made_of)
+    parts = []
+    for first in progress_bar("sampling", range(0, len(labels), CLIPS_AT_ONCE), unit="batch"):
+        path = folder / f"{first:05d}.npy"
+        if not path.is_file():
+            wanted = list(labels[first : first + CLIPS_AT_ONCE])
+            seeds = range(options.seed + first, options.seed + first + len(wanted))
+            frames = pipeline(
+                seeds=seeds,
+                label=wanted,
+                guidance_scale=options.guidance,
+                num_inference_steps=options.steps,
+                sampler=options.sampler,
+                output_type="uint8",
+            ).frames
+            with written_beside(path) as beside, beside.open("wb") as file:
+                np.save(file, frames)
+        parts.append(np.load(path)[: len(labels) - first])
+    return np.concatenate(parts)
+
+
+def compare(
+    made: np.ndarray, halves: tuple[np.ndarray, np.ndarray], motion: dict[str, MotionMeasure]
+) -> tuple[dict[str, dict[str, float]], list[Claim]]:
+    """Compare clips with a half of the held-out ones, and that half with the other.
+
+    Args:
+        made, halves: uint8 (N, F, H, W, 3).
+        motion: measures of motion by their estimator's name.
+
+    Returns:
+        figures by name, each of the generated clips and of the other half, and what must hold.
+    """
+    pyramid: Measure = FrechetMeasure(PYRAMID, "pyramid", PyramidExtractor())
+    sets = {"generated": made, "held-out halves": halves[1]}
+    table: dict[str, dict[str, float]] = {}
+    for kind, measure in {"": pyramid, **motion}.items():
+        reference = Features.of_clips(measure.extractor, halves[0])
+        ending = f" ({kind})" if kind else ""
+        for name, clips in sets.items():
+            features = Features.of_clips(measure.extractor, clips)
+            figures = measure.compare(reference, features) | measure.describe(features)
+            for key, value in figures.items():
+                table.setdefault(f"{key}{ending}", {})[name] = value
+        for key, value in measure.describe(reference).items():
+            table[f"{key}{ending}"]["phantom"] = value
+    ratio = table[PYRAMID]["generated"] / table[PYRAMID]["held-out halves"]
+    claims = [
+        Claim(
+            f"the pyramid distance is {ratio:.2f} times that of two halves, at most {MAX_PYRAMID_RATIO:g}",
+            ratio <= MAX_PYRAMID_RATIO,
+        )
+    ]
+    for name in motion:
+        speeds = table[f"{FLOW} ({name})"]
+        ratio = speeds["generated"] / speeds["phantom"]
+        away = table[f"{FLOW_DISTANCE} ({name})"]
+        claims += [
+            Claim(
+                f"mean flow by {name} is {ratio:.2f} times the phantom's, within {MIN_FLOW_RATIO} to "
+                f"{MAX_FLOW_RATIO}",
+                MIN_FLOW_RATIO <= ratio <= MAX_FLOW_RATIO,
+            ),
+            Claim(
+                f"the flow-magnitude distance by {name} is {away['generated']:.2f} px per frame (two halves "
+                f"{away['held-out halves']:.2f}), at most {MAX_FLOW_DISTANCE_PX}",
+                away["generated"] <= MAX_FLOW_DISTANCE_PX,
+            ),
+        ]
+    return table, claims
+
+
+def near_copies(
+    made: np.ndarray, held_out: np.ndarray, training: Sequence[np.ndarray]
+) -> tuple[dict[str, dict[str, float]], list[Claim]]:
+    """Count generated clips that are nearer to a training clip than 95 % of held-out clips are.
+
+    By chance about 5 % are; a claim fails if Fisher's exact test finds more, one-sided, at the level `LEVEL`.
+    """
+    found, claims = {}, []
+    expected = round(NEAR_QUANTILE * len(held_out))
+    for space, extractor in {
+        "pixels": ThumbnailExtractor(),
+        "features": MirroredExtractor(PyramidExtractor()),
+    }.items():
+        known = Features.of_clips(extractor, training)
+        scale = spread_of(known) if space == "features" else 1.0
+        near = [nearest(Features.of_clips(extractor, clips), known, scale) for clips in (made, held_out)]
+        found[space] = judge(near[0].distance, near[1].distance)
+        marked = round(found[space]["suspicious_share"] * len(made))
+        counts = [[marked, len(made) - marked], [expected, len(held_out) - expected]]
+        chance = float(fisher_exact(counts, alternative="greater").pvalue)
+        claims.append(
+            Claim(
+                f"in {space}, {marked} of {len(made)} generated clips are nearer to a training clip than 95 "
+                f"% of held-out ones are (p = {chance:.2f} by chance)",
+                chance >= LEVEL,
+            )
+        )
+    return found, claims
+
+
+def told_apart(
+    made: np.ndarray, phantom: np.ndarray, seeds: int = ACCURACY_SEEDS, epochs: int = ACCURACY_EPOCHS
+) -> list[float]:
+    """Return a classifier's balanced accuracy on clips of both kinds that it did not see, per seed.
+
+    Every seed trains on another half of either set and is asked about the rest.
+    """
+    accuracies = []
+    for seed in range(seeds):
+        random = np.random.default_rng(seed)
+        orders = [random.permutation(len(clips)) for clips in (made, phantom)]
+        learned, asked = (
+            [clips[order[part]] for clips, order in zip((made, phantom), orders, strict=True)]
+            for part in (slice(0, None, 2), slice(1, None, 2))
+        )
+        labels = np.repeat([0, 1], [len(clips) for clips in learned])
+        classifier = train_judge(
+            np.concatenate(learned),
+            labels.tolist(),
+            epochs=epochs,
+            seed=seed,
+            varied=False,
+        )
+        print(f"told apart: seed {seed + 1} of {seeds}", file=sys.stderr)
+        right = [(judged(classifier, clips) == kind).mean() for kind, clips in enumerate(asked)]
+        accuracies.append(float(np.mean(right)))
+    return accuracies
+
+
+if __name__ == "__main__":
+    exit_with_status(main)
