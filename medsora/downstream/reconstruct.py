@@ -143,8 +143,9 @@ def main(arguments: Sequence[str], prog: str) -> None:
             f"{left} of {len(clips)} clip{'s' * (len(clips) != 1)} to reconstruct, into {options.out}: ready"
         )
         return
-    write_json(options.out / "results.json", report.values())
-    write_text(options.out / "results.md", report.markdown())
+    with building():
+        write_json(options.out / "results.json", report.values())
+        write_text(options.out / "results.md", report.markdown())
     print(report.markdown())
     print(f"written: {options.out / 'results.md'}", file=sys.stderr)
 
@@ -283,6 +284,8 @@ def _read_records(path: Path) -> dict[str, dict[str, Any]]:
         lines = read_patiently(Path.read_text, path).splitlines(keepends=True)
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); take another --out.") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} holds no results ({error}); take another --out.") from error
     if lines and not lines[-1].endswith("\n"):
@@ -295,6 +298,11 @@ def _read_records(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(json.dumps(record) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise BadInput(
+            f"{path} cannot be written ({error.strerror}); make room, or take another --out."
+        ) from error

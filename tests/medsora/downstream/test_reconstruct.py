@@ -281,6 +281,12 @@ def test_a_file_of_other_things_is_refused(folders: Path) -> None:
         main(WORDS)
 
 
+def test_a_place_that_cannot_be_written_is_one_sentence(folders: Path) -> None:
+    (folders / "out").write_text("")
+    with pytest.raises(BadInput, match=r"out/clips\.jsonl"):
+        main(WORDS)
+
+
 def test_without_pycolmap_the_extra_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
