@@ -23,6 +23,10 @@ TASKS = {
         "medsora.downstream.segmentation.segment",
         "train a U-Net for polyps with and without unlabelled frames (FixMatch on pixels)",
     ),
+    "reconstruct": (
+        "medsora.downstream.reconstruct",
+        "cameras and points of clips by structure from motion (COLMAP)",
+    ),
 }
 
 
@@ -66,6 +70,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora downstream
     )
     top.add_argument("task", choices=tuple(TASKS), help=f"'{prog} TASK --help' explains a task")
     task = top.parse_args(arguments[:1]).task
+    if task == "reconstruct":  # trains nothing, so it has options of its own
+        import_module(TASKS[task][0]).main(arguments[1:], f"{prog} {task}")
+        return
     options = task_parser(task, f"{prog} {task}").parse_args(arguments[1:])
     check(options)
     with building():

@@ -12,6 +12,7 @@ EXTRAS = {
         *("torchvision", "transformers"),
     ),
     "downstream": ("torchvision", "transformers"),
+    "reconstruct": ("pycolmap",),
     "app": ("gradio", "jinja2", "matplotlib"),
 }
 

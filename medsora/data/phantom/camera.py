@@ -105,6 +105,11 @@ class Lens:
         rays = np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3)
         return unit(rays).astype(np.float32)
 
+    def rays_through(self, pixels: np.ndarray) -> np.ndarray:
+        """Unit directions `(n, 3)` through pixel positions `(n, 2)`, x before y."""
+        across = (pixels - self._centre) / self.focal
+        return unit(np.column_stack([across, np.ones(len(across))])).astype(np.float32)
+
     def pixels(self) -> np.ndarray:
         """The pixels' own positions `(H·W, 2)`, x before y, row by row."""
         y, x = np.mgrid[: self.height, : self.width]

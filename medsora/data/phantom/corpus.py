@@ -41,12 +41,18 @@ def variant_suffix(polyp_size: float, look: str) -> str:
     return polyps if look == PHANTOM_LOOKS[0] else f"{polyps}-{look}"
 
 
+def phantom_recipe(folder: str | Path) -> dict[str, Any]:
+    """Return what a folder's phantom was made by, and the `seeds` of its clips; empty for other folders."""
+    try:
+        found = json.loads((Path(folder) / _DONE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {"polyp_size": 1.0} | found if isinstance(found, dict) else {}
+
+
 def phantom_seed(folder: str | Path) -> int | None:
     """Return the seed of the phantom clips that `write_phantom` left in a folder; None for other folders."""
-    try:
-        seed = json.loads((Path(folder) / _DONE).read_text(encoding="utf-8"))["seed"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    seed = phantom_recipe(folder).get("seed")
     return seed if isinstance(seed, int) else None
 
 
@@ -104,9 +110,8 @@ def write_phantom(
     if seed < 0:
         raise ValueError(f"phantom: seed is {seed}, expected 0 or more.")
     check_polyp_size(polyp_size)
-    endoscope = find_look(look)
+    version = look_version(look)
     folder = Path(folder)
-    version = LOOK if look == PHANTOM_LOOKS[0] else f"{look} {endoscope.version}"
     recipe = {"look": version, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": fps}
     recipe |= {"polyp_size": polyp_size, "masks": masks}
     if _made_before(folder, recipe):
@@ -116,6 +121,12 @@ def write_phantom(
         if not _made_before(folder, recipe):
             _write_missing(folder, recipe, look, workers, progress)
         (folder / _LOCK).unlink(missing_ok=True)  # who waits for it, and who comes now, finds the folder done
+
+
+def look_version(look: str) -> int | str:
+    """Return what a recipe holds of a look, another value whenever it draws other pictures."""
+    version = find_look(look).version
+    return LOOK if look == PHANTOM_LOOKS[0] else f"{look} {version}"
 
 
 def _write_missing(

@@ -1,0 +1,308 @@
+"""`medsora downstream reconstruct`: do clips show one solid scene? Structure from motion, clip by clip."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from medsora.data.checking.check import DEFAULT_THREADS, SourceReport, check_folder
+from medsora.data.phantom.truth import find_truth
+from medsora.data.reading.video_io import read_frames
+from medsora.downstream import reconstruct_clip
+from medsora.downstream.clips import to_short_side
+from medsora.downstream.reconstruct_clip import CAMERAS, Geometry, Job
+from medsora.downstream.reconstruct_report import POINTS, REGISTERED, REPROJECTION, TRACK, Report
+from medsora.downstream.reconstruct_scores import errors_against, poses_bounds
+from medsora.errors import BadInput, building, one_line
+from medsora.runtime.exit import EXIT_STATUSES
+from medsora.runtime.files import read_patiently, write_json, write_text, written_folder
+from medsora.runtime.progress_bar import progress_bar
+
+DARK = 12  # grey level (0-255) that a pixel must exceed in some frame, or it is the endoscope's mask
+RIM = 1 / 32  # of the shorter side: as far from that mask no feature counts, its rim moves with the camera
+WAIT_S, WAIT_PER_CPU_S = 600, 60  # on a busy machine; a clip that waits for good is given up, too
+OUT_OF_MEMORY = ("bad_alloc", "MemoryError")
+LIMITS = {"frames": (3, 100), "size": (64, 1024), "features": (64, 16384), "max_clips": (1, 100_000)}
+LIMITS |= {"time_limit": (1, 86_400), "memory_limit": (1, 1024), "threads": (1, 256), "interval": (1, 1000)}
+
+
+class Clip(NamedTuple):
+    """One clip to reconstruct: `numbers` are its frames in the source."""
+
+    folder: str
+    source: SourceReport
+    numbers: list[int]
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Reconstruct cameras and points of clips with COLMAP, and put folders of clips side by "
+        "side; start again to resume.",
+        epilog=EXIT_STATUSES,
+    )
+    add = parser.add_argument
+    add(
+        "clips",
+        nargs="+",
+        metavar="NAME=DIR",
+        help="folders of videos, the first one is what the others are compared with: real=REAL ours=CLIPS",
+    )
+    add("--out", required=True, type=Path, metavar="DIR", help="folder of the results")
+    add("--frames", type=int, default=16, metavar="F", help="frames of a clip (default: 16)")
+    add(
+        "--interval",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="every N-th frame of the video, of all folders or of each (default: 1)",
+    )
+    add("--max-clips", type=int, default=50, metavar="N", help="of each folder, one a video (default: 50)")
+    add("--size", type=int, default=512, metavar="PX", help="shorter side to work on (default: 512)")
+    add("--camera", choices=tuple(CAMERAS), default="simple-pinhole", help="(default: %(default)s)")
+    add(
+        "--focal",
+        type=float,
+        metavar="F",
+        help="focal length in units of the picture's shorter side (default: estimated for each clip)",
+    )
+    add("--features", type=int, default=2048, metavar="N", help="of a frame, at most (default: 2048)")
+    add("--time-limit", type=int, default=120, metavar="S", help="CPU seconds of a clip (default: 120)")
+    add("--memory-limit", type=int, default=4, metavar="GIB", help="memory of a clip (default: 4)")
+    add("--threads", type=int, default=DEFAULT_THREADS, metavar="N", help="(default: %(default)s)")
+    add(
+        "--export",
+        action="store_true",
+        help="keep each clip's images, sparse/0 and poses_bounds.npy for Gaussian splatting in DIR/clips",
+    )
+    add("--dry-run", action="store_true", help="read and check everything, reconstruct nothing")
+    return parser
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Reconstruct all clips that are not done; write results.md and results.json. Raises `BadInput`."""
+    options = build_parser(prog).parse_args(arguments)
+    folders = _check(options)
+    try:
+        colmap = version("pycolmap")
+    except PackageNotFoundError:
+        raise ModuleNotFoundError("No module named 'pycolmap'", name="pycolmap") from None
+    with building():
+        clips = [
+            clip
+            for (name, root), step in zip(folders.items(), options.interval, strict=True)
+            for clip in _find_clips(name, root, step, options)
+        ]
+    job = Job(
+        options.camera,
+        options.focal,
+        options.features,
+        options.memory_limit << 30,
+        options.time_limit,
+        options.export,
+    )
+    done = _read_records(options.out / "clips.jsonl")
+    report = Report(
+        list(folders), options.frames, options.size, job, colmap, shlex.join([*prog.split(), *arguments])
+    )
+    left = 0
+    for clip in progress_bar("reconstruct", clips, unit="clip"):
+        with building():
+            frames = _read(clip, options.size)
+        identity = _identity(frames, job, colmap, clip)
+        record, place = done.get(identity), options.out / "clips" / clip.folder / clip.source.source.name
+        limits = [job.cpu_seconds, job.memory_bytes]
+        finished = record is not None and record.get("limits", limits) == limits
+        if not finished or (options.export and record[POINTS] and not place.is_dir()):
+            left += 1
+            if options.dry_run:
+                continue
+            record = {"identity": identity, "clip": clip.source.source.name, "frames": clip.numbers}
+            record |= _reconstruct(clip, frames, job, options.threads, place if options.export else None)
+            _append(options.out / "clips.jsonl", record)
+        report.records[clip.folder].append(record)
+    if options.dry_run:
+        print(
+            f"{left} of {len(clips)} clip{'s' * (len(clips) != 1)} to reconstruct, into {options.out}: ready"
+        )
+        return
+    with building():
+        write_json(options.out / "results.json", report.values())
+        write_text(options.out / "results.md", report.markdown())
+    print(report.markdown())
+    print(f"written: {options.out / 'results.md'}", file=sys.stderr)
+
+
+def _check(options: argparse.Namespace) -> dict[str, Path]:
+    """Return the folders by name and give each an interval; raises `BadInput` for bad numbers and names."""
+    folders: dict[str, Path] = {}
+    for text in options.clips:
+        name, equals, folder = text.partition("=")
+        name, folder = (name, folder) if equals else (Path(text).resolve().name, text)
+        if not folder or name in folders or Path(name).name != name:
+            raise BadInput(f"{text!r}: give each folder a name of its own, NAME=DIR.")
+        folders[name] = Path(folder)
+    for name, (least, most) in LIMITS.items():
+        for value in np.ravel(getattr(options, name)):
+            if not least <= value <= most:
+                raise BadInput(f"--{name.replace('_', '-')} is {value} but must be {least} to {most}.")
+    if options.focal is not None and not 0.1 <= options.focal <= 10:
+        raise BadInput(f"--focal is {options.focal} but must be 0.1 to 10 times the picture's shorter side.")
+    if len(options.interval) not in (1, len(folders)):
+        raise BadInput(
+            f"--interval has {len(options.interval)} numbers for {len(folders)} folders; give one or each."
+        )
+    if len(options.interval) == 1:
+        options.interval *= len(folders)
+    return folders
+
+
+def _find_clips(name: str, root: Path, interval: int, options: argparse.Namespace) -> list[Clip]:
+    """Return the first clip of each video that has one, in natural order."""
+    found = check_folder(root, frames=options.frames, interval=interval)
+    found.require_clips()
+    if found.bad:
+        first = f"{found.bad[0].source.name}: {found.bad[0].problem}"
+        print(one_line(f"{name}: {len(found.bad)} left out, the first: {first}"), file=sys.stderr)
+    return [
+        Clip(name, source, [source.windows[0].start + k * interval for k in range(options.frames)])
+        for source in found.usable[: options.max_clips]
+    ]
+
+
+def _read(clip: Clip, side: int) -> np.ndarray:
+    source = clip.source
+    return read_frames(
+        source.source.path,
+        numbers=clip.numbers,
+        size=side,
+        seek_points=source.scan.seek_points,
+        interpretation=source.scan.interpretation,
+        pictures=source.source.pictures,
+        resize=to_short_side,
+    )
+
+
+def _identity(frames: np.ndarray, job: Job, colmap: str, clip: Clip) -> str:
+    """Return a digest of all that a result depends on; the limits are kept beside those that hit them."""
+    truth = find_truth(clip.source.source.path) is not None
+    facts = [
+        frames.shape,
+        job.camera,
+        job.focal,
+        job.features,
+        colmap,
+        truth,
+        clip.numbers if truth else None,
+    ]
+    return hashlib.sha256(json.dumps(facts).encode() + frames.tobytes()).hexdigest()
+
+
+def _reconstruct(
+    clip: Clip, frames: np.ndarray, job: Job, threads: int, place: Path | None
+) -> dict[str, Any]:
+    """Return the clip's measures, or the `failure` and the limits it met; fill the folder `place`."""
+    with tempfile.TemporaryDirectory(prefix="medsora-reconstruct-") as name:
+        folder = Path(name)
+        write_job(folder, frames, job)
+        if failure := run_job(folder, job, threads):
+            limits = [job.cpu_seconds, job.memory_bytes]
+            return {"failure": failure, "limits": limits, REGISTERED: None, POINTS: 0}
+        if not (folder / "geometry.npz").is_file():
+            return {REGISTERED: 0.0, POINTS: 0}
+        geometry = Geometry.read(folder / "geometry.npz")
+        truth = find_truth(clip.source.source.path)
+        if place is not None and len(geometry.points):
+            with written_folder(place) as kept:
+                shutil.copytree(folder / "export", kept, dirs_exist_ok=True)
+                np.save(kept / "poses_bounds.npy", poses_bounds(Geometry.read(folder / "export.npz")))
+        return measure(geometry, len(frames)) | (
+            {} if truth is None else {"truth": errors_against(truth, clip.numbers, geometry)}
+        )
+
+
+def measure(geometry: Geometry, frames: int) -> dict[str, float]:
+    """Return the measures of a reconstruction of a clip of `frames` frames."""
+    found = {REGISTERED: 100 * len(geometry.frames) / frames, POINTS: len(geometry.points)}
+    if len(geometry.points):
+        found[REPROJECTION] = float(geometry.errors.mean())
+        found[TRACK] = len(geometry.seen) / len(geometry.points)
+    return found | {"focal": float(geometry.camera[0] / geometry.size.min())}
+
+
+def write_job(folder: Path, frames: np.ndarray, job: Job) -> None:
+    """Write what `reconstruct_clip` reads: the frames, uint8 (F, h, w, 3), and where they show something."""
+    (folder / "images").mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        cv2.imwrite(str(folder / "images" / f"{number:04d}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    lit = cv2.copyMakeBorder((frames.max((0, 3)) > DARK).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    rim = 2 * round(RIM * min(lit.shape)) + 1
+    shown = cv2.erode(lit, np.ones((rim, rim), np.uint8))[1:-1, 1:-1]
+    cv2.imwrite(str(folder / "mask.png"), 255 * shown)
+    job.write(folder / "job.json")
+
+
+def run_job(folder: Path, job: Job, threads: int) -> str | None:
+    """Run `reconstruct_clip` on a folder; return why it was given up, None if it ended by itself."""
+    words = [sys.executable, "-P", reconstruct_clip.__file__, str(folder), str(threads)]
+    wall_s = WAIT_S + WAIT_PER_CPU_S * job.cpu_seconds
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    try:
+        ended = subprocess.run(words, capture_output=True, timeout=wall_s, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return f"not done after {wall_s} seconds"
+    if ended.returncode == -signal.SIGXCPU:
+        return f"not done after {job.cpu_seconds} CPU seconds"
+    said = ended.stderr.decode(errors="replace").strip()
+    if ended.returncode and any(word in said for word in OUT_OF_MEMORY):
+        return f"more than {job.memory_bytes / 2**30:g} GiB of memory"
+    if ended.returncode:
+        return f"COLMAP failed ({ended.returncode}): {said.splitlines()[-1][:200] if said else 'no message'}"
+    return None
+
+
+def _read_records(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the last record of each identity; a last line that was cut off is dropped from the file."""
+    try:
+        lines = read_patiently(Path.read_text, path).splitlines(keepends=True)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); take another --out.") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} holds no results ({error}); take another --out.") from error
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+        write_text(path, "".join(lines))
+    try:
+        return {record["identity"]: record for record in map(json.loads, lines)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} holds no results ({error}); take another --out.") from error
+
+
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise BadInput(
+            f"{path} cannot be written ({error.strerror}); make room, or take another --out."
+        ) from error
