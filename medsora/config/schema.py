@@ -515,7 +515,8 @@ class DitTrainingConfig:
     )
     matmul: str = key(
         "highest",
-        "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
+        "Precision of float32 products, as in torch.set_float32_matmul_precision: on a GPU high and medium "
+        "allow TF32; on a CPU medium hands products to oneDNN, which multiplies in bf16 with AMX only.",
         choices=MATMUL_PRECISIONS,
     )
     compile: bool = key(False, "Compile the denoiser's blocks by torch.compile; needs an NVIDIA or AMD GPU.")
@@ -593,7 +594,8 @@ class ArTrainingConfig:
     precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
     matmul: str = key(
         "highest",
-        "Precision of float32 matrix products, as in torch.set_float32_matmul_precision.",
+        "Precision of float32 products, as in torch.set_float32_matmul_precision: on a GPU high and medium "
+        "allow TF32; on a CPU medium hands products to oneDNN, which multiplies in bf16 with AMX only.",
         choices=MATMUL_PRECISIONS,
     )
     label_dropout: float = key(
