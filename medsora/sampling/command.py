@@ -43,8 +43,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add(
         "--sampler",
         choices=SAMPLERS,
-        help="dpmpp needs only 20 to 50 steps, ddpm is ancestral with the learned variance (default: the "
-        "model's scheduler, mostly ddim)",
+        help="dpmpp needs only 20 to 50 steps, unipc 8 to 30, ddpm is ancestral with the learned variance "
+        "(default: the model's scheduler, mostly ddim)",
     )
     add("--eta", type=float, help="0: deterministic, 1: as random as ancestral sampling (default: 0.0)")
     add("--seed", type=int, help="video k has this seed + k (default: 0)")
