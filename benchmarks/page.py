@@ -61,6 +61,7 @@ BARS = (
     Bar(VIDEO.format(1), "cpu", "sample", B1, "video", 2.5),
     Bar(VIDEO.format(2), "cpu", "sample", B2, "video", 2.5),
     Bar("forward and backward, batch 1", "cpu", "train", B1, "forward and backward", 1.6),
+    Bar("a step in bf16, batch 1 (float32)", "cpu", "sample", B1, "bf16 against float32", 1.25),
     Bar("the scan at length 48 (mamba-ssm's PyTorch reference)", "cpu", "scan", {"batch": 1}, "scan", 4.5),
     Bar("stage 2's step, phantom.yaml, caches on (off)", "cpu", "caches", {}, "caches on against off", 3),
     Bar("kept for the backward, batch 1 (share)", "cpu", "train", B1, "share kept", 0.5, at_most=True),

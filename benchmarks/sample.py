@@ -8,6 +8,7 @@ they are there. The first ratios are of single changes, each against what it rep
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,12 +32,14 @@ from benchmarks.support.wirings import (
     IMAGES,
     Wirings,
     build,
+    cast,
     check_same_numbers,
     counted_gflop,
     latents,
     products_by,
 )
 from medsora.config.presets import PRESETS
+from medsora.denoiser.linear import bf16_problem
 from medsora.denoiser.mamba import frame_scans
 from medsora.denoiser.plain import Mamba2
 from medsora.runtime.malloc import keep_freed_memory
@@ -45,6 +48,7 @@ from medsora.sampling.prepared import PreparedDenoiser
 Work = Callable[[], object]
 TIMESTEPS = (999, 500, 3)
 GRID = (8, 8)
+BF16, BF16_ERROR = "bf16 against float32", "bf16, relative error of the noise"
 
 
 def main() -> None:
@@ -81,6 +85,8 @@ def measure(
     figures["step, same latents"] = ratio(whole["reference"], whole["ours, same latents"])
     figures["video"] = ratio(whole["reference"], whole["ours, clip alone"])
     figures["changes"] = changes(wirings, batch, device, dtype, rounds, whole)
+    if device.type == "cpu":
+        figures |= bf16_against_float32(wirings, batch, rounds)
     if device.type == "cuda":
         step = median_ms(whole["ours, clip alone"]) / 1e3
         figures["videos/s, 250 steps, not decoded"] = round(batch / (250 * step), 2)
@@ -149,6 +155,22 @@ def changes(
     return found
 
 
+def bf16_against_float32(wirings: Wirings, batch: int, rounds: int) -> dict[str, Ratio | float]:
+    """A sampling step on a CPU in bf16, A, Δ and D in float32: its speed, and the relative RMS error of ε."""
+    device = torch.device("cpu")
+    print(f"--dtype auto samples in {'float32: ' + problem if (problem := bf16_problem(device)) else 'bf16'}")
+    half = cast(copy.deepcopy(wirings.isolated), torch.bfloat16)
+    exact, rounded = (PreparedDenoiser(model, TIMESTEPS) for model in (wirings.isolated, half))
+    z, t = latents(batch, CLIP, device, torch.float32)
+    works = {"float32": partial(exact, z, t), "bf16": lambda: rounded(z.bfloat16(), t).float()}
+    expected, actual = (work() for work in works.values())
+    times = take_turns(works, rounds, device)
+    return {
+        BF16: ratio(times["float32"], times["bf16"]),
+        BF16_ERROR: float((actual - expected).norm() / expected.norm()),
+    }
+
+
 def _projections(mamba: Mamba2, x: torch.Tensor) -> tuple[Work, Work]:
     """Of what the scans of both axes in both directions give: each projected and summed, or the other way."""
     ways = x.new_empty(2, 2, *x.shape[:-1], mamba.norm.weight.numel()).normal_()  # axes, directions, ...
@@ -181,7 +203,7 @@ def report(batch: int, figures: dict[str, object]) -> None:
         print(f"  {name:75} {change}")
     print(f"  a step, same latents   {figures['step, same latents']}")
     print(f"  a sampled video's cost {figures['video']}")
-    for name in ("times the floor", "videos/s, 250 steps, not decoded", "peak MiB"):
+    for name in ("times the floor", "videos/s, 250 steps, not decoded", "peak MiB", BF16, BF16_ERROR):
         if name in figures:
             print(f"  {name}: {figures[name]}")
 

@@ -1,11 +1,11 @@
-"""Samplers: schedulers and the sampling loop, as functions of a denoiser (DDIM, DPM-Solver++, DDPM)."""
+"""Samplers as functions of a denoiser: schedulers (DDIM, DPM-Solver++, UniPC, DDPM) and the sampling loop."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import (
@@ -28,6 +28,7 @@ from medsora.diffusion import BETA_END, BETA_START, CLEAN, TRAIN_STEPS
 from medsora.errors import BadInput
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
+Multistep = TypeVar("Multistep", bound=SchedulerMixin)
 Callback = Callable[[int, int, Tensor], Tensor | None]
 
 SCHEDULE = {
@@ -39,6 +40,7 @@ SCHEDULE = {
     "timestep_spacing": "trailing",
 }
 LEARNED_VARIANCE = "learned_range"
+DENSE_POWER = 2.0  # of UniPC's timesteps
 NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
@@ -50,6 +52,19 @@ def trailing_timesteps(steps: int, train_steps: int = TRAIN_STEPS) -> list[int]:
     if not 1 <= steps <= train_steps:
         raise BadInput(f"{steps} sampling steps are not possible; choose 1 to {train_steps}.")
     return [(2 * k * train_steps + steps) // (2 * steps) - 1 for k in range(steps, 0, -1)]
+
+
+def dense_timesteps(steps: int, train_steps: int = TRAIN_STEPS, power: float = DENSE_POWER) -> list[int]:
+    """Return `steps` timesteps from T - 1 downwards, T·(k/steps)^power - 1: the denser, the nearer to 0.
+
+    `power` 1 gives `trailing_timesteps`, 2 the quadratic ones of Song et al. (2021, appendix D.2). Raises
+    `BadInput` unless 1 <= steps <= T.
+    """
+    trailing_timesteps(steps, train_steps)
+    return [
+        max(int(train_steps * (k / steps) ** power + 0.5) - 1, k - 1)  # no timestep twice
+        for k in range(steps, 0, -1)
+    ]
 
 
 class ListedDDIMScheduler(DDIMScheduler):
@@ -114,6 +129,25 @@ def dpmpp_scheduler(steps: int, **schedule: Any) -> DPMSolverMultistepScheduler:
     return scheduler
 
 
+def unipc_scheduler(steps: int, power: float = DENSE_POWER, **settings: Any) -> UniPCMultistepScheduler:
+    """Return UniPC of second order (Zhao et al., 2023) over `dense_timesteps`, for samples in 6 to 30 steps.
+
+    `settings` are those of the noise schedule, and diffusers' of the solver.
+    """
+    scheduler = UniPCMultistepScheduler(**SCHEDULE | {"final_sigmas_type": "zero"} | settings)
+    return with_timesteps(scheduler, dense_timesteps(steps, scheduler.config.num_train_timesteps, power))
+
+
+def with_timesteps(scheduler: Multistep, timesteps: Sequence[int]) -> Multistep:
+    """Return a multistep `scheduler` set to `timesteps`, each at its own noise level, then none."""
+    scheduler.set_timesteps(len(timesteps))
+    scheduler.timesteps = torch.tensor(timesteps)
+    alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps]
+    scheduler.sigmas = torch.cat([((1 - alpha_bar) / alpha_bar).sqrt(), alpha_bar.new_zeros(1)])
+    scheduler.set_begin_index(0)
+    return scheduler
+
+
 def ddpm_scheduler(steps: int, **schedule: Any) -> DDPMScheduler:
     """Return ancestral sampling over `steps` timesteps spread evenly from 0 to T - 1, with learned variance.
 
@@ -135,7 +169,9 @@ def learns_variance(scheduler: SchedulerMixin) -> bool:
 
 def make_scheduler(sampler: str, steps: int, **schedule: Any) -> SchedulerMixin:
     """Return a fresh scheduler by its name in `SAMPLERS`. Raises `BadInput` for another name."""
-    makers = dict(zip(SAMPLERS, (ddim_scheduler, dpmpp_scheduler, ddpm_scheduler), strict=True))
+    makers = dict(
+        zip(SAMPLERS, (ddim_scheduler, dpmpp_scheduler, unipc_scheduler, ddpm_scheduler), strict=True)
+    )
     if sampler not in makers:
         raise BadInput(f"there is no sampler {sampler!r}; choose {' or '.join(SAMPLERS)}.")
     return makers[sampler](steps, **schedule)
@@ -264,6 +300,8 @@ def sample(
         z = _beginning_with(given, scheduler.step(eps, t, z, return_dict=False, **options)[0])
         if callback is not None and (replaced := callback(number, int(t), z)) is not None:
             z = _beginning_with(given, replaced)
+            if hasattr(scheduler, "last_sample"):
+                scheduler.last_sample = None  # UniPC's corrector would go back to before they were replaced
     return z
 
 

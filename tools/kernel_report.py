@@ -36,7 +36,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from benchmarks.support.wirings import CHANNELS, CLIP, H200_FLOOR_S, IMAGES, SIDE
+from benchmarks.support.wirings import CHANNELS, CLIP, H200_FLOOR_S, IMAGES, SIDE, cast
 from medsora import MedSora
 from medsora.kernels.fused import backend as triton_backend
 from medsora.kernels.fused import plan as fused_plan
@@ -273,11 +273,7 @@ def denoiser(preset: str, dtype: torch.dtype, depth: int | None = None) -> MedSo
     """A model of a preset without memory, in the dtypes that the benchmarks run it in."""
     with torch.device("meta"):
         settings = {"mixing": "mixed", "dropout": 0.0} | ({"depth": depth} if depth else {})
-        model = MedSora.from_preset(preset, **settings)
-    for name, parameter in model.named_parameters():
-        if name.rpartition(".")[2] not in MedSora._keep_in_fp32_modules:
-            parameter.data = parameter.data.to(dtype)
-    return model
+        return cast(MedSora.from_preset(preset, **settings), dtype)
 
 
 def sampling_step(model: MedSora, batch: int, gpu: fused_plan.Gpu) -> list[Operator | Launch]:

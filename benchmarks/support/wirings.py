@@ -59,11 +59,16 @@ def build(preset: str, device: torch.device, dtype: torch.dtype) -> Wirings:
                 parameter.normal_(std=0.02)
     isolated.load_state_dict(same.state_dict())
     for model in (same, isolated):
-        for name, parameter in model.named_parameters():
-            if name.rpartition(".")[2] not in MedSora._keep_in_fp32_modules:
-                parameter.data = parameter.data.to(dtype)
-        model.to(device).eval()
+        cast(model, dtype).to(device).eval()
     return Wirings(ReferenceWiring(same, scan), same, isolated, scan_name)
+
+
+def cast(model: MedSora, dtype: torch.dtype) -> MedSora:
+    """Return `model` with its weights in `dtype`, but for A, Δ's bias and D, as sampling loads it."""
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] not in MedSora._keep_in_fp32_modules:
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def reference_scan(device: torch.device) -> tuple[Scan, str]:

@@ -29,7 +29,10 @@ from medsora.saved.find import MEDSORA
 
 TITLE = "MedSora"
 SIDES = ("Left", "Right")
-SAMPLER_TITLES = ("DDIM (the paper's)", "DPM-Solver++ (needs 20 to 50 steps)", "DDPM (learned variance)")
+SAMPLER_TITLES = (
+    *("DDIM (the paper's)", "DPM-Solver++ (needs 20 to 50 steps)", "UniPC (for 8 to 30 steps)"),
+    "DDPM (learned variance)",
+)
 SAMPLER_CHOICES = list(zip(SAMPLER_TITLES, SAMPLERS, strict=True))
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "sampling"}
 THEME = gr.themes.Default(  # fonts of the reader's own system: the page asks nobody else for anything

@@ -16,7 +16,7 @@ PRECISIONS = ("no", "bf16", "fp16")  # mixed precision in training, as accelerat
 PHANTOM_LOOKS = ("white-light", "narrow-band")
 TRACKERS = ("tensorboard", "wandb", "trackio")  # names of packages, too
 
-SAMPLERS = ("ddim", "dpmpp", "ddpm")
+SAMPLERS = ("ddim", "dpmpp", "unipc", "ddpm")
 DTYPES = ("fp32", "bf16", "fp16")
 COMPILE = ("auto", "on", "off")
 FORMATS = ("mp4", "frames")

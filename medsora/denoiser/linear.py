@@ -1,4 +1,4 @@
-"""Linear layers whose float32 products on a CPU are computed by oneDNN, where that is faster.
+"""Linear layers whose float32 products on a CPU are computed by oneDNN, where that is faster; where bf16 is.
 
 PyTorch hands float32 products on x86 to MKL, which takes its AVX2 code on processors of other makers than its
 own; oneDNN's code is chosen by what the processor can do. On Intel's own MKL is a little faster, and products
@@ -28,6 +28,22 @@ def made_by_intel(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     with suppress(OSError):
         return "GenuineIntel" in cpuinfo.read_text()
     return "GenuineIntel" in platform.processor()
+
+
+def bf16_problem(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return why bf16 products are not faster than float32's on `device`; None where they are."""
+    if device.type == "cuda":
+        return None if torch.cuda.is_bf16_supported() else "this GPU has no bf16 products"
+    if device.type != "cpu":
+        return f"bf16 was not measured on {device.type}"
+    flags: list[str] = []
+    with suppress(OSError):
+        flags = cpuinfo.read_text().split()
+    if AVAILABLE and "amx_bf16" in flags:
+        return None
+    if not AVAILABLE or "avx512_bf16" not in flags:
+        return "this processor lists no bf16 products (amx_bf16, avx512_bf16)"
+    return "Intel's processors multiply bf16 no faster without AMX" if made_by_intel(cpuinfo) else None
 
 
 @functools.cache

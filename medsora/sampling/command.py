@@ -43,16 +43,22 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add(
         "--sampler",
         choices=SAMPLERS,
-        help="dpmpp needs only 20 to 50 steps, ddpm is ancestral with the learned variance (default: the "
-        "model's scheduler, mostly ddim)",
+        help="dpmpp needs only 20 to 50 steps, unipc 8 to 30, ddpm is ancestral with the learned variance "
+        "(default: the model's scheduler, mostly ddim)",
     )
     add("--eta", type=float, help="0: deterministic, 1: as random as ancestral sampling (default: 0.0)")
     add("--seed", type=int, help="video k has this seed + k (default: 0)")
-    add("--dtype", choices=DTYPES, help="of weights and activations (default: fp32)")
+    add(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        help="of the denoiser's weights and activations; auto: bf16 where the processor multiplies it "
+        "faster, else fp32, with a line that says why (default: fp32)",
+    )
     add(
         "--vae-dtype",
         choices=("auto", *DTYPES),
-        help="of the VAE's; auto: bf16 on a GPU that has it, elsewhere as --dtype (default: auto)",
+        help="of the VAE's; auto: bf16 on a GPU that has it, else as --dtype, or fp32 if that is auto "
+        "(default: auto)",
     )
     add(
         "--compile",

@@ -107,8 +107,9 @@ class MedSoraPipeline(SavedPipeline):
                 video, and each video is that of a call with its generator alone.
             seeds: one per video.
             frames, size: F and (H, W) in pixels, or one number for both, if other than those trained on.
-            sampler: "ddim", "dpmpp" (DPM-Solver++, 20 to 50 steps), or "ddpm" (ancestral, learned variance),
-                over the noise schedule of `scheduler`; default: `scheduler`, which is DDIM unless set.
+            sampler: "ddim", "dpmpp" (DPM-Solver++, 20 to 50 steps), "unipc" (UniPC, 8 to 30 steps), or "ddpm"
+                (ancestral, learned variance), over the noise schedule of `scheduler`; default: `scheduler`,
+                which is DDIM unless set.
             eta: of DDIM; 0 is deterministic, 1 as random as ancestral sampling.
             batch_size: how many videos are denoised together; a matter of memory and speed only.
             compile: "auto" records a step as a CUDA graph on a GPU, which takes a second; "on" also compiles

@@ -28,7 +28,9 @@ from torch import Tensor
 from medsora.config.choices import COMPILE, FORMATS, SAMPLERS
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
+from medsora.denoiser.linear import bf16_problem
 from medsora.errors import BadInput, Interrupted, building
+from medsora.runtime.exit import is_main_process
 from medsora.runtime.files import name_beside, remove_leftovers, write_json
 from medsora.runtime.interruption import StopRequest
 from medsora.runtime.malloc import keep_freed_memory
@@ -94,7 +96,7 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         choices = {
             "sampler": (None, *SAMPLERS),
-            "dtype": DTYPES,
+            "dtype": ("auto", *DTYPES),
             "vae_dtype": ("auto", *DTYPES),
             "compile": COMPILE,
             "format": FORMATS,
@@ -119,11 +121,21 @@ class SamplingSettings:
         trailing_timesteps(self.steps)
 
     def on(self, device: torch.device) -> SamplingSettings:
-        """Return the settings with what "auto" means on `device`: on a GPU the VAE decodes in bfloat16."""
-        if self.vae_dtype != "auto":
-            return self
-        half = self.dtype == "fp32" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return replace(self, vae_dtype="bf16" if half else self.dtype)
+        """Return the settings with what "auto" means on `device`.
+
+        The denoiser computes in bf16 where that is faster, else in float32, and a line says why. The VAE
+        decodes in bf16 on a GPU, in float32 on a CPU where the denoiser's dtype is "auto", else as that.
+        """
+        problem = bf16_problem(device)
+        dtype, vae_dtype = self.dtype, self.vae_dtype
+        if dtype == "auto":
+            dtype = "fp32" if problem else "bf16"
+            if problem and is_main_process():
+                log.warning("sampling in fp32: %s", problem)
+        if vae_dtype == "auto":
+            half = self.dtype in ("auto", "fp32") and device.type == "cuda" and problem is None
+            vae_dtype = "bf16" if half else "fp32" if self.dtype == "auto" else dtype
+        return replace(self, dtype=dtype, vae_dtype=vae_dtype)
 
     def refuse_settings(self, names: Sequence[str], kind: str) -> None:
         """Raise `BadInput` if one of the settings `names`, which a `kind` lacks, is not at its default."""

@@ -122,7 +122,9 @@ def check_same_run(run: RunFolder, config: Config, clips: ClipDataset, *, cached
 def float32_products(precision: str) -> Iterator[None]:
     """Let float32 matrix products run at `precision` for a while, where the processor has a faster way.
 
-    "medium" multiplies in bf16 and adds up in float32 (on a CPU without bf16 products it changes nothing).
+    On a GPU "high" and "medium" multiply in TF32. On a CPU "medium" hands products to oneDNN and allows it to
+    multiply in bf16, which it does on processors with AMX; on others, bf16 instructions or not, products
+    stay in float32.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)

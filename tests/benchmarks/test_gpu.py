@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from benchmarks import sample
 from benchmarks.gpu import COMPILING_S, TIMED_PARTS, check, largest_error, run_together, step_error
+from benchmarks.support.wirings import build
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 
@@ -34,6 +37,16 @@ sys.exit(main())
 
 def test_the_parts_take_less_than_eight_minutes() -> None:
     assert COMPILING_S + sum(TIMED_PARTS.values()) < 8 * 60
+
+
+def test_bf16_is_timed_beside_float32(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    wirings = build("tiny", torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(sample, "bf16_problem", lambda device: "it has none")
+    found = sample.bf16_against_float32(wirings, 1, 1)
+    assert found[sample.BF16].low > 0
+    assert 0 < found[sample.BF16_ERROR] < 0.05
+    assert wirings.isolated.dtype == torch.float32
+    assert capsys.readouterr().out == "--dtype auto samples in float32: it has none\n"
 
 
 def test_what_fails_or_hangs_is_told_and_ended_with_its_children(tmp_path: Path) -> None:

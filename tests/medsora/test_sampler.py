@@ -10,16 +10,19 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from medsora.config.choices import SAMPLERS
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.sampler import (
     ListedDDIMScheduler,
     ddim_scheduler,
     ddpm_scheduler,
+    dense_timesteps,
     dpmpp_scheduler,
     make_scheduler,
     sample,
     trailing_timesteps,
+    unipc_scheduler,
 )
 
 MU, S = 0.7, 0.3
@@ -59,6 +62,27 @@ def test_timesteps_fall_from_the_top_for_any_count(steps: int) -> None:
     assert all(before > after for before, after in pairwise(timesteps))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 30, 333, 999, 1000])
+@pytest.mark.parametrize("power", [1.25, 1.5, 2.0])
+def test_dense_timesteps_fall_from_the_top_by_ever_less(steps: int, power: float) -> None:
+    timesteps = dense_timesteps(steps, power=power)
+    gaps = [before - after for before, after in pairwise(timesteps)]
+    assert len(timesteps) == steps
+    assert (timesteps[0], timesteps[-1] >= 0) == (999, True)
+    assert all(gap >= 1 for gap in gaps)
+    assert all(before >= after - 1 for before, after in pairwise(gaps))  # but for rounding
+    assert dense_timesteps(steps, power=1.0) == trailing_timesteps(steps)
+
+
+def test_timesteps_of_unipc_are_pinned() -> None:
+    scheduler = unipc_scheduler(8)
+    assert scheduler.timesteps.tolist() == [999, 765, 562, 390, 249, 140, 62, 15]
+    assert scheduler.timesteps.tolist() == dense_timesteps(8)
+    alpha_bar = GaussianDiffusion().alpha_bar[dense_timesteps(8)]
+    expected = [*((1 - alpha_bar) / alpha_bar).sqrt().tolist(), 0]
+    assert scheduler.sigmas.tolist() == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("steps", [250, 50, 7, 33, 1])
 def test_each_step_ends_where_the_next_begins(steps: int) -> None:
     """With a constant z_0 the step must land on that level of noise, and on none after the last step."""
@@ -92,12 +116,42 @@ def test_listed_scheduler_equals_diffusers_where_both_are_right(eta: float) -> N
 
 @pytest.mark.parametrize(
     ("sampler", "steps", "bound"),
-    [("ddim", 1000, 0.005), ("ddim", 300, 0.015), ("ddim", 250, 0.018), ("dpmpp", 100, 0.001)],
+    [
+        ("ddim", 1000, 0.005),
+        ("ddim", 300, 0.015),
+        ("ddim", 250, 0.018),
+        ("dpmpp", 100, 0.001),
+        ("unipc", 30, 0.008),
+    ],
 )
 def test_noise_goes_where_the_probability_flow_carries_it(sampler: str, steps: int, bound: float) -> None:
     noise = torch.linspace(-3, 3, 31, dtype=torch.float64)[:, None]
     found = sample(exact_eps, noise, make_scheduler(sampler, steps))
     assert (found - flow_of_the_ode(noise)).abs().max() < bound
+
+
+@pytest.mark.parametrize("steps", [6, 8, 10, 20])
+def test_few_steps_of_unipc_come_nearest(steps: int) -> None:
+    noise = torch.linspace(-3, 3, 31, dtype=torch.float64)[:, None]
+    unipc, dpmpp, ddim = (
+        float((sample(exact_eps, noise, make_scheduler(name, steps)) - flow_of_the_ode(noise)).abs().max())
+        for name in ("unipc", "dpmpp", "ddim")
+    )
+    assert unipc < min(dpmpp, ddim) / 2
+
+
+@pytest.mark.parametrize("name", SAMPLERS[:-1])
+def test_latents_that_a_callback_replaces_are_gone_on_with(name: str) -> None:
+    """The last step ends at z_0, which ε gives from the latents put in place before it, and those alone."""
+    scheduler, start = make_scheduler(name, 4), torch.randn(1, 5)
+    before = float(scheduler.alphas_cumprod[scheduler.timesteps[-1]])
+    found = sample(
+        lambda z, t: torch.zeros_like(z),
+        start,
+        scheduler,
+        callback=lambda number, t, z: torch.full_like(z, 2.0) if number == 2 else None,
+    )
+    torch.testing.assert_close(found, torch.full_like(found, 2 / before**0.5))
 
 
 def test_ddim_converges_to_the_flow() -> None:

@@ -176,7 +176,9 @@ def test_keys_named_on_the_pages_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     named = set(re.findall(rf"(?<![\w./])((?:{sections})\.[a-z_0-9]+)\b(?!\.|/|\()", text))
     keys = {
-        key for key in named if not key.endswith((".py", ".md", ".yaml", ".json")) and f"medsora.{key}" not in text
+        key
+        for key in named
+        if not key.endswith((".py", ".md", ".yaml", ".json")) and f"medsora.{key}" not in text
     }
     assert keys - known_keys() == set()
 

@@ -156,6 +156,22 @@ def test_auto_is_bfloat16_for_the_vae_on_a_gpu_that_has_it(
         assert dataclasses.replace(settings, vae_dtype="fp32").on(gpu).vae_dtype == "fp32"
 
 
+def test_auto_is_bfloat16_for_the_denoiser_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = sampling_run.SamplingSettings(model="some", out=tmp_path, dtype="auto")
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(sampling_run, "bf16_problem", lambda device: None)
+    chosen = settings.on(cpu), settings.on(gpu)
+    assert [(each.dtype, each.vae_dtype) for each in chosen] == [("bf16", "fp32"), ("bf16", "bf16")]
+    assert dataclasses.replace(settings, vae_dtype="fp16").on(gpu).vae_dtype == "fp16"
+    assert not caplog.messages
+    monkeypatch.setattr(sampling_run, "bf16_problem", lambda device: "it has none")
+    for device in (cpu, gpu):
+        assert (settings.on(device).dtype, settings.on(device).vae_dtype) == ("fp32", "fp32")
+    assert set(caplog.messages) == {"sampling in fp32: it has none"}
+
+
 def test_raw_weights_other_lengths_and_samplers(sample: Callable, tmp_path: Path) -> None:
     averaged = sample(format="frames", num_videos=1)
     raw = sample(format="frames", num_videos=1, raw=True, out=tmp_path / "raw")

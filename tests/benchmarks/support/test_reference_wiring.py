@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.kernels import kept_bytes
 from benchmarks.support.reference_wiring import ReferenceWiring
+from benchmarks.support.wirings import cast
 from medsora import MedSora
 from tests.support.awake import awake
 
@@ -56,10 +57,7 @@ def test_half_precision_and_autocast_are_as_exact_as_ours() -> None:
     exact = model(z, t).eps
     for half in (False, True):
         if half:
-            for name, parameter in model.named_parameters():
-                if name.rpartition(".")[2] not in MedSora._keep_in_fp32_modules:
-                    parameter.data = parameter.data.bfloat16()
-            z = z.bfloat16()
+            z = z.to(cast(model, torch.bfloat16).dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=not half):
             errors = [
                 float((form(z, t).eps.float() - exact).norm() / exact.norm())

@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from medsora.denoiser import linear
-from medsora.denoiser.linear import AVAILABLE, FEWEST_ROWS, Linear, made_by_intel, served_by_onednn
+from medsora.denoiser.linear import (
+    AVAILABLE,
+    FEWEST_ROWS,
+    Linear,
+    bf16_problem,
+    made_by_intel,
+    served_by_onednn,
+)
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch is built without oneDNN")
 
@@ -72,6 +79,21 @@ def test_intels_processors_keep_to_intels_library(tmp_path: Path, monkeypatch: p
     assert made_by_intel(tmp_path / "no such file")
     monkeypatch.setattr(linear, "onednn_is_faster", lambda: False)
     assert not served_by_onednn(torch.randn(64, 12), torch.randn(20, 12))
+
+
+def test_bf16_is_for_processors_that_list_its_products(tmp_path: Path) -> None:
+    cpu, said = torch.device("cpu"), tmp_path / "cpuinfo"
+    for vendor, flags, problem in (
+        ("AuthenticAMD", "avx512f avx512_bf16", None),
+        ("GenuineIntel", "avx512_bf16 amx_bf16 amx_tile", None),
+        ("GenuineIntel", "avx512f avx512_bf16", "no faster without AMX"),
+        ("AuthenticAMD", "avx2 avx512f avx512bw", "lists no bf16 products"),
+    ):
+        said.write_text(f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n")
+        found = bf16_problem(cpu, said)
+        assert found is None if problem is None else problem in found, flags
+    assert "lists no bf16 products" in bf16_problem(cpu, tmp_path / "no such file")
+    assert bf16_problem(torch.device("mps")) == "bf16 was not measured on mps"
 
 
 def test_the_processor_is_asked_at_the_first_product_and_once() -> None:

@@ -129,7 +129,7 @@ def test_a_folder_with_odd_labels_is_refused(
 
 
 @pytest.mark.parametrize("count", [1, 9])
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "unipc"])
 def test_given_frames_keep_their_latents_exactly(
     pipeline: MedSoraPipeline, pictures: np.ndarray, count: int, sampler: str
 ) -> None:

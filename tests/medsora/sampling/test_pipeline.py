@@ -66,7 +66,9 @@ def test_frames_are_uint8_videos_of_the_trained_size(pipeline: MedSoraPipeline) 
     assert levels_apart(out.frames[0], out.frames[1]) > 10
 
 
-@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 0.7), ("dpmpp", 0.0), ("ddpm", 0.0)])
+@pytest.mark.parametrize(
+    ("sampler", "eta"), [("ddim", 0.0), ("ddim", 0.7), ("dpmpp", 0.0), ("unipc", 0.0), ("ddpm", 0.0)]
+)
 def test_a_seed_gives_the_same_video_at_any_batch_size(
     pipeline: MedSoraPipeline, sampler: str, eta: float
 ) -> None:

@@ -1,0 +1,1 @@
+"""How few sampling steps give the same videos."""
