@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from medsora.runtime.files import write_text, written_beside
 
-MOST_POINTS = 2000  # of a curve; more cannot be seen
+MAX_POINTS = 2000  # per curve; more cannot be seen
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml", ".mp4": "video/mp4"}
 
 
@@ -59,7 +59,7 @@ def draw_curves(path: Path, log: list[dict[str, float]], prefix: str, title: str
         label = name.removeprefix(prefix) or name
         colour = colormaps["turbo"](0.1 + 0.8 * number / len(names)) if len(names) > 10 else f"C{number}"
         window = max(len(values) // 40, 1)
-        thin = slice(None, None, math.ceil(len(values) / MOST_POINTS))
+        thin = slice(None, None, math.ceil(len(values) / MAX_POINTS))
         if window > 1:
             axes.plot(steps[thin], values[thin], alpha=0.2, color=colour)
         style = {"marker": "o"} if len(values) == 1 else {}

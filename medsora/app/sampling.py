@@ -24,7 +24,7 @@ from medsora.sampling.conditions import read_first_frames
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.synthetic import SYNTHETIC, synthetic_tags
 
-MAX_VIDEOS, MAX_STEPS, LARGEST_SEED = 16, 1000, 2**53  # beyond, a browser's numbers have gaps
+MAX_VIDEOS, MAX_STEPS, MAX_SEED = 16, 1000, 2**53  # beyond, a browser's numbers have gaps
 SAMPLINGS_KEPT = 4  # on the disk; a comparison needs two, what the browser shows and saves are copies
 MAX_GUIDANCE = 8
 MAX_WORK = 64_000  # steps x videos x frames: 16 videos of 16 frames in 250 steps
@@ -51,7 +51,7 @@ class Wish:
             raise BadInput(f"There is no sampler {self.sampler}; choose {' or '.join(SAMPLERS)}.")
         for name, value, least, most in (
             ("steps", self.steps, 1, MAX_STEPS),
-            ("seed", self.seed, 0, LARGEST_SEED),
+            ("seed", self.seed, 0, MAX_SEED),
             ("number of videos", self.videos, 1, MAX_VIDEOS),
         ):
             whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1

@@ -14,7 +14,7 @@ from medsora.runtime.files import is_file, read_patiently, write_json
 
 CHECKPOINT_FORMAT = 1
 MANIFEST = "manifest.json"
-MAX_BYTES = 4 * 2**20  # of a manifest, and of a state
+MAX_BYTES = 4 * 2**20  # per manifest and per state
 
 
 def checkpoint_format(folder: Path) -> int | None:

@@ -64,7 +64,7 @@ def refusal(
         save_config(configure(**changes), tmp_path / "config.yaml")
         monkeypatch.setattr(sys, "argv", ["train", "--config", str(tmp_path / "config.yaml"), *overrides])
         capsys.readouterr()
-        tiny.forget_precision()  # of whichever test ran before in this process
+        tiny.forget_precision()  # set by whichever test ran before in this process
         with pytest.raises(SystemExit) as left:
             exit_with_status(SCRIPTS[stage])
         err = capsys.readouterr().err

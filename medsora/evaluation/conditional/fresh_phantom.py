@@ -14,7 +14,7 @@ from medsora.data.video_table import read_video_table
 from medsora.errors import building
 from medsora.runtime.progress_bar import progress_bar
 
-TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # of corpora, far from those of the configs
+TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # seeds of corpora, far from the configs'
 WORTH_PROCESSES = 32  # clips from which on starting processes pays
 
 

@@ -32,7 +32,7 @@ from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import find_vae, load_vae
 from medsora.vae import FrequencyCompensatedVAE
 
-FRAMES, SIZE = 17, 64  # of the judge's clips without a model, as in configs/phantom_labels.yaml
+FRAMES, SIZE = 17, 64  # the judge's clips without a model, as in configs/phantom_labels.yaml
 SHUFFLES = 1000
 SHEET_ROWS = 8
 THROUGH_VAE = "judge on the same, through the VAE"

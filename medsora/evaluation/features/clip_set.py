@@ -41,7 +41,7 @@ class Pick(Enum):
     """Which windows become clips: the module's rule, or, of videos in order of their names, those below."""
 
     DRAWN = "drawn"
-    FIRST = "first"  # of each video
+    FIRST = "first"  # one clip per video
     RANDOM = "random"  # one of each video, by seed
     EVERY = "every"
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from medsora.denoiser import linear
-from medsora.denoiser.linear import AVAILABLE, FEWEST_ROWS, Linear, made_by_intel, served_by_onednn
+from medsora.denoiser.linear import AVAILABLE, MIN_ROWS, Linear, made_by_intel, served_by_onednn
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this PyTorch is built without oneDNN")
 
@@ -23,7 +23,7 @@ def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(FEWEST_ROWS,), (2, 5, 7)])
+@pytest.mark.parametrize("shape", [(MIN_ROWS,), (2, 5, 7)])
 def test_results_and_gradients_are_those_of_linear(shape: tuple[int, ...], bias: bool) -> None:
     layer = Linear(12, 20, bias=bias)
     x = torch.randn(*shape, 12, requires_grad=True)
