@@ -72,7 +72,7 @@ class Launch:
         return self.tiles * self.chunks
 
     def backward_bytes(self, itemsize: int) -> int:
-        """Bytes that a batch element takes in a backward pass: y, gradients before the convolution, states."""
+        """Bytes of a batch element in a backward pass: y, gradients before the convolution, states."""
         y_and_convolved = 2 * self.d_inner + self.head_blocks * 2 * self.d_state
         states = self.sequence_tiles * self.d_state * self.d_inner * 4 if self.chunks > 1 else 0
         return self.all_ways * (self.tokens * (y_and_convolved * itemsize + self.heads * 4) + states)
