@@ -25,7 +25,6 @@ from medsora.data.checking.check import CheckReport, SourceReport, check_folder
 from medsora.data.clips import CLIP_TIME_LIMIT_S
 from medsora.data.reading.find import Source
 from medsora.data.reading.resize import height_width, resize_and_crop
-from medsora.data.reading.video_io import read_frames
 from medsora.errors import one_line
 from medsora.runtime.digests import sha256
 
@@ -86,20 +85,8 @@ class ClipSet:
     def read(self, index: int) -> np.ndarray:
         """Return clip `index` as uint8 (F, H, W, 3). Raises `UnreadableVideo`, a `ValueError`."""
         source, start = self.clips[index]
-        return read_frames(
-            source.source.path,
-            start,
-            self.frames,
-            self.interval,
-            self.size,
-            numbers=source.numbers(start),
-            seek_points=source.scan.seek_points,
-            margins=source.margins,
-            interpretation=source.scan.interpretation,
-            pictures=source.source.pictures,
-            time_limit=CLIP_TIME_LIMIT_S,
-            resize=self.resize.apply,
-        )
+        clip = start, self.frames, self.interval, self.size
+        return source.read(*clip, time_limit=CLIP_TIME_LIMIT_S, resize=self.resize.apply)
 
     def reduced_to(self, count: int | None) -> ClipSet:
         """Return the clips that `choose_clips` chooses from the same folder with another, smaller `count`."""
