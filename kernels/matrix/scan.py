@@ -49,7 +49,7 @@ def scan(
     `kernels.mamba2_scan` says what the arguments are.
     """
     weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
-    run = partial(_scan, zxbcdt, *weights, orders=orders, headdim=headdim, eps=eps)
+    run = partial(_scan, zxbcdt, weights, orders=orders, headdim=headdim, eps=eps)
     if torch.compiler.is_compiling() or zxbcdt.device.type != "cpu":  # no GPU is waited for
         return run(hide_nan=True)
     out = run(hide_nan=False)
@@ -62,12 +62,7 @@ def scan(
 
 def _scan(
     zxbcdt: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    dt_bias: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-    norm_weight: Tensor,
+    weights: tuple[Tensor, ...],
     *,
     orders: Tensor,
     headdim: int,
@@ -78,6 +73,7 @@ def _scan(
 
     Else they reach earlier tokens: products multiply what a step must not see by 0, which NaN survives.
     """
+    conv_weight, conv_bias, dt_bias, A_log, D, norm_weight = weights
     heads, d_inner, channels = D.numel(), norm_weight.numel(), conv_bias.numel()
     exact = torch.promote_types(zxbcdt.dtype, torch.float32)
     walks = orders.flatten(0, 1)
