@@ -8,7 +8,6 @@ Kernels are compiled first, for all parts at once: that takes longer than measur
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import os
 import signal
@@ -23,12 +22,13 @@ import torch
 
 from benchmarks.support.bare_machine import make_do
 from benchmarks.support.measure import RESULTS, device_name, keep
+from benchmarks.support.scan_inputs import errors, output_and_gradients, random_inputs
 
 COMPILING_S = 150  # the check of numbers runs meanwhile: it compiles most of all and times nothing
 TIMED_PARTS = {"sample": 110, "train": 80, "growth": 30, "scan": 90}  # seconds at most
 LENGTHS = (1, 2, 31, 32, 33, 47, 48, 63, 64, 65, 300)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-STEP_TOLERANCE = 1e-3  # of a whole denoiser
+STEP_TOLERANCE = 1e-3  # for a whole denoiser
 QUICK = ["--preset", "tiny", "--rounds", "2", "--batches", "1"]  # to try the parts out, on a CPU too
 
 
@@ -181,7 +181,7 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
 
 @torch.no_grad()
 def step_error(device: str) -> float:
-    """`largest_error` of a small denoiser's step by our kernels against PyTorch's operators, float32."""
+    """Largest relative error of a small denoiser's step, our kernels against PyTorch's operators, float32."""
     from medsora import MedSora
 
     ours, plain = (
@@ -192,13 +192,12 @@ def step_error(device: str) -> float:
             parameter.normal_(std=0.02)
     plain.load_state_dict(ours.state_dict())
     z, t = torch.randn(2, 6, 16, 16, 16).to(device), torch.tensor([999, 3], device=device)
-    eps = [model.to(device)(z, t, num_images=2).eps for model in (ours, plain)]
-    return largest_error({"eps": eps[0]}, {"eps": eps[1]})
+    actual, expected = (model.to(device)(z, t, num_images=2).eps for model in (ours, plain))
+    return errors({"eps": actual}, {"eps": expected})["eps"]
 
 
 def error_of(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
-    """`largest_error` of one length's outputs and gradients against the recurrence."""
-    from benchmarks.support.scan_inputs import output_and_gradients, random_inputs
+    """Largest relative error of one length's outputs and gradients against the recurrence."""
     from medsora.kernels import mamba2_scan
 
     inputs = random_inputs(length, batch=2, heads=2, headdim=64, d_state=128, orders=2, dtype=dtype)
@@ -206,16 +205,7 @@ def error_of(backend: str, device: str, length: int, dtype: torch.dtype) -> floa
     actual, expected = (
         output_and_gradients(partial(mamba2_scan, backend=name), inputs) for name in (backend, "reference")
     )
-    return largest_error(actual, expected)
-
-
-def largest_error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """Over all entries, the largest difference relative to the entry's largest value; infinite for NaN."""
-    errors = (
-        float((actual[name] - value).abs().max() / value.abs().max().clamp(min=1e-3))
-        for name, value in expected.items()
-    )
-    return max(math.inf if math.isnan(error) else error for error in errors)
+    return max(errors(actual, expected).values())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from medsora.runtime.files import write_between_marks, written_beside
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 PICTURE = PAGE.parent / "images" / "performance.svg"
 BEGIN = "<!-- python -m benchmarks.page -->"
-COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2")  # of machines
+COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2")  # one per machine
 
 Entry = dict[str, Any]
 

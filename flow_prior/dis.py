@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-SMALLEST_SIDE = 12  # OpenCV refuses smaller pictures
+MIN_SIDE_PX = 12  # OpenCV refuses smaller pictures
 
 
 class DisEstimator(nn.Module):
@@ -24,10 +24,10 @@ class DisEstimator(nn.Module):
     @torch.no_grad()
     def forward(self, video: Tensor) -> Tensor:
         """Return the flow (B, F, 2, H, W) in pixels of a video (B, F+1, 3, H, W) in [-1, 1]."""
-        if min(video.shape[-2:]) < SMALLEST_SIDE:
+        if min(video.shape[-2:]) < MIN_SIDE_PX:
             raise ValueError(
                 f"frames of {video.shape[-2]}x{video.shape[-1]} pixels are too small for the flow estimator "
-                f"'dis': expected at least {SMALLEST_SIDE} per side."
+                f"'dis': expected at least {MIN_SIDE_PX} per side."
             )
         pixels = video.float().add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8)
         flows = [self._flow_of_clip(clip) for clip in pixels.permute(0, 1, 3, 4, 2).numpy()]

@@ -18,7 +18,7 @@ from medsora.flow_prior.weights import load_strictly, read_weights
 
 _MODELS = ((raft_large, Raft_Large_Weights.C_T_V2), (raft_small, Raft_Small_Weights.C_T_V2))
 VARIANTS = dict(zip(RAFT_VARIANTS, _MODELS, strict=True))
-SMALLEST_SIDE = 128  # below it the coarsest level of RAFT's correlation pyramid has a single pixel
+MIN_SIDE_PX = 128  # below it the coarsest level of RAFT's correlation pyramid has a single pixel
 STRIDE = 8
 
 # How princeton-vl's names become torchvision's, in this order; a name without a rule stays and is refused.
@@ -96,7 +96,7 @@ class RaftEstimator(nn.Module):
 
 def working_size(height: int, width: int) -> tuple[int, int]:
     """Return the (height, width) at which RAFT sees a frame: at least 128, multiples of 8, near its shape."""
-    scale = max(1.0, SMALLEST_SIDE / min(height, width))
+    scale = max(1.0, MIN_SIDE_PX / min(height, width))
     return tuple(STRIDE * ceil(side * scale / STRIDE) for side in (height, width))
 
 

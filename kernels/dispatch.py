@@ -70,7 +70,7 @@ def mamba2_scan(
             one that cannot serve here.
     """
     weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
-    _check_shapes(zxbcdt, *weights, orders, headdim)
+    _check_shapes(zxbcdt, weights, orders, headdim)
     d_state = (conv_bias.numel() - norm_weight.numel()) // 2
     name = _choose(backend, zxbcdt.device.type, zxbcdt.dtype, headdim, d_state)
     if orders is None:
@@ -139,17 +139,8 @@ def _tell_once(sentence: str, device: str) -> None:
         log.log(logging.WARNING if device == "cuda" else logging.INFO, sentence)
 
 
-def _check_shapes(
-    zxbcdt: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    dt_bias: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-    norm_weight: Tensor,
-    orders: Tensor | None,
-    headdim: int,
-) -> None:
+def _check_shapes(zxbcdt: Tensor, weights: tuple[Tensor, ...], orders: Tensor | None, headdim: int) -> None:
+    conv_weight, conv_bias, dt_bias, A_log, D, norm_weight = weights
     if zxbcdt.dim() != 3 or zxbcdt.shape[1] == 0:
         raise ValueError(f"zxbcdt must be (sequences, tokens >= 1, features), got {tuple(zxbcdt.shape)}.")
     heads, d_inner, channels = D.numel(), norm_weight.numel(), conv_bias.numel()

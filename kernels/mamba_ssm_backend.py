@@ -52,12 +52,18 @@ def scan(
     headdim: int,
     eps: float,
 ) -> Tensor:
-    """As `kernels.mamba2_scan` describes, with orders (axes, k, S, l); tokens are gathered, then put back."""
+    """As `kernels.mamba2_scan` describes, with orders (axes, k, S, l); tokens are gathered, then put back.
+
+    The package's products multiply what a step must not see by 0, which NaN survives: tokens that are not
+    finite are zeros in them, and all later ones are NaN.
+    """
     weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
     walks = orders.flatten(0, 1)
     places = places_of(walks)
     walked = walk(zxbcdt, walks, places)
-    steps = scan_sequences(walked.flatten(0, 2), *weights, headdim, eps).unflatten(0, walked.shape[:3])
+    broken = 0 * walked.detach().sum(-1, keepdim=True)  # (b, w, S, l, 1): NaN for tokens that are not finite
+    finite = walked.masked_fill(broken.isnan(), 0).flatten(0, 2)
+    steps = scan_sequences(finite, *weights, headdim, eps).unflatten(0, walked.shape[:3]) + broken.cumsum(3)
     return put_back(steps.unsqueeze(3), walks, places).unflatten(1, orders.shape[:2]).sum(2).transpose(0, 1)
 
 

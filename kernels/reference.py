@@ -35,23 +35,14 @@ def scan(
     for ways in orders:
         total = torch.zeros_like(tokens[..., : norm_weight.numel()])
         for sequences in ways:  # (S, l) token numbers
-            walked = torch.stack([_scan_once(tokens[:, s], *weights, headdim, eps) for s in sequences], dim=1)
+            walked = torch.stack([_scan_once(tokens[:, s], weights, headdim, eps) for s in sequences], dim=1)
             total = total + walked.flatten(1, 2)[:, torch.argsort(sequences.flatten())]
         sums.append(total)
     return torch.stack(sums).to(zxbcdt.dtype)
 
 
-def _scan_once(
-    tokens: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    dt_bias: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-    norm_weight: Tensor,
-    headdim: int,
-    eps: float,
-) -> Tensor:
+def _scan_once(tokens: Tensor, weights: list[Tensor], headdim: int, eps: float) -> Tensor:
+    conv_weight, conv_bias, dt_bias, A_log, D, norm_weight = weights
     batch, length, _ = tokens.shape
     heads, d_inner, channels = D.numel(), norm_weight.numel(), conv_bias.numel()
     d_state = (channels - d_inner) // 2

@@ -17,7 +17,7 @@ from medsora.data.checking.cuts import CutFinder
 from medsora.data.reading.find import find_sources
 from medsora.data.reading.video_io import read_frames
 
-SIZE_PX = 128  # of the pieces that are joined
+SIZE_PX = 128  # the joined pieces' side
 PIECE = (4, 24)  # frames of a piece, at least (if its video has as many) and at most
 
 

@@ -57,11 +57,11 @@ LOOPS = {
 GATE_COLUMNS = ("norm_forward", "norm_backward")
 TOKENS = ("zxbcdt", "grad_zxbcdt")
 # Bars of a sampling step in bf16.
-MIN_SCAN_PROGRAMS = 4  # of a multiprocessor at once
+MIN_SCAN_PROGRAMS = 4  # per multiprocessor at once
 MAX_LAUNCHES_OF_A_BLOCK = 15
 MAX_TIMES_THE_FLOOR = {1: 5.0, 32: 1.7}  # by batch, of B
 REGISTERS_OF_A_PROCESSOR, RESERVED_SHARED_BYTES = 65536, 1024
-SCHEDULERS = 4  # of a multiprocessor
+SCHEDULERS = 4  # per multiprocessor
 
 
 class Chip(NamedTuple):
@@ -69,9 +69,9 @@ class Chip(NamedTuple):
 
     name: str
     plan: fused_plan.Gpu
-    shared_bytes: int  # of a multiprocessor
-    warps: int  # of a multiprocessor at most
-    programs: int  # of a multiprocessor at most
+    shared_bytes: int  # per multiprocessor
+    warps: int  # per multiprocessor at most
+    programs: int  # per multiprocessor at most
 
 
 CHIPS = {
@@ -86,15 +86,15 @@ class Model:
     """Assumptions of the modelled times: an H200, kernels in a CUDA graph."""
 
     clock_hz: float = 1.755e9
-    bytes_per_s: float = 0.75 * 4.8e12  # of memory, as large copies reach
+    bytes_per_s: float = 0.75 * 4.8e12  # memory traffic, as large copies reach
     flops_per_s: Mapping[torch.dtype, float] = field(
         default_factory=lambda: {torch.bfloat16: 0.7 * 790e12, torch.float32: 0.7 * 67e12}
     )
     product_tiles: tuple[int, ...] = (64, 128)  # rows and columns of a product for one multiprocessor
-    product_s: float = 0.3e-6  # of 64 terms of a product's sums, one after another
+    product_s: float = 0.3e-6  # per 64 terms of a product's sums, one after another
     start_s: float = 2e-6  # first access to last, of a kernel that has next to nothing to do
     gap_s: float = 1e-6  # from a kernel's end to the next one's start
-    cycles_between: int = 4  # of two instructions of a warp: few are ready earlier
+    cycles_between: int = 4  # between two instructions of a warp: few are ready earlier
 
     def __str__(self) -> str:
         return (
@@ -194,15 +194,15 @@ class Launch:
 class Compiled:
     """A kernel's machine code, read."""
 
-    registers: int  # of a thread
-    spilled_bytes: int  # of a thread
-    shared_bytes: int  # of a program
-    warps: int  # of a program
-    programs: int  # of a multiprocessor at once
+    registers: int  # per thread
+    spilled_bytes: int  # per thread
+    shared_bytes: int  # per program
+    warps: int  # per program
+    programs: int  # per multiprocessor at once
     widths: dict[int, int]  # accesses of global memory by a warp, by the bytes that a thread moves
     instructions: int  # that a warp issues
-    matrix_instructions: int  # of them
-    flops: int  # of a program's matrix instructions, padding counted
+    matrix_instructions: int  # among them
+    flops: int  # a program's matrix instructions, padding counted
 
     def seconds(self, launch: Launch, model: Model) -> float:
         processors = CHIPS[90].plan.multiprocessors
@@ -386,7 +386,7 @@ def matrix_flops(name: str) -> int:
     """Floating-point operations of a warp's matrix instruction, of others none."""
     if found := re.match(r"HMMA\.16(8|16)(4|8|16)\b", name):  # 16 x 8 x k, written as 16816
         return 2 * 16 * 8 * int(found[2])
-    if found := re.match(r"HGMMA\.64x(\d+)x(\d+)\.", name):  # of a group of four warps
+    if found := re.match(r"HGMMA\.64x(\d+)x(\d+)\.", name):  # a group of four warps
         return 2 * 16 * int(found[1]) * int(found[2])
     return 0
 

@@ -25,7 +25,7 @@ from medsora.training.dry_run.memory import MemoryEstimate
 from medsora.training.stage1.loop import train_vae
 from medsora.training.stage2.loop import train_dit
 
-M_ARENA_MAX, PR_SET_THP_DISABLE = -8, 41  # of glibc's malloc.h and Linux' prctl.h
+M_ARENA_MAX, PR_SET_THP_DISABLE = -8, 41  # from glibc's malloc.h and Linux' prctl.h
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from medsora.vae.tokenizer import VQTokenizer
 
 FILE = "LlamaGen's whole vq_ds16_c2i.pt"
-COUNTER = "quantize.codebook_used"  # of its training, which no use needs
+COUNTER = "quantize.codebook_used"  # a training counter, which is not read
 # Ours -> published, applied in order to names of diffusers' VQModel.
 PUBLISHED_NAMES = (
     (r"\b(?:down|up)_blocks\.", "conv_blocks."),

@@ -47,12 +47,12 @@ class ModelMixin(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of the first parameter."""
+        """That of the first parameter."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the first parameter."""
+        """That of the first parameter."""
         return next(self.parameters()).dtype
 
 

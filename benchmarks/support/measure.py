@@ -64,7 +64,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def ratio(slow: list[float], fast: list[float], *, times: float = 1.0) -> Ratio:
-    """Of two works' seconds, round by round; `times` is how much more `fast` did in a call."""
+    """Summarise two works' seconds, round by round; `times` is how much more `fast` did in a call."""
     rounds = [times * a / b for a, b in zip(slow, fast, strict=True)]
     return Ratio(statistics.median(rounds), min(rounds), max(rounds))
 

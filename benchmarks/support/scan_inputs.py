@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -43,6 +44,21 @@ def random_inputs(
     return inputs | {"orders": torch.stack(shuffled) if shuffled else None, "headdim": headdim}
 
 
+def of_steps(size: float | None, inputs: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """The inputs with Δ of about `size` everywhere; for None of every size up to a few 100, in turn."""
+    heads = inputs["D"].numel()
+    tokens, bias = inputs["zxbcdt"].clone(), torch.zeros_like(inputs["dt_bias"])
+    tokens[..., -heads:] *= 100.0 if size is None else 0.1
+    if size is not None:
+        bias += size if size > 30 else math.log(math.expm1(size))  # softplus of it is `size`
+    return inputs | {"zxbcdt": tokens, "dt_bias": bias}
+
+
+def in_float64(inputs: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """The same numbers in float64; orders and sizes as they are."""
+    return {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
+
+
 def output_and_gradients(
     scan: Callable[..., Tensor], inputs: dict[str, Tensor | None], **options: object
 ) -> dict[str, Tensor]:
@@ -56,9 +72,17 @@ def output_and_gradients(
     return {"output": out.detach()} | dict(zip(differentiable, gradients, strict=True))
 
 
-def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Every entry's largest error is within `tolerance` of the expected entry's largest value."""
+def errors(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """Each entry's largest difference relative to the expected entry's largest value; infinite for NaN."""
+    found = {}
     for name, value in expected.items():
-        error = (actual[name].double() - value.double()).abs().max()
-        bound = tolerance * max(float(value.abs().max()), 1e-3)
-        assert error <= bound, f"{name}: error {float(error):.3g} exceeds {bound:.3g}"
+        difference = (actual[name].to(value.device).double() - value.double()).abs().max()
+        error = float(difference / value.double().abs().max().clamp(min=1e-3))
+        found[name] = math.inf if math.isnan(error) else error
+    return found
+
+
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Every entry's error, as `errors` counts it, is within `tolerance`."""
+    for name, error in errors(actual, expected).items():
+        assert error <= tolerance, f"{name}: error {error:.3g} exceeds {tolerance:.3g}"

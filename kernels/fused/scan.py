@@ -19,8 +19,8 @@ from medsora.kernels.fused import plan as fused_plan
 from medsora.kernels.fused.plan import MAX_TILE_STEPS, chunked_tile, on, split_of_a_head
 
 PROGRAMS_PER_PROCESSOR = 2  # fewer heads per program where there would be less than that to do
-MOST_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients
-MOST_BACKWARD_BYTES = 2**31  # of buffers of a backward pass: a batch that needs more goes through in parts
+MAX_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients
+MAX_BACKWARD_BYTES = 2**31  # buffers of a backward pass; a batch that needs more goes through in parts
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Launch:
     ways: int  # walks per axis
     sequences: int  # per walk and batch element
     steps: int  # per sequence
-    heads: int  # of programs: a head of many channels counts as `split`
+    heads: int  # as programs see them: a head of many channels counts as `split`
     headdim: int
     split: int  # heads in a row that share Δ, A and D
     d_state: int
@@ -72,7 +72,7 @@ class Launch:
         return self.tiles * self.chunks
 
     def backward_bytes(self, itemsize: int) -> int:
-        """Of a batch element's buffers in a backward pass: y, gradients before the convolution, states."""
+        """Bytes of a batch element in a backward pass: y, gradients before the convolution, states."""
         y_and_convolved = 2 * self.d_inner + self.head_blocks * 2 * self.d_state
         states = self.sequence_tiles * self.d_state * self.d_inner * 4 if self.chunks > 1 else 0
         return self.all_ways * (self.tokens * (y_and_convolved * itemsize + self.heads * 4) + states)
@@ -201,7 +201,7 @@ def fused_scan_backward(
     sums = []
     with on(zxbcdt.device):
         launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=True)
-        at_once = max(1, MOST_BACKWARD_BYTES // launch.backward_bytes(zxbcdt.element_size()))
+        at_once = max(1, MAX_BACKWARD_BYTES // launch.backward_bytes(zxbcdt.element_size()))
         for first in range(0, launch.batches, at_once):
             part = slice(first, first + at_once)
             above = grad_out[:, part].contiguous()
@@ -237,7 +237,7 @@ def _backward_of_part(
     places = orders.new_empty(launch.all_ways, launch.tokens)
     y, states = _scan(launch, zxbcdt, orders, *weights[:-1], keep_states=launch.chunks > 1)
 
-    rows_each = -(-launch.rows // MOST_PARTIAL_SUMS)
+    rows_each = -(-launch.rows // MAX_PARTIAL_SUMS)
     norm_programs = -(-launch.rows // rows_each)
     grad_norm = torch.empty(norm_programs, launch.d_inner, **exact)
     triton_backward.norm_backward[(norm_programs,)](
@@ -278,7 +278,7 @@ def _backward_of_part(
     )
     block_t, block_c = 32, min(64, launch.headdim)
     blocks = -(-launch.rows // block_t)
-    blocks_each = -(-blocks // MOST_PARTIAL_SUMS)
+    blocks_each = -(-blocks // MAX_PARTIAL_SUMS)
     conv_programs = -(-blocks // blocks_each)
     grad_taps = torch.empty(conv_programs, launch.width + 1, channels, **exact)
     triton_backward.conv_backward[(conv_programs, -(-channels // block_c))](

@@ -22,9 +22,9 @@ from medsora.kernels.matrix.walks import places_of, put_back, walk, walk_conv_si
 
 ONE_CHUNK = 128  # steps: up to here one matrix is cheaper than states
 CHUNK = 64  # steps at most in each of several chunks
-SHORTEST = 1e-30  # Δ that is told from 0, as it is in steps that only fill a chunk
-# Of 2: with smaller ones float32's numbers become slow, and what has no meaning stays finite in products with
-# gradients up to 1e29.
+MIN_DELTA = 1e-30  # smaller Δ count as this; Δ is 0 in steps that only fill a chunk
+# Exponents (base 2) are clamped: below -100 float32 goes denormal and slow; above 30 masked-out entries could
+# overflow in products with gradients up to 1e29.
 EXPONENTS = -100, 30
 MIN_STEP_EXPONENT = EXPONENTS[0]  # a single step decays no further
 GROUP = 16  # steps whose decays are counted from one of them: sums of few steps keep their digits
@@ -49,7 +49,7 @@ def scan(
     `kernels.mamba2_scan` says what the arguments are.
     """
     weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
-    run = partial(_scan, zxbcdt, *weights, orders=orders, headdim=headdim, eps=eps)
+    run = partial(_scan, zxbcdt, weights, orders=orders, headdim=headdim, eps=eps)
     if torch.compiler.is_compiling() or zxbcdt.device.type != "cpu":  # no GPU is waited for
         return run(hide_nan=True)
     out = run(hide_nan=False)
@@ -62,12 +62,7 @@ def scan(
 
 def _scan(
     zxbcdt: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    dt_bias: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-    norm_weight: Tensor,
+    weights: tuple[Tensor, ...],
     *,
     orders: Tensor,
     headdim: int,
@@ -78,6 +73,7 @@ def _scan(
 
     Else they reach earlier tokens: products multiply what a step must not see by 0, which NaN survives.
     """
+    conv_weight, conv_bias, dt_bias, A_log, D, norm_weight = weights
     heads, d_inner, channels = D.numel(), norm_weight.numel(), conv_bias.numel()
     exact = torch.promote_types(zxbcdt.dtype, torch.float32)
     walks = orders.flatten(0, 1)
@@ -139,7 +135,7 @@ class _OneChunk(torch.autograd.Function):
             # A step's own weight has no exponent, and is so large that the others would drown beside it.
             grad_exponent = grad_kernel.mul_(alike.tril(-1))
             from_steps, to_steps = grad_exponent.sum(-2).mT, grad_exponent.sum(-1).mT
-            grad_dt = from_steps / dt.clamp(min=SHORTEST) + (own * _diagonal(alike)).mT
+            grad_dt = from_steps / dt.clamp(min=MIN_DELTA) + (own * _diagonal(alike)).mT
             grad_decay = (to_steps - from_steps).flip(2).cumsum(2).flip(2)
             # What such a step lets through is less than how far these differences are rounded.
             grad_decay.masked_fill_(decay.exp() < torch.finfo(decay.dtype).eps ** 2, 0)
@@ -179,7 +175,7 @@ def _weights(decay: Tensor, dt: Tensor) -> Tensor:
     least, so sums inside a group are within 1024 in float32, and rounding two of them changes a weight by at
     most 2·2^-15·ln 2 = 4.2e-5 of itself; larger sums belong to weights of which nothing is left.
     """
-    steps = dt.mT.clamp(min=SHORTEST)  # (b, r, h, q)
+    steps = dt.mT.clamp(min=MIN_DELTA)  # (b, r, h, q)
     length = steps.shape[-1]
     missing = -length % GROUP
     whole, rest = _reached(F.pad(decay.mT, (0, missing)) if missing else decay.mT.contiguous(), -1)
@@ -203,8 +199,10 @@ def _reached(decay: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _to_base_2(exponent: Tensor) -> Tensor:
-    """Of e to of 2, whose powers are several times faster on a CPU. A literal: torch.compile with dynamic
-    sizes takes a global number for one that may change."""
+    """Convert an exponent of e to one of 2, whose powers are several times faster on a CPU.
+
+    A literal: torch.compile with dynamic sizes takes a global number for one that may change.
+    """
     return exponent * 1.4426950408889634
 
 

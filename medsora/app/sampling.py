@@ -25,7 +25,7 @@ from medsora.sampling.tokens import DEFAULT_TOP_K, check_draws
 from medsora.saved.find import ENDOGEN, MEDSORA
 from medsora.saved.pipeline import SavedPipeline
 
-MAX_VIDEOS, MAX_STEPS, LARGEST_SEED = 16, 1000, 2**53  # beyond, a browser's numbers have gaps
+MAX_VIDEOS, MAX_STEPS, MAX_SEED = 16, 1000, 2**53  # beyond, a browser's numbers have gaps
 SAMPLINGS_KEPT = 4  # on the disk; a comparison needs two, what the browser shows and saves are copies
 MAX_GUIDANCE = 8
 MAX_TOP_K = 2**20
@@ -56,7 +56,7 @@ class Wish:
 
     def __post_init__(self) -> None:
         whole_numbers = [
-            ("seed", self.seed, 0, LARGEST_SEED),
+            ("seed", self.seed, 0, MAX_SEED),
             ("number of videos", self.videos, 1, MAX_VIDEOS),
         ]
         if self.kind == ENDOGEN:

@@ -6,7 +6,7 @@ import re
 from dataclasses import fields
 
 from medsora.config.crop import checked_crop
-from medsora.config.schema import DIFFUSION_STEPS, MAX_SIDE_PX, Config, PhaseConfig, values_of
+from medsora.config.schema import MAX_SIDE_PX, Config, PhaseConfig, values_of
 from medsora.config.switches import check_switches
 from medsora.errors import BadInput
 from medsora.vae.shapes import FRAMES_PER_CHUNK
@@ -49,11 +49,6 @@ def _check_forms(config: Config, source: str) -> None:
     for key, value in config.denoiser.overrides.items():
         if isinstance(value, int) and not isinstance(value, bool) and not 0 < value <= MAX_SIDE_PX:
             raise BadInput(f"{source}: denoiser.overrides.{key} is {value} but must be 1 to {MAX_SIDE_PX}.")
-    if config.train_dit.sample_steps > DIFFUSION_STEPS:
-        raise BadInput(
-            f"{source}: train_dit.sample_steps is {config.train_dit.sample_steps} but there are only "
-            f"{DIFFUSION_STEPS} diffusion steps."
-        )
     size = config.data.size
     sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
     if not all(type(side) is int and side <= MAX_SIDE_PX for side in sides):
@@ -63,7 +58,7 @@ def _check_forms(config: Config, source: str) -> None:
         )
     checked_crop(config.data.crop, f"{source}: data.crop")
     images = config.images
-    if images.count < 0 or (images.encoding == "packed" and images.count % _chunk(config)):
+    if images.encoding == "packed" and images.count % _chunk(config):
         raise BadInput(
             f"{source}: images.count is {images.count}, but packed images come in groups of "
             f"{FRAMES_PER_CHUNK}; use a multiple of {FRAMES_PER_CHUNK}, 0, or images.encoding=single."

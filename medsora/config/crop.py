@@ -7,7 +7,7 @@ from typing import Any
 from medsora.errors import BadInput
 
 Crop = str | tuple[float, float, float, float]  # "auto", "none", or parts at the top, bottom, left and right
-MOST = 0.95  # of a side
+MAX_PART = 0.95  # a cut must leave something of a side
 
 
 def checked_crop(crop: Any, name: str) -> Crop:
@@ -16,7 +16,7 @@ def checked_crop(crop: Any, name: str) -> Crop:
         return crop
     parts = tuple(crop) if isinstance(crop, list | tuple) else ()
     numbers = len(parts) == 4 and all(isinstance(part, int | float) and 0 <= part < 1 for part in parts)
-    if not numbers or max(parts[0] + parts[1], parts[2] + parts[3]) >= MOST:
+    if not numbers or max(parts[0] + parts[1], parts[2] + parts[3]) >= MAX_PART:
         raise BadInput(
             f"{name} is {crop!r} but must be auto, none, or four parts of the frame to cut off, "
             "[top, bottom, left, right], such as [0.1, 0.1, 0.25, 0]."

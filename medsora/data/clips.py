@@ -27,7 +27,6 @@ from medsora.data.labels import NO_LABELS, read_labels
 from medsora.data.reading.decoding import UnreadableVideo
 from medsora.data.reading.pixels import frames_to_video
 from medsora.data.reading.resize import height_width
-from medsora.data.reading.video_io import read_frames
 from medsora.data.split import HELD_OUT, Split, count_videos, draw_split, split_by_csv, split_by_video
 from medsora.errors import BadInput, one_line
 
@@ -378,21 +377,8 @@ class ClipDataset(Dataset):
         return torch.cat([self._read(video, frame, 1) for video, frame in images])
 
     def _read(self, video: int, start: int, count: int) -> Tensor:
-        report = self.sources[video]
-        frames = read_frames(
-            report.source.path,
-            start,
-            count,
-            self.spec.interval or 1,
-            self.spec.size,
-            numbers=report.numbers(start, count),
-            seek_points=report.scan.seek_points,
-            margins=report.margins,
-            interpretation=report.scan.interpretation,
-            pictures=report.source.pictures,
-            time_limit=CLIP_TIME_LIMIT_S,
-        )
-        return frames_to_video(frames)
+        clip = start, count, self.spec.interval, self.spec.size
+        return frames_to_video(self.sources[video].read(*clip, time_limit=CLIP_TIME_LIMIT_S))
 
     def _load_or_next(self, index: int, choose: Callable[[int], ClipChoice]) -> dict[str, Any]:
         tries = min(len(self), REPLACEMENTS)

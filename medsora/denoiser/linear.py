@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-FEWEST_ROWS = 32  # below, a product is a walk through the weights and no code is faster than another
+MIN_ROWS = 32  # below, a product is a walk through the weights and no code is faster than another
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -67,7 +67,7 @@ def served_by_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and x.numel() >= FEWEST_ROWS * weight.shape[1]
+        and x.numel() >= MIN_ROWS * weight.shape[1]
         and not torch.is_autocast_enabled("cpu")
         and _chosen()
     )

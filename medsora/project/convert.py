@@ -16,7 +16,7 @@ from medsora.runtime.files import written_folder
 from medsora.saved.card import CARD_NAME
 from medsora.saved.pipeline import SavedPipeline
 
-FPS, STEPS = 8, 250  # of the published samplers
+FPS, STEPS = 8, 250  # as the published samplers have them
 
 
 def run(options: argparse.Namespace, console: Console) -> None:

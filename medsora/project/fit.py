@@ -28,16 +28,16 @@ from medsora.vae import PerFrameVAE
 RATES_ALIKE = 1.5  # the highest frame rate over the lowest; beyond, it is said
 PAPER_RATE = 10  # frames of a clip per second: every third of 30
 FRAMES, PAPER_FRAMES = (17, 16, 9, 8), 16  # the first of which a video is long enough for is taken
-PAPER_SIZE, CPU_SIZE, LEAST_SIZE = 128, 64, 32
+PAPER_SIZE, CPU_SIZE, MIN_SIZE = 128, 64, 32
 HOLDOUT, SEED = 0.1, 0
-MOST_SOURCES = 0.8  # the part of the videos that must stay usable when frames are left out between frames
+MIN_USABLE_SOURCES = 0.8  # share of the videos that an interval between frames must leave usable
 
 CPU_PRESETS = ("tiny", "endora-tiny")
 ENDORA_FRAMES, ENDORA_IMAGES, ENDORA_BATCH = (16, 8), 8, 5  # as published: docs/endora.md
 # For clips of 16 frames of 128x128, rounded up; not measured on a GPU.
 VAE_STAGE_GIB = 16  # stage 1 on one clip without gradient checkpointing
 PRIOR_GIB = 3  # the frozen VAE, RAFT and DINO at work
-USABLE = 0.8  # of a GPU's memory; the rest is fragments and the CUDA context
+USABLE = 0.8  # share of a GPU's memory; fragments and the CUDA context take the rest
 # On a CPU: a process with its libraries, and a clip of a step at 64x64 (the demo takes 1.8 GiB at batch 8).
 CPU_PROCESS_GIB, CPU_CLIP_GIB, CPU_USABLE = 1.2, 0.08, 0.5
 
@@ -114,7 +114,7 @@ def _fit_clips(
     rates = [source.scan.fps for source in report.usable if source.scan.fps]
     wanted = max(1, round(median(rates) / PAPER_RATE)) if rates else 1
     interval = wanted
-    while interval > 1 and len(check(frames + 1, interval).usable) < MOST_SOURCES * len(report.usable):
+    while interval > 1 and len(check(frames + 1, interval).usable) < MIN_USABLE_SOURCES * len(report.usable):
         interval -= 1
     report = check(frames + 1, interval)
     fit.set("data", f"{len(report.usable)} usable of {len(report.reports)} videos", root=data)
@@ -158,7 +158,7 @@ def _fit_size(fit: Fit, report: CheckReport, wanted: int, *, asked: bool) -> int
         for scan, (top, bottom, left, right) in [(source.scan, source.margins)]
     ]
     smallest = round(min(sides))
-    side = wanted if asked else max(LEAST_SIZE, min(wanted, 16 * int(median(sides) / 16)))
+    side = wanted if asked else max(MIN_SIZE, min(wanted, 16 * int(median(sides) / 16)))
     why = f"pixels, square; the smallest video has {smallest}"
     fit.set("data", why if side <= smallest else f"{why} and is enlarged", size=side)
     return side

@@ -66,7 +66,7 @@ def share_of(state: PartialState, count: int) -> list[int]:
 BEAT_S = 2.0
 SILENT_S = 45.0
 STORE_LIMIT_S = 10.0  # for an answer of the main process
-LONGEST_WAIT = datetime.timedelta(hours=6)  # for the main process's part of the work
+MAX_WAIT = datetime.timedelta(hours=6)  # for the main process's part of the work
 BATCH_TIME_LIMIT_S = 600.0  # for a loader's worker; a clip that is hard to decode is given up long before
 GO_ON = "what was saved before is whole, so start the same command again"
 NETWORK_WORDS = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe")
@@ -136,7 +136,7 @@ def join() -> PartialState:
 
     Its `device` is a CUDA GPU or another accelerator that PyTorch finds, MPS on a Mac, else the CPU.
     """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=MAX_WAIT)
 
 
 def start_heartbeat(silent_s: float = SILENT_S) -> None:

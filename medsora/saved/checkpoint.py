@@ -39,7 +39,7 @@ UNFINISHED, SET_ASIDE = (
     re.compile(rf"\.(writing|dropping)-{NAME.pattern}"),
     re.compile(f"damaged-{NAME.pattern}"),
 )
-SPARE = 1.05  # of the free space that a checkpoint needs: folders and manifests
+SPARE = 1.05  # free space over a checkpoint's bytes: folders and manifests
 
 
 @dataclass(frozen=True)

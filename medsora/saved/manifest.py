@@ -14,7 +14,7 @@ from medsora.runtime.files import is_file, read_patiently, write_json
 
 CHECKPOINT_FORMAT = 1
 MANIFEST = "manifest.json"
-MAX_BYTES = 4 * 2**20  # of a manifest, and of a state
+MAX_BYTES = 4 * 2**20  # per manifest and per state
 MAX_SHOWN = 100  # characters of a name in a sentence
 PART_FILES = ("config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors")
 

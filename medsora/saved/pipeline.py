@@ -69,7 +69,7 @@ class SavedPipeline(DiffusionPipeline):
     """
 
     _optional_components: ClassVar = ["scheduler"]
-    _described: ClassVar = (*GEOMETRY, *TRAINED_ON, *CONDITIONS)  # of the clip, in the config
+    _described: ClassVar = (*GEOMETRY, *TRAINED_ON, *CONDITIONS)  # the clip, in the config
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ from medsora.training.stage2.build import add_adapter, build_denoiser, build_pri
 
 COMMANDS = {STAGE_1: "train-vae", STAGE_2: "train-dit"}
 FILL_CACHES = "medsora.training.fill_caches"
-EVALUATIONS = 4  # of a run of so many steps
+EVALUATIONS = 4  # per run, evenly spaced over its steps
 FAILED, REFUSED, INTERRUPTED = 1, 2, 75  # exit statuses
 
 

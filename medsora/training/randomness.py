@@ -11,7 +11,7 @@ import math
 
 import torch
 
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # of whose multiples any few consecutive ones lie far apart, modulo 1
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its consecutive multiples lie far apart, modulo 1
 
 
 def derive_seed(seed: int, purpose: str, *numbers: int) -> int:

@@ -65,7 +65,7 @@ def test_every_preset_is_counted(preset: str) -> None:
 def test_a_point_is_measured() -> None:
     found = cost.measure("tiny", 8, 32, 2, rounds=2, overrides=SMALL)
     assert found.training_s > found.sampling_s > 0
-    assert found.peak_bytes >= 0  # of this process, whose earlier peak may be larger
+    assert found.peak_bytes >= 0  # this process's, whose earlier peak may be larger
 
 
 POINT = cost.Cost("tiny", 16, 4, 4_180_000, 1_700_000_000, 2_400_000_000, 2**30)

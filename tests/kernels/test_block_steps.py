@@ -19,7 +19,7 @@ from medsora.kernels.fused import backend as triton_backend
 from medsora.kernels.fused import plan as fused_plan
 from tests.support.patience import PATIENCE_S
 
-LAUNCHES = 17  # of a block: 7 products, 2 scans of 2, attention, 3 norms, gates, the last sum
+LAUNCHES = 17  # per block: 7 products, 2 scans of 2, attention, 3 norms, gates, the last sum
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -82,7 +82,7 @@ def test_wide_windows_are_left_to_the_operators(
     ("length", "window", "features", "dtype", "fits"),
     [
         (16, 8, 128, torch.bfloat16, True),
-        (64, 8, 64, torch.bfloat16, True),  # of S, B and L
+        (64, 8, 64, torch.bfloat16, True),  # presets S, B and L
         (4096, 40, 64, torch.bfloat16, True),
         (64, 8, 128, torch.bfloat16, True),
         (4096, 20, 128, torch.bfloat16, False),

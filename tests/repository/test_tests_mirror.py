@@ -24,7 +24,7 @@ def test_every_module_has_a_test(folder: str) -> None:
 
 
 def test_every_test_file_belongs_to_a_module() -> None:
-    """Of the folders that mirror others; those of `repository` and `scripts` may be about no module."""
+    """In the folders that mirror others; those of `repository` and `scripts` may be about no module."""
     belonging = {path for paths in find_tests().values() for path in paths}
     files = [path for folder in FOLDERS for path in (TESTS / folder).rglob("test_*.py")]
     assert not [str(path.relative_to(ROOT)) for path in files if path not in belonging]

@@ -64,7 +64,7 @@ def refusal(
         save_config(configure(**changes), tmp_path / "config.yaml")
         monkeypatch.setattr(sys, "argv", ["train", "--config", str(tmp_path / "config.yaml"), *overrides])
         capsys.readouterr()
-        tiny.forget_precision()  # of whichever test ran before in this process
+        tiny.forget_precision()  # set by whichever test ran before in this process
         with pytest.raises(SystemExit) as left:
             exit_with_status(SCRIPTS[stage])
         err = capsys.readouterr().err
@@ -312,7 +312,7 @@ def half_written(tmp_path: Path) -> list[Path]:
     [
         ("train_vae.eval_clips=0", "train_vae.eval_clips is 0 but must be greater than 0"),
         ("train_dit.max_steps=0", "train_dit.max_steps is 0 but must be greater than 0, or null"),
-        ("train_dit.sample_steps=1001", "only 1000 diffusion steps"),
+        ("train_dit.sample_steps=1001", "sample_steps is 1001 but must be greater than 0 and at most 1000"),
         ("train_dit.betas=[0.9]", "two numbers"),
         ("train_dit.ema_decay=1", "below 1"),
         ("data.workers=-1", "at least 0"),

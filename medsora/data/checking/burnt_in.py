@@ -15,27 +15,27 @@ import numpy as np
 from medsora.data.reading.margins import NO_MARGINS, Margins
 
 SAMPLES = 24  # frames, evenly spaced over a video
-LONGEST_SIDE = 1024  # pixels; larger frames are looked at reduced to this
-FEWEST_SAMPLES = 8  # below, nothing can be said to stand still
+MAX_SIDE_PX = 1024  # larger frames are reduced to this
+MIN_SAMPLES = 8  # fewer frames cannot show that something stands still
 
-BLACK = 24  # of 255: a border's brightest pixels, compression's noise included
+BLACK = 24  # maximum pixel value (0-255) of a border, compression's noise included
 THIN = 0.005  # part of a side; narrower borders are left
-LEAST_LEFT = 0.25  # part of a side that must remain, or the video is dark rather than bordered
+MIN_LEFT = 0.25  # part of a side that must remain, or the video is dark rather than bordered
 
-BRIGHT, STILL, SHARP = 150, 24, 80  # grey levels: of a mark, of its change over time, against what is around
-MOVING, LEAST_MOVING = 12, 0.3  # grey levels, and the part of the picture that must change by them
-FEWEST_PIXELS, LOWEST = 20, 5  # of a mark, at the size looked at
+BRIGHT, STILL, SHARP = 150, 24, 80  # grey levels: a mark's, its change over time, against its surroundings
+MOVING, MIN_MOVING = 12, 0.3  # grey levels, and the part of the picture that must change by them
+MIN_PIXELS, MIN_HEIGHT_PX = 20, 5  # a mark's, at the reduced size
 
 # Letters of any colour are told from the scene by what moves around them, and by being many strokes, close
 # together, of one colour; an instrument that rests is none of these.
-STROKE, NEAR = 0.03, 0.03  # of the shorter side: thicker is no stroke; around a pixel
-STILLER, LEAST_AROUND = 0.3, 30  # change over time: of a letter against what is around; of that, grey levels
+STROKE, NEAR = 0.03, 0.03  # share of the shorter side: a stroke's thickness; a pixel's surroundings
+STILLER, MIN_AROUND = 0.3, 30  # a letter's change over time against its surroundings'; theirs, grey levels
 CLEAR = 60  # grey levels, in any colour, against what is around
-ONE_COLOUR, LEAST_ALIKE = 40, 0.7  # levels from the letters' median colour, and the part within
-LEAST_FILLED = 0.06  # part of its box that a line of letters covers
+ONE_COLOUR, MIN_ALIKE = 40, 0.7  # levels from the letters' median colour, and the part within
+MIN_FILLED = 0.06  # part of its box that a line of letters covers
 LEGIBLE = 96  # pixels of the shorter side: on smaller pictures no coloured letter can be read, or told apart
 DARK_AROUND = 0.4  # part of a coloured letter's surroundings that is black where they do not move
-THICK, RIM = 0.04, 0.03  # of the shorter side: the field of view is thicker than letters; its rim is no mark
+THICK, RIM = 0.04, 0.03  # share of the shorter side: what is thicker is no letter; the field of view's rim
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class EvenSamples:
         return number % self._spacing == 0
 
     def add(self, frame: np.ndarray) -> None:
-        """Keep a frame, uint8 (h, w, 3), reduced to LONGEST_SIDE; another size than before starts anew."""
-        scale = LONGEST_SIDE / max(frame.shape)
+        """Keep a frame, uint8 (h, w, 3), reduced to MAX_SIDE_PX; another size than before starts anew."""
+        scale = MAX_SIDE_PX / max(frame.shape)
         if scale < 1:
             height, width = (max(1, round(side * scale)) for side in frame.shape[:2])
             frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
@@ -94,7 +94,7 @@ def find_still_marks(frames: np.ndarray) -> StillMarks:
     """
     grey = _levels(np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]))
     mask, marks = False, ()
-    if len(frames) >= FEWEST_SAMPLES and _scene_moves(*grey):
+    if len(frames) >= MIN_SAMPLES and _scene_moves(*grey):
         found = _bright_marks(*grey)
         if min(found.shape) >= LEGIBLE:
             channels = [_levels(frames[..., channel]) for channel in range(3)]
@@ -113,7 +113,7 @@ def _levels(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _scene_moves(low: np.ndarray, median: np.ndarray, high: np.ndarray) -> bool:
     lit = high > BLACK
-    return bool(lit.any()) and ((high - low)[lit] > MOVING).mean() >= LEAST_MOVING
+    return bool(lit.any()) and ((high - low)[lit] > MOVING).mean() >= MIN_MOVING
 
 
 def _with_marks(margins: Margins, marks: tuple[Margins, ...]) -> Margins:
@@ -133,7 +133,7 @@ def _margins(peak: np.ndarray) -> Margins:
     height, width = peak.shape
     top, bottom = _dark_ends(peak)
     left, right = _dark_ends(peak[top : height - bottom].T)
-    if height - top - bottom < LEAST_LEFT * height or width - left - right < LEAST_LEFT * width:
+    if height - top - bottom < MIN_LEFT * height or width - left - right < MIN_LEFT * width:
         return NO_MARGINS
     parts = (top / height, bottom / height, left / width, right / width)
     return tuple(part if part >= THIN else 0.0 for part in parts)
@@ -167,7 +167,7 @@ def _coloured_marks(
     square = np.ones((5, 5), np.uint8)
     contrast = cv2.morphologyEx(median, cv2.MORPH_GRADIENT, square).max(axis=-1)
     rim = _rim(grey_high > BLACK)
-    found = thin & (contrast >= CLEAR) & (around >= LEAST_AROUND) & ~rim
+    found = thin & (contrast >= CLEAR) & (around >= MIN_AROUND) & ~rim
     letters = np.zeros_like(found)
     for line in _lines(found):
         rows, columns = np.nonzero(line)
@@ -175,7 +175,7 @@ def _coloured_marks(
             np.abs(median[line].astype(float) - np.median(median[line], axis=0)).max(axis=-1) <= ONE_COLOUR
         )
         filled = len(rows) / ((np.ptp(rows) + 1) * (np.ptp(columns) + 1))
-        if alike.mean() >= LEAST_ALIKE and filled >= LEAST_FILLED:
+        if alike.mean() >= MIN_ALIKE and filled >= MIN_FILLED:
             letters |= line
     black = cv2.blur((high.max(axis=-1) <= 2 * BLACK).astype(np.float32), near) >= DARK_AROUND
     on_black = (median.max(axis=-1) >= BRIGHT) & (change <= STILL) & (contrast >= SHARP) & black & ~rim
@@ -187,10 +187,10 @@ def _lines(found: np.ndarray) -> list[np.ndarray]:
     _, labels = cv2.connectedComponents(_widened(found.astype(np.uint8)))
     pixels = np.bincount(labels[found], minlength=1)
     lines = []
-    for label in np.flatnonzero(pixels >= FEWEST_PIXELS):
+    for label in np.flatnonzero(pixels >= MIN_PIXELS):
         line = (labels == label) & found
         rows, columns = np.nonzero(line)
-        if min(np.ptp(rows), np.ptp(columns)) + 1 >= LOWEST:
+        if min(np.ptp(rows), np.ptp(columns)) + 1 >= MIN_HEIGHT_PX:
             lines.append(line)
     return lines
 

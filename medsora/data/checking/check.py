@@ -11,6 +11,9 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+import numpy as np
 
 from medsora.data.checking.burnt_in import StillMarks, place
 from medsora.data.checking.cache import CheckCache, default_cache_path
@@ -21,10 +24,11 @@ from medsora.data.checking.windows import NoClips, TimedClips, Window, clip_span
 from medsora.data.reading.find import Source, find_sources
 from medsora.data.reading.margins import NO_MARGINS, Margins
 from medsora.data.reading.picture_names import LeftOut
+from medsora.data.reading.video_io import read_frames
 from medsora.data.split import HELD_OUT, folder_note, sides_by_folder
 from medsora.errors import BadInput, one_line
 
-MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # of copies, in one line
+MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # groups of copies, and copies per group, in one line
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)  # with more than there are cores, they wait for each other
 MAX_SMALL_FILE_BYTES = 2**18  # a single thread scans files below this size
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here
@@ -45,6 +49,24 @@ class SourceReport:
     def numbers(self, start: int, count: int | None = None) -> list[int] | None:
         """Return the frames of the clip from `start` on, `count` of them; None without data.rate."""
         return None if self.timed is None else self.timed.numbers(start, count)
+
+    def read(
+        self, start: int, count: int, interval: int | None, size: int | tuple[int, int], **options: Any
+    ) -> np.ndarray:
+        """Return a clip, uint8 (count, H, W, 3), read as the check found; see `read_frames`."""
+        return read_frames(
+            self.source.path,
+            start,
+            count,
+            interval or 1,
+            size,
+            numbers=self.numbers(start, count),
+            seek_points=self.scan.seek_points,
+            margins=self.margins,
+            interpretation=self.scan.interpretation,
+            pictures=self.source.pictures,
+            **options,
+        )
 
     @property
     def content(self) -> Content:
@@ -68,6 +90,11 @@ class SourceReport:
     def remarks(self) -> tuple[str, ...]:
         """What else deserves to be known about a source that can be used."""
         return () if self.problem else self.scan.remarks
+
+    @property
+    def applied_words(self) -> str:
+        """How the file is read beyond decoding it, in words; empty if nothing was applied."""
+        return one_line("; ".join(self.scan.applied))
 
     @property
     def shots_words(self) -> str | None:
@@ -235,43 +262,24 @@ class CheckReport:
             for r in self.usable
             if r.remarks
         ]
-        applied = [r for r in self.usable if r.scan.applied]
-        if applied:
-            lines.append(
-                f"read as the files ask for, or as players show them, in {len(applied)} sources, the first: "
-                f"{applied[0].source.name}: {'; '.join(applied[0].scan.applied)}"
-            )
-        parted = [r for r in self.usable if r.shots_words]
-        if parted:
-            lines.append(
-                f"no clip crosses the shots of {len(parted)} sources, the first: "
-                f"{parted[0].source.name}: {parted[0].shots_words}"
-            )
-        uneven = [r for r in self.usable if r.uneven_words]
-        if uneven and self.rate is not None:
-            lines.append(
-                f"clips are taken by time; frames are unevenly spaced in {len(uneven)} sources, the "
-                f"first: {uneven[0].source.name}: {uneven[0].uneven_words}"
-            )
-        elif uneven:
-            lines.append(
-                f"frames are taken by number although they are unevenly spaced in {len(uneven)} sources, the "
-                f"first: {uneven[0].source.name}: {uneven[0].uneven_words}; data.rate takes them by time"
-            )
-        cropped = [r for r in self.usable if r.crop_words]
-        if cropped:
-            first = cropped[0]
-            lines.append(
-                f"borders are cut off in {len(cropped)} sources, the first: "
-                f"{first.source.name} {first.crop_words}"
-            )
-        marked = [r for r in self.usable if r.marks]
-        if marked:
-            lines.append(
-                f"burnt-in text or marks stand still in {len(marked)} sources, the first: "
-                f"{marked[0].source.name} {marked[0].marks_words}; a model learns names and dates too: "
-                "set data.crop=[top,bottom,left,right] to cut them off, or take these files out"
-            )
+        uneven, by_time = "frames are taken by number although they are", "; data.rate takes them by time"
+        if self.rate is not None:
+            uneven, by_time = "clips are taken by time; frames are", ""
+        for what, words_of, advice in (
+            ("read as the files ask for, or as players show them, in", lambda r: r.applied_words, ""),
+            ("no clip crosses the shots of", lambda r: r.shots_words, ""),
+            (f"{uneven} unevenly spaced in", lambda r: r.uneven_words, by_time),
+            ("borders are cut off in", lambda r: r.crop_words, ""),
+            (
+                "burnt-in text or marks stand still in",
+                lambda r: r.marks_words,
+                "; a model learns names and dates too: set data.crop=[top,bottom,left,right] to cut them "
+                "off, or take these files out",
+            ),
+        ):
+            if found := [(r.source.name, words) for r in self.usable if (words := words_of(r))]:
+                name, words = found[0]
+                lines.append(f"{what} {_count(found, 'source')}, the first: {name}: {words}{advice}")
         lines += self.picture_notes()
         if self.copies:
             lines.append(self.copies_note())

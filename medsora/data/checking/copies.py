@@ -53,7 +53,7 @@ def find_copies(contents: Iterable[tuple[str, Content]]) -> list[tuple[str, ...]
     groups: list[list[str]] = []
     equal: dict[Content, list[str]] = {}
     cells: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)  # cell -> numbers of groups
-    firsts: list[tuple[int, np.ndarray]] = []  # of each group: frames, thumbnails (THUMBNAILS, pixels)
+    firsts: list[tuple[int, np.ndarray]] = []  # per group: frames, thumbnails (THUMBNAILS, pixels)
     for name, content in contents:
         if not content.thumbnails:
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-MAX_COLOURS = 32  # of all pictures together; one frame of a camera has thousands
+MAX_COLOURS = 32  # in all pictures together; one frame of a camera has thousands
 SAMPLED_PX = 2**16  # pixels of each picture that are counted
 NEAR_EXTREME = 12  # levels of 255 by which JPEG changes black and white
 MIN_EXTREME = 0.97  # part of each picture that is black or white; edges are between

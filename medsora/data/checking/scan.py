@@ -37,11 +37,11 @@ from medsora.data.reading.video_io import reader_info
 SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame
 AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and program streams land late
 REORDERED = 16  # frames that a decoder may hold back before it shows them
-LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # of one pass; what takes longer for its size is made to take long
+LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # per pass; what takes longer for its size is made to take long
 SEEKABLE_BY_BYTE = {"mpegts", "mpeg"}  # containers whose packets can be read from any position on
 HARD_CUTS = ("hard cut", "hard cuts")
 MAX_FRAMES_NAMED = 5  # at which a shot begins
-MAX_SIZE_CHANGES = 0.1  # of a folder's pictures; where more change their size, they are no recording
+MAX_SIZE_CHANGES = 0.1  # share of a folder's pictures; with more changes of size they are no recording
 FAILED_READS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 CHECK_FAILS = "its check fails, which MedSora's authors want to hear of"
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
@@ -119,7 +119,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         info = reader_info(reader)
         scan = Scan(info.container, info.codec, fps=info.fps)
         points: list[SeekPoint] = []
-        positions: dict[int, int | None] = {}  # of points: the byte at which its packet begins
+        positions: dict[int, int | None] = {}  # the byte at which each point's packet begins
         hits: list[int] = []  # frames near which something did not decode
         count, skipped = 0, 0
         stamps: list[int | None] = []

@@ -9,7 +9,6 @@ from rich.text import Text
 
 from medsora.data.checking.check import CheckReport, SourceReport
 from medsora.data.checking.windows import clip_span
-from medsora.data.reading.video_io import read_frames
 from medsora.data.sheet import contact_sheet
 from medsora.errors import one_line
 
@@ -30,30 +29,15 @@ def check_table(report: CheckReport) -> Table:
     for source in report.reports:
         table.add_row(*_cells(source, originals.get(source.source.name)))
     for name, reason in report.unlisted.items():
-        table.add_row(
-            Text(one_line(name)),
-            "folder",
-            "",
-            "",
-            "",
-            "",
-            "0",
-            "",
-            Text(f"cannot be listed: {reason}", "red"),
-        )
+        table.add_row(*_unused(name, "folder", "", Text(f"cannot be listed: {reason}", "red")))
     for some in report.left_out:
-        table.add_row(
-            Text(one_line(some.name)),
-            "frames",
-            "",
-            str(some.count),
-            "",
-            "",
-            "0",
-            "",
-            Text(one_line(f"left out: {some.kind}, {some.words()}"), "yellow"),
-        )
+        remark = Text(one_line(f"left out: {some.kind}, {some.words()}"), "yellow")
+        table.add_row(*_unused(some.name, "frames", str(some.count), remark))
     return table
+
+
+def _unused(name: str, container: str, frames: str, remark: Text) -> list[Text | str]:
+    return [Text(one_line(name)), container, "", frames, "", "", "0", "", remark]
 
 
 def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
@@ -94,18 +78,7 @@ def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
     rows = []
     for source in report.usable[:SHEET_ROWS]:
         start = source.windows[len(source.windows) // 2].start
-        frames = read_frames(
-            source.source.path,
-            start,
-            report.frames,
-            report.interval or 1,
-            size,
-            numbers=source.numbers(start),
-            seek_points=source.scan.seek_points,
-            margins=source.margins,
-            interpretation=source.scan.interpretation,
-            pictures=source.source.pictures,
-        )
+        frames = source.read(start, report.frames, report.interval, size)
         rows.append((one_line(f"{source.source.name}@{start}   {_format(source)}"), frames))
     return contact_sheet(rows)
 
@@ -130,7 +103,7 @@ def _cells(source: SourceReport, original: str | None) -> list[Text | str]:
         f"{scan.fps:.4g}" if scan.fps else "-",
         f"{scan.width}x{scan.height}" if scan.width else "-",
         str(len(source.windows)),
-        one_line("; ".join(scan.applied)),
+        source.applied_words,
         Text(remarks, "red" if source.problem else "yellow"),
     ]
 

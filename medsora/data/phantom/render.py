@@ -13,7 +13,7 @@ from medsora.data.phantom.looks import find_look
 from medsora.data.phantom.scene import Scene
 
 KINDS = ("polyp", "instrument", "neither")
-LARGEST_POLYP = 2.0  # more would be a stricture
+MAX_POLYP = 2.0  # more would be a stricture
 _SUPERSAMPLING = 2
 _SAME_POINT = 0.02  # relative difference in depth below which two rays met the same surface point
 
@@ -65,7 +65,7 @@ def render_clip(
         frames: number of frames, at least 1.
         size: side in pixels, or (height, width).
         polyp, instrument: None lets the seed choose (a third each: polyp, instrument, neither).
-        polyp_size: how wide polyps are, times the usual; more than 0, at most `LARGEST_POLYP`.
+        polyp_size: how wide polyps are, times the usual; more than 0, at most `MAX_POLYP`.
         look: the endoscope, one of `PHANTOM_LOOKS`; the scene of a seed is the same in all.
 
     Raises:
@@ -120,8 +120,8 @@ def render_clip(
 
 def check_polyp_size(polyp_size: float) -> None:
     """Raise `ValueError` for a polyp that is none, or that closes the tube."""
-    if not 0 < polyp_size <= LARGEST_POLYP:
-        raise ValueError(f"phantom: polyp_size is {polyp_size}, expected above 0, at most {LARGEST_POLYP}.")
+    if not 0 < polyp_size <= MAX_POLYP:
+        raise ValueError(f"phantom: polyp_size is {polyp_size}, expected above 0, at most {MAX_POLYP}.")
 
 
 def choose_labels(seed: int, polyp: bool | None, instrument: bool | None) -> tuple[bool, bool]:

@@ -221,7 +221,7 @@ class VideoReader:
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """Decode from where the reader stands on, in order of presentation, skipping packets that do not."""
-        position = None  # of packets that share one with those before them, the last one known
+        position = None  # the last one known: packets may share it with those before them
         for packet in self._packets():
             if self.deadline is not None and time.monotonic() > self.deadline:
                 raise UnreadableVideo(self.path, f"decoding takes longer than {self.time_limit:.0f} s")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-FULL_WHITE = 65535.0  # of 16 bits
+FULL_WHITE = 65535.0  # 16 bits
 _INTEGER_WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16))
 _OVERSHOOT = 1.004  # by which interpolated floating-point values may exceed white
 _MIN_PEAK_OF_255 = 16.0  # floating-point values up to less may be overshooting 0..1 or dark 0..255
@@ -28,7 +28,7 @@ class WhiteFinder:
     """Finds the value of white over all deep pictures that are added; others are ignored."""
 
     def __init__(self) -> None:
-        self._peaks: dict[bool, float] = {}  # of floating-point values, of integers
+        self._peaks: dict[bool, float] = {}  # True: floating-point values' peak; False: integers'
 
     def add(self, values: np.ndarray) -> None:
         """Add a picture, (h, w) or (h, w, c). Raises `UnknownWhite` if its black or white cannot be known."""

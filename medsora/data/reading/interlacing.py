@@ -9,9 +9,9 @@ import numpy as np
 
 TELLING_FRAMES = 100  # frames with motion that are judged; still frames tell nothing
 MIN_TELLING_FRAMES = 8  # fewer decide nothing
-MIN_INTERLACED_PART = 0.9  # of the telling frames
+MIN_INTERLACED_PART = 0.9  # share of the telling frames
 MOVING = 8  # grey levels by which a pixel changes where something moves
-COMBED = 0.7  # of the roughness of every other row; real and phantom frames stay below 0.67
+COMBED = 0.7  # roughness over that of every other row; real and phantom frames stay below 0.67
 ANIMATIONS = {"gif", "apng"}  # never interlaced, but dithered, which can look so
 
 _PARITY = {"top": "tff", "bottom": "bff", None: "auto"}  # auto: as the frame is flagged

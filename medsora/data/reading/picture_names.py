@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 MIN_RUN = 3  # frames in equal steps by which pictures are known for a recording; fewer follow by chance
-MAX_STRAYS = 0.1  # of a folder's pictures: more that belong to no recording are worth keeping as stills
+MAX_STRAYS = 0.1  # share of a folder's pictures; more that belong to no recording are kept as stills
 MIN_NAMED_ALIKE = 0.5  # part of a folder's masks that must have the name of a frame
 
 _MASK = (

@@ -34,7 +34,7 @@ from medsora.evaluation.sanity.degrade import blurred
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.conditions import trained_to_begin_with
 
-MOST_LOST_DB = 1.0
+MAX_LOST_DB = 1.0
 COARSE = 1 / 20  # sigma of the blur, as a share of the height
 USUAL = (5, 95)  # percentiles of real clips' flow between which the generated ones' median must lie
 SHEET_CLIPS = 4
@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace) -> int:
     lost = results["psnr_of_the_vae_alone_db"] - results["psnr_of_the_given_frames_db"]
     median = results["coarse_flow_generated_px"][1]
     claims = (
-        Claim(f"given frames come back {lost:.2f} dB below the VAE alone, at most 1", lost <= MOST_LOST_DB),
+        Claim(f"given frames come back {lost:.2f} dB below the VAE alone, at most 1", lost <= MAX_LOST_DB),
         Claim(
             f"median coarse flow {median:.2f} px lies in phantom clips' (held out) {low:.2f} to {high:.2f}",
             low <= median <= high,

@@ -20,7 +20,7 @@ from medsora.runtime.files import written_beside
 from medsora.runtime.progress_bar import progress_bar
 from medsora.saved.optimizer import read_tensors
 
-TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # of corpora, far from those of the configs
+TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # seeds of corpora, far from the configs'
 JUDGE_RECIPE = 1  # raised whenever `train_judge` comes to give another judge
 WORTH_PROCESSES = 32  # clips from which on starting processes pays
 

@@ -33,7 +33,7 @@ from medsora.saved.find import PARTS, checked_base, find_vae, load_vae
 from medsora.saved.pipeline import SavedPipeline
 from medsora.vae import FrequencyCompensatedVAE
 
-FRAMES, SIZE = 17, 64  # of the judge's clips without a model, as in configs/phantom_labels.yaml
+FRAMES, SIZE = 17, 64  # the judge's clips without a model, as in configs/phantom_labels.yaml
 SHUFFLES = 1000
 SHEET_ROWS = 8
 ON_PHANTOM = "judge on phantom clips (held out)"

@@ -27,7 +27,7 @@ from medsora.flow_prior import DisEstimator
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.conditions import FilmPlan, plan_film
 
-MOST_AT_JOINTS = 1.2
+MAX_AT_JOINTS = 1.2
 SHEET_FILMS = 4
 
 
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> int:
     rows = [(f"film {k}, {plan.frames} frames", film) for k, film in enumerate(films[:SHEET_FILMS])]
     save_image(options.out / "sheet.png", contact_sheet(rows, columns=16))
     found = results["joints_to_inside"]
-    claim = Claim(f"joints show {found:.2f} times the error inside, at most 1.2", found <= MOST_AT_JOINTS)
+    claim = Claim(f"joints show {found:.2f} times the error inside, at most 1.2", found <= MAX_AT_JOINTS)
     return conclude(options.out, results, [claim])
 
 

@@ -27,7 +27,6 @@ from medsora.data.labels import read_labels
 from medsora.data.phantom.corpus import phantom_seed
 from medsora.data.reading.find import Source
 from medsora.data.reading.resize import height_width, resize_and_crop
-from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput, one_line
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED
 from medsora.runtime.digests import sha256
@@ -44,7 +43,7 @@ class Pick(Enum):
     """Which windows become clips: the module's rule, or, of videos in order of their names, those below."""
 
     DRAWN = "drawn"
-    FIRST = "first"  # of each video
+    FIRST = "first"  # one clip per video
     RANDOM = "random"  # one of each video, by seed
     EVERY = "every"
 
@@ -96,20 +95,8 @@ class ClipSet:
     def read(self, index: int) -> np.ndarray:
         """Return clip `index` as uint8 (F, H, W, 3). Raises `UnreadableVideo`, a `ValueError`."""
         source, start = self.clips[index]
-        return read_frames(
-            source.source.path,
-            start,
-            self.frames,
-            self.interval,
-            self.size,
-            numbers=source.numbers(start),
-            seek_points=source.scan.seek_points,
-            margins=source.margins,
-            interpretation=source.scan.interpretation,
-            pictures=source.source.pictures,
-            time_limit=CLIP_TIME_LIMIT_S,
-            resize=self.resize.apply,
-        )
+        clip = start, self.frames, self.interval, self.size
+        return source.read(*clip, time_limit=CLIP_TIME_LIMIT_S, resize=self.resize.apply)
 
     def reduced_to(self, count: int | None) -> ClipSet:
         """Return the clips that `choose_clips` chooses from the same folder with another, smaller `count`."""

@@ -22,7 +22,7 @@ from medsora.evaluation.metrics.weight_files import read_state, weight_file
 from medsora.flow_prior.weights import load_strictly
 from medsora.runtime.digests import sha256
 
-CLASSES, SIDE, SHORTEST = 400, 224, 9
+CLASSES, SIDE, MIN_FRAMES = 400, 224, 9
 # widths of the six convolutions of an Inception block: 1x1 · 1x1 → 3x3x3 · 1x1 → 3x3x3 · pool → 1x1
 BLOCKS = {
     "Mixed_3b": (192, (64, 96, 128, 16, 32, 32)),
@@ -122,7 +122,7 @@ class I3DExtractor(Extractor):
     """Clips to I3D's logits; frames are resized to 224x224 (bilinear, no antialiasing: the ports' way)."""
 
     width = CLASSES
-    title, min_frames = "FVD", SHORTEST  # of fewer I3D's pooling over time leaves nothing
+    title, min_frames = "FVD", MIN_FRAMES  # I3D's pooling over time leaves nothing of shorter clips
 
     def __init__(self, weights: Mapping[str, str | Path], device: torch.device | str = "cpu") -> None:
         path = weight_file("fvd", weights)

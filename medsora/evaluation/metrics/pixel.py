@@ -11,7 +11,7 @@ from medsora.evaluation.metrics.measure import Figure, Measure, weighted_mean
 
 BINS = 64
 EDGES = np.linspace(0, 256, BINS + 1)
-MAX_BLACK = 16  # of 255
+MAX_BLACK = 16  # maximum pixel value (0-255) of black
 MAX_FEATURELESS = -1.5  # sharpness; -2 is a frame of one colour
 
 

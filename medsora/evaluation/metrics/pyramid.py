@@ -21,7 +21,7 @@ from medsora.evaluation.features.feature_store import Extractor
 
 SEED = 2024
 LEVELS = 4
-FILTERS = 4  # of each kind
+FILTERS = 4  # per kind
 KINDS = {"space": (1, 3, 3), "time": (3, 1, 1), "both": (3, 3, 3)}
 NOISE = (
     0.004  # about the response of a unit filter to the rounding to 8 bits: below it there is nothing to see

@@ -17,8 +17,8 @@ from medsora.evaluation.report.results import Distance
 from medsora.runtime.files import written_beside
 
 SHEET_CLIPS, SHEET_FRAMES = 6, 8
-ROW_CLIPS, ROW_FRAMES = 3, 3  # of a comparison's sheet
-MIN_STILL_SHARE = 0.005  # of the pixels, below the first speed that is drawn, to be named in the legend
+ROW_CLIPS, ROW_FRAMES = 3, 3  # per set in a comparison's sheet
+MIN_STILL_SHARE = 0.005  # share of pixels below the first drawn speed from which the legend names them
 TAB10 = [f"C{number}" for number in range(10)]  # C0 is the real set's blue
 COLOURS = {"real": "#4c78a8", "generated": "#e4572e"}
 

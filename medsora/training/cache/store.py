@@ -29,7 +29,7 @@ from medsora.runtime.files import write_bytes, write_json
 
 KEPT_BYTES = 2**26
 BLOCK_BYTES = 4096
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "I64": torch.int64}  # of what is kept here
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "I64": torch.int64}  # stored types
 
 
 class TensorStore:

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 Mode = TypeVar("Mode")
 
-SLACK = 0.6  # of what comes and goes; measured on a CPU, where freed memory is kept (`freed_memory.py`)
-COPIES = 3  # of a batch's pixels: the items, the batch, and the batch before
+SLACK = 0.6  # share of transient memory; measured on a CPU, where freed memory is kept (`freed_memory.py`)
+COPIES = 3  # a batch's pixels are held as items, as the batch, and as the batch before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class DitWork(NamedTuple):
 
     train: Callable[[], Tensor]
     encode: Callable[[], None]
-    targets: Callable[[], None]  # of one clip
+    targets: Callable[[], None]  # for one clip
     look: Callable[[], None]
 
 

@@ -53,7 +53,7 @@ CUDA_ITSELF = f"on a GPU, CUDA itself about {CUDA_GIB} GiB"
 USUAL_GPU_GIB, USUAL_SIDES_PX, USUAL_BATCHES = 24, (128, 256), (2, 16)
 # Peak TFLOPS of dense float32, TF32 and bf16 (fp16) products, by NVIDIA's data sheets.
 GPUS = {"RTX 3090": (35.6, 35.6, 71.0), "H200": (67.0, 494.7, 989.5)}
-REACHED = 0.25  # of the peak; an assumption
+REACHED = 0.25  # assumed share of the peak FLOP/s
 
 
 class Findings:

@@ -22,7 +22,7 @@ from medsora.training.run.trackers import show_picture
 
 PAGE, SHEET, CURVES = "report.html", "latest-sheet.png", "curves"
 EVERY_S = 60.0
-MOST_OF_TIME = 0.01  # that writing the page may take
+MAX_TIME_SHARE = 0.01  # that writing the page may take
 SHOWN = {  # prefix of figures -> title of their curves
     "loss/": "loss",
     "held_out/": "held out: fixed clips, timesteps and noise, so curves of two runs compare",
@@ -125,7 +125,7 @@ class RunReport:
             with self.run.writing():
                 write_run_report(self.run.path, self.title, self.total_steps)
             now = time.monotonic()
-            self._due = now + max(EVERY_S, (now - began) / MOST_OF_TIME)
+            self._due = now + max(EVERY_S, (now - began) / MAX_TIME_SHARE)
 
     def __enter__(self) -> RunReport:
         return self

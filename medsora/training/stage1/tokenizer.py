@@ -29,7 +29,7 @@ class TokenizerStage(VaeStage):
     def __post_init__(self) -> None:
         self.vae.normalize_codebook()  # as after any step, also one that is found to be lost only later
         self._last_used = torch.zeros(self.vae.num_codes, dtype=torch.long)
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # of this step: samples, latents, codes
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # this step's samples, latents, codes
 
     @property
     def values(self) -> dict[str, ValuePart]:

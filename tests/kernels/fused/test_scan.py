@@ -45,7 +45,7 @@ def test_kernels_equal_the_recurrence_with_every_gradient() -> None:
     ("sizes", "kernels"),
     [
         ([], 12),
-        (["--headdim", "64", "--d-state", "128", "--heads", "16", "--tile", "64"], 12),  # of S, B and L
+        (["--headdim", "64", "--d-state", "128", "--heads", "16", "--tile", "64"], 12),  # presets S, B and L
         (["--headdim", "64", "--d-state", "128", "--heads", "16", "--dtype", "fp32", "--chunked"], 3),
         (["--headdim", "64", "--d-state", "256", "--dtype", "fp32", "--chunked"], 3),  # half a head of 128
     ],

@@ -8,7 +8,13 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.support.scan_inputs import assert_close, output_and_gradients, random_inputs
+from benchmarks.support.scan_inputs import (
+    assert_close,
+    in_float64,
+    of_steps,
+    output_and_gradients,
+    random_inputs,
+)
 from medsora.kernels import mamba2_scan
 from medsora.kernels.matrix import scan as ssd
 
@@ -19,23 +25,12 @@ WIDE = {
     "d_state": 32,
 }  # gradients of the few-valued weights do not cancel to nothing
 
-STEPS = ("0.001", "1", "100", "small after large")
+STEPS = (1e-3, 1.0, 100.0, None)  # None: small ones after large ones
 
 
 def narrow(length: int) -> dict[str, int]:
     size = 16 if length <= 500 else 2
     return {"heads": size // 4 or 1, "headdim": size, "d_state": size}
-
-
-def of_steps(step: str, inputs: dict) -> dict:
-    """The inputs with Δ all of about one size, or of every size up to 100 in turn."""
-    dt = inputs["zxbcdt"][..., -inputs["D"].numel() :]
-    mixed = step == "small after large"
-    size = 100.0 if mixed else float(step)
-    dt *= size if mixed else 0.1
-    bias = 0.0 if mixed else math.log(math.expm1(size)) if size < 30 else size  # softplus of it is `size`
-    inputs["dt_bias"] = torch.full_like(inputs["dt_bias"], bias)
-    return inputs
 
 
 reference = partial(mamba2_scan, backend="reference")
@@ -63,10 +58,9 @@ def test_chunk_boundaries(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("length", [6, 48, 150])
 def test_lower_precision(dtype: torch.dtype, tolerance: float, length: int) -> None:
     inputs = random_inputs(length, orders=2, dtype=dtype, batch=1, **WIDE)
-    exact = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
     actual = output_and_gradients(matrix, inputs)
     assert actual["output"].dtype == dtype
-    assert_close(actual, output_and_gradients(reference, exact), tolerance)
+    assert_close(actual, output_and_gradients(reference, in_float64(inputs)), tolerance)
 
 
 @pytest.mark.parametrize("length", [48, 150])
@@ -75,8 +69,8 @@ def test_float32_is_exact_where_decays_and_steps_are_extreme(length: int, A: flo
     inputs = random_inputs(length, orders=2, dtype=torch.float32, batch=1, **WIDE)
     inputs["A_log"] = torch.full_like(inputs["A_log"], math.log(A))
     inputs["dt_bias"] = torch.full_like(inputs["dt_bias"], step)
-    exact = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
-    actual, expected = output_and_gradients(matrix, inputs), output_and_gradients(reference, exact)
+    actual = output_and_gradients(matrix, inputs)
+    expected = output_and_gradients(reference, in_float64(inputs))
     for sums_of_both_signs in ("dt_bias", "A_log"):
         assert actual.pop(sums_of_both_signs).isfinite().all()
     assert_close(actual, {name: expected[name] for name in actual}, 1e-4 if step > 10 else 1e-5)
@@ -85,17 +79,25 @@ def test_float32_is_exact_where_decays_and_steps_are_extreme(length: int, A: flo
 @pytest.mark.parametrize("length", [1, 3, 47, 48, 63, 128, 500, 4096])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("backend", ["reference", "torch"])
-def test_float32_keeps_its_digits_whatever_the_steps(backend: str, step: str, length: int) -> None:
+def test_float32_keeps_its_digits_whatever_the_steps(backend: str, step: float | None, length: int) -> None:
     if backend == "reference" and length > 63:
         pytest.skip("the recurrence is slow, and no step of it depends on the length")
     inputs = of_steps(step, random_inputs(length, dtype=torch.float32, batch=1, **narrow(length)))
-    exact = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
     actual = output_and_gradients(partial(mamba2_scan, backend=backend), inputs)
-    assert_close(actual, output_and_gradients(matrix, exact), 2e-4)
+    assert_close(actual, output_and_gradients(matrix, in_float64(inputs)), 2e-4)
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_float64_of_large_steps_equals_the_recurrence(step: str) -> None:
+def test_a_compiled_scan_keeps_its_digits_too(step: float | None) -> None:
+    """By the form that is compiled, of several chunks; tools.scan_digits compiles it by inductor."""
+    inputs = of_steps(step, random_inputs(150, dtype=torch.float32, batch=1, **narrow(150)))
+    compiled = torch.compile(matrix, backend="aot_eager")
+    actual = output_and_gradients(compiled, inputs)
+    assert_close(actual, output_and_gradients(matrix, in_float64(inputs)), 2e-4)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_float64_of_large_steps_equals_the_recurrence(step: float | None) -> None:
     """What the test above takes for exact."""
     inputs = of_steps(step, random_inputs(70, batch=1, **narrow(70)))
     assert_close(output_and_gradients(matrix, inputs), output_and_gradients(reference, inputs), 1e-9)
@@ -109,7 +111,7 @@ def test_a_token_that_is_not_finite_reaches_no_earlier_one(backend: str, length:
     forwards, step = inputs["orders"][0], length // 2
     for order in (forwards, forwards.flip(0)):
         expected = mamba2_scan(**inputs | {"orders": order[None]}, backend=backend)
-        for column in (0, 16, 33, 40, 45):  # of z, x, B, C, Δ
+        for column in (0, 16, 33, 40, 45):  # z, x, B, C, Δ
             tokens = inputs["zxbcdt"].clone()
             tokens[0, order[step], column] = number
             actual = mamba2_scan(**inputs | {"orders": order[None], "zxbcdt": tokens}, backend=backend)

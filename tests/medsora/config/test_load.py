@@ -27,7 +27,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PHANTOM = ROOT / "configs" / "phantom.yaml"
 OF_CODES = ("endogen", "phantom_tokenizer")
 VAES = {"causal": FrequencyCompensatedVAE, "per-frame": PerFrameVAE}
-CHANNELS = {"causal": 16, "per-frame": 4}  # of the base that is fetched from the hub
+CHANNELS = {"causal": 16, "per-frame": 4}  # the base that is fetched from the hub
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from medsora.data import clips as clips_module
+from medsora.data.checking import check as check_module
 from medsora.data.choice import ImageSource
 from medsora.data.clips import ClipDataset
 from medsora.data.reading.decoding import UnreadableVideo
@@ -264,7 +264,7 @@ def test_a_span_that_stops_decoding_is_replaced_by_the_next_window(
             raise UnreadableVideo(path, "frame 3 does not exist or does not decode")
         return read_frames(path, start, *args, **options)
 
-    monkeypatch.setattr(clips_module, "read_frames", read)
+    monkeypatch.setattr(check_module, "read_frames", read)
     assert (data.window(4)[0], broken.start) == (1, 0)
     with caplog.at_level(logging.WARNING):
         items = [data[3, 4] for _ in range(3)]

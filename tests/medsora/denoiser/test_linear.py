@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from medsora.denoiser import linear
 from medsora.denoiser.linear import (
     AVAILABLE,
-    FEWEST_ROWS,
+    MIN_ROWS,
     Linear,
     bf16_problem,
     made_by_intel,
@@ -30,7 +30,7 @@ def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(FEWEST_ROWS,), (2, 5, 7)])
+@pytest.mark.parametrize("shape", [(MIN_ROWS,), (2, 5, 7)])
 def test_results_and_gradients_are_those_of_linear(shape: tuple[int, ...], bias: bool) -> None:
     layer = Linear(12, 20, bias=bias)
     x = torch.randn(*shape, 12, requires_grad=True)

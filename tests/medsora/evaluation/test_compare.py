@@ -224,7 +224,7 @@ def test_pairing_by_the_real_clips_sees_what_overlapping_intervals_hide() -> Non
 
 
 def test_sets_that_do_not_differ_are_rarely_told_apart() -> None:
-    """Of six equal sets all fifteen pairs are clear together in at most about 5 % of the trials."""
+    """All fifteen pairs of six equal sets are clear together in at most about 5 % of the trials."""
     random = np.random.default_rng(0)
     clear = 0
     for _ in range(60):

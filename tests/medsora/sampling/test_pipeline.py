@@ -375,7 +375,7 @@ def test_a_run_can_be_exported(run: Path, tmp_path: Path) -> None:
     from_run.save_pretrained(tmp_path / "exported")
     exported = MedSoraPipeline.from_pretrained(tmp_path / "exported")
     assert torch.equal(weights_of(exported), weights_of(from_run))
-    assert exported.trained_on == {}  # of a run from before it was written down
+    assert exported.trained_on == {}  # a run from before it was written down
 
 
 def test_an_exported_run_says_how_its_training_clips_were_read(run: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
-CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000  # of Linux's sched.h
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000  # from Linux's sched.h
 
 
 def mount_small_disk(folder: Path, size_bytes: int) -> None:

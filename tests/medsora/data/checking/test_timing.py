@@ -105,7 +105,7 @@ def test_a_variable_frame_rate_is_reported(tmp_path: Path) -> None:
     for _ in range(2):  # decoded, and recalled
         report = check(tmp_path / "data", tmp_path)
         assert report.usable[0].uneven_words == "variable frame rate: frames are 0.04 to 1 s apart"
-        assert any("unevenly spaced in 1 sources" in line for line in report.complaints())
+        assert any("unevenly spaced in 1 source," in line for line in report.complaints())
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mov"])

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from medsora.config.choices import PHANTOM_LOOKS
 from medsora.config.load import load_config
 from medsora.data.phantom import KINDS, clip_seed, corpus, render_clip, variant_suffix, write_phantom
-from medsora.data.phantom.render import LARGEST_POLYP, choose_labels
+from medsora.data.phantom.render import MAX_POLYP, choose_labels
 from medsora.data.phantom.scene import Scene
 from medsora.data.phantom.wall import Wall
 from medsora.data.reading.video_io import read_frames
@@ -388,9 +388,9 @@ def test_larger_polyps_cover_more_and_change_nothing_else(tmp_path):
     write_phantom(tmp_path / "usual", 1, 2, 16, seed=1)  # as versions wrote it that knew one size alone
     with pytest.raises(ValueError, match="polyp_size"):
         write_phantom(tmp_path / "usual", 1, 2, 16, seed=1, polyp_size=1.5)
-    assert load_config(CONFIG, [f"phantom.polyp_size={LARGEST_POLYP}"]).phantom.polyp_size == LARGEST_POLYP
+    assert load_config(CONFIG, [f"phantom.polyp_size={MAX_POLYP}"]).phantom.polyp_size == MAX_POLYP
     with pytest.raises(BadInput, match="polyp_size"):
-        load_config(CONFIG, [f"phantom.polyp_size={LARGEST_POLYP + 0.1}"])
+        load_config(CONFIG, [f"phantom.polyp_size={MAX_POLYP + 0.1}"])
 
 
 @pytest.mark.parametrize("name", ["videos", "frames", "size", "fps", "workers", "polyp_size"])

@@ -19,7 +19,7 @@ FRAMES, SIZE_PX = 5, 64
 # NumPy, OpenBLAS and OpenCV choose their vector instructions by the CPU, so single pixels differ by one level
 # (at most 8 of the 61,440 numbers of a clip, with AVX-512, AVX2 or neither). A hash of the whole clip would
 # break on another CPU; hence one byte per row of pixels, and a few rows that may differ.
-MAX_DIFFERENT_ROWS = 12  # of the 128 in a fingerprint
+MAX_DIFFERENT_ROWS = 12  # out of the 128 in a fingerprint
 CLIPS = [  # corpus seed, clip, what it shows, the endoscope's mask, fingerprint
     (
         0,

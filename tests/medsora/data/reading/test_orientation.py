@@ -74,7 +74,7 @@ def test_a_recorder_held_upside_down(tmp_path: Path) -> None:
     frames[:, :24, :32] = (230, 20, 20)
     path = encode_turned(tmp_path / "a.mp4", frames, (180, False, False), "libx264")
     content = bytearray(path.read_bytes())
-    matrix = content.find(b"tkhd") + 44  # of the track's header, version 0
+    matrix = content.find(b"tkhd") + 44  # in the track's header, version 0
     written = struct.unpack(">9i", content[matrix : matrix + 36])
     assert [written[k] for k in (0, 1, 3, 4)] == [-0x10000, 0, 0, -0x10000]
     assert read_frames(path, 0, 1)[0, 40, 56, 0] > 180

@@ -112,7 +112,7 @@ def test_pictures_are_made_once_and_never_mixed(tmp_path: Path, pictures: FlowPi
     assert (tmp_path / "pictures.npy").stat().st_mtime_ns == stamp
     with pytest.raises(BadInput, match="another recipe"):
         flow_pictures(tmp_path, 3, 24, seed=1)
-    assert made.instrument.sum() == 17  # of one clip in three
+    assert made.instrument.sum() == 17  # one clip in three
 
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(

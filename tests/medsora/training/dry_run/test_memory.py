@@ -47,7 +47,7 @@ def test_a_step_without_content_counts_what_a_real_one_allocates(checkpointing: 
 def test_training_goes_on_after_an_estimate() -> None:
     model = MedSora(**tiny.DENOISER, in_channels=4).train()
 
-    def step() -> torch.Tensor:  # of a size that no other test has made tables for
+    def step() -> torch.Tensor:  # at a size that no other test has made tables for
         out = model(torch.zeros(1, 7, 4, 10, 6), torch.zeros(1, dtype=torch.long), num_images=2)
         return out.eps.square().mean() + sum(feature.square().mean() for feature in out.features)
 
