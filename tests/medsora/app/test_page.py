@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medsora.app.models import Models
 from medsora.data.reading.video_io import probe
 from medsora.data.sheet import save_image
 from medsora.errors import NonFiniteVideo
@@ -263,6 +264,28 @@ def test_fields_are_those_of_the_kind_of_model(browser: Any, tmp_path: Path) -> 
         page.choose("#model", "mine/dit-tiny")
         page.until("return document.querySelector('#sample-temperature')?.offsetParent == null")
         page.until("return document.querySelector('.steps')?.offsetParent != null")
+
+
+def test_a_model_that_writes_codes_has_fields_of_its_own_and_samples_by_them(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="Gradio is not installed")
+    models = Models([str(tokens.write_run(tmp_path / "coded" / "endogen-tiny", steps=(4,)))], "cpu")
+    page = import_module("medsora.app.page").build_page(models)
+    visible = {block.elem_id: block.visible for block in page.blocks.values() if hasattr(block, "elem_id")}
+    for name in ("label", "guidance", "temperature", "top-k", "top-p"):
+        assert visible[f"sample-{name}"], name
+    assert not visible["sample-first-frame"]
+    steps = [block for block in page.blocks.values() if "steps" in (getattr(block, "elem_classes", 0) or [])]
+    assert [block.visible for block in steps] == [False, True], (
+        "in the comparison another model may take them"
+    )
+    (sample,) = (event.fn for event in page.fns.values() if event.name == "sample")
+    heard = []
+    fields = ("ddim", 50, 3, 1, "polyp", 2, 0.5, 9, 0.75, None)
+    grid, told, _ = sample(models.names[0], lambda part, desc: heard.append(desc), *fields)
+    assert heard[-1] == "writing, code 64 of 64"
+    assert grid.count("<video") == 1
+    assert "1 videos in" in told
+    assert told.endswith("coded/endogen-tiny, step 4, polyp, guidance 2.")
 
 
 def test_what_is_not_finite_is_a_sentence() -> None:
