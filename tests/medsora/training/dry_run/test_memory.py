@@ -91,12 +91,12 @@ def test_a_presets_bytes_follow_from_shallow_models(
 ) -> None:
     """Those of one block and of two, of Endora's of two and of four, give those of six."""
     with mock.patch.dict(type(deep).presets["tiny"], depth=6):
-        state, clip = preset_bytes.__wrapped__(preset, 9, 32, vae=vae)
+        state, clip = preset_bytes.__wrapped__(preset, 9, 128, vae=vae)
     model, (frames, channels) = deep.train(), latents
     assert state == 20 * sum(parameter.numel() for parameter in model.parameters())
 
     def step(batch: int) -> torch.Tensor:
-        z, t = torch.zeros(batch, frames + 2, channels, 4, 4), torch.zeros(batch, dtype=torch.long)
+        z, t = torch.zeros(batch, frames + 2, channels, 16, 16), torch.zeros(batch, dtype=torch.long)
         out = model(z, t, num_images=2)
         return sum(part.square().mean() for part in (out.eps, out.variance, *out.features))
 
