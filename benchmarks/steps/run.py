@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
-    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
@@ -108,9 +107,6 @@ OTHERS: dict[str, Callable[..., SchedulerMixin]] = {
     "unipc-2.5": partial(unipc_scheduler, power=2.5),
     "unipc-3": partial(unipc_scheduler, solver_order=3),
     "unipc-3-2.5": partial(unipc_scheduler, power=2.5, solver_order=3),
-    "unipc-bh1": partial(unipc_scheduler, solver_type="bh1"),
-    "deis": partial(_dense, DEISMultistepScheduler, power=1.0),
-    "deis-dense": partial(_dense, DEISMultistepScheduler),
     "euler": partial(_trailing, EulerDiscreteScheduler),
     "pndm": partial(_trailing, PNDMScheduler, skip_prk_steps=True),
 }
