@@ -49,7 +49,6 @@ from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import join
 from medsora.runtime.progress_bar import progress_bar
 from medsora.sampler import (
-    DENSE_POWER,
     NOISE_SCHEDULE,
     SCHEDULE,
     Callback,
@@ -87,11 +86,9 @@ def _trailing(kind: type[SchedulerMixin], steps: int, **settings: Any) -> Schedu
     return scheduler
 
 
-def _dense(
-    kind: type[SchedulerMixin], steps: int, power: float = DENSE_POWER, **settings: Any
-) -> SchedulerMixin:
-    """A multistep solver over the timesteps that UniPC takes, evenly spaced ones with `power` 1."""
-    return with_timesteps(kind(**settings), dense_timesteps(steps, power=power))
+def _dense(kind: type[SchedulerMixin], steps: int, **settings: Any) -> SchedulerMixin:
+    """A multistep solver over the timesteps that UniPC takes."""
+    return with_timesteps(kind(**settings), dense_timesteps(steps))
 
 
 DPMPP = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
