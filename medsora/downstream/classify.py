@@ -31,6 +31,8 @@ PUBLISHED_NOTE = (
     "construction."
 )
 
+METHOD = 2  # raised when a view or a loss changes, so that no study mixes two
+
 
 def add_options(add: Any) -> None:
     """Add the options of this command alone."""
@@ -124,6 +126,7 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
         }
 
     facts = {
+        "method": METHOD,
         "recipe": vars(recipe),
         "reading": reading._asdict(),
         "backbone": options.backbone,

@@ -77,23 +77,27 @@ class Videos:
         return {name: labels.names[labels.of_video[name]] for name in order if name in labels.of_video}
 
 
-def find_videos(root: str | Path) -> Videos:
+def find_videos(root: str | Path, crop: str = "auto") -> Videos:
     """Return the videos below `root`; raises `BadInput` if there is no folder or no usable video."""
-    report = check_folder(root, frames=1, interval=1, crop="auto")
+    report = check_folder(root, frames=1, interval=1, crop=crop)
     report.require_clips()
     known = tuple(each.source.name for each in report.reports)
     return Videos(Path(root), {each.source.name: each for each in report.usable}, known)
 
 
-def read_unlabelled(folders: Mapping[str, Path], most: int, reading: Reading) -> dict[str, Samples]:
-    """Return equally many unlabelled samples of each folder, by title: at most `most` clips, one per video.
+def read_unlabelled_frames(folders: Mapping[str, Path], most: int, size: int) -> dict[str, Samples]:
+    """Return equally many frames of each folder, by title: at most `most`, evenly spread over all its frames.
 
-    Clips of one frame are evenly spread over all undamaged frames of a folder, of videos or of pictures.
+    Borders stay, as they do in labelled pictures.
     """
+    videos = {title: find_videos(folder, crop="none") for title, folder in folders.items()}
+    count = min([most, *(len(found.places) for found in videos.values())])
+    return {title: _read_spread(found, count, Reading(1, size)) for title, found in videos.items()}
+
+
+def read_unlabelled(folders: Mapping[str, Path], most: int, reading: Reading) -> dict[str, Samples]:
+    """Return equally many unlabelled clips of each folder, by title: at most `most`, one per video."""
     videos = {title: find_videos(folder) for title, folder in folders.items()}
-    if reading.frames == 1:
-        count = min([most, *(len(found.places) for found in videos.values())])
-        return {title: _read_spread(found, count, reading) for title, found in videos.items()}
     count = min([most, *(len(found.usable) for found in videos.values())])
     return {title: read_clips(found, list(found.usable)[:count], reading) for title, found in videos.items()}
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from medsora.config.checks import FOLDER_NAME
 from medsora.data.checking.check import DEFAULT_THREADS, SourceReport, check_folder
 from medsora.data.phantom.truth import find_truth
 from medsora.data.reading.video_io import read_frames
@@ -36,6 +37,7 @@ from medsora.runtime.progress_bar import progress_bar
 DARK = 12  # grey level (0-255) that a pixel must exceed in some frame, or it is the endoscope's mask
 RIM = 1 / 32  # of the shorter side: as far from that mask no feature counts, its rim moves with the camera
 WAIT_S, WAIT_PER_CPU_S = 600, 60  # on a busy machine; a clip that waits for good is given up, too
+IDENTITY = "identity.txt"  # in an export: whose it is
 OUT_OF_MEMORY = ("bad_alloc", "MemoryError")
 LIMITS = {"frames": (3, 100), "size": (64, 1024), "features": (64, 16384), "max_clips": (1, 100_000)}
 LIMITS |= {"time_limit": (1, 86_400), "memory_limit": (1, 1024), "threads": (1, 256), "interval": (1, 1000)}
@@ -130,12 +132,14 @@ def main(arguments: Sequence[str], prog: str) -> None:
         record, place = done.get(identity), options.out / "clips" / clip.folder / clip.source.source.name
         limits = [job.cpu_seconds, job.memory_bytes]
         finished = record is not None and record.get("limits", limits) == limits
-        if not finished or (options.export and record[POINTS] and not place.is_dir()):
+        if not finished or (options.export and record[POINTS] and _exported(place) != identity):
             left += 1
             if options.dry_run:
                 continue
             record = {"identity": identity, "clip": clip.source.source.name, "frames": clip.numbers}
-            record |= _reconstruct(clip, frames, job, options.threads, place if options.export else None)
+            with building():
+                export = place if options.export else None
+                record |= _reconstruct(clip, frames, job, options.threads, export, identity)
             _append(options.out / "clips.jsonl", record)
         report.records[clip.folder].append(record)
     if options.dry_run:
@@ -156,8 +160,8 @@ def _check(options: argparse.Namespace) -> dict[str, Path]:
     for text in options.clips:
         name, equals, folder = text.partition("=")
         name, folder = (name, folder) if equals else (Path(text).resolve().name, text)
-        if not folder or name in folders or Path(name).name != name:
-            raise BadInput(f"{text!r}: give each folder a name of its own, NAME=DIR.")
+        if not folder or name in folders or not FOLDER_NAME.fullmatch(name):
+            raise BadInput(f"{text!r}: give each folder a plain name of its own, NAME=DIR.")
         folders[name] = Path(folder)
     for name, (least, most) in LIMITS.items():
         for value in np.ravel(getattr(options, name)):
@@ -215,15 +219,27 @@ def _identity(frames: np.ndarray, job: Job, colmap: str, clip: Clip) -> str:
     return hashlib.sha256(json.dumps(facts).encode() + frames.tobytes()).hexdigest()
 
 
+def _exported(place: Path) -> str | None:
+    """Return the identity of the clip whose export is in `place`."""
+    path = place / IDENTITY
+    return read_patiently(Path.read_text, path) if path.is_file() else None
+
+
 def _reconstruct(
-    clip: Clip, frames: np.ndarray, job: Job, threads: int, place: Path | None
+    clip: Clip, frames: np.ndarray, job: Job, threads: int, place: Path | None, identity: str
 ) -> dict[str, Any]:
-    """Return the clip's measures, or the `failure` and the limits it met; fill the folder `place`."""
+    """Return the clip's measures, or the `failure`, with the limits if it met one; fill the folder `place`.
+
+    A failure without limits is tried again by the next call.
+    """
+    if place is not None and place.exists():
+        shutil.rmtree(place)
     with tempfile.TemporaryDirectory(prefix="medsora-reconstruct-") as name:
         folder = Path(name)
         write_job(folder, frames, job)
-        if failure := run_job(folder, job, threads):
-            limits = [job.cpu_seconds, job.memory_bytes]
+        if ended := run_job(folder, job, threads):
+            failure, at_limit = ended
+            limits = [job.cpu_seconds, job.memory_bytes] if at_limit else None
             return {"failure": failure, "limits": limits, REGISTERED: None, POINTS: 0}
         if not (folder / "geometry.npz").is_file():
             return {REGISTERED: 0.0, POINTS: 0}
@@ -233,6 +249,7 @@ def _reconstruct(
             with written_folder(place) as kept:
                 shutil.copytree(folder / "export", kept, dirs_exist_ok=True)
                 np.save(kept / "poses_bounds.npy", poses_bounds(Geometry.read(folder / "export.npz")))
+                write_text(kept / IDENTITY, identity)
         return measure(geometry, len(frames)) | (
             {} if truth is None else {"truth": errors_against(truth, clip.numbers, geometry)}
         )
@@ -251,30 +268,39 @@ def write_job(folder: Path, frames: np.ndarray, job: Job) -> None:
     """Write what `reconstruct_clip` reads: the frames, uint8 (F, h, w, 3), and where they show something."""
     (folder / "images").mkdir(parents=True)
     for number, frame in enumerate(frames):
-        cv2.imwrite(str(folder / "images" / f"{number:04d}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        _write_png(folder / "images" / f"{number:04d}.png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     lit = cv2.copyMakeBorder((frames.max((0, 3)) > DARK).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     rim = 2 * round(RIM * min(lit.shape)) + 1
     shown = cv2.erode(lit, np.ones((rim, rim), np.uint8))[1:-1, 1:-1]
-    cv2.imwrite(str(folder / "mask.png"), 255 * shown)
+    _write_png(folder / "mask.png", 255 * shown)
     job.write(folder / "job.json")
 
 
-def run_job(folder: Path, job: Job, threads: int) -> str | None:
-    """Run `reconstruct_clip` on a folder; return why it was given up, None if it ended by itself."""
+def _write_png(path: Path, picture: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), picture):
+        raise OSError(f"{path} cannot be written: make room, or let TMPDIR name another folder.")
+
+
+def run_job(folder: Path, job: Job, threads: int) -> tuple[str, bool] | None:
+    """Run `reconstruct_clip` on a folder; return why it was given up, and whether a limit of `job` was met.
+
+    None: it ended by itself.
+    """
     words = [sys.executable, "-P", reconstruct_clip.__file__, str(folder), str(threads)]
     wall_s = WAIT_S + WAIT_PER_CPU_S * job.cpu_seconds
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
         ended = subprocess.run(words, capture_output=True, timeout=wall_s, env=environment, check=False)
     except subprocess.TimeoutExpired:
-        return f"not done after {wall_s} seconds"
+        return f"not done after {wall_s} seconds", False
     if ended.returncode == -signal.SIGXCPU:
-        return f"not done after {job.cpu_seconds} CPU seconds"
+        return f"not done after {job.cpu_seconds} CPU seconds", True
     said = ended.stderr.decode(errors="replace").strip()
     if ended.returncode and any(word in said for word in OUT_OF_MEMORY):
-        return f"more than {job.memory_bytes / 2**30:g} GiB of memory"
+        return f"more than {job.memory_bytes / 2**30:g} GiB of memory", True
     if ended.returncode:
-        return f"COLMAP failed ({ended.returncode}): {said.splitlines()[-1][:200] if said else 'no message'}"
+        last = said.splitlines()[-1][:200] if said else "no message"
+        return f"COLMAP failed ({ended.returncode}): {last}", False
     return None
 
 

@@ -22,6 +22,7 @@ MASK_FOLDERS = ("masks", "ground truth", "mask")
 BLACK, WHITE = 64, 191  # grey levels; between them a mask's pixel is neither
 # JPEG changes blocks of 8 x 8 pixels that an edge crosses; farther from one, every pixel is black or white.
 EDGE_PX, MAX_BETWEEN = 8, 0.2  # share of the pixels of a mask that are between black and white
+LOSSY = (".jpg", ".jpeg")
 MAX_COLOUR = 24  # grey levels by which the channels of a grey JPEG may differ
 
 
@@ -87,7 +88,8 @@ def read_mask(path: Path) -> np.ndarray:
     picture = read_image(path)
     if (picture.max(-1).astype(int) - picture.min(-1)).max() > MAX_COLOUR:
         raise BadInput(f"{path} has colours; expected a mask of black and white, for one class.")
-    grey = picture[..., 1] * np.uint8(255 if picture.max() == 1 else 1)
+    numbered = picture.max() == 1 and path.suffix.lower() not in LOSSY  # a stray level of JPEG is no class 1
+    grey = picture[..., 1] * np.uint8(255 if numbered else 1)
     inside, between = grey > 127, (grey > BLACK) & (grey < WHITE)
     square = np.ones((2 * EDGE_PX + 1,) * 2, np.uint8)
     near_edge = cv2.dilate(inside.astype(np.uint8), square) != cv2.erode(inside.astype(np.uint8), square)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsora.downstream.clips import Reading, read_unlabelled, refuse_leaks
+from medsora.downstream.clips import read_unlabelled_frames, refuse_leaks
 from medsora.downstream.scores import DICE, IOU, mask_scores, trivial_masks
 from medsora.downstream.segmentation.masks import find_pairs, read_pairs
 from medsora.downstream.segmentation.pixel_fixmatch import segmentation_losses
@@ -25,6 +25,8 @@ NOTE = (
     "FixMatch on pixels: a strong view (colours, blur, CutMix) learns the weak view's mask where its "
     "probability reaches the threshold. Averaged weights, scored after the last step; means over pictures."
 )
+
+METHOD = 1  # raised when a view or a loss changes, so that no study mixes two
 
 
 def add_options(add: Any) -> None:
@@ -49,7 +51,7 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
     needed = sorted({number for numbers in drawn.values() for number in numbers})
     labelled, masks = read_pairs(options.labelled, [pairs[number] for number in needed], size)
     test, truth = read_pairs(options.test, find_pairs(options.test), size)
-    unlabelled = read_unlabelled(options.unlabelled, options.max_unlabelled, Reading(1, size))
+    unlabelled = read_unlabelled_frames(options.unlabelled, options.max_unlabelled, size)
     refuse_leaks(
         test, {"among the labelled": labelled} | {f"among {title}": s for title, s in unlabelled.items()}
     )
@@ -87,6 +89,7 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
         scores=(DICE, IOU),
         trivial=trivial_masks(truth, [masks[rows[seed]] for seed in options.seeds]),
         facts={
+            "method": METHOD,
             "recipe": vars(recipe),
             "size": size,
             "labelled": {str(seed): [labelled.names[row] for row in rows[seed]] for seed in options.seeds},

@@ -186,11 +186,11 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for k in range(3):
             write_video(tmp_path / name / f"v{k}.mkv", clip(first + k), 10, lossless=True)
 
-    def stand_in(folder: Path, job: Job, threads: int) -> str | None:
+    def stand_in(folder: Path, job: Job, threads: int) -> tuple[str, bool] | None:
         images = sorted((folder / "images").glob("*.png"))
         ran.append(len(images))
         if cv2.imread(str(images[0])).mean() > 100:
-            return "not done after 120 CPU seconds"
+            return reconstruct.failing
         n = len(images) - 1
         found = geometry(list(range(n)), [np.eye(3)] * n, np.arange(3 * n).reshape(n, 3))
         np.savez(folder / "geometry.npz", **vars(found))
@@ -203,6 +203,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(reconstruct, "run_job", stand_in)
     monkeypatch.setattr(reconstruct, "version", lambda name: "4.2.1")
     monkeypatch.setattr(reconstruct, "ran", ran, raising=False)
+    at_limit = ("not done after 120 CPU seconds", True)
+    monkeypatch.setattr(reconstruct, "failing", at_limit, raising=False)
     return tmp_path
 
 
@@ -240,6 +242,23 @@ def test_from_end_to_end_and_resumed(folders: Path, capsys: pytest.CaptureFixtur
     assert "6 of 6 clips" in capsys.readouterr().out
 
 
+def test_what_failed_by_no_limit_is_tried_again(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruct, "failing", ("COLMAP failed (1): ImportError: libGL.so.1", False))
+    main(WORDS)
+    main(WORDS)
+    assert reconstruct.ran == [5] * 7
+    monkeypatch.setattr(reconstruct.cv2, "imwrite", lambda *_: False)  # a full disk
+    with pytest.raises(BadInput, match="cannot be written: make room"):
+        main(WORDS)
+
+
+def test_an_export_of_other_frames_is_replaced(folders: Path) -> None:
+    for frames in ("5", "4", "5"):
+        main([*WORDS, "--export", "--frames", frames])
+        images = np.load(folders / "out" / "clips" / "real" / "v1.mkv" / "poses_bounds.npy")
+        assert len(images) == int(frames) - 1
+
+
 def test_exports_are_made_up_for(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(WORDS)
     main([*WORDS, "--export"])
@@ -268,9 +287,12 @@ def test_bad_numbers_are_one_sentence(folders: Path, change: list[str], sentence
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("clips", [["real", "real=generated"], ["a/b=real"], ["a="], ["gone"]])
+@pytest.mark.parametrize(
+    "clips",
+    [["real", "real=generated"], ["a/b=real"], ["a="], ["=real"], ["..=real"], ["a|b=real"], ["gone"]],
+)
 def test_bad_folders_are_one_sentence(folders: Path, clips: list[str]) -> None:
-    with pytest.raises(BadInput, match=r"a name of its own|there is no folder gone"):
+    with pytest.raises(BadInput, match=r"a plain name of its own|there is no folder gone"):
         main(["reconstruct", *clips, "--out", "out"])
 
 
@@ -309,22 +331,22 @@ def test_no_features_on_the_endoscopes_mask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
+    ("body", "reason", "at_limit"),
     [
-        ("while True: pass", "not done after 1 CPU seconds"),
-        ("held = b'1' * (3 << 30)", "more than 2 GiB of memory"),
-        ("raise RuntimeError('no such camera')", "COLMAP failed (1): RuntimeError: no such camera"),
-        ("import os; os.abort()", "COLMAP failed (-6): no message"),
+        ("while True: pass", "not done after 1 CPU seconds", True),
+        ("held = b'1' * (3 << 30)", "more than 2 GiB of memory", True),
+        ("raise RuntimeError('no such camera')", "COLMAP failed (1): RuntimeError: no such camera", False),
+        ("import os; os.abort()", "COLMAP failed (-6): no message", False),
     ],
 )
 def test_a_clip_that_cannot_be_done_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, reason: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, reason: str, at_limit: bool
 ) -> None:
     (tmp_path / "pycolmap.py").write_text(body)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     job = Job("simple-pinhole", None, features=512, memory_bytes=2 << 30, cpu_seconds=1, export=False)
     write_job(tmp_path / "job", clip(0), job)
-    assert run_job(tmp_path / "job", job, threads=1) == reason
+    assert run_job(tmp_path / "job", job, threads=1) == (reason, at_limit)
 
 
 def relief(frames: int = 6, size: int = 160) -> np.ndarray:

@@ -6,6 +6,7 @@ do for segmentation, from end to end and part by part.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,20 @@ def test_a_reencoded_test_picture_is_refused(folders: Path) -> None:
     Image.fromarray(disc(101)[0]).save(folders / "frames" / "w.jpg", quality=98, subsampling=0)
     with pytest.raises(BadInput, match=r"'1' is also among stills"):
         main([*WORDS, "--dry-run"])
+
+
+def test_a_test_picture_with_borders_is_refused_among_unlabelled_frames(folders: Path) -> None:
+    (folders / "leak").mkdir()
+    for path in sorted((folders / "test").rglob("*.png")):
+        picture = np.asarray(Image.open(path))
+        border = [(16, 16), (16, 16), (0, 0)][: picture.ndim]
+        Image.fromarray(np.pad(picture, border)).save(path)
+        if path.parent.name == "Original":
+            shutil.copy(path, folders / "leak")
+    words = [word for word in WORDS if "=" not in word]
+    words.insert(words.index("--unlabelled") + 1, "leak=leak")
+    with pytest.raises(BadInput, match="is also among leak"):
+        main([*words, "--dry-run"])
 
 
 def test_pairs_are_found_by_name_whatever_the_ending(tmp_path: Path) -> None:
