@@ -61,8 +61,9 @@ def scan(
     walks = orders.flatten(0, 1)
     places = places_of(walks)
     walked = walk(zxbcdt, walks, places)
-    broken = 0 * walked.detach().sum(-1, keepdim=True)  # (b, w, S, l, 1): NaN for tokens that are not finite
-    finite = walked.masked_fill(broken.isnan(), 0).flatten(0, 2)
+    usable = walked.detach().isfinite().all(-1, keepdim=True)  # (b, w, S, l, 1)
+    broken = torch.zeros_like(walked[..., :1]).masked_fill(~usable, torch.nan)
+    finite = walked.masked_fill(~usable, 0).flatten(0, 2)
     steps = scan_sequences(finite, *weights, headdim, eps).unflatten(0, walked.shape[:3]) + broken.cumsum(3)
     return put_back(steps.unsqueeze(3), walks, places).unflatten(1, orders.shape[:2]).sum(2).transpose(0, 1)
 

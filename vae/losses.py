@@ -166,7 +166,8 @@ def sharpness_loss(prediction: Tensor, target: Tensor) -> Tensor:
 def log_laplacian_variance(video: Tensor) -> Tensor:
     """Log10 of the variance of the Laplacian of grey frames: (B, F, 3, H, W) -> (B, F), float32."""
     grey = video.float().mean(2).flatten(0, 1)[:, None]
-    edges = F.conv2d(grey, torch.tensor(LAPLACIAN, device=video.device)[None, None])
+    with torch.autocast(video.device.type, enabled=False):
+        edges = F.conv2d(grey, torch.tensor(LAPLACIAN, device=video.device)[None, None])
     return edges.var(dim=(1, 2, 3)).clamp_min(MIN_VARIANCE).log10().reshape(video.shape[:2])
 
 

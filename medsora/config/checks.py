@@ -99,6 +99,13 @@ def _check_conditions(config: Config, source: str) -> None:
                 "nothing else, into one pair of parentheses."
             )
     check_switches(vars(config.denoiser), f"{source}: ", "denoiser")
+    vae, stage_1 = config.vae, config.train_vae
+    unused = ("kl", "coarse", "sharpness") if vae.kind == "vq" else ("l2",)
+    if used := [name for name in unused if getattr(stage_1, name)]:
+        raise BadInput(
+            f"{source}: train_vae.{used[0]} is {getattr(stage_1, used[0])}, but vae.kind {vae.kind} has no "
+            "such loss; set it to 0."
+        )
     if config.denoiser.heads is not None and not config.denoiser.local_attention:
         raise BadInput(
             f"{source}: denoiser.heads is {config.denoiser.heads}, but denoiser.local_attention, whose heads "

@@ -118,6 +118,10 @@ class EvaluationSettings(ClipSettings):
         self.metrics = METRICS_OF[self.protocol] if self.metrics is None else parse_metrics(self.metrics)
         self.cache = Path(self.cache)
         super().__post_init__()
+        if self.label is None and self.labels != LABELS_NAME:
+            raise BadInput(
+                f"labels is {self.labels}, but no label is asked for: give one (--label), or leave it out."
+            )
         self.clips = (self.clips,) * 2 if isinstance(self.clips, int) else tuple(self.clips)
         if len(self.clips) != 2:
             raise BadInput("clips must be one number, or one for the real and one for the generated side.")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from medsora.config.choices import SAMPLERS
+from medsora.config.load import load_config
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.errors import building
 from medsora.evaluation.sanity.claims import Claim
@@ -41,6 +42,18 @@ def measuring_parser(
     add("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="(default: %(default)s)")
     add("--steps", type=int, default=50, metavar="N", help="sampling steps (default: %(default)s)")
     return parser
+
+
+def trained_polyp_size(model: str | None) -> float:
+    """Return the width of polyps in the phantom that a run, or a checkpoint of it, was trained on.
+
+    The usual, 1, for any other model.
+    """
+    if model is not None:
+        for folder in (Path(model), *Path(model).resolve().parents[:2]):
+            if (folder / "config.yaml").is_file():
+                return load_config(folder / "config.yaml", outputs_anywhere=True).phantom.polyp_size
+    return 1.0
 
 
 def load_measured(model: str, *, any_kind: bool = False) -> SavedPipeline:

@@ -79,7 +79,7 @@ def phantom_judge(
 ) -> tuple[Judge, list[str]]:
     """Train a classifier of `count` phantom clips, unless it is there; return it and its labels' names."""
     folder = phantom_folder(cache, count, frames, size, TRAINING_SEED, polyp_size)
-    weights = folder.with_name(f"{folder.name}-judge{JUDGE_RECIPE}-{epochs}.safetensors")
+    weights = folder / f"judge-{JUDGE_RECIPE}-{epochs}.safetensors"
     if weights.is_file():
         names = _labels(folder)[1]
         judge = Judge(len(names))

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from medsora.config.load import load_config
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, building
 from medsora.evaluation.conditional.classifier import Judge, judged
@@ -24,6 +23,7 @@ from medsora.evaluation.conditional.command import (
     measuring_parser,
     sampled,
     through_vae,
+    trained_polyp_size,
 )
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips, phantom_judge
 from medsora.evaluation.sanity.claims import Claim
@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace) -> int:
         vae = pipeline.components[PARTS[type(pipeline).__name__][1]]
         frames, (size, _) = pipeline.config.frames, pipeline.config.size
     device = pipeline.device if pipeline else "cpu"
-    polyps = _trained_polyp_size(options.model) if options.polyp_size is None else options.polyp_size
+    polyps = trained_polyp_size(options.model) if options.polyp_size is None else options.polyp_size
 
     kind = (frames, size)
     tests, truth, names = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, polyps)
@@ -130,14 +130,6 @@ def _load_vae(named: str) -> FrequencyCompensatedVAE:
             checked_base(named, weights, FrequencyCompensatedVAE.base_class)
             return FrequencyCompensatedVAE.from_base(named, weights=weights).eval()
         return load_vae(find_vae(named)).eval()
-
-
-def _trained_polyp_size(model: str | None) -> float:
-    """The polyps' size in the phantom that the run `model` was trained on; the usual for any other model."""
-    config = Path(model or "", "config.yaml")
-    if model is None or not config.is_file():
-        return 1.0
-    return load_config(config, outputs_anywhere=True).phantom.polyp_size
 
 
 def _model_results(

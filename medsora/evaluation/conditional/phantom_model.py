@@ -22,7 +22,13 @@ from medsora.config.choices import PHANTOM_LOOKS
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput, building
 from medsora.evaluation.conditional.classifier import judged, train_judge
-from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser, through_vae
+from medsora.evaluation.conditional.command import (
+    conclude,
+    load_measured,
+    measuring_parser,
+    through_vae,
+    trained_polyp_size,
+)
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips, phantom_judge
 from medsora.evaluation.conditional.labels import agreement
 from medsora.evaluation.features.feature_store import Features
@@ -43,6 +49,7 @@ from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_json, written_beside
 from medsora.runtime.progress_bar import progress_bar
 from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.saved.find import find_model
 
 CLIPS_AT_ONCE = 8
 PYRAMID, FLOW_DISTANCE, FLOW = "pyramid_distance", "flow_magnitude_distance", "flow_magnitude"
@@ -66,6 +73,7 @@ def main() -> None:
     add("--seed", type=int, default=0, metavar="S", help="video k has the seed S + k (default: %(default)s)")
     add("--training", type=Path, metavar="DIR", help="the phantom clips it was trained on, to find copies")
     add("--raft", type=Path, metavar="FILE", help="RAFT-small's weights: motion by RAFT as well as by DIS")
+    add("--polyp-size", type=float, metavar="X", help="of its phantom (default: its config.yaml's, else 1)")
     add("--judge-clips", type=int, default=900, metavar="N", help="for the labels (default: %(default)s)")
     add("--epochs", type=int, default=24, metavar="N", help="of their classifier (default: %(default)s)")
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
@@ -87,7 +95,8 @@ def measure(options: argparse.Namespace) -> int:
     if not pipeline.labels:
         raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to ask for.")
     kind = (pipeline.config.frames, pipeline.config.size[0])
-    held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED)
+    polyps = trained_polyp_size(options.model) if options.polyp_size is None else options.polyp_size
+    held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED, polyps)
     if pipeline.labels != names:
         raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
     halves = held_out[0::2], held_out[1::2]
@@ -95,7 +104,7 @@ def measure(options: argparse.Namespace) -> int:
     made = sample_clips(pipeline, options, [names[k] for k in asked])
 
     results, claims = compare(made, halves, motion)
-    classifier, _ = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs)
+    classifier, _ = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs, polyps)
     found = agreement(asked, judged(classifier, made), names)
     results["label agreement"] = found
     claims.append(
@@ -131,7 +140,7 @@ def sample_clips(pipeline: MedSoraPipeline, options: argparse.Namespace, labels:
     Raises `BadInput` if DIR holds clips of another model or other settings.
     """
     made_of = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "seed")}
-    made_of |= {"model": str(options.model), "labels": list(pipeline.labels)}
+    made_of |= {"weights": find_model(options.model).digests(), "labels": list(pipeline.labels)}
     folder = options.out / "clips"
     described = folder / "made-of.json"
     if described.is_file() and json.loads(described.read_text(encoding="utf-8")) != made_of:
@@ -140,8 +149,8 @@ def sample_clips(pipeline: MedSoraPipeline, options: argparse.Namespace, labels:
     parts = []
     for first in progress_bar("sampling", range(0, len(labels), CLIPS_AT_ONCE), unit="batch"):
         path = folder / f"{first:05d}.npy"
-        if not path.is_file():
-            wanted = list(labels[first : first + CLIPS_AT_ONCE])
+        wanted = list(labels[first : first + CLIPS_AT_ONCE])
+        if not path.is_file() or len(np.load(path, mmap_mode="r")) < len(wanted):
             seeds = range(options.seed + first, options.seed + first + len(wanted))
             frames = pipeline(
                 seeds=seeds,
@@ -153,7 +162,7 @@ def sample_clips(pipeline: MedSoraPipeline, options: argparse.Namespace, labels:
             ).frames
             with written_beside(path) as beside, beside.open("wb") as file:
                 np.save(file, frames)
-        parts.append(np.load(path)[: len(labels) - first])
+        parts.append(np.load(path)[: len(wanted)])
     return np.concatenate(parts)
 
 

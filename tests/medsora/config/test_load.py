@@ -150,6 +150,7 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
         ("data=3", "section"),
         ("data.holdout=1.5", "data.holdout"),
         ("cache.latents=off", "cache.prior: disk"),
+        ("train_vae.l2=1.0", "no such loss"),
         ("train_dit={first_frame_prob: 0.5, given_frames: [[1]]}", "given_frames"),
         ("train_dit={first_frame_prob: 0.5, given_frames: [{a: 1}]}", "given_frames"),
         ("tracking.trackers=[tensorbord]", "one of tensorboard, wandb, trackio"),
@@ -165,6 +166,12 @@ def test_bad_values_are_one_sentence_that_names_the_key(override: str, expected:
     with pytest.raises(BadInput, match=expected) as caught:
         load_config(PHANTOM, [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("loss", ["kl", "coarse", "sharpness"])
+def test_losses_that_a_tokenizer_does_not_have_are_refused(loss: str) -> None:
+    with pytest.raises(BadInput, match=f"train_vae.{loss} is 0.01, but vae.kind vq has no such loss"):
+        load_config(PHANTOM, ["vae.kind=vq", f"train_vae.{loss}=0.01"])
 
 
 def test_words_that_yaml_takes_for_false_are_what_was_written(tmp_path: Path) -> None:

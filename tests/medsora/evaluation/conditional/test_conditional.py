@@ -19,7 +19,7 @@ from medsora.data.phantom import render_clip
 from medsora.errors import BadInput
 from medsora.evaluation.conditional import first_frame, fresh_phantom, labels, phantom_model, seams
 from medsora.evaluation.conditional.classifier import judged, train_judge
-from medsora.evaluation.conditional.command import conclude
+from medsora.evaluation.conditional.command import conclude, trained_polyp_size
 from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
 from medsora.evaluation.sanity.claims import Claim
 from medsora.evaluation.sanity.degrade import blurred
@@ -70,6 +70,16 @@ def test_a_judge_of_the_phantom_is_trained_once(tmp_path: Path, monkeypatch: pyt
         fresh_phantom.phantom_judge(tmp_path, 6, 8, 32, epochs=2)
 
 
+def test_the_width_of_polyps_is_that_of_the_run(tmp_path: Path) -> None:
+    text = "data: {root: null}\nphantom: {polyp_size: 1.8}\n"
+    checkpoint = tmp_path / "dit-tiny" / "checkpoints" / "step-0000010"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "dit-tiny" / "config.yaml").write_text(text, encoding="utf-8")
+    for model in (tmp_path / "dit-tiny", checkpoint):
+        assert trained_polyp_size(str(model)) == 1.8
+    assert trained_polyp_size(str(tmp_path)) == trained_polyp_size(None) == 1
+
+
 def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
     asked = np.arange(300) % 3
     right = labels.agreement(asked, asked, NAMES)
@@ -83,6 +93,7 @@ def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
 
 def test_a_phantom_model_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     asked = {"videos": 16, "guidance": 2.0, "seed": 0, "judge_clips": 6, "epochs": 1, "raft": None}
+    asked |= {"polyp_size": 1.5}
     training = fresh_phantom.phantom_folder(tmp_path, 6, 9, 32, 5)
     status = phantom_model.measure(options(model, tmp_path / "out", training=training, **asked))
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))

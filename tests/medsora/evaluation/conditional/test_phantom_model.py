@@ -10,6 +10,7 @@ import pytest
 
 from medsora.data.phantom import clip_seed, render_clip
 from medsora.errors import BadInput
+from medsora.evaluation.conditional import phantom_model
 from medsora.evaluation.conditional.phantom_model import (
     compare,
     measure,
@@ -66,7 +67,16 @@ def asked(out, **changed) -> argparse.Namespace:
     return argparse.Namespace(**wanted | changed)
 
 
-def test_sampling_goes_on_and_refuses_other_clips(tmp_path) -> None:
+@pytest.fixture
+def weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The digests of the model that is asked for."""
+    digests = {"denoiser": "1"}
+    found = SimpleNamespace(digests=lambda: dict(digests))
+    monkeypatch.setattr(phantom_model, "find_model", lambda _: found)
+    return digests
+
+
+def test_sampling_goes_on_and_refuses_other_clips(tmp_path, weights) -> None:
     calls = []
 
     def pipeline(seeds, label, **settings):
@@ -83,8 +93,13 @@ def test_sampling_goes_on_and_refuses_other_clips(tmp_path) -> None:
     assert made[:, 0, 0, 0, 0].tolist() == list(range(5, 15))
     assert [seeds for seeds, *_ in calls] == [list(range(5, 13)), [13, 14], [13, 14]]
     assert calls[2][1:] == (["a", "b"], 2.0)
+    more = sample_clips(pipeline, asked(tmp_path), [*labels, "a"])  # the last batch was not a whole one
+    assert more[:, 0, 0, 0, 0].tolist() == list(range(5, 16))
     with pytest.raises(BadInput, match="other settings"):
         sample_clips(pipeline, asked(tmp_path, guidance=3.0), labels)
+    weights["denoiser"] = "2"
+    with pytest.raises(BadInput, match="another model"):
+        sample_clips(pipeline, asked(tmp_path), labels)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +109,6 @@ def test_sampling_goes_on_and_refuses_other_clips(tmp_path) -> None:
 def test_what_cannot_be_measured_is_refused_before_any_work(tmp_path, changed, said) -> None:
     if changed.get("training"):
         changed = {"training": tmp_path}
-    options = asked(tmp_path, **{"videos": 200, "training": None, "raft": None} | changed)
+    options = asked(tmp_path, **{"videos": 200, "training": None, "raft": None, "polyp_size": None} | changed)
     with pytest.raises(BadInput, match=said):
         measure(options)
