@@ -116,7 +116,8 @@ class Denoiser(PresetModel):
         if prior_width:
             self.adapter = nn.Conv2d(prior_width, self.config.width, kernel_size=2, stride=2, bias=False)
             self.adapter.to(self.device, self.dtype)
-        self.register_to_config(prior_width=prior_width)
+        if prior_width != self.config.prior_width:  # added to a model that was built without
+            self.register_to_config(prior_width=prior_width)
 
     @property
     def num_features(self) -> int:

@@ -137,7 +137,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="N",
         help="N re-samplings give each figure an interval; of several --fake 200 (default: 0)",
     )
-    add("--label", metavar="NAME", help="of the real clips only those with this label (default: all)")
+    add("--label", metavar="NAME", help="of the real clips only those with this label")
     add(
         "--labels",
         metavar="SOURCE",

@@ -52,7 +52,7 @@ MAX_WORDS = {
     "index": 150,
     "install": 270,
     "performance": 2490,
-    "reliability": 1760,
+    "reliability": 1780,
     "sampling": 640,
     "tour": 200,
     "training": 750,

@@ -60,7 +60,8 @@ def drawn_names() -> list[str]:
     """Every picture that MedSora's source names, with something in each placeholder, and a run's curves."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "medsora").rglob("*.py")]
     found = {name for text in texts for name in re.findall(r'"([^"\s/*\\]+\.png)"', text)}
-    found -= {"frame-{number:05d}.png", "{Path(options.folder).resolve().name}.png"}  # a frame; of any name
+    frames = {"frame-{number:05d}.png", "{number:04d}.png", "{self.name}-{frame:03d}.png", "mask.png"}
+    found -= frames | {"{Path(options.folder).resolve().name}.png"}  # the last one has any name
     curves = {f"{prefix.strip('/').replace('/', '-')}.png" for prefix in SHOWN}
     return sorted({re.sub(r"\{[^}]*\}", "0001500", name) for name in found} | curves)
 

@@ -88,6 +88,7 @@ def test_it_takes_the_arguments_of_the_fast_model() -> None:
     )
     assert ours.pop("use_mamba_ssm") is None
     assert theirs.pop("backend") == "auto"
+    assert theirs.pop("prior_width") == 0  # the adapter of Endora's image prior
     for name in PAPER.keys() - {"scan"}:
         assert theirs.pop(name) == PAPER[name]
     assert ours == theirs

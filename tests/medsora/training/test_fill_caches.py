@@ -93,7 +93,7 @@ def test_processes_share_the_prior_features_and_none_is_computed_twice(tmp_path:
     for rank in range(2):
         kept = PriorCache(config, dataset, prior, (4, 2, 2), 32)
         before = set(entries(Path(config.cache.dir), "prior"))
-        kept.build(prior, dataset, one_process(rank, 2))
+        kept.build(prior, dataset, one_process(rank, 2), None)
         written.append(set(entries(Path(config.cache.dir), "prior")) - before)
     assert len(written[0]) + len(written[1]) == 2 * len(dataset), "plain and flipped"
     assert abs(len(written[0]) - len(written[1])) <= 1

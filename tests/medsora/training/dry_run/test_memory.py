@@ -101,7 +101,7 @@ def test_a_presets_bytes_follow_from_shallow_models(
         return sum(part.square().mean() for part in (out.eps, out.variance, *out.features))
 
     one, two = (peak_bytes([model], lambda batch=batch: step(batch)) for batch in (3, 4))
-    assert clip == pytest.approx(two - one, rel=0.02)
+    assert clip == pytest.approx(two - one, rel=0.03)
 
 
 CONDITIONS = {
