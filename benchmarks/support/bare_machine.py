@@ -63,7 +63,10 @@ class ConfigMixin:
 class Settings(dict):
     """Settings by key and by attribute, as diffusers' FrozenDict."""
 
-    __getattr__ = dict.__getitem__
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:  # copying asks for methods that a dictionary does not have
+            raise AttributeError(name)
+        return self[name]
 
 
 @dataclasses.dataclass
