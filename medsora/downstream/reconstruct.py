@@ -35,9 +35,11 @@ from medsora.runtime.files import read_patiently, write_json, write_text, writte
 from medsora.runtime.progress_bar import progress_bar
 
 DARK = 12  # grey level (0-255) that a pixel must exceed in some frame, or it is the endoscope's mask
-RIM = 1 / 32  # of the shorter side: as far from that mask no feature counts, its rim moves with the camera
+RIM = (
+    1 / 32
+)  # share of the shorter side; nearer to that mask no feature counts: its rim moves with the camera
 WAIT_S, WAIT_PER_CPU_S = 600, 60  # on a busy machine; a clip that waits for good is given up, too
-IDENTITY = "identity.txt"  # in an export: whose it is
+IDENTITY = "identity.txt"  # names the clip that an export was made of
 OUT_OF_MEMORY = ("bad_alloc", "MemoryError")
 LIMITS = {"frames": (3, 100), "size": (64, 1024), "features": (64, 16384), "max_clips": (1, 100_000)}
 LIMITS |= {"time_limit": (1, 86_400), "memory_limit": (1, 1024), "threads": (1, 256), "interval": (1, 1000)}

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 CAMERAS = {"simple-pinhole": "SIMPLE_PINHOLE", "simple-radial": "SIMPLE_RADIAL"}
-START_FOCAL = 0.6  # of the shorter side, 80 degrees: where an estimate begins
-MIN_TRIANGULATION_ANGLE_DEG = 2.0  # of the first pair; COLMAP's 16 is more than a short clip has
+START_FOCAL = 0.6  # initial focal length, as a share of the shorter side (80 degrees)
+MIN_TRIANGULATION_ANGLE_DEG = 2.0  # for the first pair; COLMAP's 16 is more than a short clip has
 MIN_FRAMES = 2
 
 

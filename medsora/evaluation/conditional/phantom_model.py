@@ -4,7 +4,7 @@
 label in turn and compares them with held-out phantom clips by the same estimators on both sides: speed,
 labels, appearance, near copies of training clips, and whether a classifier tells them from clips that went
 through the model's VAE. What one half of the held-out clips is away from the other is printed beside each
-distance. Sampled clips are kept in DIR, so that an interrupted run goes on.
+distance. Sampled clips are kept in DIR, so an interrupted run resumes.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from medsora.evaluation.settings import STYLEGAN_V
 from medsora.evaluation.stylegan_v import MAX_GENERATED_FRAMES
 from medsora.runtime.files import write_json, write_text
 
-AS_REAL = "as real"  # of a score that is best where it is the reference's
+AS_REAL = "as real"  # a score that is best when it equals the reference's
 
 
 @dataclass(frozen=True)
