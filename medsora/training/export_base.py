@@ -3,6 +3,10 @@
 python -m medsora.training.export_base runs/phantom-base/vae configs/phantom_base
 python -m medsora.training.export_base runs/phantom-tokenizer/vae configs/phantom_tokenizer
 
+With `--average WEIGHTS` what ships is the weighted mean of the run's weights and those it began with ("Robust
+fine-tuning of zero-shot models", Wortsman et al. 2022): a decoder that was trained to be sharp keeps more of
+the PSNR it had.
+
 OUT.json is the config, OUT.safetensors are the weights in fp16. The figures of OUT.md are measured here, from
 the files as they were written, on phantom clips of another seed.
 """
@@ -10,6 +14,7 @@ the files as they were written, on phantom clips of another seed.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -26,6 +31,7 @@ from medsora.training.command_line import documented_command
 from medsora.training.run.folder import read_log
 from medsora.training.stage1.tokenizer import perplexity
 from medsora.vae import FrequencyCompensatedVAE, VQTokenizer
+from medsora.vae.base import load_base
 from medsora.vae.quality import flicker, mean_colour_psnr, psnr, sharpness, ssim
 
 UNSEEN_SEED, FRAMES = 2, 17
@@ -52,10 +58,14 @@ def main() -> None:
         metavar="RUN",
         help="a run with vae.quantize=false, whose figures the note of a tokenizer compares",
     )
+    add("--average", type=Path, metavar="WEIGHTS", help="a base's weights to average with the run's")
+    add("--share", type=_share, default=0.5, metavar="X", help="of the run in that mean (default: 0.5)")
     options = parser.parse_args()
     with building():
         trained = load_vae(find_vae(options.run, kinds=KINDS))
         rival = _rival(trained, options)
+        if options.average is not None:
+            average(trained, options.average, options.share)
         config, weights = (options.out.with_suffix(ending) for ending in (".json", ".safetensors"))
         with written_beside(config) as its_config, written_beside(weights) as its_weights:
             trained.save_base(its_config, its_weights)
@@ -94,6 +104,29 @@ def main() -> None:
     ]
     write_text(options.out.with_suffix(".md"), "\n".join(note) + "\n")
     print("\n".join(note))
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, not {text}")
+    return share
+
+
+@torch.no_grad()
+def average(
+    trained: FrequencyCompensatedVAE | VQTokenizer, weights: str | Path, share_of_trained: float
+) -> None:
+    """Replace the base's weights w by share w + (1 - share) w', with w' of the safetensors file `weights`.
+
+    Raises `ValueError` for weights of another base.
+    """
+    before = load_base(trained.base_settings(), weights, type(trained.base)).state_dict()
+    for name, parameter in trained.base_state_dict().items():
+        parameter.lerp_(before[name], 1 - share_of_trained)
 
 
 def _rival(trained: FrequencyCompensatedVAE | VQTokenizer, options: argparse.Namespace) -> VQTokenizer | None:

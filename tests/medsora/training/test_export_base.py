@@ -84,6 +84,25 @@ def test_a_vae_ships_without_its_compensation(export: Export) -> None:
     assert loaded.base_state_dict().keys() == vae.base_state_dict().keys()
 
 
+def test_the_weights_before_and_after_are_averaged(export: Export) -> None:
+    vae = FrequencyCompensatedVAE.from_base(BASE)
+    before = FrequencyCompensatedVAE.from_base(BASE)
+    before.save_base("before.json", "before.safetensors")
+    note = export(ended_run(vae, "base"), "small", "--average", "before.safetensors", "--share", "0.75")
+    assert "--average before.safetensors --share 0.75" in note
+    mean = FrequencyCompensatedVAE.from_base("small.json", weights="small.safetensors").base_state_dict()
+    for name, value in vae.base_state_dict().items():
+        expected = 0.75 * value + 0.25 * before.base_state_dict()[name]
+        torch.testing.assert_close(mean[name], expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("share", ["0", "1", "nan", "half"])
+def test_a_share_lies_between_the_two(share: str, export: Export, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        export("runs/none", "small", "--average", "before.safetensors", "--share", share)
+    assert f"must be a number between 0 and 1, not {share}" in capsys.readouterr().err
+
+
 def test_what_cannot_ship_is_one_sentence(export: Export) -> None:
     plain = ended_run(VQTokenizer.from_base(SMALL, quantize=False), "autoencoder")
     with pytest.raises(BadInput, match="without quantisation, so it has no codes"):
@@ -91,6 +110,13 @@ def test_what_cannot_ship_is_one_sentence(export: Export) -> None:
     run = ended_run(VQTokenizer.from_base(SMALL), "tokenizer")
     with pytest.raises(BadInput, match=r"is not runs/tokenizer/vae without quantisation; train it"):
         export(run, "small", "--unquantised", run)
+    with pytest.raises(BadInput, match="belong to another architecture"):
+        export(
+            run,
+            "small",
+            "--average",
+            str(Path("runs/autoencoder/vae/final/diffusion_pytorch_model.safetensors")),
+        )
     vae = ended_run(FrequencyCompensatedVAE.from_base(BASE), "base")
     with pytest.raises(BadInput, match="is no tokenizer: leave --unquantised out"):
         export(vae, "small", "--unquantised", plain)
