@@ -1,7 +1,7 @@
-"""What stands between the products of a denoiser's block: PyTorch's operators, or while sampling on a GPU
-one kernel each.
+"""What stands between the products of a denoiser's block: PyTorch's operators or, on a GPU, one kernel each.
 
-The kernels keep nothing for a gradient. torch.compile is left the operators, which it fuses by itself.
+The kernels are for sampling: they keep nothing for a gradient. torch.compile is left the operators, which it
+fuses by itself.
 Shapes: B samples, n frames, l tokens of a frame, d wide.
 """
 

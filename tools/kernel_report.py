@@ -118,9 +118,11 @@ class Operator:
 
     @property
     def bytes(self) -> int:
+        """Bytes moved."""
         return sum(map(held_bytes, self.tensors))
 
     def seconds(self, model: Model) -> float:
+        """Modelled time."""
         moved = self.bytes / model.bytes_per_s
         if self.name not in PRODUCTS:
             return model.start_s + moved
@@ -150,6 +152,7 @@ class Launch:
 
     @property
     def name(self) -> str:
+        """The kernel's name."""
         return self.kernel.__name__
 
     @property
@@ -205,6 +208,7 @@ class Compiled:
     flops: int  # a program's matrix instructions, padding counted
 
     def seconds(self, launch: Launch, model: Model) -> float:
+        """Modelled time of a launch."""
         processors = CHIPS[90].plan.multiprocessors
         programs = math.prod(launch.grid)
         at_once = min(self.programs, -(-programs // processors))

@@ -39,6 +39,7 @@ class Stage2Step:
         self.left = steps
 
     def __call__(self) -> None:
+        """Take one step. Raises `RuntimeError` when none is left."""
         if not self.left:
             raise RuntimeError("no step is left: build it for more steps")
         self.left -= 1

@@ -173,8 +173,10 @@ def gated_sum(height: Tensor, gate_height: Tensor, width: Tensor, gate_width: Te
 
 @torch.library.custom_op("medsora::local_attention", mutates_args=())
 def local_attention(qkv: Tensor, cos: Tensor, sin: Tensor, window: int) -> Tensor:
-    """Rotary attention within ±window tokens: qkv (N, l, 3, heads, f), cos and sin (2, l, f) of q and of k in
-    float32, the sines signed -> (N, l, heads, f)."""
+    """Rotary attention within ±window tokens: qkv (N, l, 3, heads, f) -> (N, l, heads, f).
+
+    cos and sin are (2, l, f), of q and of k, in float32, the sines signed.
+    """
     frames, length, _, heads, features = qkv.shape
     old = before_hopper(qkv.device)
     queries, keys = attention_tile(length, window, before_hopper=old)

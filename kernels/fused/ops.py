@@ -27,11 +27,13 @@ SIZES = (
 
 @triton.jit
 def sigmoid(x):
+    """σ(x)."""
     return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
 def silu(x):
+    """x·σ(x)."""
     return x * sigmoid(x)
 
 
@@ -54,9 +56,9 @@ def softplus(x):
 
 @triton.jit
 def tile_steps(tile, chunk, sequences, steps, Q: tl.constexpr, PACKED: tl.constexpr, CHUNKED: tl.constexpr):
-    """Rows of a tile: place in the walk, step in its sequence, whether it exists, and which rows it sees:
-    `past` with itself, `earlier` without.
+    """Rows of a tile: place in the walk, step in its sequence, whether it exists, and which rows it sees.
 
+    `past` counts a row itself, `earlier` does not.
     Packed: the tile's PACKED whole sequences follow one another. Chunked: Q steps of sequence `tile`.
     """
     rows = tl.arange(0, Q)
@@ -124,6 +126,7 @@ def convolve_BC(
 
 @triton.jit
 def masked_silu(before, inside):
+    """SiLU of the rows that exist, 0 elsewhere."""
     return tl.where(inside[:, None], silu(before), 0.0)
 
 

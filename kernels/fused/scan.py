@@ -44,26 +44,32 @@ class Launch:
 
     @property
     def d_inner(self) -> int:
+        """Width of the scanned values."""
         return self.heads * self.headdim
 
     @property
     def all_ways(self) -> int:
+        """Walks per block: axes times directions."""
         return self.axes * self.ways
 
     @property
     def tokens(self) -> int:
+        """Tokens of one batch element."""
         return self.sequences * self.steps
 
     @property
     def rows(self) -> int:
+        """Tokens of the batch."""
         return self.batches * self.tokens
 
     @property
     def tiles(self) -> int:
+        """Programs along a walk of one batch element, per block of heads."""
         return -(-self.sequences // self.packed)
 
     @property
     def head_blocks(self) -> int:
+        """Programs that share the heads of a tile."""
         return self.heads // self.heads_at_once
 
     @property
@@ -79,6 +85,7 @@ class Launch:
 
     @property
     def grid(self) -> tuple[int, int]:
+        """Programs of a launch: (batch elements x tiles x head blocks, walks)."""
         return self.batches * self.tiles * self.head_blocks, self.all_ways
 
     def constants(self, *, many_registers: bool) -> dict[str, int | bool]:

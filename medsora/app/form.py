@@ -20,9 +20,9 @@ USUAL_GUIDANCE = 2
 
 
 def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.components.Component]:
-    """Return fields for label, guidance, temperature, top-k, top-p and first frame, in this order; they
-    follow the model chosen in `name`.
+    """Return fields for label, guidance, temperature, top-k, top-p and first frame, in this order.
 
+    They follow the model chosen in `name`.
     `place` begins the fields' names on the page ("left" gives #left-label).
     """
     labels, takes_picture = models.asked_for(name.value)

@@ -13,7 +13,9 @@ Message = MutableMapping[str, Any]
 
 
 class Gate:
-    """Middleware that answers with one line, before the page sees anything of it, whatever comes
+    """Middleware that answers with one line, before the page sees anything of it, whatever is unsafe.
+
+    That is a request
 
     - under another name than an address, `localhost` or one of `names`: a page of a stranger whose name leads
       here (DNS rebinding) would otherwise be taken for this page by a visitor's browser;

@@ -42,9 +42,11 @@ def window_mask(length: int, window: int, device: torch.device, dtype: torch.dty
 
 @kept_table
 def tiled_mask(length: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Eq. 6 for tiles of queries and the keys from `window` before a tile to `window` after it,
-    (tiles, TILE, TILE + 2·window). Queries that only fill the last tile may see the padding, lest they see
-    nothing and turn into NaN."""
+    """Eq. 6 for tiles of queries: (tiles, TILE, TILE + 2·window).
+
+    A tile's keys reach from `window` before it to `window` after it. Queries that only fill the last tile may
+    see the padding: seeing nothing they would turn into NaN.
+    """
     first = torch.arange(0, length, TILE)[:, None, None]
     query = first + torch.arange(TILE)[:, None]
     key = first + torch.arange(-window, TILE + window)

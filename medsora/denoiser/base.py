@@ -18,8 +18,10 @@ from medsora.errors import BadInput
 
 
 class Modulation(NamedTuple):
-    """What adaLN makes of the timesteps: per block (B or 1, 1 or n, 9·d; of Endora 6·d), and the last
-    layer's (…, 2·d)."""
+    """What adaLN computes from the timesteps.
+
+    Per block (B or 1, 1 or n, 9·d; of Endora 6·d), and for the last layer (…, 2·d).
+    """
 
     blocks: Sequence[Tensor]
     final: Tensor
@@ -50,8 +52,7 @@ class PresetModel(ModelMixin, ConfigMixin):
 
     @property
     def preset(self) -> str | None:
-        """The preset whose sizes this model has, with the paper's parts, and its number of heads or one; or
-        None."""
+        """The preset whose sizes and parts this model has (with its number of heads, or one), or None."""
         usual = signature(type(self).__init__).parameters
         sizes = {key: usual[key].default for settings in self.presets.values() for key in settings}
         sizes |= {key: usual[key].default for key in ("layout", *PAPER) if key in usual}
@@ -125,8 +126,11 @@ class Denoiser(PresetModel):
         return len(self.blocks)
 
     def modulation(self, t: Tensor, labels: Tensor | None = None) -> Modulation:
-        """What adaLN makes of timesteps and labels, each (B,) or (B, n). It does not depend on the latents,
-        so whoever knows both beforehand computes it once (28.4 of B's 86.5 million parameters)."""
+        """What adaLN computes from timesteps and labels, each (B,) or (B, n).
+
+        It does not depend on the latents, so whoever knows both beforehand computes it once (28.4 of B's 86.5
+        million parameters).
+        """
         time = self.time(t if t.ndim == 2 else t[:, None])
         if self.labels is not None:
             labels = torch.full_like(t, self.config.classes) if labels is None else labels

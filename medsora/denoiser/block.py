@@ -1,5 +1,6 @@
-"""One block: local attention, spatial Mamba and temporal Mamba (or what the switches put there), each a
-branch under adaLN-zero.
+"""One block: local attention, spatial Mamba, temporal Mamba, each a branch under adaLN-zero.
+
+The switches of an ablation put other mixers in their places.
 """
 
 from __future__ import annotations

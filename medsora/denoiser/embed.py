@@ -23,8 +23,11 @@ def sinusoids(positions: Tensor, features: int) -> Tensor:
 
 @kept_table
 def position_table(rows: int, cols: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The fixed 2-D sine-cosine embedding, `(rows * cols, width)`: half the features name the row, half the
-    column. Rebuilt per size and never saved, so that one checkpoint serves several sizes."""
+    """The fixed 2-D sine-cosine embedding, `(rows * cols, width)`.
+
+    Half the features name the row, half the column. Rebuilt per size and never saved, so that one checkpoint
+    serves several sizes.
+    """
     row = sinusoids(torch.arange(rows, dtype=torch.float64), width // 2)
     col = sinusoids(torch.arange(cols, dtype=torch.float64), width // 2)
     table = torch.cat((row[:, None].expand(-1, cols, -1), col.expand(rows, -1, -1)), dim=-1)
@@ -39,6 +42,7 @@ class PatchEmbedding(nn.Module):
         self.projection = nn.Conv2d(in_channels, width, kernel_size=patch, stride=patch)
 
     def forward(self, z: Tensor) -> Tensor:
+        """z (B, n, C, H, W) -> tokens (B, n, rows·cols, d)."""
         patches = self.projection(z.flatten(0, 1))
         tokens = patches.flatten(2).transpose(1, 2).unflatten(0, z.shape[:2])
         # In the weights' precision, not autocast's: what follows adds to these tokens in every branch.
@@ -54,4 +58,5 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
+        """Timesteps of any shape -> features (…, d)."""
         return self.mlp(sinusoids(t.float(), TIME_FEATURES).to(self.mlp[0].weight.dtype))

@@ -10,8 +10,9 @@ from medsora.tables import kept_table
 
 
 def noise_from_velocity(velocity: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """ε = √ᾱ_t·v + √(1 - ᾱ_t)·z_t, in float32 at least: at high noise ε differs from z_t by less than a
-    half-precision digit.
+    """ε = √ᾱ_t·v + √(1 - ᾱ_t)·z_t, in float32 at least.
+
+    At high noise ε differs from z_t by less than a half-precision digit.
 
     Args:
         velocity, z: (B, n, C, h, w).

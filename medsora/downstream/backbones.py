@@ -68,6 +68,7 @@ class TimeSformer(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, video: Tensor) -> Tensor:
+        """Video (B, F, 3, H, W) in [-1, 1] -> logits (B, classes)."""
         pixels = ((video + 1) / 2 - MEAN) / STD
         return self.head(self.body(pixels).last_hidden_state[:, 0])
 

@@ -44,6 +44,7 @@ class Job:
     export: bool
 
     def write(self, path: Path) -> None:
+        """Write the job as JSON."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
 
@@ -79,6 +80,7 @@ class Geometry:
 
     @classmethod
     def read(cls, path: Path) -> Geometry:
+        """Read the arrays of an .npz file."""
         with np.load(path, allow_pickle=False) as file:
             return cls(**{name: file[name] for name in cls.__dataclass_fields__})
 
@@ -165,6 +167,7 @@ def _find_features(pycolmap: Any, folder: Path, database: Path, job: Job, thread
 
 
 def geometry_of(model: Any) -> Geometry:
+    """Return poses, focal length and points of a pycolmap reconstruction."""
     images = sorted((model.image(number) for number in model.reg_image_ids()), key=lambda image: image.name)
     poses = [image.cam_from_world().inverse() for image in images]
     (camera,) = model.cameras.values()

@@ -277,8 +277,10 @@ class MedSoraPipeline(SavedPipeline):
         return self.vae.encode(video).to(self.denoiser.device, torch.float32)
 
     def _decode(self, z: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Latents to float32 videos (B, F, 3, H, W) in [-1, 1]; the VAE decodes a few at a time, so memory
-        is bounded. Raises `NonFiniteVideo`."""
+        """Latents to float32 videos (B, F, 3, H, W) in [-1, 1].
+
+        The VAE decodes a few at a time, so memory is bounded. Raises `NonFiniteVideo`.
+        """
         on_gpu = self.vae.device.type == "cuda"
         with channels_last(self.vae) if on_gpu else nullcontext():
             video = self.vae.decode(z.to(self.vae.device, self.vae.dtype)).float()

@@ -84,8 +84,10 @@ class PreparedDenoiser:
             buffer.copy_(values)
 
     def _modulation(self) -> tuple[Tensor, Tensor]:
-        """A row per timestep, or per timestep and label, one lookup for all blocks: (depth, T·labels, 9·d),
-        and the last layer's (T·labels, 2·d)."""
+        """A row per timestep, or per timestep and label: one lookup for all blocks.
+
+        (depth, T·labels, 9·d), and the last layer's (T·labels, 2·d).
+        """
         t = torch.tensor(self.timesteps, device=self.model.device)
         if self.labels:
             labels = torch.tensor(self.labels, device=t.device).expand(len(t), -1)
@@ -103,8 +105,10 @@ class PreparedDenoiser:
         labels: Sequence[int] = (),
         variance: bool = False,
     ) -> bool:
-        """Whether this was made for the same timesteps, images and labels, recording or not, and for weights
-        at the same addresses, whatever their values."""
+        """Whether this was made for the same timesteps, images, labels and recording.
+
+        And for weights at the same addresses, whatever their values.
+        """
         return (
             self.model is model
             and self.variance == variance

@@ -106,8 +106,7 @@ class ModelFolder:
 
 
 def find_model(model: str | Path, *, raw: bool = False) -> ModelFolder:
-    """Find what `model` names: a run folder, one checkpoint in it, a pipeline folder, a shipped model's
-    name or a hub name.
+    """Find what `model` names: a run, one checkpoint in it, a pipeline folder, a shipped model or a hub name.
 
     `raw` takes a run's raw weights instead of their moving average.
     Raises `BadInput`, in one sentence, if there is nothing whole to load.

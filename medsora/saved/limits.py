@@ -151,9 +151,9 @@ def check_settings(
     others: bool = False,
     base: type | None = None,
 ) -> None:
-    """Raise `BadInput` unless `values` are settings that `build` takes (or `others`, which it leaves alone),
-    each of the type of its default; `base_config` holds settings of `base`.
+    """Raise `BadInput` unless `values` are settings that `build` takes, each of the type of its default.
 
+    Or `others`, which it leaves alone; `base_config` holds settings of `base`.
     Where the default is None a number or a list of numbers may stand; names that begin with "_" do not count.
     """
     known = inspect.signature(build).parameters

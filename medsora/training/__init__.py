@@ -1,0 +1,1 @@
+"""Both stages, the caches they fill, and what a run writes."""

@@ -77,8 +77,10 @@ def draw(
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Set to -inf all but the `top_k` largest logits (0: all stay), and of those all that come after the
-    first whose probabilities sum up to `top_p`."""
+    """Set to -inf all logits but the `top_k` largest (0: all stay).
+
+    Of those stay the first ones whose probabilities sum up to `top_p`.
+    """
     if 0 < top_k < logits.shape[-1]:
         smallest = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)

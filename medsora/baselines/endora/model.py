@@ -129,6 +129,7 @@ class Patches(PatchEmbedding):
     """Latents (B, n, C, h, w) -> tokens with fixed places: column first, then row."""
 
     def forward(self, z: Tensor) -> Tensor:
+        """z (B, n, C, H, W) -> tokens (B, n, rows·cols, d)."""
         patches = self.projection(z.flatten(0, 1))
         tokens = rearrange(patches, "(B n) d h w -> B n (h w) d", B=z.shape[0])
         dtype = torch.promote_types(tokens.dtype, self.projection.weight.dtype)
@@ -139,6 +140,7 @@ class Time(TimeEmbedding):
     """Diffusion timesteps (...) -> (..., d); the sinusoids' cosines come first."""
 
     def forward(self, t: Tensor) -> Tensor:
+        """Timesteps of any shape -> features (…, d)."""
         dtype = self.mlp[0].weight.dtype
         features = sinusoids(t.to(torch.promote_types(dtype, torch.float32)), TIME_FEATURES)
         return self.mlp(features.roll(TIME_FEATURES // 2, dims=-1).to(dtype))

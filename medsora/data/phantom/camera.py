@@ -46,9 +46,11 @@ class Pose:
     position: np.ndarray  # (3,)
 
     def to_world(self, points: np.ndarray) -> np.ndarray:
+        """Return points (…, 3) of the camera in the world."""
         return points @ self.rotation.T + self.position
 
     def to_camera(self, points: np.ndarray) -> np.ndarray:
+        """Return points (…, 3) of the world as the camera sees them."""
         return (points - self.position) @ self.rotation
 
 
@@ -147,8 +149,10 @@ class Sway:
             self._amplitude = self._amplitude / self._frequency
 
     def __call__(self, frame: int) -> np.ndarray:
+        """Return the displacement at a frame."""
         return (self._amplitude * np.sin(self._frequency * frame + self._phase)).sum(axis=1)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors (…, 3) with length 1."""
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -46,9 +46,11 @@ class Capsule:
         return distance
 
     def local(self, points: np.ndarray) -> np.ndarray:
+        """Return points (…, 3) of the world in the instrument's axes."""
         return (points - self.origin) @ self.frame
 
     def place(self, local: np.ndarray) -> np.ndarray:
+        """Return points (…, 3) of the instrument in the world."""
         return local @ self.frame.T + self.origin
 
 

@@ -26,6 +26,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(WIDTHS[0], 1, 1)
 
     def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) -> logits (B, H, W)."""
         features, skipped = self.down[0](pictures), []
         for block in self.down[1:]:
             skipped.append(features)

@@ -28,6 +28,7 @@ class Judge(nn.Module):
         self.head = nn.Linear(2 * WIDTHS[-1], classes)
 
     def forward(self, video: Tensor) -> Tensor:
+        """Video (B, F, 3, H, W) in [-1, 1] -> logits (B, classes)."""
         features = self.features(video.transpose(1, 2))
         return self.head(torch.cat([features.amax((2, 3, 4)), features.mean((2, 3, 4))], dim=1))
 

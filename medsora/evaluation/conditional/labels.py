@@ -3,7 +3,8 @@
 `python -m medsora.evaluation.conditional.labels --model RUN --out DIR` trains a classifier on freshly
 rendered phantom clips and tries it on others that are held out, as they are and as the model's VAE returns
 them. Then as many clips are sampled of each label, and the classifier says what they show. Against shuffled
-labels the same answers must be at chance. `--vae` instead of `--model`: what a VAE keeps of each label."""
+labels the same answers must be at chance. `--vae` instead of `--model`: what a VAE keeps of each label.
+"""
 
 from __future__ import annotations
 

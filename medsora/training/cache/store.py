@@ -150,8 +150,11 @@ def _tensors(header: dict[str, Any], values: np.ndarray) -> dict[str, Tensor]:
 
 
 def _copied(entry: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In memory of its own: a tensor that was read maps its file, and one that is sent to another process is
-    moved into memory that both share, where it stays as long as it lives."""
+    """Copy an entry into memory of its own.
+
+    A tensor that was read maps its file, and one that is sent to another process is moved into memory that
+    both share, where it stays as long as it lives.
+    """
     return {key: tensor.clone() for key, tensor in entry.items()}
 
 

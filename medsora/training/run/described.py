@@ -23,8 +23,10 @@ from medsora.training.run.report import keep_sheet
 def describe_model(
     run: RunFolder, name: str, decoder: Any, geometry: Mapping[str, Any], rate: float | None
 ) -> None:
-    """Write what sampling needs of a run besides a checkpoint: the frozen `decoder`, as the folder `name`,
-    and pipeline.json. `rate` is the clips' frame rate, if it is known."""
+    """Write what sampling needs of a run besides a checkpoint: the frozen `decoder` and pipeline.json.
+
+    The decoder becomes the folder `name`. `rate` is the clips' frame rate, if it is known.
+    """
     if rate is None:
         run.say(
             "the frame rate of the clips is not known (folders of pictures have none): samples are "
