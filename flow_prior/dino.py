@@ -46,11 +46,14 @@ class DinoEncoder(nn.Module):
         super().__init__()
         self.untrained = str(weights) == "random"
         from_hub = str(weights) == "hub"
-        with torch.random.fork_rng(devices=[]):  # the caller's randomness goes on as if nothing was built
+        with torch.random.fork_rng(devices=[]):  # the caller's randomness is left as it was
             torch.default_generator.manual_seed(0)
             self.network = build_network(name, pretrained=from_hub)
         if self.untrained:
-            logger.warning("the flow prior is untrained: %s has random weights and teaches nothing.", name)
+            logger.warning(
+                "the flow prior is untrained (%s has random weights): the alignment loss carries no signal.",
+                name,
+            )
         elif not from_hub:
             state = encoder_weights(read_weights(weights))
             load_strictly(self.network, state, weights, f"timm's {name}")
@@ -118,8 +121,9 @@ def build_network(name: str, *, pretrained: bool = False) -> nn.Module:
         raise ValueError(f"{refusal} (timm: {str(error).rstrip('.')}).") from error
     except OSError as error:
         raise OSError(
-            f"the weights of {name} cannot be had from the hub: connect to the network once so that timm can "
-            "fetch them, or give a local .safetensors or .pth file of them (dino.weights)."
+            f"the weights of {name} could not be downloaded from the Hugging Face Hub: "
+            "connect to the network once so that timm can fetch them, or give a local .safetensors or .pth "
+            "file of them (dino.weights)."
         ) from error
     if not hasattr(network, "blocks"):
         raise ValueError(f"{refusal}.")

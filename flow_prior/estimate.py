@@ -33,7 +33,7 @@ def build_estimator(name: str, weights: str | Path | None = None) -> nn.Module:
 
     Raises:
         ValueError: unknown name, or weights for an estimator that has none.
-        OSError: weights that cannot be had.
+        OSError: weights that could not be loaded.
     """
     if name not in ESTIMATORS:
         raise ValueError(f"flow estimator {name!r} is unknown: expected one of {', '.join(ESTIMATORS)}.")
@@ -61,7 +61,7 @@ def estimate_flow(
 
     Raises:
         ValueError: the video has another shape or range (as uint8 or 0..255), or a bad `estimator`.
-        OSError: weights that cannot be had.
+        OSError: weights that could not be loaded.
     """
     check_video(video)
     if isinstance(estimator, str):

@@ -52,7 +52,7 @@ class RaftEstimator(nn.Module):
 
     Raises:
         ValueError: unknown variant, or weights that do not fit it.
-        OSError: weights that cannot be had.
+        OSError: weights that could not be loaded.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
-EXIT = "exit status: 0 nothing is known; 1 an advisory applies; 2 bad input; 4 no advisories could be had"
+EXIT = "exit status: 0 nothing is known; 1 an advisory applies; 2 bad input; 4 no advisories available"
 
 
 def main() -> int:
@@ -117,7 +117,7 @@ def _ask_pip_audit(constraints: Path) -> int:
             return done.returncode
         why = (done.stderr.strip().splitlines() or ["pip-audit said nothing"])[-1]
     print(
-        f"no advisories could be had: {why}; download OSV's PyPI advisories and give them as --advisories.",
+        f"no advisories available: {why}; download OSV's PyPI advisories and give them as --advisories.",
         file=sys.stderr,
     )
     return 4

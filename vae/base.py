@@ -82,7 +82,7 @@ def load_base(
     downloads.
     `weights`: a safetensors file with exactly the base's keys, in any floating-point type.
 
-    Raises `ValueError` for a config or weights that do not fit, `OSError` where nothing can be had.
+    Raises `ValueError` for a config or weights that do not fit, `OSError` where nothing could be loaded.
     """
     if isinstance(base, Mapping):
         model = base_from_config(base, "the given config", kind)
@@ -206,7 +206,7 @@ def _pretrained(name: str, subfolder: str | None, kind: type[ModelMixin]) -> Mod
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise OSError(
-            f"{name}: the VAE cannot be had from there; give a whole local diffusers folder, or a hub "
+            f"{name}: the VAE could not be loaded from there; give a whole local diffusers folder, or a hub "
             f"name with a network to fetch it by, either with safetensors and no pickle ({reason})"
         ) from error
     wrong = {kind: keys for kind, keys in loading.items() if keys}

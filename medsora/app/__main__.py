@@ -12,7 +12,7 @@ from medsora.errors import BadInput, building
 from medsora.runtime.exit import exit_with_status
 
 DEFAULT_MODEL = "phantom"
-EXIT_STATUSES = "exit status: 0 stopped by Ctrl-C; 1 failed; 2 bad input, with one sentence"
+EXIT_STATUSES = "exit status: 0 stopped by Ctrl-C, 1 error, 2 invalid input"
 
 
 def make_parser(prog: str = "python -m medsora.app") -> argparse.ArgumentParser:

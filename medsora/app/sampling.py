@@ -93,7 +93,7 @@ class Wish:
 
     @property
     def asked(self) -> str:
-        """What was asked for beyond any video, in words that go on after a comma; empty if nothing was."""
+        """What was asked for beyond any video, in words that follow a comma; empty if nothing was."""
         label = f", {self.label}, guidance {self.guidance:g}" if self.label else ""
         return f"{label}, first frame given" if self.first_frame else label
 

@@ -24,7 +24,7 @@ def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog=prog,
         description="Look over a folder of videos before training on it, or render phantom videos.",
-        epilog="exit status: 0 done; 1 failed; 2 bad input, with one sentence",
+        epilog="exit status: 0 success, 1 error, 2 invalid input",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -67,7 +67,7 @@ def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:
         "phantom",
         help="render procedural endoscopy with its exact optical flow",
         description="Render phantom videos (lossless), their exact optical flow and labels into OUT.",
-        epilog="exit status: 0 done; 2 bad input, with one sentence",
+        epilog="exit status: 0 success, 2 invalid input",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     phantom.add_argument("folder", metavar="OUT", type=Path, help="folder to write")

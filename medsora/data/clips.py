@@ -116,7 +116,7 @@ class StoredVideos:
     """The videos that a run began with, by name.
 
     Attributes:
-        videos: None for a run of an earlier version, which stored none: it goes on with the split that such
+        videos: None for a run of an earlier version, which stored none: it keeps the split that such
             versions drew, whatever folders' names and copies say.
         by_folder: whether folders named train, val and test had a meaning when the run began.
     """

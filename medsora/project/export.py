@@ -185,7 +185,8 @@ KINDS = {
 
 
 def _alignment_row(config: Config) -> tuple[str, str]:
-    dino = "untrained: it teaches nothing" if config.dino.weights == "random" else "pretrained"
+    untrained = "untrained: the alignment loss carries no signal"
+    dino = untrained if config.dino.weights == "random" else "pretrained"
     if config.alignment.kind == "image":
         return "image alignment", f"{config.alignment.image_source} of {config.dino.model} ({dino})"
     return "flow alignment", f"{config.flow.estimator} and {config.dino.model} ({dino})"

@@ -84,7 +84,7 @@ def fit_project(
     """Return the config for the videos in `data`.
 
     `check(frames, interval)` looks at the folder for clips of so many frames. `size` and `preset` overrule.
-    Raises `BadInput` with one sentence if not a single clip can be had.
+    Raises `BadInput` with one sentence if there is not a single clip.
     """
     fit = Fit()
     fit.set("run", "results go to runs/NAME", name=name)
@@ -180,7 +180,7 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     fit.set("dino", "the paper's; reads the optical flow as pictures", model="vit_base_patch8_224.dino")
     fit.set("dino", "downloaded once; or a local file", weights="hub")
     steps = _steps(VAE_PASSES * clips, VAE_STEPS)
-    fit.set("train_vae", "the paper's 2e-7 moves a zero-initialised output next to nothing", lr=1e-4)
+    fit.set("train_vae", "the paper's 2e-7 barely changes a zero-initialised output layer", lr=1e-4)
     fit.set("train_vae", "down to zero at the last step", lr_decay="cosine")
     fit.set("train_vae", f"{VAE_PASSES} passes over {clips} clips, {_within(VAE_STEPS)}", max_steps=steps)
     small = machine.gpu_gib < VAE_STAGE_GIB * area / USABLE

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         fit = fit_project(name, options.data, check, machine, size=options.size, preset=options.preset)
     report = check(fit.values["data"]["frames"] + 1, fit.values["data"]["interval"])
     config_from_dict(fit.values, str(config_path))
-    trained_on = f"a GPU of {machine.gpu_gib:.0f} GiB" if machine.gpu_gib else "a CPU, to try the whole road"
+    trained_on = f"a GPU of {machine.gpu_gib:.0f} GiB" if machine.gpu_gib else "a CPU, end to end"
     heading = (
         f"Made by 'python -m medsora new' for {report.clips} clips from {options.data} and {trained_on}.\n"
         "Every value that is not here has its default, mostly the paper's: see docs/configuration.md."

@@ -13,7 +13,7 @@ from medsora.errors import BadInput, Interrupted, LostProcess, NonFiniteLoss, No
 from medsora.runtime.extras import missing_package
 
 EXIT_STATUSES = (
-    "exit status: 0 done; 1 failed; 2 bad input, with one sentence; 75 interrupted and saved, start again"
+    "exit status: 0 success, 1 error, 2 invalid input, 75 interrupted (state saved, rerun to resume)"
 )
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MAIN_SPEAKS_FIRST_S = 5.0  # what stops one process mostly stops the main one too, which then says so
@@ -28,7 +28,7 @@ def exit_with_status(main: Callable[[], None]) -> None:
     """Run `main` and leave the process with the documented status, one sentence on stderr if it failed.
 
     Ctrl-C and SIGTERM outside a training loop, which has its own way (`training.interruption`), end in a
-    sentence and status 75 as well: what was saved is whole, and the same command goes on from there.
+    sentence and status 75 as well: what was saved is complete, and the same command resumes.
     """
     before = {number: signal.signal(number, _stop_here) for number in STOP_SIGNALS}
     try:

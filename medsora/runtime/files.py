@@ -39,8 +39,8 @@ def read_patiently(read: Callable[[Path], Result], path: Path) -> Result:
     """Return `read(path)`, asking again for a few seconds where the system refuses it.
 
     A file server may be away for a moment, and descriptors may be short: that tells nothing of the file.
-    Raises `BadInput` if it goes on, so that nobody takes the file for damaged or gone; `OSError` where the
-    path leads nowhere.
+    Raises `BadInput` if that does not pass, so that nobody takes the file for damaged or gone; `OSError` if
+    there is no such path.
     """
     for pause_s in (*PAUSES_S, None):
         try:

@@ -72,23 +72,19 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="F",
         help="frames per video: 1, 8k or 8k+1, with --window any (default: the model's)",
     )
-    add(
-        "--label",
-        metavar="NAME",
-        help="what the videos shall show, for a model trained with labels (default: whatever comes)",
-    )
+    add("--label", metavar="NAME", help="class label (default: unconditional)")
     add(
         "--guidance",
         type=float,
         metavar="G",
-        help="how strongly they follow the label: 1 as trained, 2 to 4 more strongly at twice the work "
+        help="classifier-free guidance scale; 1 disables it, 2-4 is typical and doubles the cost "
         "(default: 1.0)",
     )
     add(
         "--first-frame",
         type=Path,
         metavar="FILE",
-        help="a picture that the videos begin with, or a video whose last frames they go on with "
+        help="a picture that the videos begin with, or a video whose last frames they continue "
         "(default: the model begins them)",
     )
     add(

@@ -100,7 +100,7 @@ def read_first_frames(
     path = Path(path)
     if not path.exists():
         raise BadInput(
-            f"there is no file {path}; give a picture, or a video whose last frames are gone on with."
+            f"there is no file {path}; give a picture, or a video whose last frames are continued."
         )
     counts = [count for count in trained if givable(count, frames, chunk)]
     try:

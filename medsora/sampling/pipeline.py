@@ -123,9 +123,9 @@ class MedSoraPipeline(SavedPipeline):
                 `pipe._guidance_scale`, and `pipe._interrupt = True`, which ends the call: latents are decoded
                 as they are, batches not begun are left out, and films end with the window under way.
             callback_on_step_end_tensor_inputs: what the dict holds: "latents", or nothing.
-            label: one of `labels` for all videos, or one per video; default: no label, whatever comes.
-            guidance_scale: classifier-free guidance: 1, the default, is the model as it was trained, 2 to 4
-                follow the label more strongly, for twice the work. `guidance` is its older name.
+            label: one of `labels` for all videos, or one per video; default: unconditional.
+            guidance_scale: classifier-free guidance scale; 1, the default, disables it, 2-4 is typical and
+                doubles the cost. `guidance` is its older name.
             first_frames: uint8 (g, H, W, 3) for all videos, or (N, g, H, W, 3), with which the videos begin;
                 other sizes are fitted. g is one of the config's `given_frames`.
             window: makes a film of any length in windows of so many frames, each begun with the last ones of

@@ -115,8 +115,7 @@ class EndoGenPipeline(SavedPipeline):
 
         Args:
             num_videos, generator, seeds, batch_size, label: as in `MedSoraPipeline`.
-            guidance, temperature, top_k, top_p: as in `generate`; guidance above 1 follows the label more
-                strongly, for twice the work.
+            guidance, temperature, top_k, top_p: as in `generate`; a guidance scale above 1 doubles the cost.
             output_type: "np", "uint8" or "pt" as in `MedSoraPipelineOutput`, or "codes": (N, rows, cols).
             callback: called with the number of each code of every batch.
 

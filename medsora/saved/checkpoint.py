@@ -60,7 +60,7 @@ class Checkpoint:
             shown = one_line(repr(found))[:MAX_SHOWN]
             raise BadInput(
                 f"{self.folder / 'state.json'} has {shown} as '{key}' instead of a {kind.__name__}: "
-                "another version of MedSora wrote it; go on with that version, or take another run.name."
+                "another version of MedSora wrote it; resume with that version, or take another run.name."
             )
         return found
 
@@ -144,7 +144,7 @@ def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | No
         if (found := checkpoint_format(folder)) not in (None, CHECKPOINT_FORMAT):
             raise BadInput(
                 f"{folder} was written by another version of MedSora (checkpoint format {found}, this one "
-                f"reads {CHECKPOINT_FORMAT}); go on with that version, or take another run.name."
+                f"reads {CHECKPOINT_FORMAT}); resume with that version, or take another run.name."
             )
         damaged[folder] = problem
 
@@ -179,7 +179,7 @@ def _require_space(root: Path, needed: int) -> None:
     if free < needed * SPARE:
         raise BadInput(
             f"{root} has {free / 2**20:.0f} MiB free but a checkpoint needs {needed / 2**20:.0f} MiB; "
-            "make room and start the same command again, it goes on from the last checkpoint."
+            "make room and run the same command again; it resumes from the last checkpoint."
         )
 
 

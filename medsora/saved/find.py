@@ -268,7 +268,8 @@ def _download(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise BadInput(
-            f"{name} is no folder here and cannot be had from the hub ({reason}); {WAYS}."
+            f"{name} is no folder here and could not be downloaded from the Hugging Face Hub ({reason}); "
+            f"{WAYS}."
         ) from error
 
 

@@ -236,7 +236,7 @@ def launch(words: Sequence[str], *, timed: bool = False, module: str = "medsora"
         for number, handler in before.items():
             signal.signal(number, handler)
     if asked or (status == INTERRUPTED and not timed):
-        raise Interrupted("the run was saved; the same command goes on from there.")
+        raise Interrupted("saved; run the same command to resume.")
     if status == REFUSED:
         raise BadInput(f"this run was refused (see above): {shlex.join([module, *words])}")
     return FAILED if status not in (0, INTERRUPTED) else status

@@ -40,7 +40,7 @@ def training_arguments(
         "--resume",
         choices=("auto", "never"),
         default="auto",
-        help="auto: go on if the run folder has a checkpoint; never: refuse such a folder (default: auto)",
+        help="auto: resume if the run folder has a checkpoint; never: refuse such a folder (default: auto)",
     )
     parser.add_argument(
         "--time-limit",
@@ -72,7 +72,7 @@ def training_arguments(
         raise BadInput("--processes is a number from 1 on for --dry-run; a launcher starts processes.")
     folder = getattr(config, folder or ("dit_dir" if preset else "vae_dir"))
     if options.resume == "never" and (folder / "checkpoints").is_dir():
-        raise BadInput(f"{folder} already holds a run; take another run.name, or go on with --resume auto.")
+        raise BadInput(f"{folder} already holds a run; take another run.name, or resume with --resume auto.")
     return config, options
 
 

@@ -156,4 +156,4 @@ def _interrupted(stage: Stage, step: int, stop: StopRequest) -> Interrupted:
     """Save what is not saved yet and end the training; return what to raise."""
     stage.parts.save(step)
     stage.accelerator.end_training()
-    return Interrupted(f"{stop.why()}; saved after step {step}, the same command goes on from there.")
+    return Interrupted(f"{stop.why()}; saved after step {step}; run the same command to resume.")

@@ -50,4 +50,4 @@ def test_that_nobody_could_be_asked_is_said(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(audit.shutil, "which", lambda name: None)
     assert audit.main() == 4
-    assert capsys.readouterr().err.startswith("no advisories could be had: pip-audit is not installed")
+    assert capsys.readouterr().err.startswith("no advisories available: pip-audit is not installed")

@@ -119,7 +119,7 @@ def test_a_cut_saved_vae_is_one_sentence(vae, tmp_path: Path) -> None:
 def test_a_cut_base_folder_is_one_sentence(base_folder: Path) -> None:
     file = base_folder / "vae" / WEIGHTS
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(OSError, match="cannot be had from there") as caught:
+    with pytest.raises(OSError, match="could not be loaded from there") as caught:
         FrequencyCompensatedVAE.from_base(base_folder)
     assert "\n" not in str(caught.value)
 

@@ -31,7 +31,7 @@ from medsora.errors import BadInput, one_line
 MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # groups of copies, and copies per group, in one line
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)  # with more than there are cores, they wait for each other
 MAX_SMALL_FILE_BYTES = 2**18  # a single thread scans files below this size
-SAVE_EVERY_S = 30.0  # an interrupted check of a large folder goes on from here
+SAVE_EVERY_S = 30.0  # an interrupted check of a large folder resumes here
 
 
 @dataclass(frozen=True)

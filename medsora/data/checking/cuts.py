@@ -1,7 +1,7 @@
 """Hard cuts inside a recording: frames from which on another scene is shown.
 
 A cut is one large change between frames that hardly change on either side. The change of the picture and that
-of its colours are both measured against those beside it, so fast motion, which goes on, does not count.
+of its colours are both measured against those beside it, so fast motion, which continues, does not count.
 Neither does a change that is undone within a few frames (a flash, a drop-out), nor one of the light alone.
 `python -m tools.cut_detection` counts what is found and what is not.
 """

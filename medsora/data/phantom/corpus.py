@@ -74,7 +74,7 @@ def write_phantom(
     Clip k is `phantom-0000k.mkv` (FFV1, exact RGB) with `phantom-0000k.flow.safetensors`: `flow`, float16
     (F-1, 2, H, W) in pixels from frame to next frame, and `valid`, bool (F-1, H, W). `labels.csv` has the
     columns file, label, polyp, instrument; the labels take turns, so that each has a third. `phantom.json`
-    comes last: a folder without it is unfinished and is gone on with at the next call; with it, and the same
+    comes last: a folder without it is unfinished and is continued by the next call; with it, and the same
     parameters, nothing is done. Of several processes that fill the same folder one renders, the others wait.
 
     With `masks` every clip shows a polyp and its frames are written as pictures instead, with the exact

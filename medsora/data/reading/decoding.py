@@ -120,7 +120,7 @@ class VideoReader:
     `skipped_packets` and `stopped_by` tell afterwards what did not decode, `hidden_packets` how many an edit
     list hides from players, `key_positions` from which byte on the key frame of each time stamp lies.
     Decoding that takes longer than `time_limit` seconds raises `UnreadableVideo` too: no damage can make it
-    go on for ever. `applied` holds in words, once each, what `pixels` does to frames beyond converting them.
+    never end. `applied` holds in words, once each, what `pixels` does to frames beyond converting them.
     """
 
     def __init__(

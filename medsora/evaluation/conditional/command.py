@@ -24,7 +24,7 @@ from medsora.saved.find import MEDSORA, find_model
 from medsora.saved.pipeline import SavedPipeline
 from medsora.vae import VideoVAE, VQTokenizer
 
-STATUSES = "exit status: 0 all claims hold; 1 one does not; 2 bad input, with one sentence; 75 interrupted"
+STATUSES = "exit status: 0 all claims pass, 1 one does not, 2 invalid input, 75 interrupted"
 CLIPS_AT_ONCE = 8  # through the VAE
 
 

@@ -3,7 +3,7 @@
 Written as files are, not through a map: on a full disk that would end the process without a word.
 One `.npy` file, float32 (clips, rows per clip, width). A real set's file is kept and found again by its
 content: the clips' pixels and everything that decides the extractor. While it is made it is called `.partial`
-and has a `.done` file beside it, a byte per clip, so that an interrupted extraction goes on where it was.
+and has a `.done` file beside it, a byte per clip, so that an interrupted extraction resumes.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class FeatureStore:
         return self._fits(found)
 
     def begin(self) -> str:
-        """Make a file for `write`, or go on with the one that an interrupted run left; return its `writer`.
+        """Open a file for `write`, or the one that an interrupted run left; return its `writer`.
 
         Processes that help are given this name. A file that another run is filling is left alone: this run
         makes one of its own. Raises `OSError` if the place cannot be written.
@@ -167,7 +167,7 @@ class FeatureStore:
         except OSError as error:
             raise OSError(
                 f"{self._partial} cannot be written ({error.strerror}); make room and start the same command "
-                "again, it goes on from here."
+                "again; it resumes here."
             ) from error
 
     def finish(self) -> None:

@@ -28,7 +28,7 @@ class InceptionExtractor(Extractor):
 
     def __init__(self, weights: Mapping[str, str | Path], device: torch.device | str = "cpu") -> None:
         path = weight_file("inception", weights)
-        read_weights(path)  # torch-fidelity unpickles anything: only a file of plain tensors goes on
+        read_weights(path)  # torch-fidelity unpickles anything: only a file of plain tensors is passed on
         try:
             network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
         except RuntimeError as error:

@@ -44,7 +44,7 @@ def build_measures(
 
     `weights` are local files by the names of `weight_files.PUBLISHED`, `flow` is one of `FLOW_ESTIMATORS`.
     Networks' libraries load only when asked for. Raises `ValueError` or `OSError`, in one sentence, for
-    weights that do not fit or cannot be had.
+    weights that do not fit or could not be loaded.
     """
     measures: dict[str, Measure] = {}
     if "fvd" in names:

@@ -12,7 +12,7 @@ from medsora.evaluation.stylegan_v import MAX_GENERATED_FRAMES
 
 
 def require_enough(clips: ClipSet) -> ClipSet:
-    """Return `clips`; raises `BadInput` for a side on which no covariance can be had."""
+    """Return `clips`; raises `BadInput` for a side that has too few clips for a covariance."""
     if len(clips) < 2:
         raise BadInput(
             f"{clips.root} gives {len(clips)} clip of {clips.frames} frames, but a distribution needs two at "

@@ -122,7 +122,7 @@ class ArStage:
         if digest != self.tokenizer_digest:
             raise BadInput(
                 f"{self.run.path} was trained on the codes of another tokenizer than the one of vae.path or "
-                "stage 1 gives now; take another run.name, or put that one back to go on with that run."
+                "stage 1 gives now; take another run.name, or put that one back to resume that run."
             )
 
     def _check_labels(self, names: list[str] | None) -> None:

@@ -31,7 +31,7 @@ def main() -> None:
         prog="python -m medsora.training.dino", description=__doc__.splitlines()[0], epilog=EXIT_STATUSES
     )
     add, default = parser.add_argument, Recipe()
-    add("run", type=Path, help="folder for pictures and checkpoints; a run that is there goes on")
+    add("run", type=Path, help="folder for pictures and checkpoints; a run that is there is resumed")
     add("out", type=Path, help="OUT.json describes the encoder; the others are written beside it")
     add("--clips", type=int, default=300, metavar="N", help="phantom clips to learn from (default: 300)")
     add("--unseen", type=int, default=120, metavar="N", help="phantom clips to judge by (default: 120)")

@@ -136,7 +136,9 @@ def train_dino(
                     with stop.saving():
                         _save(run, done, both, optimizer, names, settings)
                 if asked and done < recipe.steps:
-                    raise Interrupted(f"{stop.why()}; saved after step {done}, start again to go on.")
+                    raise Interrupted(
+                        f"{stop.why()}; saved after step {done}, run the same command to resume."
+                    )
     return {name: tensor.cpu() for name, tensor in both.teacher["encoder"].state_dict().items()}
 
 

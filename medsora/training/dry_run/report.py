@@ -64,7 +64,7 @@ class Findings:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Note what is wrong with a part of the run, and go on with the others."""
+        """Note what is wrong with a part of the run, and continue with the others."""
         try:
             yield
         except (ValueError, OSError) as error:
@@ -269,7 +269,7 @@ def _look_at_folder(findings: Findings, path: Path, config: Config, stage: str) 
             lambda folder, problem: findings.line("damaged checkpoint", f"{folder} ({problem})"),
         )
         if newest is not None:
-            findings.line("run folder", f"{path}, which goes on after {newest.name}")
+            findings.line("run folder", f"{path}, resumed after {newest.name}")
             return
         if folders:
             raise BadInput(

@@ -108,7 +108,7 @@ class RunFolder:
                 write_text(self.path / SAVED, "This run has had a checkpoint.\n")
 
     def announce(self, checkpoint: Checkpoint, total_steps: int) -> None:
-        """Say where the run goes on, and if it is no longer bit for bit the one that nobody stopped."""
+        """Print where the run resumes, and whether it still equals a run that was never stopped."""
         if checkpoint.step > total_steps:
             self.say(
                 f"nothing left to train: the run has done {checkpoint.step} steps and ends after "
@@ -212,7 +212,7 @@ def refuse_changes(before: Config, now: Config, stage: str, path: Path) -> None:
         if key.is_read_by(stage) and key.resume == FIXED and old.get(name) != new.get(name):
             raise BadInput(
                 f"{path} holds a run with {name}={old.get(name)}, but now it is {new.get(name)}; "
-                "take another run.name, or put the value back to go on with that run."
+                "take another run.name, or put the value back to resume that run."
             )
 
 

@@ -1,6 +1,6 @@
 """`report.html` in every run folder: where the run stands, its evaluation, videos, curves and config.
 
-The page is written anew while the run goes on, whole each time, with everything embedded: it opens anywhere
+The page is rewritten during the run, complete each time, with everything embedded: it opens anywhere
 and needs no network.
 """
 
@@ -25,7 +25,7 @@ EVERY_S = 60.0
 MAX_TIME_SHARE = 0.01  # that writing the page may take
 SHOWN = {  # prefix of figures -> title of their curves
     "loss/": "loss",
-    "held_out/": "held out: fixed clips, timesteps and noise, so curves of two runs compare",
+    "held_out/": "held out: fixed clips, timesteps and noise, so curves of different runs are comparable",
     "alignment/": "alignment per block: 1 - correlation with the flow prior (1: unrelated)",
     "gradient_norm": "norm of the gradients",
     "lr": "learning rate",

@@ -117,7 +117,7 @@ def build_dit_stage(config: Config) -> DitStage:
 
 
 def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ()) -> None:
-    """Fill the denoiser with the weights of another model, if one is named, to go on training from there.
+    """Fill the denoiser with the weights of another model, if one is named, to fine-tune it.
 
     `labels` are the names of this model's labels; rows of the embedding are matched by name.
     Raises `BadInput` if there is none, or it was built with other settings.

@@ -52,7 +52,7 @@ class Ema:
             model.save_pretrained(folder)
 
     def set_updates(self, updates: int) -> None:
-        """Let the decay go on after `updates` updates."""
+        """Continue the decay after `updates` updates."""
         self.average.optimization_step = updates
 
     def restore(self, folder: Path) -> None:

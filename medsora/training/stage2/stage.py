@@ -37,7 +37,7 @@ from medsora.vae import VideoVAE
 
 log = logging.getLogger(__name__)
 
-EVALUATION_TIMESTEPS = (50, 250, 500, 750, 950)  # fixed, so that the curves of two runs compare
+EVALUATION_TIMESTEPS = (50, 250, 500, 750, 950)  # fixed, so curves of different runs are comparable
 HELD_OUT_LOSS = "held_out/mse"
 
 
@@ -111,7 +111,7 @@ class DitStage:
         if digest != self.vae_digest:
             raise BadInput(
                 f"{self.run.path} was trained on the latents of another VAE than the one that vae.path or "
-                "stage 1 gives now; take another run.name, or put that VAE back to go on with that run."
+                "stage 1 gives now; take another run.name, or put that VAE back to resume that run."
             )
 
     def _check_labels(self, names: list[str] | None) -> None:

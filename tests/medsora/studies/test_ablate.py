@@ -129,7 +129,7 @@ def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
         monkeypatch.setattr(ablate, "launch", lambda words, **_: outcome() if launched else launch(words))
 
     def stopped() -> int:
-        raise Interrupted("the run was saved; the same command goes on from there.")
+        raise Interrupted("saved; run the same command to resume.")
 
     then(stopped)
     with pytest.raises(Interrupted):

@@ -33,7 +33,7 @@ class Runs:
 
     def launch(self, words: list[str], *, timed: bool = False, module: str = "medsora") -> int:
         if len(self.words) == self.stop_after:
-            raise Interrupted("the run was saved; the same command goes on from there.")
+            raise Interrupted("saved; run the same command to resume.")
         self.words.append(list(words))
         options = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
         folder = Path(options.get("run.dir", "."), options.get("run.name", "."), "dit-tiny")
