@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import io
+import logging
 from pathlib import Path, PurePath
 from typing import Any, get_args, get_type_hints
 
@@ -21,6 +22,8 @@ from medsora.runtime.files import read_patiently
 OUTPUTS = tuple(name for name, key in all_keys().items() if key.output)
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 100_000, 20
 MAX_NUMBER = 2**53
+
+logger = logging.getLogger(__name__)
 
 
 def load_config(
@@ -46,8 +49,12 @@ def load_config(
         for override in overrides or []:
             if "=" not in override:
                 raise BadInput(f"'{override}' is no override; write key=value, for example data.size=64.")
-        given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides or [])))
-        plain = OmegaConf.to_container(given, resolve=False)
+        typed = OmegaConf.from_dotlist(list(overrides or []))
+        renamed = [
+            OmegaConf.create(_with_new_names(OmegaConf.to_container(part, resolve=False), str(path)))
+            for part in (given, typed)
+        ]
+        plain = OmegaConf.to_container(OmegaConf.merge(*renamed), resolve=False)
     except BadInput:
         raise
     except Exception as error:  # OmegaConf passes on the YAML library's many error types
@@ -58,6 +65,7 @@ def load_config(
 
 def config_from_dict(values: dict[str, Any], source: str) -> Config:
     """Return the checked `Config` of nested plain `values`; `source` names them in errors."""
+    values = _with_new_names(values, source)
     _refuse_unknown_keys(values, Config, "", source)
     _refuse_odd_values(values, "", source)
     data = values.get("data") or {}
@@ -81,6 +89,23 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 def save_config(config: Config, path: Path) -> None:
     """Write the whole config, defaults included, as YAML."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config))), encoding="utf-8")
+
+
+def _with_new_names(values: Any, source: str) -> Any:
+    """Return `values` with former names replaced; raises `BadInput` where a key has both of its names."""
+    if not isinstance(values, dict):
+        return values
+    values = dict(values)
+    for new, key in all_keys().items():
+        section, name = new.split(".")
+        inner = values.get(section)
+        if not (key.was and isinstance(inner, dict) and key.was in inner):
+            continue
+        if name in inner:
+            raise BadInput(f"{source}: {section}.{key.was} is the former name of {new}; give one of them.")
+        logger.warning("%s: %s.%s is now named %s.", source, section, key.was, new)
+        values[section] = {name if old == key.was else old: value for old, value in inner.items()}
+    return values
 
 
 def _refuse_unknown_keys(values: Any, schema: type, prefix: str, source: str) -> None:

@@ -67,6 +67,7 @@ class Key:
             ends: the run then reports how it changes).
         stage: the only stages that read the key; empty if all do.
         output: the key names a folder that is written to.
+        was: the key's former name, which is still read.
     """
 
     meaning: str
@@ -80,6 +81,7 @@ class Key:
     resume: str = FIXED
     stage: tuple[str, ...] = ()
     output: bool = False
+    was: str = ""
 
     def is_read_by(self, stage: str) -> bool:
         """Return whether `stage` reads the key."""
@@ -147,6 +149,7 @@ MATMUL = partial(
     "Precision of float32 products, as in torch.set_float32_matmul_precision: on a GPU high and medium allow "
     "TF32; on a CPU medium hands products to oneDNN, which multiplies in bf16 with AMX only.",
     choices=MATMUL_PRECISIONS,
+    was="matmul",
 )
 LABEL_DROPOUT = partial(
     key,
@@ -514,7 +517,9 @@ class DitTrainingConfig:
     epochs: int | None = epochs_key(DEFAULT_DIT_EPOCHS)
     max_steps: int | None = MAX_STEPS()
     clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
-    clip_from_epoch: int = key(25, "Epoch from which gradients are clipped.", at_least=0)
+    clip_after_epoch: int = key(
+        25, "Epochs after which gradients are clipped.", at_least=0, was="clip_after_epoch"
+    )
     ema_decay: float = key(
         0.9999,
         "Decay of the weights' exponential moving average, which is sampled from.",
@@ -529,10 +534,13 @@ class DitTrainingConfig:
     given_frames: list[int] = key(
         [1], "Numbers of frames to give to those samples; one is drawn per sample.", above=0
     )
-    error_of: str = key(
-        "noise", "Prediction target whose squared error is the first part of the loss.", choices=LOSS_TARGETS
+    loss_target: str = key(
+        "noise",
+        "Prediction target whose squared error is the first part of the loss.",
+        choices=LOSS_TARGETS,
+        was="error_of",
     )
-    matmul: str = MATMUL()
+    matmul_precision: str = MATMUL()
     compile: bool = key(False, "Compile the denoiser's blocks by torch.compile; needs an NVIDIA or AMD GPU.")
     sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
     sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)
@@ -580,7 +588,7 @@ class ArTrainingConfig:
     max_steps: int | None = MAX_STEPS()
     clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
     precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
-    matmul: str = MATMUL()
+    matmul_precision: str = MATMUL()
     label_dropout: float = LABEL_DROPOUT()
     sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
     sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)

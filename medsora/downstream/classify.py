@@ -18,7 +18,7 @@ from medsora.downstream.study import SUPERVISED, Study, draws_of_test
 from medsora.downstream.training import PUBLISHED, Recipe, given_recipe, tenths, train
 from medsora.errors import BadInput
 from medsora.runtime.malloc import keep_freed_memory
-from medsora.runtime.processes import join
+from medsora.runtime.processes import join_group
 
 FIXMATCH_NOTE = (
     "FixMatch as its authors define it: a strong view learns the weak view's class where its probability "
@@ -90,7 +90,7 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
     truth = np.array([labels.index(words["test"][name]) for name in test.names])
     row = {name: number for number, name in enumerate(labelled.names)}
     weights = draws_of_test(len(truth))
-    device = join().device
+    device = join_group().device
 
     def score(answers: np.ndarray, of: np.ndarray | None = None) -> dict[str, float]:
         return classification_scores(truth, answers, len(labels), positive, of)

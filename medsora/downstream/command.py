@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from medsora.downstream.study import SUPERVISED
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.studies.paired import MAX_SEEDS
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora downstream
         return
     options = task_parser(task, f"{prog} {task}").parse_args(arguments[1:])
     check(options)
-    with building():
+    with bad_input_from_errors():
         study, train = import_module(TASKS[task][0]).prepare(options, shlex.join([*prog.split(), *arguments]))
     if options.dry_run:
         study.find_finished()

@@ -29,7 +29,7 @@ from medsora.downstream.clips import to_short_side
 from medsora.downstream.reconstruct_clip import CAMERAS, Geometry, Job
 from medsora.downstream.reconstruct_report import POINTS, REGISTERED, REPROJECTION, TRACK, Report
 from medsora.downstream.reconstruct_scores import errors_against, poses_bounds
-from medsora.errors import BadInput, building, one_line
+from medsora.errors import BadInput, bad_input_from_errors, one_line
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.runtime.files import read_patiently, write_json, write_text, written_folder
 from medsora.runtime.progress_bar import progress_bar
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         colmap = version("pycolmap")
     except PackageNotFoundError:
         raise ModuleNotFoundError("No module named 'pycolmap'", name="pycolmap") from None
-    with building():
+    with bad_input_from_errors():
         clips = [
             clip
             for (name, root), step in zip(folders.items(), options.interval, strict=True)
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     )
     left = 0
     for clip in progress_bar("reconstruct", clips, unit="clip"):
-        with building():
+        with bad_input_from_errors():
             frames = _read(clip, options.size)
         identity = _identity(frames, job, colmap, clip)
         record, place = done.get(identity), options.out / "clips" / clip.folder / clip.source.source.name
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
             if options.dry_run:
                 continue
             record = {"identity": identity, "clip": clip.source.source.name, "frames": clip.numbers}
-            with building():
+            with bad_input_from_errors():
                 export = place if options.export else None
                 record |= _reconstruct(clip, frames, job, options.threads, export, identity)
             _append(options.out / "clips.jsonl", record)
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
             f"{left} of {len(clips)} clip{'s' * (len(clips) != 1)} to reconstruct, into {options.out}: ready"
         )
         return
-    with building():
+    with bad_input_from_errors():
         write_json(options.out / "results.json", report.values())
         write_text(options.out / "results.md", report.markdown())
     print(report.markdown())

@@ -23,7 +23,7 @@ import torch
 from medsora.baselines.endogen.grid import frames_to_grid
 from medsora.data.phantom import clip_seed, render_clip
 from medsora.data.reading.pixels import frames_to_video
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_text, written_beside
 from medsora.saved.find import find_vae, load_vae
@@ -61,7 +61,7 @@ def main() -> None:
     add("--average", type=Path, metavar="WEIGHTS", help="a base's weights to average with the run's")
     add("--share", type=_share, default=0.5, metavar="X", help="of the run in that mean (default: 0.5)")
     options = parser.parse_args()
-    with building():
+    with bad_input_from_errors():
         trained = load_vae(find_vae(options.run, kinds=KINDS))
         rival = _rival(trained, options)
         if options.average is not None:

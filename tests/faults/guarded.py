@@ -66,7 +66,7 @@ def try_all(count: int, attempt: Callable[[int], str], *, seconds: float = SECON
 def no_sentence_of_ours(error: Exception) -> str | None:
     """Return why an error is no documented refusal, or None: one clear line that our own code has written.
 
-    What a library raises is none, even where `building` passes its words on.
+    What a library raises is none, even where `bad_input_from_errors` passes its words on.
     """
     said, origin = str(error), error
     if isinstance(error, BadInput) and error.__cause__ is not None and str(error.__cause__) == said:

@@ -71,7 +71,7 @@ def tiny_config(work: Path, clips: Path, **changes: Any) -> Config:
         "train_dit": {
             **every,
             "phases": [{"lr": 1e-3, "batch": 2}],
-            "clip_from_epoch": 0,
+            "clip_after_epoch": 0,
             "sample_every": 100,
             "sample_videos": 1,
             "sample_steps": 2,

@@ -19,7 +19,7 @@ from medsora.downstream.study import SUPERVISED, Study, draws_of_test
 from medsora.downstream.training import Recipe, given_recipe, predict, tenths, train
 from medsora.errors import BadInput
 from medsora.runtime.malloc import keep_freed_memory
-from medsora.runtime.processes import join
+from medsora.runtime.processes import join_group
 
 NOTE = (
     "FixMatch on pixels: a strong view (colours, blur, CutMix) learns the weak view's mask where its "
@@ -57,7 +57,7 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
     )
     rows = {seed: [needed.index(number) for number in numbers] for seed, numbers in drawn.items()}
     weights = draws_of_test(len(truth))
-    device = join().device
+    device = join_group().device
 
     def train_run(variant: str, seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from medsora.config.schema import Config
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.runtime.interruption import StopRequest
-from medsora.runtime.processes import losses_said
+from medsora.runtime.processes import reporting_lost_processes
 from medsora.training.accelerator import (
     clipped_norm,
     float32_products,
@@ -17,7 +17,7 @@ from medsora.training.accelerator import (
     set_learning_rate,
 )
 from medsora.training.ar.build import build_ar_stage
-from medsora.training.batches import TimedBatches, sent
+from medsora.training.batches import TimedBatches, to_device
 from medsora.training.loop_end import begin, end_step, is_saved, log_step, non_finite
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed
@@ -32,7 +32,7 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
     stop = StopRequest(time_limit_minutes)
-    with losses_said(), building(), stop.preparing():
+    with reporting_lost_processes(), bad_input_from_errors(), stop.preparing():
         stage = build_ar_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
         start = stage.resume()
@@ -52,7 +52,14 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
     guard = StepGuard(accelerator, stage.optimizer)
     stop.expect_checkpoint(stage.parts.size_bytes)
     stop.expect_answers_late(guard.lag)
-    with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
+    with (
+        reporting_lost_processes(),
+        stop,
+        batches,
+        progress,
+        report,
+        float32_products(settings.matmul_precision),
+    ):
         for number in begin(stage, start, stop):
             stop.begin_step()
             step = schedule.step(number)
@@ -63,7 +70,7 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
             record = StepRecord(number)
             for micro in range(settings.accumulation):
                 batch = batches.next()
-                codes, labels = (sent(batch[name], accelerator.device) for name in ("codes", "label"))
+                codes, labels = (to_device(batch[name], accelerator.device) for name in ("codes", "label"))
                 last = micro == settings.accumulation - 1
                 with gradients_synchronised(accelerator, model, last):
                     loss = stage.loss(model, codes, labels)
@@ -75,7 +82,7 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
             done = number + 1
             logs = done % settings.log_every == 0 or done == schedule.total_steps
             saves = is_saved(stage, done)
-            bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=logs or saves)
+            bad, asked = guard.check(record, norm, asked=stop.wanted(), at_once=logs or saves)
             if bad is not None:
                 raise non_finite(stage, bad)
             optimizer.step()

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from medsora.config.schema import Config
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.runtime.interruption import StopRequest
-from medsora.runtime.processes import losses_said
+from medsora.runtime.processes import reporting_lost_processes
 from medsora.training.accelerator import clipped_norm, gradients_synchronised, set_learning_rate
-from medsora.training.batches import NumberedClips, TimedBatches, sent
+from medsora.training.batches import NumberedClips, TimedBatches, to_device
 from medsora.training.loop_end import begin, end_step, is_saved, log_step, non_finite
 from medsora.training.progress import Progress
 from medsora.training.randomness import derive_seed
@@ -28,7 +28,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
     stop = StopRequest(time_limit_minutes)
-    with losses_said(), building(), stop.preparing():
+    with reporting_lost_processes(), bad_input_from_errors(), stop.preparing():
         stage = build_vae_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.vae, stage.optimizer)
         start = stage.resume()
@@ -47,7 +47,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     guard = StepGuard(accelerator, stage.optimizer)
     stop.expect_checkpoint(stage.parts.size_bytes)
     stop.expect_answers_late(guard.lag)
-    with losses_said(), stop, batches, progress, report:
+    with reporting_lost_processes(), stop, batches, progress, report:
         for number in begin(stage, start, stop):
             stop.begin_step()
             step = schedule.step(number)
@@ -60,7 +60,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 batch = batches.next()
                 # A worker's batch lies otherwise in memory than the main process's: other last digits.
                 video = random_crops(batch["video"], settings.crop, config.run.seed, batch["sample"])
-                video = sent(video, accelerator.device).contiguous()
+                video = to_device(video, accelerator.device).contiguous()
                 last = micro == settings.accumulation - 1
                 with accelerator.autocast(), gradients_synchronised(accelerator, model, last):
                     loss = stage.compute_loss(model, video, batch["sample"])
@@ -74,7 +74,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             ends = done == schedule.total_steps
             logs = done % settings.log_every == 0 or ends
             saves = is_saved(stage, done)
-            bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=logs or saves)
+            bad, asked = guard.check(record, norm, asked=stop.wanted(), at_once=logs or saves)
             if bad is not None:
                 raise non_finite(stage, bad)
             optimizer.step()

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from medsora.config.schema import Config
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.runtime.interruption import StopRequest
-from medsora.runtime.processes import losses_said
+from medsora.runtime.processes import reporting_lost_processes
 from medsora.training.accelerator import (
     clipped_norm,
     float32_products,
@@ -32,7 +32,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
     stop = StopRequest(time_limit_minutes)
-    with losses_said(), building(), stop.preparing():
+    with reporting_lost_processes(), bad_input_from_errors(), stop.preparing():
         stage = build_dit_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
         start = stage.resume()
@@ -53,7 +53,14 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     guard = StepGuard(accelerator, stage.optimizer)
     stop.expect_checkpoint(stage.parts.size_bytes)
     stop.expect_answers_late(guard.lag)
-    with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
+    with (
+        reporting_lost_processes(),
+        stop,
+        batches,
+        progress,
+        report,
+        float32_products(settings.matmul_precision),
+    ):
         for number in begin(stage, start, stop):
             stop.begin_step()
             step = schedule.step(number)
@@ -76,13 +83,13 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 for name, value in {"total": losses.total, **losses.parts}.items():
                     parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
 
-            clip_norm = settings.clip_norm if step.epoch >= settings.clip_from_epoch else None
+            clip_norm = settings.clip_norm if step.epoch >= settings.clip_after_epoch else None
             norm = clipped_norm(accelerator, stage.model, clip_norm)
             done = number + 1
             ends = done == schedule.total_steps
             logs = done % settings.log_every == 0 or ends
             saves = is_saved(stage, done)
-            bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=logs or saves)
+            bad, asked = guard.check(record, norm, asked=stop.wanted(), at_once=logs or saves)
             if bad is not None:
                 raise non_finite(stage, bad)
             optimizer.step()

@@ -12,6 +12,7 @@ import timm
 import torch
 
 from medsora.config.load import config_from_dict, config_to_dict, load_config, save_config
+from medsora.config.schema import all_keys
 from medsora.data.checking.windows import clip_span
 from medsora.errors import BadInput
 from medsora.flow_prior.dino import build_network
@@ -135,6 +136,27 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
         build_denoiser(config, 4)
 
 
+FORMER_NAMES = {new: key.was for new, key in all_keys().items() if key.was}
+
+
+@pytest.mark.parametrize(("new", "was"), FORMER_NAMES.items())
+def test_a_former_name_is_read_with_a_note(
+    new: str, was: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    section, name = new.split(".")
+    value = {"loss_target": "velocity", "clip_after_epoch": 3, "matmul_precision": "high"}[name]
+    file = tmp_path / "old.yaml"
+    file.write_text(f"{section}: {{{was}: {value}}}\n")
+    for config in (load_config(file), load_config(PHANTOM, [f"{section}.{was}={value}"])):
+        assert getattr(getattr(config, section), name) == value
+        assert f"{section}.{was} is now named {new}." in caplog.text
+        caplog.clear()
+    assert getattr(getattr(load_config(file, [f"{new}={value}"]), section), name) == value
+    file.write_text(f"{section}: {{{was}: {value}, {name}: {value}}}\n")
+    with pytest.raises(BadInput, match=rf"{was} is the former name of {new}; give one of them"):
+        load_config(file)
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
@@ -143,7 +165,7 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
         ("data.frames=abc", "data.frames"),
         ("vae.compensation=Ture", "vae.compensation"),
         ("data.frames=0", "greater than 0"),
-        ("train_dit.error_of=speed", "noise, velocity"),
+        ("train_dit.loss_target=speed", "noise, velocity"),
         ("data.size=big", "data.size"),
         ("images.encoding=loose", "packed, single"),
         ("images.encoding=packed", "multiple of 8"),
