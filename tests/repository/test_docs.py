@@ -45,7 +45,7 @@ MAX_WORDS = {
     "downstream": 2160,
     "endogen": 1040,
     "endora": 850,
-    "evaluation": 3450,
+    "evaluation": 1700,
     "extending": 310,
     "fidelity": 1210,
     "gpu-run": 650,
