@@ -51,7 +51,7 @@ MAX_WORDS = {
     "gpu-run": 650,
     "index": 150,
     "install": 270,
-    "performance": 2490,
+    "performance": 1210,
     "reliability": 1780,
     "sampling": 640,
     "tour": 200,
