@@ -42,7 +42,7 @@ MAX_WORDS = {
     "comparison": 870,
     "conditional": 940,
     "data": 1290,
-    "downstream": 2160,
+    "downstream": 1270,
     "endogen": 1040,
     "endora": 850,
     "evaluation": 1700,
