@@ -52,7 +52,7 @@ MAX_WORDS = {
     "index": 150,
     "install": 270,
     "performance": 1210,
-    "reliability": 1780,
+    "reliability": 790,
     "sampling": 640,
     "tour": 200,
     "training": 750,
