@@ -43,7 +43,7 @@ MAX_WORDS = {
     "conditional": 940,
     "data": 1290,
     "downstream": 1270,
-    "endogen": 1040,
+    "endogen": 720,
     "endora": 850,
     "evaluation": 1700,
     "extending": 310,
