@@ -47,7 +47,7 @@ MAX_WORDS = {
     "endora": 850,
     "evaluation": 1700,
     "extending": 310,
-    "fidelity": 1210,
+    "fidelity": 1130,
     "gpu-run": 650,
     "index": 150,
     "install": 270,
