@@ -41,7 +41,7 @@ MAX_WORDS = {
     "clusters": 580,
     "comparison": 660,
     "conditional": 790,
-    "data": 1290,
+    "data": 1040,
     "downstream": 1270,
     "endogen": 720,
     "endora": 850,
