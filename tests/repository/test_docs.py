@@ -44,7 +44,7 @@ MAX_WORDS = {
     "data": 1040,
     "downstream": 1270,
     "endogen": 720,
-    "endora": 850,
+    "endora": 490,
     "evaluation": 1700,
     "extending": 310,
     "fidelity": 1130,
