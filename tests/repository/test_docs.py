@@ -38,7 +38,7 @@ MAX_WORDS = {
     "README": 900,
     "ablation": 880,
     "api": 50,
-    "clusters": 580,
+    "clusters": 530,
     "comparison": 660,
     "conditional": 790,
     "data": 1040,
@@ -48,15 +48,15 @@ MAX_WORDS = {
     "evaluation": 1700,
     "extending": 310,
     "fidelity": 1130,
-    "gpu-run": 650,
+    "gpu-run": 490,
     "index": 150,
     "install": 270,
     "performance": 1210,
     "reliability": 790,
     "sampling": 640,
     "tour": 200,
-    "training": 750,
-    "troubleshooting": 650,
+    "training": 650,
+    "troubleshooting": 610,
 }
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TRAININGS = {  # whether it takes a preset, and the config's property of its folder
