@@ -48,7 +48,7 @@ MAX_WORDS = {
     "evaluation": 1700,
     "extending": 310,
     "fidelity": 1130,
-    "gpu-run": 490,
+    "gpu-run": 510,
     "index": 150,
     "install": 270,
     "performance": 1210,
