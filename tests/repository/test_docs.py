@@ -45,7 +45,7 @@ MAX_WORDS = {
     "downstream": 1270,
     "endogen": 720,
     "endora": 490,
-    "evaluation": 1700,
+    "evaluation": 1710,
     "extending": 310,
     "fidelity": 1130,
     "gpu-run": 510,
