@@ -7,7 +7,7 @@ marks of the page, everything else on it is written by hand.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,22 +27,18 @@ Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Bar:
-    """What must be reached: a benchmark's figure and its least value, or its most for shares and growth."""
+class Row:
+    """One row of the tables: a benchmark's result at one size on one kind of device."""
 
     what: str
     device: str
     benchmark: str
     size: dict[str, object]
     figure: str
-    bound: float
-    at_most: bool = False
+    is_speed_up: bool = True  # else a share or a multiple, where less is better
 
-    def __str__(self) -> str:
-        return f"at most {self.bound:g}" if self.at_most else f"at least {self.bound:g}x"
-
-    def newest(self, entries: Sequence[Entry]) -> list[Entry]:
-        """The last entry of every machine that holds this figure, machines in the order of their first."""
+    def newest(self, entries: Sequence[Entry]) -> dict[str, Entry]:
+        """Return the last entry with this result by machine, machines in the order of their first."""
         found = {}
         for entry in entries:
             figures = entry["figures"]
@@ -50,37 +46,37 @@ class Bar:
             fits = all(figures.get(key) == value for key, value in self.size.items())
             if same and fits and value_of(figures, self.figure) is not None:
                 found[entry["machine"]] = entry
-        return list(found.values())
+        return found
 
 
 B1, B2, B32 = ({"preset": "B", "compiled": False, "batch": batch} for batch in (1, 2, 32))
-STEP, VIDEO = "a denoising step, same six latents, batch {}", "cost of a sampled video, batch {}"
-BARS = (
-    Bar(STEP.format(1), "cpu", "sample", B1, "step, same latents", 1.7),
-    Bar(STEP.format(2), "cpu", "sample", B2, "step, same latents", 1.7),
-    Bar(VIDEO.format(1), "cpu", "sample", B1, "video", 2.5),
-    Bar(VIDEO.format(2), "cpu", "sample", B2, "video", 2.5),
-    Bar("forward and backward, batch 1", "cpu", "train", B1, "forward and backward", 1.6),
-    Bar("a step in bf16, batch 1 (float32)", "cpu", "sample", B1, "bf16 against float32", 1.25),
-    Bar("the scan at length 48 (mamba-ssm's PyTorch reference)", "cpu", "scan", {"batch": 1}, "scan", 4.5),
-    Bar("stage 2's step, phantom.yaml, caches on (off)", "cpu", "caches", {}, "caches on against off", 3),
-    Bar("kept for the backward, batch 1 (share)", "cpu", "train", B1, "share kept", 0.5, at_most=True),
-    Bar("FLOPs from 16 to 256 frames (times linear)", "cpu", "growth", {}, "FLOPs, times linear", 1.3, True),
-    Bar(STEP.format(1), "cuda", "sample", B1, "step, same latents", 10),
-    Bar(STEP.format(32), "cuda", "sample", B32, "step, same latents", 4),
-    Bar("a step against the floor, batch 1 (times)", "cuda", "sample", B1, "times the floor", 3, True),
-    Bar("a step against the floor, batch 32 (times)", "cuda", "sample", B32, "times the floor", 2, True),
-    Bar("peak memory of training, batch 1 (share)", "cuda", "train", B1, "share of peak", 0.5, at_most=True),
-    Bar("time from 16 to 256 frames (times linear)", "cuda", "growth", {}, "time, times linear", 1.3, True),
+STEP, VIDEO = "a denoising step, same six latents, batch {}", "a sampled video, batch {}"
+ROWS = (
+    Row(STEP.format(1), "cpu", "sample", B1, "step, same latents"),
+    Row(STEP.format(2), "cpu", "sample", B2, "step, same latents"),
+    Row(VIDEO.format(1), "cpu", "sample", B1, "video"),
+    Row(VIDEO.format(2), "cpu", "sample", B2, "video"),
+    Row("forward and backward, batch 1", "cpu", "train", B1, "forward and backward"),
+    Row("a step in bf16, batch 1 (float32)", "cpu", "sample", B1, "bf16 against float32"),
+    Row("the scan at length 48 (mamba-ssm's PyTorch reference)", "cpu", "scan", {"batch": 1}, "scan"),
+    Row("stage 2's step, phantom.yaml, caches on (off)", "cpu", "caches", {}, "caches on against off"),
+    Row("memory kept for the backward pass, batch 1 (share)", "cpu", "train", B1, "share kept", False),
+    Row("FLOPs from 16 to 256 frames (times linear)", "cpu", "growth", {}, "FLOPs, times linear", False),
+    Row(STEP.format(1), "cuda", "sample", B1, "step, same latents"),
+    Row(STEP.format(32), "cuda", "sample", B32, "step, same latents"),
+    Row("a step against the floor, batch 1 (times)", "cuda", "sample", B1, "times the floor", False),
+    Row("a step against the floor, batch 32 (times)", "cuda", "sample", B32, "times the floor", False),
+    Row("peak memory of training, batch 1 (share)", "cuda", "train", B1, "share of peak", False),
+    Row("time from 16 to 256 frames (times linear)", "cuda", "growth", {}, "time, times linear", False),
 )
 
 
 def main() -> None:
     """Read the results, write the page's tables and its picture."""
     entries = read_results(RESULTS)
-    write_between_marks(PAGE, BEGIN, ["", *bars_table(entries), "", *changes_tables(entries)])
+    write_between_marks(PAGE, BEGIN, ["", *results_tables(entries), *changes_table(entries)])
     draw(PICTURE, entries)
-    print(f"{PAGE}: {sum(bool(bar.newest(entries)) for bar in BARS)} of {len(BARS)} bars measured")
+    print(f"{PAGE}: {sum(bool(row.newest(entries)) for row in ROWS)} of {len(ROWS)} rows measured")
 
 
 def read_results(path: Path) -> list[Entry]:
@@ -99,34 +95,45 @@ def value_of(figures: dict[str, Any], name: str) -> float | dict[str, float] | N
     return figures.get(name)
 
 
-def bars_table(entries: Sequence[Entry]) -> Iterator[str]:
-    """Markdown rows of what was asked and what was measured."""
-    yield "| what, of preset B against the reference wiring unless in brackets | where | asked | measured |"
-    yield "|---|---|---|---|"
-    for bar in BARS:
-        newest = bar.newest(entries)
-        if not newest:
-            yield f"| {bar.what} | {'CPU' if bar.device == 'cpu' else 'GPU'} | {bar} | not yet |"
-        for entry in newest:
-            measured = f"{shown(value_of(entry['figures'], bar.figure))} ({entry['commit'].split()[0]})"
-            yield f"| {bar.what} | {entry['machine']} | {bar} | {measured} |"
+def results_tables(entries: Sequence[Entry]) -> Iterator[str]:
+    """Yield a Markdown table of CPU results and one of GPU results, a column per machine."""
+    for device, title in (("cpu", "CPU"), ("cuda", "GPU")):
+        rows = {row.what: row for row in ROWS if row.device == device}
+        newest = {what: row.newest(entries) for what, row in rows.items()}
+        machines = list(dict.fromkeys(machine for found in newest.values() for machine in found)) or [title]
+        yield from _head("preset B against the reference wiring, unless in brackets", machines)
+        for what, found in newest.items():
+            cells = (
+                shown(value_of(found[machine]["figures"], rows[what].figure))
+                if machine in found
+                else "not yet"
+                for machine in machines
+            )
+            yield f"| {what} | {' | '.join(cells)} |"
+        yield ""
 
 
-def changes_tables(entries: Sequence[Entry]) -> Iterator[str]:
-    """Markdown tables, one per machine, of what each single change brings at batch 1, newest lines only."""
-    machines: dict[str, dict[str, str]] = {}
+def changes_table(entries: Sequence[Entry]) -> Iterator[str]:
+    """Yield a Markdown table of what each single change gains at batch 1, a column per machine."""
+    machines: dict[str, None] = {}
+    rows: dict[str, dict[str, str]] = {}
     for entry in entries:
         if entry["figures"].get("batch") == 1 and entry["figures"].get("changes"):
             place = "a step" if entry["benchmark"] == "sample" else "forward and backward"
-            rows = machines.setdefault(entry["machine"], {})
+            machines[entry["machine"]] = None
             for name, change in entry["figures"]["changes"].items():
                 alone = name.startswith("of that: ")
-                rows[f"| {name} | {'the projections alone' if alone else place} |"] = shown(change)
-    for machine, rows in machines.items():
-        yield f"On {machine}, one change at a time, batch 1:"
-        yield from ("", "| change | in | faster |", "|---|---|---|")
-        yield from (f"{row} {change} |" for row, change in rows.items())
-        yield ""
+                what = f"{name} | {'the projections alone' if alone else place}"
+                rows.setdefault(what, {})[entry["machine"]] = shown(change)
+    yield from _head("one change at a time, batch 1 | in", machines)
+    for what, found in rows.items():
+        yield f"| {what} | {' | '.join(found.get(machine, '–') for machine in machines)} |"
+    yield ""
+
+
+def _head(title: str, machines: Iterable[str]) -> list[str]:
+    cells = [*title.split(" | "), *machines]
+    return [f"| {' | '.join(cells)} |", f"|{'---|' * len(cells)}"]
 
 
 def shown(value: float | dict[str, float]) -> str:
@@ -137,23 +144,26 @@ def shown(value: float | dict[str, float]) -> str:
 
 
 def draw(path: Path, entries: Sequence[Entry]) -> None:
-    """Every measured ratio with its range beside what was asked."""
-    found = [(bar, entry) for bar in BARS if not bar.at_most for entry in bar.newest(entries)]
-    machines = list(dict.fromkeys(entry["machine"] for _, entry in found))
+    """Draw every measured speed-up with its range."""
+    found = [
+        (row, machine, entry)
+        for row in ROWS
+        if row.is_speed_up
+        for machine, entry in row.newest(entries).items()
+    ]
+    machines = list(dict.fromkeys(machine for _, machine, _ in found))
     figure = Figure(figsize=(8, 0.8 + 0.35 * len(found)), layout="constrained")
     axes = figure.add_subplot()
-    for place, (bar, entry) in enumerate(found):
-        ratio = value_of(entry["figures"], bar.figure)
+    for place, (row, machine, entry) in enumerate(found):
+        ratio = value_of(entry["figures"], row.figure)
         around = [[ratio["median"] - ratio["low"]], [ratio["high"] - ratio["median"]]]
-        number = machines.index(entry["machine"])
-        colour, label = COLOURS[number % len(COLOURS)], entry["machine"]
-        axes.barh(place, ratio["median"], xerr=around, color=colour, height=0.6, capsize=3, label=label)
-        axes.vlines(bar.bound, place - 0.4, place + 0.4, color="black")
+        colour = COLOURS[machines.index(machine) % len(COLOURS)]
+        axes.barh(place, ratio["median"], xerr=around, color=colour, height=0.6, capsize=3, label=machine)
     labelled = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if labelled:
         figure.legend(labelled.values(), labelled.keys(), loc="outside upper center", ncols=len(labelled))
-    axes.set_yticks(range(len(found)), [bar.what for bar, _ in found])
-    axes.set(xlabel="times as fast, with range; the line was asked for")
+    axes.set_yticks(range(len(found)), [row.what for row, *_ in found])
+    axes.set(xlabel="speed-up, with range")
     axes.invert_yaxis()
     with written_beside(path) as beside:
         figure.savefig(beside, format="svg", metadata={"Date": None})
