@@ -518,7 +518,7 @@ class DitTrainingConfig:
     max_steps: int | None = MAX_STEPS()
     clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
     clip_after_epoch: int = key(
-        25, "Epochs after which gradients are clipped.", at_least=0, was="clip_after_epoch"
+        25, "Epochs after which gradients are clipped.", at_least=0, was="clip_from_epoch"
     )
     ema_decay: float = key(
         0.9999,
