@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from medsora.config.shipped import shipped_models
 from medsora.errors import BadInput, bad_input_from_errors
 from medsora.runtime.exit import exit_with_status
 
@@ -56,8 +55,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
     from medsora.runtime.processes import join_group
 
     device = options.device or join_group().device.type
-    if not options.model and DEFAULT_MODEL not in shipped_models():
-        raise BadInput("no trained model comes with this version of MedSora; name one by --model.")
     with bad_input_from_errors():
         try:
             models = Models(options.model or [DEFAULT_MODEL], device)

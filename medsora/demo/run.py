@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from medsora.config.load import load_config
 from medsora.config.schema import Config
-from medsora.config.shipped import shipped_models
 from medsora.runtime.exit import EXIT_STATUSES
 
 if TYPE_CHECKING:
@@ -52,9 +51,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change keys of the config")
     options = parser.parse_intermixed_args(arguments)
     start = options.start
-    if start == SHIPPED and options.config is None and not shipped_models():
-        print("No trained model comes with this version of MedSora: training from nothing.", file=sys.stderr)
-        start = SCRATCH
     minutes = DEFAULT_MINUTES[start] if options.minutes is None else options.minutes
     config = load_config(options.config or CONFIGS[start], ["run.name=demo", *options.overrides])
     part = _Parts()

@@ -1,5 +1,5 @@
-"""medsora.training.export_base, medsora.vae.base: the small base that ships: under 1 MB, loads strictly, and
-returns phantom clips that it never saw.
+"""medsora.training.export_base, medsora.vae.base: the bases that ship: small, load strictly, and return
+phantom clips that they never saw.
 """
 
 from __future__ import annotations
@@ -13,19 +13,29 @@ from tests.support.paths import CONFIGS
 CONFIG, WEIGHTS = CONFIGS / "phantom_base.json", CONFIGS / "phantom_base.safetensors"
 
 
-def test_it_is_small() -> None:
-    assert WEIGHTS.stat().st_size <= 1_000_000
-    vae = FrequencyCompensatedVAE.from_base(CONFIG, compensation=False, weights=WEIGHTS)
-    assert sum(parameter.numel() for parameter in vae.parameters()) < 500_000
+@pytest.mark.parametrize(
+    ("name", "most_bytes", "most_parameters"),
+    [("phantom_base", 1_000_000, 500_000), ("phantom_base_128", 4 * 2**20, 1_700_000)],
+)
+def test_they_are_small(name: str, most_bytes: int, most_parameters: int) -> None:
+    weights = CONFIGS / f"{name}.safetensors"
+    assert weights.stat().st_size <= most_bytes
+    vae = FrequencyCompensatedVAE.from_base(CONFIGS / f"{name}.json", compensation=False, weights=weights)
+    assert sum(parameter.numel() for parameter in vae.parameters()) < most_parameters
 
 
-def test_it_reconstructs_unseen_phantom_clips(capsys: pytest.CaptureFixture[str]) -> None:
-    figures = unseen_figures(FrequencyCompensatedVAE.from_base(CONFIG, weights=WEIGHTS), clips=6)
-    with capsys.disabled():
-        baseline = figures["PSNR of each clip's mean colour (dB)"]
-        print(f"\nshipped base: {figures['PSNR (dB)']:.2f} dB, mean colour {baseline:.2f} dB")
-    assert figures["PSNR (dB)"] >= 26
-    assert figures["SSIM"] > 0.6
+@pytest.mark.parametrize(
+    ("name", "size_px", "clips", "psnr_db", "ssim", "sharpness"),
+    [("phantom_base", 64, 6, 26, 0.6, 1), ("phantom_base_128", 128, 3, 30.5, 0.83, 0.3)],
+)
+def test_they_reconstruct_unseen_phantom_clips(
+    name: str, size_px: int, clips: int, psnr_db: float, ssim: float, sharpness: float
+) -> None:
+    vae = FrequencyCompensatedVAE.from_base(CONFIGS / f"{name}.json", weights=CONFIGS / f"{name}.safetensors")
+    figures = unseen_figures(vae, clips, size_px)
+    assert figures["PSNR (dB)"] >= psnr_db
+    assert figures["SSIM"] > ssim
+    assert abs(figures["sharpness (decades; 0: as the clips)"]) < sharpness
 
 
 def test_other_weights_are_refused() -> None:

@@ -325,7 +325,7 @@ def test_nothing_is_asked_of_other_hosts(page: Page, address: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "no trained model comes with this version of MedSora; name one by --model"),
+        ([], "there is no folder phantom"),
         (["--model", "nowhere/at/all"], "there is no folder nowhere/at/all"),
         (["--model", "nowhere/at/all", "--port", "0"], "--port is 0"),
     ],

@@ -94,10 +94,7 @@ def test_what_shipped_configs_describe_can_be_built(path: Path, monkeypatch: pyt
         schedule.check_processes(1, settings.accumulation)
         assert schedule.step(schedule.total_steps - 1).lr >= 0
     if config.vae.base.endswith(".json"):
-        weights = config.vae.weights
-        if path.stem in ("phantom_model", "phantom_clinic") and not Path(weights).is_file():  # until trained
-            weights = None
-        channels = load_base(config.vae.base, weights).config.latent_channels
+        channels = load_base(config.vae.base, config.vae.weights).config.latent_channels
     if data.root is None:
         assert config.phantom.frames >= clip_span(data.frames + 1, data.interval)
     with torch.device("meta"):

@@ -1,0 +1,60 @@
+"""The model that ships (medsora.saved.find, medsora.sampling.pipeline): it is small, whole, found by its name
+from anywhere, and makes what it is asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medsora import MedSoraPipeline
+from medsora.config.load import load_config
+from medsora.config.shipped import models_folder
+from medsora.runtime.digests import weights_digest
+from medsora.vae import FrequencyCompensatedVAE
+from tests.support.paths import CONFIGS
+
+NAME, MOST_BYTES = "phantom", 10 * 2**20
+FEW_STEPS = {"num_inference_steps": 2, "sampler": "dpmpp", "output_type": "uint8"}
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> MedSoraPipeline:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir("/")
+        pipeline = MedSoraPipeline.from_pretrained(NAME)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_it_is_small_and_says_where_it_comes_from() -> None:
+    folder = models_folder() / NAME
+    assert sum(path.stat().st_size for path in (folder / "denoiser").iterdir()) <= MOST_BYTES
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for words in ("apache-2.0", "phantom", "train_dit.py"):
+        assert words in card
+
+
+def test_its_vae_is_the_shipped_base_and_its_denoiser_that_of_its_config(pipeline: MedSoraPipeline) -> None:
+    config = load_config("phantom_model")
+    base = FrequencyCompensatedVAE.from_base(
+        CONFIGS / Path(config.vae.base).name, compensation=False, weights=CONFIGS / Path(config.vae.weights).name
+    )
+    ours = pipeline.vae.base_state_dict()
+    for name, value in base.base_state_dict().items():
+        np.testing.assert_array_equal(ours[name].float().numpy(), value.numpy(), err_msg=name)
+    assert pipeline.vae.scaling_factor == pytest.approx(base.scaling_factor)
+    for key, value in config.denoiser.overrides.items():
+        assert pipeline.denoiser.config[key] == value
+
+
+def test_it_makes_what_it_is_asked_for(pipeline: MedSoraPipeline) -> None:
+    assert sorted(pipeline.labels) == ["instrument", "neither", "polyp"]
+    asked = pipeline(seeds=[0, 0], label=["polyp", "neither"], guidance_scale=2, **FEW_STEPS).frames
+    assert asked.shape == (2, 17, 128, 128, 3)
+    assert (asked[0] != asked[1]).any()
+    longer = pipeline(seeds=[0], first_frames=asked[0, -9:], **FEW_STEPS).frames[0]
+    difference = np.abs(longer[:9].astype(int) - asked[0, -9:]).mean()
+    assert difference < 12
