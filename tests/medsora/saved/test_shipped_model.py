@@ -12,7 +12,6 @@ import pytest
 from medsora import MedSoraPipeline
 from medsora.config.load import load_config
 from medsora.config.shipped import models_folder
-from medsora.runtime.digests import weights_digest
 from medsora.vae import FrequencyCompensatedVAE
 from tests.support.paths import CONFIGS
 
@@ -40,7 +39,9 @@ def test_it_is_small_and_says_where_it_comes_from() -> None:
 def test_its_vae_is_the_shipped_base_and_its_denoiser_that_of_its_config(pipeline: MedSoraPipeline) -> None:
     config = load_config("phantom_model")
     base = FrequencyCompensatedVAE.from_base(
-        CONFIGS / Path(config.vae.base).name, compensation=False, weights=CONFIGS / Path(config.vae.weights).name
+        CONFIGS / Path(config.vae.base).name,
+        compensation=False,
+        weights=CONFIGS / Path(config.vae.weights).name,
     )
     ours = pipeline.vae.base_state_dict()
     for name, value in base.base_state_dict().items():
