@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medsora.config.choices import DTYPES, LAYOUTS
 from medsora.config.presets import NAMED_PRESETS
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
 
 PIPED_WIDTH = 120  # characters, where no terminal says how wide it is
@@ -146,7 +146,7 @@ def main() -> None:
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    with building():
+    with bad_input_from_errors():
         import_module(options.work).run(options, console)
 
 

@@ -1,7 +1,7 @@
 """The ways a command ends, and the exit status of each (0 done, 1 failed, 2 bad input, 75 interrupted).
 
 Leaves (`vae`, `flow_prior`, `kernels`) raise plain `ValueError` or `OSError` with one clear sentence;
-`building()` turns those into `BadInput` while a command sets itself up, so that a user never meets a
+`bad_input_from_errors()` turns those into `BadInput` while a command sets itself up, so that a user never meets a
 traceback for a misspelt key, while a genuine bug inside the training loop still shows one.
 
 Of several processes only the main one prints the sentence, unless it is the one that cannot.
@@ -38,7 +38,7 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def building() -> Iterator[None]:
+def bad_input_from_errors() -> Iterator[None]:
     """Turn `ValueError` and `OSError` raised while a command reads its input into `BadInput`."""
     try:
         yield

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import written_beside
 from medsora.vae.base import load_base
@@ -33,7 +33,7 @@ def main() -> None:
     add("out", type=Path, help="the file to write")
     add("--seed", type=int, default=0, metavar="N", help="decides how pairs share (default: 0)")
     options = parser.parse_args()
-    with building():
+    with bad_input_from_errors():
         weights = options.narrow.with_suffix(".safetensors")
         narrow, wide = load_base(options.narrow, weights), load_base(options.wide)
         state = widened(narrow.state_dict(), wide.state_dict(), options.seed)

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from medsora.config.choices import SAMPLERS
 from medsora.data.reading.pixels import video_to_frames
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.evaluation.conditional.command import trained_polyp_size
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_folder
 from medsora.evaluation.features.clip_set import choose_clips
@@ -48,7 +48,7 @@ from medsora.evaluation.report.warnings import require_enough
 from medsora.runtime.files import write_between_marks, write_json, write_text, written_beside
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.markdown import markdown_table
-from medsora.runtime.processes import join
+from medsora.runtime.processes import join_group
 from medsora.runtime.progress_bar import progress_bar
 from medsora.sampler import (
     NOISE_SCHEDULE,
@@ -168,9 +168,9 @@ def main() -> None:
         print(*plan(missing, len(asked), seeds, options.out), sep="\n")
         return
     keep_freed_memory()
-    with building():
+    with bad_input_from_errors():
         reference_file(options.out, 0).parent.mkdir(parents=True, exist_ok=True)
-        pipeline = MedSoraPipeline.from_folder(model).to(join().device)
+        pipeline = MedSoraPipeline.from_folder(model).to(join_group().device)
         write_points(options.out, identity, points.values())  # before the reference, which is this model's
     batches = [seeds[k : k + options.batch_size] for k in range(0, len(seeds), options.batch_size)]
     write_reference(pipeline, batches, options.out)

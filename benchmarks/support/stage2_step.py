@@ -42,7 +42,7 @@ class Stage2Step:
         if not self.left:
             raise RuntimeError("no step is left: build it for more steps")
         self.left -= 1
-        with float32_products(self.config.train_dit.matmul):
+        with float32_products(self.config.train_dit.matmul_precision):
             self._step()
 
     def _step(self) -> None:

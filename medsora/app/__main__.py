@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from medsora.config.shipped import shipped_models
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.runtime.exit import exit_with_status
 
 DEFAULT_MODEL = "phantom"
@@ -53,12 +53,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from medsora.app.models import Models
-    from medsora.runtime.processes import join
+    from medsora.runtime.processes import join_group
 
-    device = options.device or join().device.type
+    device = options.device or join_group().device.type
     if not options.model and DEFAULT_MODEL not in shipped_models():
         raise BadInput("no trained model comes with this version of MedSora; name one by --model.")
-    with building():
+    with bad_input_from_errors():
         try:
             models = Models(options.model or [DEFAULT_MODEL], device)
             models.pipeline(models.names[0])

@@ -66,7 +66,7 @@ def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.comp
         elem_id=f"{place}-first-frame",
     )
 
-    def look(uploaded: dict[str, Any]) -> Any:
+    def inspect(uploaded: dict[str, Any]) -> Any:
         try:
             check_picture(uploaded["path"], picture.GRADIO_CACHE)
         except BadInput as error:
@@ -90,7 +90,7 @@ def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.comp
     quietly = {"show_progress": "hidden"}
     at_once = {**quietly, "queue": False}  # the queue is for samplings, and for what may end in a warning
     # Gradio's own look at a file that is no picture ends in an error that says nothing.
-    picture.upload(look, picture, picture, preprocess=False, **quietly)
+    picture.upload(inspect, picture, picture, preprocess=False, **quietly)
     name.change(follow, [name, label, picture], [label, guidance, *draws, picture], **at_once)
     label.change(lambda chosen: gr.Slider(interactive=bool(chosen)), label, guidance, **at_once)
     return [label, guidance, *draws, picture]

@@ -502,7 +502,7 @@ class DitTrainingConfig:
     epochs: int | None = epochs_key(DEFAULT_DIT_EPOCHS)
     max_steps: int | None = MAX_STEPS()
     clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
-    clip_from_epoch: int = key(25, "Epoch from which gradients are clipped.", at_least=0)
+    clip_after_epoch: int = key(25, "Epoch from which gradients are clipped.", at_least=0)
     ema_decay: float = key(
         0.9999,
         "Decay of the weights' exponential moving average, which is sampled from.",
@@ -517,10 +517,10 @@ class DitTrainingConfig:
     given_frames: list[int] = key(
         [1], "Numbers of frames to give to those samples; one is drawn per sample.", above=0
     )
-    error_of: str = key(
+    loss_target: str = key(
         "noise", "Prediction target whose squared error is the first part of the loss.", choices=LOSS_TARGETS
     )
-    matmul: str = MATMUL()
+    matmul_precision: str = MATMUL()
     compile: bool = key(False, "Compile the denoiser's blocks by torch.compile; needs an NVIDIA or AMD GPU.")
     sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
     sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)
@@ -568,7 +568,7 @@ class ArTrainingConfig:
     max_steps: int | None = MAX_STEPS()
     clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
     precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
-    matmul: str = MATMUL()
+    matmul_precision: str = MATMUL()
     label_dropout: float = LABEL_DROPOUT()
     sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
     sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)

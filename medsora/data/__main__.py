@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from medsora.config.choices import PHANTOM_LOOKS
 from medsora.config.crop import checked_crop, crop_of_text
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.runtime.exit import exit_with_status
 
 PIPED_WIDTH = 120  # characters, where no terminal says how wide it is
@@ -156,7 +156,7 @@ def _shown(progress: Progress, what: str) -> Callable[[int, int], None]:
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.data") -> None:
     """Run the command line."""
     options = parser(prog).parse_args(arguments)
-    with building():
+    with bad_input_from_errors():
         options.run(options, Console(width=None if sys.stdout.isatty() else PIPED_WIDTH))
 
 

@@ -49,7 +49,7 @@ def seconds_of_a_pass(config: Config) -> float:
     z = torch.randn(config.train_dit.phases[0].batch, clip + images, *of_one)
     t = torch.full(z.shape[:1], 500)
     durations = []
-    with float32_products(config.train_dit.matmul):
+    with float32_products(config.train_dit.matmul_precision):
         for _ in range(1 + TRIED):
             start = time.perf_counter()
             out = model(z, t, num_images=images)

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from medsora.baselines.published import read_checkpoint
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.evaluation.conditional.classifier import Judge
 from medsora.flow_prior.weights import load_strictly
 
@@ -50,7 +50,7 @@ class TimeSformer(nn.Module):
         super().__init__()
         from transformers import TimesformerModel
 
-        with building():
+        with bad_input_from_errors():
             if Path(weights).is_dir():
                 self.body = TimesformerModel.from_pretrained(
                     weights, local_files_only=True, use_safetensors=True

@@ -17,7 +17,7 @@ from medsora.downstream.scores import BALANCED_ACCURACY, F1, classification_scor
 from medsora.downstream.study import SUPERVISED, Study, draws_of_test
 from medsora.downstream.training import PUBLISHED, Recipe, given_recipe, tenths, train
 from medsora.errors import BadInput
-from medsora.runtime.processes import join
+from medsora.runtime.processes import join_group
 
 FIXMATCH_NOTE = (
     "FixMatch as its authors define it: a strong view learns the weak view's class where its probability "
@@ -78,7 +78,7 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
     unlabelled = read_unlabelled(options.unlabelled, options.max_unlabelled, reading)
     truth = np.array([labels.index(label) for label in test_labels.values()])
     clips = dict(zip(labelled.names, labelled.values, strict=True))
-    device = join().device
+    device = join_group().device
 
     def score(answers: np.ndarray, of: np.ndarray | None = None) -> dict[str, float]:
         return classification_scores(truth, answers, len(labels), positive, of)

@@ -15,7 +15,7 @@ import numpy as np
 from medsora.config.checks import FOLDER_NAME
 from medsora.downstream.clips import refuse_leaks
 from medsora.downstream.study import SUPERVISED
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.studies.paired import MAX_SEEDS
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora downstream
         raise BadInput(f"--threshold is {options.threshold} but must be above 0, at most 1.")
     options.seeds = range(options.seeds)
     keep_freed_memory()
-    with building():
+    with bad_input_from_errors():
         study = module.prepare(options, command)
         refuse_leaks(study.test, study.labelled, study.unlabelled)
     if options.dry_run:

@@ -25,7 +25,7 @@ from medsora.downstream.clips import to_short_side
 from medsora.downstream.reconstruct_clip import CAMERAS, Geometry, Job
 from medsora.downstream.reconstruct_report import POINTS, REGISTERED, REPROJECTION, TRACK, Report
 from medsora.downstream.reconstruct_scores import errors_against, poses_bounds
-from medsora.errors import BadInput, building, one_line
+from medsora.errors import BadInput, bad_input_from_errors, one_line
 from medsora.runtime.files import is_file, read_patiently, write_json, write_text, written_folder
 from medsora.runtime.progress_bar import progress_bar
 
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace, command: str) -> None:
         colmap = version("pycolmap")
     except PackageNotFoundError:
         raise ModuleNotFoundError("No module named 'pycolmap'", name="pycolmap") from None
-    with building():
+    with bad_input_from_errors():
         steps = zip(folders.items(), intervals * len(folders), strict=False)
         clips = [clip for (name, root), step in steps for clip in _find_clips(name, root, step, options)]
         limits = options.memory_limit << 30, options.time_limit

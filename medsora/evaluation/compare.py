@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import PartialState
 
 from medsora.data.sheet import SHEET_NAME
-from medsora.errors import BadInput, building, one_line
+from medsora.errors import BadInput, bad_input_from_errors, one_line
 from medsora.evaluation.bootstrap import between_halves, bootstrap, differences
 from medsora.evaluation.features.clip_set import REFERENCES, ClipSet
 from medsora.evaluation.features.feature_store import Features
@@ -121,7 +121,7 @@ def _run(
     found: dict[str, list[str]] = {}
     for name, side in sides.items():
         results = comparison.results[name]
-        with building():
+        with bad_input_from_errors():
             one = warn(settings, reals, side, of_real, of_fakes[name], trained_on[name], results)
         for warning in one:
             found.setdefault(warning, []).append(name)
@@ -131,7 +131,7 @@ def _run(
     ]
     for warning in comparison.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    with building():
+    with bad_input_from_errors():
         shown = {reference: reals["clips"]} | {name: side["clips"] for name, side in sides.items()}
         write_comparison_sheet(settings.out / SHEET_NAME, shown)
         pictures = [

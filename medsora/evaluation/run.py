@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from medsora.config.crop import crop_in_words, crop_of_generated
 from medsora.data.sheet import SHEET_NAME
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.evaluation import stylegan_v
 from medsora.evaluation.bootstrap import between_halves, bootstrap
 from medsora.evaluation.features.clip_set import RESIZE, ClipSet
@@ -86,12 +86,12 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
         results.add(measure, of_real[name], of_fake[name], halves, again[0])
     results.memorisation = audited
     results.protocol["trained_on"] = trained_on
-    with building():
+    with bad_input_from_errors():
         warnings += warn(settings, reals, fakes, of_real, of_fake, trained_on, results)
     results.warnings = list(dict.fromkeys(warnings))
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    with building():
+    with bad_input_from_errors():
         results.write(settings.out)
         write_sheet(settings.out / SHEET_NAME, real, fake)
         if results.distances:  # the Inception Score and Frame Consistency have none

@@ -20,7 +20,7 @@ from torch import Tensor
 from medsora.config.crop import checked_crop, crop_in_words
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.data.sheet import contact_sheet, save_image
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.evaluation.features.clip_set import DEFAULT_CROP, RESIZE, ClipSet
 from medsora.evaluation.metrics.weight_files import at_hand, cached_file
 from medsora.evaluation.report.paper_tables import number_text
@@ -77,13 +77,13 @@ def evaluate_vae(settings: VaeSettings) -> dict[str, Any] | None:
 def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | None:
     clips = on_main(state, lambda: settings.choose(settings.real, settings.clips))
     folder = on_main(state, lambda: find_vae(settings.vae, kinds=(*VAE_OR_BASE, VQTokenizer.__name__)))
-    with building():
+    with bad_input_from_errors():
         vae = load_vae(folder).eval().requires_grad_(False).to(state.device)
         vae.check_video_shape(settings.frames, *settings.size)
         perceptual = find_lpips(settings.weights)
     mine = []
     for number in share_of(state, len(clips)):
-        with building():
+        with bad_input_from_errors():
             frames = clips.read(number)
         video = frames_to_video(frames)[None].to(state.device)
         versions = reconstructions(vae, video)
@@ -110,7 +110,7 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
         },
         "clips": [{"name": clips.name(i), **row} for i, row in enumerate(rows)],
     }
-    with building():
+    with bad_input_from_errors():
         write_json(settings.out / "results.json", results, ensure_ascii=False)
         write_text(settings.out / "results.md", markdown(results))
         _write_sheet(settings.out / "worst-and-best.png", vae, clips, rows)

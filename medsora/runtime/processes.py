@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.environment import parse_flag_from_env
 from torch.distributed import DistError, TCPStore
 
-from medsora.errors import BadInput, LostProcess, building
+from medsora.errors import BadInput, LostProcess, bad_input_from_errors
 
 Result = TypeVar("Result")
 
@@ -29,11 +29,11 @@ def working_together() -> Iterator[PartialState]:
 
     One that has left regularly is not missed. Raises `LostProcess` if another one is gone.
     """
-    with losses_said():
-        state = join()
+    with reporting_lost_processes():
+        state = join_group()
         start_heartbeat()
         yield state
-        part()
+        leave_group()
 
 
 def on_main(state: PartialState, work: Callable[[], Result]) -> Result:
@@ -44,7 +44,7 @@ def on_main(state: PartialState, work: Callable[[], Result]) -> Result:
     outcome: list[Any] = [None, None]
     if state.is_main_process:
         try:
-            with building():
+            with bad_input_from_errors():
                 outcome[0] = work()
         except BadInput as error:
             outcome[1] = str(error)
@@ -131,7 +131,7 @@ class Heartbeat(threading.Thread):
         return [other for other, (_, missed) in self.heard.items() if missed * BEAT_S > self.silent_s]
 
 
-def join() -> PartialState:
+def join_group() -> PartialState:
     """Return this process's place among those that a launcher started, once they have found each other.
 
     Its `device` is a CUDA GPU or another accelerator that PyTorch finds, MPS on a Mac, else the CPU.
@@ -154,14 +154,14 @@ def start_heartbeat(silent_s: float = SILENT_S) -> None:
     atexit.register(_heartbeats[0].stop)
 
 
-def part() -> None:
+def leave_group() -> None:
     """End this process's part of the work: from here on nobody misses it."""
     while _heartbeats:
         _heartbeats.pop().part()
 
 
 @contextmanager
-def losses_said() -> Iterator[None]:
+def reporting_lost_processes() -> Iterator[None]:
     """Turn what PyTorch raises when another process or a loader's worker is gone into `LostProcess`."""
     try:
         yield

@@ -181,14 +181,16 @@ class MedSoraPipeline(SavedPipeline):
                 return _latents_of(callback_on_step_end(self, number, t, values), z)
 
             asked = sorted({*labels, len(self.labels)}) if labels else []
-            how = _How(sampler, num_inference_steps, eta, compile, given_scale, asked, after_step)
+            options = _SamplingOptions(
+                sampler, num_inference_steps, eta, compile, given_scale, asked, after_step
+            )
             for batch in batches:
                 if self._interrupt:
                     break
                 generators = [torch.Generator().manual_seed(seed) for seed in seeds[batch]]
                 numbers = None if labels is None else labels[batch]
                 begin = first if first is None or len(first) == 1 else first[batch]
-                z = self._sample_latents(generators, shape, how, numbers, begin)
+                z = self._sample_latents(generators, shape, options, numbers, begin)
                 require_finite("latents", z, seeds[batch], self.denoiser.dtype)
                 if output_type == "latent":
                     videos.append(z)
@@ -197,7 +199,7 @@ class MedSoraPipeline(SavedPipeline):
                 parts, made = [converted(video, output_type)], video.shape[1]
                 while made < film.frames and not self._interrupt:
                     begin = video_to_frames(video[:, -film.overlap :])
-                    z = self._sample_latents(generators, shape, how, numbers, begin)
+                    z = self._sample_latents(generators, shape, options, numbers, begin)
                     require_finite("latents", z, seeds[batch], self.denoiser.dtype)
                     video = self._decode(z, seeds[batch])
                     parts.append(converted(video[:, film.overlap :], output_type))
@@ -214,14 +216,14 @@ class MedSoraPipeline(SavedPipeline):
         self,
         generators: Sequence[torch.Generator],
         shape: tuple[int, int, int, int],
-        how: _How,
+        options: _SamplingOptions,
         labels: Sequence[int] | None,
         first: np.ndarray | None,
     ) -> Tensor:
         """Scaled latents (B, f, C, h, w), float32: only the weights and what they compute are in `dtype`."""
         clip, none = shape[0], self.denoiser.config.classes
         images = self.config.image_latents if self.denoiser.config.get("mixing") == "mixed" else 0
-        scheduler = prepare_scheduler(self.scheduler, how.steps, how.sampler)
+        scheduler = prepare_scheduler(self.scheduler, options.steps, options.sampler)
         timesteps, of_latents, given = [int(t) for t in scheduler.timesteps], None, None
         if first is not None:
             given = self._encode(first)
@@ -229,8 +231,10 @@ class MedSoraPipeline(SavedPipeline):
         if labels is not None:  # joint images, which a mixed denoiser carries along, have none
             rows = [[label] * clip + [none] * images for label in labels] if images else labels
             of_latents = torch.tensor(rows, device=self.denoiser.device)
-        prepared = self._prepare(timesteps, images, how.compile, how.labels, learns_variance(scheduler))
-        self._guidance_scale = how.guidance
+        prepared = self._prepare(
+            timesteps, images, options.compile, options.labels, learns_variance(scheduler)
+        )
+        self._guidance_scale = options.guidance
 
         def predict(z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
             return prepared(z.to(self.denoiser.dtype), t, labels).float()
@@ -243,9 +247,9 @@ class MedSoraPipeline(SavedPipeline):
             denoise,
             noise_like(like, generators),
             scheduler,
-            eta=how.eta,
+            eta=options.eta,
             generators=generators,
-            callback=how.callback,
+            callback=options.callback,
             interrupted=lambda: self._interrupt,
             given=given,
         )
@@ -290,7 +294,7 @@ class MedSoraPipeline(SavedPipeline):
 diffusers.MedSoraPipeline = MedSoraPipeline
 
 
-class _How(NamedTuple):
+class _SamplingOptions(NamedTuple):
     """How a call samples, whatever it samples."""
 
     sampler: str | None

@@ -29,7 +29,7 @@ from medsora.config.choices import COMPILE, FORMATS, SAMPLERS
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
 from medsora.denoiser.linear import bf16_problem
-from medsora.errors import BadInput, Interrupted, building
+from medsora.errors import BadInput, Interrupted, bad_input_from_errors
 from medsora.runtime.exit import is_main_process
 from medsora.runtime.files import name_beside, remove_leftovers, write_json
 from medsora.runtime.interruption import StopRequest
@@ -187,7 +187,7 @@ def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
     mine = [plan.missing[k] for k in share_of(state, len(plan.missing))]
     if mine:
         with StopRequest() as stop:
-            with building():
+            with bad_input_from_errors():
                 pipeline = pipeline_class(plan.model.kind).from_folder(
                     plan.model, dtype=DTYPES[settings.dtype], vae_dtype=DTYPES[settings.vae_dtype]
                 )
@@ -196,7 +196,7 @@ def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
     state.wait_for_everyone()
     paths = [settings.path(number) for number in range(settings.num_videos)]
     if state.is_main_process and (plan.missing or not (settings.out / SHEET_NAME).is_file()):
-        with building():
+        with bad_input_from_errors():
             rows = [
                 (f"seed {settings.seed + k}", read_frames(path)) for k, path in enumerate(paths[:SHEET_ROWS])
             ]
@@ -286,7 +286,7 @@ class BackgroundWriter:
         self.pending = [self.thread.submit(self.write, number, video) for number, video in pairs]
 
     def _finish(self) -> None:
-        with building():
+        with bad_input_from_errors():
             for future in self.pending:
                 future.result()
 

@@ -26,7 +26,7 @@ from huggingface_hub import snapshot_download
 from medsora.config.crop import checked_crop
 from medsora.config.schema import Config
 from medsora.config.shipped import models_folder, shipped_file, shipped_models
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.runtime.digests import sha256
 from medsora.runtime.files import is_file
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
@@ -355,7 +355,7 @@ def trained_vae(config: Config) -> VideoVAE:
     if config.vae.kind == "per-frame":
         vae = _per_frame_vae(config)
     elif config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():
-        with building():
+        with bad_input_from_errors():
             vae = _with_untrained_compensation(*find_base(config), config)
     elif config.vae.path is None:
         folder = find_vae(config.vae_dir, "run train_vae.py with the same config first, or set vae.path")
@@ -380,7 +380,7 @@ def trained_tokenizer(config: Config) -> ModelMixin:
     if config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():
         if config.vae.weights is None:
             raise BadInput("vae.path is base, a tokenizer without training: name its vae.weights.")
-        with building():
+        with bad_input_from_errors():
             tokenizer = VQTokenizer.from_base(shipped_file(config.vae.base), shipped_file(config.vae.weights))
         return tokenizer.requires_grad_(False)
     hint = "set vae.path, or run train_vae.py with the same config first"
@@ -393,7 +393,7 @@ def load_tokenizer(named: str | Path, hint: str) -> ModelMixin:
     Raises `BadInput`; where there is none, it ends in `hint`.
     """
     if is_file(Path(named)):
-        with building():
+        with bad_input_from_errors():
             return read_published_tokenizer(named).requires_grad_(False)
     folder = find_vae(named, hint, kinds=tuple(TOKENIZERS))
     kind = class_of_part(TOKENIZERS, read_json_object(folder / "config.json"), folder)

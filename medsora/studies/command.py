@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medsora.config.load import load_config
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.runtime.files import write_between_marks
 from medsora.studies.paired import MAX_SEEDS
@@ -150,7 +150,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 
 def _ablate(options: argparse.Namespace, command: str) -> None:
-    with building():
+    with bad_input_from_errors():
         stage, variants = variants_of(options.config, options.overrides, options.vary, grid=options.grid)
         first = variants[0].config
         from medsora.studies.ablate import Study, ablate, check
@@ -182,7 +182,7 @@ def _ablate(options: argparse.Namespace, command: str) -> None:
 
 
 def _equal_cost(options: argparse.Namespace, command: str) -> None:
-    with building():
+    with bad_input_from_errors():
         from medsora.studies.equal_cost import EqualCost
         from medsora.studies.scores import Scoring
 

@@ -20,7 +20,7 @@ from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
 from medsora.errors import BadInput
 from medsora.runtime.malloc import keep_freed_memory
-from medsora.runtime.processes import check_agreement, join, start_heartbeat
+from medsora.runtime.processes import check_agreement, join_group, start_heartbeat
 from medsora.training.randomness import derive_seed
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.trackers import usable_trackers
@@ -50,7 +50,7 @@ def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     keep_freed_memory()
     torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
-    join()
+    join_group()
     check_precision(precision)
     accelerator = Accelerator(
         mixed_precision=precision,

@@ -103,7 +103,7 @@ def _quiet_worker(memory_lock: Path, workers: int, worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on `device`; to a GPU through pinned memory, so that the host need not wait."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)

@@ -18,7 +18,7 @@ import torch
 from medsora.baselines.endogen.grid import frames_to_grid
 from medsora.data.phantom import clip_seed, render_clip
 from medsora.data.reading.pixels import frames_to_video
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_text, written_beside
 from medsora.runtime.markdown import markdown_table
@@ -54,7 +54,7 @@ def main() -> None:
         help="a run with vae.quantize=false, whose figures the note of a tokenizer compares",
     )
     options = parser.parse_args()
-    with building():
+    with bad_input_from_errors():
         trained = load_vae(find_vae(options.run, kinds=KINDS))
         rival = _rival(trained, options)
         config, weights = (options.out.with_suffix(ending) for ending in (".json", ".safetensors"))

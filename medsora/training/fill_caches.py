@@ -19,9 +19,9 @@ from accelerate import Accelerator
 
 from medsora.config.load import load_config
 from medsora.config.schema import Config
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
-from medsora.runtime.processes import losses_said
+from medsora.runtime.processes import reporting_lost_processes
 from medsora.saved.find import trained_vae
 from medsora.training.accelerator import make_accelerator
 from medsora.training.cache.latents import LatentCache, latent_cache_bytes
@@ -57,7 +57,7 @@ def fill_caches(config: Config) -> None:
         raise BadInput(
             "the config keeps no cache (cache.latents: off); set cache.latents=disk cache.prior=disk."
         )
-    with losses_said(), building():
+    with reporting_lost_processes(), bad_input_from_errors():
         accelerator = make_accelerator(config, config.train_dit.precision, config.dit_dir)
         vae = trained_vae(config).to(accelerator.device)
         vae.check_video_shape(config.data.frames, *config.data.height_width)

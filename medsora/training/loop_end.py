@@ -126,7 +126,7 @@ def check_step(
     logs = done % settings.log_every == 0 or ends
     evaluated = stage.early_stop is not None and done % stage.early_stop.every == 0
     saves = done % settings.save_every == 0 or ends or evaluated
-    bad, asked = guard.look(record, norm, asked=stop.wanted(), at_once=logs or saves)
+    bad, asked = guard.check(record, norm, asked=stop.wanted(), at_once=logs or saves)
     if bad is not None:
         stage.parts.save(bad.number)
         stage.accelerator.end_training()

@@ -69,7 +69,7 @@ class StepGuard:
         self.bad = torch.zeros((), device=accelerator.device)  # 1 from the first bad step on, in any process
         self._unread: deque[tuple[StepRecord, Tensor, torch.cuda.Event | None]] = deque()
 
-    def look(
+    def check(
         self, record: StepRecord, norm: Tensor, *, asked: bool, at_once: bool
     ) -> tuple[StepRecord | None, bool]:
         """Return the first step that is known to be bad, if there is one, and whether any process was asked.

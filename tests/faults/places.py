@@ -104,7 +104,7 @@ PLACES: dict[str, Callable[[int], None]] = {
     "after the rename": lambda n: _in_rename(n, after=True),
     "in the dropping of an old checkpoint": lambda n: arm(checkpoint.shutil, "rmtree", 1, half_a_deletion),
     "before an evaluation": lambda n: (
-        arm(dit_stage.DitStage, "evaluate", n, nothing),
+        arm(dit_stage.Stage2, "evaluate", n, nothing),
         arm(vae_stage.VaeStage, "evaluate", n, nothing),
     )[0],
     "in the writing of samples": lambda n: arm(run_report, "save_image", 2, half_a_picture),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from medsora.config.load import load_config
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.runtime.files import read_patiently, write_bytes
 from tests.faults.guarded import no_sentence_of_ours
 from tests.support.paths import ROOT
@@ -93,7 +93,7 @@ def test_kills_and_several_processes() -> None:
 )
 def test_a_refusal_is_a_sentence_of_our_own(refuse: Callable[[], object], found: str | None) -> None:
     """A library's `ValueError` is none, even where `building` makes a `BadInput` of it."""
-    for context in (nullcontext(), building()):
+    for context in (nullcontext(), bad_input_from_errors()):
         with pytest.raises((ValueError, OSError)) as caught, context:
             refuse()
         problem = no_sentence_of_ours(caught.value)

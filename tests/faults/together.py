@@ -31,7 +31,7 @@ from medsora.runtime.processes import start_heartbeat
 from medsora.training import batches as setup
 from medsora.training import fill_caches as cache
 from medsora.training.schedule import SampleKey
-from medsora.training.stage2.samples import DitSamples
+from medsora.training.stage2.samples import Stage2Samples
 from tests.faults.processes import (
     alone,
     finish,
@@ -280,15 +280,15 @@ def _seen_samples(folder: Path, processes: int, main: Callable[[int], None]) -> 
         path.unlink()
 
     def noting(rank: int) -> None:
-        read = DitSamples.__getitem__
+        read = Stage2Samples.__getitem__
 
-        def noted(self: DitSamples, key: SampleKey) -> dict[str, Any]:
+        def noted(self: Stage2Samples, key: SampleKey) -> dict[str, Any]:
             if self.draw:
                 with (folder / f"samples-{rank}.txt").open("a") as file:
                     file.write(f"{key.number} {key.epoch} {key.index}\n")
             return read(self, key)
 
-        DitSamples.__getitem__ = noted
+        Stage2Samples.__getitem__ = noted
         main(rank)
 
     _finish(folder, processes, noting)

@@ -155,7 +155,7 @@ def test_targets_of_the_needed_samples_alone_are_enough(timesteps, count):
 
     mask = needed(t)
     assert mask.sum() == count
-    targets = prior(video[mask], **SHAPE) if count else None  # as `DitInputs.alignment_targets` does
+    targets = prior(video[mask], **SHAPE) if count else None  # as `Stage2Inputs.alignment_targets` does
     skipped = alignment_loss(features, targets, t, needed=mask)
     (with_skip,) = torch.autograd.grad(skipped.loss, weight, retain_graph=True)
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from medsora.errors import BadInput, LostProcess, building, one_line
+from medsora.errors import BadInput, LostProcess, bad_input_from_errors, one_line
 
 
 @pytest.mark.parametrize("error", [ValueError("no such key"), OSError("no such key")])
 def test_what_a_leaf_raises_about_the_input_becomes_bad_input(error: Exception) -> None:
-    with pytest.raises(BadInput, match=r"^no such key$") as caught, building():
+    with pytest.raises(BadInput, match=r"^no such key$") as caught, bad_input_from_errors():
         raise error
     assert caught.value.__cause__ is error
 
 
 def test_bad_input_and_bugs_pass_unchanged() -> None:
     first = BadInput("a sentence")
-    with pytest.raises(BadInput) as caught, building():
+    with pytest.raises(BadInput) as caught, bad_input_from_errors():
         raise first
     assert caught.value is first
-    with pytest.raises(KeyError), building():
+    with pytest.raises(KeyError), bad_input_from_errors():
         raise KeyError("a bug")
 
 

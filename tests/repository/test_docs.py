@@ -153,9 +153,9 @@ def test_the_fidelity_page_says_what_the_phantom_s_configs_say() -> None:
     how = (ROOT / "configs" / "phantom_base.yaml").read_text(encoding="utf-8")  # its stages are overrides
     assert ("train_vae.coarse=0." in how) == ("the small phantom base adds" in rows["train_vae.coarse"])
     assert (phantom.vae.base, phantom.images.encoding) == ("configs/phantom_base.json", "single")
-    assert (phantom.denoiser.prediction, phantom.train_dit.error_of) == ("velocity", "velocity")
+    assert (phantom.denoiser.prediction, phantom.train_dit.loss_target) == ("velocity", "velocity")
     assert "`phantom.yaml` predicts v" in rows["denoiser.prediction"]
-    assert phantom.train_dit.matmul == "medium", rows["train_dit.matmul"]
+    assert phantom.train_dit.matmul_precision == "medium", rows["train_dit.matmul_precision"]
     assert (len(phantom.train_dit.phases), phantom.train_dit.lr_decay) == (1, "cosine")
     assert "`phantom.yaml` one phase with a cosine decay" in rows["train_dit.lr_decay"]
 

@@ -55,7 +55,10 @@ def test_hours_follow_from_flops_and_the_precision(capsys: pytest.CaptureFixture
     hour = 35.6e12 * 0.25 * 3600  # a quarter of the float32 peak of an RTX 3090
     for settings, expected in (
         ({}, "1 h on an RTX 3090 or 0.531 h on an H200, assuming 25% of the peak of float32"),
-        ({"matmul": "high"}, "1 h on an RTX 3090 or 0.072 h on an H200, assuming 25% of the peak of TF32"),
+        (
+            {"matmul_precision": "high"},
+            "1 h on an RTX 3090 or 0.072 h on an H200, assuming 25% of the peak of TF32",
+        ),
         (
             {"precision": "bf16"},
             "0.501 h on an RTX 3090 or 0.036 h on an H200, assuming 25% of the peak of bf16",

@@ -17,7 +17,7 @@ from medsora.downstream.segmentation.unet import MULTIPLE_PX, UNet
 from medsora.downstream.study import SUPERVISED, Study, draws_of_test
 from medsora.downstream.training import given_recipe, predict, tenths, train
 from medsora.errors import BadInput
-from medsora.runtime.processes import join
+from medsora.runtime.processes import join_group
 
 NOTE = (
     "FixMatch on pixels: a strong view (colours, blur, CutMix) learns the weak view's mask where its "
@@ -52,7 +52,7 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
     unlabelled = read_unlabelled_frames(options.unlabelled, options.max_unlabelled, size)
     rows = {seed: [needed.index(number) for number in numbers] for seed, numbers in drawn.items()}
     names = {seed: [labelled.names[row] for row in chosen] for seed, chosen in rows.items()}
-    device = join().device
+    device = join_group().device
 
     def train_run(variant: str, seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)

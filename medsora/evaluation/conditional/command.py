@@ -13,11 +13,11 @@ import torch
 from medsora.config.choices import SAMPLERS
 from medsora.config.load import load_config
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.evaluation.sanity.claims import Claim
 from medsora.runtime.files import write_json
 from medsora.runtime.malloc import keep_freed_memory
-from medsora.runtime.processes import join
+from medsora.runtime.processes import join_group
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.sampling.run import pipeline_class
 from medsora.saved.find import MEDSORA, find_model
@@ -62,10 +62,10 @@ def load_measured(model: str, *, any_kind: bool = False) -> SavedPipeline:
     Raises `BadInput`.
     """
     keep_freed_memory()
-    with building():
+    with bad_input_from_errors():
         found = find_model(model)
         pipeline = pipeline_class(found.kind if any_kind else MEDSORA).from_folder(found)
-    return pipeline.to(join().device)
+    return pipeline.to(join_group().device)
 
 
 def sampled(

@@ -13,7 +13,7 @@ from medsora.data.phantom import variant_suffix, write_phantom
 from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.reading.video_io import read_frames
 from medsora.data.video_table import read_video_table
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.evaluation.conditional.classifier import Judge, train_judge
 from medsora.flow_prior.weights import load_strictly
 from medsora.runtime.files import written_beside
@@ -36,7 +36,7 @@ def phantom_folder(
 ) -> Path:
     """Render phantom clips into a folder of `cache`, unless they are there; return it."""
     folder = cache / f"phantom-{count}x{frames}-{size}px-seed{seed}{variant_suffix(polyp_size, look)}"
-    with building(), progress_bar("rendering phantom clips", total=count, unit="clip") as bar:
+    with bad_input_from_errors(), progress_bar("rendering phantom clips", total=count, unit="clip") as bar:
         workers = 2 if count >= WORTH_PROCESSES else 1
         write_phantom(
             folder,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from medsora.data.sheet import contact_sheet, save_image
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.evaluation.conditional.classifier import Judge, judged
 from medsora.evaluation.conditional.command import (
     conclude,
@@ -124,7 +124,7 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def _load_vae(named: str) -> FrequencyCompensatedVAE:
-    with building():
+    with bad_input_from_errors():
         if named.endswith(".json"):
             weights = str(Path(named).with_suffix(".safetensors"))
             checked_base(named, weights, FrequencyCompensatedVAE.base_class)

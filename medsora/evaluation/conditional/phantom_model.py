@@ -20,7 +20,7 @@ from scipy.stats import fisher_exact
 
 from medsora.config.choices import PHANTOM_LOOKS
 from medsora.data.reading.video_io import read_frames
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.evaluation.conditional.classifier import judged, train_judge
 from medsora.evaluation.conditional.command import (
     conclude,
@@ -86,7 +86,7 @@ def measure(options: argparse.Namespace) -> int:
         raise BadInput(f"--videos is {options.videos}: comparing takes at least {2 * CLIPS_AT_ONCE} clips.")
     if options.training is not None and not any(options.training.glob("*.mkv")):
         raise BadInput(f"--training {options.training} holds no phantom clips (*.mkv).")
-    with building():
+    with bad_input_from_errors():
         motion = {"DIS": MotionMeasure()}
         if options.raft is not None:
             raft = build_estimator("raft_small", str(options.raft))

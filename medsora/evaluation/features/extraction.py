@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.evaluation.features.clip_set import ClipSet
 from medsora.evaluation.features.feature_store import Extractor, Features, FeatureStore
 from medsora.runtime.processes import on_main, share_of
@@ -70,7 +70,7 @@ def _fill(
 ) -> None:
     with (
         progress_bar(f"features of {label} clips", total=len(mine), unit="clip", show=show) as bar,
-        building(),
+        bad_input_from_errors(),
     ):
         for indices, batch in clips.read_ahead(mine, batch_size):
             for store in stores:

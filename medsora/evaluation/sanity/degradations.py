@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.evaluation.features.clip_set import ClipSet, choose_clips
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
@@ -101,7 +101,7 @@ def main() -> None:
         help="the second set: every other video, or each video's later half (default: video)",
     )
     options = parser.parse_args()
-    with building():
+    with bad_input_from_errors():
         clips = choose_clips(
             options.real,
             frames=options.frames,

@@ -51,7 +51,7 @@ def dry_run_ar(config: Config, processes: int = 1) -> None:
         optimiser=moments(settings.optimizer) * trained,
         frozen=size_bytes(tokenizer),
         step=step,
-        looking=0,
+        evaluating=0,
         clips=0,
     )
     findings.memory(estimate, batch)

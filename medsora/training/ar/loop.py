@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from medsora.config.schema import Config
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.runtime.interruption import StopRequest
-from medsora.runtime.processes import losses_said
+from medsora.runtime.processes import reporting_lost_processes
 from medsora.training.accelerator import clipped_norm, float32_products, gradients_synchronised
 from medsora.training.ar.build import build_ar_stage
-from medsora.training.batches import TimedBatches, sent
+from medsora.training.batches import TimedBatches, to_device
 from medsora.training.loop_end import batch_order, begin, begin_step, check_step, end_step, log_step, watch
 
 
@@ -22,7 +22,7 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
     stop = StopRequest(time_limit_minutes)
-    with losses_said(), building(), stop.preparing():
+    with reporting_lost_processes(), bad_input_from_errors(), stop.preparing():
         stage = build_ar_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
         start = stage.resume()
@@ -30,14 +30,21 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
     order = batch_order(stage, start, stage.clip_labels if config.data.balance else None)
     batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
     progress, report, guard = watch(stage, start, stop, "EndoGen", f"EndoGen {config.endogen.preset}")
-    with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
+    with (
+        reporting_lost_processes(),
+        stop,
+        batches,
+        progress,
+        report,
+        float32_products(settings.matmul_precision),
+    ):
         for number in begin(stage, start, stop):
             done = number + 1
             step, record = begin_step(stage, number, stop, model, optimizer)
             total = torch.zeros((), device=accelerator.device)
             for micro in range(settings.accumulation):
                 batch = batches.next()
-                codes, labels = (sent(batch[name], accelerator.device) for name in ("codes", "label"))
+                codes, labels = (to_device(batch[name], accelerator.device) for name in ("codes", "label"))
                 last = micro == settings.accumulation - 1
                 with gradients_synchronised(accelerator, model, last):
                     loss = stage.loss(model, codes, labels)

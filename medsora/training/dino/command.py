@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from medsora.data.phantom.corpus import LOOK
-from medsora.errors import BadInput, building
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.flow_prior.dino import DinoEncoder, build_network
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.runtime.files import write_text, written_beside
@@ -55,7 +55,7 @@ def main() -> None:
     if options.unseen < 12:
         raise BadInput(f"--unseen is {options.unseen}: judging takes at least 12 clips.")
     architecture = str(options.out.with_suffix(".json"))
-    with building():
+    with bad_input_from_errors():
         network = build_network(architecture)
         recipe = Recipe(options.steps, options.batch, options.lr, seed=options.seed)
         pictures = flow_pictures(options.run / "pictures", options.clips, options.size, seed=options.seed)

@@ -33,7 +33,7 @@ from medsora.saved.optimizer import moments
 from medsora.saved.pipeline import DTYPES
 from medsora.training.cache.prior import has_image_targets
 from medsora.training.joint_images import image_latents, image_moments
-from medsora.training.stage2.inputs import DitInputs
+from medsora.training.stage2.inputs import Stage2Inputs
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.vae import FrequencyCompensatedVAE, VideoVAE, VQTokenizer
 from medsora.vae.losses import VaeLoss
@@ -50,13 +50,13 @@ COPIES = 3  # a batch's pixels are held as items, as the batch, and as the batch
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes of one process. Step, encoding, prior and looking take turns, so only the largest of them counts.
+    """Bytes of one process. Step, encoding, prior and evaluation take turns: only the largest counts.
 
     weights, average, optimiser: of what is trained.
     frozen: the weights of models that are only used.
     step: a training step's activations and gradients at their most.
     encoding, prior: turning clips into latents, and into alignment targets.
-    looking: evaluation and sampling, with the weights that the average displaces.
+    evaluating: evaluation and sampling, with the weights that the average displaces.
     clips: a batch's pixels as they are read, joined and replaced by the next; always beside the processor.
     """
 
@@ -67,19 +67,19 @@ class MemoryEstimate:
     step: int
     encoding: int = 0
     prior: int = 0
-    looking: int
+    evaluating: int
     clips: int
 
     @property
     def tensors(self) -> int:
         """The most bytes of models' and operations' tensors that lie in memory at once."""
         lasting = self.weights + self.average + self.optimiser + self.frozen
-        return lasting + max(self.step, self.encoding, self.prior, self.looking)
+        return lasting + max(self.step, self.encoding, self.prior, self.evaluating)
 
     @property
     def slack(self) -> int:
         """What allocators keep in gaps between tensors."""
-        return int(SLACK * max(self.step, self.encoding, self.prior, self.looking))
+        return int(SLACK * max(self.step, self.encoding, self.prior, self.evaluating))
 
     @property
     def total(self) -> int:
@@ -92,13 +92,13 @@ class MemoryEstimate:
         return [*found, ("allocator's slack", self.slack), ("total", self.total)]
 
 
-class DitWork(NamedTuple):
+class Stage2Work(NamedTuple):
     """What stage 2 does, for `batch` clips of a micro-batch: its loss, and what comes before and after it."""
 
     train: Callable[[], Tensor]
     encode: Callable[[], None]
     targets: Callable[[], None]  # for one clip
-    look: Callable[[], None]
+    evaluate: Callable[[], None]
 
 
 def estimate_dit(
@@ -119,7 +119,7 @@ def estimate_dit(
         step=peak_bytes([model], work.train),
         encoding=peak_bytes([vae], work.encode, gradients=False),
         prior=peak_bytes([prior], work.targets, gradients=False) if prior is not None else 0,
-        looking=trained + peak_bytes([model, vae], work.look, gradients=False),
+        evaluating=trained + peak_bytes([model, vae], work.evaluate, gradients=False),
         clips=0 if cached else COPIES * batch * _pixel_bytes(config, pictures),
     )
 
@@ -161,7 +161,9 @@ def dit_flops(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
     return flops
 
 
-def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None, batch: int) -> DitWork:
+def _dit_work(
+    config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None, batch: int
+) -> Stage2Work:
     data, settings = config.data, config.train_dit
     clip, _, height, width = vae.latent_shape(data.frames, *data.height_width)
     images = image_latents(config, vae)
@@ -169,7 +171,7 @@ def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
     model.train()
 
     diffusion, classes = GaussianDiffusion(), model.config.classes
-    inputs = DitInputs(
+    inputs = Stage2Inputs(
         config, vae, diffusion, prior, None, torch.device("cpu"), grid, model.config.width, classes
     )
     criterion = DenoisingLoss(config, diffusion, lambda: autocast(settings.precision), model.adapter)
@@ -204,14 +206,14 @@ def _dit_work(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
             pictures = torch.empty(config.images.count, 3, *data.height_width)
             prior.picture_targets(pictures, images, grid[1:])
 
-    def look() -> None:
+    def evaluate() -> None:
         encode_clips(settings.eval_clips)
         z = torch.empty(settings.eval_clips, clip + images, model.config.in_channels, height, width)
         model(z, torch.zeros(settings.eval_clips, dtype=torch.long), num_images=images)
         vae.decode(z[: settings.sample_videos, :clip])
 
     count = 2 if config.cache.latents == "disk" else batch
-    return DitWork(train, lambda: encode_clips(count), targets, look)
+    return Stage2Work(train, lambda: encode_clips(count), targets, evaluate)
 
 
 @functools.cache
@@ -268,7 +270,7 @@ def estimate_vae(
             out = vae(video, coarse=settings.coarse > 0)
             return loss(out.reconstruction, video, out.mean, out.logvar, out.coarse).total
 
-    def look() -> None:
+    def evaluate() -> None:
         videos = torch.empty(settings.eval_clips, data.frames, 3, *data.height_width)
         kept = [vae.reconstruct(videos) for _ in range(2)]  # with the compensation and without
         for version in kept:
@@ -281,7 +283,7 @@ def estimate_vae(
         optimiser=moments(settings.optimizer) * trained,
         frozen=size_bytes(vae) - trained + size_bytes(loss),
         step=peak_bytes([vae, loss], train),
-        looking=peak_bytes([vae], look, gradients=False),
+        evaluating=peak_bytes([vae], evaluate, gradients=False),
         clips=COPIES * batch * _pixel_bytes(config, data.frames),
     )
 

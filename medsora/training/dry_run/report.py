@@ -242,7 +242,7 @@ def _usual_gpu(
 
 def report_hours(findings: Findings, settings: DitTrainingConfig | ArTrainingConfig, flops: float) -> None:
     """Report how long GPUs take for so many FLOPs."""
-    number = 2 if settings.precision != "no" else int(settings.matmul != "highest")
+    number = 2 if settings.precision != "no" else int(settings.matmul_precision != "highest")
     hours = [
         f"{flops / (peaks[number] * 1e12 * REACHED) / 3600:.3g} h on an {gpu}" for gpu, peaks in GPUS.items()
     ]

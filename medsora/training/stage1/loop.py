@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from medsora.config.schema import Config
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.runtime.interruption import StopRequest
-from medsora.runtime.processes import losses_said
+from medsora.runtime.processes import reporting_lost_processes
 from medsora.training.accelerator import clipped_norm, gradients_synchronised
-from medsora.training.batches import NumberedClips, TimedBatches, sent
+from medsora.training.batches import NumberedClips, TimedBatches, to_device
 from medsora.training.loop_end import batch_order, begin, begin_step, check_step, end_step, log_step, watch
 from medsora.training.stage1.build import build_vae_stage
 from medsora.training.stage1.crops import random_crops
@@ -23,14 +23,14 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
     stop = StopRequest(time_limit_minutes)
-    with losses_said(), building(), stop.preparing():
+    with reporting_lost_processes(), bad_input_from_errors(), stop.preparing():
         stage = build_vae_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.vae, stage.optimizer)
         start = stage.resume()
     settings, accelerator = config.train_vae, stage.accelerator
     batches = TimedBatches(NumberedClips(stage.clips), batch_order(stage, start), config.data.workers)
     progress, report, guard = watch(stage, start, stop, "stage 1", "the VAE")
-    with losses_said(), stop, batches, progress, report:
+    with reporting_lost_processes(), stop, batches, progress, report:
         for number in begin(stage, start, stop):
             done = number + 1
             step, record = begin_step(stage, number, stop, model, optimizer)
@@ -39,7 +39,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 batch = batches.next()
                 # A worker's batch lies otherwise in memory than the main process's: other last digits.
                 video = random_crops(batch["video"], settings.crop, config.run.seed, batch["sample"])
-                video = sent(video, accelerator.device).contiguous()
+                video = to_device(video, accelerator.device).contiguous()
                 last = micro == settings.accumulation - 1
                 with accelerator.autocast(), gradients_synchronised(accelerator, model, last):
                     loss = stage.compute_loss(model, video, batch["sample"])

@@ -28,16 +28,16 @@ from medsora.training.cache.latents import LatentCache
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes
 from medsora.training.open_clips import denoiser_clip_spec, open_clips, open_run
 from medsora.training.stage2.ema import Ema
-from medsora.training.stage2.inputs import DitInputs
+from medsora.training.stage2.inputs import Stage2Inputs
 from medsora.training.stage2.loss import DenoisingLoss
-from medsora.training.stage2.samples import DitSamples
-from medsora.training.stage2.stage import DitStage
+from medsora.training.stage2.samples import Stage2Samples
+from medsora.training.stage2.stage import Stage2
 from medsora.vae import VideoVAE
 
 log = logging.getLogger(__name__)
 
 
-def build_dit_stage(config: Config) -> DitStage:
+def build_dit_stage(config: Config) -> Stage2:
     """Build everything; raises `ValueError` or `OSError` for whatever cannot be used."""
     settings = config.train_dit
     accelerator = make_accelerator(config, settings.precision, config.dit_dir)
@@ -82,11 +82,11 @@ def build_dit_stage(config: Config) -> DitStage:
         betas=settings.betas,
         weight_decay=settings.weight_decay,
     )
-    return DitStage(
+    return Stage2(
         config=config,
         accelerator=accelerator,
         run=run,
-        samples=DitSamples(
+        samples=Stage2Samples(
             config,
             clips,
             steps=diffusion.steps,
@@ -94,11 +94,11 @@ def build_dit_stage(config: Config) -> DitStage:
             latents=latents,
             priors=priors,
         ),
-        held_out=DitSamples(config, held_out, steps=diffusion.steps, draw=False),
+        held_out=Stage2Samples(config, held_out, steps=diffusion.steps, draw=False),
         model=model,
         vae=vae,
         vae_digest=weights_digest(vae),
-        inputs=DitInputs(
+        inputs=Stage2Inputs(
             config, vae, diffusion, prior, priors, accelerator.device, grid, model.config.width, classes
         ),
         loss=DenoisingLoss(config, diffusion, accelerator.autocast, model.adapter),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medsora.config.schema import Config
 from medsora.diffusion import CLEAN, GaussianDiffusion
-from medsora.training.batches import sent
+from medsora.training.batches import to_device
 from medsora.training.cache.prior import PriorCache, has_image_targets
 from medsora.training.joint_images import image_latents, image_moments
 from medsora.training.randomness import normal_for
@@ -43,7 +43,7 @@ class NoisedLatents:
     labels: Tensor | None
 
 
-class DitInputs:
+class Stage2Inputs:
     """Encodes (or takes from the cache), adds noise, and asks the flow prior for the samples that need it."""
 
     def __init__(
@@ -65,23 +65,23 @@ class DitInputs:
 
     @torch.no_grad()
     def noised_latents(self, batch: dict[str, Any]) -> NoisedLatents:
-        """Return the noised latents of a collated micro-batch (`DitSamples.collate`)."""
+        """Return the noised latents of a collated micro-batch (`Stage2Samples.collate`)."""
         if "mean" in batch:
-            mean, logvar = sent(batch["mean"], self.device), sent(batch["logvar"], self.device)
+            mean, logvar = to_device(batch["mean"], self.device), to_device(batch["logvar"], self.device)
         else:
-            video = sent(batch["video"][:, : self.config.data.frames], self.device)
+            video = to_device(batch["video"][:, : self.config.data.frames], self.device)
             moments = [self._clip_moments(video, batch)]
             if self.config.images.count:
-                images = sent(batch["images"], self.device)
+                images = to_device(batch["images"], self.device)
                 moments.append(image_moments(self.vae, images, self.config.images.encoding))
             mean, logvar = (torch.cat(parts, dim=1) for parts in zip(*moments, strict=True))
         z_0 = self.vae.sample_latents(mean, logvar, noise=self._noise(mean, batch, "posterior"))
         noise = self._noise(mean, batch, "noise")
-        t = latent_t = sent(batch["t"], self.device)
+        t = latent_t = to_device(batch["t"], self.device)
         weights = None
         if "given" in batch:
             given = torch.arange(z_0.shape[1]) < batch["given"][:, None]
-            given = sent(given, self.device)
+            given = to_device(given, self.device)
             latent_t, weights = t[:, None].masked_fill(given, CLEAN), (~given).float()
         z_t = self.diffusion.add_noise(z_0, noise, latent_t)
         if weights is not None:
@@ -101,7 +101,7 @@ class DitInputs:
     def _clip_moments(self, video: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Encode clips; where one latent is given, it is the first frame's alone, as when sampling."""
         mean, logvar = self.vae.encode_moments(video)
-        alone = sent((batch["given"] == 1).nonzero().flatten(), self.device) if "given" in batch else ()
+        alone = to_device((batch["given"] == 1).nonzero().flatten(), self.device) if "given" in batch else ()
         if len(alone):
             mean[alone, :1], logvar[alone, :1] = self.vae.encode_moments(video[alone, :1])
         return mean, logvar
@@ -112,7 +112,7 @@ class DitInputs:
             return None
         labels = batch["label"][:, None].repeat(1, latents)
         labels[:, latents - self.num_images :] = self.classes
-        return sent(labels, self.device)
+        return to_device(labels, self.device)
 
     @torch.no_grad()
     def alignment_targets(self, batch: dict[str, Any]) -> list[Tensor] | None:
@@ -136,11 +136,11 @@ class DitInputs:
     def _clip_features(self, batch: dict[str, Any], row: int) -> list[Tensor]:
         """Return a clip's features (f, l, d) per distinct DINO layer, from the cache or computed and kept."""
         if batch["prior"][row] is not None:
-            return [sent(layer, self.device).float() for layer in batch["prior"][row]]
+            return [to_device(layer, self.device).float() for layer in batch["prior"][row]]
         video, flow = batch["flow_video"][row], batch["flow"][row]
         layers = self.prior.distinct_targets(
-            None if video is None else sent(video[None], self.device),
-            None if flow is None else sent(flow[None], self.device),
+            None if video is None else to_device(video[None], self.device),
+            None if flow is None else to_device(flow[None], self.device),
             latent_frames=self.grid[0],
             grid=self.grid[1:],
             width=self.width,
@@ -153,19 +153,19 @@ class DitInputs:
     def _image_features(self, batch: dict[str, Any], row: int) -> list[Tensor]:
         """Return the joint images' features (n - f, D, 2h̄, 2w̄) per distinct DINO layer, as for clips."""
         if batch["image_prior"][row] is None:
-            pictures = sent(batch["images"][row], self.device)
+            pictures = to_device(batch["images"][row], self.device)
             return self.prior.picture_targets(pictures, self.num_images, self.grid[1:])
         joint = batch["image_prior"][row]
         of_entries = []
         for images, found in joint:
             if isinstance(found, Tensor):
-                pictures, latents = sent(found, self.device), self.num_images // len(joint)
+                pictures, latents = to_device(found, self.device), self.num_images // len(joint)
                 found = self.prior.picture_targets(pictures, latents, self.grid[1:])
                 found = found if self.priors is None else self.priors.put(*images, found)
-            of_entries.append([sent(layer, self.device).float() for layer in found])
+            of_entries.append([to_device(layer, self.device).float() for layer in found])
         return [torch.cat(of_layer) for of_layer in zip(*of_entries, strict=True)]
 
     def _noise(self, like: Tensor, batch: dict[str, Any], purpose: str) -> Tensor:
         seed, shape = self.config.run.seed, tuple(like.shape[1:])
         noise = [normal_for(shape, seed, purpose, int(sample)) for sample in batch["sample"]]
-        return sent(torch.stack(noise), self.device)
+        return to_device(torch.stack(noise), self.device)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from medsora.config.schema import Config
-from medsora.errors import building
+from medsora.errors import bad_input_from_errors
 from medsora.runtime.interruption import StopRequest
-from medsora.runtime.processes import losses_said
+from medsora.runtime.processes import reporting_lost_processes
 from medsora.training.accelerator import clipped_norm, float32_products, gradients_synchronised
 from medsora.training.batches import TimedBatches
 from medsora.training.loop_end import batch_order, begin, begin_step, check_step, end_step, log_step, watch
@@ -22,7 +22,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
     stop = StopRequest(time_limit_minutes)
-    with losses_said(), building(), stop.preparing():
+    with reporting_lost_processes(), bad_input_from_errors(), stop.preparing():
         stage = build_dit_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
         start = stage.resume()
@@ -31,7 +31,14 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
     title = f"the denoiser {config.denoiser.preset}"
     progress, report, guard = watch(stage, start, stop, "stage 2", title)
-    with losses_said(), stop, batches, progress, report, float32_products(settings.matmul):
+    with (
+        reporting_lost_processes(),
+        stop,
+        batches,
+        progress,
+        report,
+        float32_products(settings.matmul_precision),
+    ):
         for number in begin(stage, start, stop):
             done = number + 1
             step, record = begin_step(stage, number, stop, model, optimizer)
@@ -50,7 +57,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 for name, value in {"total": losses.total, **losses.parts}.items():
                     parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
 
-            clip_norm = settings.clip_norm if step.epoch >= settings.clip_from_epoch else None
+            clip_norm = settings.clip_norm if step.epoch >= settings.clip_after_epoch else None
             norm = clipped_norm(accelerator, stage.model, clip_norm)
             logs, saves, asked = check_step(stage, guard, record, norm, stop)
             optimizer.step()

@@ -41,13 +41,13 @@ class DenoisingLoss:
     ) -> None:
         """`adapter` is the denoiser's, with an image prior (`alignment.kind`)."""
         self.adapter = adapter
-        self.alignment, self.error_of = config.alignment, config.train_dit.error_of
+        self.alignment, self.loss_target = config.alignment, config.train_dit.loss_target
         self.diffusion, self.autocast = diffusion, autocast
 
     def __call__(
         self, model: nn.Module, noised: NoisedLatents, targets: list[Tensor] | None
     ) -> DenoisingLosses:
-        """Run `model` on noised latents; `targets` are `DitInputs.alignment_targets` of the same batch."""
+        """Run `model` on noised latents; `targets` are `Stage2Inputs.alignment_targets` of the same batch."""
         with self.autocast():
             out = model(noised.z_t, noised.latent_t, num_images=noised.num_images, labels=noised.labels)
         diffusion = self.diffusion.hybrid_loss(
@@ -59,7 +59,7 @@ class DenoisingLoss:
             noised.latent_t,
             weights=noised.weights,
         )
-        weight = self.diffusion.error_weight(noised.t, self.error_of)
+        weight = self.diffusion.error_weight(noised.t, self.loss_target)
         total = (weight * diffusion.mse + diffusion.vb).mean()
         parts = {"mse": diffusion.mse.mean(), "vb": diffusion.vb.mean()}
         if not self.alignment.weight:

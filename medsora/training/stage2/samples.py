@@ -26,7 +26,7 @@ NUMBERS = ("sample", "t", "needed", "label", "given")
 LISTED = ("index", "flipped", "name", "prior", "image_prior", "flow", "flow_video")
 
 
-class DitSamples(Dataset):
+class Stage2Samples(Dataset):
     """Items by `SampleKey`; `collate` makes a micro-batch of them.
 
     Without a cache an item holds `video` (F+1, 3, H, W) and `images` (K, 3, H, W); with it `mean` and

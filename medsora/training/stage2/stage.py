@@ -27,9 +27,9 @@ from medsora.training.run.folder import RunFolder
 from medsora.training.schedule import SampleKey, Schedule
 from medsora.training.stage2.block_alignment import BlockAlignment
 from medsora.training.stage2.ema import Ema
-from medsora.training.stage2.inputs import DitInputs
+from medsora.training.stage2.inputs import Stage2Inputs
 from medsora.training.stage2.loss import DenoisingLoss
-from medsora.training.stage2.samples import DitSamples
+from medsora.training.stage2.samples import Stage2Samples
 from medsora.training.stage_parts import ModelPart, StageParts, ValuePart
 from medsora.vae import VideoVAE
 
@@ -38,18 +38,18 @@ HELD_OUT_LOSS = "held_out/mse"
 
 
 @dataclass
-class DitStage:
+class Stage2:
     """The parts of stage 2, built and checked before its first step (`build.py`)."""
 
     config: Config
     accelerator: Accelerator
     run: RunFolder
-    samples: DitSamples
-    held_out: DitSamples
+    samples: Stage2Samples
+    held_out: Stage2Samples
     model: Denoiser
     vae: VideoVAE
     vae_digest: str
-    inputs: DitInputs
+    inputs: Stage2Inputs
     loss: DenoisingLoss
     optimizer: torch.optim.Optimizer
     ema: Ema

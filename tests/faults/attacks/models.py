@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from medsora.config.load import config_from_dict
-from medsora.errors import BadInput, NonFiniteVideo, building
+from medsora.errors import BadInput, NonFiniteVideo, bad_input_from_errors
 from medsora.runtime.digests import sha256
 from medsora.sampler import SCHEDULERS
 from medsora.sampling.pipeline import MedSoraPipeline
@@ -109,7 +109,7 @@ def use_base(hostile: Path) -> str:
     refusals = []
     for build, config in ((build_vae, of_json), (trained_vae, of_folder)):
         try:
-            with only_documented(), building():  # as the commands do
+            with only_documented(), bad_input_from_errors():  # as the commands do
                 build(config)
         except BadInput as error:
             refusals.append(error)

@@ -143,7 +143,7 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
         ("data.frames=abc", "data.frames"),
         ("vae.compensation=Ture", "vae.compensation"),
         ("data.frames=0", "greater than 0"),
-        ("train_dit.error_of=speed", "noise, velocity"),
+        ("train_dit.loss_target=speed", "noise, velocity"),
         ("data.size=big", "data.size"),
         ("images.encoding=loose", "packed, single"),
         ("images.encoding=packed", "multiple of 8"),

@@ -137,14 +137,14 @@ def test_sampling_is_left_when_asked_and_made_up_for_later(
         train_dit__sample_every=1,
         train_dit__save_every=100,
     )
-    sample = dit_stage.DitStage.sample
+    sample = dit_stage.Stage2.sample
 
-    def asked_while_sampling(self: dit_stage.DitStage, step: int, stop: StopRequest) -> None:
+    def asked_while_sampling(self: dit_stage.Stage2, step: int, stop: StopRequest) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         sample(self, step, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dit_stage.DitStage, "sample", asked_while_sampling)
+        patch.setattr(dit_stage.Stage2, "sample", asked_while_sampling)
         with pytest.raises(Interrupted, match="saved after step 1"):
             tiny.train("dit", config)
     samples = config.dit_dir / "samples"

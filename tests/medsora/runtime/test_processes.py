@@ -17,9 +17,9 @@ from medsora.runtime.processes import (
     Heartbeat,
     check_agreement,
     check_same_places,
-    losses_said,
     on_main,
     part,
+    reporting_lost_processes,
     share_of,
     start_heartbeat,
     working_together,
@@ -127,7 +127,7 @@ def test_a_store_that_is_gone_means_the_main_process_is() -> None:
 
 
 def test_what_is_nobodys_loss_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="out of memory"), losses_said():
+    with pytest.raises(RuntimeError, match="out of memory"), reporting_lost_processes():
         raise RuntimeError("out of memory")
 
 

@@ -23,7 +23,7 @@ from medsora.training import fill_caches
 from medsora.training.run.folder import previous_config
 from medsora.training.run.report import RunReport
 from medsora.training.stage2 import command as train_dit
-from medsora.training.stage2.inputs import DitInputs
+from medsora.training.stage2.inputs import Stage2Inputs
 from tests.support import tiny_training as tiny
 
 VARY = ["--vary", "denoiser.scan=spiral,raster", "--clips", "1", "--out", "study"]
@@ -74,14 +74,14 @@ def test_variants_share_clips_noise_and_latents_and_are_compared(
     config: str, launched: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fed: list[torch.Tensor] = []
-    noised_latents = DitInputs.noised_latents
+    noised_latents = Stage2Inputs.noised_latents
 
-    def noted(self: DitInputs, batch: dict) -> object:
+    def noted(self: Stage2Inputs, batch: dict) -> object:
         noised = noised_latents(self, batch)
         fed.append(noised.z_t)
         return noised
 
-    with mock.patch.object(DitInputs, "noised_latents", noted):
+    with mock.patch.object(Stage2Inputs, "noised_latents", noted):
         study(config, "--seeds", "2", "--steps", "2")
     runs = ["as-configured-seed-0", "denoiser.scan=raster-seed-0"]
     assert names(launched) == [*runs, *(name.replace("seed-0", "seed-1") for name in runs)]

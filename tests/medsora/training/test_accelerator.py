@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
-from medsora.runtime.processes import join
+from medsora.runtime.processes import join_group
 from medsora.training import accelerator as module
 from medsora.training.stage2.block_alignment import BlockAlignment
 from medsora.training.stage2.inputs import NoisedLatents
@@ -91,7 +91,7 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_mps_is_chosen_on_a_mac_with_what_it_supports(mac: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert join().device == torch.device("mps")
+    assert join_group().device == torch.device("mps")
     module.check_precision("no")
     with pytest.raises(BadInput, match="fp16 needs a GPU with CUDA"):
         module.check_precision("fp16")
@@ -129,7 +129,7 @@ def test_a_step_needs_no_float64_on_the_device(
 ) -> None:
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)  # the meta device has no autocast
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
-    weighted = {"alignment__correlation": correlation, "train_dit__error_of": "velocity"}
+    weighted = {"alignment__correlation": correlation, "train_dit__loss_target": "velocity"}
     config = tiny.tiny_config(tmp_path, tmp_path / "clips", **weighted)
     with NoFloat64(), torch.device("meta"):
         model = MedSora(**tiny.DENOISER, in_channels=4, prediction=prediction)

@@ -13,7 +13,7 @@ from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput
 from medsora.training.stage1.build import build_vae_stage
 from medsora.training.stage2.build import build_dit_stage
-from medsora.training.stage2.stage import DitStage
+from medsora.training.stage2.stage import Stage2
 from tests.support import tiny_training as tiny
 from tests.support.video_files import encode
 
@@ -27,7 +27,7 @@ def config(clips: Path, vae_folder: Path, tmp_path: Path) -> Config:
     return tiny.tiny_config(tmp_path, clips, **changes, train_dit__eval_every=100)
 
 
-def sides(stage: DitStage) -> tuple[set[str], set[str]]:
+def sides(stage: Stage2) -> tuple[set[str], set[str]]:
     return tuple({v.source.name for v in part.clips.videos} for part in (stage.samples, stage.held_out))
 
 

@@ -16,7 +16,7 @@ from medsora.errors import Interrupted
 from medsora.runtime.interruption import StopRequest
 from medsora.training.run.early_stop import EarlyStop
 from medsora.training.stage1.stage import VaeStage
-from medsora.training.stage2.stage import DitStage
+from medsora.training.stage2.stage import Stage2
 from tests.support import tiny_training as tiny
 
 LOSSES = {1: 0.5, 2: 0.4, 3: 0.45, 4: 0.44, 5: 0.3, 6: 0.31, 7: 0.32, 8: 0.33}
@@ -68,11 +68,11 @@ def configure(
     """A run of a stage whose held-out losses are LOSSES; `configure.stage` names it."""
     stage = request.param
 
-    def evaluate(self: VaeStage | DitStage, step: int) -> None:
+    def evaluate(self: VaeStage | Stage2, step: int) -> None:
         name = "held_out/loss" if stage == "vae" else "held_out/mse"
         self.run.log(step, {name: LOSSES.get(step, 0.0)})
 
-    monkeypatch.setattr(VaeStage if stage == "vae" else DitStage, "evaluate", evaluate)
+    monkeypatch.setattr(VaeStage if stage == "vae" else Stage2, "evaluate", evaluate)
 
     def make(work: Path, patience: int | None = 2) -> Config:
         keys = {"early_stop": patience, "max_steps": 8, "eval_every": 1, "save_every": 100, "keep": 1}

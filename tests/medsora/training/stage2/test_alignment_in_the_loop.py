@@ -17,7 +17,7 @@ from medsora.training.randomness import timestep_for
 from medsora.training.schedule import SampleKey
 from medsora.training.stage2 import samples as dit_samples
 from medsora.training.stage2.build import build_dit_stage, build_prior
-from medsora.training.stage2.stage import DitStage
+from medsora.training.stage2.stage import Stage2
 from medsora.vae.compensation import compensation_modules
 from tests.support import tiny_training as tiny
 
@@ -127,7 +127,7 @@ def some_samples(*, needed: int, others: int) -> list[int]:
     return low[:needed] + high[:others]
 
 
-def alignment_gradients(stage: DitStage, numbers: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def alignment_gradients(stage: Stage2, numbers: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Return the gradients of the alignment loss, with weight 1, and the loss of each sample."""
     batch = stage.samples.collate([stage.samples[SampleKey(n, 0, i % 4)] for i, n in enumerate(numbers)])
     noised = stage.inputs.noised_latents(batch)

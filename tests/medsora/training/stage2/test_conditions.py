@@ -24,7 +24,7 @@ from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import find_model
 from medsora.training.schedule import SampleKey, Schedule, StepBatches, balanced_order
 from medsora.training.stage2.build import build_dit_stage
-from medsora.training.stage2.stage import DitStage
+from medsora.training.stage2.stage import Stage2
 from tests.support import tiny_training as tiny
 
 CONDITIONS = {
@@ -40,12 +40,12 @@ def configure(work: Path, clips: Path, vae_folder: Path, **changes: Any) -> Conf
     return tiny.tiny_config(work, clips, **{"vae__path": str(vae_folder)} | CONDITIONS | changes)
 
 
-def items(stage: DitStage, count: int) -> list[dict[str, Any]]:
+def items(stage: Stage2, count: int) -> list[dict[str, Any]]:
     return [stage.samples[SampleKey(n, 0, n % len(stage.samples.clips))] for n in range(count)]
 
 
 @pytest.fixture(scope="module")
-def stage(clips: Path, vae_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DitStage:
+def stage(clips: Path, vae_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage2:
     work = tmp_path_factory.mktemp("conditions")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
@@ -73,7 +73,7 @@ def test_stopped_and_gone_on_with_it_is_the_run_that_nobody_stopped(
     assert MedSoraPipeline.from_folder(find_model(runs[0])).labels == geometry["labels"]
 
 
-def test_labels_are_those_of_the_table_and_a_part_is_dropped(stage: DitStage, clips: Path) -> None:
+def test_labels_are_those_of_the_table_and_a_part_is_dropped(stage: Stage2, clips: Path) -> None:
     with (clips / "labels.csv").open() as table:
         label_of = {row["file"]: row["label"] for row in csv.DictReader(table)}
     names = stage.samples.clips.labels.names
@@ -86,14 +86,14 @@ def test_labels_are_those_of_the_table_and_a_part_is_dropped(stage: DitStage, cl
     assert all(stage.held_out._label(SampleKey(n, 0, 0)) < 3 for n in range(100))
 
 
-def test_joint_images_have_no_label(stage: DitStage) -> None:
+def test_joint_images_have_no_label(stage: Stage2) -> None:
     batch = stage.samples.collate(items(stage, 4))
     labels = stage.inputs.noised_latents(batch).labels
     assert torch.equal(labels[:, :3], batch["label"][:, None].expand(4, 3))
     assert labels[:, 3:].unique().tolist() == [3]
 
 
-def test_frames_are_given_as_often_as_asked_and_never_in_evaluation(stage: DitStage) -> None:
+def test_frames_are_given_as_often_as_asked_and_never_in_evaluation(stage: Stage2) -> None:
     counts = Counter(stage.samples._given_latents(n) for n in range(2000))
     assert counts[1] / 2000 == pytest.approx(0.6, abs=0.03)
     assert counts[0] + counts[1] == 2000
@@ -102,7 +102,7 @@ def test_frames_are_given_as_often_as_asked_and_never_in_evaluation(stage: DitSt
 
 
 def test_given_latents_are_clean_the_frames_own_and_not_in_the_loss(
-    stage: DitStage, clips: Path, vae_folder: Path, tmp_path: Path
+    stage: Stage2, clips: Path, vae_folder: Path, tmp_path: Path
 ) -> None:
     """With the cache and without: the first frame is encoded alone, as when sampling."""
     plain = build_dit_stage(configure(tmp_path, clips, vae_folder, data__flip=False))
