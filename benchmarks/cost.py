@@ -34,9 +34,9 @@ from benchmarks.page import PAGE
 from benchmarks.support.measure import device_name, take_turns
 from medsora.config.schema import Config, DenoiserConfig
 from medsora.errors import BadInput
-from medsora.evaluation.report.paper_tables import markdown_table
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_between_marks, written_beside
+from medsora.runtime.markdown import markdown_table
 from medsora.sampling.prepared import PreparedDenoiser
 from medsora.training.stage2.build import build_denoiser
 from medsora.vae import check_video_shape, frames_to_latents

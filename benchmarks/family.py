@@ -31,10 +31,10 @@ from benchmarks.cost import GIB, GIGA, MEGA, Cost, both_steps, counted, draw, me
 from benchmarks.page import PAGE as PERFORMANCE
 from benchmarks.support.measure import RESULTS, device_name, keep, take_turns
 from medsora.errors import BadInput
-from medsora.evaluation.report.paper_tables import markdown_table
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_between_marks
 from medsora.runtime.malloc import keep_freed_memory
+from medsora.runtime.markdown import markdown_table
 from medsora.vae import check_video_shape
 
 PAGE = PERFORMANCE.with_name("comparison.md")

@@ -43,10 +43,11 @@ from medsora.evaluation.features.clip_set import choose_clips
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.metrics.registry import build_measures
-from medsora.evaluation.report.paper_tables import markdown_table, number_text
+from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.report.warnings import require_enough
 from medsora.runtime.files import write_between_marks, write_json, write_text, written_beside
 from medsora.runtime.malloc import keep_freed_memory
+from medsora.runtime.markdown import markdown_table
 from medsora.runtime.processes import join_group
 from medsora.runtime.progress_bar import progress_bar
 from medsora.sampler import (

@@ -13,6 +13,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from medsora.config.schema import STAGE_1, STAGE_2, STAGE_AR, Config, Key
+from medsora.runtime.markdown import markdown_table
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object", list: "array"}
@@ -74,16 +75,15 @@ def json_schema() -> dict[str, Any]:
 
 def _table(section: type) -> str:
     hints = get_type_hints(section)
-    rows = ["| key | default | values | on resume | meaning |", "|---|---|---|---|---|"]
+    rows = []
     for each in fields(section):
         rules: Key = each.metadata["key"]
         default = _default(each)
         default = default if isinstance(default, str) else json.dumps(default)
-        values = _values(hints[each.name], rules)
-        rows.append(
-            f"| `{each.name}` | `{default}` | {values} | {rules.resume} | {rules.meaning}{_only(rules)} |"
-        )
-    return "\n".join(rows) + "\n"
+        values, meaning = _values(hints[each.name], rules), f"{rules.meaning}{_only(rules)}"
+        rows.append((f"`{each.name}`", f"`{default}`", values, rules.resume, meaning))
+    head = ("key", "default", "values", "on resume", "meaning")
+    return "\n".join(markdown_table(head, rows, len(head))) + "\n"
 
 
 def _only(rules: Key) -> str:

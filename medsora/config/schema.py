@@ -55,33 +55,20 @@ CACHE_PLACES = ("off", "disk")
 
 @dataclass(frozen=True)
 class Key:
-    """What is true of a key besides its name, type and default.
+    """What is true of a key besides its name, type and default."""
 
-    Attributes:
-        meaning: one sentence for the reference page.
-        choices: the words allowed; empty if any value of the key's type is.
-        above, at_least, at_most, below: bounds of a number, or of each number in a list.
-        pair: the list must hold two values.
-        nullable: null is allowed.
-        resume: `FIXED`, `FREE`, or `FREE_TO_EXTEND` (a learning rate that decays depends on where the run
-            ends: the run then reports how it changes).
-        stage: the only stages that read the key; empty if all do.
-        output: the key names a folder that is written to.
-        was: the key's former name, which is still read.
-    """
-
-    meaning: str
-    choices: tuple[str, ...] = ()
-    above: float | None = None
+    meaning: str  # one sentence for the reference page
+    choices: tuple[str, ...] = ()  # the words allowed; empty if any value of the key's type is
+    above: float | None = None  # bounds of a number, or of each number in a list
     at_least: float | None = None
     at_most: float | None = None
     below: float | None = None
-    pair: bool = False
-    nullable: bool = False
-    resume: str = FIXED
-    stage: tuple[str, ...] = ()
-    output: bool = False
-    was: str = ""
+    pair: bool = False  # the list must hold two values
+    nullable: bool = False  # null is allowed
+    resume: str = FIXED  # or `FREE`, or `FREE_TO_EXTEND`: a run whose decay has another end reports it
+    stage: tuple[str, ...] = ()  # the only stages that read the key; empty if all do
+    output: bool = False  # the key names a folder that is written to
+    was: str = ""  # its former name, which is still read
 
     def is_read_by(self, stage: str) -> bool:
         """Return whether `stage` reads the key."""

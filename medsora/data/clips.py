@@ -39,34 +39,19 @@ REPLACEMENTS = 16  # windows tried in place of a broken one before the folder it
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What a clip is and what comes with it.
+    """What a clip is and what comes with it; raises `BadInput` for a number out of its range."""
 
-    Attributes:
-        frames: F; with `extra_frame` one more frame is read, which only the optical flow uses.
-        interval: every `interval`-th source frame is taken; None with `rate`.
-        rate: frames per second, taken by time: of every instant the nearest source frame.
-        size: pixels, one number or (H, W); frames are scaled to cover it and cropped in the middle.
-        stride: source frames between enumerated windows (default: one clip's span).
-        crop: what is cut off every frame first: "none", "auto" (black borders) or parts (`check_folder`).
-        flip: mirror half of the items left to right, joint images and flow included.
-        images: K, the number of joint images.
-        labels: what each video's label is read from (`labels.py`): "none", "folders" or a CSV.
-        with_flow: also give the exact flow from `NAME.flow.safetensors` beside each video.
-
-    Raises `BadInput` for a number out of its range.
-    """
-
-    frames: int = 16
-    extra_frame: bool = True
-    interval: int | None = 3
-    size: int | tuple[int, int] = 128
-    stride: int | None = None
-    crop: str | Sequence[float] = "none"
-    flip: bool = True
-    images: int = 8
-    labels: str = NO_LABELS
-    with_flow: bool = False
-    rate: float | None = None
+    frames: int = 16  # F
+    extra_frame: bool = True  # one more frame is read, for the optical flow alone
+    interval: int | None = 3  # so many source frames from one to the next; None with `rate`
+    size: int | tuple[int, int] = 128  # pixels, or (H, W), which scaled frames cover, cropped in the middle
+    stride: int | None = None  # source frames between enumerated windows (default: one clip's span)
+    crop: str | Sequence[float] = "none"  # cut off first: "none", "auto" (black borders), or parts of a side
+    flip: bool = True  # mirror half of the items left to right, joint images and flow included
+    images: int = 8  # K, the number of joint images
+    labels: str = NO_LABELS  # what each video's label is read from: "none", "folders" or a CSV
+    with_flow: bool = False  # also give the exact flow from `NAME.flow.safetensors` beside each video
+    rate: float | None = None  # frames per second, by time: of every instant the nearest source frame
 
     def __post_init__(self) -> None:
         if (self.interval is None) == (self.rate is None):

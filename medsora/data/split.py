@@ -19,17 +19,8 @@ from medsora.errors import BadInput
 log = logging.getLogger(__name__)
 
 TRAIN, HELD_OUT = "train", "held-out"
-HELD_OUT_WORDS = (
-    "held-out",
-    "heldout",
-    "held_out",
-    "holdout",
-    "test",
-    "testing",
-    "val",
-    "valid",
-    "validation",
-)
+HELD_OUT_WORDS = ("held-out", "heldout", "held_out", "holdout", "test", "testing")
+HELD_OUT_WORDS += ("val", "valid", "validation")
 SPLIT_WORDS = dict.fromkeys(("train", "training"), TRAIN) | dict.fromkeys(HELD_OUT_WORDS, HELD_OUT)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from medsora.baselines.published import read_checkpoint
 from medsora.errors import BadInput, bad_input_from_errors
 from medsora.evaluation.conditional.classifier import Judge
-from medsora.flow_prior.weights import load_strictly, read_weights
+from medsora.flow_prior.weights import load_strictly
 
 BACKBONES = ("small", "timesformer")
 MEAN, STD = 0.45, 0.225  # normalisation of pixels in [0, 1] that TimeSformer was trained with
@@ -33,6 +32,7 @@ PUBLISHED_NAMES = {
     ".attn.proj": ".attention.output.dense",
     ".mlp.fc1": ".intermediate.dense",
     ".mlp.fc2": ".output.dense",
+    "norm.": "layernorm.",
 }
 
 
@@ -91,7 +91,6 @@ def transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a published TimeSformer's state dict under the names of transformers' `TimesformerModel`."""
     found = {}
     for name, value in state.items():
-        name = "layernorm" + name.removeprefix("norm") if name.startswith("norm.") else name
         for theirs, ours in PUBLISHED_NAMES.items():
             if name.startswith(theirs) or (theirs.startswith(".") and theirs in name):
                 name = name.replace(theirs, ours, 1)
@@ -102,25 +101,18 @@ def transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _from_published(path: str | Path) -> nn.Module:
     from transformers import TimesformerConfig, TimesformerModel
 
-    with torch.serialization.safe_globals([argparse.Namespace]):  # SVT's file holds its arguments, too
-        found = read_weights(path)
-    state = next((found[key] for key in ("teacher", "model_state", "model") if key in found), found)
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds no state dict; give a published TimeSformer.")
-    if any(name.startswith("backbone.") for name in state):
-        state = {
-            name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")
-        }
-    state = transformers_names({k: v for k, v in state.items() if not k.startswith("head.")})
+    state, _ = read_checkpoint(path, "teacher", "model_state", "model")
+    inner = {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
+    state = {name: value for name, value in (inner or state).items() if not name.startswith("head.")}
+    state = transformers_names(state)
     try:
         width, _, patch, _ = state["embeddings.patch_embeddings.projection.weight"].shape
         places = state["embeddings.position_embeddings"].shape[1] - 1
+        layers = {name.split(".")[2] for name in state if name.startswith("encoder.layer.")}
         config = TimesformerConfig(
             hidden_size=width,
             num_attention_heads=max(1, width // HEAD_WIDTH),
-            num_hidden_layers=len(
-                {name.split(".")[2] for name in state if name.startswith("encoder.layer.")}
-            ),
+            num_hidden_layers=len(layers),
             intermediate_size=state["encoder.layer.0.intermediate.dense.weight"].shape[0],
             num_frames=state["embeddings.time_embeddings"].shape[1],
             patch_size=patch,

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from medsora.downstream.backbones import BACKBONES, build_backbone
-from medsora.downstream.clips import Reading, find_videos, read_clips, read_unlabelled, refuse_leaks
+from medsora.downstream.clips import Reading, find_videos, read_clips, read_unlabelled
 from medsora.downstream.fixmatch import classify, fixmatch_losses
 from medsora.downstream.scores import BALANCED_ACCURACY, F1, classification_scores, trivial_classifications
 from medsora.downstream.study import SUPERVISED, Study, draws_of_test
 from medsora.downstream.training import PUBLISHED, Recipe, given_recipe, tenths, train
 from medsora.errors import BadInput
-from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import join_group
 
 FIXMATCH_NOTE = (
@@ -31,24 +30,18 @@ PUBLISHED_NOTE = (
     "construction."
 )
 
+LIMITS = {"per_class": (1, 100_000), "frames": (1, 256), "size": (1, 1024)}
 METHOD = 2  # raised when a view or a loss changes, so that no study mixes two
 
 
 def add_options(add: Any) -> None:
     """Add the options of this command alone."""
-    add(
-        "--labelled-list",
-        metavar="FILE",
-        help="CSV with file and label, or lines name.mp4,label as PolypDiag's; or the word folders (default: "
-        "labels.csv in the folder, else its sub-folders' names)",
-    )
+    lists = "CSV with file and label, or lines name.mp4,label as PolypDiag's; or the word folders (default: "
+    lists += "labels.csv in the folder, else its sub-folders' names)"
+    add("--labelled-list", metavar="FILE", help=lists)
     add("--test-list", metavar="FILE", help="the same for --test")
     add("--per-class", type=int, default=20, metavar="N", help="labelled videos per class (default: 20)")
-    add(
-        "--positive",
-        metavar="LABEL",
-        help="label whose F1 is taken (default: 1 if there is 0, else macro F1)",
-    )
+    add("--positive", metavar="LABEL", help="label of the F1 (default: 1 if there is 0, else macro F1)")
     add("--protocol", choices=("fixmatch", "published"), default="fixmatch", help="(default: %(default)s)")
     add("--backbone", choices=BACKBONES, default=BACKBONES[0], help="(default: %(default)s)")
     add("--weights", type=Path, metavar="FILE", help="TimeSformer's local weights: SVT's .pth, or a folder")
@@ -57,39 +50,34 @@ def add_options(add: Any) -> None:
     add("--align", action="store_true", default=None, help="distribution alignment of the pseudo-labels")
 
 
-def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
-    """Read all clips; return the study and the function that trains one run. Raises `BadInput`."""
-    keep_freed_memory()
+def prepare(options: argparse.Namespace, command: str) -> Study:
+    """Read all clips; return the study. Raises `BadInput`."""
     published = options.protocol == "published"
     recipe = _recipe(options, published)
     size = options.size or (224 if published or options.backbone == "timesformer" else 64)
     reading = Reading(options.frames, size, published)
-    sides = {
-        "labelled": (find_videos(options.labelled), options.labelled_list),
-        "test": (find_videos(options.test), options.test_list),
-    }
-    words = {side: videos.labels(source) for side, (videos, source) in sides.items()}
-    labels = sorted(set(words["labelled"].values()))
-    if unknown := sorted(set(words["test"].values()) - set(labels)):
+    videos, test_videos = find_videos(options.labelled), find_videos(options.test)
+    label_of, test_labels = videos.labels(options.labelled_list), test_videos.labels(options.test_list)
+    labels = sorted(set(label_of.values()))
+    if unknown := sorted(set(test_labels.values()) - set(labels)):
         raise BadInput(f"{options.test} has videos of {', '.join(unknown)}, and {options.labelled} has none.")
     if len(labels) < 2:
         raise BadInput(f"{options.labelled} has only the label {labels[0]}: there is nothing to tell apart.")
     positive = _positive(options.positive, labels)
-    build_backbone(options.backbone, len(labels), options.weights, options.frames, size)
+
+    def build() -> nn.Module:
+        return build_backbone(options.backbone, len(labels), options.weights, options.frames, size)
+
+    build()  # whatever does not fit is found before anything is read
     chosen = {
-        seed: _choose(words["labelled"], options.per_class, None if published else seed)
-        for seed in options.seeds
+        seed: _choose(label_of, options.per_class, None if published else seed) for seed in options.seeds
     }
-    needed = sorted({name for names in chosen.values() for name in names}, key=list(words["labelled"]).index)
-    labelled = read_clips(sides["labelled"][0], needed, reading)
-    test = read_clips(sides["test"][0], list(words["test"]), reading)
+    needed = {name for names in chosen.values() for name in names}
+    labelled = read_clips(videos, [name for name in label_of if name in needed], reading)
+    test = read_clips(test_videos, list(test_labels), reading)
     unlabelled = read_unlabelled(options.unlabelled, options.max_unlabelled, reading)
-    refuse_leaks(
-        test, {"among the labelled": labelled} | {f"among {name}": s for name, s in unlabelled.items()}
-    )
-    truth = np.array([labels.index(words["test"][name]) for name in test.names])
-    row = {name: number for number, name in enumerate(labelled.names)}
-    weights = draws_of_test(len(truth))
+    truth = np.array([labels.index(label) for label in test_labels.values()])
+    clips = dict(zip(labelled.names, labelled.values, strict=True))
     device = join_group().device
 
     def score(answers: np.ndarray, of: np.ndarray | None = None) -> dict[str, float]:
@@ -97,56 +85,52 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
 
     def train_run(variant: str, seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)
-        model = build_backbone(options.backbone, len(labels), options.weights, options.frames, size).to(
-            device
-        )
-        rows = [row[name] for name in chosen[seed]]
-        targets = np.array([labels.index(words["labelled"][name]) for name in chosen[seed]])
-        evaluations: list[tuple[int, dict[str, float], np.ndarray]] = []
+        model, names = build().to(device), chosen[seed]
+        evaluations: list[tuple[dict[str, float], np.ndarray]] = []
         kept: list[float] = []
 
-        def evaluate(step: int, trained: torch.nn.Module) -> None:
+        def evaluate(step: int, trained: nn.Module) -> None:
             answers = classify(trained, test.values, size)
-            evaluations.append((step, score(answers), answers))
+            evaluations.append((score(answers), answers))
 
-        others = unlabelled[variant].values if variant != SUPERVISED else []
-        losses = fixmatch_losses(
-            model, [labelled.values[k] for k in rows], targets, others, recipe, size, kept
-        )
+        targets = np.array([labels.index(label_of[name]) for name in names])
+        others = [] if variant == SUPERVISED else unlabelled[variant].values
+        losses = fixmatch_losses(model, [clips[name] for name in names], targets, others, recipe, size, kept)
         train(model, recipe, seed, losses, evaluate)
-        best = {name: max(evaluations, key=lambda each: each[1][name]) for name in (F1, BALANCED_ACCURACY)}
-        drawn = {name: [score(found[2], of)[name] for of in weights] for name, found in best.items()}
+        best = {name: max(evaluations, key=lambda each: each[0][name]) for name in (F1, BALANCED_ACCURACY)}
+        weights = draws_of_test(len(truth))
         return {
-            "scores": {name: found[1][name] for name, found in best.items()},
-            "replicates": drawn,
-            "last": evaluations[-1][1],
-            "answers": evaluations[-1][2].tolist(),
-            "labelled": chosen[seed],
+            "scores": {name: scores[name] for name, (scores, _) in best.items()},
+            "replicates": {
+                name: [score(answers, of)[name] for of in weights] for name, (_, answers) in best.items()
+            },
+            "last": evaluations[-1][0],
+            "answers": evaluations[-1][1].tolist(),
+            "labelled": names,
             "kept_pseudo_labels": tenths(kept),
         }
 
-    facts = {
-        "method": METHOD,
-        "recipe": vars(recipe),
-        "reading": reading._asdict(),
-        "backbone": options.backbone,
-        "weights": str(options.weights),
-        "labels": labels,
-        "positive": positive,
-        "labelled": {str(seed): names for seed, names in chosen.items()},
-        "pixels": {
-            name: side.digest() for name, side in {"labelled": labelled, "test": test, **unlabelled}.items()
-        },
-    }
-    study = Study(
-        title="Classification",
+    return Study(
         folder=options.out,
-        variants={SUPERVISED: 0} | {name: len(samples) for name, samples in unlabelled.items()},
         seeds=options.seeds,
+        command=command,
+        labelled=labelled,
+        test=test,
+        unlabelled=unlabelled,
+        train=train_run,
+        facts={
+            "method": METHOD,
+            "recipe": vars(recipe),
+            "reading": reading._asdict(),
+            "backbone": options.backbone,
+            "weights": str(options.weights),
+            "labels": labels,
+            "positive": positive,
+            "labelled": {str(seed): names for seed, names in chosen.items()},
+        },
+        title="Classification",
         scores=(F1, BALANCED_ACCURACY),
         trivial=trivial_classifications(truth, labels, positive),
-        facts=facts,
-        command=command,
         notes=(
             PUBLISHED_NOTE if published else FIXMATCH_NOTE,
             f"{len(chosen[options.seeds[0]])} labelled clips "
@@ -155,15 +139,17 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
             f"{'the mean over all labels' if positive is None else 'that of ' + labels[positive]}.",
         ),
     )
-    return study, train_run
 
 
 def _recipe(options: argparse.Namespace, published: bool) -> Recipe:
-    given = given_recipe(options)
-    if published and given.keys() - {"align"}:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given if name != "align")
-        raise BadInput(f"the published protocol fixes {names}; leave them out, or take --protocol fixmatch.")
-    return PUBLISHED if published else replace(Recipe(), **given)
+    if not published:
+        return given_recipe(options)
+    fixed = ("steps", "batch", "ratio", "learning_rate", "threshold")
+    if given := ", ".join(
+        f"--{name.replace('_', '-')}" for name in fixed if getattr(options, name) is not None
+    ):
+        raise BadInput(f"the published protocol fixes {given}; leave them out, or take --protocol fixmatch.")
+    return PUBLISHED
 
 
 def _positive(given: str | None, labels: list[str]) -> int | None:

@@ -18,8 +18,7 @@ from medsora.data.checking.check import SourceReport, check_folder
 from medsora.data.checking.copies import Content, find_copies
 from medsora.data.labels import FOLDERS, read_labels
 from medsora.data.phantom.corpus import LABELS_NAME
-from medsora.data.reading.resize import resize_and_crop
-from medsora.data.reading.video_io import read_frames
+from medsora.data.reading.margins import NO_MARGINS
 from medsora.data.video_table import read_video_table
 from medsora.errors import BadInput
 
@@ -93,7 +92,7 @@ def read_unlabelled_frames(folders: Mapping[str, Path], most: int, size: int) ->
     """
     videos = {title: find_videos(folder, crop="none") for title, folder in folders.items()}
     count = min([most, *(len(found.places) for found in videos.values())])
-    return {title: _read_spread(found, count, Reading(1, size)) for title, found in videos.items()}
+    return {title: _read_spread(found, count, size) for title, found in videos.items()}
 
 
 def read_unlabelled(folders: Mapping[str, Path], most: int, reading: Reading) -> dict[str, Samples]:
@@ -145,34 +144,34 @@ class Samples:
 def read_clips(videos: Videos, names: Sequence[str], reading: Reading) -> Samples:
     """Read one clip of each named video. Raises `BadInput` if they do not fit into memory or a read fails."""
     sources = [videos.usable[name] for name in names]
-    values = read_all(sources, lambda source: _read_clip(source, reading), str(videos.root))
+    values = read_all(sources, lambda source: _read_clip(source, reading), videos.root)
     return Samples(videos.root, tuple(names), values, tuple(source.content for source in sources))
 
 
-def _read_spread(videos: Videos, count: int, reading: Reading) -> Samples:
+def _read_spread(videos: Videos, count: int, size: int) -> Samples:
     chosen = videos.places[np.linspace(0, len(videos.places) - 1, count).round().astype(int)]
     names = list(videos.usable)
-    taken = [(names[k], chosen[chosen[:, 0] == k, 1].tolist()) for k in np.unique(chosen[:, 0])]
-    groups = read_all(
-        taken, lambda item: _read_numbers(videos.usable[item[0]], item[1], reading), str(videos.root)
-    )
-    titles = tuple(f"{name}, frame {number}" for name, numbers in taken for number in numbers)
-    values = [frame[None] for frames in groups for frame in frames]
+    taken = {names[k]: chosen[chosen[:, 0] == k, 1].tolist() for k in np.unique(chosen[:, 0])}
+
+    def read(name: str) -> np.ndarray:
+        return videos.usable[name].read(0, 1, None, size, numbers=taken[name])
+
+    values = [frame[None] for frames in read_all(list(taken), read, videos.root) for frame in frames]
+    titles = tuple(f"{name}, frame {number}" for name, numbers in taken.items() for number in numbers)
     return Samples(videos.root, titles, values, (UNKNOWN,) * len(titles))
 
 
-def read_all(items: Sequence[Item], read: Callable[[Item], np.ndarray], where: str) -> list[np.ndarray]:
+def read_all(items: Sequence[Item], read: Callable[[Item], np.ndarray], where: Path) -> list[np.ndarray]:
     """Read the items in threads and in order; `where` names them if they exceed `MAX_CLIP_BYTES` together."""
     values: list[np.ndarray] = []
     try:
         with ThreadPoolExecutor(READ_THREADS) as pool:
             for start in range(0, len(items), READ_THREADS):
                 values += pool.map(read, items[start : start + READ_THREADS])
-                held = sum(value.nbytes for value in values)
-                if held * len(items) > MAX_CLIP_BYTES * len(values):
-                    raise BadInput(
-                        f"{where}: {len(items)} samples need about "
-                        f"{held * len(items) / len(values) / 2**30:.1f} GiB, and a study holds "
+                needed = sum(value.nbytes for value in values) * len(items) / len(values)
+                if needed > MAX_CLIP_BYTES:
+                    raise ValueError(
+                        f"{len(items)} samples need about {needed / 2**30:.1f} GiB, and a study holds "
                         f"{MAX_CLIP_BYTES / 2**30:.0f}; take fewer, or smaller ones."
                     )
     except BadInput:
@@ -190,25 +189,14 @@ def published_frames(total: int, fps: float, count: int = 8) -> np.ndarray:
 
 def _read_clip(source: SourceReport, reading: Reading) -> np.ndarray:
     start, stop = max(source.scan.runs(), key=lambda run: run[1] - run[0])
+    size, options = reading.size, {}
     if reading.published:
         numbers = published_frames(stop - start, source.scan.fps or 30.0, reading.frames)
+        size, options = PUBLISHED_SHORT_SIDE_PX, {"margins": NO_MARGINS, "resize": to_short_side}
     else:
         numbers = np.linspace(0, stop - start - 1, reading.frames).round().astype(int)
     different, places = np.unique(start + numbers, return_inverse=True)
-    return _read_numbers(source, different.tolist(), reading)[places]
-
-
-def _read_numbers(source: SourceReport, numbers: list[int], reading: Reading) -> np.ndarray:
-    return read_frames(
-        source.source.path,
-        numbers=numbers,
-        size=PUBLISHED_SHORT_SIDE_PX if reading.published else reading.size,
-        seek_points=source.scan.seek_points,
-        margins=(0.0, 0.0, 0.0, 0.0) if reading.published else source.margins,
-        interpretation=source.scan.interpretation,
-        pictures=source.source.pictures,
-        resize=to_short_side if reading.published else resize_and_crop,
-    )
+    return source.read(0, 1, None, size, numbers=different.tolist(), **options)[places]
 
 
 def to_short_side(image: np.ndarray, side: int) -> np.ndarray:
@@ -219,19 +207,17 @@ def to_short_side(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
-def refuse_leaks(test: Samples, others: Mapping[str, Samples]) -> None:
-    """Raise `BadInput` if a test sample is also among `others`, which are named by their role.
+def refuse_leaks(test: Samples, labelled: Samples, unlabelled: Mapping[str, Samples]) -> None:
+    """Raise `BadInput` if a test sample is also among the others.
 
     Same means a frame with the same pixels, or a copy by its thumbnails, re-encoded perhaps, of the video or
     of a single frame.
     """
-    for role, samples in others.items():
-        named = [(f"t{name}", content) for name, content in zip(test.names, test.contents, strict=True)]
-        named += [
-            (f"o{name}", content) for name, content in zip(samples.names, samples.contents, strict=True)
-        ]
+    for role, samples in (("the labelled", labelled), *unlabelled.items()):
+        sides = (("t", test), ("o", samples))
+        named = [(mark + n, c) for mark, s in sides for n, c in zip(s.names, s.contents, strict=True)]
         pairs = [
-            (next((name for name in group if name[0] == side), "")[1:] for side in "to")
+            tuple(next((name[1:] for name in group if name[0] == mark), "") for mark, _ in sides)
             for group in find_copies(named)
         ]
         shared = test.frame_digests.keys() & samples.frame_digests.keys()
@@ -242,11 +228,10 @@ def refuse_leaks(test: Samples, others: Mapping[str, Samples]) -> None:
             if small.std() >= MIN_CONTRAST
             for number in np.flatnonzero(np.abs(samples.thumbnails - small).mean((1, 2, 3)) <= MAX_DIFFERENCE)
         ]
-        found = sorted({(ours, theirs) for ours, theirs in pairs if ours and theirs})
-        if found:
+        if found := sorted({pair for pair in pairs if all(pair)}):
             ours, theirs = found[0]
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise BadInput(
-                f"{test.root}: the test sample '{ours}' is also {role} ('{theirs}' of {samples.root}){more}; "
-                "a test of what was trained on says nothing: take it out of one of them."
+                f"{test.root}: the test sample '{ours}' is also among {role} ('{theirs}' of {samples.root})"
+                f"{more}; a test of what was trained on says nothing: take it out of one of them."
             )

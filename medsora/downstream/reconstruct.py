@@ -6,13 +6,11 @@ import argparse
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,24 +18,19 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from medsora.config.checks import FOLDER_NAME
 from medsora.data.checking.check import DEFAULT_THREADS, SourceReport, check_folder
 from medsora.data.phantom.truth import find_truth
-from medsora.data.reading.video_io import read_frames
 from medsora.downstream import reconstruct_clip
 from medsora.downstream.clips import to_short_side
 from medsora.downstream.reconstruct_clip import CAMERAS, Geometry, Job
 from medsora.downstream.reconstruct_report import POINTS, REGISTERED, REPROJECTION, TRACK, Report
 from medsora.downstream.reconstruct_scores import errors_against, poses_bounds
 from medsora.errors import BadInput, bad_input_from_errors, one_line
-from medsora.runtime.exit import EXIT_STATUSES
-from medsora.runtime.files import read_patiently, write_json, write_text, written_folder
+from medsora.runtime.files import is_file, read_patiently, write_json, write_text, written_folder
 from medsora.runtime.progress_bar import progress_bar
 
 DARK = 12  # grey level (0-255) that a pixel must exceed in some frame, or it is the endoscope's mask
-RIM = (
-    1 / 32
-)  # share of the shorter side; nearer to that mask no feature counts: its rim moves with the camera
+RIM = 1 / 32  # share of the shorter side; nearer to that mask no feature counts: its rim moves
 WAIT_S, WAIT_PER_CPU_S = 600, 60  # on a busy machine; a clip that waits for good is given up, too
 IDENTITY = "identity.txt"  # names the clip that an export was made of
 OUT_OF_MEMORY = ("bad_alloc", "MemoryError")
@@ -53,131 +46,74 @@ class Clip(NamedTuple):
     numbers: list[int]
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
-    """Return the command's parser."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Reconstruct cameras and points of clips with COLMAP, and put folders of clips side by "
-        "side; start again to resume.",
-        epilog=EXIT_STATUSES,
-    )
-    add = parser.add_argument
-    add(
-        "clips",
-        nargs="+",
-        metavar="NAME=DIR",
-        help="folders of videos, the first one is what the others are compared with: real=REAL ours=CLIPS",
-    )
+def add_options(add: Any) -> None:
+    """Add the options of this command."""
+    folders = "folders of videos, the first one is what the others are compared with: real=REAL ours=CLIPS"
+    add("clips", nargs="+", metavar="NAME=DIR", help=folders)
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the results")
     add("--frames", type=int, default=16, metavar="F", help="frames of a clip (default: 16)")
-    add(
-        "--interval",
-        type=int,
-        nargs="+",
-        default=[1],
-        metavar="N",
-        help="every N-th frame of the video, of all folders or of each (default: 1)",
-    )
+    every = "every N-th frame of the video, of all folders or of each (default: 1)"
+    add("--interval", type=int, nargs="+", default=[1], metavar="N", help=every)
     add("--max-clips", type=int, default=50, metavar="N", help="of each folder, one a video (default: 50)")
     add("--size", type=int, default=512, metavar="PX", help="shorter side to work on (default: 512)")
     add("--camera", choices=tuple(CAMERAS), default="simple-pinhole", help="(default: %(default)s)")
-    add(
-        "--focal",
-        type=float,
-        metavar="F",
-        help="focal length in units of the picture's shorter side (default: estimated for each clip)",
-    )
+    focal = "focal length in units of the picture's shorter side (default: estimated for each clip)"
+    add("--focal", type=float, metavar="F", help=focal)
     add("--features", type=int, default=2048, metavar="N", help="of a frame, at most (default: 2048)")
     add("--time-limit", type=int, default=120, metavar="S", help="CPU seconds of a clip (default: 120)")
     add("--memory-limit", type=int, default=4, metavar="GIB", help="memory of a clip (default: 4)")
     add("--threads", type=int, default=DEFAULT_THREADS, metavar="N", help="(default: %(default)s)")
-    add(
-        "--export",
-        action="store_true",
-        help="keep each clip's images, sparse/0 and poses_bounds.npy for Gaussian splatting in DIR/clips",
-    )
+    export = "keep each clip's images, sparse/0 and poses_bounds.npy for Gaussian splatting in DIR/clips"
+    add("--export", action="store_true", help=export)
     add("--dry-run", action="store_true", help="read and check everything, reconstruct nothing")
-    return parser
 
 
-def main(arguments: Sequence[str], prog: str) -> None:
+def run(options: argparse.Namespace, command: str) -> None:
     """Reconstruct all clips that are not done; write results.md and results.json. Raises `BadInput`."""
-    options = build_parser(prog).parse_args(arguments)
-    folders = _check(options)
+    if options.focal is not None and not 0.1 <= options.focal <= 10:
+        raise BadInput(f"--focal is {options.focal} but must be 0.1 to 10 times the picture's shorter side.")
+    folders, intervals = options.clips, options.interval
+    if len(intervals) not in (1, len(folders)):
+        raise BadInput(
+            f"--interval has {len(intervals)} numbers for {len(folders)} folders; give one or each."
+        )
     try:
         colmap = version("pycolmap")
     except PackageNotFoundError:
         raise ModuleNotFoundError("No module named 'pycolmap'", name="pycolmap") from None
     with bad_input_from_errors():
-        clips = [
-            clip
-            for (name, root), step in zip(folders.items(), options.interval, strict=True)
-            for clip in _find_clips(name, root, step, options)
-        ]
-    job = Job(
-        options.camera,
-        options.focal,
-        options.features,
-        options.memory_limit << 30,
-        options.time_limit,
-        options.export,
-    )
-    done = _read_records(options.out / "clips.jsonl")
-    report = Report(
-        list(folders), options.frames, options.size, job, colmap, shlex.join([*prog.split(), *arguments])
-    )
-    left = 0
-    for clip in progress_bar("reconstruct", clips, unit="clip"):
-        with bad_input_from_errors():
-            frames = _read(clip, options.size)
-        identity = _identity(frames, job, colmap, clip)
-        record, place = done.get(identity), options.out / "clips" / clip.folder / clip.source.source.name
-        limits = [job.cpu_seconds, job.memory_bytes]
-        finished = record is not None and record.get("limits", limits) == limits
-        if not finished or (options.export and record[POINTS] and _exported(place) != identity):
-            left += 1
-            if options.dry_run:
-                continue
-            record = {"identity": identity, "clip": clip.source.source.name, "frames": clip.numbers}
-            with bad_input_from_errors():
+        steps = zip(folders.items(), intervals * len(folders), strict=False)
+        clips = [clip for (name, root), step in steps for clip in _find_clips(name, root, step, options)]
+        limits = options.memory_limit << 30, options.time_limit
+        job = Job(options.camera, options.focal, options.features, *limits, options.export)
+        kept = options.out / "clips.jsonl"
+        done = _read_records(kept)
+        records = dict(done)
+        report = Report({name: [] for name in folders}, options.frames, options.size, job, colmap, command)
+        left = 0
+        for clip in progress_bar("reconstruct", clips, unit="clip"):
+            frames = clip.source.read(0, 1, None, options.size, numbers=clip.numbers, resize=to_short_side)
+            identity = _identity(frames, job, colmap, clip)
+            record, place = done.get(identity), options.out / "clips" / clip.folder / clip.source.source.name
+            finished = record is not None and record.get("limits", _limits(job)) == _limits(job)
+            if not finished or (options.export and record[POINTS] and _exported(place) != identity):
+                left += 1
+                if options.dry_run:
+                    continue
+                record = {"identity": identity, "clip": clip.source.source.name, "frames": clip.numbers}
                 export = place if options.export else None
                 record |= _reconstruct(clip, frames, job, options.threads, export, identity)
-            _append(options.out / "clips.jsonl", record)
-        report.records[clip.folder].append(record)
-    if options.dry_run:
-        print(
-            f"{left} of {len(clips)} clip{'s' * (len(clips) != 1)} to reconstruct, into {options.out}: ready"
-        )
-        return
-    with bad_input_from_errors():
+                records[identity] = record
+                write_text(kept, "".join(f"{json.dumps(each)}\n" for each in records.values()))
+            report.records[clip.folder].append(record)
+        if options.dry_run:
+            noun = f"clip{'s' * (len(clips) != 1)}"
+            print(f"{left} of {len(clips)} {noun} to reconstruct, into {options.out}: ready")
+            return
         write_json(options.out / "results.json", report.values())
         write_text(options.out / "results.md", report.markdown())
     print(report.markdown())
     print(f"written: {options.out / 'results.md'}", file=sys.stderr)
-
-
-def _check(options: argparse.Namespace) -> dict[str, Path]:
-    """Return the folders by name and give each an interval; raises `BadInput` for bad numbers and names."""
-    folders: dict[str, Path] = {}
-    for text in options.clips:
-        name, equals, folder = text.partition("=")
-        name, folder = (name, folder) if equals else (Path(text).resolve().name, text)
-        if not folder or name in folders or not FOLDER_NAME.fullmatch(name):
-            raise BadInput(f"{text!r}: give each folder a plain name of its own, NAME=DIR.")
-        folders[name] = Path(folder)
-    for name, (least, most) in LIMITS.items():
-        for value in np.ravel(getattr(options, name)):
-            if not least <= value <= most:
-                raise BadInput(f"--{name.replace('_', '-')} is {value} but must be {least} to {most}.")
-    if options.focal is not None and not 0.1 <= options.focal <= 10:
-        raise BadInput(f"--focal is {options.focal} but must be 0.1 to 10 times the picture's shorter side.")
-    if len(options.interval) not in (1, len(folders)):
-        raise BadInput(
-            f"--interval has {len(options.interval)} numbers for {len(folders)} folders; give one or each."
-        )
-    if len(options.interval) == 1:
-        options.interval *= len(folders)
-    return folders
 
 
 def _find_clips(name: str, root: Path, interval: int, options: argparse.Namespace) -> list[Clip]:
@@ -193,32 +129,15 @@ def _find_clips(name: str, root: Path, interval: int, options: argparse.Namespac
     ]
 
 
-def _read(clip: Clip, side: int) -> np.ndarray:
-    source = clip.source
-    return read_frames(
-        source.source.path,
-        numbers=clip.numbers,
-        size=side,
-        seek_points=source.scan.seek_points,
-        interpretation=source.scan.interpretation,
-        pictures=source.source.pictures,
-        resize=to_short_side,
-    )
-
-
 def _identity(frames: np.ndarray, job: Job, colmap: str, clip: Clip) -> str:
     """Return a digest of all that a result depends on; the limits are kept beside those that hit them."""
-    truth = find_truth(clip.source.source.path) is not None
-    facts = [
-        frames.shape,
-        job.camera,
-        job.focal,
-        job.features,
-        colmap,
-        truth,
-        clip.numbers if truth else None,
-    ]
+    numbers = None if find_truth(clip.source.source.path) is None else clip.numbers
+    facts = [frames.shape, job.camera, job.focal, job.features, colmap, numbers is not None, numbers]
     return hashlib.sha256(json.dumps(facts).encode() + frames.tobytes()).hexdigest()
+
+
+def _limits(job: Job) -> list[int]:
+    return [job.cpu_seconds, job.memory_bytes]
 
 
 def _exported(place: Path) -> str | None:
@@ -241,7 +160,7 @@ def _reconstruct(
         write_job(folder, frames, job)
         if ended := run_job(folder, job, threads):
             failure, at_limit = ended
-            limits = [job.cpu_seconds, job.memory_bytes] if at_limit else None
+            limits = _limits(job) if at_limit else None
             return {"failure": failure, "limits": limits, REGISTERED: None, POINTS: 0}
         if not (folder / "geometry.npz").is_file():
             return {REGISTERED: 0.0, POINTS: 0}
@@ -307,30 +226,10 @@ def run_job(folder: Path, job: Job, threads: int) -> tuple[str, bool] | None:
 
 
 def _read_records(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the last record of each identity; a last line that was cut off is dropped from the file."""
+    """Return the last record of each identity; a last line that was cut off is left out."""
+    lines = read_patiently(Path.read_bytes, path).splitlines(keepends=True) if is_file(path) else []
     try:
-        lines = read_patiently(Path.read_text, path).splitlines(keepends=True)
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); take another --out.") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} holds no results ({error}); take another --out.") from error
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-        write_text(path, "".join(lines))
-    try:
-        return {record["identity"]: record for record in map(json.loads, lines)}
+        records = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        return {record["identity"]: record for record in records}
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} holds no results ({error}); take another --out.") from error
-
-
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        raise BadInput(
-            f"{path} cannot be written ({error.strerror}); make room, or take another --out."
-        ) from error

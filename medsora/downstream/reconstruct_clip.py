@@ -25,23 +25,14 @@ MIN_FRAMES = 2
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of COLMAP.
+    """What is asked of COLMAP, and what the process may take."""
 
-    Attributes:
-        camera: one of `CAMERAS`; one camera for all frames, principal point in the middle.
-        focal: focal length in units of the picture's shorter side, kept as it is; None estimates it.
-        features: SIFT features per frame, at most.
-        memory_bytes: memory that the process may take, at most.
-        cpu_seconds: CPU time that it may take, at most.
-        export: keep what Gaussian-splatting tools read.
-    """
-
-    camera: str
-    focal: float | None
-    features: int
+    camera: str  # one of `CAMERAS`; one camera for all frames, principal point in the middle
+    focal: float | None  # in units of the picture's shorter side, kept as it is; None estimates it
+    features: int  # SIFT features per frame, at most
     memory_bytes: int
     cpu_seconds: int
-    export: bool
+    export: bool  # keep what Gaussian-splatting tools read
 
     def write(self, path: Path) -> None:
         """Write the job as JSON."""
@@ -53,30 +44,18 @@ class Geometry:
     """A reconstruction: cameras, and every observation of a point in a frame.
 
     World and camera axes are COLMAP's (x right, y down, z forward); the scale is arbitrary.
-
-    Attributes:
-        frames: (n,) numbers of the registered frames, rising.
-        rotations: (n, 3, 3), camera to world.
-        centres: (n, 3) of the cameras.
-        camera: focal length in pixels, principal point x, y and, with "simple-radial", k.
-        size: height and width in pixels.
-        points: (p, 3) in the world.
-        errors: (p,) mean reprojection error of each, in pixels.
-        seen_in: (m,) rows of `frames`, one for each observation.
-        seen: (m,) rows of `points`.
-        pixels: (m, 2) where, x before y; COLMAP's: the first pixel's centre is at 0.5.
     """
 
-    frames: np.ndarray
-    rotations: np.ndarray
-    centres: np.ndarray
-    camera: np.ndarray
-    size: np.ndarray
-    points: np.ndarray
-    errors: np.ndarray
-    seen_in: np.ndarray
-    seen: np.ndarray
-    pixels: np.ndarray
+    frames: np.ndarray  # (n,) numbers of the registered frames, rising
+    rotations: np.ndarray  # (n, 3, 3), camera to world
+    centres: np.ndarray  # (n, 3) of the cameras
+    camera: np.ndarray  # focal length in pixels, principal point x, y and, with "simple-radial", k
+    size: np.ndarray  # height and width in pixels
+    points: np.ndarray  # (p, 3) in the world
+    errors: np.ndarray  # (p,) mean reprojection error of each, in pixels
+    seen_in: np.ndarray  # (m,) rows of `frames`, one for each observation
+    seen: np.ndarray  # (m,) rows of `points`
+    pixels: np.ndarray  # (m, 2) where, x before y; COLMAP's: the first pixel's centre is at 0.5
 
     @classmethod
     def read(cls, path: Path) -> Geometry:

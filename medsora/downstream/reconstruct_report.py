@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from medsora.downstream.reconstruct_clip import Job
 from medsora.downstream.reconstruct_scores import DEPTH, FLAT, FOCAL, POSITION, ROTATION, STILL, STRAIGHT
 from medsora.evaluation.bootstrap import LEVEL, replicate_weights
+from medsora.runtime.markdown import markdown_table
 
 REGISTERED, POINTS = "registered frames, %", "points"
 REPROJECTION, TRACK = "reprojection error, px", "frames per point"
@@ -50,63 +50,49 @@ def mean_over_clips(values: Sequence[float | None], side: int) -> Mean | None:
     return _interval(float(found.mean()), draws, len(found) < 2)
 
 
-@dataclass(frozen=True)
-class Report:
-    """What came of the clips of each folder, in the order of `names`."""
+class Report(NamedTuple):
+    """What came of the clips of each folder, the one first that the others are compared with."""
 
-    names: list[str]
+    records: dict[str, list[dict[str, Any]]]
     frames: int
     size: int
     job: Job
     colmap: str
     command: str
-    records: dict[str, list[dict[str, Any]]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "records", {name: [] for name in self.names})
 
     def values(self) -> dict[str, Any]:
         """Return what results.json holds."""
-        return {
-            "command": self.command,
-            "pycolmap": self.colmap,
-            "job": vars(self.job),
-            "frames": self.frames,
-            "size": self.size,
-            "folders": self.records,
-            "means": {
-                name: {measure: mean[:3] for measure in MEASURES if (mean := self._mean(name, measure))}
-                for name in self.names
-            },
+        values = {"command": self.command, "pycolmap": self.colmap, "job": vars(self.job)}
+        values |= {"frames": self.frames, "size": self.size, "folders": self.records}
+        means = {
+            name: {measure: mean[:3] for measure in MEASURES if (mean := self._mean(name, measure))}
+            for name in self.records
         }
+        return values | {"means": means}
 
     def markdown(self) -> str:
         """Return the page."""
-        lines = ["# Reconstruction", "", self._notes(), ""]
-        lines += _head(["", "clips", "reconstructed", "given up", *MEASURES])
+        first, *others = self.records
+        rows = []
         for name, records in self.records.items():
             given_up = sum("failure" in record for record in records)
             whole = sum(record[POINTS] > 0 for record in records)
             means = [self._mean(name, measure) for measure in MEASURES]
-            lines.append(_row([name, len(records), whole, given_up, *map(_cell, means)]))
-        first = self.names[0]
-        for name in self.names[1:]:
+            rows.append([name, len(records), whole, given_up, *map(_cell, means)])
+        for name in others:
             pairs = [(self._mean(name, measure), self._mean(first, measure)) for measure in MEASURES]
             cells = [_cell(ours.minus(theirs) if ours and theirs else None) for ours, theirs in pairs]
-            lines.append(_row([f"{name} − {first}", EMPTY, EMPTY, EMPTY, *cells]))
-        known = {
-            name: [record["truth"] for record in records if record.get("truth")]
-            for name, records in self.records.items()
-        }
-        if any(known.values()):
+            rows.append([f"{name} − {first}", EMPTY, EMPTY, EMPTY, *cells])
+        lines = ["# Reconstruction", "", self._notes(), ""]
+        lines += markdown_table(["", "clips", "reconstructed", "given up", *MEASURES], rows)
+        rows = []
+        for side, (name, records) in enumerate(self.records.items()):
+            if truths := [record["truth"] for record in records if record.get("truth")]:
+                means = [mean_over_clips([truth.get(error) for truth in truths], side) for error in ERRORS]
+                rows.append([name, len(truths), *map(_cell, means)])
+        if rows:
             lines += ["", "Against the renderer's truth, phantom clips alone:", ""]
-            lines += _head(["", "clips", *ERRORS])
-            for side, (name, truths) in enumerate(known.items()):
-                if truths:
-                    means = [
-                        mean_over_clips([truth.get(error) for truth in truths], side) for error in ERRORS
-                    ]
-                    lines.append(_row([name, len(truths), *map(_cell, means)]))
+            lines += markdown_table(["", "clips", *ERRORS], rows)
         failures = [
             f"- given up: {name}: {record['clip']}: {record['failure']}"
             for name, records in self.records.items()
@@ -117,12 +103,10 @@ class Report:
 
     def _mean(self, name: str, measure: str) -> Mean | None:
         records = [record for record in self.records[name] if "failure" not in record]
-        return mean_over_clips([record.get(measure) for record in records], self.names.index(name))
+        return mean_over_clips([record.get(measure) for record in records], list(self.records).index(name))
 
     def _notes(self) -> str:
-        focal = (
-            "estimated for each clip" if self.job.focal is None else f"{self.job.focal:g} of the shorter side"
-        )
+        focal = f"{self.job.focal:g} of the shorter side" if self.job.focal else "estimated for each clip"
         return (
             f"COLMAP (pycolmap {self.colmap}) on {self.frames} frames of each clip, scaled to a shorter side "
             f"of {self.size} pixels, in which errors are counted. Assumed: one {self.job.camera} camera per "
@@ -143,11 +127,3 @@ def _number(value: float) -> str:
 
 def _cell(mean: Mean | None) -> str:
     return EMPTY if mean is None else mean.cell()
-
-
-def _head(cells: Sequence[str]) -> list[str]:
-    return [_row(cells), _row(["---"] + ["---:"] * (len(cells) - 1))]
-
-
-def _row(cells: Sequence[Any]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"

@@ -10,45 +10,54 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, product
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from medsora.downstream.clips import Samples
 from medsora.errors import BadInput
 from medsora.evaluation.bootstrap import replicate_weights
-from medsora.runtime.files import read_patiently, write_json, write_text
+from medsora.runtime.files import is_file, read_patiently, write_json, write_text
+from medsora.runtime.markdown import markdown_table
 from medsora.studies.paired import Difference, paired_difference
 
 SUPERVISED = "supervised only"
 REPLICATES = 500  # bootstrap draws of the test samples
 EMPTY, NOT_RUN = "–", "not run"
 
-Scores = Mapping[str, float]
-
 
 @dataclass(frozen=True)
 class Study:
     """The runs of a study; the variant `SUPERVISED` is what the others are compared with.
 
-    Attributes:
-        variants: the number of unlabelled samples by title, that of `SUPERVISED` first.
-        scores: names of the scores, parts of 1, higher is better.
-        trivial: the scores of answers that need no training, by title.
-        facts: what must be equal for runs to belong together: data, recipe, versions.
+    `train(variant, seed)` returns what is kept of a run: `scores`, and `replicates`, the same over draws of
+    the test samples.
     """
 
     title: str
     folder: Path
-    variants: Mapping[str, int]
     seeds: range
-    scores: tuple[str, ...]
-    trivial: Mapping[str, Scores]
-    facts: Mapping[str, Any]
     command: str
-    notes: tuple[str, ...] = ()
+    labelled: Samples
+    test: Samples
+    unlabelled: Mapping[str, Samples]  # of each further variant, by title
+    scores: tuple[str, ...]  # names; parts of 1, higher is better
+    trivial: Mapping[str, Mapping[str, float]]  # scores of answers that need no training, by title
+    facts: dict[str, Any]  # what must be equal for runs to belong together, besides the pixels
+    notes: tuple[str, ...]
+    train: Callable[[str, int], dict[str, Any]]
     results: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sides = {"labelled": self.labelled, "test": self.test, **self.unlabelled}
+        self.facts["pixels"] = {title: side.digest() for title, side in sides.items()}
+
+    @property
+    def variants(self) -> dict[str, int]:
+        """The number of unlabelled samples by title."""
+        return {SUPERVISED: 0} | {title: len(samples) for title, samples in self.unlabelled.items()}
 
     @property
     def identity(self) -> str:
@@ -57,56 +66,47 @@ class Study:
 
     def find_finished(self) -> None:
         """Take up the finished runs of the folder; raises `BadInput` if they are those of another study."""
-        for variant in self.variants:
-            for seed in self.seeds:
-                try:
-                    text = read_patiently(Path.read_text, self._file(variant, seed))
-                    run = json.loads(text)
-                    theirs = run["identity"]
-                except FileNotFoundError:
-                    continue
-                except (KeyError, TypeError, ValueError) as error:
-                    raise BadInput(
-                        f"{self._file(variant, seed)} holds no run ({error}); delete it."
-                    ) from error
-                if theirs != self.identity:
-                    raise BadInput(f"{self.folder} holds runs of other data or options; take another --out.")
-                self.results[variant, seed] = run
+        for variant, seed in product(self.variants, self.seeds):
+            path = self._file(variant, seed)
+            if not is_file(path):
+                continue
+            text = read_patiently(Path.read_bytes, path)
+            try:
+                run = json.loads(text)
+                theirs = run["identity"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise BadInput(f"{path} holds no run ({error}); delete it.") from error
+            if theirs != self.identity:
+                raise BadInput(f"{self.folder} holds runs of other data or options; take another --out.")
+            self.results[variant, seed] = run
 
-    def run(self, train: Callable[[str, int], dict[str, Any]]) -> None:
-        """Do what is not finished, all variants of a seed before the next; write the report after each.
-
-        `train(variant, seed)` returns what is kept of a run: `scores`, and `replicates`, the same over
-        draws of the test samples.
-        """
+    def run(self) -> None:
+        """Do what is not finished, all variants of a seed before the next; write the report after each."""
         self.find_finished()
-        for seed in self.seeds:
-            for variant in self.variants:
-                if (variant, seed) in self.results:
-                    continue
-                run = {"identity": self.identity, "variant": variant, "seed": seed, **train(variant, seed)}
-                write_json(self._file(variant, seed), run)
-                scores = ", ".join(f"{score} {_percent(run['scores'][score])}" for score in self.scores)
-                print(f"{variant}, seed {seed}: {scores}", flush=True)
-                self.results[variant, seed] = run
-                self.write()
+        for seed, variant in product(self.seeds, self.variants):
+            if (variant, seed) in self.results:
+                continue
+            run = {"identity": self.identity, "variant": variant, "seed": seed} | self.train(variant, seed)
+            write_json(self._file(variant, seed), run)
+            scores = ", ".join(f"{score} {_percent(run['scores'][score])}" for score in self.scores)
+            print(f"{variant}, seed {seed}: {scores}", flush=True)
+            self.results[variant, seed] = run
+            self.write()
         self.write()
 
     def write(self) -> None:
         """Write results.md and results.json."""
-        kept = ("title", "variants", "scores", "trivial", "facts", "command", "notes")
-        values = {name: getattr(self, name) for name in kept} | {"seeds": list(self.seeds)}
-        runs = [
-            {name: value for name, value in run.items() if name != "replicates"}
-            for run in self.results.values()
+        fields = ("title", "variants", "scores", "trivial", "facts", "command", "notes")
+        values = {name: getattr(self, name) for name in fields} | {"seeds": list(self.seeds)}
+        values["runs"] = [
+            {k: v for k, v in run.items() if k != "replicates"} for run in self.results.values()
         ]
-        differences = {
+        values["differences"] = {
             f"{variant}: {score}": difference._asdict()
-            for variant in self.variants
-            for score in self.scores
+            for variant, score in product(self.variants, self.scores)
             if (difference := self.difference(variant, score)) is not None
         }
-        write_json(self.folder / "results.json", values | {"runs": runs, "differences": differences})
+        write_json(self.folder / "results.json", values)
         write_text(self.folder / "results.md", self.markdown())
 
     def difference(self, variant: str, score: str) -> Difference | None:
@@ -120,6 +120,10 @@ class Study:
         header = ["", "unlabelled", "runs"]
         for score in self.scores:
             header += [score, "over seeds", "over test samples", f"against {SUPERVISED}"]
+        rows = [self._variant_row(variant) for variant in self.variants]
+        for title, scores in self.trivial.items():
+            cells = ([_percent(scores[score]), EMPTY, EMPTY, EMPTY] for score in self.scores)
+            rows.append([title, EMPTY, EMPTY, *chain.from_iterable(cells)])
         lines = [
             f"# {self.title}",
             "",
@@ -130,40 +134,26 @@ class Study:
             "test samples with replacement, which holds for these trained models. Differences are paired by "
             "seed.",
             "",
-            _row(header),
-            _row(["---"] + ["---:"] * (len(header) - 1)),
+            *markdown_table(header, rows),
         ]
-        lines += [self._variant_row(variant) for variant in self.variants]
-        for title, scores in self.trivial.items():
-            cells = [title, EMPTY, EMPTY]
-            for score in self.scores:
-                cells += [_percent(scores[score]), EMPTY, EMPTY, EMPTY]
-            lines.append(_row(cells))
         return "\n".join([*lines, "", "```sh", self.command, "```", ""])
 
-    def _variant_row(self, variant: str) -> str:
+    def _variant_row(self, variant: str) -> list[str]:
         finished = [run for (title, _), run in self.results.items() if title == variant]
         cells = [variant, str(self.variants[variant]), f"{len(finished)} of {len(self.seeds)}"]
         for score in self.scores:
-            values = self._values(variant, score)
-            if not values:
+            if not finished:
                 cells += [NOT_RUN, EMPTY, EMPTY, EMPTY]
                 continue
+            values = self._values(variant, score)
             over_seeds = paired_difference(values, dict.fromkeys(values, 0.0))
             draws = np.mean([run["replicates"][score] for run in finished], axis=0)
             low, high = np.percentile(draws, (2.5, 97.5))
-            cells += [
-                _percent(fmean(values.values())),
-                _interval(over_seeds),
-                f"{100 * low:.1f} … {100 * high:.1f}",
-            ]
-            found = self.difference(variant, score)
-            cells.append(
-                EMPTY
-                if found is None
-                else f"{100 * found.mean:+.1f} ({_interval(found)}), {found.reading(1)}"
-            )
-        return _row(cells)
+            cells += [_percent(over_seeds.mean), _interval(over_seeds), f"{100 * low:.1f} … {100 * high:.1f}"]
+            added = self.difference(variant, score)
+            text = added and f"{100 * added.mean:+.1f} ({_interval(added)}), {added.reading(1)}"
+            cells.append(text or EMPTY)
+        return cells
 
     def _values(self, variant: str, score: str) -> dict[int, float]:
         return {seed: run["scores"][score] for (title, seed), run in self.results.items() if title == variant}
@@ -185,7 +175,3 @@ def _percent(value: float) -> str:
 
 def _interval(found: Difference) -> str:
     return EMPTY if found.low is None else f"{100 * found.low:.1f} … {100 * found.high:.1f}"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

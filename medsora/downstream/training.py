@@ -25,24 +25,17 @@ Evaluate = Callable[[int, nn.Module], None]  # step, model
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained: by default FixMatch's optimiser and constants, on small batches.
-
-    Attributes:
-        batch: labelled samples a step; `ratio` times as many unlabelled ones (the paper's mu).
-        threshold: probability from which a pseudo-label counts (the paper's tau).
-        align: divide pseudo-labels by the mean of the last batches, times the labels' frequencies.
-        published: the code published with Endora: see `PUBLISHED`.
-    """
+    """How a model is trained: by default FixMatch's optimiser and constants, on small batches."""
 
     steps: int = 1000
-    batch: int = 8
-    ratio: int = 3
+    batch: int = 8  # labelled samples a step
+    ratio: int = 3  # unlabelled samples for each labelled one (the paper's mu)
     learning_rate: float = 0.03
     weight_decay: float = 5e-4
-    threshold: float = 0.95
-    align: bool = False
+    threshold: float = 0.95  # probability from which a pseudo-label counts (the paper's tau)
+    align: bool = False  # divide pseudo-labels by the mean of the last batches, times the labels' frequencies
     ema: float = 0.999
-    published: bool = False
+    published: bool = False  # the code published with Endora: see `PUBLISHED`
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: FixMatch's cos(7πk / 16K); of the published code by epoch."""
@@ -63,10 +56,10 @@ PUBLISHED = Recipe(
 )
 
 
-def given_recipe(options: argparse.Namespace) -> dict[str, float]:
-    """Return the fields of `Recipe` that the command line sets."""
+def given_recipe(options: argparse.Namespace) -> Recipe:
+    """Return the recipe with what the command line sets."""
     named = {each.name: getattr(options, each.name, None) for each in fields(Recipe)}
-    return {name: value for name, value in named.items() if value is not None}
+    return Recipe(**{name: value for name, value in named.items() if value is not None})
 
 
 def train(

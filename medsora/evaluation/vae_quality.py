@@ -23,10 +23,11 @@ from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, bad_input_from_errors
 from medsora.evaluation.features.clip_set import DEFAULT_CROP, RESIZE, ClipSet
 from medsora.evaluation.metrics.weight_files import at_hand, cached_file
-from medsora.evaluation.report.paper_tables import markdown_table, number_text
+from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.settings import ClipSettings
 from medsora.runtime.digests import sha256
 from medsora.runtime.files import write_json, write_text
+from medsora.runtime.markdown import markdown_table
 from medsora.runtime.processes import on_main, share_of, working_together
 from medsora.runtime.versions import library_versions
 from medsora.saved.find import VAE_OR_BASE, find_vae, load_vae

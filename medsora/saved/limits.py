@@ -310,18 +310,8 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]], model: nn.Module, weights:
 
 
 # What PyTorch, diffusers and einops raise for settings that are in range, each alone, but not together.
-BUILDING_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    ValueError,
-)
+BUILDING_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError)
+BUILDING_ERRORS += (OSError, RuntimeError, SafetensorError, TypeError, ValueError)
 
 
 def first_sentence(error: Exception) -> str:

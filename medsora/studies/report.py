@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from medsora.config.schema import STAGE_1, STAGE_2
 from medsora.runtime.files import write_json, write_text
+from medsora.runtime.markdown import markdown_table
 from medsora.studies.paired import Difference, paired_difference
 from medsora.studies.scores import CLIP_FIGURES
 from medsora.studies.variants import REFERENCE
@@ -112,7 +113,7 @@ class StudyReport(NamedTuple):
         header = ["variant", "parameters", "runs", "minutes"]
         for score in scores:
             header += [_label(score), "difference (95 % interval)"]
-        rows = [_row(header), _row(["---"] + ["---:"] * (len(header) - 1))]
+        rows = []
         for title in self._titles:
             runs = [run for run in self.runs if run.title == title and run.steps]
             count = f"{self.parameters[title]:,}" if title in self.parameters else EMPTY
@@ -124,8 +125,8 @@ class StudyReport(NamedTuple):
                 values = self._values(title, score)
                 cells.append(f"{fmean(values.values()):.4g}" if values else NOT_RUN)
                 cells.append(EMPTY if title == self.reference else self._difference_text(title, score))
-            rows.append(_row(cells))
-        return rows
+            rows.append(cells)
+        return markdown_table(header, rows)
 
     def _difference_text(self, title: str, score: str) -> str:
         found = self.difference(title, score)
@@ -148,8 +149,7 @@ class StudyReport(NamedTuple):
         steps = sorted({step for run in self.runs for step in run.evaluations if step})
         if len(steps) < 2:
             return []
-        rows = [_row([f"{_label(score)} after", *(f"{step} steps" for step in steps)])]
-        rows.append(_row(["---"] + ["---:"] * len(steps)))
+        rows = []
         for title in self.parameters:
             cells = [title]
             for step in steps:
@@ -159,8 +159,8 @@ class StudyReport(NamedTuple):
                     if run.title == title and score in run.evaluations.get(step, {})
                 ]
                 cells.append(f"{fmean(values):.4g}" if values else EMPTY)
-            rows.append(_row(cells))
-        return rows
+            rows.append(cells)
+        return markdown_table([f"{_label(score)} after", *(f"{step} steps" for step in steps)], rows)
 
     def _json_differences(self) -> dict[str, Any]:
         return {
@@ -190,7 +190,3 @@ def _label(score: str) -> str:
 def _sign(score: str) -> int:
     known = FIGURES | CLIP_FIGURES
     return known[score].sign if score in known else -1
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -63,17 +63,14 @@ def variants_of(
         raise BadInput(f"--vary asks for {len(combinations)} variants, of which {MAX_VARIANTS} are the most.")
     variants = [Variant((), load_config(config, list(overrides)))]
     for changes in combinations:
-        kept = tuple(each for each in changes if not _changes_nothing(config, overrides, each, variants[0]))
+        usual = variants[0].config
+        kept = tuple(each for each in changes if load_config(config, [*overrides, each]) != usual)
         changed = load_config(config, [*overrides, *kept])
         if changed not in [variant.config for variant in variants]:
             variants.append(Variant(kept, changed))
     if len(variants) == 1:
         raise BadInput("--vary changes nothing: every value is the one that the config has already.")
     return stage, variants
-
-
-def _changes_nothing(config: str | Path, overrides: Sequence[str], change: str, reference: Variant) -> bool:
-    return load_config(config, [*overrides, change]) == reference.config
 
 
 def _choices(text: str) -> list[str]:

@@ -26,6 +26,7 @@ from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput, bad_input_from_errors
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_text, written_beside
+from medsora.runtime.markdown import markdown_table
 from medsora.saved.find import find_vae, load_vae
 from medsora.training.command_line import documented_command
 from medsora.training.run.folder import read_log
@@ -75,6 +76,7 @@ def main() -> None:
     if rival is not None:
         other = unseen_figures(rival, options.clips, options.size)
         columns = {"tokenizer": figures, "without quantisation": other}
+    rows = [[n, *(f"{c[n]:.4g}" if n in c else "" for c in columns.values())] for n in figures]
     title, origin = WHAT_IT_IS[type(trained)]
     log = read_log(options.run)
     parameters = sum(parameter.numel() for parameter in trained.parameters())
@@ -95,12 +97,7 @@ def main() -> None:
         f"{options.clips} clips of {FRAMES}x{options.size}x{options.size} of phantom seed {UNSEEN_SEED}, "
         f"never trained on, {'from their codes' if 'codes used' in figures else 'decoded from the mean'}:",
         "",
-        f"| figure | {' | '.join(columns)} |",
-        f"|---|{'---|' * len(columns)}",
-        *(
-            f"| {name} | {' | '.join(f'{c[name]:.4g}' if name in c else '' for c in columns.values())} |"
-            for name in figures
-        ),
+        *markdown_table(["figure", *columns], rows, 1 + len(columns)),
     ]
     write_text(options.out.with_suffix(".md"), "\n".join(note) + "\n")
     print("\n".join(note))

@@ -1,7 +1,7 @@
-"""What both training loops do between two steps, in this order.
+"""What all training loops share: their set-up, and what they do between two steps, in this order.
 
 1. Stop before the optimiser's step if a loss or gradient is not finite, after saving the state before it
-   (`non_finite`).
+   (`check_step`).
 2. Log (`log_step`); the rest is `end_step`:
 3. Save, if a checkpoint is due or a process was asked to stop: what follows may take minutes, and whoever
    asked may not wait for it.
@@ -16,21 +16,25 @@ The last step is evaluated and sampled even if a process was asked to stop: ther
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
-from medsora.errors import Interrupted, NonFiniteLoss
+from medsora.config.schema import Config
+from medsora.errors import Interrupted
 from medsora.runtime.interruption import StopRequest, any_process
+from medsora.training.accelerator import set_learning_rate
 from medsora.training.progress import Progress
+from medsora.training.randomness import derive_seed
 from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import RunReport
-from medsora.training.schedule import Schedule
+from medsora.training.schedule import Schedule, Step, StepBatches
 from medsora.training.stage_parts import StageParts
-from medsora.training.step_guard import StepRecord
+from medsora.training.step_guard import StepGuard, StepRecord
 
 
 class PeriodicTask(NamedTuple):
@@ -50,12 +54,41 @@ class PeriodicTask(NamedTuple):
 class Stage(Protocol):
     """What is needed of a stage between its steps: among others what its checkpoints hold, and its tasks."""
 
+    config: Config
     accelerator: Accelerator
+    optimizer: torch.optim.Optimizer
     run: RunFolder
     schedule: Schedule
     parts: StageParts
     tasks: list[PeriodicTask]
     early_stop: EarlyStop | None
+
+
+def batch_order(stage: Stage, start: int, labels: Sequence[int] | None = None) -> StepBatches:
+    """Return this process's clips of every step from `start` on; `labels`, one per clip, balance them."""
+    accelerator = stage.accelerator
+    return StepBatches(
+        stage.schedule,
+        stage.config.run.seed,
+        start_step=start,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        accumulation=getattr(stage.config, stage.run.stage).accumulation,
+        labels=labels,
+    )
+
+
+def watch(
+    stage: Stage, start: int, stop: StopRequest, title: str, page: str
+) -> tuple[Progress, RunReport, StepGuard]:
+    """Return a progress bar, the run's page and a guard of its steps; tell `stop` how long these take."""
+    accelerator, total = stage.accelerator, stage.schedule.total_steps
+    progress = Progress(title, total, start, show=accelerator.is_local_main_process)
+    report = RunReport(stage.run, f"{stage.config.run.name}: {page}", total)
+    guard = StepGuard(accelerator, stage.optimizer)
+    stop.expect_checkpoint(stage.parts.size_bytes)
+    stop.expect_answers_late(guard.lag)
+    return progress, report, guard
 
 
 def begin(stage: Stage, step: int, stop: StopRequest) -> range:
@@ -68,17 +101,37 @@ def begin(stage: Stage, step: int, stop: StopRequest) -> range:
     return range(step, step if _stops_early(stage, step, stop) else stage.schedule.total_steps)
 
 
-def is_saved(stage: Stage, done: int) -> bool:
-    """Return whether a checkpoint is due after `done` steps; with early stopping, with every evaluation."""
+def begin_step(
+    stage: Stage, number: int, stop: StopRequest, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Step, StepRecord]:
+    """Set a step's learning rate, this process's seed and training mode; return the step and its record."""
+    stop.begin_step()
+    step = stage.schedule.step(number)
+    set_learning_rate(optimizer, step.lr)
+    torch.manual_seed(derive_seed(stage.config.run.seed, "step", number, stage.accelerator.process_index))
+    model.train()
+    return step, StepRecord(number)
+
+
+def check_step(
+    stage: Stage, guard: StepGuard, record: StepRecord, norm: Tensor, stop: StopRequest
+) -> tuple[bool, bool, bool]:
+    """Return whether to log and to save after this step, and whether any process was asked to stop.
+
+    With early stopping a checkpoint is due with every evaluation. Raises `NonFiniteLoss` after saving the
+    state before the first bad step and ending the training.
+    """
+    done, settings = record.number + 1, getattr(stage.config, stage.run.stage)
+    ends = done == stage.schedule.total_steps
+    logs = done % settings.log_every == 0 or ends
     evaluated = stage.early_stop is not None and done % stage.early_stop.every == 0
-    return done % stage.parts.settings.save_every == 0 or done == stage.schedule.total_steps or evaluated
-
-
-def non_finite(stage: Stage, bad: StepRecord) -> NonFiniteLoss:
-    """Save the state before the step `bad` and end the training; return what to raise."""
-    stage.parts.save(bad.number)
-    stage.accelerator.end_training()
-    return bad.error(stage.run.checkpoints)
+    saves = done % settings.save_every == 0 or ends or evaluated
+    bad, asked = guard.check(record, norm, asked=stop.wanted(), at_once=logs or saves)
+    if bad is not None:
+        stage.parts.save(bad.number)
+        stage.accelerator.end_training()
+        raise bad.error(stage.run.checkpoints)
+    return logs, saves, asked
 
 
 def log_step(

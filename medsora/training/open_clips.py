@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from medsora.config.schema import Config
+from medsora.config.schema import STAGE_AR, Config
 from medsora.data.checking.check import CheckReport
 from medsora.data.checking.copies import Content
 from medsora.data.clips import ClipDataset, ClipSpec, StoredVideo, StoredVideos
@@ -20,7 +20,10 @@ from medsora.runtime.files import is_file, read_patiently, write_json
 from medsora.runtime.progress_bar import progress_bar
 from medsora.saved.checkpoint import checkpoint_folders
 from medsora.saved.find import trained_labels
+from medsora.training.accelerator import check_same_run
 from medsora.training.run.folder import RunFolder
+from medsora.training.run.trackers import start_trackers
+from medsora.training.schedule import Schedule
 
 RENDER_PROCESSES = 2
 VIDEO_LIST = "videos.json"  # in the run folder: every video's side, frames and thumbnails
@@ -133,6 +136,23 @@ def store_videos(run: RunFolder, clips: ClipDataset) -> None:
     listed = {name: [video.side, *video.content] for name, video in videos.items()}
     with run.writing():
         write_json(run.path / VIDEO_LIST, {"by_folder": by_folder, "videos": listed}, sort_keys=True)
+
+
+def open_run(
+    config: Config, stage: str, folder: Path, accelerator: Accelerator, clips: ClipDataset
+) -> tuple[RunFolder, Schedule]:
+    """Open the run folder of `stage` with its list of videos and its trackers; return it and the schedule.
+
+    Raises `BadInput` if they cannot be opened, or the processes do not have the same folder and clips.
+    """
+    settings = getattr(config, stage)
+    schedule = Schedule.of(settings, len(clips))
+    schedule.check_processes(accelerator.num_processes, settings.accumulation)
+    run = RunFolder(folder, config, stage, accelerator)
+    check_same_run(run, config, clips, cached=stage == STAGE_AR or config.cache.latents == "disk")
+    store_videos(run, clips)
+    start_trackers(accelerator, run, config)  # before the caches: who is not logged in hears it at once
+    return run, schedule
 
 
 def clip_folder(config: Config, *, show: bool = False) -> Path:

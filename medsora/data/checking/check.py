@@ -53,19 +53,18 @@ class SourceReport:
     def read(
         self, start: int, count: int, interval: int | None, size: int | tuple[int, int], **options: Any
     ) -> np.ndarray:
-        """Return a clip, uint8 (count, H, W, 3), read as the check found; see `read_frames`."""
+        """Return a clip, uint8 (count, H, W, 3), as the check found it; `options`: see `read_frames`."""
+        found = {"numbers": self.numbers(start, count), "margins": self.margins} | options
         return read_frames(
             self.source.path,
             start,
             count,
             interval or 1,
             size,
-            numbers=self.numbers(start, count),
             seek_points=self.scan.seek_points,
-            margins=self.margins,
             interpretation=self.scan.interpretation,
             pictures=self.source.pictures,
-            **options,
+            **found,
         )
 
     @property

@@ -16,19 +16,12 @@ SAME_RATE = 0.01  # part by which a header's frame rate may be off before the ti
 
 @dataclass(frozen=True)
 class Timing:
-    """The timing of a video.
+    """The timing of a video."""
 
-    Attributes:
-        fps: frames per second, pauses left out; None if it cannot be known.
-        jumps: frames whose time stamps begin anew, as in joined recordings.
-        pauses: frames that follow much later than the one before.
-        times_ms: each frame's time in milliseconds, never falling, where the steps are uneven; else empty.
-    """
-
-    fps: float | None
-    jumps: tuple[int, ...] = ()
-    pauses: tuple[int, ...] = ()
-    times_ms: tuple[int, ...] = ()
+    fps: float | None  # frames per second, pauses left out; None if it cannot be known
+    jumps: tuple[int, ...] = ()  # frames whose time stamps begin anew, as in joined recordings
+    pauses: tuple[int, ...] = ()  # frames that follow much later than the one before
+    times_ms: tuple[int, ...] = ()  # each frame's time, never falling, where steps are uneven; else empty
 
 
 def read_timing(seconds: Sequence[float | None], header_fps: float | None) -> Timing:

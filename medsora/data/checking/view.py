@@ -86,15 +86,9 @@ def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
 def _cells(source: SourceReport, original: str | None) -> list[Text | str]:
     scan = source.scan
     copied = f"copy of {original}" if original else None
-    notes = (
-        source.shots_words,
-        source.uneven_words,
-        *source.remarks,
-        source.crop_words,
-        source.marks_words,
-        copied,
-    )
-    remarks = one_line(source.problem or "; ".join(note for note in notes if note))
+    notes = (source.shots_words, source.uneven_words, *source.remarks)
+    notes = filter(None, (*notes, source.crop_words, source.marks_words, copied))
+    remarks = one_line(source.problem or "; ".join(notes))
     return [
         Text(one_line(source.source.name)),
         scan.container,

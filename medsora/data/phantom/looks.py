@@ -11,20 +11,12 @@ from medsora.config.choices import PHANTOM_LOOKS
 
 @dataclass(frozen=True)
 class Look:
-    """An endoscope.
+    """An endoscope; the rows of `colours` mix the scene's RGB into the display's, None changes nothing."""
 
-    Attributes:
-        focal: in units of the picture's shorter side.
-        masks: how often each is drawn: "none", "octagon", "circle" or "keyhole".
-        colours: what of the scene's red, green and blue (columns) the display's red, green and blue show;
-            None leaves them as they are.
-        version: raised when the look draws other pictures from the same seed; that of white light stays.
-    """
-
-    focal: float
-    masks: dict[str, float]
+    focal: float  # in units of the picture's shorter side
+    masks: dict[str, float]  # how often each is drawn: "none", "octagon", "circle" or "keyhole"
     colours: tuple[tuple[float, float, float], ...] | None = None
-    version: int = 1
+    version: int = 1  # raised when the look draws other pictures from the same seed
 
     def show(self, display: np.ndarray) -> np.ndarray:
         """Return the display colours (n, 3) in [0, 1] of the scene's colours under white light."""

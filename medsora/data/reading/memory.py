@@ -28,15 +28,8 @@ CODED_BESIDE, HELD_BESIDE = (
     3,
 )  # frames that a decoder works on, and that deinterlacing and its detection keep
 RGB_BYTES_PER_PIXEL = 6  # a frame as RGB and a copy of it
-REFERENCES = {  # that a codec allows; dav1d's threads work on several frames besides
-    "h264": 16,
-    "hevc": 16,
-    "vvc": 16,
-    "libdav1d": 16,
-    "av1": 8,
-    "vp9": 8,
-    "vp8": 3,
-}
+# Reference frames that a codec allows; dav1d's threads work on several frames besides.
+REFERENCES = {"h264": 16, "hevc": 16, "vvc": 16, "libdav1d": 16, "av1": 8, "vp9": 8, "vp8": 3}
 MAX_OTHER_REFERENCES = 2  # MPEG-1, -2 and -4 and their like; none in codecs of single pictures
 _SPS = {"h264": 7, "hevc": 33}  # NAL units that hold a sequence's parameters
 _CHROMA_PROFILES = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 144, 244}

@@ -39,27 +39,16 @@ MASK_NAME, POSTER_NAME, FRAME_NAME = (
 
 @dataclass(frozen=True)
 class Recording:
-    """Pictures of one folder that are one source.
+    """Pictures of one folder that are one source."""
 
-    Attributes:
-        pictures: file names in the order of their frames.
-        breaks: frames before which others are missing.
-        step: by how much the frame number usually rises; 0 for a single frame, None without numbers.
-        stills: the pictures are no frames of one recording, but single ones.
-        plain: they are all pictures of the folder, in natural order.
-        by_value: they are ordered by decimal numbers or times of day, which natural order would mix up.
-        named_as_masks: names say masks, but no pictures were found that these belong to.
-        problem: why they cannot be used, or None.
-    """
-
-    pictures: tuple[str, ...]
-    breaks: tuple[int, ...] = ()
-    step: int | Fraction | None = None
-    stills: bool = False
-    plain: bool = True
-    by_value: bool = False
-    named_as_masks: bool = False
-    problem: str | None = None
+    pictures: tuple[str, ...]  # file names in the order of their frames
+    breaks: tuple[int, ...] = ()  # frames before which others are missing
+    step: int | Fraction | None = None  # by how much the number usually rises; 0: one frame, None: no numbers
+    stills: bool = False  # no frames of one recording, but single pictures
+    plain: bool = True  # all pictures of the folder, in natural order
+    by_value: bool = False  # ordered by decimals or times of day, which natural order would mix up
+    named_as_masks: bool = False  # names say masks, but no pictures were found that these belong to
+    problem: str | None = None  # why they cannot be used
 
 
 @dataclass(frozen=True)

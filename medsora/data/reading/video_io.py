@@ -145,7 +145,8 @@ def read_frames(
     for frame in chosen:
         frame = crop(frame, margins)
         kept.append(frame if size is None else resize(frame, size))
-        _check_deadline(path, deadline)
+        if deadline is not None and time.monotonic() > deadline:
+            raise UnreadableVideo(path, "decoding takes longer than one clip may")
     if not kept or (count is not None and len(kept) < count):
         missing = (numbers or wanted)[len(kept)]
         raise UnreadableVideo(path, f"frame {missing} does not exist or does not decode")
@@ -265,11 +266,6 @@ def _file_frames(
                     return
             else:
                 return
-
-
-def _check_deadline(path: Path, deadline: float | None) -> None:
-    if deadline is not None and time.monotonic() > deadline:
-        raise UnreadableVideo(path, "decoding takes longer than one clip may")
 
 
 def write_video(

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from medsora.downstream.clips import read_unlabelled_frames, refuse_leaks
+from medsora.downstream.clips import read_unlabelled_frames
 from medsora.downstream.scores import DICE, IOU, mask_scores, trivial_masks
 from medsora.downstream.segmentation.masks import find_pairs, read_pairs
 from medsora.downstream.segmentation.pixel_fixmatch import segmentation_losses
 from medsora.downstream.segmentation.unet import MULTIPLE_PX, UNet
 from medsora.downstream.study import SUPERVISED, Study, draws_of_test
-from medsora.downstream.training import Recipe, given_recipe, predict, tenths, train
+from medsora.downstream.training import given_recipe, predict, tenths, train
 from medsora.errors import BadInput
-from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import join_group
 
 NOTE = (
@@ -26,6 +24,7 @@ NOTE = (
     "probability reaches the threshold. Averaged weights, scored after the last step; means over pictures."
 )
 
+LIMITS = {"masks": (1, 100_000), "size": (1, 1024)}
 METHOD = 1  # raised when a view or a loss changes, so that no study mixes two
 
 
@@ -35,10 +34,9 @@ def add_options(add: Any) -> None:
     add("--size", type=int, default=64, metavar="PX", help="side of a picture (default: 64)")
 
 
-def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
-    """Read all pictures; return the study and the function that trains one run. Raises `BadInput`."""
-    keep_freed_memory()
-    recipe, size = replace(Recipe(), **given_recipe(options)), options.size
+def prepare(options: argparse.Namespace, command: str) -> Study:
+    """Read all pictures; return the study. Raises `BadInput`."""
+    recipe, size = given_recipe(options), options.size
     if size % MULTIPLE_PX or size < 2 * MULTIPLE_PX:
         raise BadInput(f"--size is {size} but must be a multiple of {MULTIPLE_PX} from {2 * MULTIPLE_PX} on.")
     pairs = find_pairs(options.labelled)
@@ -52,11 +50,8 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
     labelled, masks = read_pairs(options.labelled, [pairs[number] for number in needed], size)
     test, truth = read_pairs(options.test, find_pairs(options.test), size)
     unlabelled = read_unlabelled_frames(options.unlabelled, options.max_unlabelled, size)
-    refuse_leaks(
-        test, {"among the labelled": labelled} | {f"among {title}": s for title, s in unlabelled.items()}
-    )
     rows = {seed: [needed.index(number) for number in numbers] for seed, numbers in drawn.items()}
-    weights = draws_of_test(len(truth))
+    names = {seed: [labelled.names[row] for row in chosen] for seed, chosen in rows.items()}
     device = join_group().device
 
     def train_run(variant: str, seed: int) -> dict[str, Any]:
@@ -72,35 +67,36 @@ def prepare(options: argparse.Namespace, command: str) -> tuple[Study, Any]:
         pictures = [labelled.values[row][0] for row in rows[seed]]
         losses = segmentation_losses(model, pictures, masks[rows[seed]], others, recipe, kept)
         train(model, recipe, seed, losses, evaluate)
+        weights = draws_of_test(len(truth))
         return {
             "scores": {name: float(values.mean()) for name, values in found.items()},
             "replicates": {name: (weights @ values / len(truth)).tolist() for name, values in found.items()},
             "of_pictures": {name: values.tolist() for name, values in found.items()},
-            "labelled": [labelled.names[row] for row in rows[seed]],
+            "labelled": names[seed],
             "kept_pseudo_labels": tenths(kept),
         }
 
-    sides = {"labelled": labelled, "test": test, **unlabelled}
-    study = Study(
-        title="Segmentation",
+    return Study(
         folder=options.out,
-        variants={SUPERVISED: 0} | {title: len(samples) for title, samples in unlabelled.items()},
         seeds=options.seeds,
-        scores=(DICE, IOU),
-        trivial=trivial_masks(truth, [masks[rows[seed]] for seed in options.seeds]),
+        command=command,
+        labelled=labelled,
+        test=test,
+        unlabelled=unlabelled,
+        train=train_run,
         facts={
             "method": METHOD,
             "recipe": vars(recipe),
             "size": size,
-            "labelled": {str(seed): [labelled.names[row] for row in rows[seed]] for seed in options.seeds},
-            "pixels": {title: side.digest() for title, side in sides.items()},
+            "labelled": {str(seed): of_seed for seed, of_seed in names.items()},
             "masks": [hashlib.sha256(np.packbits(side)).hexdigest() for side in (masks, truth)],
         },
-        command=command,
+        title="Segmentation",
+        scores=(DICE, IOU),
+        trivial=trivial_masks(truth, [masks[rows[seed]] for seed in options.seeds]),
         notes=(
             NOTE,
             f"{options.masks} labelled pictures, drawn by seed, {len(truth)} test pictures, of which "
             f"{int((~truth.any((1, 2))).sum())} show no polyp (the empty mask has 100 there).",
         ),
     )
-    return study, train_run

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from medsora.evaluation.bootstrap import Difference, Spread, rank_ranges
-from medsora.evaluation.report.paper_tables import markdown_table, number_text
+from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.report.results import AS_REAL, Distance, Results, Score, without_nan
 from medsora.html_report import Section, write_report
 from medsora.runtime.files import write_json, write_text
+from medsora.runtime.markdown import markdown_table
 
 ARROWS = {"lower": "↓", "higher": "↑"}
+LATEX_ARROWS = {"lower": r"$\downarrow$", "higher": r"$\uparrow$"}
 NOT_TESTED = "not tested"
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -25,20 +27,8 @@ LATEX = {
     "–": "--",
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
 }
-CSV_COLUMNS = (
-    "figure",
-    "title",
-    "unit",
-    "better",
-    "set",
-    "clips",
-    "value",
-    "low",
-    "high",
-    "rank_best",
-    "rank_worst",
-    "not_distinguishable_from",
-)
+CSV_COLUMNS = ("figure", "title", "unit", "better", "set", "clips", "value", "low", "high")
+CSV_COLUMNS += ("rank_best", "rank_worst", "not_distinguishable_from")
 
 
 @dataclass(frozen=True)
@@ -142,11 +132,8 @@ class Comparison:
             for name, results in self.results.items():
                 value, spread = _value_of(_all_of(results)[key])
                 tested = ranking.ranges()[name] if ranking and ranking.pairs else None
-                numbers = [
-                    value,
-                    *((spread.low, spread.high) if spread else (None, None)),
-                    *(tested or (None,) * 2),
-                ]
+                interval = (spread.low, spread.high) if spread else (None, None)
+                numbers = [value, *interval, *(tested or (None, None))]
                 cells = ["" if n is None or n != n else repr(n) for n in numbers]
                 better = ranking.better if ranking else AS_REAL
                 clips = results.sets["generated"]["clips_used"]
@@ -160,15 +147,10 @@ class Comparison:
         Bold are all sets that may be the best: those whose range of ranks begins with 1.
         """
         figures = self._first()
-        head = " & ".join(
-            [
-                "",
-                *(
-                    f"{_latex(_titled(figures[key]))} {_latex_arrow(r.better)}"
-                    for key, r in self.rankings.items()
-                ),
-            ]
+        titles = (
+            f"{_latex(_titled(figures[key]))} {LATEX_ARROWS[r.better]}" for key, r in self.rankings.items()
         )
+        head = " & ".join(["", *titles])
         rows = []
         for name, results in self.results.items():
             cells = [_latex(name)]
@@ -231,14 +213,8 @@ class Comparison:
         first = next(iter(self.results.values()))
         facts = {first.reference: first.sets["real"]}
         facts |= {name: results.sets["generated"] for name, results in self.results.items()}
-        rows = [
-            (
-                name,
-                fact["folder"],
-                *(str(fact[key]) for key in ("clips_used", "clips_available", "videos_used")),
-            )
-            for name, fact in facts.items()
-        ]
+        counts = ("clips_used", "clips_available", "videos_used")
+        rows = [(name, fact["folder"], *(str(fact[k]) for k in counts)) for name, fact in facts.items()]
         return [("set", "folder", "clips", "available", "videos"), *rows]
 
     def _overview(self) -> list[tuple[str, ...]]:
@@ -296,13 +272,8 @@ class Comparison:
                 "real": figure.real_halves if isinstance(figure, Distance) else figure.real,
                 "sets": sets,
                 "differences": [
-                    {
-                        "first": one,
-                        "second": two,
-                        **asdict(difference),
-                        "distinguishable": difference.is_clear,
-                    }
-                    for (one, two), difference in (ranking.pairs.items() if ranking else ())
+                    {"first": one, "second": two, **asdict(found), "distinguishable": found.is_clear}
+                    for (one, two), found in (ranking.pairs.items() if ranking else ())
                 ],
             }
         of_sets = {name: results.sets["generated"] for name, results in self.results.items()}
@@ -343,7 +314,3 @@ def _markdown(rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
 
 def _latex(text: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in text)
-
-
-def _latex_arrow(better: str) -> str:
-    return {"lower": r"$\downarrow$", "higher": r"$\uparrow$"}[better]

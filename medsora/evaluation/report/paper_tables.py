@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from medsora.runtime.markdown import markdown_table
+
 CORPORA = {
     "colonoscopic": "Colonoscopic",
     "cholectriplet": "CholecTriplet",
@@ -73,13 +75,6 @@ def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[float]]]) -> l
         return "–" if value != value else f"{value:.1f}" if value >= 1000 else f"{value:.2f}"
 
     return markdown_table(head, [[name, *map(cell, values)] for name, values in rows])
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> list[str]:
-    """Return the lines of a Markdown table; the first `words` columns are text, the others numbers."""
-    ruler = "|---" * words + "|---:" * (len(head) - words) + "|"
-    first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
-    return [first, ruler, *others]
 
 
 def number_text(value: float | None) -> str:

@@ -16,6 +16,7 @@ from medsora.evaluation.report.paper_tables import PAPER_PROTOCOL, number_text, 
 from medsora.evaluation.settings import STYLEGAN_V
 from medsora.evaluation.stylegan_v import MAX_GENERATED_FRAMES
 from medsora.runtime.files import write_json, write_text
+from medsora.runtime.markdown import markdown_table
 
 AS_REAL = "as real"  # a score that is best when it equals the reference's
 
@@ -109,6 +110,16 @@ class Results:
         """Return the page for people; without `notes` it leaves the warnings out."""
         sets, protocol, reference = self.sets, self.protocol, self.reference
         height, width = protocol["size"]
+        distances = [
+            [d.title, d.unit, number_text(d.value), *_spread_cells(d.spread), number_text(d.real_halves)]
+            for d in self.distances.values()
+        ]
+        scores = []
+        for score in self.scores.values():
+            better = f"as {reference}" if score.better == AS_REAL else score.better
+            cells = [score.title, score.unit, better, number_text(score.real), number_text(score.generated)]
+            scores.append([*cells, _spread_cells(score.generated_spread)[0]])
+        head = ["figure", "unit", f"generated – {reference}", "95 % interval", "bias estimate"]
         lines = [
             "# Evaluation",
             "",
@@ -120,27 +131,16 @@ class Results:
             *[f"**Note:** {warning}\n" for warning in self.warnings if notes],
             f"## Generated against {reference}",
             "",
-            f"| figure | unit | generated – {reference} | 95 % interval | bias estimate | "
-            f"two halves of {reference} |",
-            "|---|---|---:|---:|---:|---:|",
-        ]
-        for distance in self.distances.values():
-            cells = [distance.title, distance.unit, number_text(distance.value)]
-            lines.append(_row([*cells, *_spread_cells(distance.spread), number_text(distance.real_halves)]))
-        lines += [
+            *markdown_table([*head, f"two halves of {reference}"], distances, 2),
             "",
             "Lower is better; the last column is what no difference looks like with half the clips.",
             "",
             "## Each set alone",
             "",
-            f"| figure | unit | better | {reference} | generated | 95 % interval of generated |",
-            "|---|---|---|---:|---:|---:|",
+            *markdown_table(
+                ["figure", "unit", "better", reference, "generated", "95 % interval of generated"], scores, 3
+            ),
         ]
-        for score in self.scores.values():
-            better = f"as {reference}" if score.better == AS_REAL else score.better
-            cells = [score.title, score.unit, better, number_text(score.real)]
-            interval = _spread_cells(score.generated_spread)[0]
-            lines.append(_row([*cells, number_text(score.generated), interval]))
         if self.flow:
             lines += ["", f"Optical flow: {self.flow}."]
         if self.memorisation:
@@ -177,10 +177,6 @@ class Results:
 def _counts(side: dict[str, Any]) -> str:
     used, available = side["clips_used"], side["clips_available"]
     return f"{used}" if used == available else f"{used} of {available}"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _spread_cells(spread: Spread | None) -> list[str]:

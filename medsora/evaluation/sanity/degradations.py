@@ -22,18 +22,13 @@ from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.metrics.motion import DIS_NOTE
 from medsora.evaluation.metrics.registry import WEIGHT_FREE, build_measures
-from medsora.evaluation.report.paper_tables import markdown_table, number_text
+from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.sanity.degrade import blurred, frozen, noisy, shuffled
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
+from medsora.runtime.markdown import markdown_table
 
-REAL, MILD, STRONG, SHUFFLED, FROZEN, NOISE = (
-    "real",
-    "mild blur",
-    "strong blur",
-    "shuffled",
-    "frozen",
-    "noise",
-)
+REAL, MILD, STRONG = "real", "mild blur", "strong blur"
+SHUFFLED, FROZEN, NOISE = "shuffled", "frozen", "noise"
 MILD_BLUR, STRONG_BLUR = 1 / 64, 1 / 16  # sigma as a share of the frame's height
 
 # What each distance is there to notice: every chain must rise from left to right. What is not its business

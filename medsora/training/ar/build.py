@@ -17,15 +17,12 @@ from medsora.saved.find import ENDOGEN, find_model, trained_tokenizer
 from medsora.saved.limits import check_part
 from medsora.saved.manifest import changed_part
 from medsora.saved.optimizer import build_optimizer
-from medsora.training.accelerator import check_same_run, make_accelerator
+from medsora.training.accelerator import make_accelerator
 from medsora.training.ar.loss import NextCodeLoss
 from medsora.training.ar.samples import CodeSamples, label_of
 from medsora.training.ar.stage import ArStage
 from medsora.training.cache.codes import CodeCache, encode_clip
-from medsora.training.open_clips import clip_spec, open_clips, store_videos
-from medsora.training.run.folder import RunFolder
-from medsora.training.run.trackers import start_trackers
-from medsora.training.schedule import Schedule
+from medsora.training.open_clips import clip_spec, open_clips, open_run
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +38,7 @@ def build_ar_stage(config: Config) -> ArStage:
     start_from(model, config.endogen.weights, labels)
     for part in (model, tokenizer):
         part.to(accelerator.device)
-    schedule = Schedule.of(settings, len(clips))
-    schedule.check_processes(accelerator.num_processes, settings.accumulation)
-    run = RunFolder(config.ar_dir, config, "train_ar", accelerator)
-    check_same_run(run, config, clips, cached=True)
-    store_videos(run, clips)
-    start_trackers(accelerator, run, config)
+    run, schedule = open_run(config, "train_ar", config.ar_dir, accelerator, clips)
     cache = CodeCache(config, clips, tokenizer)
     cache.build(tokenizer, accelerator)
     evaluated = range(min(settings.eval_clips, len(held_out)))

@@ -10,20 +10,10 @@ from medsora.config.schema import Config
 from medsora.errors import bad_input_from_errors
 from medsora.runtime.interruption import StopRequest
 from medsora.runtime.processes import reporting_lost_processes
-from medsora.training.accelerator import (
-    clipped_norm,
-    float32_products,
-    gradients_synchronised,
-    set_learning_rate,
-)
+from medsora.training.accelerator import clipped_norm, float32_products, gradients_synchronised
 from medsora.training.ar.build import build_ar_stage
 from medsora.training.batches import TimedBatches, to_device
-from medsora.training.loop_end import begin, end_step, is_saved, log_step, non_finite
-from medsora.training.progress import Progress
-from medsora.training.randomness import derive_seed
-from medsora.training.run.report import RunReport
-from medsora.training.schedule import StepBatches
-from medsora.training.step_guard import StepGuard, StepRecord
+from medsora.training.loop_end import batch_order, begin, begin_step, check_step, end_step, log_step, watch
 
 
 def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path:
@@ -36,22 +26,10 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
         stage = build_ar_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
         start = stage.resume()
-    settings, accelerator, run, schedule = config.train_ar, stage.accelerator, stage.run, stage.schedule
-    order = StepBatches(
-        schedule,
-        config.run.seed,
-        start_step=start,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        accumulation=settings.accumulation,
-        labels=stage.clip_labels if config.data.balance else None,
-    )
+    settings, accelerator, run = config.train_ar, stage.accelerator, stage.run
+    order = batch_order(stage, start, stage.clip_labels if config.data.balance else None)
     batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
-    progress = Progress("EndoGen", schedule.total_steps, start, show=accelerator.is_local_main_process)
-    report = RunReport(run, f"{config.run.name}: EndoGen {config.endogen.preset}", schedule.total_steps)
-    guard = StepGuard(accelerator, stage.optimizer)
-    stop.expect_checkpoint(stage.parts.size_bytes)
-    stop.expect_answers_late(guard.lag)
+    progress, report, guard = watch(stage, start, stop, "EndoGen", f"EndoGen {config.endogen.preset}")
     with (
         reporting_lost_processes(),
         stop,
@@ -61,13 +39,9 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
         float32_products(settings.matmul_precision),
     ):
         for number in begin(stage, start, stop):
-            stop.begin_step()
-            step = schedule.step(number)
-            set_learning_rate(optimizer, step.lr)
-            torch.manual_seed(derive_seed(config.run.seed, "step", number, accelerator.process_index))
-            model.train()
+            done = number + 1
+            step, record = begin_step(stage, number, stop, model, optimizer)
             total = torch.zeros((), device=accelerator.device)
-            record = StepRecord(number)
             for micro in range(settings.accumulation):
                 batch = batches.next()
                 codes, labels = (to_device(batch[name], accelerator.device) for name in ("codes", "label"))
@@ -79,12 +53,7 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
                 total += loss.detach() / settings.accumulation
 
             norm = clipped_norm(accelerator, stage.model, settings.clip_norm)
-            done = number + 1
-            logs = done % settings.log_every == 0 or done == schedule.total_steps
-            saves = is_saved(stage, done)
-            bad, asked = guard.check(record, norm, asked=stop.wanted(), at_once=logs or saves)
-            if bad is not None:
-                raise non_finite(stage, bad)
+            logs, saves, asked = check_step(stage, guard, record, norm, stop)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

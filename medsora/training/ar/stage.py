@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,7 @@ from torch import Tensor
 
 from medsora.baselines.endogen import EndoGen
 from medsora.config.schema import Config
-from medsora.errors import BadInput, Interrupted, NonFiniteVideo
-from medsora.runtime.files import is_file
+from medsora.errors import BadInput
 from medsora.runtime.interruption import StopRequest
 from medsora.sampling.tokens import EndoGenPipeline
 from medsora.saved.find import DEFAULT_FPS, ENDOGEN
@@ -22,16 +20,14 @@ from medsora.training.ar.samples import CodeSamples, label_of
 from medsora.training.loop_end import PeriodicTask
 from medsora.training.run.described import (
     describe_model,
+    evaluation_and_samples,
     keep_samples,
     require_same_labels,
-    sheet_path,
 )
 from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
 from medsora.training.schedule import Schedule
 from medsora.training.stage_parts import ModelPart, StageParts, ValuePart
-
-log = logging.getLogger(__name__)
 
 HELD_OUT_LOSS = "held_out/loss"
 
@@ -79,21 +75,8 @@ class ArStage:
 
     @property
     def tasks(self) -> list[PeriodicTask]:
-        """Its evaluation, and its samples, which take long enough to be cut short by a request to stop."""
-        settings = self.config.train_ar
-        return [
-            PeriodicTask(
-                settings.eval_every,
-                lambda step, stop: self.evaluate(step),
-                lambda step: self.run.has_logged(step, "held_out/"),
-            ),
-            PeriodicTask(
-                settings.sample_every,
-                self.sample,
-                lambda step: is_file(sheet_path(self.run, step)),
-                interruptible=True,
-            ),
-        ]
+        """Its evaluation and its samples."""
+        return evaluation_and_samples(self.run, self.config.train_ar, self.evaluate, self.sample)
 
     @property
     def clip_labels(self) -> list[int]:
@@ -153,23 +136,7 @@ class ArStage:
         self.run.log(step, dict(zip((HELD_OUT_LOSS, "held_out/accuracy"), means, strict=True)))
 
     def sample(self, step: int, stop: StopRequest) -> None:
-        """Sample a few videos into samples/; raises `Interrupted` if `stop` wants it.
-
-        Videos that are not finite are left out with a warning: the training itself may be well.
-        """
-        count, names = self.config.train_ar.sample_videos, self._labels
-        labels = [names[k % len(names)] for k in range(count)] if names else None
+        """Sample a few videos; see `keep_samples`."""
         clip = {key: value for key, value in self.geometry.items() if key != "_class_name"}
         pipeline = EndoGenPipeline(self.model, self.tokenizer, **clip)
-
-        def leave_if_asked(number: int) -> None:
-            if stop.wanted():
-                raise Interrupted
-
-        try:
-            seeds = list(range(count))
-            frames = pipeline(seeds=seeds, label=labels, callback=leave_if_asked, output_type="uint8").frames
-        except NonFiniteVideo as error:
-            log.warning("no samples after step %d: %s", step, error)
-            return
-        keep_samples(self.run, step, frames, labels, self.geometry["fps"], pipeline.trained_on)
+        keep_samples(self.run, step, stop, pipeline, self.config.train_ar.sample_videos, self._labels)

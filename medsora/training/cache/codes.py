@@ -15,7 +15,6 @@ from torch import Tensor
 from medsora.baselines.endogen.grid import frames_to_grid, grid_shape
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
-from medsora.runtime.progress_bar import progress_bar
 from medsora.training.cache.fingerprint import clips_digest
 from medsora.training.cache.store import TensorStore
 
@@ -37,25 +36,18 @@ class CodeCache:
         self.store = TensorStore(Path(config.cache.dir), "codes", depends_on)
 
     def build(self, tokenizer: Any, accelerator: Accelerator) -> None:
-        """Encode what is not there yet; every process takes its share, all wait for the last."""
-        names = [_name(index) for index in range(len(self.clips))]
-        missing = self.store.missing(names[accelerator.process_index :: accelerator.num_processes])
-        show = bool(missing) and accelerator.is_local_main_process
-        for name in progress_bar(f"codes of {len(names)} clips", missing, unit="clip", show=show):
+        """Encode what is not there yet, as `TensorStore.fill` does."""
+
+        def encode(name: str) -> dict[str, Tensor]:
             index = int(name.split("-")[1])
             codes = [encode_clip(tokenizer, self.clips, index, flip=flip) for flip in self.flips]
-            self.store.put(name, {"codes": torch.stack(codes)})
-        accelerator.wait_for_everyone()
+            return {"codes": torch.stack(codes)}
+
+        self.store.fill([_name(index) for index in range(len(self.clips))], "codes", encode, accelerator)
 
     def get(self, index: int, flipped: bool) -> Tensor:
         """Return the codes of a window's clip. Raises `OSError` if they are gone."""
-        entry = self.store.get(_name(index))
-        if entry is None:
-            raise OSError(
-                f"the cache entry {_name(index)} in {self.store.folder} was there and is gone or damaged; "
-                "start the same command again, it is built anew."
-            )
-        return entry["codes"][int(flipped)]
+        return self.store.require(_name(index))["codes"][int(flipped)]
 
 
 @torch.no_grad()

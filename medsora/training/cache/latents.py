@@ -19,7 +19,6 @@ from torch import Tensor
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
 from medsora.runtime.digests import weights_digest
-from medsora.runtime.progress_bar import progress_bar
 from medsora.training.cache.fingerprint import clips_digest
 from medsora.training.cache.store import TensorStore
 from medsora.training.joint_images import image_moments
@@ -60,24 +59,23 @@ class LatentCache:
         self.windows_elsewhere = {int(video): np.flatnonzero(videos != video) for video in np.unique(videos)}
 
     def build(self, vae: VideoVAE, accelerator: Accelerator) -> None:
-        """Encode what is not there yet; every process takes its share, all wait for the last."""
+        """Encode what is not there yet, as `TensorStore.fill` does."""
         groups = range(self.groups if self.images.count else 0)
         names = [_clip_name(i) for i in range(len(self.clips))] + [_group_name(k) for k in groups]
-        missing = self.store.missing(names[accelerator.process_index :: accelerator.num_processes])
-        title = f"latents of {len(names)} clips"
-        show = bool(missing) and accelerator.is_local_main_process
-        for name in progress_bar(title, missing, unit="clip", show=show):
+
+        def encode(name: str) -> dict[str, Tensor]:
             kind, number = name.split("-")
-            encode = self._encode_clip if kind == "clip" else self._encode_group
-            self.store.put(name, encode(vae, int(number), accelerator.device))
-        accelerator.wait_for_everyone()
+            encode_one = self._encode_clip if kind == "clip" else self._encode_group
+            return encode_one(vae, int(number), accelerator.device)
+
+        self.store.fill(names, "latents", encode, accelerator)
 
     def clip(self, index: int, flipped: bool, *, first_alone: bool = False) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance (f, C, h, w) of a window's clip, unscaled.
 
         `first_alone` puts the first frame, encoded as a picture, in place of the clip's first latent.
         """
-        entry = self._entry(_clip_name(index))
+        entry = self.store.require(_clip_name(index))
         mean, logvar = entry["mean"][int(flipped)], entry["logvar"][int(flipped)]
         if first_alone:
             mean = torch.cat([entry["image_mean"][int(flipped)], mean[1:]])
@@ -105,7 +103,7 @@ class LatentCache:
 
     def joint_images(self, chosen: Sequence[JointImages]) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance (n - f, C, h, w) of the images of `choose_images`, unscaled."""
-        entries = [(self._entry(images.entry), int(images.flipped)) for images in chosen]
+        entries = [(self.store.require(images.entry), int(images.flipped)) for images in chosen]
         means = [entry["image_mean"][flip] for entry, flip in entries]
         logvars = [entry["image_logvar"][flip] for entry, flip in entries]
         return torch.cat(means), torch.cat(logvars)
@@ -130,18 +128,9 @@ class LatentCache:
         """A drawn group that shows no frame of `video`, if there is one among those tried."""
         for _ in range(GROUPS_TRIED):
             name = _group_name(int(random.integers(self.groups)))
-            if video not in self._entry(name)["videos"]:
+            if video not in self.store.require(name)["videos"]:
                 break
         return name
-
-    def _entry(self, name: str) -> dict[str, Tensor]:
-        entry = self.store.get(name)
-        if entry is None:
-            raise OSError(
-                f"the cache entry {name} in {self.store.folder} was there and is gone or damaged; "
-                "start the same command again, it is built anew."
-            )
-        return entry
 
     @torch.no_grad()
     def _encode_clip(self, vae: VideoVAE, index: int, device: torch.device) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ from torch import Tensor
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
 from medsora.runtime.digests import weights_digest
-from medsora.runtime.progress_bar import progress_bar
 from medsora.training.cache.fingerprint import clips_digest, flow_digest
 from medsora.training.cache.latents import JointImages, LatentCache, image_entry_latents
 from medsora.training.cache.store import TensorStore
@@ -73,7 +72,7 @@ class PriorCache:
     def build(
         self, prior: FlowPrior, clips: ClipDataset, accelerator: Accelerator, latents: LatentCache
     ) -> None:
-        """Compute what is not there yet; every process takes its share, all wait for the last."""
+        """Compute what is not there yet, as `TensorStore.fill` does."""
         device = accelerator.device
         entries: dict[str, Callable[[], list[Tensor]]] = {
             _name(i, flip): partial(self._clip_features, prior, clips, i, flip, device)
@@ -85,13 +84,11 @@ class PriorCache:
                 _name(*images): partial(self._image_features, prior, latents, images, device)
                 for images in latents.every_image()
             }
-        names = list(entries)[accelerator.process_index :: accelerator.num_processes]
-        missing = self.store.missing(names)
-        show = bool(missing) and accelerator.is_local_main_process
-        title = f"prior features of {len(entries)} clips"
-        for name in progress_bar(title, missing, unit="clip", show=show):
-            self._put(name, entries[name]())
-        accelerator.wait_for_everyone()
+
+        def compute(name: str) -> dict[str, Tensor]:
+            return _stored([layer.half() for layer in entries[name]()])
+
+        self.store.fill(list(entries), "prior features", compute, accelerator)
 
     def _clip_features(
         self, prior: FlowPrior, clips: ClipDataset, index: int, flip: bool, device: torch.device
@@ -123,12 +120,13 @@ class PriorCache:
 
     def put(self, index: int | str, flipped: bool, layers: list[Tensor]) -> list[Tensor]:
         """Keep the layers' features (f, l, d) of one clip; return them rounded, as `get` will."""
-        return self._put(_name(index, flipped), layers)
-
-    def _put(self, name: str, layers: list[Tensor]) -> list[Tensor]:
         halves = [layer.half() for layer in layers]
-        self.store.put(name, {f"layer-{i}": half.cpu() for i, half in enumerate(halves)})
+        self.store.put(_name(index, flipped), _stored(halves))
         return halves
+
+
+def _stored(halves: list[Tensor]) -> dict[str, Tensor]:
+    return {f"layer-{i}": half.cpu() for i, half in enumerate(halves)}
 
 
 def has_image_targets(config: Config) -> bool:

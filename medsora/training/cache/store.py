@@ -14,6 +14,7 @@ import json
 import os
 import struct
 from collections import OrderedDict
+from collections.abc import Callable
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
 
 from medsora.errors import BadInput
 from medsora.runtime.files import write_bytes, write_json
+from medsora.runtime.progress_bar import progress_bar
 
 KEPT_BYTES = 2**26
 BLOCK_BYTES = 4096
@@ -104,6 +107,30 @@ class TensorStore:
     def missing(self, names: list[str]) -> list[str]:
         """Return those of `names` that are not there or not whole on the disk."""
         return [name for name in names if self._read(name) is None]
+
+    def fill(
+        self,
+        names: list[str],
+        what: str,
+        compute: Callable[[str], dict[str, Tensor]],
+        accelerator: Accelerator,
+    ) -> None:
+        """Compute those of `names` that are missing; every process takes its share, all wait for the last."""
+        missing = self.missing(names[accelerator.process_index :: accelerator.num_processes])
+        show, title = bool(missing) and accelerator.is_local_main_process, f"{what} of {len(names)} clips"
+        for name in progress_bar(title, missing, unit="clip", show=show):
+            self.put(name, compute(name))
+        accelerator.wait_for_everyone()
+
+    def require(self, name: str) -> dict[str, Tensor]:
+        """Return an entry that was there once. Raises `OSError` if it is not any more."""
+        entry = self.get(name)
+        if entry is None:
+            raise OSError(
+                f"the cache entry {name} in {self.folder} was there and is gone or damaged; start the same "
+                "command again, it is built anew."
+            )
+        return entry
 
     def _keep(self, name: str, entry: dict[str, Tensor]) -> None:
         self._kept[name] = entry

@@ -17,6 +17,7 @@ from medsora.errors import BadInput, bad_input_from_errors
 from medsora.flow_prior.dino import DinoEncoder, build_network
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.runtime.files import write_text, written_beside
+from medsora.runtime.markdown import markdown_table
 from medsora.training.command_line import documented_command, minutes_left
 from medsora.training.dino.loop import Recipe, train_dino
 from medsora.training.dino.pictures import flow_pictures
@@ -75,6 +76,7 @@ def main() -> None:
         "4x4 mean colours": colour_probe(unseen),
     }
     names = list(rows["this encoder"])
+    table = [[row, *(f"{values[name]:.3f}" for name in names)] for row, values in rows.items()]
     parameters = sum(parameter.numel() for parameter in network.parameters())
     note = [
         "# The small flow encoder of the phantom",
@@ -89,12 +91,7 @@ def main() -> None:
         "",
         f"Linear probes on {options.unseen} clips of phantom seed {UNSEEN_SEED}, never trained on:",
         "",
-        f"| | {' | '.join(names)} |",
-        f"|---|{'---|' * len(names)}",
-        *(
-            f"| {row} | {' | '.join(f'{values[name]:.3f}' for name in names)} |"
-            for row, values in rows.items()
-        ),
+        *markdown_table(["", *names], table, 1 + len(names)),
     ]
     write_text(options.out.with_suffix(".md"), "\n".join(note) + "\n")
     print("\n".join(note))

@@ -42,21 +42,15 @@ SAVE_EVERY, LOG_EVERY, KEEP = 100, 20, 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the result, besides the pictures and the architecture.
-
-    Attributes:
-        crop, small_crop: sides of large and small crops in pixels.
-        momentum: the teacher's in the first step; it grows to 1 by half a cosine.
-        decay: weight decay in the first and in the last step.
-    """
+    """What decides the result, besides the pictures and the architecture."""
 
     steps: int = 3000
     batch: int = 32
     lr: float = 1e-3
-    crop: int = 64
-    small_crop: int = 32
-    momentum: float = 0.99
-    decay: tuple[float, float] = (0.04, 0.2)
+    crop: int = 64  # side of large crops in pixels
+    small_crop: int = 32  # of small ones
+    momentum: float = 0.99  # the teacher's in the first step; it grows to 1 by half a cosine
+    decay: tuple[float, float] = (0.04, 0.2)  # weight decay in the first and in the last step
     seed: int = 0
 
 

@@ -21,22 +21,13 @@ LOW_MOTION_PX = 0.05  # mean over a frame, below which a picture shows the estim
 
 
 class FlowPictures(NamedTuple):
-    """Pictures of the flow between consecutive frames, and what is known of each.
+    """Pictures of the flow between consecutive frames, and what is known of each."""
 
-    Attributes:
-        pictures: uint8 (N, 3, H, W), a memory map.
-        clip: (N,) the clip's number.
-        instrument: bool (N,), whether an instrument is in the clip.
-        motion: float32 (N, 4): mean of the exact flow along x and y, its expansion and its rotation, each
-            divided by the frame's largest motion, as Eq. 13 divides.
-        moving: bool (N,), whether there is motion to be seen.
-    """
-
-    pictures: np.ndarray
-    clip: np.ndarray
-    instrument: np.ndarray
-    motion: np.ndarray
-    moving: np.ndarray
+    pictures: np.ndarray  # uint8 (N, 3, H, W), a memory map
+    clip: np.ndarray  # (N,) the clip's number
+    instrument: np.ndarray  # bool (N,), whether an instrument is in the clip
+    motion: np.ndarray  # float32 (N, 4): means of x, y, expansion, rotation over the largest (Eq. 13)
+    moving: np.ndarray  # bool (N,), whether there is motion to be seen
 
 
 def flow_pictures(folder: Path, clips: int, size_px: int, seed: int, estimator: str = "dis") -> FlowPictures:

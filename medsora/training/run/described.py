@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from medsora.config.schema import ArTrainingConfig, DitTrainingConfig
 from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet
-from medsora.errors import BadInput
+from medsora.errors import BadInput, Interrupted, NonFiniteVideo
 from medsora.runtime.files import is_file, read_patiently, write_text, written_folder
+from medsora.runtime.interruption import StopRequest
 from medsora.sampling.synthetic import synthetic_tags
 from medsora.saved.find import DEFAULT_FPS
 from medsora.saved.manifest import model_files, write_manifest
+from medsora.saved.pipeline import SavedPipeline
+from medsora.training.loop_end import PeriodicTask
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import keep_sheet
+
+log = logging.getLogger(__name__)
 
 
 def describe_model(
@@ -62,16 +67,54 @@ def sheet_path(run: RunFolder, step: int) -> Path:
     return run.samples / f"step-{step:07d}.png"
 
 
+def evaluation_and_samples(
+    run: RunFolder,
+    settings: DitTrainingConfig | ArTrainingConfig,
+    evaluate: Callable[[int], None],
+    sample: Callable[[int, StopRequest], None],
+) -> list[PeriodicTask]:
+    """Return both tasks of a stage; its samples take long enough to be cut short by a request to stop."""
+
+    def is_evaluated(step: int) -> bool:
+        return run.has_logged(step, "held_out/")
+
+    def is_sampled(step: int) -> bool:
+        return is_file(sheet_path(run, step))
+
+    return [
+        PeriodicTask(settings.eval_every, lambda step, stop: evaluate(step), is_evaluated),
+        PeriodicTask(settings.sample_every, sample, is_sampled, interruptible=True),
+    ]
+
+
 def keep_samples(
     run: RunFolder,
     step: int,
-    videos: Sequence[np.ndarray],
-    labels: Sequence[str] | None,
-    fps: float,
-    trained_on: Mapping[str, Any],
+    stop: StopRequest,
+    pipeline: SavedPipeline,
+    count: int,
+    names: Sequence[str],
+    **options: Any,
 ) -> None:
-    """Write sampled videos of seeds 0, 1, ..., uint8 (F, H, W, 3), and their contact sheet."""
-    tags = synthetic_tags(f"{run.path.name}, step {step}", trained_on)
+    """Sample `count` videos of seeds 0, 1, ..., one label after another of `names`, into samples/.
+
+    Videos that are not finite are left out with a warning: the training itself may be well. Raises
+    `Interrupted` if `stop` wants it. `options` are those of the pipeline's call.
+    """
+    labels = [names[k % len(names)] for k in range(count)] if names else None
+
+    def leave_if_asked(*_: Any) -> None:
+        if stop.wanted():
+            raise Interrupted
+
+    options |= {"seeds": list(range(count)), "label": labels, "output_type": "uint8"}
+    try:
+        videos = pipeline(callback=leave_if_asked, **options).frames
+    except NonFiniteVideo as error:
+        log.warning("no samples after step %d: %s", step, error)
+        return
+    fps = pipeline.config.fps
+    tags = synthetic_tags(f"{run.path.name}, step {step}", pipeline.trained_on)
     of_rows = [f", {label}" for label in labels] if labels else [""] * len(videos)
     rows = [(f"seed {k}{of_rows[k]}", video) for k, video in enumerate(videos)]
     with run.writing():

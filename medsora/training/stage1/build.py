@@ -6,11 +6,9 @@ from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.saved.find import find_base
 from medsora.saved.optimizer import build_optimizer
-from medsora.training.accelerator import check_same_run, make_accelerator
-from medsora.training.open_clips import clip_spec, open_clips, store_videos
-from medsora.training.run.folder import RunFolder, with_compensation_kind
-from medsora.training.run.trackers import start_trackers
-from medsora.training.schedule import Schedule
+from medsora.training.accelerator import make_accelerator
+from medsora.training.open_clips import clip_spec, open_clips, open_run
+from medsora.training.run.folder import with_compensation_kind
 from medsora.training.stage1.crops import check_crop
 from medsora.training.stage1.stage import VaeStage
 from medsora.training.stage1.tokenizer import TokenizerStage
@@ -27,14 +25,9 @@ def build_vae_stage(config: Config) -> VaeStage:
     check_crop(config, vae)
     loss = build_loss(config).to(accelerator.device)
     clips, held_out = open_clips(config, accelerator, clip_spec(config), config.vae_dir)
-    schedule = Schedule.of(settings, len(clips))
-    schedule.check_processes(accelerator.num_processes, settings.accumulation)
     parameters = vae.trainable_parameters(settings.train)
     optimizer = build_optimizer(settings.optimizer, parameters, lr=settings.lr, betas=settings.betas)
-    run = RunFolder(config.vae_dir, config, "train_vae", accelerator)
-    check_same_run(run, config, clips)
-    store_videos(run, clips)
-    start_trackers(accelerator, run, config)
+    run, schedule = open_run(config, "train_vae", config.vae_dir, accelerator, clips)
     if settings.lpips == 0:
         run.say("LPIPS is left out of the loss (train_vae.lpips is 0).")
     kind = TokenizerStage if config.vae.kind == "vq" else VaeStage

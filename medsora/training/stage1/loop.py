@@ -10,16 +10,11 @@ from medsora.config.schema import Config
 from medsora.errors import bad_input_from_errors
 from medsora.runtime.interruption import StopRequest
 from medsora.runtime.processes import reporting_lost_processes
-from medsora.training.accelerator import clipped_norm, gradients_synchronised, set_learning_rate
+from medsora.training.accelerator import clipped_norm, gradients_synchronised
 from medsora.training.batches import NumberedClips, TimedBatches, to_device
-from medsora.training.loop_end import begin, end_step, is_saved, log_step, non_finite
-from medsora.training.progress import Progress
-from medsora.training.randomness import derive_seed
-from medsora.training.run.report import RunReport
-from medsora.training.schedule import StepBatches
+from medsora.training.loop_end import batch_order, begin, begin_step, check_step, end_step, log_step, watch
 from medsora.training.stage1.build import build_vae_stage
 from medsora.training.stage1.crops import random_crops
-from medsora.training.step_guard import StepGuard, StepRecord
 
 
 def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Path:
@@ -32,30 +27,14 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
         stage = build_vae_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.vae, stage.optimizer)
         start = stage.resume()
-    settings, accelerator, run, schedule = config.train_vae, stage.accelerator, stage.run, stage.schedule
-    order = StepBatches(
-        schedule,
-        config.run.seed,
-        start_step=start,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        accumulation=settings.accumulation,
-    )
-    batches = TimedBatches(NumberedClips(stage.clips), order, config.data.workers)
-    progress = Progress("stage 1", schedule.total_steps, start, show=accelerator.is_local_main_process)
-    report = RunReport(run, f"{config.run.name}: the VAE", schedule.total_steps)
-    guard = StepGuard(accelerator, stage.optimizer)
-    stop.expect_checkpoint(stage.parts.size_bytes)
-    stop.expect_answers_late(guard.lag)
+    settings, accelerator = config.train_vae, stage.accelerator
+    batches = TimedBatches(NumberedClips(stage.clips), batch_order(stage, start), config.data.workers)
+    progress, report, guard = watch(stage, start, stop, "stage 1", "the VAE")
     with reporting_lost_processes(), stop, batches, progress, report:
         for number in begin(stage, start, stop):
-            stop.begin_step()
-            step = schedule.step(number)
-            set_learning_rate(optimizer, step.lr)
-            torch.manual_seed(derive_seed(config.run.seed, "step", number, accelerator.process_index))
-            model.train()
+            done = number + 1
+            step, record = begin_step(stage, number, stop, model, optimizer)
             parts: dict[str, torch.Tensor] = {}
-            record = StepRecord(number)
             for micro in range(settings.accumulation):
                 batch = batches.next()
                 # A worker's batch lies otherwise in memory than the main process's: other last digits.
@@ -70,13 +49,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                     parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
 
             norm = clipped_norm(accelerator, stage.vae, settings.clip_norm)
-            done = number + 1
-            ends = done == schedule.total_steps
-            logs = done % settings.log_every == 0 or ends
-            saves = is_saved(stage, done)
-            bad, asked = guard.check(record, norm, asked=stop.wanted(), at_once=logs or saves)
-            if bad is not None:
-                raise non_finite(stage, bad)
+            logs, saves, asked = check_step(stage, guard, record, norm, stop)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             codes = stage.tend_codebook(done, norm)

@@ -23,13 +23,10 @@ from medsora.saved.find import find_model, trained_vae
 from medsora.saved.limits import check_part
 from medsora.saved.manifest import changed_part
 from medsora.saved.optimizer import build_optimizer
-from medsora.training.accelerator import check_compile, check_same_run, make_accelerator
+from medsora.training.accelerator import check_compile, make_accelerator
 from medsora.training.cache.latents import LatentCache
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes
-from medsora.training.open_clips import denoiser_clip_spec, open_clips, store_videos
-from medsora.training.run.folder import RunFolder
-from medsora.training.run.trackers import start_trackers
-from medsora.training.schedule import Schedule
+from medsora.training.open_clips import denoiser_clip_spec, open_clips, open_run
 from medsora.training.stage2.ema import Ema
 from medsora.training.stage2.inputs import Stage2Inputs
 from medsora.training.stage2.loss import DenoisingLoss
@@ -58,12 +55,7 @@ def build_dit_stage(config: Config) -> Stage2:
     for part in (vae, model, prior):
         if part is not None:
             part.to(accelerator.device)
-    schedule = Schedule.of(settings, len(clips))
-    schedule.check_processes(accelerator.num_processes, settings.accumulation)
-    run = RunFolder(config.dit_dir, config, "train_dit", accelerator)
-    check_same_run(run, config, clips)
-    store_videos(run, clips)
-    start_trackers(accelerator, run, config)  # before the caches: who is not logged in hears it at once
+    run, schedule = open_run(config, "train_dit", config.dit_dir, accelerator, clips)
     if prior is not None and prior.untrained:
         run.say(
             f"the {config.alignment.kind} prior is untrained (dino.weights: random): its alignment teaches "

@@ -10,20 +10,10 @@ from medsora.config.schema import Config
 from medsora.errors import bad_input_from_errors
 from medsora.runtime.interruption import StopRequest
 from medsora.runtime.processes import reporting_lost_processes
-from medsora.training.accelerator import (
-    clipped_norm,
-    float32_products,
-    gradients_synchronised,
-    set_learning_rate,
-)
+from medsora.training.accelerator import clipped_norm, float32_products, gradients_synchronised
 from medsora.training.batches import TimedBatches
-from medsora.training.loop_end import begin, end_step, is_saved, log_step, non_finite
-from medsora.training.progress import Progress
-from medsora.training.randomness import derive_seed
-from medsora.training.run.report import RunReport
-from medsora.training.schedule import StepBatches
+from medsora.training.loop_end import batch_order, begin, begin_step, check_step, end_step, log_step, watch
 from medsora.training.stage2.build import build_dit_stage
-from medsora.training.step_guard import StepGuard, StepRecord
 
 
 def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Path:
@@ -36,23 +26,11 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
         stage = build_dit_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
         start = stage.resume()
-    settings, accelerator, run, schedule = config.train_dit, stage.accelerator, stage.run, stage.schedule
-    order = StepBatches(
-        schedule,
-        config.run.seed,
-        start_step=start,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        accumulation=settings.accumulation,
-        labels=stage.clip_labels if config.data.balance else None,
-    )
+    settings, accelerator, run = config.train_dit, stage.accelerator, stage.run
+    order = batch_order(stage, start, stage.clip_labels if config.data.balance else None)
     batches = TimedBatches(stage.samples, order, config.data.workers, collate=stage.samples.collate)
-    progress = Progress("stage 2", schedule.total_steps, start, show=accelerator.is_local_main_process)
-
-    report = RunReport(run, f"{config.run.name}: the denoiser {config.denoiser.preset}", schedule.total_steps)
-    guard = StepGuard(accelerator, stage.optimizer)
-    stop.expect_checkpoint(stage.parts.size_bytes)
-    stop.expect_answers_late(guard.lag)
+    title = f"the denoiser {config.denoiser.preset}"
+    progress, report, guard = watch(stage, start, stop, "stage 2", title)
     with (
         reporting_lost_processes(),
         stop,
@@ -62,13 +40,9 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
         float32_products(settings.matmul_precision),
     ):
         for number in begin(stage, start, stop):
-            stop.begin_step()
-            step = schedule.step(number)
-            set_learning_rate(optimizer, step.lr)
-            torch.manual_seed(derive_seed(config.run.seed, "step", number, accelerator.process_index))
-            model.train()
+            done = number + 1
+            step, record = begin_step(stage, number, stop, model, optimizer)
             parts: dict[str, torch.Tensor] = {}
-            record = StepRecord(number)
             for micro in range(settings.accumulation):
                 batch = batches.next()
                 noised = stage.inputs.noised_latents(batch)
@@ -85,13 +59,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
 
             clip_norm = settings.clip_norm if step.epoch >= settings.clip_after_epoch else None
             norm = clipped_norm(accelerator, stage.model, clip_norm)
-            done = number + 1
-            ends = done == schedule.total_steps
-            logs = done % settings.log_every == 0 or ends
-            saves = is_saved(stage, done)
-            bad, asked = guard.check(record, norm, asked=stop.wanted(), at_once=logs or saves)
-            if bad is not None:
-                raise non_finite(stage, bad)
+            logs, saves, asked = check_step(stage, guard, record, norm, stop)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             stage.ema.update(unless=guard.bad if guard.lag else None)

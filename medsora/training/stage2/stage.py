@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,17 +11,16 @@ from accelerate import Accelerator
 
 from medsora.config.schema import Config
 from medsora.denoiser.base import Denoiser
-from medsora.errors import BadInput, Interrupted, NonFiniteVideo
-from medsora.runtime.files import is_file
+from medsora.errors import BadInput
 from medsora.runtime.interruption import StopRequest
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import DEFAULT_FPS
 from medsora.training.loop_end import PeriodicTask
 from medsora.training.run.described import (
     describe_model,
+    evaluation_and_samples,
     keep_samples,
     require_same_labels,
-    sheet_path,
 )
 from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
@@ -34,8 +32,6 @@ from medsora.training.stage2.loss import DenoisingLoss
 from medsora.training.stage2.samples import Stage2Samples
 from medsora.training.stage_parts import ModelPart, StageParts, ValuePart
 from medsora.vae import VideoVAE
-
-log = logging.getLogger(__name__)
 
 EVALUATION_TIMESTEPS = (50, 250, 500, 750, 950)  # fixed, so curves of different runs are comparable
 HELD_OUT_LOSS = "held_out/mse"
@@ -91,27 +87,14 @@ class Stage2:
 
     @property
     def tasks(self) -> list[PeriodicTask]:
-        """Its evaluation, and its samples, which take long enough to be cut short by a request to stop."""
-        settings = self.config.train_dit
-        return [
-            PeriodicTask(
-                settings.eval_every,
-                lambda step, stop: self.evaluate(step),
-                lambda step: self.run.has_logged(step, "held_out/"),
-            ),
-            PeriodicTask(
-                settings.sample_every,
-                self.sample,
-                lambda step: is_file(sheet_path(self.run, step)),
-                interruptible=True,
-            ),
-        ]
+        """Its evaluation and its samples."""
+        return evaluation_and_samples(self.run, self.config.train_dit, self.evaluate, self.sample)
 
     def _check_vae(self, digest: str | None) -> None:
         if digest != self.vae_digest:
             raise BadInput(
                 f"{self.run.path} was trained on the latents of another VAE than the one that vae.path or "
-                "stage 1 gives now; take another run.name, or put that VAE back to resume that run."
+                "stage 1 gives now; take another run.name, or put that VAE back to go on with that run."
             )
 
     def _check_labels(self, names: list[str] | None) -> None:
@@ -160,36 +143,19 @@ class Stage2:
         self.run.log(step, errors | of_clip)
 
     def sample(self, step: int, stop: StopRequest) -> None:
-        """Sample a few videos from the EMA weights into samples/; raises `Interrupted` if `stop` wants it.
-
-        Videos that are not finite are left out with a warning: the training itself may be well.
-        """
+        """Sample a few videos from the EMA weights; see `keep_samples`."""
         settings, names = self.config.train_dit, self.samples.clips.labels.names
-        labels = [names[k % len(names)] for k in range(settings.sample_videos)] if names else None
-
-        def leave_if_asked(number: int, t: int, z: torch.Tensor) -> None:
-            if stop.wanted():
-                raise Interrupted
-
         with self.ema.applied() as model:
             model.eval()
             pipeline = MedSoraPipeline(model, self.vae, **self.geometry)
             pipeline.set_progress_bar_config(disable=True)
+            steps = settings.sample_steps
             try:
-                frames = pipeline(
-                    num_videos=settings.sample_videos,
-                    num_inference_steps=settings.sample_steps,
-                    seeds=list(range(settings.sample_videos)),
-                    label=labels,
-                    callback=leave_if_asked,
-                    output_type="uint8",
-                ).frames
-            except NonFiniteVideo as error:
-                log.warning("no samples after step %d: %s", step, error)
-                return
+                keep_samples(
+                    self.run, step, stop, pipeline, settings.sample_videos, names, num_inference_steps=steps
+                )
             finally:
                 model.train()
-        keep_samples(self.run, step, frames, labels, self.geometry["fps"], pipeline.trained_on)
 
 
 def clip_geometry(

@@ -114,7 +114,7 @@ def test_packed_images_are_of_other_videos_where_there_are_such(
         picture = of_group[name][:1].expand(2, 2).float()
         return {"videos": of_group[name], "image_mean": picture, "image_logvar": picture}
 
-    monkeypatch.setattr(cache, "_entry", entry)
+    monkeypatch.setattr(cache.store, "require", entry)
     for sample in range(20):
         first, second, third = (cache.joint_images(cache.choose_images(k, sample))[0] for k in range(3))
         assert (first == 1).all()
