@@ -53,7 +53,7 @@ MAX_WORDS = {
     "install": 270,
     "performance": 1210,
     "reliability": 810,
-    "sampling": 610,
+    "sampling": 640,
     "tour": 200,
     "training": 650,
     "troubleshooting": 610,
