@@ -49,7 +49,7 @@ MAX_WORDS = {
     "extending": 310,
     "fidelity": 1130,
     "gpu-run": 510,
-    "index": 150,
+    "index": 160,
     "install": 270,
     "performance": 1210,
     "reliability": 810,

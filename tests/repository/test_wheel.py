@@ -51,8 +51,10 @@ def test_the_wheel_holds_one_package_with_its_data(wheel: Distribution) -> None:
     files = {path.as_posix() for path in wheel.files if ".." not in path.parts and path.suffix != ".pyc"}
     tops = {name.split("/")[0] for name in files}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"medsora"}
-    data = {path.name for path in CONFIGS.iterdir() if path.is_file()}
-    assert {name.rpartition("/")[2] for name in files if name.startswith("medsora/configs/")} == data
+    data = {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*") if path.is_file()}
+    assert {
+        name.removeprefix("medsora/configs/") for name in files if name.startswith("medsora/configs/")
+    } == {name for name in data if not name.endswith(".pyc")}
     assert "medsora/py.typed" in files
 
 

@@ -144,7 +144,8 @@ def test_a_former_name_is_read_with_a_note(
     value = {"loss_target": "velocity", "clip_after_epoch": 3, "matmul_precision": "high"}[name]
     file = tmp_path / "old.yaml"
     file.write_text(f"{section}: {{{was}: {value}}}\n")
-    for config in (load_config(file), load_config(PHANTOM, [f"{section}.{was}={value}"])):
+    for given in ((file,), (PHANTOM, [f"{section}.{was}={value}"])):
+        config = load_config(*given)
         assert getattr(getattr(config, section), name) == value
         assert f"{section}.{was} is now named {new}." in caplog.text
         caplog.clear()

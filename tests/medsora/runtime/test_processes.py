@@ -17,8 +17,8 @@ from medsora.runtime.processes import (
     Heartbeat,
     check_agreement,
     check_same_places,
+    leave_group,
     on_main,
-    part,
     reporting_lost_processes,
     share_of,
     start_heartbeat,
@@ -174,7 +174,7 @@ def test_who_has_done_its_work_is_not_missed(monkeypatch: pytest.MonkeyPatch) ->
     assert other.parted
     assert processes._heartbeats == []
     assert [beat._silent() for _ in range(5)] == [[]] * 5
-    part()  # a second time changes nothing
+    leave_group()  # a second time changes nothing
     other.run()  # ends at once: nobody is listened for any more
 
 

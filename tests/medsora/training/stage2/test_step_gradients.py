@@ -40,7 +40,7 @@ def gradients(
 
     with tiny.nothing_silent(), monkeypatch.context() as patch:
         patch.setattr(PART[stage], "forward", forward_and_count)
-        patch.setattr(StepGuard, "look", enough)
+        patch.setattr(StepGuard, "check", enough)
         patch.setattr(VaeStage, "tasks", [])
         with tiny.first_gradients(stage) as kept, pytest.raises(Enough):
             tiny.train(stage, config)
