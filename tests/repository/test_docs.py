@@ -45,7 +45,7 @@ MAX_WORDS = {
     "downstream": 1280,
     "endogen": 730,
     "endora": 490,
-    "evaluation": 1670,
+    "evaluation": 1710,
     "extending": 310,
     "fidelity": 1130,
     "gpu-run": 510,
