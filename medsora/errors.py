@@ -1,4 +1,4 @@
-"""The ways a command ends, and the exit status of each (0 done, 1 failed, 2 bad input, 75 interrupted).
+"""The ways a command ends, and the exit status of each (0 success, 1 error, 2 invalid input, 75 interrupted).
 
 Leaves (`vae`, `flow_prior`, `kernels`) raise plain `ValueError` or `OSError` with one clear sentence;
 `bad_input_from_errors()` turns those into `BadInput` while a command sets itself up, so that a user never

@@ -51,8 +51,8 @@ def load_config(
                 raise BadInput(f"'{override}' is no override; write key=value, for example data.size=64.")
         typed = OmegaConf.from_dotlist(list(overrides or []))
         renamed = [
-            OmegaConf.create(_with_new_names(OmegaConf.to_container(part, resolve=False), str(path)))
-            for part in (given, typed)
+            OmegaConf.create(_with_new_names(OmegaConf.to_container(part, resolve=False), source))
+            for part, source in ((given, str(path)), (typed, "the command line"))
         ]
         plain = OmegaConf.to_container(OmegaConf.merge(*renamed), resolve=False)
     except BadInput:

@@ -42,7 +42,7 @@ class Study:
     command: str
     labelled: Samples
     test: Samples
-    unlabelled: Mapping[str, Samples]  # of each further variant, by title
+    unlabelled: Mapping[str, Samples]  # further variants: what each trains on, by its title
     scores: tuple[str, ...]  # names; parts of 1, higher is better
     trivial: Mapping[str, Mapping[str, float]]  # scores of answers that need no training, by title
     facts: dict[str, Any]  # what must be equal for runs to belong together, besides the pixels

@@ -60,8 +60,10 @@ def main() -> None:
         help="a run with vae.quantize=false, whose figures the note of a tokenizer compares",
     )
     add("--average", type=Path, metavar="WEIGHTS", help="a base's weights to average with the run's")
-    add("--share", type=_share, default=0.5, metavar="X", help="of the run in that mean (default: 0.5)")
+    add("--share", type=_share, metavar="X", help="weight of the run in that mean; needed with --average")
     options = parser.parse_args()
+    if (options.average is None) != (options.share is None):
+        raise BadInput("--average WEIGHTS and --share X belong together: give both, or neither.")
     with bad_input_from_errors():
         trained = load_vae(find_vae(options.run, kinds=KINDS))
         rival = _rival(trained, options)

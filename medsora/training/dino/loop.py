@@ -48,7 +48,7 @@ class Recipe:
     batch: int = 32
     lr: float = 1e-3
     crop: int = 64  # side of large crops in pixels
-    small_crop: int = 32  # of small ones
+    small_crop: int = 32  # pixels per side of a small crop
     momentum: float = 0.99  # the teacher's in the first step; it grows to 1 by half a cosine
     decay: tuple[float, float] = (0.04, 0.2)  # weight decay in the first and in the last step
     seed: int = 0

@@ -15,7 +15,7 @@ from medsora.config.shipped import models_folder
 from medsora.vae import FrequencyCompensatedVAE
 from tests.support.paths import CONFIGS
 
-NAME, MOST_BYTES = "phantom", 10 * 2**20
+NAME, MAX_BYTES = "phantom", 10 * 2**20
 FEW_STEPS = {"num_inference_steps": 2, "sampler": "dpmpp", "output_type": "uint8"}
 
 
@@ -30,7 +30,7 @@ def pipeline() -> MedSoraPipeline:
 
 def test_it_is_small_and_says_where_it_comes_from() -> None:
     folder = models_folder() / NAME
-    assert sum(path.stat().st_size for path in (folder / "denoiser").iterdir()) <= MOST_BYTES
+    assert sum(path.stat().st_size for path in (folder / "denoiser").iterdir()) <= MAX_BYTES
     card = (folder / "README.md").read_text(encoding="utf-8")
     for words in ("apache-2.0", "phantom", "train_dit.py"):
         assert words in card

@@ -98,6 +98,8 @@ def test_the_weights_before_and_after_are_averaged(export: Export) -> None:
 
 @pytest.mark.parametrize("share", ["0", "1", "nan", "half"])
 def test_a_share_lies_between_the_two(share: str, export: Export, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(BadInput, match="belong together"):
+        export("runs/none", "small", "--average", "before.safetensors")
     with pytest.raises(SystemExit):
         export("runs/none", "small", "--average", "before.safetensors", "--share", share)
     assert f"must be a number between 0 and 1, not {share}" in capsys.readouterr().err
@@ -114,6 +116,8 @@ def test_what_cannot_ship_is_one_sentence(export: Export) -> None:
         export(
             run,
             "small",
+            "--share",
+            "0.5",
             "--average",
             str(Path("runs/autoencoder/vae/final/diffusion_pytorch_model.safetensors")),
         )
