@@ -7,7 +7,7 @@ marks of the page, everything else on it is written by hand.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from benchmarks.support.measure import RESULTS
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_between_marks, written_beside
+from medsora.runtime.markdown import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 PICTURE = PAGE.parent / "images" / "performance.svg"
@@ -101,7 +102,7 @@ def results_tables(entries: Sequence[Entry]) -> Iterator[str]:
         rows = {row.what: row for row in ROWS if row.device == device}
         newest = {what: row.newest(entries) for what, row in rows.items()}
         machines = list(dict.fromkeys(machine for found in newest.values() for machine in found)) or [title]
-        yield from _head("preset B against the reference wiring, unless in brackets", machines)
+        table = []
         for what, found in newest.items():
             cells = (
                 shown(value_of(found[machine]["figures"], rows[what].figure))
@@ -109,31 +110,26 @@ def results_tables(entries: Sequence[Entry]) -> Iterator[str]:
                 else "not yet"
                 for machine in machines
             )
-            yield f"| {what} | {' | '.join(cells)} |"
-        yield ""
+            table.append((what, *cells))
+        head = ("preset B against the reference wiring, unless in brackets", *machines)
+        yield from (*markdown_table(head, table, len(head)), "")
 
 
 def changes_table(entries: Sequence[Entry]) -> Iterator[str]:
     """Yield a Markdown table of what each single change gains at batch 1, a column per machine."""
     machines: dict[str, None] = {}
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
     for entry in entries:
         if entry["figures"].get("batch") == 1 and entry["figures"].get("changes"):
             place = "a step" if entry["benchmark"] == "sample" else "forward and backward"
             machines[entry["machine"]] = None
             for name, change in entry["figures"]["changes"].items():
                 alone = name.startswith("of that: ")
-                what = f"{name} | {'the projections alone' if alone else place}"
+                what = (name, "the projections alone" if alone else place)
                 rows.setdefault(what, {})[entry["machine"]] = shown(change)
-    yield from _head("one change at a time, batch 1 | in", machines)
-    for what, found in rows.items():
-        yield f"| {what} | {' | '.join(found.get(machine, '–') for machine in machines)} |"
-    yield ""
-
-
-def _head(title: str, machines: Iterable[str]) -> list[str]:
-    cells = [*title.split(" | "), *machines]
-    return [f"| {' | '.join(cells)} |", f"|{'---|' * len(cells)}"]
+    table = [(*what, *(found.get(machine, "–") for machine in machines)) for what, found in rows.items()]
+    head = ("one change at a time, batch 1", "in", *machines)
+    yield from (*markdown_table(head, table, len(head)), "")
 
 
 def shown(value: float | dict[str, float]) -> str:
