@@ -40,7 +40,7 @@ THEME = gr.themes.Default(  # fonts of the reader's own system: the page asks no
 )
 HEADER = """<header class="medsora">
 <h1>MedSora</h1>
-<p>Synthetic endoscopy, generated from noise. Synthetic, for research, <b>not for diagnosis</b>.</p>
+<p>Synthetic endoscopy, generated from noise. For research, <b>not for diagnosis</b>.</p>
 </header>"""
 EMPTY = '<div class="clips empty">Videos appear here.</div>'
 CSS = """
