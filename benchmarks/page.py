@@ -97,11 +97,14 @@ def value_of(figures: dict[str, Any], name: str) -> float | dict[str, float] | N
 
 
 def results_tables(entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield a Markdown table of CPU results and one of GPU results, a column per machine."""
+    """Yield a Markdown table of CPU results and one of GPU results, a column per machine; a line if none."""
     for device, title in (("cpu", "CPU"), ("cuda", "GPU")):
         rows = {row.what: row for row in ROWS if row.device == device}
         newest = {what: row.newest(entries) for what, row in rows.items()}
-        machines = list(dict.fromkeys(machine for found in newest.values() for machine in found)) or [title]
+        machines = list(dict.fromkeys(machine for found in newest.values() for machine in found))
+        if not machines:
+            yield from (f"{title}: not measured yet.", "")
+            continue
         table = []
         for what, found in newest.items():
             cells = (
