@@ -138,7 +138,7 @@ def changes_table(entries: Sequence[Entry]) -> Iterator[str]:
 def shown(value: float | dict[str, float]) -> str:
     """A number, or a ratio with its range."""
     if isinstance(value, dict):
-        return f"{value['median']:.2f}x ({value['low']:.2f} to {value['high']:.2f})"
+        return f"{value['median']:.2f}x ({value['low']:.2f}–{value['high']:.2f})"
     return f"{value:.2f}"
 
 
