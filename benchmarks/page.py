@@ -75,7 +75,7 @@ ROWS = (
 def main() -> None:
     """Read the results, write the page's tables and its picture."""
     entries = read_results(RESULTS)
-    write_between_marks(PAGE, BEGIN, ["", *results_tables(entries), *changes_table(entries)])
+    write_between_marks(PAGE, BEGIN, ["", *results_tables(entries)])
     draw(PICTURE, entries)
     print(f"{PAGE}: {sum(bool(row.newest(entries)) for row in ROWS)} of {len(ROWS)} rows measured")
 
@@ -116,23 +116,6 @@ def results_tables(entries: Sequence[Entry]) -> Iterator[str]:
             table.append((what, *cells))
         head = ("preset B against the reference wiring, unless in brackets", *machines)
         yield from (*markdown_table(head, table, len(head)), "")
-
-
-def changes_table(entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield a Markdown table of what each single change gains at batch 1, a column per machine."""
-    machines: dict[str, None] = {}
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for entry in entries:
-        if entry["figures"].get("batch") == 1 and entry["figures"].get("changes"):
-            place = "a step" if entry["benchmark"] == "sample" else "forward and backward"
-            machines[entry["machine"]] = None
-            for name, change in entry["figures"]["changes"].items():
-                alone = name.startswith("of that: ")
-                what = (name, "the projections alone" if alone else place)
-                rows.setdefault(what, {})[entry["machine"]] = shown(change)
-    table = [(*what, *(found.get(machine, "–") for machine in machines)) for what, found in rows.items()]
-    head = ("one change at a time, batch 1", "in", *machines)
-    yield from (*markdown_table(head, table, len(head)), "")
 
 
 def shown(value: float | dict[str, float]) -> str:

@@ -15,7 +15,6 @@ from medsora.runtime.files import END_MARK
 def entry(median: float, *, commit: str, batch: int = 1, machine: str = "a CPU") -> dict:
     ratio = {"median": median, "low": median - 0.1, "high": median + 0.1}
     figures = {"preset": "B", "compiled": False, "batch": batch, "step, same latents": ratio}
-    figures["changes"] = {"a change": ratio}
     return {"benchmark": "sample", "device": "cpu", "machine": machine, "commit": commit, "figures": figures}
 
 
@@ -28,7 +27,6 @@ def test_the_newest_line_of_a_size_is_what_the_table_shows() -> None:
     assert end == ""
     assert all("not yet" in row for row in others if row.startswith("| "))
     assert "GPU: not measured yet." in others
-    assert "| a change | a step | 1.80x (1.70–1.90) |" in list(page.changes_table(entries))
 
 
 def test_every_machine_keeps_its_own_newest_line() -> None:
@@ -38,14 +36,10 @@ def test_every_machine_keeps_its_own_newest_line() -> None:
         entry(1.8, commit="new"),
         entry(9.0, commit="two", batch=2, machine="another CPU"),
     ]
-    entries[0]["figures"]["changes"]["an earlier change"] = entries[0]["figures"]["step, same latents"]
     head, _, first, second, *_ = page.results_tables(entries)
     assert head.endswith(" | a CPU | another CPU |")
     assert first.endswith(" | 1.80x (1.70–1.90) | 1.20x (1.10–1.30) |")
     assert second.endswith(" | not yet | 9.00x (8.90–9.10) |")
-    _, _, change, earlier, _ = page.changes_table(entries)
-    assert change == "| a change | a step | 1.80x (1.70–1.90) | 1.20x (1.10–1.30) |"
-    assert earlier == "| an earlier change | a step | 1.50x (1.40–1.60) | – |"
 
 
 def test_shares_are_made_of_both_sides() -> None:
