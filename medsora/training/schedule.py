@@ -14,15 +14,7 @@ from typing import Self
 import numpy as np
 from torch.utils.data import Sampler
 
-from medsora.config.schema import (
-    DEFAULT_AR_EPOCHS,
-    DEFAULT_DIT_EPOCHS,
-    DEFAULT_VAE_EPOCHS,
-    ArTrainingConfig,
-    DitTrainingConfig,
-    PhaseConfig,
-    VaeTrainingConfig,
-)
+from medsora.config.schema import DenoiserTrainingConfig, PhaseConfig, TrainingConfig
 from medsora.errors import BadInput
 from medsora.training.randomness import derive_seed
 
@@ -45,13 +37,6 @@ class SampleKey:
     number: int
     epoch: int
     index: int
-
-
-DEFAULT_EPOCHS = {
-    VaeTrainingConfig: DEFAULT_VAE_EPOCHS,
-    DitTrainingConfig: DEFAULT_DIT_EPOCHS,
-    ArTrainingConfig: DEFAULT_AR_EPOCHS,
-}
 
 
 class Schedule:
@@ -81,11 +66,11 @@ class Schedule:
         self.total_steps = min(ends if max_steps is None else [*ends, max_steps])
 
     @classmethod
-    def of(cls, settings: VaeTrainingConfig | DitTrainingConfig | ArTrainingConfig, clips: int) -> Self:
+    def of(cls, settings: TrainingConfig, clips: int) -> Self:
         """Return what a stage's settings mean for `clips` clips; only stage 2 has several phases."""
-        epochs, phased = settings.epochs, isinstance(settings, DitTrainingConfig)
+        epochs, phased = settings.epochs, isinstance(settings, DenoiserTrainingConfig)
         if epochs is None and settings.max_steps is None:
-            epochs = DEFAULT_EPOCHS[type(settings)]
+            epochs = settings.default_epochs
         return cls(
             settings.phases if phased else [PhaseConfig(settings.lr, settings.batch)],
             clips,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from medsora.config.load import config_to_dict
-from medsora.config.schema import ArTrainingConfig, Config, DitTrainingConfig, VaeTrainingConfig
+from medsora.config.schema import Config, TrainingConfig
 from medsora.errors import BadInput
 from medsora.runtime.files import read_patiently
 from medsora.saved.checkpoint import Checkpoint, save_checkpoint
@@ -45,7 +45,7 @@ class StageParts:
 
     run: RunFolder
     config: Config
-    settings: VaeTrainingConfig | DitTrainingConfig | ArTrainingConfig
+    settings: TrainingConfig
     optimizer: torch.optim.Optimizer
     names: list[str]
     models: dict[str, ModelPart]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from medsora.config.schema import STAGE_2, ArTrainingConfig, Config, DitTrainingConfig
+from medsora.config.schema import STAGE_2, Config, GeneratorTrainingConfig
 from medsora.data.checking.check import clip_windows
 from medsora.data.checking.scan import Scan
 from medsora.data.clips import ClipSpec
@@ -240,7 +240,7 @@ def _usual_gpu(
             findings.line(f"  {side} px, batch {batch}", f"{_readable(needed):>10}  {fits}")
 
 
-def report_hours(findings: Findings, settings: DitTrainingConfig | ArTrainingConfig, flops: float) -> None:
+def report_hours(findings: Findings, settings: GeneratorTrainingConfig, flops: float) -> None:
     """Report how long GPUs take for so many FLOPs."""
     number = 2 if settings.precision != "no" else int(settings.matmul_precision != "highest")
     hours = [

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsora.config.schema import ArTrainingConfig, DitTrainingConfig
+from medsora.config.schema import GeneratorTrainingConfig
 from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet
 from medsora.errors import BadInput, Interrupted, NonFiniteVideo
@@ -69,7 +69,7 @@ def sheet_path(run: RunFolder, step: int) -> Path:
 
 def evaluation_and_samples(
     run: RunFolder,
-    settings: DitTrainingConfig | ArTrainingConfig,
+    settings: GeneratorTrainingConfig,
     evaluate: Callable[[int], None],
     sample: Callable[[int, StopRequest], None],
 ) -> list[PeriodicTask]:

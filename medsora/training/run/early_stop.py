@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from medsora.config.schema import ArTrainingConfig, DitTrainingConfig, VaeTrainingConfig
+from medsora.config.schema import TrainingConfig
 from medsora.training.run.folder import RunFolder, read_log
 
 
@@ -24,9 +24,7 @@ class EarlyStop(NamedTuple):
     every: int
 
     @classmethod
-    def of(
-        cls, run: RunFolder, settings: VaeTrainingConfig | DitTrainingConfig | ArTrainingConfig, figure: str
-    ) -> EarlyStop | None:
+    def of(cls, run: RunFolder, settings: TrainingConfig, figure: str) -> EarlyStop | None:
         """Return what a stage's settings mean for its logged `figure`; None where they leave it off."""
         if settings.early_stop is None:
             return None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medsora.config.schema import Config, DitTrainingConfig
+from medsora.config.schema import Config, DenoiserTrainingConfig
 from medsora.errors import Interrupted
 from medsora.runtime.interruption import StopRequest
 from medsora.training.run.early_stop import EarlyStop
@@ -29,7 +29,7 @@ def stopper(tmp_path: Path, losses: list[float], patience: int = 2, gain: float 
     lines = [{"step": 0, "held_out/mse": 0.0}]
     lines += [line for step, loss in enumerate(losses, 1) for line in ({"step": step}, figure(step, loss))]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    settings = DitTrainingConfig(early_stop=patience, early_stop_gain=gain)
+    settings = DenoiserTrainingConfig(early_stop=patience, early_stop_gain=gain)
     return EarlyStop.of(
         SimpleNamespace(path=tmp_path, checkpoints=tmp_path, stage="train_dit"), settings, "held_out/mse"
     )
@@ -58,7 +58,10 @@ def test_the_best_evaluation_and_how_many_followed(
 
 
 def test_it_is_off_by_default() -> None:
-    assert EarlyStop.of(SimpleNamespace(path=Path(), stage="train_dit"), DitTrainingConfig(), "loss") is None
+    assert (
+        EarlyStop.of(SimpleNamespace(path=Path(), stage="train_dit"), DenoiserTrainingConfig(), "loss")
+        is None
+    )
 
 
 @pytest.fixture(params=["vae", "dit"])
