@@ -1,7 +1,7 @@
-"""Every figure that needs a GPU, in under eight minutes, with one command: `python -m benchmarks.gpu`.
+"""Every value that needs a GPU, in under eight minutes, with one command: `python -m benchmarks.gpu`.
 
 It needs PyTorch, Triton, einops and local-attention (docs/gpu-run.md: what to bring along). Each part is a
-process of its own with a limit of its own, so that one that fails or hangs costs no other part its figures.
+process of its own with a limit of its own, so that one that fails or hangs costs no other part its values.
 Kernels are compiled first, for all parts at once: that takes longer than measuring, and disturbs it.
 """
 
@@ -159,7 +159,7 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
         print("the rest was not checked in time")
     if missing:
         print(
-            "no figures of "
+            "no values of "
             + ", ".join(f"{length} in {dtype}" for length, dtype in cases if (length, dtype) in missing)
         )
     step = None
@@ -167,11 +167,11 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
         try:
             step = step_job.result(timeout=max(0, end - time.monotonic()))
             print(f"a denoising step by our kernels against PyTorch's operators: {step:.1e}")
-        except Exception as broken:  # whatever a compiler or a driver may say: the scans' figures are kept
+        except Exception as broken:  # whatever a compiler or a driver may say: the scans' values are kept
             print(f"a denoising step cannot be computed in time: {broken!r}")
         failed = failed or step is None or not step <= STEP_TOLERANCE
-    figures = {"backend": backend, "checked": len(cases) - len(missing), "of": len(cases), "step": step}
-    keep("check", device, figures | {"largest relative error": worst}, results)
+    values = {"backend": backend, "checked": len(cases) - len(missing), "of": len(cases), "step": step}
+    keep("check", device, values | {"largest relative error": worst}, results)
     print(f"{backend} against the recurrence, outputs and gradients, largest relative errors: {worst}")
     for worker in multiprocessing.active_children():
         worker.kill()

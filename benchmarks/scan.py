@@ -43,10 +43,10 @@ def main() -> None:
         keep_freed_memory()
     device = torch.device("cpu")
     for batch in options.batches:
-        figures = measure(batch, options.rounds)
-        print(f"{device_name(device)}, batch {batch}: {figures['scan']} {figures['ms']}")
+        values = measure(batch, options.rounds)
+        print(f"{device_name(device)}, batch {batch}: {values['scan']} {values['ms']}")
         if not options.dry and not options.keep_freed:
-            keep("scan", device, figures, options.results)
+            keep("scan", device, values, options.results)
 
 
 @torch.no_grad()

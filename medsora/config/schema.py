@@ -519,7 +519,9 @@ class DenoiserTrainingConfig(GeneratorTrainingConfig):
         was="error_of",
     )
     compile: bool = key(False, "Compile the denoiser's blocks by torch.compile; needs an NVIDIA or AMD GPU.")
-    sample_steps: int = key(250, "DDIM steps of the sampled videos.", above=0, at_most=DIFFUSION_STEPS, resume=FREE)
+    sample_steps: int = key(
+        250, "DDIM steps of sampled videos.", above=0, at_most=DIFFUSION_STEPS, resume=FREE
+    )
 
 
 @dataclass

@@ -221,7 +221,7 @@ def _score(
     sides: Sequence[Side],
     features: Sequence[Mapping[str, Features]],
 ) -> None:
-    """Add a measure's figures and rankings; the first of `sides` and of `features` is the real one."""
+    """Add a measure's metrics and rankings; the first of `sides` and of `features` is the real one."""
     name = measure.extractor.identity["name"]
     kind = kind_of(sides[0], name)
     real, *fakes = (of[name] for of in features)
@@ -231,14 +231,14 @@ def _score(
     names = list(comparison.results)
     for set_name, fake, replicates in zip(names, fakes, again, strict=True):
         comparison.results[set_name].add(measure, real, fake, halves, replicates)
-    for figure in (*measure.distances, *measure.scores):
-        if figure.better == AS_REAL:  # its distance is ranked
+    for metric in (*measure.distances, *measure.scores):
+        if metric.better == AS_REAL:  # its distance is ranked
             continue
-        values = [results.figures()[figure.key] for results in comparison.results.values()]
-        key = figure.key if figure in measure.distances else ("generated", figure.key)
+        values = [results.metrics()[metric.key] for results in comparison.results.values()]
+        key = metric.key if metric in measure.distances else ("generated", metric.key)
         pairs = differences(values, [replicates.get(key, []) for replicates in again])
         named = {(names[i], names[j]): difference for (i, j), difference in pairs.items()}
-        comparison.rankings[figure.key] = Ranking(figure.better, dict(zip(names, values, strict=True)), named)
+        comparison.rankings[metric.key] = Ranking(metric.better, dict(zip(names, values, strict=True)), named)
 
 
 def _plan(

@@ -1,4 +1,4 @@
-"""One evaluation from two folders to figures: what `evaluate.py` calls, and Python may."""
+"""One evaluation from two folders to metrics: what `evaluate.py` calls, and Python may."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def warn(
     trained_on: dict[str, Any],
     results: Results,
 ) -> list[str]:
-    """Return what a reader of one generated set's figures must be told, the gravest first."""
+    """Return what a reader of one generated set's metrics must be told, the gravest first."""
     real, fake = reals["clips"], fakes["clips"]
     warnings = degenerate(real, fake, of_real["pixel"], of_fake["pixel"])
     if settings.protocol != STYLEGAN_V:  # whose interval is 1, whatever the rates
@@ -190,7 +190,7 @@ def start_results(
     reals: Mapping[str, ClipSet],
     fakes: Mapping[str, ClipSet],
 ) -> Results:
-    """Return results without figures: the protocol, and what is known of both sides' clips."""
+    """Return results without metrics: the protocol, and what is known of both sides' clips."""
     sets = {}
     for kind in reals:
         more = "" if kind == "clips" else f" {kind}"

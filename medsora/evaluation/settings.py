@@ -84,7 +84,7 @@ class EvaluationSettings(ClipSettings):
         metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics.registry`. None takes
             motion and pixel, or FVD, FID and IS with "stylegan-v", which has no others.
         flow: what estimates the optical flow of `motion`, one of `registry.FLOW_ESTIMATORS`.
-        bootstrap: replicates for a 95 % interval of every figure; 0 gives none.
+        bootstrap: replicates for a 95 % interval of every metric; 0 gives none.
         corpus: the published set that the real clips are; the paper's values of it stand beside.
         memorised: folder of training clips: audit whether generated ones repeat them.
         cache: folder in which a real set's features are kept.

@@ -146,7 +146,7 @@ def _fit_clips(
     why = f"{held_out} of {len(names)} videos never trained on, {drawn}; data.group: by patient"
     fit.notes += split.notes
     if len(names) == 1:
-        why = "there is only one video: nothing can be held out, figures are of training clips"
+        why = "there is only one video: nothing can be held out, so validation uses training clips"
     fit.set("data", why, holdout=HOLDOUT)
     return report
 

@@ -1,4 +1,4 @@
-"""The README.md of a model folder: what the model is, what it was trained on, its figures, limits and use."""
+"""The README.md of a model folder: what the model is, what it was trained on, its metrics, limits and use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMITS = [
     "It knows what its training videos show, in the proportions in which they show it: rare findings are "
     "rarer still, and what was never seen cannot appear.",
     "It may repeat training videos. Compare its output with them before you publish it if they are private.",
-    "Figures such as FVD compare distributions of features. They do not measure medical correctness.",
+    "Metrics such as FVD compare distributions of features. They do not measure medical correctness.",
 ]
 INTENDED_USE = (
     "Research: on generative models, on augmentation, on teaching material that is labelled as synthetic. "
@@ -93,7 +93,7 @@ class ModelCard:
             "## Training",
             "",
             f"The weights here are the {average} weights{at}.".replace("the  weights", "the weights"),
-            *_table("figure", "value", self.training),
+            *_table("metric", "value", self.training),
             "",
             "## Evaluation",
             "",
@@ -150,7 +150,7 @@ def evaluation_lines(results: dict[str, Any]) -> list[str]:
     return [
         f"{sets['generated']['clips_used']} generated clips against {sets['real']['clips_used']} {reference} "
         f"clips, each of {protocol['frames']} frames of {height}x{width} pixels{named}.",
-        *_table("figure", "value", rows),
+        *_table("metric", "value", rows),
         *[f"\n**Note:** {_plain(warning)}" for warning in results.get("warnings", [])],
     ]
 

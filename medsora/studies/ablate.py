@@ -243,12 +243,12 @@ def launch(words: Sequence[str], *, timed: bool = False, module: str = "medsora"
 
 
 def _evaluations(lines: Sequence[dict[str, Any]]) -> dict[int, dict[str, float]]:
-    """Return the held-out figures of a log by step."""
+    """Return the held-out metrics of a log by step."""
     found: dict[int, dict[str, float]] = {}
     for line in lines:
-        figures = {name: value for name, value in line.items() if name.startswith("held_out/")}
-        if figures:
-            found.setdefault(line["step"], {}).update(figures)
+        metrics = {name: value for name, value in line.items() if name.startswith("held_out/")}
+        if metrics:
+            found.setdefault(line["step"], {}).update(metrics)
     return found
 
 

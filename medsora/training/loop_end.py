@@ -143,10 +143,10 @@ def log_step(
     report: RunReport,
 ) -> None:
     """Log the losses and the state of the loop after `done` steps, with the speed since the last call."""
-    figures = {f"loss/{name}": float(value) for name, value in losses.items()}
+    metrics = {f"loss/{name}": float(value) for name, value in losses.items()}
     speed = progress.speed()
-    stage.run.log(done, {**figures, **state, **speed})
-    progress.show(figures, speed)
+    stage.run.log(done, {**metrics, **state, **speed})
+    progress.show(metrics, speed)
     report.update()
     progress.restart_clock()
 

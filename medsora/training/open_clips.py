@@ -206,6 +206,6 @@ def _open(config: Config, spec: ClipSpec, run: Path, show: bool) -> tuple[ClipDa
         )
     if len(held_out) == 0:
         if show:
-            print("nothing is held out: figures are of training clips (data.holdout).", file=sys.stderr)
+            print("nothing is held out (data.holdout): validation uses training clips.", file=sys.stderr)
         held_out = clips
     return clips, held_out

@@ -13,7 +13,7 @@ from medsora.runtime.progress_bar import progress_bar
 
 
 class Progress:
-    """A progress bar over optimiser steps, used as a context, that also keeps figures of speed and memory."""
+    """A progress bar over optimiser steps, used as a context, that also keeps metrics of speed and memory."""
 
     def __init__(self, title: str, total_steps: int, start_step: int, *, show: bool) -> None:
         self.bar = progress_bar(title, total=total_steps, initial=start_step, unit="step", show=show)

@@ -79,8 +79,8 @@ class StepGuard:
         """
         record.gradient_norm = norm
         # fp16's scaler tries out which scale makes gradients overflow, and leaves out those steps itself.
-        figures = [loss.float() for loss in record.losses] + ([] if self.scaled else [norm.float()])
-        bad = 1 - torch.isfinite(torch.stack(figures)).all().float()
+        values = [loss.float() for loss in record.losses] + ([] if self.scaled else [norm.float()])
+        bad = 1 - torch.isfinite(torch.stack(values)).all().float()
         flags = torch.stack([bad, torch.full_like(bad, float(asked))])
         if self.accelerator.num_processes > 1:
             flags = self.accelerator.reduce(flags, reduction="sum")

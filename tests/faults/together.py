@@ -133,7 +133,7 @@ def every_script(work: Path, processes: int) -> str:
     for stage in ("vae", "dit-tiny"):
         states = sorted((run / stage / "checkpoints").glob("step-*/state.json"))
         assert {json.loads(path.read_text())["processes"] for path in states} == {processes}
-        steps = [line["step"] for line in tiny.figures(run / stage) if "loss/total" in line]
+        steps = [line["step"] for line in tiny.log_lines(run / stage) if "loss/total" in line]
         assert steps == [1, 2, 3, 4], steps
     model, videos = str(run / "dit-tiny"), str(processes + 1)
     sampling = ("--model", model, "--out", "videos", "--num-videos", videos, "--steps", "2")

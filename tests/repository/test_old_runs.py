@@ -73,8 +73,8 @@ def test_a_run_is_resumed(stage: str, script: str, expected: dict[str, Any]) -> 
     logged = [json.loads(line) for line in lines[len(lines_before) :]]
     assert [line["step"] for line in logged] == [line["step"] for line in expected[stage]["log"]]
     for line, wanted in zip(logged, expected[stage]["log"], strict=True):
-        figures = {key: value for key, value in wanted.items() if not key.startswith("speed/")}
-        assert {key: line.get(key) for key in figures} == pytest.approx(figures, **CLOSE)
+        metrics = {key: value for key, value in wanted.items() if not key.startswith("speed/")}
+        assert {key: line.get(key) for key in metrics} == pytest.approx(metrics, **CLOSE)
     newest = sorted((run / "checkpoints").iterdir())[-1]
     assert newest.name == "step-0000024"
     assert optimizer_norms(newest) == pytest.approx(expected[stage]["optimizer"], **CLOSE)

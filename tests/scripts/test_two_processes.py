@@ -101,7 +101,7 @@ def test_codes_are_revived_as_by_one_process(
 def test_one_set_of_files(together: Path) -> None:
     runs = together / "runs" / "tiny"
     for run in (runs / "vae", runs / "dit-tiny"):
-        steps = [line["step"] for line in tiny.figures(run) if "loss/total" in line]
+        steps = [line["step"] for line in tiny.log_lines(run) if "loss/total" in line]
         assert steps == [1, 2]
         names = {path.name for path in (run / "checkpoints").iterdir()}
         assert names - {"damaged-step-0000002"} <= {"step-0000001", "step-0000002"}

@@ -1,6 +1,6 @@
 """Frame Consistency (§4.5, Esser et al. 2023): the mean cosine of CLIP's image embeddings of neighbours.
 
-A still image has 1, the best value there is: read it beside the motion figures, never alone.
+A still image has 1, the best value there is: read it beside the motion metrics, never alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import CLIPVisionModelWithProjection
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput
 from medsora.evaluation.features.feature_store import Extractor, Features
-from medsora.evaluation.metrics.measure import Figure, Measure, weighted_mean
+from medsora.evaluation.metrics.measure import Measure, Metric, weighted_mean
 from medsora.evaluation.metrics.weight_files import PUBLISHED
 from medsora.saved.hub import HTTP_ERRORS
 
@@ -69,7 +69,7 @@ class ClipExtractor(Extractor):
 class FrameConsistencyMeasure(Measure):
     """The mean over clips; of one set alone."""
 
-    scores = (Figure("frame_consistency", "Frame Consistency (CLIP), read beside the motion", "higher"),)
+    scores = (Metric("frame_consistency", "Frame Consistency (CLIP), read beside the motion", "higher"),)
 
     def describe(self, features: Features) -> dict[str, float]:
         """Return the mean cosine, 1 for still images."""

@@ -11,7 +11,7 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from medsora.evaluation.features.feature_store import Extractor, Features
-from medsora.evaluation.metrics.measure import Figure, Measure
+from medsora.evaluation.metrics.measure import Measure, Metric
 from medsora.evaluation.metrics.weight_files import weight_file
 from medsora.flow_prior.weights import read_weights
 from medsora.runtime.digests import sha256
@@ -62,7 +62,7 @@ class InceptionExtractor(Extractor):
 class InceptionScoreMeasure(Measure):
     """exp(mean KL(p(y|x) ‖ p(y))) over frames (Salimans et al. 2016), mean over ten parts of the clips."""
 
-    scores = (Figure("inception_score", "Inception Score", "higher"),)
+    scores = (Metric("inception_score", "Inception Score", "higher"),)
 
     def describe(self, features: Features) -> dict[str, float]:
         """Return the score; fewer than ten clips make fewer parts."""

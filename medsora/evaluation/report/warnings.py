@@ -1,4 +1,4 @@
-"""What a reader of the figures must be told: too few clips, shared clips, unequal handling."""
+"""What a reader of the metrics must be told: too few clips, shared clips, unequal handling."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def main() -> None:
     found = distances_of_degradations(
         list(measures.values()), [clips.read(i) for i in reference], [clips.read(i) for i in others]
     )
-    titles = {figure.key: figure for measure in measures.values() for figure in measure.distances}
+    titles = {metric.key: metric for measure in measures.values() for metric in measure.distances}
     print(f"{len(reference)} reference clips, {len(others)} others, {options.frames} frames of ", end="")
     print(f"{options.size}x{options.size} pixels of {options.real}; {DIS_NOTE}\n")
     rows = []

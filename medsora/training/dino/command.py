@@ -1,7 +1,7 @@
 """`python -m medsora.training.dino RUN OUT`: train the phantom's flow encoder and write what ships.
 
 The encoder's architecture is OUT.json, which is there already; OUT.safetensors (fp16) and OUT.md are written.
-The note's figures are measured here, from the file as it was written, on clips of another seed.
+The note's metrics are measured here, from the file as it was written, on clips of another seed.
 """
 
 from __future__ import annotations

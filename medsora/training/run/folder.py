@@ -2,7 +2,7 @@
 
 config.yaml  command.txt  versions.json     what was run
 videos.json                                 each video's side of the split, kept when the run is resumed
-log.jsonl                                   one line of figures per logged step
+log.jsonl                                   one line of metrics per logged step
 messages.txt                                everything said in sentences
 lock.txt                                    held by the process that writes here
 saved.txt                                   there once a checkpoint was: no run begins anew where one is lost
@@ -125,7 +125,7 @@ class RunFolder:
             )
 
     def has_logged(self, step: int, prefix: str) -> bool:
-        """Return whether figures whose names start with `prefix` were logged at `step` (main process)."""
+        """Return whether metrics whose names start with `prefix` were logged at `step` (main process)."""
         return any(
             line["step"] == step and any(name.startswith(prefix) for name in line)
             for line in read_log(self.path)
@@ -139,16 +139,16 @@ class RunFolder:
             with self.writing(), (self.path / "messages.txt").open("a", encoding="utf-8") as file:
                 file.write(sentence + "\n")
 
-    def log(self, step: int, figures: dict[str, float]) -> None:
+    def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line to log.jsonl, with the seconds that the run has taken, and inform the trackers."""
         if self.main:
             elapsed_s = self._elapsed_before_s + time.monotonic() - self._opened
-            line = {"step": step, **figures, ELAPSED: round(elapsed_s, 1)}
+            line = {"step": step, **metrics, ELAPSED: round(elapsed_s, 1)}
             with self.writing(), (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         with self.writing():
             self.accelerator.log(
-                {key: value for key, value in figures.items() if math.isfinite(value)}, step=step
+                {key: value for key, value in metrics.items() if math.isfinite(value)}, step=step
             )
 
     def _cut_log(self, step: int) -> None:
@@ -161,16 +161,16 @@ class RunFolder:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Return the figures that a run logged, one dictionary per line; damaged lines are left out.
+    """Return the metrics that a run logged, one dictionary per line; damaged lines are left out.
 
     Raises `BadInput` if the log cannot be read.
     """
     path = run / "log.jsonl"
     texts = read_patiently(Path.read_bytes, path).split(b"\n") if is_file(path) else []
-    return [line for text in texts if (line := _figures(text)) is not None]
+    return [line for text in texts if (line := _log_line(text)) is not None]
 
 
-def _figures(text: bytes) -> dict[str, Any] | None:
+def _log_line(text: bytes) -> dict[str, Any] | None:
     """Return what a line of the log says; None for one that is half written or damaged."""
     try:
         line = json.loads(text)

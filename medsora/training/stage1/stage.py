@@ -105,13 +105,13 @@ class VaeStage:
         return self.parts.resume(self.schedule)
 
     def evaluate(self, step: int) -> None:
-        """Reconstruct held-out clips with and without the compensation; log figures, draw the sheet."""
+        """Reconstruct held-out clips with and without the compensation; log metrics, draw the sheet."""
         count = min(self.config.train_vae.eval_clips, len(self.held_out))
         clips = [self.held_out.fixed_clip(index) for index in range(count)]
-        figures, rows = evaluate_reconstruction(self.vae, clips)
-        figures |= self.code_figures(clips)
+        metrics, rows = evaluate_reconstruction(self.vae, clips)
+        metrics |= self.code_metrics(clips)
         if self.early_stop is not None:
-            figures[HELD_OUT_LOSS] = self.held_out_loss(clips)
+            metrics[HELD_OUT_LOSS] = self.held_out_loss(clips)
         fps = self.clips.report.fps or DEFAULT_FPS
         folder, versions = self.run.samples / f"step-{step:07d}", len(rows) // count
         with self.run.writing():
@@ -120,11 +120,11 @@ class VaeStage:
                 path = folder / f"clip-{number}-and-its-reconstruction.mp4"
                 write_video(path, np.concatenate(side_by_side, axis=2), fps)
         keep_sheet(self.run, folder.with_suffix(".png"), contact_sheet(rows, columns=SHEET_FRAMES), step)
-        self.run.log(step, figures)
-        told = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in figures.items())
+        self.run.log(step, metrics)
+        told = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in metrics.items())
         self.run.say(f"step {step}, held out: {told}")
 
-    def code_figures(self, clips: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def code_metrics(self, clips: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Return the use of a tokenizer's codes on `clips`: a VAE has none."""
         return {}
 

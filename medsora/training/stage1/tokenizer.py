@@ -60,16 +60,16 @@ class TokenizerStage(VaeStage):
         self.vae.normalize_codebook()
         self._last_used[codes.unique().cpu()] = done
         dead = (done - self._last_used >= self.config.train_vae.revive_after).nonzero().flatten()
-        figures = {"codes_used": 1 - len(dead) / self.vae.num_codes, "perplexity": perplexity(codes)}
+        metrics = {"codes_used": 1 - len(dead) / self.vae.num_codes, "perplexity": perplexity(codes)}
         draw = generator_for(self.config.run.seed, "revive", done)
         chosen = torch.randperm(len(latents), generator=draw)[: len(dead)]
         dead = dead[: len(chosen)]
         self.vae.codebook[dead.to(latents.device)] = latents[chosen.to(latents.device)]
         self._last_used[dead] = done
-        return figures
+        return metrics
 
     @torch.no_grad()
-    def code_figures(self, clips: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def code_metrics(self, clips: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Return the part of the codebook that `clips` take, and the perplexity of their codes."""
         if not self.vae.config.quantize:
             return {}

@@ -68,7 +68,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             if logs:
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
                 # A run that ends between two lines of the log may be extended later: the sums stay.
-                blocks = stage.blocks.figures(reset=done % settings.log_every == 0)
+                blocks = stage.blocks.metrics(reset=done % settings.log_every == 0)
                 log_step(stage, done, parts, state | blocks, progress, report)
             if end_step(stage, done, stop, progress, saves=saves, asked=asked):
                 break

@@ -131,8 +131,8 @@ def _compared(name: str, one: Path, two: Path) -> str:
         assert [path.read_bytes() for path in made[0]] == [path.read_bytes() for path in made[1]]
         return f"{VIDEOS} videos, byte for byte the same"
     results = [json.loads((shared / "results" / "results.json").read_text()) for shared in (one, two)]
-    figures = [[found[kind] for kind in ("distances", "scores")] for found in results]
-    assert figures[0] == figures[1], figures
+    metrics = [[found[kind] for kind in ("distances", "scores")] for found in results]
+    assert metrics[0] == metrics[1], metrics
     return "the same figures"
 
 

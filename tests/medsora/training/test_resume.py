@@ -152,8 +152,8 @@ def test_a_finished_run_is_extended_bit_for_bit(
     ours, theirs = tiny.saved_tensors(run, STEPS), tiny.saved_tensors(straight.run, STEPS)
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     once = tiny.train(straight.stage, straight.configure(tmp_path / "once", **options))
-    lines = {line["step"]: line for line in tiny.figures(once) if "lr" in line}
-    assert [line for line in tiny.figures(run) if line["step"] == 3 and "lr" in line] == [lines[3]]
+    lines = {line["step"]: line for line in tiny.log_lines(once) if "lr" in line}
+    assert [line for line in tiny.log_lines(run) if line["step"] == 3 and "lr" in line] == [lines[3]]
 
 
 def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
@@ -173,7 +173,7 @@ def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
     (told,) = [line for line in said if "learning rate" in line]
     assert told.startswith("the run ends after step 4 instead of 2, and the cosine decay with it: the")
     assert "continues at 0.0005 instead of 0.0005;" in told  # half of a cosine from either end
-    rates = {line["step"]: line["lr"] for line in tiny.figures(run) if "lr" in line}
+    rates = {line["step"]: line["lr"] for line in tiny.log_lines(run) if "lr" in line}
     assert [rates[step] for step in (2, 3, 4)] == pytest.approx([5e-4, 5e-4, 1.4645e-4], rel=1e-3)
     before = len(said)
     train(STEPS)

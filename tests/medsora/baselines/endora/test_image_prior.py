@@ -150,7 +150,7 @@ def test_the_adapter_is_trained_saved_and_resumed(
     names = [name for name in after if name.endswith("adapter.weight")]
     assert len(names) >= 2
     assert not any(torch.equal(before[name], after[name]) for name in names)
-    logged = [line["loss/alignment"] for line in tiny.figures(straight) if "loss/alignment" in line]
+    logged = [line["loss/alignment"] for line in tiny.log_lines(straight) if "loss/alignment" in line]
     assert all(0 <= value <= 2 for value in logged)
     assert any(logged)
 

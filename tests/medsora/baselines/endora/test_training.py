@@ -86,7 +86,7 @@ def test_resumed_bit_for_bit_exported_and_loaded(
 
 def test_alignment_reaches_every_spatial_block(config: Config) -> None:
     config.alignment.correlation, config.train_dit.max_steps = "batch", 1
-    logged = {key for line in tiny.figures(tiny.train("dit", config)) for key in line}
+    logged = {key for line in tiny.log_lines(tiny.train("dit", config)) for key in line}
     assert {key for key in logged if key.startswith("alignment/")} == {
         "alignment/block_00",
         "alignment/block_01",

@@ -21,7 +21,7 @@ from medsora.training.ar import loop
 from tests.support.endogen import tiny_tokenizer as tokens
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
-from tests.support.tiny_training import figures
+from tests.support.tiny_training import log_lines
 
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -70,7 +70,7 @@ def test_the_command_trains_under_accelerate_launch(clips: Path, tmp_path: Path)
     assert "EndoGen is trained" in said
     run = tmp_path / config.ar_dir
     assert find_model(run).step == 2
-    assert [line["step"] for line in figures(run) if "loss/total" in line] == [1, 2]
+    assert [line["step"] for line in log_lines(run) if "loss/total" in line] == [1, 2]
 
 
 def launched(folder: Path, *words: str) -> str:

@@ -27,7 +27,7 @@ SAID = (
 
 def stopper(tmp_path: Path, losses: list[float], patience: int = 2, gain: float = 0.0) -> EarlyStop:
     lines = [{"step": 0, "held_out/mse": 0.0}]
-    lines += [line for step, loss in enumerate(losses, 1) for line in ({"step": step}, figure(step, loss))]
+    lines += [line for step, loss in enumerate(losses, 1) for line in ({"step": step}, held_out(step, loss))]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = DenoiserTrainingConfig(early_stop=patience, early_stop_gain=gain)
     return EarlyStop.of(
@@ -35,7 +35,7 @@ def stopper(tmp_path: Path, losses: list[float], patience: int = 2, gain: float 
     )
 
 
-def figure(step: int, loss: float) -> dict[str, float]:
+def held_out(step: int, loss: float) -> dict[str, float]:
     return {"step": step, "held_out/mse": loss}
 
 
@@ -94,7 +94,7 @@ def test_a_run_stops_and_keeps_its_best_checkpoint(configure: Callable[..., Conf
     said = SAID.format("loss" if stage == "vae" else "mse")
     assert (run / "messages.txt").read_text().count(said) == 1
     assert said in (run / "report.html").read_text()
-    assert tiny.figures(run)[-1]["step"] == 4
+    assert tiny.log_lines(run)[-1]["step"] == 4
     if stage == "dit":
         assert (run / "samples" / "step-0000004.png").is_file()  # what is due at the end of a run
     else:
@@ -104,11 +104,11 @@ def test_a_run_stops_and_keeps_its_best_checkpoint(configure: Callable[..., Conf
         )
         assert all(torch.equal(final[name], best[name]) for name in best)
 
-    before = tiny.figures(run)
+    before = tiny.log_lines(run)
     tiny.train(stage, configure(tmp_path))
-    assert tiny.figures(run) == before
+    assert tiny.log_lines(run) == before
     tiny.train(stage, configure(tmp_path, 5))  # it continues where it stopped
-    assert tiny.figures(run)[-1]["step"] == 8
+    assert tiny.log_lines(run)[-1]["step"] == 8
 
 
 def test_stopping_early_is_the_same_in_a_run_that_was_interrupted(
@@ -131,8 +131,8 @@ def test_the_held_out_loss_of_stage_1_is_that_of_training(clips: Path, tmp_path:
         tmp_path, clips, **{f"train_vae__{key}": value for key, value in options.items()}
     )
     run = tiny.train("vae", config)
-    losses = [line["held_out/loss"] for line in tiny.figures(run) if "held_out/loss" in line]
+    losses = [line["held_out/loss"] for line in tiny.log_lines(run) if "held_out/loss" in line]
     assert len(losses) == 2
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    (trained,) = [line["loss/total"] for line in tiny.figures(run) if "loss/total" in line]
+    (trained,) = [line["loss/total"] for line in tiny.log_lines(run) if "loss/total" in line]
     assert losses[0] == pytest.approx(trained, rel=0.3)

@@ -50,7 +50,7 @@ def test_the_prior_runs_only_where_it_can_matter(
     )
     run = tiny.train("dit", config)
     assert len(estimated) == len(encoded) == expected
-    logged = [line["loss/alignment"] for line in tiny.figures(run) if "loss/alignment" in line]
+    logged = [line["loss/alignment"] for line in tiny.log_lines(run) if "loss/alignment" in line]
     for step, loss in enumerate(logged):
         alone = all(t >= ALWAYS_ZERO_FROM for t in timesteps[2 * step : 2 * step + 2])
         assert not (alone and loss)
@@ -73,7 +73,7 @@ def test_without_weight_no_prior_is_built_and_parts_that_were_switched_are_saved
         **{f"denoiser__{name}": value for name, value in switches.items()},
     )
     run = tiny.train("dit", config)
-    assert not any("alignment" in name for line in tiny.figures(run) for name in line)
+    assert not any("alignment" in name for line in tiny.log_lines(run) for name in line)
     pipeline = MedSoraPipeline.from_run(run)
     assert {name: pipeline.denoiser.config[name] for name in switches} == switches
     assert not any(True for _ in compensation_modules(pipeline.vae))
