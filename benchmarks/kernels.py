@@ -5,7 +5,7 @@ time. A preset's value is its blocks times that. The floor is what no version ca
 read and each output byte written once at the speed of a large copy, or the products at the speed of a large
 product, whichever takes longer; both speeds are measured first, in the same run.
 
-Sizes that take minutes here are left out, and said so; `reference`, which walks token by token, is timed
+Sizes that take minutes here are left out, and said so; `reference`, which goes token by token, is timed
 once, at the smallest size alone. Memory is the peak of forward and backward on a GPU, and on a CPU what
 autograd keeps between them.
 """
@@ -157,7 +157,7 @@ def block_scans(
     rows, cols = numbers.transpose(0, 1).flatten(1), numbers.permute(2, 0, 1).flatten(1)
     spatial = torch.stack([lines[:, both_ways].transpose(0, 1) for lines in (rows, cols)])
     temporal = numbers.flatten(1).T[None, None]
-    return [(inputs(), walks.int().contiguous().to(device)) for walks in (spatial, temporal)]
+    return [(inputs(), order.int().contiguous().to(device)) for order in (spatial, temporal)]
 
 
 def run(scans: list[tuple[dict[str, Tensor], Tensor]], backend: str, *, backward: bool) -> None:

@@ -173,10 +173,10 @@ def bf16_against_float32(wirings: Wirings, batch: int, rounds: int) -> dict[str,
 
 def _projections(mamba: Mamba2, x: torch.Tensor) -> tuple[Work, Work]:
     """Project what the scans of both axes in both directions give and sum it, or the other way round."""
-    ways = x.new_empty(2, 2, *x.shape[:-1], mamba.norm.weight.numel()).normal_()  # axes, directions, ...
+    outputs = x.new_empty(2, 2, *x.shape[:-1], mamba.norm.weight.numel()).normal_()  # axes, directions, ...
     return (
-        lambda: [mamba.out_proj(there) + mamba.out_proj(back) for there, back in ways],
-        lambda: [mamba.out_proj(there + back) for there, back in ways],
+        lambda: [mamba.out_proj(there) + mamba.out_proj(back) for there, back in outputs],
+        lambda: [mamba.out_proj(there + back) for there, back in outputs],
     )
 
 

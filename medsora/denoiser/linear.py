@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-MIN_ROWS = 32  # below, a product is a walk through the weights and no code is faster than another
+MIN_ROWS = 32  # below, a product reads the weights once and no code is faster than another
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
