@@ -30,7 +30,7 @@ from medsora.evaluation.report.results import Results
 from medsora.evaluation.report.warnings import caveats, require_enough
 from medsora.evaluation.settings import STYLEGAN_V, EvaluationSettings
 from medsora.evaluation.training_clips import fit_to_training, unlike_rates
-from medsora.runtime.processes import check_same_places, on_main, working_together
+from medsora.runtime.processes import check_same_folders, on_main, working_together
 from medsora.runtime.versions import library_versions
 
 CHOICE = "clips without overlap from every usable video, then a seeded permutation's first clips"
@@ -63,7 +63,7 @@ def run_evaluation(settings: EvaluationSettings) -> Results | None:
 
 
 def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
-    check_same_places(output=settings.out, cache=settings.cache)
+    check_same_folders(output=settings.out, cache=settings.cache)
     measures = build(settings, state)  # weights that are missing are reported before anything is decoded
     settings, trained_on, warnings = on_main(state, lambda: fit_to_training(settings))
     reals, fakes = on_main(state, lambda: (choose_real(settings), choose_generated(settings)))

@@ -80,7 +80,7 @@ class Heartbeat(threading.Thread):
         super().__init__(name="heartbeat", daemon=True)
         self.store, self.rank, self.silent_s = store, rank, silent_s
         self.heard = {other: (0, 0) for other in range(processes) if other != rank}  # its count, beats missed
-        self.parted = False
+        self.has_left = False
         self._leaving = threading.Event()
 
     def run(self) -> None:
@@ -110,12 +110,12 @@ class Heartbeat(threading.Thread):
         if self.is_alive():
             self.join(STORE_LIMIT_S + BEAT_S)
 
-    def part(self) -> None:
+    def leave(self) -> None:
         """Let the others know that this process has done its work, so that they do not miss it."""
-        self.parted = True
+        self.has_left = True
         self.stop()
         with suppress(DistError, RuntimeError):  # the main process, and its store, may have left before
-            self.store.add(f"parted/{self.rank}", 1)
+            self.store.add(f"left/{self.rank}", 1)
 
     def _silent(self) -> list[int]:
         """Return who was not heard of for too many beats of our own: all may have been suspended together."""
@@ -123,7 +123,7 @@ class Heartbeat(threading.Thread):
             self.store.add(f"beat/{self.rank}", 1)
             for other, (count, missed) in self.heard.items():
                 found = self.store.add(f"beat/{other}", 0)
-                expected = found == count and self.store.add(f"parted/{other}", 0) == 0
+                expected = found == count and self.store.add(f"left/{other}", 0) == 0
                 self.heard[other] = (found, missed + 1 if expected else 0)
         except (DistError, RuntimeError):  # the store is the main process's, so that one is gone
             count, missed = self.heard.get(0, (0, 0))
@@ -157,7 +157,7 @@ def start_heartbeat(silent_s: float = SILENT_S) -> None:
 def leave_group() -> None:
     """End this process's part of the work: from here on nobody misses it."""
     while _heartbeats:
-        _heartbeats.pop().part()
+        _heartbeats.pop().leave()
 
 
 @contextmanager
@@ -184,12 +184,12 @@ def check_agreement(what: dict[str, Any]) -> None:
                 )
 
 
-def check_same_places(**places: str | Path) -> None:
-    """Raise `BadInput` in every process unless each of `places` is one for all of them.
+def check_same_folders(**folders: str | Path) -> None:
+    """Raise `BadInput` in every process unless each of `folders` is one for all of them.
 
     A path that is not absolute is another one on a machine with another working folder.
     """
-    check_agreement({f"{name} folder": os.path.abspath(place) for name, place in places.items()})
+    check_agreement({f"{name} folder": os.path.abspath(folder) for name, folder in folders.items()})
 
 
 def _why_lost(error: RuntimeError) -> str | None:

@@ -34,7 +34,7 @@ from medsora.runtime.exit import is_main_process
 from medsora.runtime.files import name_beside, remove_leftovers, write_json
 from medsora.runtime.interruption import StopRequest
 from medsora.runtime.malloc import keep_freed_memory
-from medsora.runtime.processes import check_same_places, on_main, share_of, working_together
+from medsora.runtime.processes import check_same_folders, on_main, share_of, working_together
 from medsora.runtime.progress_bar import progress_bar
 from medsora.runtime.versions import library_versions
 from medsora.sampler import trailing_timesteps
@@ -182,7 +182,7 @@ def sample_videos(settings: SamplingSettings) -> list[Path]:
 def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
     settings = settings.on(state.device)
     keep_freed_memory()
-    check_same_places(output=settings.out)
+    check_same_folders(output=settings.out)
     plan = on_main(state, lambda: _plan(settings, state.num_processes))
     mine = [plan.missing[k] for k in share_of(state, len(plan.missing))]
     if mine:
