@@ -141,7 +141,7 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
     end = time.monotonic() + COMPILING_S - 30
     step_job = pool.submit(step_error, device.type) if backend == "triton" else None
     try:
-        jobs = {pool.submit(error_of, backend, device.type, *case): case for case in cases}
+        jobs = {pool.submit(largest_error, backend, device.type, *case): case for case in cases}
         for job in as_completed(jobs, timeout=end - time.monotonic()):
             length, dtype = jobs[job]
             if broken := job.exception():
@@ -196,7 +196,7 @@ def step_error(device: str) -> float:
     return errors({"eps": actual}, {"eps": expected})["eps"]
 
 
-def error_of(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
+def largest_error(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
     """Largest relative error of one length's outputs and gradients against the recurrence."""
     from medsora.kernels import mamba2_scan
 

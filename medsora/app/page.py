@@ -92,7 +92,7 @@ def _sample_tab(models: Models) -> None:
             )
             archive = packed(paths, name, wish)
         clips = [(path, f"seed {number}") for path, number in zip(paths, wish.seeds, strict=True)]
-        told = f"{len(paths)} videos in {time.monotonic() - began:.0f} s, {name}{wish.asked}."
+        told = f"{len(paths)} videos in {time.monotonic() - began:.0f} s, {name}{wish.condition_words}."
         return _grid(clips), told, gr.DownloadButton(value=str(archive), interactive=True)
 
     with gr.Row():
@@ -135,7 +135,7 @@ def _compare_tab(models: Models) -> None:
 
                 tell(0, "loading the model")
                 (path,) = sample_files(models.pipeline(name), name, wish, tell)
-                clips.append((path, f"{name}, seed {wish.seeds[0]}{wish.asked}"))
+                clips.append((path, f"{name}, seed {wish.seeds[0]}{wish.condition_words}"))
         return _grid(clips, pair=True)
 
     newest, oldest = models.names[0], models.names[-1]

@@ -339,7 +339,7 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
     sampler = settings.sampler or sampler
     if settings.eta > 0 and "ddim" not in sampler.lower():
         raise BadInput(f"eta is {settings.eta}, but the model's {sampler} has none; take --sampler ddim.")
-    made_by = _common(settings, model) | {
+    recorded = _common(settings, model) | {
         "frames": frames,
         **{key: getattr(settings, key) for key in ("steps", "eta")},
         "sampler": sampler,
@@ -347,8 +347,8 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
         "first_frames": None if first is None else [len(first), hashlib.sha256(first.tobytes()).hexdigest()],
         "window": film.window if film.windows > 1 else None,
     }
-    missing = _write_manifest(settings, model, made_by, processes)
-    return Plan(model, frames, made_by["fps"], missing, sampler, film, first)
+    missing = _write_manifest(settings, model, recorded, processes)
+    return Plan(model, frames, recorded["fps"], missing, sampler, film, first)
 
 
 def _plan_codes(settings: SamplingSettings, model: ModelFolder, processes: int) -> Plan:
@@ -357,11 +357,11 @@ def _plan_codes(settings: SamplingSettings, model: ModelFolder, processes: int) 
     check_draws(settings.temperature, settings.top_k, settings.top_p)
     label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)
     options = _code_options(settings)
-    made_by = _common(settings, model) | options
-    missing = _write_manifest(settings, model, made_by, processes)
+    recorded = _common(settings, model) | options
+    missing = _write_manifest(settings, model, recorded, processes)
     frames = model.geometry["frames"]
     sampler = ", ".join(f"{key.replace('_', '-')} {value:g}" for key, value in options.items())
-    return Plan(model, frames, made_by["fps"], missing, sampler, FilmPlan(frames, frames, 0), None)
+    return Plan(model, frames, recorded["fps"], missing, sampler, FilmPlan(frames, frames, 0), None)
 
 
 def _common(settings: SamplingSettings, model: ModelFolder) -> dict[str, Any]:
@@ -378,21 +378,21 @@ def _common(settings: SamplingSettings, model: ModelFolder) -> dict[str, Any]:
 
 
 def _write_manifest(
-    settings: SamplingSettings, model: ModelFolder, made_by: dict[str, Any], processes: int
+    settings: SamplingSettings, model: ModelFolder, recorded: dict[str, Any], processes: int
 ) -> list[int]:
     """Write the manifest if videos are missing; return their numbers."""
-    present = _check_out(settings, made_by)
+    present = _check_out(settings, recorded)
     remove_leftovers(settings.out)
     missing = [number for number in range(settings.num_videos) if not settings.path(number).exists()]
     if missing and settings.fps is None and settings.format == "mp4" and "rate" not in model.geometry:
-        log.warning(UNKNOWN_RATE + "; --fps sets another.", settings.model, made_by["fps"])
+        log.warning(UNKNOWN_RATE + "; --fps sets another.", settings.model, recorded["fps"])
     if missing:
         count = max(settings.num_videos, present)
         manifest = {
             "synthetic": True,
             "model": str(settings.model),
             "step": model.step,
-            "settings": made_by,
+            "settings": recorded,
             TRAINED_ON_KEY: model.trained_on,
             "videos": [{"file": settings.path(k).name, "seed": settings.seed + k} for k in range(count)],
             "processes": processes,
@@ -405,7 +405,7 @@ def _write_manifest(
     return missing
 
 
-def _check_out(settings: SamplingSettings, made_by: dict[str, Any]) -> int:
+def _check_out(settings: SamplingSettings, recorded: dict[str, Any]) -> int:
     """Return how many videos the folder's manifest speaks of; raise `BadInput` if they are made otherwise."""
     out = settings.out
     path = out / MANIFEST
@@ -420,7 +420,7 @@ def _check_out(settings: SamplingSettings, made_by: dict[str, Any]) -> int:
         settings_before, count = dict(before["settings"]), len(before["videos"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is not a sampling manifest; take another --out.") from error
-    for key, value in made_by.items():
+    for key, value in recorded.items():
         if settings_before.get(key) != value:
             raise BadInput(
                 f"{out} holds videos made with {key} {settings_before.get(key)}, but now it is {value}; "

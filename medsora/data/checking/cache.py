@@ -21,7 +21,7 @@ from medsora.runtime.files import write_text
 log = logging.getLogger(__name__)
 
 # Seek points hold checksums of decoded pixels: another decoder or processor may round differently.
-_MADE_BY = {"format": 7, "av": av.__version__, "machine": platform.machine()}
+_VERSION = {"format": 7, "av": av.__version__, "machine": platform.machine()}
 
 
 def default_cache_path(root: str | Path) -> Path:
@@ -38,7 +38,7 @@ class CheckCache:
         self._entries: dict[str, dict] = {}
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["made_by"] == _MADE_BY:
+            if content["made_by"] == _VERSION:
                 self._entries = dict(content["scans"])
         except FileNotFoundError:
             pass
@@ -66,7 +66,7 @@ class CheckCache:
 
     def save(self) -> None:
         """Write the file. A place that cannot be written only costs time later."""
-        content = json.dumps({"made_by": _MADE_BY, "scans": self._entries})
+        content = json.dumps({"made_by": _VERSION, "scans": self._entries})
         try:
             write_text(self.path, content)
         except OSError as error:

@@ -122,7 +122,7 @@ def test_label_guidance_and_first_frame_reach_the_videos(conditional: Path, tmp_
     picture = tmp_path / "picture.png"
     save_image(picture, np.full((40, 40, 3), 120, np.uint8))
     wish = Wish("ddim", 2, 3, 1, "polyp", 3, str(picture))
-    assert wish.asked == ", polyp, guidance 3, first frame given"
+    assert wish.condition_words == ", polyp, guidance 3, first frame given"
     paths = sample_files(pipeline, "tiny", wish, silent)
     given = np.full((1, 32, 16, 3), 120, np.uint8)
     options = {"num_inference_steps": 2, "seeds": [3], "first_frames": given, "output_type": "uint8"}
@@ -138,7 +138,7 @@ def test_label_guidance_and_first_frame_reach_the_videos(conditional: Path, tmp_
 
 def test_without_a_label_guidance_does_not_count(conditional: Path) -> None:
     wish = Wish("ddim", 1, 0, 1, None, None)
-    assert wish.asked == ""
+    assert wish.condition_words == ""
     sample_files(MedSoraPipeline.from_pretrained(conditional), "tiny", wish, silent)
 
 

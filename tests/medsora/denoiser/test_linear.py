@@ -17,7 +17,7 @@ from medsora.denoiser.linear import (
     MIN_ROWS,
     Linear,
     bf16_problem,
-    made_by_intel,
+    is_intel_cpu,
     served_by_onednn,
 )
 
@@ -74,9 +74,9 @@ def test_intels_processors_keep_to_intels_library(tmp_path: Path, monkeypatch: p
     said = tmp_path / "cpuinfo"
     for vendor, expected in (("GenuineIntel", True), ("AuthenticAMD", False)):
         said.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
-        assert made_by_intel(said) is expected
+        assert is_intel_cpu(said) is expected
     monkeypatch.setattr(linear.platform, "processor", lambda: "Intel64 Family 6, GenuineIntel")
-    assert made_by_intel(tmp_path / "no such file")
+    assert is_intel_cpu(tmp_path / "no such file")
     monkeypatch.setattr(linear, "onednn_is_faster", lambda: False)
     assert not served_by_onednn(torch.randn(64, 12), torch.randn(20, 12))
 
