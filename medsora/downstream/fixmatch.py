@@ -82,8 +82,8 @@ def weak_view(clip: np.ndarray, size: int, random: np.random.Generator) -> np.nd
     for axis in (1, 2):
         side = clip.shape[axis]
         most = int(side * MAX_SHIFT)
-        places = np.pad(np.arange(side), most, mode="reflect")
-        clip = clip.take(places[random.integers(2 * most + 1) :][:side], axis)
+        indices = np.pad(np.arange(side), most, mode="reflect")
+        clip = clip.take(indices[random.integers(2 * most + 1) :][:side], axis)
     return clip
 
 

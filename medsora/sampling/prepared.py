@@ -66,9 +66,9 @@ class PreparedDenoiser:
         self.record = record and model.device.type == "cuda"
         self._state = _state(model)
         t = torch.tensor(self.timesteps, device=model.device)
-        self._row = _places(t)
+        self._row = _positions(t)
         if labels:
-            self._column = _places(torch.tensor(self.labels, device=model.device))
+            self._column = _positions(torch.tensor(self.labels, device=model.device))
         self._of_blocks, self._of_final = self._modulation()
         self._cannot_record = False
         self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}
@@ -167,11 +167,11 @@ class PreparedDenoiser:
         return self._recordings[_shapes(inputs)]
 
 
-def _places(values: Tensor) -> Tensor:
+def _positions(values: Tensor) -> Tensor:
     """Where each of `values` stands in the list, looked up by the value itself."""
-    places = torch.zeros(int(values.max()) + 1, dtype=torch.long, device=values.device)
-    places[values] = torch.arange(len(values), device=values.device)
-    return places
+    positions = torch.zeros(int(values.max()) + 1, dtype=torch.long, device=values.device)
+    positions[values] = torch.arange(len(values), device=values.device)
+    return positions
 
 
 def _per_latent(rows: Tensor) -> Tensor:

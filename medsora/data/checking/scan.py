@@ -283,17 +283,17 @@ def _entries(
 
 
 def _proven(
-    path: Path, points: Sequence[SeekPoint], places: Sequence[int | None], *, by_byte: bool = False
+    path: Path, points: Sequence[SeekPoint], targets: Sequence[int | None], *, by_byte: bool = False
 ) -> tuple[SeekPoint, ...]:
     """Return the points with aims at which trial seeks find the very frames, or none if no aim does.
 
-    `places` are what to ask the container for to land at each point: time stamps or, `by_byte`, positions.
+    `targets` are what to ask the container for to land at each point: time stamps or, `by_byte`, positions.
     """
-    known = [(point, place) for point, place in zip(points, places, strict=True) if place is not None]
+    known = [(point, target) for point, target in zip(points, targets, strict=True) if target is not None]
     for lag in AIMS:
         aimed = [
-            point._replace(aim=place, by_byte=by_byte)
-            for (_, place), (point, _) in zip(known, known[lag:], strict=False)
+            point._replace(aim=target, by_byte=by_byte)
+            for (_, target), (point, _) in zip(known, known[lag:], strict=False)
         ]
         trials = {aimed[0], aimed[len(aimed) // 2], aimed[-1]} if aimed else set()
         if all(_lands(path, point) for point in trials):
