@@ -231,7 +231,7 @@ def _rim(lit: np.ndarray) -> np.ndarray:
     return sum(to_edge) <= max(2.0, RIM * side)
 
 
-def place(box: Margins) -> str:
+def position_words(box: Margins) -> str:
     """Return where a box lies, in words: "at the top left"."""
     middle_row, middle_column = (box[0] + box[1]) / 2, (box[2] + box[3]) / 2
     row = "top" if middle_row < 1 / 3 else "bottom" if middle_row > 2 / 3 else "middle"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from medsora.data.checking.burnt_in import StillMarks, place
+from medsora.data.checking.burnt_in import StillMarks, position_words
 from medsora.data.checking.cache import CheckCache, default_cache_path
 from medsora.data.checking.copies import Content, find_copies
 from medsora.data.checking.scan import Scan, scan_source
@@ -31,6 +31,7 @@ from medsora.errors import BadInput, one_line
 MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # groups of copies, and copies per group, in one line
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)  # with more than there are cores, they wait for each other
 MAX_SMALL_FILE_BYTES = 2**18  # a single thread scans files below this size
+MARKS = "possible burnt-in text or logo"
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder resumes here
 
 
@@ -137,9 +138,9 @@ class SourceReport:
 
     @property
     def marks_words(self) -> str | None:
-        """Where burnt-in text or marks lie, in words; None if there are none."""
-        places = dict.fromkeys(place(box) for box in self.marks)
-        return f"burnt-in text or marks {', '.join(places)}" if places else None
+        """Where possible burnt-in text or logos lie, in words; None if there are none."""
+        positions = dict.fromkeys(position_words(box) for box in self.marks)
+        return f"{MARKS} {', '.join(positions)}" if positions else None
 
 
 @dataclass(frozen=True)
@@ -270,10 +271,9 @@ class CheckReport:
             (f"{uneven} unevenly spaced in", lambda r: r.uneven_words, by_time),
             ("borders are cut off in", lambda r: r.crop_words, ""),
             (
-                "burnt-in text or marks stand still in",
-                lambda r: r.marks_words,
-                "; a model learns names and dates too: set data.crop=[top,bottom,left,right] to cut them "
-                "off, or take these files out",
+                f"{MARKS} in",
+                lambda r: (r.marks_words or "").removeprefix(f"{MARKS} "),
+                "; a model would learn it: crop it (data.crop=[top,bottom,left,right]) or remove the file",
             ),
         ):
             if found := [(r.source.name, words) for r in self.usable if (words := words_of(r))]:
