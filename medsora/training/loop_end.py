@@ -126,12 +126,12 @@ def check_step(
     logs = done % settings.log_every == 0 or ends
     evaluated = stage.early_stop is not None and done % stage.early_stop.every == 0
     saves = done % settings.save_every == 0 or ends or evaluated
-    bad, asked = guard.check(record, norm, asked=stop.wanted(), at_once=logs or saves)
+    bad, stops = guard.check(record, norm, stops=stop.wanted(), at_once=logs or saves)
     if bad is not None:
         stage.parts.save(bad.number)
         stage.accelerator.end_training()
         raise bad.error(stage.run.checkpoints)
-    return logs, saves, asked
+    return logs, saves, stops
 
 
 def log_step(
@@ -152,17 +152,17 @@ def log_step(
 
 
 def end_step(
-    stage: Stage, done: int, stop: StopRequest, progress: Progress, *, saves: bool, asked: bool
+    stage: Stage, done: int, stop: StopRequest, progress: Progress, *, saves: bool, stops: bool
 ) -> bool:
     """Save, leave, evaluate and sample after `done` steps; return whether early stopping ends training.
 
-    Raises `Interrupted` after saving if a process was asked to stop (`asked`) or is asked while it samples.
+    Raises `Interrupted` after saving if a process was asked to stop (`stops`) or is asked while it samples.
     """
-    if saves or asked:
+    if saves or stops:
         with stop.saving():
             stage.parts.save(done)
     with progress.not_training():
-        leaves = asked and done < stage.schedule.total_steps
+        leaves = stops and done < stage.schedule.total_steps
         if leaves or not _run_tasks(stage, done, stop):
             raise _interrupted(stage, done, stop)
         evaluated = stage.early_stop is not None and done % stage.early_stop.every == 0

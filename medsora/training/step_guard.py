@@ -70,7 +70,7 @@ class StepGuard:
         self._unread: deque[tuple[StepRecord, Tensor, torch.cuda.Event | None]] = deque()
 
     def check(
-        self, record: StepRecord, norm: Tensor, *, asked: bool, at_once: bool
+        self, record: StepRecord, norm: Tensor, *, stops: bool, at_once: bool
     ) -> tuple[StepRecord | None, bool]:
         """Return the first step that is known to be bad, if there is one, and whether any process was asked.
 
@@ -81,7 +81,7 @@ class StepGuard:
         # fp16's scaler tries out which scale makes gradients overflow, and leaves out those steps itself.
         values = [loss.float() for loss in record.losses] + ([] if self.scaled else [norm.float()])
         bad = 1 - torch.isfinite(torch.stack(values)).all().float()
-        flags = torch.stack([bad, torch.full_like(bad, float(asked))])
+        flags = torch.stack([bad, torch.full_like(bad, float(stops))])
         if self.accelerator.num_processes > 1:
             flags = self.accelerator.reduce(flags, reduction="sum")
         self.bad = torch.maximum(self.bad, flags[0].clamp(max=1))
@@ -89,16 +89,16 @@ class StepGuard:
             self.optimizer.found_inf = self.bad
         self._unread.append((record, *_on_the_way_to_the_host(flags)))
 
-        anyone_asked = asked and self.accelerator.num_processes == 1
-        while len(self._unread) > (0 if at_once or anyone_asked else self.lag):
+        any_stops = stops and self.accelerator.num_processes == 1
+        while len(self._unread) > (0 if at_once or any_stops else self.lag):
             unread, flags, arrived = self._unread.popleft()
             if arrived is not None:
                 arrived.synchronize()
             bad, others = flags.tolist()
             if bad:
                 return unread, False
-            anyone_asked = anyone_asked or others > 0
-        return None, anyone_asked
+            any_stops = any_stops or others > 0
+        return None, any_stops
 
 
 def _on_the_way_to_the_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

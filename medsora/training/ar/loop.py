@@ -53,7 +53,7 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
                 total += loss.detach() / settings.accumulation
 
             norm = clipped_norm(accelerator, stage.model, settings.clip_norm)
-            logs, saves, asked = check_step(stage, guard, record, norm, stop)
+            logs, saves, stops = check_step(stage, guard, record, norm, stop)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -61,7 +61,7 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
             if logs:
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
                 log_step(stage, done, {"total": total}, state, progress, report)
-            if end_step(stage, done, stop, progress, saves=saves, asked=asked):
+            if end_step(stage, done, stop, progress, saves=saves, stops=stops):
                 break
 
     run.say(f"EndoGen is trained: sample with 'medsora sample --model {run.path} --out {run.path}/videos'.")

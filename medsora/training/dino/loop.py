@@ -120,16 +120,16 @@ def train_dino(
                 stop.begin_step()
                 loss = _step(both, optimizer, pictures, recipe, number, device)
                 done = number + 1
-                asked = stop.wanted()
+                stops = stop.wanted()
                 if done % LOG_EVERY == 0 or done == recipe.steps:
                     if not math.isfinite(value := float(loss)):
                         raise BadInput(f"the loss is {value} after step {done}: take a smaller --lr.")
                     bar.set_postfix_str(f"loss={value:.3f}", refresh=False)
                 bar.update()
-                if asked or done % SAVE_EVERY == 0 or done == recipe.steps:
+                if stops or done % SAVE_EVERY == 0 or done == recipe.steps:
                     with stop.saving():
                         _save(run, done, both, optimizer, names, settings)
-                if asked and done < recipe.steps:
+                if stops and done < recipe.steps:
                     raise Interrupted(
                         f"{stop.why()}; saved after step {done}, run the same command to resume."
                     )

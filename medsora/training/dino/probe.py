@@ -73,8 +73,8 @@ def scores(features: Tensor, pictures: FlowPictures) -> dict[str, float]:
     }
 
 
-def _ridge(x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-    """Return the ridge regression's answers for `asked`; features have unit variance."""
+def _ridge(x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+    """Return the ridge regression's answers for `queries`; features have unit variance."""
     centre = y.mean(0)
     gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-    return asked @ torch.linalg.solve(gram, x.T @ (y - centre)) + centre
+    return queries @ torch.linalg.solve(gram, x.T @ (y - centre)) + centre

@@ -49,7 +49,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                     parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
 
             norm = clipped_norm(accelerator, stage.vae, settings.clip_norm)
-            logs, saves, asked = check_step(stage, guard, record, norm, stop)
+            logs, saves, stops = check_step(stage, guard, record, norm, stop)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             codes = stage.tend_codebook(done, norm)
@@ -58,7 +58,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             if logs:
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch, **codes}
                 log_step(stage, done, parts, state, progress, report)
-            if end_step(stage, done, stop, progress, saves=saves, asked=asked):
+            if end_step(stage, done, stop, progress, saves=saves, stops=stops):
                 break
 
     return stage.finish()

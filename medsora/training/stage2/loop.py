@@ -59,7 +59,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
 
             clip_norm = settings.clip_norm if step.epoch >= settings.clip_after_epoch else None
             norm = clipped_norm(accelerator, stage.model, clip_norm)
-            logs, saves, asked = check_step(stage, guard, record, norm, stop)
+            logs, saves, stops = check_step(stage, guard, record, norm, stop)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             stage.ema.update(unless=guard.bad if guard.lag else None)
@@ -70,7 +70,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                 # A run that ends between two lines of the log may be extended later: the sums stay.
                 blocks = stage.blocks.metrics(reset=done % settings.log_every == 0)
                 log_step(stage, done, parts, state | blocks, progress, report)
-            if end_step(stage, done, stop, progress, saves=saves, asked=asked):
+            if end_step(stage, done, stop, progress, saves=saves, stops=stops):
                 break
 
     run.say(
