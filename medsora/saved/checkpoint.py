@@ -129,10 +129,10 @@ def newest_whole(folders: Iterable[Path], damaged: Callable[[Path, str], None]) 
     return None
 
 
-def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def latest_checkpoint(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest whole checkpoint, or None where there was none; remove what a kill left half-done.
 
-    Damaged ones before it are renamed to `damaged-...`, and `say` is told so in one sentence each. Raises
+    Damaged ones before it are renamed to `damaged-...`, each reported to `warn` in one sentence. Raises
     `BadInput`, and renames nothing, if none is whole, if one cannot be read, or for one that another version
     of MedSora wrote in a form unknown here: a run that had a checkpoint never begins anew by itself.
     """
@@ -162,7 +162,7 @@ def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | No
         if aside.exists():
             shutil.rmtree(aside)
         folder.rename(aside)
-        say(f"the checkpoint {folder} is damaged ({problem}); it is set aside as {aside.name}.")
+        warn(f"the checkpoint {folder} is damaged ({problem}); it is set aside as {aside.name}.")
     return Checkpoint(newest, json.loads(read_patiently(Path.read_bytes, newest / "state.json")))
 
 

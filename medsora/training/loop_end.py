@@ -178,7 +178,7 @@ def _stops_early(stage: Stage, step: int, stop: StopRequest) -> bool:
     if stops:
         if not _run_tasks(stage, step, stop, resumed=True, ends=True):
             raise _interrupted(stage, step, stop)
-        stage.run.say(why or "")
+        stage.run.notify(why or "")
     return stops
 
 

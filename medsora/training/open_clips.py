@@ -128,7 +128,7 @@ def store_videos(run: RunFolder, clips: ClipDataset) -> None:
         by_folder = before.by_folder and before.videos is not None
         if before.videos is not None:
             if changes := before.changes(clips.report, sides):
-                run.say(
+                run.notify(
                     f"the folder has changed since the run began: {'; '.join(changes)}. Earlier videos "
                     "keep their side of the split."
                 )

@@ -121,7 +121,7 @@ class StageParts:
         old_end, new_end = before.total_steps, schedule.total_steps
         if old_end != new_end:
             old, new = (each.step(min(step, each.total_steps - 1)).lr for each in (before, schedule))
-            self.run.say(
+            self.run.notify(
                 f"the run ends after step {new_end} instead of {old_end}, and the {schedule.lr_decay} decay "
                 f"with it: the learning rate continues at {new:.3g} instead of {old:.3g}; the result is not "
                 f"bit for bit that of a run with {new_end} steps from the beginning."

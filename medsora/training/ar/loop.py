@@ -64,6 +64,8 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
             if end_step(stage, done, stop, progress, saves=saves, stops=stops):
                 break
 
-    run.say(f"EndoGen is trained: sample with 'medsora sample --model {run.path} --out {run.path}/videos'.")
+    run.notify(
+        f"EndoGen is trained: sample with 'medsora sample --model {run.path} --out {run.path}/videos'."
+    )
     accelerator.end_training()
     return run.path

@@ -33,7 +33,7 @@ def describe_model(
     The decoder becomes the folder `name`. `rate` is the clips' frame rate, if it is known.
     """
     if rate is None:
-        run.say(
+        run.notify(
             "the frame rate of the clips is not known (folders of pictures have none): samples are "
             f"written at {DEFAULT_FPS} frames per second."
         )

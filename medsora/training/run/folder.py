@@ -97,7 +97,7 @@ class RunFolder:
         """
         found = [None]
         if self.main:
-            found = [latest_checkpoint(self.checkpoints, self.say)]
+            found = [latest_checkpoint(self.checkpoints, self.notify)]
             self._cut_log(found[0].step if found[0] else 0)
         return broadcast_object_list(found)[0]
 
@@ -110,16 +110,16 @@ class RunFolder:
     def announce(self, checkpoint: Checkpoint, total_steps: int) -> None:
         """Print where the run resumes, and whether it still equals a run that was never stopped."""
         if checkpoint.step > total_steps:
-            self.say(
+            self.notify(
                 f"nothing left to train: the run has done {checkpoint.step} steps and ends after "
                 f"{total_steps} ({self.stage}.max_steps or {self.stage}.epochs); raise that to train on, "
                 "or take another run.name to begin anew."
             )
         else:
-            self.say(f"going on after step {checkpoint.step} of {total_steps}.")
+            self.notify(f"going on after step {checkpoint.step} of {total_steps}.")
         before, now = checkpoint.state.get("processes"), self.accelerator.num_processes
         if before not in (None, now):
-            self.say(
+            self.notify(
                 f"the number of processes was {before} and is {now}: every clip comes in the same order, but "
                 "sums are rounded differently: the result is not bit for bit that of a run with one number."
             )
@@ -131,7 +131,7 @@ class RunFolder:
             for line in read_log(self.path)
         )
 
-    def say(self, sentence: str) -> None:
+    def notify(self, sentence: str) -> None:
         """Print one sentence and keep it in messages.txt."""
         if self.main:
             sentence = one_line(sentence)

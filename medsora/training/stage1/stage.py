@@ -122,7 +122,7 @@ class VaeStage:
         keep_sheet(self.run, folder.with_suffix(".png"), contact_sheet(rows, columns=SHEET_FRAMES), step)
         self.run.log(step, metrics)
         told = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in metrics.items())
-        self.run.say(f"step {step}, held out: {told}")
+        self.run.notify(f"step {step}, held out: {told}")
 
     def code_metrics(self, clips: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Return the use of a tokenizer's codes on `clips`: a VAE has none."""
@@ -150,7 +150,7 @@ class VaeStage:
             factor = measure_scaling_factor(self.vae, self._scaling_clips())
             factor *= self.config.train_vae.latent_std
             self.vae.set_scaling_factor(factor)
-            self.run.say(f"the scaling factor of these latents is {factor:.4f}.")
+            self.run.notify(f"the scaling factor of these latents is {factor:.4f}.")
 
     def finish(self) -> Path:
         """Write the trained VAE where stage 2 looks for it, with the scaling factor of its own latents.
@@ -161,12 +161,12 @@ class VaeStage:
         if self.run.main:
             if self.early_stop is not None and (best := self.early_stop.best()) is not None:
                 self._load_vae(self.run.checkpoints / f"step-{best[0]:07d}" / "vae")
-                self.run.say(f"the VAE of step {best[0]} has the best held-out loss and is taken.")
+                self.run.notify(f"the VAE of step {best[0]} has the best held-out loss and is taken.")
             self.set_scale()
             with written_folder(folder) as beside:
                 self.vae.save_pretrained(beside)
                 write_manifest(beside, model_files(beside))
-            self.run.say(f"stage 1 is done: the VAE is in {folder}.")
+            self.run.notify(f"stage 1 is done: the VAE is in {folder}.")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return folder

@@ -57,7 +57,7 @@ def build_dit_stage(config: Config) -> Stage2:
             part.to(accelerator.device)
     run, schedule = open_run(config, "train_dit", config.dit_dir, accelerator, clips)
     if prior is not None and prior.untrained:
-        run.say(
+        run.notify(
             f"the {config.alignment.kind} prior is untrained (dino.weights: random): its alignment teaches "
             "nothing."
         )
@@ -70,7 +70,7 @@ def build_dit_stage(config: Config) -> Stage2:
     if prior is not None and config.cache.prior == "disk":
         priors = PriorCache(config, clips, prior, grid, model.config.width)
         most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width, vae)
-        run.say(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
+        run.notify(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
     if settings.compile:
         check_compile()
         compile_blocks(model)

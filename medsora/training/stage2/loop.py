@@ -73,7 +73,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             if end_step(stage, done, stop, progress, saves=saves, stops=stops):
                 break
 
-    run.say(
+    run.notify(
         f"stage 2 is done: sample with 'python sample_ddim.py --model {run.path} --out {run.path}/videos'."
     )
     accelerator.end_training()
