@@ -1,4 +1,4 @@
-"""What a stage's checkpoints are made of, named once: the same table saves them and takes them up again."""
+"""What a stage's checkpoints are made of, named once: the same table saves and restores them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from medsora.training.schedule import Schedule
 
 
 class ModelPart(NamedTuple):
-    """A folder of the checkpoint: `write` fills it, `take_up` reads it again."""
+    """A folder of the checkpoint: `write` fills it, `load` reads it again."""
 
     write: Callable[[Path], None]
-    take_up: Callable[[Path], None]
+    load: Callable[[Path], None]
 
 
 class ValuePart(NamedTuple):
-    """A JSON value of the checkpoint's state: what it is after so many steps, and what takes it up again.
+    """A JSON value of the checkpoint's state: what it is after so many steps, and what restores it.
 
-    One of another type than `kind` is refused; without a kind a missing one is taken up as None.
+    One of another type than `kind` is refused; without a kind a missing one is restored as None.
     """
 
     value: Callable[[int], Any]
-    take_up: Callable[[Any], None]
+    restore: Callable[[Any], None]
     kind: type | None = None
 
 
@@ -95,12 +95,12 @@ class StageParts:
         checkpoint = self.run.newest_checkpoint()
         if checkpoint is None:
             return 0
-        self._take_up(checkpoint)
+        self._restore(checkpoint)
         self.run.announce(checkpoint, schedule.total_steps)
         self._report_moved_decay(schedule, checkpoint.step)
         return checkpoint.step
 
-    def _take_up(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
         ours, theirs = self.settings.optimizer, checkpoint.state.get("optimizer")
         if theirs not in (None, ours):  # None: written before there was a choice
             raise BadInput(
@@ -108,9 +108,9 @@ class StageParts:
                 f"{self.run.stage}.optimizer is {ours}; put {theirs} back, or take another run.name."
             )
         for name, part in self.values.items():
-            part.take_up(checkpoint.value(name, part.kind) if part.kind else checkpoint.state.get(name))
+            part.restore(checkpoint.value(name, part.kind) if part.kind else checkpoint.state.get(name))
         for name, part in self.models.items():
-            read_patiently(part.take_up, checkpoint.folder / name)
+            read_patiently(part.load, checkpoint.folder / name)
         restore_optimizer(self.optimizer, self.names, checkpoint.folder / "optimizer.safetensors")
         restore_scaler(self.run.accelerator, checkpoint.state.get("scaler"))
 

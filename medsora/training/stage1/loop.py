@@ -52,7 +52,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             logs, saves, stops = check_step(stage, guard, record, norm, stop)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            codes = stage.tend_codebook(done, norm)
+            codes = stage.update_codebook(done, norm)
 
             progress.count(step.batch, batches.waited())
             if logs:

@@ -76,7 +76,7 @@ class VaeStage:
         out = model(video, generator=draws, coarse=self.config.train_vae.coarse > 0)
         return self.loss(out.reconstruction, video, out.mean, out.logvar, out.coarse)
 
-    def tend_codebook(self, done: int, norm: Tensor | float) -> dict[str, float]:
+    def update_codebook(self, done: int, norm: Tensor | float) -> dict[str, float]:
         """Return what to log of a tokenizer's codebook after `done` steps: a VAE has none."""
         return {}
 

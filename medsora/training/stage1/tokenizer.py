@@ -34,7 +34,7 @@ class TokenizerStage(VaeStage):
     @property
     def values(self) -> dict[str, ValuePart]:
         """The step that each code was last used in."""
-        return {"last_used": ValuePart(lambda step: self._last_used.tolist(), self._take_up, list)}
+        return {"last_used": ValuePart(lambda step: self._last_used.tolist(), self._restore_last_used, list)}
 
     def compute_loss(self, model: nn.Module, video: Tensor, samples: Tensor) -> TokenizerLossParts:
         """Return the loss's parts on clips (B, F, 3, H, W), and note which codes they take."""
@@ -48,7 +48,7 @@ class TokenizerStage(VaeStage):
         return self.loss(out, video)
 
     @torch.no_grad()
-    def tend_codebook(self, done: int, norm: Tensor) -> dict[str, float]:
+    def update_codebook(self, done: int, norm: Tensor) -> dict[str, float]:
         """Normalise the codebook and replace dead codes after `done` steps; return the codes' use."""
         if not self._seen or not norm.isfinite():  # what such a step saw is taken back
             self._seen.clear()
@@ -85,7 +85,7 @@ class TokenizerStage(VaeStage):
     def set_scale(self) -> None:
         """Codes have no scale."""
 
-    def _take_up(self, last_used: list[int]) -> None:
+    def _restore_last_used(self, last_used: list[int]) -> None:
         self._last_used = torch.tensor(last_used, dtype=torch.long)
 
 
