@@ -27,7 +27,7 @@ from medsora.evaluation.metrics.registry import build_measures
 from medsora.evaluation.report.degenerate import degenerate
 from medsora.evaluation.report.plots import draw_distances, draw_motion, write_sheet
 from medsora.evaluation.report.results import Results
-from medsora.evaluation.report.warnings import caveats, require_enough
+from medsora.evaluation.report.warnings import require_enough, result_warnings
 from medsora.evaluation.settings import STYLEGAN_V, EvaluationSettings
 from medsora.evaluation.training_clips import fit_to_training, unlike_rates
 from medsora.runtime.processes import check_same_folders, on_main, working_together
@@ -164,7 +164,7 @@ def warn(
     warnings = degenerate(real, fake, of_real["pixel"], of_fake["pixel"])
     if settings.protocol != STYLEGAN_V:  # whose interval is 1, whatever the rates
         warnings += unlike_rates(trained_on, real, fake)
-    return warnings + caveats(settings, real, fake, results)
+    return warnings + result_warnings(settings, real, fake, results)
 
 
 def build(settings: EvaluationSettings, state: PartialState) -> dict[str, Measure]:

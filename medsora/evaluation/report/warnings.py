@@ -21,7 +21,9 @@ def require_enough(clips: ClipSet) -> ClipSet:
     return clips
 
 
-def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:
+def result_warnings(
+    settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results
+) -> list[str]:
     """Return the sentences, the gravest first."""
     found = [
         *_too_few(settings, real, fake, results),

@@ -95,7 +95,7 @@ class Findings:
 
 
 def dry_run_dit(config: Config, processes: int = 1) -> None:
-    """Look stage 2 over, for so many processes; raises `BadInput` if anything is missing."""
+    """Check stage 2, for `processes` processes; raises `BadInput` if anything is missing."""
     findings, settings = Findings(), config.train_dit
     vae = model = prior = None
     with findings.part("stage 1's VAE"):
@@ -133,7 +133,7 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
 
 
 def dry_run_vae(config: Config, processes: int = 1) -> None:
-    """Look stage 1 over, for so many processes; raises `BadInput` if anything is missing."""
+    """Check stage 1, for `processes` processes; raises `BadInput` if anything is missing."""
     config = with_compensation_kind(config)
     findings, settings = Findings(), config.train_vae
     vae = loss = None
@@ -219,7 +219,7 @@ def inspect_run(
         if stage == STAGE_2 and settings.compile:
             check_compile()
         usable_trackers(config.tracking.trackers)
-        _look_at_folder(findings, folder, config, stage)
+        _inspect_folder(findings, folder, config, stage)
     return schedule
 
 
@@ -256,7 +256,7 @@ def report_hours(findings: Findings, settings: GeneratorTrainingConfig, flops: f
 # The run's folder and the disk
 
 
-def _look_at_folder(findings: Findings, path: Path, config: Config, stage: str) -> None:
+def _inspect_folder(findings: Findings, path: Path, config: Config, stage: str) -> None:
     there = _existing(path)
     if not os.access(there, os.W_OK) or not there.is_dir():
         raise BadInput(f"{path} cannot be written: {there} is no folder that may be written to.")

@@ -58,8 +58,8 @@ def build_dit_stage(config: Config) -> Stage2:
     run, schedule = open_run(config, "train_dit", config.dit_dir, accelerator, clips)
     if prior is not None and prior.untrained:
         run.notify(
-            f"the {config.alignment.kind} prior is untrained (dino.weights: random): its alignment teaches "
-            "nothing."
+            f"the {config.alignment.kind} prior is untrained (dino.weights: random): the alignment loss "
+            "carries no signal."
         )
     diffusion = GaussianDiffusion()
     latents = None
