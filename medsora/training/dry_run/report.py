@@ -33,8 +33,8 @@ from medsora.training.cache.latents import latent_cache_bytes
 from medsora.training.cache.prior import prior_cache_bytes
 from medsora.training.dry_run.memory import (
     MemoryEstimate,
-    dit_flops,
-    estimate_dit,
+    denoiser_flops,
+    estimate_denoiser,
     estimate_vae,
     size_bytes,
     step_bytes,
@@ -94,7 +94,7 @@ class Findings:
         raise BadInput(f"{len(self.missing)} of what this run needs is missing or wrong, see the list above.")
 
 
-def dry_run_dit(config: Config, processes: int = 1) -> None:
+def dry_run_denoiser(config: Config, processes: int = 1) -> None:
     """Check stage 2, for `processes` processes; raises `BadInput` if anything is missing."""
     findings, settings = Findings(), config.train_dit
     vae = model = prior = None
@@ -120,10 +120,10 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
     if findings.missing:
         return findings.conclude()
     batch = max(phase.batch for phase in settings.phases) // (processes * settings.accumulation)
-    findings.memory(estimate_dit(config, model, vae, prior, batch), batch)
+    findings.memory(estimate_denoiser(config, model, vae, prior, batch), batch)
     _usual_gpu(findings, config, model, vae, prior)
     last = schedule.step(schedule.total_steps - 1)
-    flops = (last.first_sample + last.batch) * dit_flops(config, model, vae, prior)
+    flops = (last.first_sample + last.batch) * denoiser_flops(config, model, vae, prior)
     report_hours(findings, settings, flops / processes)
     with findings.part("the disk"):
         caches = _cache_bytes(config, model, vae, prior, clips)

@@ -37,7 +37,7 @@ from medsora.vae import VideoVAE
 log = logging.getLogger(__name__)
 
 
-def build_dit_stage(config: Config) -> Stage2:
+def build_denoiser_stage(config: Config) -> Stage2:
     """Build everything; raises `ValueError` or `OSError` for whatever cannot be used."""
     settings = config.train_dit
     accelerator = make_accelerator(config, settings.precision, config.dit_dir)

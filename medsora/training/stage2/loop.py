@@ -13,7 +13,7 @@ from medsora.runtime.processes import reporting_lost_processes
 from medsora.training.accelerator import clipped_norm, float32_products, gradients_synchronised
 from medsora.training.batches import TimedBatches
 from medsora.training.loop_end import batch_order, begin, begin_step, check_step, end_step, log_step, watch
-from medsora.training.stage2.build import build_dit_stage
+from medsora.training.stage2.build import build_denoiser_stage
 
 
 def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Path:
@@ -23,7 +23,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
     """
     stop = StopRequest(time_limit_minutes)
     with reporting_lost_processes(), bad_input_from_errors(), stop.preparing():
-        stage = build_dit_stage(config)
+        stage = build_denoiser_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
         start = stage.resume()
     settings, accelerator, run = config.train_dit, stage.accelerator, stage.run

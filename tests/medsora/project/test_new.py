@@ -24,7 +24,7 @@ from medsora.errors import BadInput
 from medsora.project import new as new_project
 from medsora.project.fit import Fit, Machine, fit_project, render_config
 from medsora.runtime.files import write_json
-from medsora.training.dry_run.report import dry_run_dit
+from medsora.training.dry_run.report import dry_run_denoiser
 from medsora.training.schedule import Schedule
 from medsora.training.stage2.build import build_denoiser
 from tests.support.paths import ROOT
@@ -251,7 +251,7 @@ def test_a_config_for_endora_is_ready_to_train(
     offline = {"small": ["vae.base=kl.json", "dino.weights=random"], "tiny": ["vae.path=base"]}
     monkeypatch.setattr("medsora.training.dry_run.report.USUAL_SIDES_PX", ())  # they take a minute
     for name, overrides in offline.items():
-        dry_run_dit(load_config(f"projects/{name}/config.yaml", overrides))
+        dry_run_denoiser(load_config(f"projects/{name}/config.yaml", overrides))
         assert "ready" in capsys.readouterr().out.splitlines()
 
 
