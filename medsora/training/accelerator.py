@@ -1,4 +1,4 @@
-"""The accelerator of both training loops: precision, gradients, loss scaling."""
+"""The accelerator of the training loops: precision, gradients, loss scaling."""
 
 from __future__ import annotations
 

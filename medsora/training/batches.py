@@ -1,4 +1,4 @@
-"""What both training loops build first: the accelerator, the seed, the stream of batches."""
+"""A process's stream of micro-batches: the loader, its workers, and the time spent waiting for them."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def build_denoiser_stage(config: Config) -> Stage2:
         held_out=Stage2Samples(config, held_out, steps=diffusion.steps, draw=False),
         model=model,
         vae=vae,
-        vae_digest=weights_digest(vae),
+        decoder_digest=weights_digest(vae),
         inputs=Stage2Inputs(
             config, vae, diffusion, prior, priors, accelerator.device, grid, model.config.width, classes
         ),
