@@ -63,8 +63,29 @@ def open_clips(
     Without anything held out the second dataset is the first, and that is said. Raises `BadInput` if no clip
     can be used, or the config does not fit the folder.
     """
+    show = accelerator.is_main_process
     with accelerator.main_process_first():
-        return _open(config, spec, run, accelerator.is_main_process)
+        report = spec.check(clip_folder(config, show=show))
+        if show:
+            for complaint in report.complaints():
+                print(complaint, file=sys.stderr)
+        clips, held_out = split_clips(config, report, spec, run)
+        if show:
+            for note in clips.sides.notes:
+                print(one_line(note), file=sys.stderr)
+        unlabelled = [video.source.name for video in clips.videos]
+        unlabelled = [name for name in unlabelled if name not in clips.labels.of_video]
+        if show and clips.labels.names and unlabelled:
+            print(
+                f"{len(unlabelled)} videos have no label in {config.data.labels} and train without one: "
+                f"{one_line(unlabelled[0])} ...",
+                file=sys.stderr,
+            )
+        if len(held_out) == 0:
+            if show:
+                print("nothing is held out (data.holdout): validation uses training clips.", file=sys.stderr)
+            held_out = clips
+        return clips, held_out
 
 
 def split_clips(
@@ -185,27 +206,3 @@ def clip_folder(config: Config, *, show: bool = False) -> Path:
                 "or set phantom.folder."
             ) from error
     return folder
-
-
-def _open(config: Config, spec: ClipSpec, run: Path, show: bool) -> tuple[ClipDataset, ClipDataset]:
-    report = spec.check(clip_folder(config, show=show))
-    if show:
-        for complaint in report.complaints():
-            print(complaint, file=sys.stderr)
-    clips, held_out = split_clips(config, report, spec, run)
-    if show:
-        for note in clips.sides.notes:
-            print(one_line(note), file=sys.stderr)
-    names = [video.source.name for video in clips.videos]
-    unlabelled = [name for name in names if name not in clips.labels.of_video]
-    if show and clips.labels.names and unlabelled:
-        print(
-            f"{len(unlabelled)} videos have no label in {config.data.labels} and train without one: "
-            f"{one_line(unlabelled[0])} ...",
-            file=sys.stderr,
-        )
-    if len(held_out) == 0:
-        if show:
-            print("nothing is held out (data.holdout): validation uses training clips.", file=sys.stderr)
-        held_out = clips
-    return clips, held_out

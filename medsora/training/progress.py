@@ -39,11 +39,8 @@ class Progress:
     def speed(self) -> dict[str, float]:
         """Return samples/s, share of waiting for data (0..1) and GiB since the last `restart_clock`."""
         seconds = max(time.perf_counter() - self.began, 1e-9)
-        used = (
-            torch.cuda.max_memory_allocated()
-            if torch.cuda.is_available()
-            else psutil.Process().memory_info().rss
-        )
+        on_gpu = torch.cuda.is_available()
+        used = torch.cuda.max_memory_allocated() if on_gpu else psutil.Process().memory_info().rss
         return {
             "speed/samples_per_s": self.samples / seconds,
             "speed/data_wait": self.waited / seconds,

@@ -167,9 +167,8 @@ class StepBatches(Sampler[list[SampleKey]]):
         if epoch not in orders:
             orders.clear()
             random = np.random.default_rng(derive_seed(self.seed, "order", epoch))
+            balanced = self.labels is not None
             orders[epoch] = (
-                random.permutation(self.schedule.clips)
-                if self.labels is None
-                else balanced_order(self.labels, random)
+                balanced_order(self.labels, random) if balanced else random.permutation(self.schedule.clips)
             )
         return SampleKey(sample, epoch, int(orders[epoch][position]))

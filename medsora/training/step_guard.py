@@ -40,10 +40,8 @@ class StepRecord:
 
     def error(self, saved: Path) -> NonFiniteLoss:
         """Return what to raise after saving; all processes call it. If all losses are finite it names all."""
-        found = [
-            (float(loss), name) for loss, names in zip(self.losses, self.clips, strict=True) for name in names
-        ]
-        found = gather_object(found)
+        pairs = zip(self.losses, self.clips, strict=True)
+        found = gather_object([(float(loss), name) for loss, names in pairs for name in names])
         bad = [(loss, name) for loss, name in found if not math.isfinite(loss)]
         norm = float(self.gradient_norm)
         what = f"the loss became {bad[0][0]}" if bad else f"the gradients' norm became {norm}"
@@ -61,9 +59,7 @@ class StepGuard:
 
     def __init__(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator, self.optimizer = accelerator, optimizer
-        self.scaled = (
-            accelerator.scaler is not None
-        )  # fp16's scaler waits for the device in every step anyway
+        self.scaled = accelerator.scaler is not None  # fp16's scaler waits for the device anyway
         fused = optimizer.defaults.get("fused")  # others do not read `found_inf`
         self.lag = LAG.get(accelerator.device.type, 0) if fused and not self.scaled else 0
         self.bad = torch.zeros((), device=accelerator.device)  # 1 from the first bad step on, in any process

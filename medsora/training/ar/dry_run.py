@@ -61,7 +61,7 @@ def dry_run_ar(config: Config, processes: int = 1) -> None:
     with findings.part("the disk"):
         caches = {config.cache.dir: code_cache_bytes(config, clips, model.length)}
         checkpoint = trained + estimate.optimiser
-        check_disk(findings, config.ar_dir, checkpoint, settings.keep, settings.keep_every, caches)
+        check_disk(findings, config.ar_dir, settings, checkpoint, caches)
     findings.conclude()
 
 

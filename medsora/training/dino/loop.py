@@ -7,6 +7,7 @@ teacher whose momentum grows to 1, and prototypes that stand still in the first 
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -63,10 +64,7 @@ class StudentAndTeacher(nn.Module):
             torch.manual_seed(derive_seed(recipe.seed, "weights"))
             encoder = build_network(architecture)
             self.student = nn.ModuleDict({"encoder": encoder, "head": ProjectionHead(encoder.num_features)})
-            self.teacher = nn.ModuleDict(
-                {"encoder": build_network(architecture), "head": ProjectionHead(encoder.num_features)}
-            )
-        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher = deepcopy(self.student)
         self.teacher.requires_grad_(False).eval()
         self.loss = DinoLoss()
         statistics = timm.data.resolve_model_data_config(encoder)
@@ -84,6 +82,11 @@ class StudentAndTeacher(nn.Module):
         """Move the teacher towards the student."""
         for kept, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             kept.lerp_(new, 1 - momentum)
+
+    def write(self, folder: Path) -> None:
+        """Write all weights into a checkpoint's folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), folder / "both.safetensors")
 
     def _scores(self, network: nn.ModuleDict, crops: list[Tensor]) -> list[Tensor]:
         scores = network["head"](network["encoder"]((torch.cat(crops) - self.mean) / self.std))
@@ -128,7 +131,8 @@ def train_dino(
                 bar.update()
                 if stops or done % SAVE_EVERY == 0 or done == recipe.steps:
                     with stop.saving():
-                        _save(run, done, both, optimizer, names, settings)
+                        tensors, state = optimizer_tensors(optimizer, names), {"recipe": settings}
+                        save_checkpoint(run, done, both.write, tensors, state, keep=KEEP)
                 if stops and done < recipe.steps:
                     raise Interrupted(
                         f"{stop.why()}; saved after step {done}, run the same command to resume."
@@ -184,22 +188,6 @@ def _optimizer(both: StudentAndTeacher) -> tuple[torch.optim.AdamW, list[str]]:
         fused=True,
     )
     return optimizer, [name for group in groups for name, _ in group]
-
-
-def _save(
-    run: Path,
-    step: int,
-    both: StudentAndTeacher,
-    optimizer: torch.optim.Optimizer,
-    names: list[str],
-    settings: dict[str, object],
-) -> None:
-    def write(folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(both.state_dict(), folder / "both.safetensors")
-
-    tensors = optimizer_tensors(optimizer, names)
-    save_checkpoint(run, step, write, tensors, {"recipe": settings}, keep=KEEP)
 
 
 def _resume(

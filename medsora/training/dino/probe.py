@@ -55,10 +55,8 @@ def scores(features: Tensor, pictures: FlowPictures) -> dict[str, float]:
     predicted = _ridge(features[learned], motion[learned], features[~learned])
     wanted = motion[~learned]
     r2 = 1 - (predicted - wanted).square().mean(0) / wanted.var(0, correction=0).clamp_min(1e-12)
-    sign = _ridge(features[learned], 2.0 * instrument[learned].double()[:, None] - 1, features[~learned])[
-        :, 0
-    ]
-    truth = instrument[~learned]
+    signs = 2.0 * instrument[learned].double()[:, None] - 1
+    sign, truth = _ridge(features[learned], signs, features[~learned])[:, 0], instrument[~learned]
     balanced = 0.5 * ((sign[truth] > 0).double().mean() + (sign[~truth] <= 0).double().mean())
 
     unit = torch.nn.functional.normalize(features, dim=1)

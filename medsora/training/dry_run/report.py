@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from medsora.config.schema import STAGE_2, Config, GeneratorTrainingConfig
+from medsora.config.schema import STAGE_2, Config, GeneratorTrainingConfig, TrainingConfig
 from medsora.data.checking.check import clip_windows
 from medsora.data.checking.scan import Scan
 from medsora.data.clips import ClipSpec
@@ -106,8 +106,7 @@ def dry_run_denoiser(config: Config, processes: int = 1) -> None:
     clips, labels = count_clips(findings, config, denoiser_clip_spec(config), config.dit_dir)
     with findings.part("the denoiser"):
         model = build_denoiser(config, vae.latent_channels if vae else 16, len(labels))
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        findings.line("denoiser", f"{config.denoiser.preset}, {parameters:,} trained parameters")
+        findings.line("denoiser", f"{config.denoiser.preset}, {model.num_parameters():,} trained parameters")
         token_grid(config, vae or FrequencyCompensatedVAE, model.config.patch)
     if config.alignment.weight > 0 and model is not None:
         with findings.part(f"the {config.alignment.kind} prior"):
@@ -128,7 +127,7 @@ def dry_run_denoiser(config: Config, processes: int = 1) -> None:
     with findings.part("the disk"):
         caches = _cache_bytes(config, model, vae, prior, clips)
         checkpoint = (2 + moments(settings.optimizer)) * size_bytes(model)
-        check_disk(findings, config.dit_dir, checkpoint, settings.keep, settings.keep_every, caches)
+        check_disk(findings, config.dit_dir, settings, checkpoint, caches)
     findings.conclude()
 
 
@@ -157,7 +156,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
     findings.memory(estimate, batch)
     with findings.part("the disk"):
         checkpoint = size_bytes(vae) + estimate.optimiser
-        check_disk(findings, config.vae_dir, checkpoint, settings.keep, settings.keep_every, {})
+        check_disk(findings, config.vae_dir, settings, checkpoint, {})
     findings.conclude()
 
 
@@ -265,16 +264,12 @@ def _inspect_folder(findings: Findings, path: Path, config: Config, stage: str) 
         refuse_changes(previous, config, stage, path)
         folders = checkpoint_folders(path / "checkpoints")
         newest = newest_whole(
-            folders,
-            lambda folder, problem: findings.line("damaged checkpoint", f"{folder} ({problem})"),
+            folders, lambda folder, problem: findings.line("damaged checkpoint", f"{folder} ({problem})")
         )
         if newest is not None:
-            findings.line("run folder", f"{path}, resumed after {newest.name}")
-            return
+            return findings.line("run folder", f"{path}, resumed after {newest.name}")
         if folders:
-            raise BadInput(
-                f"{path} holds no whole checkpoint any more: put one back or take another run.name."
-            )
+            raise BadInput(f"{path} holds no whole checkpoint: put one back or take another run.name.")
     findings.line("run folder", f"{path}, new")
 
 
@@ -292,12 +287,14 @@ def _cache_bytes(
 
 
 def check_disk(
-    findings: Findings, run: Path, checkpoint: int, keep: int, keep_every: int | None, caches: dict[str, int]
+    findings: Findings, run: Path, settings: TrainingConfig, checkpoint: int, caches: dict[str, int]
 ) -> None:
-    """Report what checkpoints and caches take; raises `BadInput` if there is no room."""
-    needed = checkpoint * (keep + 1)  # the new one is written before the oldest goes
-    every = f", and one for every {keep_every} steps" if keep_every else ""
-    findings.line("disk: checkpoints", f"{_readable(needed)} for {keep} and one being written{every}")
+    """Report what checkpoints and caches take, in bytes; raises `BadInput` if there is no room."""
+    needed = checkpoint * (settings.keep + 1)  # the new one is written before the oldest goes
+    every = f", and one for every {settings.keep_every} steps" if settings.keep_every else ""
+    findings.line(
+        "disk: checkpoints", f"{_readable(needed)} for {settings.keep} and one being written{every}"
+    )
     wanted = {run: needed} | {Path(folder): size for folder, size in caches.items()}
     for folder, size in caches.items():
         findings.line("disk: caches", f"{_readable(size)} at most in {folder}")

@@ -62,11 +62,8 @@ class Stage2Samples(Dataset):
         given = self._given_latents(key.number)
         # A sample with given frames is left out of the alignment: its latents are not all as noisy as t says.
         always = alignment.kind == "image" or alignment.correlation == "batch"
-        aligned = (
-            alignment.weight > 0
-            and not given
-            and (always or bool(needed(torch.tensor([t]), alignment.margin)))
-        )
+        aligned = alignment.weight > 0 and not given
+        aligned = aligned and (always or bool(needed(torch.tensor([t]), alignment.margin)))
         item = {"sample": key.number, "index": key.index, "t": t, "needed": aligned}
         if self.clips.labels.names:
             item["label"] = self._label(key)
