@@ -1,4 +1,4 @@
-"""What each video shows, in one word: the name of its folder, or what a CSV says."""
+"""Labels of videos: the name of a video's folder, or a column of a CSV."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ def draw_split(
     """Return the side of each of `names`: as a CSV says, as folders named train, val or test say, or drawn.
 
     A CSV is read as `split_by_csv` reads it. Without one, videos below a folder named after a side are on
-    that side; if one is named train, videos outside these folders are left out. What nobody decides is drawn
-    by unit as `split_by_video` draws. `group` makes units of patients (`read_groups`), `copies` of videos
+    that side; if one is named train, videos outside these folders are left out. All others are drawn
+    by unit as by `split_by_video`. `group` makes units of patients (`read_groups`), `copies` of videos
     with the same content; a unit with a held-out video is held out as a whole. `known` are further videos
     that a CSV may name. Without `by_folder` folders' names mean nothing. `stills` are those of `names` that
     give no clip: they are not drawn, and trained on unless a held-out video is in their unit.

@@ -65,7 +65,7 @@ class Study:
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
     def find_finished(self) -> None:
-        """Take up the finished runs of the folder; raises `BadInput` if they are those of another study."""
+        """Load the finished runs of the folder; raises `BadInput` if they are those of another study."""
         for variant, seed in product(self.variants, self.seeds):
             path = self._file(variant, seed)
             if not is_file(path):

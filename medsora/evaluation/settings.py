@@ -31,7 +31,7 @@ class ClipSettings:
             alike, as training does; "none" keeps whole frames; parts (top, bottom, left, right) are cut off
             every real and training frame, as with the same `data.crop`: generated ones never had them. None
             stands for what the generated clips name (`medsora.evaluation.training_clips`), else "auto".
-        interval: every so-manieth frame of the *real* videos, as in training; generated ones are read at 1.
+        interval: every N-th frame of the *real* videos, as in training; generated ones are read at 1.
             None stands for what the generated clips name, else 1.
         rate: frames per second of the real clips, taken by time, as in training with `data.rate`; instead of
             `interval`. None stands for what the generated clips name where they name no interval.

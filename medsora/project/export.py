@@ -177,7 +177,7 @@ KINDS = {
         {
             "loss/total": "cross entropy, training (nats per code)",
             "held_out/loss": "cross entropy, held out (nats per code)",
-            "held_out/accuracy": "codes guessed right, held out",
+            "held_out/accuracy": "codes predicted correctly, held out",
             "held_out/psnr": "PSNR of the tokenizer, held out (dB)",
         },
     ),

@@ -1,4 +1,4 @@
-"""What a sampled video is asked to be: its label and its first frames, checked against what was trained."""
+"""Conditions of a sampled video, its label and first frames, checked against what was trained."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def label_numbers(label: str | Sequence[str] | None, names: Sequence[str], video
     if label is None:
         return None
     if not names:
-        raise BadInput(f"this model knows no labels, so it cannot be asked for {label!r}; leave that out.")
+        raise BadInput(f"this model was trained without labels; leave the label {label!r} out.")
     asked = [label] * videos if isinstance(label, str) else list(label)
     for one in asked:
         if one not in names:
-            raise BadInput(f"there is no label {one!r}; this model knows {', '.join(names)}.")
+            raise BadInput(f"there is no label {one!r}; this model has {', '.join(names)}.")
     if len(asked) != videos:
         raise BadInput(f"{len(asked)} labels do not fit {videos} videos; give one for all, or one per video.")
     return [list(names).index(one) for one in asked]
@@ -117,7 +117,7 @@ def read_first_frames(
 
 
 def trained_to_begin_with(counts: Sequence[int]) -> str:
-    """Return the words of an error that say how many first frames a model knows what to do with."""
+    """Return the part of an error that names how many first frames a model can be given."""
     if not counts:
         return "this model was not trained to begin with given frames (train_dit.first_frame_prob is 0)"
     return f"this model was trained to begin with {' or '.join(map(str, counts))} (train_dit.given_frames)"

@@ -1,8 +1,8 @@
 """A denoiser made ready for sampling: what its timesteps decide is computed once, its launches are recorded.
 
 A sampler knows all its timesteps beforehand, so adaLN's outputs (a third of the parameters) become a table.
-On a GPU a step is a few hundred launches that each take longer to ask for than to do: they are recorded as a
-CUDA graph with buffers of its own, once per shape of the latents, and asked for as one.
+On a GPU a step is a few hundred launches that each take longer to issue than to run: they are recorded as a
+CUDA graph with buffers of its own, once per shape of the latents, and replayed as one.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class PreparedDenoiser:
 
     Args:
         model: in evaluation mode. After its weights have changed, `tabulate` if this still `fits`.
-        timesteps: all that will be asked for.
+        timesteps: all that will be used.
         num_images: how many of the last latents are joint images.
         record: whether to record CUDA graphs; on a CPU there are none.
-        labels: all numbers that will be asked for; none: no label will be given.
+        labels: all numbers that will be used; none: no label will be given.
     """
 
     @torch.no_grad()
@@ -141,7 +141,7 @@ class PreparedDenoiser:
         return torch.cat((out.eps, out.variance), dim=1) if self.variance else out.eps
 
     def _record(self, *inputs: Tensor) -> _Recording | None:
-        """Record a step for inputs of these shapes; None, and a word in the log, if it cannot be recorded."""
+        """Record a step for inputs of these shapes; None, with a warning, if it cannot be recorded."""
         inputs = tuple(given.clone() for given in inputs)
         with torch.cuda.device(self.model.device):  # streams belong to the current one
             current, beside = torch.cuda.current_stream(), torch.cuda.Stream()

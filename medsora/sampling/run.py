@@ -154,7 +154,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the main process found out for all: the model, the clip, and the videos that are missing."""
+    """The main process's plan for all: the model, the clip, and the videos that are missing."""
 
     model: ModelFolder
     frames: int
@@ -406,15 +406,13 @@ def _write_manifest(
 
 
 def _check_out(settings: SamplingSettings, recorded: dict[str, Any]) -> int:
-    """Return how many videos the folder's manifest speaks of; raise `BadInput` if they are made otherwise."""
+    """Return how many videos the folder's manifest lists; raise `BadInput` if their settings differ."""
     out = settings.out
     path = out / MANIFEST
     if not any(out.glob("video-*")):
         return 0
     if not path.is_file():
-        raise BadInput(
-            f"{out} holds videos but no {MANIFEST} that says how they were made; take another --out."
-        )
+        raise BadInput(f"{out} holds videos but no {MANIFEST} with their settings; take another --out.")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         settings_before, count = dict(before["settings"]), len(before["videos"])

@@ -1,4 +1,4 @@
-"""What a model or a VAE may be called by, found and verified before anything is built.
+"""Find and verify the model or VAE that a name stands for, before anything is built.
 
 A model is named by a run, one of its checkpoints, a pipeline folder, its name if it comes with MedSora
 ("phantom"), or a hub name.

@@ -1,8 +1,8 @@
 """The one schema of what is read from a model folder, which anybody may have made: types, ranges, sizes.
 
-Everything is looked at before anything is built of it, so that a folder costs little time and memory however
-it was made: files are plain files of bounded size, every setting has the type of its default and lies in a
-range, and the weights are exactly those of the model that the settings describe.
+Everything is checked before anything is built from it, so that a folder costs little time and memory,
+whoever made it: files are plain files of bounded size, every setting has the type of its default and lies in
+a range, and the weights are exactly those of the model that the settings describe.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def checkpoint_problem(folder: Path) -> str | None:
 
 
 def write_manifest(root: Path, files: Iterable[Path]) -> None:
-    """Write down the size and SHA-256 of `files` below `root`, by which `changed_file` knows them again."""
+    """Write down the size and SHA-256 of `files` below `root`, for `changed_file` to compare."""
     listed = {path.relative_to(root).as_posix(): _described(path) for path in sorted(files)}
     write_json(root / MANIFEST, {"files": listed}, sort_keys=True)
 

@@ -7,7 +7,7 @@ With `--average WEIGHTS` what ships is the weighted mean of the run's weights an
 fine-tuning of zero-shot models", Wortsman et al. 2022): a decoder that was trained to be sharp keeps more of
 the PSNR it had.
 
-OUT.json is the config, OUT.safetensors are the weights in fp16. The metrics of OUT.md are measured here, from
+OUT.json is the config, OUT.safetensors are the weights in fp16. The metrics in OUT.md are measured here, on
 the files as they were written, on phantom clips of another seed.
 """
 

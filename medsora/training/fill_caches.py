@@ -3,9 +3,9 @@
 `python -m medsora.training.fill_caches --config configs/phantom.yaml`
 
 A run fills them by itself, the latents before its first step and a clip's prior features when a sample first
-needs them. Beforehand it is done by as many processes as there are (`accelerate launch -m ...`), and what it
-takes on the disk is said first. Entries lie under a key of all that they depend on, so whatever is there and
-whole is kept and everything else is computed.
+needs them. Beforehand all processes of `accelerate launch -m ...` share the work, and the disk space needed is
+printed first. Entries lie under a key of all that they depend on, so intact ones are kept and all others
+are computed.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _stored_bytes(store: TensorStore) -> int:
 
 
 def _check_room(folder: Path, sizes: dict[str, int], present: int, accelerator: Accelerator) -> None:
-    """Say what the caches take, `present` of it already; raise `BadInput` if the rest finds no room."""
+    """Print the caches' size, of which `present` bytes exist; raise `BadInput` if the disk is too small."""
     whole = sum(sizes.values())
     free = shutil.disk_usage(folder).free
     if accelerator.is_main_process:

@@ -3,9 +3,9 @@
 1. Stop before the optimiser's step if a loss or gradient is not finite, after saving the state before it
    (`check_step`).
 2. Log (`log_step`); the rest is `end_step`:
-3. Save, if a checkpoint is due or a process was asked to stop: what follows may take minutes, and whoever
-   asked may not wait for it.
-4. Leave, if a process was asked to stop: this step's evaluation and samples are made up for when the run is
+3. Save, if a checkpoint is due or a process was asked to stop: what follows may take minutes, which a
+   scheduler may not grant.
+4. Exit, if a process was asked to stop: this step's evaluation and samples are made up for when the run is
    resumed (`begin`).
 5. Evaluate and sample, if due, on the main process. A request to stop may cut the sampling short; then every
    process leaves after this step, and it is made up for as well.
@@ -81,7 +81,7 @@ def batch_order(stage: Stage, start: int, labels: Sequence[int] | None = None) -
 def watch(
     stage: Stage, start: int, stop: StopRequest, title: str, page: str
 ) -> tuple[Progress, RunReport, StepGuard]:
-    """Return a progress bar, the run's page and a guard of its steps; tell `stop` how long these take."""
+    """Return a progress bar, the run's page and a guard of its steps; let `stop` know a checkpoint's size."""
     accelerator, total = stage.accelerator, stage.schedule.total_steps
     progress = Progress(title, total, start, show=accelerator.is_local_main_process)
     report = RunReport(stage.run, f"{stage.config.run.name}: {page}", total)

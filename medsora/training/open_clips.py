@@ -59,9 +59,8 @@ def open_clips(
     """Return the training clips and the held-out ones; what cannot be used is listed once on stderr.
 
     `run` is the folder of the run that they are for: its labels keep their order and its videos their sides
-    when it is resumed.
-    Without anything held out the second dataset is the first, and that is said. Raises `BadInput` if no clip
-    can be used, or the config does not fit the folder.
+    when it is resumed. Without anything held out the second dataset is the first, with a note on stderr.
+    Raises `BadInput` if no clip can be used, or the config does not fit the folder.
     """
     show = accelerator.is_main_process
     with accelerator.main_process_first():
@@ -134,7 +133,7 @@ def stored_videos(run: Path) -> StoredVideos | None:
 
 
 def store_videos(run: RunFolder, clips: ClipDataset) -> None:
-    """Write the list of the run's videos, and say what has changed in the folder since it began.
+    """Write the list of the run's videos, and report what has changed in the folder since it began.
 
     Videos that are missing now stay in the list. Raises `BadInput` if the run folder cannot be written.
     """
@@ -172,7 +171,7 @@ def open_run(
     run = RunFolder(folder, config, stage, accelerator)
     check_same_run(run, config, clips, cached=stage == STAGE_AR or config.cache.latents == "disk")
     store_videos(run, clips)
-    start_trackers(accelerator, run, config)  # before the caches: who is not logged in hears it at once
+    start_trackers(accelerator, run, config)  # before the caches are filled: a missing login fails at once
     return run, schedule
 
 

@@ -1,4 +1,4 @@
-"""The line that a person watches: step, losses, speed, waiting for data, memory, time to go."""
+"""The progress line: step, losses, speed, waiting for data, memory, remaining time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Progress:
 
     @contextmanager
     def not_training(self) -> Iterator[None]:
-        """Leave the time spent in it, on samples and evaluations, out of `speed`; the time to go keeps it."""
+        """Leave the time spent on samples and evaluations out of `speed`, but not of the remaining time."""
         paused = time.perf_counter()
         yield
         self.began += time.perf_counter() - paused
@@ -48,7 +48,7 @@ class Progress:
         }
 
     def show(self, losses: dict[str, float], speed: dict[str, float]) -> None:
-        """Put losses and what `speed` gave behind the bar, which itself tells step and time to go.
+        """Show losses and what `speed` returned behind the bar, which itself shows step and remaining time.
 
         A loss of exactly 0 is one that is left out.
         """
@@ -63,4 +63,4 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()  # ends the line: what is said next, an error perhaps, begins its own
+        self.bar.close()  # ends the line, so that a message or an error begins its own

@@ -1,4 +1,4 @@
-"""Which samples, learning rate and epoch belong to optimiser step k: a pure function, nothing to save.
+"""The samples, learning rate and epoch of optimiser step k: a pure function, with no state to save.
 
 Samples are numbered over the whole run; epoch e holds the numbers [e*L, (e+1)*L) of its own permutation of
 the L clips. A step takes the next `batch` numbers, so no clip is dropped at the end of an epoch or phase.

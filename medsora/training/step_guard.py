@@ -1,7 +1,7 @@
 """A loss or gradient that is NaN or infinite: the run stops before it reaches the weights, and says where.
 
-A GPU works on while the host reads what became of the step before: until the host knows, the device itself
-leaves the weights as they were (`found_inf` of PyTorch's fused optimisers). A CPU is asked at once.
+A GPU runs ahead while the host reads the result of the step before: until then the device itself
+leaves the weights as they were (`found_inf` of PyTorch's fused optimisers). On a CPU the check is immediate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medsora.errors import NonFiniteLoss
 
-LAG = {"cuda": 1}  # by how many steps the host's knowledge may be late; elsewhere none
+LAG = {"cuda": 1}  # steps by which the host's check may lag; elsewhere none
 
 
 class StepRecord:
@@ -52,7 +52,7 @@ class StepRecord:
 
 
 class StepGuard:
-    """Looks at every step before the optimiser takes it: is it finite, and is a process asked to leave?
+    """Checks every step before the optimiser's update: is it finite, and is a process asked to stop?
 
     `optimizer` is the loop's own, before `Accelerator.prepare`; only a fused one allows a lag.
     """

@@ -66,7 +66,7 @@ def test_a_run_is_resumed(stage: str, script: str, expected: dict[str, Any]) -> 
     run, stopped, before = Path("runs/old", stage), KILLED_AFTER[stage], kept()
     lines_before = (run / "log.jsonl").read_text().splitlines()
     call(script, "--config", "old.yaml")
-    assert f"going on after step {stopped} of 24." in (run / "messages.txt").read_text()
+    assert f"resuming after step {stopped} of 24." in (run / "messages.txt").read_text()
     lines = (run / "log.jsonl").read_text().splitlines()
     assert lines[: len(lines_before)] == lines_before
     assert kept() == before

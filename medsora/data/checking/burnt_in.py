@@ -1,7 +1,7 @@
-"""What stands still in a video while the scene moves: black borders, and text or marks burnt into the frames.
+"""Static content of a video whose scene moves: black borders, and text or logos burnt into the frames.
 
 Names, dates and hospital logos are the same sharp pixels in frame after frame: bright ones, or strokes of
-one colour behind which the scene moves. A model would learn them, and a name is nobody's to learn: the check
+one colour behind which the scene moves. A model would learn them, and names are private: the check
 warns of them. Black borders carry nothing and are cropped.
 """
 
@@ -40,7 +40,7 @@ THICK, RIM = 0.04, 0.03  # share of the shorter side: what is thicker is no lett
 
 @dataclass(frozen=True)
 class StillMarks:
-    """What `find_still_marks` saw: black borders, and the boxes of burnt-in marks.
+    """What `find_still_marks` found: black borders, and the boxes of burnt-in marks.
 
     `marks` are boxes (top, bottom, left, right), parts of height and width counted from the top left.
     """
@@ -59,7 +59,7 @@ class StillMarks:
 
 
 class EvenSamples:
-    """Keeps some SAMPLES frames, evenly spaced, of a stream whose length nobody knows beforehand."""
+    """Keeps some SAMPLES frames, evenly spaced, of a stream of unknown length."""
 
     def __init__(self) -> None:
         self._spacing = 1

@@ -1,4 +1,4 @@
-"""The memory of earlier scans: one JSON file, keyed by path, size and time of change of every source."""
+"""Cache of earlier scans: one JSON file, keyed by path, size and time of change of every source."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class CheckCache:
             self._entries[_key(source)] = {"state": _state(source), "scan": asdict(scan)}
 
     def save(self) -> None:
-        """Write the file. A place that cannot be written only costs time later."""
+        """Write the file; if it cannot be written, a warning is logged."""
         content = json.dumps({"made_by": _VERSION, "scans": self._entries})
         try:
             write_text(self.path, content)

@@ -145,7 +145,7 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The answer for a whole folder."""
+    """The check of a whole folder."""
 
     root: Path
     frames: int
@@ -216,7 +216,7 @@ class CheckReport:
         )
 
     def picture_notes(self) -> list[str]:
-        """Return what names of pictures tell, one clause each: how many, the first, and what is done."""
+        """Return what the names of pictures imply, one clause each: how many, the first, and what is done."""
         notes = []
         for kind in dict.fromkeys(some.kind for some in self.left_out):
             found = [some for some in self.left_out if some.kind == kind]
@@ -385,9 +385,9 @@ def _count(things: Collection[object], noun: str) -> str:
 
 
 def _scan_all(sources: list[Source], threads: int) -> Iterator[tuple[Source, Scan]]:
-    """Scan in parallel; PyAV lets go of the interpreter while it decodes. Stops soon when interrupted.
+    """Scan in parallel; PyAV releases the GIL while it decodes. Stops soon when interrupted.
 
-    One thread takes all small files: several would spend more time on handing the interpreter over.
+    One thread takes all small files: several would spend more time on switching the GIL.
     """
     pools = several, one = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
     try:

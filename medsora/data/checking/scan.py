@@ -37,13 +37,13 @@ from medsora.data.reading.video_io import reader_info
 SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame
 AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and program streams land late
 REORDERED = 16  # frames that a decoder may hold back before it shows them
-LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # per pass; what takes longer for its size is made to take long
+LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # per pass; a file that takes longer for its size is crafted to
 SEEKABLE_BY_BYTE = {"mpegts", "mpeg"}  # containers whose packets can be read from any position on
 HARD_CUTS = ("hard cut", "hard cuts")
 MAX_FRAMES_NAMED = 5  # at which a shot begins
 MAX_SIZE_CHANGES = 0.1  # share of a folder's pictures; with more changes of size they are no recording
 FAILED_READS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
-CHECK_FAILS = "its check fails, which MedSora's authors want to hear of"
+CHECK_FAILS = "checking it failed; please report this to MedSora's authors"
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
 
@@ -285,7 +285,7 @@ def _entries(
 def _proven(
     path: Path, points: Sequence[SeekPoint], targets: Sequence[int | None], *, by_byte: bool = False
 ) -> tuple[SeekPoint, ...]:
-    """Return the points with aims at which trial seeks find the very frames, or none if no aim does.
+    """Return the points with aims at which trial seeks land on the right frames, or none if no aim does.
 
     `targets` are what to ask the container for to land at each point: time stamps or, `by_byte`, positions.
     """

@@ -7,7 +7,7 @@ from contextlib import suppress
 import av
 import numpy as np
 
-TELLING_FRAMES = 100  # frames with motion that are judged; still frames tell nothing
+TELLING_FRAMES = 100  # frames with motion that are inspected; still frames are not informative
 MIN_TELLING_FRAMES = 8  # fewer decide nothing
 MIN_INTERLACED_PART = 0.9  # share of the telling frames
 MOVING = 8  # grey levels by which a pixel changes where something moves
@@ -108,7 +108,7 @@ class FieldOrderDetector:
         self._finished = codec in ANIMATIONS
 
     def add(self, frame: av.VideoFrame) -> None:
-        """Look at the next frame, until enough have told."""
+        """Inspect the next frame, until enough frames were informative."""
         if self._finished or frame.interlaced_frame:
             return
         try:

@@ -215,7 +215,7 @@ def decoding_memory(size: int) -> AbstractContextManager[None]:
 
 
 def granted_bytes(size: int) -> int:
-    """Return how much whoever asks for `size` bytes may use."""
+    """Return how many bytes a request for `size` bytes may use."""
     return max(size, _budget.share)
 
 

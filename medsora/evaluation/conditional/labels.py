@@ -109,7 +109,9 @@ def measure(options: argparse.Namespace) -> int:
     kind = (frames, size)
     tests, truth, names = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, polyps)
     if pipeline is not None and pipeline.labels != names:
-        raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
+        raise BadInput(
+            f"{options.model} has the labels {', '.join(pipeline.labels)}, the phantom {', '.join(names)}."
+        )
     judge, _ = phantom_judge(options.cache, options.training_clips, *kind, options.epochs, polyps, device)
     options.out.mkdir(parents=True, exist_ok=True)
     results = {ON_PHANTOM: float((judged(judge, tests) == truth).mean())}

@@ -1,4 +1,4 @@
-"""Colours and sharpness of single frames: what a look at the pixels alone tells, without any weights."""
+"""Colours and sharpness of single frames, metrics that need no weights."""
 
 from __future__ import annotations
 

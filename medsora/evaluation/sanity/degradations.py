@@ -1,4 +1,4 @@
-"""Does every weight-free metric order what it must?
+"""Do all weight-free metrics order degradations as they must?
 
 `python -m medsora.evaluation.sanity.degradations --real DIR`
 

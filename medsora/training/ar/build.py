@@ -87,9 +87,9 @@ def build_transformer(config: Config, tokenizer: Any, classes: int) -> EndoGen:
 
 
 def start_from(model: EndoGen, trained: str | None, labels: tuple[str, ...] = ()) -> None:
-    """Fill the transformer with another model's weights, if one is named; label rows are matched by name.
+    """Load another model's weights into the transformer, if one is named; match label rows by name.
 
-    Positions are computed, so the other model's grid may be another. Raises `BadInput` if there is none.
+    Positions are computed, so the grids may differ. Raises `BadInput` if there is no such model.
     """
     if trained is None:
         return

@@ -1,4 +1,4 @@
-"""EndoGen's training loop: the next code of every clip's grid; `train_ar`."""
+"""EndoGen's training loop, `train_ar`: predict the next code of every clip's grid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medsora.training.loop_end import batch_order, begin, begin_step, check_step
 
 
 def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path:
-    """Train EndoGen to the end, going on from the last checkpoint if there is one; return the run folder.
+    """Train EndoGen, resuming from the last checkpoint if there is one; return the run folder.
 
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """

@@ -85,8 +85,8 @@ class LatentCache:
     def choose_images(self, video: int, sample: int) -> list[JointImages]:
         """Draw a sample's joint images, from videos other than `video`.
 
-        With a single video its other windows serve; among few videos, a packed group that `GROUPS_TRIED`
-        draws do not better.
+        With a single video its other windows serve; among few videos a packed group may show `video` too, if
+        none of `GROUPS_TRIED` drawn groups is free of it.
         """
         random = np.random.default_rng(derive_seed(self.seed, "images", sample))
         if self.groups:

@@ -1,7 +1,7 @@
 """Train a small vision transformer on flow pictures by DINO's objective; the step loop is `train_dino`.
 
 The recipe is DINO's, for a short run: AdamW with a warm-up and cosine decay, weight decay that grows, a
-teacher whose momentum grows to 1, and prototypes that stand still in the first steps.
+teacher whose momentum grows to 1, and prototypes that are frozen in the first steps.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SAVE_EVERY, LOG_EVERY, KEEP = 100, 20, 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the result, besides the pictures and the architecture."""
+    """Hyperparameters of the training."""
 
     steps: int = 3000
     batch: int = 32
@@ -101,7 +101,7 @@ def train_dino(
     *,
     time_limit_minutes: float | None = None,
 ) -> dict[str, Tensor]:
-    """Train in the folder `run`, going on from its last checkpoint; return the teacher's encoder.
+    """Train in the folder `run`, resuming from its last checkpoint; return the teacher's encoder.
 
     Raises `BadInput` if the folder holds a run of another recipe, `Interrupted` after saving.
     """

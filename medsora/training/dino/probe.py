@@ -1,4 +1,4 @@
-"""What tokens say of the motion in flow pictures: linear probes on clips that were not trained on."""
+"""Linear probes of how much motion tokens encode, on clips that the encoder was not trained on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def probe(encoder: DinoEncoder, pictures: FlowPictures) -> dict[str, float]:
 
 
 def colour_probe(pictures: FlowPictures) -> dict[str, float]:
-    """Return the same of colours alone, averaged over GRID x GRID squares: what needs no encoder."""
+    """Return the same scores of mean colours in GRID x GRID squares, a baseline without an encoder."""
     small = [
         torch.nn.functional.adaptive_avg_pool2d(as_pictures(pictures.pictures[first : first + BATCH]), GRID)
         for first in range(0, len(pictures.pictures), BATCH)
@@ -33,7 +33,7 @@ def colour_probe(pictures: FlowPictures) -> dict[str, float]:
 
 
 def scores(features: Tensor, pictures: FlowPictures) -> dict[str, float]:
-    """Judge features (N, D) of pictures; every other clip is learned from, the others are asked for.
+    """Score features (N, D) of pictures by probes trained on half of the clips and tested on the others.
 
     Pictures without motion are left out.
 

@@ -1,7 +1,7 @@
-"""How much memory training will take, found out without taking it.
+"""Estimate the memory that training needs, without allocating it.
 
 The code of a step itself runs on tensors without content (PyTorch's `FakeTensorMode`), and every storage that
-an operation makes or lets go is counted: so sizes, precision, gradient checkpointing and whatever a model
+an operation allocates or frees is counted: so sizes, precision, gradient checkpointing and whatever a model
 does are accounted for. What a single operation needs inside itself is not seen.
 """
 
@@ -131,7 +131,7 @@ def step_bytes(
     prior: FlowPrior | None,
     batches: Sequence[int],
 ) -> dict[int, int]:
-    """Return the bytes that a step of so many clips takes of a GPU, with slack, without evaluations."""
+    """Return the GPU memory in bytes of a step of each batch size, with slack, without evaluations."""
     lasting = (2 + moments(config.train_dit.optimizer)) * size_bytes(model) + size_bytes(vae)
     of_four = _denoiser_work(config, model, vae, prior, VIDEOS_AT_ONCE)
     passing = [peak_bytes([vae], of_four.encode, gradients=False)]
@@ -299,7 +299,7 @@ def peak_bytes(
 ) -> int:
     """Return the most bytes that `work` has alive at once, those of `models` themselves left out.
 
-    `work` uses the models and makes its own inputs; if it returns a loss, the way back from it counts too.
+    `work` uses the models and makes its own inputs; if it returns a loss, its backward pass counts too.
     Models may have been made under a `FakeTensorMode`.
     """
     return _observed(models, work, gradients, LiveBytes).peak

@@ -25,7 +25,7 @@ class EarlyStop(NamedTuple):
 
     @classmethod
     def of(cls, run: RunFolder, settings: TrainingConfig, metric: str) -> EarlyStop | None:
-        """Return what a stage's settings mean for its logged `metric`; None where they leave it off."""
+        """Return the early stopping on a logged `metric` by a stage's settings; None where it is off."""
         if settings.early_stop is None:
             return None
         return cls(run, metric, settings.early_stop, settings.early_stop_gain, settings.eval_every)

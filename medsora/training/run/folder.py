@@ -1,11 +1,11 @@
-"""What a run leaves behind in its folder: config, command, versions, log, curves; and how it is told apart.
+"""A run's folder: config, command, versions, log, messages; what it checks before a run is resumed.
 
 config.yaml  command.txt  versions.json     what was run
 videos.json                                 each video's side of the split, kept when the run is resumed
 log.jsonl                                   one line of metrics per logged step
-messages.txt                                everything said in sentences
+messages.txt                                messages to the user
 lock.txt                                    held by the process that writes here
-saved.txt                                   there once a checkpoint was: no run begins anew where one is lost
+saved.txt                                   there once a checkpoint was: a run that lost it must not start over
 checkpoints/  samples/  tensorboard/        see `checkpoint.py` and the loops
 """
 
@@ -108,7 +108,7 @@ class RunFolder:
                 write_text(self.path / SAVED, "This run has had a checkpoint.\n")
 
     def announce(self, checkpoint: Checkpoint, total_steps: int) -> None:
-        """Print where the run resumes, and whether it still equals a run that was never stopped."""
+        """Print where the run resumes, and whether its result still equals that of an uninterrupted run."""
         if checkpoint.step > total_steps:
             self.notify(
                 f"nothing left to train: the run has done {checkpoint.step} steps and ends after "
@@ -116,7 +116,7 @@ class RunFolder:
                 "or take another run.name to begin anew."
             )
         else:
-            self.notify(f"going on after step {checkpoint.step} of {total_steps}.")
+            self.notify(f"resuming after step {checkpoint.step} of {total_steps}.")
         before, now = checkpoint.state.get("processes"), self.accelerator.num_processes
         if before not in (None, now):
             self.notify(

@@ -49,12 +49,14 @@ METRICS = {
         "loss", "the training loss on held-out clips, which early stopping goes by; of EndoGen nats per code"
     ),
     "held_out/accuracy": Metric(
-        "codes guessed right", "how often the likeliest next code is the held-out clip's, 0 to 1", 1
+        "codes predicted correctly", "how often the likeliest next code is the held-out clip's, 0 to 1", 1
     ),
     "held_out/psnr": Metric("PSNR, dB", "how close reconstructed held-out clips are to the clips", 1),
     "held_out/base_psnr": Metric("PSNR without compensation, dB", "the same with the compensation off", 1),
-    "held_out/mean_colour_psnr": Metric("PSNR of one colour per clip, dB", "what no structure reaches", 0),
-    "held_out/ssim": Metric("SSIM", "likeness of local structure, 1 for equal clips", 1),
+    "held_out/mean_colour_psnr": Metric(
+        "PSNR of one colour per clip, dB", "a reconstruction without structure", 0
+    ),
+    "held_out/ssim": Metric("SSIM", "similarity of local structure, 1 for equal clips", 1),
     "held_out/base_ssim": Metric("SSIM without compensation", "the same with the compensation off", 1),
     "held_out/flicker": Metric("flicker", "how much changes between frames differ from the clips'"),
     "held_out/base_flicker": Metric("flicker without compensation", "the same with the compensation off"),
@@ -109,7 +111,7 @@ def keep_sheet(run: RunFolder, path: Path, picture: np.ndarray, step: int) -> No
     with run.writing():
         save_image(run.path / SHEET, picture)
         show_picture(run.accelerator, "sheet", picture, step)
-        save_image(path, picture)  # last: it says that everything of this step is there
+        save_image(path, picture)  # last: it marks the step's samples as complete
 
 
 class RunReport:
@@ -132,7 +134,7 @@ class RunReport:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:  # whoever is asked to stop has no time for pages
+        if kind is None:  # an interrupted run has no time for it
             self._due = 0.0
             self.update()
 
@@ -182,7 +184,7 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
 
 
 def _times(log: list[dict[str, float]], step: int, total_steps: int) -> list[tuple[str, str]]:
-    """Return how long the run has taken, and how long it will take at its mean speed so far."""
+    """Return the elapsed time, and the remaining time at the mean speed so far."""
     timed = [(line["step"], line[ELAPSED]) for line in log if ELAPSED in line]
     if not timed:
         return []

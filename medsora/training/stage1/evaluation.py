@@ -20,9 +20,9 @@ MEASURES = {"psnr": psnr, "ssim": ssim, "flicker": flicker, "spectrum_error": sp
 def evaluate_reconstruction(
     vae: FrequencyCompensatedVAE | VQTokenizer, clips: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float], list[tuple[str, np.ndarray]]]:
-    """Return the `MEASURES` of `clips`' reconstructions, means over clips, and what to look at.
+    """Return the `MEASURES` of `clips`' reconstructions, means over clips, and a contact sheet's rows.
 
-    That is a label and frames, uint8 (F, H, W, 3), of every clip, each followed by its reconstructions.
+    A row is a label and frames, uint8 (F, H, W, 3), of a clip or of one of its reconstructions.
     `base_...` are the same metrics with the compensation switched off, `mean_colour_psnr` what one colour per
     clip would reach. `clips` are items of a `ClipDataset`; the VAE's mode is put back afterwards.
     """

@@ -1,4 +1,4 @@
-"""Stage 1 of a VQ tokenizer: its loss, the use of its codes, and new life for dead ones."""
+"""Stage 1 of a VQ tokenizer: its loss, the use of its codes, and the revival of dead ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TokenizerStage(VaeStage):
     vae: VQTokenizer
 
     def __post_init__(self) -> None:
-        self.vae.normalize_codebook()  # as after any step, also one that is found to be lost only later
+        self.vae.normalize_codebook()  # as after every step
         self._last_used = torch.zeros(self.vae.num_codes, dtype=torch.long)
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # this step's samples, latents, codes
 
@@ -50,12 +50,12 @@ class TokenizerStage(VaeStage):
     @torch.no_grad()
     def update_codebook(self, done: int, norm: Tensor) -> dict[str, float]:
         """Normalise the codebook and replace dead codes after `done` steps; return the codes' use."""
-        if not self._seen or not norm.isfinite():  # what such a step saw is taken back
+        if not self._seen or not norm.isfinite():  # such a step is undone
             self._seen.clear()
             return {}
         gathered = [self.accelerator.gather(torch.cat(part)) for part in zip(*self._seen, strict=True)]
         self._seen.clear()
-        order = gathered[0].argsort()  # alike on any number of processes
+        order = gathered[0].argsort()  # the same order on any number of processes
         latents, codes = gathered[1][order].flatten(0, 1), gathered[2][order].flatten()
         self.vae.normalize_codebook()
         self._last_used[codes.unique().cpu()] = done

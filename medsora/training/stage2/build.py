@@ -109,7 +109,7 @@ def build_denoiser_stage(config: Config) -> Stage2:
 
 
 def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ()) -> None:
-    """Fill the denoiser with the weights of another model, if one is named, to fine-tune it.
+    """Load the weights of another model into the denoiser, if one is named, to fine-tune it.
 
     `labels` are the names of this model's labels; rows of the embedding are matched by name.
     Raises `BadInput` if there is none, or it was built with other settings.
@@ -175,7 +175,7 @@ def build_prior(config: Config, depth: int) -> FlowPrior | ImagePrior:
 
 @contextmanager
 def kept_quiet(logger: logging.Logger, sentence: str) -> Iterator[None]:
-    """Let `logger` leave out what contains `sentence` for a while; everything else is heard."""
+    """Suppress messages of `logger` that contain `sentence`, inside the context."""
 
     def is_another(record: logging.LogRecord) -> bool:
         return sentence not in record.getMessage()

@@ -17,7 +17,7 @@ from medsora.training.stage2.build import build_denoiser_stage
 
 
 def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Path:
-    """Run stage 2 to its end, going on from the last checkpoint if there is one; return the run folder.
+    """Run stage 2, resuming from the last checkpoint if there is one; return the run folder.
 
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """

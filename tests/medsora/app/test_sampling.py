@@ -146,13 +146,13 @@ def test_what_a_model_cannot_be_asked_for(conditional: Path, tmp_path: Path) -> 
     pipeline = MedSoraPipeline.from_pretrained(conditional)
     (tmp_path / "text.png").write_text("no picture")
     for asked, words in (
-        (("ulcer", 2), "there is no label 'ulcer'; this model knows bleeding, polyp"),
+        (("ulcer", 2), "there is no label 'ulcer'; this model has bleeding, polyp"),
         ((None, 1, str(tmp_path / "text.png")), "the first frame cannot be read: .*text.png"),
         ((None, 1, str(tmp_path / "gone.png")), "there is no file"),
     ):
         with pytest.raises(BadInput, match=words):
             sample_files(pipeline, "tiny", Wish("ddim", 1, 0, 1, *asked), silent)
-    with pytest.raises(BadInput, match="this model knows no labels"):
+    with pytest.raises(BadInput, match="trained without labels"):
         sample_files(tiny_pipeline(), "tiny", Wish("ddim", 1, 0, 1, "polyp"), silent)
 
 

@@ -120,7 +120,7 @@ def test_an_endogen_run_is_exported_as_its_own_pipeline(tmp_path: Path) -> None:
         "the raw weights after 2 optimiser steps",
         "| adamw, learning rate | 0.0001 with batch 8 |",
         "| cross entropy, training (nats per code) | 3.5 |",
-        "| codes guessed right, held out | 0.125 |",
+        "| codes predicted correctly, held out | 0.125 |",
         "| hours of the last stage | 0.5 |",
     ):
         assert words in card, words

@@ -96,7 +96,7 @@ def test_interrupted_and_resumed(
     assert "interrupted: received SIGTERM; saved after step 2" in capfd.readouterr().err
     assert set(multiprocessing.active_children()) <= others  # who would not hear SIGTERM at the exit
     run = tiny.train(straight.stage, straight.configure(tmp_path))
-    assert f"going on after step 2 of {STEPS}" in (run / "messages.txt").read_text()
+    assert f"resuming after step 2 of {STEPS}" in (run / "messages.txt").read_text()
     tiny.assert_same_run(run, straight.run, STEPS)
 
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_cut_in_half(straight: Straight, tmp_path: Path) -> None:
     tiny.train(straight.stage, config)
     said = (run / "messages.txt").read_text()
     assert f"{newest} is damaged" in said
-    assert f"going on after step 2 of {STEPS}" in said
+    assert f"resuming after step 2 of {STEPS}" in said
     tiny.assert_same_run(run, straight.run, STEPS)
 
 

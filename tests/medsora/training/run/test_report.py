@@ -147,7 +147,9 @@ def test_more_codes_guessed_right_are_better(tmp_path: Path) -> None:
     log = [{"step": k, "held_out/loss": 8 - k, "held_out/accuracy": k / 10} for k in (1, 2)]
     text = page_of(tmp_path, log)
     assert "is better than the one after step 1, by its loss." in text
-    assert re.search(r"codes guessed right\W+0\.1\W+0\.2\W+better how often the likeliest next code", text)
+    assert re.search(
+        r"codes predicted correctly\W+0\.1\W+0\.2\W+better how often the likeliest next code", text
+    )
     assert "which early stopping goes by; of EndoGen nats per code" in text
 
 
