@@ -3,8 +3,8 @@
 `python -m medsora.training.fill_caches --config configs/phantom.yaml`
 
 A run fills them by itself, the latents before its first step and a clip's prior features when a sample first
-needs them. Beforehand all processes of `accelerate launch -m ...` share the work, and the disk space needed is
-printed first. Entries lie under a key of all that they depend on, so intact ones are kept and all others
+needs them. Beforehand all processes of `accelerate launch -m ...` share the work, and the disk space needed
+is printed first. Entries lie under a key of all that they depend on, so intact ones are kept and all others
 are computed.
 """
 
