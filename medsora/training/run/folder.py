@@ -5,7 +5,7 @@ videos.json                                 each video's side of the split, kept
 log.jsonl                                   one line of metrics per logged step
 messages.txt                                messages to the user
 lock.txt                                    held by the process that writes here
-saved.txt                                   there once a checkpoint was: a run that lost it does not start over
+saved.txt                                   there once a checkpoint was: if that is lost, no run starts over
 checkpoints/  samples/  tensorboard/        see `checkpoint.py` and the loops
 """
 
