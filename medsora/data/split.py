@@ -22,8 +22,6 @@ TRAIN, HELD_OUT = "train", "held-out"
 HELD_OUT_WORDS = ("held-out", "heldout", "held_out", "holdout", "test", "testing")
 HELD_OUT_WORDS += ("val", "valid", "validation")
 SPLIT_WORDS = dict.fromkeys(("train", "training"), TRAIN) | dict.fromkeys(HELD_OUT_WORDS, HELD_OUT)
-
-
 FOLDER = "folder"  # the value of data.group that makes each folder a patient
 
 
@@ -88,10 +86,8 @@ def draw_split(
     if kept:
         return Split(_keep_sides(used, asked, units, kept), tuple(notes))
     if drawn:
-        drawn_units = {unit for name, unit in units.items() if name not in stills}
-        sides_of_units = dict.fromkeys(units.values(), TRAIN) | split_by_video(
-            sorted(drawn_units), holdout, seed
-        )
+        drawn_units = sorted({unit for name, unit in units.items() if name not in stills})
+        sides_of_units = dict.fromkeys(units.values(), TRAIN) | split_by_video(drawn_units, holdout, seed)
     else:
         held_out = {units[name] for name in used if asked.get(name) == HELD_OUT}
         sides_of_units = {unit: HELD_OUT if unit in held_out else TRAIN for unit in units.values()}
@@ -246,9 +242,7 @@ def _read_split_csv(csv_path: Path, names: Sequence[str]) -> tuple[dict[str, str
             continue
         split = SPLIT_WORDS.get(row["split"].lower())
         if split is None:
-            raise BadInput(
-                f"{csv_path}, line {number}: the split '{row['split']}' must be train or held-out."
-            )
+            raise BadInput(f"{csv_path}, line {number}: split '{row['split']}' must be train or held-out.")
         if splits.setdefault(patient, split) != split:
             raise BadInput(f"{csv_path}, line {number}: '{patient}' is both in train and in held-out.")
     return patients, splits

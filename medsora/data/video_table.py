@@ -43,10 +43,8 @@ def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[
                 file.seek(0)  # a list without column names, such as PolypDiag's: name.mp4,label
                 reader, found = csv.DictReader(file, ["file", *columns]), ["file", *columns]
             reader.fieldnames = found
-            rows = [
-                (reader.line_num, {key: (value or "").strip() for key, value in row.items() if key})
-                for row in reader
-            ]
+            stripped = ({key: (v or "").strip() for key, v in row.items() if key} for row in reader)
+            rows = [(reader.line_num, row) for row in stripped]
     except FileNotFoundError:
         raise BadInput(f"there is no {kind} file {csv_path}.") from None
     except (OSError, csv.Error) as error:

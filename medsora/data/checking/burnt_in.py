@@ -171,9 +171,8 @@ def _coloured_marks(
     letters = np.zeros_like(found)
     for line in _lines(found):
         rows, columns = np.nonzero(line)
-        alike = (
-            np.abs(median[line].astype(float) - np.median(median[line], axis=0)).max(axis=-1) <= ONE_COLOUR
-        )
+        colours = median[line].astype(float)
+        alike = np.abs(colours - np.median(colours, axis=0)).max(axis=-1) <= ONE_COLOUR
         filled = len(rows) / ((np.ptp(rows) + 1) * (np.ptp(columns) + 1))
         if alike.mean() >= MIN_ALIKE and filled >= MIN_FILLED:
             letters |= line

@@ -127,13 +127,9 @@ class SourceReport:
     @property
     def crop_words(self) -> str | None:
         """What is cut off, in pixels, in words; None if nothing is."""
-        sides = zip(("top", "bottom", "left", "right"), self.margins, strict=True)
-        height, width = self.scan.height, self.scan.width
-        cut = [
-            f"{side} {round(part * (height if side in ('top', 'bottom') else width))}"
-            for side, part in sides
-            if part
-        ]
+        lengths = (self.scan.height,) * 2 + (self.scan.width,) * 2
+        sides = zip(("top", "bottom", "left", "right"), self.margins, lengths, strict=True)
+        cut = [f"{side} {round(part * length)}" for side, part, length in sides if part]
         return f"cropped by {', '.join(cut)} pixels" if cut else None
 
     @property
@@ -257,11 +253,8 @@ class CheckReport:
         stills = {report.source.name for report in self.stills}
         lines = [f"left out {r.source.name}: {r.problem}" for r in self.bad if r.source.name not in stills]
         lines += [f"left out the folder {name}: {reason}" for name, reason in self.unlisted.items()]
-        lines += [
-            f"used as far as it decodes: {r.source.name}: {'; '.join(r.remarks)}"
-            for r in self.usable
-            if r.remarks
-        ]
+        damaged = [r for r in self.usable if r.remarks]
+        lines += [f"used as far as it decodes: {r.source.name}: {'; '.join(r.remarks)}" for r in damaged]
         uneven, by_time = "frames are taken by number although they are", "; data.rate takes them by time"
         if self.rate is not None:
             uneven, by_time = "clips are taken by time; frames are", ""
@@ -364,12 +357,9 @@ def _clips_of(
         timed = timed_clips(scan, frames, rate)
     except NoClips as error:
         return None, frames, [], str(error)
-    windows = timed.windows(scan, stride)
-    slow = (
-        None
-        if windows or not timed.slow_frames(scan)
-        else f"slower than data.rate: {uneven_words(scan.times_ms)}"
-    )
+    windows, slow = timed.windows(scan, stride), None
+    if not windows and timed.slow_frames(scan):
+        slow = f"slower than data.rate: {uneven_words(scan.times_ms)}"
     return timed, timed.span, windows, slow
 
 

@@ -162,12 +162,8 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         return _scan_file(path, whites.white())
     interpretation = Interpretation(fields.field_order(), white)
     hidden_words = f"{hidden} frames that the file hides left out (edit list)" if hidden else None
-    applied = [
-        *reader.applied,
-        hidden_words,
-        depth_words(white),
-        _deinterlaced(interlaced, count, interpretation),
-    ]
+    combs_words = _deinterlaced(interlaced, count, interpretation)
+    applied = filter(None, (*reader.applied, hidden_words, depth_words(white), combs_words))
     timing = read_timing([None if stamp is None else stamp * tick for stamp in stamps], scan.fps)
     by_byte = [positions[point.frame] for point in points] if info.container in SEEKABLE_BY_BYTE else []
     proven = _entries(path, points, by_byte, stamps)
@@ -193,7 +189,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         margins=still.margins,
         marks=still.marks,
         interpretation=interpretation,
-        applied=tuple(words for words in applied if words),
+        applied=tuple(applied),
         thumbnails=thumbnails(samples.kept),
         breaks=tuple(sorted({frame for frames in parts.values() for frame in frames})),
         parted=_parted_words(parts),
@@ -207,11 +203,8 @@ def _parted_words(parts: Mapping[tuple[str, str], Sequence[int]]) -> tuple[str, 
     for (one, many), frames in parts.items():
         named = ", ".join([*map(str, frames[:MAX_FRAMES_NAMED]), *["..."] * (len(frames) > MAX_FRAMES_NAMED)])
         if frames:
-            words.append(
-                f"1 {one} (at frame {named})"
-                if len(frames) == 1
-                else f"{len(frames)} {many} (at frames {named})"
-            )
+            several = f"{len(frames)} {many} (at frames {named})"
+            words.append(f"1 {one} (at frame {named})" if len(frames) == 1 else several)
     return tuple(words)
 
 
@@ -388,7 +381,7 @@ def _scan_folder(source: Source) -> Scan:
         margins=still.margins,
         marks=still.marks,
         interpretation=Interpretation(white=white),
-        applied=tuple(words for words in (*applied, depth_words(white)) if words),
+        applied=tuple(filter(None, (*applied, depth_words(white)))),
         thumbnails=thumbnails(samples.kept),
         breaks=tuple(sorted({*recording.breaks, *changes, *hard_cuts})),
         parted=_parted_words({HARD_CUTS: hard_cuts}),

@@ -98,13 +98,8 @@ def write_phantom(
             "rendering starts processes that import your script again: "
             "put its calls under `if __name__ == '__main__':`."
         )
-    for name, value in {
-        "videos": videos,
-        "frames": frames,
-        "size": size,
-        "fps": fps,
-        "workers": workers,
-    }.items():
+    counts = {"videos": videos, "frames": frames, "size": size, "fps": fps, "workers": workers}
+    for name, value in counts.items():
         if value <= 0:
             raise ValueError(f"phantom: {name} is {value}, expected more than 0.")
     if seed < 0:
@@ -143,10 +138,8 @@ def _write_missing(
         table = csv.writer(file)
         table.writerow(["file", "label", "polyp", "instrument"])
         for clip in clips:
-            kind = clip.kind
-            table.writerow([clip.name, kind, int(kind == "polyp"), int(kind == "instrument")])
-    seeds = {clip.name: clip.seed for clip in clips}
-    write_json(folder / _DONE, {**recipe, "seeds": seeds})
+            table.writerow([clip.name, clip.kind, *(int(clip.kind == kind) for kind in KINDS[:2])])
+    write_json(folder / _DONE, {**recipe, "seeds": {clip.name: clip.seed for clip in clips}})
     (folder / _BEGUN).unlink()
 
 
@@ -208,11 +201,9 @@ def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether the folder already holds this phantom whole; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
         with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done takes _BEGUN away at any time
-            found = {"polyp_size": 1.0, "masks": False} | json.loads(
-                (folder / name).read_text(encoding="utf-8")
-            )
-            other = {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}
-            if other:
+            text = (folder / name).read_text(encoding="utf-8")
+            found = {"polyp_size": 1.0, "masks": False} | json.loads(text)
+            if other := {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}:
                 raise ValueError(
                     f"{folder} holds a phantom made with {other} instead of "
                     f"{ {key: recipe[key] for key in other} }: choose another folder or delete it."

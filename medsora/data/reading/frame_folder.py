@@ -68,8 +68,7 @@ def white_of(paths: Sequence[str | Path]) -> float | None:
 
     Raises `UnreadableVideo` if it cannot be known.
     """
-    finder = WhiteFinder()
-    path = None
+    finder, path = WhiteFinder(), None
     try:
         for path in paths:
             with suppress(UnreadableVideo):

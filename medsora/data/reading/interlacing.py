@@ -25,9 +25,8 @@ def _graph(frame: av.VideoFrame, filter_name: str, arguments: str) -> av.filter.
         f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:"
         f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
     )
-    graph.link_nodes(
-        graph.add("buffer", source), graph.add(filter_name, arguments), graph.add("buffersink")
-    ).configure()
+    nodes = graph.add("buffer", source), graph.add(filter_name, arguments), graph.add("buffersink")
+    graph.link_nodes(*nodes).configure()
     return graph
 
 

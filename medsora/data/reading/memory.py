@@ -20,13 +20,8 @@ from av.video.codeccontext import VideoCodecContext
 
 FILES_AT_ONCE = 4  # among which the bound is shared
 MAX_DECODING_BYTES = 7 * 2**27  # 896 MiB: 8K in 4:2:0 with the reference frames that its levels allow
-PICTURE_BYTES_PER_PIXEL = (
-    16  # a picture file's values, converted, turned and, with 16 bits, stored twice as wide
-)
-CODED_BESIDE, HELD_BESIDE = (
-    2,
-    3,
-)  # frames that a decoder works on, and that deinterlacing and its detection keep
+PICTURE_BYTES_PER_PIXEL = 16  # a picture's values as read, converted, turned and, in 16 bits, twice as wide
+CODED_BESIDE, HELD_BESIDE = 2, 3  # frames that a decoder works on; that deinterlacing and its detection keep
 RGB_BYTES_PER_PIXEL = 6  # a frame as RGB and a copy of it
 # Reference frames that a codec allows; dav1d's threads work on several frames besides.
 REFERENCES = {"h264": 16, "hevc": 16, "vvc": 16, "libdav1d": 16, "av1": 8, "vp9": 8, "vp8": 3}

@@ -19,9 +19,8 @@ MIN_RUN = 3  # frames in equal steps by which pictures are known for a recording
 MAX_STRAYS = 0.1  # share of a folder's pictures; more that belong to no recording are kept as stills
 MIN_NAMED_ALIKE = 0.5  # part of a folder's masks that must have the name of a frame
 
-_MASK = (
-    r"annot(?:ation)?s?|groundtruth|gt|label(?:id)?s?|masks?|segmask|segmentations?|segm?|segs|trimap|truth"
-)
+_MASK = r"annot(?:ation)?s?|groundtruth|gt|label(?:id)?s?|masks?|segmask|segmentations?|segm?|segs|trimap"
+_MASK += "|truth"
 _OF_MASKS = r"binary|class|colou?r|ground|instance|semantic|watershed"
 _POSTER = r"cover|logo|poster|preview|thumb|thumbnail|thumbs|title"
 _FRAME = r"f|fr|frames?|frm|images?|imgs?|im|inputs?|originals?|pic|pictures?|raw|rgb|time|t"
@@ -91,9 +90,8 @@ class _Frame(NamedTuple):
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
     """Sort key under which frame_2 comes before frame_10."""
-    return [
-        (0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name.lower()) if part
-    ]
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part]
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
@@ -128,9 +126,8 @@ def sort_pictures(names: Iterable[str], videos: Collection[str] = ()) -> SortedP
         stills = len(strays) >= MIN_RUN  # fewer are a video that is too short
         recordings["*"] = Recording(tuple(strays), stills=stills)
         strays = []
-    plain = {pattern: found.pictures == tuple(every) for pattern, found in recordings.items()}
     return SortedPictures(
-        {pattern: replace(found, plain=plain[pattern]) for pattern, found in recordings.items()},
+        {pattern: replace(r, plain=r.pictures == tuple(every)) for pattern, r in recordings.items()},
         [name for name in every if name in masks],
         [name for name in every if name in posters],
         strays,
