@@ -113,9 +113,8 @@ def _run(
     }
     if not state.is_main_process:
         return None
-    comparison = Comparison(
-        {name: start_results(settings, measures, reals, side) for name, side in sides.items()}
-    )
+    started = {name: start_results(settings, measures, reals, side) for name, side in sides.items()}
+    comparison = Comparison(started)
     for measure in progress_bar("re-sampling", measures.values(), unit="metric", show=settings.bootstrap > 0):
         _score(comparison, settings, measure, [reals, *sides.values()], [of_real, *of_fakes.values()])
     found: dict[str, list[str]] = {}
@@ -134,9 +133,8 @@ def _run(
     with bad_input_from_errors():
         shown = {reference: reals["clips"]} | {name: side["clips"] for name, side in sides.items()}
         write_comparison_sheet(settings.out / SHEET_NAME, shown)
-        pictures = [
-            (settings.out / SHEET_NAME, "first, middle and last frame of up to three clips of each set")
-        ]
+        caption = "first, middle and last frame of up to three clips of each set"
+        pictures = [(settings.out / SHEET_NAME, caption)]
         if "motion" in measures:
             moving = {reference: of_real["motion"]} | {name: of["motion"] for name, of in of_fakes.items()}
             draw_motion(settings.out / "motion.png", moving)

@@ -45,13 +45,9 @@ class ThumbnailExtractor(Extractor):
     def __call__(self, clips: np.ndarray) -> np.ndarray:
         """Return float32 (B, 2, width) for uint8 (B, F, H, W, 3)."""
         picks = np.linspace(0, clips.shape[1] - 1, THUMB_FRAMES).round().astype(int)
-        size = (THUMB_SIDE, THUMB_SIDE)
-        small = np.stack(
-            [
-                [cv2.resize(f.astype(np.float32), size, interpolation=cv2.INTER_AREA) for f in clip[picks]]
-                for clip in clips
-            ]
-        )
+        frames, size = clips[:, picks].reshape(-1, *clips.shape[2:]), (THUMB_SIDE, THUMB_SIDE)
+        small = [cv2.resize(f.astype(np.float32), size, interpolation=cv2.INTER_AREA) for f in frames]
+        small = np.stack(small).reshape(len(clips), THUMB_FRAMES, *size, 3)
         return np.stack([small, small[..., ::-1, :]], 1).reshape(len(clips), 2, -1)
 
 
@@ -202,8 +198,6 @@ def _write_pairs(
     rows = []
     for distance, generated, trained, space in pairs:
         rows.append((f"generated: {fake.name(generated)}", fake.read(generated)))
-        label = (
-            f"nearest training clip in {space}, distance {number_text(distance)}: {training.name(trained)}"
-        )
-        rows.append((label, training.read(trained)))
+        nearest_one = f"nearest training clip in {space}, distance {number_text(distance)}"
+        rows.append((f"{nearest_one}: {training.name(trained)}", training.read(trained)))
     save_image(path, contact_sheet(rows, columns=8))

@@ -35,16 +35,8 @@ from medsora.runtime.versions import library_versions
 
 CHOICE = "clips without overlap from every usable video, then a seeded permutation's first clips"
 BY_FRAME = ("inception",)  # extractors that see single frames
-LIBRARIES = (
-    "numpy",
-    "scipy",
-    "opencv-python-headless",
-    "av",
-    "pillow",
-    "torchvision",
-    "transformers",
-    "torch-fidelity",
-)
+LIBRARIES = ("numpy", "scipy", "opencv-python-headless", "av", "pillow", "torchvision", "transformers")
+LIBRARIES += ("torch-fidelity",)
 
 
 def evaluate(real: str | Path, fake: str | Path, **options: Any) -> Results | None:

@@ -197,12 +197,10 @@ def _write_sheet(
             returned = video_to_frames(version[0])
             difference = np.abs(returned.astype(int) - real.astype(int)) * DIFFERENCE_GAIN
             decibels = number_text(rows[number][name]["psnr"])
+            title = f"|{name} - {original}| x {DIFFERENCE_GAIN}"
             strips += [
                 (f"{name}, {decibels} dB", returned),
-                (
-                    f"|{name} - {original}| x {DIFFERENCE_GAIN}",
-                    difference.clip(0, 255).astype(np.uint8),
-                ),
-                (f"spectra of {name}", spectrum(returned)),
+                (title, difference.clip(0, 255).astype(np.uint8)),
             ]
+            strips.append((f"spectra of {name}", spectrum(returned)))
     save_image(path, contact_sheet(strips, columns=4))

@@ -118,9 +118,8 @@ def measure(options: argparse.Namespace) -> int:
     if vae is not None:
         seen = judged(judge, through_vae(vae, tests))
         results[THROUGH_VAE] = float((seen == truth).mean())
-        results |= {
-            f"{THROUGH_VAE}, {name}": float((seen == k)[truth == k].mean()) for k, name in enumerate(names)
-        }
+        for k, name in enumerate(names):
+            results[f"{THROUGH_VAE}, {name}"] = float((seen == k)[truth == k].mean())
     if pipeline is not None:
         results |= _model_results(pipeline, judge, names, options)
     return conclude(options.out, results, _claims(results))
@@ -155,21 +154,13 @@ def _model_results(
 
 
 def _claims(results: dict[str, object]) -> list[Claim]:
-    wanted = [
-        (
-            "the judge is right about phantom clips (held out)",
-            ON_PHANTOM,
-            JUDGE_MUST_REACH,
-        )
-    ]
+    wanted = [("the judge is right about phantom clips (held out)", ON_PHANTOM, JUDGE_MUST_REACH)]
     if "asked" in results:
         wanted.append(("sampled clips show what was asked for", "asked", MODEL_MUST_REACH))
-    if "asked" not in results:
-        wanted += [
-            (f"{key.removeprefix(THROUGH_VAE + ', ')} is kept by the VAE", key, JUDGE_MUST_REACH)
-            for key in results
-            if key.startswith(f"{THROUGH_VAE}, ")
-        ]
+    else:
+        kept = [key for key in results if key.startswith(f"{THROUGH_VAE}, ")]
+        names = [key.removeprefix(f"{THROUGH_VAE}, ") for key in kept]
+        wanted += [(f"{n} is kept by the VAE", k, JUDGE_MUST_REACH) for n, k in zip(names, kept, strict=True)]
     return [
         Claim(f"{sentence} in {results[key]:.1%}, at least {least:.0%}", results[key] >= least)
         for sentence, key, least in wanted

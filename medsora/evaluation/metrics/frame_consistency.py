@@ -95,10 +95,8 @@ def _load_clip(source: str, *, given: bool) -> CLIPVisionModelWithProjection:
     except (OSError, UnpicklingError, *HTTP_ERRORS) as error:
         reason = str(error).strip().partition("\n")[0]
         if given:
-            raise OSError(
-                f"{source} cannot be loaded as a CLIP model ({reason.rstrip('.')}); correct "
-                "--weights clip=..."
-            ) from error
+            reason = f"{source} cannot be loaded as a CLIP model ({reason.rstrip('.')})"
+            raise OSError(f"{reason}; correct --weights clip=...") from error
         raise OSError(
             f"the weights for fc, the CLIP model {source}, could not be downloaded from the Hugging Face Hub "
             f"({reason.rstrip('.')}); fetch it elsewhere and give its folder with --weights clip=FOLDER, or "

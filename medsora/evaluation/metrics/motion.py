@@ -33,12 +33,9 @@ DIS_IDENTITY = {"flow": "OpenCV DIS, medium preset, finest scale 0", "opencv": c
 def flow_magnitudes(clips: Sequence[np.ndarray]) -> np.ndarray:
     """Return each clip's mean flow magnitude in pixels per frame; clips are uint8 (F, H, W, 3), F > 1."""
     estimator = DisEstimator()
-    means = []
-    for clip in clips:
-        with torch.no_grad():
-            flow = estimator(frames_to_video(clip)[None])
-        means.append(float(flow.norm(dim=2).mean()))
-    return np.array(means)
+    with torch.no_grad():
+        flows = (estimator(frames_to_video(clip)[None]) for clip in clips)
+        return np.array([float(flow.norm(dim=2).mean()) for flow in flows])
 
 
 class MotionExtractor(Extractor):

@@ -85,22 +85,15 @@ class Results:
         """Add a measure's metrics of two sets, with the intervals that `replicates` give (`bootstrap`)."""
         values = measure.compare(real, fake)
         for metric in measure.distances:
-            value = values[metric.key]
-            interval = spread(value, replicates.get(metric.key, []), least=0.0)
-            self.distances[metric.key] = Distance(
-                metric.title, metric.unit, value, halves.get(metric.key), interval
-            )
-        of_real, of_fake = measure.describe(real), measure.describe(fake)
+            key, value = metric.key, values[metric.key]
+            interval = spread(value, replicates.get(key, []), least=0.0)
+            self.distances[key] = Distance(metric.title, metric.unit, value, halves.get(key), interval)
+        sides = {"real": measure.describe(real), "generated": measure.describe(fake)}
         for metric in measure.scores:
-            key = metric.key
-            self.scores[key] = Score(
-                metric.title,
-                metric.unit,
-                metric.better,
-                of_real[key],
-                of_fake[key],
-                spread(of_real[key], replicates.get(("real", key), [])),
-                spread(of_fake[key], replicates.get(("generated", key), [])),
+            means = {side: described[metric.key] for side, described in sides.items()}
+            spreads = [spread(mean, replicates.get((side, metric.key), [])) for side, mean in means.items()]
+            self.scores[metric.key] = Score(
+                metric.title, metric.unit, metric.better, *means.values(), *spreads
             )
 
     def write(self, folder: Path) -> None:

@@ -48,12 +48,8 @@ def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results
         if distance.real_halves is not None
         and (key.endswith("fvd") or key in ("fid", "untrained_pyramid_distance"))
     ]
-    measured = (
-        f" Two halves of the {real.reference} set, {len(real) // 2} clips each, are already apart by "
-        f"{'; '.join(floors)}."
-        if floors
-        else ""
-    )
+    half = f"Two halves of the {real.reference} set, {len(real) // 2} clips each,"
+    measured = f" {half} are already apart by {'; '.join(floors)}." if floors else ""
     advice = "" if settings.bootstrap else " --bootstrap 200 estimates the bias and an interval."
     return [
         f"only {' and '.join(few)} were asked for: Fréchet distances over few clips come out too high, by "

@@ -128,10 +128,6 @@ def _claims(table: dict[str, dict[str, float]], position: float | None) -> list[
     ]
     for baseline, key in ((MEAN, PYRAMID), (BLURRED, PYRAMID), (FROZEN, MOTION)):
         ours, theirs = table[GENERATED][key], table[baseline][key]
-        claims.append(
-            Claim(
-                f"they beat the {baseline}: {COLUMNS[key]} {number_text(ours)} against {number_text(theirs)}",
-                ours < theirs,
-            )
-        )
+        values = f"{COLUMNS[key]} {number_text(ours)} against {number_text(theirs)}"
+        claims.append(Claim(f"they beat the {baseline}: {values}", ours < theirs))
     return claims

@@ -102,14 +102,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     with bad_input_from_errors():
-        clips = choose_clips(
-            options.real,
-            frames=options.frames,
-            size=options.size,
-            interval=options.interval,
-            count=options.clips,
-            seed=0,
-        )
+        read = {name: getattr(options, name) for name in ("frames", "size", "interval")}
+        clips = choose_clips(options.real, count=options.clips, seed=0, **read)
         reference, others = halves(clips, options.divide)
     measures = build_measures(WEIGHT_FREE, {}, "cpu", "dis")
     found = distances_of_degradations(
@@ -125,10 +119,7 @@ def main() -> None:
     print("\n".join(markdown_table(["distance to the reference", *degraded([clips.read(0)])], rows)))
     broken = broken_orders(found)
     chains = sum(len(chains) for chains in ORDERS.values())
-    print(
-        f"\n{chains - len(broken)} of {chains} demanded orders hold."
-        + "".join(f"\nbroken: {b}" for b in broken)
-    )
+    print(f"\n{chains - len(broken)} of {chains} demanded orders hold.", *broken, sep="\nbroken: ")
 
 
 def halves(clips: ClipSet, divide: str) -> tuple[list[int], list[int]]:

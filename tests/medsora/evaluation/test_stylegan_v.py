@@ -164,7 +164,7 @@ def test_results_name_the_protocol_and_what_it_does(run: Callable[..., Results],
     about_interval = [warning for warning in results.warnings if "trained with" in warning]
     assert len(about_interval) == 1
     assert "trained with interval 3" in about_interval[0]
-    assert "the protocol stylegan-v wants it so" in about_interval[0]
+    assert "the protocol stylegan-v demands it" in about_interval[0]
     assert any("over 16 generated frames" in warning for warning in results.warnings)
 
 
