@@ -145,9 +145,8 @@ def _recipe(options: argparse.Namespace, published: bool) -> Recipe:
     if not published:
         return given_recipe(options)
     fixed = ("steps", "batch", "ratio", "learning_rate", "threshold")
-    if given := ", ".join(
-        f"--{name.replace('_', '-')}" for name in fixed if getattr(options, name) is not None
-    ):
+    given = [name.replace("_", "-") for name in fixed if getattr(options, name) is not None]
+    if given := ", ".join(f"--{name}" for name in given):
         raise BadInput(f"the published protocol fixes {given}; leave them out, or take --protocol fixmatch.")
     return PUBLISHED
 

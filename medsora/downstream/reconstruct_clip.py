@@ -112,10 +112,7 @@ def _export(pycolmap: Any, folder: Path, model: Any, job: Job) -> None:
         (folder / "distorted").mkdir()
         model.write(folder / "distorted")
         pycolmap.undistort_images(folder / "straight", folder / "distorted", images)
-        model, images = (
-            pycolmap.Reconstruction(folder / "straight" / "sparse"),
-            folder / "straight" / "images",
-        )
+        model, images = pycolmap.Reconstruction(folder / "straight/sparse"), folder / "straight/images"
     model.write(folder / "export" / "sparse" / "0")
     for number in model.reg_image_ids():
         name = model.image(number).name

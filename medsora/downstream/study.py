@@ -98,9 +98,8 @@ class Study:
         """Write results.md and results.json."""
         fields = ("title", "variants", "scores", "trivial", "facts", "command", "notes")
         values = {name: getattr(self, name) for name in fields} | {"seeds": list(self.seeds)}
-        values["runs"] = [
-            {k: v for k, v in run.items() if k != "replicates"} for run in self.results.values()
-        ]
+        runs = self.results.values()
+        values["runs"] = [{k: v for k, v in run.items() if k != "replicates"} for run in runs]
         values["differences"] = {
             f"{variant}: {score}": difference._asdict()
             for variant, score in product(self.variants, self.scores)

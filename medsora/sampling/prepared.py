@@ -153,10 +153,8 @@ class PreparedDenoiser:
             graph = torch.cuda.CUDAGraph()
             try:
                 # Of this thread alone: a loader's may pin memory meanwhile, which else spoils the recording.
-                graph_of_this_thread = torch.cuda.graph(
-                    graph, stream=beside, capture_error_mode="thread_local"
-                )
-                with graph_of_this_thread, collect_tables() as tables:
+                own = torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local")
+                with own, collect_tables() as tables:
                     eps = self._denoise(*inputs)
             except RuntimeError as error:
                 torch.cuda.set_stream(current)  # a capture whose end fails leaves its own stream current

@@ -146,6 +146,10 @@ class SamplingSettings:
                     f"{self.model} is for {kind}, which takes no --{name.replace('_', '-')}; leave that out."
                 )
 
+    def only(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return these settings by name."""
+        return {name: getattr(self, name) for name in names}
+
     def path(self, number: int) -> Path:
         """Return where a video goes."""
         name = f"video-{number:05d}"
@@ -197,9 +201,8 @@ def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
     paths = [settings.path(number) for number in range(settings.num_videos)]
     if state.is_main_process and (plan.missing or not (settings.out / SHEET_NAME).is_file()):
         with bad_input_from_errors():
-            rows = [
-                (f"seed {settings.seed + k}", read_frames(path)) for k, path in enumerate(paths[:SHEET_ROWS])
-            ]
+            shown = enumerate(paths[:SHEET_ROWS], settings.seed)
+            rows = [(f"seed {seed}", read_frames(path)) for seed, path in shown]
             save_image(settings.out / SHEET_NAME, contact_sheet(rows, columns=8))
     return paths
 
@@ -224,7 +227,7 @@ def _sample_share(
     batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     coded = plan.model.kind == ENDOGEN
     of_batch = pipeline.transformer.length if coded else settings.steps * plan.film.windows
-    options = _code_options(settings) if coded else _diffusion_options(settings, plan)
+    options = settings.only(OF_CODES) if coded else _diffusion_options(settings, plan)
 
     def write(number: int, video: np.ndarray) -> None:
         _write(settings, settings.path(number), video, plan, settings.seed + number)
@@ -259,12 +262,8 @@ def _diffusion_options(settings: SamplingSettings, plan: Plan) -> dict[str, Any]
         "num_inference_steps": settings.steps,
         "frames": plan.frames,
         "first_frames": plan.first_frames,
-        **{key: getattr(settings, key) for key in ("sampler", "eta", "compile", "window")},
+        **settings.only(("sampler", "eta", "compile", "window")),
     }
-
-
-def _code_options(settings: SamplingSettings) -> dict[str, Any]:
-    return {key: getattr(settings, key) for key in OF_CODES}
 
 
 class BackgroundWriter:
@@ -341,7 +340,7 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
         raise BadInput(f"eta is {settings.eta}, but the model's {sampler} has none; take --sampler ddim.")
     recorded = _common(settings, model) | {
         "frames": frames,
-        **{key: getattr(settings, key) for key in ("steps", "eta")},
+        **settings.only(("steps", "eta")),
         "sampler": sampler,
         "scheduler": scheduler,
         "first_frames": None if first is None else [len(first), hashlib.sha256(first.tobytes()).hexdigest()],
@@ -356,7 +355,7 @@ def _plan_codes(settings: SamplingSettings, model: ModelFolder, processes: int) 
     check_draws = import_module("medsora.sampling.tokens").check_draws
     check_draws(settings.temperature, settings.top_k, settings.top_p)
     label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)
-    options = _code_options(settings)
+    options = settings.only(OF_CODES)
     recorded = _common(settings, model) | options
     missing = _write_manifest(settings, model, recorded, processes)
     frames = model.geometry["frames"]
@@ -372,7 +371,7 @@ def _common(settings: SamplingSettings, model: ModelFolder) -> dict[str, Any]:
         "frames": model.geometry["frames"],
         "size": model.geometry["size"],
         "fps": model.geometry["fps"] if settings.fps is None else settings.fps,
-        **{key: getattr(settings, key) for key in ("seed", "dtype", "vae_dtype", "format", "label")},
+        **settings.only(("seed", "dtype", "vae_dtype", "format", "label")),
         "guidance": settings.guidance if settings.label else None,
     }
 

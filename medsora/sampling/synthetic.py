@@ -34,10 +34,9 @@ def read_trained_on(path: Path) -> dict[str, Any]:
     """
     try:
         text = None if path.is_dir() else probe(path).metadata.get(TRAINED_ON_KEY)
-        if text is None:
-            text = json.dumps(
-                json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))[TRAINED_ON_KEY]
-            )
-        return checked_trained_on(json.loads(text), str(path))
+        if text is not None:
+            return checked_trained_on(json.loads(text), str(path))
+        manifest = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
+        return checked_trained_on(manifest[TRAINED_ON_KEY], str(path))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

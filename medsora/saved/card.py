@@ -140,13 +140,9 @@ def evaluation_lines(results: dict[str, Any]) -> list[str]:
         (distance["title"], f"{_number(distance['value'])} {distance['unit']}".rstrip())
         for distance in results["distances"].values()
     ]
-    rows += [
-        (
-            f"{score['title']} ({reference} clips: {_number(score['real'])})",
-            f"{_number(score['generated'])} {score['unit']}",
-        )
-        for score in results["scores"].values()
-    ]
+    for score in results["scores"].values():
+        title = f"{score['title']} ({reference} clips: {_number(score['real'])})"
+        rows.append((title, f"{_number(score['generated'])} {score['unit']}"))
     return [
         f"{sets['generated']['clips_used']} generated clips against {sets['real']['clips_used']} {reference} "
         f"clips, each of {protocol['frames']} frames of {height}x{width} pixels{named}.",

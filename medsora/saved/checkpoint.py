@@ -27,18 +27,16 @@ from medsora.runtime.versions import code_digest, library_versions
 from medsora.saved.manifest import (
     CHECKPOINT_FORMAT,
     MAX_SHOWN,
-    _digest_folder,
     checkpoint_format,
     checkpoint_problem,
+    digest_folder,
 )
 
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-[0-9]{7,}")  # nothing else in the folder is touched: users keep copies there
-UNFINISHED, SET_ASIDE = (
-    re.compile(rf"\.(writing|dropping)-{NAME.pattern}"),
-    re.compile(f"damaged-{NAME.pattern}"),
-)
+UNFINISHED = re.compile(rf"\.(writing|dropping)-{NAME.pattern}")
+SET_ASIDE = re.compile(f"damaged-{NAME.pattern}")
 SPARE = 1.05  # free space over a checkpoint's bytes: folders and manifests
 
 
@@ -93,7 +91,7 @@ def save_checkpoint(
         write_json(working / "state.json", {**state, "step": step}, sort_keys=True)
         manifest = {
             "format": CHECKPOINT_FORMAT,
-            "files": _digest_folder(working),
+            "files": digest_folder(working),
             "config": config,
             "code_sha256": code_digest(),
             "versions": library_versions(),

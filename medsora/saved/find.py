@@ -291,9 +291,8 @@ def find_vae(
                     f"{folder} holds {shown(kind)}, not a {' or '.join(kinds)}; give a VAE's folder."
                 )
             return folder
-    if set(kinds) <= TOKENIZERS.keys():
-        raise BadInput(f"there is no trained tokenizer in {named}; {hint}.")
-    raise BadInput(f"there is no trained VAE in {named}; {hint}.")
+    what = "tokenizer" if set(kinds) <= TOKENIZERS.keys() else "VAE"
+    raise BadInput(f"there is no trained {what} in {named}; {hint}.")
 
 
 def find_base(
@@ -349,9 +348,7 @@ def trained_vae(config: Config) -> VideoVAE:
     that the config names: untrained, it changes nothing. Raises `BadInput` where there is no VAE.
     """
     if config.vae.kind == "vq":
-        raise BadInput(
-            "vae.kind is vq, a tokenizer, whose codes stage 2 cannot diffuse; choose another kind."
-        )
+        raise BadInput("vae.kind is vq, a tokenizer, whose codes stage 2 cannot diffuse; choose another.")
     if config.vae.kind == "per-frame":
         vae = _per_frame_vae(config)
     elif config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():

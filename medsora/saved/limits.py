@@ -98,9 +98,7 @@ def _bounded(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(about.st_mode):
             raise BadInput(f"{path} is no file; {AGAIN}.")
         if about.st_size > most:
-            raise BadInput(
-                f"{path} has {about.st_size:,} bytes, more than {most:,}: it is no model's; {AGAIN}."
-            )
+            raise BadInput(f"{path} has {about.st_size:,} bytes, more than {most:,}; {AGAIN}.")
         return read_patiently(Path.read_bytes, path)
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); {AGAIN}.") from error
@@ -173,10 +171,8 @@ def check_settings(
             check_settings(value, base.__init__, f"{source}, base_config")
         elif choices and value not in choices:
             raise BadInput(f"{source}: {key} is {shown(value)} but must be {' or '.join(choices)}; {AGAIN}.")
-        elif listed != isinstance(usual, list | tuple) and (
-            usual is not None or isinstance(annotation, type)
-        ):
-            what = "a list" if isinstance(usual, list | tuple) else KINDS.get(type(usual), "left out")
+        elif listed != wants_list and (usual is not None or isinstance(annotation, type)):
+            what = "a list" if wants_list else KINDS.get(type(usual), "left out")
             raise BadInput(f"{source}: {key} is {shown(value)} but must be {what}; {AGAIN}.")
         elif not choices:
             first = next(iter(usual), 0) if wants_list else usual
@@ -195,9 +191,8 @@ def check_scheduler_settings(values: Mapping[str, Any], kind: type[SchedulerMixi
             f"{source}: num_train_timesteps is {values['num_train_timesteps']}, but the denoiser predicts "
             f"noise at timesteps 0 to {TRAIN_STEPS - 1}; num_train_timesteps can be {TRAIN_STEPS}."
         )
-    if (betas := values.get("trained_betas")) is not None and (
-        not isinstance(betas, list) or len(betas) != TRAIN_STEPS
-    ):
+    betas = values.get("trained_betas")
+    if betas is not None and (not isinstance(betas, list) or len(betas) != TRAIN_STEPS):
         raise BadInput(f"{source}: trained_betas must be {TRAIN_STEPS} numbers; {AGAIN}.")
 
 

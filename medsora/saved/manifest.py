@@ -65,8 +65,7 @@ def checkpoint_problem(folder: Path) -> str | None:
 
 def write_manifest(root: Path, files: Iterable[Path]) -> None:
     """Write down the size and SHA-256 of `files` below `root`, for `changed_file` to compare."""
-    listed = {path.relative_to(root).as_posix(): _described(path) for path in sorted(files)}
-    write_json(root / MANIFEST, {"files": listed}, sort_keys=True)
+    write_json(root / MANIFEST, {"files": digest_folder(root, files)}, sort_keys=True)
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -135,10 +134,10 @@ def _state_problem(folder: Path) -> str | None:
     return None
 
 
-def _digest_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _described(path) for path in files}
-
-
-def _described(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": sha256(path)}
+def digest_folder(folder: Path, files: Iterable[Path] | None = None) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of `files`, by default all, by their paths below `folder`."""
+    files = [path for path in folder.rglob("*") if path.is_file()] if files is None else files
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(files)
+    }

@@ -250,15 +250,14 @@ class SavedPipeline(DiffusionPipeline):
 
     def card(self, **facts: Any) -> ModelCard:
         """Return the model card with what the pipeline itself knows, and `facts` (fields of `ModelCard`)."""
-        geometry = {key: self.config[key] for key in (*GEOMETRY, "labels")}
-        preset = self.denoiser.preset or "custom"
+        model, preset = type(self.denoiser).__name__, self.denoiser.preset or "custom"
         known = {
-            "name": f"{type(self.denoiser).__name__}-{preset}",
-            "model": type(self.denoiser).__name__,
+            "name": f"{model}-{preset}",
+            "model": model,
             "preset": preset,
             "parameters": self.denoiser.num_parameters(),
             "vae_parameters": self.vae.num_parameters(),
-            "geometry": geometry,
+            "geometry": {key: self.config[key] for key in (*GEOMETRY, "labels")},
         }
         return ModelCard(**known | facts)
 
@@ -320,9 +319,8 @@ def saved_sampler(found: ModelFolder) -> tuple[str, dict[str, Any] | None]:
         {key: value for key, value in each.config.items() if not key.startswith("_")}
         for each in (scheduler, usual)
     )
-    if type(scheduler) is type(usual) and settings == usual_settings:
-        return "ddim", None
-    return type(scheduler).__name__, settings
+    is_usual = type(scheduler) is type(usual) and settings == usual_settings
+    return ("ddim", None) if is_usual else (type(scheduler).__name__, settings)
 
 
 def _load_scheduler(folder: Path) -> SchedulerMixin:
