@@ -99,7 +99,7 @@ class SourceReport:
     @property
     def shots_words(self) -> str | None:
         """Where the source is parted because another scene begins, in words; None if it is one shot."""
-        return "; ".join(self.scan.has_left) or None
+        return "; ".join(self.scan.parted) or None
 
     @property
     def uneven_words(self) -> str | None:

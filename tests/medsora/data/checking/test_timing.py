@@ -64,7 +64,7 @@ def test_joined_recordings_are_sought_and_parted(tmp_path: Path, ending: str) ->
     whole = read_frames(path)
     assert len(whole) == scan.frames
     first, second = scan.breaks
-    assert scan.has_left[-1] == f"2 jumps of the time stamps (at frames {first}, {second})"
+    assert scan.parted[-1] == f"2 jumps of the time stamps (at frames {first}, {second})"
     assert (abs(first - 90), abs(second - 180)) < (4, 8)  # a join costs frames that need lost ones
     for begin, stop in scan.runs():
         assert sum(begin <= point.frame < stop for point in scan.seek_points) >= 5
@@ -82,7 +82,7 @@ def test_another_size_parts_a_recording(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "joined.ts").write_bytes(one + other)
     (video,) = check(tmp_path / "data", tmp_path).usable
-    assert any("change of size" in words for words in video.scan.has_left)
+    assert any("change of size" in words for words in video.scan.parted)
     clips = [read_frames(video.source.path, w.latest, 5) for w in video.windows]  # raises where sizes differ
     assert {clip.shape[1:] for clip in clips} == {(48, 64, 3), (96, 128, 3)}
 
