@@ -61,11 +61,7 @@ def given_recipe(options: argparse.Namespace) -> Recipe:
 
 
 def train(
-    model: nn.Module,
-    recipe: Recipe,
-    seed: int,
-    losses: Sequence[tuple[int, Loss]],
-    evaluate: Evaluate,
+    model: nn.Module, recipe: Recipe, seed: int, losses: Sequence[tuple[int, Loss]], evaluate: Evaluate
 ) -> None:
     """Train `model` on the sum of the losses of labelled and of unlabelled samples.
 

@@ -124,10 +124,7 @@ class VideoReader:
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        time_limit: float | None = None,
-        interpretation: Interpretation = AS_FLAGGED,
+        self, path: str | Path, time_limit: float | None = None, interpretation: Interpretation = AS_FLAGGED
     ) -> None:
         self.path = Path(path)
         self.time_limit = time_limit

@@ -20,21 +20,9 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from medsora.data.reading.decoding import (
-    AS_FLAGGED,
-    Interpretation,
-    SeekPoint,
-    UnreadableVideo,
-    VideoReader,
-)
+from medsora.data.reading.decoding import AS_FLAGGED, Interpretation, SeekPoint, UnreadableVideo, VideoReader
 from medsora.data.reading.depth import is_deep, to_eight_bits
-from medsora.data.reading.frame_folder import (
-    IMAGE_SUFFIXES,
-    list_frames,
-    read_image,
-    read_picture,
-    white_of,
-)
+from medsora.data.reading.frame_folder import IMAGE_SUFFIXES, list_frames, read_image, read_picture, white_of
 from medsora.data.reading.interlacing import FieldOrderDetector
 from medsora.data.reading.margins import NO_MARGINS, Margins, crop
 from medsora.data.reading.resize import resize_and_crop

@@ -16,13 +16,7 @@ from medsora.training.ar.build import build_transformer, start_from
 from medsora.training.ar.loss import NextCodeLoss
 from medsora.training.cache.codes import code_cache_bytes
 from medsora.training.dry_run.memory import MemoryEstimate, autocast, count_flops, peak_bytes, size_bytes
-from medsora.training.dry_run.report import (
-    Findings,
-    check_disk,
-    count_clips,
-    inspect_run,
-    report_hours,
-)
+from medsora.training.dry_run.report import Findings, check_disk, count_clips, inspect_run, report_hours
 from medsora.training.open_clips import clip_spec
 
 

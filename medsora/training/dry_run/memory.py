@@ -125,11 +125,7 @@ def estimate_denoiser(
 
 
 def step_bytes(
-    config: Config,
-    model: Denoiser,
-    vae: VideoVAE,
-    prior: FlowPrior | None,
-    batches: Sequence[int],
+    config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None, batches: Sequence[int]
 ) -> dict[int, int]:
     """Return the GPU memory in bytes of a step of each batch size, with slack, without evaluations."""
     lasting = (2 + moments(config.train_dit.optimizer)) * size_bytes(model) + size_bytes(vae)
