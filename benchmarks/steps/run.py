@@ -162,10 +162,10 @@ def main() -> None:
         "real": None if options.real is None else str(options.real),
     }
     points = read_points(options.out / "points.json", identity)
-    asked = [(name, steps) for name in options.samplers for steps in options.steps]
-    missing = [key for key in asked if key not in points]
+    points_due = [(name, steps) for name in options.samplers for steps in options.steps]
+    missing = [key for key in points_due if key not in points]
     if options.dry_run:
-        print(*plan(missing, len(asked), seeds, options.out), sep="\n")
+        print(*plan(missing, len(points_due), seeds, options.out), sep="\n")
         return
     keep_freed_memory()
     with bad_input_from_errors():
@@ -180,7 +180,7 @@ def main() -> None:
         write_points(options.out, identity, points.values())
         print(f"| {' | '.join(points[name, steps].row())} |", flush=True)
     report(
-        [points[key] for key in asked],
+        [points[key] for key in points_due],
         f"{options.model}, {len(seeds)} videos",
         options.out,
         page=options.page,

@@ -84,7 +84,7 @@ def build_page(models: Models) -> gr.Blocks:
 def _sample_tab(models: Models) -> None:
     def sample(name: str, progress: gr.Progress = _PROGRESS, *fields: Any):
         with _said():
-            wish = _wish(models, asked[-1].GRADIO_CACHE, name, *fields)
+            wish = _wish(models, condition_fields[-1].GRADIO_CACHE, name, *fields)
             began = time.monotonic()
             progress(0, desc="loading the model")
             paths = sample_files(
@@ -98,8 +98,8 @@ def _sample_tab(models: Models) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             name = gr.Dropdown(models.names, value=models.names[0], label="Model", elem_id="model")
-            asked = asking_fields(models, name, "sample")
-            sampler, steps = _how(visible=models.kind(name.value) == MEDSORA)
+            condition_fields = asking_fields(models, name, "sample")
+            sampler, steps = _sampler_fields(visible=models.kind(name.value) == MEDSORA)
 
             def follow(chosen: str) -> list[Any]:
                 shown = models.kind(chosen) == MEDSORA
@@ -116,7 +116,7 @@ def _sample_tab(models: Models) -> None:
         with gr.Column(scale=3):
             grid = gr.HTML(EMPTY, elem_id="grid")
             told = gr.Markdown(elem_classes="told", elem_id="told")
-    inputs = [name, sampler, steps, seed, videos, *asked]
+    inputs = [name, sampler, steps, seed, videos, *condition_fields]
     button.click(sample, inputs, [grid, told, download], show_progress_on=[grid], **ONE_AT_A_TIME)
 
 
@@ -149,7 +149,7 @@ def _compare_tab(models: Models) -> None:
                 seed = gr.Number(number, label=f"{side} seed", precision=0, elem_id=f"{side.lower()}-seed")
                 sides += [name, seed, *asking_fields(models, name, side.lower())]
     with gr.Row():
-        sampler, steps = _how()
+        sampler, steps = _sampler_fields()
     button = gr.Button("Compare", variant="primary", elem_id="compare")
     grid = gr.HTML(EMPTY, elem_id="pair")
     button.click(compare, [sampler, steps, *sides], grid, show_progress_on=[grid], **ONE_AT_A_TIME)
@@ -158,7 +158,7 @@ def _compare_tab(models: Models) -> None:
 _PROGRESS = gr.Progress()
 
 
-def _how(visible: bool = True) -> tuple[gr.Dropdown, gr.Number]:
+def _sampler_fields(visible: bool = True) -> tuple[gr.Dropdown, gr.Number]:
     return (
         gr.Dropdown(SAMPLER_CHOICES, value="ddim", label="Sampler", min_width=240, visible=visible),
         gr.Number(
@@ -170,7 +170,7 @@ def _how(visible: bool = True) -> tuple[gr.Dropdown, gr.Number]:
 def _wish(
     models: Models, uploads: str, name: str, sampler: str, steps: Any, seed: Any, videos: Any, *asks: Any
 ) -> Wish:
-    """Return what the fields of `_how` and of `asking_fields` ask the model `name` for."""
+    """Return what the fields of `_sampler_fields` and of `asking_fields` ask the model `name` for."""
     label, guidance, temperature, top_k, top_p, picture = asks
     kind = models.kind(name)
     wish = Wish(

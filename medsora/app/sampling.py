@@ -193,10 +193,10 @@ def _new_folder() -> Path:
 def packed(paths: list[Path], model: str, wish: Wish) -> Path:
     """Return a zip of the videos and a manifest that says what they are, beside the first."""
     other = OF_DIFFUSION if wish.kind == ENDOGEN else OF_CODES
-    asked = {key: value for key, value in asdict(wish).items() if key not in (*other, "kind")}
-    manifest: dict[str, Any] = {"synthetic": True, "note": SYNTHETIC, "model": model, **asked}
+    settings = {key: value for key, value in asdict(wish).items() if key not in (*other, "kind")}
+    manifest: dict[str, Any] = {"synthetic": True, "note": SYNTHETIC, "model": model, **settings}
     manifest["guidance"] = wish.guidance if wish.label else None
-    if "first_frame" in asked:
+    if "first_frame" in settings:
         manifest["first_frame"] = Path(wish.first_frame).name if wish.first_frame else None
     manifest["files"] = [path.name for path in paths]
     archive = paths[0].with_name(f"medsora-seed-{wish.seeds[0]}.zip")

@@ -66,33 +66,33 @@ def draw_split(
     patients: dict[str, str] = {}
     notes: list[str] = []
     if split_csv is not None:
-        patients, asked = _read_split_csv(Path(split_csv), known)
-        asked = {name: asked[patient] for name, patient in patients.items() if patient in asked}
-        used, drawn = [name for name in names if name in patients], not asked
+        patients, given = _read_split_csv(Path(split_csv), known)
+        given = {name: given[patient] for name, patient in patients.items() if patient in given}
+        used, drawn = [name for name in names if name in patients], not given
         if len(used) < len(names):
             notes.append(f"left out {count_videos(set(names) - set(used))}: {split_csv} does not list them")
     else:
-        asked = sides_by_folder(names) if by_folder else {}
-        used, drawn = list(names), HELD_OUT not in asked.values()
+        given = sides_by_folder(names) if by_folder else {}
+        used, drawn = list(names), HELD_OUT not in given.values()
         if not drawn and not kept:
-            notes.append(folder_note(asked))
-        if TRAIN in asked.values() and len(asked) < len(used):
-            outside = [name for name in used if name not in asked]
+            notes.append(folder_note(given))
+        if TRAIN in given.values() and len(given) < len(used):
+            outside = [name for name in used if name not in given]
             notes.append(f"left out {count_videos(outside)}: outside the folders named train, val or test")
-            used = list(asked)
+            used = list(given)
     everyone = list(dict.fromkeys([*used, *kept]))
     groups = read_groups(group, everyone, known=known)
     units = _units(everyone, (groups, patients), copies)
     if kept:
-        return Split(_keep_sides(used, asked, units, kept), tuple(notes))
+        return Split(_keep_sides(used, given, units, kept), tuple(notes))
     if drawn:
         drawn_units = sorted({unit for name, unit in units.items() if name not in stills})
         sides_of_units = dict.fromkeys(units.values(), TRAIN) | split_by_video(drawn_units, holdout, seed)
     else:
-        held_out = {units[name] for name in used if asked.get(name) == HELD_OUT}
+        held_out = {units[name] for name in used if given.get(name) == HELD_OUT}
         sides_of_units = {unit: HELD_OUT if unit in held_out else TRAIN for unit in units.values()}
     sides = {name: sides_of_units[units[name]] for name in used}
-    if not drawn and (moved := [n for n in used if asked.get(n, TRAIN) == TRAIN and sides[n] == HELD_OUT]):
+    if not drawn and (moved := [n for n in used if given.get(n, TRAIN) == TRAIN and sides[n] == HELD_OUT]):
         notes.append(
             f"held out {count_videos(moved)} that would be trained on: a held-out video has the same content "
             "or patient"
@@ -101,7 +101,7 @@ def draw_split(
 
 
 def _keep_sides(
-    used: Sequence[str], asked: Mapping[str, str], units: Mapping[str, str], kept: Mapping[str, str]
+    used: Sequence[str], given: Mapping[str, str], units: Mapping[str, str], kept: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the sides of a resumed run's videos: those of before, and of new ones that of their unit."""
     known_sides: defaultdict[str, set[str]] = defaultdict(set)
@@ -109,7 +109,7 @@ def _keep_sides(
         known_sides[units[name]].add(side)
     held_out = {unit for unit, sides in known_sides.items() if HELD_OUT in sides}
     for name in used:
-        if asked.get(name) != HELD_OUT:
+        if given.get(name) != HELD_OUT:
             continue
         if kept.get(name) == TRAIN or (name not in kept and TRAIN in known_sides[units[name]]):
             raise BadInput(

@@ -26,13 +26,13 @@ def label_numbers(label: str | Sequence[str] | None, names: Sequence[str], video
         return None
     if not names:
         raise BadInput(f"this model was trained without labels; leave the label {label!r} out.")
-    asked = [label] * videos if isinstance(label, str) else list(label)
-    for one in asked:
+    given = [label] * videos if isinstance(label, str) else list(label)
+    for one in given:
         if one not in names:
             raise BadInput(f"there is no label {one!r}; this model has {', '.join(names)}.")
-    if len(asked) != videos:
-        raise BadInput(f"{len(asked)} labels do not fit {videos} videos; give one for all, or one per video.")
-    return [list(names).index(one) for one in asked]
+    if len(given) != videos:
+        raise BadInput(f"{len(given)} labels do not fit {videos} videos; give one for all, or one per video.")
+    return [list(names).index(one) for one in given]
 
 
 def check_guidance(guidance: float, label: object) -> None:

@@ -180,9 +180,9 @@ class MedSoraPipeline(SavedPipeline):
                 values = {"latents": z} if "latents" in callback_on_step_end_tensor_inputs else {}
                 return _latents_of(callback_on_step_end(self, number, t, values), z)
 
-            asked = sorted({*labels, len(self.labels)}) if labels else []
+            used = sorted({*labels, len(self.labels)}) if labels else []
             options = _SamplingOptions(
-                sampler, num_inference_steps, eta, compile, given_scale, asked, after_step
+                sampler, num_inference_steps, eta, compile, given_scale, used, after_step
             )
             for batch in batches:
                 if self._interrupt:
@@ -261,18 +261,11 @@ class MedSoraPipeline(SavedPipeline):
         """The denoiser made ready for timesteps and labels: the last one, with a new table, if it fits."""
         if compile == "on" and compile_blocks(self.denoiser):
             self._prepared = None  # what it recorded is of the blocks as they were
-        asked = (timesteps, images, compile != "off", labels, variance)
-        if self._prepared is not None and self._prepared.fits(self.denoiser, *asked):
+        settings = {"num_images": images, "record": compile != "off", "labels": labels, "variance": variance}
+        if self._prepared is not None and self._prepared.fits(self.denoiser, timesteps, **settings):
             self._prepared.tabulate()
         else:
-            self._prepared = PreparedDenoiser(
-                self.denoiser,
-                timesteps,
-                num_images=images,
-                record=compile != "off",
-                labels=labels,
-                variance=variance,
-            )
+            self._prepared = PreparedDenoiser(self.denoiser, timesteps, **settings)
         return self._prepared
 
     def _encode(self, frames: np.ndarray) -> Tensor:
@@ -304,7 +297,7 @@ class _SamplingOptions(NamedTuple):
     eta: float
     compile: str
     guidance: float
-    labels: list[int]  # all that any of its videos asks for, and that for none; empty if it asks for none
+    labels: list[int]  # those of any of its videos, and the one for no label; empty if no video has a label
     callback: Callback
 
 

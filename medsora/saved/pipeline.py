@@ -153,13 +153,13 @@ class SavedPipeline(DiffusionPipeline):
         Always whole safetensors files, which are all that `from_pretrained` reads. Raises `BadInput` for
         other `options` than defaults, and for a scheduler that cannot sample.
         """
-        asked = [key for key, value in options.items() if value]
-        asked += [] if safe_serialization else ["safe_serialization=False"]
-        if "push_to_hub" in asked:
+        extra = [key for key, value in options.items() if value]
+        extra += [] if safe_serialization else ["safe_serialization=False"]
+        if "push_to_hub" in extra:
             raise BadInput("save_pretrained does not upload; call push_to_hub(OWNER/NAME) instead.")
-        if asked:
+        if extra:
             raise BadInput(
-                f"save_pretrained cannot take {', '.join(asked)}: a model is saved as one whole safetensors "
+                f"save_pretrained cannot take {', '.join(extra)}: a model is saved as one whole safetensors "
                 "file, the only kind that is loaded; leave that out."
             )
         if Path(save_directory).is_file():
@@ -194,10 +194,10 @@ class SavedPipeline(DiffusionPipeline):
         Raises `BadInput`, naming the file, if one is missing, damaged or belongs to another model, and for
         `options`, diffusers' other ones, unless they are defaults.
         """
-        asked = [key for key, value in options.items() if value and (key, value) != ("use_safetensors", True)]
-        if asked:
+        extra = [key for key, value in options.items() if value and (key, value) != ("use_safetensors", True)]
+        if extra:
             raise BadInput(
-                f"from_pretrained cannot take {', '.join(asked)}, only dtype (or torch_dtype) and vae_dtype; "
+                f"from_pretrained cannot take {', '.join(extra)}, only dtype (or torch_dtype) and vae_dtype; "
                 "set another scheduler by pipe.scheduler, move the pipeline by pipe.to(device)."
             )
         if dtype is not None and torch_dtype is not None and to_dtype(dtype) != to_dtype(torch_dtype):
