@@ -90,7 +90,7 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class StoredVideo:
-    """A video of a run: its side of the split, and what tells it from others."""
+    """A video of a run: its side of the split, and what identifies it."""
 
     side: str
     content: Content
@@ -102,7 +102,7 @@ class StoredVideos:
 
     Attributes:
         videos: None for a run of an earlier version, which stored none: it keeps the split that such
-            versions drew, whatever folders' names and copies say.
+            versions drew, regardless of folders' names and of copies.
         by_folder: whether folders named train, val and test had a meaning when the run began.
     """
 

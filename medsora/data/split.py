@@ -46,7 +46,7 @@ def draw_split(
     by_folder: bool = True,
     stills: Collection[str] = (),
 ) -> Split:
-    """Return the side of each of `names`: as a CSV says, as folders named train, val or test say, or drawn.
+    """Return the side of each of `names`: from a CSV, from folders named train, val or test, or drawn.
 
     A CSV is read as `split_by_csv` reads it. Without one, videos below a folder named after a side are on
     that side; if one is named train, videos outside these folders are left out. All others are drawn
@@ -143,7 +143,7 @@ def read_groups(group: str | None, names: Sequence[str], *, known: Sequence[str]
     columns `file` and `patient`. Anything else is a regular expression with one group, searched for in the
     video's path below the data folder; what the group matches is the patient.
 
-    Raises `BadInput` with one sentence: a CSV as `read_video_table` says, a pattern that matches no video.
+    Raises `BadInput`: a CSV that `read_video_table` refuses, a pattern that matches no video.
     """
     if group is None:
         return {}
@@ -230,7 +230,7 @@ def split_by_csv(
 
 
 def _read_split_csv(csv_path: Path, names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the patient of every video listed, its own name without one, and each patient's side if told."""
+    """Return the patient of every video listed (its own name without one) and each patient's side, if any."""
     rows = read_video_table(csv_path, "split", ("split", "patient"), names)
     patients: dict[str, str] = {}
     splits: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""CSV tables that say something about the videos of a data folder, one row per video."""
+"""CSV tables about the videos of a data folder, one row per video."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def read_video_table(
 
     The column `file` names a video by its path below the data folder, or by its bare name with or without
     ending where that is unique among `names`, a recording among pictures also by the prefix of their names;
-    one of `columns` must be there too; if only one is asked for, lines `name.mp4,value` without column names
-    do as well. `kind` says in errors what the table is for. Bytes that are not UTF-8 name files whose names
+    one of `columns` must be there too; if only one is requested, lines `name.mp4,value` without column names
+    do as well. `kind` is what errors call the table. Bytes that are not UTF-8 name files whose names
     have the same bytes.
 
     Raises `BadInput` with one sentence: no such file or column, no rows, a file that is not in the folder.

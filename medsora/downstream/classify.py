@@ -62,7 +62,7 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
     if unknown := sorted(set(test_labels.values()) - set(labels)):
         raise BadInput(f"{options.test} has videos of {', '.join(unknown)}, and {options.labelled} has none.")
     if len(labels) < 2:
-        raise BadInput(f"{options.labelled} has only the label {labels[0]}: there is nothing to tell apart.")
+        raise BadInput(f"{options.labelled} has only the label {labels[0]}: there is nothing to classify.")
     positive = _positive(options.positive, labels)
 
     def build() -> nn.Module:

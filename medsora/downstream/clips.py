@@ -126,7 +126,7 @@ class Samples:
 
     @cached_property
     def thumbnails(self) -> np.ndarray:
-        """Small pictures of single frames, int16 (n, h, w, 3), by which copies are told; none of clips."""
+        """Small pictures of single frames, int16 (n, h, w, 3), by which copies are found; none of clips."""
         side = (THUMBNAIL_PX, THUMBNAIL_PX)
         frames = [value[0] for value in self.values if len(value) == 1]
         small = [cv2.resize(frame, side, interpolation=cv2.INTER_AREA) for frame in frames]
@@ -235,5 +235,5 @@ def refuse_leaks(test: Samples, labelled: Samples, unlabelled: Mapping[str, Samp
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise BadInput(
                 f"{test.root}: the test sample '{ours}' is also among {role} ('{theirs}' of {samples.root})"
-                f"{more}; a test of what was trained on says nothing: take it out of one of them."
+                f"{more}; testing on training data is not valid: take it out of one of them."
             )

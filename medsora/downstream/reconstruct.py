@@ -214,11 +214,11 @@ def run_job(folder: Path, job: Job, threads: int) -> tuple[str, bool] | None:
         return f"not done after {wall_s} seconds", False
     if ended.returncode == -signal.SIGXCPU:
         return f"not done after {job.cpu_seconds} CPU seconds", True
-    said = ended.stderr.decode(errors="replace").strip()
-    if ended.returncode and any(word in said for word in OUT_OF_MEMORY):
+    output = ended.stderr.decode(errors="replace").strip()
+    if ended.returncode and any(word in output for word in OUT_OF_MEMORY):
         return f"more than {job.memory_bytes / 2**30:g} GiB of memory", True
     if ended.returncode:
-        last = said.splitlines()[-1][:200] if said else "no message"
+        last = output.splitlines()[-1][:200] if output else "no message"
         return f"COLMAP failed ({ended.returncode}): {last}", False
     return None
 

@@ -69,7 +69,7 @@ def spread(value: float, replicates: list[float], least: float = -np.inf) -> Spr
     """Return the interval around `value`, cut off at `least`, or None if no replicate is finite.
 
     The replicates' deviations from their own mean are put around the value itself: a Fréchet distance over
-    re-sampled clips lies above it as a whole (repeated clips make covariances poorer), which says something
+    re-sampled clips lies above it as a whole (repeated clips make covariances poorer), which is informative
     of the bias and nothing of the spread.
     """
     finite = np.array([number for number in replicates if np.isfinite(number)])

@@ -64,7 +64,7 @@ def compare(
 
 
 def name_folders(folders: Sequence[str | Path], names: Sequence[str] | None = None) -> dict[str, Path]:
-    """Return the folders by `names`, or by as much of the ends of their paths as tells them apart.
+    """Return the folders by `names`, or by as much of the ends of their paths as makes them unique.
 
     Raises `BadInput` for a folder that comes twice, and for names that are too many, too few or unfit.
     """

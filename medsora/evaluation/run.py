@@ -49,7 +49,7 @@ def evaluate(real: str | Path, fake: str | Path, **options: Any) -> Results | No
 
 
 def run_evaluation(settings: EvaluationSettings) -> Results | None:
-    """Do what `settings` say; see `evaluate`."""
+    """Evaluate with `settings`; see `evaluate`."""
     with working_together() as state:
         return _run(settings, state)
 
@@ -65,7 +65,7 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     of_fake = extract_side(settings, fakes, measures, state, folder=scratch, label="generated")
     audited = None
     if settings.memorised is not None:
-        # the features of the audit: I3D's where it was asked for, else the pyramid's
+        # the features of the audit: I3D's where it is among the metrics, else the pyramid's
         of_audit = measures["fvd"].extractor if "fvd" in measures else PyramidExtractor(state.device)
         audited = audit(settings, fake, real, of_audit, state, scratch)
     if not state.is_main_process:
@@ -151,7 +151,7 @@ def warn(
     trained_on: dict[str, Any],
     results: Results,
 ) -> list[str]:
-    """Return what a reader of one generated set's metrics must be told, the gravest first."""
+    """Return what a reader of one generated set's metrics must be warned of, the gravest first."""
     real, fake = reals["clips"], fakes["clips"]
     warnings = degenerate(real, fake, of_real["pixel"], of_fake["pixel"])
     if settings.protocol != STYLEGAN_V:  # whose interval is 1, whatever the rates

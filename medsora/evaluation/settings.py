@@ -61,7 +61,7 @@ class ClipSettings:
             )
 
     def choose(self, root: str | Path, count: int | None, **changed: Any) -> ClipSet:
-        """Choose `count` clips below `root` as the settings say, `changed` arguments of `choose_clips` apart.
+        """Choose `count` clips below `root` by the settings, `changed` arguments of `choose_clips` apart.
 
         None takes all.
         """
@@ -120,7 +120,7 @@ class EvaluationSettings(ClipSettings):
         super().__post_init__()
         if self.label is None and self.labels != LABELS_NAME:
             raise BadInput(
-                f"labels is {self.labels}, but no label is asked for: give one (--label), or leave it out."
+                f"labels is {self.labels}, but there is no label: give one (--label), or leave it out."
             )
         self.clips = (self.clips,) * 2 if isinstance(self.clips, int) else tuple(self.clips)
         if len(self.clips) != 2:
@@ -141,7 +141,7 @@ class EvaluationSettings(ClipSettings):
             raise BadInput(f"the corpus '{self.corpus}' must be one of {', '.join(CORPORA)}.")
 
     def _take_published_values(self) -> None:
-        """Fill in what the protocol fixes. Raises `BadInput` for an option that says otherwise."""
+        """Fill in what the protocol fixes. Raises `BadInput` for an option that contradicts it."""
         if others := [name for name in self.metrics if name not in METRICS_OF[STYLEGAN_V]]:
             raise BadInput(
                 f"the protocol {STYLEGAN_V} has fvd, fid and is, not {others[0]}; leave that metric out."

@@ -94,7 +94,7 @@ def read_first_frames(
 ) -> np.ndarray:
     """Return what a clip of `frames` can begin with of a picture, or of a video's end: uint8 (g, h, w, 3).
 
-    Of a video as many last frames are taken as the model was trained to begin with (`trained`) and there are.
+    From a video, the last frames are taken: as many as the model was trained to begin with (`trained`).
     Raises `BadInput` if there is no such file, it does not decode, or the model can begin with none of it.
     """
     path = Path(path)

@@ -39,7 +39,7 @@ class MedSoraPipelineOutput(BaseOutput):
     """What a call returns.
 
     Attributes:
-        frames: as `output_type` says. "np": float32 (N, F, H, W, 3) in [0, 1]; "uint8": uint8, of the same
+        frames: depend on `output_type`. "np": float32 (N, F, H, W, 3) in [0, 1]; "uint8": uint8, of the same
             shape; "pil": N lists of F RGB pictures; "pt": float32 tensor (N, F, 3, H, W) in [0, 1] on the
             VAE's device; "latent": scaled latents (N, f, C, h, w), float32 on the denoiser's device.
         seeds: one per video.
@@ -50,7 +50,7 @@ class MedSoraPipelineOutput(BaseOutput):
 
 
 class MedSoraPipeline(SavedPipeline):
-    """Called, it samples; `SavedPipeline` says what it is made of, saves and loads it."""
+    """Samples when called; `SavedPipeline` describes its parts, saves and loads it."""
 
     _prepared: PreparedDenoiser | None = None
     _callback_tensor_inputs: ClassVar = ["latents"]

@@ -1,6 +1,6 @@
 """A denoiser made ready for sampling: what its timesteps decide is computed once, its launches are recorded.
 
-A sampler knows all its timesteps beforehand, so adaLN's outputs (a third of the parameters) become a table.
+All timesteps are known before sampling, so adaLN's outputs (a third of the parameters) become a table.
 On a GPU a step is a few hundred launches that each take longer to issue than to run: they are recorded as a
 CUDA graph with buffers of its own, once per shape of the latents, and replayed as one.
 """
@@ -152,7 +152,7 @@ class PreparedDenoiser:
             current.wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
             try:
-                # Of this thread alone: a loader's may pin memory meanwhile, which else spoils the recording.
+                # This thread only: a loader's may pin memory meanwhile, which would spoil the recording.
                 own = torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local")
                 with own, collect_tables() as tables:
                     eps = self._denoise(*inputs)

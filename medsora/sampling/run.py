@@ -123,7 +123,7 @@ class SamplingSettings:
     def on(self, device: torch.device) -> SamplingSettings:
         """Return the settings with what "auto" means on `device`.
 
-        The denoiser computes in bf16 where that is faster, else in float32, and a line says why. The VAE
+        The denoiser computes in bf16 where that is faster, else in float32, and prints why. The VAE
         decodes in bf16 on a GPU, in float32 on a CPU where the denoiser's dtype is "auto", else as that.
         """
         problem = bf16_problem(device)
@@ -169,7 +169,7 @@ class Plan:
     first_frames: np.ndarray | None
 
     def details(self, settings: SamplingSettings) -> str:
-        """What a video's tags say of how it was sampled, besides its seed."""
+        """How it was sampled, for a video's tags, besides its seed."""
         return self.sampler if self.model.kind == ENDOGEN else f"{self.sampler}, {settings.steps} steps"
 
 

@@ -28,7 +28,7 @@ def synthetic_tags(details: str, trained_on: Mapping[str, Any]) -> dict[str, str
 
 
 def read_trained_on(path: Path) -> dict[str, Any]:
-    """Return what a video file's tags or the manifest beside it say of the model's training clips.
+    """Return the model's training clips, from a video file's tags or the manifest beside it.
 
     Empty for what MedSora has not generated, or generated before it wrote this down.
     """

@@ -28,10 +28,10 @@ MARKING = (
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything that the card says; tables are lists of (name, value).
+    """The contents of the card; tables are lists of (name, value).
 
     `evaluation` holds lines of Markdown; `weights` is which set is here: "ema", "raw" or "saved"; `summary`
-    says what the model is, if it is no denoiser and VAE; `pipeline` imports what loads it; `method` is a tag.
+    describes the model, if it is no denoiser and VAE; `pipeline` imports what loads it; `method` is a tag.
     """
 
     name: str

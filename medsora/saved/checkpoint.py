@@ -110,7 +110,7 @@ def checkpoint_folders(root: Path) -> list[Path]:
 
 
 def checkpoint_step(folder: Path) -> int:
-    """Return the number of finished steps that a checkpoint folder's name tells."""
+    """Return the number of finished steps in a checkpoint folder's name."""
     return int(folder.name.removeprefix("step-"))
 
 

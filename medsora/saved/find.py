@@ -126,7 +126,7 @@ def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | N
     """Find the newest whole checkpoint of a run folder, or the one that is named (a step, or its folder).
 
     Every file is compared with the checkpoint's manifest. A damaged checkpoint is passed over for the one
-    before it, with one warning; one that was asked for by name is an error. Raises `BadInput`.
+    before it, with one warning; one that was requested by name is an error. Raises `BadInput`.
     """
     run = Path(run)
     geometry = _read_geometry(run / "pipeline.json")
@@ -221,7 +221,7 @@ def _read_geometry(path: Path) -> dict[str, Any]:
         values["image_latents"] = 0
     for key in GEOMETRY:
         if values.get(key) is None:
-            raise BadInput(f"{path} does not say the clip's {key}; save the model again with this version.")
+            raise BadInput(f"{path} has no {key} of the clip; save the model again with this version.")
     check_clip(values, str(path))
     known = checked_trained_on({key: values.get(key) for key in TRAINED_ON}, f"{path} (the training clips)")
     return {key: values[key] for key in GEOMETRY} | known | _read_conditions(path, values)
@@ -246,7 +246,7 @@ def checked_trained_on(values: Any, source: str) -> dict[str, Any]:
 
 
 def _read_conditions(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Return what the model can be asked for, as far as it was trained for any of it."""
+    """Return the conditions that the model was trained for: labels, first frames."""
     found = {}
     for key, kind in CONDITIONS.items():
         entries = values.get(key, [])

@@ -256,7 +256,7 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
 def check_model(folder: Path, kind: type[nn.Module]) -> None:
     """Raise `BadInput` unless the folder holds the weights of the `kind` that its config describes.
 
-    The model is built without memory, so that what the config says costs nothing.
+    The model is built without memory, so that a huge config costs nothing.
     """
     settings, shapes = read_json_object(folder / "config.json"), read_shapes(folder)
     source = str(folder / "config.json")

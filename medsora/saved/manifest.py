@@ -130,7 +130,7 @@ def _state_problem(folder: Path) -> str | None:
     except (OSError, ValueError, RecursionError) as error:
         return f"state.json cannot be read ({type(error).__name__})"
     if not isinstance(state, dict) or f"step-{state.get('step')!r:0>7}" != folder.name:
-        return "state.json does not say the step that the folder's name says"
+        return "state.json and the folder's name contain different steps"
     return None
 
 

@@ -126,7 +126,7 @@ class SavedPipeline(DiffusionPipeline):
 
     @property
     def labels(self) -> list[str]:
-        """What the model can be asked for; empty if it was trained without labels."""
+        """Labels of the model; empty if it was trained without labels."""
         return list(self.config.labels)
 
     @property
@@ -249,7 +249,7 @@ class SavedPipeline(DiffusionPipeline):
             return upload_model(Path(folder), repo_id, private=private, token=token)
 
     def card(self, **facts: Any) -> ModelCard:
-        """Return the model card with what the pipeline itself knows, and `facts` (fields of `ModelCard`)."""
+        """Return the model card with the pipeline's own facts, and `facts` (fields of `ModelCard`)."""
         model, preset = type(self.denoiser).__name__, self.denoiser.preset or "custom"
         known = {
             "name": f"{model}-{preset}",

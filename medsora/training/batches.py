@@ -83,7 +83,7 @@ class TimedBatches:
         began = time.perf_counter()
         try:
             batch = next(self.batches)
-        except BadInput as error:  # of a worker, whose traceback PyTorch writes before the sentence
+        except BadInput as error:  # from a worker, whose traceback PyTorch writes before the message
             raise BadInput(str(error).strip().rpartition("BadInput: ")[2]) from error
         self._waited_s += time.perf_counter() - began
         return batch

@@ -40,7 +40,7 @@ from medsora.training.step_guard import StepGuard, StepRecord
 class PeriodicTask(NamedTuple):
     """Work of the main process after every `every`-th step, from `first_step` on, and after the last one.
 
-    `is_done` tells, when a run is resumed after a step, whether the work of that step is there already.
+    `is_done` returns, when a run is resumed after a step, whether the work of that step was done.
     `interruptible` work raises `Interrupted` where the request to stop cuts it short.
     """
 
@@ -81,7 +81,7 @@ def batch_order(stage: Stage, start: int, labels: Sequence[int] | None = None) -
 def watch(
     stage: Stage, start: int, stop: StopRequest, title: str, page: str
 ) -> tuple[Progress, RunReport, StepGuard]:
-    """Return a progress bar, the run's page and a guard of its steps; let `stop` know a checkpoint's size."""
+    """Return a progress bar, the run's page and a guard of its steps; tell `stop` a checkpoint's size."""
     accelerator, total = stage.accelerator, stage.schedule.total_steps
     progress = Progress(title, total, start, show=accelerator.is_local_main_process)
     report = RunReport(stage.run, f"{stage.config.run.name}: {page}", total)

@@ -1,4 +1,4 @@
-"""A loss or gradient that is NaN or infinite: the run stops before it reaches the weights, and says where.
+"""A loss or gradient that is NaN or infinite: the run stops before it reaches the weights, and reports where.
 
 A GPU runs ahead while the host reads the result of the step before: until then the device itself
 leaves the weights as they were (`found_inf` of PyTorch's fused optimisers). On a CPU the check is immediate.
@@ -70,8 +70,8 @@ class StepGuard:
     ) -> tuple[StepRecord | None, bool]:
         """Return the first step that is known to be bad, if there is one, and whether any process was asked.
 
-        Both are what all processes know, of the step `self.lag` before this one, or of this one if `at_once`
-        (all processes alike). Call it before the optimiser's step, which after a bad one changes nothing.
+        All processes return the same, of the step `self.lag` before this one, or of this one if `at_once`
+        (set by all alike). Call it before the optimiser's step, which after a bad one changes nothing.
         """
         record.gradient_norm = norm
         # fp16's scaler tries out which scale makes gradients overflow, and leaves out those steps itself.

@@ -26,14 +26,14 @@ BRIGHT, STILL, SHARP = 150, 24, 80  # grey levels: a mark's, its change over tim
 MOVING, MIN_MOVING = 12, 0.3  # grey levels, and the part of the picture that must change by them
 MIN_PIXELS, MIN_HEIGHT_PX = 20, 5  # a mark's, at the reduced size
 
-# Letters of any colour are told from the scene by what moves around them, and by being many strokes, close
-# together, of one colour; an instrument that rests is none of these.
+# Letters of any colour are distinguished from the scene by what moves around them, and by being many strokes,
+# close together, of one colour; an instrument that rests is none of these.
 STROKE, NEAR = 0.03, 0.03  # share of the shorter side: a stroke's thickness; a pixel's surroundings
 STILLER, MIN_AROUND = 0.3, 30  # a letter's change over time against its surroundings'; theirs, grey levels
 CLEAR = 60  # grey levels, in any colour, against what is around
 ONE_COLOUR, MIN_ALIKE = 40, 0.7  # levels from the letters' median colour, and the part within
 MIN_FILLED = 0.06  # part of its box that a line of letters covers
-LEGIBLE = 96  # pixels of the shorter side: on smaller pictures no coloured letter can be read, or told apart
+LEGIBLE = 96  # pixels of the shorter side: on smaller pictures no coloured letter can be read
 DARK_AROUND = 0.4  # part of a coloured letter's surroundings that is black where they do not move
 THICK, RIM = 0.04, 0.03  # share of the shorter side: what is thicker is no letter; the field of view's rim
 

@@ -25,7 +25,7 @@ _VERSION = {"format": 7, "av": av.__version__, "machine": platform.machine()}
 
 
 def default_cache_path(root: str | Path) -> Path:
-    """Return where the scans of the folder `root` are kept unless the caller says otherwise."""
+    """Return where the scans of the folder `root` are kept by default."""
     key = hashlib.sha256(os.fsencode(Path(root).resolve())).hexdigest()[:12]
     return Path("runs") / "cache" / f"check-{key}.json"
 

@@ -70,7 +70,7 @@ class SourceReport:
 
     @property
     def content(self) -> Content:
-        """What tells whether another source is a copy of this one."""
+        """The fingerprint by which copies of this source are found."""
         return Content(self.scan.frames, self.scan.thumbnails)
 
     @property
@@ -310,7 +310,7 @@ def check_folder(
 
     A clip is `frames` frames, every `interval`-th one, or with `rate` so many per second, by time; a source
     that has fewer is left out. `clip_stride` source frames lie between enumerated clips (default: one clip's
-    span). `crop` says what is cut off every frame: "none", "auto" (each source's
+    span). `crop` sets what is cut off every frame: "none", "auto" (each source's
     own black borders), or parts of height and width (top, bottom, left, right). Scans are kept in
     `cache_path` (default: below runs/cache) and renewed when a file's size or time of change differs.
     `on_progress(done, total)` is called after each source.
@@ -394,5 +394,5 @@ def _scan_all(sources: list[Source], threads: int) -> Iterator[tuple[Source, Sca
 def _is_small(source: Source) -> bool:
     try:
         return not source.is_folder and source.path.stat().st_size < MAX_SMALL_FILE_BYTES
-    except OSError:  # the scan says what is wrong with it
+    except OSError:  # the scan reports what is wrong with it
         return True

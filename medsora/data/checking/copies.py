@@ -26,7 +26,7 @@ CELL_LEVELS = 5.0  # side of the grid's cells, in grey levels of a quadrant's me
 
 
 class Content(NamedTuple):
-    """What tells whether two videos show the same: the number of frames and the hexadecimal thumbnails."""
+    """Fingerprint by which copies of a video are found: number of frames, hexadecimal thumbnails."""
 
     frames: int
     thumbnails: str

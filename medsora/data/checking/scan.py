@@ -53,13 +53,13 @@ class Scan:
 
     `frames` is counted by decoding. `seek_points` are entries proven by trying; without any, decoding starts
     at the file's start. `broken` are frames that do not decode or may be torn: no clip may touch them.
-    `problem` says why nothing can be used, `remarks` what else deserves to be known. `margins` are black
+    `problem` is why nothing can be used, `remarks` what else is worth reporting. `margins` are black
     borders, `marks` the boxes of text or marks burnt into the frames (`medsora.data.checking.burnt_in`).
-    `interpretation` is what `read_frames` needs to know to read the frames as `applied` says in words
+    `interpretation` is how `read_frames` reads the frames, `applied` the same in words
     ("rotated 90°", "deinterlaced"); `width` and `height` are those of the frames as they are read.
-    `thumbnails` tell copies (`medsora.data.checking.copies`). `breaks` are frames that do not continue
-    the one before: a hard cut, missing frames, another size, time stamps that jump or pause; `parted` says
-    so in words. Of `stills` none does. `times_ms` are the frames' times where these are not even
+    `thumbnails` identify copies (`medsora.data.checking.copies`). `breaks` are frames that do not continue
+    the one before: a hard cut, missing frames, another size, time stamps that jump or pause; `parted` lists
+    them in words. Of `stills`, none does. `times_ms` are the frames' times where these are not even
     (`medsora.data.checking.timing`).
     """
 
@@ -85,7 +85,7 @@ class Scan:
 
     @property
     def is_lasting(self) -> bool:
-        """Whether the next check will find the same: a read that fails, amid a video too, tells nothing."""
+        """Whether the next check will find the same; a read that fails, even within a video, is no proof."""
         amid = any(os.strerror(number) in remark for number in FAILED_READS for remark in self.remarks)
         return not amid and not (self.problem or "").startswith((CANNOT_BE_READ, CHECK_FAILS))
 
@@ -243,7 +243,7 @@ def _shortfall(
     elif missing := _missing_seconds(reader, last_pts):
         found.append(f"truncated: the last {missing:.0f} seconds that the header promises do not decode")
     elif reader.container.format.name == "asf" and not reader.container.duration:
-        found.append("truncated or never finished: only then does such a file not know its length")
+        found.append("truncated or never finished: only then does such a file lack its length")
     if reader.stopped_by:
         found.append(f"reading stops after frame {count} ({reader.stopped_by})")
     return tuple(found)
@@ -252,7 +252,7 @@ def _shortfall(
 def _missing_seconds(reader: VideoReader, last_pts: int | None) -> float:
     """Return how much of the promised time no frame fills; 0 if that is little or cannot be known."""
     container, stream = reader.container, reader.stream
-    if last_pts is None or not container.duration or len(container.streams) > 1:  # sound may go on for longer
+    if last_pts is None or not container.duration or len(container.streams) > 1:  # sound may last longer
         return 0.0
     promised = container.duration / 1_000_000
     shown = float((last_pts - (stream.start_time or 0)) * stream.time_base)

@@ -36,7 +36,7 @@ def clip_seed(seed: int, index: int) -> int:
 
 
 def variant_suffix(polyp_size: float, look: str) -> str:
-    """What a folder's name says of polyps that are not of the usual size, and of another look."""
+    """The part of a folder's name for polyps of another size, and for another look."""
     polyps = "" if polyp_size == 1 else f"-polyps{polyp_size:g}"
     return polyps if look == PHANTOM_LOOKS[0] else f"{polyps}-{look}"
 
@@ -75,7 +75,7 @@ def write_phantom(
     (F-1, 2, H, W) in pixels from frame to next frame, and `valid`, bool (F-1, H, W). `labels.csv` has the
     columns file, label, polyp, instrument; the labels take turns, so that each has a third. `phantom.json`
     comes last: a folder without it is unfinished and is continued by the next call; with it, and the same
-    parameters, nothing is done. Of several processes that fill the same folder one renders, the others wait.
+    parameters, nothing is done. If several processes fill the same folder, one renders and the others wait.
 
     With `masks` every clip shows a polyp and its frames are written as pictures instead, with the exact
     masks of the polyp (0 and 255) under the same names: `images/phantom-0000k-00f.png` and `masks/...`.

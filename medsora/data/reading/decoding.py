@@ -68,8 +68,8 @@ class UnreadableVideo(ValueError):
 class SeekPoint(NamedTuple):
     """A frame at which decoding can start: its number, its time stamp and the checksum of its pixels.
 
-    `aim` is the time stamp to ask the container for: some containers land behind what they are asked for.
-    With `by_byte` it is a position in the file: where time stamps repeat, these cannot be asked for.
+    `aim` is the time stamp to seek to: some containers land behind the requested one.
+    With `by_byte` it is a position in the file: where time stamps repeat, seeking by them is ambiguous.
     """
 
     frame: int
@@ -80,7 +80,7 @@ class SeekPoint(NamedTuple):
 
 
 class Interpretation(NamedTuple):
-    """What only a pass over a whole source tells of how it is to be read.
+    """How a source is to be read, as far as only a pass over all of it can find.
 
     `field_order` ("top" or "bottom" field first) is that of interlaced frames which are not flagged as such,
     `white` the value of white where channels have more than 8 bits (`medsora.data.reading.depth`).
@@ -117,7 +117,7 @@ class VideoReader:
     Raises `UnreadableVideo` on opening a file that holds no video or whose header cannot be believed, or that
     takes more memory to decode than there is for it (`medsora.data.reading.memory`); where others have taken
     that, opening waits. Whatever error damage leads PyAV to ends the reading of this file only.
-    `skipped_packets` and `stopped_by` tell afterwards what did not decode, `hidden_packets` how many an edit
+    `skipped_packets` and `stopped_by` are what did not decode, `hidden_packets` how many an edit
     list hides from players, `key_positions` from which byte on the key frame of each time stamp lies.
     Decoding that takes longer than `time_limit` seconds raises `UnreadableVideo` too: no damage can make it
     never end. `applied` holds in words, once each, what `pixels` does to frames beyond converting them.
@@ -130,7 +130,7 @@ class VideoReader:
         self.time_limit = time_limit
         self.interpretation = interpretation
         self.applied: dict[str, None] = {}
-        self._orientation: Orientation | None = None  # until a frame tells it
+        self._orientation: Orientation | None = None  # until a frame is decoded
         self._deinterlacer = Deinterlacer()
         self._sampler = VideoReformatter()  # keeps what it prepared for frames of one kind
         self.skipped_packets = self.hidden_packets = 0

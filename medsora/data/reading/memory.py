@@ -31,7 +31,7 @@ _CHROMA_PROFILES = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 144
 
 
 def bytes_per_pixel(context: VideoCodecContext) -> float:
-    """Return what a pixel of a decoded frame takes; the most that there is where the header does not tell."""
+    """Return what a pixel of a decoded frame takes; the maximum where the header does not state it."""
     if context.pix_fmt is None:
         return 8.0
     return VideoFormat(context.pix_fmt, 16, 16).padded_bits_per_pixel / 8
@@ -47,20 +47,20 @@ def decoding_bytes_per_pixel(context: VideoCodecContext) -> float:
 def reference_frames(codec: str, header: bytes | None) -> int:
     """Return how many pictures a decoder of `codec` keeps to predict others from, by the stream's header.
 
-    Where the header (an H.264 or HEVC stream's parameter sets) does not tell, what the codec allows.
+    Where the header (an H.264 or HEVC stream's parameter sets) does not state it, what the codec allows.
     """
     most = REFERENCES.get(codec, MAX_OTHER_REFERENCES)
     if codec not in _SPS or not header:
         return most
     try:
-        told = [
+        stated = [
             (_h264_references if codec == "h264" else _hevc_references)(_Bits(_unescaped(unit)))
             for unit in _nal_units(codec, header)
             if (unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63) == _SPS[codec]
         ]
     except (IndexError, ValueError):  # damaged
         return most
-    return min(max(told, default=most), most)
+    return min(max(stated, default=most), most)
 
 
 class _Bits:

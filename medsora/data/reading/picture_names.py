@@ -1,8 +1,8 @@
-"""What the names of pictures tell: which are frames of one recording, in which order, which are no frames.
+"""Findings from the names of pictures: which are frames of one recording, their order, which are no frames.
 
 A name is a prefix, a frame number and the rest. Pictures that share prefix and rest are one recording if
 some of their numbers follow each other in equal steps; where a step is longer than usual, frames are missing.
-Masks and posters are told by words (`x.png` and `x_mask.png`) and by the names that they share.
+Masks and posters are recognised by words (`x.png` and `x_mask.png`) and by the names that they share.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Recording:
     stills: bool = False  # no frames of one recording, but single pictures
     plain: bool = True  # all pictures of the folder, in natural order
     by_value: bool = False  # ordered by decimals or times of day, which natural order would mix up
-    named_as_masks: bool = False  # names say masks, but no pictures were found that these belong to
+    named_as_masks: bool = False  # named like masks, but no pictures were found that these belong to
     problem: str | None = None  # why they cannot be used
 
 
@@ -214,7 +214,7 @@ def _counters(names: Sequence[str]) -> list[tuple[str, list[str], int]]:
 def _counter_position(texts: Sequence[str], constant: Collection[int]) -> int | None:
     """Return which part of names is the frame number; `texts` surround the numbers, `constant` never change.
 
-    It is the last number, apart from those that a word says to be something else.
+    It is the last number, apart from those that a word marks as something else.
     """
     numbers = range(len(texts) * 2 - 3, 0, -2)
     word = {i: (_WORD.findall(texts[i // 2]) or [""])[-1] for i in numbers}

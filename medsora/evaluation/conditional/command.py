@@ -31,7 +31,7 @@ CLIPS_AT_ONCE = 8  # through the VAE
 def measuring_parser(
     name: str, description: str, *, model: str, videos: int, model_required: bool = True
 ) -> argparse.ArgumentParser:
-    """Return the command line of `python -m medsora.evaluation.NAME`; `model` says what it must be."""
+    """Return the command line of `python -m medsora.evaluation.NAME`; `model` describes what it must be."""
     parser = argparse.ArgumentParser(
         prog=f"python -m medsora.evaluation.{name}", description=description, epilog=STATUSES
     )
@@ -71,7 +71,7 @@ def load_measured(model: str, *, any_kind: bool = False) -> SavedPipeline:
 def sampled(
     pipeline: SavedPipeline, options: argparse.Namespace, first_seed: int = 0, **asked: Any
 ) -> np.ndarray:
-    """Return `options.videos` videos uint8 (N, F, H, W, 3), sampled as the options say.
+    """Return `options.videos` videos uint8 (N, F, H, W, 3), sampled with the options.
 
     Video k has the seed `first_seed` + k; `asked` are other arguments of the pipeline. Sampler and steps
     count for diffusion alone.

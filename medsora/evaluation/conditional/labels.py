@@ -1,8 +1,8 @@
-"""Does a model do what its label says? Measured on the phantom, whose labels are certain.
+"""Does a model follow its label? Measured on the phantom, whose labels are certain.
 
 `python -m medsora.evaluation.conditional.labels --model RUN --out DIR` trains a classifier on freshly
 rendered phantom clips and tries it on others that are held out, as they are and as the model's VAE returns
-them. Then as many clips are sampled of each label, and the classifier says what they show. Against shuffled
+them. Then as many clips are sampled of each label, and the classifier labels them. Against shuffled
 labels the same answers must be at chance. `--vae` instead of `--model`: what a VAE keeps of each label.
 """
 
@@ -43,9 +43,9 @@ JUDGE_MUST_REACH, MODEL_MUST_REACH = 0.95, 0.85
 
 
 def agreement(asked: np.ndarray, seen: np.ndarray, names: list[str]) -> dict[str, Any]:
-    """How often what the judge sees is what was asked for, two arrays of labels' numbers; all as parts of 1.
+    """How often what the judge sees is the requested label, two arrays of labels' numbers; all as parts of 1.
 
-    `shuffled` is the mean over `SHUFFLES` shuffles of the labels asked for, `chance` what it must be near:
+    `shuffled` is the mean over `SHUFFLES` shuffles of the requested labels, `chance` what it must be near:
     the agreement of independent answers with the same frequencies; `of_label` has each label's by name.
     """
     random = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def main() -> None:
         "--polyp-size",
         type=float,
         metavar="X",
-        help="width of the judge's polyps, times the usual (default: as the run's config.yaml says, else 1)",
+        help="width of the judge's polyps, times the usual (default: that of the run's config.yaml, else 1)",
     )
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
     sys.exit(measure(parser.parse_args()))

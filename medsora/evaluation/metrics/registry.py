@@ -43,7 +43,7 @@ def build_measures(
     """Return the measures of the metrics `names`, by the name under which reports list them.
 
     `weights` are local files by the names of `weight_files.PUBLISHED`, `flow` is one of `FLOW_ESTIMATORS`.
-    Networks' libraries load only when asked for. Raises `ValueError` or `OSError`, in one sentence, for
+    Networks' libraries load only when needed. Raises `ValueError` or `OSError`, in one sentence, for
     weights that do not fit or could not be loaded.
     """
     measures: dict[str, Measure] = {}

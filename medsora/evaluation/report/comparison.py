@@ -52,7 +52,7 @@ class Ranking:
         return dict(zip(names, rank_ranges(clear, defined), strict=True))
 
     def ties(self, name: str) -> list[str]:
-        """Return the sets that cannot be told from `name`."""
+        """Return the sets that cannot be distinguished from `name`."""
         return [
             two if one == name else one
             for (one, two), difference in self.pairs.items()

@@ -1,4 +1,4 @@
-"""What a reader of the metrics must be told: too few clips, shared clips, unequal handling."""
+"""What a reader of the metrics must be warned of: too few clips, shared clips, unequal handling."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ def result_warnings(
 
 def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:
     sides = zip((real.reference, "generated"), (real, fake), settings.clips, strict=True)
-    few = [f"{len(clips)} {name} clips where {asked}" for name, clips, asked in sides if len(clips) < asked]
+    few = [
+        f"{len(clips)} {name} clips where {requested}"
+        for name, clips, requested in sides
+        if len(clips) < requested
+    ]
     if not few:
         return []
     floors = [
@@ -52,7 +56,7 @@ def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results
     measured = f" {half} are already apart by {'; '.join(floors)}." if floors else ""
     advice = "" if settings.bootstrap else " --bootstrap 200 estimates the bias and an interval."
     return [
-        f"only {' and '.join(few)} were asked for: Fréchet distances over few clips come out too high, by "
+        f"only {' and '.join(few)} were requested: Fréchet distances over few clips come out too high, by "
         "about the inverse of their number, and the Inception Score too low; compare only runs whose "
         f"{real.reference} and generated counts are the same.{measured}{advice}"
     ]

@@ -67,7 +67,7 @@ class ArStage(GeneratorStage):
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """What a pipeline must know of the clips that the transformer is trained on."""
+        """Geometry of the training clips, for a pipeline."""
         return {"_class_name": ENDOGEN, **self.clip_geometry()}
 
     @torch.no_grad()

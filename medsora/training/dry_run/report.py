@@ -164,7 +164,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
 
 
 def count_clips(findings: Findings, config: Config, spec: ClipSpec, run: Path) -> tuple[int, tuple[str, ...]]:
-    """Say how many clips there are to train on and to hold out; return the first number, and the labels."""
+    """Report how many clips are trained on and held out; return the first number, and the labels."""
     data, counts, labels = config.data, (0, 0), Labels()
     with findings.part("the clips"):
         if data.root is None:

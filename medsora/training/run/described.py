@@ -46,7 +46,7 @@ class GeneratorStage:
     parts: StageParts
     decoder: tuple[str, nn.Module]  # the frozen decoder and its folder's name in the run
     decoder_digest: str
-    geometry: dict[str, Any]  # what a pipeline must know of the clips
+    geometry: dict[str, Any]  # of the clips, for a pipeline
     evaluate: Callable[[int], None]
     sample: Callable[[int, StopRequest], None]
     held_out_loss: ClassVar[str]  # the logged metric that early stopping goes by
@@ -90,7 +90,7 @@ class GeneratorStage:
         return [self.samples.clips.label(index) for index in range(len(self.samples.clips))]
 
     def clip_geometry(self) -> dict[str, Any]:
-        """Return what pipelines of all kinds must know of the clips: as in `SavedPipeline`, known values."""
+        """Return the geometry of the clips that pipelines of all kinds save, as in `SavedPipeline`."""
         data, rate = self.config.data, self.samples.clips.report.fps
         known = {"interval": data.interval, "rate": rate, "labels": list(self.labels)}
         return {

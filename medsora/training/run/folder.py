@@ -93,7 +93,7 @@ class RunFolder:
     def newest_checkpoint(self) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None; what was logged after it is dropped.
 
-        The main process looks for it, sets damaged ones aside, and tells the others.
+        The main process looks for it, sets damaged ones aside, and broadcasts it.
         """
         found = [None]
         if self.main:
@@ -171,7 +171,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 def _log_line(text: bytes) -> dict[str, Any] | None:
-    """Return what a line of the log says; None for one that is half written or damaged."""
+    """Return the contents of a line of the log; None for one that is half written or damaged."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):

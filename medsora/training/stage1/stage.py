@@ -121,8 +121,8 @@ class VaeStage:
                 write_video(path, np.concatenate(side_by_side, axis=2), fps)
         keep_sheet(self.run, folder.with_suffix(".png"), contact_sheet(rows, columns=SHEET_FRAMES), step)
         self.run.log(step, metrics)
-        told = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in metrics.items())
-        self.run.notify(f"step {step}, held out: {told}")
+        values = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in metrics.items())
+        self.run.notify(f"step {step}, held out: {values}")
 
     def code_metrics(self, clips: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Return the use of a tokenizer's codes on `clips`: a VAE has none."""

@@ -1,6 +1,6 @@
 """Stage 2's dataset: what one sample of the run needs, read by number; pixels, or latents from the cache.
 
-The timestep belongs to the sample's number, so a worker knows before it reads anything whether the alignment
+The timestep belongs to the sample's number, so it is known before anything is read whether the alignment
 loss of this sample can be other than zero, and leaves the frames for the optical flow on the disk if not.
 """
 

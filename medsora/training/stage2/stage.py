@@ -79,7 +79,7 @@ class Stage2(GeneratorStage):
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """What a pipeline must know of the clips that the denoiser is trained on."""
+        """Geometry of the training clips, for a pipeline."""
         geometry, settings = self.clip_geometry() | {"image_latents": self.inputs.num_images}, self.settings
         if settings.first_frame_prob:
             geometry["given_frames"] = sorted(set(settings.given_frames))

@@ -61,7 +61,7 @@ def test_real_clips_of_one_label_alone(
         assert f"real: {count} of {count} clips" in capsys.readouterr().out
     with pytest.raises(BadInput, match=r"has the label 'ulcer'; .*labels\.csv names neither, polyp\."):
         main([*command, *shape, "--label", "ulcer"])
-    with pytest.raises(BadInput, match="no label is asked for"):
+    with pytest.raises(BadInput, match="there is no label"):
         main([*command, *shape])
     alone = evaluate(
         folders["real"], folders["two"], out=tmp_path, label="polyp", labels=str(tmp_path / "labels.csv"),

@@ -103,7 +103,7 @@ def test_files_figures_and_protocol(run: Callable[..., Results], tmp_path: Path)
     page = (out / "results.md").read_text()
     assert page == results.markdown()
     assert "paper" not in page  # it measured neither motion nor pixels
-    few = "only 10 real clips where 2048 and 8 generated clips where 2048 were asked for"
+    few = "only 10 real clips where 2048 and 8 generated clips where 2048 were requested"
     assert any(few in warning for warning in results.warnings)
     assert any("already apart by untrained" in warning for warning in results.warnings)
 

@@ -323,7 +323,7 @@ def test_missing_or_foreign_parts_are_named(saved: Path) -> None:
     index = saved / "model_index.json"
     whole = index.read_text()
     index.write_text(whole.replace('"fps"', '"speed"'))
-    with pytest.raises(BadInput, match=r"model_index.json does not say the clip's fps"):
+    with pytest.raises(BadInput, match=r"model_index.json has no fps of the clip"):
         MedSoraPipeline.from_pretrained(saved)
     index.write_text(whole.replace("MedSoraPipeline", "CogVideoXPipeline"))
     with pytest.raises(BadInput, match="describes 'CogVideoXPipeline'"):
