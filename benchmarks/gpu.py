@@ -60,7 +60,7 @@ def main() -> int:
     for name in timed:
         outcomes |= run_together({name: part(name)}, TIMED_PARTS[name])
     failed = [name for name, done in outcomes.items() if not done]
-    print(f"\nfigures are in {options.results}" + (f"; not whole: {', '.join(failed)}" if failed else ""))
+    print(f"\nfigures are in {options.results}" + (f"; incomplete: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 

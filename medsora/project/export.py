@@ -70,7 +70,7 @@ def export_run(
 ) -> ModelCard:
     """Write the model of a run of stage 2 or of EndoGen to the new folder `out`, whole or not at all.
 
-    Returns its card. Raises `BadInput` if `out` is there already, or the run holds no whole checkpoint.
+    Returns its card. Raises `BadInput` if `out` is there already, or the run holds no complete checkpoint.
     """
     if out.exists():
         raise BadInput(f"{out} is there already; take another folder, or remove it.")

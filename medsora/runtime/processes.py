@@ -68,7 +68,7 @@ SILENT_S = 45.0
 STORE_LIMIT_S = 10.0  # for an answer of the main process
 MAX_WAIT = datetime.timedelta(hours=6)  # for the main process's part of the work
 BATCH_TIME_LIMIT_S = 600.0  # for a loader's worker; a clip that is hard to decode is given up long before
-GO_ON = "what was saved before is whole, so start the same command again"
+RERUN = "what was saved before is intact; run the same command to resume"
 NETWORK_WORDS = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe")
 _heartbeats: list[Heartbeat] = []
 
@@ -195,16 +195,16 @@ def check_same_folders(**folders: str | Path) -> None:
 def _why_lost(error: RuntimeError) -> str | None:
     text = str(error)
     if "DataLoader worker" in text:
-        return f"a process that loads data died ({text.splitlines()[0].rstrip('. ')}); {GO_ON}."
+        return f"a process that loads data died ({text.splitlines()[0].rstrip('. ')}); {RERUN}."
     if "DataLoader timed out" in text:
-        return f"no batch of data came within {BATCH_TIME_LIMIT_S:.0f} seconds; {GO_ON}."
+        return f"no batch of data came within {BATCH_TIME_LIMIT_S:.0f} seconds; {RERUN}."
     alone = PartialState().num_processes == 1
     if alone or not (isinstance(error, DistError) or any(word in text.lower() for word in NETWORK_WORDS)):
         return None
     reason = re.sub(r"^\[.*?\] ", "", " ".join(text.split())).split(" [")[0].split(". ")[0]
-    return f"another process of this run is gone ({reason}); {GO_ON}."
+    return f"another process of this run is gone ({reason}); {RERUN}."
 
 
 def _lost(silent: list[int], seconds: float) -> str:
     who = f"process {silent[0]}" if len(silent) == 1 else f"processes {', '.join(map(str, silent))}"
-    return f"{who} of this run has not been heard of for {seconds:.0f} seconds; {GO_ON}."
+    return f"{who} of this run has not been heard of for {seconds:.0f} seconds; {RERUN}."

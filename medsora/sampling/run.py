@@ -1,6 +1,6 @@
 """The work behind `sample_ddim.py`: split the videos over processes, skip those that exist, keep a manifest.
 
-OUT/video-00000.mp4 ...   one file, or one folder of pictures, per video; whole or not there
+OUT/video-00000.mp4 ...   one file, or one folder of pictures, per video; complete or absent
 OUT/contact-sheet.png     the first videos, one row each
 OUT/manifest.json         seeds, settings, how the training clips were read, the weights' SHA-256 and library
                           versions; written first
@@ -241,7 +241,7 @@ def _sample_share(
             bar.update()
             if stop.wanted():
                 raise Interrupted(
-                    f"{stop.reason}; finished videos stay in {settings.out}, start again for the others."
+                    f"{stop.reason}; finished videos stay in {settings.out}, rerun for the others."
                 )
 
         for batch in batches:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside, flushed, renamed; verified when read.
+"""Checkpoints that are complete or absent: written beside, flushed, renamed; verified when read.
 
 A checkpoint is a folder `step-0000500` that holds model folders, `optimizer.safetensors`, `state.json` and,
 written last, `manifest.json` with the size and SHA-256 of every other file, the run's config and what code
@@ -102,7 +102,7 @@ def save_checkpoint(
 
 
 def checkpoint_folders(root: Path) -> list[Path]:
-    """Return all checkpoint folders in `root`, whole or not, the newest first.
+    """Return all checkpoint folders in `root`, complete or not, the newest first.
 
     Raises `BadInput` if the folder is there and cannot be listed.
     """
@@ -115,7 +115,7 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def newest_whole(folders: Iterable[Path], damaged: Callable[[Path, str], None]) -> Path | None:
-    """Return the first whole one of checkpoint folders, or None.
+    """Return the first complete one of checkpoint folders, or None.
 
     `damaged` is called with every one before it and the reason: it warns, notes or raises. Raises `BadInput`
     if one cannot be read, which is no damage.
@@ -128,11 +128,11 @@ def newest_whole(folders: Iterable[Path], damaged: Callable[[Path, str], None]) 
 
 
 def latest_checkpoint(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Return the newest whole checkpoint, or None where there was none; remove what a kill left half-done.
+    """Return the newest complete checkpoint, or None where there was none; remove what a kill left half-done.
 
     Damaged ones before it are renamed to `damaged-...`, each reported to `warn` in one sentence. Raises
-    `BadInput`, and renames nothing, if none is whole, if one cannot be read, or for one that another version
-    of MedSora wrote in a form unknown here: a run that had a checkpoint never begins anew by itself.
+    `BadInput`, and renames nothing, if none is complete, if one cannot be read, or for one that another
+    version of MedSora wrote in a form unknown here: a run that had a checkpoint never begins anew by itself.
     """
     for unfinished in _listed(root, UNFINISHED):
         shutil.rmtree(unfinished)
@@ -151,7 +151,7 @@ def latest_checkpoint(root: Path, warn: Callable[[str], None]) -> Checkpoint | N
         lost = [f"{folder.name}: {problem}" for folder, problem in damaged.items()]
         if lost := lost or [f"{folder.name} was set aside" for folder in _listed(root, SET_ASIDE)]:
             raise BadInput(
-                f"{root} holds no whole checkpoint any more ({'; '.join(lost)}), and a run does not begin "
+                f"{root} holds no complete checkpoint any more ({'; '.join(lost)}), and a run does not begin "
                 "anew by itself: put a copy of one back, or take another run.name."
             )
         return None

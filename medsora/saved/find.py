@@ -4,7 +4,7 @@ A model is named by a run, one of its checkpoints, a pipeline folder, its name i
 ("phantom"), or a hub name.
 
 A run folder is what stage 2 writes: `vae/`, `pipeline.json` and `checkpoints/step-0000500/{denoiser,ema}/`,
-of which the newest whole checkpoint is taken. A pipeline folder is what `MedSoraPipeline.save_pretrained`
+of which the newest complete checkpoint is taken. A pipeline folder is what `MedSoraPipeline.save_pretrained`
 writes: `denoiser/`, `vae/`, `scheduler/` and `model_index.json`. Weights are safetensors, never pickles.
 """
 
@@ -109,7 +109,7 @@ def find_model(model: str | Path, *, raw: bool = False) -> ModelFolder:
     """Find what `model` names: a run, one checkpoint in it, a pipeline folder, a shipped model or a hub name.
 
     `raw` takes a run's raw weights instead of their moving average.
-    Raises `BadInput`, in one sentence, if there is nothing whole to load.
+    Raises `BadInput`, in one sentence, if there is nothing complete to load.
     """
     folder = Path(model)
     if (folder / "checkpoints").is_dir() or (folder / "pipeline.json").is_file():
@@ -123,7 +123,7 @@ def find_model(model: str | Path, *, raw: bool = False) -> ModelFolder:
 
 
 def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | None = None) -> ModelFolder:
-    """Find the newest whole checkpoint of a run folder, or the one that is named (a step, or its folder).
+    """Find the newest complete checkpoint of a run folder, or the one that is named (a step, or its folder).
 
     Every file is compared with the checkpoint's manifest. A damaged checkpoint is passed over for the one
     before it, with one warning; one that was requested by name is an error. Raises `BadInput`.
@@ -139,7 +139,7 @@ def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | N
     damaged: list[str] = []
     newest = newest_whole(folders, lambda folder, problem: damaged.append(f"{folder.name}: {problem}"))
     if newest is None and damaged:
-        raise BadInput(f"{run} holds no whole checkpoint ({'; '.join(damaged)}); train it again.")
+        raise BadInput(f"{run} holds no complete checkpoint ({'; '.join(damaged)}); train it again.")
     if newest is None:
         raise BadInput(f"{run} holds no checkpoint yet; train until its first one is written.")
     if damaged:
@@ -328,7 +328,7 @@ def checked_base(base: str, weights: str | None, kind: type[ModelMixin]) -> str 
 
 
 def load_vae(folder: Path) -> FrequencyCompensatedVAE | VQTokenizer:
-    """Load the VAE, tokenizer or plain base of a folder that `find_vae` gave; `BadInput` if not whole."""
+    """Load the VAE, tokenizer or plain base of a folder that `find_vae` gave; `BadInput` if incomplete."""
     if read_json_object(folder / "config.json")["_class_name"] == VQTokenizer.__name__:
         check_model(folder, VQTokenizer)
         return VQTokenizer.from_pretrained(folder)

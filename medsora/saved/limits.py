@@ -210,7 +210,7 @@ def check_clip(values: Mapping[str, Any], source: str) -> None:
 
 
 def check_part(folder: Path) -> dict[str, Any]:
-    """Return the settings of a folder that holds a readable config and whole safetensors of bounded size.
+    """Return the settings of a folder that holds a readable config and complete safetensors of bounded size.
 
     Raises `BadInput`, naming the file, for another folder.
     """
@@ -248,9 +248,9 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
         raise
     except (SafetensorError, OSError, ValueError, RecursionError, struct.error, TypeError, KeyError) as error:
         reason = one_line(str(error))[:MAX_CHARACTERS]
-        raise BadInput(f"{path} is not a whole safetensors file ({reason}); copy it again.") from error
+        raise BadInput(f"{path} is not a complete safetensors file ({reason}); copy it again.") from error
     except AttributeError as error:
-        raise BadInput(f"{path} is not a whole safetensors file (its header); copy it again.") from error
+        raise BadInput(f"{path} is not a complete safetensors file (its header); copy it again.") from error
 
 
 def check_model(folder: Path, kind: type[nn.Module]) -> None:

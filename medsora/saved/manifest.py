@@ -33,7 +33,7 @@ def checkpoint_format(folder: Path) -> int | None:
 def checkpoint_problem(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None: a file lost, cut or changed, a wrong state.
 
-    Raises `BadInput` if a file cannot be read: it may be whole (`read_patiently`).
+    Raises `BadInput` if a file cannot be read: it may be intact (`read_patiently`).
     """
     try:
         manifest = json.loads(_bounded(folder / MANIFEST))

@@ -150,7 +150,7 @@ class SavedPipeline(DiffusionPipeline):
     ) -> None:
         """Save as `DiffusionPipeline` does, but without the paths of this machine that it writes down.
 
-        Always whole safetensors files, which are all that `from_pretrained` reads. Raises `BadInput` for
+        Always complete safetensors files, which are all that `from_pretrained` reads. Raises `BadInput` for
         other `options` than defaults, and for a scheduler that cannot sample.
         """
         extra = [key for key, value in options.items() if value]
@@ -159,7 +159,7 @@ class SavedPipeline(DiffusionPipeline):
             raise BadInput("save_pretrained does not upload; call push_to_hub(OWNER/NAME) instead.")
         if extra:
             raise BadInput(
-                f"save_pretrained cannot take {', '.join(extra)}: a model is saved as one whole safetensors "
+                f"save_pretrained cannot take {', '.join(extra)}: a model is saved as one safetensors "
                 "file, the only kind that is loaded; leave that out."
             )
         if Path(save_directory).is_file():
@@ -209,7 +209,7 @@ class SavedPipeline(DiffusionPipeline):
     def from_run(
         cls, run: str | Path, *, raw: bool = False, checkpoint: str | int | None = None, **dtypes: Any
     ) -> Self:
-        """Load a run folder's newest whole checkpoint, or the named one: EMA weights, or the raw ones.
+        """Load a run folder's newest complete checkpoint, or the named one: EMA weights, or the raw ones.
 
         `dtypes` are `dtype` and `vae_dtype` of `from_folder`. Raises `BadInput` as `find_in_run` and
         `from_pretrained` do.

@@ -133,4 +133,4 @@ def read_scores(of_run: Path) -> dict[str, float]:
 
 def _require(path: Path) -> None:
     if not path.is_file():
-        raise BadInput(f"scoring left no {path} (see above); start the same command again.")
+        raise BadInput(f"scoring left no {path} (see above); run the same command again.")

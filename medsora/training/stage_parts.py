@@ -86,7 +86,7 @@ class StageParts:
         accelerator.wait_for_everyone()
 
     def resume(self, schedule: Schedule) -> int:
-        """Restore the newest whole checkpoint, if there is one; return the number of finished steps.
+        """Restore the newest complete checkpoint, if there is one; return the number of finished steps.
 
         Reports how the learning rate changes if it decays to another end than before.
 

@@ -145,7 +145,7 @@ def _write_missing(
 
 @dataclass(frozen=True)
 class _Clip:
-    """One clip's place in the folder; what is written last of it means that it is whole."""
+    """One clip's place in the folder; what is written last of it means that it is complete."""
 
     folder: Path
     index: int
@@ -198,7 +198,7 @@ class _Clip:
 
 
 def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
-    """Whether the folder already holds this phantom whole; refuses to mix it with another."""
+    """Whether the folder already contains all of this phantom; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
         with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done takes _BEGUN away at any time
             text = (folder / name).read_text(encoding="utf-8")

@@ -104,7 +104,7 @@ def _load_clip(source: str, *, given: bool) -> CLIPVisionModelWithProjection:
         ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
         first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
-        raise ValueError(f"{source} does not hold a whole CLIP vision model: {first} is missing or differs.")
+        raise ValueError(f"{source} lacks parts of the CLIP vision model: {first} is missing or differs.")
     return network.requires_grad_(False).eval()
 
 

@@ -56,7 +56,7 @@ class TensorStore:
             ) from error
 
     def get(self, name: str) -> dict[str, Tensor] | None:
-        """Return an entry, or None if it is not there or not whole."""
+        """Return an entry, or None if it is absent or incomplete."""
         if name in self._kept:
             self._kept.move_to_end(name)
             return _copied(self._kept[name])
@@ -105,7 +105,7 @@ class TensorStore:
             ) from error
 
     def missing(self, names: list[str]) -> list[str]:
-        """Return those of `names` that are not there or not whole on the disk."""
+        """Return those of `names` that are absent or incomplete on the disk."""
         return [name for name in names if self._read(name) is None]
 
     def fill(

@@ -269,7 +269,7 @@ def _inspect_folder(findings: Findings, path: Path, config: Config, stage: str) 
         if newest is not None:
             return findings.line("run folder", f"{path}, resumed after {newest.name}")
         if folders:
-            raise BadInput(f"{path} holds no whole checkpoint: put one back or take another run.name.")
+            raise BadInput(f"{path} holds no complete checkpoint: put one back or take another run.name.")
     findings.line("run folder", f"{path}, new")
 
 

@@ -122,7 +122,7 @@ class GeneratorStage:
             )
 
     def resume(self) -> int:
-        """Restore the newest whole checkpoint, if there is one; return the number of finished steps.
+        """Restore the newest complete checkpoint, if there is one; return the number of finished steps.
 
         Also writes beside it what sampling needs of this run: the decoder and pipeline.json. Raises
         `BadInput` or `OSError` if the checkpoint is of another model, or of one with another decoder.

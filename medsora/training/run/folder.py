@@ -91,7 +91,7 @@ class RunFolder:
             ) from error
 
     def newest_checkpoint(self) -> Checkpoint | None:
-        """Return the newest whole checkpoint, or None; what was logged after it is dropped.
+        """Return the newest complete checkpoint, or None; what was logged after it is dropped.
 
         The main process looks for it, sets damaged ones aside, and broadcasts it.
         """

@@ -101,7 +101,7 @@ class VaeStage:
         load_weights(self.vae, folder / "diffusion_pytorch_model.safetensors")
 
     def resume(self) -> int:
-        """Restore the newest whole checkpoint, if there is one; return the number of finished steps."""
+        """Restore the newest complete checkpoint, if there is one; return the number of finished steps."""
         return self.parts.resume(self.schedule)
 
     def evaluate(self, step: int) -> None:

@@ -182,7 +182,7 @@ def test_a_card_without_facts_says_so(run: Path, tmp_path: Path) -> None:
     [
         (["{run}/vae", "out"], "is no run folder of stage 2"),
         (["{run}", "{run}"], "is there already"),
-        (["{run}", "out", "--checkpoint", "7"], "holds no whole checkpoint"),
+        (["{run}", "out", "--checkpoint", "7"], "holds no complete checkpoint"),
         (["{run}", "out", "--evaluation", "nowhere.json"], "there is no evaluation nowhere.json"),
         (["{run}", "out", "--evaluation", "{run}/versions.json"], "is not what evaluate.py writes"),
         (["{run}", "out", "--data-description", "@nowhere.md"], "nowhere.md cannot be read"),

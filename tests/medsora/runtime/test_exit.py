@@ -37,7 +37,8 @@ def test_a_signal_while_the_command_sets_itself_up(number: int, capsys: pytest.C
     assert leave(lambda: signal.raise_signal(number)) == 75
     err = capsys.readouterr().err
     assert err == (
-        f"interrupted: received {signal.Signals(number).name}; what was saved before is whole, start again.\n"
+        f"interrupted: received {signal.Signals(number).name}; "
+        "what was saved before is intact; rerun to resume.\n"
     )
     assert signal.getsignal(number) is before
 

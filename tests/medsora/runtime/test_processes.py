@@ -61,9 +61,9 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(clips: Path, tmp_path: 
         text=True,
         timeout=PATIENCE_S,
     )
-    assert re.search(r"a process that loads data died \(.*\); what was saved before is whole", done.stdout), (
-        done.stderr
-    )
+    assert re.search(
+        r"a process that loads data died \(.*\); what was saved before is intact", done.stdout
+    ), done.stderr
 
 
 def test_processes_that_disagree_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

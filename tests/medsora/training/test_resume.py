@@ -333,7 +333,7 @@ def test_the_time_limit_is_kept_before_the_first_step_too(
     assert left.value.code == 75
     said = capsys.readouterr().err
     assert said.endswith(
-        "interrupted: the time limit is reached; what was saved before is whole, start again.\n"
+        "interrupted: the time limit is reached; what was saved before is intact; rerun to resume.\n"
     )
     assert "Traceback" not in said
     assert not (config.vae_dir / "checkpoints").exists()
