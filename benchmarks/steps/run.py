@@ -187,11 +187,11 @@ def main() -> None:
     )
 
 
-def plan(missing: Sequence[tuple[str, int]], asked: int, seeds: Sequence[int], out: Path) -> Iterator[str]:
+def plan(missing: Sequence[tuple[str, int]], total: int, seeds: Sequence[int], out: Path) -> Iterator[str]:
     """Yield what would be sampled, and how many evaluations of the denoiser that takes per video."""
     left = sum(not reference_file(out, seed).is_file() for seed in seeds)
     yield f"{left} of {len(seeds)} reference videos of {REFERENCE_STEPS} steps are to be sampled."
-    yield f"{len(missing)} of {asked} points are to be measured:"
+    yield f"{len(missing)} of {total} points are to be measured:"
     yield from (f"{name}, {steps} steps" for name, steps in missing)
     total = left * REFERENCE_STEPS + len(seeds) * sum(steps for _, steps in missing)
     yield f"About {total:,} evaluations of the denoiser, each for one video."

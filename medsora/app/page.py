@@ -60,7 +60,7 @@ CSS = """
 .clip figcaption span { text-wrap: balance; overflow-wrap: anywhere; }
 #model input, #left-model input, #right-model input { text-overflow: ellipsis;
   padding-right: 2rem !important; box-sizing: border-box; }
-.told { opacity: .75; font-size: .9rem; padding-left: 12px; }
+.summary { opacity: .75; font-size: .9rem; padding-left: 12px; }
 #grid .wrap.center, #pair .wrap.center { inset: 0; }
 #grid .progress-level-inner, #pair .progress-level-inner { font-family: inherit; font-size: .95rem; }
 #grid .progress-bar-wrap, #pair .progress-bar-wrap { height: 8px; border-radius: 4px; overflow: hidden; }
@@ -92,8 +92,8 @@ def _sample_tab(models: Models) -> None:
             )
             archive = packed(paths, name, wish)
         clips = [(path, f"seed {number}") for path, number in zip(paths, wish.seeds, strict=True)]
-        told = f"{len(paths)} videos in {time.monotonic() - began:.0f} s, {name}{wish.condition_words}."
-        return _grid(clips), told, gr.DownloadButton(value=str(archive), interactive=True)
+        summary = f"{len(paths)} videos in {time.monotonic() - began:.0f} s, {name}{wish.condition_words}."
+        return _grid(clips), summary, gr.DownloadButton(value=str(archive), interactive=True)
 
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
@@ -115,9 +115,9 @@ def _sample_tab(models: Models) -> None:
             download = gr.DownloadButton("Download all", interactive=False, elem_id="download")
         with gr.Column(scale=3):
             grid = gr.HTML(EMPTY, elem_id="grid")
-            told = gr.Markdown(elem_classes="told", elem_id="told")
+            summary = gr.Markdown(elem_classes="summary", elem_id="summary")
     inputs = [name, sampler, steps, seed, videos, *condition_fields]
-    button.click(sample, inputs, [grid, told, download], show_progress_on=[grid], **ONE_AT_A_TIME)
+    button.click(sample, inputs, [grid, summary, download], show_progress_on=[grid], **ONE_AT_A_TIME)
 
 
 def _compare_tab(models: Models) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do, checked before anything is read."""
+"""Settings of an evaluation, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class ClipSettings:
 
         None takes all.
         """
-        asked = {name: getattr(self, name) for name in ("frames", "size", "rate", "seed")}
-        asked |= {"interval": self.interval or 1, "crop": self.crop or DEFAULT_CROP}
-        return choose_clips(root, count=count, **asked | changed)
+        arguments = {name: getattr(self, name) for name in ("frames", "size", "rate", "seed")}
+        arguments |= {"interval": self.interval or 1, "crop": self.crop or DEFAULT_CROP}
+        return choose_clips(root, count=count, **arguments | changed)
 
 
 @dataclass

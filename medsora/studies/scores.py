@@ -39,7 +39,7 @@ CLIP_METRICS = {
     "clips/untrained_pyramid_distance": Metric(
         "untrained 3-D pyramid, distance from phantom (held out)", "Fréchet"
     ),
-    "clips/agreement": Metric("label agreement", "how often a classifier sees what was asked for", 1),
+    "clips/agreement": Metric("label agreement", "how often a classifier sees the requested label", 1),
     "vae/agreement": Metric("label agreement after the VAE", "a classifier on clips that it returns", 1),
     "vae/polyps_kept": Metric("polyps kept by the VAE", "how many of them the classifier still sees", 1),
 }
@@ -69,8 +69,8 @@ class Scoring:
         videos, scores = of_run / "clips", of_run / "scores"
         sampling = ["--sampler", self.sampler, "--steps", str(self.steps)]
         if not (scores / REPORT).is_file():
-            asked = ["--num-videos", str(self.clips), "--out", str(videos), *sampling]
-            launch(["sample", "--model", str(folder), *asked])
+            arguments = ["--num-videos", str(self.clips), "--out", str(videos), *sampling]
+            launch(["sample", "--model", str(folder), *arguments])
             real = real_clips(config, self.clips)
             shape = ["--frames", str(config.data.frames), "--size", size]
             words = ["--real", str(real), "--fake", str(videos), *shape, "--out", str(scores)]

@@ -115,7 +115,7 @@ def _trial(
         others_stopped_s, statuses = wait_for_others(started, 0)
         if statuses[0] != -signal.SIGKILL:
             wrong.append(f"it was not killed but ended with {statuses[0]}")
-        if run.processes > 1 and "error: another process of this run is gone" not in started.said:
+        if run.processes > 1 and "error: another process of this run is gone" not in started.output:
             wrong.append("the other process did not say why it stopped")
     else:
         started = launch(run)

@@ -112,9 +112,9 @@ def test_one_set_of_files(together: Path) -> None:
 
 
 def test_both_take_the_same_checkpoint_when_the_newest_is_damaged(together: Path) -> None:
-    said = (together / "runs" / "tiny" / "dit-tiny" / "messages.txt").read_text()
-    assert said.count("is damaged") == 1
-    assert said.count("resuming after step 1 of 2") == 1
+    output = (together / "runs" / "tiny" / "dit-tiny" / "messages.txt").read_text()
+    assert output.count("is damaged") == 1
+    assert output.count("resuming after step 1 of 2") == 1
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_both(together: Path) -> None:

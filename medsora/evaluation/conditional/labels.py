@@ -42,20 +42,22 @@ THROUGH_VAE = "judge on the same, through the VAE"
 JUDGE_MUST_REACH, MODEL_MUST_REACH = 0.95, 0.85
 
 
-def agreement(asked: np.ndarray, seen: np.ndarray, names: list[str]) -> dict[str, Any]:
+def agreement(requested: np.ndarray, seen: np.ndarray, names: list[str]) -> dict[str, Any]:
     """How often what the judge sees is the requested label, two arrays of labels' numbers; all as parts of 1.
 
     `shuffled` is the mean over `SHUFFLES` shuffles of the requested labels, `chance` what it must be near:
     the agreement of independent answers with the same frequencies; `of_label` has each label's by name.
     """
     random = np.random.default_rng(0)
-    shuffled = [(random.permutation(asked) == seen).mean() for _ in range(SHUFFLES)]
+    shuffled = [(random.permutation(requested) == seen).mean() for _ in range(SHUFFLES)]
     return {
-        "asked": float((asked == seen).mean()),
+        "asked": float((requested == seen).mean()),
         "shuffled": float(np.mean(shuffled)),
-        "chance": float(sum((asked == k).mean() * (seen == k).mean() for k in range(len(names)))),
+        "chance": float(sum((requested == k).mean() * (seen == k).mean() for k in range(len(names)))),
         "of_label": {
-            name: float((seen[asked == k] == k).mean()) for k, name in enumerate(names) if (asked == k).any()
+            name: float((seen[requested == k] == k).mean())
+            for k, name in enumerate(names)
+            if (requested == k).any()
         },
     }
 
@@ -137,26 +139,26 @@ def _load_vae(named: str) -> FrequencyCompensatedVAE:
 def _model_results(
     pipeline: SavedPipeline, judge: Judge, names: list[str], options: argparse.Namespace
 ) -> dict[str, object]:
-    asked = np.arange(options.videos) % len(names)
-    wanted = [names[k] for k in asked]
+    requested = np.arange(options.videos) % len(names)
+    wanted = [names[k] for k in requested]
     videos = sampled(pipeline, options, options.seed, label=wanted, guidance=options.guidance)
     seen = judged(judge, videos)
     for k, name in enumerate(names):
         rows = [
-            (f"asked for {name}, seed {options.seed + row}, judged {names[seen[row]]}", videos[row])
-            for row in np.flatnonzero(asked == k)[:SHEET_ROWS]
+            (f"requested {name}, seed {options.seed + row}, judged {names[seen[row]]}", videos[row])
+            for row in np.flatnonzero(requested == k)[:SHEET_ROWS]
         ]
         if rows:
             save_image(options.out / f"sheet-{name}.png", contact_sheet(rows, columns=8))
     of_diffusion = ("sampler", "steps") if isinstance(pipeline, MedSoraPipeline) else ()
     settings = ("videos", "guidance", *of_diffusion, "seed")
-    return agreement(asked, seen, names) | {key: getattr(options, key) for key in settings}
+    return agreement(requested, seen, names) | {key: getattr(options, key) for key in settings}
 
 
 def _claims(results: dict[str, object]) -> list[Claim]:
     wanted = [("the judge is right about phantom clips (held out)", ON_PHANTOM, JUDGE_MUST_REACH)]
     if "asked" in results:
-        wanted.append(("sampled clips show what was asked for", "asked", MODEL_MUST_REACH))
+        wanted.append(("sampled clips show the requested label", "asked", MODEL_MUST_REACH))
     else:
         kept = [key for key in results if key.startswith(f"{THROUGH_VAE}, ")]
         names = [key.removeprefix(f"{THROUGH_VAE}, ") for key in kept]

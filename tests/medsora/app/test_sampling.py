@@ -235,11 +235,11 @@ def test_work_is_limited() -> None:
 
 
 def test_visitors_see_no_paths_of_the_server(tmp_path: Path) -> None:
-    for said, told in (
+    for message, shown in (
         (f"there is no file {tmp_path}/a b/picture.png; give one", "there is no file"),
         ("/srv/models/secret/vae/config.json cannot be read", "config.json cannot be read"),
         ("see https://example.org/a/b, 3/4 and steps 1/2", "see https://example.org/a/b, 3/4 and steps 1/2"),
         ("the model '/data/x/y' is gone", "the model 'y' is gone"),
     ):
-        assert without_paths(said).startswith(told)
-        assert not any(word in without_paths(said) for word in ("/srv", "/data", "/tmp"))
+        assert without_paths(message).startswith(shown)
+        assert not any(word in without_paths(message) for word in ("/srv", "/data", "/tmp"))

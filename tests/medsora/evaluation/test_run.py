@@ -342,11 +342,11 @@ def test_sets_that_mean_nothing_are_said_once(
             tags = {"comment": f"{number}"}  # other bytes than the real file's
             write_video(fake / f"{index}.mkv", clip, 12, lossless=True, metadata=tags)
         results = run(real=tmp_path / "real", fake=fake, metrics=metrics)
-        said = [
-            w for w in results.warnings if "generated clips " in w and "asked for" not in w and "DIS" not in w
+        warnings = [
+            w for w in results.warnings if "generated clips " in w and "requested" not in w and "DIS" not in w
         ]
-        assert len(said) == 1
-        assert said[0].startswith(sentence)
+        assert len(warnings) == 1
+        assert warnings[0].startswith(sentence)
         assert results.warnings.count("1 of 4 real clips is black.") == 1
         assert capsys.readouterr().err.count(sentence) == 1
 

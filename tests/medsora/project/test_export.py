@@ -79,8 +79,8 @@ def export(*arguments: str) -> str:
 
 
 def test_the_folder_samples_what_the_run_does(run: Path, tmp_path: Path) -> None:
-    said = export(str(run.parent), str(tmp_path / "out"), "--name", "My model")
-    assert str(tmp_path / "out") in said
+    output = export(str(run.parent), str(tmp_path / "out"), "--name", "My model")
+    assert str(tmp_path / "out") in output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md", "denoiser", "manifest.json", "model_index.json", "samples.png", "scheduler", "vae",
     ]  # fmt: skip
@@ -291,8 +291,8 @@ def test_push_to_hub_uploads_a_loadable_model_and_its_card(hub: type[StubHub], t
 
 
 def test_export_pushes_the_folder_that_it_made(hub: type[StubHub], run: Path, tmp_path: Path) -> None:
-    said = export(str(run), str(tmp_path / "out"), "--push", "somebody/clips")
-    assert "uploaded: https://huggingface.co/somebody/clips" in said
+    output = export(str(run), str(tmp_path / "out"), "--push", "somebody/clips")
+    assert "uploaded: https://huggingface.co/somebody/clips" in output
     assert hub.uploaded["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
     assert "denoiser/diffusion_pytorch_model.safetensors" in hub.uploaded
 

@@ -216,5 +216,5 @@ def test_silence_ends_the_process_and_one_says_why(
     with pytest.raises(SystemExit) as left:
         beat.run()
     assert left.value.code == 1
-    said = "error: process 1 of this run has not been heard of for 6 seconds"
-    assert (said in capsys.readouterr().err) == speaks
+    message = "error: process 1 of this run has not been heard of for 6 seconds"
+    assert (message in capsys.readouterr().err) == speaks

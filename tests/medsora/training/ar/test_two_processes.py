@@ -66,8 +66,8 @@ def test_the_command_trains_under_accelerate_launch(clips: Path, tmp_path: Path)
     config = tokens.configure(Path(), clips, tokenizer)
     save_config(config, tmp_path / "config.yaml")
     command = ("-m", "medsora", "train-ar", "--config", "config.yaml", "train_ar.max_steps=2")
-    said = launched(tmp_path, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *command)
-    assert "EndoGen is trained" in said
+    output = launched(tmp_path, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *command)
+    assert "EndoGen is trained" in output
     run = tmp_path / config.ar_dir
     assert find_model(run).step == 2
     assert [line["step"] for line in log_lines(run) if "loss/total" in line] == [1, 2]

@@ -91,9 +91,9 @@ def test_a_run_stops_and_keeps_its_best_checkpoint(configure: Callable[..., Conf
     run = tiny.train(stage, configure(tmp_path), pages=True)
     steps = sorted(folder.name for folder in (run / "checkpoints").iterdir())
     assert steps == ["step-0000002", "step-0000004"]
-    said = SAID.format("loss" if stage == "vae" else "mse")
-    assert (run / "messages.txt").read_text().count(said) == 1
-    assert said in (run / "report.html").read_text()
+    output = SAID.format("loss" if stage == "vae" else "mse")
+    assert (run / "messages.txt").read_text().count(output) == 1
+    assert output in (run / "report.html").read_text()
     assert tiny.log_lines(run)[-1]["step"] == 4
     if stage == "dit":
         assert (run / "samples" / "step-0000004.png").is_file()  # what is due at the end of a run
