@@ -291,8 +291,9 @@ def find_vae(
                     f"{folder} holds {shown(kind)}, not a {' or '.join(kinds)}; give a VAE's folder."
                 )
             return folder
-    what = "tokenizer" if set(kinds) <= TOKENIZERS.keys() else "VAE"
-    raise BadInput(f"there is no trained {what} in {named}; {hint}.")
+    if set(kinds) <= TOKENIZERS.keys():
+        raise BadInput(f"there is no trained tokenizer in {named}; {hint}.")
+    raise BadInput(f"there is no trained VAE in {named}; {hint}.")
 
 
 def find_base(
