@@ -133,7 +133,7 @@ def _compared(name: str, one: Path, two: Path) -> str:
     results = [json.loads((shared / "results" / "results.json").read_text()) for shared in (one, two)]
     metrics = [[found[kind] for kind in ("distances", "scores")] for found in results]
     assert metrics[0] == metrics[1], metrics
-    return "the same figures"
+    return "the same metrics"
 
 
 def _kill_one(work: Path) -> str:
