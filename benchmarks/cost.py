@@ -138,9 +138,9 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     runs = on_gpu or options.measure
     device = torch.device("cuda" if on_gpu else "cpu")
-    how = f"measured on {device_name(device)}" if runs else "nothing measured (no GPU, no --measure)"
+    basis = f"measured on {device_name(device)}" if runs else "nothing measured (no GPU, no --measure)"
     title = f"Batch 1, {options.size}x{options.size} pixels, {options.image_latents} latents of joint images"
-    title += f", {'per-frame' if options.per_frame else 'causal'} VAE, torch {torch.__version__}; {how}."
+    title += f", {'per-frame' if options.per_frame else 'causal'} VAE, torch {torch.__version__}; {basis}."
     if options.dry_run:
         print(title, *(f"{preset} at {frames} frames" for preset, frames in points), sep="\n")
         return

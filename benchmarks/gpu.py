@@ -1,7 +1,7 @@
-"""Every figure that needs a GPU, in under eight minutes, with one command: `python -m benchmarks.gpu`.
+"""Every value that needs a GPU, in under eight minutes, with one command: `python -m benchmarks.gpu`.
 
 It needs PyTorch, Triton, einops and local-attention (docs/gpu-run.md: what to bring along). Each part is a
-process of its own with a limit of its own, so that one that fails or hangs costs no other part its figures.
+process of its own with a limit of its own, so that one that fails or hangs costs no other part its values.
 Kernels are compiled first, for all parts at once: that takes longer than measuring, and disturbs it.
 """
 
@@ -60,7 +60,7 @@ def main() -> int:
     for name in timed:
         outcomes |= run_together({name: part(name)}, TIMED_PARTS[name])
     failed = [name for name, done in outcomes.items() if not done]
-    print(f"\nfigures are in {options.results}" + (f"; not whole: {', '.join(failed)}" if failed else ""))
+    print(f"\nfigures are in {options.results}" + (f"; incomplete: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 
@@ -141,7 +141,7 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
     end = time.monotonic() + COMPILING_S - 30
     step_job = pool.submit(step_error, device.type) if backend == "triton" else None
     try:
-        jobs = {pool.submit(error_of, backend, device.type, *case): case for case in cases}
+        jobs = {pool.submit(largest_error, backend, device.type, *case): case for case in cases}
         for job in as_completed(jobs, timeout=end - time.monotonic()):
             length, dtype = jobs[job]
             if broken := job.exception():
@@ -159,7 +159,7 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
         print("the rest was not checked in time")
     if missing:
         print(
-            "no figures of "
+            "no values of "
             + ", ".join(f"{length} in {dtype}" for length, dtype in cases if (length, dtype) in missing)
         )
     step = None
@@ -167,11 +167,11 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
         try:
             step = step_job.result(timeout=max(0, end - time.monotonic()))
             print(f"a denoising step by our kernels against PyTorch's operators: {step:.1e}")
-        except Exception as broken:  # whatever a compiler or a driver may say: the scans' figures are kept
+        except Exception as broken:  # whatever a compiler or a driver may say: the scans' values are kept
             print(f"a denoising step cannot be computed in time: {broken!r}")
         failed = failed or step is None or not step <= STEP_TOLERANCE
-    figures = {"backend": backend, "checked": len(cases) - len(missing), "of": len(cases), "step": step}
-    keep("check", device, figures | {"largest relative error": worst}, results)
+    values = {"backend": backend, "checked": len(cases) - len(missing), "of": len(cases), "step": step}
+    keep("check", device, values | {"largest relative error": worst}, results)
     print(f"{backend} against the recurrence, outputs and gradients, largest relative errors: {worst}")
     for worker in multiprocessing.active_children():
         worker.kill()
@@ -196,7 +196,7 @@ def step_error(device: str) -> float:
     return errors({"eps": actual}, {"eps": expected})["eps"]
 
 
-def error_of(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
+def largest_error(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
     """Largest relative error of one length's outputs and gradients against the recurrence."""
     from medsora.kernels import mamba2_scan
 

@@ -29,13 +29,13 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print, but keep nothing")
     options = parser.parse_args()
     device = torch.device(options.device)
-    figures: dict[str, object] = {"preset": options.preset}
+    values: dict[str, object] = {"preset": options.preset}
     if device.type == "cuda":
-        figures["time, times linear"] = round(timed(options.preset, device), 3)
-    figures["FLOPs, times linear"] = round(counted(options.preset), 3)
-    print(f"{device_name(device)}: {figures}")
+        values["time, times linear"] = round(timed(options.preset, device), 3)
+    values["FLOPs, times linear"] = round(counted(options.preset), 3)
+    print(f"{device_name(device)}: {values}")
     if not options.dry:
-        keep("growth", device, figures, options.results)
+        keep("growth", device, values, options.results)
 
 
 def counted(preset: str) -> float:

@@ -1,11 +1,11 @@
 """Times the scan on this machine, every usable backend beside the others: `python -m benchmarks.kernels`.
 
 One denoising step scans, per block, both axes of the frames in two directions and every token position over
-time. A preset's figure is its blocks times that. The floor is what no version can beat here: each input byte
+time. A preset's value is its blocks times that. The floor is what no version can beat here: each input byte
 read and each output byte written once at the speed of a large copy, or the products at the speed of a large
 product, whichever takes longer; both speeds are measured first, in the same run.
 
-Sizes that take minutes here are left out, and said so; `reference`, which walks token by token, is timed
+Sizes that take minutes here are left out, and said so; `reference`, which goes token by token, is timed
 once, at the smallest size alone. Memory is the peak of forward and backward on a GPU, and on a CPU what
 autograd keeps between them.
 """
@@ -100,7 +100,7 @@ def report(
             forward = timed(lambda name=name: run(scans, name, backward=False), device)
             both = timed(lambda name=name: run(scans, name, backward=True), device)
             rows[name] = forward, both, memory_bytes(scans, name, device)
-        except Exception as error:  # one backend's failure, of whatever kind, costs no other its figures
+        except Exception as error:  # one backend's failure, of whatever kind, costs no other its values
             reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
             print(f"{length:6} {batch:5} {name:>10} failed: {reason}", flush=True)
             failed.append({"length": length, "batch": batch, "backend": name, "failed": reason})
@@ -157,7 +157,7 @@ def block_scans(
     rows, cols = numbers.transpose(0, 1).flatten(1), numbers.permute(2, 0, 1).flatten(1)
     spatial = torch.stack([lines[:, both_ways].transpose(0, 1) for lines in (rows, cols)])
     temporal = numbers.flatten(1).T[None, None]
-    return [(inputs(), walks.int().contiguous().to(device)) for walks in (spatial, temporal)]
+    return [(inputs(), order.int().contiguous().to(device)) for order in (spatial, temporal)]
 
 
 def run(scans: list[tuple[dict[str, Tensor], Tensor]], backend: str, *, backward: bool) -> None:
@@ -300,7 +300,7 @@ def _arguments() -> argparse.Namespace:
         metavar="N",
         help="larger sizes (length x batch x 8) are left out (default: on a CPU 16384, on a GPU none are)",
     )
-    parser.add_argument("--seconds", type=float, default=0.2 if on_gpu else 1.0, help="per figure")
+    parser.add_argument("--seconds", type=float, default=0.2 if on_gpu else 1.0, help="per value")
     args = parser.parse_args()
     if args.most_tokens is None:
         args.most_tokens = sys.maxsize if args.device.startswith("cuda") else CPU_TOKENS

@@ -35,17 +35,17 @@ class Row:
     device: str
     benchmark: str
     size: dict[str, object]
-    figure: str
+    value: str
     is_speed_up: bool = True  # else a share or a multiple, where less is better
 
     def newest(self, entries: Sequence[Entry]) -> dict[str, Entry]:
         """Return the last entry with this result by machine, machines in the order of their first."""
         found = {}
         for entry in entries:
-            figures = entry["figures"]
+            values = entry["figures"]
             same = (entry["benchmark"], entry["device"]) == (self.benchmark, self.device)
-            fits = all(figures.get(key) == value for key, value in self.size.items())
-            if same and fits and value_of(figures, self.figure) is not None:
+            fits = all(values.get(key) == value for key, value in self.size.items())
+            if same and fits and value_of(values, self.value) is not None:
                 found[entry["machine"]] = entry
         return found
 
@@ -87,13 +87,13 @@ def read_results(path: Path) -> list[Entry]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def value_of(figures: dict[str, Any], name: str) -> float | dict[str, float] | None:
-    """A figure by its name, shares included, which are made of two figures; None if it is not there."""
+def value_of(values: dict[str, Any], name: str) -> float | dict[str, float] | None:
+    """A measured value by its name, shares included, which are made of two; None if it is not there."""
     shares = {"share kept": "kept for the backward, MiB", "share of peak": "peak MiB"}
     if name in shares:
-        both = figures.get(shares[name])
+        both = values.get(shares[name])
         return both and both["ours"] / both["reference"]
-    return figures.get(name)
+    return values.get(name)
 
 
 def results_tables(entries: Sequence[Entry]) -> Iterator[str]:
@@ -108,7 +108,7 @@ def results_tables(entries: Sequence[Entry]) -> Iterator[str]:
         table = []
         for what, found in newest.items():
             cells = (
-                shown(value_of(found[machine]["figures"], rows[what].figure))
+                shown(value_of(found[machine]["figures"], rows[what].value))
                 if machine in found
                 else "not yet"
                 for machine in machines
@@ -137,7 +137,7 @@ def draw(path: Path, entries: Sequence[Entry]) -> None:
     figure = Figure(figsize=(8, 0.8 + 0.35 * len(found)), layout="constrained")
     axes = figure.add_subplot()
     for place, (row, machine, entry) in enumerate(found):
-        ratio = value_of(entry["figures"], row.figure)
+        ratio = value_of(entry["figures"], row.value)
         around = [[ratio["median"] - ratio["low"]], [ratio["high"] - ratio["median"]]]
         colour = COLOURS[machines.index(machine) % len(COLOURS)]
         axes.barh(place, ratio["median"], xerr=around, color=colour, height=0.6, capsize=3, label=machine)

@@ -65,38 +65,38 @@ def main() -> None:
     if options.compile:
         wirings.compile()
     for batch in options.batches:
-        figures = measure(wirings, batch, device, dtype, options.rounds)
+        values = measure(wirings, batch, device, dtype, options.rounds)
         if not options.dry:
             chosen = {"preset": options.preset, "compiled": options.compile}
-            keep("sample", device, chosen | figures, options.results)
+            keep("sample", device, chosen | values, options.results)
 
 
 @torch.no_grad()
 def measure(
     wirings: Wirings, batch: int, device: torch.device, dtype: torch.dtype, rounds: int
 ) -> dict[str, object]:
-    """Figures of one batch size, printed as they come."""
+    """Measured values of one batch size, printed as they come."""
     works = whole_steps(wirings, batch, device, dtype)
     counts = counted_gflop(wirings, batch)
     whole = take_turns(works, rounds, device)
-    figures: dict[str, object] = {"batch": batch, "dtype": str(dtype), "scan": wirings.scan, "rounds": rounds}
-    figures["gflop"] = {name: round(count, 2) for name, count in counts.items()}
-    figures["ms"] = {name: round(median_ms(times), 3) for name, times in whole.items()}
-    figures["step, same latents"] = ratio(whole["reference"], whole["ours, same latents"])
-    figures["video"] = ratio(whole["reference"], whole["ours, clip alone"])
-    figures["changes"] = changes(wirings, batch, device, dtype, rounds, whole)
+    values: dict[str, object] = {"batch": batch, "dtype": str(dtype), "scan": wirings.scan, "rounds": rounds}
+    values["gflop"] = {name: round(count, 2) for name, count in counts.items()}
+    values["ms"] = {name: round(median_ms(times), 3) for name, times in whole.items()}
+    values["step, same latents"] = ratio(whole["reference"], whole["ours, same latents"])
+    values["video"] = ratio(whole["reference"], whole["ours, clip alone"])
+    values["changes"] = changes(wirings, batch, device, dtype, rounds, whole)
     if device.type == "cpu":
-        figures |= bf16_against_float32(wirings, batch, rounds)
+        values |= bf16_against_float32(wirings, batch, rounds)
     if device.type == "cuda":
         step = median_ms(whole["ours, clip alone"]) / 1e3
-        figures["videos/s, 250 steps, not decoded"] = round(batch / (250 * step), 2)
+        values["videos/s, 250 steps, not decoded"] = round(batch / (250 * step), 2)
         eager = whole_steps(wirings, batch, device, dtype, record=False)  # a graph's memory is held for good
-        figures["peak MiB"] = {name: peak_mib(work) for name, work in eager.items()}
+        values["peak MiB"] = {name: peak_mib(work) for name, work in eager.items()}
         if "H200" in device_name(device) and batch in H200_FLOOR_S:
             step = median_ms(whole["ours, same latents"]) / 1e3
-            figures["times the floor"] = round(step / H200_FLOOR_S[batch], 2)
-    report(batch, figures)
-    return figures
+            values["times the floor"] = round(step / H200_FLOOR_S[batch], 2)
+    report(batch, values)
+    return values
 
 
 def whole_steps(
@@ -173,10 +173,10 @@ def bf16_against_float32(wirings: Wirings, batch: int, rounds: int) -> dict[str,
 
 def _projections(mamba: Mamba2, x: torch.Tensor) -> tuple[Work, Work]:
     """Project what the scans of both axes in both directions give and sum it, or the other way round."""
-    ways = x.new_empty(2, 2, *x.shape[:-1], mamba.norm.weight.numel()).normal_()  # axes, directions, ...
+    outputs = x.new_empty(2, 2, *x.shape[:-1], mamba.norm.weight.numel()).normal_()  # axes, directions, ...
     return (
-        lambda: [mamba.out_proj(there) + mamba.out_proj(back) for there, back in ways],
-        lambda: [mamba.out_proj(there + back) for there, back in ways],
+        lambda: [mamba.out_proj(there) + mamba.out_proj(back) for there, back in outputs],
+        lambda: [mamba.out_proj(there + back) for there, back in outputs],
     )
 
 
@@ -193,19 +193,19 @@ def _with_products(onednn: bool, work: Work) -> object:
         return work()
 
 
-def report(batch: int, figures: dict[str, object]) -> None:
+def report(batch: int, values: dict[str, object]) -> None:
     """Print what `measure` found."""
-    counts = figures["gflop"]
+    counts = values["gflop"]
     print(f"\nbatch {batch}: {counts['reference']:.1f} GFLOP the reference, {counts['ours']:.1f} ours")
-    for name, milliseconds in figures["ms"].items():
+    for name, milliseconds in values["ms"].items():
         print(f"  {name:22} {milliseconds:10.3f} ms")
-    for name, change in figures["changes"].items():
+    for name, change in values["changes"].items():
         print(f"  {name:75} {change}")
-    print(f"  a step, same latents   {figures['step, same latents']}")
-    print(f"  a sampled video's cost {figures['video']}")
+    print(f"  a step, same latents   {values['step, same latents']}")
+    print(f"  a sampled video's cost {values['video']}")
     for name in ("times the floor", "videos/s, 250 steps, not decoded", "peak MiB", BF16, BF16_ERROR):
-        if name in figures:
-            print(f"  {name}: {figures[name]}")
+        if name in values:
+            print(f"  {name}: {values[name]}")
 
 
 def _options() -> argparse.Namespace:

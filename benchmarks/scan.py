@@ -1,7 +1,7 @@
 """The scan alone at length 48 against mamba-ssm's own PyTorch reference: `python -m benchmarks.scan`.
 
 What a block of B asks for in space: eight rows and eight columns of 48 tokens per clip, two directions each.
-The package's reference gets its sequences ready in walking order, one chunk each; ours fetches and puts back
+The package's reference gets its sequences ready in scan order, one chunk each; ours fetches and puts back
 its own. `benchmarks.kernels` times the kernels beside each other; this one comparison needs no GPU.
 
 Memory is as PyTorch leaves it, for whoever calls either scan. With `--keep-freed` it is as our programs run:
@@ -43,10 +43,10 @@ def main() -> None:
         keep_freed_memory()
     device = torch.device("cpu")
     for batch in options.batches:
-        figures = measure(batch, options.rounds)
-        print(f"{device_name(device)}, batch {batch}: {figures['scan']} {figures['ms']}")
+        values = measure(batch, options.rounds)
+        print(f"{device_name(device)}, batch {batch}: {values['scan']} {values['ms']}")
         if not options.dry and not options.keep_freed:
-            keep("scan", device, figures, options.results)
+            keep("scan", device, values, options.results)
 
 
 @torch.no_grad()
@@ -110,12 +110,12 @@ def package_reference(
 
 
 def put_back_and_sum(y: Tensor, orders: Tensor, batch: int, tokens: int) -> Tensor:
-    """Outputs in walking order (b·a·k·S, l, c) -> summed over directions: (a, b, T, c)."""
-    walked = y.unflatten(0, (batch, *orders.shape[:3]))
+    """Outputs in scan order (b·a·k·S, l, c) -> summed over directions: (a, b, T, c)."""
+    scanned = y.unflatten(0, (batch, *orders.shape[:3]))
     placed = y.new_zeros(*orders.shape[:2], batch, tokens, y.shape[-1])
-    for axis, walks in enumerate(orders.long()):
-        for direction, places in enumerate(walks):
-            placed[axis, direction, :, places.flatten()] = walked[:, axis, direction].flatten(1, 2)
+    for axis, of_axis in enumerate(orders.long()):
+        for direction, order in enumerate(of_axis):
+            placed[axis, direction, :, order.flatten()] = scanned[:, axis, direction].flatten(1, 2)
     return placed.sum(1)
 
 

@@ -43,14 +43,14 @@ def main() -> None:
         if options.compile:
             wirings.compile()
         for batch in options.batches:
-            figures = measure(wirings, batch, device, dtype, options.rounds)
+            values = measure(wirings, batch, device, dtype, options.rounds)
             if not options.dry:
                 chosen = {"preset": options.preset, "compiled": options.compile}
-                keep("train", device, chosen | figures, options.results)
+                keep("train", device, chosen | values, options.results)
     if "caches" in options.parts:
-        figures = measure_caches(options.config, options.rounds, device)
+        values = measure_caches(options.config, options.rounds, device)
         if not options.dry:
-            keep("caches", device, figures, options.results)
+            keep("caches", device, values, options.results)
 
 
 def measure(
@@ -67,7 +67,7 @@ def measure(
             works[name] = partial(with_products, onednn, wirings.same, z, t, dtype)
     times = take_turns(works, rounds, device)
     plain_on_cpu = {"reference": wirings.plain.train()} if device.type == "cpu" else {}
-    figures: dict[str, object] = {
+    values: dict[str, object] = {
         "batch": batch,
         "dtype": str(dtype),
         "scan": wirings.scan,
@@ -81,23 +81,23 @@ def measure(
     }
     if device.type == "cpu":
         plain, by_onednn = (times[PRODUCTS[onednn]] for onednn in (False, True))
-        figures["changes"] = {
+        values["changes"] = {
             "wiring and gradients": ratio(times["reference"], plain),
             "products by oneDNN": ratio(plain, by_onednn),
         }
     else:
-        figures["peak MiB"] = {name: peak_mib(work) for name, work in works.items()}
-    kept = figures["kept for the backward, MiB"]
-    print(f"\nbatch {batch}, forward and backward: {figures['forward and backward']}")
-    for name, milliseconds in figures["ms"].items():
+        values["peak MiB"] = {name: peak_mib(work) for name, work in works.items()}
+    kept = values["kept for the backward, MiB"]
+    print(f"\nbatch {batch}, forward and backward: {values['forward and backward']}")
+    for name, milliseconds in values["ms"].items():
         print(f"  {name:26} {milliseconds:10.3f} ms")
-    for name, change in figures.get("changes", {}).items():
+    for name, change in values.get("changes", {}).items():
         print(f"  {name:26} {change}")
     share = kept["ours"] / kept["reference"]
     print(f"  kept for the backward: {kept['ours']} MiB, {share:.2f} of the reference's")
-    if "peak MiB" in figures:
-        print(f"  peak MiB: {figures['peak MiB']}")
-    return figures
+    if "peak MiB" in values:
+        print(f"  peak MiB: {values['peak MiB']}")
+    return values
 
 
 def loss_of(model: MedSora | ReferenceWiring, z: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -135,18 +135,18 @@ def measure_caches(path: Path, rounds: int, device: torch.device) -> dict[str, o
             run = dataclasses.replace(config.run, dir=str(Path(folder, name)))
             steps[name] = Stage2Step(dataclasses.replace(config, cache=cache, run=run), steps=rounds + 1)
         times = take_turns(steps, rounds, device)
-    figures: dict[str, object] = {
+    values: dict[str, object] = {
         "config": Path(path).name,
         "batch": steps["on"].batch,
         "rounds": rounds,
         "ms": {f"caches {name}": round(median_ms(seconds), 2) for name, seconds in times.items()},
         "caches on against off": ratio(times["off"], times["on"]),
     }
-    print(f"\n{figures['config']}, a step of stage 2 with batch {figures['batch']}")
-    for name, milliseconds in figures["ms"].items():
+    print(f"\n{values['config']}, a step of stage 2 with batch {values['batch']}")
+    for name, milliseconds in values["ms"].items():
         print(f"  {name:11} {milliseconds:9.2f} ms")
-    print(f"  caches on against off: {figures['caches on against off']}")
-    return figures
+    print(f"  caches on against off: {values['caches on against off']}")
+    return values
 
 
 def _options() -> argparse.Namespace:

@@ -70,7 +70,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     export = commands.add_parser(
         "export",
         help="make a model folder of a run, with its card; perhaps upload it",
-        description="Write a run's newest whole checkpoint, its VAE or tokenizer and a model card to OUT, "
+        description="Write a run's newest complete checkpoint, its VAE or tokenizer and a model card to OUT, "
         "which its pipeline's from_pretrained and sample_ddim.py read; with --push upload it to the hub too.",
         epilog=EXIT_STATUSES,
     )

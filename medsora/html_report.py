@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page of figures, sheets and playing videos that needs no network."""
+"""`report.html`: one self-contained page of metrics, sheets and playing videos that needs no network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Secti
 
 
 def draw_curves(path: Path, log: list[dict[str, float]], prefix: str, title: str) -> None:
-    """Draw the figures of `log` (`run_folder.read_log`) whose names start with `prefix` over the steps.
+    """Draw the metrics of `log` (`run_folder.read_log`) whose names start with `prefix` over the steps.
 
     What is always zero, such as a loss that is left out, is left out.
     """

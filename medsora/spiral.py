@@ -1,4 +1,4 @@
-"""Scan orders: the walks over a grid of tokens along which the spatial Mamba scans (§3.1, Eq. 8)."""
+"""Scan orders: permutations of a grid of tokens along which the spatial Mamba scans (§3.1, Eq. 8)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VARIANTS = 8
 
 
 class SpatialScan(NamedTuple):
-    """How the tokens are walked in space: the paper's way (Eq. 8), or one of `medsora.config.switches`."""
+    """Order of the spatial scan: the paper's (Eq. 8), or one of `medsora.config.switches`."""
 
     scan: str = "spiral"
     axes: str = "both"
@@ -26,7 +26,7 @@ def spiral_order(rows: int, cols: int, variant: int) -> Tensor:
     """The cells of a `rows` x `cols` grid in spiral order, from the outside in.
 
     `order[k]` is the flat index (row * cols + column) of the cell visited at step k, so that `x[:, order]`
-    walks the spiral and every step goes to a neighbouring cell.
+    follows the spiral and every step goes to a neighbouring cell.
 
     Args:
         rows, cols: size of the grid, each at least 1.
@@ -50,8 +50,8 @@ def spiral_order(rows: int, cols: int, variant: int) -> Tensor:
 def scan_order(scan: str, rows: int, cols: int, variant: int) -> Tensor:
     """`spiral_order`, or for `scan` "raster" or "snake" the cells line by line.
 
-    A raster walks every line in the same direction, a snake every second one backwards.
-    The variants turn these as they turn the spiral: 4·ccw walks along columns instead of rows.
+    A raster scans every line in the same direction, a snake every second one backwards.
+    The variants turn these as they turn the spiral: 4·ccw scans along columns instead of rows.
     """
     if scan == "spiral":
         return spiral_order(rows, cols, variant)
@@ -62,7 +62,7 @@ def scan_order(scan: str, rows: int, cols: int, variant: int) -> Tensor:
 
 
 def _turned_grid(rows: int, cols: int, variant: int) -> Tensor:
-    """The numbers of the cells, turned such that every variant's walk starts in the top left corner."""
+    """The numbers of the cells, turned such that every variant's order starts in the top left corner."""
     if rows < 1 or cols < 1:
         raise BadInput(f"a spiral needs a grid of at least 1x1 cells, not {rows}x{cols}")
     if not 0 <= variant < VARIANTS:
@@ -77,18 +77,18 @@ def _turned_grid(rows: int, cols: int, variant: int) -> Tensor:
 
 
 @kept_table
-def spatial_walks(
+def spatial_orders(
     frames: int,
     rows: int,
     cols: int,
     variant: int,
     together: bool,
     device: torch.device,
-    how: SpatialScan = SpatialScan(),  # noqa: B008 (immutable)
+    scan: SpatialScan = SpatialScan(),  # noqa: B008 (immutable)
 ) -> tuple[Tensor, ...]:
     """The spiral Ω and its reverse along both axes (Eq. 8), as orders of `kernels.mamba2_scan`.
 
-    `how` may name another walk, one axis or the forward direction alone.
+    `scan` may name another order, one axis or the forward direction alone.
 
     Tokens are numbered frame by frame, row by row. Per row of tokens a sequence runs over frames x columns,
     per column one over frames x rows; if the frames do not belong `together`, there is one per frame as well.
@@ -102,21 +102,21 @@ def spatial_walks(
     axes = []
     by_row, by_column = rearrange(numbers, "n h w -> h n w"), rearrange(numbers, "n h w -> w n h")
     for axis, planes, side in (("height", by_row, cols), ("width", by_column, rows)):
-        if how.axes in ("both", axis):
+        if scan.axes in ("both", axis):
             lines = planes.reshape(-1, depth * side)
-            order = scan_order(how.scan, depth, side, variant)
-            walks = (order, order.flip(0)) if how.directions == "both" else (order,)
-            axes.append(torch.stack([lines[:, walk] for walk in walks])[None])
+            order = scan_order(scan.scan, depth, side, variant)
+            orders = (order, order.flip(0)) if scan.directions == "both" else (order,)
+            axes.append(torch.stack([lines[:, order] for order in orders])[None])
     tables = (torch.cat(axes),) if rows == cols else tuple(axes)
     return tuple(table.int().contiguous().to(device) for table in tables)
 
 
 @kept_table
-def temporal_walks(frames: int, tokens: int, together: bool, device: torch.device) -> Tensor:
+def temporal_orders(frames: int, tokens: int, together: bool, device: torch.device) -> Tensor:
     """Each token position along the frames (Eq. 10), as orders (1, 1, sequences, steps) of `mamba2_scan`.
 
     If the frames do not belong `together`, every token is a sequence of its own.
     """
     numbers = torch.arange(frames * tokens, dtype=torch.int32, device="cpu").view(frames, tokens)
-    walks = numbers.T if together else numbers.view(-1, 1)
-    return walks[None, None].contiguous().to(device)
+    orders = numbers.T if together else numbers.view(-1, 1)
+    return orders[None, None].contiguous().to(device)

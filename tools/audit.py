@@ -2,7 +2,7 @@
 
 Advisories are read from a copy of the OSV database's PyPI part (a folder or zip of its JSON files, as
 https://osv.dev offers for download); without one, `pip-audit` is asked, if it is installed, which needs a
-network. What neither can answer is said, never passed over.
+network. What neither can answer is reported, never passed over.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _ask_pip_audit(constraints: Path) -> int:
         if done.returncode in (0, 1) and ("No known vulnerabilities" in done.stderr or done.stdout):
             print((done.stdout or done.stderr).strip())
             return done.returncode
-        why = (done.stderr.strip().splitlines() or ["pip-audit said nothing"])[-1]
+        why = (done.stderr.strip().splitlines() or ["pip-audit printed nothing"])[-1]
     print(
         f"no advisories available: {why}; download OSV's PyPI advisories and give them as --advisories.",
         file=sys.stderr,

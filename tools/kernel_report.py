@@ -287,7 +287,7 @@ def sampling_step(model: MedSora, batch: int, gpu: fused_plan.Gpu) -> list[Opera
     def lookup(values: Tensor) -> Tensor:
         return torch.zeros(1000, dtype=torch.long, device="meta")
 
-    with stand_in_for(gpu), mock.patch("medsora.sampling.prepared._places", lookup):
+    with stand_in_for(gpu), mock.patch("medsora.sampling.prepared._positions", lookup):
         step = PreparedDenoiser(model.eval(), (500,), num_images=IMAGES)
         with Recorder() as recorder:
             step(latents, t)

@@ -64,7 +64,7 @@ def estimated(stage: str, config: Config) -> int:
     """Return the total that the dry run prints."""
     found: list[MemoryEstimate] = []
     dry_run.Findings.memory = lambda self, estimate, batch: found.append(estimate)
-    (dry_run.dry_run_vae if stage == "vae" else dry_run.dry_run_dit)(config)
+    (dry_run.dry_run_vae if stage == "vae" else dry_run.dry_run_denoiser)(config)
     return found[0].tensors if torch.cuda.is_available() else found[0].total
 
 

@@ -126,7 +126,7 @@ def unlabelled(block: Block) -> bool:
 
 
 def run_block(block: Block, folder: Path) -> tuple[int, str]:
-    """Run a block in `folder`; return its exit status and the end of what it said."""
+    """Run a block in `folder`; return its exit status and the end of its output."""
     home = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{home}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
     program = [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
@@ -184,14 +184,14 @@ def main() -> int:
                     print(f"not run  {place}: {block.reason}", flush=True)
                     continue
                 began = time.monotonic()
-                status, said = run_block(block, Path(scratch))
+                status, output = run_block(block, Path(scratch))
                 ran += 1
                 word = "ok      " if status == 0 else "FAILED  "
                 first = block.script.splitlines()[0]
                 print(f"{word} {place} ({time.monotonic() - began:.0f} s): {first}", flush=True)
                 if status:
                     failed += 1
-                    print(f"{said}\n(status {status})", flush=True)
+                    print(f"{output}\n(status {status})", flush=True)
     if nobody:
         print(f"commands in blocks without a language, run by nobody: {', '.join(nobody)}")
     print(f"{ran} blocks run, {failed} failed")

@@ -1,4 +1,4 @@
-"""Video to latents or codes and back: the causal VAE, a VQ tokenizer, their losses and figures of merit.
+"""Video to latents or codes and back: the causal VAE, a VQ tokenizer, their losses and quality metrics.
 
 The names below load on first use, so that a command line that only needs `vae.shapes` is quick.
 """

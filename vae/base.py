@@ -127,7 +127,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such weights file; give a safetensors file or none") from error
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or make it again") from error
+        raise ValueError(
+            f"{path}: not a complete safetensors file ({error}); copy or export it again"
+        ) from error
     _check_state(model, state, str(path))
     model.load_state_dict(state, strict=True)
 

@@ -79,7 +79,7 @@ def _trunk_state(net: str, trunk: str | Path | None) -> dict[str, Tensor]:
     try:
         state = torch.load(trunk, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make unpicklers raise anything
-        raise ValueError(f"{trunk} is not a whole weights file; fetch {weights.url} again.") from error
+        raise ValueError(f"{trunk} is not a complete weights file; fetch {weights.url} again.") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{trunk} holds something else than named tensors; fetch {weights.url} again.")
     return state

@@ -40,7 +40,7 @@ def read_published_tokenizer(path: str | Path) -> VQTokenizer:
     except OSError as error:
         raise OSError(f"{path} cannot be read ({error.strerror}); correct the path") from error
     except Exception as error:  # damaged bytes make unpicklers raise anything
-        raise ValueError(f"{path} is not a whole PyTorch file of tensors; copy it again") from error
+        raise ValueError(f"{path} is not a complete PyTorch file of tensors; copy it again") from error
     state = found.get("model", found) if isinstance(found, dict) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict of tensors (model); give {FILE}")

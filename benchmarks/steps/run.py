@@ -162,10 +162,10 @@ def main() -> None:
         "real": None if options.real is None else str(options.real),
     }
     points = read_points(options.out / "points.json", identity)
-    asked = [(name, steps) for name in options.samplers for steps in options.steps]
-    missing = [key for key in asked if key not in points]
+    points_due = [(name, steps) for name in options.samplers for steps in options.steps]
+    missing = [key for key in points_due if key not in points]
     if options.dry_run:
-        print(*plan(missing, len(asked), seeds, options.out), sep="\n")
+        print(*plan(missing, len(points_due), seeds, options.out), sep="\n")
         return
     keep_freed_memory()
     with bad_input_from_errors():
@@ -180,18 +180,18 @@ def main() -> None:
         write_points(options.out, identity, points.values())
         print(f"| {' | '.join(points[name, steps].row())} |", flush=True)
     report(
-        [points[key] for key in asked],
+        [points[key] for key in points_due],
         f"{options.model}, {len(seeds)} videos",
         options.out,
         page=options.page,
     )
 
 
-def plan(missing: Sequence[tuple[str, int]], asked: int, seeds: Sequence[int], out: Path) -> Iterator[str]:
+def plan(missing: Sequence[tuple[str, int]], total: int, seeds: Sequence[int], out: Path) -> Iterator[str]:
     """Yield what would be sampled, and how many evaluations of the denoiser that takes per video."""
     left = sum(not reference_file(out, seed).is_file() for seed in seeds)
     yield f"{left} of {len(seeds)} reference videos of {REFERENCE_STEPS} steps are to be sampled."
-    yield f"{len(missing)} of {asked} points are to be measured:"
+    yield f"{len(missing)} of {total} points are to be measured:"
     yield from (f"{name}, {steps} steps" for name, steps in missing)
     total = left * REFERENCE_STEPS + len(seeds) * sum(steps for _, steps in missing)
     yield f"About {total:,} evaluations of the denoiser, each for one video."

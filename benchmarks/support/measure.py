@@ -91,7 +91,7 @@ def device_name(device: torch.device) -> str:
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on besides the code: machine, versions, commit, and how busy the machine is."""
+    """What a measured value depends on besides the code: machine, versions, commit, other work on it."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device.type,
@@ -104,9 +104,9 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     }
 
 
-def keep(benchmark: str, device: torch.device, figures: dict[str, Any], path: Path = RESULTS) -> None:
+def keep(benchmark: str, device: torch.device, values: dict[str, Any], path: Path = RESULTS) -> None:
     """Append a line to the results."""
-    entry = {"benchmark": benchmark, **circumstances(device), "figures": figures}
+    entry = {"benchmark": benchmark, **circumstances(device), "figures": values}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, default=_as_json) + "\n")
 

@@ -6,7 +6,7 @@ times over; a block scans four times, two axes in two directions, each scan foll
 projection; the temporal scan runs on transposed tokens; adaLN is computed in every step), but tokens are
 projected once for all four scans, gathered by permutations that are Python lists, and scanned the fastest
 way at hand. Not for use: `tests/benchmarks/support/test_reference_wiring.py` holds it to the numbers of
-`MedSora` with `mixing="mixed"`, which walks the same spirals.
+`MedSora` with `mixing="mixed"`, which scans along the same spirals.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from medsora.training.accelerator import clipped_norm, float32_products
 from medsora.training.batches import TimedBatches
 from medsora.training.fill_caches import fill_caches
 from medsora.training.schedule import StepBatches
-from medsora.training.stage2.build import build_dit_stage
+from medsora.training.stage2.build import build_denoiser_stage
 from medsora.vae import FrequencyCompensatedVAE
 
 
@@ -31,7 +31,7 @@ class Stage2Step:
         self.config = dataclasses.replace(config, tracking=quiet)
         if config.cache.latents == "disk":
             fill_caches(self.config)
-        self.stage = build_dit_stage(self.config)
+        self.stage = build_denoiser_stage(self.config)
         order = StepBatches(self.stage.schedule, config.run.seed)
         samples = self.stage.samples
         self.batches = TimedBatches(samples, order, config.data.workers, collate=samples.collate)

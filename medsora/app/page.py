@@ -60,7 +60,7 @@ CSS = """
 .clip figcaption span { text-wrap: balance; overflow-wrap: anywhere; }
 #model input, #left-model input, #right-model input { text-overflow: ellipsis;
   padding-right: 2rem !important; box-sizing: border-box; }
-.told { opacity: .75; font-size: .9rem; padding-left: 12px; }
+.summary { opacity: .75; font-size: .9rem; padding-left: 12px; }
 #grid .wrap.center, #pair .wrap.center { inset: 0; }
 #grid .progress-level-inner, #pair .progress-level-inner { font-family: inherit; font-size: .95rem; }
 #grid .progress-bar-wrap, #pair .progress-bar-wrap { height: 8px; border-radius: 4px; overflow: hidden; }
@@ -84,7 +84,7 @@ def build_page(models: Models) -> gr.Blocks:
 def _sample_tab(models: Models) -> None:
     def sample(name: str, progress: gr.Progress = _PROGRESS, *fields: Any):
         with _said():
-            wish = _wish(models, asked[-1].GRADIO_CACHE, name, *fields)
+            wish = _wish(models, condition_fields[-1].GRADIO_CACHE, name, *fields)
             began = time.monotonic()
             progress(0, desc="loading the model")
             paths = sample_files(
@@ -92,14 +92,14 @@ def _sample_tab(models: Models) -> None:
             )
             archive = packed(paths, name, wish)
         clips = [(path, f"seed {number}") for path, number in zip(paths, wish.seeds, strict=True)]
-        told = f"{len(paths)} videos in {time.monotonic() - began:.0f} s, {name}{wish.asked}."
-        return _grid(clips), told, gr.DownloadButton(value=str(archive), interactive=True)
+        summary = f"{len(paths)} videos in {time.monotonic() - began:.0f} s, {name}{wish.condition_words}."
+        return _grid(clips), summary, gr.DownloadButton(value=str(archive), interactive=True)
 
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             name = gr.Dropdown(models.names, value=models.names[0], label="Model", elem_id="model")
-            asked = asking_fields(models, name, "sample")
-            sampler, steps = _how(visible=models.kind(name.value) == MEDSORA)
+            condition_fields = asking_fields(models, name, "sample")
+            sampler, steps = _sampler_fields(visible=models.kind(name.value) == MEDSORA)
 
             def follow(chosen: str) -> list[Any]:
                 shown = models.kind(chosen) == MEDSORA
@@ -115,9 +115,9 @@ def _sample_tab(models: Models) -> None:
             download = gr.DownloadButton("Download all", interactive=False, elem_id="download")
         with gr.Column(scale=3):
             grid = gr.HTML(EMPTY, elem_id="grid")
-            told = gr.Markdown(elem_classes="told", elem_id="told")
-    inputs = [name, sampler, steps, seed, videos, *asked]
-    button.click(sample, inputs, [grid, told, download], show_progress_on=[grid], **ONE_AT_A_TIME)
+            summary = gr.Markdown(elem_classes="summary", elem_id="summary")
+    inputs = [name, sampler, steps, seed, videos, *condition_fields]
+    button.click(sample, inputs, [grid, summary, download], show_progress_on=[grid], **ONE_AT_A_TIME)
 
 
 def _compare_tab(models: Models) -> None:
@@ -135,7 +135,7 @@ def _compare_tab(models: Models) -> None:
 
                 tell(0, "loading the model")
                 (path,) = sample_files(models.pipeline(name), name, wish, tell)
-                clips.append((path, f"{name}, seed {wish.seeds[0]}{wish.asked}"))
+                clips.append((path, f"{name}, seed {wish.seeds[0]}{wish.condition_words}"))
         return _grid(clips, pair=True)
 
     newest, oldest = models.names[0], models.names[-1]
@@ -149,7 +149,7 @@ def _compare_tab(models: Models) -> None:
                 seed = gr.Number(number, label=f"{side} seed", precision=0, elem_id=f"{side.lower()}-seed")
                 sides += [name, seed, *asking_fields(models, name, side.lower())]
     with gr.Row():
-        sampler, steps = _how()
+        sampler, steps = _sampler_fields()
     button = gr.Button("Compare", variant="primary", elem_id="compare")
     grid = gr.HTML(EMPTY, elem_id="pair")
     button.click(compare, [sampler, steps, *sides], grid, show_progress_on=[grid], **ONE_AT_A_TIME)
@@ -158,7 +158,7 @@ def _compare_tab(models: Models) -> None:
 _PROGRESS = gr.Progress()
 
 
-def _how(visible: bool = True) -> tuple[gr.Dropdown, gr.Number]:
+def _sampler_fields(visible: bool = True) -> tuple[gr.Dropdown, gr.Number]:
     return (
         gr.Dropdown(SAMPLER_CHOICES, value="ddim", label="Sampler", min_width=240, visible=visible),
         gr.Number(
@@ -170,7 +170,7 @@ def _how(visible: bool = True) -> tuple[gr.Dropdown, gr.Number]:
 def _wish(
     models: Models, uploads: str, name: str, sampler: str, steps: Any, seed: Any, videos: Any, *asks: Any
 ) -> Wish:
-    """Return what the fields of `_how` and of `asking_fields` ask the model `name` for."""
+    """Return what the fields of `_sampler_fields` and of `asking_fields` ask the model `name` for."""
     label, guidance, temperature, top_k, top_p, picture = asks
     kind = models.kind(name)
     wish = Wish(

@@ -85,14 +85,14 @@ class Wish:
         return [int(self.seed) + number for number in range(int(self.videos))]
 
     @property
-    def how(self) -> str:
+    def sampler_words(self) -> str:
         """How a model of this kind samples, in words."""
         if self.kind == ENDOGEN:
             return ", ".join(f"{name.replace('_', '-')} {getattr(self, name):g}" for name in OF_CODES)
         return f"{self.sampler}, {int(self.steps)} steps"
 
     @property
-    def asked(self) -> str:
+    def condition_words(self) -> str:
         """What was asked for beyond any video, in words that follow a comma; empty if nothing was."""
         label = f", {self.label}, guidance {self.guidance:g}" if self.label else ""
         return f"{label}, first frame given" if self.first_frame else label
@@ -154,7 +154,9 @@ def sample_files(
     paths = []
     for seed, video in zip(wish.seeds, frames, strict=True):
         paths.append(folder / f"seed-{seed}.mp4")
-        tags = synthetic_tags(f"{model}, seed {seed}, {wish.how}{wish.asked}", pipeline.trained_on)
+        tags = synthetic_tags(
+            f"{model}, seed {seed}, {wish.sampler_words}{wish.condition_words}", pipeline.trained_on
+        )
         write_video(paths[-1], video, pipeline.config.fps, metadata=tags)
     return paths
 
@@ -191,10 +193,10 @@ def _new_folder() -> Path:
 def packed(paths: list[Path], model: str, wish: Wish) -> Path:
     """Return a zip of the videos and a manifest that says what they are, beside the first."""
     other = OF_DIFFUSION if wish.kind == ENDOGEN else OF_CODES
-    asked = {key: value for key, value in asdict(wish).items() if key not in (*other, "kind")}
-    manifest: dict[str, Any] = {"synthetic": True, "note": SYNTHETIC, "model": model, **asked}
+    settings = {key: value for key, value in asdict(wish).items() if key not in (*other, "kind")}
+    manifest: dict[str, Any] = {"synthetic": True, "note": SYNTHETIC, "model": model, **settings}
     manifest["guidance"] = wish.guidance if wish.label else None
-    if "first_frame" in asked:
+    if "first_frame" in settings:
         manifest["first_frame"] = Path(wish.first_frame).name if wish.first_frame else None
     manifest["files"] = [path.name for path in paths]
     archive = paths[0].with_name(f"medsora-seed-{wish.seeds[0]}.zip")

@@ -44,7 +44,7 @@ def load_state(
     expected = {theirs[name]: tuple(value.shape) for name, value in model.state_dict().items()}
     for name in sorted(expected.keys() | state.keys()):
         if name not in state:
-            raise BadInput(f"{source} lacks {name}; give a whole checkpoint of {systems}.")
+            raise BadInput(f"{source} lacks {name}; give a complete checkpoint of {systems}.")
         if name not in expected:
             raise BadInput(f"{source} holds {name}, which is no weight of {systems}.")
         if tuple(state[name].shape) != expected[name]:

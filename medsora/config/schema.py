@@ -15,7 +15,6 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,6 @@ from medsora.kernels.choices import FASTEST_FIRST
 from medsora.vae.choices import COMPENSATION_KINDS, LPIPS_TRUNKS, VAE_KINDS
 
 DIFFUSION_STEPS = 1000
-DEFAULT_VAE_EPOCHS, DEFAULT_DIT_EPOCHS, DEFAULT_AR_EPOCHS = (
-    10,
-    1000,
-    300,
-)  # where neither epochs nor max_steps is given
 MAX_SIDE_PX = 4096
 
 # Whether a resumed run may change a key: it may if the key does not change what a training step computes, or
@@ -110,60 +104,15 @@ def section(kind: type, *stage: str) -> Any:
     return field(default_factory=kind, metadata={"key": Key(kind.__doc__, stage=stage)})
 
 
-# Keys that the sections of several trainings have, each under the same name and with the same meaning.
+def epochs_key(default: int) -> Any:
+    """Return the field of `epochs`, of which `default` are trained if `max_steps` is not given either."""
+    meaning = f"Epochs to train, unless max_steps ends first; null: {default}, or as many as max_steps takes."
+    return key(None, meaning, above=0, resume=FREE_TO_EXTEND)
 
 
 def betas_key(default: list[float]) -> Any:
     """Return the field of `betas`."""
     return key(default, f"Betas of the optimiser{OTHER_BETAS}.", at_least=0, below=1, pair=True)
-
-
-def epochs_key(default: int) -> Any:
-    """Return the field of `epochs`, of which `default` are trained where nothing says how many."""
-    meaning = f"Epochs to train, unless max_steps ends first; null: {default}, or as many as max_steps takes."
-    return key(None, meaning, above=0, resume=FREE_TO_EXTEND)
-
-
-LR_DECAY = partial(
-    key, "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
-)
-MAX_STEPS = partial(
-    key, None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND
-)
-MATMUL = partial(
-    key,
-    "highest",
-    "Precision of float32 products, as in torch.set_float32_matmul_precision: on a GPU high and medium allow "
-    "TF32; on a CPU medium hands products to oneDNN, which multiplies in bf16 with AMX only.",
-    choices=MATMUL_PRECISIONS,
-    was="matmul",
-)
-LABEL_DROPOUT = partial(
-    key,
-    0.1,
-    "Part of the samples that is trained without its label, as classifier-free guidance needs.",
-    at_least=0,
-    at_most=1,
-)
-EARLY_STOP = partial(
-    key,
-    None,
-    "Evaluations without a better held-out loss after which training ends; null: never. Every evaluation "
-    "is then saved, and the best one's checkpoint kept.",
-    above=0,
-    resume=FREE,
-)
-EARLY_STOP_GAIN = partial(
-    key,
-    0.0,
-    "Smallest decrease that is better, as a part of the best held-out loss.",
-    at_least=0,
-    below=1,
-    resume=FREE,
-)
-KEEP_EVERY = partial(
-    key, None, "Also keep the checkpoints of every so many steps; null: none.", above=0, resume=FREE
-)
 
 
 @dataclass
@@ -413,7 +362,67 @@ class AlignmentConfig:
 
 
 @dataclass
-class VaeTrainingConfig:
+class TrainingConfig:
+    """Keys that all trainings have."""
+
+    optimizer: str = key("adamw", "Optimiser, by its name in torch.optim.", choices=OPTIMIZERS)
+    lr_decay: str = key(
+        "none", "Learning-rate decay; cosine reaches zero at the last step.", choices=LR_DECAYS
+    )
+    warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
+    accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
+    max_steps: int | None = key(
+        None, "Optimiser steps to train; null: until the epochs end.", above=0, resume=FREE_TO_EXTEND
+    )
+    precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
+    eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
+    eval_clips: int = key(8, "Held-out clips per validation.", above=0, resume=FREE)
+    early_stop: int | None = key(
+        None,
+        "Evaluations without a better held-out loss after which training ends; null: never. Every evaluation "
+        "is then saved, and the best one's checkpoint kept.",
+        above=0,
+        resume=FREE,
+    )
+    early_stop_gain: float = key(
+        0.0,
+        "Smallest decrease that is better, as a part of the best held-out loss.",
+        at_least=0,
+        below=1,
+        resume=FREE,
+    )
+    save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
+    keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
+    keep_every: int | None = key(
+        None, "Also keep the checkpoints of every so many steps; null: none.", above=0, resume=FREE
+    )
+    log_every: int = key(10, "Steps between lines of the log.", above=0, resume=FREE)
+
+
+@dataclass
+class GeneratorTrainingConfig(TrainingConfig):
+    """Keys that the trainings of generative models have."""
+
+    clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
+    matmul_precision: str = key(
+        "highest",
+        "Precision of float32 products, as in torch.set_float32_matmul_precision: on a GPU high and medium "
+        "allow TF32; on a CPU medium hands products to oneDNN, which multiplies in bf16 with AMX only.",
+        choices=MATMUL_PRECISIONS,
+        was="matmul",
+    )
+    label_dropout: float = key(
+        0.1,
+        "Part of the samples that is trained without its label, as classifier-free guidance needs.",
+        at_least=0,
+        at_most=1,
+    )
+    sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
+    sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)
+
+
+@dataclass
+class VaeTrainingConfig(TrainingConfig):
     """Stage 1's optimisation (§3.3, §4.1)."""
 
     train: str = key(
@@ -430,12 +439,9 @@ class VaeTrainingConfig:
     lr: float = key(2e-7, "Peak learning rate.", above=0)
     optimizer: str = key("adam", "Optimiser, by its name in torch.optim.", choices=OPTIMIZERS)
     betas: list[float] = betas_key([0.5, 0.9])
-    lr_decay: str = LR_DECAY()
-    warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
     batch: int = key(1, "Clips per optimiser step, over all processes.", above=0)
-    accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
-    epochs: int | None = epochs_key(DEFAULT_VAE_EPOCHS)
-    max_steps: int | None = MAX_STEPS()
+    default_epochs = 10
+    epochs: int | None = epochs_key(default_epochs)
     clip_norm: float | None = key(None, "Gradient norm to clip to; null: no clipping.", above=0)
     l1: float = key(1.0, "Weight of the L1 reconstruction loss.", at_least=0)
     l2: float = key(0.0, "Weight of a tokenizer's L2 reconstruction loss.", at_least=0)
@@ -462,16 +468,8 @@ class VaeTrainingConfig:
         at_least=0,
     )
     latent_std: float = key(1.0, "Standard deviation of scaled latents when train is all.", above=0)
-    precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass to save memory.")
-    eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
     eval_clips: int = key(4, "Held-out clips per validation.", above=0, resume=FREE)
-    early_stop: int | None = EARLY_STOP()
-    early_stop_gain: float = EARLY_STOP_GAIN()
-    save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
-    keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
-    keep_every: int | None = KEEP_EVERY()
-    log_every: int = key(10, "Steps between lines of the log.", above=0, resume=FREE)
 
 
 @dataclass
@@ -486,24 +484,19 @@ class PhaseConfig:
 
 
 @dataclass
-class DitTrainingConfig:
+class DenoiserTrainingConfig(GeneratorTrainingConfig):
     """Stage 2's optimisation (§4.1)."""
 
     phases: list[PhaseConfig] = key(
         [PhaseConfig(1e-3, 16, 2), PhaseConfig(1e-4, 2, None)],
         "Phases in order, each with lr, batch and until_epoch.",
     )
-    optimizer: str = key("adamw", "Optimiser, by its name in torch.optim.", choices=OPTIMIZERS)
     betas: list[float] = betas_key([0.9, 0.999])
     weight_decay: float = key(
         0.01, "Weight decay: decoupled in adamw, in the other optimisers added to the gradient.", at_least=0
     )
-    lr_decay: str = LR_DECAY()
-    warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
-    accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
-    epochs: int | None = epochs_key(DEFAULT_DIT_EPOCHS)
-    max_steps: int | None = MAX_STEPS()
-    clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
+    default_epochs = 1000
+    epochs: int | None = epochs_key(default_epochs)
     clip_after_epoch: int = key(
         25, "Epochs after which gradients are clipped.", at_least=0, was="clip_from_epoch"
     )
@@ -513,8 +506,6 @@ class DitTrainingConfig:
         at_least=0,
         below=1,
     )
-    precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
-    label_dropout: float = LABEL_DROPOUT()
     first_frame_prob: float = key(
         0.0, "Part of the samples whose first frames are given without noise.", at_least=0, at_most=1
     )
@@ -527,19 +518,10 @@ class DitTrainingConfig:
         choices=LOSS_TARGETS,
         was="error_of",
     )
-    matmul_precision: str = MATMUL()
     compile: bool = key(False, "Compile the denoiser's blocks by torch.compile; needs an NVIDIA or AMD GPU.")
-    sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
-    sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)
-    sample_steps: int = key(250, "DDIM steps of those videos.", above=0, at_most=DIFFUSION_STEPS, resume=FREE)
-    eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
-    eval_clips: int = key(8, "Held-out clips per validation.", above=0, resume=FREE)
-    early_stop: int | None = EARLY_STOP()
-    early_stop_gain: float = EARLY_STOP_GAIN()
-    save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
-    keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
-    keep_every: int | None = KEEP_EVERY()
-    log_every: int = key(10, "Steps between lines of the log.", above=0, resume=FREE)
+    sample_steps: int = key(
+        250, "DDIM steps of sampled videos.", above=0, at_most=DIFFUSION_STEPS, resume=FREE
+    )
 
 
 @dataclass
@@ -560,33 +542,15 @@ class EndoGenConfig:
 
 
 @dataclass
-class ArTrainingConfig:
+class ArTrainingConfig(GeneratorTrainingConfig):
     """EndoGen's optimisation."""
 
     lr: float = key(1e-4, "Peak learning rate.", above=0)
     batch: int = key(8, "Clips per optimiser step, over all processes.", above=0)
-    optimizer: str = key("adamw", "Optimiser, by its name in torch.optim.", choices=OPTIMIZERS)
     betas: list[float] = betas_key([0.9, 0.95])
     weight_decay: float = key(0.05, "Weight decay of matrices; other parameters have none.", at_least=0)
-    lr_decay: str = LR_DECAY()
-    warmup_steps: int = key(0, "Steps of linear learning-rate warm-up.", at_least=0)
-    accumulation: int = key(1, "Micro-batches per optimiser step.", above=0)
-    epochs: int | None = epochs_key(DEFAULT_AR_EPOCHS)
-    max_steps: int | None = MAX_STEPS()
-    clip_norm: float = key(1.0, "Gradient norm to clip to.", above=0)
-    precision: str = key("no", "Mixed precision; fp16 needs a GPU.", choices=PRECISIONS)
-    matmul_precision: str = MATMUL()
-    label_dropout: float = LABEL_DROPOUT()
-    sample_every: int = key(1000, "Steps between contact sheets of samples.", above=0, resume=FREE)
-    sample_videos: int = key(4, "Videos per contact sheet.", above=0, resume=FREE)
-    eval_every: int = key(500, "Steps between validations.", above=0, resume=FREE)
-    eval_clips: int = key(8, "Held-out clips per validation.", above=0, resume=FREE)
-    early_stop: int | None = EARLY_STOP()
-    early_stop_gain: float = EARLY_STOP_GAIN()
-    save_every: int = key(500, "Steps between checkpoints.", above=0, resume=FREE)
-    keep: int = key(3, "Newest checkpoints to keep.", above=0, resume=FREE)
-    keep_every: int | None = KEEP_EVERY()
-    log_every: int = key(10, "Steps between lines of the log.", above=0, resume=FREE)
+    default_epochs = 300
+    epochs: int | None = epochs_key(default_epochs)
 
 
 @dataclass
@@ -631,7 +595,7 @@ class Config:
     dino: DinoConfig = section(DinoConfig, STAGE_2)
     alignment: AlignmentConfig = section(AlignmentConfig, STAGE_2)
     train_vae: VaeTrainingConfig = section(VaeTrainingConfig, STAGE_1)
-    train_dit: DitTrainingConfig = section(DitTrainingConfig, STAGE_2)
+    train_dit: DenoiserTrainingConfig = section(DenoiserTrainingConfig, STAGE_2)
     endogen: EndoGenConfig = section(EndoGenConfig, STAGE_AR)
     train_ar: ArTrainingConfig = section(ArTrainingConfig, STAGE_AR)
     cache: CacheConfig = section(CacheConfig, *GENERATORS)

@@ -16,7 +16,7 @@ from medsora.config.crop import checked_crop, crop_of_text
 from medsora.errors import bad_input_from_errors
 from medsora.runtime.exit import exit_with_status
 
-PIPED_WIDTH = 120  # characters, where no terminal says how wide it is
+PIPED_WIDTH = 120  # characters, where the terminal's width is unknown
 
 
 def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:

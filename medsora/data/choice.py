@@ -50,9 +50,8 @@ def draw_images(
     picked = random.choice(others, size=count, replace=others < count)
     videos = [int(other) + (other >= video) for other in picked]
     frames = [_draw_frame(random, scans[other].runs()) for other in videos]
-    return tuple(
-        ImageSource(v, _near_entry(scans[v], frame)) for v, frame in zip(videos, frames, strict=True)
-    )
+    frames = [_near_entry(scans[other], frame) for other, frame in zip(videos, frames, strict=True)]
+    return tuple(map(ImageSource, videos, frames))
 
 
 def _near_entry(scan: Scan, frame: int) -> int:

@@ -90,7 +90,7 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class StoredVideo:
-    """A video of a run: its side of the split, and what tells it from others."""
+    """A video of a run: its side of the split, and what identifies it."""
 
     side: str
     content: Content
@@ -102,7 +102,7 @@ class StoredVideos:
 
     Attributes:
         videos: None for a run of an earlier version, which stored none: it keeps the split that such
-            versions drew, whatever folders' names and copies say.
+            versions drew, regardless of folders' names and of copies.
         by_folder: whether folders named train, val and test had a meaning when the run began.
     """
 
@@ -255,7 +255,7 @@ class ClipDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Return the item of `key`, (epoch, index) or an index of epoch 0; see `load` for what it holds.
 
-        A span that turns out not to decode is replaced by the next window, the same one every time. Raises
+        A span that does not decode is replaced by the next window, deterministically. Raises
         `BadInput` after `REPLACEMENTS` of them.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -386,8 +386,8 @@ class ClipDataset(Dataset):
 def _lost(tries: int, error: Exception) -> BadInput:
     reason = one_line(str(error)).rstrip(".")
     return BadInput(
-        f"the clips cannot be read any more (tried: {tries}; the last: {reason}); see to the folder of the "
-        "videos, then start the same command again: what was saved is whole."
+        f"the clips cannot be read any more (tried: {tries}; the last: {reason}); check the folder of the "
+        "videos, then run the same command again: saved checkpoints are intact."
     )
 
 

@@ -1,4 +1,4 @@
-"""What each video shows, in one word: the name of its folder, or what a CSV says."""
+"""Labels of videos: the name of a video's folder, or a column of a CSV."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def read_labels(
     but cannot be used: naming them is no error. `trained` are the labels of the run that is resumed, in the
     order of its embedding's rows, which stays; without it the order is alphabetical.
 
-    Raises `BadInput` with one sentence: a video outside every folder, a CSV as `read_video_table` says, a
-    video listed with two labels, no label at all, a label that is not among `trained`.
+    Raises `BadInput` with one sentence: a video outside every folder, a CSV that `read_video_table` refuses,
+    a video listed with two labels, no label at all, a label that is not among `trained`.
     """
     if source == NO_LABELS:
         return Labels()

@@ -48,7 +48,7 @@ def contact_sheet(
 
 
 def save_image(path: str | Path, image: np.ndarray) -> None:
-    """Write a uint8 (H, W, 3) picture as PNG or JPEG, by its ending; whole or not at all."""
+    """Write a uint8 (H, W, 3) picture as PNG or JPEG, by its ending; atomically."""
     with written_beside(Path(path)) as beside:
         Image.fromarray(image).save(beside)
 

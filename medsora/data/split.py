@@ -22,8 +22,6 @@ TRAIN, HELD_OUT = "train", "held-out"
 HELD_OUT_WORDS = ("held-out", "heldout", "held_out", "holdout", "test", "testing")
 HELD_OUT_WORDS += ("val", "valid", "validation")
 SPLIT_WORDS = dict.fromkeys(("train", "training"), TRAIN) | dict.fromkeys(HELD_OUT_WORDS, HELD_OUT)
-
-
 FOLDER = "folder"  # the value of data.group that makes each folder a patient
 
 
@@ -48,11 +46,11 @@ def draw_split(
     by_folder: bool = True,
     stills: Collection[str] = (),
 ) -> Split:
-    """Return the side of each of `names`: as a CSV says, as folders named train, val or test say, or drawn.
+    """Return the side of each of `names`: from a CSV, from folders named train, val or test, or drawn.
 
     A CSV is read as `split_by_csv` reads it. Without one, videos below a folder named after a side are on
-    that side; if one is named train, videos outside these folders are left out. What nobody decides is drawn
-    by unit as `split_by_video` draws. `group` makes units of patients (`read_groups`), `copies` of videos
+    that side; if one is named train, videos outside these folders are left out. All others are drawn
+    by unit as by `split_by_video`. `group` makes units of patients (`read_groups`), `copies` of videos
     with the same content; a unit with a held-out video is held out as a whole. `known` are further videos
     that a CSV may name. Without `by_folder` folders' names mean nothing. `stills` are those of `names` that
     give no clip: they are not drawn, and trained on unless a held-out video is in their unit.
@@ -68,35 +66,33 @@ def draw_split(
     patients: dict[str, str] = {}
     notes: list[str] = []
     if split_csv is not None:
-        patients, asked = _read_split_csv(Path(split_csv), known)
-        asked = {name: asked[patient] for name, patient in patients.items() if patient in asked}
-        used, drawn = [name for name in names if name in patients], not asked
+        patients, given = _read_split_csv(Path(split_csv), known)
+        given = {name: given[patient] for name, patient in patients.items() if patient in given}
+        used, drawn = [name for name in names if name in patients], not given
         if len(used) < len(names):
             notes.append(f"left out {count_videos(set(names) - set(used))}: {split_csv} does not list them")
     else:
-        asked = sides_by_folder(names) if by_folder else {}
-        used, drawn = list(names), HELD_OUT not in asked.values()
+        given = sides_by_folder(names) if by_folder else {}
+        used, drawn = list(names), HELD_OUT not in given.values()
         if not drawn and not kept:
-            notes.append(folder_note(asked))
-        if TRAIN in asked.values() and len(asked) < len(used):
-            outside = [name for name in used if name not in asked]
+            notes.append(folder_note(given))
+        if TRAIN in given.values() and len(given) < len(used):
+            outside = [name for name in used if name not in given]
             notes.append(f"left out {count_videos(outside)}: outside the folders named train, val or test")
-            used = list(asked)
+            used = list(given)
     everyone = list(dict.fromkeys([*used, *kept]))
     groups = read_groups(group, everyone, known=known)
     units = _units(everyone, (groups, patients), copies)
     if kept:
-        return Split(_keep_sides(used, asked, units, kept), tuple(notes))
+        return Split(_keep_sides(used, given, units, kept), tuple(notes))
     if drawn:
-        drawn_units = {unit for name, unit in units.items() if name not in stills}
-        sides_of_units = dict.fromkeys(units.values(), TRAIN) | split_by_video(
-            sorted(drawn_units), holdout, seed
-        )
+        drawn_units = sorted({unit for name, unit in units.items() if name not in stills})
+        sides_of_units = dict.fromkeys(units.values(), TRAIN) | split_by_video(drawn_units, holdout, seed)
     else:
-        held_out = {units[name] for name in used if asked.get(name) == HELD_OUT}
+        held_out = {units[name] for name in used if given.get(name) == HELD_OUT}
         sides_of_units = {unit: HELD_OUT if unit in held_out else TRAIN for unit in units.values()}
     sides = {name: sides_of_units[units[name]] for name in used}
-    if not drawn and (moved := [n for n in used if asked.get(n, TRAIN) == TRAIN and sides[n] == HELD_OUT]):
+    if not drawn and (moved := [n for n in used if given.get(n, TRAIN) == TRAIN and sides[n] == HELD_OUT]):
         notes.append(
             f"held out {count_videos(moved)} that would be trained on: a held-out video has the same content "
             "or patient"
@@ -105,7 +101,7 @@ def draw_split(
 
 
 def _keep_sides(
-    used: Sequence[str], asked: Mapping[str, str], units: Mapping[str, str], kept: Mapping[str, str]
+    used: Sequence[str], given: Mapping[str, str], units: Mapping[str, str], kept: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the sides of a resumed run's videos: those of before, and of new ones that of their unit."""
     known_sides: defaultdict[str, set[str]] = defaultdict(set)
@@ -113,7 +109,7 @@ def _keep_sides(
         known_sides[units[name]].add(side)
     held_out = {unit for unit, sides in known_sides.items() if HELD_OUT in sides}
     for name in used:
-        if asked.get(name) != HELD_OUT:
+        if given.get(name) != HELD_OUT:
             continue
         if kept.get(name) == TRAIN or (name not in kept and TRAIN in known_sides[units[name]]):
             raise BadInput(
@@ -147,7 +143,7 @@ def read_groups(group: str | None, names: Sequence[str], *, known: Sequence[str]
     columns `file` and `patient`. Anything else is a regular expression with one group, searched for in the
     video's path below the data folder; what the group matches is the patient.
 
-    Raises `BadInput` with one sentence: a CSV as `read_video_table` says, a pattern that matches no video.
+    Raises `BadInput`: a CSV that `read_video_table` refuses, a pattern that matches no video.
     """
     if group is None:
         return {}
@@ -234,7 +230,7 @@ def split_by_csv(
 
 
 def _read_split_csv(csv_path: Path, names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the patient of every video listed, its own name without one, and each patient's side if told."""
+    """Return the patient of every video listed (its own name without one) and each patient's side, if any."""
     rows = read_video_table(csv_path, "split", ("split", "patient"), names)
     patients: dict[str, str] = {}
     splits: dict[str, str] = {}
@@ -246,9 +242,7 @@ def _read_split_csv(csv_path: Path, names: Sequence[str]) -> tuple[dict[str, str
             continue
         split = SPLIT_WORDS.get(row["split"].lower())
         if split is None:
-            raise BadInput(
-                f"{csv_path}, line {number}: the split '{row['split']}' must be train or held-out."
-            )
+            raise BadInput(f"{csv_path}, line {number}: split '{row['split']}' must be train or held-out.")
         if splits.setdefault(patient, split) != split:
             raise BadInput(f"{csv_path}, line {number}: '{patient}' is both in train and in held-out.")
     return patients, splits

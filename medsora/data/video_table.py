@@ -1,4 +1,4 @@
-"""CSV tables that say something about the videos of a data folder, one row per video."""
+"""CSV tables about the videos of a data folder, one row per video."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def read_video_table(
 
     The column `file` names a video by its path below the data folder, or by its bare name with or without
     ending where that is unique among `names`, a recording among pictures also by the prefix of their names;
-    one of `columns` must be there too; if only one is asked for, lines `name.mp4,value` without column names
-    do as well. `kind` says in errors what the table is for. Bytes that are not UTF-8 name files whose names
+    one of `columns` must be there too; if only one is requested, lines `name.mp4,value` without column names
+    do as well. `kind` is what errors call the table. Bytes that are not UTF-8 name files whose names
     have the same bytes.
 
     Raises `BadInput` with one sentence: no such file or column, no rows, a file that is not in the folder.
@@ -43,10 +43,8 @@ def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[
                 file.seek(0)  # a list without column names, such as PolypDiag's: name.mp4,label
                 reader, found = csv.DictReader(file, ["file", *columns]), ["file", *columns]
             reader.fieldnames = found
-            rows = [
-                (reader.line_num, {key: (value or "").strip() for key, value in row.items() if key})
-                for row in reader
-            ]
+            stripped = ({key: (v or "").strip() for key, v in row.items() if key} for row in reader)
+            rows = [(reader.line_num, row) for row in stripped]
     except FileNotFoundError:
         raise BadInput(f"there is no {kind} file {csv_path}.") from None
     except (OSError, csv.Error) as error:

@@ -1,7 +1,7 @@
 """Local attention over the tokens of a frame (Eq. 6-7), with rotary positions.
 
 It computes what the package `local-attention` computes with window w, `look_backward=1`, `look_forward=1`
-and `exact_windowsize=True`: token i sees i-w .. i+w, and q is rotated by w places more than k, because the
+and `exact_windowsize=True`: token i sees i-w .. i+w, and q is rotated by w positions more than k, because the
 package counts q's place from the end of the three windows that it looks at. Here that is one masked
 attention, right at any length, while the package refuses lengths that are no multiple of w or lets its
 padding leak in. Long frames go through it in tiles.

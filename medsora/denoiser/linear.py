@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-MIN_ROWS = 32  # below, a product is a walk through the weights and no code is faster than another
+MIN_ROWS = 32  # below, a product reads the weights once and no code is faster than another
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def made_by_intel(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def is_intel_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor says that it is Intel's: Linux shows that in a file, Windows in its name."""
     with suppress(OSError):
         return "GenuineIntel" in cpuinfo.read_text()
@@ -43,13 +43,13 @@ def bf16_problem(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) ->
         return None
     if not AVAILABLE or "avx512_bf16" not in flags:
         return "this processor lists no bf16 products (amx_bf16, avx512_bf16)"
-    return "Intel's processors multiply bf16 no faster without AMX" if made_by_intel(cpuinfo) else None
+    return "Intel's processors multiply bf16 no faster without AMX" if is_intel_cpu(cpuinfo) else None
 
 
 @functools.cache
 def onednn_is_faster() -> bool:
     """Whether oneDNN's float32 products are faster than PyTorch's own on this processor, found out once."""
-    return AVAILABLE and not (torch.backends.mkl.is_available() and made_by_intel())
+    return AVAILABLE and not (torch.backends.mkl.is_available() and is_intel_cpu())
 
 
 class Linear(nn.Linear):

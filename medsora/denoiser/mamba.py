@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medsora.denoiser.linear import Linear
 from medsora.kernels import mamba2_scan
 from medsora.kernels.block_steps import gated_sum
-from medsora.spiral import SpatialScan, spatial_walks, temporal_walks
+from medsora.spiral import SpatialScan, spatial_orders, temporal_orders
 
 A_RANGE = (1.0, 16.0)
 STEP_RANGE = (1e-3, 1e-1)  # Δ
@@ -27,7 +27,7 @@ class FrameScans(NamedTuple):
     """Orders of `kernels.mamba2_scan` for neighbouring frames that are scanned alike."""
 
     frames: int
-    spatial: tuple[Tensor, ...]  # as `spatial_walks` gives them
+    spatial: tuple[Tensor, ...]  # as `spatial_orders` gives them
     temporal: Tensor
 
 
@@ -37,7 +37,7 @@ def frame_scans(
     grid: tuple[int, int],
     variant: int,
     device: torch.device,
-    how: SpatialScan = SpatialScan(),  # noqa: B008 (immutable)
+    scan: SpatialScan = SpatialScan(),  # noqa: B008 (immutable)
 ) -> list[FrameScans]:
     """The scans of a block with spiral `variant` over `frames` frames of `grid` = (h̄, w̄) tokens.
 
@@ -47,8 +47,8 @@ def frame_scans(
     return [
         FrameScans(
             count,
-            spatial_walks(count, *grid, variant, together, device, how),
-            temporal_walks(count, grid[0] * grid[1], together, device),
+            spatial_orders(count, *grid, variant, together, device, scan),
+            temporal_orders(count, grid[0] * grid[1], together, device),
         )
         for count, together in parts
         if count
@@ -134,7 +134,7 @@ class SpatialMamba(nn.Module):
         self.gate_height = Linear(width, width) if gated and axes != "width" else None
 
     def forward(self, x: Tensor, scans: Sequence[FrameScans]) -> Tensor:
-        """Tokens (B, n, l, d) -> (B, n, l, d), walked as `frame_scans` for this `variant` says."""
+        """Tokens (B, n, l, d) -> (B, n, l, d), scanned as `frame_scans` for this `variant` says."""
 
         def both_axes(projected: Tensor, part: FrameScans) -> Tensor:
             axes = [self.mamba.scan(projected, orders) for orders in part.spatial]

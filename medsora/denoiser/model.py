@@ -50,7 +50,7 @@ class MedSora(Denoiser):
     Args:
         in_channels: C, the latents' channels.
         width: d.
-        depth: number of blocks; block i walks spiral variant i mod 8.
+        depth: number of blocks; block i scans along spiral variant i mod 8.
         patch: side of a token in latent pixels.
         heads, window, dropout: of the local attention.
         d_state, headdim, expand, d_conv: of every Mamba-2.
@@ -66,8 +66,8 @@ class MedSora(Denoiser):
         spatial, temporal: "mamba", or "attention" over the tokens of a frame and over the frames of a token's
             position (`medsora.denoiser.global_attention`); `temporal` may be "none".
         local_attention: whether there is any (Eq. 6-7).
-        scan, axes, directions: the spatial Mamba's walks (Eq. 8): "spiral", "raster" or "snake", along "both"
-            axes, rows ("height") or columns ("width"), in "both" directions or "forward".
+        scan, axes, directions: orders of the spatial Mamba (Eq. 8): "spiral", "raster" or "snake", along
+            "both" axes, rows ("height") or columns ("width"), in "both" directions or "forward".
         fusion: of both axes: "gate" (Eq. 9) or "mean".
         prior_width: channels of the image prior whose adapter is trained (`add_adapter`); 0: no adapter.
 
@@ -162,10 +162,10 @@ class MedSora(Denoiser):
         for block in self.blocks[:1]:
             local = block.attention
             tables = None if local is None else local.tables(x.shape[2], x.device, _product_dtype(x))
-        how = SpatialScan(self.config.scan, self.config.axes, self.config.directions)
+        scan = SpatialScan(self.config.scan, self.config.axes, self.config.directions)
         features, image_features = ([], []) if with_features else (None, None)
         for block, of_block in zip(self.blocks, modulation.blocks, strict=True):
-            scans = frame_scans(z.shape[1], joint, grid, block.variant, z.device, how)
+            scans = frame_scans(z.shape[1], joint, grid, block.variant, z.device, scan)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, spatial = self._gradient_checkpointing_func(block, x, of_block, scans, tables)
             else:

@@ -139,7 +139,7 @@ class LocalAttention(nn.Module):
     """Multi-head attention of each token to those around it in its frame (Eq. 6-7).
 
     At Table 1's settings the package local-attention lets token i see S(i) = i - w .. i + w and rotates q by
-    w places more than k. There is no W_o: Table 1's parameter counts leave no room for it.
+    w positions more than k. There is no W_o: Table 1's parameter counts leave no room for it.
     """
 
     def __init__(self, width: int, heads: int, window: int, dropout: float) -> None:

@@ -107,7 +107,7 @@ def _from_published(path: str | Path) -> nn.Module:
     state = transformers_names(state)
     try:
         width, _, patch, _ = state["embeddings.patch_embeddings.projection.weight"].shape
-        places = state["embeddings.position_embeddings"].shape[1] - 1
+        patches = state["embeddings.position_embeddings"].shape[1] - 1
         layers = {name.split(".")[2] for name in state if name.startswith("encoder.layer.")}
         config = TimesformerConfig(
             hidden_size=width,
@@ -116,7 +116,7 @@ def _from_published(path: str | Path) -> nn.Module:
             intermediate_size=state["encoder.layer.0.intermediate.dense.weight"].shape[0],
             num_frames=state["embeddings.time_embeddings"].shape[1],
             patch_size=patch,
-            image_size=round(places**0.5) * patch,
+            image_size=round(patches**0.5) * patch,
         )
         body = TimesformerModel(config)
     except (KeyError, ValueError) as error:

@@ -62,7 +62,7 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
     if unknown := sorted(set(test_labels.values()) - set(labels)):
         raise BadInput(f"{options.test} has videos of {', '.join(unknown)}, and {options.labelled} has none.")
     if len(labels) < 2:
-        raise BadInput(f"{options.labelled} has only the label {labels[0]}: there is nothing to tell apart.")
+        raise BadInput(f"{options.labelled} has only the label {labels[0]}: there is nothing to classify.")
     positive = _positive(options.positive, labels)
 
     def build() -> nn.Module:
@@ -145,9 +145,8 @@ def _recipe(options: argparse.Namespace, published: bool) -> Recipe:
     if not published:
         return given_recipe(options)
     fixed = ("steps", "batch", "ratio", "learning_rate", "threshold")
-    if given := ", ".join(
-        f"--{name.replace('_', '-')}" for name in fixed if getattr(options, name) is not None
-    ):
+    given = [name.replace("_", "-") for name in fixed if getattr(options, name) is not None]
+    if given := ", ".join(f"--{name}" for name in given):
         raise BadInput(f"the published protocol fixes {given}; leave them out, or take --protocol fixmatch.")
     return PUBLISHED
 

@@ -55,7 +55,7 @@ class Videos:
     known: tuple[str, ...]
 
     @cached_property
-    def places(self) -> np.ndarray:
+    def frame_positions(self) -> np.ndarray:
         """The number of the video and of the frame of every undamaged frame, (n, 2)."""
         runs = [(k, *run) for k, source in enumerate(self.usable.values()) for run in source.scan.runs()]
         return np.concatenate([[(k, number) for number in range(*run)] for k, *run in runs])
@@ -91,7 +91,7 @@ def read_unlabelled_frames(folders: Mapping[str, Path], most: int, size: int) ->
     Borders stay, as they do in labelled pictures.
     """
     videos = {title: find_videos(folder, crop="none") for title, folder in folders.items()}
-    count = min([most, *(len(found.places) for found in videos.values())])
+    count = min([most, *(len(found.frame_positions) for found in videos.values())])
     return {title: _read_spread(found, count, size) for title, found in videos.items()}
 
 
@@ -126,7 +126,7 @@ class Samples:
 
     @cached_property
     def thumbnails(self) -> np.ndarray:
-        """Small pictures of single frames, int16 (n, h, w, 3), by which copies are told; none of clips."""
+        """Small pictures of single frames, int16 (n, h, w, 3), by which copies are found; none of clips."""
         side = (THUMBNAIL_PX, THUMBNAIL_PX)
         frames = [value[0] for value in self.values if len(value) == 1]
         small = [cv2.resize(frame, side, interpolation=cv2.INTER_AREA) for frame in frames]
@@ -149,7 +149,9 @@ def read_clips(videos: Videos, names: Sequence[str], reading: Reading) -> Sample
 
 
 def _read_spread(videos: Videos, count: int, size: int) -> Samples:
-    chosen = videos.places[np.linspace(0, len(videos.places) - 1, count).round().astype(int)]
+    chosen = videos.frame_positions[
+        np.linspace(0, len(videos.frame_positions) - 1, count).round().astype(int)
+    ]
     names = list(videos.usable)
     taken = {names[k]: chosen[chosen[:, 0] == k, 1].tolist() for k in np.unique(chosen[:, 0])}
 
@@ -195,8 +197,8 @@ def _read_clip(source: SourceReport, reading: Reading) -> np.ndarray:
         size, options = PUBLISHED_SHORT_SIDE_PX, {"margins": NO_MARGINS, "resize": to_short_side}
     else:
         numbers = np.linspace(0, stop - start - 1, reading.frames).round().astype(int)
-    different, places = np.unique(start + numbers, return_inverse=True)
-    return source.read(0, 1, None, size, numbers=different.tolist(), **options)[places]
+    different, positions = np.unique(start + numbers, return_inverse=True)
+    return source.read(0, 1, None, size, numbers=different.tolist(), **options)[positions]
 
 
 def to_short_side(image: np.ndarray, side: int) -> np.ndarray:
@@ -233,5 +235,5 @@ def refuse_leaks(test: Samples, labelled: Samples, unlabelled: Mapping[str, Samp
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise BadInput(
                 f"{test.root}: the test sample '{ours}' is also among {role} ('{theirs}' of {samples.root})"
-                f"{more}; a test of what was trained on says nothing: take it out of one of them."
+                f"{more}; testing on training data is not valid: take it out of one of them."
             )

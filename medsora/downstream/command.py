@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora downstream
     module, summary = import_module(MODULES[task]), TASKS[task]
     parser = argparse.ArgumentParser(
         prog=f"{prog} {task}",
-        description=f"{summary[0].upper()}{summary[1:]}; start again to resume.",
+        description=f"{summary[0].upper()}{summary[1:]}; rerun to resume.",
         epilog=EXIT_STATUSES,
     )
     if trains := task != "reconstruct":

@@ -1,8 +1,8 @@
 """FixMatch (Sohn et al., NeurIPS 2020) on clips, and what the code published with Endora does instead.
 
-A labelled batch teaches as usual. Of each unlabelled clip a weakly changed view is classified; where the
-largest probability reaches the threshold, its class is the target of a strongly changed view (Eqs. 3 and 4).
-The published code takes the weak view itself as what learns, and never uses the strong one.
+Labelled batches are trained on as usual. A weakly augmented view of each unlabelled clip is classified; where
+the largest probability reaches the threshold, its class is the target of a strongly augmented view (Eqs. 3
+and 4). The published code trains on the weak view itself and never uses the strong one.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def weak_view(clip: np.ndarray, size: int, random: np.random.Generator) -> np.nd
     for axis in (1, 2):
         side = clip.shape[axis]
         most = int(side * MAX_SHIFT)
-        places = np.pad(np.arange(side), most, mode="reflect")
-        clip = clip.take(places[random.integers(2 * most + 1) :][:side], axis)
+        indices = np.pad(np.arange(side), most, mode="reflect")
+        clip = clip.take(indices[random.integers(2 * most + 1) :][:side], axis)
     return clip
 
 

@@ -74,9 +74,7 @@ def run(options: argparse.Namespace, command: str) -> None:
         raise BadInput(f"--focal is {options.focal} but must be 0.1 to 10 times the picture's shorter side.")
     folders, intervals = options.clips, options.interval
     if len(intervals) not in (1, len(folders)):
-        raise BadInput(
-            f"--interval has {len(intervals)} numbers for {len(folders)} folders; give one or each."
-        )
+        raise BadInput(f"--interval has {len(intervals)} numbers for {len(folders)} folders; give 1 or each.")
     try:
         colmap = version("pycolmap")
     except PackageNotFoundError:
@@ -216,11 +214,11 @@ def run_job(folder: Path, job: Job, threads: int) -> tuple[str, bool] | None:
         return f"not done after {wall_s} seconds", False
     if ended.returncode == -signal.SIGXCPU:
         return f"not done after {job.cpu_seconds} CPU seconds", True
-    said = ended.stderr.decode(errors="replace").strip()
-    if ended.returncode and any(word in said for word in OUT_OF_MEMORY):
+    output = ended.stderr.decode(errors="replace").strip()
+    if ended.returncode and any(word in output for word in OUT_OF_MEMORY):
         return f"more than {job.memory_bytes / 2**30:g} GiB of memory", True
     if ended.returncode:
-        last = said.splitlines()[-1][:200] if said else "no message"
+        last = output.splitlines()[-1][:200] if output else "no message"
         return f"COLMAP failed ({ended.returncode}): {last}", False
     return None
 

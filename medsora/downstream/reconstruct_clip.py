@@ -3,7 +3,7 @@
 A process of its own, so that a clip that takes too much time or memory, or crashes COLMAP, costs nothing
 else; it loads nothing of medsora. The folder holds `job.json` (a `Job`), `images/0000.png` ... and
 `mask.png`, white where features may be. It gets `geometry.npz` (a `Geometry`) if two frames or more are
-registered, and if the job says so, `export` (their images, sparse/0) and its geometry `export.npz`.
+registered, and if the job requests it, `export` (their images, sparse/0) and its geometry `export.npz`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Geometry:
 def reconstruct(folder: Path, job: Job, threads: int) -> None:
     """Register the frames of `folder` with one another; see the module. Needs pycolmap.
 
-    Of several models the one with the most frames is kept.
+    If there are several models, the one with the most frames is kept.
     """
     import pycolmap
 
@@ -112,10 +112,7 @@ def _export(pycolmap: Any, folder: Path, model: Any, job: Job) -> None:
         (folder / "distorted").mkdir()
         model.write(folder / "distorted")
         pycolmap.undistort_images(folder / "straight", folder / "distorted", images)
-        model, images = (
-            pycolmap.Reconstruction(folder / "straight" / "sparse"),
-            folder / "straight" / "images",
-        )
+        model, images = pycolmap.Reconstruction(folder / "straight/sparse"), folder / "straight/images"
     model.write(folder / "export" / "sparse" / "0")
     for number in model.reg_image_ids():
         name = model.image(number).name

@@ -72,10 +72,8 @@ def trivial_masks(truth: np.ndarray, labelled: Sequence[np.ndarray]) -> dict[str
         return {name: float(values.mean()) for name, values in scores.items()}
 
     def best_cut(masks: np.ndarray) -> np.ndarray:
-        mean = masks.mean(0)
-        return max(
-            (mean >= level for level in np.unique(mean)), key=lambda cut: mean_scores(masks, cut)[DICE]
-        )
+        cuts = (masks.mean(0) >= level for level in np.unique(masks.mean(0)))
+        return max(cuts, key=lambda cut: mean_scores(masks, cut)[DICE])
 
     of_means = [mean_scores(truth, best_cut(masks)) for masks in labelled]
     return {

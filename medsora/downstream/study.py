@@ -65,7 +65,7 @@ class Study:
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
     def find_finished(self) -> None:
-        """Take up the finished runs of the folder; raises `BadInput` if they are those of another study."""
+        """Load the finished runs of the folder; raises `BadInput` if they are those of another study."""
         for variant, seed in product(self.variants, self.seeds):
             path = self._file(variant, seed)
             if not is_file(path):
@@ -98,9 +98,8 @@ class Study:
         """Write results.md and results.json."""
         fields = ("title", "variants", "scores", "trivial", "facts", "command", "notes")
         values = {name: getattr(self, name) for name in fields} | {"seeds": list(self.seeds)}
-        values["runs"] = [
-            {k: v for k, v in run.items() if k != "replicates"} for run in self.results.values()
-        ]
+        runs = self.results.values()
+        values["runs"] = [{k: v for k, v in run.items() if k != "replicates"} for run in runs]
         values["differences"] = {
             f"{variant}: {score}": difference._asdict()
             for variant, score in product(self.variants, self.scores)

@@ -1,4 +1,4 @@
-"""How far a figure can be trusted: the same over re-sampled clips, and between halves of the real set."""
+"""How far a metric can be trusted: its values over re-sampled clips, and between halves of the real set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """A 95 % interval, and how far re-sampling lifts the figure: about what few clips add to it."""
+    """A 95 % interval, and how far re-sampling raises the metric: about what few clips add to it."""
 
     low: float
     high: float
@@ -58,9 +58,9 @@ def bootstrap(
         )
         of_real = {("real", key): value for key, value in measure.describe(one).items()}
         for two, replicate in zip(others, found, strict=True):
-            figures = {**measure.compare(one, two), **of_real}
-            figures |= {("generated", key): value for key, value in measure.describe(two).items()}
-            for key, value in figures.items():
+            metrics = {**measure.compare(one, two), **of_real}
+            metrics |= {("generated", key): value for key, value in measure.describe(two).items()}
+            for key, value in metrics.items():
                 replicate.setdefault(key, []).append(value)
     return found
 
@@ -69,7 +69,7 @@ def spread(value: float, replicates: list[float], least: float = -np.inf) -> Spr
     """Return the interval around `value`, cut off at `least`, or None if no replicate is finite.
 
     The replicates' deviations from their own mean are put around the value itself: a Fréchet distance over
-    re-sampled clips lies above it as a whole (repeated clips make covariances poorer), which says something
+    re-sampled clips lies above it as a whole (repeated clips make covariances poorer), which is informative
     of the bias and nothing of the spread.
     """
     finite = np.array([number for number in replicates if np.isfinite(number)])
@@ -82,7 +82,7 @@ def spread(value: float, replicates: list[float], least: float = -np.inf) -> Spr
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of one set minus that of another, with a simultaneous 95 % interval."""
+    """A metric of one set minus that of another, with a simultaneous 95 % interval."""
 
     value: float
     low: float
@@ -101,7 +101,7 @@ def differences(
 
     `replicates` (sets, n) are paired (`bootstrap`). The interval is d ± c·s: s is the standard deviation of
     the pair's n differences, c the 95 % quantile over replicates of the largest |deviation| / s of any pair
-    (single-step max-T; Romano and Wolf 2005): with 95 % confidence all of the figure's intervals hold
+    (single-step max-T; Romano and Wolf 2005): with 95 % confidence all of the metric's intervals hold
     together. Each is widened so that it would hold around d without the bias that re-sampling shows, too.
     Pairs of which a value is undefined are left out.
     """
@@ -151,7 +151,7 @@ def rank_ranges(
 def between_halves(measure: Measure, real: Features, seed: int) -> dict[str, float]:
     """Return the distances of two random halves of the real set: what "no difference" looks like here.
 
-    The halves share videos, and each has half the clips: the first makes the figure lower than for two
+    The halves share videos, and each has half the clips: the first makes the metric lower than for two
     corpora, the second makes a Fréchet distance higher. Empty for fewer than four clips.
     """
     clips = len(real.weights)

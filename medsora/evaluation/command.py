@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
         raise BadInput("--vae measures real clips alone; give --clips one number.")
     options["weights"] = parse_weights(options.get("weights", []))
     if "vae" in options:
-        figures = evaluate_vae(VaeSettings(**options))
-        page = figures and markdown(figures)
+        measured = evaluate_vae(VaeSettings(**options))
+        page = measured and markdown(measured)
     elif len(options["fake"]) > 1:
         fakes = name_folders(options.pop("fake"), options.pop("names", None))
         results = compare(options.pop("real"), fakes, **options)
@@ -61,7 +61,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Compare generated clips with real ones, or a VAE's reconstructions with their "
-        "originals, by one protocol that is written beside the figures. 'accelerate launch evaluate.py ...' "
+        "originals, by one protocol that is written beside the metrics. 'accelerate launch evaluate.py ...' "
         "splits the work over processes.",
         epilog=EXIT_STATUSES.replace("saved", "extracted features kept"),
         argument_default=argparse.SUPPRESS,
@@ -135,7 +135,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--bootstrap",
         type=int,
         metavar="N",
-        help="N re-samplings give each figure an interval; of several --fake 200 (default: 0)",
+        help="N re-samplings give each metric an interval; of several --fake 200 (default: 0)",
     )
     add("--label", metavar="NAME", help="of the real clips only those with this label")
     add(

@@ -64,7 +64,7 @@ def compare(
 
 
 def name_folders(folders: Sequence[str | Path], names: Sequence[str] | None = None) -> dict[str, Path]:
-    """Return the folders by `names`, or by as much of the ends of their paths as tells them apart.
+    """Return the folders by `names`, or by as much of the ends of their paths as makes them unique.
 
     Raises `BadInput` for a folder that comes twice, and for names that are too many, too few or unfit.
     """
@@ -113,9 +113,8 @@ def _run(
     }
     if not state.is_main_process:
         return None
-    comparison = Comparison(
-        {name: start_results(settings, measures, reals, side) for name, side in sides.items()}
-    )
+    started = {name: start_results(settings, measures, reals, side) for name, side in sides.items()}
+    comparison = Comparison(started)
     for measure in progress_bar("re-sampling", measures.values(), unit="metric", show=settings.bootstrap > 0):
         _score(comparison, settings, measure, [reals, *sides.values()], [of_real, *of_fakes.values()])
     found: dict[str, list[str]] = {}
@@ -134,9 +133,8 @@ def _run(
     with bad_input_from_errors():
         shown = {reference: reals["clips"]} | {name: side["clips"] for name, side in sides.items()}
         write_comparison_sheet(settings.out / SHEET_NAME, shown)
-        pictures = [
-            (settings.out / SHEET_NAME, "first, middle and last frame of up to three clips of each set")
-        ]
+        caption = "first, middle and last frame of up to three clips of each set"
+        pictures = [(settings.out / SHEET_NAME, caption)]
         if "motion" in measures:
             moving = {reference: of_real["motion"]} | {name: of["motion"] for name, of in of_fakes.items()}
             draw_motion(settings.out / "motion.png", moving)
@@ -221,7 +219,7 @@ def _score(
     sides: Sequence[Side],
     features: Sequence[Mapping[str, Features]],
 ) -> None:
-    """Add a measure's figures and rankings; the first of `sides` and of `features` is the real one."""
+    """Add a measure's metrics and rankings; the first of `sides` and of `features` is the real one."""
     name = measure.extractor.identity["name"]
     kind = kind_of(sides[0], name)
     real, *fakes = (of[name] for of in features)
@@ -231,14 +229,14 @@ def _score(
     names = list(comparison.results)
     for set_name, fake, replicates in zip(names, fakes, again, strict=True):
         comparison.results[set_name].add(measure, real, fake, halves, replicates)
-    for figure in (*measure.distances, *measure.scores):
-        if figure.better == AS_REAL:  # its distance is ranked
+    for metric in (*measure.distances, *measure.scores):
+        if metric.better == AS_REAL:  # its distance is ranked
             continue
-        values = [results.figures()[figure.key] for results in comparison.results.values()]
-        key = figure.key if figure in measure.distances else ("generated", figure.key)
+        values = [results.metrics()[metric.key] for results in comparison.results.values()]
+        key = metric.key if metric in measure.distances else ("generated", metric.key)
         pairs = differences(values, [replicates.get(key, []) for replicates in again])
         named = {(names[i], names[j]): difference for (i, j), difference in pairs.items()}
-        comparison.rankings[figure.key] = Ranking(figure.better, dict(zip(names, values, strict=True)), named)
+        comparison.rankings[metric.key] = Ranking(metric.better, dict(zip(names, values, strict=True)), named)
 
 
 def _plan(

@@ -45,13 +45,9 @@ class ThumbnailExtractor(Extractor):
     def __call__(self, clips: np.ndarray) -> np.ndarray:
         """Return float32 (B, 2, width) for uint8 (B, F, H, W, 3)."""
         picks = np.linspace(0, clips.shape[1] - 1, THUMB_FRAMES).round().astype(int)
-        size = (THUMB_SIDE, THUMB_SIDE)
-        small = np.stack(
-            [
-                [cv2.resize(f.astype(np.float32), size, interpolation=cv2.INTER_AREA) for f in clip[picks]]
-                for clip in clips
-            ]
-        )
+        frames, size = clips[:, picks].reshape(-1, *clips.shape[2:]), (THUMB_SIDE, THUMB_SIDE)
+        small = [cv2.resize(f.astype(np.float32), size, interpolation=cv2.INTER_AREA) for f in frames]
+        small = np.stack(small).reshape(len(clips), THUMB_FRAMES, *size, 3)
         return np.stack([small, small[..., ::-1, :]], 1).reshape(len(clips), 2, -1)
 
 
@@ -112,7 +108,7 @@ def audit(
 ) -> dict[str, Any] | None:
     """Compare generated and held-out clips with the training clips of `settings.memorised`; write the sheet.
 
-    Returns the figures, the `sentences` for the report and the pairs that are suspiciously near; None in all
+    Returns the metrics, the `sentences` for the report and the pairs that are suspiciously near; None in all
     but the main process. Raises `BadInput` if the held-out clips are the training clips.
     """
     stride = max(held_out.clips[0][0].span // 4, 1)
@@ -147,11 +143,11 @@ def audit(
         scale = spread_of(of_training[space]) if space == "features" else 1.0
         ours = nearest(of_fake[space], of_training[space], scale)
         theirs = nearest(Features.of(np.asarray(of_real[space].values[kept])), of_training[space], scale)
-        figures = judge(ours.distance, theirs.distance)
-        marked = [int(i) for i in np.flatnonzero(ours.distance < figures["threshold"])]
-        figures["marked"] = {fake.name(i): training.name(int(ours.index[i])) for i in marked}
-        found["spaces"][space] = figures
-        found["sentences"].append(_sentence(space, figures))
+        metrics = judge(ours.distance, theirs.distance)
+        marked = [int(i) for i in np.flatnonzero(ours.distance < metrics["threshold"])]
+        metrics["marked"] = {fake.name(i): training.name(int(ours.index[i])) for i in marked}
+        found["spaces"][space] = metrics
+        found["sentences"].append(_sentence(space, metrics))
         order = np.argsort(ours.distance)[: SHOWN_PAIRS // 2]
         pairs += [(float(ours.distance[i]), int(i), int(ours.index[i]), space) for i in order]
     _write_pairs(settings.out / "nearest-training-clips.png", pairs, fake, training)
@@ -159,7 +155,7 @@ def audit(
 
 
 def judge(generated: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
-    """Return the figures of one space: medians, the threshold, the share below it, their ratio's minimum."""
+    """Return the metrics of one space: medians, the threshold, the share below it, their ratio's minimum."""
     threshold = float(np.quantile(held_out, NEAR_QUANTILE))
     return {
         "median_generated": float(np.median(generated)),
@@ -186,9 +182,9 @@ def _blocks(features: Features, size: int = 1024) -> Iterator[tuple[int, np.ndar
         yield start, np.asarray(features.values[start : start + size, 0], dtype=np.float64)
 
 
-def _sentence(space: str, figures: Mapping[str, Any]) -> str:
-    share, never = figures["suspicious_share"], figures["nearer_than_any_held_out"]
-    generated, held_out = (number_text(figures[f"median_{name}"]) for name in ("generated", "held_out"))
+def _sentence(space: str, metrics: Mapping[str, Any]) -> str:
+    share, never = metrics["suspicious_share"], metrics["nearer_than_any_held_out"]
+    generated, held_out = (number_text(metrics[f"median_{name}"]) for name in ("generated", "held_out"))
     return (
         f"In {space}, {share:.1%} of the generated clips are nearer to a training clip than 95 % of the "
         f"held-out ones are (about 5 % would be by chance), {never:.1%} nearer than any held-out clip is; "
@@ -202,8 +198,6 @@ def _write_pairs(
     rows = []
     for distance, generated, trained, space in pairs:
         rows.append((f"generated: {fake.name(generated)}", fake.read(generated)))
-        label = (
-            f"nearest training clip in {space}, distance {number_text(distance)}: {training.name(trained)}"
-        )
-        rows.append((label, training.read(trained)))
+        nearest_one = f"nearest training clip in {space}, distance {number_text(distance)}"
+        rows.append((f"{nearest_one}: {training.name(trained)}", training.read(trained)))
     save_image(path, contact_sheet(rows, columns=8))

@@ -1,4 +1,4 @@
-"""One evaluation from two folders to figures: what `evaluate.py` calls, and Python may."""
+"""One evaluation from two folders to metrics: what `evaluate.py` calls, and Python may."""
 
 from __future__ import annotations
 
@@ -27,24 +27,16 @@ from medsora.evaluation.metrics.registry import build_measures
 from medsora.evaluation.report.degenerate import degenerate
 from medsora.evaluation.report.plots import draw_distances, draw_motion, write_sheet
 from medsora.evaluation.report.results import Results
-from medsora.evaluation.report.warnings import caveats, require_enough
+from medsora.evaluation.report.warnings import require_enough, result_warnings
 from medsora.evaluation.settings import STYLEGAN_V, EvaluationSettings
 from medsora.evaluation.training_clips import fit_to_training, unlike_rates
-from medsora.runtime.processes import check_same_places, on_main, working_together
+from medsora.runtime.processes import check_same_folders, on_main, working_together
 from medsora.runtime.versions import library_versions
 
 CHOICE = "clips without overlap from every usable video, then a seeded permutation's first clips"
 BY_FRAME = ("inception",)  # extractors that see single frames
-LIBRARIES = (
-    "numpy",
-    "scipy",
-    "opencv-python-headless",
-    "av",
-    "pillow",
-    "torchvision",
-    "transformers",
-    "torch-fidelity",
-)
+LIBRARIES = ("numpy", "scipy", "opencv-python-headless", "av", "pillow", "torchvision", "transformers")
+LIBRARIES += ("torch-fidelity",)
 
 
 def evaluate(real: str | Path, fake: str | Path, **options: Any) -> Results | None:
@@ -57,13 +49,13 @@ def evaluate(real: str | Path, fake: str | Path, **options: Any) -> Results | No
 
 
 def run_evaluation(settings: EvaluationSettings) -> Results | None:
-    """Do what `settings` say; see `evaluate`."""
+    """Evaluate with `settings`; see `evaluate`."""
     with working_together() as state:
         return _run(settings, state)
 
 
 def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
-    check_same_places(output=settings.out, cache=settings.cache)
+    check_same_folders(output=settings.out, cache=settings.cache)
     measures = build(settings, state)  # weights that are missing are reported before anything is decoded
     settings, trained_on, warnings = on_main(state, lambda: fit_to_training(settings))
     reals, fakes = on_main(state, lambda: (choose_real(settings), choose_generated(settings)))
@@ -73,7 +65,7 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     of_fake = extract_side(settings, fakes, measures, state, folder=scratch, label="generated")
     audited = None
     if settings.memorised is not None:
-        # the features of the audit: I3D's where it was asked for, else the pyramid's
+        # the features of the audit: I3D's where it is among the metrics, else the pyramid's
         of_audit = measures["fvd"].extractor if "fvd" in measures else PyramidExtractor(state.device)
         audited = audit(settings, fake, real, of_audit, state, scratch)
     if not state.is_main_process:
@@ -159,12 +151,12 @@ def warn(
     trained_on: dict[str, Any],
     results: Results,
 ) -> list[str]:
-    """Return what a reader of one generated set's figures must be told, the gravest first."""
+    """Return what a reader of one generated set's metrics must be warned of, the gravest first."""
     real, fake = reals["clips"], fakes["clips"]
     warnings = degenerate(real, fake, of_real["pixel"], of_fake["pixel"])
     if settings.protocol != STYLEGAN_V:  # whose interval is 1, whatever the rates
         warnings += unlike_rates(trained_on, real, fake)
-    return warnings + caveats(settings, real, fake, results)
+    return warnings + result_warnings(settings, real, fake, results)
 
 
 def build(settings: EvaluationSettings, state: PartialState) -> dict[str, Measure]:
@@ -190,7 +182,7 @@ def start_results(
     reals: Mapping[str, ClipSet],
     fakes: Mapping[str, ClipSet],
 ) -> Results:
-    """Return results without figures: the protocol, and what is known of both sides' clips."""
+    """Return results without metrics: the protocol, and what is known of both sides' clips."""
     sets = {}
     for kind in reals:
         more = "" if kind == "clips" else f" {kind}"

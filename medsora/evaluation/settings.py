@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do, checked before anything is read."""
+"""Settings of an evaluation, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ClipSettings:
             alike, as training does; "none" keeps whole frames; parts (top, bottom, left, right) are cut off
             every real and training frame, as with the same `data.crop`: generated ones never had them. None
             stands for what the generated clips name (`medsora.evaluation.training_clips`), else "auto".
-        interval: every so-manieth frame of the *real* videos, as in training; generated ones are read at 1.
+        interval: every N-th frame of the *real* videos, as in training; generated ones are read at 1.
             None stands for what the generated clips name, else 1.
         rate: frames per second of the real clips, taken by time, as in training with `data.rate`; instead of
             `interval`. None stands for what the generated clips name where they name no interval.
@@ -61,13 +61,13 @@ class ClipSettings:
             )
 
     def choose(self, root: str | Path, count: int | None, **changed: Any) -> ClipSet:
-        """Choose `count` clips below `root` as the settings say, `changed` arguments of `choose_clips` apart.
+        """Choose `count` clips below `root` by the settings, `changed` arguments of `choose_clips` apart.
 
         None takes all.
         """
-        asked = {name: getattr(self, name) for name in ("frames", "size", "rate", "seed")}
-        asked |= {"interval": self.interval or 1, "crop": self.crop or DEFAULT_CROP}
-        return choose_clips(root, count=count, **asked | changed)
+        arguments = {name: getattr(self, name) for name in ("frames", "size", "rate", "seed")}
+        arguments |= {"interval": self.interval or 1, "crop": self.crop or DEFAULT_CROP}
+        return choose_clips(root, count=count, **arguments | changed)
 
 
 @dataclass
@@ -84,7 +84,7 @@ class EvaluationSettings(ClipSettings):
         metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics.registry`. None takes
             motion and pixel, or FVD, FID and IS with "stylegan-v", which has no others.
         flow: what estimates the optical flow of `motion`, one of `registry.FLOW_ESTIMATORS`.
-        bootstrap: replicates for a 95 % interval of every figure; 0 gives none.
+        bootstrap: replicates for a 95 % interval of every metric; 0 gives none.
         corpus: the published set that the real clips are; the paper's values of it stand beside.
         memorised: folder of training clips: audit whether generated ones repeat them.
         cache: folder in which a real set's features are kept.
@@ -120,7 +120,7 @@ class EvaluationSettings(ClipSettings):
         super().__post_init__()
         if self.label is None and self.labels != LABELS_NAME:
             raise BadInput(
-                f"labels is {self.labels}, but no label is asked for: give one (--label), or leave it out."
+                f"labels is {self.labels}, but there is no label: give one (--label), or leave it out."
             )
         self.clips = (self.clips,) * 2 if isinstance(self.clips, int) else tuple(self.clips)
         if len(self.clips) != 2:
@@ -141,7 +141,7 @@ class EvaluationSettings(ClipSettings):
             raise BadInput(f"the corpus '{self.corpus}' must be one of {', '.join(CORPORA)}.")
 
     def _take_published_values(self) -> None:
-        """Fill in what the protocol fixes. Raises `BadInput` for an option that says otherwise."""
+        """Fill in what the protocol fixes. Raises `BadInput` for an option that contradicts it."""
         if others := [name for name in self.metrics if name not in METRICS_OF[STYLEGAN_V]]:
             raise BadInput(
                 f"the protocol {STYLEGAN_V} has fvd, fid and is, not {others[0]}; leave that metric out."

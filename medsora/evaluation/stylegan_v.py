@@ -43,9 +43,8 @@ def lanczos_jpeg(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.open(file))
 
 
-LANCZOS_JPEG = Resize(
-    "Pillow Lanczos, scaled to cover, cropped in the middle, JPEG of quality 75", lanczos_jpeg
-)
+_WORDS = "Pillow Lanczos, scaled to cover, cropped in the middle, JPEG of quality 75"
+LANCZOS_JPEG = Resize(_WORDS, lanczos_jpeg)
 
 
 def choose_side(settings: EvaluationSettings, root: str | Path, *, generated: bool) -> dict[str, ClipSet]:

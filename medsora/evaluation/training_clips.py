@@ -27,24 +27,18 @@ def fit_to_training(settings: EvaluationSettings) -> tuple[EvaluationSettings, d
     An option that was given stays; a difference to what the clips name is a warning. Where they name a rate
     and no interval, real clips are taken by time, at that rate. Raises `BadInput` if there is no folder.
     """
-    named = Counter(
-        json.dumps(read_trained_on(source.path), sort_keys=True)
-        for source in find_sources(settings.fake).sources
-    )
+    sources = find_sources(settings.fake).sources
+    named = Counter(json.dumps(read_trained_on(source.path), sort_keys=True) for source in sources)
     trained_on = json.loads(named.most_common(1)[0][0]) if named else {}
     warnings = []
     if len(named) > 1:
-        kinds = "; ".join(
-            f"{count} clips: {_in_words(json.loads(text))}" for text, count in named.most_common(3)
-        )
+        most = named.most_common(3)
+        kinds = "; ".join(f"{count} clips: {_in_words(json.loads(text))}" for text, count in most)
         warnings.append(
             f"the generated clips differ in how their models' training clips were read ({kinds}); the first "
             "of these decides here: evaluate each model's clips alone."
         )
-    advice = "leave --{name} out"
-    if settings.protocol == STYLEGAN_V:
-        advice = "the protocol stylegan-v wants it so"
-    values = {}
+    published, values = settings.protocol == STYLEGAN_V, {}
     if settings.interval is None and settings.rate is None and "interval" not in trained_on:
         values["rate"] = trained_on.get("rate")
     by_time = values.get("rate", settings.rate) is not None
@@ -55,9 +49,10 @@ def fit_to_training(settings: EvaluationSettings) -> tuple[EvaluationSettings, d
         theirs = tuple(theirs) if isinstance(theirs, list) else theirs
         values[name] = given if given is not None else default if theirs is None else theirs
         if theirs not in (None, values[name]):
+            advice = "the protocol stylegan-v demands it" if published else f"leave --{name} out"
             warnings.append(
                 f"the clips of --real are read with {name} {given}, but the generated clips' model was "
-                f"trained with {name} {theirs}: the two sides are not alike; {advice.format(name=name)}."
+                f"trained with {name} {theirs}: the two sides are not alike; {advice}."
             )
     return replace(settings, **values), trained_on, warnings
 

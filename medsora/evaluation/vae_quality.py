@@ -36,7 +36,7 @@ from medsora.vae.compensation import compensation_modules, compensation_off
 from medsora.vae.perceptual import PerceptualLoss
 from medsora.vae.quality import flicker, psnr, sharpness, ssim
 
-FIGURES = {
+METRICS = {
     "psnr": "PSNR, dB ↑",
     "ssim": "SSIM ↑",
     "lpips": "LPIPS (VGG) ↓",
@@ -87,7 +87,7 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
             frames = clips.read(number)
         video = frames_to_video(frames)[None].to(state.device)
         versions = reconstructions(vae, video)
-        mine.append((number, {name: figures(v, video, perceptual) for name, v in versions.items()}))
+        mine.append((number, {name: metrics_of(v, video, perceptual) for name, v in versions.items()}))
     rows = [row for _, row in sorted(gather_object(mine), key=lambda pair: pair[0])]
     if not state.is_main_process:
         return None
@@ -136,8 +136,8 @@ def reconstructions(vae: FrequencyCompensatedVAE | VQTokenizer, video: Tensor) -
     return versions
 
 
-def figures(version: Tensor, video: Tensor, perceptual: PerceptualLoss | None) -> dict[str, float]:
-    """Return the figures of one reconstruction (1, F, 3, H, W) of `video`, both in [-1, 1]."""
+def metrics_of(version: Tensor, video: Tensor, perceptual: PerceptualLoss | None) -> dict[str, float]:
+    """Return the metrics of one reconstruction (1, F, 3, H, W) of `video`, both in [-1, 1]."""
     measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "psnr": psnr,
         "ssim": ssim,
@@ -154,15 +154,15 @@ def figures(version: Tensor, video: Tensor, perceptual: PerceptualLoss | None) -
 def markdown(results: Mapping[str, Any]) -> str:
     """Return the table of means, and the worst and best clips by name."""
     mean, clips = results["mean"], results["clips"]
-    measured = [key for key in FIGURES if all(key in version for version in mean.values())]
-    of_means = [[FIGURES[key], *(number_text(mean[name][key]) for name in mean)] for key in measured]
+    measured = [key for key in METRICS if all(key in version for version in mean.values())]
+    of_means = [[METRICS[key], *(number_text(mean[name][key]) for name in mean)] for key in measured]
     of_clips = [[clip["name"], *(number_text(clip[name]["psnr"]) for name in mean)] for clip in clips]
     lines = [
         "# VAE",
         "",
         f"{results['vae']} on {len(clips)} clips of {results['set']['folder']}.",
         "",
-        *markdown_table(["figure", *mean], of_means),
+        *markdown_table(["metric", *mean], of_means),
         "",
         f"LPIPS: {results['protocol']['lpips']}.",
         "",
@@ -197,12 +197,10 @@ def _write_sheet(
             returned = video_to_frames(version[0])
             difference = np.abs(returned.astype(int) - real.astype(int)) * DIFFERENCE_GAIN
             decibels = number_text(rows[number][name]["psnr"])
+            title = f"|{name} - {original}| x {DIFFERENCE_GAIN}"
             strips += [
                 (f"{name}, {decibels} dB", returned),
-                (
-                    f"|{name} - {original}| x {DIFFERENCE_GAIN}",
-                    difference.clip(0, 255).astype(np.uint8),
-                ),
-                (f"spectra of {name}", spectrum(returned)),
+                (title, difference.clip(0, 255).astype(np.uint8)),
             ]
+            strips.append((f"spectra of {name}", spectrum(returned)))
     save_image(path, contact_sheet(strips, columns=4))

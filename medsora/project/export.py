@@ -70,7 +70,7 @@ def export_run(
 ) -> ModelCard:
     """Write the model of a run of stage 2 or of EndoGen to the new folder `out`, whole or not at all.
 
-    Returns its card. Raises `BadInput` if `out` is there already, or the run holds no whole checkpoint.
+    Returns its card. Raises `BadInput` if `out` is there already, or the run holds no complete checkpoint.
     """
     if out.exists():
         raise BadInput(f"{out} is there already; take another folder, or remove it.")
@@ -100,7 +100,7 @@ def export_run(
 
 
 def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[str, str]]:
-    """Return what a card says of the training: its length, its settings and its last figures."""
+    """Return what a card says of the training: its length, its settings and its last metrics."""
     kind, data = KINDS[found.kind], config.data
     pace = f"one in {data.interval}" if data.rate is None else f"{data.rate:g} per second"
     clips = f"{data.frames} frames, {pace}, {'x'.join(map(str, data.height_width))} pixels"
@@ -116,10 +116,10 @@ def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[s
     for folder in (run.parent / "vae", run):
         for line in read_log(folder) if (folder / "log.jsonl").is_file() else []:
             if folder != run or line["step"] <= found.step:
-                latest |= {name: value for name, value in line.items() if name in (*kind.figures, ELAPSED)}
+                latest |= {name: value for name, value in line.items() if name in (*kind.metrics, ELAPSED)}
     if ELAPSED in latest:
         rows.append(("hours of the last stage", f"{latest[ELAPSED] / 3600:.1f}"))
-    rows += [(meaning, f"{latest[name]:.4g}") for name, meaning in kind.figures.items() if name in latest]
+    rows += [(meaning, f"{latest[name]:.4g}") for name, meaning in kind.metrics.items() if name in latest]
     if (run / "versions.json").is_file():
         versions = read_json_object(run / "versions.json")
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
@@ -152,11 +152,11 @@ def _endogen_settings(config: Config) -> list[tuple[str, str]]:
 
 
 class Kind(NamedTuple):
-    """What a card says of one kind of model: its name, how it was trained, and which last figures."""
+    """What a card says of one kind of model: its name, how it was trained, and which last metrics."""
 
     name: Callable[[Config], str]
     settings: Callable[[Config], list[tuple[str, str]]]
-    figures: dict[str, str]
+    metrics: dict[str, str]
 
 
 KINDS = {
@@ -177,7 +177,7 @@ KINDS = {
         {
             "loss/total": "cross entropy, training (nats per code)",
             "held_out/loss": "cross entropy, held out (nats per code)",
-            "held_out/accuracy": "codes guessed right, held out",
+            "held_out/accuracy": "codes predicted correctly, held out",
             "held_out/psnr": "PSNR of the tokenizer, held out (dB)",
         },
     ),

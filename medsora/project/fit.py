@@ -97,10 +97,10 @@ def fit_project(
             raise BadInput(
                 f"the preset {preset} is for CPUs; choose one of {larger}, or --memory 0 for a CPU's config."
             )
-        side = _fit_size(fit, report, size or PAPER_SIZE, asked=size is not None)
+        side = _fit_size(fit, report, size or PAPER_SIZE, requested=size is not None)
         (_fit_endora if per_frame else _fit_gpu)(fit, machine, report.clips, side, preset)
     else:
-        side = _fit_size(fit, report, size or CPU_SIZE, asked=size is not None)
+        side = _fit_size(fit, report, size or CPU_SIZE, requested=size is not None)
         _fit_cpu(fit, machine, report.clips, side, preset)
     return fit
 
@@ -146,19 +146,19 @@ def _fit_clips(
     why = f"{held_out} of {len(names)} videos never trained on, {drawn}; data.group: by patient"
     fit.notes += split.notes
     if len(names) == 1:
-        why = "there is only one video: nothing can be held out, figures are of training clips"
+        why = "there is only one video: nothing can be held out, so validation uses training clips"
     fit.set("data", why, holdout=HOLDOUT)
     return report
 
 
-def _fit_size(fit: Fit, report: CheckReport, wanted: int, *, asked: bool) -> int:
+def _fit_size(fit: Fit, report: CheckReport, wanted: int, *, requested: bool) -> int:
     sides = [
         min(scan.height * (1 - top - bottom), scan.width * (1 - left - right))
         for source in report.usable
         for scan, (top, bottom, left, right) in [(source.scan, source.margins)]
     ]
     smallest = round(min(sides))
-    side = wanted if asked else max(MIN_SIZE, min(wanted, 16 * int(median(sides) / 16)))
+    side = wanted if requested else max(MIN_SIZE, min(wanted, 16 * int(median(sides) / 16)))
     why = f"pixels, square; the smallest video has {smallest}"
     fit.set("data", why if side <= smallest else f"{why} and is enlarged", size=side)
     return side

@@ -50,7 +50,7 @@ def exit_with_status(main: Callable[[], None]) -> None:
         _leave(75, f"interrupted: {error}", all_know=True)
     except KeyboardInterrupt as error:
         reason = str(error) or "received SIGINT"
-        _leave(75, f"interrupted: {reason}; what was saved before is whole, start again.", all_know=True)
+        _leave(75, f"interrupted: {reason}; what was saved before is intact; rerun to resume.", all_know=True)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then renamed into it; read patiently."""
+"""Files that are complete or absent: written beside their place, then renamed into it; read patiently."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_patiently(read: Callable[[Path], Result], path: Path) -> Result:
                 raise BadInput(
                     f"{error.filename or path} cannot be read ({error.strerror or error}), which says "
                     "nothing of what it holds: nothing was changed; see to the disk, its server and the "
-                    "rights, then start the same command again."
+                    "rights, then run the same command again."
                 ) from error
             time.sleep(pause_s)
     raise AssertionError("the last try returns or raises")
@@ -158,7 +158,7 @@ def written_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(working, ignore_errors=True)
         raise BadInput(
             f"{final} cannot be written ({getattr(error, 'strerror', None) or error}); what was there before "
-            "is untouched, so make room and start the same command again."
+            "is untouched, so make room and run the same command again."
         ) from error
 
 

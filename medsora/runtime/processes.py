@@ -68,7 +68,7 @@ SILENT_S = 45.0
 STORE_LIMIT_S = 10.0  # for an answer of the main process
 MAX_WAIT = datetime.timedelta(hours=6)  # for the main process's part of the work
 BATCH_TIME_LIMIT_S = 600.0  # for a loader's worker; a clip that is hard to decode is given up long before
-GO_ON = "what was saved before is whole, so start the same command again"
+RERUN = "what was saved before is intact; run the same command to resume"
 NETWORK_WORDS = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe")
 _heartbeats: list[Heartbeat] = []
 
@@ -80,7 +80,7 @@ class Heartbeat(threading.Thread):
         super().__init__(name="heartbeat", daemon=True)
         self.store, self.rank, self.silent_s = store, rank, silent_s
         self.heard = {other: (0, 0) for other in range(processes) if other != rank}  # its count, beats missed
-        self.parted = False
+        self.has_left = False
         self._leaving = threading.Event()
 
     def run(self) -> None:
@@ -110,12 +110,12 @@ class Heartbeat(threading.Thread):
         if self.is_alive():
             self.join(STORE_LIMIT_S + BEAT_S)
 
-    def part(self) -> None:
+    def leave(self) -> None:
         """Let the others know that this process has done its work, so that they do not miss it."""
-        self.parted = True
+        self.has_left = True
         self.stop()
         with suppress(DistError, RuntimeError):  # the main process, and its store, may have left before
-            self.store.add(f"parted/{self.rank}", 1)
+            self.store.add(f"left/{self.rank}", 1)
 
     def _silent(self) -> list[int]:
         """Return who was not heard of for too many beats of our own: all may have been suspended together."""
@@ -123,7 +123,7 @@ class Heartbeat(threading.Thread):
             self.store.add(f"beat/{self.rank}", 1)
             for other, (count, missed) in self.heard.items():
                 found = self.store.add(f"beat/{other}", 0)
-                expected = found == count and self.store.add(f"parted/{other}", 0) == 0
+                expected = found == count and self.store.add(f"left/{other}", 0) == 0
                 self.heard[other] = (found, missed + 1 if expected else 0)
         except (DistError, RuntimeError):  # the store is the main process's, so that one is gone
             count, missed = self.heard.get(0, (0, 0))
@@ -157,7 +157,7 @@ def start_heartbeat(silent_s: float = SILENT_S) -> None:
 def leave_group() -> None:
     """End this process's part of the work: from here on nobody misses it."""
     while _heartbeats:
-        _heartbeats.pop().part()
+        _heartbeats.pop().leave()
 
 
 @contextmanager
@@ -184,27 +184,27 @@ def check_agreement(what: dict[str, Any]) -> None:
                 )
 
 
-def check_same_places(**places: str | Path) -> None:
-    """Raise `BadInput` in every process unless each of `places` is one for all of them.
+def check_same_folders(**folders: str | Path) -> None:
+    """Raise `BadInput` in every process unless each of `folders` is one for all of them.
 
     A path that is not absolute is another one on a machine with another working folder.
     """
-    check_agreement({f"{name} folder": os.path.abspath(place) for name, place in places.items()})
+    check_agreement({f"{name} folder": os.path.abspath(folder) for name, folder in folders.items()})
 
 
 def _why_lost(error: RuntimeError) -> str | None:
     text = str(error)
     if "DataLoader worker" in text:
-        return f"a process that loads data died ({text.splitlines()[0].rstrip('. ')}); {GO_ON}."
+        return f"a process that loads data died ({text.splitlines()[0].rstrip('. ')}); {RERUN}."
     if "DataLoader timed out" in text:
-        return f"no batch of data came within {BATCH_TIME_LIMIT_S:.0f} seconds; {GO_ON}."
+        return f"no batch of data came within {BATCH_TIME_LIMIT_S:.0f} seconds; {RERUN}."
     alone = PartialState().num_processes == 1
     if alone or not (isinstance(error, DistError) or any(word in text.lower() for word in NETWORK_WORDS)):
         return None
     reason = re.sub(r"^\[.*?\] ", "", " ".join(text.split())).split(" [")[0].split(". ")[0]
-    return f"another process of this run is gone ({reason}); {GO_ON}."
+    return f"another process of this run is gone ({reason}); {RERUN}."
 
 
 def _lost(silent: list[int], seconds: float) -> str:
     who = f"process {silent[0]}" if len(silent) == 1 else f"processes {', '.join(map(str, silent))}"
-    return f"{who} of this run has not been heard of for {seconds:.0f} seconds; {GO_ON}."
+    return f"{who} of this run has not been heard of for {seconds:.0f} seconds; {RERUN}."

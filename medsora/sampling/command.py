@@ -52,7 +52,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--dtype",
         choices=("auto", *DTYPES),
         help="of the denoiser's weights and activations; auto: bf16 where the processor multiplies it "
-        "faster, else fp32, with a line that says why (default: fp32)",
+        "faster, else fp32, and prints why (default: fp32)",
     )
     add(
         "--vae-dtype",

@@ -1,6 +1,6 @@
 """The denoiser's blocks through torch.compile: elementwise work is fused, products stay as they are.
 
-All blocks share one compiled form per shape, since what tells them apart, weights and orders, are arguments.
+All blocks share one compiled form per shape, since what differs, weights and orders, are arguments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a sampled video is asked to be: its label and its first frames, checked against what was trained."""
+"""Conditions of a sampled video, its label and first frames, checked against what was trained."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def label_numbers(label: str | Sequence[str] | None, names: Sequence[str], video
     if label is None:
         return None
     if not names:
-        raise BadInput(f"this model knows no labels, so it cannot be asked for {label!r}; leave that out.")
-    asked = [label] * videos if isinstance(label, str) else list(label)
-    for one in asked:
+        raise BadInput(f"this model was trained without labels; leave the label {label!r} out.")
+    given = [label] * videos if isinstance(label, str) else list(label)
+    for one in given:
         if one not in names:
-            raise BadInput(f"there is no label {one!r}; this model knows {', '.join(names)}.")
-    if len(asked) != videos:
-        raise BadInput(f"{len(asked)} labels do not fit {videos} videos; give one for all, or one per video.")
-    return [list(names).index(one) for one in asked]
+            raise BadInput(f"there is no label {one!r}; this model has {', '.join(names)}.")
+    if len(given) != videos:
+        raise BadInput(f"{len(given)} labels do not fit {videos} videos; give one for all, or one per video.")
+    return [list(names).index(one) for one in given]
 
 
 def check_guidance(guidance: float, label: object) -> None:
@@ -94,7 +94,7 @@ def read_first_frames(
 ) -> np.ndarray:
     """Return what a clip of `frames` can begin with of a picture, or of a video's end: uint8 (g, h, w, 3).
 
-    Of a video as many last frames are taken as the model was trained to begin with (`trained`) and there are.
+    From a video, the last frames are taken: as many as the model was trained to begin with (`trained`).
     Raises `BadInput` if there is no such file, it does not decode, or the model can begin with none of it.
     """
     path = Path(path)
@@ -117,7 +117,7 @@ def read_first_frames(
 
 
 def trained_to_begin_with(counts: Sequence[int]) -> str:
-    """Return the words of an error that say how many first frames a model knows what to do with."""
+    """Return the part of an error that names how many first frames a model can be given."""
     if not counts:
         return "this model was not trained to begin with given frames (train_dit.first_frame_prob is 0)"
     return f"this model was trained to begin with {' or '.join(map(str, counts))} (train_dit.given_frames)"

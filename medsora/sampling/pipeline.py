@@ -39,7 +39,7 @@ class MedSoraPipelineOutput(BaseOutput):
     """What a call returns.
 
     Attributes:
-        frames: as `output_type` says. "np": float32 (N, F, H, W, 3) in [0, 1]; "uint8": uint8, of the same
+        frames: depend on `output_type`. "np": float32 (N, F, H, W, 3) in [0, 1]; "uint8": uint8, of the same
             shape; "pil": N lists of F RGB pictures; "pt": float32 tensor (N, F, 3, H, W) in [0, 1] on the
             VAE's device; "latent": scaled latents (N, f, C, h, w), float32 on the denoiser's device.
         seeds: one per video.
@@ -50,7 +50,7 @@ class MedSoraPipelineOutput(BaseOutput):
 
 
 class MedSoraPipeline(SavedPipeline):
-    """Called, it samples; `SavedPipeline` says what it is made of, saves and loads it."""
+    """Samples when called; `SavedPipeline` describes its parts, saves and loads it."""
 
     _prepared: PreparedDenoiser | None = None
     _callback_tensor_inputs: ClassVar = ["latents"]
@@ -180,9 +180,9 @@ class MedSoraPipeline(SavedPipeline):
                 values = {"latents": z} if "latents" in callback_on_step_end_tensor_inputs else {}
                 return _latents_of(callback_on_step_end(self, number, t, values), z)
 
-            asked = sorted({*labels, len(self.labels)}) if labels else []
+            used = sorted({*labels, len(self.labels)}) if labels else []
             options = _SamplingOptions(
-                sampler, num_inference_steps, eta, compile, given_scale, asked, after_step
+                sampler, num_inference_steps, eta, compile, given_scale, used, after_step
             )
             for batch in batches:
                 if self._interrupt:
@@ -261,18 +261,11 @@ class MedSoraPipeline(SavedPipeline):
         """The denoiser made ready for timesteps and labels: the last one, with a new table, if it fits."""
         if compile == "on" and compile_blocks(self.denoiser):
             self._prepared = None  # what it recorded is of the blocks as they were
-        asked = (timesteps, images, compile != "off", labels, variance)
-        if self._prepared is not None and self._prepared.fits(self.denoiser, *asked):
+        settings = {"num_images": images, "record": compile != "off", "labels": labels, "variance": variance}
+        if self._prepared is not None and self._prepared.fits(self.denoiser, timesteps, **settings):
             self._prepared.tabulate()
         else:
-            self._prepared = PreparedDenoiser(
-                self.denoiser,
-                timesteps,
-                num_images=images,
-                record=compile != "off",
-                labels=labels,
-                variance=variance,
-            )
+            self._prepared = PreparedDenoiser(self.denoiser, timesteps, **settings)
         return self._prepared
 
     def _encode(self, frames: np.ndarray) -> Tensor:
@@ -304,7 +297,7 @@ class _SamplingOptions(NamedTuple):
     eta: float
     compile: str
     guidance: float
-    labels: list[int]  # all that any of its videos asks for, and that for none; empty if it asks for none
+    labels: list[int]  # those of any of its videos, and the one for no label; empty if no video has a label
     callback: Callback
 
 

@@ -1,8 +1,8 @@
 """A denoiser made ready for sampling: what its timesteps decide is computed once, its launches are recorded.
 
-A sampler knows all its timesteps beforehand, so adaLN's outputs (a third of the parameters) become a table.
-On a GPU a step is a few hundred launches that each take longer to ask for than to do: they are recorded as a
-CUDA graph with buffers of its own, once per shape of the latents, and asked for as one.
+All timesteps are known before sampling, so adaLN's outputs (a third of the parameters) become a table.
+On a GPU a step is a few hundred launches that each take longer to issue than to run: they are recorded as a
+CUDA graph with buffers of its own, once per shape of the latents, and replayed as one.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class PreparedDenoiser:
 
     Args:
         model: in evaluation mode. After its weights have changed, `tabulate` if this still `fits`.
-        timesteps: all that will be asked for.
+        timesteps: all that will be used.
         num_images: how many of the last latents are joint images.
         record: whether to record CUDA graphs; on a CPU there are none.
-        labels: all numbers that will be asked for; none: no label will be given.
+        labels: all numbers that will be used; none: no label will be given.
     """
 
     @torch.no_grad()
@@ -66,9 +66,9 @@ class PreparedDenoiser:
         self.record = record and model.device.type == "cuda"
         self._state = _state(model)
         t = torch.tensor(self.timesteps, device=model.device)
-        self._row = _places(t)
+        self._row = _positions(t)
         if labels:
-            self._column = _places(torch.tensor(self.labels, device=model.device))
+            self._column = _positions(torch.tensor(self.labels, device=model.device))
         self._of_blocks, self._of_final = self._modulation()
         self._cannot_record = False
         self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}
@@ -141,7 +141,7 @@ class PreparedDenoiser:
         return torch.cat((out.eps, out.variance), dim=1) if self.variance else out.eps
 
     def _record(self, *inputs: Tensor) -> _Recording | None:
-        """Record a step for inputs of these shapes; None, and a word in the log, if it cannot be recorded."""
+        """Record a step for inputs of these shapes; None, with a warning, if it cannot be recorded."""
         inputs = tuple(given.clone() for given in inputs)
         with torch.cuda.device(self.model.device):  # streams belong to the current one
             current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -152,11 +152,9 @@ class PreparedDenoiser:
             current.wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
             try:
-                # Of this thread alone: a loader's may pin memory meanwhile, which else spoils the recording.
-                graph_of_this_thread = torch.cuda.graph(
-                    graph, stream=beside, capture_error_mode="thread_local"
-                )
-                with graph_of_this_thread, collect_tables() as tables:
+                # This thread only: a loader's may pin memory meanwhile, which would spoil the recording.
+                own = torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local")
+                with own, collect_tables() as tables:
                     eps = self._denoise(*inputs)
             except RuntimeError as error:
                 torch.cuda.set_stream(current)  # a capture whose end fails leaves its own stream current
@@ -167,11 +165,11 @@ class PreparedDenoiser:
         return self._recordings[_shapes(inputs)]
 
 
-def _places(values: Tensor) -> Tensor:
+def _positions(values: Tensor) -> Tensor:
     """Where each of `values` stands in the list, looked up by the value itself."""
-    places = torch.zeros(int(values.max()) + 1, dtype=torch.long, device=values.device)
-    places[values] = torch.arange(len(values), device=values.device)
-    return places
+    positions = torch.zeros(int(values.max()) + 1, dtype=torch.long, device=values.device)
+    positions[values] = torch.arange(len(values), device=values.device)
+    return positions
 
 
 def _per_latent(rows: Tensor) -> Tensor:

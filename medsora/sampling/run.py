@@ -1,6 +1,6 @@
 """The work behind `sample_ddim.py`: split the videos over processes, skip those that exist, keep a manifest.
 
-OUT/video-00000.mp4 ...   one file, or one folder of pictures, per video; whole or not there
+OUT/video-00000.mp4 ...   one file, or one folder of pictures, per video; complete or absent
 OUT/contact-sheet.png     the first videos, one row each
 OUT/manifest.json         seeds, settings, how the training clips were read, the weights' SHA-256 and library
                           versions; written first
@@ -34,7 +34,7 @@ from medsora.runtime.exit import is_main_process
 from medsora.runtime.files import name_beside, remove_leftovers, write_json
 from medsora.runtime.interruption import StopRequest
 from medsora.runtime.malloc import keep_freed_memory
-from medsora.runtime.processes import check_same_places, on_main, share_of, working_together
+from medsora.runtime.processes import check_same_folders, on_main, share_of, working_together
 from medsora.runtime.progress_bar import progress_bar
 from medsora.runtime.versions import library_versions
 from medsora.sampler import trailing_timesteps
@@ -123,7 +123,7 @@ class SamplingSettings:
     def on(self, device: torch.device) -> SamplingSettings:
         """Return the settings with what "auto" means on `device`.
 
-        The denoiser computes in bf16 where that is faster, else in float32, and a line says why. The VAE
+        The denoiser computes in bf16 where that is faster, else in float32, and prints why. The VAE
         decodes in bf16 on a GPU, in float32 on a CPU where the denoiser's dtype is "auto", else as that.
         """
         problem = bf16_problem(device)
@@ -146,6 +146,10 @@ class SamplingSettings:
                     f"{self.model} is for {kind}, which takes no --{name.replace('_', '-')}; leave that out."
                 )
 
+    def only(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return these settings by name."""
+        return {name: getattr(self, name) for name in names}
+
     def path(self, number: int) -> Path:
         """Return where a video goes."""
         name = f"video-{number:05d}"
@@ -154,7 +158,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the main process found out for all: the model, the clip, and the videos that are missing."""
+    """The main process's plan for all: the model, the clip, and the videos that are missing."""
 
     model: ModelFolder
     frames: int
@@ -165,7 +169,7 @@ class Plan:
     first_frames: np.ndarray | None
 
     def details(self, settings: SamplingSettings) -> str:
-        """What a video's tags say of how it was sampled, besides its seed."""
+        """How it was sampled, for a video's tags, besides its seed."""
         return self.sampler if self.model.kind == ENDOGEN else f"{self.sampler}, {settings.steps} steps"
 
 
@@ -182,7 +186,7 @@ def sample_videos(settings: SamplingSettings) -> list[Path]:
 def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
     settings = settings.on(state.device)
     keep_freed_memory()
-    check_same_places(output=settings.out)
+    check_same_folders(output=settings.out)
     plan = on_main(state, lambda: _plan(settings, state.num_processes))
     mine = [plan.missing[k] for k in share_of(state, len(plan.missing))]
     if mine:
@@ -197,9 +201,8 @@ def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
     paths = [settings.path(number) for number in range(settings.num_videos)]
     if state.is_main_process and (plan.missing or not (settings.out / SHEET_NAME).is_file()):
         with bad_input_from_errors():
-            rows = [
-                (f"seed {settings.seed + k}", read_frames(path)) for k, path in enumerate(paths[:SHEET_ROWS])
-            ]
+            shown = enumerate(paths[:SHEET_ROWS], settings.seed)
+            rows = [(f"seed {seed}", read_frames(path)) for seed, path in shown]
             save_image(settings.out / SHEET_NAME, contact_sheet(rows, columns=8))
     return paths
 
@@ -224,7 +227,7 @@ def _sample_share(
     batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     coded = plan.model.kind == ENDOGEN
     of_batch = pipeline.transformer.length if coded else settings.steps * plan.film.windows
-    options = _code_options(settings) if coded else _diffusion_options(settings, plan)
+    options = settings.only(OF_CODES) if coded else _diffusion_options(settings, plan)
 
     def write(number: int, video: np.ndarray) -> None:
         _write(settings, settings.path(number), video, plan, settings.seed + number)
@@ -238,7 +241,7 @@ def _sample_share(
             bar.update()
             if stop.wanted():
                 raise Interrupted(
-                    f"{stop.reason}; finished videos stay in {settings.out}, start again for the others."
+                    f"{stop.reason}; finished videos stay in {settings.out}, rerun for the others."
                 )
 
         for batch in batches:
@@ -259,12 +262,8 @@ def _diffusion_options(settings: SamplingSettings, plan: Plan) -> dict[str, Any]
         "num_inference_steps": settings.steps,
         "frames": plan.frames,
         "first_frames": plan.first_frames,
-        **{key: getattr(settings, key) for key in ("sampler", "eta", "compile", "window")},
+        **settings.only(("sampler", "eta", "compile", "window")),
     }
-
-
-def _code_options(settings: SamplingSettings) -> dict[str, Any]:
-    return {key: getattr(settings, key) for key in OF_CODES}
 
 
 class BackgroundWriter:
@@ -339,16 +338,16 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
     sampler = settings.sampler or sampler
     if settings.eta > 0 and "ddim" not in sampler.lower():
         raise BadInput(f"eta is {settings.eta}, but the model's {sampler} has none; take --sampler ddim.")
-    made_by = _common(settings, model) | {
+    recorded = _common(settings, model) | {
         "frames": frames,
-        **{key: getattr(settings, key) for key in ("steps", "eta")},
+        **settings.only(("steps", "eta")),
         "sampler": sampler,
         "scheduler": scheduler,
         "first_frames": None if first is None else [len(first), hashlib.sha256(first.tobytes()).hexdigest()],
         "window": film.window if film.windows > 1 else None,
     }
-    missing = _write_manifest(settings, model, made_by, processes)
-    return Plan(model, frames, made_by["fps"], missing, sampler, film, first)
+    missing = _write_manifest(settings, model, recorded, processes)
+    return Plan(model, frames, recorded["fps"], missing, sampler, film, first)
 
 
 def _plan_codes(settings: SamplingSettings, model: ModelFolder, processes: int) -> Plan:
@@ -356,12 +355,12 @@ def _plan_codes(settings: SamplingSettings, model: ModelFolder, processes: int) 
     check_draws = import_module("medsora.sampling.tokens").check_draws
     check_draws(settings.temperature, settings.top_k, settings.top_p)
     label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)
-    options = _code_options(settings)
-    made_by = _common(settings, model) | options
-    missing = _write_manifest(settings, model, made_by, processes)
+    options = settings.only(OF_CODES)
+    recorded = _common(settings, model) | options
+    missing = _write_manifest(settings, model, recorded, processes)
     frames = model.geometry["frames"]
     sampler = ", ".join(f"{key.replace('_', '-')} {value:g}" for key, value in options.items())
-    return Plan(model, frames, made_by["fps"], missing, sampler, FilmPlan(frames, frames, 0), None)
+    return Plan(model, frames, recorded["fps"], missing, sampler, FilmPlan(frames, frames, 0), None)
 
 
 def _common(settings: SamplingSettings, model: ModelFolder) -> dict[str, Any]:
@@ -372,27 +371,27 @@ def _common(settings: SamplingSettings, model: ModelFolder) -> dict[str, Any]:
         "frames": model.geometry["frames"],
         "size": model.geometry["size"],
         "fps": model.geometry["fps"] if settings.fps is None else settings.fps,
-        **{key: getattr(settings, key) for key in ("seed", "dtype", "vae_dtype", "format", "label")},
+        **settings.only(("seed", "dtype", "vae_dtype", "format", "label")),
         "guidance": settings.guidance if settings.label else None,
     }
 
 
 def _write_manifest(
-    settings: SamplingSettings, model: ModelFolder, made_by: dict[str, Any], processes: int
+    settings: SamplingSettings, model: ModelFolder, recorded: dict[str, Any], processes: int
 ) -> list[int]:
     """Write the manifest if videos are missing; return their numbers."""
-    present = _check_out(settings, made_by)
+    present = _check_out(settings, recorded)
     remove_leftovers(settings.out)
     missing = [number for number in range(settings.num_videos) if not settings.path(number).exists()]
     if missing and settings.fps is None and settings.format == "mp4" and "rate" not in model.geometry:
-        log.warning(UNKNOWN_RATE + "; --fps sets another.", settings.model, made_by["fps"])
+        log.warning(UNKNOWN_RATE + "; --fps sets another.", settings.model, recorded["fps"])
     if missing:
         count = max(settings.num_videos, present)
         manifest = {
             "synthetic": True,
             "model": str(settings.model),
             "step": model.step,
-            "settings": made_by,
+            "settings": recorded,
             TRAINED_ON_KEY: model.trained_on,
             "videos": [{"file": settings.path(k).name, "seed": settings.seed + k} for k in range(count)],
             "processes": processes,
@@ -405,22 +404,20 @@ def _write_manifest(
     return missing
 
 
-def _check_out(settings: SamplingSettings, made_by: dict[str, Any]) -> int:
-    """Return how many videos the folder's manifest speaks of; raise `BadInput` if they are made otherwise."""
+def _check_out(settings: SamplingSettings, recorded: dict[str, Any]) -> int:
+    """Return how many videos the folder's manifest lists; raise `BadInput` if their settings differ."""
     out = settings.out
     path = out / MANIFEST
     if not any(out.glob("video-*")):
         return 0
     if not path.is_file():
-        raise BadInput(
-            f"{out} holds videos but no {MANIFEST} that says how they were made; take another --out."
-        )
+        raise BadInput(f"{out} holds videos but no {MANIFEST} with their settings; take another --out.")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         settings_before, count = dict(before["settings"]), len(before["videos"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is not a sampling manifest; take another --out.") from error
-    for key, value in made_by.items():
+    for key, value in recorded.items():
         if settings_before.get(key) != value:
             raise BadInput(
                 f"{out} holds videos made with {key} {settings_before.get(key)}, but now it is {value}; "

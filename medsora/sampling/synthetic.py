@@ -28,16 +28,15 @@ def synthetic_tags(details: str, trained_on: Mapping[str, Any]) -> dict[str, str
 
 
 def read_trained_on(path: Path) -> dict[str, Any]:
-    """Return what a video file's tags or the manifest beside it say of the model's training clips.
+    """Return the model's training clips, from a video file's tags or the manifest beside it.
 
     Empty for what MedSora has not generated, or generated before it wrote this down.
     """
     try:
         text = None if path.is_dir() else probe(path).metadata.get(TRAINED_ON_KEY)
-        if text is None:
-            text = json.dumps(
-                json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))[TRAINED_ON_KEY]
-            )
-        return checked_trained_on(json.loads(text), str(path))
+        if text is not None:
+            return checked_trained_on(json.loads(text), str(path))
+        manifest = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
+        return checked_trained_on(manifest[TRAINED_ON_KEY], str(path))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

@@ -156,7 +156,7 @@ class EndoGenPipeline(SavedPipeline):
         return MedSoraPipelineOutput(frames=join_videos(videos, 0), seeds=seeds)
 
     def card(self, **facts: Any) -> ModelCard:
-        """Return the model card with what the pipeline itself knows, and `facts` (fields of `ModelCard`)."""
+        """Return the model card with the pipeline's own facts, and `facts` (fields of `ModelCard`)."""
         preset = self.transformer.preset or "custom"
         parameters = self.transformer.num_parameters()
         of_tokenizer = sum(parameter.numel() for parameter in self.tokenizer.parameters())

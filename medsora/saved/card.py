@@ -1,4 +1,4 @@
-"""The README.md of a model folder: what the model is, what it was trained on, its figures, limits and use."""
+"""The README.md of a model folder: what the model is, what it was trained on, its metrics, limits and use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMITS = [
     "It knows what its training videos show, in the proportions in which they show it: rare findings are "
     "rarer still, and what was never seen cannot appear.",
     "It may repeat training videos. Compare its output with them before you publish it if they are private.",
-    "Figures such as FVD compare distributions of features. They do not measure medical correctness.",
+    "Metrics such as FVD compare distributions of features. They do not measure medical correctness.",
 ]
 INTENDED_USE = (
     "Research: on generative models, on augmentation, on teaching material that is labelled as synthetic. "
@@ -28,10 +28,10 @@ MARKING = (
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything that the card says; tables are lists of (name, value).
+    """The contents of the card; tables are lists of (name, value).
 
     `evaluation` holds lines of Markdown; `weights` is which set is here: "ema", "raw" or "saved"; `summary`
-    says what the model is, if it is no denoiser and VAE; `pipeline` imports what loads it; `method` is a tag.
+    describes the model, if it is no denoiser and VAE; `pipeline` imports what loads it; `method` is a tag.
     """
 
     name: str
@@ -93,7 +93,7 @@ class ModelCard:
             "## Training",
             "",
             f"The weights here are the {average} weights{at}.".replace("the  weights", "the weights"),
-            *_table("figure", "value", self.training),
+            *_table("metric", "value", self.training),
             "",
             "## Evaluation",
             "",
@@ -140,17 +140,13 @@ def evaluation_lines(results: dict[str, Any]) -> list[str]:
         (distance["title"], f"{_number(distance['value'])} {distance['unit']}".rstrip())
         for distance in results["distances"].values()
     ]
-    rows += [
-        (
-            f"{score['title']} ({reference} clips: {_number(score['real'])})",
-            f"{_number(score['generated'])} {score['unit']}",
-        )
-        for score in results["scores"].values()
-    ]
+    for score in results["scores"].values():
+        title = f"{score['title']} ({reference} clips: {_number(score['real'])})"
+        rows.append((title, f"{_number(score['generated'])} {score['unit']}"))
     return [
         f"{sets['generated']['clips_used']} generated clips against {sets['real']['clips_used']} {reference} "
         f"clips, each of {protocol['frames']} frames of {height}x{width} pixels{named}.",
-        *_table("figure", "value", rows),
+        *_table("metric", "value", rows),
         *[f"\n**Note:** {_plain(warning)}" for warning in results.get("warnings", [])],
     ]
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside, flushed, renamed; verified when read.
+"""Checkpoints that are complete or absent: written beside, flushed, renamed; verified when read.
 
 A checkpoint is a folder `step-0000500` that holds model folders, `optimizer.safetensors`, `state.json` and,
 written last, `manifest.json` with the size and SHA-256 of every other file, the run's config and what code
@@ -27,18 +27,16 @@ from medsora.runtime.versions import code_digest, library_versions
 from medsora.saved.manifest import (
     CHECKPOINT_FORMAT,
     MAX_SHOWN,
-    _digest_folder,
     checkpoint_format,
     checkpoint_problem,
+    digest_folder,
 )
 
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-[0-9]{7,}")  # nothing else in the folder is touched: users keep copies there
-UNFINISHED, SET_ASIDE = (
-    re.compile(rf"\.(writing|dropping)-{NAME.pattern}"),
-    re.compile(f"damaged-{NAME.pattern}"),
-)
+UNFINISHED = re.compile(rf"\.(writing|dropping)-{NAME.pattern}")
+SET_ASIDE = re.compile(f"damaged-{NAME.pattern}")
 SPARE = 1.05  # free space over a checkpoint's bytes: folders and manifests
 
 
@@ -93,7 +91,7 @@ def save_checkpoint(
         write_json(working / "state.json", {**state, "step": step}, sort_keys=True)
         manifest = {
             "format": CHECKPOINT_FORMAT,
-            "files": _digest_folder(working),
+            "files": digest_folder(working),
             "config": config,
             "code_sha256": code_digest(),
             "versions": library_versions(),
@@ -104,7 +102,7 @@ def save_checkpoint(
 
 
 def checkpoint_folders(root: Path) -> list[Path]:
-    """Return all checkpoint folders in `root`, whole or not, the newest first.
+    """Return all checkpoint folders in `root`, complete or not, the newest first.
 
     Raises `BadInput` if the folder is there and cannot be listed.
     """
@@ -112,12 +110,12 @@ def checkpoint_folders(root: Path) -> list[Path]:
 
 
 def checkpoint_step(folder: Path) -> int:
-    """Return the number of finished steps that a checkpoint folder's name tells."""
+    """Return the number of finished steps in a checkpoint folder's name."""
     return int(folder.name.removeprefix("step-"))
 
 
 def newest_whole(folders: Iterable[Path], damaged: Callable[[Path, str], None]) -> Path | None:
-    """Return the first whole one of checkpoint folders, or None.
+    """Return the first complete one of checkpoint folders, or None.
 
     `damaged` is called with every one before it and the reason: it warns, notes or raises. Raises `BadInput`
     if one cannot be read, which is no damage.
@@ -129,12 +127,12 @@ def newest_whole(folders: Iterable[Path], damaged: Callable[[Path, str], None]) 
     return None
 
 
-def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """Return the newest whole checkpoint, or None where there was none; remove what a kill left half-done.
+def latest_checkpoint(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """Return the newest complete checkpoint, or None where there was none; remove what a kill left half-done.
 
-    Damaged ones before it are renamed to `damaged-...`, and `say` is told so in one sentence each. Raises
-    `BadInput`, and renames nothing, if none is whole, if one cannot be read, or for one that another version
-    of MedSora wrote in a form unknown here: a run that had a checkpoint never begins anew by itself.
+    Damaged ones before it are renamed to `damaged-...`, each reported to `warn` in one sentence. Raises
+    `BadInput`, and renames nothing, if none is complete, if one cannot be read, or for one that another
+    version of MedSora wrote in a form unknown here: a run that had a checkpoint never begins anew by itself.
     """
     for unfinished in _listed(root, UNFINISHED):
         shutil.rmtree(unfinished)
@@ -153,7 +151,7 @@ def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | No
         lost = [f"{folder.name}: {problem}" for folder, problem in damaged.items()]
         if lost := lost or [f"{folder.name} was set aside" for folder in _listed(root, SET_ASIDE)]:
             raise BadInput(
-                f"{root} holds no whole checkpoint any more ({'; '.join(lost)}), and a run does not begin "
+                f"{root} holds no complete checkpoint any more ({'; '.join(lost)}), and a run does not begin "
                 "anew by itself: put a copy of one back, or take another run.name."
             )
         return None
@@ -162,7 +160,7 @@ def latest_checkpoint(root: Path, say: Callable[[str], None]) -> Checkpoint | No
         if aside.exists():
             shutil.rmtree(aside)
         folder.rename(aside)
-        say(f"the checkpoint {folder} is damaged ({problem}); it is set aside as {aside.name}.")
+        warn(f"the checkpoint {folder} is damaged ({problem}); it is set aside as {aside.name}.")
     return Checkpoint(newest, json.loads(read_patiently(Path.read_bytes, newest / "state.json")))
 
 

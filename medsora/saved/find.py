@@ -1,10 +1,10 @@
-"""What a model or a VAE may be called by, found and verified before anything is built.
+"""Find and verify the model or VAE that a name stands for, before anything is built.
 
 A model is named by a run, one of its checkpoints, a pipeline folder, its name if it comes with MedSora
 ("phantom"), or a hub name.
 
 A run folder is what stage 2 writes: `vae/`, `pipeline.json` and `checkpoints/step-0000500/{denoiser,ema}/`,
-of which the newest whole checkpoint is taken. A pipeline folder is what `MedSoraPipeline.save_pretrained`
+of which the newest complete checkpoint is taken. A pipeline folder is what `MedSoraPipeline.save_pretrained`
 writes: `denoiser/`, `vae/`, `scheduler/` and `model_index.json`. Weights are safetensors, never pickles.
 """
 
@@ -109,7 +109,7 @@ def find_model(model: str | Path, *, raw: bool = False) -> ModelFolder:
     """Find what `model` names: a run, one checkpoint in it, a pipeline folder, a shipped model or a hub name.
 
     `raw` takes a run's raw weights instead of their moving average.
-    Raises `BadInput`, in one sentence, if there is nothing whole to load.
+    Raises `BadInput`, in one sentence, if there is nothing complete to load.
     """
     folder = Path(model)
     if (folder / "checkpoints").is_dir() or (folder / "pipeline.json").is_file():
@@ -123,10 +123,10 @@ def find_model(model: str | Path, *, raw: bool = False) -> ModelFolder:
 
 
 def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | None = None) -> ModelFolder:
-    """Find the newest whole checkpoint of a run folder, or the one that is named (a step, or its folder).
+    """Find the newest complete checkpoint of a run folder, or the one that is named (a step, or its folder).
 
     Every file is compared with the checkpoint's manifest. A damaged checkpoint is passed over for the one
-    before it, with one warning; one that was asked for by name is an error. Raises `BadInput`.
+    before it, with one warning; one that was requested by name is an error. Raises `BadInput`.
     """
     run = Path(run)
     geometry = _read_geometry(run / "pipeline.json")
@@ -139,7 +139,7 @@ def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | N
     damaged: list[str] = []
     newest = newest_whole(folders, lambda folder, problem: damaged.append(f"{folder.name}: {problem}"))
     if newest is None and damaged:
-        raise BadInput(f"{run} holds no whole checkpoint ({'; '.join(damaged)}); train it again.")
+        raise BadInput(f"{run} holds no complete checkpoint ({'; '.join(damaged)}); train it again.")
     if newest is None:
         raise BadInput(f"{run} holds no checkpoint yet; train until its first one is written.")
     if damaged:
@@ -221,7 +221,7 @@ def _read_geometry(path: Path) -> dict[str, Any]:
         values["image_latents"] = 0
     for key in GEOMETRY:
         if values.get(key) is None:
-            raise BadInput(f"{path} does not say the clip's {key}; save the model again with this version.")
+            raise BadInput(f"{path} has no {key} of the clip; save the model again with this version.")
     check_clip(values, str(path))
     known = checked_trained_on({key: values.get(key) for key in TRAINED_ON}, f"{path} (the training clips)")
     return {key: values[key] for key in GEOMETRY} | known | _read_conditions(path, values)
@@ -246,7 +246,7 @@ def checked_trained_on(values: Any, source: str) -> dict[str, Any]:
 
 
 def _read_conditions(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Return what the model can be asked for, as far as it was trained for any of it."""
+    """Return the conditions that the model was trained for: labels, first frames."""
     found = {}
     for key, kind in CONDITIONS.items():
         entries = values.get(key, [])
@@ -329,7 +329,7 @@ def checked_base(base: str, weights: str | None, kind: type[ModelMixin]) -> str 
 
 
 def load_vae(folder: Path) -> FrequencyCompensatedVAE | VQTokenizer:
-    """Load the VAE, tokenizer or plain base of a folder that `find_vae` gave; `BadInput` if not whole."""
+    """Load the VAE, tokenizer or plain base of a folder that `find_vae` gave; `BadInput` if incomplete."""
     if read_json_object(folder / "config.json")["_class_name"] == VQTokenizer.__name__:
         check_model(folder, VQTokenizer)
         return VQTokenizer.from_pretrained(folder)
@@ -349,9 +349,7 @@ def trained_vae(config: Config) -> VideoVAE:
     that the config names: untrained, it changes nothing. Raises `BadInput` where there is no VAE.
     """
     if config.vae.kind == "vq":
-        raise BadInput(
-            "vae.kind is vq, a tokenizer, whose codes stage 2 cannot diffuse; choose another kind."
-        )
+        raise BadInput("vae.kind is vq, a tokenizer, whose codes stage 2 cannot diffuse; choose another.")
     if config.vae.kind == "per-frame":
         vae = _per_frame_vae(config)
     elif config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():

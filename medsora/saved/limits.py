@@ -1,8 +1,8 @@
 """The one schema of what is read from a model folder, which anybody may have made: types, ranges, sizes.
 
-Everything is looked at before anything is built of it, so that a folder costs little time and memory however
-it was made: files are plain files of bounded size, every setting has the type of its default and lies in a
-range, and the weights are exactly those of the model that the settings describe.
+Everything is checked before anything is built from it, so that a folder costs little time and memory,
+whoever made it: files are plain files of bounded size, every setting has the type of its default and lies in
+a range, and the weights are exactly those of the model that the settings describe.
 """
 
 from __future__ import annotations
@@ -98,9 +98,7 @@ def _bounded(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(about.st_mode):
             raise BadInput(f"{path} is no file; {AGAIN}.")
         if about.st_size > most:
-            raise BadInput(
-                f"{path} has {about.st_size:,} bytes, more than {most:,}: it is no model's; {AGAIN}."
-            )
+            raise BadInput(f"{path} has {about.st_size:,} bytes, more than {most:,}; {AGAIN}.")
         return read_patiently(Path.read_bytes, path)
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); {AGAIN}.") from error
@@ -173,10 +171,8 @@ def check_settings(
             check_settings(value, base.__init__, f"{source}, base_config")
         elif choices and value not in choices:
             raise BadInput(f"{source}: {key} is {shown(value)} but must be {' or '.join(choices)}; {AGAIN}.")
-        elif listed != isinstance(usual, list | tuple) and (
-            usual is not None or isinstance(annotation, type)
-        ):
-            what = "a list" if isinstance(usual, list | tuple) else KINDS.get(type(usual), "left out")
+        elif listed != wants_list and (usual is not None or isinstance(annotation, type)):
+            what = "a list" if wants_list else KINDS.get(type(usual), "left out")
             raise BadInput(f"{source}: {key} is {shown(value)} but must be {what}; {AGAIN}.")
         elif not choices:
             first = next(iter(usual), 0) if wants_list else usual
@@ -195,9 +191,8 @@ def check_scheduler_settings(values: Mapping[str, Any], kind: type[SchedulerMixi
             f"{source}: num_train_timesteps is {values['num_train_timesteps']}, but the denoiser predicts "
             f"noise at timesteps 0 to {TRAIN_STEPS - 1}; num_train_timesteps can be {TRAIN_STEPS}."
         )
-    if (betas := values.get("trained_betas")) is not None and (
-        not isinstance(betas, list) or len(betas) != TRAIN_STEPS
-    ):
+    betas = values.get("trained_betas")
+    if betas is not None and (not isinstance(betas, list) or len(betas) != TRAIN_STEPS):
         raise BadInput(f"{source}: trained_betas must be {TRAIN_STEPS} numbers; {AGAIN}.")
 
 
@@ -215,7 +210,7 @@ def check_clip(values: Mapping[str, Any], source: str) -> None:
 
 
 def check_part(folder: Path) -> dict[str, Any]:
-    """Return the settings of a folder that holds a readable config and whole safetensors of bounded size.
+    """Return the settings of a folder that holds a readable config and complete safetensors of bounded size.
 
     Raises `BadInput`, naming the file, for another folder.
     """
@@ -253,15 +248,15 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
         raise
     except (SafetensorError, OSError, ValueError, RecursionError, struct.error, TypeError, KeyError) as error:
         reason = one_line(str(error))[:MAX_CHARACTERS]
-        raise BadInput(f"{path} is not a whole safetensors file ({reason}); copy it again.") from error
+        raise BadInput(f"{path} is not a complete safetensors file ({reason}); copy it again.") from error
     except AttributeError as error:
-        raise BadInput(f"{path} is not a whole safetensors file (its header); copy it again.") from error
+        raise BadInput(f"{path} is not a complete safetensors file (its header); copy it again.") from error
 
 
 def check_model(folder: Path, kind: type[nn.Module]) -> None:
     """Raise `BadInput` unless the folder holds the weights of the `kind` that its config describes.
 
-    The model is built without memory, so that what the config says costs nothing.
+    The model is built without memory, so that a huge config costs nothing.
     """
     settings, shapes = read_json_object(folder / "config.json"), read_shapes(folder)
     source = str(folder / "config.json")

@@ -33,7 +33,7 @@ def checkpoint_format(folder: Path) -> int | None:
 def checkpoint_problem(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None: a file lost, cut or changed, a wrong state.
 
-    Raises `BadInput` if a file cannot be read: it may be whole (`read_patiently`).
+    Raises `BadInput` if a file cannot be read: it may be intact (`read_patiently`).
     """
     try:
         manifest = json.loads(_bounded(folder / MANIFEST))
@@ -64,9 +64,8 @@ def checkpoint_problem(folder: Path) -> str | None:
 
 
 def write_manifest(root: Path, files: Iterable[Path]) -> None:
-    """Write down the size and SHA-256 of `files` below `root`, by which `changed_file` knows them again."""
-    listed = {path.relative_to(root).as_posix(): _described(path) for path in sorted(files)}
-    write_json(root / MANIFEST, {"files": listed}, sort_keys=True)
+    """Write down the size and SHA-256 of `files` below `root`, for `changed_file` to compare."""
+    write_json(root / MANIFEST, {"files": digest_folder(root, files)}, sort_keys=True)
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -131,14 +130,14 @@ def _state_problem(folder: Path) -> str | None:
     except (OSError, ValueError, RecursionError) as error:
         return f"state.json cannot be read ({type(error).__name__})"
     if not isinstance(state, dict) or f"step-{state.get('step')!r:0>7}" != folder.name:
-        return "state.json does not say the step that the folder's name says"
+        return "state.json and the folder's name contain different steps"
     return None
 
 
-def _digest_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _described(path) for path in files}
-
-
-def _described(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": sha256(path)}
+def digest_folder(folder: Path, files: Iterable[Path] | None = None) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of `files`, by default all, by their paths below `folder`."""
+    files = [path for path in folder.rglob("*") if path.is_file()] if files is None else files
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(files)
+    }

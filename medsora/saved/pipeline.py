@@ -126,7 +126,7 @@ class SavedPipeline(DiffusionPipeline):
 
     @property
     def labels(self) -> list[str]:
-        """What the model can be asked for; empty if it was trained without labels."""
+        """Labels of the model; empty if it was trained without labels."""
         return list(self.config.labels)
 
     @property
@@ -150,16 +150,16 @@ class SavedPipeline(DiffusionPipeline):
     ) -> None:
         """Save as `DiffusionPipeline` does, but without the paths of this machine that it writes down.
 
-        Always whole safetensors files, which are all that `from_pretrained` reads. Raises `BadInput` for
+        Always complete safetensors files, which are all that `from_pretrained` reads. Raises `BadInput` for
         other `options` than defaults, and for a scheduler that cannot sample.
         """
-        asked = [key for key, value in options.items() if value]
-        asked += [] if safe_serialization else ["safe_serialization=False"]
-        if "push_to_hub" in asked:
+        extra = [key for key, value in options.items() if value]
+        extra += [] if safe_serialization else ["safe_serialization=False"]
+        if "push_to_hub" in extra:
             raise BadInput("save_pretrained does not upload; call push_to_hub(OWNER/NAME) instead.")
-        if asked:
+        if extra:
             raise BadInput(
-                f"save_pretrained cannot take {', '.join(asked)}: a model is saved as one whole safetensors "
+                f"save_pretrained cannot take {', '.join(extra)}: a model is saved as one safetensors "
                 "file, the only kind that is loaded; leave that out."
             )
         if Path(save_directory).is_file():
@@ -194,10 +194,10 @@ class SavedPipeline(DiffusionPipeline):
         Raises `BadInput`, naming the file, if one is missing, damaged or belongs to another model, and for
         `options`, diffusers' other ones, unless they are defaults.
         """
-        asked = [key for key, value in options.items() if value and (key, value) != ("use_safetensors", True)]
-        if asked:
+        extra = [key for key, value in options.items() if value and (key, value) != ("use_safetensors", True)]
+        if extra:
             raise BadInput(
-                f"from_pretrained cannot take {', '.join(asked)}, only dtype (or torch_dtype) and vae_dtype; "
+                f"from_pretrained cannot take {', '.join(extra)}, only dtype (or torch_dtype) and vae_dtype; "
                 "set another scheduler by pipe.scheduler, move the pipeline by pipe.to(device)."
             )
         if dtype is not None and torch_dtype is not None and to_dtype(dtype) != to_dtype(torch_dtype):
@@ -209,7 +209,7 @@ class SavedPipeline(DiffusionPipeline):
     def from_run(
         cls, run: str | Path, *, raw: bool = False, checkpoint: str | int | None = None, **dtypes: Any
     ) -> Self:
-        """Load a run folder's newest whole checkpoint, or the named one: EMA weights, or the raw ones.
+        """Load a run folder's newest complete checkpoint, or the named one: EMA weights, or the raw ones.
 
         `dtypes` are `dtype` and `vae_dtype` of `from_folder`. Raises `BadInput` as `find_in_run` and
         `from_pretrained` do.
@@ -249,16 +249,15 @@ class SavedPipeline(DiffusionPipeline):
             return upload_model(Path(folder), repo_id, private=private, token=token)
 
     def card(self, **facts: Any) -> ModelCard:
-        """Return the model card with what the pipeline itself knows, and `facts` (fields of `ModelCard`)."""
-        geometry = {key: self.config[key] for key in (*GEOMETRY, "labels")}
-        preset = self.denoiser.preset or "custom"
+        """Return the model card with the pipeline's own facts, and `facts` (fields of `ModelCard`)."""
+        model, preset = type(self.denoiser).__name__, self.denoiser.preset or "custom"
         known = {
-            "name": f"{type(self.denoiser).__name__}-{preset}",
-            "model": type(self.denoiser).__name__,
+            "name": f"{model}-{preset}",
+            "model": model,
             "preset": preset,
             "parameters": self.denoiser.num_parameters(),
             "vae_parameters": self.vae.num_parameters(),
-            "geometry": geometry,
+            "geometry": {key: self.config[key] for key in (*GEOMETRY, "labels")},
         }
         return ModelCard(**known | facts)
 
@@ -320,9 +319,8 @@ def saved_sampler(found: ModelFolder) -> tuple[str, dict[str, Any] | None]:
         {key: value for key, value in each.config.items() if not key.startswith("_")}
         for each in (scheduler, usual)
     )
-    if type(scheduler) is type(usual) and settings == usual_settings:
-        return "ddim", None
-    return type(scheduler).__name__, settings
+    is_usual = type(scheduler) is type(usual) and settings == usual_settings
+    return ("ddim", None) if is_usual else (type(scheduler).__name__, settings)
 
 
 def _load_scheduler(folder: Path) -> SchedulerMixin:

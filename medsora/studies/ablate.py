@@ -222,11 +222,11 @@ def launch(words: Sequence[str], *, timed: bool = False, module: str = "medsora"
 
     A `timed` one may end by its time limit. Raises `BadInput` and `Interrupted` where the command did.
     """
-    asked = []
+    interrupted = []
     process = subprocess.Popen([sys.executable, "-m", module, *words])
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+        interrupted.append(number)
         process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
@@ -235,7 +235,7 @@ def launch(words: Sequence[str], *, timed: bool = False, module: str = "medsora"
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if asked or (status == INTERRUPTED and not timed):
+    if interrupted or (status == INTERRUPTED and not timed):
         raise Interrupted("saved; run the same command to resume.")
     if status == REFUSED:
         raise BadInput(f"this run was refused (see above): {shlex.join([module, *words])}")
@@ -243,12 +243,12 @@ def launch(words: Sequence[str], *, timed: bool = False, module: str = "medsora"
 
 
 def _evaluations(lines: Sequence[dict[str, Any]]) -> dict[int, dict[str, float]]:
-    """Return the held-out figures of a log by step."""
+    """Return the held-out metrics of a log by step."""
     found: dict[int, dict[str, float]] = {}
     for line in lines:
-        figures = {name: value for name, value in line.items() if name.startswith("held_out/")}
-        if figures:
-            found.setdefault(line["step"], {}).update(figures)
+        metrics = {name: value for name, value in line.items() if name.startswith("held_out/")}
+        if metrics:
+            found.setdefault(line["step"], {}).update(metrics)
     return found
 
 

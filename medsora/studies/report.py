@@ -11,9 +11,9 @@ from medsora.config.schema import STAGE_1, STAGE_2
 from medsora.runtime.files import write_json, write_text
 from medsora.runtime.markdown import markdown_table
 from medsora.studies.paired import Difference, paired_difference
-from medsora.studies.scores import CLIP_FIGURES
+from medsora.studies.scores import CLIP_METRICS
 from medsora.studies.variants import REFERENCE
-from medsora.training.run.report import FIGURES
+from medsora.training.run.report import METRICS
 
 SCORES = {
     STAGE_1: ("held_out/psnr", "held_out/ssim", "held_out/flicker", "held_out/spectrum_error"),
@@ -27,7 +27,7 @@ EMPTY = "–"
 class Run(NamedTuple):
     """One variant with one seed; `steps` is None until it is trained and evaluated to its end.
 
-    `evaluations` hold the held-out figures by step.
+    `evaluations` hold the held-out metrics by step.
     """
 
     title: str
@@ -39,7 +39,7 @@ class Run(NamedTuple):
 
     @property
     def scores(self) -> dict[str, float]:
-        """The figures after the last step; empty for a run that is not finished."""
+        """The metrics after the last step; empty for a run that is not finished."""
         return self.evaluations[self.steps] | self.of_clips if self.steps else {}
 
 
@@ -141,7 +141,7 @@ class StudyReport(NamedTuple):
         return sorted(names, key=lambda name: int(name.removeprefix(prefix)))
 
     def _of_clips(self) -> list[str]:
-        return [name for name in CLIP_FIGURES if any(name in run.scores for run in self.runs)]
+        return [name for name in CLIP_METRICS if any(name in run.scores for run in self.runs)]
 
     def _curve(self) -> list[str]:
         """The first score at every step that some run was evaluated at, means over seeds."""
@@ -180,13 +180,13 @@ def _off(score: str) -> str:
 
 
 def _label(score: str) -> str:
-    if score in FIGURES:
-        return FIGURES[score].label
-    if score in CLIP_FIGURES:
-        return CLIP_FIGURES[score].label
+    if score in METRICS:
+        return METRICS[score].label
+    if score in CLIP_METRICS:
+        return CLIP_METRICS[score].label
     return f"noise error at t = {score.rpartition('_t')[2]}"
 
 
 def _sign(score: str) -> int:
-    known = FIGURES | CLIP_FIGURES
+    known = METRICS | CLIP_METRICS
     return known[score].sign if score in known else -1

@@ -13,35 +13,35 @@ from medsora.config.schema import STAGE_1, Config
 from medsora.errors import BadInput
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_folder
 from medsora.saved.limits import read_json_object
-from medsora.training.run.report import Figure
+from medsora.training.run.report import Metric
 
 LABELS = "medsora.evaluation.conditional.labels"
 VAE_AGREEMENT = "judge on the same, through the VAE"
 REPORT = "results.json"
-CLIP_FIGURES = {
-    "clips/flow_magnitude": Figure("mean flow, px/frame", "how much generated clips move", 0),
-    "clips/mean_flow_error": Figure(
+CLIP_METRICS = {
+    "clips/flow_magnitude": Metric("mean flow, px/frame", "how much generated clips move", 0),
+    "clips/mean_flow_error": Metric(
         "mean flow's distance from phantom (held out), px/frame", "of the sets' means"
     ),
-    "clips/flow_magnitude_distance": Figure(
+    "clips/flow_magnitude_distance": Metric(
         "flow magnitude, distance from phantom (held out)", "Wasserstein-1, px/frame"
     ),
-    "clips/flow_direction_distance": Figure("flow direction, distance from phantom (held out)", "degrees"),
-    "clips/warping_error": Figure("flow error", "a frame against the next one along the flow, of 255", 0),
-    "clips/warping_error_distance": Figure(
+    "clips/flow_direction_distance": Metric("flow direction, distance from phantom (held out)", "degrees"),
+    "clips/warping_error": Metric("flow error", "a frame against the next one along the flow, of 255", 0),
+    "clips/warping_error_distance": Metric(
         "flow error, distance from phantom (held out)", "Wasserstein-1 over clips"
     ),
-    "clips/flicker_distance": Figure("flicker, distance from phantom (held out)", "Wasserstein-1 over clips"),
-    "clips/colour_distance": Figure("colours, distance from phantom (held out)", "Wasserstein-1"),
-    "clips/sharpness_distance": Figure(
+    "clips/flicker_distance": Metric("flicker, distance from phantom (held out)", "Wasserstein-1 over clips"),
+    "clips/colour_distance": Metric("colours, distance from phantom (held out)", "Wasserstein-1"),
+    "clips/sharpness_distance": Metric(
         "sharpness, distance from phantom (held out)", "Wasserstein-1 over clips"
     ),
-    "clips/untrained_pyramid_distance": Figure(
+    "clips/untrained_pyramid_distance": Metric(
         "untrained 3-D pyramid, distance from phantom (held out)", "Fréchet"
     ),
-    "clips/agreement": Figure("label agreement", "how often a classifier sees what was asked for", 1),
-    "vae/agreement": Figure("label agreement after the VAE", "a classifier on clips that it returns", 1),
-    "vae/polyps_kept": Figure("polyps kept by the VAE", "how many of them the classifier still sees", 1),
+    "clips/agreement": Metric("label agreement", "how often a classifier sees the requested label", 1),
+    "vae/agreement": Metric("label agreement after the VAE", "a classifier on clips that it returns", 1),
+    "vae/polyps_kept": Metric("polyps kept by the VAE", "how many of them the classifier still sees", 1),
 }
 Launch = Callable[..., int]
 
@@ -69,8 +69,8 @@ class Scoring:
         videos, scores = of_run / "clips", of_run / "scores"
         sampling = ["--sampler", self.sampler, "--steps", str(self.steps)]
         if not (scores / REPORT).is_file():
-            asked = ["--num-videos", str(self.clips), "--out", str(videos), *sampling]
-            launch(["sample", "--model", str(folder), *asked])
+            arguments = ["--num-videos", str(self.clips), "--out", str(videos), *sampling]
+            launch(["sample", "--model", str(folder), *arguments])
             real = real_clips(config, self.clips)
             shape = ["--frames", str(config.data.frames), "--size", size]
             words = ["--real", str(real), "--fake", str(videos), *shape, "--out", str(scores)]
@@ -114,7 +114,7 @@ def real_clips(config: Config, count: int) -> Path:
 
 
 def read_scores(of_run: Path) -> dict[str, float]:
-    """Return what `Scoring.score` left in a run's folder, by the names of `CLIP_FIGURES`."""
+    """Return what `Scoring.score` left in a run's folder, by the names of `CLIP_METRICS`."""
     found: dict[str, float | None] = {}
     if (of_run / "scores" / REPORT).is_file():
         results = read_json_object(of_run / "scores" / REPORT)
@@ -128,9 +128,9 @@ def read_scores(of_run: Path) -> dict[str, float]:
         if "asked" not in labels:
             found["vae/agreement"] = labels.get(VAE_AGREEMENT)
             found["vae/polyps_kept"] = labels.get(f"{VAE_AGREEMENT}, polyp")
-    return {name: value for name, value in found.items() if name in CLIP_FIGURES and value is not None}
+    return {name: value for name, value in found.items() if name in CLIP_METRICS and value is not None}
 
 
 def _require(path: Path) -> None:
     if not path.is_file():
-        raise BadInput(f"scoring left no {path} (see above); start the same command again.")
+        raise BadInput(f"scoring left no {path} (see above); run the same command again.")

@@ -1,4 +1,4 @@
-"""The accelerator of both training loops: precision, gradients, loss scaling."""
+"""The accelerator of the training loops: precision, gradients, loss scaling."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def check_launcher(precision: str) -> None:
         value = os.environ.get(variable, "").strip().lower()
         if value not in OFF and value != same.get(variable):
             raise BadInput(
-                f"accelerate is told to use {name} ({variable}={value}), which training does not take "
+                f"accelerate is set to use {name} ({variable}={value}), which training does not take "
                 f"from the launcher; {remedy}, or undo it in 'accelerate config' and on the command line."
             )
 
@@ -103,7 +103,7 @@ def check_launcher(precision: str) -> None:
 def check_same_run(run: RunFolder, config: Config, clips: ClipDataset, *, cached: bool | None = None) -> None:
     """Raise `BadInput` unless every process has the same folder, configuration and clips.
 
-    `cached`: whether a cache is used (default: as `cache.latents` says).
+    `cached`: whether a cache is used (default: `cache.latents`).
     """
     cached = config.cache.latents == "disk" if cached is None else cached
     names = [(clips.videos[video].source.name, window.start) for video, window in clips.windows]

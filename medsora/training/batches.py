@@ -1,4 +1,4 @@
-"""What both training loops build first: the accelerator, the seed, the stream of batches."""
+"""A process's stream of micro-batches: the loader, its workers, and the time spent waiting for them."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class TimedBatches:
 
     def __exit__(self, *stopped: object) -> None:
         # Now: a pending exception's traceback would keep the workers, and the exit handlers would wait for
-        # processes that do not hear SIGTERM (see `_quiet_worker`). PyTorch asks them to end and waits for
-        # seconds; one that still decodes then only reads, so ending it by force loses nothing.
+        # processes that ignore SIGTERM (see `_quiet_worker`). PyTorch asks them to end and waits for
+        # seconds; one that still decodes only reads, so killing it loses nothing.
         ended, self.batches = self.batches, iter(())
         workers = getattr(ended, "_workers", [])
         try:
@@ -83,7 +83,7 @@ class TimedBatches:
         began = time.perf_counter()
         try:
             batch = next(self.batches)
-        except BadInput as error:  # of a worker, whose traceback PyTorch writes before the sentence
+        except BadInput as error:  # from a worker, whose traceback PyTorch writes before the message
             raise BadInput(str(error).strip().rpartition("BadInput: ")[2]) from error
         self._waited_s += time.perf_counter() - began
         return batch
@@ -95,7 +95,7 @@ class TimedBatches:
 
 
 def _quiet_worker(memory_lock: Path, workers: int, worker: int) -> None:
-    """One thread, and no signals: Ctrl-C reaches all, but the loop still needs batches to finish its step."""
+    """Use one thread and ignore Ctrl-C, which reaches all processes: the loop needs batches for its step."""
     torch.set_num_threads(1)
     hand_back_freed_memory()
     share_with_loaders(memory_lock, workers)

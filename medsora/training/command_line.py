@@ -46,12 +46,12 @@ def training_arguments(
         "--time-limit",
         type=_minutes,
         metavar="MINUTES",
-        help="save and leave with status 75 before so many minutes have passed",
+        help="save and exit with status 75 before this many minutes have passed",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything, say how many steps and how much memory and disk it takes, and train nothing",
+        help="check everything and print steps, memory and disk space needed, without training",
     )
     parser.add_argument(
         "--processes",

@@ -7,7 +7,7 @@ With `--average WEIGHTS` what ships is the weighted mean of the run's weights an
 fine-tuning of zero-shot models", Wortsman et al. 2022): a decoder that was trained to be sharp keeps more of
 the PSNR it had.
 
-OUT.json is the config, OUT.safetensors are the weights in fp16. The figures of OUT.md are measured here, from
+OUT.json is the config, OUT.safetensors are the weights in fp16. The metrics in OUT.md are measured here, on
 the files as they were written, on phantom clips of another seed.
 """
 
@@ -57,7 +57,7 @@ def main() -> None:
         "--unquantised",
         type=Path,
         metavar="RUN",
-        help="a run with vae.quantize=false, whose figures the note of a tokenizer compares",
+        help="a run with vae.quantize=false, whose metrics the note of a tokenizer compares",
     )
     add("--average", type=Path, metavar="WEIGHTS", help="a base's weights to average with the run's")
     add("--share", type=_share, metavar="X", help="weight of the run in that mean; needed with --average")
@@ -73,12 +73,12 @@ def main() -> None:
         with written_beside(config) as its_config, written_beside(weights) as its_weights:
             trained.save_base(its_config, its_weights)
     shipped = type(trained).from_base(config, weights=weights)
-    figures = unseen_figures(shipped, options.clips, options.size)
-    columns = {"value": figures}
+    metrics = unseen_metrics(shipped, options.clips, options.size)
+    columns = {"value": metrics}
     if rival is not None:
-        other = unseen_figures(rival, options.clips, options.size)
-        columns = {"tokenizer": figures, "without quantisation": other}
-    rows = [[n, *(f"{c[n]:.4g}" if n in c else "" for c in columns.values())] for n in figures]
+        other = unseen_metrics(rival, options.clips, options.size)
+        columns = {"tokenizer": metrics, "without quantisation": other}
+    rows = [[n, *(f"{c[n]:.4g}" if n in c else "" for c in columns.values())] for n in metrics]
     title, origin = WHAT_IT_IS[type(trained)]
     log = read_log(options.run)
     parameters = sum(parameter.numel() for parameter in trained.parameters())
@@ -97,9 +97,9 @@ def main() -> None:
         "",
         f"{max(line['step'] for line in log)} steps in the last run; seeds are in the config. On "
         f"{options.clips} clips of {FRAMES}x{options.size}x{options.size} of phantom seed {UNSEEN_SEED}, "
-        f"never trained on, {'from their codes' if 'codes used' in figures else 'decoded from the mean'}:",
+        f"never trained on, {'from their codes' if 'codes used' in metrics else 'decoded from the mean'}:",
         "",
-        *markdown_table(["figure", *columns], rows, 1 + len(columns)),
+        *markdown_table(["metric", *columns], rows, 1 + len(columns)),
     ]
     write_text(options.out.with_suffix(".md"), "\n".join(note) + "\n")
     print("\n".join(note))
@@ -149,7 +149,7 @@ def _rival(trained: FrequencyCompensatedVAE | VQTokenizer, options: argparse.Nam
 
 
 @torch.no_grad()
-def unseen_figures(
+def unseen_metrics(
     vae: FrequencyCompensatedVAE | VQTokenizer, clips: int = DEFAULT_CLIPS, size_px: int = DEFAULT_SIZE_PX
 ) -> dict[str, float]:
     """Return mean metrics of `vae` on phantom clips of a seed that nothing in the repository trains on.
@@ -160,7 +160,7 @@ def unseen_figures(
         [frames_to_video(render_clip(clip_seed(UNSEEN_SEED, k), FRAMES, size_px).video) for k in range(clips)]
     )
     copies = torch.cat([vae.reconstruct(video[None]) for video in videos])
-    figures = {
+    metrics = {
         "PSNR (dB)": float(psnr(copies, videos).mean()),
         "PSNR of each clip's mean colour (dB)": float(mean_colour_psnr(videos).mean()),
         "SSIM": float(ssim(copies, videos).mean()),
@@ -170,13 +170,13 @@ def unseen_figures(
     if isinstance(vae, VQTokenizer):
         grids = frames_to_grid(videos[:, : GRID**2], GRID, GRID)[:, None]
         in_grids = psnr(vae.reconstruct(grids), grids).mean()
-        figures[f"PSNR in grids of {GRID}x{GRID} frames (dB)"] = float(in_grids)
+        metrics[f"PSNR in grids of {GRID}x{GRID} frames (dB)"] = float(in_grids)
         if vae.config.quantize:
             codes = vae.encode(videos)
-            figures["codes used"] = len(codes.unique())
-            figures["part of the codebook used"] = len(codes.unique()) / vae.num_codes
-            figures["perplexity of the codes"] = perplexity(codes)
-    return figures
+            metrics["codes used"] = len(codes.unique())
+            metrics["part of the codebook used"] = len(codes.unique()) / vae.num_codes
+            metrics["perplexity of the codes"] = perplexity(codes)
+    return metrics
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 `python -m medsora.training.fill_caches --config configs/phantom.yaml`
 
 A run fills them by itself, the latents before its first step and a clip's prior features when a sample first
-needs them. Beforehand it is done by as many processes as there are (`accelerate launch -m ...`), and what it
-takes on the disk is said first. Entries lie under a key of all that they depend on, so whatever is there and
-whole is kept and everything else is computed.
+needs them. Beforehand all processes of `accelerate launch -m ...` share the work, and the disk space needed
+is printed first. Entries lie under a key of all that they depend on, so intact ones are kept and all others
+are computed.
 """
 
 from __future__ import annotations
@@ -41,12 +41,8 @@ def main() -> None:
         epilog=EXIT_STATUSES,
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="change keys of the config, such as cache.prior=disk",
-    )
+    overrides = "change keys of the config, such as cache.prior=disk"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=overrides)
     options = parser.parse_intermixed_args()
     fill_caches(load_config(options.config, options.overrides))
 
@@ -67,14 +63,11 @@ def fill_caches(config: Config) -> None:
         spec = denoiser_clip_spec(config)
         spec = spec if aligned else replace(spec, with_flow=False)
         clips, _ = open_clips(config, accelerator, spec, config.dit_dir)
-        latents = LatentCache(config, clips, vae)
-        priors = None
-        if prior is not None:
-            grid = token_grid(config, vae, model.config.patch)
-            priors = PriorCache(config, clips, prior, grid, model.config.width)
+        latents, priors = LatentCache(config, clips, vae), None
         sizes = {"latents": latent_cache_bytes(config, len(clips), vae)}
-        if priors is not None:
-            width = model.config.width
+        if prior is not None:
+            grid, width = token_grid(config, vae, model.config.patch), model.config.width
+            priors = PriorCache(config, clips, prior, grid, width)
             sizes["prior features"] = prior_cache_bytes(config, len(clips), prior, grid, width, vae)
         present = _stored_bytes(latents.store) + (_stored_bytes(priors.store) if priors else 0)
         _check_room(Path(config.cache.dir), sizes, present, accelerator)
@@ -90,7 +83,7 @@ def _stored_bytes(store: TensorStore) -> int:
 
 
 def _check_room(folder: Path, sizes: dict[str, int], present: int, accelerator: Accelerator) -> None:
-    """Say what the caches take, `present` of it already; raise `BadInput` if the rest finds no room."""
+    """Print the caches' size, of which `present` bytes exist; raise `BadInput` if the disk is too small."""
     whole = sum(sizes.values())
     free = shutil.disk_usage(folder).free
     if accelerator.is_main_process:

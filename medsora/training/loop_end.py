@@ -3,9 +3,9 @@
 1. Stop before the optimiser's step if a loss or gradient is not finite, after saving the state before it
    (`check_step`).
 2. Log (`log_step`); the rest is `end_step`:
-3. Save, if a checkpoint is due or a process was asked to stop: what follows may take minutes, and whoever
-   asked may not wait for it.
-4. Leave, if a process was asked to stop: this step's evaluation and samples are made up for when the run is
+3. Save, if a checkpoint is due or a process was asked to stop: what follows may take minutes, which a
+   scheduler may not grant.
+4. Exit, if a process was asked to stop: this step's evaluation and samples are made up for when the run is
    resumed (`begin`).
 5. Evaluate and sample, if due, on the main process. A request to stop may cut the sampling short; then every
    process leaves after this step, and it is made up for as well.
@@ -40,7 +40,7 @@ from medsora.training.step_guard import StepGuard, StepRecord
 class PeriodicTask(NamedTuple):
     """Work of the main process after every `every`-th step, from `first_step` on, and after the last one.
 
-    `is_done` tells, when a run is resumed after a step, whether the work of that step is there already.
+    `is_done` returns, when a run is resumed after a step, whether the work of that step was done.
     `interruptible` work raises `Interrupted` where the request to stop cuts it short.
     """
 
@@ -81,7 +81,7 @@ def batch_order(stage: Stage, start: int, labels: Sequence[int] | None = None) -
 def watch(
     stage: Stage, start: int, stop: StopRequest, title: str, page: str
 ) -> tuple[Progress, RunReport, StepGuard]:
-    """Return a progress bar, the run's page and a guard of its steps; tell `stop` how long these take."""
+    """Return a progress bar, the run's page and a guard of its steps; tell `stop` a checkpoint's size."""
     accelerator, total = stage.accelerator, stage.schedule.total_steps
     progress = Progress(title, total, start, show=accelerator.is_local_main_process)
     report = RunReport(stage.run, f"{stage.config.run.name}: {page}", total)
@@ -126,12 +126,12 @@ def check_step(
     logs = done % settings.log_every == 0 or ends
     evaluated = stage.early_stop is not None and done % stage.early_stop.every == 0
     saves = done % settings.save_every == 0 or ends or evaluated
-    bad, asked = guard.check(record, norm, asked=stop.wanted(), at_once=logs or saves)
+    bad, stops = guard.check(record, norm, stops=stop.wanted(), at_once=logs or saves)
     if bad is not None:
         stage.parts.save(bad.number)
         stage.accelerator.end_training()
         raise bad.error(stage.run.checkpoints)
-    return logs, saves, asked
+    return logs, saves, stops
 
 
 def log_step(
@@ -143,26 +143,26 @@ def log_step(
     report: RunReport,
 ) -> None:
     """Log the losses and the state of the loop after `done` steps, with the speed since the last call."""
-    figures = {f"loss/{name}": float(value) for name, value in losses.items()}
+    metrics = {f"loss/{name}": float(value) for name, value in losses.items()}
     speed = progress.speed()
-    stage.run.log(done, {**figures, **state, **speed})
-    progress.show(figures, speed)
+    stage.run.log(done, {**metrics, **state, **speed})
+    progress.show(metrics, speed)
     report.update()
     progress.restart_clock()
 
 
 def end_step(
-    stage: Stage, done: int, stop: StopRequest, progress: Progress, *, saves: bool, asked: bool
+    stage: Stage, done: int, stop: StopRequest, progress: Progress, *, saves: bool, stops: bool
 ) -> bool:
     """Save, leave, evaluate and sample after `done` steps; return whether early stopping ends training.
 
-    Raises `Interrupted` after saving if a process was asked to stop (`asked`) or is asked while it samples.
+    Raises `Interrupted` after saving if a process was asked to stop (`stops`) or is asked while it samples.
     """
-    if saves or asked:
+    if saves or stops:
         with stop.saving():
             stage.parts.save(done)
     with progress.not_training():
-        leaves = asked and done < stage.schedule.total_steps
+        leaves = stops and done < stage.schedule.total_steps
         if leaves or not _run_tasks(stage, done, stop):
             raise _interrupted(stage, done, stop)
         evaluated = stage.early_stop is not None and done % stage.early_stop.every == 0
@@ -178,7 +178,7 @@ def _stops_early(stage: Stage, step: int, stop: StopRequest) -> bool:
     if stops:
         if not _run_tasks(stage, step, stop, resumed=True, ends=True):
             raise _interrupted(stage, step, stop)
-        stage.run.say(why or "")
+        stage.run.notify(why or "")
     return stops
 
 

@@ -59,12 +59,32 @@ def open_clips(
     """Return the training clips and the held-out ones; what cannot be used is listed once on stderr.
 
     `run` is the folder of the run that they are for: its labels keep their order and its videos their sides
-    when it is resumed.
-    Without anything held out the second dataset is the first, and that is said. Raises `BadInput` if no clip
-    can be used, or the config does not fit the folder.
+    when it is resumed. Without anything held out the second dataset is the first, with a note on stderr.
+    Raises `BadInput` if no clip can be used, or the config does not fit the folder.
     """
+    show = accelerator.is_main_process
     with accelerator.main_process_first():
-        return _open(config, spec, run, accelerator.is_main_process)
+        report = spec.check(clip_folder(config, show=show))
+        if show:
+            for complaint in report.complaints():
+                print(complaint, file=sys.stderr)
+        clips, held_out = split_clips(config, report, spec, run)
+        if show:
+            for note in clips.sides.notes:
+                print(one_line(note), file=sys.stderr)
+        unlabelled = [video.source.name for video in clips.videos]
+        unlabelled = [name for name in unlabelled if name not in clips.labels.of_video]
+        if show and clips.labels.names and unlabelled:
+            print(
+                f"{len(unlabelled)} videos have no label in {config.data.labels} and train without one: "
+                f"{one_line(unlabelled[0])} ...",
+                file=sys.stderr,
+            )
+        if len(held_out) == 0:
+            if show:
+                print("nothing is held out (data.holdout): validation uses training clips.", file=sys.stderr)
+            held_out = clips
+        return clips, held_out
 
 
 def split_clips(
@@ -113,7 +133,7 @@ def stored_videos(run: Path) -> StoredVideos | None:
 
 
 def store_videos(run: RunFolder, clips: ClipDataset) -> None:
-    """Write the list of the run's videos, and say what has changed in the folder since it began.
+    """Write the list of the run's videos, and report what has changed in the folder since it began.
 
     Videos that are missing now stay in the list. Raises `BadInput` if the run folder cannot be written.
     """
@@ -128,7 +148,7 @@ def store_videos(run: RunFolder, clips: ClipDataset) -> None:
         by_folder = before.by_folder and before.videos is not None
         if before.videos is not None:
             if changes := before.changes(clips.report, sides):
-                run.say(
+                run.notify(
                     f"the folder has changed since the run began: {'; '.join(changes)}. Earlier videos "
                     "keep their side of the split."
                 )
@@ -151,7 +171,7 @@ def open_run(
     run = RunFolder(folder, config, stage, accelerator)
     check_same_run(run, config, clips, cached=stage == STAGE_AR or config.cache.latents == "disk")
     store_videos(run, clips)
-    start_trackers(accelerator, run, config)  # before the caches: who is not logged in hears it at once
+    start_trackers(accelerator, run, config)  # before the caches are filled: a missing login fails at once
     return run, schedule
 
 
@@ -185,27 +205,3 @@ def clip_folder(config: Config, *, show: bool = False) -> Path:
                 "or set phantom.folder."
             ) from error
     return folder
-
-
-def _open(config: Config, spec: ClipSpec, run: Path, show: bool) -> tuple[ClipDataset, ClipDataset]:
-    report = spec.check(clip_folder(config, show=show))
-    if show:
-        for complaint in report.complaints():
-            print(complaint, file=sys.stderr)
-    clips, held_out = split_clips(config, report, spec, run)
-    if show:
-        for note in clips.sides.notes:
-            print(one_line(note), file=sys.stderr)
-    names = [video.source.name for video in clips.videos]
-    unlabelled = [name for name in names if name not in clips.labels.of_video]
-    if show and clips.labels.names and unlabelled:
-        print(
-            f"{len(unlabelled)} videos have no label in {config.data.labels} and train without one: "
-            f"{one_line(unlabelled[0])} ...",
-            file=sys.stderr,
-        )
-    if len(held_out) == 0:
-        if show:
-            print("nothing is held out: figures are of training clips (data.holdout).", file=sys.stderr)
-        held_out = clips
-    return clips, held_out

@@ -1,4 +1,4 @@
-"""The line that a person watches: step, losses, speed, waiting for data, memory, time to go."""
+"""The progress line: step, losses, speed, waiting for data, memory, remaining time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medsora.runtime.progress_bar import progress_bar
 
 
 class Progress:
-    """A progress bar over optimiser steps, used as a context, that also keeps figures of speed and memory."""
+    """A progress bar over optimiser steps, used as a context, that also keeps metrics of speed and memory."""
 
     def __init__(self, title: str, total_steps: int, start_step: int, *, show: bool) -> None:
         self.bar = progress_bar(title, total=total_steps, initial=start_step, unit="step", show=show)
@@ -31,7 +31,7 @@ class Progress:
 
     @contextmanager
     def not_training(self) -> Iterator[None]:
-        """Leave the time spent in it, on samples and evaluations, out of `speed`; the time to go keeps it."""
+        """Leave the time spent on samples and evaluations out of `speed`, but not of the remaining time."""
         paused = time.perf_counter()
         yield
         self.began += time.perf_counter() - paused
@@ -39,11 +39,8 @@ class Progress:
     def speed(self) -> dict[str, float]:
         """Return samples/s, share of waiting for data (0..1) and GiB since the last `restart_clock`."""
         seconds = max(time.perf_counter() - self.began, 1e-9)
-        used = (
-            torch.cuda.max_memory_allocated()
-            if torch.cuda.is_available()
-            else psutil.Process().memory_info().rss
-        )
+        on_gpu = torch.cuda.is_available()
+        used = torch.cuda.max_memory_allocated() if on_gpu else psutil.Process().memory_info().rss
         return {
             "speed/samples_per_s": self.samples / seconds,
             "speed/data_wait": self.waited / seconds,
@@ -51,7 +48,7 @@ class Progress:
         }
 
     def show(self, losses: dict[str, float], speed: dict[str, float]) -> None:
-        """Put losses and what `speed` gave behind the bar, which itself tells step and time to go.
+        """Show losses and what `speed` returned behind the bar, which itself shows step and remaining time.
 
         A loss of exactly 0 is one that is left out.
         """
@@ -66,4 +63,4 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()  # ends the line: what is said next, an error perhaps, begins its own
+        self.bar.close()  # ends the line, so that a message or an error begins its own

@@ -1,4 +1,4 @@
-"""Which samples, learning rate and epoch belong to optimiser step k: a pure function, nothing to save.
+"""The samples, learning rate and epoch of optimiser step k: a pure function, with no state to save.
 
 Samples are numbered over the whole run; epoch e holds the numbers [e*L, (e+1)*L) of its own permutation of
 the L clips. A step takes the next `batch` numbers, so no clip is dropped at the end of an epoch or phase.
@@ -14,15 +14,7 @@ from typing import Self
 import numpy as np
 from torch.utils.data import Sampler
 
-from medsora.config.schema import (
-    DEFAULT_AR_EPOCHS,
-    DEFAULT_DIT_EPOCHS,
-    DEFAULT_VAE_EPOCHS,
-    ArTrainingConfig,
-    DitTrainingConfig,
-    PhaseConfig,
-    VaeTrainingConfig,
-)
+from medsora.config.schema import DenoiserTrainingConfig, PhaseConfig, TrainingConfig
 from medsora.errors import BadInput
 from medsora.training.randomness import derive_seed
 
@@ -45,13 +37,6 @@ class SampleKey:
     number: int
     epoch: int
     index: int
-
-
-DEFAULT_EPOCHS = {
-    VaeTrainingConfig: DEFAULT_VAE_EPOCHS,
-    DitTrainingConfig: DEFAULT_DIT_EPOCHS,
-    ArTrainingConfig: DEFAULT_AR_EPOCHS,
-}
 
 
 class Schedule:
@@ -81,11 +66,11 @@ class Schedule:
         self.total_steps = min(ends if max_steps is None else [*ends, max_steps])
 
     @classmethod
-    def of(cls, settings: VaeTrainingConfig | DitTrainingConfig | ArTrainingConfig, clips: int) -> Self:
+    def of(cls, settings: TrainingConfig, clips: int) -> Self:
         """Return what a stage's settings mean for `clips` clips; only stage 2 has several phases."""
-        epochs, phased = settings.epochs, isinstance(settings, DitTrainingConfig)
+        epochs, phased = settings.epochs, isinstance(settings, DenoiserTrainingConfig)
         if epochs is None and settings.max_steps is None:
-            epochs = DEFAULT_EPOCHS[type(settings)]
+            epochs = settings.default_epochs
         return cls(
             settings.phases if phased else [PhaseConfig(settings.lr, settings.batch)],
             clips,
@@ -182,9 +167,8 @@ class StepBatches(Sampler[list[SampleKey]]):
         if epoch not in orders:
             orders.clear()
             random = np.random.default_rng(derive_seed(self.seed, "order", epoch))
+            balanced = self.labels is not None
             orders[epoch] = (
-                random.permutation(self.schedule.clips)
-                if self.labels is None
-                else balanced_order(self.labels, random)
+                balanced_order(self.labels, random) if balanced else random.permutation(self.schedule.clips)
             )
         return SampleKey(sample, epoch, int(orders[epoch][position]))

@@ -1,4 +1,4 @@
-"""What a stage's checkpoints are made of, named once: the same table saves them and takes them up again."""
+"""What a stage's checkpoints are made of, named once: the same table saves and restores them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from medsora.config.load import config_to_dict
-from medsora.config.schema import ArTrainingConfig, Config, DitTrainingConfig, VaeTrainingConfig
+from medsora.config.schema import Config, TrainingConfig
 from medsora.errors import BadInput
 from medsora.runtime.files import read_patiently
 from medsora.saved.checkpoint import Checkpoint, save_checkpoint
@@ -22,20 +22,20 @@ from medsora.training.schedule import Schedule
 
 
 class ModelPart(NamedTuple):
-    """A folder of the checkpoint: `write` fills it, `take_up` reads it again."""
+    """A folder of the checkpoint: `write` fills it, `load` reads it again."""
 
     write: Callable[[Path], None]
-    take_up: Callable[[Path], None]
+    load: Callable[[Path], None]
 
 
 class ValuePart(NamedTuple):
-    """A JSON value of the checkpoint's state: what it is after so many steps, and what takes it up again.
+    """A JSON value of the checkpoint's state: what it is after so many steps, and what restores it.
 
-    One of another type than `kind` is refused; without a kind a missing one is taken up as None.
+    One of another type than `kind` is refused; without a kind a missing one is restored as None.
     """
 
     value: Callable[[int], Any]
-    take_up: Callable[[Any], None]
+    restore: Callable[[Any], None]
     kind: type | None = None
 
 
@@ -45,7 +45,7 @@ class StageParts:
 
     run: RunFolder
     config: Config
-    settings: VaeTrainingConfig | DitTrainingConfig | ArTrainingConfig
+    settings: TrainingConfig
     optimizer: torch.optim.Optimizer
     names: list[str]
     models: dict[str, ModelPart]
@@ -86,7 +86,7 @@ class StageParts:
         accelerator.wait_for_everyone()
 
     def resume(self, schedule: Schedule) -> int:
-        """Restore the newest whole checkpoint, if there is one; return the number of finished steps.
+        """Restore the newest complete checkpoint, if there is one; return the number of finished steps.
 
         Reports how the learning rate changes if it decays to another end than before.
 
@@ -95,12 +95,12 @@ class StageParts:
         checkpoint = self.run.newest_checkpoint()
         if checkpoint is None:
             return 0
-        self._take_up(checkpoint)
+        self._restore(checkpoint)
         self.run.announce(checkpoint, schedule.total_steps)
         self._report_moved_decay(schedule, checkpoint.step)
         return checkpoint.step
 
-    def _take_up(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
         ours, theirs = self.settings.optimizer, checkpoint.state.get("optimizer")
         if theirs not in (None, ours):  # None: written before there was a choice
             raise BadInput(
@@ -108,9 +108,9 @@ class StageParts:
                 f"{self.run.stage}.optimizer is {ours}; put {theirs} back, or take another run.name."
             )
         for name, part in self.values.items():
-            part.take_up(checkpoint.value(name, part.kind) if part.kind else checkpoint.state.get(name))
+            part.restore(checkpoint.value(name, part.kind) if part.kind else checkpoint.state.get(name))
         for name, part in self.models.items():
-            read_patiently(part.take_up, checkpoint.folder / name)
+            read_patiently(part.load, checkpoint.folder / name)
         restore_optimizer(self.optimizer, self.names, checkpoint.folder / "optimizer.safetensors")
         restore_scaler(self.run.accelerator, checkpoint.state.get("scaler"))
 
@@ -121,7 +121,7 @@ class StageParts:
         old_end, new_end = before.total_steps, schedule.total_steps
         if old_end != new_end:
             old, new = (each.step(min(step, each.total_steps - 1)).lr for each in (before, schedule))
-            self.run.say(
+            self.run.notify(
                 f"the run ends after step {new_end} instead of {old_end}, and the {schedule.lr_decay} decay "
                 f"with it: the learning rate continues at {new:.3g} instead of {old:.3g}; the result is not "
                 f"bit for bit that of a run with {new_end} steps from the beginning."

@@ -1,7 +1,7 @@
-"""A loss or gradient that is NaN or infinite: the run stops before it reaches the weights, and says where.
+"""A loss or gradient that is NaN or infinite: the run stops before it reaches the weights, and reports where.
 
-A GPU works on while the host reads what became of the step before: until the host knows, the device itself
-leaves the weights as they were (`found_inf` of PyTorch's fused optimisers). A CPU is asked at once.
+A GPU runs ahead while the host reads the result of the step before: until then the device itself
+leaves the weights as they were (`found_inf` of PyTorch's fused optimisers). On a CPU the check is immediate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medsora.errors import NonFiniteLoss
 
-LAG = {"cuda": 1}  # by how many steps the host's knowledge may be late; elsewhere none
+LAG = {"cuda": 1}  # steps by which the host's check may lag; elsewhere none
 
 
 class StepRecord:
@@ -40,10 +40,8 @@ class StepRecord:
 
     def error(self, saved: Path) -> NonFiniteLoss:
         """Return what to raise after saving; all processes call it. If all losses are finite it names all."""
-        found = [
-            (float(loss), name) for loss, names in zip(self.losses, self.clips, strict=True) for name in names
-        ]
-        found = gather_object(found)
+        pairs = zip(self.losses, self.clips, strict=True)
+        found = gather_object([(float(loss), name) for loss, names in pairs for name in names])
         bad = [(loss, name) for loss, name in found if not math.isfinite(loss)]
         norm = float(self.gradient_norm)
         what = f"the loss became {bad[0][0]}" if bad else f"the gradients' norm became {norm}"
@@ -54,34 +52,32 @@ class StepRecord:
 
 
 class StepGuard:
-    """Looks at every step before the optimiser takes it: is it finite, and is a process asked to leave?
+    """Checks every step before the optimiser's update: is it finite, and is a process asked to stop?
 
     `optimizer` is the loop's own, before `Accelerator.prepare`; only a fused one allows a lag.
     """
 
     def __init__(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator, self.optimizer = accelerator, optimizer
-        self.scaled = (
-            accelerator.scaler is not None
-        )  # fp16's scaler waits for the device in every step anyway
+        self.scaled = accelerator.scaler is not None  # fp16's scaler waits for the device anyway
         fused = optimizer.defaults.get("fused")  # others do not read `found_inf`
         self.lag = LAG.get(accelerator.device.type, 0) if fused and not self.scaled else 0
         self.bad = torch.zeros((), device=accelerator.device)  # 1 from the first bad step on, in any process
         self._unread: deque[tuple[StepRecord, Tensor, torch.cuda.Event | None]] = deque()
 
     def check(
-        self, record: StepRecord, norm: Tensor, *, asked: bool, at_once: bool
+        self, record: StepRecord, norm: Tensor, *, stops: bool, at_once: bool
     ) -> tuple[StepRecord | None, bool]:
         """Return the first step that is known to be bad, if there is one, and whether any process was asked.
 
-        Both are what all processes know, of the step `self.lag` before this one, or of this one if `at_once`
-        (all processes alike). Call it before the optimiser's step, which after a bad one changes nothing.
+        All processes return the same, of the step `self.lag` before this one, or of this one if `at_once`
+        (set by all alike). Call it before the optimiser's step, which after a bad one changes nothing.
         """
         record.gradient_norm = norm
         # fp16's scaler tries out which scale makes gradients overflow, and leaves out those steps itself.
-        figures = [loss.float() for loss in record.losses] + ([] if self.scaled else [norm.float()])
-        bad = 1 - torch.isfinite(torch.stack(figures)).all().float()
-        flags = torch.stack([bad, torch.full_like(bad, float(asked))])
+        values = [loss.float() for loss in record.losses] + ([] if self.scaled else [norm.float()])
+        bad = 1 - torch.isfinite(torch.stack(values)).all().float()
+        flags = torch.stack([bad, torch.full_like(bad, float(stops))])
         if self.accelerator.num_processes > 1:
             flags = self.accelerator.reduce(flags, reduction="sum")
         self.bad = torch.maximum(self.bad, flags[0].clamp(max=1))
@@ -89,16 +85,16 @@ class StepGuard:
             self.optimizer.found_inf = self.bad
         self._unread.append((record, *_on_the_way_to_the_host(flags)))
 
-        anyone_asked = asked and self.accelerator.num_processes == 1
-        while len(self._unread) > (0 if at_once or anyone_asked else self.lag):
+        any_stops = stops and self.accelerator.num_processes == 1
+        while len(self._unread) > (0 if at_once or any_stops else self.lag):
             unread, flags, arrived = self._unread.popleft()
             if arrived is not None:
                 arrived.synchronize()
             bad, others = flags.tolist()
             if bad:
                 return unread, False
-            anyone_asked = anyone_asked or others > 0
-        return None, anyone_asked
+            any_stops = any_stops or others > 0
+        return None, any_stops
 
 
 def _on_the_way_to_the_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

@@ -65,10 +65,10 @@ def test_what_fails_or_hangs_is_told_and_ended_with_its_children(tmp_path: Path)
 def test_numbers_are_checked_and_a_wrong_one_is_seen(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     assert check(torch.device("cpu"), results, (1, 5)) == 0
-    figures = json.loads(results.read_text())["figures"]
-    assert figures["checked"] == figures["of"] == 4
-    assert 0 < max(figures["largest relative error"].values()) < 2e-2
-    assert figures["step"] is None, "there are no kernels of our own here"
+    values = json.loads(results.read_text())["figures"]
+    assert values["checked"] == values["of"] == 4
+    assert 0 < max(values["largest relative error"].values()) < 2e-2
+    assert values["step"] is None, "there are no kernels of our own here"
     assert step_error("cpu") < 1e-3
 
 

@@ -14,8 +14,8 @@ from medsora.runtime.files import END_MARK
 
 def entry(median: float, *, commit: str, batch: int = 1, machine: str = "a CPU") -> dict:
     ratio = {"median": median, "low": median - 0.1, "high": median + 0.1}
-    figures = {"preset": "B", "compiled": False, "batch": batch, "step, same latents": ratio}
-    return {"benchmark": "sample", "device": "cpu", "machine": machine, "commit": commit, "figures": figures}
+    values = {"preset": "B", "compiled": False, "batch": batch, "step, same latents": ratio}
+    return {"benchmark": "sample", "device": "cpu", "machine": machine, "commit": commit, "figures": values}
 
 
 def test_the_newest_line_of_a_size_is_what_the_table_shows() -> None:
@@ -43,8 +43,8 @@ def test_every_machine_keeps_its_own_newest_line() -> None:
 
 
 def test_shares_are_made_of_both_sides() -> None:
-    figures = {"kept for the backward, MiB": {"reference": 8.0, "ours": 2.0}}
-    assert page.value_of(figures, "share kept") == 0.25
+    values = {"kept for the backward, MiB": {"reference": 8.0, "ours": 2.0}}
+    assert page.value_of(values, "share kept") == 0.25
     assert page.value_of({}, "share of peak") is None
 
 

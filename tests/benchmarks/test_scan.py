@@ -29,9 +29,9 @@ def test_both_scans_are_compared_and_timed(monkeypatch: pytest.MonkeyPatch, tmp_
     options = ["--batches", "1", "--rounds", "1", "--results", str(results)]
     monkeypatch.setattr(sys, "argv", ["scan", *options])
     scan.main()
-    figures = json.loads(results.read_text())["figures"]
-    assert (figures["batch"], figures["length"], figures["rounds"]) == (1, scan.LENGTH, 1)
-    assert all(milliseconds > 0 for milliseconds in figures["ms"].values())
+    values = json.loads(results.read_text())["figures"]
+    assert (values["batch"], values["length"], values["rounds"]) == (1, scan.LENGTH, 1)
+    assert all(milliseconds > 0 for milliseconds in values["ms"].values())
     monkeypatch.setattr(scan, "mamba2_scan", lambda **inputs: torch.zeros(()))
     with pytest.raises(RuntimeError, match="the two scans differ"):
         scan.measure(1, 1)

@@ -33,11 +33,11 @@ def test_the_loss_reaches_every_weight_and_no_gradient_stays() -> None:
 
 
 def test_both_wirings_are_timed() -> None:
-    figures = train.measure(build("tiny", CPU, torch.float32), 1, CPU, torch.float32, 1)
-    assert set(figures["ms"]) == {"reference", "ours", *train.PRODUCTS.values()}
-    kept = figures["kept for the backward, MiB"]
+    values = train.measure(build("tiny", CPU, torch.float32), 1, CPU, torch.float32, 1)
+    assert set(values["ms"]) == {"reference", "ours", *train.PRODUCTS.values()}
+    kept = values["kept for the backward, MiB"]
     assert 0 < kept["ours"] < kept["reference"]
-    assert set(figures["changes"]) == {"wiring and gradients", "products by oneDNN"}
+    assert set(values["changes"]) == {"wiring and gradients", "products by oneDNN"}
 
 
 def test_a_step_of_stage_2_moves_the_weights_until_none_is_left(

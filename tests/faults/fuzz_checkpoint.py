@@ -114,7 +114,7 @@ def load(run: Path, *, sampled: bool) -> None:
         MedSoraPipeline.from_folder(find_in_run(run))
     found = latest_checkpoint(run / "checkpoints", lambda sentence: None)
     if found is None:
-        raise BadInput("no whole checkpoint is left.")
+        raise BadInput("no complete checkpoint is left.")
     model, optimizer, names, ema = build()
     model.load_weights(found.folder / "denoiser")
     ema.set_updates(found.value("ema_updates", int))

@@ -68,12 +68,12 @@ def no_sentence_of_ours(error: Exception) -> str | None:
 
     What a library raises is none, even where `bad_input_from_errors` passes its words on.
     """
-    said, origin = str(error), error
-    if isinstance(error, BadInput) and error.__cause__ is not None and str(error.__cause__) == said:
+    message, origin = str(error), error
+    if isinstance(error, BadInput) and error.__cause__ is not None and str(error.__cause__) == message:
         origin = error.__cause__
     raised_in = traceback.extract_tb(origin.__traceback__)[-1]
     where = f"{raised_in.filename}:{raised_in.lineno}"
-    if "\n" in said or not MIN_SENTENCE <= len(said) <= MAX_SENTENCE or said.startswith("[Errno"):
+    if "\n" in message or not MIN_SENTENCE <= len(message) <= MAX_SENTENCE or message.startswith("[Errno"):
         return f"no clear line, from {where}: {error!r:.300}"
     if not raised_in.filename.startswith(OUR_CODE):
         return f"a library's words, from {where}: {error!r:.300}"

@@ -92,10 +92,10 @@ def _try_script(name: str, command: Command, work: Path, times: int) -> int:
         slowest_s = max(slowest_s, time.monotonic() - asked)
         statuses[status] += 1
         finish(again := start_forks(folder, 1, main))
-        said = again.said.count("interrupted: ")
-        if (status, said) not in ((75, 1), (0, 0)) or "Traceback" in again.said:
+        sentences = again.output.count("interrupted: ")
+        if (status, sentences) not in ((75, 1), (0, 0)) or "Traceback" in again.output:
             failed += 1
-            print(f"{name} ended with status {status}: {again.said[-2000:]}")
+            print(f"{name} ended with status {status}: {again.output[-2000:]}")
         elif _digests(folder, command.results) != wanted:
             failed += 1
             print(f"{name}, interrupted, ended in something else")

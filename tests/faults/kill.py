@@ -115,7 +115,7 @@ def _trial(
         others_stopped_s, statuses = wait_for_others(started, 0)
         if statuses[0] != -signal.SIGKILL:
             wrong.append(f"it was not killed but ended with {statuses[0]}")
-        if run.processes > 1 and "error: another process of this run is gone" not in started.said:
+        if run.processes > 1 and "error: another process of this run is gone" not in started.output:
             wrong.append("the other process did not say why it stopped")
     else:
         started = launch(run)
@@ -187,7 +187,7 @@ def _differences(run: Run, straight: Run) -> list[str]:
     ours, theirs = (tiny.saved_tensors(each.outcome, STEPS) for each in (run, straight))
     found = sorted(ours.keys() ^ theirs.keys())
     found += [name for name in ours.keys() & theirs.keys() if not torch.equal(ours[name], theirs[name])]
-    if tiny.figures(run.outcome) != tiny.figures(straight.outcome):
+    if tiny.log_lines(run.outcome) != tiny.log_lines(straight.outcome):
         found.append("log.jsonl")
     for name in (f"checkpoints/step-{STEPS:07d}/state.json", f"samples/step-{STEPS:07d}.png"):
         contents = [(each.outcome / name).read_bytes() for each in (run, straight)]

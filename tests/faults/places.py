@@ -59,9 +59,9 @@ def half_a_tensor_file(tensors: dict[str, Any], path: Path, **options: Any) -> N
     Path(path).write_bytes(b"\0" * (size // 2))
 
 
-def half_a_line(self: RunFolder, step: int, figures: dict[str, float]) -> None:
+def half_a_line(self: RunFolder, step: int, metrics: dict[str, float]) -> None:
     """Write the first half of a line of log.jsonl."""
-    line = json.dumps({"step": step, **figures})
+    line = json.dumps({"step": step, **metrics})
     with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(line[: len(line) // 2])
 

@@ -28,7 +28,7 @@ class Started:
     port: socket.socket | None = None  # keeps the port on which they meet
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         """What all of them have written to their standard outputs."""
         return (self.folder / "stderr.txt").read_text(errors="replace")
 
@@ -95,7 +95,7 @@ def wait(started: Started) -> list[int]:
 def finish(started: Started) -> None:
     """Wait until a run has ended well."""
     statuses = wait(started)
-    assert set(statuses) == {0}, f"ended with status {statuses}: {started.said[-2000:]}"
+    assert set(statuses) == {0}, f"ended with status {statuses}: {started.output[-2000:]}"
 
 
 def survivors_leave_within(seconds: float) -> None:

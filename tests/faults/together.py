@@ -62,10 +62,10 @@ def try_together(options: argparse.Namespace) -> int:
         alone(partial(prepare, work))
         for name in options.only or SCENARIOS:
             try:
-                said = SCENARIOS[name](work, options.processes)
+                output = SCENARIOS[name](work, options.processes)
             except AssertionError as error:
-                failed, said = failed + 1, f"FAILED: {error}"
-            print(f"{name}, {options.processes} processes: {said}", flush=True)
+                failed, output = failed + 1, f"FAILED: {error}"
+            print(f"{name}, {options.processes} processes: {output}", flush=True)
     finally:
         shutil.rmtree(work)
     return 1 if failed else 0
@@ -133,7 +133,7 @@ def every_script(work: Path, processes: int) -> str:
     for stage in ("vae", "dit-tiny"):
         states = sorted((run / stage / "checkpoints").glob("step-*/state.json"))
         assert {json.loads(path.read_text())["processes"] for path in states} == {processes}
-        steps = [line["step"] for line in tiny.figures(run / stage) if "loss/total" in line]
+        steps = [line["step"] for line in tiny.log_lines(run / stage) if "loss/total" in line]
         assert steps == [1, 2, 3, 4], steps
     model, videos = str(run / "dit-tiny"), str(processes + 1)
     sampling = ("--model", model, "--out", "videos", "--num-videos", videos, "--steps", "2")
@@ -160,12 +160,12 @@ def uneven_epochs(work: Path, processes: int) -> str:
 
 
 def another_number(work: Path, processes: int) -> str:
-    """A run goes on with half as many processes: said, and with no sample twice or never."""
+    """A run resumes with half as many processes: reported, and with no sample twice or never."""
     folder = configure(work, "fewer", processes)
     before = _seen_samples(folder, processes, _train(train_dit.main, "train_dit.max_steps=2"))
     after = _seen_samples(folder, processes // 2, _train())
-    said = (folder / "runs" / "tiny" / "dit-tiny" / "messages.txt").read_text()
-    assert f"the number of processes was {processes} and is {processes // 2}" in said, said
+    output = (folder / "runs" / "tiny" / "dit-tiny" / "messages.txt").read_text()
+    assert f"the number of processes was {processes} and is {processes // 2}" in output, output
     numbers = sorted(number for number, *_ in before + after)
     assert numbers == list(range(4 * processes)), numbers
     return f"went on with {processes // 2}, which is announced; every sample came once"
@@ -177,8 +177,8 @@ def a_process_dies(work: Path, processes: int) -> str:
     started = start_forks(folder, processes, troubled(_train(), last, partial(after_a_step, die)))
     seconds, statuses = wait_for_others(started, last)
     others = statuses[:-1]
-    assert set(others) == {1}, f"statuses {statuses}: {started.said[-2000:]}"
-    return f"the others stopped after {seconds:.1f} s: {_sentence(started.said)}"
+    assert set(others) == {1}, f"statuses {statuses}: {started.output[-2000:]}"
+    return f"the others stopped after {seconds:.1f} s: {_sentence(started.output)}"
 
 
 def a_process_hangs(work: Path, processes: int) -> str:
@@ -191,9 +191,9 @@ def a_process_hangs(work: Path, processes: int) -> str:
 
     started = start_forks(folder, processes, impatient)
     seconds, statuses = _others_stop(started, last)
-    assert set(statuses[:-1]) == {1}, f"statuses {statuses}: {started.said[-2000:]}"
+    assert set(statuses[:-1]) == {1}, f"statuses {statuses}: {started.output[-2000:]}"
     limit = f"with a limit of {SILENT_S:.0f} s"
-    return f"{limit} the others stopped after {seconds:.1f} s: {_sentence(started.said)}"
+    return f"{limit} the others stopped after {seconds:.1f} s: {_sentence(started.output)}"
 
 
 def a_worker_dies(work: Path, processes: int) -> str:
@@ -201,9 +201,9 @@ def a_worker_dies(work: Path, processes: int) -> str:
     folder = configure(work, "worker", processes, data__workers=1, train_dit__max_steps=50)
     started = start_forks(folder, processes, troubled(_train(), 0, partial(after_a_step, kill_worker)))
     seconds, statuses = wait_for_others(started, 0)
-    assert statuses[0] == 1, f"statuses {statuses}: {started.said[-2000:]}"
-    assert "a process that loads data died" in started.said, started.said[-2000:]
-    return f"the others stopped after {seconds:.1f} s: {_sentence(started.said)}"
+    assert statuses[0] == 1, f"statuses {statuses}: {started.output[-2000:]}"
+    assert "a process that loads data died" in started.output, started.output[-2000:]
+    return f"the others stopped after {seconds:.1f} s: {_sentence(started.output)}"
 
 
 def an_evaluation_loses_a_process(work: Path, processes: int) -> str:
@@ -212,10 +212,10 @@ def an_evaluation_loses_a_process(work: Path, processes: int) -> str:
     evaluation = _evaluate(work, "--fake", str(work / "clips"))
     started = start_forks(folder, processes, troubled(evaluation, last, partial(after_a_batch, die)))
     seconds, statuses = wait_for_others(started, last)
-    assert set(statuses[:-1]) == {1}, f"statuses {statuses}: {started.said[-2000:]}"
-    sentence = _sentence(started.said)
+    assert set(statuses[:-1]) == {1}, f"statuses {statuses}: {started.output[-2000:]}"
+    sentence = _sentence(started.output)
     _finish(folder, processes, evaluation)
-    assert "are there from an interrupted run" in started.said, started.said[-2000:]
+    assert "are there from an interrupted run" in started.output, started.output[-2000:]
     return f"the others stopped after {seconds:.1f} s: {sentence}"
 
 
@@ -232,9 +232,9 @@ def an_evaluation_is_interrupted(work: Path, processes: int) -> str:
 
     started = start_forks(folder, processes, all_told)
     statuses = wait(started)
-    assert set(statuses) == {75}, f"statuses {statuses}: {started.said[-2000:]}"
-    assert started.said.count("interrupted: received SIGTERM") == 1, started.said[-2000:]
-    assert "Traceback" not in started.said, started.said[-2000:]
+    assert set(statuses) == {75}, f"statuses {statuses}: {started.output[-2000:]}"
+    assert started.output.count("interrupted: received SIGTERM") == 1, started.output[-2000:]
+    assert "Traceback" not in started.output, started.output[-2000:]
     return "status 75 and one sentence"
 
 
@@ -247,8 +247,8 @@ def they_disagree(work: Path, processes: int) -> str:
 
     started = start_forks(folder, processes, main)
     statuses = wait(started)
-    assert set(statuses) == {2}, f"statuses {statuses}: {started.said[-2000:]}"
-    return _sentence(started.said)
+    assert set(statuses) == {2}, f"statuses {statuses}: {started.output[-2000:]}"
+    return _sentence(started.output)
 
 
 SCENARIOS: dict[str, Callable[[Path, int], str]] = {
@@ -296,7 +296,7 @@ def _seen_samples(folder: Path, processes: int, main: Callable[[int], None]) -> 
     return [tuple(map(int, line.split())) for line in lines]
 
 
-def _sentence(said: str) -> str:
-    found = re.findall(r"^error: .*$", said, re.MULTILINE)
-    assert found, f"nobody said why: {said[-2000:]}"
+def _sentence(output: str) -> str:
+    found = re.findall(r"^error: .*$", output, re.MULTILINE)
+    assert found, f"no process gave a reason: {output[-2000:]}"
     return found[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medsora.spiral import VARIANTS, SpatialScan, scan_order, spatial_walks, spiral_order, temporal_walks
+from medsora.spiral import VARIANTS, SpatialScan, scan_order, spatial_orders, spiral_order, temporal_orders
 
 GRIDS = [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (4, 8), (5, 4), (16, 8)]
 
@@ -45,8 +45,8 @@ def test_flips_mirror_the_unflipped_walk(base: int, flip: int) -> None:
 
 @pytest.mark.parametrize(("rows", "cols"), [(2, 2), (3, 4), (4, 8), (8, 8)])
 def test_eight_variants_differ(rows: int, cols: int) -> None:
-    walks = {tuple(spiral_order(rows, cols, variant).tolist()) for variant in range(VARIANTS)}
-    assert len(walks) == VARIANTS
+    orders = {tuple(spiral_order(rows, cols, variant).tolist()) for variant in range(VARIANTS)}
+    assert len(orders) == VARIANTS
 
 
 @pytest.mark.parametrize(("rows", "cols", "variant"), [(0, 4, 0), (4, -1, 0), (4, 4, 8), (4, 4, -1)])
@@ -82,22 +82,22 @@ def test_raster_and_snake_start_where_the_spiral_starts_and_visit_every_cell(row
 @pytest.mark.parametrize("grid", [(3, 3), (2, 4)])
 def test_one_axis_and_one_direction_are_parts_of_the_papers_walks(grid: tuple[int, int]) -> None:
     cpu = torch.device("cpu")
-    height, width = (axis for table in spatial_walks(3, *grid, 5, True, cpu) for axis in table)
-    for axis, walks in (("height", height), ("width", width)):
-        (table,) = spatial_walks(3, *grid, 5, True, cpu, SpatialScan(axes=axis))
-        assert torch.equal(table, walks[None])
-        (table,) = spatial_walks(3, *grid, 5, True, cpu, SpatialScan(axes=axis, directions="forward"))
-        assert torch.equal(table, walks[None, :1])
+    height, width = (axis for table in spatial_orders(3, *grid, 5, True, cpu) for axis in table)
+    for axis, orders in (("height", height), ("width", width)):
+        (table,) = spatial_orders(3, *grid, 5, True, cpu, SpatialScan(axes=axis))
+        assert torch.equal(table, orders[None])
+        (table,) = spatial_orders(3, *grid, 5, True, cpu, SpatialScan(axes=axis, directions="forward"))
+        assert torch.equal(table, orders[None, :1])
 
 
 @pytest.mark.parametrize("grid", [(3, 3), (2, 4)])
 @pytest.mark.parametrize("together", [True, False])
-def test_spatial_walks_are_spirals_of_rows_and_columns_and_built_once(
+def test_spatial_orders_are_spirals_of_rows_and_columns_and_built_once(
     grid: tuple[int, int], together: bool
 ) -> None:
     frames, (rows, cols), cpu = 3, grid, torch.device("cpu")
-    tables = spatial_walks(frames, rows, cols, 6, together, cpu)
-    assert spatial_walks(frames, rows, cols, 6, together, cpu) is tables
+    tables = spatial_orders(frames, rows, cols, 6, together, cpu)
+    assert spatial_orders(frames, rows, cols, 6, together, cpu) is tables
     by_axis = [axis for table in tables for axis in table]
     tokens = torch.arange(frames * rows * cols).view(frames, rows, cols)
     clips = [tokens] if together else list(tokens[:, None])
@@ -108,13 +108,13 @@ def test_spatial_walks_are_spirals_of_rows_and_columns_and_built_once(
     for (there, back), expected in zip(by_axis, lines, strict=True):
         assert there.dtype == torch.int32
         assert torch.equal(back, there.flip(1))
-        for walk, line in zip(there.long(), expected, strict=True):
-            assert torch.equal(walk, line.flatten()[spiral_order(*line.shape, 6)])
+        for order, line in zip(there.long(), expected, strict=True):
+            assert torch.equal(order, line.flatten()[spiral_order(*line.shape, 6)])
 
 
-def test_temporal_walks_follow_a_token_through_the_frames() -> None:
+def test_temporal_orders_follow_a_token_through_the_frames() -> None:
     cpu = torch.device("cpu")
-    walks = temporal_walks(3, 4, True, cpu)
-    assert torch.equal(walks[0, 0], torch.arange(12, dtype=torch.int32).view(3, 4).T)
-    assert temporal_walks(3, 4, True, cpu) is walks
-    assert temporal_walks(3, 4, False, cpu).shape == (1, 1, 12, 1)
+    orders = temporal_orders(3, 4, True, cpu)
+    assert torch.equal(orders[0, 0], torch.arange(12, dtype=torch.int32).view(3, 4).T)
+    assert temporal_orders(3, 4, True, cpu) is orders
+    assert temporal_orders(3, 4, False, cpu).shape == (1, 1, 12, 1)

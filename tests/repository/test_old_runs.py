@@ -66,15 +66,15 @@ def test_a_run_is_resumed(stage: str, script: str, expected: dict[str, Any]) -> 
     run, stopped, before = Path("runs/old", stage), KILLED_AFTER[stage], kept()
     lines_before = (run / "log.jsonl").read_text().splitlines()
     call(script, "--config", "old.yaml")
-    assert f"going on after step {stopped} of 24." in (run / "messages.txt").read_text()
+    assert f"resuming after step {stopped} of 24." in (run / "messages.txt").read_text()
     lines = (run / "log.jsonl").read_text().splitlines()
     assert lines[: len(lines_before)] == lines_before
     assert kept() == before
     logged = [json.loads(line) for line in lines[len(lines_before) :]]
     assert [line["step"] for line in logged] == [line["step"] for line in expected[stage]["log"]]
     for line, wanted in zip(logged, expected[stage]["log"], strict=True):
-        figures = {key: value for key, value in wanted.items() if not key.startswith("speed/")}
-        assert {key: line.get(key) for key in figures} == pytest.approx(figures, **CLOSE)
+        metrics = {key: value for key, value in wanted.items() if not key.startswith("speed/")}
+        assert {key: line.get(key) for key in metrics} == pytest.approx(metrics, **CLOSE)
     newest = sorted((run / "checkpoints").iterdir())[-1]
     assert newest.name == "step-0000024"
     assert optimizer_norms(newest) == pytest.approx(expected[stage]["optimizer"], **CLOSE)

@@ -48,6 +48,6 @@ def test_the_batch_script(status: int, requeued: bool, tmp_path: Path) -> None:
     assert done.returncode == status
     assert (tmp_path / "requeued.txt").is_file() == requeued
     for task in range(4):
-        said = (tmp_path / f"task-{task}.txt").read_text()
-        assert said.startswith(f"{task} {task % 2} 4 2 first:29500 train_dit.py --config ")
-        assert "--time-limit" in said
+        output = (tmp_path / f"task-{task}.txt").read_text()
+        assert output.startswith(f"{task} {task % 2} 4 2 first:29500 train_dit.py --config ")
+        assert "--time-limit" in output

@@ -168,7 +168,7 @@ def test_a_vae_cut_in_half(refusal: Callable, vae_folder: Path, tmp_path: Path) 
     cut = shutil.copytree(vae_folder, tmp_path / "cut")
     weights = cut / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    assert f"{weights} is not a whole safetensors file" in refusal("dit", vae__path=str(cut))
+    assert f"{weights} is not a complete safetensors file" in refusal("dit", vae__path=str(cut))
 
 
 def test_another_models_checkpoint(

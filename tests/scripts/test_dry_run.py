@@ -69,23 +69,23 @@ def test_hours_follow_from_flops_and_the_precision(capsys: pytest.CaptureFixture
 
 
 def test_a_tokenizer_of_short_clips_is_ready(dry_run: Callable) -> None:
-    status, said = dry_run("vae", **tiny.TOKENIZER, data__frames=2)
-    assert status == 0, said
-    assert said.rstrip().endswith("ready")
+    status, output = dry_run("vae", **tiny.TOKENIZER, data__frames=2)
+    assert status == 0, output
+    assert output.rstrip().endswith("ready")
 
 
 @pytest.mark.parametrize("stage", ["vae", "dit"])
 def test_ready(stage: str, dry_run: Callable, tmp_path: Path) -> None:
-    status, said = dry_run(stage, cache__latents="disk", cache__prior="disk", train_vae__coarse=0.5)
-    assert status == 0, said
-    assert said.rstrip().endswith("ready")
-    assert "4 to train on, 1 held out" in said
-    assert "2 per epoch, 4 in all, on 1 process(es)" in said
+    status, output = dry_run(stage, cache__latents="disk", cache__prior="disk", train_vae__coarse=0.5)
+    assert status == 0, output
+    assert output.rstrip().endswith("ready")
+    assert "4 to train on, 1 held out" in output
+    assert "2 per epoch, 4 in all, on 1 process(es)" in output
     for line in ("parameters", "  optimiser", "  step", "  total", "disk: checkpoints", "disk: free"):
-        assert line in said
-    assert ("disk: caches" in said) == (stage == "dit")
+        assert line in output
+    assert ("disk: caches" in output) == (stage == "dit")
     if stage == "dit":
-        lines = {line[:22].strip(): line[22:].split() for line in said.splitlines()}
+        lines = {line[:22].strip(): line[22:].split() for line in output.splitlines()}
         for side in (128, 256):
             small, large = (lines[f"{side} px, batch {batch}"] for batch in (2, 16))
             assert small[2] == large[2] == "yes"  # a tiny model fits 24 GiB
@@ -101,7 +101,7 @@ def test_everything_that_is_missing_is_listed(
     dry_run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medsora.training.run.trackers.find_spec", lambda name: None)
-    status, said = dry_run(
+    status, output = dry_run(
         "dit",
         vae__path=str(tmp_path / "no-vae"),
         dino__weights=str(tmp_path / "no-dino"),
@@ -110,21 +110,21 @@ def test_everything_that_is_missing_is_listed(
     )
     assert status == 2
     for part in ("stage 1's VAE: ", "the flow prior: ", "the clips: ", "the run: "):
-        assert f"\n  {part}" in said, said
-    assert "error: 4 of what this run needs is missing or wrong" in said
-    assert "ready\n" not in said
+        assert f"\n  {part}" in output, output
+    assert "error: 4 of what this run needs is missing or wrong" in output
+    assert "ready\n" not in output
 
 
 def test_a_disk_that_is_too_small(dry_run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("medsora.training.dry_run.report.shutil.disk_usage", lambda path: usage)
-    status, said = dry_run("vae")
+    status, output = dry_run("vae")
     assert status == 2
-    assert "are free" in said
+    assert "are free" in output
 
 
 def test_for_several_processes(dry_run: Callable) -> None:
     assert "on 2 process(es)" in dry_run("vae", "--processes", "2")[1]
-    status, said = dry_run("vae", "--processes", "4")
+    status, output = dry_run("vae", "--processes", "4")
     assert status == 2
-    assert "multiple of 4" in said
+    assert "multiple of 4" in output

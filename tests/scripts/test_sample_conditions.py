@@ -58,7 +58,7 @@ def test_label_first_frame_and_window_on_the_command_line(
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        (("--label", "ulcer"), "there is no label 'ulcer'; this model knows bleeding, polyp"),
+        (("--label", "ulcer"), "there is no label 'ulcer'; this model has bleeding, polyp"),
         (("--guidance", "3"), "no label is given"),
         (("--first-frame", "nothing.png"), "there is no file nothing.png"),
         (("--frames", "26", "--window", "16"), "window of 16|windows of 16"),

@@ -327,7 +327,7 @@ def test_bad_input_is_one_sentence_and_status_2(
         (("--model", tmp_path / "missing"), "there is no folder"),
         (("--model", tmp_path), "neither a run nor a saved pipeline"),
         (("--model", other_vae), "is not the VAE that the denoiser was trained with"),
-        (("--model", cut), "no whole checkpoint"),
+        (("--model", cut), "no complete checkpoint"),
         (("--model", no_vae), f"vae/{WEIGHTS} is missing"),
         (("--out", a_file / "videos"), "take another --out"),
     ):

@@ -101,7 +101,7 @@ def test_codes_are_revived_as_by_one_process(
 def test_one_set_of_files(together: Path) -> None:
     runs = together / "runs" / "tiny"
     for run in (runs / "vae", runs / "dit-tiny"):
-        steps = [line["step"] for line in tiny.figures(run) if "loss/total" in line]
+        steps = [line["step"] for line in tiny.log_lines(run) if "loss/total" in line]
         assert steps == [1, 2]
         names = {path.name for path in (run / "checkpoints").iterdir()}
         assert names - {"damaged-step-0000002"} <= {"step-0000001", "step-0000002"}
@@ -112,9 +112,9 @@ def test_one_set_of_files(together: Path) -> None:
 
 
 def test_both_take_the_same_checkpoint_when_the_newest_is_damaged(together: Path) -> None:
-    said = (together / "runs" / "tiny" / "dit-tiny" / "messages.txt").read_text()
-    assert said.count("is damaged") == 1
-    assert said.count("going on after step 1 of 2") == 1
+    output = (together / "runs" / "tiny" / "dit-tiny" / "messages.txt").read_text()
+    assert output.count("is damaged") == 1
+    assert output.count("resuming after step 1 of 2") == 1
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_both(together: Path) -> None:

@@ -102,7 +102,7 @@ def forget_precision() -> None:
 # What a run left behind
 
 
-def figures(run: Path) -> list[dict[str, Any]]:
+def log_lines(run: Path) -> list[dict[str, Any]]:
     """Return what a run logged, without what differs from machine to machine."""
     return [
         {key: value for key, value in line.items() if not key.startswith("speed/")} for line in read_log(run)
@@ -120,7 +120,7 @@ def saved_tensors(run: Path, step: int) -> dict[str, Tensor]:
 
 
 def assert_same_run(one: Path, other: Path, step: int) -> None:
-    """Equal to the last bit: weights, their average, the optimiser's and the other state, every figure."""
+    """Equal to the last bit: weights, their average, the optimiser's and the other state, every metric."""
     ours, theirs = saved_tensors(one, step), saved_tensors(other, step)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
@@ -129,7 +129,7 @@ def assert_same_run(one: Path, other: Path, step: int) -> None:
         for run in (one, other)
     ]
     assert states[0] == states[1]
-    assert figures(one) == figures(other)
+    assert log_lines(one) == log_lines(other)
 
 
 # Gradients

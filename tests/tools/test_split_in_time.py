@@ -36,9 +36,9 @@ def test_later_frames_are_kept_apart(
     assert numbers(out / "train" / "a") == list(range(25))
     assert numbers(out / "later" / "a") == list(range(30, 40))
     assert not (out / "train" / "short").exists()
-    said = capsys.readouterr().out
-    assert "a: 25 frames to train on, 10 later" in said
-    assert "short: left out, 6 frames are too few for a gap of 5" in said
+    output = capsys.readouterr().out
+    assert "a: 25 frames to train on, 10 later" in output
+    assert "short: left out, 6 frames are too few for a gap of 5" in output
     with pytest.raises(BadInput, match="exists; name a new folder"):
         main()
 

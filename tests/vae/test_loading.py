@@ -76,7 +76,7 @@ def test_truncated_weights_are_named(vae, tmp_path: Path) -> None:
     file = tmp_path / "cut.safetensors"
     save_file(vae.base_state_dict(), file)
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"cut\.safetensors: not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"cut\.safetensors: not a complete safetensors file"):
         FrequencyCompensatedVAE.from_base(TINY, weights=file)
 
 

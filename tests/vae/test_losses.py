@@ -145,7 +145,7 @@ class TestPerceptualLoss:
         with pytest.raises(ValueError, match=r"other\.pth does not hold torchvision's weights"):
             PerceptualLoss("alex", trunk=tmp_path / "other.pth")
         (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut")
-        with pytest.raises(ValueError, match=r"cut\.pth is not a whole"):
+        with pytest.raises(ValueError, match=r"cut\.pth is not a complete"):
             PerceptualLoss("alex", trunk=tmp_path / "cut.pth")
         with pytest.raises(FileNotFoundError, match="lpips_trunk"):
             PerceptualLoss("alex", trunk=tmp_path / "none.pth")

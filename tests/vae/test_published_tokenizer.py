@@ -94,7 +94,7 @@ def test_the_first_difference_is_named(change, words: str) -> None:
 
 def test_other_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(ValueError, match=r"cut\.pt is not a whole"):
+    with pytest.raises(ValueError, match=r"cut\.pt is not a complete"):
         read_published_tokenizer(tmp_path / "cut.pt")
     torch.save({"model": {"x": 1}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="no state dict"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from medsora.training.export_base import unseen_figures
+from medsora.training.export_base import unseen_metrics
 from medsora.vae import FrequencyCompensatedVAE
 from tests.support.paths import CONFIGS
 
@@ -32,10 +32,10 @@ def test_they_reconstruct_unseen_phantom_clips(
     name: str, size_px: int, clips: int, psnr_db: float, ssim: float, sharpness: float
 ) -> None:
     vae = FrequencyCompensatedVAE.from_base(CONFIGS / f"{name}.json", weights=CONFIGS / f"{name}.safetensors")
-    figures = unseen_figures(vae, clips, size_px)
-    assert figures["PSNR (dB)"] >= psnr_db
-    assert figures["SSIM"] > ssim
-    assert abs(figures["sharpness (decades; 0: as the clips)"]) < sharpness
+    metrics = unseen_metrics(vae, clips, size_px)
+    assert metrics["PSNR (dB)"] >= psnr_db
+    assert metrics["SSIM"] > ssim
+    assert abs(metrics["sharpness (decades; 0: as the clips)"]) < sharpness
 
 
 def test_other_weights_are_refused() -> None:

@@ -84,12 +84,12 @@ def from_published(
             classes=len(state[LABELS]) - 1 if LABELS in state else 0,
             prior_width=state[ADAPTER].shape[1] if ADAPTER in state else 0,
         )
-    places, times = (_positions(state, name, width, source) for name in ("pos_embed", "temp_embed"))
-    side = math.isqrt(len(places))
+    positions, times = (_positions(state, name, width, source) for name in ("pos_embed", "temp_embed"))
+    side = math.isqrt(len(positions))
     sizes = torch.device("cpu"), torch.float32
     _require_same(
-        places,
-        place_table(side, side, width, *sizes) if side**2 == len(places) else None,
+        positions,
+        place_table(side, side, width, *sizes) if side**2 == len(positions) else None,
         f"{source}: pos_embed",
     )
     _require_same(times, time_table(len(times), width, *sizes)[:, 0], f"{source}: temp_embed")

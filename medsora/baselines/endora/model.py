@@ -104,13 +104,13 @@ class Endora(Denoiser):
         self._check(z, t, num_images, labels)
         clip = z.shape[1] - num_images
         x = self.patches(z)
-        places = time_table(clip, x.shape[-1], x.device, x.dtype)
+        positions = time_table(clip, x.shape[-1], x.device, x.dtype)
         modulation = self.modulation(t, labels) if modulation is None else modulation
         features, image_features = ([], []) if with_features else (None, None)
         placed = False
         for block, of_block in zip(self.blocks, modulation.blocks, strict=True):
             if block.along_time and not placed:
-                x, placed = torch.cat((x[:, :clip] + places, x[:, clip:]), dim=1), True
+                x, placed = torch.cat((x[:, :clip] + positions, x[:, clip:]), dim=1), True
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block, x, of_block, clip)
             else:
@@ -126,7 +126,7 @@ class Endora(Denoiser):
 
 
 class Patches(PatchEmbedding):
-    """Latents (B, n, C, h, w) -> tokens with fixed places: column first, then row."""
+    """Latents (B, n, C, h, w) -> tokens with fixed positions: column first, then row."""
 
     def forward(self, z: Tensor) -> Tensor:
         """z (B, n, C, H, W) -> tokens (B, n, rows·cols, d)."""
@@ -148,13 +148,13 @@ class Time(TimeEmbedding):
 
 @kept_table
 def place_table(rows: int, cols: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Fixed places in the frame, (rows·cols, d): MedSora's, with the column's half before the row's."""
+    """Fixed positions in the frame, (rows·cols, d): MedSora's, with the column's half before the row's."""
     return position_table(rows, cols, width, device, dtype).roll(width // 2, dims=-1)
 
 
 @kept_table
 def time_table(frames: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Fixed places in the clip, (frames, 1, d): sines, then cosines, of the frame's number."""
+    """Fixed positions in the clip, (frames, 1, d): sines, then cosines, of the frame's number."""
     return sinusoids(torch.arange(frames, dtype=torch.float64), width)[:, None].to(device, dtype)
 
 

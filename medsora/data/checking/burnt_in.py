@@ -1,7 +1,7 @@
-"""What stands still in a video while the scene moves: black borders, and text or marks burnt into the frames.
+"""Static content of a video whose scene moves: black borders, and text or logos burnt into the frames.
 
 Names, dates and hospital logos are the same sharp pixels in frame after frame: bright ones, or strokes of
-one colour behind which the scene moves. A model would learn them, and a name is nobody's to learn: the check
+one colour behind which the scene moves. A model would learn them, and names are private: the check
 warns of them. Black borders carry nothing and are cropped.
 """
 
@@ -26,21 +26,21 @@ BRIGHT, STILL, SHARP = 150, 24, 80  # grey levels: a mark's, its change over tim
 MOVING, MIN_MOVING = 12, 0.3  # grey levels, and the part of the picture that must change by them
 MIN_PIXELS, MIN_HEIGHT_PX = 20, 5  # a mark's, at the reduced size
 
-# Letters of any colour are told from the scene by what moves around them, and by being many strokes, close
-# together, of one colour; an instrument that rests is none of these.
+# Letters of any colour are distinguished from the scene by what moves around them, and by being many strokes,
+# close together, of one colour; an instrument that rests is none of these.
 STROKE, NEAR = 0.03, 0.03  # share of the shorter side: a stroke's thickness; a pixel's surroundings
 STILLER, MIN_AROUND = 0.3, 30  # a letter's change over time against its surroundings'; theirs, grey levels
 CLEAR = 60  # grey levels, in any colour, against what is around
 ONE_COLOUR, MIN_ALIKE = 40, 0.7  # levels from the letters' median colour, and the part within
 MIN_FILLED = 0.06  # part of its box that a line of letters covers
-LEGIBLE = 96  # pixels of the shorter side: on smaller pictures no coloured letter can be read, or told apart
+LEGIBLE = 96  # pixels of the shorter side: on smaller pictures no coloured letter can be read
 DARK_AROUND = 0.4  # part of a coloured letter's surroundings that is black where they do not move
 THICK, RIM = 0.04, 0.03  # share of the shorter side: what is thicker is no letter; the field of view's rim
 
 
 @dataclass(frozen=True)
 class StillMarks:
-    """What `find_still_marks` saw: black borders, and the boxes of burnt-in marks.
+    """What `find_still_marks` found: black borders, and the boxes of burnt-in marks.
 
     `marks` are boxes (top, bottom, left, right), parts of height and width counted from the top left.
     """
@@ -59,7 +59,7 @@ class StillMarks:
 
 
 class EvenSamples:
-    """Keeps some SAMPLES frames, evenly spaced, of a stream whose length nobody knows beforehand."""
+    """Keeps some SAMPLES frames, evenly spaced, of a stream of unknown length."""
 
     def __init__(self) -> None:
         self._spacing = 1
@@ -171,9 +171,8 @@ def _coloured_marks(
     letters = np.zeros_like(found)
     for line in _lines(found):
         rows, columns = np.nonzero(line)
-        alike = (
-            np.abs(median[line].astype(float) - np.median(median[line], axis=0)).max(axis=-1) <= ONE_COLOUR
-        )
+        colours = median[line].astype(float)
+        alike = np.abs(colours - np.median(colours, axis=0)).max(axis=-1) <= ONE_COLOUR
         filled = len(rows) / ((np.ptp(rows) + 1) * (np.ptp(columns) + 1))
         if alike.mean() >= MIN_ALIKE and filled >= MIN_FILLED:
             letters |= line
@@ -231,7 +230,7 @@ def _rim(lit: np.ndarray) -> np.ndarray:
     return sum(to_edge) <= max(2.0, RIM * side)
 
 
-def place(box: Margins) -> str:
+def position_words(box: Margins) -> str:
     """Return where a box lies, in words: "at the top left"."""
     middle_row, middle_column = (box[0] + box[1]) / 2, (box[2] + box[3]) / 2
     row = "top" if middle_row < 1 / 3 else "bottom" if middle_row > 2 / 3 else "middle"

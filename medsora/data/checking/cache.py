@@ -1,4 +1,4 @@
-"""The memory of earlier scans: one JSON file, keyed by path, size and time of change of every source."""
+"""Cache of earlier scans: one JSON file, keyed by path, size and time of change of every source."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from medsora.runtime.files import write_text
 log = logging.getLogger(__name__)
 
 # Seek points hold checksums of decoded pixels: another decoder or processor may round differently.
-_MADE_BY = {"format": 7, "av": av.__version__, "machine": platform.machine()}
+_VERSION = {"format": 7, "av": av.__version__, "machine": platform.machine()}
 
 
 def default_cache_path(root: str | Path) -> Path:
-    """Return where the scans of the folder `root` are kept unless the caller says otherwise."""
+    """Return where the scans of the folder `root` are kept by default."""
     key = hashlib.sha256(os.fsencode(Path(root).resolve())).hexdigest()[:12]
     return Path("runs") / "cache" / f"check-{key}.json"
 
@@ -38,7 +38,7 @@ class CheckCache:
         self._entries: dict[str, dict] = {}
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["made_by"] == _MADE_BY:
+            if content["made_by"] == _VERSION:
                 self._entries = dict(content["scans"])
         except FileNotFoundError:
             pass
@@ -65,8 +65,8 @@ class CheckCache:
             self._entries[_key(source)] = {"state": _state(source), "scan": asdict(scan)}
 
     def save(self) -> None:
-        """Write the file. A place that cannot be written only costs time later."""
-        content = json.dumps({"made_by": _MADE_BY, "scans": self._entries})
+        """Write the file; if it cannot be written, a warning is logged."""
+        content = json.dumps({"made_by": _VERSION, "scans": self._entries})
         try:
             write_text(self.path, content)
         except OSError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from medsora.data.checking.burnt_in import StillMarks, place
+from medsora.data.checking.burnt_in import StillMarks, position_words
 from medsora.data.checking.cache import CheckCache, default_cache_path
 from medsora.data.checking.copies import Content, find_copies
 from medsora.data.checking.scan import Scan, scan_source
@@ -31,6 +31,7 @@ from medsora.errors import BadInput, one_line
 MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # groups of copies, and copies per group, in one line
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)  # with more than there are cores, they wait for each other
 MAX_SMALL_FILE_BYTES = 2**18  # a single thread scans files below this size
+MARKS = "possible burnt-in text or logo"
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder resumes here
 
 
@@ -69,7 +70,7 @@ class SourceReport:
 
     @property
     def content(self) -> Content:
-        """What tells whether another source is a copy of this one."""
+        """The fingerprint by which copies of this source are found."""
         return Content(self.scan.frames, self.scan.thumbnails)
 
     @property
@@ -126,25 +127,21 @@ class SourceReport:
     @property
     def crop_words(self) -> str | None:
         """What is cut off, in pixels, in words; None if nothing is."""
-        sides = zip(("top", "bottom", "left", "right"), self.margins, strict=True)
-        height, width = self.scan.height, self.scan.width
-        cut = [
-            f"{side} {round(part * (height if side in ('top', 'bottom') else width))}"
-            for side, part in sides
-            if part
-        ]
+        lengths = (self.scan.height,) * 2 + (self.scan.width,) * 2
+        sides = zip(("top", "bottom", "left", "right"), self.margins, lengths, strict=True)
+        cut = [f"{side} {round(part * length)}" for side, part, length in sides if part]
         return f"cropped by {', '.join(cut)} pixels" if cut else None
 
     @property
     def marks_words(self) -> str | None:
-        """Where burnt-in text or marks lie, in words; None if there are none."""
-        places = dict.fromkeys(place(box) for box in self.marks)
-        return f"burnt-in text or marks {', '.join(places)}" if places else None
+        """Where possible burnt-in text or logos lie, in words; None if there are none."""
+        positions = dict.fromkeys(position_words(box) for box in self.marks)
+        return f"{MARKS} {', '.join(positions)}" if positions else None
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The answer for a whole folder."""
+    """The check of a whole folder."""
 
     root: Path
     frames: int
@@ -215,7 +212,7 @@ class CheckReport:
         )
 
     def picture_notes(self) -> list[str]:
-        """Return what names of pictures tell, one clause each: how many, the first, and what is done."""
+        """Return what the names of pictures imply, one clause each: how many, the first, and what is done."""
         notes = []
         for kind in dict.fromkeys(some.kind for some in self.left_out):
             found = [some for some in self.left_out if some.kind == kind]
@@ -256,11 +253,8 @@ class CheckReport:
         stills = {report.source.name for report in self.stills}
         lines = [f"left out {r.source.name}: {r.problem}" for r in self.bad if r.source.name not in stills]
         lines += [f"left out the folder {name}: {reason}" for name, reason in self.unlisted.items()]
-        lines += [
-            f"used as far as it decodes: {r.source.name}: {'; '.join(r.remarks)}"
-            for r in self.usable
-            if r.remarks
-        ]
+        damaged = [r for r in self.usable if r.remarks]
+        lines += [f"used as far as it decodes: {r.source.name}: {'; '.join(r.remarks)}" for r in damaged]
         uneven, by_time = "frames are taken by number although they are", "; data.rate takes them by time"
         if self.rate is not None:
             uneven, by_time = "clips are taken by time; frames are", ""
@@ -270,10 +264,9 @@ class CheckReport:
             (f"{uneven} unevenly spaced in", lambda r: r.uneven_words, by_time),
             ("borders are cut off in", lambda r: r.crop_words, ""),
             (
-                "burnt-in text or marks stand still in",
-                lambda r: r.marks_words,
-                "; a model learns names and dates too: set data.crop=[top,bottom,left,right] to cut them "
-                "off, or take these files out",
+                f"{MARKS} in",
+                lambda r: (r.marks_words or "").removeprefix(f"{MARKS} "),
+                "; a model would learn it: crop it (data.crop=[top,bottom,left,right]) or remove the file",
             ),
         ):
             if found := [(r.source.name, words) for r in self.usable if (words := words_of(r))]:
@@ -317,7 +310,7 @@ def check_folder(
 
     A clip is `frames` frames, every `interval`-th one, or with `rate` so many per second, by time; a source
     that has fewer is left out. `clip_stride` source frames lie between enumerated clips (default: one clip's
-    span). `crop` says what is cut off every frame: "none", "auto" (each source's
+    span). `crop` sets what is cut off every frame: "none", "auto" (each source's
     own black borders), or parts of height and width (top, bottom, left, right). Scans are kept in
     `cache_path` (default: below runs/cache) and renewed when a file's size or time of change differs.
     `on_progress(done, total)` is called after each source.
@@ -364,12 +357,9 @@ def _clips_of(
         timed = timed_clips(scan, frames, rate)
     except NoClips as error:
         return None, frames, [], str(error)
-    windows = timed.windows(scan, stride)
-    slow = (
-        None
-        if windows or not timed.slow_frames(scan)
-        else f"slower than data.rate: {uneven_words(scan.times_ms)}"
-    )
+    windows, slow = timed.windows(scan, stride), None
+    if not windows and timed.slow_frames(scan):
+        slow = f"slower than data.rate: {uneven_words(scan.times_ms)}"
     return timed, timed.span, windows, slow
 
 
@@ -385,9 +375,9 @@ def _count(things: Collection[object], noun: str) -> str:
 
 
 def _scan_all(sources: list[Source], threads: int) -> Iterator[tuple[Source, Scan]]:
-    """Scan in parallel; PyAV lets go of the interpreter while it decodes. Stops soon when interrupted.
+    """Scan in parallel; PyAV releases the GIL while it decodes. Stops soon when interrupted.
 
-    One thread takes all small files: several would spend more time on handing the interpreter over.
+    One thread takes all small files: several would spend more time on switching the GIL.
     """
     pools = several, one = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
     try:
@@ -404,5 +394,5 @@ def _scan_all(sources: list[Source], threads: int) -> Iterator[tuple[Source, Sca
 def _is_small(source: Source) -> bool:
     try:
         return not source.is_folder and source.path.stat().st_size < MAX_SMALL_FILE_BYTES
-    except OSError:  # the scan says what is wrong with it
+    except OSError:  # the scan reports what is wrong with it
         return True

@@ -26,7 +26,7 @@ CELL_LEVELS = 5.0  # side of the grid's cells, in grey levels of a quadrant's me
 
 
 class Content(NamedTuple):
-    """What tells whether two videos show the same: the number of frames and the hexadecimal thumbnails."""
+    """Fingerprint by which copies of a video are found: number of frames, hexadecimal thumbnails."""
 
     frames: int
     thumbnails: str
@@ -39,12 +39,8 @@ def thumbnails(frames: Sequence[np.ndarray]) -> str:
     """
     if not frames:
         return ""
-    picked = {round(number) for number in np.linspace(0, len(frames) - 1, THUMBNAILS)}
-    small = {
-        number: cv2.resize(frames[number], (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
-        for number in picked
-    }
-    pictures = [small[round(number)] for number in np.linspace(0, len(frames) - 1, THUMBNAILS)]
+    picked = [frames[round(number)] for number in np.linspace(0, len(frames) - 1, THUMBNAILS)]
+    pictures = [cv2.resize(frame, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA) for frame in picked]
     return (np.stack(pictures) @ np.float32([0.299, 0.587, 0.114])).round().astype(np.uint8).tobytes().hex()
 
 

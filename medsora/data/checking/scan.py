@@ -37,13 +37,13 @@ from medsora.data.reading.video_io import reader_info
 SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame
 AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and program streams land late
 REORDERED = 16  # frames that a decoder may hold back before it shows them
-LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # per pass; what takes longer for its size is made to take long
+LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # per pass; a file that takes longer for its size is crafted to
 SEEKABLE_BY_BYTE = {"mpegts", "mpeg"}  # containers whose packets can be read from any position on
 HARD_CUTS = ("hard cut", "hard cuts")
 MAX_FRAMES_NAMED = 5  # at which a shot begins
 MAX_SIZE_CHANGES = 0.1  # share of a folder's pictures; with more changes of size they are no recording
 FAILED_READS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
-CHECK_FAILS = "its check fails, which MedSora's authors want to hear of"
+CHECK_FAILS = "checking it failed; please report this to MedSora's authors"
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
 
@@ -53,13 +53,13 @@ class Scan:
 
     `frames` is counted by decoding. `seek_points` are entries proven by trying; without any, decoding starts
     at the file's start. `broken` are frames that do not decode or may be torn: no clip may touch them.
-    `problem` says why nothing can be used, `remarks` what else deserves to be known. `margins` are black
+    `problem` is why nothing can be used, `remarks` what else is worth reporting. `margins` are black
     borders, `marks` the boxes of text or marks burnt into the frames (`medsora.data.checking.burnt_in`).
-    `interpretation` is what `read_frames` needs to know to read the frames as `applied` says in words
+    `interpretation` is how `read_frames` reads the frames, `applied` the same in words
     ("rotated 90°", "deinterlaced"); `width` and `height` are those of the frames as they are read.
-    `thumbnails` tell copies (`medsora.data.checking.copies`). `breaks` are frames that do not continue
-    the one before: a hard cut, missing frames, another size, time stamps that jump or pause; `parted` says
-    so in words. Of `stills` none does. `times_ms` are the frames' times where these are not even
+    `thumbnails` identify copies (`medsora.data.checking.copies`). `breaks` are frames that do not continue
+    the one before: a hard cut, missing frames, another size, time stamps that jump or pause; `parted` lists
+    them in words. Of `stills`, none does. `times_ms` are the frames' times where these are not even
     (`medsora.data.checking.timing`).
     """
 
@@ -85,7 +85,7 @@ class Scan:
 
     @property
     def is_lasting(self) -> bool:
-        """Whether the next check will find the same: a read that fails, amid a video too, tells nothing."""
+        """Whether the next check will find the same; a read that fails, even within a video, is no proof."""
         amid = any(os.strerror(number) in remark for number in FAILED_READS for remark in self.remarks)
         return not amid and not (self.problem or "").startswith((CANNOT_BE_READ, CHECK_FAILS))
 
@@ -162,12 +162,8 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         return _scan_file(path, whites.white())
     interpretation = Interpretation(fields.field_order(), white)
     hidden_words = f"{hidden} frames that the file hides left out (edit list)" if hidden else None
-    applied = [
-        *reader.applied,
-        hidden_words,
-        depth_words(white),
-        _deinterlaced(interlaced, count, interpretation),
-    ]
+    combs_words = _deinterlaced(interlaced, count, interpretation)
+    applied = filter(None, (*reader.applied, hidden_words, depth_words(white), combs_words))
     timing = read_timing([None if stamp is None else stamp * tick for stamp in stamps], scan.fps)
     by_byte = [positions[point.frame] for point in points] if info.container in SEEKABLE_BY_BYTE else []
     proven = _entries(path, points, by_byte, stamps)
@@ -193,7 +189,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         margins=still.margins,
         marks=still.marks,
         interpretation=interpretation,
-        applied=tuple(words for words in applied if words),
+        applied=tuple(applied),
         thumbnails=thumbnails(samples.kept),
         breaks=tuple(sorted({frame for frames in parts.values() for frame in frames})),
         parted=_parted_words(parts),
@@ -207,11 +203,8 @@ def _parted_words(parts: Mapping[tuple[str, str], Sequence[int]]) -> tuple[str, 
     for (one, many), frames in parts.items():
         named = ", ".join([*map(str, frames[:MAX_FRAMES_NAMED]), *["..."] * (len(frames) > MAX_FRAMES_NAMED)])
         if frames:
-            words.append(
-                f"1 {one} (at frame {named})"
-                if len(frames) == 1
-                else f"{len(frames)} {many} (at frames {named})"
-            )
+            several = f"{len(frames)} {many} (at frames {named})"
+            words.append(f"1 {one} (at frame {named})" if len(frames) == 1 else several)
     return tuple(words)
 
 
@@ -250,7 +243,7 @@ def _shortfall(
     elif missing := _missing_seconds(reader, last_pts):
         found.append(f"truncated: the last {missing:.0f} seconds that the header promises do not decode")
     elif reader.container.format.name == "asf" and not reader.container.duration:
-        found.append("truncated or never finished: only then does such a file not know its length")
+        found.append("truncated or never finished: only then does such a file lack its length")
     if reader.stopped_by:
         found.append(f"reading stops after frame {count} ({reader.stopped_by})")
     return tuple(found)
@@ -259,7 +252,7 @@ def _shortfall(
 def _missing_seconds(reader: VideoReader, last_pts: int | None) -> float:
     """Return how much of the promised time no frame fills; 0 if that is little or cannot be known."""
     container, stream = reader.container, reader.stream
-    if last_pts is None or not container.duration or len(container.streams) > 1:  # sound may go on for longer
+    if last_pts is None or not container.duration or len(container.streams) > 1:  # sound may last longer
         return 0.0
     promised = container.duration / 1_000_000
     shown = float((last_pts - (stream.start_time or 0)) * stream.time_base)
@@ -283,17 +276,17 @@ def _entries(
 
 
 def _proven(
-    path: Path, points: Sequence[SeekPoint], places: Sequence[int | None], *, by_byte: bool = False
+    path: Path, points: Sequence[SeekPoint], targets: Sequence[int | None], *, by_byte: bool = False
 ) -> tuple[SeekPoint, ...]:
-    """Return the points with aims at which trial seeks find the very frames, or none if no aim does.
+    """Return the points with aims at which trial seeks land on the right frames, or none if no aim does.
 
-    `places` are what to ask the container for to land at each point: time stamps or, `by_byte`, positions.
+    `targets` are what to ask the container for to land at each point: time stamps or, `by_byte`, positions.
     """
-    known = [(point, place) for point, place in zip(points, places, strict=True) if place is not None]
+    known = [(point, target) for point, target in zip(points, targets, strict=True) if target is not None]
     for lag in AIMS:
         aimed = [
-            point._replace(aim=place, by_byte=by_byte)
-            for (_, place), (point, _) in zip(known, known[lag:], strict=False)
+            point._replace(aim=target, by_byte=by_byte)
+            for (_, target), (point, _) in zip(known, known[lag:], strict=False)
         ]
         trials = {aimed[0], aimed[len(aimed) // 2], aimed[-1]} if aimed else set()
         if all(_lands(path, point) for point in trials):
@@ -388,7 +381,7 @@ def _scan_folder(source: Source) -> Scan:
         margins=still.margins,
         marks=still.marks,
         interpretation=Interpretation(white=white),
-        applied=tuple(words for words in (*applied, depth_words(white)) if words),
+        applied=tuple(filter(None, (*applied, depth_words(white)))),
         thumbnails=thumbnails(samples.kept),
         breaks=tuple(sorted({*recording.breaks, *changes, *hard_cuts})),
         parted=_parted_words({HARD_CUTS: hard_cuts}),

@@ -1,4 +1,4 @@
-"""What the time stamps of a video tell: its frame rate, where it was joined or paused, uneven steps."""
+"""Findings from the time stamps of a video: its frame rate, where it was joined or paused, uneven steps."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
         text += f" Borders are cut off in {cropped}."
     if remarks and (marked := sum(bool(source.marks) for source in report.usable)):
         text += (
-            f" {marked} hold burnt-in text or marks that stand still: a model learns names and dates too, so "
-            "cut them off (data.crop) or take these files out."
+            f" Possible burnt-in text or logo in {marked} source{'s' * (marked != 1)}: a model would learn "
+            "it; crop it (data.crop) or remove the files."
         )
     notes = (report.split_note, report.copies_note() if report.copies else None) if remarks else ()
     for note in filter(None, notes):

@@ -23,7 +23,7 @@ class Window(NamedTuple):
 
 
 class NoClips(Exception):
-    """A source gives no clip by `data.rate`; the message says why."""
+    """A source gives no clip by `data.rate`; the message gives the reason."""
 
 
 def clip_span(frames: int, interval: int) -> int:

@@ -1,7 +1,7 @@
 """The endoscope's way through the tube: centre line, camera poses and the projection.
 
 World: z along the tube, x and y across it. Camera: x right, y down, z forward, as pictures count.
-Every quantity is a closed formula of the frame index, so frame k does not depend on how many are asked for.
+Every quantity is a closed formula of the frame index, so frame k does not depend on how many there are.
 """
 
 from __future__ import annotations

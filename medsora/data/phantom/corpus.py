@@ -36,7 +36,7 @@ def clip_seed(seed: int, index: int) -> int:
 
 
 def variant_suffix(polyp_size: float, look: str) -> str:
-    """What a folder's name says of polyps that are not of the usual size, and of another look."""
+    """The part of a folder's name for polyps of another size, and for another look."""
     polyps = "" if polyp_size == 1 else f"-polyps{polyp_size:g}"
     return polyps if look == PHANTOM_LOOKS[0] else f"{polyps}-{look}"
 
@@ -75,7 +75,7 @@ def write_phantom(
     (F-1, 2, H, W) in pixels from frame to next frame, and `valid`, bool (F-1, H, W). `labels.csv` has the
     columns file, label, polyp, instrument; the labels take turns, so that each has a third. `phantom.json`
     comes last: a folder without it is unfinished and is continued by the next call; with it, and the same
-    parameters, nothing is done. Of several processes that fill the same folder one renders, the others wait.
+    parameters, nothing is done. If several processes fill the same folder, one renders and the others wait.
 
     With `masks` every clip shows a polyp and its frames are written as pictures instead, with the exact
     masks of the polyp (0 and 255) under the same names: `images/phantom-0000k-00f.png` and `masks/...`.
@@ -98,13 +98,8 @@ def write_phantom(
             "rendering starts processes that import your script again: "
             "put its calls under `if __name__ == '__main__':`."
         )
-    for name, value in {
-        "videos": videos,
-        "frames": frames,
-        "size": size,
-        "fps": fps,
-        "workers": workers,
-    }.items():
+    counts = {"videos": videos, "frames": frames, "size": size, "fps": fps, "workers": workers}
+    for name, value in counts.items():
         if value <= 0:
             raise ValueError(f"phantom: {name} is {value}, expected more than 0.")
     if seed < 0:
@@ -143,16 +138,14 @@ def _write_missing(
         table = csv.writer(file)
         table.writerow(["file", "label", "polyp", "instrument"])
         for clip in clips:
-            kind = clip.kind
-            table.writerow([clip.name, kind, int(kind == "polyp"), int(kind == "instrument")])
-    seeds = {clip.name: clip.seed for clip in clips}
-    write_json(folder / _DONE, {**recipe, "seeds": seeds})
+            table.writerow([clip.name, clip.kind, *(int(clip.kind == kind) for kind in KINDS[:2])])
+    write_json(folder / _DONE, {**recipe, "seeds": {clip.name: clip.seed for clip in clips}})
     (folder / _BEGUN).unlink()
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """One clip's place in the folder; what is written last of it means that it is whole."""
+    """One clip's place in the folder; what is written last of it means that it is complete."""
 
     folder: Path
     index: int
@@ -205,14 +198,12 @@ class _Clip:
 
 
 def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
-    """Whether the folder already holds this phantom whole; refuses to mix it with another."""
+    """Whether the folder already contains all of this phantom; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
         with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done takes _BEGUN away at any time
-            found = {"polyp_size": 1.0, "masks": False} | json.loads(
-                (folder / name).read_text(encoding="utf-8")
-            )
-            other = {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}
-            if other:
+            text = (folder / name).read_text(encoding="utf-8")
+            found = {"polyp_size": 1.0, "masks": False} | json.loads(text)
+            if other := {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}:
                 raise ValueError(
                     f"{folder} holds a phantom made with {other} instead of "
                     f"{ {key: recipe[key] for key in other} }: choose another folder or delete it."

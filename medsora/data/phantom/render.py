@@ -70,7 +70,7 @@ def render_clip(
 
     Raises:
         ValueError: no frames, an empty picture, a negative seed, a polyp that does not fit into the tube,
-            both polyp and instrument asked for, or an unknown look.
+            both a polyp and an instrument, or an unknown look.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if seed < 0 or frames < 1 or min(height, width) < 8:
@@ -125,7 +125,7 @@ def check_polyp_size(polyp_size: float) -> None:
 
 
 def choose_labels(seed: int, polyp: bool | None, instrument: bool | None) -> tuple[bool, bool]:
-    """The clip's exclusive labels: what was asked for, the rest by the seed."""
+    """The clip's exclusive labels: those requested, the rest drawn by the seed."""
     if polyp and instrument:
         raise ValueError("a phantom clip shows a polyp or an instrument, not both: ask for one of them")
     allowed = [

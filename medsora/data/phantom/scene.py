@@ -33,13 +33,7 @@ class Scene:
     """One clip's world, drawn from generators that do not influence each other."""
 
     def __init__(
-        self,
-        seed: int,
-        *,
-        polyp: bool,
-        instrument: bool,
-        polyp_size: float = 1.0,
-        look: Look = DEFAULT_LOOK,
+        self, seed: int, *, polyp: bool, instrument: bool, polyp_size: float = 1.0, look: Look = DEFAULT_LOOK
     ) -> None:
         streams = np.random.SeedSequence(seed).spawn(6)
         line, path, wall, place, forceps, light = (np.random.default_rng(s) for s in streams)

@@ -1,7 +1,7 @@
-"""What the renderer knows of a clip that it wrote: the camera's way, its focal length, and depth.
+"""Ground truth of rendered clips: the camera's path, its focal length, and depth.
 
 The wall stands still and the camera is a pinhole, so poses and depth are those of a rigid scene. Forceps move
-by themselves: what is seen on them is told apart.
+by themselves, so their pixels have no depth here.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def _pad_end(image: np.ndarray) -> np.ndarray:
 
 
 def _sample(image: np.ndarray, along: np.ndarray, around: np.ndarray) -> np.ndarray:
-    """Bilinear, periodic look-up at `(n,)` places; OpenCV wants its maps as images of limited width."""
+    """Bilinear, periodic look-up at `(n,)` positions; OpenCV wants its maps as images of limited width."""
     n, width = len(along), 256
     rows = -(-n // width)
     y, x = np.zeros((2, rows * width), np.float32)

@@ -1,4 +1,4 @@
-"""A video file as a stream of frames: opened with care, decoded one frame at a time, entered by proven seeks.
+"""A video file as a stream of frames: opened safely, decoded frame by frame, entered by verified seeks.
 
 Frames become pixels as every player shows them: upright, with square pixels, in the colours that the file is
 tagged with. An ordinary file, which asks for none of this, takes no other path than one conversion to RGB.
@@ -36,7 +36,7 @@ from medsora.data.reading.orientation import UPRIGHT, Orientation, from_display_
 
 MAX_SIDE = 16384  # pixels; a header that claims more is broken, and believing it would cost gigabytes
 MAX_PIXELS = 2**25  # 8K
-ONE_THREAD_PIXELS = 2**17  # starting threads takes longer than converting so few pixels
+ONE_THREAD_PIXELS = 2**17  # below, starting threads takes longer than the conversion
 SIZE_LIMIT = f"at most {MAX_SIDE} per side and {MAX_PIXELS // 10**6} million in all are read"
 STALL_S = 60.0  # opening a file, or reading its next packet, takes no longer, or it is given up
 NOT_VIDEOS = {"concat", "dash", "hls", "tty", "image2"}  # what FFmpeg opens but which holds no frames itself
@@ -68,8 +68,8 @@ class UnreadableVideo(ValueError):
 class SeekPoint(NamedTuple):
     """A frame at which decoding can start: its number, its time stamp and the checksum of its pixels.
 
-    `aim` is the time stamp to ask the container for: some containers land behind what they are asked for.
-    With `by_byte` it is a position in the file: where time stamps repeat, these cannot be asked for.
+    `aim` is the time stamp to seek to: some containers land behind the requested one.
+    With `by_byte` it is a position in the file: where time stamps repeat, seeking by them is ambiguous.
     """
 
     frame: int
@@ -80,7 +80,7 @@ class SeekPoint(NamedTuple):
 
 
 class Interpretation(NamedTuple):
-    """What only a pass over a whole source tells of how it is to be read.
+    """How a source is to be read, as far as only a pass over all of it can find.
 
     `field_order` ("top" or "bottom" field first) is that of interlaced frames which are not flagged as such,
     `white` the value of white where channels have more than 8 bits (`medsora.data.reading.depth`).
@@ -94,7 +94,7 @@ AS_FLAGGED = Interpretation()
 CANNOT_BE_READ = "cannot be read"
 
 
-def _says_its_file(method: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+def _naming_the_file(method: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     """Let what PyAV raises in a method of `VideoReader`, which damage leads to any error, name the file."""
 
     @wraps(method)
@@ -117,23 +117,20 @@ class VideoReader:
     Raises `UnreadableVideo` on opening a file that holds no video or whose header cannot be believed, or that
     takes more memory to decode than there is for it (`medsora.data.reading.memory`); where others have taken
     that, opening waits. Whatever error damage leads PyAV to ends the reading of this file only.
-    `skipped_packets` and `stopped_by` tell afterwards what did not decode, `hidden_packets` how many an edit
+    `skipped_packets` and `stopped_by` are what did not decode, `hidden_packets` how many an edit
     list hides from players, `key_positions` from which byte on the key frame of each time stamp lies.
     Decoding that takes longer than `time_limit` seconds raises `UnreadableVideo` too: no damage can make it
     never end. `applied` holds in words, once each, what `pixels` does to frames beyond converting them.
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        time_limit: float | None = None,
-        interpretation: Interpretation = AS_FLAGGED,
+        self, path: str | Path, time_limit: float | None = None, interpretation: Interpretation = AS_FLAGGED
     ) -> None:
         self.path = Path(path)
         self.time_limit = time_limit
         self.interpretation = interpretation
         self.applied: dict[str, None] = {}
-        self._orientation: Orientation | None = None  # until a frame tells it
+        self._orientation: Orientation | None = None  # until a frame is decoded
         self._deinterlacer = Deinterlacer()
         self._sampler = VideoReformatter()  # keeps what it prepared for frames of one kind
         self.skipped_packets = self.hidden_packets = 0
@@ -258,7 +255,7 @@ class VideoReader:
                 return _chain(frame, decoded) if landed else None
         return None
 
-    @_says_its_file
+    @_naming_the_file
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """Return a frame as it is to be shown: uint8 (H, W, 3), upright, of square pixels.
 
@@ -287,12 +284,12 @@ class VideoReader:
             image = self._converted(frame, "rgb24", options)
         return self._orientation.upright(image)
 
-    @_says_its_file
+    @_naming_the_file
     def deep_pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """Return a frame's values as they are stored, in 16 bits: uint16 (h, w, 3)."""
         return self._converted(frame, "rgb48le", {})
 
-    @_says_its_file
+    @_naming_the_file
     def sampled(self, frame: av.VideoFrame, side: int) -> np.ndarray:
         """Return `side` x `side` pixels picked evenly from a frame as it is stored: uint8 (side, side, 3).
 
@@ -328,7 +325,7 @@ class VideoReader:
         """Return the width in square pixels of stored frames of this width."""
         return max(1, round(width * self._pixel_aspect))
 
-    @_says_its_file
+    @_naming_the_file
     def checksum(self, frame: av.VideoFrame) -> int:
         """Return the CRC-32 of the frame's grey values, as they are stored."""
         return zlib.crc32(self._converted(frame, "gray", {}).tobytes())

@@ -1,7 +1,7 @@
 """Frames deeper than 8 bits a channel: which value is white, and how they become 8 bits.
 
-A file of 16-bit, 32-bit or floating-point values seldom says which value is white, and 10 or 12 bits read as
-16 are nearly black. So white follows from the highest value in all pictures of a folder or all frames of a
+A file of 16-bit, 32-bit or floating-point values seldom states which value is white, and 10 or 12 bits read
+as 16 are nearly black. So white follows from the highest value in all pictures of a folder or all frames of a
 video: it is the highest number of 8, 10, 12, 14 or 16 bits for integers, 1 or 255 for floating-point values.
 """
 
@@ -16,7 +16,7 @@ _MIN_PEAK_OF_255 = 16.0  # floating-point values up to less may be overshooting 
 
 
 class UnknownWhite(Exception):
-    """Which values are black and white cannot be known; the message says why."""
+    """Which values are black and white cannot be known; the message gives the reason."""
 
 
 def is_deep(values: np.ndarray) -> bool:

@@ -138,7 +138,7 @@ def _mask_folders(
     """Return the folders that are called masks, by their parts, and the folder of the frames of each if sure.
 
     This is a folder beside them that is called frames, or the one that they lie in, with pictures of the same
-    names. Others may be labels' folders: their pictures must tell.
+    names. Others may be labels' folders: their pictures decide.
     """
     called = {
         parts: [i for i, part in enumerate(parts) if has_word(part, MASK_NAME)]

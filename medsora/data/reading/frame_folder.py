@@ -1,4 +1,4 @@
-"""A folder of single pictures, in the order that their names tell, as a video."""
+"""A folder of single pictures, in the order of their names, as a video."""
 
 from __future__ import annotations
 
@@ -68,8 +68,7 @@ def white_of(paths: Sequence[str | Path]) -> float | None:
 
     Raises `UnreadableVideo` if it cannot be known.
     """
-    finder = WhiteFinder()
-    path = None
+    finder, path = WhiteFinder(), None
     try:
         for path in paths:
             with suppress(UnreadableVideo):
@@ -132,7 +131,7 @@ def _require_one(path: str | Path, image: Image.Image) -> None:
 def _picture(path: str | Path, image: Image.Image) -> Picture:
     deep_colours = _has_deep_colours(image)
     deep = deep_colours or image.mode in ("I", "F") or image.mode.startswith("I;16")
-    white = None  # where the file tells it
+    white = None  # where the file states it
     orientation = UPRIGHT
     if image.format == "TIFF":
         tags = image.tag_v2
@@ -172,7 +171,7 @@ def _deep_colours(path: str | Path) -> np.ndarray:
 
 
 def _exif_orientation(image: Image.Image) -> Orientation:
-    """Return what a loaded image's EXIF says; damaged EXIF says nothing, as for every viewer."""
+    """Return a loaded image's EXIF data; damaged EXIF is ignored, as every viewer does."""
     try:
         return EXIF_ORIENTATIONS.get(image.getexif().get(EXIF_ORIENTATION), UPRIGHT)
     except Exception:  # its parser raises whatever damaged bytes lead to

@@ -7,7 +7,7 @@ from contextlib import suppress
 import av
 import numpy as np
 
-TELLING_FRAMES = 100  # frames with motion that are judged; still frames tell nothing
+TELLING_FRAMES = 100  # frames with motion that are inspected; still frames are not informative
 MIN_TELLING_FRAMES = 8  # fewer decide nothing
 MIN_INTERLACED_PART = 0.9  # share of the telling frames
 MOVING = 8  # grey levels by which a pixel changes where something moves
@@ -25,9 +25,8 @@ def _graph(frame: av.VideoFrame, filter_name: str, arguments: str) -> av.filter.
         f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:"
         f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
     )
-    graph.link_nodes(
-        graph.add("buffer", source), graph.add(filter_name, arguments), graph.add("buffersink")
-    ).configure()
+    nodes = graph.add("buffer", source), graph.add(filter_name, arguments), graph.add("buffersink")
+    graph.link_nodes(*nodes).configure()
     return graph
 
 
@@ -108,7 +107,7 @@ class FieldOrderDetector:
         self._finished = codec in ANIMATIONS
 
     def add(self, frame: av.VideoFrame) -> None:
-        """Look at the next frame, until enough have told."""
+        """Inspect the next frame, until enough frames were informative."""
         if self._finished or frame.interlaced_frame:
             return
         try:

@@ -20,13 +20,8 @@ from av.video.codeccontext import VideoCodecContext
 
 FILES_AT_ONCE = 4  # among which the bound is shared
 MAX_DECODING_BYTES = 7 * 2**27  # 896 MiB: 8K in 4:2:0 with the reference frames that its levels allow
-PICTURE_BYTES_PER_PIXEL = (
-    16  # a picture file's values, converted, turned and, with 16 bits, stored twice as wide
-)
-CODED_BESIDE, HELD_BESIDE = (
-    2,
-    3,
-)  # frames that a decoder works on, and that deinterlacing and its detection keep
+PICTURE_BYTES_PER_PIXEL = 16  # a picture's values as read, converted, turned and, in 16 bits, twice as wide
+CODED_BESIDE, HELD_BESIDE = 2, 3  # frames that a decoder works on; that deinterlacing and its detection keep
 RGB_BYTES_PER_PIXEL = 6  # a frame as RGB and a copy of it
 # Reference frames that a codec allows; dav1d's threads work on several frames besides.
 REFERENCES = {"h264": 16, "hevc": 16, "vvc": 16, "libdav1d": 16, "av1": 8, "vp9": 8, "vp8": 3}
@@ -36,7 +31,7 @@ _CHROMA_PROFILES = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 144
 
 
 def bytes_per_pixel(context: VideoCodecContext) -> float:
-    """Return what a pixel of a decoded frame takes; the most that there is where the header does not tell."""
+    """Return what a pixel of a decoded frame takes; the maximum where the header does not state it."""
     if context.pix_fmt is None:
         return 8.0
     return VideoFormat(context.pix_fmt, 16, 16).padded_bits_per_pixel / 8
@@ -52,20 +47,20 @@ def decoding_bytes_per_pixel(context: VideoCodecContext) -> float:
 def reference_frames(codec: str, header: bytes | None) -> int:
     """Return how many pictures a decoder of `codec` keeps to predict others from, by the stream's header.
 
-    Where the header (an H.264 or HEVC stream's parameter sets) does not tell, what the codec allows.
+    Where the header (an H.264 or HEVC stream's parameter sets) does not state it, what the codec allows.
     """
     most = REFERENCES.get(codec, MAX_OTHER_REFERENCES)
     if codec not in _SPS or not header:
         return most
     try:
-        told = [
+        stated = [
             (_h264_references if codec == "h264" else _hevc_references)(_Bits(_unescaped(unit)))
             for unit in _nal_units(codec, header)
             if (unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63) == _SPS[codec]
         ]
     except (IndexError, ValueError):  # damaged
         return most
-    return min(max(told, default=most), most)
+    return min(max(stated, default=most), most)
 
 
 class _Bits:
@@ -215,7 +210,7 @@ def decoding_memory(size: int) -> AbstractContextManager[None]:
 
 
 def granted_bytes(size: int) -> int:
-    """Return how much whoever asks for `size` bytes may use."""
+    """Return how many bytes a request for `size` bytes may use."""
     return max(size, _budget.share)
 
 

@@ -1,8 +1,8 @@
-"""What the names of pictures tell: which are frames of one recording, in which order, which are no frames.
+"""Findings from the names of pictures: which are frames of one recording, their order, which are no frames.
 
 A name is a prefix, a frame number and the rest. Pictures that share prefix and rest are one recording if
 some of their numbers follow each other in equal steps; where a step is longer than usual, frames are missing.
-Masks and posters are told by words (`x.png` and `x_mask.png`) and by the names that they share.
+Masks and posters are recognised by words (`x.png` and `x_mask.png`) and by the names that they share.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ MIN_RUN = 3  # frames in equal steps by which pictures are known for a recording
 MAX_STRAYS = 0.1  # share of a folder's pictures; more that belong to no recording are kept as stills
 MIN_NAMED_ALIKE = 0.5  # part of a folder's masks that must have the name of a frame
 
-_MASK = (
-    r"annot(?:ation)?s?|groundtruth|gt|label(?:id)?s?|masks?|segmask|segmentations?|segm?|segs|trimap|truth"
-)
+_MASK = r"annot(?:ation)?s?|groundtruth|gt|label(?:id)?s?|masks?|segmask|segmentations?|segm?|segs|trimap"
+_MASK += "|truth"
 _OF_MASKS = r"binary|class|colou?r|ground|instance|semantic|watershed"
 _POSTER = r"cover|logo|poster|preview|thumb|thumbnail|thumbs|title"
 _FRAME = r"f|fr|frames?|frm|images?|imgs?|im|inputs?|originals?|pic|pictures?|raw|rgb|time|t"
@@ -47,7 +46,7 @@ class Recording:
     stills: bool = False  # no frames of one recording, but single pictures
     plain: bool = True  # all pictures of the folder, in natural order
     by_value: bool = False  # ordered by decimals or times of day, which natural order would mix up
-    named_as_masks: bool = False  # names say masks, but no pictures were found that these belong to
+    named_as_masks: bool = False  # named like masks, but no pictures were found that these belong to
     problem: str | None = None  # why they cannot be used
 
 
@@ -91,9 +90,8 @@ class _Frame(NamedTuple):
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
     """Sort key under which frame_2 comes before frame_10."""
-    return [
-        (0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name.lower()) if part
-    ]
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part]
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
@@ -128,9 +126,8 @@ def sort_pictures(names: Iterable[str], videos: Collection[str] = ()) -> SortedP
         stills = len(strays) >= MIN_RUN  # fewer are a video that is too short
         recordings["*"] = Recording(tuple(strays), stills=stills)
         strays = []
-    plain = {pattern: found.pictures == tuple(every) for pattern, found in recordings.items()}
     return SortedPictures(
-        {pattern: replace(found, plain=plain[pattern]) for pattern, found in recordings.items()},
+        {pattern: replace(r, plain=r.pictures == tuple(every)) for pattern, r in recordings.items()},
         [name for name in every if name in masks],
         [name for name in every if name in posters],
         strays,
@@ -217,7 +214,7 @@ def _counters(names: Sequence[str]) -> list[tuple[str, list[str], int]]:
 def _counter_position(texts: Sequence[str], constant: Collection[int]) -> int | None:
     """Return which part of names is the frame number; `texts` surround the numbers, `constant` never change.
 
-    It is the last number, apart from those that a word says to be something else.
+    It is the last number, apart from those that a word marks as something else.
     """
     numbers = range(len(texts) * 2 - 3, 0, -2)
     word = {i: (_WORD.findall(texts[i // 2]) or [""])[-1] for i in numbers}

@@ -27,9 +27,5 @@ def resize_and_crop(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarra
     scale = min(height / target_height, width / target_width)
     crop_height, crop_width = target_height * scale, target_width * scale
     top, left = (height - crop_height) / 2, (width - crop_width) / 2
-    resized = Image.fromarray(image).resize(
-        (target_width, target_height),
-        Image.Resampling.BILINEAR,
-        box=(left, top, left + crop_width, top + crop_height),
-    )
-    return np.asarray(resized)
+    target, box = (target_width, target_height), (left, top, left + crop_width, top + crop_height)
+    return np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BILINEAR, box=box))

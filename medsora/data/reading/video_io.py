@@ -20,21 +20,9 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from medsora.data.reading.decoding import (
-    AS_FLAGGED,
-    Interpretation,
-    SeekPoint,
-    UnreadableVideo,
-    VideoReader,
-)
+from medsora.data.reading.decoding import AS_FLAGGED, Interpretation, SeekPoint, UnreadableVideo, VideoReader
 from medsora.data.reading.depth import is_deep, to_eight_bits
-from medsora.data.reading.frame_folder import (
-    IMAGE_SUFFIXES,
-    list_frames,
-    read_image,
-    read_picture,
-    white_of,
-)
+from medsora.data.reading.frame_folder import IMAGE_SUFFIXES, list_frames, read_image, read_picture, white_of
 from medsora.data.reading.interlacing import FieldOrderDetector
 from medsora.data.reading.margins import NO_MARGINS, Margins, crop
 from medsora.data.reading.resize import resize_and_crop
@@ -45,7 +33,7 @@ WRITING_THREADS = 4  # H.264's bytes depend on their number, which must not depe
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's header says; nothing is decoded, so `header_frames` may be wrong or unknown.
+    """What a video's header contains; nothing is decoded, so `header_frames` may be wrong or unknown.
 
     `width` and `height` are those of the frames as they are stored, turned and stretched to square pixels or
     not.
@@ -61,7 +49,7 @@ class VideoInfo:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Return what the header of a video file, or the first picture of a frame folder, says.
+    """Return what the header of a video file, or the first picture of a frame folder, contains.
 
     The metadata's keys are lower case. Raises `UnreadableVideo` (a `ValueError`) with one sentence.
     """
@@ -78,7 +66,7 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def reader_info(reader: VideoReader) -> VideoInfo:
-    """Return what the header of an open video file says."""
+    """Return what the header of an open video file contains."""
     stream, context = reader.stream, reader.stream.codec_context
     rate = stream.average_rate or stream.guessed_rate
     tags = {**reader.container.metadata, **stream.metadata}
@@ -113,10 +101,10 @@ def read_frames(
     `numbers`, of frames in rising order, overrule `start`, `count` and `interval`.
     `margins` (top, bottom, left, right; parts of height and width) are cut off first. With `size`, one number
     or (H, W), `resize` brings what is left of each frame to it, by default scaled to cover it and cropped in
-    the middle. Frames are decoded one after another and only those asked for are kept. With `seek_points` (of
+    the middle. Frames are decoded one after another and only those requested are kept. With `seek_points` (of
     `medsora.data.checking.scan.scan_source`) decoding begins at the last usable one at or before `start`,
     without them at the file's start; the frames are the same either way. Frames are upright, of square pixels
-    and deinterlaced where they are flagged interlaced; `interpretation`, also from the scan, tells what the
+    and deinterlaced where they are flagged interlaced; `interpretation`, also from the scan, is what the
     file does not. `pictures` are the names of a folder's frames in order (default: `list_frames`).
 
     Raises `UnreadableVideo` (a `ValueError`) if a frame does not exist or does not decode, or if it takes
@@ -214,7 +202,7 @@ def _white(folder: Path, changed_ns: int) -> float:
 
 
 class _Neighbours:
-    """Frames one by one, with the one before; the one behind is decoded ahead only if it is asked for."""
+    """Frames one by one, with the one before; the one behind is decoded ahead only if needed."""
 
     def __init__(self, frames: Iterator[av.VideoFrame]) -> None:
         self._frames = frames
@@ -316,7 +304,9 @@ def _encode(
     stream.options = {"level": "3", "g": "1"} if lossless else {"crf": "16", "preset": "medium"}
     stream.codec_context.thread_count = WRITING_THREADS
     if not lossless:
-        stream.codec_context.color_range = ColorRange.MPEG  # said aloud, or players guess by picture size
+        stream.codec_context.color_range = (
+            ColorRange.MPEG
+        )  # stated explicitly, or players guess by picture size
         stream.codec_context.colorspace = Colorspace.ITU601
     for frame in frames:
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")

@@ -53,9 +53,8 @@ def segmentation_losses(
         strong = np.stack([strong_view(picture, random) for picture in weak])
         pasted = cutmix_boxes(*strong.shape[:3], random)
         logits = forward(model, np.where(pasted[..., None], np.roll(strong, 1, 0), strong))
-        probability = torch.where(
-            torch.from_numpy(pasted).to(probability.device), probability.roll(1, 0), probability
-        )
+        from_other = torch.from_numpy(pasted).to(probability.device)
+        probability = torch.where(from_other, probability.roll(1, 0), probability)
         target = (probability > 0.5).to(logits)
         loss = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
         sure = (torch.maximum(probability, 1 - probability) >= recipe.threshold).float()
@@ -71,9 +70,8 @@ def weak_view(
     """Mirror half of the pictures, turn, zoom and shift each; borders reflected, the mask alike."""
     height, width = mask.shape
     zoom = MAX_ZOOM ** random.uniform(-1, 1)
-    turn = cv2.getRotationMatrix2D(
-        ((width - 1) / 2, (height - 1) / 2), random.uniform(-MAX_TURN_DEG, MAX_TURN_DEG), zoom
-    )
+    centre, angle = ((width - 1) / 2, (height - 1) / 2), random.uniform(-MAX_TURN_DEG, MAX_TURN_DEG)
+    turn = cv2.getRotationMatrix2D(centre, angle, zoom)
     turn[:, 2] += random.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * (width, height)
     if random.integers(2):
         picture, mask = picture[:, ::-1], mask[:, ::-1]

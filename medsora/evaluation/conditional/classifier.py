@@ -1,4 +1,4 @@
-"""A small 3-D convolutional classifier of clips: who else says what a generated clip shows?"""
+"""A small 3-D convolutional classifier of clips, which decides what a generated clip shows."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ CLIPS_AT_ONCE = 8  # through the VAE
 def measuring_parser(
     name: str, description: str, *, model: str, videos: int, model_required: bool = True
 ) -> argparse.ArgumentParser:
-    """Return the command line of `python -m medsora.evaluation.NAME`; `model` says what it must be."""
+    """Return the command line of `python -m medsora.evaluation.NAME`; `model` describes what it must be."""
     parser = argparse.ArgumentParser(
         prog=f"python -m medsora.evaluation.{name}", description=description, epilog=STATUSES
     )
@@ -69,17 +69,17 @@ def load_measured(model: str, *, any_kind: bool = False) -> SavedPipeline:
 
 
 def sampled(
-    pipeline: SavedPipeline, options: argparse.Namespace, first_seed: int = 0, **asked: Any
+    pipeline: SavedPipeline, options: argparse.Namespace, first_seed: int = 0, **conditions: Any
 ) -> np.ndarray:
-    """Return `options.videos` videos uint8 (N, F, H, W, 3), sampled as the options say.
+    """Return `options.videos` videos uint8 (N, F, H, W, 3), sampled with the options.
 
-    Video k has the seed `first_seed` + k; `asked` are other arguments of the pipeline. Sampler and steps
+    Video k has the seed `first_seed` + k; `conditions` are other arguments of the pipeline. Sampler and steps
     count for diffusion alone.
     """
     seeds = range(first_seed, first_seed + options.videos)
     if isinstance(pipeline, MedSoraPipeline):
-        asked |= {"num_inference_steps": options.steps, "sampler": options.sampler}
-    return pipeline(seeds=seeds, output_type="uint8", **asked).frames
+        conditions |= {"num_inference_steps": options.steps, "sampler": options.sampler}
+    return pipeline(seeds=seeds, output_type="uint8", **conditions).frames
 
 
 @torch.no_grad()

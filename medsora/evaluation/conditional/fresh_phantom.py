@@ -88,11 +88,11 @@ def phantom_judge(
     clips, numbers, names = phantom_clips(cache, count, frames, size, TRAINING_SEED, polyp_size)
     with progress_bar("judge", total=epochs, unit="epoch") as bar:
 
-        def tell(_: int, loss: float) -> None:
+        def report(_: int, loss: float) -> None:
             bar.set_postfix_str(f"loss={loss:.3f}", refresh=False)
             bar.update()
 
-        judge = train_judge(clips, numbers.tolist(), epochs=epochs, device=device, progress=tell)
+        judge = train_judge(clips, numbers.tolist(), epochs=epochs, device=device, progress=report)
     with written_beside(weights) as beside:
         save_file({name: tensor.cpu() for name, tensor in judge.state_dict().items()}, beside)
     return judge, names

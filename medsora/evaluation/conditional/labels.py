@@ -1,8 +1,8 @@
-"""Does a model do what its label says? Measured on the phantom, whose labels are certain.
+"""Does a model follow its label? Measured on the phantom, whose labels are certain.
 
 `python -m medsora.evaluation.conditional.labels --model RUN --out DIR` trains a classifier on freshly
 rendered phantom clips and tries it on others that are held out, as they are and as the model's VAE returns
-them. Then as many clips are sampled of each label, and the classifier says what they show. Against shuffled
+them. Then as many clips are sampled of each label, and the classifier labels them. Against shuffled
 labels the same answers must be at chance. `--vae` instead of `--model`: what a VAE keeps of each label.
 """
 
@@ -42,20 +42,22 @@ THROUGH_VAE = "judge on the same, through the VAE"
 JUDGE_MUST_REACH, MODEL_MUST_REACH = 0.95, 0.85
 
 
-def agreement(asked: np.ndarray, seen: np.ndarray, names: list[str]) -> dict[str, Any]:
-    """How often what the judge sees is what was asked for, two arrays of labels' numbers; all as parts of 1.
+def agreement(requested: np.ndarray, seen: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """How often what the judge sees is the requested label, two arrays of labels' numbers; all as parts of 1.
 
-    `shuffled` is the mean over `SHUFFLES` shuffles of the labels asked for, `chance` what it must be near:
+    `shuffled` is the mean over `SHUFFLES` shuffles of the requested labels, `chance` what it must be near:
     the agreement of independent answers with the same frequencies; `of_label` has each label's by name.
     """
     random = np.random.default_rng(0)
-    shuffled = [(random.permutation(asked) == seen).mean() for _ in range(SHUFFLES)]
+    shuffled = [(random.permutation(requested) == seen).mean() for _ in range(SHUFFLES)]
     return {
-        "asked": float((asked == seen).mean()),
+        "asked": float((requested == seen).mean()),
         "shuffled": float(np.mean(shuffled)),
-        "chance": float(sum((asked == k).mean() * (seen == k).mean() for k in range(len(names)))),
+        "chance": float(sum((requested == k).mean() * (seen == k).mean() for k in range(len(names)))),
         "of_label": {
-            name: float((seen[asked == k] == k).mean()) for k, name in enumerate(names) if (asked == k).any()
+            name: float((seen[requested == k] == k).mean())
+            for k, name in enumerate(names)
+            if (requested == k).any()
         },
     }
 
@@ -81,7 +83,7 @@ def main() -> None:
         "--polyp-size",
         type=float,
         metavar="X",
-        help="width of the judge's polyps, times the usual (default: as the run's config.yaml says, else 1)",
+        help="width of the judge's polyps, times the usual (default: that of the run's config.yaml, else 1)",
     )
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
     sys.exit(measure(parser.parse_args()))
@@ -109,16 +111,17 @@ def measure(options: argparse.Namespace) -> int:
     kind = (frames, size)
     tests, truth, names = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, polyps)
     if pipeline is not None and pipeline.labels != names:
-        raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
+        raise BadInput(
+            f"{options.model} has the labels {', '.join(pipeline.labels)}, the phantom {', '.join(names)}."
+        )
     judge, _ = phantom_judge(options.cache, options.training_clips, *kind, options.epochs, polyps, device)
     options.out.mkdir(parents=True, exist_ok=True)
     results = {ON_PHANTOM: float((judged(judge, tests) == truth).mean())}
     if vae is not None:
         seen = judged(judge, through_vae(vae, tests))
         results[THROUGH_VAE] = float((seen == truth).mean())
-        results |= {
-            f"{THROUGH_VAE}, {name}": float((seen == k)[truth == k].mean()) for k, name in enumerate(names)
-        }
+        for k, name in enumerate(names):
+            results[f"{THROUGH_VAE}, {name}"] = float((seen == k)[truth == k].mean())
     if pipeline is not None:
         results |= _model_results(pipeline, judge, names, options)
     return conclude(options.out, results, _claims(results))
@@ -136,38 +139,30 @@ def _load_vae(named: str) -> FrequencyCompensatedVAE:
 def _model_results(
     pipeline: SavedPipeline, judge: Judge, names: list[str], options: argparse.Namespace
 ) -> dict[str, object]:
-    asked = np.arange(options.videos) % len(names)
-    wanted = [names[k] for k in asked]
+    requested = np.arange(options.videos) % len(names)
+    wanted = [names[k] for k in requested]
     videos = sampled(pipeline, options, options.seed, label=wanted, guidance=options.guidance)
     seen = judged(judge, videos)
     for k, name in enumerate(names):
         rows = [
-            (f"asked for {name}, seed {options.seed + row}, judged {names[seen[row]]}", videos[row])
-            for row in np.flatnonzero(asked == k)[:SHEET_ROWS]
+            (f"requested {name}, seed {options.seed + row}, judged {names[seen[row]]}", videos[row])
+            for row in np.flatnonzero(requested == k)[:SHEET_ROWS]
         ]
         if rows:
             save_image(options.out / f"sheet-{name}.png", contact_sheet(rows, columns=8))
     of_diffusion = ("sampler", "steps") if isinstance(pipeline, MedSoraPipeline) else ()
     settings = ("videos", "guidance", *of_diffusion, "seed")
-    return agreement(asked, seen, names) | {key: getattr(options, key) for key in settings}
+    return agreement(requested, seen, names) | {key: getattr(options, key) for key in settings}
 
 
 def _claims(results: dict[str, object]) -> list[Claim]:
-    wanted = [
-        (
-            "the judge is right about phantom clips (held out)",
-            ON_PHANTOM,
-            JUDGE_MUST_REACH,
-        )
-    ]
+    wanted = [("the judge is right about phantom clips (held out)", ON_PHANTOM, JUDGE_MUST_REACH)]
     if "asked" in results:
-        wanted.append(("sampled clips show what was asked for", "asked", MODEL_MUST_REACH))
-    if "asked" not in results:
-        wanted += [
-            (f"{key.removeprefix(THROUGH_VAE + ', ')} is kept by the VAE", key, JUDGE_MUST_REACH)
-            for key in results
-            if key.startswith(f"{THROUGH_VAE}, ")
-        ]
+        wanted.append(("sampled clips show the requested label", "asked", MODEL_MUST_REACH))
+    else:
+        kept = [key for key in results if key.startswith(f"{THROUGH_VAE}, ")]
+        names = [key.removeprefix(f"{THROUGH_VAE}, ") for key in kept]
+        wanted += [(f"{n} is kept by the VAE", k, JUDGE_MUST_REACH) for n, k in zip(names, kept, strict=True)]
     return [
         Claim(f"{sentence} in {results[key]:.1%}, at least {least:.0%}", results[key] >= least)
         for sentence, key, least in wanted

@@ -1,4 +1,4 @@
-"""Do the joints of a film show?
+"""Are the joints of a film visible?
 
 `python -m medsora.evaluation.conditional.seams --model RUN --out DIR --frames 64`
 

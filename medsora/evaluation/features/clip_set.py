@@ -1,6 +1,6 @@
 """The clips of one side: chosen by one rule for real and generated, read, identified by content.
 
-The rule: every usable video is cut into clips that do not overlap; if these are more than asked for, as many
+The rule: every usable video is cut into clips that do not overlap; if these are more than requested, as many
 are drawn without replacement by a seeded permutation. So each clip counts once, and a clip never changes.
 `Pick` names it and the rules of published protocols.
 """
@@ -149,7 +149,7 @@ class ClipSet:
         return state.hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """Return what the protocol says about this side; sizes and codecs are those of the files."""
+        """Return the protocol's entry of this side; sizes and codecs are those of the files."""
         used = {source.source.name: source for source, _ in self.clips}.values()
         return {
             "folder": str(self.root),
@@ -208,7 +208,7 @@ def choose_clips(
 ) -> ClipSet:
     """Choose at most `count` clips of `frames` frames below `root`; None takes all.
 
-    `pick` says which windows, `resize` how their frames are brought to `size`.
+    `pick` sets which windows, `resize` how their frames are brought to `size`.
     With `rate`, frames are taken by time, so many per second, and `interval` does not count.
     `stride` source frames lie between two clips of a video, by default so many that they do not overlap.
     `crop` "auto" cuts each video's own black borders off first, as training does; "none" keeps whole frames;

@@ -1,6 +1,6 @@
 """Features of a clip set on disk: written in any order by any number of processes, read as a stream.
 
-Written as files are, not through a map: on a full disk that would end the process without a word.
+Written as files, not through a memory map, which would crash the process on a full disk.
 One `.npy` file, float32 (clips, rows per clip, width). A real set's file is kept and found again by its
 content: the clips' pixels and everything that decides the extractor. While it is made it is called `.partial`
 and has a `.done` file beside it, a byte per clip, so that an interrupted extraction resumes.
@@ -43,7 +43,7 @@ class Extractor:
     title, min_frames = "", 1
 
     def rows(self, frames: int) -> int:
-        """Return how many rows of features a clip of so many frames has: one, where nothing else is said.
+        """Return how many rows of features a clip of so many frames has, by default one.
 
         Raises `BadInput` for clips that are too short.
         """
@@ -115,7 +115,7 @@ class FeatureStore:
         return self.path.with_suffix(f"{self.writer}.done")
 
     def is_whole(self) -> bool:
-        """Say whether the features are there; a damaged file is not.
+        """Return whether the features are there; a damaged file is not.
 
         It is compared with the SHA-256 beside it, which features of earlier versions do not have.
         """

@@ -1,6 +1,6 @@
 """Frame Consistency (§4.5, Esser et al. 2023): the mean cosine of CLIP's image embeddings of neighbours.
 
-A still image has 1, the best value there is: read it beside the motion figures, never alone.
+A still image has 1, the best value there is: read it beside the motion metrics, never alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import CLIPVisionModelWithProjection
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput
 from medsora.evaluation.features.feature_store import Extractor, Features
-from medsora.evaluation.metrics.measure import Figure, Measure, weighted_mean
+from medsora.evaluation.metrics.measure import Measure, Metric, weighted_mean
 from medsora.evaluation.metrics.weight_files import PUBLISHED
 from medsora.saved.hub import HTTP_ERRORS
 
@@ -69,7 +69,7 @@ class ClipExtractor(Extractor):
 class FrameConsistencyMeasure(Measure):
     """The mean over clips; of one set alone."""
 
-    scores = (Figure("frame_consistency", "Frame Consistency (CLIP), read beside the motion", "higher"),)
+    scores = (Metric("frame_consistency", "Frame Consistency (CLIP), read beside the motion", "higher"),)
 
     def describe(self, features: Features) -> dict[str, float]:
         """Return the mean cosine, 1 for still images."""
@@ -95,10 +95,8 @@ def _load_clip(source: str, *, given: bool) -> CLIPVisionModelWithProjection:
     except (OSError, UnpicklingError, *HTTP_ERRORS) as error:
         reason = str(error).strip().partition("\n")[0]
         if given:
-            raise OSError(
-                f"{source} cannot be loaded as a CLIP model ({reason.rstrip('.')}); correct "
-                "--weights clip=..."
-            ) from error
+            reason = f"{source} cannot be loaded as a CLIP model ({reason.rstrip('.')})"
+            raise OSError(f"{reason}; correct --weights clip=...") from error
         raise OSError(
             f"the weights for fc, the CLIP model {source}, could not be downloaded from the Hugging Face Hub "
             f"({reason.rstrip('.')}); fetch it elsewhere and give its folder with --weights clip=FOLDER, or "
@@ -106,7 +104,7 @@ def _load_clip(source: str, *, given: bool) -> CLIPVisionModelWithProjection:
         ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
         first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
-        raise ValueError(f"{source} does not hold a whole CLIP vision model: {first} is missing or differs.")
+        raise ValueError(f"{source} lacks parts of the CLIP vision model: {first} is missing or differs.")
     return network.requires_grad_(False).eval()
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import log_softmax
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from medsora.evaluation.features.feature_store import Extractor, Features
-from medsora.evaluation.metrics.measure import Figure, Measure
+from medsora.evaluation.metrics.measure import Measure, Metric
 from medsora.evaluation.metrics.weight_files import weight_file
 from medsora.flow_prior.weights import read_weights
 from medsora.runtime.digests import sha256
@@ -62,14 +63,12 @@ class InceptionExtractor(Extractor):
 class InceptionScoreMeasure(Measure):
     """exp(mean KL(p(y|x) ‖ p(y))) over frames (Salimans et al. 2016), mean over ten parts of the clips."""
 
-    scores = (Figure("inception_score", "Inception Score", "higher"),)
+    scores = (Metric("inception_score", "Inception Score", "higher"),)
 
     def describe(self, features: Features) -> dict[str, float]:
         """Return the score; fewer than ten clips make fewer parts."""
-        used = np.flatnonzero(features.weights)
-        parts = np.array_split(used, min(SPLITS, len(used)))
-        scores = []
-        for part in parts:
+        used, scores = np.flatnonzero(features.weights), []
+        for part in np.array_split(used, min(SPLITS, len(used))):
             weights = np.zeros(len(features.weights))
             weights[part] = features.weights[part]
             scores.append(inception_score(features.reweighted(weights), LOGIT_COLUMNS))
@@ -82,8 +81,7 @@ def inception_score(features: Features, columns: slice = slice(None)) -> float:
     for values, weights in features.batches():
         logits = values[..., columns].astype(np.float64).reshape(-1, len(range(values.shape[-1])[columns]))
         weight = np.repeat(weights, values.shape[1])
-        logits -= logits.max(1, keepdims=True)
-        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        log_p = log_softmax(logits, axis=1)
         p = np.exp(log_p)
         total += weight.sum()
         mass = mass + weight @ p

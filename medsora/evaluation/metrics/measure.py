@@ -1,4 +1,4 @@
-"""What a metric is: an extractor, figures that compare two sets, and figures that describe one set."""
+"""Measures: a feature extractor, metrics that compare two sets, and metrics that describe one set."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from medsora.evaluation.metrics.frechet import Moments, frechet_distance
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One number of a report. `better` is "lower", "higher", or "as real" for a figure of one set alone."""
+class Metric:
+    """One number of a report. `better` is "lower", "higher", or "as real" for a metric of one set alone."""
 
     key: str
     title: str
@@ -23,8 +23,8 @@ class Figure:
 class Measure:
     """`compare` returns a number for every key in `distances`, `describe` for every key in `scores`."""
 
-    distances: tuple[Figure, ...] = ()
-    scores: tuple[Figure, ...] = ()
+    distances: tuple[Metric, ...] = ()
+    scores: tuple[Metric, ...] = ()
     population = False  # whether covariances are divided by n instead of n - 1
 
     def __init__(self, extractor: Extractor) -> None:
@@ -35,7 +35,7 @@ class Measure:
         return {}
 
     def describe(self, features: Features) -> dict[str, float]:
-        """Return figures of one set."""
+        """Return metrics of one set."""
         return {}
 
 
@@ -44,7 +44,7 @@ class FrechetMeasure(Measure):
 
     def __init__(self, key: str, title: str, extractor: Extractor, columns: slice = slice(None)) -> None:
         self.extractor, self.columns = extractor, columns
-        self.distances = (Figure(key, title, "lower"),)
+        self.distances = (Metric(key, title, "lower"),)
 
     def compare(self, real: Features, fake: Features) -> dict[str, float]:
         """Return the distance. Raises `ValueError` for fewer than two samples on a side."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from medsora.data.reading.pixels import frames_to_video
 from medsora.evaluation.features.feature_store import Extractor, Features
 from medsora.evaluation.metrics.distributions import circular_distance, histogram_distance, sample_distance
-from medsora.evaluation.metrics.measure import Figure, Measure, weighted_mean
+from medsora.evaluation.metrics.measure import Measure, Metric, weighted_mean
 from medsora.flow_prior import DisEstimator
 
 SPEEDS = np.concatenate([[0.0], np.geomspace(0.02, 200.0, 80)])  # px per frame
@@ -33,12 +33,9 @@ DIS_IDENTITY = {"flow": "OpenCV DIS, medium preset, finest scale 0", "opencv": c
 def flow_magnitudes(clips: Sequence[np.ndarray]) -> np.ndarray:
     """Return each clip's mean flow magnitude in pixels per frame; clips are uint8 (F, H, W, 3), F > 1."""
     estimator = DisEstimator()
-    means = []
-    for clip in clips:
-        with torch.no_grad():
-            flow = estimator(frames_to_video(clip)[None])
-        means.append(float(flow.norm(dim=2).mean()))
-    return np.array(means)
+    with torch.no_grad():
+        flows = (estimator(frames_to_video(clip)[None]) for clip in clips)
+        return np.array([float(flow.norm(dim=2).mean()) for flow in flows])
 
 
 class MotionExtractor(Extractor):
@@ -87,16 +84,16 @@ class MotionMeasure(Measure):
     """Compares how two sets move: the flow's distributions, and two faults of motion, each against real."""
 
     distances = (
-        Figure("flow_magnitude_distance", "flow magnitude, Wasserstein-1", "lower", "px/frame"),
-        Figure("flow_direction_distance", "flow direction, circular Wasserstein-1", "lower", "degrees"),
-        Figure("warping_error_distance", "flow-warping error, Wasserstein-1 over clips", "lower", "of 255"),
-        Figure("flicker_distance", "flicker, Wasserstein-1 over clips", "lower", "of 255"),
+        Metric("flow_magnitude_distance", "flow magnitude, Wasserstein-1", "lower", "px/frame"),
+        Metric("flow_direction_distance", "flow direction, circular Wasserstein-1", "lower", "degrees"),
+        Metric("warping_error_distance", "flow-warping error, Wasserstein-1 over clips", "lower", "of 255"),
+        Metric("flicker_distance", "flicker, Wasserstein-1 over clips", "lower", "of 255"),
     )
     scores = (
-        Figure("flow_magnitude", "mean flow magnitude", "as real", "px/frame"),
-        Figure("warping_error", "flow-warping error, occlusions left out", "as real", "of 255"),
-        Figure("flicker", "flicker", "as real", "of 255"),
-        Figure("occluded", "share of pixels left out as occluded", "as real"),
+        Metric("flow_magnitude", "mean flow magnitude", "as real", "px/frame"),
+        Metric("warping_error", "flow-warping error, occlusions left out", "as real", "of 255"),
+        Metric("flicker", "flicker", "as real", "of 255"),
+        Metric("occluded", "share of pixels left out as occluded", "as real"),
     )
 
     def __init__(self, extractor: MotionExtractor | None = None) -> None:
@@ -123,7 +120,7 @@ class MotionMeasure(Measure):
     def describe(self, features: Features) -> dict[str, float]:
         """Return the set's own means over clips."""
         parts = _parts(features)
-        return {figure.key: weighted_mean(parts[figure.key], features.weights) for figure in self.scores}
+        return {metric.key: weighted_mean(parts[metric.key], features.weights) for metric in self.scores}
 
     @staticmethod
     def histograms(features: Features) -> tuple[np.ndarray, np.ndarray]:

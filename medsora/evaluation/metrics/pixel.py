@@ -1,4 +1,4 @@
-"""Colours and sharpness of single frames: what a look at the pixels alone tells, without any weights."""
+"""Colours and sharpness of single frames, metrics that need no weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from medsora.evaluation.features.feature_store import Extractor, Features
 from medsora.evaluation.metrics.distributions import histogram_distance, sample_distance
-from medsora.evaluation.metrics.measure import Figure, Measure, weighted_mean
+from medsora.evaluation.metrics.measure import Measure, Metric, weighted_mean
 
 BINS = 64
 EDGES = np.linspace(0, 256, BINS + 1)
@@ -46,12 +46,12 @@ class PixelMeasure(Measure):
     """Compares the colours and the sharpness of two sets."""
 
     distances = (
-        Figure("colour_distance", "colour histograms, Wasserstein-1, mean of R, G, B", "lower", "of 255"),
-        Figure("sharpness_distance", "sharpness, Wasserstein-1 over clips", "lower", "decades"),
+        Metric("colour_distance", "colour histograms, Wasserstein-1, mean of R, G, B", "lower", "of 255"),
+        Metric("sharpness_distance", "sharpness, Wasserstein-1 over clips", "lower", "decades"),
     )
     scores = (
-        Figure("sharpness", "sharpness (log10 variance of the Laplacian)", "as real"),
-        Figure("brightness", "mean of all colour values", "as real", "of 255"),
+        Metric("sharpness", "sharpness (log10 variance of the Laplacian)", "as real"),
+        Metric("brightness", "mean of all colour values", "as real", "of 255"),
     )
 
     def __init__(self) -> None:

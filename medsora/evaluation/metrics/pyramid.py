@@ -23,9 +23,7 @@ SEED = 2024
 LEVELS = 4
 FILTERS = 4  # per kind
 KINDS = {"space": (1, 3, 3), "time": (3, 1, 1), "both": (3, 3, 3)}
-NOISE = (
-    0.004  # about the response of a unit filter to the rounding to 8 bits: below it there is nothing to see
-)
+NOISE = 0.004  # about the response of a unit filter to rounding to 8 bits: below it, nothing is visible
 MAP_SIDE = 2
 
 

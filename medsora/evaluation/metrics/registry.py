@@ -43,7 +43,7 @@ def build_measures(
     """Return the measures of the metrics `names`, by the name under which reports list them.
 
     `weights` are local files by the names of `weight_files.PUBLISHED`, `flow` is one of `FLOW_ESTIMATORS`.
-    Networks' libraries load only when asked for. Raises `ValueError` or `OSError`, in one sentence, for
+    Networks' libraries load only when needed. Raises `ValueError` or `OSError`, in one sentence, for
     weights that do not fit or could not be loaded.
     """
     measures: dict[str, Measure] = {}
@@ -54,17 +54,13 @@ def build_measures(
 
         measures["cd-fvd"] = FrechetMeasure("cd_fvd", "CD-FVD", VideoMAEExtractor(weights, device))
     if "fid" in names or "is" in names:
-        from medsora.evaluation.metrics.inception import (
-            FID_COLUMNS,
-            InceptionExtractor,
-            InceptionScoreMeasure,
-        )
+        from medsora.evaluation.metrics import inception
 
-        inception = InceptionExtractor(weights, device)
+        extractor = inception.InceptionExtractor(weights, device)
         if "fid" in names:
-            measures["fid"] = FrechetMeasure("fid", "FID", inception, FID_COLUMNS)
+            measures["fid"] = FrechetMeasure("fid", "FID", extractor, inception.FID_COLUMNS)
         if "is" in names:
-            measures["is"] = InceptionScoreMeasure(inception)
+            measures["is"] = inception.InceptionScoreMeasure(extractor)
     if "fc" in names:
         from medsora.evaluation.metrics.frame_consistency import ClipExtractor, FrameConsistencyMeasure
 

@@ -53,7 +53,7 @@ def weight_file(name: str, weights: Mapping[str, str | Path]) -> Path:
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), progress=False)  # whole or not there
+            torch.hub.download_url_to_file(url, str(path), progress=False)  # complete or absent
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a cut download a RuntimeError
             raise OSError(
                 f"the weights for {name} could not be downloaded from {url} ({error}); fetch that file "

@@ -27,13 +27,13 @@ LATEX = {
     "–": "--",
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
 }
-CSV_COLUMNS = ("figure", "title", "unit", "better", "set", "clips", "value", "low", "high")
+CSV_COLUMNS = ("figure", "title", "unit", "better", "set", "clips", "value", "low", "high")  # as ever
 CSV_COLUMNS += ("rank_best", "rank_worst", "not_distinguishable_from")
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """A figure of every set, and the differences of pairs of them; none where nothing was re-sampled."""
+    """A metric of every set, and the differences of pairs of them; none where nothing was re-sampled."""
 
     better: str
     values: dict[str, float]
@@ -52,7 +52,7 @@ class Ranking:
         return dict(zip(names, rank_ranges(clear, defined), strict=True))
 
     def ties(self, name: str) -> list[str]:
-        """Return the sets that cannot be told from `name`."""
+        """Return the sets that cannot be distinguished from `name`."""
         return [
             two if one == name else one
             for (one, two), difference in self.pairs.items()
@@ -71,7 +71,7 @@ class Ranking:
 
 @dataclass
 class Comparison:
-    """Results by the set's name, rankings by the figure's key, and what a reader must be warned of."""
+    """Results by the set's name, rankings by the metric's key, and what a reader must be warned of."""
 
     results: dict[str, Results]
     rankings: dict[str, Ranking] = field(default_factory=dict)
@@ -83,22 +83,22 @@ class Comparison:
         write_text(folder / "comparison.md", self.markdown())
         write_text(folder / "comparison.csv", self.csv())
         write_text(folder / "comparison.tex", self.latex())
-        sets, overview, figures = self._sets(), self._overview(), self._figures()
+        sets, overview, metrics = self._sets(), self._overview(), self._metrics()
         sections = [
             Section("Sets", table=sets[1:], header=sets[0]),
             Section("Overview", [self._legend()], table=overview[1:], header=overview[0]),
             Section("Warnings", list(self.warnings)),
             Section("Contact sheet", images=list(pictures[:1]), legible=True),
             Section("Motion", images=list(pictures[1:]), legible=True),
-            Section("Every figure", table=figures[1:], header=figures[0]),
+            Section("All metrics", table=metrics[1:], header=metrics[0]),
         ]
         shown = [section for section in sections if section.table or section.images or section.text]
         write_report(folder / "report.html", "Comparison", self._subject(), shown)
 
     def markdown(self, *, notes: bool = True) -> str:
         """Return the page for people; without `notes` it leaves the warnings out."""
-        sets, overview, figures = self._sets(), self._overview(), self._figures()
-        rows = {name: results.figures() for name, results in self.results.items()}
+        sets, overview, metrics = self._sets(), self._overview(), self._metrics()
+        rows = {name: results.metrics() for name, results in self.results.items()}
         lines = [
             "# Comparison",
             "",
@@ -115,19 +115,19 @@ class Comparison:
             "",
             self._legend(),
             "",
-            "## Every figure",
+            "## All metrics",
             "",
-            *_markdown(figures, words=2),
+            *_markdown(metrics, words=2),
             *next(iter(self.results.values())).beside_the_paper(rows),
         ]
         return "\n".join([*lines, ""])
 
     def csv(self) -> str:
-        """Return one line for every figure of every set, with a head; undefined numbers are empty."""
+        """Return one line for every metric of every set, with a head; undefined numbers are empty."""
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(CSV_COLUMNS)
-        for key, figure in self._first().items():
+        for key, metric in self._first().items():
             ranking = self.rankings.get(key)
             for name, results in self.results.items():
                 value, spread = _value_of(_all_of(results)[key])
@@ -138,17 +138,17 @@ class Comparison:
                 better = ranking.better if ranking else AS_REAL
                 clips = results.sets["generated"]["clips_used"]
                 ties = "; ".join(ranking.ties(name)) if ranking else ""
-                lines.writerow([key, figure.title, figure.unit, better, name, clips, *cells, ties])
+                lines.writerow([key, metric.title, metric.unit, better, name, clips, *cells, ties])
         return text.getvalue()
 
     def latex(self) -> str:
-        """Return a booktabs table: a row for each set, a column for each ranked figure.
+        """Return a booktabs table: a row for each set, a column for each ranked metric.
 
         Bold are all sets that may be the best: those whose range of ranks begins with 1.
         """
-        figures = self._first()
+        metrics = self._first()
         titles = (
-            f"{_latex(_titled(figures[key]))} {LATEX_ARROWS[r.better]}" for key, r in self.rankings.items()
+            f"{_latex(_titled(metrics[key]))} {LATEX_ARROWS[r.better]}" for key, r in self.rankings.items()
         )
         head = " & ".join(["", *titles])
         rows = []
@@ -199,7 +199,7 @@ class Comparison:
             "Ranks in brackets: 1 is the best; a range such as 1–2 names sets that are not distinguishable. "
             "Two sets are distinguishable if the interval of their difference leaves out 0: "
             f"{replicates} re-samplings, paired by the {reference} clips, simultaneous over all pairs of a "
-            f"figure at 95 %; whether the intervals of their values overlap does not decide it. {floor}"
+            f"metric at 95 %; whether the intervals of their values overlap does not decide it. {floor}"
         )
 
     @property
@@ -218,20 +218,20 @@ class Comparison:
         return [("set", "folder", "clips", "available", "videos"), *rows]
 
     def _overview(self) -> list[tuple[str, ...]]:
-        rows = [("figure", *self.results, f"two halves of {self._reference}", self._reference)]
+        rows = [("metric", *self.results, f"two halves of {self._reference}", self._reference)]
         for key, ranking in self.rankings.items():
             cells = []
             for name, value in ranking.values.items():
                 rank = ranking.rank(name)
                 cells.append(number_text(value) + ("" if rank in ("–", NOT_TESTED) else f" ({rank})"))
-            figure = self._first()[key]
-            rows.append((f"{_titled(figure)} {ARROWS[ranking.better]}", *cells, *_of_real(figure)))
+            metric = self._first()[key]
+            rows.append((f"{_titled(metric)} {ARROWS[ranking.better]}", *cells, *_of_real(metric)))
         kept = [number for number, column in enumerate(zip(*rows[1:], strict=True)) if set(column) != {"–"}]
         return [tuple(row[number] for number in kept) for row in rows]
 
-    def _figures(self) -> list[tuple[str, ...]]:
-        rows = [("figure", "set", "value", "95 % interval", "rank", "not distinguishable from")]
-        for key, figure in self._first().items():
+    def _metrics(self) -> list[tuple[str, ...]]:
+        rows = [("metric", "set", "value", "95 % interval", "rank", "not distinguishable from")]
+        for key, metric in self._first().items():
             ranking = self.rankings.get(key)
             names = list(self.results)
             if ranking:
@@ -245,10 +245,10 @@ class Comparison:
                 rank = ranking.rank(name) if ranking else "–"
                 ties = "; ".join(ranking.ties(name)) if ranking else ""
                 better = ARROWS[ranking.better] if ranking else f"(as {self._reference})"
-                title = f"{_titled(figure)} {better}"
+                title = f"{_titled(metric)} {better}"
                 rows.append((title if number == 0 else "", name, number_text(value), interval, rank, ties))
-            halves, real = _of_real(figure)
-            if isinstance(figure, Distance):
+            halves, real = _of_real(metric)
+            if isinstance(metric, Distance):
                 rows.append(("", f"two halves of {self._reference}", halves, "–", "–", ""))
             else:
                 rows.append(("", self._reference, real, "–", "–", ""))
@@ -256,8 +256,8 @@ class Comparison:
 
     def _as_data(self) -> dict[str, Any]:
         first = next(iter(self.results.values()))
-        figures = {}
-        for key, figure in self._first().items():
+        metrics = {}
+        for key, metric in self._first().items():
             ranking = self.rankings.get(key)
             sets = {}
             for name, results in self.results.items():
@@ -265,11 +265,11 @@ class Comparison:
                 sets[name] = {"value": value, "interval": spread and asdict(spread)}
                 if ranking and ranking.pairs:
                     sets[name]["rank"] = ranking.ranges()[name]
-            figures[key] = {
-                "title": figure.title,
-                "unit": figure.unit,
+            metrics[key] = {
+                "title": metric.title,
+                "unit": metric.unit,
                 "better": ranking.better if ranking else AS_REAL,
-                "real": figure.real_halves if isinstance(figure, Distance) else figure.real,
+                "real": metric.real_halves if isinstance(metric, Distance) else metric.real,
                 "sets": sets,
                 "differences": [
                     {"first": one, "second": two, **asdict(found), "distinguishable": found.is_clear}
@@ -281,7 +281,7 @@ class Comparison:
             "protocol": first.protocol,
             "ranking": self._legend(),
             "sets": {"real": first.sets["real"], **of_sets},
-            "figures": figures,
+            "figures": metrics,  # the key of earlier versions
             "warnings": self.warnings,
         }
 
@@ -290,21 +290,21 @@ def _all_of(results: Results) -> dict[str, Distance | Score]:
     return {**results.distances, **results.scores}
 
 
-def _value_of(figure: Distance | Score) -> tuple[float, Spread | None]:
-    if isinstance(figure, Distance):
-        return figure.value, figure.spread
-    return figure.generated, figure.generated_spread
+def _value_of(metric: Distance | Score) -> tuple[float, Spread | None]:
+    if isinstance(metric, Distance):
+        return metric.value, metric.spread
+    return metric.generated, metric.generated_spread
 
 
-def _of_real(figure: Distance | Score) -> tuple[str, str]:
+def _of_real(metric: Distance | Score) -> tuple[str, str]:
     """Return how far two halves of the real set are apart, and its own value; one of them is a dash."""
-    if isinstance(figure, Distance):
-        return number_text(figure.real_halves), "–"
-    return "–", number_text(figure.real)
+    if isinstance(metric, Distance):
+        return number_text(metric.real_halves), "–"
+    return "–", number_text(metric.real)
 
 
-def _titled(figure: Distance | Score) -> str:
-    return f"{figure.title}, {figure.unit}" if figure.unit else figure.title
+def _titled(metric: Distance | Score) -> str:
+    return f"{metric.title}, {metric.unit}" if metric.unit else metric.title
 
 
 def _markdown(rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:

@@ -1,4 +1,4 @@
-"""The paper's own rows (Tables 2 and 3), to stand beside this run's figures."""
+"""The paper's own rows (Tables 2 and 3), to stand beside this run's metrics."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ENDORA_METRICS = {key: title for key, title in TABLE_2_METRICS.items() if key !=
 
 
 def paper_tables(rows: Mapping[str, Mapping[str, float]], corpus: str | None, *, published: bool) -> str:
-    """Return the paper's tables in Markdown, with this run's `rows`, figures by name, below the paper's.
+    """Return the paper's tables in Markdown, with this run's `rows`, metrics by key, below the paper's.
 
     Only the columns of `corpus`, and of the metrics that every row has (values by key: `fvd`, `cd_fvd`,
     `fid`, `inception_score`, `frame_consistency`); empty without a corpus or such a metric.
@@ -55,14 +55,14 @@ def paper_tables(rows: Mapping[str, Mapping[str, float]], corpus: str | None, *,
         tables.append(("Endora's Table 1", ENDORA_TABLE_1, ENDORA_METRICS))
     lines = []
     for title, values, metrics in tables:
-        measured = [key for key in metrics if all(key in figures for figures in rows.values())]
+        measured = [key for key in metrics if all(key in row for row in rows.values())]
         if not measured:
             continue
         first = list(CORPORA).index(corpus) * len(metrics)
         columns = [first + list(metrics).index(key) for key in measured]
         theirs = [(name, [numbers[column] for column in columns]) for name, numbers in values.items()]
         scale = 100 if metrics is TABLE_3_METRICS else 1
-        ours = [(name, [figures[key] * scale for key in measured]) for name, figures in rows.items()]
+        ours = [(name, [row[key] * scale for key in measured]) for name, row in rows.items()]
         head = ["Method", *(metrics[key] for key in measured)]
         lines += [f"### {title}: {CORPORA[corpus]}", "", *table(head, [*theirs, *ours]), ""]
     return "\n".join(lines)

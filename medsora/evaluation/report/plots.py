@@ -51,9 +51,8 @@ def draw_motion(path: Path, sets: Mapping[str, Features]) -> None:
     angles = (np.arange(DIRECTIONS) + 0.5) / DIRECTIONS * 2 * np.pi - np.pi
     colours = dict(zip(sets, [*COLOURS.values()], strict=False))
     if len(sets) > len(COLOURS):
-        shades = (
-            TAB10[1:] if len(sets) <= len(TAB10) else colormaps["turbo"](np.linspace(0, 1, len(sets) - 1))
-        )
+        many = len(sets) > len(TAB10)
+        shades = colormaps["turbo"](np.linspace(0, 1, len(sets) - 1)) if many else TAB10[1:]
         colours = dict(zip(sets, [COLOURS["real"], *shades], strict=False))
     for number, (name, features) in enumerate(sets.items()):
         speeds, directions = MotionMeasure.histograms(features)

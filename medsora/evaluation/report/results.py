@@ -23,7 +23,7 @@ AS_REAL = "as real"  # a score that is best when it equals the reference's
 
 @dataclass(frozen=True)
 class Distance:
-    """A figure that compares generated with real; `real_halves` is the real set's own halves compared."""
+    """A metric that compares generated with real; `real_halves` is the real set's own halves compared."""
 
     title: str
     unit: str
@@ -34,7 +34,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class Score:
-    """A figure of each set alone."""
+    """A metric of each set alone."""
 
     title: str
     unit: str
@@ -47,7 +47,7 @@ class Score:
 
 @dataclass
 class Results:
-    """The figures by key, the protocol that gives them again, and what a reader must be warned of."""
+    """The metrics by key, the protocol that gives them again, and what a reader must be warned of."""
 
     protocol: dict[str, Any]
     sets: dict[str, Any]
@@ -67,10 +67,12 @@ class Results:
         """What the clips are called that the generated ones are compared with: "real", or phantom."""
         return self.sets["real"].get("called", REFERENCES[0])
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return every distance, and every score of the generated set, by key."""
         scores = {key: score.generated for key, score in self.scores.items()}
         return {key: distance.value for key, distance in self.distances.items()} | scores
+
+    figures = metrics  # its name in earlier versions
 
     def add(
         self,
@@ -80,25 +82,18 @@ class Results:
         halves: Mapping[str, float],
         replicates: Mapping[Any, list[float]],
     ) -> None:
-        """Add a measure's figures of two sets, with the intervals that `replicates` give (`bootstrap`)."""
+        """Add a measure's metrics of two sets, with the intervals that `replicates` give (`bootstrap`)."""
         values = measure.compare(real, fake)
-        for figure in measure.distances:
-            value = values[figure.key]
-            interval = spread(value, replicates.get(figure.key, []), least=0.0)
-            self.distances[figure.key] = Distance(
-                figure.title, figure.unit, value, halves.get(figure.key), interval
-            )
-        of_real, of_fake = measure.describe(real), measure.describe(fake)
-        for figure in measure.scores:
-            key = figure.key
-            self.scores[key] = Score(
-                figure.title,
-                figure.unit,
-                figure.better,
-                of_real[key],
-                of_fake[key],
-                spread(of_real[key], replicates.get(("real", key), [])),
-                spread(of_fake[key], replicates.get(("generated", key), [])),
+        for metric in measure.distances:
+            key, value = metric.key, values[metric.key]
+            interval = spread(value, replicates.get(key, []), least=0.0)
+            self.distances[key] = Distance(metric.title, metric.unit, value, halves.get(key), interval)
+        sides = {"real": measure.describe(real), "generated": measure.describe(fake)}
+        for metric in measure.scores:
+            means = {side: described[metric.key] for side, described in sides.items()}
+            spreads = [spread(mean, replicates.get((side, metric.key), [])) for side, mean in means.items()]
+            self.scores[metric.key] = Score(
+                metric.title, metric.unit, metric.better, *means.values(), *spreads
             )
 
     def write(self, folder: Path) -> None:
@@ -119,7 +114,7 @@ class Results:
             better = f"as {reference}" if score.better == AS_REAL else score.better
             cells = [score.title, score.unit, better, number_text(score.real), number_text(score.generated)]
             scores.append([*cells, _spread_cells(score.generated_spread)[0]])
-        head = ["figure", "unit", f"generated – {reference}", "95 % interval", "bias estimate"]
+        head = ["metric", "unit", f"generated – {reference}", "95 % interval", "bias estimate"]
         lines = [
             "# Evaluation",
             "",
@@ -138,7 +133,7 @@ class Results:
             "## Each set alone",
             "",
             *markdown_table(
-                ["figure", "unit", "better", reference, "generated", "95 % interval of generated"], scores, 3
+                ["metric", "unit", "better", reference, "generated", "95 % interval of generated"], scores, 3
             ),
         ]
         if self.flow:
@@ -146,11 +141,11 @@ class Results:
         if self.memorisation:
             lines += ["", "## Memorisation", "", *self.memorisation["sentences"]]
         row = f"this run ({sets['generated']['clips_used']} clips)"
-        lines += self.beside_the_paper({row: self.figures()})
+        lines += self.beside_the_paper({row: self.metrics()})
         return "\n".join([*lines, ""])
 
     def beside_the_paper(self, rows: Mapping[str, Mapping[str, float]]) -> list[str]:
-        """Return the lines of the paper's tables with rows of figures below; none without a corpus."""
+        """Return the lines of the paper's tables with rows of metrics below; none without a corpus."""
         published = self.protocol["name"] == STYLEGAN_V
         tables = paper_tables(rows, self.corpus, published=published)
         return ["", "## Beside the paper", "", self._comparability(), "", tables] if tables else []

@@ -1,4 +1,4 @@
-"""What a reader of the figures must be told: too few clips, shared clips, unequal handling."""
+"""What a reader of the metrics must be warned of: too few clips, shared clips, unequal handling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def require_enough(clips: ClipSet) -> ClipSet:
     return clips
 
 
-def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:
+def result_warnings(
+    settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results
+) -> list[str]:
     """Return the sentences, the gravest first."""
     found = [
         *_too_few(settings, real, fake, results),
@@ -37,7 +39,11 @@ def caveats(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results:
 
 def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:
     sides = zip((real.reference, "generated"), (real, fake), settings.clips, strict=True)
-    few = [f"{len(clips)} {name} clips where {asked}" for name, clips, asked in sides if len(clips) < asked]
+    few = [
+        f"{len(clips)} {name} clips where {requested}"
+        for name, clips, requested in sides
+        if len(clips) < requested
+    ]
     if not few:
         return []
     floors = [
@@ -46,15 +52,11 @@ def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results
         if distance.real_halves is not None
         and (key.endswith("fvd") or key in ("fid", "untrained_pyramid_distance"))
     ]
-    measured = (
-        f" Two halves of the {real.reference} set, {len(real) // 2} clips each, are already apart by "
-        f"{'; '.join(floors)}."
-        if floors
-        else ""
-    )
+    half = f"Two halves of the {real.reference} set, {len(real) // 2} clips each,"
+    measured = f" {half} are already apart by {'; '.join(floors)}." if floors else ""
     advice = "" if settings.bootstrap else " --bootstrap 200 estimates the bias and an interval."
     return [
-        f"only {' and '.join(few)} were asked for: Fréchet distances over few clips come out too high, by "
+        f"only {' and '.join(few)} were requested: Fréchet distances over few clips come out too high, by "
         "about the inverse of their number, and the Inception Score too low; compare only runs whose "
         f"{real.reference} and generated counts are the same.{measured}{advice}"
     ]

@@ -38,7 +38,7 @@ MEAN, FROZEN, BLURRED = (
 
 @dataclass(frozen=True)
 class Proof:
-    """The table (row name -> figures by the keys of `columns`, whose values are titles) and claims about it.
+    """The table (row name -> metrics by the keys of `columns`, whose values are titles) and claims about it.
 
     `position` is where the generated clips lie between the two ends in log scale: 0 as near as real clips,
     1 as far as the untrained model's; None if an end is missing or the ends coincide.
@@ -128,10 +128,6 @@ def _claims(table: dict[str, dict[str, float]], position: float | None) -> list[
     ]
     for baseline, key in ((MEAN, PYRAMID), (BLURRED, PYRAMID), (FROZEN, MOTION)):
         ours, theirs = table[GENERATED][key], table[baseline][key]
-        claims.append(
-            Claim(
-                f"they beat the {baseline}: {COLUMNS[key]} {number_text(ours)} against {number_text(theirs)}",
-                ours < theirs,
-            )
-        )
+        values = f"{COLUMNS[key]} {number_text(ours)} against {number_text(theirs)}"
+        claims.append(Claim(f"they beat the {baseline}: {values}", ours < theirs))
     return claims

@@ -1,4 +1,4 @@
-"""What a measurement must show, and whether it does."""
+"""Claims about a measurement, and whether they pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does every weight-free metric order what it must?
+"""Do all weight-free metrics order degradations as they must?
 
 `python -m medsora.evaluation.sanity.degradations --real DIR`
 
@@ -102,20 +102,14 @@ def main() -> None:
     )
     options = parser.parse_args()
     with bad_input_from_errors():
-        clips = choose_clips(
-            options.real,
-            frames=options.frames,
-            size=options.size,
-            interval=options.interval,
-            count=options.clips,
-            seed=0,
-        )
+        read = {name: getattr(options, name) for name in ("frames", "size", "interval")}
+        clips = choose_clips(options.real, count=options.clips, seed=0, **read)
         reference, others = halves(clips, options.divide)
     measures = build_measures(WEIGHT_FREE, {}, "cpu", "dis")
     found = distances_of_degradations(
         list(measures.values()), [clips.read(i) for i in reference], [clips.read(i) for i in others]
     )
-    titles = {figure.key: figure for measure in measures.values() for figure in measure.distances}
+    titles = {metric.key: metric for measure in measures.values() for metric in measure.distances}
     print(f"{len(reference)} reference clips, {len(others)} others, {options.frames} frames of ", end="")
     print(f"{options.size}x{options.size} pixels of {options.real}; {DIS_NOTE}\n")
     rows = []
@@ -125,10 +119,7 @@ def main() -> None:
     print("\n".join(markdown_table(["distance to the reference", *degraded([clips.read(0)])], rows)))
     broken = broken_orders(found)
     chains = sum(len(chains) for chains in ORDERS.values())
-    print(
-        f"\n{chains - len(broken)} of {chains} demanded orders hold."
-        + "".join(f"\nbroken: {b}" for b in broken)
-    )
+    print(f"\n{chains - len(broken)} of {chains} demanded orders hold.", *broken, sep="\nbroken: ")
 
 
 def halves(clips: ClipSet, divide: str) -> tuple[list[int], list[int]]:

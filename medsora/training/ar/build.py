@@ -19,7 +19,7 @@ from medsora.saved.manifest import changed_part
 from medsora.saved.optimizer import build_optimizer
 from medsora.training.accelerator import make_accelerator
 from medsora.training.ar.loss import NextCodeLoss
-from medsora.training.ar.samples import CodeSamples, label_of
+from medsora.training.ar.samples import CodeSamples
 from medsora.training.ar.stage import ArStage
 from medsora.training.cache.codes import CodeCache, encode_clip
 from medsora.training.open_clips import clip_spec, open_clips, open_run
@@ -48,10 +48,10 @@ def build_ar_stage(config: Config) -> ArStage:
         run=run,
         samples=CodeSamples(config, clips, cache),
         held_out_codes=torch.stack([encode_clip(tokenizer, held_out, index) for index in evaluated]),
-        held_out_labels=torch.tensor([label_of(held_out, index) for index in evaluated]),
+        held_out_labels=torch.tensor([held_out.label(index) for index in evaluated]),
         model=model,
         tokenizer=tokenizer,
-        tokenizer_digest=weights_digest(tokenizer),
+        decoder_digest=weights_digest(tokenizer),
         loss=NextCodeLoss(accelerator.autocast),
         optimizer=build_optimizer(
             settings.optimizer,
@@ -87,9 +87,9 @@ def build_transformer(config: Config, tokenizer: Any, classes: int) -> EndoGen:
 
 
 def start_from(model: EndoGen, trained: str | None, labels: tuple[str, ...] = ()) -> None:
-    """Fill the transformer with another model's weights, if one is named; label rows are matched by name.
+    """Load another model's weights into the transformer, if one is named; match label rows by name.
 
-    Positions are computed, so the other model's grid may be another. Raises `BadInput` if there is none.
+    Positions are computed, so the grids may differ. Raises `BadInput` if there is no such model.
     """
     if trained is None:
         return

@@ -16,13 +16,7 @@ from medsora.training.ar.build import build_transformer, start_from
 from medsora.training.ar.loss import NextCodeLoss
 from medsora.training.cache.codes import code_cache_bytes
 from medsora.training.dry_run.memory import MemoryEstimate, autocast, count_flops, peak_bytes, size_bytes
-from medsora.training.dry_run.report import (
-    Findings,
-    check_disk,
-    count_clips,
-    inspect_run,
-    report_hours,
-)
+from medsora.training.dry_run.report import Findings, check_disk, count_clips, inspect_run, report_hours
 from medsora.training.open_clips import clip_spec
 
 
@@ -61,7 +55,7 @@ def dry_run_ar(config: Config, processes: int = 1) -> None:
     with findings.part("the disk"):
         caches = {config.cache.dir: code_cache_bytes(config, clips, model.length)}
         checkpoint = trained + estimate.optimiser
-        check_disk(findings, config.ar_dir, checkpoint, settings.keep, settings.keep_every, caches)
+        check_disk(findings, config.ar_dir, settings, checkpoint, caches)
     findings.conclude()
 
 

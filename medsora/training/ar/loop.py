@@ -1,4 +1,4 @@
-"""EndoGen's training loop: the next code of every clip's grid; `train_ar`."""
+"""EndoGen's training loop, `train_ar`: predict the next code of every clip's grid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medsora.training.loop_end import batch_order, begin, begin_step, check_step
 
 
 def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path:
-    """Train EndoGen to the end, going on from the last checkpoint if there is one; return the run folder.
+    """Train EndoGen, resuming from the last checkpoint if there is one; return the run folder.
 
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
@@ -53,7 +53,7 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
                 total += loss.detach() / settings.accumulation
 
             norm = clipped_norm(accelerator, stage.model, settings.clip_norm)
-            logs, saves, asked = check_step(stage, guard, record, norm, stop)
+            logs, saves, stops = check_step(stage, guard, record, norm, stop)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -61,9 +61,11 @@ def train_ar(config: Config, *, time_limit_minutes: float | None = None) -> Path
             if logs:
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
                 log_step(stage, done, {"total": total}, state, progress, report)
-            if end_step(stage, done, stop, progress, saves=saves, asked=asked):
+            if end_step(stage, done, stop, progress, saves=saves, stops=stops):
                 break
 
-    run.say(f"EndoGen is trained: sample with 'medsora sample --model {run.path} --out {run.path}/videos'.")
+    run.notify(
+        f"EndoGen is trained: sample with 'medsora sample --model {run.path} --out {run.path}/videos'."
+    )
     accelerator.end_training()
     return run.path

@@ -1,4 +1,4 @@
-"""What EndoGen is trained to make small: the cross entropy of every next code."""
+"""EndoGen's training loss: the cross entropy of every next code."""
 
 from __future__ import annotations
 

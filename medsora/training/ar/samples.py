@@ -24,7 +24,7 @@ class CodeSamples(Dataset):
         _, window = self.clips.window(key.index)
         choice = self.clips.choose(key.epoch, key.index, start=window.start, images=())
         dropped = chance_for(self.config.run.seed, "label dropout", key.number)
-        label = label_of(self.clips, key.index)
+        label = self.clips.label(key.index)
         if dropped < self.config.train_ar.label_dropout:
             label = len(self.clips.labels.names)
         codes = self.cache.get(key.index, choice.flipped)
@@ -38,8 +38,3 @@ class CodeSamples(Dataset):
             "codes": torch.stack([item["codes"] for item in items]),
             "label": torch.tensor([item["label"] for item in items]),
         }
-
-
-def label_of(clips: ClipDataset, index: int) -> int:
-    """Return the number of a clip's label; without labels 0, the only row, which stands for none."""
-    return clips.label(index) if clips.labels.names else 0

@@ -16,6 +16,7 @@ from medsora.baselines.endogen.grid import frames_to_grid, grid_shape
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
 from medsora.training.cache.fingerprint import clips_digest
+from medsora.training.cache.latents import clip_entry
 from medsora.training.cache.store import TensorStore
 
 CODE_VERSION = 1  # raise when the way from a clip to its codes changes
@@ -43,11 +44,11 @@ class CodeCache:
             codes = [encode_clip(tokenizer, self.clips, index, flip=flip) for flip in self.flips]
             return {"codes": torch.stack(codes)}
 
-        self.store.fill([_name(index) for index in range(len(self.clips))], "codes", encode, accelerator)
+        self.store.fill([clip_entry(index) for index in range(len(self.clips))], "codes", encode, accelerator)
 
     def get(self, index: int, flipped: bool) -> Tensor:
         """Return the codes of a window's clip. Raises `OSError` if they are gone."""
-        return self.store.require(_name(index))["codes"][int(flipped)]
+        return self.store.require(clip_entry(index))["codes"][int(flipped)]
 
 
 @torch.no_grad()
@@ -61,7 +62,3 @@ def encode_clip(tokenizer: Any, clips: ClipDataset, index: int, *, flip: bool = 
 def code_cache_bytes(config: Config, clips: int, codes: int) -> int:
     """How much the codes of `clips` windows take."""
     return 8 * codes * clips * (1 + config.data.flip)
-
-
-def _name(index: int) -> str:
-    return f"clip-{index:07d}"

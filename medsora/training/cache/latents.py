@@ -61,7 +61,7 @@ class LatentCache:
     def build(self, vae: VideoVAE, accelerator: Accelerator) -> None:
         """Encode what is not there yet, as `TensorStore.fill` does."""
         groups = range(self.groups if self.images.count else 0)
-        names = [_clip_name(i) for i in range(len(self.clips))] + [_group_name(k) for k in groups]
+        names = [clip_entry(i) for i in range(len(self.clips))] + [_group_name(k) for k in groups]
 
         def encode(name: str) -> dict[str, Tensor]:
             kind, number = name.split("-")
@@ -75,7 +75,7 @@ class LatentCache:
 
         `first_alone` puts the first frame, encoded as a picture, in place of the clip's first latent.
         """
-        entry = self.store.require(_clip_name(index))
+        entry = self.store.require(clip_entry(index))
         mean, logvar = entry["mean"][int(flipped)], entry["logvar"][int(flipped)]
         if first_alone:
             mean = torch.cat([entry["image_mean"][int(flipped)], mean[1:]])
@@ -85,8 +85,8 @@ class LatentCache:
     def choose_images(self, video: int, sample: int) -> list[JointImages]:
         """Draw a sample's joint images, from videos other than `video`.
 
-        With a single video its other windows serve; among few videos, a packed group that `GROUPS_TRIED`
-        draws do not better.
+        With a single video its other windows serve; among few videos a packed group may show `video` too, if
+        none of `GROUPS_TRIED` drawn groups is free of it.
         """
         random = np.random.default_rng(derive_seed(self.seed, "images", sample))
         if self.groups:
@@ -97,7 +97,7 @@ class LatentCache:
         candidates = self.windows_elsewhere[video]
         candidates = candidates if len(candidates) else np.arange(len(self.clips))
         return [
-            JointImages(_clip_name(int(window)), bool(random.integers(2)))
+            JointImages(clip_entry(int(window)), bool(random.integers(2)))
             for window in random.choice(candidates, size=self.images.count)
         ]
 
@@ -120,7 +120,7 @@ class LatentCache:
     def every_image(self) -> list[JointImages]:
         """Return all that `choose_images` may draw."""
         entries = [_group_name(k) for k in range(self.groups)] or [
-            _clip_name(i) for i in range(len(self.clips))
+            clip_entry(i) for i in range(len(self.clips))
         ]
         return [JointImages(entry, flipped) for entry in entries for flipped in (False, True)]
 
@@ -181,7 +181,8 @@ def image_entry_latents(config: Config, clips: int, vae: VideoVAE) -> int:
     return clips
 
 
-def _clip_name(index: int) -> str:
+def clip_entry(index: int) -> str:
+    """Return the name of a window's entry in the caches of latents and of codes."""
     return f"clip-{index:07d}"
 
 

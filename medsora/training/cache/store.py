@@ -56,7 +56,7 @@ class TensorStore:
             ) from error
 
     def get(self, name: str) -> dict[str, Tensor] | None:
-        """Return an entry, or None if it is not there or not whole."""
+        """Return an entry, or None if it is absent or incomplete."""
         if name in self._kept:
             self._kept.move_to_end(name)
             return _copied(self._kept[name])
@@ -95,7 +95,7 @@ class TensorStore:
             content = np.frombuffer(bytearray(safetensors.torch.save(contiguous)), np.uint8)
             start, _, header = _parsed(content)
             about = {"key": self.key, "digest": block_digest(header, content[start:])}
-            # written here, for safetensors itself orders what is written about a file at random
+            # written here, because safetensors itself writes the metadata in random order
             head = json.dumps({"__metadata__": about} | header, separators=(",", ":")).encode()
             head += b" " * (-len(head) % 8)
             write_bytes(path, struct.pack("<Q", len(head)) + head + content[start:].tobytes())
@@ -105,7 +105,7 @@ class TensorStore:
             ) from error
 
     def missing(self, names: list[str]) -> list[str]:
-        """Return those of `names` that are not there or not whole on the disk."""
+        """Return those of `names` that are absent or incomplete on the disk."""
         return [name for name in names if self._read(name) is None]
 
     def fill(
@@ -123,12 +123,12 @@ class TensorStore:
         accelerator.wait_for_everyone()
 
     def require(self, name: str) -> dict[str, Tensor]:
-        """Return an entry that was there once. Raises `OSError` if it is not any more."""
+        """Return an entry that was written before. Raises `OSError` if it is gone."""
         entry = self.get(name)
         if entry is None:
             raise OSError(
-                f"the cache entry {name} in {self.folder} was there and is gone or damaged; start the same "
-                "command again, it is built anew."
+                f"the cache entry {name} in {self.folder} is gone or damaged; run the same command "
+                "again, which rebuilds it."
             )
         return entry
 
@@ -146,7 +146,7 @@ class TensorStore:
 
 
 def _parsed(content: np.ndarray) -> tuple[int, dict[str, str], dict[str, Any]]:
-    """Return where the values of a safetensors file begin, what is written about it, its tensors by name."""
+    """Return the offset of a safetensors file's values, its metadata, and its tensors' headers by name."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length].tobytes())
     about = header.pop("__metadata__", None) or {}

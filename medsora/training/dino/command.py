@@ -1,7 +1,7 @@
 """`python -m medsora.training.dino RUN OUT`: train the phantom's flow encoder and write what ships.
 
 The encoder's architecture is OUT.json, which is there already; OUT.safetensors (fp16) and OUT.md are written.
-The note's figures are measured here, from the file as it was written, on clips of another seed.
+The note's metrics are measured here, from the file as it was written, on clips of another seed.
 """
 
 from __future__ import annotations
@@ -39,11 +39,7 @@ def main() -> None:
     add("--size", type=int, default=128, metavar="PX", help="their side (default: 128)")
     add("--steps", type=int, default=default.steps, metavar="N", help="(default: %(default)s)")
     add(
-        "--batch",
-        type=int,
-        default=default.batch,
-        metavar="N",
-        help="pictures per step (default: %(default)s)",
+        "--batch", type=int, default=default.batch, metavar="N", help="pictures a step (default: %(default)s)"
     )
     add("--lr", type=float, default=default.lr, metavar="X", help="(default: %(default)s)")
     add("--seed", type=int, default=default.seed, metavar="N", help="(default: %(default)s)")
@@ -60,13 +56,8 @@ def main() -> None:
         recipe = Recipe(options.steps, options.batch, options.lr, seed=options.seed)
         pictures = flow_pictures(options.run / "pictures", options.clips, options.size, seed=options.seed)
         unseen = flow_pictures(options.run / "unseen", options.unseen, options.size, seed=UNSEEN_SEED)
-    state = train_dino(
-        pictures,
-        architecture,
-        recipe,
-        options.run / "checkpoints",
-        time_limit_minutes=minutes_left(options.time_limit),
-    )
+    limit = minutes_left(options.time_limit)
+    state = train_dino(pictures, architecture, recipe, options.run / "checkpoints", time_limit_minutes=limit)
     weights = options.out.with_suffix(".safetensors")
     with written_beside(weights) as beside:
         save_file({name: tensor.half() for name, tensor in state.items()}, beside)

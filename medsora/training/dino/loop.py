@@ -1,12 +1,13 @@
 """Train a small vision transformer on flow pictures by DINO's objective; the step loop is `train_dino`.
 
 The recipe is DINO's, for a short run: AdamW with a warm-up and cosine decay, weight decay that grows, a
-teacher whose momentum grows to 1, and prototypes that stand still in the first steps.
+teacher whose momentum grows to 1, and prototypes that are frozen in the first steps.
 """
 
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ SAVE_EVERY, LOG_EVERY, KEEP = 100, 20, 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the result, besides the pictures and the architecture."""
+    """Hyperparameters of the training."""
 
     steps: int = 3000
     batch: int = 32
@@ -63,10 +64,7 @@ class StudentAndTeacher(nn.Module):
             torch.manual_seed(derive_seed(recipe.seed, "weights"))
             encoder = build_network(architecture)
             self.student = nn.ModuleDict({"encoder": encoder, "head": ProjectionHead(encoder.num_features)})
-            self.teacher = nn.ModuleDict(
-                {"encoder": build_network(architecture), "head": ProjectionHead(encoder.num_features)}
-            )
-        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher = deepcopy(self.student)
         self.teacher.requires_grad_(False).eval()
         self.loss = DinoLoss()
         statistics = timm.data.resolve_model_data_config(encoder)
@@ -85,6 +83,11 @@ class StudentAndTeacher(nn.Module):
         for kept, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             kept.lerp_(new, 1 - momentum)
 
+    def write(self, folder: Path) -> None:
+        """Write all weights into a checkpoint's folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), folder / "both.safetensors")
+
     def _scores(self, network: nn.ModuleDict, crops: list[Tensor]) -> list[Tensor]:
         scores = network["head"](network["encoder"]((torch.cat(crops) - self.mean) / self.std))
         return list(scores.chunk(len(crops)))
@@ -98,7 +101,7 @@ def train_dino(
     *,
     time_limit_minutes: float | None = None,
 ) -> dict[str, Tensor]:
-    """Train in the folder `run`, going on from its last checkpoint; return the teacher's encoder.
+    """Train in the folder `run`, resuming from its last checkpoint; return the teacher's encoder.
 
     Raises `BadInput` if the folder holds a run of another recipe, `Interrupted` after saving.
     """
@@ -120,16 +123,17 @@ def train_dino(
                 stop.begin_step()
                 loss = _step(both, optimizer, pictures, recipe, number, device)
                 done = number + 1
-                asked = stop.wanted()
+                stops = stop.wanted()
                 if done % LOG_EVERY == 0 or done == recipe.steps:
                     if not math.isfinite(value := float(loss)):
                         raise BadInput(f"the loss is {value} after step {done}: take a smaller --lr.")
                     bar.set_postfix_str(f"loss={value:.3f}", refresh=False)
                 bar.update()
-                if asked or done % SAVE_EVERY == 0 or done == recipe.steps:
+                if stops or done % SAVE_EVERY == 0 or done == recipe.steps:
                     with stop.saving():
-                        _save(run, done, both, optimizer, names, settings)
-                if asked and done < recipe.steps:
+                        tensors, state = optimizer_tensors(optimizer, names), {"recipe": settings}
+                        save_checkpoint(run, done, both.write, tensors, state, keep=KEEP)
+                if stops and done < recipe.steps:
                     raise Interrupted(
                         f"{stop.why()}; saved after step {done}, run the same command to resume."
                     )
@@ -184,22 +188,6 @@ def _optimizer(both: StudentAndTeacher) -> tuple[torch.optim.AdamW, list[str]]:
         fused=True,
     )
     return optimizer, [name for group in groups for name, _ in group]
-
-
-def _save(
-    run: Path,
-    step: int,
-    both: StudentAndTeacher,
-    optimizer: torch.optim.Optimizer,
-    names: list[str],
-    settings: dict[str, object],
-) -> None:
-    def write(folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(both.state_dict(), folder / "both.safetensors")
-
-    tensors = optimizer_tensors(optimizer, names)
-    save_checkpoint(run, step, write, tensors, {"recipe": settings}, keep=KEEP)
 
 
 def _resume(

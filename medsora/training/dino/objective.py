@@ -2,7 +2,7 @@
 
 Student and teacher see crops of one picture; the student's distribution over prototypes for every crop is
 pulled towards the teacher's for every other large crop. The teacher is an average of the student; centring
-and a low temperature keep its answers from becoming all alike.
+and a low temperature prevent a collapse.
 """
 
 from __future__ import annotations

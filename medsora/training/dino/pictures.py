@@ -1,4 +1,4 @@
-"""Flow pictures of phantom clips, kept on disk: what the encoder learns from, and what it is judged by."""
+"""Flow pictures of phantom clips, kept on disk: the encoder's training and test data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOW_MOTION_PX = 0.05  # mean over a frame, below which a picture shows the estim
 
 
 class FlowPictures(NamedTuple):
-    """Pictures of the flow between consecutive frames, and what is known of each."""
+    """Pictures of the flow between consecutive frames, with the ground truth of each."""
 
     pictures: np.ndarray  # uint8 (N, 3, H, W), a memory map
     clip: np.ndarray  # (N,) the clip's number
@@ -46,7 +46,7 @@ def flow_pictures(folder: Path, clips: int, size_px: int, seed: int, estimator: 
     kinds = [KINDS[number % len(KINDS)] for number in range(clips)]
     motion, moving = np.empty((clips * flows, 4), np.float32), np.empty(clips * flows, bool)
     shape = (clips * flows, 3, size_px, size_px)
-    # Not through a map: on a full disk that would end the process without a word.
+    # Not through a memory map, which would crash the process on a full disk.
     with written_beside(folder / "pictures.npy") as beside, beside.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)

@@ -1,4 +1,4 @@
-"""What tokens say of the motion in flow pictures: linear probes on clips that were not trained on."""
+"""Linear probes of how much motion tokens encode, on clips that the encoder was not trained on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def probe(encoder: DinoEncoder, pictures: FlowPictures) -> dict[str, float]:
 
 
 def colour_probe(pictures: FlowPictures) -> dict[str, float]:
-    """Return the same of colours alone, averaged over GRID x GRID squares: what needs no encoder."""
+    """Return the same scores of mean colours in GRID x GRID squares, a baseline without an encoder."""
     small = [
         torch.nn.functional.adaptive_avg_pool2d(as_pictures(pictures.pictures[first : first + BATCH]), GRID)
         for first in range(0, len(pictures.pictures), BATCH)
@@ -33,7 +33,7 @@ def colour_probe(pictures: FlowPictures) -> dict[str, float]:
 
 
 def scores(features: Tensor, pictures: FlowPictures) -> dict[str, float]:
-    """Judge features (N, D) of pictures; every other clip is learned from, the others are asked for.
+    """Score features (N, D) of pictures by probes trained on half of the clips and tested on the others.
 
     Pictures without motion are left out.
 
@@ -55,10 +55,8 @@ def scores(features: Tensor, pictures: FlowPictures) -> dict[str, float]:
     predicted = _ridge(features[learned], motion[learned], features[~learned])
     wanted = motion[~learned]
     r2 = 1 - (predicted - wanted).square().mean(0) / wanted.var(0, correction=0).clamp_min(1e-12)
-    sign = _ridge(features[learned], 2.0 * instrument[learned].double()[:, None] - 1, features[~learned])[
-        :, 0
-    ]
-    truth = instrument[~learned]
+    signs = 2.0 * instrument[learned].double()[:, None] - 1
+    sign, truth = _ridge(features[learned], signs, features[~learned])[:, 0], instrument[~learned]
     balanced = 0.5 * ((sign[truth] > 0).double().mean() + (sign[~truth] <= 0).double().mean())
 
     unit = torch.nn.functional.normalize(features, dim=1)
@@ -73,8 +71,8 @@ def scores(features: Tensor, pictures: FlowPictures) -> dict[str, float]:
     }
 
 
-def _ridge(x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-    """Return the ridge regression's answers for `asked`; features have unit variance."""
+def _ridge(x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+    """Return the ridge regression's answers for `queries`; features have unit variance."""
     centre = y.mean(0)
     gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-    return asked @ torch.linalg.solve(gram, x.T @ (y - centre)) + centre
+    return queries @ torch.linalg.solve(gram, x.T @ (y - centre)) + centre

@@ -1,7 +1,7 @@
-"""How much memory training will take, found out without taking it.
+"""Estimate the memory that training needs, without allocating it.
 
 The code of a step itself runs on tensors without content (PyTorch's `FakeTensorMode`), and every storage that
-an operation makes or lets go is counted: so sizes, precision, gradient checkpointing and whatever a model
+an operation allocates or frees is counted: so sizes, precision, gradient checkpointing and whatever a model
 does are accounted for. What a single operation needs inside itself is not seen.
 """
 
@@ -101,7 +101,7 @@ class Stage2Work(NamedTuple):
     evaluate: Callable[[], None]
 
 
-def estimate_dit(
+def estimate_denoiser(
     config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None, batch: int
 ) -> MemoryEstimate:
     """Estimate stage 2 for `batch` clips in one process's micro-batch; the models lie on the CPU.
@@ -109,7 +109,7 @@ def estimate_dit(
     An alignment whose every sample needs targets is assumed: sooner or later a step has one.
     """
     trained, cached = size_bytes(model), config.cache.latents == "disk"
-    work = _dit_work(config, model, vae, prior, batch)
+    work = _denoiser_work(config, model, vae, prior, batch)
     pictures = config.data.frames + 1 + config.images.count
     return MemoryEstimate(
         weights=trained,
@@ -125,31 +125,28 @@ def estimate_dit(
 
 
 def step_bytes(
-    config: Config,
-    model: Denoiser,
-    vae: VideoVAE,
-    prior: FlowPrior | None,
-    batches: Sequence[int],
+    config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None, batches: Sequence[int]
 ) -> dict[int, int]:
-    """Return the bytes that a step of so many clips takes of a GPU, with slack, without evaluations."""
+    """Return the GPU memory in bytes of a step of each batch size, with slack, without evaluations."""
     lasting = (2 + moments(config.train_dit.optimizer)) * size_bytes(model) + size_bytes(vae)
-    of_four = _dit_work(config, model, vae, prior, VIDEOS_AT_ONCE)
+    of_four = _denoiser_work(config, model, vae, prior, VIDEOS_AT_ONCE)
     passing = [peak_bytes([vae], of_four.encode, gradients=False)]
     if prior is not None:
         lasting += size_bytes(prior)
         passing.append(peak_bytes([prior], of_four.targets, gradients=False))
     steps = {
-        batch: peak_bytes([model], _dit_work(config, model, vae, prior, batch).train) for batch in batches
+        batch: peak_bytes([model], _denoiser_work(config, model, vae, prior, batch).train)
+        for batch in batches
     }
     return {batch: lasting + int((1 + SLACK) * max(step, *passing)) for batch, step in steps.items()}
 
 
-def dit_flops(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None) -> float:
+def denoiser_flops(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None) -> float:
     """Return the FLOPs of training on one clip, 2 per multiply-add, of products, convolutions and attention.
 
     Of the prior the mean over timesteps, of which most need no targets. What lies in a cache costs nothing.
     """
-    work = _dit_work(config, model, vae, prior, 1)
+    work = _denoiser_work(config, model, vae, prior, 1)
     flops = float(count_flops([model], work.train))
     if config.cache.latents != "disk":
         flops += count_flops([vae], work.encode, gradients=False)
@@ -161,7 +158,7 @@ def dit_flops(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior |
     return flops
 
 
-def _dit_work(
+def _denoiser_work(
     config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None, batch: int
 ) -> Stage2Work:
     data, settings = config.data, config.train_dit
@@ -298,7 +295,7 @@ def peak_bytes(
 ) -> int:
     """Return the most bytes that `work` has alive at once, those of `models` themselves left out.
 
-    `work` uses the models and makes its own inputs; if it returns a loss, the way back from it counts too.
+    `work` uses the models and makes its own inputs; if it returns a loss, its backward pass counts too.
     Models may have been made under a `FakeTensorMode`.
     """
     return _observed(models, work, gradients, LiveBytes).peak

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from medsora.config.schema import STAGE_2, ArTrainingConfig, Config, DitTrainingConfig
+from medsora.config.schema import STAGE_2, Config, GeneratorTrainingConfig, TrainingConfig
 from medsora.data.checking.check import clip_windows
 from medsora.data.checking.scan import Scan
 from medsora.data.clips import ClipSpec
@@ -33,8 +33,8 @@ from medsora.training.cache.latents import latent_cache_bytes
 from medsora.training.cache.prior import prior_cache_bytes
 from medsora.training.dry_run.memory import (
     MemoryEstimate,
-    dit_flops,
-    estimate_dit,
+    denoiser_flops,
+    estimate_denoiser,
     estimate_vae,
     size_bytes,
     step_bytes,
@@ -94,8 +94,8 @@ class Findings:
         raise BadInput(f"{len(self.missing)} of what this run needs is missing or wrong, see the list above.")
 
 
-def dry_run_dit(config: Config, processes: int = 1) -> None:
-    """Look stage 2 over, for so many processes; raises `BadInput` if anything is missing."""
+def dry_run_denoiser(config: Config, processes: int = 1) -> None:
+    """Check stage 2, for `processes` processes; raises `BadInput` if anything is missing."""
     findings, settings = Findings(), config.train_dit
     vae = model = prior = None
     with findings.part("stage 1's VAE"):
@@ -106,8 +106,7 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
     clips, labels = count_clips(findings, config, denoiser_clip_spec(config), config.dit_dir)
     with findings.part("the denoiser"):
         model = build_denoiser(config, vae.latent_channels if vae else 16, len(labels))
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        findings.line("denoiser", f"{config.denoiser.preset}, {parameters:,} trained parameters")
+        findings.line("denoiser", f"{config.denoiser.preset}, {model.num_parameters():,} trained parameters")
         token_grid(config, vae or FrequencyCompensatedVAE, model.config.patch)
     if config.alignment.weight > 0 and model is not None:
         with findings.part(f"the {config.alignment.kind} prior"):
@@ -120,20 +119,20 @@ def dry_run_dit(config: Config, processes: int = 1) -> None:
     if findings.missing:
         return findings.conclude()
     batch = max(phase.batch for phase in settings.phases) // (processes * settings.accumulation)
-    findings.memory(estimate_dit(config, model, vae, prior, batch), batch)
+    findings.memory(estimate_denoiser(config, model, vae, prior, batch), batch)
     _usual_gpu(findings, config, model, vae, prior)
     last = schedule.step(schedule.total_steps - 1)
-    flops = (last.first_sample + last.batch) * dit_flops(config, model, vae, prior)
+    flops = (last.first_sample + last.batch) * denoiser_flops(config, model, vae, prior)
     report_hours(findings, settings, flops / processes)
     with findings.part("the disk"):
         caches = _cache_bytes(config, model, vae, prior, clips)
         checkpoint = (2 + moments(settings.optimizer)) * size_bytes(model)
-        check_disk(findings, config.dit_dir, checkpoint, settings.keep, settings.keep_every, caches)
+        check_disk(findings, config.dit_dir, settings, checkpoint, caches)
     findings.conclude()
 
 
 def dry_run_vae(config: Config, processes: int = 1) -> None:
-    """Look stage 1 over, for so many processes; raises `BadInput` if anything is missing."""
+    """Check stage 1, for `processes` processes; raises `BadInput` if anything is missing."""
     config = with_compensation_kind(config)
     findings, settings = Findings(), config.train_vae
     vae = loss = None
@@ -157,7 +156,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
     findings.memory(estimate, batch)
     with findings.part("the disk"):
         checkpoint = size_bytes(vae) + estimate.optimiser
-        check_disk(findings, config.vae_dir, checkpoint, settings.keep, settings.keep_every, {})
+        check_disk(findings, config.vae_dir, settings, checkpoint, {})
     findings.conclude()
 
 
@@ -165,7 +164,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
 
 
 def count_clips(findings: Findings, config: Config, spec: ClipSpec, run: Path) -> tuple[int, tuple[str, ...]]:
-    """Say how many clips there are to train on and to hold out; return the first number, and the labels."""
+    """Report how many clips are trained on and held out; return the first number, and the labels."""
     data, counts, labels = config.data, (0, 0), Labels()
     with findings.part("the clips"):
         if data.root is None:
@@ -219,7 +218,7 @@ def inspect_run(
         if stage == STAGE_2 and settings.compile:
             check_compile()
         usable_trackers(config.tracking.trackers)
-        _look_at_folder(findings, folder, config, stage)
+        _inspect_folder(findings, folder, config, stage)
     return schedule
 
 
@@ -240,7 +239,7 @@ def _usual_gpu(
             findings.line(f"  {side} px, batch {batch}", f"{_readable(needed):>10}  {fits}")
 
 
-def report_hours(findings: Findings, settings: DitTrainingConfig | ArTrainingConfig, flops: float) -> None:
+def report_hours(findings: Findings, settings: GeneratorTrainingConfig, flops: float) -> None:
     """Report how long GPUs take for so many FLOPs."""
     number = 2 if settings.precision != "no" else int(settings.matmul_precision != "highest")
     hours = [
@@ -256,7 +255,7 @@ def report_hours(findings: Findings, settings: DitTrainingConfig | ArTrainingCon
 # The run's folder and the disk
 
 
-def _look_at_folder(findings: Findings, path: Path, config: Config, stage: str) -> None:
+def _inspect_folder(findings: Findings, path: Path, config: Config, stage: str) -> None:
     there = _existing(path)
     if not os.access(there, os.W_OK) or not there.is_dir():
         raise BadInput(f"{path} cannot be written: {there} is no folder that may be written to.")
@@ -265,16 +264,12 @@ def _look_at_folder(findings: Findings, path: Path, config: Config, stage: str) 
         refuse_changes(previous, config, stage, path)
         folders = checkpoint_folders(path / "checkpoints")
         newest = newest_whole(
-            folders,
-            lambda folder, problem: findings.line("damaged checkpoint", f"{folder} ({problem})"),
+            folders, lambda folder, problem: findings.line("damaged checkpoint", f"{folder} ({problem})")
         )
         if newest is not None:
-            findings.line("run folder", f"{path}, resumed after {newest.name}")
-            return
+            return findings.line("run folder", f"{path}, resumed after {newest.name}")
         if folders:
-            raise BadInput(
-                f"{path} holds no whole checkpoint any more: put one back or take another run.name."
-            )
+            raise BadInput(f"{path} holds no complete checkpoint: put one back or take another run.name.")
     findings.line("run folder", f"{path}, new")
 
 
@@ -292,12 +287,14 @@ def _cache_bytes(
 
 
 def check_disk(
-    findings: Findings, run: Path, checkpoint: int, keep: int, keep_every: int | None, caches: dict[str, int]
+    findings: Findings, run: Path, settings: TrainingConfig, checkpoint: int, caches: dict[str, int]
 ) -> None:
-    """Report what checkpoints and caches take; raises `BadInput` if there is no room."""
-    needed = checkpoint * (keep + 1)  # the new one is written before the oldest goes
-    every = f", and one for every {keep_every} steps" if keep_every else ""
-    findings.line("disk: checkpoints", f"{_readable(needed)} for {keep} and one being written{every}")
+    """Report what checkpoints and caches take, in bytes; raises `BadInput` if there is no room."""
+    needed = checkpoint * (settings.keep + 1)  # the new one is written before the oldest goes
+    every = f", and one for every {settings.keep_every} steps" if settings.keep_every else ""
+    findings.line(
+        "disk: checkpoints", f"{_readable(needed)} for {settings.keep} and one being written{every}"
+    )
     wanted = {run: needed} | {Path(folder): size for folder, size in caches.items()}
     for folder, size in caches.items():
         findings.line("disk: caches", f"{_readable(size)} at most in {folder}")

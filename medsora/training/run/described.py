@@ -1,14 +1,18 @@
-"""What a run that can be sampled from keeps beside its checkpoints: pipeline.json, the decoder, samples."""
+"""What stages share whose models are sampled from: pipeline.json, the decoder, samples, labels."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from medsora.config.schema import ArTrainingConfig, DitTrainingConfig
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import Dataset
+
+from medsora.config.schema import Config, GeneratorTrainingConfig
 from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet
 from medsora.errors import BadInput, Interrupted, NonFiniteVideo
@@ -19,72 +23,133 @@ from medsora.saved.find import DEFAULT_FPS
 from medsora.saved.manifest import model_files, write_manifest
 from medsora.saved.pipeline import SavedPipeline
 from medsora.training.loop_end import PeriodicTask
+from medsora.training.run.early_stop import EarlyStop
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.report import keep_sheet
+from medsora.training.schedule import Schedule
+from medsora.training.stage_parts import StageParts
 
 log = logging.getLogger(__name__)
 
 
-def describe_model(
-    run: RunFolder, name: str, decoder: Any, geometry: Mapping[str, Any], rate: float | None
-) -> None:
-    """Write what sampling needs of a run besides a checkpoint: the frozen `decoder` and pipeline.json.
+class GeneratorStage:
+    """A stage that trains a generative model on what a frozen decoder encodes.
 
-    The decoder becomes the folder `name`. `rate` is the clips' frame rate, if it is known.
+    `samples` has the training clips, whose labels its model learns.
     """
-    if rate is None:
-        run.say(
-            "the frame rate of the clips is not known (folders of pictures have none): samples are "
-            f"written at {DEFAULT_FPS} frames per second."
-        )
-    if not run.main:
-        return
-    with written_folder(run.path / name) as folder:
-        decoder.save_pretrained(folder)
-    described = run.path / "pipeline.json"
-    text = json.dumps(geometry, indent=1, sort_keys=True)
-    if not is_file(described) or read_patiently(Path.read_bytes, described) != text.encode():
+
+    config: Config
+    accelerator: Accelerator
+    run: RunFolder
+    samples: Dataset
+    schedule: Schedule
+    parts: StageParts
+    decoder: tuple[str, nn.Module]  # the frozen decoder and its folder's name in the run
+    decoder_digest: str
+    geometry: dict[str, Any]  # of the clips, for a pipeline
+    evaluate: Callable[[int], None]
+    sample: Callable[[int, StopRequest], None]
+    held_out_loss: ClassVar[str]  # the logged metric that early stopping goes by
+    other_decoder: ClassVar[str]  # what a checkpoint with another decoder was trained on
+
+    @property
+    def settings(self) -> GeneratorTrainingConfig:
+        """The config's section of this training."""
+        return getattr(self.config, self.run.stage)
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """Stops on the loss of held-out clips."""
+        return EarlyStop.of(self.run, self.settings, self.held_out_loss)
+
+    @property
+    def tasks(self) -> list[PeriodicTask]:
+        """Its evaluation and its samples, which take long enough to be cut short by a request to stop."""
+        return [
+            PeriodicTask(
+                self.settings.eval_every,
+                lambda step, stop: self.evaluate(step),
+                lambda step: self.run.has_logged(step, "held_out/"),
+            ),
+            PeriodicTask(
+                self.settings.sample_every,
+                self.sample,
+                lambda step: is_file(sheet_path(self.run, step)),
+                interruptible=True,
+            ),
+        ]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the clips' labels."""
+        return self.samples.clips.labels.names
+
+    @property
+    def clip_labels(self) -> list[int]:
+        """The label's number of every training clip."""
+        return [self.samples.clips.label(index) for index in range(len(self.samples.clips))]
+
+    def clip_geometry(self) -> dict[str, Any]:
+        """Return the geometry of the clips that pipelines of all kinds save, as in `SavedPipeline`."""
+        data, rate = self.config.data, self.samples.clips.report.fps
+        known = {"interval": data.interval, "rate": rate, "labels": list(self.labels)}
+        return {
+            "frames": data.frames,
+            "size": list(data.height_width),
+            "fps": rate or DEFAULT_FPS,
+            "crop": data.crop,
+            **{key: value for key, value in known.items() if value},
+        }
+
+    def require_same_labels(self, names: list[str] | None) -> None:
+        """Raise `BadInput` unless a checkpoint's labels are those of the clips.
+
+        Checkpoints of earlier versions hold no names: theirs are in pipeline.json (`trained_labels`).
+        """
+        if names is not None and names != list(self.labels):
+            raise BadInput(
+                f"{self.run.path} was trained with the labels {', '.join(names) or 'none'}, but the clips "
+                f"now have {', '.join(self.labels) or 'none'}; restore the old names, or take "
+                "another run.name."
+            )
+
+    def require_same_decoder(self, digest: str | None) -> None:
+        """Raise `BadInput` unless a checkpoint's model was trained on what this decoder encodes."""
+        if digest != self.decoder_digest:
+            raise BadInput(
+                f"{self.run.path} {self.other_decoder} than the one that vae.path or stage 1 gives now; take "
+                "another run.name, or put that one back to resume that run."
+            )
+
+    def resume(self) -> int:
+        """Restore the newest complete checkpoint, if there is one; return the number of finished steps.
+
+        Also writes beside it what sampling needs of this run: the decoder and pipeline.json. Raises
+        `BadInput` or `OSError` if the checkpoint is of another model, or of one with another decoder.
+        """
+        start, run = self.parts.resume(self.schedule), self.run
+        if self.samples.clips.report.fps is None:
+            run.notify(
+                "the frame rate of the clips is not known (folders of pictures have none): samples are "
+                f"written at {DEFAULT_FPS} frames per second."
+            )
+        if not run.main:
+            return start
+        name, decoder = self.decoder
+        with written_folder(run.path / name) as folder:
+            decoder.save_pretrained(folder)
+        described = run.path / "pipeline.json"
+        text = json.dumps(self.geometry, indent=1, sort_keys=True)
         with run.writing():
-            write_text(described, text)
-    with run.writing():
-        write_manifest(run.path, [described, *model_files(run.path / name)])
-
-
-def require_same_labels(run: RunFolder, names: list[str] | None, ours: Sequence[str]) -> None:
-    """Raise `BadInput` unless a checkpoint's labels are those of the clips.
-
-    Checkpoints of earlier versions hold no names: theirs are in pipeline.json (`trained_labels`).
-    """
-    if names is not None and names != list(ours):
-        raise BadInput(
-            f"{run.path} was trained with the labels {', '.join(names) or 'none'}, but the clips "
-            f"now have {', '.join(ours) or 'none'}; restore the old names, or take another run.name."
-        )
+            if not is_file(described) or read_patiently(Path.read_bytes, described) != text.encode():
+                write_text(described, text)
+            write_manifest(run.path, [described, *model_files(run.path / name)])
+        return start
 
 
 def sheet_path(run: RunFolder, step: int) -> Path:
     """Where the contact sheet of the samples of `step` goes, which is written last."""
     return run.samples / f"step-{step:07d}.png"
-
-
-def evaluation_and_samples(
-    run: RunFolder,
-    settings: DitTrainingConfig | ArTrainingConfig,
-    evaluate: Callable[[int], None],
-    sample: Callable[[int, StopRequest], None],
-) -> list[PeriodicTask]:
-    """Return both tasks of a stage; its samples take long enough to be cut short by a request to stop."""
-
-    def is_evaluated(step: int) -> bool:
-        return run.has_logged(step, "held_out/")
-
-    def is_sampled(step: int) -> bool:
-        return is_file(sheet_path(run, step))
-
-    return [
-        PeriodicTask(settings.eval_every, lambda step, stop: evaluate(step), is_evaluated),
-        PeriodicTask(settings.sample_every, sample, is_sampled, interruptible=True),
-    ]
 
 
 def keep_samples(
@@ -113,12 +178,11 @@ def keep_samples(
     except NonFiniteVideo as error:
         log.warning("no samples after step %d: %s", step, error)
         return
-    fps = pipeline.config.fps
     tags = synthetic_tags(f"{run.path.name}, step {step}", pipeline.trained_on)
     of_rows = [f", {label}" for label in labels] if labels else [""] * len(videos)
     rows = [(f"seed {k}{of_rows[k]}", video) for k, video in enumerate(videos)]
     with run.writing():
         for number, video in enumerate(videos):
             path = sheet_path(run, step).with_suffix("") / f"video-{number:05d}.mp4"
-            write_video(path, video, fps, metadata=tags)
+            write_video(path, video, pipeline.config.fps, metadata=tags)
     keep_sheet(run, sheet_path(run, step), contact_sheet(rows, columns=8), step)

@@ -7,30 +7,28 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from medsora.config.schema import ArTrainingConfig, DitTrainingConfig, VaeTrainingConfig
+from medsora.config.schema import TrainingConfig
 from medsora.training.run.folder import RunFolder, read_log
 
 
 class EarlyStop(NamedTuple):
-    """Ends training after `patience` evaluations of `figure` that improved its best value too little.
+    """Ends training after `patience` evaluations of `metric` that improved its best value too little.
 
     `gain` is the smallest decrease that counts, as a part of the best value so far.
     """
 
     run: RunFolder
-    figure: str
+    metric: str
     patience: int
     gain: float
     every: int
 
     @classmethod
-    def of(
-        cls, run: RunFolder, settings: VaeTrainingConfig | DitTrainingConfig | ArTrainingConfig, figure: str
-    ) -> EarlyStop | None:
-        """Return what a stage's settings mean for its logged `figure`; None where they leave it off."""
+    def of(cls, run: RunFolder, settings: TrainingConfig, metric: str) -> EarlyStop | None:
+        """Return the early stopping on a logged `metric` by a stage's settings; None where it is off."""
         if settings.early_stop is None:
             return None
-        return cls(run, figure, settings.early_stop, settings.early_stop_gain, settings.eval_every)
+        return cls(run, metric, settings.early_stop, settings.early_stop_gain, settings.eval_every)
 
     def best(self) -> tuple[int, float, int] | None:
         """Return the step and value of the best evaluation, and how many followed; None before the first.
@@ -39,7 +37,7 @@ class EarlyStop(NamedTuple):
         """
         best = None
         for line in read_log(self.run.path):
-            if line["step"] > 0 and (value := line.get(self.figure)) is not None:
+            if line["step"] > 0 and (value := line.get(self.metric)) is not None:
                 if best is None or value < best[1] * (1 - self.gain):
                     best = line["step"], value, 0
                 else:
@@ -54,7 +52,7 @@ class EarlyStop(NamedTuple):
         step, value, since = best
         kept = (self.run.checkpoints / f"step-{step:07d}").is_dir()  # unless it was off at that step
         return (
-            f"early stopping: {self.figure.replace('/', ' ')} has not improved in {since} evaluations on "
+            f"early stopping: {self.metric.replace('/', ' ')} has not improved in {since} evaluations on "
             f"{value:.4g} at step {step}{', whose checkpoint is kept' if kept else ''}; a larger "
             f"{self.run.stage}.early_stop, or null, continues training."
         )

@@ -1,11 +1,11 @@
-"""What a run leaves behind in its folder: config, command, versions, log, curves; and how it is told apart.
+"""A run's folder: config, command, versions, log, messages; what it checks before a run is resumed.
 
 config.yaml  command.txt  versions.json     what was run
 videos.json                                 each video's side of the split, kept when the run is resumed
-log.jsonl                                   one line of figures per logged step
-messages.txt                                everything said in sentences
+log.jsonl                                   one line of metrics per logged step
+messages.txt                                messages to the user
 lock.txt                                    held by the process that writes here
-saved.txt                                   there once a checkpoint was: no run begins anew where one is lost
+saved.txt                                   there once a checkpoint was: if that is lost, no run starts over
 checkpoints/  samples/  tensorboard/        see `checkpoint.py` and the loops
 """
 
@@ -91,13 +91,13 @@ class RunFolder:
             ) from error
 
     def newest_checkpoint(self) -> Checkpoint | None:
-        """Return the newest whole checkpoint, or None; what was logged after it is dropped.
+        """Return the newest complete checkpoint, or None; what was logged after it is dropped.
 
-        The main process looks for it, sets damaged ones aside, and tells the others.
+        The main process looks for it, sets damaged ones aside, and broadcasts it.
         """
         found = [None]
         if self.main:
-            found = [latest_checkpoint(self.checkpoints, self.say)]
+            found = [latest_checkpoint(self.checkpoints, self.notify)]
             self._cut_log(found[0].step if found[0] else 0)
         return broadcast_object_list(found)[0]
 
@@ -108,30 +108,30 @@ class RunFolder:
                 write_text(self.path / SAVED, "This run has had a checkpoint.\n")
 
     def announce(self, checkpoint: Checkpoint, total_steps: int) -> None:
-        """Print where the run resumes, and whether it still equals a run that was never stopped."""
+        """Print where the run resumes, and whether its result still equals that of an uninterrupted run."""
         if checkpoint.step > total_steps:
-            self.say(
+            self.notify(
                 f"nothing left to train: the run has done {checkpoint.step} steps and ends after "
                 f"{total_steps} ({self.stage}.max_steps or {self.stage}.epochs); raise that to train on, "
                 "or take another run.name to begin anew."
             )
         else:
-            self.say(f"going on after step {checkpoint.step} of {total_steps}.")
+            self.notify(f"resuming after step {checkpoint.step} of {total_steps}.")
         before, now = checkpoint.state.get("processes"), self.accelerator.num_processes
         if before not in (None, now):
-            self.say(
+            self.notify(
                 f"the number of processes was {before} and is {now}: every clip comes in the same order, but "
                 "sums are rounded differently: the result is not bit for bit that of a run with one number."
             )
 
     def has_logged(self, step: int, prefix: str) -> bool:
-        """Return whether figures whose names start with `prefix` were logged at `step` (main process)."""
+        """Return whether metrics whose names start with `prefix` were logged at `step` (main process)."""
         return any(
             line["step"] == step and any(name.startswith(prefix) for name in line)
             for line in read_log(self.path)
         )
 
-    def say(self, sentence: str) -> None:
+    def notify(self, sentence: str) -> None:
         """Print one sentence and keep it in messages.txt."""
         if self.main:
             sentence = one_line(sentence)
@@ -139,16 +139,16 @@ class RunFolder:
             with self.writing(), (self.path / "messages.txt").open("a", encoding="utf-8") as file:
                 file.write(sentence + "\n")
 
-    def log(self, step: int, figures: dict[str, float]) -> None:
+    def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line to log.jsonl, with the seconds that the run has taken, and inform the trackers."""
         if self.main:
             elapsed_s = self._elapsed_before_s + time.monotonic() - self._opened
-            line = {"step": step, **figures, ELAPSED: round(elapsed_s, 1)}
+            line = {"step": step, **metrics, ELAPSED: round(elapsed_s, 1)}
             with self.writing(), (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         with self.writing():
             self.accelerator.log(
-                {key: value for key, value in figures.items() if math.isfinite(value)}, step=step
+                {key: value for key, value in metrics.items() if math.isfinite(value)}, step=step
             )
 
     def _cut_log(self, step: int) -> None:
@@ -161,17 +161,17 @@ class RunFolder:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Return the figures that a run logged, one dictionary per line; damaged lines are left out.
+    """Return the metrics that a run logged, one dictionary per line; damaged lines are left out.
 
     Raises `BadInput` if the log cannot be read.
     """
     path = run / "log.jsonl"
     texts = read_patiently(Path.read_bytes, path).split(b"\n") if is_file(path) else []
-    return [line for text in texts if (line := _figures(text)) is not None]
+    return [line for text in texts if (line := _log_line(text)) is not None]
 
 
-def _figures(text: bytes) -> dict[str, Any] | None:
-    """Return what a line of the log says; None for one that is half written or damaged."""
+def _log_line(text: bytes) -> dict[str, Any] | None:
+    """Return the contents of a line of the log; None for one that is half written or damaged."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):

@@ -23,7 +23,7 @@ from medsora.training.run.trackers import show_picture
 PAGE, SHEET, CURVES = "report.html", "latest-sheet.png", "curves"
 EVERY_S = 60.0
 MAX_TIME_SHARE = 0.01  # that writing the page may take
-SHOWN = {  # prefix of figures -> title of their curves
+SHOWN = {  # prefix of metrics -> title of their curves
     "loss/": "loss",
     "held_out/": "held out: fixed clips, timesteps and noise, so curves of different runs are comparable",
     "alignment/": "alignment per block: 1 - correlation with the flow prior (1: unrelated)",
@@ -36,70 +36,73 @@ BETTER, WORSE, EQUAL = "better", "worse", "no better"
 ABSOLUTE_PATH = re.compile(r"(?<![\w./:~])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\",;:()<>|/\\]+[/\\])*(?=[\w.])")
 
 
-class Figure(NamedTuple):
-    """What a logged figure is called and means; `sign` is 1 where more is better, -1 where less is."""
+class Metric(NamedTuple):
+    """What a logged metric is called and means; `sign` is 1 where more is better, -1 where less is."""
 
     label: str
     meaning: str
     sign: int = -1
 
 
-FIGURES = {
-    "held_out/loss": Figure(
+METRICS = {
+    "held_out/loss": Metric(
         "loss", "the training loss on held-out clips, which early stopping goes by; of EndoGen nats per code"
     ),
-    "held_out/accuracy": Figure(
-        "codes guessed right", "how often the likeliest next code is the held-out clip's, 0 to 1", 1
+    "held_out/accuracy": Metric(
+        "codes predicted correctly", "how often the likeliest next code is the held-out clip's, 0 to 1", 1
     ),
-    "held_out/psnr": Figure("PSNR, dB", "how close reconstructed held-out clips are to the clips", 1),
-    "held_out/base_psnr": Figure("PSNR without compensation, dB", "the same with the compensation off", 1),
-    "held_out/mean_colour_psnr": Figure("PSNR of one colour per clip, dB", "what no structure reaches", 0),
-    "held_out/ssim": Figure("SSIM", "likeness of local structure, 1 for equal clips", 1),
-    "held_out/base_ssim": Figure("SSIM without compensation", "the same with the compensation off", 1),
-    "held_out/flicker": Figure("flicker", "how much changes between frames differ from the clips'"),
-    "held_out/base_flicker": Figure("flicker without compensation", "the same with the compensation off"),
-    "held_out/spectrum_error": Figure(
+    "held_out/psnr": Metric("PSNR, dB", "how close reconstructed held-out clips are to the clips", 1),
+    "held_out/base_psnr": Metric("PSNR without compensation, dB", "the same with the compensation off", 1),
+    "held_out/mean_colour_psnr": Metric(
+        "PSNR of one colour per clip, dB", "a reconstruction without structure", 0
+    ),
+    "held_out/ssim": Metric("SSIM", "similarity of local structure, 1 for equal clips", 1),
+    "held_out/base_ssim": Metric("SSIM without compensation", "the same with the compensation off", 1),
+    "held_out/flicker": Metric("flicker", "how much changes between frames differ from the clips'"),
+    "held_out/base_flicker": Metric("flicker without compensation", "the same with the compensation off"),
+    "held_out/spectrum_error": Metric(
         "spectrum error, dB", "how much the power of the frames' frequencies differs from the clips'"
     ),
-    "held_out/base_spectrum_error": Figure(
+    "held_out/base_spectrum_error": Metric(
         "spectrum error without compensation, dB", "the same with the compensation off"
     ),
-    "held_out/codes_used": Figure("codes used", "part of the codebook that held-out clips take", 1),
-    "held_out/perplexity": Figure("perplexity of codes", "equally frequent codes that would vary as much", 1),
-    "held_out/mse": Figure(
+    "held_out/codes_used": Metric("codes used", "part of the codebook that held-out clips take", 1),
+    "held_out/perplexity": Metric("perplexity of codes", "equally frequent codes that would vary as much", 1),
+    "held_out/mse": Metric(
         "noise error", "error of the predicted noise, mean over the timesteps below; 1: none"
     ),
-    "held_out/clip_mse": Figure("noise error of clips", "the same without joint images"),
-    "loss/total": Figure(
+    "held_out/clip_mse": Metric("noise error of clips", "the same without joint images"),
+    "loss/total": Metric(
         "loss", "what training minimises: the weighted sum of its parts; of EndoGen nats per code"
     ),
-    "loss/l1": Figure("L1", "mean difference of pixels, which lie in [-1, 1]"),
-    "loss/l2": Figure("L2", "mean squared difference of pixels"),
-    "loss/commitment": Figure("commitment", "squared distance of latents from their codes, for the encoder"),
-    "loss/codebook": Figure("codebook", "the same distance, for the codebook"),
-    "loss/lpips": Figure("LPIPS", "difference of a pretrained network's features"),
-    "loss/ffl": Figure("focal frequency", "difference of the frames' spectra, difficult frequencies first"),
-    "loss/kl": Figure("KL", "distance of the latents from a standard normal distribution"),
-    "loss/sharpness": Figure("sharpness", "difference of the clips' sharpness, in decades"),
-    "loss/coarse": Figure("coarse", "difference of halved latents, decoded, from halved clips"),
-    "loss/mse": Figure("noise error", "error of the predicted noise, at random timesteps"),
-    "loss/vb": Figure("variational bound", "what the predicted variance is trained by"),
-    "loss/alignment": Figure(
+    "loss/l1": Metric("L1", "mean difference of pixels, which lie in [-1, 1]"),
+    "loss/l2": Metric("L2", "mean squared difference of pixels"),
+    "loss/commitment": Metric("commitment", "squared distance of latents from their codes, for the encoder"),
+    "loss/codebook": Metric("codebook", "the same distance, for the codebook"),
+    "loss/lpips": Metric("LPIPS", "difference of a pretrained network's features"),
+    "loss/ffl": Metric("focal frequency", "difference of the frames' spectra, difficult frequencies first"),
+    "loss/kl": Metric("KL", "distance of the latents from a standard normal distribution"),
+    "loss/sharpness": Metric("sharpness", "difference of the clips' sharpness, in decades"),
+    "loss/coarse": Metric("coarse", "difference of halved latents, decoded, from halved clips"),
+    "loss/mse": Metric("noise error", "error of the predicted noise, at random timesteps"),
+    "loss/vb": Metric("variational bound", "what the predicted variance is trained by"),
+    "loss/alignment": Metric(
         "alignment", "1 - correlation of features with the flow prior, above the margin"
     ),
-    "gradient_norm": Figure("gradient norm", "before clipping", 0),
-    "lr": Figure("learning rate", "of the last step", 0),
-    "epoch": Figure("epoch", "how often every clip has been seen", 0),
-    "codes_used": Figure(
+    "gradient_norm": Metric("gradient norm", "before clipping", 0),
+    "lr": Metric("learning rate", "of the last step", 0),
+    "epoch": Metric("epoch", "how often every clip has been seen", 0),
+    "codes_used": Metric(
         "codes used", "part of the codebook used in the last train_vae.revive_after steps", 0
     ),
-    "perplexity": Figure("perplexity", "equally frequent codes that would vary as the last step's", 0),
-    "speed/samples_per_s": Figure("clips per second", "since the last line of the log", 0),
-    "speed/data_wait": Figure(
+    "perplexity": Metric("perplexity", "equally frequent codes that would vary as the last step's", 0),
+    "speed/samples_per_s": Metric("clips per second", "since the last line of the log", 0),
+    "speed/data_wait": Metric(
         "waiting for data", "part of that time in which the device had nothing to do", 0
     ),
-    "speed/memory_gib": Figure("memory, GiB", "largest so far on a GPU, else in use", 0),
+    "speed/memory_gib": Metric("memory, GiB", "largest so far on a GPU, else in use", 0),
 }
+FIGURES = METRICS  # the name by which `medsora.demo` imports it
 EVALUATION, TRAINING, SPEED = "held_out/", "loss/", "speed/"
 
 
@@ -108,7 +111,7 @@ def keep_sheet(run: RunFolder, path: Path, picture: np.ndarray, step: int) -> No
     with run.writing():
         save_image(run.path / SHEET, picture)
         show_picture(run.accelerator, "sheet", picture, step)
-        save_image(path, picture)  # last: it says that everything of this step is there
+        save_image(path, picture)  # last: it marks the step's samples as complete
 
 
 class RunReport:
@@ -131,7 +134,7 @@ class RunReport:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:  # whoever is asked to stop has no time for pages
+        if kind is None:  # an interrupted run has no time for it
             self._due = 0.0
             self.update()
 
@@ -181,7 +184,7 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
 
 
 def _times(log: list[dict[str, float]], step: int, total_steps: int) -> list[tuple[str, str]]:
-    """Return how long the run has taken, and how long it will take at its mean speed so far."""
+    """Return the elapsed time, and the remaining time at the mean speed so far."""
     timed = [(line["step"], line[ELAPSED]) for line in log if ELAPSED in line]
     if not timed:
         return []
@@ -206,16 +209,16 @@ def evaluation_section(log: list[dict[str, float]], title: str = "Held-out clips
     last, before = evaluations[-1], evaluations[-2] if len(evaluations) > 1 else {}
     names = sorted((name for name in last if name.startswith(EVALUATION)), key=_place)
     rows = [
-        (_figure(name).label, *(f"{line[name]:.4g}" if name in line else "" for line in (before, last)),
-         _verdict(name, before, last), _figure(name).meaning)
+        (_metric(name).label, *(f"{line[name]:.4g}" if name in line else "" for line in (before, last)),
+         _verdict(name, before, last), _metric(name).meaning)
         for name in names
     ]  # fmt: skip
     if before:
-        judged = next(name for name in names if _figure(name).sign)
+        judged = next(name for name in names if _metric(name).sign)
         steps = [f"{int(line['step']):,}" for line in (last, before)]
         sentence = (
             f"The evaluation after step {steps[0]} is {_verdict(judged, before, last)} than the one after "
-            f"step {steps[1]}, by its {_figure(judged).label}."
+            f"step {steps[1]}, by its {_metric(judged).label}."
         )
     else:
         sentence = (
@@ -226,36 +229,36 @@ def evaluation_section(log: list[dict[str, float]], title: str = "Held-out clips
 
 
 def _verdict(name: str, before: dict[str, float], last: dict[str, float]) -> str:
-    """Return whether a figure got better, or nothing where there is no better or no earlier figure."""
-    sign = _figure(name).sign
+    """Return whether a metric got better, or nothing where there is no better or no earlier metric."""
+    sign = _metric(name).sign
     if not sign or name not in before:
         return ""
     gain = sign * (last[name] - before[name])
     return BETTER if gain > 0 else WORSE if gain < 0 else EQUAL
 
 
-def _figure(name: str) -> Figure:
+def _metric(name: str) -> Metric:
     error, _, timestep = name.partition("mse_t")
     if timestep and error in ("held_out/", "held_out/clip_"):
         of_clips = " of clips" if error.endswith("clip_") else ""
         words = f"noise error{of_clips} at t = {timestep}"
-        return Figure(words, "the same at this timestep; noisier ones are easier")
-    return FIGURES.get(name, Figure(name.split("/")[-1].replace("_", " "), "", 0))
+        return Metric(words, "the same at this timestep; noisier ones are easier")
+    return METRICS.get(name, Metric(name.split("/")[-1].replace("_", " "), "", 0))
 
 
 def _place(name: str) -> tuple[int, int]:
-    """Return a figure's place in a table: that of FIGURES, timesteps in their order behind all others."""
-    if name in FIGURES:
-        return list(FIGURES).index(name), 0
+    """Return a metric's place in a table: that of METRICS, timesteps in their order behind all others."""
+    if name in METRICS:
+        return list(METRICS).index(name), 0
     number = re.search(r"\d+$", name)
-    return len(FIGURES), int(number.group()) if number else 0
+    return len(METRICS), int(number.group()) if number else 0
 
 
 def _rows(latest: dict[str, float], prefix: str) -> list[tuple[str, str, str]]:
-    """Return label, value and meaning of the latest figures of a kind; a loss of 0 is one left out."""
+    """Return label, value and meaning of the latest metrics of a kind; a loss of 0 is one left out."""
     return [
-        (figure.label, f"{latest[name]:.4g}", figure.meaning)
-        for name, figure in FIGURES.items()
+        (metric.label, f"{latest[name]:.4g}", metric.meaning)
+        for name, metric in METRICS.items()
         if name in latest and (name.startswith(prefix) if prefix else "/" not in name)
         if latest[name] or prefix != TRAINING
     ]

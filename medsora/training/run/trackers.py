@@ -1,4 +1,4 @@
-"""Where curves and pictures go besides the run's folder: TensorBoard by default, wandb or trackio by name."""
+"""Trackers of curves and pictures: TensorBoard by default, wandb or trackio by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def usable_trackers(names: list[str]) -> list[str]:
 
 
 def start_trackers(accelerator: Accelerator, run: RunFolder, config: Config) -> None:
-    """Open the trackers once the run folder is there; raises `BadInput` for one that refuses."""
+    """Open the trackers once the run folder exists; raises `BadInput` for one that fails to start."""
     if not config.tracking.trackers:
         return
     tags = {"run": config.run.name, "seed": config.run.seed, "preset": config.denoiser.preset}

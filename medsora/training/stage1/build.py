@@ -29,7 +29,7 @@ def build_vae_stage(config: Config) -> VaeStage:
     optimizer = build_optimizer(settings.optimizer, parameters, lr=settings.lr, betas=settings.betas)
     run, schedule = open_run(config, "train_vae", config.vae_dir, accelerator, clips)
     if settings.lpips == 0:
-        run.say("LPIPS is left out of the loss (train_vae.lpips is 0).")
+        run.notify("LPIPS is left out of the loss (train_vae.lpips is 0).")
     kind = TokenizerStage if config.vae.kind == "vq" else VaeStage
     return kind(config, accelerator, run, clips, held_out, vae, loss, optimizer, schedule)
 

@@ -25,7 +25,7 @@ def check_crop(config: Config, vae: SizedModel) -> None:
 
 
 def random_crops(video: torch.Tensor, side: int | None, seed: int, samples: torch.Tensor) -> torch.Tensor:
-    """Cut a square of `side` pixels out of every clip (B, F, 3, H, W), where its sample number says.
+    """Crop a square of `side` pixels of every clip (B, F, 3, H, W), at a position drawn by its sample number.
 
     Returns (B, F, 3, side, side); with None the clips as they are.
     """

@@ -1,4 +1,4 @@
-"""How well the VAE returns held-out clips, with its compensation and without: figures and a sheet."""
+"""How well the VAE returns held-out clips, with its compensation and without: metrics and a sheet."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MEASURES = {"psnr": psnr, "ssim": ssim, "flicker": flicker, "spectrum_error": sp
 def evaluate_reconstruction(
     vae: FrequencyCompensatedVAE | VQTokenizer, clips: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float], list[tuple[str, np.ndarray]]]:
-    """Return the `MEASURES` of `clips`' reconstructions, means over clips, and what to look at.
+    """Return the `MEASURES` of `clips`' reconstructions, means over clips, and a contact sheet's rows.
 
-    That is a label and frames, uint8 (F, H, W, 3), of every clip, each followed by its reconstructions.
-    `base_...` are the same figures with the compensation switched off, `mean_colour_psnr` what one colour per
+    A row is a label and frames, uint8 (F, H, W, 3), of a clip or of one of its reconstructions.
+    `base_...` are the same metrics with the compensation switched off, `mean_colour_psnr` what one colour per
     clip would reach. `clips` are items of a `ClipDataset`; the VAE's mode is put back afterwards.
     """
     was_training, device = vae.training, next(vae.parameters()).device
@@ -34,12 +34,12 @@ def evaluate_reconstruction(
         with compensation_off(vae):
             versions["base_"] = vae.reconstruct(videos)
     vae.train(was_training)
-    figures = {"held_out/mean_colour_psnr": float(mean_colour_psnr(videos).mean())}
+    metrics = {"held_out/mean_colour_psnr": float(mean_colour_psnr(videos).mean())}
     for prefix, version in versions.items():
         for name, measure in MEASURES.items():
-            figures[f"held_out/{prefix}{name}"] = float(measure(version, videos).mean())
+            metrics[f"held_out/{prefix}{name}"] = float(measure(version, videos).mean())
     rows = []
     for number, clip in enumerate(clips):
         rows.append((f"held out: {clip['name']}", video_to_frames(videos[number])))
         rows += [(f"{p}reconstruction", video_to_frames(version[number])) for p, version in versions.items()]
-    return figures, rows
+    return metrics, rows

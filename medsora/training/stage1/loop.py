@@ -18,7 +18,7 @@ from medsora.training.stage1.crops import random_crops
 
 
 def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Path:
-    """Run stage 1 to its end, going on from the last checkpoint if there is one; return the VAE's folder.
+    """Run stage 1, resuming from the last checkpoint if there is one; return the VAE's folder.
 
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
@@ -37,7 +37,7 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             parts: dict[str, torch.Tensor] = {}
             for micro in range(settings.accumulation):
                 batch = batches.next()
-                # A worker's batch lies otherwise in memory than the main process's: other last digits.
+                # A worker's batch has other strides than the main process's, which changes the last digits.
                 video = random_crops(batch["video"], settings.crop, config.run.seed, batch["sample"])
                 video = to_device(video, accelerator.device).contiguous()
                 last = micro == settings.accumulation - 1
@@ -49,16 +49,16 @@ def train_vae(config: Config, *, time_limit_minutes: float | None = None) -> Pat
                     parts[name] = parts.get(name, 0.0) + value.detach() / settings.accumulation
 
             norm = clipped_norm(accelerator, stage.vae, settings.clip_norm)
-            logs, saves, asked = check_step(stage, guard, record, norm, stop)
+            logs, saves, stops = check_step(stage, guard, record, norm, stop)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            codes = stage.tend_codebook(done, norm)
+            codes = stage.update_codebook(done, norm)
 
             progress.count(step.batch, batches.waited())
             if logs:
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch, **codes}
                 log_step(stage, done, parts, state, progress, report)
-            if end_step(stage, done, stop, progress, saves=saves, asked=asked):
+            if end_step(stage, done, stop, progress, saves=saves, stops=stops):
                 break
 
     return stage.finish()

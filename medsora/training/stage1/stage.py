@@ -76,7 +76,7 @@ class VaeStage:
         out = model(video, generator=draws, coarse=self.config.train_vae.coarse > 0)
         return self.loss(out.reconstruction, video, out.mean, out.logvar, out.coarse)
 
-    def tend_codebook(self, done: int, norm: Tensor | float) -> dict[str, float]:
+    def update_codebook(self, done: int, norm: Tensor | float) -> dict[str, float]:
         """Return what to log of a tokenizer's codebook after `done` steps: a VAE has none."""
         return {}
 
@@ -101,17 +101,17 @@ class VaeStage:
         load_weights(self.vae, folder / "diffusion_pytorch_model.safetensors")
 
     def resume(self) -> int:
-        """Restore the newest whole checkpoint, if there is one; return the number of finished steps."""
+        """Restore the newest complete checkpoint, if there is one; return the number of finished steps."""
         return self.parts.resume(self.schedule)
 
     def evaluate(self, step: int) -> None:
-        """Reconstruct held-out clips with and without the compensation; log figures, draw the sheet."""
+        """Reconstruct held-out clips with and without the compensation; log metrics, draw the sheet."""
         count = min(self.config.train_vae.eval_clips, len(self.held_out))
         clips = [self.held_out.fixed_clip(index) for index in range(count)]
-        figures, rows = evaluate_reconstruction(self.vae, clips)
-        figures |= self.code_figures(clips)
+        metrics, rows = evaluate_reconstruction(self.vae, clips)
+        metrics |= self.code_metrics(clips)
         if self.early_stop is not None:
-            figures[HELD_OUT_LOSS] = self.held_out_loss(clips)
+            metrics[HELD_OUT_LOSS] = self.held_out_loss(clips)
         fps = self.clips.report.fps or DEFAULT_FPS
         folder, versions = self.run.samples / f"step-{step:07d}", len(rows) // count
         with self.run.writing():
@@ -120,11 +120,11 @@ class VaeStage:
                 path = folder / f"clip-{number}-and-its-reconstruction.mp4"
                 write_video(path, np.concatenate(side_by_side, axis=2), fps)
         keep_sheet(self.run, folder.with_suffix(".png"), contact_sheet(rows, columns=SHEET_FRAMES), step)
-        self.run.log(step, figures)
-        told = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in figures.items())
-        self.run.say(f"step {step}, held out: {told}")
+        self.run.log(step, metrics)
+        values = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in metrics.items())
+        self.run.notify(f"step {step}, held out: {values}")
 
-    def code_figures(self, clips: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def code_metrics(self, clips: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Return the use of a tokenizer's codes on `clips`: a VAE has none."""
         return {}
 
@@ -150,7 +150,7 @@ class VaeStage:
             factor = measure_scaling_factor(self.vae, self._scaling_clips())
             factor *= self.config.train_vae.latent_std
             self.vae.set_scaling_factor(factor)
-            self.run.say(f"the scaling factor of these latents is {factor:.4f}.")
+            self.run.notify(f"the scaling factor of these latents is {factor:.4f}.")
 
     def finish(self) -> Path:
         """Write the trained VAE where stage 2 looks for it, with the scaling factor of its own latents.
@@ -161,12 +161,12 @@ class VaeStage:
         if self.run.main:
             if self.early_stop is not None and (best := self.early_stop.best()) is not None:
                 self._load_vae(self.run.checkpoints / f"step-{best[0]:07d}" / "vae")
-                self.run.say(f"the VAE of step {best[0]} has the best held-out loss and is taken.")
+                self.run.notify(f"the VAE of step {best[0]} has the best held-out loss and is taken.")
             self.set_scale()
             with written_folder(folder) as beside:
                 self.vae.save_pretrained(beside)
                 write_manifest(beside, model_files(beside))
-            self.run.say(f"stage 1 is done: the VAE is in {folder}.")
+            self.run.notify(f"stage 1 is done: the VAE is in {folder}.")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return folder

@@ -1,4 +1,4 @@
-"""Stage 1 of a VQ tokenizer: its loss, the use of its codes, and new life for dead ones."""
+"""Stage 1 of a VQ tokenizer: its loss, the use of its codes, and the revival of dead ones."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class TokenizerStage(VaeStage):
     vae: VQTokenizer
 
     def __post_init__(self) -> None:
-        self.vae.normalize_codebook()  # as after any step, also one that is found to be lost only later
+        self.vae.normalize_codebook()  # as after every step
         self._last_used = torch.zeros(self.vae.num_codes, dtype=torch.long)
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # this step's samples, latents, codes
 
     @property
     def values(self) -> dict[str, ValuePart]:
         """The step that each code was last used in."""
-        return {"last_used": ValuePart(lambda step: self._last_used.tolist(), self._take_up, list)}
+        return {"last_used": ValuePart(lambda step: self._last_used.tolist(), self._restore_last_used, list)}
 
     def compute_loss(self, model: nn.Module, video: Tensor, samples: Tensor) -> TokenizerLossParts:
         """Return the loss's parts on clips (B, F, 3, H, W), and note which codes they take."""
@@ -48,28 +48,28 @@ class TokenizerStage(VaeStage):
         return self.loss(out, video)
 
     @torch.no_grad()
-    def tend_codebook(self, done: int, norm: Tensor) -> dict[str, float]:
+    def update_codebook(self, done: int, norm: Tensor) -> dict[str, float]:
         """Normalise the codebook and replace dead codes after `done` steps; return the codes' use."""
-        if not self._seen or not norm.isfinite():  # what such a step saw is taken back
+        if not self._seen or not norm.isfinite():  # such a step is undone
             self._seen.clear()
             return {}
         gathered = [self.accelerator.gather(torch.cat(part)) for part in zip(*self._seen, strict=True)]
         self._seen.clear()
-        order = gathered[0].argsort()  # alike on any number of processes
+        order = gathered[0].argsort()  # the same order on any number of processes
         latents, codes = gathered[1][order].flatten(0, 1), gathered[2][order].flatten()
         self.vae.normalize_codebook()
         self._last_used[codes.unique().cpu()] = done
         dead = (done - self._last_used >= self.config.train_vae.revive_after).nonzero().flatten()
-        figures = {"codes_used": 1 - len(dead) / self.vae.num_codes, "perplexity": perplexity(codes)}
+        metrics = {"codes_used": 1 - len(dead) / self.vae.num_codes, "perplexity": perplexity(codes)}
         draw = generator_for(self.config.run.seed, "revive", done)
         chosen = torch.randperm(len(latents), generator=draw)[: len(dead)]
         dead = dead[: len(chosen)]
         self.vae.codebook[dead.to(latents.device)] = latents[chosen.to(latents.device)]
         self._last_used[dead] = done
-        return figures
+        return metrics
 
     @torch.no_grad()
-    def code_figures(self, clips: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def code_metrics(self, clips: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Return the part of the codebook that `clips` take, and the perplexity of their codes."""
         if not self.vae.config.quantize:
             return {}
@@ -85,7 +85,7 @@ class TokenizerStage(VaeStage):
     def set_scale(self) -> None:
         """Codes have no scale."""
 
-    def _take_up(self, last_used: list[int]) -> None:
+    def _restore_last_used(self, last_used: list[int]) -> None:
         self._last_used = torch.tensor(last_used, dtype=torch.long)
 
 

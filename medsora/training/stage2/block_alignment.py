@@ -11,7 +11,7 @@ from medsora.errors import BadInput
 
 
 class BlockAlignment:
-    """Sums r = 1 - correlation per block where it is computed; nothing leaves the device before `figures`."""
+    """Sums r = 1 - correlation per block where it is computed; nothing leaves the device before `metrics`."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
@@ -39,7 +39,7 @@ class BlockAlignment:
                     f"the checkpoint's sums of the alignment per block are damaged: {error}."
                 ) from error
 
-    def figures(self, *, reset: bool = True) -> dict[str, float]:
+    def metrics(self, *, reset: bool = True) -> dict[str, float]:
         """Return the mean r of each block since they were last `reset`; nothing if no sample had targets."""
         if not self._samples:
             return {}

@@ -37,7 +37,7 @@ from medsora.vae import VideoVAE
 log = logging.getLogger(__name__)
 
 
-def build_dit_stage(config: Config) -> Stage2:
+def build_denoiser_stage(config: Config) -> Stage2:
     """Build everything; raises `ValueError` or `OSError` for whatever cannot be used."""
     settings = config.train_dit
     accelerator = make_accelerator(config, settings.precision, config.dit_dir)
@@ -57,9 +57,9 @@ def build_dit_stage(config: Config) -> Stage2:
             part.to(accelerator.device)
     run, schedule = open_run(config, "train_dit", config.dit_dir, accelerator, clips)
     if prior is not None and prior.untrained:
-        run.say(
-            f"the {config.alignment.kind} prior is untrained (dino.weights: random): its alignment teaches "
-            "nothing."
+        run.notify(
+            f"the {config.alignment.kind} prior is untrained (dino.weights: random): the alignment loss "
+            "carries no signal."
         )
     diffusion = GaussianDiffusion()
     latents = None
@@ -70,7 +70,7 @@ def build_dit_stage(config: Config) -> Stage2:
     if prior is not None and config.cache.prior == "disk":
         priors = PriorCache(config, clips, prior, grid, model.config.width)
         most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width, vae)
-        run.say(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
+        run.notify(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
     if settings.compile:
         check_compile()
         compile_blocks(model)
@@ -97,7 +97,7 @@ def build_dit_stage(config: Config) -> Stage2:
         held_out=Stage2Samples(config, held_out, steps=diffusion.steps, draw=False),
         model=model,
         vae=vae,
-        vae_digest=weights_digest(vae),
+        decoder_digest=weights_digest(vae),
         inputs=Stage2Inputs(
             config, vae, diffusion, prior, priors, accelerator.device, grid, model.config.width, classes
         ),
@@ -109,7 +109,7 @@ def build_dit_stage(config: Config) -> Stage2:
 
 
 def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ()) -> None:
-    """Fill the denoiser with the weights of another model, if one is named, to fine-tune it.
+    """Load the weights of another model into the denoiser, if one is named, to fine-tune it.
 
     `labels` are the names of this model's labels; rows of the embedding are matched by name.
     Raises `BadInput` if there is none, or it was built with other settings.
@@ -175,7 +175,7 @@ def build_prior(config: Config, depth: int) -> FlowPrior | ImagePrior:
 
 @contextmanager
 def kept_quiet(logger: logging.Logger, sentence: str) -> Iterator[None]:
-    """Let `logger` leave out what contains `sentence` for a while; everything else is heard."""
+    """Suppress messages of `logger` that contain `sentence`, inside the context."""
 
     def is_another(record: logging.LogRecord) -> bool:
         return sentence not in record.getMessage()

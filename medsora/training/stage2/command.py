@@ -16,9 +16,9 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
         preset=True,
     )
     if options.dry_run:
-        from medsora.training.dry_run.report import dry_run_dit
+        from medsora.training.dry_run.report import dry_run_denoiser
 
-        return dry_run_dit(config, options.processes)
+        return dry_run_denoiser(config, options.processes)
     from medsora.training.stage2.loop import train_dit
 
     train_dit(config, time_limit_minutes=minutes_left(options.time_limit))

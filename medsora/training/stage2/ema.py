@@ -38,7 +38,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[Denoiser]:
-        """Give the model with the average's weights; its own come back afterwards."""
+        """Yield the model with averaged weights; restore its own afterwards."""
         self.average.store(self.model.parameters())
         self.average.copy_to(self.model.parameters())
         try:

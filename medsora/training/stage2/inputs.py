@@ -1,7 +1,7 @@
-"""From a micro-batch of clips to what the denoiser is fed: latents, noise, timesteps, alignment targets.
+"""From a micro-batch of clips to the denoiser's inputs: latents, noise, timesteps, alignment targets.
 
-Everything random here belongs to a sample's number in the run (see `randomness.py`), so the batch's make-up,
-the number of processes and the caches do not change it.
+Everything random here belongs to a sample's number in the run (see `randomness.py`), so it does not depend on
+the batch's composition, the number of processes and the caches.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class NoisedLatents:
 
 
 class Stage2Inputs:
-    """Encodes (or takes from the cache), adds noise, and asks the flow prior for the samples that need it."""
+    """Encodes clips (or reads the cache), adds noise, and computes the targets of samples that need them."""
 
     def __init__(
         self,

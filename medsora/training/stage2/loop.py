@@ -13,17 +13,17 @@ from medsora.runtime.processes import reporting_lost_processes
 from medsora.training.accelerator import clipped_norm, float32_products, gradients_synchronised
 from medsora.training.batches import TimedBatches
 from medsora.training.loop_end import batch_order, begin, begin_step, check_step, end_step, log_step, watch
-from medsora.training.stage2.build import build_dit_stage
+from medsora.training.stage2.build import build_denoiser_stage
 
 
 def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Path:
-    """Run stage 2 to its end, going on from the last checkpoint if there is one; return the run folder.
+    """Run stage 2, resuming from the last checkpoint if there is one; return the run folder.
 
     Raises `BadInput` for input that cannot be used, `NonFiniteLoss` and `Interrupted` after saving.
     """
     stop = StopRequest(time_limit_minutes)
     with reporting_lost_processes(), bad_input_from_errors(), stop.preparing():
-        stage = build_dit_stage(config)
+        stage = build_denoiser_stage(config)
         model, optimizer = stage.accelerator.prepare(stage.model, stage.optimizer)
         start = stage.resume()
     settings, accelerator, run = config.train_dit, stage.accelerator, stage.run
@@ -59,7 +59,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
 
             clip_norm = settings.clip_norm if step.epoch >= settings.clip_after_epoch else None
             norm = clipped_norm(accelerator, stage.model, clip_norm)
-            logs, saves, asked = check_step(stage, guard, record, norm, stop)
+            logs, saves, stops = check_step(stage, guard, record, norm, stop)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             stage.ema.update(unless=guard.bad if guard.lag else None)
@@ -68,12 +68,12 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             if logs:
                 state = {"gradient_norm": float(norm), "lr": step.lr, "epoch": step.epoch}
                 # A run that ends between two lines of the log may be extended later: the sums stay.
-                blocks = stage.blocks.figures(reset=done % settings.log_every == 0)
+                blocks = stage.blocks.metrics(reset=done % settings.log_every == 0)
                 log_step(stage, done, parts, state | blocks, progress, report)
-            if end_step(stage, done, stop, progress, saves=saves, asked=asked):
+            if end_step(stage, done, stop, progress, saves=saves, stops=stops):
                 break
 
-    run.say(
+    run.notify(
         f"stage 2 is done: sample with 'python sample_ddim.py --model {run.path} --out {run.path}/videos'."
     )
     accelerator.end_training()

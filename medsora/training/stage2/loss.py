@@ -1,4 +1,4 @@
-"""What the denoiser is trained to make small: Eq. 17, the hybrid diffusion loss and the flow alignment."""
+"""Stage 2's loss (Eq. 17): the hybrid diffusion loss and the flow alignment."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Stage 2's dataset: what one sample of the run needs, read by number; pixels, or latents from the cache.
 
-The timestep belongs to the sample's number, so a worker knows before it reads anything whether the alignment
+The timestep belongs to the sample's number, so it is known before anything is read whether the alignment
 loss of this sample can be other than zero, and leaves the frames for the optical flow on the disk if not.
 """
 
@@ -62,17 +62,16 @@ class Stage2Samples(Dataset):
         given = self._given_latents(key.number)
         # A sample with given frames is left out of the alignment: its latents are not all as noisy as t says.
         always = alignment.kind == "image" or alignment.correlation == "batch"
-        asked = (
-            alignment.weight > 0
-            and not given
-            and (always or bool(needed(torch.tensor([t]), alignment.margin)))
-        )
-        item = {"sample": key.number, "index": key.index, "t": t, "needed": asked}
+        aligned = alignment.weight > 0 and not given
+        aligned = aligned and (always or bool(needed(torch.tensor([t]), alignment.margin)))
+        item = {"sample": key.number, "index": key.index, "t": t, "needed": aligned}
         if self.clips.labels.names:
             item["label"] = self._label(key)
         if given is not None:
             item["given"] = given
-        return item | (self._pixels(key, asked) if self.latents is None else self._cached(key, asked, given))
+        return item | (
+            self._pixels(key, aligned) if self.latents is None else self._cached(key, aligned, given)
+        )
 
     def _label(self, key: SampleKey) -> int:
         """The clip's label, or that for none where training drops it."""
@@ -90,14 +89,14 @@ class Stage2Samples(Dataset):
             return 0
         return self.given_latents[derive_seed(seed, "given frames", sample) % len(self.given_latents)]
 
-    def _pixels(self, key: SampleKey, asked: bool) -> dict[str, Any]:
+    def _pixels(self, key: SampleKey, aligned: bool) -> dict[str, Any]:
         clip = self.clips[key.epoch, key.index] if self.draw else self.clips.fixed_clip(key.index)
         item = {name: clip[name] for name in ("name", "video", "images", "flipped")}
-        if asked:
+        if aligned:
             item |= {"flow_video": clip["video"], "flow": clip.get("flow")}
         return item
 
-    def _cached(self, key: SampleKey, asked: bool, given: int | None) -> dict[str, Any]:
+    def _cached(self, key: SampleKey, aligned: bool, given: int | None) -> dict[str, Any]:
         video, window = self.clips.window(key.index)
         choice = self.clips.choose(
             key.epoch, key.index, start=window.start, flip=None if self.draw else False, images=()
@@ -108,7 +107,7 @@ class Stage2Samples(Dataset):
             image_mean, image_logvar = self.latents.joint_images(joint)
             mean, logvar = torch.cat([mean, image_mean]), torch.cat([logvar, image_logvar])
         item = {"name": self.clips.name(choice), "flipped": choice.flipped, "mean": mean, "logvar": logvar}
-        if asked:
+        if aligned:
             stored = self.priors.get(key.index, choice.flipped) if self.priors else None
             if stored is not None:
                 item["prior"] = stored

@@ -1,4 +1,4 @@
-"""How figures are taken and kept."""
+"""How values are taken and kept."""
 
 from __future__ import annotations
 

@@ -103,13 +103,13 @@ def join(place: str, function: int, model: str, number: int) -> tuple[int, str]:
 
 
 def result(place: str, number: int) -> str:
-    """Wait for what was asked for; "served", or what was said."""
-    said = ask(place, "GET", f"{API}/queue/data?session_hash=visitor{number}")[1]
-    for line in said.splitlines():
+    """Wait for the result of a request; return "served", or the error."""
+    reply = ask(place, "GET", f"{API}/queue/data?session_hash=visitor{number}")[1]
+    for line in reply.splitlines():
         if line.startswith("data: ") and '"process_completed"' in line:
             output = json.loads(line.removeprefix("data: "))
             return "served" if output["success"] else str(output["output"])
-    return f"nothing came of it: {said[-200:]}"
+    return f"nothing came of it: {reply[-200:]}"
 
 
 def upload(place: str) -> tuple[int, str]:

@@ -70,14 +70,14 @@ def _try_stage(stage: str, main: Callable[[], None], run: Path, work: Path, time
         (status,) = wait(started)
         what = f"{stage}, read {first}, {os.strerror(error)}, {'once' if lasts == ONCE else 'for good'}"
         if lasts == FOR_GOOD:
-            said = re.findall(r"^error: .*$", started.said, re.MULTILINE)
-            if status != 2 or len(said) != 1 or "Traceback" in started.said:
-                wrong.append(f"{what}: ended with status {status}: {started.said[-500:]}")
+            errors = re.findall(r"^error: .*$", started.output, re.MULTILINE)
+            if status != 2 or len(errors) != 1 or "Traceback" in started.output:
+                wrong.append(f"{what}: ended with status {status}: {started.output[-500:]}")
             elif changed := before.items() ^ _tree(folder / run).items():
                 wrong.append(f"{what}: changed {sorted({name for name, _ in changed})}")
             finish(started := start_forks(folder, 1, script(main, "--config", "config.yaml")))
         elif status:
-            wrong.append(f"{what}: ended with status {status}: {started.said[-500:]}")
+            wrong.append(f"{what}: ended with status {status}: {started.output[-500:]}")
             continue
         try:
             tiny.assert_same_run(folder / run, straight / run, STEPS)

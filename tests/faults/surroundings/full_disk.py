@@ -50,9 +50,9 @@ def fill_disks(options: argparse.Namespace) -> int:
                 started = start_forks(folder, 1, partial(_run, main, arguments, folder / "disk", size))
                 (status,) = wait(started)
                 full += status == 2
-                sentences = started.said.count("\nerror: ") + started.said.startswith("error: ")
-                if status not in (0, 2) or (status == 2 and sentences != 1) or "Traceback" in started.said:
-                    wrong.append(f"{name}, {size} bytes: ended with {status}: {started.said[-600:]}")
+                sentences = started.output.count("\nerror: ") + started.output.startswith("error: ")
+                if status not in (0, 2) or (status == 2 and sentences != 1) or "Traceback" in started.output:
+                    wrong.append(f"{name}, {size} bytes: ended with {status}: {started.output[-600:]}")
                 shutil.rmtree(folder)
             print(f"{name}: {options.times} small disks", flush=True)
     finally:

@@ -100,13 +100,13 @@ def _start(shared: Path, name: str, arguments: tuple[str, ...]) -> list[subproce
             "--local-addr",
             "127.0.0.1",
         )
-        with (folder / "said.txt").open("a") as said:
+        with (folder / "output.txt").open("a") as output:
             agent = subprocess.Popen(
                 [sys.executable, *launcher, *meeting, ROOT / f"{name}.py", *arguments],
                 cwd=folder,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
             )
         agents.append(agent)
     return agents
@@ -115,8 +115,8 @@ def _start(shared: Path, name: str, arguments: tuple[str, ...]) -> list[subproce
 def _finish(shared: Path, name: str) -> None:
     agents = _start(shared, name, _commands(shared)[name])
     statuses = [agent.wait(PATIENCE_S) for agent in agents]
-    said = (shared / "machine-0" / "said.txt").read_text()
-    assert statuses == [0] * PROCESSES, f"ended with {statuses}: {said[-3000:]}"
+    output = (shared / "machine-0" / "output.txt").read_text()
+    assert statuses == [0] * PROCESSES, f"ended with {statuses}: {output[-3000:]}"
 
 
 def _compared(name: str, one: Path, two: Path) -> str:
@@ -131,9 +131,9 @@ def _compared(name: str, one: Path, two: Path) -> str:
         assert [path.read_bytes() for path in made[0]] == [path.read_bytes() for path in made[1]]
         return f"{VIDEOS} videos, byte for byte the same"
     results = [json.loads((shared / "results" / "results.json").read_text()) for shared in (one, two)]
-    figures = [[found[kind] for kind in ("distances", "scores")] for found in results]
-    assert figures[0] == figures[1], figures
-    return "the same figures"
+    metrics = [[found[kind] for kind in ("distances", "scores")] for found in results]
+    assert metrics[0] == metrics[1], metrics
+    return "the same metrics"
 
 
 def _kill_one(work: Path) -> str:
@@ -158,8 +158,8 @@ def _kill_one(work: Path) -> str:
     stopped_s = time.monotonic() - began
     assert status == 1, f"the other one ended with {status}"
     assert stopped_s < STOPPED_WITHIN_S, f"the other one stopped after {stopped_s:.0f} s"
-    said = (two / "machine-0" / "said.txt").read_text()
-    assert "another process of this run is gone" in said or "not been heard of" in said, said[-2000:]
+    output = (two / "machine-0" / "output.txt").read_text()
+    assert "another process of this run is gone" in output or "not been heard of" in output, output[-2000:]
     _finish(two, "train_vae")
     tiny.assert_same_run(one / run, two / run, LONGER)
     return f"one killed: the other stopped within {stopped_s:.1f} s; resumed to the same, to the last bit"

@@ -12,17 +12,17 @@ from medsora.app.gate import MAX_BODY_BYTES, MAX_UPLOAD_BYTES, Gate
 
 def asked(headers: dict[str, str], kind: str = "http", names: tuple[str, ...] = ()) -> list[Any]:
     """Return what a page behind the gate says to a request, or what the gate says in its place."""
-    said: list[Any] = []
+    responses: list[Any] = []
 
     async def page(scope: Any, receive: Any, send: Any) -> None:
         await send("the page")
 
     async def send(message: Any) -> None:
-        said.append(message)
+        responses.append(message)
 
     scope = {"type": kind, "headers": [(key.encode(), value.encode()) for key, value in headers.items()]}
     asyncio.run(Gate(page, names)(scope, None, send))
-    return said
+    return responses
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_sampling_ends_in_playing_videos_that_can_be_saved(page: Page, tmp_path:
     link = page.until("return document.querySelector('#grid figcaption a').href")
     (tmp_path / "saved.mp4").write_bytes(base64.b64decode(link.partition(",")[2]))
     assert probe(tmp_path / "saved.mp4").metadata["comment"].startswith("synthetic")
-    assert "3 videos in" in page.until("return document.querySelector('#told').textContent")
+    assert "3 videos in" in page.until("return document.querySelector('#summary').textContent")
     page.until("return !document.querySelector('button#download, #download button').disabled")
 
 
@@ -237,16 +237,16 @@ def test_a_label_and_a_first_frame_are_asked_for(browser: Any, tmp_path: Path) -
         page.type("#videos input", "2")
         page.click("#sample")
         page.playing("#grid", 2)
-        told = page.until("return document.querySelector('#told').textContent")
-        assert ", polyp, guidance 2, first frame given." in told
+        summary = page.until("return document.querySelector('#summary').textContent")
+        assert ", polyp, guidance 2, first frame given." in summary
         page.choose("#model", "mine/dit-tiny")
         page.until("return document.querySelector('#sample-label')?.offsetParent == null")
         assert not page.shown("#sample-first-frame")
         page.click("#sample")  # what is hidden is no longer asked for
-        told = page.until(
-            "const t = document.querySelector('#told').textContent; return t.includes('mine') ? t : null"
+        summary = page.until(
+            "const t = document.querySelector('#summary').textContent; return t.includes('mine') ? t : null"
         )
-        assert "polyp" not in told
+        assert "polyp" not in summary
 
 
 def test_fields_are_those_of_the_kind_of_model(browser: Any, tmp_path: Path) -> None:
@@ -281,11 +281,11 @@ def test_a_model_that_writes_codes_has_fields_of_its_own_and_samples_by_them(tmp
     (sample,) = (event.fn for event in page.fns.values() if event.name == "sample")
     heard = []
     fields = ("ddim", 50, 3, 1, "polyp", 2, 0.5, 9, 0.75, None)
-    grid, told, _ = sample(models.names[0], lambda part, desc: heard.append(desc), *fields)
+    grid, summary, _ = sample(models.names[0], lambda part, desc: heard.append(desc), *fields)
     assert heard[-1] == "writing, code 64 of 64"
     assert grid.count("<video") == 1
-    assert "1 videos in" in told
-    assert told.endswith("coded/endogen-tiny, step 4, polyp, guidance 2.")
+    assert "1 videos in" in summary
+    assert summary.endswith("coded/endogen-tiny, step 4, polyp, guidance 2.")
 
 
 def test_what_is_not_finite_is_a_sentence() -> None:

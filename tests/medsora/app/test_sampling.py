@@ -122,7 +122,7 @@ def test_label_guidance_and_first_frame_reach_the_videos(conditional: Path, tmp_
     picture = tmp_path / "picture.png"
     save_image(picture, np.full((40, 40, 3), 120, np.uint8))
     wish = Wish("ddim", 2, 3, 1, "polyp", 3, str(picture))
-    assert wish.asked == ", polyp, guidance 3, first frame given"
+    assert wish.condition_words == ", polyp, guidance 3, first frame given"
     paths = sample_files(pipeline, "tiny", wish, silent)
     given = np.full((1, 32, 16, 3), 120, np.uint8)
     options = {"num_inference_steps": 2, "seeds": [3], "first_frames": given, "output_type": "uint8"}
@@ -138,7 +138,7 @@ def test_label_guidance_and_first_frame_reach_the_videos(conditional: Path, tmp_
 
 def test_without_a_label_guidance_does_not_count(conditional: Path) -> None:
     wish = Wish("ddim", 1, 0, 1, None, None)
-    assert wish.asked == ""
+    assert wish.condition_words == ""
     sample_files(MedSoraPipeline.from_pretrained(conditional), "tiny", wish, silent)
 
 
@@ -146,13 +146,13 @@ def test_what_a_model_cannot_be_asked_for(conditional: Path, tmp_path: Path) -> 
     pipeline = MedSoraPipeline.from_pretrained(conditional)
     (tmp_path / "text.png").write_text("no picture")
     for asked, words in (
-        (("ulcer", 2), "there is no label 'ulcer'; this model knows bleeding, polyp"),
+        (("ulcer", 2), "there is no label 'ulcer'; this model has bleeding, polyp"),
         ((None, 1, str(tmp_path / "text.png")), "the first frame cannot be read: .*text.png"),
         ((None, 1, str(tmp_path / "gone.png")), "there is no file"),
     ):
         with pytest.raises(BadInput, match=words):
             sample_files(pipeline, "tiny", Wish("ddim", 1, 0, 1, *asked), silent)
-    with pytest.raises(BadInput, match="this model knows no labels"):
+    with pytest.raises(BadInput, match="trained without labels"):
         sample_files(tiny_pipeline(), "tiny", Wish("ddim", 1, 0, 1, "polyp"), silent)
 
 
@@ -235,11 +235,11 @@ def test_work_is_limited() -> None:
 
 
 def test_visitors_see_no_paths_of_the_server(tmp_path: Path) -> None:
-    for said, told in (
+    for message, shown in (
         (f"there is no file {tmp_path}/a b/picture.png; give one", "there is no file"),
         ("/srv/models/secret/vae/config.json cannot be read", "config.json cannot be read"),
         ("see https://example.org/a/b, 3/4 and steps 1/2", "see https://example.org/a/b, 3/4 and steps 1/2"),
         ("the model '/data/x/y' is gone", "the model 'y' is gone"),
     ):
-        assert without_paths(said).startswith(told)
-        assert not any(word in without_paths(said) for word in ("/srv", "/data", "/tmp"))
+        assert without_paths(message).startswith(shown)
+        assert not any(word in without_paths(message) for word in ("/srv", "/data", "/tmp"))

@@ -17,7 +17,7 @@ from PIL import Image
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset, ClipSpec
 from medsora.data.split import split_by_csv
-from medsora.training.stage2.build import build_dit_stage
+from medsora.training.stage2.build import build_denoiser_stage
 from tests.support import tiny_training as tiny
 from tests.support.paths import ROOT
 from tests.support.video_files import moving_frames
@@ -77,7 +77,7 @@ def test_a_run_on_them_trains_resumes_and_keeps_its_split(
         f"{LATIN}/{LATIN}{k}_*.png" for k in range(3)
     }
     (folder / LATIN / f"{LATIN}1.mkv").rename(folder / LATIN / f"{LATIN}9.mkv")
-    stage = build_dit_stage(config)
+    stage = build_denoiser_stage(config)
     assert stage.samples.clips.labels.names == (r"caf\udce9",)
     text = (run / "messages.txt").read_text(encoding="utf-8")
     assert r"caf\udce9/caf\udce91.mkv) missing; 1 video (caf\udce9/caf\udce99.mkv) new" in text

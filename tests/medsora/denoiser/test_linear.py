@@ -17,7 +17,7 @@ from medsora.denoiser.linear import (
     MIN_ROWS,
     Linear,
     bf16_problem,
-    made_by_intel,
+    is_intel_cpu,
     served_by_onednn,
 )
 
@@ -71,26 +71,26 @@ def test_the_flop_counter_sees_them() -> None:
 
 
 def test_intels_processors_keep_to_intels_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = tmp_path / "cpuinfo"
+    cpuinfo = tmp_path / "cpuinfo"
     for vendor, expected in (("GenuineIntel", True), ("AuthenticAMD", False)):
-        said.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
-        assert made_by_intel(said) is expected
+        cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+        assert is_intel_cpu(cpuinfo) is expected
     monkeypatch.setattr(linear.platform, "processor", lambda: "Intel64 Family 6, GenuineIntel")
-    assert made_by_intel(tmp_path / "no such file")
+    assert is_intel_cpu(tmp_path / "no such file")
     monkeypatch.setattr(linear, "onednn_is_faster", lambda: False)
     assert not served_by_onednn(torch.randn(64, 12), torch.randn(20, 12))
 
 
 def test_bf16_is_for_processors_that_list_its_products(tmp_path: Path) -> None:
-    cpu, said = torch.device("cpu"), tmp_path / "cpuinfo"
+    cpu, cpuinfo = torch.device("cpu"), tmp_path / "cpuinfo"
     for vendor, flags, problem in (
         ("AuthenticAMD", "avx512f avx512_bf16", None),
         ("GenuineIntel", "avx512_bf16 amx_bf16 amx_tile", None),
         ("GenuineIntel", "avx512f avx512_bf16", "no faster without AMX"),
         ("AuthenticAMD", "avx2 avx512f avx512bw", "lists no bf16 products"),
     ):
-        said.write_text(f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n")
-        found = bf16_problem(cpu, said)
+        cpuinfo.write_text(f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n")
+        found = bf16_problem(cpu, cpuinfo)
         assert found is None if problem is None else problem in found, flags
     assert "lists no bf16 products" in bf16_problem(cpu, tmp_path / "no such file")
     assert bf16_problem(torch.device("mps")) == "bf16 was not measured on mps"

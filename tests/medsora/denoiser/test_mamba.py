@@ -20,8 +20,8 @@ SETTINGS: dict[str, Any] = {"d_state": 8, "headdim": 8, "expand": 2, "d_conv": 4
 def scanned(mamba: Mamba2, sequence: Tensor, order: Tensor, directions: str) -> Tensor:
     """Eq. 8 for one sequence (L, d), written out: rearrange, scan, put back, sum both directions."""
     total = torch.zeros_like(sequence)
-    for walk in (order, order.flip(0)) if directions == "both" else (order,):
-        total[walk] += mamba(sequence[walk][None])[0]
+    for each in (order, order.flip(0)) if directions == "both" else (order,):
+        total[each] += mamba(sequence[each][None])[0]
     return total
 
 

@@ -173,7 +173,7 @@ def test_a_switch_changes_its_part_and_nothing_else(small_model, switch: dict, t
         others[:, 3] += 1
         same = [torch.equal(a, b) for a, b in zip(out.eps[0], model(others, t, 1).eps[0], strict=True)]
         causal = switch == {"spatial": "attention"}  # the temporal Mamba alone connects frames
-        first = causal or switch == {"directions": "forward"}  # these spirals walk frame 0 first
+        first = causal or switch == {"directions": "forward"}  # these spirals visit frame 0 first
         assert same == [first, causal, causal, False, True]
 
         model.save_pretrained(tmp_path)

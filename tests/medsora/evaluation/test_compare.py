@@ -61,7 +61,7 @@ def test_real_clips_of_one_label_alone(
         assert f"real: {count} of {count} clips" in capsys.readouterr().out
     with pytest.raises(BadInput, match=r"has the label 'ulcer'; .*labels\.csv names neither, polyp\."):
         main([*command, *shape, "--label", "ulcer"])
-    with pytest.raises(BadInput, match="no label is asked for"):
+    with pytest.raises(BadInput, match="there is no label"):
         main([*command, *shape])
     alone = evaluate(
         folders["real"], folders["two"], out=tmp_path, label="polyp", labels=str(tmp_path / "labels.csv"),
@@ -94,7 +94,7 @@ def test_every_set_is_scored_on_equally_many_clips_as_alone(
         folders["real"], folders["one_&"], out=tmp_path, cache=out / "cache", clips=(2048, 10), **OPTIONS
     )
     assert alone is not None
-    assert alone.figures() == comparison.results["one_&"].figures()
+    assert alone.metrics() == comparison.results["one_&"].metrics()
 
 
 def test_ranks_tell_noise_from_the_others_and_not_these_from_each_other(
@@ -120,7 +120,7 @@ def test_files(written: tuple[Comparison, Path]) -> None:
         assert warning not in comparison.markdown(notes=False)
     rows = list(csv.DictReader((out / "comparison.csv").open()))
     assert tuple(rows[0]) == CSV_COLUMNS
-    assert len(rows) == 3 * 5  # three distances, two figures of each set alone
+    assert len(rows) == 3 * 5  # three distances, two metrics of each set alone
     pyramid = {row["set"]: row for row in rows if row["figure"] == "untrained_pyramid_distance"}
     assert (pyramid["noise|%"]["rank_best"], pyramid["noise|%"]["rank_worst"]) == ("3", "3")
     assert pyramid["two"]["not_distinguishable_from"] == "one_&"
@@ -195,7 +195,7 @@ def test_without_resampling_nothing_is_ranked(
     comparison = compare(folders["real"], fakes, out=tmp_path, cache=written[1] / "cache", **options)
     assert comparison is not None
     assert "not tested" in comparison.markdown()
-    assert "(1" not in comparison.markdown().partition("## Every figure")[0].partition("## Overview")[2]
+    assert "(1" not in comparison.markdown().partition("## All metrics")[0].partition("## Overview")[2]
     assert "textbf" not in comparison.latex()
 
 

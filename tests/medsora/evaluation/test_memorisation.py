@@ -73,10 +73,10 @@ def test_second_rows_are_the_mirror_image() -> None:
 
 
 def test_figures_of_a_space() -> None:
-    figures = judge(np.array([0.1, 5.0, 6.0, 7.0]), np.arange(1.0, 101.0))
-    assert figures["threshold"] == pytest.approx(5.95)
-    assert figures["suspicious_share"] == 0.5
-    assert figures["nearer_than_any_held_out"] == 0.25
+    metrics = judge(np.array([0.1, 5.0, 6.0, 7.0]), np.arange(1.0, 101.0))
+    assert metrics["threshold"] == pytest.approx(5.95)
+    assert metrics["suspicious_share"] == 0.5
+    assert metrics["nearer_than_any_held_out"] == 0.25
 
 
 def test_spread_is_never_zero() -> None:

@@ -103,14 +103,14 @@ def test_files_figures_and_protocol(run: Callable[..., Results], tmp_path: Path)
     page = (out / "results.md").read_text()
     assert page == results.markdown()
     assert "paper" not in page  # it measured neither motion nor pixels
-    few = "only 10 real clips where 2048 and 8 generated clips where 2048 were asked for"
+    few = "only 10 real clips where 2048 and 8 generated clips where 2048 were requested"
     assert any(few in warning for warning in results.warnings)
     assert any("already apart by untrained" in warning for warning in results.warnings)
 
 
 def test_the_paper_s_rows_are_the_paper_s() -> None:
-    figures = {"fvd": 123.4, "inception_score": 3.5, "frame_consistency": 0.91, "flow_magnitude": 2.0}
-    page = paper_tables({"ours": figures}, "cholectriplet", published=False)
+    metrics = {"fvd": 123.4, "inception_score": 3.5, "frame_consistency": 0.91, "flow_magnitude": 2.0}
+    page = paper_tables({"ours": metrics}, "cholectriplet", published=False)
     assert all(len(row) == 12 for row in TABLE_2.values())
     assert "| Method | FVD↓ | IS↑ |" in page
     assert "| MedSora-L | 400.60 | 3.98 |\n| ours | 123.40 | 3.50 |" in page
@@ -119,8 +119,8 @@ def test_the_paper_s_rows_are_the_paper_s() -> None:
 
 
 def test_the_paper_s_tables_appear_only_where_corpus_and_metric_match() -> None:
-    def tables(figures: dict[str, float], corpus: str | None, published: bool = True) -> str:
-        return paper_tables({"ours": figures}, corpus, published=published)
+    def tables(metrics: dict[str, float], corpus: str | None, published: bool = True) -> str:
+        return paper_tables({"ours": metrics}, corpus, published=published)
 
     assert tables({"fvd": 1.0, "frame_consistency": 0.9}, None) == ""
     assert tables({"flow_magnitude": 1.0, "sharpness": 2.0}, "colonoscopic") == ""
@@ -156,8 +156,8 @@ def test_comparison_with_the_paper_names_every_difference() -> None:
 
 
 def test_batch_size_and_a_second_run_change_nothing(run: Callable[..., Results]) -> None:
-    first = run(batch_size=4).figures()
-    again = run(batch_size=3, cache="elsewhere").figures()
+    first = run(batch_size=4).metrics()
+    again = run(batch_size=3, cache="elsewhere").metrics()
     assert all(first[key] == pytest.approx(again[key], rel=1e-6, nan_ok=True) for key in first)
 
 
@@ -169,7 +169,7 @@ def test_real_features_are_extracted_once(
     calls = count_reads(monkeypatch)
     moved = tmp_path / "moved"
     shutil.copytree(folders[0], moved / "deeper")
-    assert run(real=moved).figures() == first.figures()
+    assert run(real=moved).metrics() == first.metrics()
     assert len(calls) == 3 * 8  # three extractors, the generated clips alone
     calls.clear()
     write_video(moved / "deeper" / "clip-0.mkv", drifting_clip(77), 10, lossless=True)
@@ -184,7 +184,7 @@ def test_a_damaged_store_is_made_again(run: Callable[..., Results], monkeypatch:
         for path in Path("runs/cache/features").glob("pixel-*.npy"):
             path.write_bytes(damage(path.read_bytes()))
         calls.clear()
-        assert run().figures() == first.figures()
+        assert run().metrics() == first.metrics()
         assert calls.count("pixel") == 10 + 8
 
 
@@ -228,7 +228,7 @@ def test_borders_are_cut_off_as_in_training(
         write_video(tmp_path / "bordered" / path.name, bordered(read_frames(path)), 10, lossless=True)
     plain = run(metrics="pixel")
     cut = run(metrics="pixel", real=tmp_path / "bordered")
-    assert cut.figures() == plain.figures()
+    assert cut.metrics() == plain.metrics()
     assert "as in training" in cut.protocol["crop"]
     assert cut.sets["real"]["borders_cut_off"]["clip-0.mkv"].startswith("cropped by top 4, bottom 6")
     assert cut.sets["generated"]["borders_cut_off"] == {}
@@ -298,7 +298,7 @@ def test_halves_need_four_clips() -> None:
 def test_same_folder_is_said(run: Callable[..., Results], folders: tuple[Path, Path]) -> None:
     results = run(fake=folders[0])
     assert "are the same" in results.warnings[0]
-    assert results.figures()["untrained_pyramid_distance"] == pytest.approx(0, abs=1e-6)
+    assert results.metrics()["untrained_pyramid_distance"] == pytest.approx(0, abs=1e-6)
 
 
 def test_shared_files_are_said(
@@ -342,11 +342,11 @@ def test_sets_that_mean_nothing_are_said_once(
             tags = {"comment": f"{number}"}  # other bytes than the real file's
             write_video(fake / f"{index}.mkv", clip, 12, lossless=True, metadata=tags)
         results = run(real=tmp_path / "real", fake=fake, metrics=metrics)
-        said = [
-            w for w in results.warnings if "generated clips " in w and "asked for" not in w and "DIS" not in w
+        warnings = [
+            w for w in results.warnings if "generated clips " in w and "requested" not in w and "DIS" not in w
         ]
-        assert len(said) == 1
-        assert said[0].startswith(sentence)
+        assert len(warnings) == 1
+        assert warnings[0].startswith(sentence)
         assert results.warnings.count("1 of 4 real clips is black.") == 1
         assert capsys.readouterr().err.count(sentence) == 1
 
@@ -357,7 +357,7 @@ def test_mirrored_and_reordered_clips_are_no_copies(run: Callable[..., Results],
     changed = [np.ascontiguousarray(clips[0][::-1]), clips[1][[1, 0, 3, 2]]]
     results = run(real=write_all(tmp_path / "real", clips), fake=write_all(tmp_path / "fake", changed))
     assert not any("pixel for pixel" in warning for warning in results.warnings)
-    assert results.figures()["colour_distance"] == 0
+    assert results.metrics()["colour_distance"] == 0
 
 
 def test_dis_is_named_with_how_far_it_is_from_raft(run: Callable[..., Results]) -> None:
@@ -455,7 +455,7 @@ def test_an_interrupted_extraction_goes_on_where_it_was(
     run: Callable[..., Results], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C in the fifth batch of two: the clips before it are not shown to the extractors again."""
-    straight = run(out="straight", cache="straight-cache", batch_size=2).figures()
+    straight = run(out="straight", cache="straight-cache", batch_size=2).metrics()
     write, batches = FeatureStore.write, iter(range(100))
 
     def write_until_asked(self: FeatureStore, indices: list[int], clips: np.ndarray) -> None:
@@ -468,7 +468,7 @@ def test_an_interrupted_extraction_goes_on_where_it_was(
         with pytest.raises(KeyboardInterrupt):
             run(cache="cache", batch_size=2)
     calls = count_reads(monkeypatch)
-    assert run(cache="cache", batch_size=2).figures() == straight
+    assert run(cache="cache", batch_size=2).metrics() == straight
     assert len(calls) == 3 * (2 + 8)  # two of ten real clips, eight generated ones
     assert "features of 8 of 10 real clips are there from an interrupted run" in capsys.readouterr().err
     assert not [path for path in Path("cache").iterdir() if path.suffix in (".done", ".partial")]
@@ -477,7 +477,7 @@ def test_an_interrupted_extraction_goes_on_where_it_was(
 def test_two_processes_give_the_figures_of_one(
     run: Callable[..., Results], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    alone = run().figures()
+    alone = run().metrics()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(ROOT / "evaluate.py"), "--real", str(folders[0]), "--fake", str(folders[1])]
     command += ["--frames", "4", "--size", "32", "--out", "together", "--cache", "together-cache"]

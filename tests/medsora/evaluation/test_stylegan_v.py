@@ -133,7 +133,7 @@ def test_counts_are_limited_in_order_of_names(
 
 
 def test_distances_divide_covariances_by_n(run: Callable[..., Results]) -> None:
-    figures = run().figures()
+    metrics = run().metrics()
     expected = {}
     for key, items, count in (("fvd", seen["i3d"], 3), ("fid", np.concatenate(seen["inception"]), 22)):
         means = np.array([item.reshape(-1, 3).mean(0) for item in items])
@@ -144,8 +144,8 @@ def test_distances_divide_covariances_by_n(run: Callable[..., Results]) -> None:
         root = np.sqrt(np.linalg.eigvals(first @ second).real.clip(0)).sum()
         shift = np.square(one.mean(0) - two.mean(0)).sum()
         expected[key] = shift + np.trace(first + second) - 2 * root
-    assert figures["fvd"] == pytest.approx(expected["fvd"], rel=1e-4)
-    assert figures["fid"] == pytest.approx(expected["fid"], rel=1e-4)
+    assert metrics["fvd"] == pytest.approx(expected["fvd"], rel=1e-4)
+    assert metrics["fid"] == pytest.approx(expected["fid"], rel=1e-4)
 
 
 def test_results_name_the_protocol_and_what_it_does(run: Callable[..., Results], tmp_path: Path) -> None:
@@ -164,13 +164,13 @@ def test_results_name_the_protocol_and_what_it_does(run: Callable[..., Results],
     about_interval = [warning for warning in results.warnings if "trained with" in warning]
     assert len(about_interval) == 1
     assert "trained with interval 3" in about_interval[0]
-    assert "the protocol stylegan-v wants it so" in about_interval[0]
+    assert "the protocol stylegan-v demands it" in about_interval[0]
     assert any("over 16 generated frames" in warning for warning in results.warnings)
 
 
 def test_a_metric_without_distances_is_enough(run: Callable[..., Results], tmp_path: Path) -> None:
     results = run(metrics="is")
-    assert set(results.figures()) == {"inception_score"}
+    assert set(results.metrics()) == {"inception_score"}
     assert not (tmp_path / "results" / "distances.png").exists()
 
 

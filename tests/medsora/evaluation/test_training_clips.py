@@ -56,14 +56,14 @@ def test_the_default_command_compares_like_with_like(perfect: Callable, run: Cal
     """A perfect model is as near with no option as with the right one, and no warning is needed."""
     fake = perfect(trained_on={"interval": 3, "crop": "none"})
     found, asked = run(fake), run(fake, interval=3, crop="none")
-    assert found.figures() == asked.figures()
+    assert found.metrics() == asked.metrics()
     assert found.sets["real"]["every_nth_frame"] == 3
     assert "whole frames" in found.protocol["crop"]
     assert found.protocol["trained_on"] == {"interval": 3, "crop": "none"}
     assert about_speed(found) == about_speed(asked) == []
     wrong = run(fake, interval=1, crop="none")
     key = "flow_magnitude_distance"
-    assert wrong.figures()[key] > 10 * found.figures()[key]
+    assert wrong.metrics()[key] > 10 * found.metrics()[key]
 
 
 @pytest.mark.parametrize(

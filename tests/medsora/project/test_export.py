@@ -79,8 +79,8 @@ def export(*arguments: str) -> str:
 
 
 def test_the_folder_samples_what_the_run_does(run: Path, tmp_path: Path) -> None:
-    said = export(str(run.parent), str(tmp_path / "out"), "--name", "My model")
-    assert str(tmp_path / "out") in said
+    output = export(str(run.parent), str(tmp_path / "out"), "--name", "My model")
+    assert str(tmp_path / "out") in output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md", "denoiser", "manifest.json", "model_index.json", "samples.png", "scheduler", "vae",
     ]  # fmt: skip
@@ -120,7 +120,7 @@ def test_an_endogen_run_is_exported_as_its_own_pipeline(tmp_path: Path) -> None:
         "the raw weights after 2 optimiser steps",
         "| adamw, learning rate | 0.0001 with batch 8 |",
         "| cross entropy, training (nats per code) | 3.5 |",
-        "| codes guessed right, held out | 0.125 |",
+        "| codes predicted correctly, held out | 0.125 |",
         "| hours of the last stage | 0.5 |",
     ):
         assert words in card, words
@@ -182,7 +182,7 @@ def test_a_card_without_facts_says_so(run: Path, tmp_path: Path) -> None:
     [
         (["{run}/vae", "out"], "is no run folder of stage 2"),
         (["{run}", "{run}"], "is there already"),
-        (["{run}", "out", "--checkpoint", "7"], "holds no whole checkpoint"),
+        (["{run}", "out", "--checkpoint", "7"], "holds no complete checkpoint"),
         (["{run}", "out", "--evaluation", "nowhere.json"], "there is no evaluation nowhere.json"),
         (["{run}", "out", "--evaluation", "{run}/versions.json"], "is not what evaluate.py writes"),
         (["{run}", "out", "--data-description", "@nowhere.md"], "nowhere.md cannot be read"),
@@ -291,8 +291,8 @@ def test_push_to_hub_uploads_a_loadable_model_and_its_card(hub: type[StubHub], t
 
 
 def test_export_pushes_the_folder_that_it_made(hub: type[StubHub], run: Path, tmp_path: Path) -> None:
-    said = export(str(run), str(tmp_path / "out"), "--push", "somebody/clips")
-    assert "uploaded: https://huggingface.co/somebody/clips" in said
+    output = export(str(run), str(tmp_path / "out"), "--push", "somebody/clips")
+    assert "uploaded: https://huggingface.co/somebody/clips" in output
     assert hub.uploaded["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
     assert "denoiser/diffusion_pytorch_model.safetensors" in hub.uploaded
 

@@ -24,7 +24,7 @@ from medsora.errors import BadInput
 from medsora.project import new as new_project
 from medsora.project.fit import Fit, Machine, fit_project, render_config
 from medsora.runtime.files import write_json
-from medsora.training.dry_run.report import dry_run_dit
+from medsora.training.dry_run.report import dry_run_denoiser
 from medsora.training.schedule import Schedule
 from medsora.training.stage2.build import build_denoiser
 from tests.support.paths import ROOT
@@ -242,16 +242,16 @@ def test_a_config_for_endora_is_ready_to_train(
 ) -> None:
     for number in range(3):
         write_video(tmp_path / "my videos" / f"{number}.mp4", render_clip(number, 20, 64).video, 25)
-    said = new("projects/tiny", "--data", "my videos", "--memory", "0", "--preset", "endora-tiny")
-    assert "train_vae.py" in said
-    said = new("projects/small", "--data", "my videos", "--memory", "8", "--preset", "endora-S")
-    assert "train_vae.py" not in said
-    assert "sample_ddim.py --model runs/small/dit-endora-S" in said
+    output = new("projects/tiny", "--data", "my videos", "--memory", "0", "--preset", "endora-tiny")
+    assert "train_vae.py" in output
+    output = new("projects/small", "--data", "my videos", "--memory", "8", "--preset", "endora-S")
+    assert "train_vae.py" not in output
+    assert "sample_ddim.py --model runs/small/dit-endora-S" in output
     write_json(tmp_path / "kl.json", {"down_block_types": ["DownEncoderBlock2D"] * 4} | UP_BLOCKS)
     offline = {"small": ["vae.base=kl.json", "dino.weights=random"], "tiny": ["vae.path=base"]}
     monkeypatch.setattr("medsora.training.dry_run.report.USUAL_SIDES_PX", ())  # they take a minute
     for name, overrides in offline.items():
-        dry_run_dit(load_config(f"projects/{name}/config.yaml", overrides))
+        dry_run_denoiser(load_config(f"projects/{name}/config.yaml", overrides))
         assert "ready" in capsys.readouterr().out.splitlines()
 
 
@@ -284,12 +284,14 @@ def test_the_command_on_bordered_and_lettered_clips(tmp_path: Path) -> None:
     scene = render_clip(3, 20, 128).video
     write_video(tmp_path / "my videos" / "a.mp4", bordered(scene), 25)
     write_video(tmp_path / "my videos" / "b.mp4", lettered(scene), 25)
-    said = new("projects/first", "--data", "my videos", "--memory", "0")
-    assert "2 of 2 sources can be used" in said
-    assert "cropped by top 12, bottom 20, left 100, right 28 pixels" in said
-    assert "b.mp4: burnt-in text or marks at the top left" in said
-    assert said.lower().count("borders are cut off") == said.count("stand still") == 1
-    commands = [line.strip() for line in said.partition("next:")[2].splitlines() if line.strip()]
+    output = new("projects/first", "--data", "my videos", "--memory", "0")
+    assert "2 of 2 sources can be used" in output
+    assert "cropped by top 12, bottom 20, left 100, right 28 pixels" in output
+    assert "b.mp4: at the top left; a model would learn it" in output
+    assert (
+        output.lower().count("borders are cut off") == output.count("possible burnt-in text or logo in") == 1
+    )
+    commands = [line.strip() for line in output.partition("next:")[2].splitlines() if line.strip()]
     assert commands == [
         "accelerate launch train_vae.py --config projects/first/config.yaml",
         "accelerate launch train_dit.py --config projects/first/config.yaml",

@@ -37,7 +37,8 @@ def test_a_signal_while_the_command_sets_itself_up(number: int, capsys: pytest.C
     assert leave(lambda: signal.raise_signal(number)) == 75
     err = capsys.readouterr().err
     assert err == (
-        f"interrupted: received {signal.Signals(number).name}; what was saved before is whole, start again.\n"
+        f"interrupted: received {signal.Signals(number).name}; "
+        "what was saved before is intact; rerun to resume.\n"
     )
     assert signal.getsignal(number) is before
 
@@ -71,7 +72,7 @@ def test_ctrl_c_during_the_imports_of_a_script(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "message"),
     [
         (BadInput("bad."), 2, "error: bad.\n"),
         (LostProcess("gone."), 1, "error: gone.\n"),
@@ -84,7 +85,7 @@ def test_ctrl_c_during_the_imports_of_a_script(tmp_path: Path) -> None:
 def test_what_other_processes_say(
     error: Exception,
     status: int,
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
@@ -93,7 +94,7 @@ def test_what_other_processes_say(
     before = [signal.getsignal(number) for number in leaving.STOP_SIGNALS]
     monkeypatch.setenv("RANK", "1")
     assert leave(raising(error)) == status
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
     monkeypatch.setenv("RANK", "0")
     assert leave(raising(error)) == status
     assert capsys.readouterr().err.count("\n") == 1

@@ -29,8 +29,8 @@ def test_a_command_names_the_extra_and_leaves_with_status_2(capsys: pytest.Captu
     with pytest.raises(SystemExit) as left:
         exit_with_status(main)
     assert left.value.code == 2
-    said = "error: this needs timm, which is not installed: pip install 'medsora[train]'.\n"
-    assert capsys.readouterr().err == said
+    message = "error: this needs timm, which is not installed: pip install 'medsora[train]'.\n"
+    assert capsys.readouterr().err == message
 
 
 def test_evaluation_names_its_own_extra() -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, with the rights that the umask leaves."""
+"""Files that are complete or absent, with the rights that the umask leaves."""
 
 from __future__ import annotations
 

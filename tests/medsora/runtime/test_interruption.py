@@ -89,7 +89,7 @@ def test_no_step_is_taken_that_does_not_fit(
     train = vae_loop.train_vae if stage == "vae" else dit_loop.train_dit
     with pytest.raises(Interrupted, match="the time limit is reached; saved after step 0"):
         train(config, time_limit_minutes=600)
-    logged = tiny.figures(config.vae_dir if stage == "vae" else config.dit_dir)
+    logged = tiny.log_lines(config.vae_dir if stage == "vae" else config.dit_dir)
     assert not [line for line in logged if "loss/total" in line]
 
 

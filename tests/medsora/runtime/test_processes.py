@@ -16,7 +16,7 @@ from medsora.runtime import processes
 from medsora.runtime.processes import (
     Heartbeat,
     check_agreement,
-    check_same_places,
+    check_same_folders,
     leave_group,
     on_main,
     reporting_lost_processes,
@@ -61,9 +61,9 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(clips: Path, tmp_path: 
         text=True,
         timeout=PATIENCE_S,
     )
-    assert re.search(r"a process that loads data died \(.*\); what was saved before is whole", done.stdout), (
-        done.stderr
-    )
+    assert re.search(
+        r"a process that loads data died \(.*\); what was saved before is intact", done.stdout
+    ), done.stderr
 
 
 def test_processes_that_disagree_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,16 +77,16 @@ def test_processes_that_disagree_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_relative_place_is_another_one_in_another_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_same_places(output="videos")
+    check_same_folders(output="videos")
     here = {"output folder": os.path.abspath("videos")}
     monkeypatch.setattr(processes, "gather_object", lambda mine: [here, *mine])
-    check_same_places(output="videos")
+    check_same_folders(output="videos")
     place = os.path.abspath("videos")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    check_same_places(output=place)
+    check_same_folders(output=place)
     with pytest.raises(BadInput, match=r"another output folder than process 0 .* with absolute paths"):
-        check_same_places(output="videos")
+        check_same_folders(output="videos")
 
 
 class Store:
@@ -170,8 +170,8 @@ def test_who_has_done_its_work_is_not_missed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(processes, "_heartbeats", [other])
     with working_together() as state:
         assert state.num_processes == 1
-        assert not other.parted
-    assert other.parted
+        assert not other.has_left
+    assert other.has_left
     assert processes._heartbeats == []
     assert [beat._silent() for _ in range(5)] == [[]] * 5
     leave_group()  # a second time changes nothing
@@ -187,7 +187,7 @@ def test_the_thread_ends_before_the_interpreter_does() -> None:
     assert beat.is_alive()
     beat.stop()
     assert not beat.is_alive()
-    assert not beat.parted
+    assert not beat.has_left
 
 
 def test_a_single_process_has_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,5 +216,5 @@ def test_silence_ends_the_process_and_one_says_why(
     with pytest.raises(SystemExit) as left:
         beat.run()
     assert left.value.code == 1
-    said = "error: process 1 of this run has not been heard of for 6 seconds"
-    assert (said in capsys.readouterr().err) == speaks
+    message = "error: process 1 of this run has not been heard of for 6 seconds"
+    assert (message in capsys.readouterr().err) == speaks

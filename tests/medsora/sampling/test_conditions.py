@@ -94,7 +94,7 @@ def test_guidance_1_is_the_conditional_model_itself(
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"label": "ulcer"}, "there is no label 'ulcer'; this model knows bleeding, polyp"),
+        ({"label": "ulcer"}, "there is no label 'ulcer'; this model has bleeding, polyp"),
         ({"label": ["polyp"]}, "1 labels do not fit 2 videos"),
         ({"guidance": 2.0}, "no label is given"),
         ({"label": "polyp", "guidance": -1}, "between 0 and 1000"),
@@ -108,7 +108,7 @@ def test_wrong_labels_are_one_sentence(pipeline: MedSoraPipeline, given: dict, s
 def test_a_model_without_labels_says_so() -> None:
     plain = MedSoraPipeline(tiny_denoiser(), tiny_vae(), **GEOMETRY)
     assert plain.labels == []
-    with pytest.raises(BadInput, match="knows no labels"):
+    with pytest.raises(BadInput, match="trained without labels"):
         plain(label="polyp")
     with pytest.raises(BadInput, match="trained with 0 labels, but the model names 2"):
         MedSoraPipeline(tiny_denoiser(), tiny_vae(), **GEOMETRY, labels=NAMES)

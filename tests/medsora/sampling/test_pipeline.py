@@ -295,7 +295,7 @@ def test_a_mistyped_path_never_asks_the_hub(tmp_path: Path, monkeypatch: pytest.
 def test_damaged_files_are_named(saved: Path, part: str) -> None:
     weights, config = saved / part / WEIGHTS, saved / part / "config.json"
     cut_in_half(weights)
-    with pytest.raises(BadInput, match=f"{part}/{WEIGHTS} is not a whole"):
+    with pytest.raises(BadInput, match=f"{part}/{WEIGHTS} is not a complete"):
         MedSoraPipeline.from_pretrained(saved)
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(BadInput, match=f"{part}/{WEIGHTS} is missing"):
@@ -323,7 +323,7 @@ def test_missing_or_foreign_parts_are_named(saved: Path) -> None:
     index = saved / "model_index.json"
     whole = index.read_text()
     index.write_text(whole.replace('"fps"', '"speed"'))
-    with pytest.raises(BadInput, match=r"model_index.json does not say the clip's fps"):
+    with pytest.raises(BadInput, match=r"model_index.json has no fps of the clip"):
         MedSoraPipeline.from_pretrained(saved)
     index.write_text(whole.replace("MedSoraPipeline", "CogVideoXPipeline"))
     with pytest.raises(BadInput, match="describes 'CogVideoXPipeline'"):
@@ -417,7 +417,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_warning(
     assert len(caplog.records) == 1
     assert "taking step-0000005" in caplog.text
     assert "step-0000010" in caplog.text
-    with pytest.raises(BadInput, match="no whole checkpoint"):
+    with pytest.raises(BadInput, match="no complete checkpoint"):
         find_model(newest)
 
 
@@ -426,7 +426,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no checkpoint yet"):
         find_model(run)
     cut_in_half(write_checkpoint(run, 3) / "ema" / WEIGHTS)
-    with pytest.raises(BadInput, match=f"no whole checkpoint .step-0000003: ema/{WEIGHTS} has"):
+    with pytest.raises(BadInput, match=f"no complete checkpoint .step-0000003: ema/{WEIGHTS} has"):
         find_model(run)
 
 

@@ -67,10 +67,10 @@ def test_a_damaged_checkpoint_is_set_aside_and_said(tmp_path: Path, damage: str)
         victim.unlink()
     else:
         (newest / "manifest.json").write_text("{")
-    said: list[str] = []
-    assert latest_checkpoint(tmp_path, said.append).step == 5
-    assert len(said) == 1
-    assert "damaged" in said[0]
+    warnings: list[str] = []
+    assert latest_checkpoint(tmp_path, warnings.append).step == 5
+    assert len(warnings) == 1
+    assert "damaged" in warnings[0]
     assert (tmp_path / "damaged-step-0000010").is_dir()
 
 

@@ -134,10 +134,14 @@ def test_what_stands_in_a_files_place(file: str, folder: Path) -> None:
             "names 30,000 tensors, more than 20,000",
         ),
         ({"x": {"dtype": "I64", "shape": [0], "data_offsets": [0, 0]}}, None, "holds 'I64'; weights are F64"),
-        ({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}, None, "not a whole safetensors"),
+        (
+            {"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}},
+            None,
+            "not a complete safetensors",
+        ),
         ({"a\nb": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, None, "do not fit the config"),
         ({}, 2**62, "has a header of 4,611,686,018,427,387,904 bytes"),
-        ([], None, "not a whole safetensors file"),
+        ([], None, "not a complete safetensors file"),
     ],
 )
 def test_weights_that_no_model_has(header: Any, length: int | None, words: str, folder: Path) -> None:

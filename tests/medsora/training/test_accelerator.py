@@ -171,9 +171,7 @@ def test_what_the_launcher_asks_for_is_refused_and_never_ignored(
     variable, _, value = setting.partition("=")
     monkeypatch.setenv(variable, value)
     config = tiny.tiny_config(tmp_path, tmp_path / "clips")
-    with pytest.raises(
-        BadInput, match=rf"^accelerate is told to use .*{name} \({variable}={value.lower()}\)"
-    ):
+    with pytest.raises(BadInput, match=rf"^accelerate is set to use .*{name} \({variable}={value.lower()}\)"):
         tiny.train(stage, config)
 
 

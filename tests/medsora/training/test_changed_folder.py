@@ -12,7 +12,7 @@ from medsora.config.schema import Config
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput
 from medsora.training.stage1.build import build_vae_stage
-from medsora.training.stage2.build import build_dit_stage
+from medsora.training.stage2.build import build_denoiser_stage
 from medsora.training.stage2.stage import Stage2
 from tests.support import tiny_training as tiny
 from tests.support.video_files import encode
@@ -37,7 +37,7 @@ def messages(config: Config) -> str:
 
 def test_a_resumed_run_keeps_its_sides_and_reports_what_changed(config: Config) -> None:
     tiny.train("dit", config)
-    videos, trained, held_out = Path(config.data.root), *sides(build_dit_stage(config))
+    videos, trained, held_out = Path(config.data.root), *sides(build_denoiser_stage(config))
     assert (len(trained), len(held_out)) == (3, 2)
     assert "has changed" not in messages(config)
     gone, renamed = min(held_out), max(held_out)
@@ -45,7 +45,7 @@ def test_a_resumed_run_keeps_its_sides_and_reports_what_changed(config: Config) 
     (videos / renamed).rename(videos / "renamed.mkv")
     shutil.copy(videos / min(trained), videos / "copy.mkv")
     for _ in range(2):
-        assert sides(build_dit_stage(config)) == (trained | {"copy.mkv"}, {"renamed.mkv"})
+        assert sides(build_denoiser_stage(config)) == (trained | {"copy.mkv"}, {"renamed.mkv"})
     first, second = [line for line in messages(config).splitlines() if "has changed" in line]
     assert f"2 videos ({gone}, {renamed}) missing; 1 video (copy.mkv) new and trained on" in first
     assert "1 video (renamed.mkv) new and held out. Earlier videos keep their side" in first
@@ -53,17 +53,17 @@ def test_a_resumed_run_keeps_its_sides_and_reports_what_changed(config: Config) 
         f"2 videos ({gone}, {renamed}) missing. Earlier videos keep their side of the split."
     )
     shutil.copy(videos / min(trained), videos / "renamed.mkv")
-    build_dit_stage(config)
+    build_denoiser_stage(config)
     assert "1 video (renamed.mkv) with other frames" in messages(config)
 
 
 def test_a_trained_video_that_moves_to_a_test_folder_is_refused(config: Config) -> None:
     tiny.train("dit", config)
-    videos, trained, _ = Path(config.data.root), *sides(build_dit_stage(config))
+    videos, trained, _ = Path(config.data.root), *sides(build_denoiser_stage(config))
     (videos / "test").mkdir()
     (videos / min(trained)).rename(videos / "test" / "other.mkv")
     with pytest.raises(BadInput, match=r"'test/other.mkv' would be held out now, but the run was trained on"):
-        build_dit_stage(config)
+        build_denoiser_stage(config)
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_its_split_and_stores_it(config: Config) -> None:
@@ -72,17 +72,17 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_split_and_stores_it(config
     for name in ("phantom-00000.mkv", "phantom-00001.mkv", "phantom-00002.mkv"):
         (videos / name).rename(videos / "test" / name)
     run = tiny.train("dit", config)
-    assert sides(build_dit_stage(config))[1] == {f"test/phantom-0000{number}.mkv" for number in range(3)}
+    assert sides(build_denoiser_stage(config))[1] == {f"test/phantom-0000{number}.mkv" for number in range(3)}
     (run / "videos.json").unlink()
-    before = sides(build_dit_stage(config))
+    before = sides(build_denoiser_stage(config))
     assert [len(names) for names in before] == [3, 2]
     assert any(name.startswith("test/") for name in before[0])
     stored = json.loads((run / "videos.json").read_text())
     assert {name for name, video in stored["videos"].items() if video[0] == "held-out"} == before[1]
-    assert sides(build_dit_stage(config)) == before
+    assert sides(build_denoiser_stage(config)) == before
     (run / "videos.json").write_text("{}")
     with pytest.raises(BadInput, match=r"videos\.json, the list of the run's videos, is damaged"):
-        build_dit_stage(config)
+        build_denoiser_stage(config)
 
 
 def test_both_stages_draw_the_same_split(config: Config) -> None:
@@ -93,7 +93,7 @@ def test_both_stages_draw_the_same_split(config: Config) -> None:
         path.unlink()
         encode(path, frames, "ffv1", "bgr0")
     config.run.seed = 1
-    first, second = build_vae_stage(config), build_dit_stage(config)
+    first, second = build_vae_stage(config), build_denoiser_stage(config)
     trained, held_out = ({v.source.name for v in c.videos} for c in (first.clips, first.held_out))
     assert (len(trained), len(held_out)) == (3, 2)
     assert sides(second)[0] <= trained

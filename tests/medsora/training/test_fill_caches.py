@@ -1,4 +1,4 @@
-"""Filling the caches beforehand: whole, sharded, its size said first."""
+"""Filling the caches beforehand: complete, sharded, its size reported first."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_it_fills_what_the_loop_then_reads(
     fill_caches(config)
     latents, priors = (entries(Path(config.cache.dir), kind) for kind in ("latents", "prior"))
     assert len(priors) == 2 * len(latents) > 0, "plain and flipped"
-    said = capsys.readouterr().out
-    promised = [float(part.split(" MiB")[0].split()[-1]) for part in said.split(";")[0].split(", ")]
+    output = capsys.readouterr().out
+    promised = [float(part.split(" MiB")[0].split()[-1]) for part in output.split(";")[0].split(", ")]
     for size, kept in zip(promised, (latents, priors), strict=True):
         headers = len(kept) * 2000
         assert abs(sum(kept.values()) - size * 2**20) < headers + 0.06 * 2**20

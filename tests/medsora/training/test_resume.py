@@ -96,7 +96,7 @@ def test_interrupted_and_resumed(
     assert "interrupted: received SIGTERM; saved after step 2" in capfd.readouterr().err
     assert set(multiprocessing.active_children()) <= others  # who would not hear SIGTERM at the exit
     run = tiny.train(straight.stage, straight.configure(tmp_path))
-    assert f"going on after step 2 of {STEPS}" in (run / "messages.txt").read_text()
+    assert f"resuming after step 2 of {STEPS}" in (run / "messages.txt").read_text()
     tiny.assert_same_run(run, straight.run, STEPS)
 
 
@@ -108,9 +108,9 @@ def test_a_checkpoint_cut_in_half(straight: Straight, tmp_path: Path) -> None:
     victim = sorted(newest.rglob("*.safetensors"))[-1]
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     tiny.train(straight.stage, config)
-    said = (run / "messages.txt").read_text()
-    assert f"{newest} is damaged" in said
-    assert f"going on after step 2 of {STEPS}" in said
+    output = (run / "messages.txt").read_text()
+    assert f"{newest} is damaged" in output
+    assert f"resuming after step 2 of {STEPS}" in output
     tiny.assert_same_run(run, straight.run, STEPS)
 
 
@@ -128,10 +128,10 @@ def test_a_run_with_more_steps_than_max_steps_says_so(straight: Straight, tmp_pa
     run = config.vae_dir if straight.stage == "vae" else config.dit_dir
     shutil.copytree(straight.run, run)
     tiny.train(straight.stage, config)
-    said = (run / "messages.txt").read_text()
-    assert f"nothing left to train: the run has done {STEPS} steps and ends after 2" in said
-    assert f"of {STEPS}" not in said
-    assert "of 2" not in said
+    output = (run / "messages.txt").read_text()
+    assert f"nothing left to train: the run has done {STEPS} steps and ends after 2" in output
+    assert f"of {STEPS}" not in output
+    assert "of 2" not in output
 
 
 @pytest.mark.parametrize("changes", [{}, {"log_every": 3}], ids=["each step logged", "every third"])
@@ -152,8 +152,8 @@ def test_a_finished_run_is_extended_bit_for_bit(
     ours, theirs = tiny.saved_tensors(run, STEPS), tiny.saved_tensors(straight.run, STEPS)
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     once = tiny.train(straight.stage, straight.configure(tmp_path / "once", **options))
-    lines = {line["step"]: line for line in tiny.figures(once) if "lr" in line}
-    assert [line for line in tiny.figures(run) if line["step"] == 3 and "lr" in line] == [lines[3]]
+    lines = {line["step"]: line for line in tiny.log_lines(once) if "lr" in line}
+    assert [line for line in tiny.log_lines(run) if line["step"] == 3 and "lr" in line] == [lines[3]]
 
 
 def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
@@ -169,13 +169,13 @@ def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
 
     train(2)
     run = train(STEPS)
-    said = (run / "messages.txt").read_text().splitlines()
-    (told,) = [line for line in said if "learning rate" in line]
+    output = (run / "messages.txt").read_text().splitlines()
+    (told,) = [line for line in output if "learning rate" in line]
     assert told.startswith("the run ends after step 4 instead of 2, and the cosine decay with it: the")
     assert "continues at 0.0005 instead of 0.0005;" in told  # half of a cosine from either end
-    rates = {line["step"]: line["lr"] for line in tiny.figures(run) if "lr" in line}
+    rates = {line["step"]: line["lr"] for line in tiny.log_lines(run) if "lr" in line}
     assert [rates[step] for step in (2, 3, 4)] == pytest.approx([5e-4, 5e-4, 1.4645e-4], rel=1e-3)
-    before = len(said)
+    before = len(output)
     train(STEPS)
     assert "learning rate" not in "".join((run / "messages.txt").read_text().splitlines()[before:])
 
@@ -331,11 +331,11 @@ def test_the_time_limit_is_kept_before_the_first_step_too(
     with pytest.raises(SystemExit) as left:
         exit_with_status(lambda: tiny.vae_loop.train_vae(config, time_limit_minutes=60))
     assert left.value.code == 75
-    said = capsys.readouterr().err
-    assert said.endswith(
-        "interrupted: the time limit is reached; what was saved before is whole, start again.\n"
+    output = capsys.readouterr().err
+    assert output.endswith(
+        "interrupted: the time limit is reached; what was saved before is intact; rerun to resume.\n"
     )
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     assert not (config.vae_dir / "checkpoints").exists()
 
 

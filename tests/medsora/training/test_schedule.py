@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from medsora.config.schema import DitTrainingConfig, PhaseConfig, VaeTrainingConfig
+from medsora.config.schema import DenoiserTrainingConfig, PhaseConfig, VaeTrainingConfig
 from medsora.errors import BadInput
 from medsora.training.schedule import Schedule, StepBatches
 
@@ -59,7 +59,7 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
         StepBatches(schedule(), 0, processes=3)
 
 
-@pytest.mark.parametrize(("settings", "batch"), [(VaeTrainingConfig, 1), (DitTrainingConfig, 2)])
+@pytest.mark.parametrize(("settings", "batch"), [(VaeTrainingConfig, 1), (DenoiserTrainingConfig, 2)])
 def test_max_steps_alone_is_not_cut_by_a_default_of_epochs(settings: type, batch: int) -> None:
     """Neither key: the paper's epochs; one key: that one; both: whichever comes first."""
 
@@ -67,7 +67,7 @@ def test_max_steps_alone_is_not_cut_by_a_default_of_epochs(settings: type, batch
         phases = {} if settings is VaeTrainingConfig else {"phases": [PhaseConfig(1e-4, batch)]}
         return Schedule.of(settings(**phases, **keys), 40).total_steps
 
-    default = {VaeTrainingConfig: 10, DitTrainingConfig: 1000}[settings]
+    default = {VaeTrainingConfig: 10, DenoiserTrainingConfig: 1000}[settings]
     assert steps() == default * 40 // batch
     assert steps(max_steps=10**6) == 10**6
     assert steps(epochs=3) == steps(epochs=3, max_steps=10**6) == 120 // batch

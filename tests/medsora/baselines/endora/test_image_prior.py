@@ -12,10 +12,10 @@ from medsora.baselines.endora.image_prior import ImagePrior
 from medsora.config.schema import Config
 from medsora.flow_prior import DinoEncoder, image_alignment_loss
 from medsora.training.cache.prior import prior_cache_bytes
-from medsora.training.dry_run.report import dry_run_dit
+from medsora.training.dry_run.report import dry_run_denoiser
 from medsora.training.fill_caches import fill_caches
 from medsora.training.schedule import SampleKey
-from medsora.training.stage2.build import build_dit_stage, build_prior
+from medsora.training.stage2.build import build_denoiser_stage, build_prior
 from tests.support import tiny_training as tiny
 
 SIZES = {"latent_frames": 3, "grid": (2, 2), "width": 8}
@@ -150,7 +150,7 @@ def test_the_adapter_is_trained_saved_and_resumed(
     names = [name for name in after if name.endswith("adapter.weight")]
     assert len(names) >= 2
     assert not any(torch.equal(before[name], after[name]) for name in names)
-    logged = [line["loss/alignment"] for line in tiny.figures(straight) if "loss/alignment" in line]
+    logged = [line["loss/alignment"] for line in tiny.log_lines(straight) if "loss/alignment" in line]
     assert all(0 <= value <= 2 for value in logged)
     assert any(logged)
 
@@ -162,7 +162,7 @@ def test_joint_images_are_compared_with_what_dino_sees_in_them(
     clips: Path, vae_folder: Path, tmp_path: Path, model: dict, cache: str, images: dict
 ) -> None:
     caches = {"cache__latents": cache, "cache__prior": cache}
-    stage = build_dit_stage(configure(tmp_path, clips, vae_folder, **caches, **model, **images))
+    stage = build_denoiser_stage(configure(tmp_path, clips, vae_folder, **caches, **model, **images))
     keys = [SampleKey(0, 0, 0), SampleKey(1, 0, 1)]
 
     def targets_and_pictures() -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -191,7 +191,7 @@ def test_joint_images_are_compared_with_what_dino_sees_in_them(
 
 def test_the_flow_prior_has_no_target_for_joint_images(clips: Path, vae_folder: Path, tmp_path: Path) -> None:
     flow = {"alignment__kind": "flow", "cache__latents": "disk", "alignment__margin": 0.0}
-    stage = build_dit_stage(configure(tmp_path, clips, vae_folder, **flow))
+    stage = build_denoiser_stage(configure(tmp_path, clips, vae_folder, **flow))
     item = stage.samples[SampleKey(0, 0, 0)]
     assert item["needed"]
     assert "image_prior" not in item
@@ -211,12 +211,12 @@ def test_a_dry_run_counts_it_and_the_cache_holds_it(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("medsora.training.dry_run.report.USUAL_SIDES_PX", ())
     config = configure(Path(), clips, vae_folder, cache__latents="disk", cache__prior="disk", **images)
-    dry_run_dit(config)
+    dry_run_denoiser(config)
     fill_caches(config)
     printed = capsys.readouterr().out
     assert "ready" in printed.splitlines()
     files = list(Path("cache").glob("prior-*/*/*.safetensors"))
-    prior, stage = build_prior(config, 2), build_dit_stage(config)
+    prior, stage = build_prior(config, 2), build_denoiser_stage(config)
     size = sum(file.stat().st_size for file in files)
     clip_count = len(stage.samples.clips)
     most = prior_cache_bytes(config, clip_count, prior, (4, 2, 2), 32, stage.vae)

@@ -22,7 +22,7 @@ from medsora.runtime.files import write_json
 from medsora.sampling.run import SamplingSettings, sample_videos
 from medsora.saved.find import read_json_object
 from medsora.training.command_line import training_arguments
-from medsora.training.dry_run.report import dry_run_dit
+from medsora.training.dry_run.report import dry_run_denoiser
 from medsora.training.fill_caches import fill_caches
 from medsora.training.stage2.build import build_denoiser
 from medsora.vae import PerFrameVAE
@@ -86,7 +86,7 @@ def test_resumed_bit_for_bit_exported_and_loaded(
 
 def test_alignment_reaches_every_spatial_block(config: Config) -> None:
     config.alignment.correlation, config.train_dit.max_steps = "batch", 1
-    logged = {key for line in tiny.figures(tiny.train("dit", config)) for key in line}
+    logged = {key for line in tiny.log_lines(tiny.train("dit", config)) for key in line}
     assert {key for key in logged if key.startswith("alignment/")} == {
         "alignment/block_00",
         "alignment/block_01",
@@ -126,7 +126,7 @@ def test_a_dry_run_and_the_caches_know_it(
     monkeypatch.chdir(tmp_path)
     config = configure(Path(), clips, vae_folder, cache__latents="disk", cache__prior="disk")
     monkeypatch.setattr("medsora.training.dry_run.report.USUAL_SIDES_PX", ())  # they take a minute
-    dry_run_dit(config)
+    dry_run_denoiser(config)
     fill_caches(config)
     printed = capsys.readouterr().out
     assert "ready" in printed.splitlines()

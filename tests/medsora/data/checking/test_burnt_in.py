@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medsora.config.load import config_from_dict
-from medsora.data.checking.burnt_in import EvenSamples, StillMarks, find_still_marks, place
+from medsora.data.checking.burnt_in import EvenSamples, StillMarks, find_still_marks, position_words
 from medsora.data.checking.check import check_folder
 from medsora.data.clips import ClipDataset, ClipSpec
 from medsora.data.exact_flow import check_flow_files
@@ -35,7 +35,7 @@ def test_borders_are_found_to_the_pixel(scene: np.ndarray) -> None:
 def test_text_on_a_border_is_found_and_cut_off_with_it(scene: np.ndarray) -> None:
     found = find_still_marks(lettered(bordered(scene)))
     assert found.margins == MARGINS
-    assert [place(box) for box in found.marks] == ["at the top left"]
+    assert [position_words(box) for box in found.marks] == ["at the top left"]
     assert found.marks_inside(found.margins) == ()
     assert found.marks_inside(NO_MARGINS) == found.marks
 
@@ -52,7 +52,7 @@ def test_text_on_the_scene_is_found_where_it_stands(scene: np.ndarray) -> None:
 @pytest.mark.parametrize("behind", ["box", "outline"])
 def test_text_that_brings_its_own_darkness_is_found(scene: np.ndarray, behind: str) -> None:
     found = find_still_marks(lettered(scene, at=(30, 60), behind=behind))
-    assert [place(box) for box in found.marks] == ["in the middle"]
+    assert [position_words(box) for box in found.marks] == ["in the middle"]
     assert found.margins == NO_MARGINS
 
 
@@ -76,7 +76,7 @@ def test_thin_green_text_and_compressed_red_text_are_found(scene: np.ndarray, tm
 def test_red_text_on_a_border_is_cut_off_with_it(scene: np.ndarray) -> None:
     found = find_still_marks(lettered(bordered(scene), fill=(255, 0, 0)))
     assert found.margins == MARGINS
-    assert [place(box) for box in found.marks] == ["at the top left"]
+    assert [position_words(box) for box in found.marks] == ["at the top left"]
 
 
 def test_plain_phantoms_have_neither() -> None:
@@ -135,7 +135,7 @@ def test_the_check_tells_and_the_clips_are_cropped(folder: Path, scene: np.ndarr
         assert one.margins == MARGINS
         assert one.crop_words == "cropped by top 12, bottom 20, left 100, right 28 pixels"
         assert other.margins == NO_MARGINS
-        assert other.marks_words == "burnt-in text or marks at the top left"
+        assert other.marks_words == "possible burnt-in text or logo at the top left"
         assert ["borders" in line or "burnt-in" in line for line in report.complaints()] == [True, True]
     spec = ClipSpec(frames=4, interval=1, size=(128, 128), images=0, flip=False)
     clips = ClipDataset(report, spec, holdout=0)

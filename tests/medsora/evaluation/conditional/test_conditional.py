@@ -117,9 +117,9 @@ def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.Capt
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["videos"] == 3
     assert all((tmp_path / f"sheet-{name}.png").is_file() for name in NAMES)
-    said = capsys.readouterr().out
-    assert "sampled clips show what was asked for" in said
-    assert status == ("DOES NOT HOLD" in said)
+    output = capsys.readouterr().out
+    assert "sampled clips show the requested label" in output
+    assert status == ("DOES NOT HOLD" in output)
     for vae in (str(model / "vae"), str(ROOT / "configs" / "phantom_base.json")):
         labels.measure(options("", tmp_path, **judge | {"vae": vae}))
         kept = json.loads((tmp_path / "results.json").read_text())
@@ -141,7 +141,7 @@ def test_labels_of_a_model_that_writes_codes(tmp_path: Path, capsys: pytest.Capt
     assert 0 <= results[labels.THROUGH_VAE] <= 1
     assert results["guidance"] == 1.5
     assert "steps" not in results, "of diffusion alone"
-    assert "sampled clips show what was asked for" in capsys.readouterr().out
+    assert "sampled clips show the requested label" in capsys.readouterr().out
     with pytest.raises(BadInput, match="is a model of EndoGenPipeline"):
         seams.measure(options(run, tmp_path, videos=1, frames=17, window=None))
 
@@ -151,9 +151,9 @@ def test_first_frames_from_end_to_end(model: Path, tmp_path: Path, capsys: pytes
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["psnr_of_the_vae_alone_db"] > 0
     assert (tmp_path / "sheet.png").is_file()
-    said = capsys.readouterr().out
-    assert "given frames come back" in said
-    assert DIS_NOTE in said
+    output = capsys.readouterr().out
+    assert "given frames come back" in output
+    assert DIS_NOTE in output
     with pytest.raises(BadInput, match="trained to begin with 1 "):
         first_frame.measure(options(model, tmp_path, videos=2, given=9))
 
@@ -208,8 +208,8 @@ def test_a_jump_is_seen_where_it_is() -> None:
 def test_seams_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     seams.measure(options(model, tmp_path, videos=1, frames=17, window=None))
     assert len(json.loads((tmp_path / "results.json").read_text())["per_pair"]) == 16
-    said = capsys.readouterr().out
-    assert "joints show" in said
-    assert DIS_NOTE in said
+    output = capsys.readouterr().out
+    assert "joints show" in output
+    assert DIS_NOTE in output
     with pytest.raises(BadInput, match="has no joint"):
         seams.measure(options(model, tmp_path, videos=1, frames=9, window=None))

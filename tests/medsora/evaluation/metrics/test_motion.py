@@ -1,4 +1,4 @@
-"""The motion figures: against the phantom's exact flow, and on clips whose motion is known."""
+"""The motion metrics: against the phantom's exact flow, and on clips whose motion is known."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def features_of(*clips: np.ndarray) -> Features:
 def test_known_shift_has_its_speed_and_direction() -> None:
     right, down = features_of(shifting(2, 0)), features_of(shifting(0, 2))
     measure = MotionMeasure()
-    figures = measure.describe(right)
-    assert figures["flow_magnitude"] == pytest.approx(2, abs=0.2)
-    assert figures["warping_error"] < 2
-    assert figures["occluded"] < 0.15
+    metrics = measure.describe(right)
+    assert metrics["flow_magnitude"] == pytest.approx(2, abs=0.2)
+    assert metrics["warping_error"] < 2
+    assert metrics["occluded"] < 0.15
     distances = measure.compare(right, down)
     assert distances["flow_direction_distance"] == pytest.approx(90, abs=8)
     assert distances["flow_magnitude_distance"] < 0.1
@@ -101,8 +101,8 @@ def test_known_shift_has_its_speed_and_direction() -> None:
 def test_frozen_clips_do_not_move() -> None:
     moving, still = features_of(shifting(2, 0)), features_of(frozen(shifting(2, 0)))
     measure = MotionMeasure()
-    figures, distances = measure.describe(still), measure.compare(moving, still)
-    assert figures["flow_magnitude"] == figures["flicker"] == figures["warping_error"] == 0
+    metrics, distances = measure.describe(still), measure.compare(moving, still)
+    assert metrics["flow_magnitude"] == metrics["flicker"] == metrics["warping_error"] == 0
     assert distances["flow_magnitude_distance"] == pytest.approx(2, abs=0.25)
     assert np.isnan(distances["flow_direction_distance"])
 

@@ -31,7 +31,7 @@ from medsora.training.ar import loop
 from medsora.training.ar.build import build_ar_stage
 from medsora.training.ar.command import main
 from medsora.training.ar.loss import NextCodeLoss
-from medsora.training.run.report import FIGURES
+from medsora.training.run.report import METRICS
 from medsora.training.schedule import SampleKey
 from medsora.vae import VQTokenizer
 from tests.support import tiny_training as tiny
@@ -59,9 +59,9 @@ def test_resumed_bit_for_bit(clips: Path, tmp_path: Path) -> None:
         half = tokens.configure(Path("halves"), clips, tokenizer, train_ar__max_steps=steps)
         run = tokens.train(half)
     tiny.assert_same_run(straight, run, 4)
-    logged = tiny.figures(run)
+    logged = tiny.log_lines(run)
     assert {"held_out/loss", "held_out/accuracy"} <= logged[-1].keys() | logged[-2].keys()
-    assert set().union(*logged) - {"step"} <= FIGURES.keys(), "its page explains every figure"
+    assert set().union(*logged) - {"step"} <= METRICS.keys(), "its page explains every metric"
     assert (run / "samples" / "step-0000004.png").is_file()
     tokens.write_tokenizer(tokenizer, seed=1)
     with pytest.raises(BadInput, match="codes of another tokenizer"):
@@ -99,7 +99,7 @@ def test_the_loss_of_no_knowledge_is_the_logarithm_of_the_codebook(config: Confi
 
 
 def test_it_learns_and_starts_from_a_trained_one(config: Config, trained: Path) -> None:
-    first, *_, last = [line["loss/total"] for line in tiny.figures(trained) if "loss/total" in line]
+    first, *_, last = [line["loss/total"] for line in tiny.log_lines(trained) if "loss/total" in line]
     assert last < first
     config.endogen.weights = str(trained)
     ours, theirs = build_ar_stage(config).model, EndoGenPipeline.from_run(trained).transformer

@@ -21,7 +21,7 @@ from medsora.training.ar import loop
 from tests.support.endogen import tiny_tokenizer as tokens
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
-from tests.support.tiny_training import figures
+from tests.support.tiny_training import log_lines
 
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -66,11 +66,11 @@ def test_the_command_trains_under_accelerate_launch(clips: Path, tmp_path: Path)
     config = tokens.configure(Path(), clips, tokenizer)
     save_config(config, tmp_path / "config.yaml")
     command = ("-m", "medsora", "train-ar", "--config", "config.yaml", "train_ar.max_steps=2")
-    said = launched(tmp_path, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *command)
-    assert "EndoGen is trained" in said
+    output = launched(tmp_path, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *command)
+    assert "EndoGen is trained" in output
     run = tmp_path / config.ar_dir
     assert find_model(run).step == 2
-    assert [line["step"] for line in figures(run) if "loss/total" in line] == [1, 2]
+    assert [line["step"] for line in log_lines(run) if "loss/total" in line] == [1, 2]
 
 
 def launched(folder: Path, *words: str) -> str:

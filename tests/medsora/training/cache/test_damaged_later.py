@@ -24,7 +24,7 @@ from medsora.training.cache.prior import PriorCache
 from medsora.training.fill_caches import fill_caches
 from medsora.training.schedule import SampleKey
 from medsora.training.stage2 import build as dit_build
-from medsora.training.stage2.build import build_dit_stage, build_prior
+from medsora.training.stage2.build import build_denoiser_stage, build_prior
 from medsora.vae import FrequencyCompensatedVAE
 from tests.medsora.training.cache.test_latents import one_process
 from tests.support import tiny_training as tiny
@@ -80,7 +80,7 @@ def test_both_caches_hold_the_same_other_clip(
 
 def test_a_run_with_caches_goes_on(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     damage_after_the_check(monkeypatch, dit_build)
-    stage = build_dit_stage(config)
+    stage = build_denoiser_stage(config)
     clips = stage.samples.clips
     assert_replaced(config, "latents")
     asked = [n for n in range(500) if stage.samples[SampleKey(n, 0, 0)]["needed"]]

@@ -18,9 +18,15 @@ from medsora.baselines.endora import Endora
 from medsora.config.load import save_config
 from medsora.denoiser import MedSora
 from medsora.denoiser.base import Denoiser
-from medsora.training.dry_run.memory import LiveBytes, count_flops, estimate_dit, peak_bytes, preset_bytes
+from medsora.training.dry_run.memory import (
+    LiveBytes,
+    count_flops,
+    estimate_denoiser,
+    peak_bytes,
+    preset_bytes,
+)
 from medsora.training.schedule import SampleKey
-from medsora.training.stage2.build import build_dit_stage
+from medsora.training.stage2.build import build_denoiser_stage
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VideoVAE, frames_to_latents
 from tests.support import tiny_training as tiny
@@ -118,7 +124,7 @@ def test_a_step_of_stage_2_counts_what_the_loops_own_allocates(
 ) -> None:
     """The loss, its labels, given frames and alignment are those of the loop; latents come from the cache."""
     options = {"vae__path": str(vae_folder), "cache__latents": "disk"} | changes
-    stage = build_dit_stage(tiny.tiny_config(tmp_path, clips, **options))
+    stage = build_denoiser_stage(tiny.tiny_config(tmp_path, clips, **options))
     batch = stage.samples.collate([stage.samples[SampleKey(n, 0, n)] for n in range(4)])
     batch["needed"] = torch.ones(4, dtype=torch.bool)
 
@@ -137,7 +143,7 @@ def test_a_step_of_stage_2_counts_what_the_loops_own_allocates(
 
     seen, call = [], DenoisingLoss.__call__
     monkeypatch.setattr(DenoisingLoss, "__call__", lambda *parts: seen.append(parts[2]) or call(*parts))
-    estimate = estimate_dit(stage.config, stage.model, stage.vae, stage.inputs.prior, 4)
+    estimate = estimate_denoiser(stage.config, stage.model, stage.vae, stage.inputs.prior, 4)
     assert estimate.step == pytest.approx(live.peak, rel=0.01)
     assert len(seen) == 1
     assert (seen[0].labels is not None) == (seen[0].weights is not None) == (changes is CONDITIONS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medsora.config.schema import Config, DitTrainingConfig
+from medsora.config.schema import Config, DenoiserTrainingConfig
 from medsora.errors import Interrupted
 from medsora.runtime.interruption import StopRequest
 from medsora.training.run.early_stop import EarlyStop
@@ -27,15 +27,15 @@ SAID = (
 
 def stopper(tmp_path: Path, losses: list[float], patience: int = 2, gain: float = 0.0) -> EarlyStop:
     lines = [{"step": 0, "held_out/mse": 0.0}]
-    lines += [line for step, loss in enumerate(losses, 1) for line in ({"step": step}, figure(step, loss))]
+    lines += [line for step, loss in enumerate(losses, 1) for line in ({"step": step}, held_out(step, loss))]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    settings = DitTrainingConfig(early_stop=patience, early_stop_gain=gain)
+    settings = DenoiserTrainingConfig(early_stop=patience, early_stop_gain=gain)
     return EarlyStop.of(
         SimpleNamespace(path=tmp_path, checkpoints=tmp_path, stage="train_dit"), settings, "held_out/mse"
     )
 
 
-def figure(step: int, loss: float) -> dict[str, float]:
+def held_out(step: int, loss: float) -> dict[str, float]:
     return {"step": step, "held_out/mse": loss}
 
 
@@ -58,7 +58,10 @@ def test_the_best_evaluation_and_how_many_followed(
 
 
 def test_it_is_off_by_default() -> None:
-    assert EarlyStop.of(SimpleNamespace(path=Path(), stage="train_dit"), DitTrainingConfig(), "loss") is None
+    assert (
+        EarlyStop.of(SimpleNamespace(path=Path(), stage="train_dit"), DenoiserTrainingConfig(), "loss")
+        is None
+    )
 
 
 @pytest.fixture(params=["vae", "dit"])
@@ -88,10 +91,10 @@ def test_a_run_stops_and_keeps_its_best_checkpoint(configure: Callable[..., Conf
     run = tiny.train(stage, configure(tmp_path), pages=True)
     steps = sorted(folder.name for folder in (run / "checkpoints").iterdir())
     assert steps == ["step-0000002", "step-0000004"]
-    said = SAID.format("loss" if stage == "vae" else "mse")
-    assert (run / "messages.txt").read_text().count(said) == 1
-    assert said in (run / "report.html").read_text()
-    assert tiny.figures(run)[-1]["step"] == 4
+    output = SAID.format("loss" if stage == "vae" else "mse")
+    assert (run / "messages.txt").read_text().count(output) == 1
+    assert output in (run / "report.html").read_text()
+    assert tiny.log_lines(run)[-1]["step"] == 4
     if stage == "dit":
         assert (run / "samples" / "step-0000004.png").is_file()  # what is due at the end of a run
     else:
@@ -101,11 +104,11 @@ def test_a_run_stops_and_keeps_its_best_checkpoint(configure: Callable[..., Conf
         )
         assert all(torch.equal(final[name], best[name]) for name in best)
 
-    before = tiny.figures(run)
+    before = tiny.log_lines(run)
     tiny.train(stage, configure(tmp_path))
-    assert tiny.figures(run) == before
+    assert tiny.log_lines(run) == before
     tiny.train(stage, configure(tmp_path, 5))  # it continues where it stopped
-    assert tiny.figures(run)[-1]["step"] == 8
+    assert tiny.log_lines(run)[-1]["step"] == 8
 
 
 def test_stopping_early_is_the_same_in_a_run_that_was_interrupted(
@@ -128,8 +131,8 @@ def test_the_held_out_loss_of_stage_1_is_that_of_training(clips: Path, tmp_path:
         tmp_path, clips, **{f"train_vae__{key}": value for key, value in options.items()}
     )
     run = tiny.train("vae", config)
-    losses = [line["held_out/loss"] for line in tiny.figures(run) if "held_out/loss" in line]
+    losses = [line["held_out/loss"] for line in tiny.log_lines(run) if "held_out/loss" in line]
     assert len(losses) == 2
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    (trained,) = [line["loss/total"] for line in tiny.figures(run) if "loss/total" in line]
+    (trained,) = [line["loss/total"] for line in tiny.log_lines(run) if "loss/total" in line]
     assert losses[0] == pytest.approx(trained, rel=0.3)

@@ -25,7 +25,7 @@ from medsora.html_report import draw_curves
 from medsora.training import progress as progress_module
 from medsora.training.progress import Progress
 from medsora.training.run.folder import ELAPSED, read_log
-from medsora.training.run.report import FIGURES, write_run_report
+from medsora.training.run.report import METRICS, write_run_report
 from medsora.training.run.trackers import start_trackers, usable_trackers
 from medsora.training.stage2.block_alignment import BlockAlignment
 from medsora.vae.losses import VaeLossParts
@@ -88,13 +88,13 @@ def test_tensorboard_has_curves_per_block_and_sheets(run: Path) -> None:
 
 def test_blocks_average_over_the_samples_that_had_targets() -> None:
     blocks = BlockAlignment()
-    assert blocks.figures() == {}
+    assert blocks.metrics() == {}
     blocks.add(torch.empty(2, 0))
-    assert blocks.figures() == {}
+    assert blocks.metrics() == {}
     blocks.add(torch.tensor([[0.0, 1.0], [1.0, 1.5]]))
     blocks.add(torch.tensor([[0.5], [2.0]]))
-    assert blocks.figures() == pytest.approx({"alignment/block_00": 0.5, "alignment/block_01": 1.5})
-    assert blocks.figures() == {}
+    assert blocks.metrics() == pytest.approx({"alignment/block_00": 0.5, "alignment/block_01": 1.5})
+    assert blocks.metrics() == {}
 
 
 def test_a_page_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
@@ -147,14 +147,16 @@ def test_more_codes_guessed_right_are_better(tmp_path: Path) -> None:
     log = [{"step": k, "held_out/loss": 8 - k, "held_out/accuracy": k / 10} for k in (1, 2)]
     text = page_of(tmp_path, log)
     assert "is better than the one after step 1, by its loss." in text
-    assert re.search(r"codes guessed right\W+0\.1\W+0\.2\W+better how often the likeliest next code", text)
+    assert re.search(
+        r"codes predicted correctly\W+0\.1\W+0\.2\W+better how often the likeliest next code", text
+    )
     assert "which early stopping goes by; of EndoGen nats per code" in text
 
 
 def test_every_loss_is_explained_and_told_once(tmp_path: Path) -> None:
     names = {f"loss/{name}" for name in (*VaeLossParts._fields, "mse", "vb", "alignment")}
-    assert names <= FIGURES.keys()
-    assert all(figure.meaning for figure in FIGURES.values())
+    assert names <= METRICS.keys()
+    assert all(figure.meaning for figure in METRICS.values())
     text = page_of(tmp_path, [{"step": 1, **dict.fromkeys(names, 0.123), "loss/lpips": 0.0}])
     assert text.count(" 0.123 ") == len(names) - 1
     assert "LPIPS" not in text

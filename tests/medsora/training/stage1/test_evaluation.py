@@ -1,4 +1,4 @@
-"""Held-out reconstructions: the figures with and without compensation, and a VAE that is left as it was."""
+"""Held-out reconstructions: the metrics with and without compensation, and a VAE that is left as it was."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def items() -> list[dict[str, object]]:
 def test_figures_are_means_over_clips_with_and_without_compensation(
     vae: FrequencyCompensatedVAE, items: list[dict[str, object]], training: bool
 ) -> None:
-    figures, rows = evaluate_reconstruction(vae.train(training), items)
+    metrics, rows = evaluate_reconstruction(vae.train(training), items)
     assert vae.training == training
-    assert set(figures) == NAMES | {"held_out/mean_colour_psnr"}
+    assert set(metrics) == NAMES | {"held_out/mean_colour_psnr"}
     videos = torch.stack([item["video"] for item in items])
     vae.eval()
     with torch.no_grad():
         expected = psnr(vae.decode(vae.encode(videos)), videos).mean()
-    assert figures["held_out/psnr"] == pytest.approx(float(expected), rel=1e-5)
-    assert figures["held_out/psnr"] != figures["held_out/base_psnr"]
+    assert metrics["held_out/psnr"] == pytest.approx(float(expected), rel=1e-5)
+    assert metrics["held_out/psnr"] != metrics["held_out/base_psnr"]
     labels = ["reconstruction", "base_reconstruction"]
     assert [label for label, _ in rows] == ["held out: a.mkv", *labels, "held out: b.mkv", *labels]
     assert all(frames.dtype == np.uint8 and frames.shape == (8, 32, 32, 3) for _, frames in rows)
@@ -46,10 +46,10 @@ def test_figures_are_means_over_clips_with_and_without_compensation(
 
 
 def test_a_vae_without_compensation_has_no_figures_of_its_base(items: list[dict[str, object]]) -> None:
-    figures, _ = evaluate_reconstruction(
+    metrics, _ = evaluate_reconstruction(
         FrequencyCompensatedVAE.from_base(tiny.BASE, compensation=False), items
     )
-    assert not any("base_" in name for name in figures)
+    assert not any("base_" in name for name in metrics)
 
 
 @torch.no_grad()

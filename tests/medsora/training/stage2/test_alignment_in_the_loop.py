@@ -16,7 +16,7 @@ from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.training.randomness import timestep_for
 from medsora.training.schedule import SampleKey
 from medsora.training.stage2 import samples as dit_samples
-from medsora.training.stage2.build import build_dit_stage, build_prior
+from medsora.training.stage2.build import build_denoiser_stage, build_prior
 from medsora.training.stage2.stage import Stage2
 from medsora.vae.compensation import compensation_modules
 from tests.support import tiny_training as tiny
@@ -50,7 +50,7 @@ def test_the_prior_runs_only_where_it_can_matter(
     )
     run = tiny.train("dit", config)
     assert len(estimated) == len(encoded) == expected
-    logged = [line["loss/alignment"] for line in tiny.figures(run) if "loss/alignment" in line]
+    logged = [line["loss/alignment"] for line in tiny.log_lines(run) if "loss/alignment" in line]
     for step, loss in enumerate(logged):
         alone = all(t >= ALWAYS_ZERO_FROM for t in timesteps[2 * step : 2 * step + 2])
         assert not (alone and loss)
@@ -73,7 +73,7 @@ def test_without_weight_no_prior_is_built_and_parts_that_were_switched_are_saved
         **{f"denoiser__{name}": value for name, value in switches.items()},
     )
     run = tiny.train("dit", config)
-    assert not any("alignment" in name for line in tiny.figures(run) for name in line)
+    assert not any("alignment" in name for line in tiny.log_lines(run) for name in line)
     pipeline = MedSoraPipeline.from_run(run)
     assert {name: pipeline.denoiser.config[name] for name in switches} == switches
     assert not any(True for _ in compensation_modules(pipeline.vae))
@@ -104,7 +104,7 @@ def test_gradients_with_and_without_the_skip(
 ) -> None:
     config = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder))
     with tiny.nothing_silent():
-        stage = build_dit_stage(config)
+        stage = build_denoiser_stage(config)
     stage.model.eval()
     numbers = some_samples(needed=2, others=2)
     skipped, losses = alignment_gradients(stage, numbers)
@@ -145,7 +145,7 @@ def test_the_priors_cache_gives_what_was_computed(
 ) -> None:
     runs = count(monkeypatch, FlowPrior, "distinct_targets")
     stages = [
-        build_dit_stage(
+        build_denoiser_stage(
             tiny.tiny_config(
                 tmp_path, clips, vae__path=str(vae_folder), cache__latents="disk", cache__prior=prior
             )

@@ -23,7 +23,7 @@ from medsora.errors import BadInput
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import find_model
 from medsora.training.schedule import SampleKey, Schedule, StepBatches, balanced_order
-from medsora.training.stage2.build import build_dit_stage
+from medsora.training.stage2.build import build_denoiser_stage
 from medsora.training.stage2.stage import Stage2
 from tests.support import tiny_training as tiny
 
@@ -49,7 +49,7 @@ def stage(clips: Path, vae_folder: Path, tmp_path_factory: pytest.TempPathFactor
     work = tmp_path_factory.mktemp("conditions")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
-        return build_dit_stage(configure(work, clips, vae_folder, cache__latents="disk"))
+        return build_denoiser_stage(configure(work, clips, vae_folder, cache__latents="disk"))
 
 
 def test_stopped_and_gone_on_with_it_is_the_run_that_nobody_stopped(
@@ -105,7 +105,7 @@ def test_given_latents_are_clean_the_frames_own_and_not_in_the_loss(
     stage: Stage2, clips: Path, vae_folder: Path, tmp_path: Path
 ) -> None:
     """With the cache and without: the first frame is encoded alone, as when sampling."""
-    plain = build_dit_stage(configure(tmp_path, clips, vae_folder, data__flip=False))
+    plain = build_denoiser_stage(configure(tmp_path, clips, vae_folder, data__flip=False))
     numbers = [n for n in range(40) if stage.samples._given_latents(n)][:2]
     numbers += [n for n in range(40) if not stage.samples._given_latents(n)][:1]
     keys = [SampleKey(n, 0, n % 4) for n in numbers]
@@ -173,12 +173,12 @@ def test_a_trained_denoiser_is_gone_on_with_at_another_length(
     plain = {"vae__path": str(vae_folder), "train_dit__max_steps": 1}
     trained = tiny.train("dit", tiny.tiny_config(tmp_path / "short", clips, data__frames=8, **plain))
     overrides = {"denoiser__weights": str(trained), "denoiser__overrides": dict(tiny.DENOISER)}
-    longer = build_dit_stage(tiny.tiny_config(tmp_path / "long", clips, **plain, **overrides))
+    longer = build_denoiser_stage(tiny.tiny_config(tmp_path / "long", clips, **plain, **overrides))
     averaged = find_model(trained).denoiser
     expected = MedSora.from_pretrained(averaged).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in longer.model.state_dict().items())
     with pytest.raises(BadInput, match=r"lacks labels\.weight"):
-        build_dit_stage(configure(tmp_path, clips, vae_folder, denoiser__weights=str(trained)))
+        build_denoiser_stage(configure(tmp_path, clips, vae_folder, denoiser__weights=str(trained)))
 
 
 def sorted_into_folders(clips: Path, folder: Path) -> Path:
@@ -208,7 +208,7 @@ def test_renaming_a_folder_does_not_swap_the_labels_of_a_finished_run(
     assert not (run / "pipeline.json").is_file() or (run / "pipeline.json").read_text() == described
     shutil.rmtree(folder / "sessile")
     if described_in == "pipeline.json":
-        assert build_dit_stage(config).samples.clips.labels.names == ("adenoma", "polyp")
+        assert build_denoiser_stage(config).samples.clips.labels.names == ("adenoma", "polyp")
 
 
 def test_a_trained_denoiser_s_labels_are_matched_by_name(
@@ -220,7 +220,7 @@ def test_a_trained_denoiser_s_labels_are_matched_by_name(
     trained = tiny.train("dit", first)
     (folder / "adenoma").rename(folder / "sessile")
     overrides = {"denoiser__weights": str(trained), "denoiser__overrides": dict(tiny.DENOISER)}
-    second = build_dit_stage(configure(tmp_path / "second", clips, vae_folder, **changes, **overrides))
+    second = build_denoiser_stage(configure(tmp_path / "second", clips, vae_folder, **changes, **overrides))
     theirs = MedSora.from_pretrained(find_model(trained).denoiser).labels.weight
     assert second.samples.clips.labels.names == ("polyp", "sessile")
     assert torch.equal(second.model.labels.weight, theirs[[1, 2, 2]])
@@ -231,4 +231,4 @@ def test_the_number_of_labels_is_the_clips_business(clips: Path, vae_folder: Pat
     config = configure(tmp_path, clips, vae_folder)
     config.denoiser = dataclasses.replace(config.denoiser, overrides={**tiny.DENOISER, "classes": 2})
     with pytest.raises(BadInput, match=r"leave denoiser\.overrides\.classes out"):
-        build_dit_stage(config)
+        build_denoiser_stage(config)

@@ -67,5 +67,5 @@ def test_a_step_with_joint_images(
     assert seen["features"] == {(2, 4, 4, 32)}  # the clip's four latent frames alone
     carried = latents if mixing == "mixed" else 0
     assert seen["evaluated or sampled"] == (4 + carried, carried)
-    (loss,) = [line["loss/total"] for line in tiny.figures(run) if "loss/total" in line]
+    (loss,) = [line["loss/total"] for line in tiny.log_lines(run) if "loss/total" in line]
     assert 0.5 < loss < 2

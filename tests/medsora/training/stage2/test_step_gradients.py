@@ -123,5 +123,5 @@ def test_bf16(
     assert {t.dtype for t in tiny.saved_tensors(run, 1).values()} <= {torch.float32, torch.int64}
     together = [torch.cat([kept[name].flatten() for name in exact]) for kept in (exact, rough)]
     assert torch.nn.functional.cosine_similarity(*together, dim=0) > 0.99
-    (line,) = [line for line in tiny.figures(run) if "loss/total" in line]
+    (line,) = [line for line in tiny.log_lines(run) if "loss/total" in line]
     assert 0 < line["loss/total"] < 10
