@@ -20,7 +20,7 @@ from medsora.html_report import Section, draw_curves, write_report
 from medsora.saved.find import DEFAULT_FPS, trained_vae
 from medsora.training.open_clips import clip_spec, open_clips
 from medsora.training.run.folder import read_log
-from medsora.training.run.report import FIGURES, evaluation_section
+from medsora.training.run.report import METRICS, evaluation_section
 
 SHEET_FRAMES = 8
 SHOWN_CLIPS = 4
@@ -94,7 +94,7 @@ def write_demo_report(
             "Loss curves",
             text=[
                 "Thin: as logged; bold: running mean.",
-                *(f"{FIGURES[name].label}: {FIGURES[name].meaning}." for name in _losses(stage_1, stage_2)),
+                *(f"{METRICS[name].label}: {METRICS[name].meaning}." for name in _losses(stage_1, stage_2)),
                 *_notes(config),
             ],
             images=[(folder / "stage-1.png", "stage 1"), (folder / "stage-2.png", "stage 2")],
@@ -138,7 +138,7 @@ def _write_shown(folder: Path, phantom: list, reconstructed: list, fps: float) -
 def _losses(*logs: list[dict[str, float]]) -> list[str]:
     """Return the names of the losses that the curves show."""
     shown = {name for log in logs for line in log for name, value in line.items() if value}
-    return [name for name in FIGURES if name.startswith("loss/") and name in shown]
+    return [name for name in METRICS if name.startswith("loss/") and name in shown]
 
 
 def _notes(config: Config) -> list[str]:

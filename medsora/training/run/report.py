@@ -102,7 +102,6 @@ METRICS = {
     ),
     "speed/memory_gib": Metric("memory, GiB", "largest so far on a GPU, else in use", 0),
 }
-FIGURES = METRICS  # the name by which `medsora.demo` imports it
 EVALUATION, TRAINING, SPEED = "held_out/", "loss/", "speed/"
 
 
