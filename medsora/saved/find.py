@@ -310,8 +310,6 @@ def checked_base(base: str, weights: str | None, kind: type[ModelMixin]) -> str 
     Raises `BadInput` where a model of `kind` is beyond the limits of `medsora.saved.limits`. What is missing,
     of another class or a tokenizer's preset is left to `load_base` and its sentences.
     """
-    if base in TOKENIZER_PRESETS:
-        return base
     if HUB_NAME.fullmatch(base) and not base.endswith(".json") and not Path(base).exists():
         files = [*BASE_FILES, *(f"vae/{name}" for name in BASE_FILES)]
         with suppress(OSError, ValueError):
@@ -321,6 +319,8 @@ def checked_base(base: str, weights: str | None, kind: type[ModelMixin]) -> str 
         check_base(Path(base), given, kind)
     elif given is not None:
         shapes_in(given)
+    if base in TOKENIZER_PRESETS:
+        return base
     for config in (Path(base, "config.json"), Path(base, "vae", "config.json")):
         if is_file(config) and read_json_object(config).get("_class_name") == kind.__name__:
             check_model(config.parent, kind)
@@ -379,7 +379,7 @@ def trained_tokenizer(config: Config) -> ModelMixin:
         if config.vae.weights is None:
             raise BadInput("vae.path is base, a tokenizer without training: name its vae.weights.")
         with bad_input_from_errors():
-            tokenizer = VQTokenizer.from_base(shipped_file(config.vae.base), shipped_file(config.vae.weights))
+            tokenizer = VQTokenizer.from_base(*find_base(config, VQTokenizer.base_class))
         return tokenizer.requires_grad_(False)
     hint = "set vae.path, or run train_vae.py with the same config first"
     return load_tokenizer(config.vae.path or config.vae_dir, hint)

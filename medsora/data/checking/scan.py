@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import stat
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -42,7 +40,6 @@ SEEKABLE_BY_BYTE = {"mpegts", "mpeg"}  # containers whose packets can be read fr
 HARD_CUTS = ("hard cut", "hard cuts")
 MAX_FRAMES_NAMED = 5  # at which a shot begins
 MAX_SIZE_CHANGES = 0.1  # share of a folder's pictures; with more changes of size they are no recording
-FAILED_READS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 CHECK_FAILS = "checking it failed; please report this to MedSora's authors"
 HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
 
@@ -85,9 +82,9 @@ class Scan:
 
     @property
     def is_lasting(self) -> bool:
-        """Whether the next check will find the same; a read that fails, even within a video, is no proof."""
-        amid = any(os.strerror(number) in remark for number in FAILED_READS for remark in self.remarks)
-        return not amid and not (self.problem or "").startswith((CANNOT_BE_READ, CHECK_FAILS))
+        """Whether the next check will find the same; a failed read, even of one picture, is no proof."""
+        reported = (self.problem or "", *self.remarks)
+        return not any(words in text for words in (CANNOT_BE_READ, CHECK_FAILS) for text in reported)
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the stretches (start, stop) of consecutive frames that decode and are one shot.

@@ -59,7 +59,7 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
     for note in filter(None, notes):
         text += f" {note[0].upper()}{note[1:]}."
     if report.other_files:
-        text += f" {report.other_files} files are neither videos nor pictures and are left alone."
+        text += f" {report.other_files} files without the ending of a video or picture are left alone."
     lines = [text, *(f"{note[0].upper()}{note[1:]}." for note in (report.picture_notes() if remarks else ()))]
     return "\n".join(map(one_line, lines))
 

@@ -11,6 +11,8 @@ decoding begins at an earlier point, in the end at the file's start.
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -92,6 +94,14 @@ class Interpretation(NamedTuple):
 
 AS_FLAGGED = Interpretation()
 CANNOT_BE_READ = "cannot be read"
+FAILED_READS = (  # errors of the disk, its server or the process, not of the file's content
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EACCES,
+    errno.EMFILE,
+    errno.ENFILE,
+)
 
 
 def _naming_the_file(method: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -117,6 +127,7 @@ class VideoReader:
     Raises `UnreadableVideo` on opening a file that holds no video or whose header cannot be believed, or that
     takes more memory to decode than there is for it (`medsora.data.reading.memory`); where others have taken
     that, opening waits. Whatever error damage leads PyAV to ends the reading of this file only.
+    A read that fails raises it too, wherever in the file: what follows may be intact.
     `skipped_packets` and `stopped_by` are what did not decode, `hidden_packets` how many an edit
     list hides from players, `key_positions` from which byte on the key frame of each time stamp lies.
     Decoding that takes longer than `time_limit` seconds raises `UnreadableVideo` too: no damage can make it
@@ -162,6 +173,10 @@ class VideoReader:
     def _believable_stream(self) -> av.VideoStream:
         names = set(self.container.format.name.split(","))
         stream = self.container.streams.best("video")
+        if "image2" in names:  # FFmpeg trusts the ending where the content leaves a doubt
+            suffix = self.path.suffix
+            reason = f"taken for a picture by its ending, {suffix}; rename it as the kind of video that it is"
+            raise UnreadableVideo(self.path, reason)
         if names & NOT_VIDEOS or stream is None:
             raise UnreadableVideo(self.path, f"holds no video ({self.container.format.name})")
         if stream.codec_context is None:
@@ -237,7 +252,12 @@ class VideoReader:
         try:
             yield from self.container.demux(self.stream)
         except Exception as error:  # an IndexError, for example, where a stream appears late
+            self._raise_failed_read(error)
             self.stopped_by = _words(error)
+
+    def _raise_failed_read(self, error: Exception) -> None:
+        if reason := failed_read(error):
+            raise UnreadableVideo(self.path, reason) from error
 
     def frames_from(self, point: SeekPoint) -> Iterator[av.VideoFrame] | None:
         """Seek to `point` and decode from that frame on; None if that very frame is not found there."""
@@ -246,7 +266,8 @@ class VideoReader:
                 self.container.seek(point.aim, unsupported_byte_offset=True)
             else:
                 self.container.seek(point.aim, stream=self.stream)
-        except Exception:
+        except Exception as error:
+            self._raise_failed_read(error)
             return None
         decoded = self.frames()
         for frame in decoded:
@@ -348,6 +369,12 @@ def _words(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def failed_read(error: Exception) -> str | None:
+    """Return the reason if an error tells that a file cannot be read now, and nothing of what it holds."""
+    number = getattr(error, "errno", None)
+    return f"{CANNOT_BE_READ}: {os.strerror(number)}" if number in FAILED_READS else None
+
+
 def has_16_bits(frame: av.VideoFrame) -> bool:
     """Return whether a frame's grey or RGB values are stored in 16 bits, which fewer bits may fill."""
     fmt = frame.format
@@ -378,6 +405,8 @@ def _chain(first: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator[av.V
 
 def why_unopenable(path: Path, error: Exception) -> str:
     """Return the plain reason why `path` does not open as a video."""
+    if reason := failed_read(error):
+        return reason
     try:
         with path.open("rb") as file:
             head = file.read(512)

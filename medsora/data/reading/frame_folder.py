@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from medsora.data.reading.decoding import MAX_PIXELS, MAX_SIDE, SIZE_LIMIT, UnreadableVideo
+from medsora.data.reading.decoding import MAX_PIXELS, MAX_SIDE, SIZE_LIMIT, UnreadableVideo, failed_read
 from medsora.data.reading.depth import FULL_WHITE, UnknownWhite, WhiteFinder, is_deep, to_eight_bits
 from medsora.data.reading.memory import PICTURE_BYTES_PER_PIXEL, decoding_memory
 from medsora.data.reading.orientation import EXIF_ORIENTATION, EXIF_ORIENTATIONS, UPRIGHT, Orientation
@@ -95,7 +95,8 @@ def read_picture(path: str | Path) -> Picture:
     except Image.DecompressionBombError as error:
         raise UnreadableVideo(path, f"its header claims too many pixels; {SIZE_LIMIT}") from error
     except Exception as error:  # Pillow's many decoders raise whatever damage leads to
-        raise UnreadableVideo(path, f"does not decode as a picture ({_plain(path, error)})") from error
+        reason = failed_read(error) or f"does not decode as a picture ({_plain(path, error)})"
+        raise UnreadableVideo(path, reason) from error
 
 
 def _plain(path: str | Path, error: Exception) -> str:

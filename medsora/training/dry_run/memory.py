@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 Mode = TypeVar("Mode")
 
-SLACK = 0.6  # share of transient memory; measured on a CPU, where freed memory is kept (`freed_memory.py`)
+SLACK = 0.6  # share of transient memory; measured on a CPU, where freed memory is kept (`runtime.malloc`)
 COPIES = 3  # a batch's pixels are held as items, as the batch, and as the batch before
 
 

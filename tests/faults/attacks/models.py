@@ -24,13 +24,15 @@ from medsora.errors import BadInput, NonFiniteVideo, bad_input_from_errors
 from medsora.runtime.digests import sha256
 from medsora.sampler import SCHEDULERS
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import find_model, trained_vae
+from medsora.saved.find import find_model, trained_tokenizer, trained_vae
 from medsora.saved.manifest import MANIFEST
 from medsora.saved.pipeline import saved_sampler
 from medsora.training.stage1.build import build_vae
+from medsora.vae import VQTokenizer
 from tests.faults.attacks.flips import write_a_run
 from tests.faults.guarded import no_sentence_of_ours, report, try_all
 from tests.faults.mutate import ODD_VALUES, mutate_tree, places
+from tests.support.endogen.tiny_tokenizer import SIZES
 from tests.support.tiny_pipeline import VAE, tiny_pipeline, tiny_vae
 
 SECONDS = 10.0
@@ -56,12 +58,11 @@ def write_originals(folder: Path) -> None:
     """Write one folder of each kind."""
     tiny_pipeline().save_pretrained(folder / "saved")
     write_a_run(folder / "run")
-    tiny_vae().save_base(folder / "base.json", folder / WEIGHTS)
-    for form in ("json", "folder/vae"):
+    for form in ("json", "folder/vae", "vq"):
         (folder / "base" / form).mkdir(parents=True)
-    for name in ("base.json", WEIGHTS):
-        (folder / name).rename(folder / "base" / "json" / name)
+    tiny_vae().save_base(*described(folder / "base" / "json").values())
     AutoencoderKLCogVideoX(**VAE).save_pretrained(folder / "base" / "folder" / "vae")
+    VQTokenizer.from_preset("phantom", **SIZES).save_base(*described(folder / "base" / "vq").values())
 
 
 def attempt(number: int, seed: int, folder: Path) -> str:
@@ -102,21 +103,28 @@ def use_model(hostile: Path) -> str:
 
 
 def use_base(hostile: Path) -> str:
-    """Build what stage 1 and stage 2 start from, of a JSON config with weights and of a diffusers folder."""
-    described = {"base": str(hostile / "json" / "base.json"), "weights": str(hostile / "json" / WEIGHTS)}
-    of_json = config_from_dict({"vae": described}, "a test")
-    of_folder = config_from_dict({"vae": {"base": str(hostile / "folder"), "path": "base"}}, "a test")
+    """Build what both stages start from, of JSON configs with weights and of a diffusers folder."""
+    started = (
+        (build_vae, described(hostile / "json")),
+        (trained_vae, {"base": str(hostile / "folder"), "path": "base"}),
+        (trained_tokenizer, {"kind": "vq", "path": "base"} | described(hostile / "vq")),
+    )
     refusals = []
-    for build, config in ((build_vae, of_json), (trained_vae, of_folder)):
+    for build, vae in started:
         try:
             with only_documented(), bad_input_from_errors():  # as the commands do
-                build(config)
+                build(config_from_dict({"vae": vae}, "a test"))
         except BadInput as error:
             refusals.append(error)
     strange = [error for error in refusals if no_sentence_of_ours(error)]
-    if strange or len(refusals) == 2:
+    if strange or len(refusals) == len(started):
         raise (strange or refusals)[0]
     return "past the schema, a base was built"
+
+
+def described(folder: Path) -> dict[str, str]:
+    """Return a base of JSON settings and weights as a config names them."""
+    return {"base": str(folder / "base.json"), "weights": str(folder / WEIGHTS)}
 
 
 @contextmanager

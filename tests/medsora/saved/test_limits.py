@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from medsora.config.load import config_from_dict
+from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import find_model, trained_vae
+from medsora.saved.find import find_model, trained_tokenizer, trained_vae
 from medsora.saved.manifest import MANIFEST
 from medsora.training.stage1.build import build_vae
+from medsora.vae.choices import TOKENIZERS
 from tests.support.tiny_pipeline import VAE, tiny_pipeline
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -162,6 +166,10 @@ def test_weights_in_parts_are_not_followed(folder: Path) -> None:
     [
         ({"layers_per_block": 10**6}, "layers_per_block is 1000000 but must lie between 1 and 32"),
         ({"block_out_channels": "8" * 5000}, "block_out_channels is '88888888.* but must be a list"),
+        (
+            {"layers_per_block": 32, "block_out_channels": [8] * 900, "up_block_types": ["x"] * 900},
+            "block_out_channels has 900 entries, more than 8",
+        ),
         ({"norm_num_groups": 5}, "cannot be loaded as a AutoencoderKLCogVideoX"),
         ({"block_out_channels": [8192] * 4}, "describes [0-9,]+ parameters, more than 1,000,000,000"),
     ],
@@ -199,6 +207,33 @@ def test_weights_of_a_base_are_looked_at_before_they_are_read(tmp_path: Path) ->
         os.mkfifo(path)  # reading one would wait for ever
         with pytest.raises(BadInput, match=f"{path.name} is (missing|no file)"):
             build_vae(config)
+
+
+@pytest.mark.parametrize("build", [build_vae, trained_tokenizer])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layers_per_block": 10**6}, "layers_per_block is 1000000 but must lie between 1 and 32"),
+        ({"block_out_channels": [2**30] * 4}, "block_out_channels is 1073741824 but must lie"),
+        (None, "base.json is no file"),
+        ("phantom", "weights.safetensors is missing"),
+    ],
+)
+def test_a_tokenizers_base_has_the_same_limits(
+    settings: dict[str, Any] | str | None, words: str, build: Callable[[Config], nn.Module], tmp_path: Path
+) -> None:
+    """In stage 1, and in EndoGen's where it is used untouched; its weights may come with a preset's name."""
+    base = settings if isinstance(settings, str) else str(tmp_path / "base.json")
+    weights = tmp_path / "weights.safetensors"
+    os.mkfifo(weights)  # reading one would wait for ever
+    if isinstance(settings, dict):
+        Path(base).write_text(json.dumps(TOKENIZERS["phantom"] | settings))
+    elif settings is None:
+        os.mkfifo(base)
+    described = {"kind": "vq", "path": "base", "base": base, "weights": str(weights)}
+    with pytest.raises(BadInput, match=words) as error:
+        build(config_from_dict({"vae": described}, "a test"))
+    assert "\n" not in str(error.value)
 
 
 def test_a_vae_with_the_oldest_names_of_attention_is_taken(tmp_path: Path) -> None:

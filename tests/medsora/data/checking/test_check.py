@@ -5,12 +5,13 @@ everything usable is found, everything else is named with its reason.
 from __future__ import annotations
 
 import errno
+import io
+import itertools
 import json
 import os
 import struct
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 
 from medsora.data.checking import check as check_module
 from medsora.data.checking.check import CheckReport, check_folder
-from medsora.data.reading.decoding import VideoReader
+from medsora.data.checking.view import check_totals
 from medsora.data.reading.find import find_sources
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
@@ -59,6 +60,17 @@ def test_nested_and_mixed_folders_are_one_corpus(tmp_path: Path, cache: Path) ->
     assert [len(video.windows) for video in report.usable] == [1, 2, 1, 2]
     assert [video.scan.frames for video in report.usable] == [9, 18, 12, 20]
     assert (report.clips, report.other_files, report.bad, report.complaints()) == (6, 1, (), [])
+
+
+def test_a_video_that_is_called_a_picture(tmp_path: Path, cache: Path) -> None:
+    """FFmpeg goes by a drawing's ending where the content leaves a doubt, such as a program stream's."""
+    folder = tmp_path / "corpus"
+    encode_named(folder, "mpeg2.mpg", moving_frames(30)).rename(folder / "film.svg")
+    (report,) = check(folder / "film.svg", cache).reports
+    assert report.problem.startswith("taken for a picture by its ending, .svg; rename it")
+    assert "1 files without the ending of a video or picture are left alone" in check_totals(
+        check(folder, cache)
+    )
 
 
 def test_pictures_are_taken_in_natural_order(tmp_path: Path) -> None:
@@ -236,21 +248,61 @@ def test_a_second_check_decodes_only_what_changed(
     assert [video.scan.frames for video in second.usable] == [20, 30, 13]
 
 
-def test_a_read_that_fails_amid_a_video_is_tried_again_by_the_next_check(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_video(tmp_path / "videos" / "a.mkv", moving_frames(40), 8, lossless=True)
+class HalfReadable(io.FileIO):
+    """A file of which the system refuses to read what lies behind `part` of it."""
 
-    def failing(reader: VideoReader) -> Iterator[av.Packet]:
-        yield from islice(reader.container.demux(reader.stream), 20)
-        reader.stopped_by = os.strerror(errno.EIO)
+    def __init__(self, path: Path, part: float) -> None:
+        super().__init__(path)
+        self.limit = part * path.stat().st_size
+
+    def read(self, size: int = -1) -> bytes:
+        if self.tell() + size > self.limit:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read(size)
+
+
+@pytest.mark.parametrize("name", ["h264_b_frames.mp4", "h264_open_gop.mkv", "h264.ts", "mjpeg.avi"])
+@pytest.mark.parametrize(("opening", "part"), [(1, 0.0), (1, 0.6), (2, 0.0), (2, 0.6)])
+def test_a_read_that_fails_is_no_damage_and_the_next_check_reads_again(
+    name: str, opening: int, part: float, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the header, amid a video, and where the scan opens it again to try what to seek for."""
+    path = encode_named(tmp_path / "videos", name, moving_frames(60))
+    opened, count = av.open, itertools.count(1)
+
+    def failing(url: str, **options: Any) -> av.container.InputContainer:
+        fails = next(count) == opening
+        return (
+            opened(HalfReadable(path, part), buffer_size=512, **options) if fails else opened(url, **options)
+        )
 
     with monkeypatch.context() as patched:
-        patched.setattr(VideoReader, "_packets", failing)
+        patched.setattr(av, "open", failing)
         (report,) = check(tmp_path / "videos", cache).reports
-        assert report.scan.frames < 40
-        assert "Input/output error" in "; ".join(report.scan.remarks)
-    assert [report.scan.frames for report in check(tmp_path / "videos", cache).reports] == [40]
+        assert report.problem == "cannot be read: Input/output error"
+    (report,) = check(tmp_path / "videos", cache).reports
+    assert (report.problem, report.scan.frames) == (None, 60)
+
+
+@pytest.mark.parametrize("failing", [["frame3.png"], [f"frame{number}.png" for number in range(12)]])
+def test_pictures_that_cannot_be_read_are_tried_again_by_the_next_check(
+    failing: list[str], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "run", moving_frames(12))
+    opened = Image.open
+
+    def refusing(path: Path, **options: Any) -> Image.Image:
+        if path.name in failing:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", refusing)
+        (report,) = check(tmp_path / "run", cache).reports
+        said = "; ".join((report.scan.problem or "", *report.scan.remarks))
+        assert f"{failing[0]} cannot be read: Permission denied" in said
+    (report,) = check(tmp_path / "run", cache).reports
+    assert (report.problem, report.scan.frames, report.scan.broken, report.remarks) == (None, 12, (), ())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"made_by": 1}', '{"scans": {"x": 3}}', "\x00\xff"])
