@@ -58,6 +58,8 @@ def scan_order(scan: str, rows: int, cols: int, variant: int) -> Tensor:
     grid = _turned_grid(rows, cols, variant).clone()
     if scan == "snake":
         grid[1::2] = grid[1::2].flip(1)
+    elif scan != "raster":
+        raise ValueError(f"scan_order in medsora/spiral.py does not implement the scan order {scan!r}.")
     return grid.flatten()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from medsora.config.load import config_from_dict
 from medsora.config.schema import DenoiserConfig
-from medsora.config.switches import PAPER
+from medsora.config.switches import PAPER, SWITCHES
 from medsora.errors import BadInput
 
 
@@ -17,7 +17,10 @@ def test_the_configs_defaults_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("switches", "sentence"),
     [
-        ({"scan": "zigzag"}, r"denoiser.scan is 'zigzag' but must be one of spiral, raster, snake."),
+        (
+            {"scan": "scribble"},
+            rf"denoiser.scan is 'scribble' but must be one of {', '.join(SWITCHES['scan'])}\.",
+        ),
         (
             {"spatial": "attention", "scan": "snake"},
             "denoiser.scan is snake, but denoiser.spatial attention scans nothing",
