@@ -48,7 +48,7 @@ def spiral_order(rows: int, cols: int, variant: int) -> Tensor:
 
 
 def scan_order(scan: str, rows: int, cols: int, variant: int) -> Tensor:
-    """`spiral_order`, or for `scan` "raster" or "snake" the cells line by line.
+    """`spiral_order`, or for `scan` "raster" or "snake" the cells line by line; else `ValueError`.
 
     A raster walks every line in the same direction, a snake every second one backwards.
     The variants turn these as they turn the spiral: 4·ccw walks along columns instead of rows.
