@@ -1,4 +1,4 @@
-"""The diffusion process on latents: noising, the hybrid training loss, and samplers that need no network.
+"""The diffusion process on latents: noising and the hybrid training loss (samplers: `medsora.sampler`).
 
 Symbols: ᾱ_t falls from nearly 1 (t = 0) to nearly 0 (t = T - 1); z_t = √ᾱ_t·z_0 + √(1 - ᾱ_t)·ε (§2.1).
 Latents are scaled, `(B, n, C, h, w)`; timesteps are `(B,)`, or `(B, n)` for one per latent frame.
@@ -166,6 +166,3 @@ def _binned_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Ten
     scale = torch.exp(-0.5 * log_variance)
     upper, lower = log_ndtr((away + HALF_BIN) * scale), log_ndtr((away - HALF_BIN) * scale)
     return upper + torch.log(-torch.expm1(lower - upper).clamp(max=-1e-12))
-
-
-# Sampling

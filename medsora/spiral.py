@@ -48,7 +48,7 @@ def spiral_order(rows: int, cols: int, variant: int) -> Tensor:
 
 
 def scan_order(scan: str, rows: int, cols: int, variant: int) -> Tensor:
-    """`spiral_order`, or for `scan` "raster" or "snake" the cells line by line.
+    """`spiral_order`, or for `scan` "raster" or "snake" the cells line by line; else `ValueError`.
 
     A raster scans every line in the same direction, a snake every second one backwards.
     The variants turn these as they turn the spiral: 4·ccw scans along columns instead of rows.
@@ -58,6 +58,8 @@ def scan_order(scan: str, rows: int, cols: int, variant: int) -> Tensor:
     grid = _turned_grid(rows, cols, variant).clone()
     if scan == "snake":
         grid[1::2] = grid[1::2].flip(1)
+    elif scan != "raster":
+        raise ValueError(f"scan_order in medsora/spiral.py does not implement the scan order {scan!r}.")
     return grid.flatten()
 
 

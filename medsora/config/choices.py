@@ -20,3 +20,6 @@ SAMPLERS = ("ddim", "dpmpp", "unipc", "ddpm")
 DTYPES = ("fp32", "bf16", "fp16")
 COMPILE = ("auto", "on", "off")
 FORMATS = ("mp4", "frames")
+
+METRICS = ("fvd", "cd-fvd", "fid", "is", "fc", "motion", "pixel")
+WEIGHT_FREE = ("motion", "pixel")

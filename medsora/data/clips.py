@@ -44,7 +44,7 @@ class ClipSpec:
     frames: int = 16  # F
     extra_frame: bool = True  # one more frame is read, for the optical flow alone
     interval: int | None = 3  # so many source frames from one to the next; None with `rate`
-    size: int | tuple[int, int] = 128  # pixels, or (H, W), which scaled frames cover, cropped in the middle
+    size: int | tuple[int, int] = 128  # pixels, or (H, W), covered by scaling, then cropped in the middle
     stride: int | None = None  # source frames between enumerated windows (default: one clip's span)
     crop: str | Sequence[float] = "none"  # cut off first: "none", "auto" (black borders), or parts of a side
     flip: bool = True  # mirror half of the items left to right, joint images and flow included
@@ -124,7 +124,7 @@ class StoredVideos:
         return before == content or bool(find_copies([("before", before), ("now", content)]))
 
     def sides(self, report: CheckReport) -> dict[str, str]:
-        """Return the sides by name; recordings of a folder that was one video have the side of that."""
+        """Return the sides by name; recordings of a folder that used to be one video keep its side."""
         sides = {name: video.side for name, video in self.videos.items()}
         folders = {video.source.name: video.source.whole_name for video in report.reports}
         return {name: sides[folder] for name, folder in folders.items() if folder in sides} | sides

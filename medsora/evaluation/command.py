@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from medsora.config.choices import METRICS, WEIGHT_FREE
 from medsora.config.crop import crop_of_text
 from medsora.errors import BadInput
 from medsora.runtime.exit import EXIT_STATUSES
@@ -85,7 +86,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add(
         "--metrics",
         metavar="NAMES",
-        help="of fvd, cd-fvd, fid, is, fc, motion, pixel, joined by commas; the last two need no weights; "
+        help=f"of {', '.join(METRICS)}, joined by commas; {' and '.join(WEIGHT_FREE)} need no weights; "
         "by default motion,pixel, with --protocol stylegan-v fvd,fid,is",
     )
     add(

@@ -118,8 +118,8 @@ class MedSoraPipeline(SavedPipeline):
             output_type: one of `OUTPUT_TYPES`; `MedSoraPipelineOutput` gives their shapes and ranges.
             return_dict: False returns the tuple (frames, seeds).
             callback: called with step, timestep and latents after every step of every batch.
-            callback_on_step_end: called so with the pipeline, step, timestep and a dict of the latents, joint
-                images included; the latents of the dict that it returns take their place. It may set
+            callback_on_step_end: called too, with the pipeline, step, timestep and a dict of the latents,
+                joint images included; the latents of the dict that it returns take their place. It may set
                 `pipe._guidance_scale`, and `pipe._interrupt = True`, which ends the call: latents are decoded
                 as they are, batches not begun are left out, and films end with the window under way.
             callback_on_step_end_tensor_inputs: what the dict holds: "latents", or nothing.
@@ -258,7 +258,7 @@ class MedSoraPipeline(SavedPipeline):
     def _prepare(
         self, timesteps: list[int], images: int, compile: str, labels: list[int], variance: bool
     ) -> PreparedDenoiser:
-        """The denoiser made ready for timesteps and labels: the last one, with a new table, if it fits."""
+        """Prepare the denoiser for timesteps and labels, or give the last one that fits a new table."""
         if compile == "on" and compile_blocks(self.denoiser):
             self._prepared = None  # what it recorded is of the blocks as they were
         settings = {"num_images": images, "record": compile != "off", "labels": labels, "variance": variance}
@@ -290,7 +290,7 @@ diffusers.MedSoraPipeline = MedSoraPipeline
 
 
 class _SamplingOptions(NamedTuple):
-    """How a call samples, whatever it samples."""
+    """Settings that all batches and windows of a call share."""
 
     sampler: str | None
     steps: int

@@ -20,7 +20,7 @@ def test_every_module_has_a_test(folder: str) -> None:
         for name, path in modules().items()
         if path.is_relative_to(ROOT / folder) and name not in tested
     ]
-    assert not without, "or name it in the first line of the docstring of a file that tests it"
+    assert not without, "or name it in the first paragraph of the docstring of a file that tests it"
 
 
 def test_every_test_file_belongs_to_a_module() -> None:

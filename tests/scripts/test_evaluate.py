@@ -17,8 +17,8 @@ import torch
 import transformers
 
 import evaluate
+from medsora.config.choices import METRICS
 from medsora.data.reading.decoding import VideoReader
-from medsora.evaluation.metrics.registry import METRICS
 from medsora.evaluation.metrics.weight_files import PUBLISHED
 from medsora.evaluation.settings import EvaluationSettings
 from medsora.evaluation.vae_quality import VaeSettings

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from medsora.config.choices import METRICS
 from medsora.errors import BadInput
 from medsora.evaluation.metrics.i3d import I3DExtractor
 from medsora.evaluation.metrics.measure import FrechetMeasure, Measure
@@ -18,8 +19,6 @@ from medsora.flow_prior import RaftEstimator
 from medsora.flow_prior.choices import RAFT_VARIANTS
 from medsora.runtime.digests import sha256
 
-METRICS = ("fvd", "cd-fvd", "fid", "is", "fc", "motion", "pixel")
-WEIGHT_FREE = ("motion", "pixel")
 FLOW_ESTIMATORS = ("auto", *RAFT_VARIANTS, "dis")
 
 
@@ -72,6 +71,8 @@ def build_measures(
         title = "untrained 3-D pyramid, Fréchet distance (not FVD)"
         pyramid = PyramidExtractor(device)
         measures["untrained-pyramid"] = FrechetMeasure("untrained_pyramid_distance", title, pyramid)
+    if lacking := sorted(set(names) - set(measures)):
+        raise ValueError(f"build_measures in {__name__} has no measure of the metric {lacking[0]!r}.")
     return measures
 
 

@@ -16,12 +16,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from medsora.config.choices import WEIGHT_FREE
 from medsora.errors import BadInput, bad_input_from_errors
 from medsora.evaluation.features.clip_set import ClipSet, choose_clips
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.metrics.motion import DIS_NOTE
-from medsora.evaluation.metrics.registry import WEIGHT_FREE, build_measures
+from medsora.evaluation.metrics.registry import build_measures
 from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.sanity.degrade import blurred, frozen, noisy, shuffled
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status

@@ -6,18 +6,29 @@ import pytest
 
 from medsora.config.load import config_from_dict
 from medsora.config.schema import DenoiserConfig
-from medsora.config.switches import PAPER
+from medsora.config.switches import PAPER, SWITCHES
 from medsora.errors import BadInput
+from medsora.spiral import VARIANTS, scan_order
 
 
 def test_the_configs_defaults_are_the_papers() -> None:
     assert {name: getattr(DenoiserConfig(), name) for name in PAPER} == PAPER
 
 
+@pytest.mark.parametrize("scan", SWITCHES["scan"])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (1, 7), (7, 1), (4, 4), (3, 5), (8, 4)])
+def test_every_scan_order_visits_every_cell_once(scan: str, rows: int, cols: int) -> None:
+    for variant in range(VARIANTS):
+        assert scan_order(scan, rows, cols, variant).sort().values.tolist() == list(range(rows * cols))
+
+
 @pytest.mark.parametrize(
     ("switches", "sentence"),
     [
-        ({"scan": "zigzag"}, r"denoiser.scan is 'zigzag' but must be one of spiral, raster, snake."),
+        (
+            {"scan": "scribble"},
+            rf"denoiser.scan is 'scribble' but must be one of {', '.join(SWITCHES['scan'])}\.",
+        ),
         (
             {"spatial": "attention", "scan": "snake"},
             "denoiser.scan is snake, but denoiser.spatial attention scans nothing",

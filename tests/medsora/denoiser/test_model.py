@@ -310,7 +310,7 @@ def test_refuses_shapes_that_do_not_fit(small_model, shape, t_shape, num_images,
         ("tiny", {"headdim": 100}, "expand \\* width = 384 must be divisible by headdim 100"),
         ("tiny", {"mixing": "shaken"}, "mixing 'shaken' is unknown; it is one of isolated, mixed"),
         ("tiny", {"prediction": "rain"}, "prediction 'rain' is unknown; it is one of noise, velocity"),
-        ("tiny", {"scan": "zigzag"}, "scan 'zigzag' is unknown; it is one of spiral, raster, snake"),
+        ("tiny", {"scan": "scribble"}, "scan 'scribble' is unknown; it is one of spiral, raster, "),
         ("tiny", {"headdim": 3, "spatial": "attention"}, "headdim 3 must be even"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medsora.config.choices import WEIGHT_FREE
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
 from medsora.evaluation.features.clip_set import choose_clips
@@ -16,7 +17,7 @@ from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import FrechetMeasure, Measure
 from medsora.evaluation.metrics.pixel import PixelMeasure, sharpness
 from medsora.evaluation.metrics.pyramid import KINDS, PyramidExtractor, make_filters
-from medsora.evaluation.metrics.registry import WEIGHT_FREE, build_measures
+from medsora.evaluation.metrics.registry import build_measures
 from medsora.evaluation.sanity.degradations import ORDERS, broken_orders, distances_of_degradations, halves
 from medsora.evaluation.sanity.degrade import blurred
 from tests.support.drifting_clips import drifting_clip, write_clips
@@ -34,6 +35,11 @@ def test_every_metric_orders_what_it_must() -> None:
     found = distances_of_degradations(measures, clips[:12], clips[12:])
     assert set(ORDERS) < set(found)
     assert broken_orders(found) == []
+
+
+def test_a_metric_without_a_measure_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no measure of the metric 'vividness'"):
+        build_measures(["vividness"], {}, "cpu")
 
 
 def test_an_order_that_does_not_hold_is_named() -> None:
