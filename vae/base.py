@@ -78,8 +78,8 @@ def load_base(
     """The base, of the class `kind`, in float32, on the CPU.
 
     `base`: a config (a mapping or a `.json` file: random weights unless `weights` is given), a local
-    diffusers folder (the VAE's own or a pipeline's with the subfolder `vae`), or a hub name, which diffusers
-    downloads.
+    diffusers folder (the VAE's own or a pipeline's with the subfolder `vae`; a `FrequencyCompensatedVAE`
+    without compensation is a base, too), or a hub name, which diffusers downloads.
     `weights`: a safetensors file with exactly the base's keys, in any floating-point type.
 
     Raises `ValueError` for a config or weights that do not fit, `OSError` where nothing could be loaded.
@@ -89,7 +89,7 @@ def load_base(
     elif str(base).endswith(".json"):
         model = base_from_config(_read_json(Path(base)), str(base), kind)
     elif Path(base).is_dir():
-        model = _pretrained(str(base), _vae_subfolder(Path(base), kind), kind)
+        model = _from_folder(Path(base), kind)
     else:
         model = _from_hub(str(base), kind)
     if weights is not None:
@@ -120,8 +120,11 @@ def base_from_config(
         raise ValueError(f"{source}: {kind.__name__} cannot be built from it: {error}") from error
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a safetensors file into `model`, strictly, in the model's own floating-point type."""
+def load_weights(model: nn.Module, path: str | Path, prefix: str = "") -> None:
+    """Load a safetensors file into `model`, strictly, in the model's own floating-point type.
+
+    `prefix` stands before every name in the file.
+    """
     try:
         state = load_file(path)
     except FileNotFoundError as error:
@@ -130,6 +133,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise ValueError(
             f"{path}: not a complete safetensors file ({error}); copy or export it again"
         ) from error
+    state = {name.removeprefix(prefix): value for name, value in state.items()}
     _check_state(model, state, str(path))
     model.load_state_dict(state, strict=True)
 
@@ -167,18 +171,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     return config
 
 
-def _vae_subfolder(folder: Path, kind: type[ModelMixin]) -> str | None:
+def _from_folder(folder: Path, kind: type[ModelMixin]) -> ModelMixin:
     for subfolder in (None, "vae"):
         config = folder / (subfolder or "") / "config.json"
         if not config.is_file():
             continue
-        made_by = _read_json(config).get("_class_name")
-        if made_by != kind.__name__:
-            raise ValueError(
-                f"{config}: holds a {made_by}, not an {kind.__name__}; give the folder of a "
-                "base, or load a compensated VAE by FrequencyCompensatedVAE.from_pretrained"
-            )
-        return subfolder
+        settings = _read_json(config)
+        if settings.get("_class_name") == kind.__name__:
+            return _pretrained(str(folder), subfolder, kind)
+        bare = settings.get("base_config")  # of a `FrequencyCompensatedVAE`
+        if isinstance(bare, dict) and settings.get("compensation") is False:
+            scale = settings.get("scaling_factor") or bare.get("scaling_factor")
+            model = base_from_config(bare | {"scaling_factor": scale}, str(config), kind)
+            load_weights(model, config.parent / "diffusion_pytorch_model.safetensors", prefix="base.")
+            return model
+        raise ValueError(
+            f"{config}: holds a {settings.get('_class_name')}, not an {kind.__name__}; give the folder of a "
+            "base, or load a compensated VAE by FrequencyCompensatedVAE.from_pretrained"
+        )
     raise FileNotFoundError(
         f"{folder}: neither config.json nor vae/config.json in it; give a diffusers VAE's folder"
     )

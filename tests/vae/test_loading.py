@@ -54,6 +54,18 @@ def test_a_base_comes_from_its_own_folder_too(base_folder: Path, vae) -> None:
     assert _same(direct, vae)
 
 
+@torch.no_grad()
+def test_a_saved_vae_without_compensation_is_a_base(base_folder: Path, tmp_path: Path) -> None:
+    bare = FrequencyCompensatedVAE.from_base(base_folder, compensation=False)
+    bare.set_scaling_factor(0.7)
+    bare.save_pretrained(tmp_path / "vae")
+    loaded = FrequencyCompensatedVAE.from_base(tmp_path)
+    assert _same(loaded, bare)
+    assert loaded.scaling_factor == 0.7
+    video = random_video(9)
+    assert torch.equal(loaded.encode(video), bare.encode(video))
+
+
 def test_saved_base_loads_again_from_config_and_half_precision_weights(vae, tmp_path: Path) -> None:
     vae.set_scaling_factor(0.25)
     vae.save_base(tmp_path / "base.json", tmp_path / "base.safetensors")
