@@ -179,8 +179,9 @@ def _from_folder(folder: Path, kind: type[ModelMixin]) -> ModelMixin:
         settings = _read_json(config)
         if settings.get("_class_name") == kind.__name__:
             return _pretrained(str(folder), subfolder, kind)
-        bare = settings.get("base_config")  # of a `FrequencyCompensatedVAE`
-        if isinstance(bare, dict) and settings.get("compensation") is False:
+        ours = settings.get("_class_name") == "FrequencyCompensatedVAE" and kind is AutoencoderKLCogVideoX
+        if ours and settings.get("compensation") is False:
+            bare = settings["base_config"]
             scale = settings.get("scaling_factor") or bare.get("scaling_factor")
             model = base_from_config(bare | {"scaling_factor": scale}, str(config), kind)
             load_weights(model, config.parent / "diffusion_pytorch_model.safetensors", prefix="base.")

@@ -322,9 +322,11 @@ def checked_base(base: str, weights: str | None, kind: type[ModelMixin]) -> str 
     if base in TOKENIZER_PRESETS:
         return base
     for config in (Path(base, "config.json"), Path(base, "vae", "config.json")):
-        if is_file(config) and read_json_object(config).get("_class_name") == kind.__name__:
-            check_model(config.parent, kind)
-            break
+        named = read_json_object(config).get("_class_name") if is_file(config) else None
+        for known in (kind, FrequencyCompensatedVAE):  # without compensation, the latter is a base, too
+            if named == known.__name__:
+                check_model(config.parent, known)
+                return base
     return base
 
 
