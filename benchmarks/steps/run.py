@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medsora.config.choices import SAMPLERS
+from medsora.config.choices import SAMPLERS, WEIGHT_FREE
 from medsora.data.reading.pixels import video_to_frames
 from medsora.errors import BadInput, bad_input_from_errors
 from medsora.evaluation.conditional.command import trained_polyp_size
@@ -325,7 +325,7 @@ def distances_from(options: argparse.Namespace, model: ModelFolder) -> tuple[lis
     clips = require_enough(
         choose_clips(root, frames=frames, size=(height, width), count=options.videos, seed=0, **read)
     )
-    measures = list(build_measures(("motion", "pixel"), {}, "cpu", flow="dis").values())
+    measures = list(build_measures(WEIGHT_FREE, {}, "cpu", flow="dis").values())
     rows = [[each.extractor(clips.read(k)[None]) for k in range(len(clips))] for each in measures]
     return measures, [Features.of(np.concatenate(of_measure)) for of_measure in rows]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medsora.config.choices import WEIGHT_FREE
 from medsora.config.crop import Crop, checked_crop
 from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.reading.resize import height_width
@@ -16,7 +17,7 @@ from medsora.evaluation.metrics.registry import FLOW_ESTIMATORS, parse_metrics
 from medsora.evaluation.report.paper_tables import CORPORA
 
 MEDSORA, STYLEGAN_V = PROTOCOLS = ("medsora", "stylegan-v")
-METRICS_OF = {MEDSORA: ("motion", "pixel"), STYLEGAN_V: ("fvd", "fid", "is")}  # if none are named
+METRICS_OF = {MEDSORA: WEIGHT_FREE, STYLEGAN_V: ("fvd", "fid", "is")}  # if none are named
 FEATURE_CACHE = Path("runs") / "cache" / "features"
 
 

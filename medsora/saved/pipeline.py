@@ -29,7 +29,7 @@ from medsora.saved.find import (
     TRAINED_ON,
     ModelFolder,
     find_in_run,
-    find_pipeline,
+    find_model,
 )
 from medsora.saved.hub import upload_model
 from medsora.saved.limits import (
@@ -185,7 +185,7 @@ class SavedPipeline(DiffusionPipeline):
         torch_dtype: str | torch.dtype | None = None,
         **options: Any,
     ) -> Self:
-        """Load a folder that `save_pretrained` wrote, or a hub name, strictly; weights are cast to `dtype`.
+        """Load a saved pipeline, a shipped model, a run (its EMA) or a hub name, strictly, in `dtype`.
 
         `dtype` (default: float32; `torch_dtype` is its older name) is a `torch.dtype` or a word: "float16" or
         "fp16", "bfloat16" or "bf16", "float32" or "fp32". `vae_dtype` is the VAE's, `dtype` unless given:
@@ -203,7 +203,7 @@ class SavedPipeline(DiffusionPipeline):
         if dtype is not None and torch_dtype is not None and to_dtype(dtype) != to_dtype(torch_dtype):
             raise BadInput(f"dtype is {dtype} but torch_dtype, its older name, {torch_dtype}; give one.")
         dtype = torch_dtype if dtype is None else dtype
-        return cls.from_folder(find_pipeline(path), dtype=dtype or torch.float32, vae_dtype=vae_dtype)
+        return cls.from_folder(find_model(path), dtype=dtype or torch.float32, vae_dtype=vae_dtype)
 
     @classmethod
     def from_run(

@@ -52,7 +52,7 @@ MAX_WORDS = {
     "index": 110,
     "install": 230,
     "performance": 670,
-    "reliability": 480,
+    "reliability": 510,
     "sampling": 330,
     "tour": 180,
     "training": 390,

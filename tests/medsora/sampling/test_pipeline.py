@@ -365,6 +365,7 @@ def holds(pipeline: MedSoraPipeline, denoiser: MedSora) -> bool:
 
 def test_a_run_gives_its_newest_averaged_weights(run: Path) -> None:
     assert holds(MedSoraPipeline.from_run(run), tiny_denoiser(11))
+    assert holds(MedSoraPipeline.from_pretrained(run), tiny_denoiser(11))
     assert holds(MedSoraPipeline.from_run(run, raw=True), tiny_denoiser(10))
     for name in (5, "step-0000005"):
         assert holds(MedSoraPipeline.from_run(run, checkpoint=name), tiny_denoiser(6))
