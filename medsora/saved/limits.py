@@ -34,7 +34,7 @@ MAX_TENSORS = 20_000
 MAX_DRAWN_PARAMETERS = 10**9  # for a base without weights; CogVideoX's has 0.2e9
 MAX_CHARACTERS = 1000  # per word or name; a folder, which may be a label, has 255 at most
 MAX_NUMBER = 10**6  # for a setting that has no range of its own
-MAX_ENTRIES = 1000  # per list that has no limit of its own; a schedule has 1000 betas
+MAX_ENTRIES = 1000  # per list without a limit of its own; a schedule has 1000 betas
 FLOATING = ("F64", "F32", "F16", "BF16")
 MAX_FPS = 1000
 MAX_CLIP_PIXELS = 2**30  # frames x height x width
@@ -76,7 +76,7 @@ RANGES = {
     "solver_order": (1, 3),
     "lambda_min_clipped": (-math.inf, MAX_NUMBER),
 }
-MAX_LEVELS = 8  # of a VAE; each has up to `layers_per_block` blocks, and building one takes time
+MAX_LEVELS = 8  # resolutions in a VAE; more take long to build
 MAX_ENTRIES_OF = {"labels": RANGES["classes"][1]} | dict.fromkeys(
     ("block_out_channels", "down_block_types", "up_block_types"), MAX_LEVELS
 )

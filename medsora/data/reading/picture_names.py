@@ -19,8 +19,9 @@ MIN_RUN = 3  # frames in equal steps by which pictures are known for a recording
 MAX_STRAYS = 0.1  # share of a folder's pictures; more that belong to no recording are kept as stills
 MIN_NAMED_ALIKE = 0.5  # part of a folder's masks that must have the name of a frame
 
-_MASK = r"annot(?:ation)?s?|groundtruth|gt|label(?:id)?s?|masks?|segmask|segmentations?|segm?|segs|trimap"
-_MASK += "|truth"
+_MASK = (
+    r"annot(?:ation)?s?|groundtruth|gt|label(?:id)?s?|masks?|segmask|segmentations?|segm?|segs|trimap|truth"
+)
 _OF_MASKS = r"binary|class|colou?r|ground|instance|semantic|watershed"
 _POSTER = r"cover|logo|poster|preview|thumb|thumbnail|thumbs|title"
 _FRAME = r"f|fr|frames?|frm|images?|imgs?|im|inputs?|originals?|pic|pictures?|raw|rgb|time|t"

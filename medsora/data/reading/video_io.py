@@ -304,9 +304,7 @@ def _encode(
     stream.options = {"level": "3", "g": "1"} if lossless else {"crf": "16", "preset": "medium"}
     stream.codec_context.thread_count = WRITING_THREADS
     if not lossless:
-        stream.codec_context.color_range = (
-            ColorRange.MPEG
-        )  # stated explicitly, or players guess by picture size
+        stream.codec_context.color_range = ColorRange.MPEG  # untagged, players guess by picture size
         stream.codec_context.colorspace = Colorspace.ITU601
     for frame in frames:
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")

@@ -46,7 +46,7 @@ class GeneratorStage:
     parts: StageParts
     decoder: tuple[str, nn.Module]  # the frozen decoder and its folder's name in the run
     decoder_digest: str
-    geometry: dict[str, Any]  # of the clips, for a pipeline
+    geometry: dict[str, Any]  # clip settings that a pipeline needs
     evaluate: Callable[[int], None]
     sample: Callable[[int, StopRequest], None]
     held_out_loss: ClassVar[str]  # the logged metric that early stopping goes by

@@ -266,7 +266,7 @@ class HalfReadable(io.FileIO):
 def test_a_read_that_fails_is_no_damage_and_the_next_check_reads_again(
     name: str, opening: int, part: float, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the header, amid a video, and where the scan opens it again to try what to seek for."""
+    """In the header, in the middle of a video, and when the scan reopens it for trial seeks."""
     path = encode_named(tmp_path / "videos", name, moving_frames(60))
     opened, count = av.open, itertools.count(1)
 
