@@ -74,7 +74,9 @@ def run(options: argparse.Namespace, command: str) -> None:
         raise BadInput(f"--focal is {options.focal} but must be 0.1 to 10 times the picture's shorter side.")
     folders, intervals = options.clips, options.interval
     if len(intervals) not in (1, len(folders)):
-        raise BadInput(f"--interval has {len(intervals)} numbers for {len(folders)} folders; give 1 or each.")
+        raise BadInput(
+            f"--interval has {len(intervals)} numbers for {len(folders)} folders; give one or one per folder."
+        )
     try:
         colmap = version("pycolmap")
     except PackageNotFoundError:

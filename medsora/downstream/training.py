@@ -51,7 +51,9 @@ class Recipe:
 
 
 # Learning rate 0.001 · batch / 256; EMA without warm-up, which keeps 82 % of the initial weights.
-PUBLISHED = Recipe(200, 4, 1, learning_rate=1.5625e-5, weight_decay=0.0, align=True, published=True)
+PUBLISHED = Recipe(
+    200, batch=4, ratio=1, learning_rate=1.5625e-5, weight_decay=0.0, align=True, published=True
+)
 
 
 def given_recipe(options: argparse.Namespace) -> Recipe:
