@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 MIN_VARIANCE = 1e-12  # of a frame of one colour
 SHARPNESS_TOLERANCE = 0.2  # decades
+MOTION_BLOCK_PX = 16
+MIN_CHANGE = 1e-5  # mean square; its root is 0.4 of 255 grey levels
 
 
 class VaeLossParts(NamedTuple):
@@ -26,10 +28,11 @@ class VaeLossParts(NamedTuple):
     kl: Tensor
     coarse: Tensor
     sharpness: Tensor
+    motion: Tensor
 
 
 class VaeLoss(nn.Module):
-    """Weighted sum of L1, LPIPS, FFL, KL, coarse and sharpness; a part of weight 0 is left out and reads 0.
+    """Weighted sum of its parts; a part of weight 0 is left out and reads 0.
 
     `lpips_net` ("vgg" or "alex") and `lpips_trunk` are those of `PerceptualLoss`.
     """
@@ -43,12 +46,13 @@ class VaeLoss(nn.Module):
         kl: float = 0.0,
         coarse: float = 0.0,
         sharpness: float = 0.0,
+        motion: float = 0.0,
         lpips_net: str = "vgg",
         lpips_trunk: str | None = None,
     ) -> None:
         super().__init__()
         self.weights = {"l1": l1, "lpips": lpips, "ffl": ffl, "kl": kl, "coarse": coarse}
-        self.weights["sharpness"] = sharpness
+        self.weights |= {"sharpness": sharpness, "motion": motion}
         self.perceptual = None
         if lpips:
             from medsora.vae.perceptual import PerceptualLoss  # its packages are not needed for sampling
@@ -73,6 +77,7 @@ class VaeLoss(nn.Module):
             "kl": kl_divergence(mean.float(), logvar.float()) if self.weights["kl"] else nothing,
             "coarse": coarse_loss(coarse.float(), target) if self.weights["coarse"] else nothing,
             "sharpness": sharpness_loss(prediction, target) if self.weights["sharpness"] else nothing,
+            "motion": motion_loss(prediction, target) if self.weights["motion"] else nothing,
         }
         total = sum(self.weights[name] * value for name, value in parts.items())
         return VaeLossParts(total=total, **parts)
@@ -161,6 +166,26 @@ def sharpness_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """
     distance = (log_laplacian_variance(prediction) - log_laplacian_variance(target)).abs()
     return (distance - SHARPNESS_TOLERANCE).clamp_min(0).mean()
+
+
+def motion_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean distance, in decades, between how much neighbouring frames change: a scalar; 0 for one frame.
+
+    The change of a block of `MOTION_BLOCK_PX` pixels is `log_change`. Frames that share a latent are blurred
+    over one another where L1 cannot tell them apart: texture then moves less than it did.
+    """
+    if target.shape[1] == 1:
+        return prediction.new_zeros(())
+    return (log_change(prediction) - log_change(target)).abs().mean()
+
+
+def log_change(video: Tensor) -> Tensor:
+    """Log10 of the mean square difference of neighbouring grey frames: (B, F, 3, H, W) -> (B, F - 1, h, w).
+
+    h and w count blocks of `MOTION_BLOCK_PX` pixels; those that are cut off at the edge are left out.
+    """
+    change = video.float().mean(2).diff(dim=1).square()
+    return F.avg_pool2d(change, min(MOTION_BLOCK_PX, *change.shape[-2:])).clamp_min(MIN_CHANGE).log10()
 
 
 def log_laplacian_variance(video: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def _check_conditions(config: Config, source: str) -> None:
             )
     check_switches(vars(config.denoiser), f"{source}: ", "denoiser")
     vae, stage_1 = config.vae, config.train_vae
-    unused = ("kl", "coarse", "sharpness") if vae.kind == "vq" else ("l2",)
+    unused = ("kl", "coarse", "sharpness", "motion") if vae.kind == "vq" else ("l2",)
     if used := [name for name in unused if getattr(stage_1, name)]:
         raise BadInput(
             f"{source}: train_vae.{used[0]} is {getattr(stage_1, used[0])}, but vae.kind {vae.kind} has no "

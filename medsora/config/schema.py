@@ -467,6 +467,12 @@ class VaeTrainingConfig(TrainingConfig):
         "paper has none.",
         at_least=0,
     )
+    motion: float = key(
+        0.0,
+        "Weight of the distance, in decades, between the changes from frame to frame of clips and "
+        "reconstructions; the paper has none.",
+        at_least=0,
+    )
     latent_std: float = key(1.0, "Standard deviation of scaled latents when train is all.", above=0)
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass to save memory.")
     eval_clips: int = key(4, "Held-out clips per validation.", above=0, resume=FREE)

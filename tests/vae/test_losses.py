@@ -12,7 +12,7 @@ import torchvision
 from focal_frequency_loss import FocalFrequencyLoss
 
 from medsora.vae import VaeLoss, focal_frequency_loss
-from medsora.vae.losses import TokenizerLoss, coarse_loss, kl_divergence, sharpness_loss
+from medsora.vae.losses import TokenizerLoss, coarse_loss, kl_divergence, motion_loss, sharpness_loss
 from medsora.vae.perceptual import PerceptualLoss
 from medsora.vae.tokenizer import TokenizerOutput
 
@@ -61,14 +61,16 @@ def test_each_part_is_weighted_exactly_once(monkeypatch) -> None:
     )
     pred, target = torch.rand(1, 2, 3, 64, 64) - 0.5, torch.rand(1, 2, 3, 64, 64) * 2 - 1
     mean, logvar = torch.randn(1, 1, 16, 8, 8), torch.randn(1, 1, 16, 8, 8)
-    loss = VaeLoss(l1=1.0, lpips=0.1, ffl=0.1, kl=1e-3, coarse=0.25, sharpness=0.5, lpips_net="alex")
+    loss = VaeLoss(
+        l1=1.0, lpips=0.1, ffl=0.1, kl=1e-3, coarse=0.25, sharpness=0.5, motion=0.3, lpips_net="alex"
+    )
     found = loss(pred, target, mean, logvar, coarse=torch.rand(1, 2, 3, 32, 32))
     torch.testing.assert_close(found.l1, (pred - target).abs().mean())
     torch.testing.assert_close(found.lpips, loss.perceptual(pred, target))
     torch.testing.assert_close(found.ffl, focal_frequency_loss(pred, target))
     torch.testing.assert_close(found.kl, kl_divergence(mean, logvar))
     expected = found.l1 + 0.1 * found.lpips + 0.1 * found.ffl + 1e-3 * found.kl + 0.25 * found.coarse
-    expected += 0.5 * found.sharpness
+    expected += 0.5 * found.sharpness + 0.3 * found.motion
     torch.testing.assert_close(found.total, expected)
     assert all(value > 0 for value in found._asdict().values())
 
@@ -81,7 +83,7 @@ def test_a_part_of_weight_zero_is_not_computed() -> None:
     )
     found = VaeLoss(l1=1.0, lpips=0, ffl=0, kl=0)(pred, target, latent, latent)
     assert found.total == found.l1
-    assert found.lpips == found.ffl == found.kl == found.coarse == found.sharpness == 0
+    assert found.lpips == found.ffl == found.kl == found.coarse == found.sharpness == found.motion == 0
 
 
 def test_a_tokenizer_s_parts_are_weighted_once_and_pull_each_its_own_side() -> None:
@@ -161,3 +163,30 @@ class TestPerceptualLoss:
         monkeypatch.setattr("torch.hub.urlopen", unreachable)
         with pytest.raises(OSError, match=r"cannot be downloaded from .*lpips_trunk to its path"):
             PerceptualLoss("alex")
+
+
+def test_motion_loss_counts_decades_per_block_and_ignores_what_stands_still() -> None:
+    video = torch.rand(2, 3, 3, 32, 48)
+    still = torch.rand(2, 1, 3, 32, 48)
+    torch.testing.assert_close(motion_loss(video + still, video), torch.tensor(0.0), atol=1e-6, rtol=0)
+    for factor in (10**0.5, 10**-0.5):  # amplitude; the change is its square
+        torch.testing.assert_close(motion_loss(factor * video, video), torch.tensor(1.0))
+    half = video.clone()
+    half[..., :16, :] *= 10**0.5  # three of six blocks
+    torch.testing.assert_close(motion_loss(half, video), torch.tensor(0.5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert motion_loss(video, video) == 0
+
+
+def test_motion_loss_has_finite_gradients_where_nothing_moves() -> None:
+    still = torch.zeros(1, 3, 3, 16, 16, requires_grad=True)
+    motion_loss(still, torch.rand(1, 3, 3, 16, 16)).backward()
+    assert still.grad.isfinite().all()
+    assert motion_loss(torch.rand(2, 1, 3, 8, 8), torch.rand(2, 1, 3, 8, 8)) == 0
+
+
+def test_motion_loss_is_the_largest_for_a_clip_that_is_blurred_over_its_frames() -> None:
+    video = torch.rand(1, 8, 3, 32, 32)
+    blurred = (video + video.roll(1, 1)) / 2
+    shifted = video.roll(1, 1)
+    assert motion_loss(shifted, video) < 0.1 < 0.25 < motion_loss(blurred, video)

@@ -83,6 +83,7 @@ METRICS = {
     "loss/ffl": Metric("focal frequency", "difference of the frames' spectra, difficult frequencies first"),
     "loss/kl": Metric("KL", "distance of the latents from a standard normal distribution"),
     "loss/sharpness": Metric("sharpness", "difference of the clips' sharpness, in decades"),
+    "loss/motion": Metric("motion", "difference of how much neighbouring frames change, in decades"),
     "loss/coarse": Metric("coarse", "difference of halved latents, decoded, from halved clips"),
     "loss/mse": Metric("noise error", "error of the predicted noise, at random timesteps"),
     "loss/vb": Metric("variational bound", "what the predicted variance is trained by"),

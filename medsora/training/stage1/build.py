@@ -60,5 +60,5 @@ def build_loss(config: Config) -> VaeLoss:
     if config.vae.kind == "vq":
         names, kind = [*names, "l2", "commitment"], TokenizerLoss
     else:
-        names += ["kl", "coarse", "sharpness"]
+        names += ["kl", "coarse", "sharpness", "motion"]
     return kind(**{name: getattr(config.train_vae, name) for name in names})
