@@ -51,10 +51,10 @@ def mamba2_scan(
         conv_bias: (d_inner + 2*N,).
         dt_bias, A_log, D: (heads,): Δ = softplus(dt + dt_bias), A = -exp(A_log), and the skip D*x.
         norm_weight: (d_inner,) of the gated norm RMSNorm(y * silu(z)).
-        orders: (k, L) integers, each row a permutation. The tokens are walked in each of the k orders, every
-            walk is put back in place and the k results are summed. None walks them once as they are.
+        orders: (k, L) integers, each row a permutation. The tokens are scanned in each of the k orders; the
+            results, back in token order, are summed. None scans them once as they are.
             Or (axes, k, S, l) with S*l = L: along each axis the tokens fall into S sequences of l, scanned
-            apart, in k ways that are summed. So tokens that lie in a grid are scanned along rows, columns
+            apart, in k orders that are summed. So tokens that lie in a grid are scanned along rows, columns
             or frames without being rearranged. int32 tables on the tokens' device are taken as they are.
             A table is checked when it is first seen, which waits for a GPU once: keep it between calls.
         headdim: channels per head; d_inner = heads * headdim.
@@ -192,8 +192,8 @@ def _check_permutations(orders: Tensor) -> None:
     if orders.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     with _disable_current_modes():
-        walks = orders.flatten(2) if orders.dim() == 4 else orders
-        each_once = walks.sort(-1).values == torch.arange(walks.shape[-1], device=walks.device)
+        rows = orders.flatten(2) if orders.dim() == 4 else orders
+        each_once = rows.sort(-1).values == torch.arange(rows.shape[-1], device=rows.device)
         if not each_once.all():
-            raise ValueError(f"orders must visit each of the {walks.shape[-1]} tokens once, in every row.")
+            raise ValueError(f"orders must visit each of the {rows.shape[-1]} tokens once, in every row.")
     _permutations[orders] = version

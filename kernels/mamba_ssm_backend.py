@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medsora.kernels.matrix.walks import places_of, put_back, walk
+from medsora.kernels.matrix.orders import gather_in_order, invert_orders, scatter_to_tokens
 
 CHUNK = 256  # tokens: the package's own default
 
@@ -58,14 +58,15 @@ def scan(
     finite are zeros in them, and all later ones are NaN.
     """
     weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
-    walks = orders.flatten(0, 1)
-    places = places_of(walks)
-    walked = walk(zxbcdt, walks, places)
-    usable = walked.detach().isfinite().all(-1, keepdim=True)  # (b, w, S, l, 1)
-    broken = torch.zeros_like(walked[..., :1]).masked_fill(~usable, torch.nan)
-    finite = walked.masked_fill(~usable, 0).flatten(0, 2)
-    steps = scan_sequences(finite, *weights, headdim, eps).unflatten(0, walked.shape[:3]) + broken.cumsum(3)
-    return put_back(steps.unsqueeze(3), walks, places).unflatten(1, orders.shape[:2]).sum(2).transpose(0, 1)
+    flat_orders = orders.flatten(0, 1)
+    inverse_orders = invert_orders(flat_orders)
+    ordered = gather_in_order(zxbcdt, flat_orders, inverse_orders)
+    usable = ordered.detach().isfinite().all(-1, keepdim=True)  # (b, w, S, l, 1)
+    broken = torch.zeros_like(ordered[..., :1]).masked_fill(~usable, torch.nan)
+    finite = ordered.masked_fill(~usable, 0).flatten(0, 2)
+    steps = scan_sequences(finite, *weights, headdim, eps).unflatten(0, ordered.shape[:3]) + broken.cumsum(3)
+    by_order = scatter_to_tokens(steps.unsqueeze(3), flat_orders, inverse_orders)
+    return by_order.unflatten(1, orders.shape[:2]).sum(2).transpose(0, 1)
 
 
 def scan_sequences(

@@ -32,11 +32,11 @@ def scan(
     tokens = zxbcdt.to(exact)
     weights = [w.to(exact) for w in (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)]
     sums = []
-    for ways in orders:
+    for axis in orders:
         total = torch.zeros_like(tokens[..., : norm_weight.numel()])
-        for sequences in ways:  # (S, l) token numbers
-            walked = torch.stack([_scan_once(tokens[:, s], weights, headdim, eps) for s in sequences], dim=1)
-            total = total + walked.flatten(1, 2)[:, torch.argsort(sequences.flatten())]
+        for sequences in axis:  # (S, l) token numbers
+            scanned = torch.stack([_scan_once(tokens[:, s], weights, headdim, eps) for s in sequences], dim=1)
+            total = total + scanned.flatten(1, 2)[:, torch.argsort(sequences.flatten())]
         sums.append(total)
     return torch.stack(sums).to(zxbcdt.dtype)
 

@@ -26,7 +26,7 @@ from medsora.kernels.fused.ops import (
 @triton.jit(do_not_specialize=SIZES)
 def norm_backward(
     zxbcdt,
-    y,  # (axes*WAYS, rows, DI): read as y, overwritten with its gradient
+    y,  # (axes*DIRECTIONS, rows, DI): read as y, overwritten with its gradient
     norm_weight,
     grad_out,  # (axes, rows, DI)
     grad_zxbcdt,  # (rows, features): its z part is written
@@ -41,9 +41,9 @@ def norm_backward(
     DI: tl.constexpr,
     BLOCK_D: tl.constexpr,
     AXES: tl.constexpr,
-    WAYS: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
 ):
-    """One program: a run of tokens with all their walks."""
+    """One program: a run of tokens in all orders."""
     program = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     weight = tl.load(norm_weight + d, mask=d < DI, other=0.0).to(tl.float32)
@@ -57,9 +57,9 @@ def norm_backward(
         grad_gate = tl.zeros((BLOCK_D,), dtype=tl.float32)
         for axis in tl.static_range(AXES):
             above = tl.load(grad_out + (axis * rows + row) * DI + d, mask=exists, other=0.0).to(tl.float32)
-            for way in tl.static_range(WAYS):
-                place = y + ((axis * WAYS + way) * rows + row) * DI + d
-                value = tl.load(place, mask=exists, other=0.0).to(tl.float32)
+            for order_index in tl.static_range(DIRECTIONS):
+                pointer = y + ((axis * DIRECTIONS + order_index) * rows + row) * DI + d
+                value = tl.load(pointer, mask=exists, other=0.0).to(tl.float32)
                 gated = value * gate
                 scale = 1.0 / tl.sqrt(tl.sum(gated * gated) / DI + eps)
                 normed = gated * scale
@@ -67,7 +67,7 @@ def norm_backward(
                 along = tl.sum(above * weight * normed) / DI
                 grad_gated = scale * (above * weight - normed * along)
                 grad_gate += grad_gated * value
-                tl.store(place, (grad_gated * gate).to(y.dtype.element_ty), mask=exists)
+                tl.store(pointer, (grad_gated * gate).to(y.dtype.element_ty), mask=exists)
         grad_z = grad_gate * silu_slope(z)
         tl.store(grad_zxbcdt + row * features + d, grad_z.to(grad_zxbcdt.dtype.element_ty), mask=exists)
     tl.store(grad_weight + program * DI + d, weight_sum, mask=d < DI)
@@ -76,18 +76,18 @@ def norm_backward(
 @triton.jit(do_not_specialize=SIZES)
 def scan_backward(
     zxbcdt,
-    walks,
+    orders,
     conv_weight,
     conv_bias,
     dt_bias,
     A_log,
     D,
-    grad_y,  # (ways, batch, tokens, DI)
+    grad_y,  # (orders, batch, tokens, DI)
     states,  # entering each chunk, as scan_forward kept them; unused where a tile holds whole sequences
-    places,  # (ways, tokens) int32, written: token -> place in the walk
-    grad_conv,  # written: (ways, batch, tokens, DI) of x, then (head blocks, ways, batch, tokens, 2*D_STATE)
-    grad_dt,  # (ways, batch, tokens, HEADS) float32, written: before bias and softplus
-    grad_heads,  # (ways, batch, tiles, chunks, 3, HEADS) float32, written: sums for dt_bias, A_log, D
+    inverse_orders,  # (orders, tokens) int32, written: token -> position in the order
+    grad_conv,  # written: (orders, batch, tokens, DI) of x, then (blocks, orders, batch, tokens, 2*D_STATE)
+    grad_dt,  # (orders, batch, tokens, HEADS) float32, written: before bias and softplus
+    grad_heads,  # (orders, batch, tiles, chunks, 3, HEADS) float32, written: sums for dt_bias, A_log, D
     batch_stride,
     token_stride,
     batches,
@@ -112,17 +112,17 @@ def scan_backward(
     HEAD_BLOCKS: tl.constexpr = HEADS // HEADS_AT_ONCE
     dtype = zxbcdt.dtype.element_ty
     program = tl.program_id(0)
-    way = tl.program_id(1).to(tl.int64)
-    ways = tl.num_programs(1).to(tl.int64)
+    order_index = tl.program_id(1).to(tl.int64)
+    order_count = tl.num_programs(1).to(tl.int64)
     head_block = program % HEAD_BLOCKS
     tile = (program // HEAD_BLOCKS) % tiles
     batch = (program // HEAD_BLOCKS // tiles).to(tl.int64)
 
     token_count = sequences * steps
-    walk = walks + way * token_count
+    order = orders + order_index * token_count
     tokens = zxbcdt + batch * batch_stride
-    first_row = (way * batches + batch) * token_count
-    row_count = ways * batches * token_count
+    first_row = (order_index * batches + batch) * token_count
+    row_count = order_count * batches * token_count
     grad_x = grad_conv + first_row * DI
     grad_BC = grad_conv + row_count * DI + (head_block * row_count + first_row) * 2 * D_STATE
     p = tl.arange(0, HEADDIM)
@@ -131,18 +131,18 @@ def scan_backward(
 
     for visited in range(chunks):
         chunk = chunks - 1 - visited
-        place, step, inside, past, earlier = tile_steps(tile, chunk, sequences, steps, Q, PACKED, CHUNKED)
-        token = tl.load(walk + place, mask=inside, other=0).to(tl.int64)
+        position, step, inside, past, earlier = tile_steps(tile, chunk, sequences, steps, Q, PACKED, CHUNKED)
+        token = tl.load(order + position, mask=inside, other=0).to(tl.int64)
         first = inside & (batch == 0) & (head_block == 0)
-        tl.store(places + way * token_count + token, place, mask=first)
+        tl.store(inverse_orders + order_index * token_count + token, position, mask=first)
         CB = tl.zeros((Q, Q), dtype=tl.float32)
         for part in tl.static_range(BLOCK_N // SLICE):
             n = part * SLICE + tl.arange(0, SLICE)
             B, C = convolve_BC(
                 tokens + DI,
                 token_stride,
-                walk,
-                place,
+                order,
+                position,
                 step,
                 inside,
                 n,
@@ -177,8 +177,8 @@ def scan_backward(
             x_before = convolve(
                 tokens + DI,
                 token_stride,
-                walk,
-                place,
+                order,
+                position,
                 step,
                 inside,
                 columns,
@@ -204,7 +204,7 @@ def scan_backward(
             grad_value += tl.load(D + whole).to(tl.float32) * above_exact
 
             if CHUNKED:
-                index = ((way * batches + batch) * sequences + tile) * HEADS + head
+                index = ((order_index * batches + batch) * sequences + tile) * HEADS + head
                 kept = states + (index * chunks + chunk) * D_STATE * HEADDIM
                 state = tl.load(
                     kept + n[:, None] * HEADDIM + p[None, :], mask=(n < D_STATE)[:, None], other=0.0
@@ -236,7 +236,8 @@ def scan_backward(
                 grad_decay += grad_total + tl.sum(tl.where(past, grad_from_start[:, None], 0.0), axis=0)
             grad_raw = tl.where(inside, (grad_delta + A * grad_decay) * sigmoid(raw), 0.0)
             tl.store(grad_dt + (first_row + token) * HEADS + head, grad_raw, mask=inside)
-            sums = grad_heads + (((way * batches + batch) * tiles + tile) * chunks + chunk) * 3 * HEADS + head
+            chunk_index = ((order_index * batches + batch) * tiles + tile) * chunks + chunk
+            sums = grad_heads + chunk_index * 3 * HEADS + head
             tl.store(sums, tl.sum(grad_raw))
             tl.store(sums + HEADS, A * tl.sum(dt * grad_decay))
             tl.store(sums + 2 * HEADS, tl.sum(above_exact * x))
@@ -251,8 +252,8 @@ def scan_backward(
             B_before, C_before = convolve_BC(
                 tokens + DI,
                 token_stride,
-                walk,
-                place,
+                order,
+                position,
                 step,
                 inside,
                 n,
@@ -280,10 +281,10 @@ def scan_backward(
 @triton.jit(do_not_specialize=SIZES)
 def conv_backward(
     zxbcdt,
-    walks,
-    places,
+    orders,
+    inverse_orders,
     conv_weight,
-    grad_conv,  # as scan_backward wrote it: gradients before SiLU, every walk's at its token's own place
+    grad_conv,  # as scan_backward wrote it: gradients before SiLU, each order's at its token's index
     grad_zxbcdt,  # (rows, features): its x, B, C part is written
     grad_taps,  # (programs, WIDTH + 1, DI + 2*D_STATE) float32, partial sums of taps and bias, written
     batch_stride,
@@ -296,13 +297,13 @@ def conv_backward(
     DI: tl.constexpr,
     D_STATE: tl.constexpr,
     HEAD_BLOCKS: tl.constexpr,
-    ALL_WAYS: tl.constexpr,
+    ALL_ORDERS: tl.constexpr,
     WIDTH: tl.constexpr,
     TAP_ROWS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program: a run of tokens, BLOCK_C channels, all walks; a gradient comes from the steps after it."""
+    """One program: a run of tokens, BLOCK_C channels, all orders; gradients come from the steps after it."""
     CHANNELS: tl.constexpr = DI + 2 * D_STATE
     program = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -311,7 +312,7 @@ def conv_backward(
     width = tl.where(of_x, DI, 2 * D_STATE)
     copies = tl.where(of_x, 1, HEAD_BLOCKS)
     row_count = tl.cast(rows, tl.int64)
-    source = grad_conv + tl.where(of_x, 0, ALL_WAYS * row_count * DI - DI)
+    source = grad_conv + tl.where(of_x, 0, ALL_ORDERS * row_count * DI - DI)
     tap_row = tl.arange(0, TAP_ROWS)[:, None]
     tap_sum = tl.zeros((TAP_ROWS, BLOCK_C), dtype=tl.float32)
 
@@ -324,15 +325,15 @@ def conv_backward(
         value = tl.load(here[:, None] + columns[None, :], mask=inside[:, None] & exists[None, :], other=0.0)
         value = value.to(tl.float32)
         grad = tl.zeros((BLOCK_T, BLOCK_C), dtype=tl.float32)
-        for way in range(ALL_WAYS):
-            place = tl.load(places + way * token_count + token, mask=inside, other=0)
+        for order_index in range(ALL_ORDERS):
+            position = tl.load(inverse_orders + order_index * token_count + token, mask=inside, other=0)
             for lag in tl.static_range(WIDTH):
-                later = inside & (place % steps + lag < steps)
-                next_token = tl.load(walks + way * token_count + place + lag, mask=later, other=0)
+                later = inside & (position % steps + lag < steps)
+                next_token = tl.load(orders + order_index * token_count + position + lag, mask=later, other=0)
                 next_row = batch * token_count + next_token
                 above = tl.zeros((BLOCK_T, BLOCK_C), dtype=tl.float32)
                 for copy in range(copies):
-                    start = (copy * ALL_WAYS + way) * row_count
+                    start = (copy * ALL_ORDERS + order_index) * row_count
                     above += tl.load(
                         source + (start + next_row)[:, None] * width + columns[None, :],
                         mask=later[:, None] & exists[None, :],

@@ -1,6 +1,6 @@
-"""Forward kernels: the scan of every walk, then gate, norm and the sum of an axis' walks.
+"""Forward kernels: the scan of every order, then gate, norm and the sum over an axis's orders.
 
-The scan writes y of each walk at its token's own place, so nothing is rearranged in memory; no state is
+The scan writes y of each order at its token's index, so nothing is rearranged in memory; no state is
 written where a sequence fits a tile. The norm spans all heads of a token, which different programs hold: it
 follows in a kernel of its own that reads every value once.
 """
@@ -27,14 +27,14 @@ from medsora.kernels.fused.ops import (
 @triton.jit(do_not_specialize=SIZES)
 def scan_forward(
     zxbcdt,  # (batch, tokens, 2*DI + 2*D_STATE + HEADS), any strides but 1 along the last
-    walks,  # (ways, sequences, steps) int32 token numbers
+    orders,  # (orders, sequences, steps) int32 token numbers
     conv_weight,
     conv_bias,
     dt_bias,
     A_log,
     D,
-    y,  # (ways, batch, tokens, DI), written
-    states,  # (ways, batch, sequences, HEADS, chunks, D_STATE, HEADDIM) float32, written if KEEP_STATES
+    y,  # (orders, batch, tokens, DI), written
+    states,  # (orders, batch, sequences, HEADS, chunks, D_STATE, HEADDIM) float32, written if KEEP_STATES
     batch_stride,
     token_stride,
     batches,
@@ -55,35 +55,35 @@ def scan_forward(
     HEADS_AT_ONCE: tl.constexpr,
     KEEP_STATES: tl.constexpr,
 ):
-    """One program: one tile (or one long sequence), one walk, HEADS_AT_ONCE heads, which share B and C."""
+    """One program: one tile (or one long sequence), one order, HEADS_AT_ONCE heads, which share B and C."""
     DI: tl.constexpr = HEADS * HEADDIM
     HEAD_BLOCKS: tl.constexpr = HEADS // HEADS_AT_ONCE
     dtype = zxbcdt.dtype.element_ty
     program = tl.program_id(0)
-    way = tl.program_id(1).to(tl.int64)
+    order_index = tl.program_id(1).to(tl.int64)
     head_block = program % HEAD_BLOCKS
     tile = (program // HEAD_BLOCKS) % tiles
     batch = (program // HEAD_BLOCKS // tiles).to(tl.int64)
 
     token_count = sequences * steps
-    walk = walks + way * token_count
+    order = orders + order_index * token_count
     tokens = zxbcdt + batch * batch_stride
-    out = y + (way * batches + batch) * token_count * DI
+    out = y + (order_index * batches + batch) * token_count * DI
     p = tl.arange(0, HEADDIM)
     if CHUNKED:
         state = tl.zeros((BLOCK_N, HEADDIM), dtype=tl.float32)
 
     for chunk in range(chunks):
-        place, step, inside, past, earlier = tile_steps(tile, chunk, sequences, steps, Q, PACKED, CHUNKED)
-        token = tl.load(walk + place, mask=inside, other=0).to(tl.int64)
+        position, step, inside, past, earlier = tile_steps(tile, chunk, sequences, steps, Q, PACKED, CHUNKED)
+        token = tl.load(order + position, mask=inside, other=0).to(tl.int64)
         CB = tl.zeros((Q, Q), dtype=tl.float32)
         for part in tl.static_range(BLOCK_N // SLICE):
             n = part * SLICE + tl.arange(0, SLICE)
             B, C = convolve_BC(
                 tokens + DI,
                 token_stride,
-                walk,
-                place,
+                order,
+                position,
                 step,
                 inside,
                 n,
@@ -108,8 +108,8 @@ def scan_forward(
             x = convolve(
                 tokens + DI,
                 token_stride,
-                walk,
-                place,
+                order,
+                position,
                 step,
                 inside,
                 columns,
@@ -127,7 +127,7 @@ def scan_forward(
             result += tl.load(D + whole).to(tl.float32) * x
             if CHUNKED:
                 if KEEP_STATES:
-                    index = ((way * batches + batch) * sequences + tile) * HEADS + head
+                    index = ((order_index * batches + batch) * sequences + tile) * HEADS + head
                     kept = states + (index * chunks + chunk) * D_STATE * HEADDIM
                     tl.store(kept + n[:, None] * HEADDIM + p[None, :], state, mask=(n < D_STATE)[:, None])
                 carried = tl.dot(C, state.to(dtype), input_precision=PRECISION)
@@ -146,7 +146,7 @@ def scan_forward(
 @triton.jit(do_not_specialize=SIZES)
 def norm_forward(
     zxbcdt,
-    y,  # (axes*WAYS, rows, DI), rows = batch*tokens
+    y,  # (axes*DIRECTIONS, rows, DI), rows = batch*tokens
     norm_weight,
     out,  # (axes, rows, DI), written
     batch_stride,
@@ -156,9 +156,9 @@ def norm_forward(
     eps,
     DI: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    WAYS: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
 ):
-    """One program: one token of one axis. RMSNorm(y * silu(z)) of each walk, summed over the WAYS walks."""
+    """One program: one token of one axis. RMSNorm(y * silu(z)), summed over DIRECTIONS orders."""
     row = tl.program_id(0).to(tl.int64)
     axis = tl.program_id(1).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
@@ -167,8 +167,8 @@ def norm_forward(
     z = tl.load(token + d, mask=exists, other=0.0).to(tl.float32)
     gate = z * sigmoid(z)
     total = tl.zeros((BLOCK_D,), dtype=tl.float32)
-    for way in tl.static_range(WAYS):
-        value = tl.load(y + ((axis * WAYS + way) * rows + row) * DI + d, mask=exists, other=0.0)
+    for order_index in tl.static_range(DIRECTIONS):
+        value = tl.load(y + ((axis * DIRECTIONS + order_index) * rows + row) * DI + d, mask=exists, other=0.0)
         gated = value.to(tl.float32) * gate
         total += gated / tl.sqrt(tl.sum(gated * gated) / DI + eps)
     weight = tl.load(norm_weight + d, mask=exists, other=0.0).to(tl.float32)

@@ -1,4 +1,4 @@
-"""Pieces that the forward and the backward kernels share: the walk along a tile, convolution, SiLU and Δ.
+"""Pieces that the forward and the backward kernels share: positions along a tile, convolution, SiLU and Δ.
 
 A tile is a block of Q steps that one program computes at once. Short sequences are packed, several whole ones
 to a tile, and masked apart; a long one is cut into chunks of Q steps that its program visits in turn.
@@ -56,7 +56,7 @@ def softplus(x):
 
 @triton.jit
 def tile_steps(tile, chunk, sequences, steps, Q: tl.constexpr, PACKED: tl.constexpr, CHUNKED: tl.constexpr):
-    """Rows of a tile: place in the walk, step in its sequence, whether it exists, and which rows it sees.
+    """Rows of a tile: position in the order, step in its sequence, whether it exists, and which rows it sees.
 
     `past` counts a row itself, `earlier` does not.
     Packed: the tile's PACKED whole sequences follow one another. Chunked: Q steps of sequence `tile`.
@@ -64,32 +64,32 @@ def tile_steps(tile, chunk, sequences, steps, Q: tl.constexpr, PACKED: tl.conste
     rows = tl.arange(0, Q)
     if CHUNKED:
         step = chunk * Q + rows
-        place = tile * steps + step
+        position = tile * steps + step
         inside = step < steps
         past = rows[:, None] >= rows[None, :]
     else:
         step = rows % steps
-        place = tile * PACKED * steps + rows
-        inside = (rows < PACKED * steps) & (place < sequences * steps)
+        position = tile * PACKED * steps + rows
+        inside = (rows < PACKED * steps) & (position < sequences * steps)
         line = rows // steps
         past = (rows[:, None] >= rows[None, :]) & (line[:, None] == line[None, :])
     earlier = past & (rows[:, None] != rows[None, :])
-    return place, step, inside, past, earlier
+    return position, step, inside, past, earlier
 
 
 @triton.jit
 def convolve(
-    tokens, token_stride, walk, place, step, inside, columns, exists, weight, bias, WIDTH: tl.constexpr
+    tokens, token_stride, order, position, step, inside, columns, exists, weight, bias, WIDTH: tl.constexpr
 ):
-    """Causal depth-wise convolution along the walk, before SiLU: (Q, columns) in float32.
+    """Causal depth-wise convolution in scan order, before SiLU: (Q, columns) in float32.
 
     Every tap gathers its own tokens; their rows are in the cache after the first. `tokens` points at the
-    convolved part of the sequence's batch element, `walk` at its table of token numbers.
+    convolved part of the sequence's batch element, `order` at its table of token numbers.
     """
     total = tl.load(bias + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
     for lag in tl.static_range(WIDTH):
         seen = inside & (step >= lag)
-        token = tl.load(walk + place - lag, mask=seen, other=0).to(tl.int64)
+        token = tl.load(order + position - lag, mask=seen, other=0).to(tl.int64)
         tap = tl.load(weight + columns * WIDTH + (WIDTH - 1 - lag), mask=exists, other=0.0).to(tl.float32)
         value = tl.load(
             tokens + token[:, None] * token_stride + columns[None, :],
@@ -104,8 +104,8 @@ def convolve(
 def convolve_BC(
     tokens,
     token_stride,
-    walk,
-    place,
+    order,
+    position,
     step,
     inside,
     n,
@@ -118,9 +118,9 @@ def convolve_BC(
     """State columns n of B and of C before SiLU."""
     exists = n < D_STATE
     at = DI + n
-    B = convolve(tokens, token_stride, walk, place, step, inside, at, exists, weight, bias, WIDTH)
+    B = convolve(tokens, token_stride, order, position, step, inside, at, exists, weight, bias, WIDTH)
     at = DI + D_STATE + n
-    C = convolve(tokens, token_stride, walk, place, step, inside, at, exists, weight, bias, WIDTH)
+    C = convolve(tokens, token_stride, order, position, step, inside, at, exists, weight, bias, WIDTH)
     return B, C
 
 

@@ -1,6 +1,6 @@
 """The fused scan as PyTorch operators: launch sizes, buffers, and what autograd and torch.compile must know.
 
-Forward: two launches (scan of all walks and heads; gate, norm and sum). Backward: the scan again, then norm,
+Forward: two launches (scan of all orders and heads; gate, norm and sum). Backward: the scan again, then norm,
 scan and convolution. Only the inputs are saved. Nothing synchronises with the host and no launch depends on
 values, so both can be captured in a CUDA graph.
 """
@@ -29,8 +29,8 @@ class Launch:
 
     batches: int
     axes: int
-    ways: int  # walks per axis
-    sequences: int  # per walk and batch element
+    directions: int  # orders per axis
+    sequences: int  # per order and batch element
     steps: int  # per sequence
     heads: int  # as programs see them: a head of many channels counts as `split`
     headdim: int
@@ -48,9 +48,9 @@ class Launch:
         return self.heads * self.headdim
 
     @property
-    def all_ways(self) -> int:
-        """Walks per block: axes times directions."""
-        return self.axes * self.ways
+    def all_orders(self) -> int:
+        """Orders per block: axes times directions."""
+        return self.axes * self.directions
 
     @property
     def tokens(self) -> int:
@@ -64,7 +64,7 @@ class Launch:
 
     @property
     def tiles(self) -> int:
-        """Programs along a walk of one batch element, per block of heads."""
+        """Programs along an order of one batch element, per block of heads."""
         return -(-self.sequences // self.packed)
 
     @property
@@ -74,19 +74,19 @@ class Launch:
 
     @property
     def sequence_tiles(self) -> int:
-        """Tiles of a walk through one batch element, those that follow one another in a program included."""
+        """Tiles along an order of one batch element, those that a program visits in turn included."""
         return self.tiles * self.chunks
 
     def backward_bytes(self, itemsize: int) -> int:
         """Bytes of a batch element in a backward pass: y, gradients before the convolution, states."""
         y_and_convolved = 2 * self.d_inner + self.head_blocks * 2 * self.d_state
         states = self.sequence_tiles * self.d_state * self.d_inner * 4 if self.chunks > 1 else 0
-        return self.all_ways * (self.tokens * (y_and_convolved * itemsize + self.heads * 4) + states)
+        return self.all_orders * (self.tokens * (y_and_convolved * itemsize + self.heads * 4) + states)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Programs of a launch: (batch elements x tiles x head blocks, walks)."""
-        return self.batches * self.tiles * self.head_blocks, self.all_ways
+        """Programs of a launch: (batch elements x tiles x head blocks, orders)."""
+        return self.batches * self.tiles * self.head_blocks, self.all_orders
 
     def constants(self, *, many_registers: bool) -> dict[str, int | bool]:
         """Compile-time arguments that the two scan kernels share."""
@@ -113,7 +113,7 @@ def plan(
     zxbcdt: Tensor, conv_weight: Tensor, D: Tensor, norm_weight: Tensor, orders: Tensor, *, backward: bool
 ) -> Launch:
     """Cut a scan along orders (axes, k, S, l), or its backward pass, into programs of the current device."""
-    axes, ways, sequences, steps = orders.shape
+    axes, directions, sequences, steps = orders.shape
     gpu = fused_plan.gpu(zxbcdt.device)
     d_inner = norm_weight.shape[0]
     d_state = (conv_weight.shape[0] - d_inner) // 2
@@ -127,14 +127,14 @@ def plan(
     chunks = -(-steps // tile)
     heads_at_once = 1
     if chunks == 1:
-        programs = zxbcdt.shape[0] * -(-sequences // packed) * axes * ways * heads
+        programs = zxbcdt.shape[0] * -(-sequences // packed) * axes * directions * heads
         enough = PROGRAMS_PER_PROCESSOR * gpu.multiprocessors
         while heads % (2 * heads_at_once) == 0 and programs // (2 * heads_at_once) >= enough:
             heads_at_once *= 2
     return Launch(
         batches=zxbcdt.shape[0],
         axes=axes,
-        ways=ways,
+        directions=directions,
         sequences=sequences,
         steps=steps,
         heads=heads,
@@ -177,7 +177,7 @@ def fused_scan(
             eps,
             DI=launch.d_inner,
             BLOCK_D=triton.next_power_of_2(launch.d_inner),
-            WAYS=launch.ways,
+            DIRECTIONS=launch.directions,
         )
     return out
 
@@ -235,13 +235,13 @@ def _backward_of_part(
     channels, features = conv_weight.shape[0], zxbcdt.shape[2]
     exact = {"dtype": torch.float32, "device": zxbcdt.device}
     grad_conv = zxbcdt.new_empty(
-        launch.all_ways * launch.rows * (launch.d_inner + launch.head_blocks * 2 * launch.d_state)
+        launch.all_orders * launch.rows * (launch.d_inner + launch.head_blocks * 2 * launch.d_state)
     )
-    grad_dt = torch.empty(launch.all_ways, launch.rows, launch.heads, **exact)
+    grad_dt = torch.empty(launch.all_orders, launch.rows, launch.heads, **exact)
     grad_heads = torch.empty(
-        launch.all_ways * launch.batches * launch.sequence_tiles, 3, launch.heads, **exact
+        launch.all_orders * launch.batches * launch.sequence_tiles, 3, launch.heads, **exact
     )
-    places = orders.new_empty(launch.all_ways, launch.tokens)
+    inverse_orders = orders.new_empty(launch.all_orders, launch.tokens)
     y, states = _scan(launch, zxbcdt, orders, *weights[:-1], keep_states=launch.chunks > 1)
 
     rows_each = -(-launch.rows // MAX_PARTIAL_SUMS)
@@ -263,7 +263,7 @@ def _backward_of_part(
         DI=launch.d_inner,
         BLOCK_D=triton.next_power_of_2(launch.d_inner),
         AXES=launch.axes,
-        WAYS=launch.ways,
+        DIRECTIONS=launch.directions,
     )
     triton_backward.scan_backward[launch.grid](
         zxbcdt,
@@ -271,7 +271,7 @@ def _backward_of_part(
         *weights[:-1],
         y,
         states,
-        places,
+        inverse_orders,
         grad_conv,
         grad_dt,
         grad_heads,
@@ -291,7 +291,7 @@ def _backward_of_part(
     triton_backward.conv_backward[(conv_programs, -(-channels // block_c))](
         zxbcdt,
         orders,
-        places,
+        inverse_orders,
         conv_weight,
         grad_conv,
         grad_zxbcdt,
@@ -305,7 +305,7 @@ def _backward_of_part(
         DI=launch.d_inner,
         D_STATE=launch.d_state,
         HEAD_BLOCKS=launch.head_blocks,
-        ALL_WAYS=launch.all_ways,
+        ALL_ORDERS=launch.all_orders,
         WIDTH=launch.width,
         TAP_ROWS=triton.next_power_of_2(launch.width + 1),
         BLOCK_T=block_t,
@@ -346,9 +346,9 @@ def _scan(
     *,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y of every walk (axes*k, b, T, d_inner), and the state that enters each chunk if it is to be kept."""
-    y = zxbcdt.new_empty(launch.all_ways, launch.batches, launch.tokens, launch.d_inner)
-    count = launch.all_ways * launch.batches * launch.sequences * launch.heads * launch.chunks
+    """y of every order (axes*k, b, T, d_inner), and the state that enters each chunk if it is to be kept."""
+    y = zxbcdt.new_empty(launch.all_orders, launch.batches, launch.tokens, launch.d_inner)
+    count = launch.all_orders * launch.batches * launch.sequences * launch.heads * launch.chunks
     states = torch.empty(
         count * launch.d_state * launch.headdim if keep_states else 0,
         dtype=torch.float32,

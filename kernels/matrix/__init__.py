@@ -1,1 +1,1 @@
-"""The scan in PyTorch's operators: batched matrix products, walks, convolution and norm."""
+"""The scan in PyTorch's operators: batched matrix products, scan orders, convolution and norm."""

@@ -1,6 +1,6 @@
 """What follows a scan: gate, RMS norm and the sum of an axis's directions. Only its inputs are kept.
 
-Shape letters: b batch, a axes, k walks of an axis, T tokens, c channels.
+Shape letters: b batch, a axes, k orders per axis, T tokens, c channels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 
 def gated_norm_sum(y: Tensor, z: Tensor, weight: Tensor, axes: int, eps: float | Tensor) -> Tensor:
-    """Sum over an axis's k walks of RMSNorm(y·SiLU(z)): y (b, a·k, T, c), z (b, T, c) -> (b, a, T, c).
+    """Sum over an axis's k orders of RMSNorm(y·SiLU(z)): y (b, a·k, T, c), z (b, T, c) -> (b, a, T, c).
 
     In float32 (float64 for float64 tokens), given back in y's dtype; eps may be per token,
     (b, a·k, T, 1). Where no gradient can be asked for, y's memory is used for it.
@@ -29,16 +29,16 @@ def gated_norm_sum(y: Tensor, z: Tensor, weight: Tensor, axes: int, eps: float |
 def _normed_sum(
     gated: Tensor, axes: int, eps: float | Tensor, times: Callable[[Tensor, Tensor], Tensor] = torch.mul
 ) -> tuple[Tensor, Tensor]:
-    """Sum over each axis's walks of gated (b, a·k, T, c) over its RMS, and one over the RMS (b, a·k, T, 1).
+    """Sum over each axis's orders of gated (b, a·k, T, c) over its RMS, and one over the RMS (b, a·k, T, 1).
 
     With `times` in place the sum takes gated's memory, and holds all of it.
     """
     length = torch.linalg.vector_norm(gated, dim=-1, keepdim=True)  # one pass, and no squares in memory
     scale = length.square_().div_(gated.shape[-1]).add_(eps).rsqrt_()
-    walks = gated.unflatten(1, (axes, -1)).unbind(2)
+    parts = gated.unflatten(1, (axes, -1)).unbind(2)
     scales = scale.unflatten(1, (axes, -1)).unbind(2)
-    total = times(walks[0], scales[0])
-    for other, its_scale in zip(walks[1:], scales[1:], strict=True):
+    total = times(parts[0], scales[0])
+    for other, its_scale in zip(parts[1:], scales[1:], strict=True):
         total.addcmul_(other, its_scale)
     return total, scale
 
@@ -64,7 +64,7 @@ class _GatedNormSum(torch.autograd.Function):
         grad = grad.to(exact)
         grad_weight = (grad * _total(normed, 2)).sum((0, 1, 2))
 
-        grad_normed = (grad * weight.to(exact)).unsqueeze(2)  # the same for every walk of an axis
+        grad_normed = (grad * weight.to(exact)).unsqueeze(2)  # the same for every order of an axis
         grad_gated = grad_normed * normed
         along = grad_gated.mean(-1, keepdim=True)
         torch.addcmul(grad_normed, normed, along, value=-1, out=grad_gated)

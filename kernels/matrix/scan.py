@@ -4,8 +4,8 @@ A scalar state space is a masked attention: y_t = sum over s <= t of (C_t.B_s) e
 Up to `ONE_CHUNK` steps that is one matrix per head. Longer sequences are cut into chunks that hand a state to
 the next one, so the cost grows linearly with the length.
 
-Shape letters: b batch, w walks (axes*k), S sequences, l steps, c chunks, q steps of a chunk, h heads,
-p channels per head, n state size; r = all sequences of all walks, w*S.
+Shape letters: b batch, w orders (axes*k), S sequences, l steps, c chunks, q steps of a chunk, h heads,
+p channels per head, n state size; r = all sequences of all orders, w*S.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from medsora.kernels.matrix.gated_norm import gated_norm_sum
-from medsora.kernels.matrix.walks import places_of, put_back, walk, walk_conv_silu
+from medsora.kernels.matrix.orders import (
+    conv_silu_in_order,
+    gather_in_order,
+    invert_orders,
+    scatter_to_tokens,
+)
 
 ONE_CHUNK = 128  # steps: up to here one matrix is cheaper than states
 CHUNK = 64  # steps at most in each of several chunks
@@ -76,8 +81,8 @@ def _scan(
     conv_weight, conv_bias, dt_bias, A_log, D, norm_weight = weights
     heads, d_inner, channels = D.numel(), norm_weight.numel(), conv_bias.numel()
     exact = torch.promote_types(zxbcdt.dtype, torch.float32)
-    walks = orders.flatten(0, 1)
-    places = places_of(walks)
+    flat_orders = orders.flatten(0, 1)
+    inverse_orders = invert_orders(flat_orders)
     with torch.autocast(zxbcdt.device.type, enabled=False):
         z, xBC, dt = zxbcdt.split([d_inner, channels, heads], dim=-1)
         taps = conv_weight.reshape(channels, -1)
@@ -86,16 +91,17 @@ def _scan(
             sums = xBC.detach().sum(-1, keepdim=True, dtype=exact) + dt.detach().sum(-1, keepdim=True)
             broken = 0 * sums  # (b, T, 1): NaN for tokens that are not finite
             xBC, dt = (tokens.masked_fill(broken.isnan(), 0) for tokens in (xBC, dt))
-            later = walk(broken, walks, places).cumsum(3)
-            eps = eps + put_back(later.unsqueeze(3), walks, places)
-        x, BC = walk_conv_silu(xBC, taps, conv_bias, walks, places, heads, headdim)
+            later = gather_in_order(broken, flat_orders, inverse_orders).cumsum(3)
+            eps = eps + scatter_to_tokens(later.unsqueeze(3), flat_orders, inverse_orders)
+        x, BC = conv_silu_in_order(xBC, taps, conv_bias, flat_orders, inverse_orders, heads, headdim)
         x, (B, C) = x.flatten(1, 2), BC.flatten(1, 2).chunk(2, dim=-1)
-        dt = walk(dt, walks, places).flatten(1, 2)
+        dt = gather_in_order(dt, flat_orders, inverse_orders).flatten(1, 2)
         decay = dt * -torch.exp(A_log.to(exact))
-        run = _one_chunk if walks.shape[2] <= ONE_CHUNK else _many_chunks
-        y = run(x, B, C, dt, decay, D).unflatten(1, walks.shape[:2])
+        run = _one_chunk if flat_orders.shape[2] <= ONE_CHUNK else _many_chunks
+        y = run(x, B, C, dt, decay, D).unflatten(1, flat_orders.shape[:2])
 
-        summed = gated_norm_sum(put_back(y, walks, places), z, norm_weight, orders.shape[0], eps)
+        by_token = scatter_to_tokens(y, flat_orders, inverse_orders)
+        summed = gated_norm_sum(by_token, z, norm_weight, orders.shape[0], eps)
         return summed.transpose(0, 1)
 
 

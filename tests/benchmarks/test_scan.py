@@ -17,8 +17,8 @@ def test_steps_are_put_back_in_place_and_summed_over_directions() -> None:
     batch, tokens, channels = 2, 6, 3
     orders = torch.stack([torch.stack([torch.randperm(tokens).view(2, 3) for _ in range(2)]) for _ in "ab"])
     x = torch.randn(batch, tokens, channels)
-    walked = x[:, orders.flatten(0, 1)].flatten(0, 2)
-    found = scan.put_back_and_sum(walked, orders, batch, tokens)
+    ordered = x[:, orders.flatten(0, 1)].flatten(0, 2)
+    found = scan.put_back_and_sum(ordered, orders, batch, tokens)
     assert found.shape == (2, batch, tokens, channels)
     torch.testing.assert_close(found, (2 * x).expand(2, -1, -1, -1))
 

@@ -38,12 +38,12 @@ def test_a_token_hears_those_before_it_only() -> None:
     order = torch.tensor([4, 0, 5, 2, 1, 3]).view(1, 1, 1, 6)
     before = run(inputs, order)
     changed = inputs["zxbcdt"].clone()
-    changed[:, 5] += 1  # third in the walk
+    changed[:, 5] += 1  # third in the order
     moved = (run({**inputs, "zxbcdt": changed}, order) - before).abs().amax((0, 1, 3)) > 0
     assert moved.tolist() == [False, True, True, True, False, True]
 
 
-def test_sequences_of_a_walk_are_apart_and_walks_of_an_axis_are_added() -> None:
+def test_sequences_of_an_order_are_apart_and_orders_of_an_axis_are_added() -> None:
     inputs = random_inputs(6)
     halves = torch.tensor([[[[0, 1, 2], [3, 4, 5]]]])
     apart = [

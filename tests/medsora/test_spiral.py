@@ -12,7 +12,7 @@ GRIDS = [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (4, 8), (5, 4), (16, 8)]
 
 @pytest.mark.parametrize(("rows", "cols"), GRIDS)
 @pytest.mark.parametrize("variant", range(VARIANTS))
-def test_is_a_walk_over_neighbours_from_the_outside_in(rows: int, cols: int, variant: int) -> None:
+def test_visits_neighbours_from_the_outside_in(rows: int, cols: int, variant: int) -> None:
     order = spiral_order(rows, cols, variant)
     assert order.dtype == torch.int64
     assert order.sort().values.tolist() == list(range(rows * cols))
@@ -23,7 +23,7 @@ def test_is_a_walk_over_neighbours_from_the_outside_in(rows: int, cols: int, var
     assert (ring.diff() >= 0).all()
 
 
-def test_known_walks() -> None:
+def test_known_orders() -> None:
     assert spiral_order(3, 3, 0).tolist() == [0, 1, 2, 5, 8, 7, 6, 3, 4]
     assert spiral_order(3, 3, 1).tolist() == [2, 1, 0, 3, 6, 7, 8, 5, 4]  # left-right
     assert spiral_order(3, 3, 2).tolist() == [6, 7, 8, 5, 2, 1, 0, 3, 4]  # up-down
@@ -38,7 +38,7 @@ def test_turns_clockwise_below_four_and_counter_clockwise_above_when_unflipped()
 
 @pytest.mark.parametrize("flip", [1, 2, 3])
 @pytest.mark.parametrize("base", [0, 4])
-def test_flips_mirror_the_unflipped_walk(base: int, flip: int) -> None:
+def test_flips_mirror_the_unflipped_order(base: int, flip: int) -> None:
     mirrored = torch.arange(12).view(3, 4).flip([axis for axis, bit in ((1, 1), (0, 2)) if flip & bit])
     assert torch.equal(spiral_order(3, 4, base + flip), mirrored.flatten()[spiral_order(3, 4, base)])
 
@@ -83,7 +83,7 @@ def test_raster_and_snake_start_where_the_spiral_starts(rows, cols, variant) -> 
 
 
 @pytest.mark.parametrize("grid", [(3, 3), (2, 4)])
-def test_one_axis_and_one_direction_are_parts_of_the_papers_walks(grid: tuple[int, int]) -> None:
+def test_one_axis_and_one_direction_are_parts_of_the_papers_orders(grid: tuple[int, int]) -> None:
     cpu = torch.device("cpu")
     height, width = (axis for table in spatial_orders(3, *grid, 5, True, cpu) for axis in table)
     for axis, orders in (("height", height), ("width", width)):

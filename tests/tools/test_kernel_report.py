@@ -77,7 +77,7 @@ def test_a_launch_is_compiled_and_its_code_is_read(
     assert built.spilled_bytes == 0
     assert built.warps == 4
     assert built.programs >= 8
-    assert built.widths[16] == 5  # two walks' y, z, the weight's two halves in float32 or one store
+    assert built.widths[16] == 5  # two orders' y, z, the weight's two halves in float32 or one store
     assert 100 < built.instructions < 1000
 
 

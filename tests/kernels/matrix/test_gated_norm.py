@@ -1,4 +1,4 @@
-"""Gate, RMS norm and the sum over an axis's walks: the formula written out, with and without gradients."""
+"""Gate, RMS norm and the sum over an axis's orders: the formula written out, with and without gradients."""
 
 from __future__ import annotations
 

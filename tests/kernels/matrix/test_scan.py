@@ -200,7 +200,7 @@ def test_orders_may_be_int32_and_tokens_a_strided_view() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
-def test_causal_in_the_walking_order(backend: str) -> None:
+def test_causal_in_scan_order(backend: str) -> None:
     inputs = random_inputs(200, orders=1)
     order = inputs["orders"][0]
     before = mamba2_scan(**inputs, backend=backend)
@@ -226,20 +226,20 @@ def test_a_grid_is_scanned_line_by_line_without_being_rearranged(backend: str, a
 
     numbers = torch.arange(frames * rows * cols).view(frames, rows, cols)
     numbers = (numbers.transpose(0, 1) if along_rows else numbers.permute(2, 0, 1)).flatten(1)  # (S, l)
-    walks = numbers[:, spirals].transpose(0, 1)[None]  # (1, k, S, l)
-    actual = scan(**inputs | {"orders": walks.int()})
+    orders = numbers[:, spirals].transpose(0, 1)[None]  # (1, k, S, l)
+    actual = scan(**inputs | {"orders": orders.int()})
     assert actual.shape == (1, *inputs["zxbcdt"].shape[:2], 16)
     torch.testing.assert_close(actual[0][:, numbers], expected)
 
 
 def test_axes_are_scanned_side_by_side_with_their_gradients() -> None:
     inputs = random_inputs(24)
-    walks = torch.stack([torch.randperm(24) for _ in range(6)]).view(2, 3, 4, 6)
-    inputs["orders"] = walks
+    orders = torch.stack([torch.randperm(24) for _ in range(6)]).view(2, 3, 4, 6)
+    inputs["orders"] = orders
     expected = output_and_gradients(reference, inputs)
     assert expected["output"].shape == (2, 2, 24, 16)
     assert_close(output_and_gradients(matrix, inputs), expected, 1e-11)
-    alone = [matrix(**inputs | {"orders": axis[None]})[0] for axis in walks]
+    alone = [matrix(**inputs | {"orders": axis[None]})[0] for axis in orders]
     torch.testing.assert_close(torch.stack(alone), expected["output"])
 
 

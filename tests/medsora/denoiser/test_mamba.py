@@ -73,7 +73,7 @@ def test_spatial_scan_equals_a_loop_over_rows_and_columns(
 @pytest.mark.parametrize("directions", SWITCHES["directions"])
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @torch.no_grad()
-def test_every_walk_direction_axis_and_fusion_equals_a_loop(scan: str, directions: str, backend: str) -> None:
+def test_each_order_direction_axis_and_fusion_equals_a_loop(scan: str, directions: str, backend: str) -> None:
     x, grid = torch.randn(1, 3, 6, WIDTH), (2, 3)
     for axes in SWITCHES["axes"]:
         how = SpatialScan(scan, axes, directions)

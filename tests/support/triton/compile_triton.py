@@ -35,7 +35,7 @@ HOPPER = 90
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FLOAT32 = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight", "states", "cos", "sin")
 FLOAT32_SUMS = ("grad_dt", "grad_heads", "grad_weight", "grad_taps")
-TABLES = ("walks", "places")
+TABLES = ("orders", "inverse_orders")
 STRIDES = ("batch_stride", "token_stride", "features", "sample_stride", "frame_stride")
 COUNTS = (*SIZES, "frames", "length", "count")
 

@@ -24,7 +24,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One scan. The tokens fall into `lines` sequences of `length`, in `orders` ways along each of `axes`."""
+    """One scan: each of `axes` has `orders` orders, of `lines` sequences of `length` tokens."""
 
     length: int
     orders: int = 2
@@ -120,12 +120,12 @@ def check_a_token_that_is_not_finite(device: str) -> None:
     scan = partial(mamba2_scan, backend="triton")
     for case in (Case(9, lines=2, orders=1, batch=2), Case(70, orders=1, batch=2)):
         inputs = case.placed(case.inputs(), device)
-        walk, step = inputs["orders"].flatten().long(), case.length // 2
-        expected = scan(**inputs).view(2, -1, 32)[:, walk]
+        order, step = inputs["orders"].flatten().long(), case.length // 2
+        expected = scan(**inputs).view(2, -1, 32)[:, order]
         for column in (32, 64, 80, -1):  # x, B, C, Δ
             broken = inputs | {"zxbcdt": inputs["zxbcdt"].clone()}
-            broken["zxbcdt"][0, walk[step], column] = torch.nan
-            actual = scan(**broken).view(2, -1, 32)[:, walk]
+            broken["zxbcdt"][0, order[step], column] = torch.nan
+            actual = scan(**broken).view(2, -1, 32)[:, order]
             assert torch.equal(actual[0, :step], expected[0, :step]), column
             assert torch.equal(actual[0, case.length :], expected[0, case.length :]), column
             assert torch.equal(actual[1], expected[1]), column

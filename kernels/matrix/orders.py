@@ -1,10 +1,10 @@
-"""Tokens in the order in which they are walked, and back in place; the causal convolution along the walk.
+"""Gather tokens in scan order and scatter them back; the causal convolution in scan order.
 
-A table of walks (w, S, l) holds token numbers: in each of w ways, S sequences of l tokens visit every one of
-the T = S*l tokens once. `places_of` walks is the inverse, (w, T). Backwards are written by hand: a
-permutation's is a permutation, and autograd's own backward of a depth-wise convolution is several times
-slower on a CPU. Rows are taken from the whole batch as one table, which `index_select` reads twice as fast as
-a batch of tables, and sums over ways are bags of rows.
+A table of orders (w, S, l) holds token numbers: in each of w orders, S sequences of l tokens visit every one
+of the T = S*l tokens once. `invert_orders` returns the inverse (w, T). Backward passes are written by hand:
+that of a permutation is a permutation, and autograd's own backward of a depth-wise convolution is several
+times slower on a CPU. Rows are taken from the whole batch as one table, which `index_select` reads twice as
+fast as a batch of tables, and sums over orders are bags of rows.
 """
 
 from __future__ import annotations
@@ -17,106 +17,106 @@ from torch.autograd.function import once_differentiable
 from medsora.kernels.matrix.depthwise import causal_conv, grad_of_steps, grad_of_taps
 
 
-def places_of(walks: Tensor) -> Tensor:
-    """Where each token's step stands among the steps (w, S, l) of all ways: (w, T)."""
-    first = walks[0].numel() * torch.arange(len(walks), device=walks.device)[:, None]
-    return first + walks.flatten(1).argsort(dim=-1)
+def invert_orders(orders: Tensor) -> Tensor:
+    """Return the index of each token's step among the steps (w, S, l) of all orders: (w, T)."""
+    first = orders[0].numel() * torch.arange(len(orders), device=orders.device)[:, None]
+    return first + orders.flatten(1).argsort(dim=-1)
 
 
-def walk(tokens: Tensor, walks: Tensor, places: Tensor) -> Tensor:
-    """Tokens (b, T, c) along every walk: (b, w, S, l, c)."""
-    return _Walk.apply(tokens, walks, places)
+def gather_in_order(tokens: Tensor, orders: Tensor, inverse_orders: Tensor) -> Tensor:
+    """Gather tokens (b, T, c) in every order: (b, w, S, l, c)."""
+    return _GatherInOrder.apply(tokens, orders, inverse_orders)
 
 
-def put_back(steps: Tensor, walks: Tensor, places: Tensor) -> Tensor:
-    """Steps of every head (b, w, S, h, l, p) in their tokens' own places: (b, w, T, h*p)."""
-    return _PutBack.apply(steps, walks, places)
+def scatter_to_tokens(steps: Tensor, orders: Tensor, inverse_orders: Tensor) -> Tensor:
+    """Scatter steps of every head (b, w, S, h, l, p) back to token order: (b, w, T, h*p)."""
+    return _ScatterToTokens.apply(steps, orders, inverse_orders)
 
 
-def walk_conv_silu(
+def conv_silu_in_order(
     tokens: Tensor,
     weight: Tensor,
     bias: Tensor,
-    walks: Tensor,
-    places: Tensor,
+    orders: Tensor,
+    inverse_orders: Tensor,
     heads: int,
     headdim: int,
 ) -> tuple[Tensor, Tensor]:
-    """SiLU of the causal depth-wise convolution of tokens (b, T, c) along every walk.
+    """SiLU of the causal depth-wise convolution of tokens (b, T, c) in every order.
 
     weight (c, width) holds the taps from the oldest step to the present one, bias (c,). Sums are kept in
     float32 (float64 for float64 tokens). The first h*p channels come head by head, as products want them,
     (b, w, S, h, l, p); the others step by step, (b, w, S, l, c - h*p).
     """
-    return _WalkConvSilu.apply(tokens, weight, bias, walks, places, heads, headdim)
+    return _ConvSiluInOrder.apply(tokens, weight, bias, orders, inverse_orders, heads, headdim)
 
 
-class _Walk(torch.autograd.Function):
+class _GatherInOrder(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tokens: Tensor, walks: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        return _gather(tokens, walks)
+    def forward(ctx, tokens: Tensor, orders: Tensor, inverse_orders: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse_orders)
+        return _gather(tokens, orders)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (places,) = ctx.saved_tensors
-        return _sum_in_place(grad, places), None, None
+        (inverse_orders,) = ctx.saved_tensors
+        return _sum_in_place(grad, inverse_orders), None, None
 
 
-class _PutBack(torch.autograd.Function):
+class _ScatterToTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, steps: Tensor, walks: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(walks)
+    def forward(ctx, steps: Tensor, orders: Tensor, inverse_orders: Tensor) -> Tensor:
+        ctx.save_for_backward(orders)
         ctx.sizes = heads, headdim = steps.shape[3::2]
-        ways, lines, length = walks.shape
-        # Where a token's step stands: among (line, step), then its first head's among (line, head, step).
-        first = places + places // length * (heads - 1) * length
-        rows = first[..., None] + length * torch.arange(heads, device=walks.device)
+        order_count, lines, length = orders.shape
+        # The index of a token's step among (line, step), then of its first head among (line, head, step).
+        first = inverse_orders + inverse_orders // length * (heads - 1) * length
+        rows = first[..., None] + length * torch.arange(heads, device=orders.device)
         out = _rows(steps.flatten(1, 4), rows.flatten())
-        return out.view(len(steps), ways, lines * length, heads * headdim)
+        return out.view(len(steps), order_count, lines * length, heads * headdim)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (walks,) = ctx.saved_tensors
+        (orders,) = ctx.saved_tensors
         heads, _ = ctx.sizes
-        tokens = walks + walks[0].numel() * torch.arange(len(walks), device=walks.device)[:, None, None]
-        rows = heads * tokens[:, :, None] + torch.arange(heads, device=walks.device)[:, None]
+        tokens = orders + orders[0].numel() * torch.arange(len(orders), device=orders.device)[:, None, None]
+        rows = heads * tokens[:, :, None] + torch.arange(heads, device=orders.device)[:, None]
         by_head = grad.unflatten(-1, ctx.sizes).flatten(1, 3)
         return _rows(by_head, rows.flatten()).unflatten(1, rows.shape), None, None
 
 
-class _WalkConvSilu(torch.autograd.Function):
+class _ConvSiluInOrder(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx,
         tokens: Tensor,
         weight: Tensor,
         bias: Tensor,
-        walks: Tensor,
-        places: Tensor,
+        orders: Tensor,
+        inverse_orders: Tensor,
         heads: int,
         headdim: int,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(tokens, weight, bias, walks, places)
+        ctx.save_for_backward(tokens, weight, bias, orders, inverse_orders)
         ctx.sizes = heads, headdim
-        x, BC = _by_head(causal_conv(_gather_exact(tokens, walks), weight, bias), heads, headdim)
+        x, BC = _by_head(causal_conv(_gather_exact(tokens, orders), weight, bias), heads, headdim)
         return _silu(x, tokens.dtype), F.silu(BC).to(tokens.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_x: Tensor, grad_BC: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, weight, bias, walks, places = ctx.saved_tensors
-        walked = _gather_exact(tokens, walks)
-        before = causal_conv(walked, weight, bias)
+        tokens, weight, bias, orders, inverse_orders = ctx.saved_tensors
+        ordered = _gather_exact(tokens, orders)
+        before = causal_conv(ordered, weight, bias)
         grad = torch.empty_like(before)
         x_into, BC_into = _by_head(grad, *ctx.sizes)
         x_before, BC_before = _by_head(before, *ctx.sizes)
         _silu_backward(grad_x, x_before, x_into)
         _silu_backward(grad_BC, BC_before, BC_into)
-        grad_tokens = _sum_in_place(grad_of_steps(grad, weight), places).to(tokens.dtype)
-        grad_weight = grad_of_taps(grad, walked, weight.shape[1]).to(weight.dtype)
+        grad_tokens = _sum_in_place(grad_of_steps(grad, weight), inverse_orders).to(tokens.dtype)
+        grad_weight = grad_of_taps(grad, ordered, weight.shape[1]).to(weight.dtype)
         grad_bias = grad.sum((0, 1, 2, 3)).to(bias.dtype)
         return grad_tokens, grad_weight, grad_bias, None, None, None, None
 
@@ -141,12 +141,12 @@ def _silu_backward(grad: Tensor, before: Tensor, into: Tensor) -> None:
         torch.ops.aten.silu_backward.grad_input(grad, before, grad_input=into)
 
 
-def _gather(tokens: Tensor, walks: Tensor) -> Tensor:
-    return _rows(tokens, walks.flatten()).unflatten(1, walks.shape)
+def _gather(tokens: Tensor, orders: Tensor) -> Tensor:
+    return _rows(tokens, orders.flatten()).unflatten(1, orders.shape)
 
 
-def _gather_exact(tokens: Tensor, walks: Tensor) -> Tensor:
-    return _gather(tokens, walks).to(torch.promote_types(tokens.dtype, torch.float32))
+def _gather_exact(tokens: Tensor, orders: Tensor) -> Tensor:
+    return _gather(tokens, orders).to(torch.promote_types(tokens.dtype, torch.float32))
 
 
 def _rows(table: Tensor, rows: Tensor) -> Tensor:
@@ -155,10 +155,10 @@ def _rows(table: Tensor, rows: Tensor) -> Tensor:
     return taken.unflatten(0, (len(table), rows.numel()))
 
 
-def _sum_in_place(steps: Tensor, places: Tensor) -> Tensor:
-    """Sum over ways of the steps (b, w, S, l, c) at each token's own place: (b, T, c)."""
+def _sum_in_place(steps: Tensor, inverse_orders: Tensor) -> Tensor:
+    """Sum over orders the steps (b, w, S, l, c) of each token: (b, T, c)."""
     if steps.device.type != "cpu" or torch.compiler.is_compiling():
-        return _rows(steps.flatten(1, 3), places.flatten()).unflatten(1, places.shape).sum(1)
+        return _rows(steps.flatten(1, 3), inverse_orders.flatten()).unflatten(1, inverse_orders.shape).sum(1)
     batch, _, _, length, channels = steps.shape
     sequences = steps.flatten(0, 2)
     # Steps that a convolution left between its paddings are bags of rows as they lie.
@@ -166,7 +166,8 @@ def _sum_in_place(steps: Tensor, places: Tensor) -> Tensor:
     if own or sequences.stride()[1:] != (channels, 1):
         sequences, apart = sequences.contiguous(), length
     table = sequences.as_strided(((len(sequences) - 1) * apart + length, channels), (channels, 1))
-    bags = places.mT + torch.arange(batch, device=places.device)[:, None, None] * places.numel()
+    samples = torch.arange(batch, device=inverse_orders.device)[:, None, None]
+    bags = inverse_orders.mT + samples * inverse_orders.numel()
     bags += bags // length * (apart - length)
     return F.embedding_bag(bags.flatten(0, 1), table, mode="sum").unflatten(0, bags.shape[:2])
 
