@@ -78,7 +78,7 @@ def frames_of(rows: dict[str, np.ndarray], labels: list[str]) -> list[Image.Imag
             (f"{name}: {', '.join(dict.fromkeys(labels))}", np.stack([clip[number] for clip in clips]))
             for name, clips in rows.items()
         ]
-        pictures.append(Image.fromarray(contact_sheet(lines, columns=len(labels), scale=1)))
+        pictures.append(Image.fromarray(contact_sheet(lines, columns=len(labels))))
     return pictures
 
 

@@ -4,16 +4,15 @@ from anywhere, and makes what it is asked for.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from medsora import MedSoraPipeline
 from medsora.config.load import load_config
 from medsora.config.shipped import models_folder
+from medsora.saved.find import find_base
+from medsora.training.export_base import unseen_metrics
 from medsora.vae import FrequencyCompensatedVAE
-from tests.support.paths import CONFIGS
 
 NAME, MAX_BYTES = "phantom", 10 * 2**20
 FEW_STEPS = {"num_inference_steps": 2, "sampler": "dpmpp", "output_type": "uint8"}
@@ -36,25 +35,30 @@ def test_it_is_small_and_says_where_it_comes_from() -> None:
         assert words in card
 
 
-def test_its_vae_is_the_shipped_base_and_its_denoiser_that_of_its_config(pipeline: MedSoraPipeline) -> None:
+def test_its_denoiser_is_that_of_its_config_and_its_vae_the_base_of_the_next(
+    pipeline: MedSoraPipeline,
+) -> None:
     config = load_config("phantom_model")
-    base = FrequencyCompensatedVAE.from_base(
-        CONFIGS / Path(config.vae.base).name,
-        compensation=False,
-        weights=CONFIGS / Path(config.vae.weights).name,
-    )
-    ours = pipeline.vae.base_state_dict()
-    for name, value in base.base_state_dict().items():
-        np.testing.assert_array_equal(ours[name].float().numpy(), value.numpy(), err_msg=name)
-    assert pipeline.vae.scaling_factor == pytest.approx(base.scaling_factor)
     for key, value in config.denoiser.overrides.items():
         assert pipeline.denoiser.config[key] == value
+    base, weights = find_base(config)
+    vae = FrequencyCompensatedVAE.from_base(base, compensation=False, weights=weights)
+    ours = pipeline.vae.base_state_dict()
+    for name, value in vae.base_state_dict().items():
+        np.testing.assert_array_equal(ours[name].float().numpy(), value.float().numpy(), err_msg=name)
+
+
+def test_its_vae_keeps_unseen_phantom_clips(pipeline: MedSoraPipeline) -> None:
+    metrics = unseen_metrics(pipeline.vae, 4, 64)
+    assert metrics["PSNR (dB)"] > 29.5
+    assert metrics["SSIM"] > 0.83
+    assert abs(metrics["sharpness (decades; 0: as the clips)"]) < 0.3
 
 
 def test_it_makes_what_it_is_asked_for(pipeline: MedSoraPipeline) -> None:
     assert sorted(pipeline.labels) == ["instrument", "neither", "polyp"]
     asked = pipeline(seeds=[0, 0], label=["polyp", "neither"], guidance_scale=2, **FEW_STEPS).frames
-    assert asked.shape == (2, 17, 128, 128, 3)
+    assert asked.shape == (2, 17, 64, 64, 3)
     assert (asked[0] != asked[1]).any()
     longer = pipeline(seeds=[0], first_frames=asked[0, -9:], **FEW_STEPS).frames[0]
     difference = np.abs(longer[:9].astype(int) - asked[0, -9:]).mean()
