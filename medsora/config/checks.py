@@ -47,8 +47,12 @@ def _check_forms(config: Config, source: str) -> None:
                 f"first, no slashes; {place}."
             )
     for key, value in config.denoiser.overrides.items():
-        if isinstance(value, int) and not isinstance(value, bool) and not 0 < value <= MAX_SIDE_PX:
-            raise BadInput(f"{source}: denoiser.overrides.{key} is {value} but must be 1 to {MAX_SIDE_PX}.")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        rate = key == "dropout"
+        if not (0 <= value < 1 if rate else 0 < value <= MAX_SIDE_PX):
+            allowed = "at least 0 and below 1" if rate else f"1 to {MAX_SIDE_PX}"
+            raise BadInput(f"{source}: denoiser.overrides.{key} is {value} but must be {allowed}.")
     size = config.data.size
     sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
     if not all(type(side) is int and side <= MAX_SIDE_PX for side in sides):

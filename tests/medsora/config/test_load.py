@@ -225,3 +225,13 @@ def test_integers_of_any_size_are_one_sentence(key: str, digits: int, tmp_path: 
             load_config(tmp_path / path, overrides)
         assert "\n" not in str(error.value)
         assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "allowed"),
+    [("{dropout: 1.5}", "below 1"), ("{dropout: -1}", "at least 0"), ("{depth: 0}", "1 to 4096")],
+)
+def test_overrides_of_a_preset_are_checked(overrides: str, allowed: str) -> None:
+    assert load_config("phantom", ["denoiser.overrides={dropout: 0}"]).denoiser.overrides["dropout"] == 0
+    with pytest.raises(BadInput, match=allowed):
+        load_config("phantom", [f"denoiser.overrides={overrides}"])
