@@ -39,11 +39,11 @@ REFERENCE = (
 
 
 def write_demo_report(
-    config: Config, generated: Mapping[str, Path], how: str, proof: Proof | None, title: str
+    config: Config, generated: Mapping[str, Path], sampling: str, proof: Proof | None, title: str
 ) -> Path:
     """Write sheet, curves and `report.html` into the run folder; return the page's path.
 
-    `generated` holds folders of videos by what they are, sampled as the sentence `how` tells; `proof`
+    `generated` holds folders of videos by what they are; the sentence `sampling` names the sampler; `proof`
     compares them (`medsora.demo.proof`).
     """
     folder = config.run_dir
@@ -70,7 +70,7 @@ def write_demo_report(
     sections = [
         Section(
             name.capitalize(),
-            text=[how],
+            text=[sampling],
             videos=[(path, path.stem.replace("-", " ")) for path in sorted(place.glob("video-*.mp4"))],
         )
         for name, place in generated.items()

@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
 
         report, proof = adapt(config, options.videos, minutes, part)
     else:
-        told = any(override.startswith("train_dit.max_steps=") for override in options.overrides)
-        report, proof = demo(config, options.videos, None if told else minutes, part)
+        has_steps = any(override.startswith("train_dit.max_steps=") for override in options.overrides)
+        report, proof = demo(config, options.videos, None if has_steps else minutes, part)
     from medsora.demo.report import report_lines
 
     for line in report_lines(proof):
@@ -113,5 +113,5 @@ def demo(
     )
     part("compare with phantom clips and write the report")
     proof = prove_demo(config, out)
-    how = f"Sampled from the EMA weights with {STEPS} DDIM steps."
-    return write_demo_report(config, {"generated": out}, how, proof, "MedSora on the phantom"), proof
+    sampling = f"Sampled from the EMA weights with {STEPS} DDIM steps."
+    return write_demo_report(config, {"generated": out}, sampling, proof, "MedSora on the phantom"), proof

@@ -100,12 +100,12 @@ def measure(options: argparse.Namespace) -> int:
     if pipeline.labels != names:
         raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
     halves = held_out[0::2], held_out[1::2]
-    asked = np.arange(options.videos) % len(names)
-    made = sample_clips(pipeline, options, [names[k] for k in asked])
+    wanted = np.arange(options.videos) % len(names)
+    made = sample_clips(pipeline, options, [names[k] for k in wanted])
 
     results, claims = compare(made, halves, motion)
     classifier, _ = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs, polyps)
-    found = agreement(asked, judged(classifier, made), names)
+    found = agreement(wanted, judged(classifier, made), names)
     results["label agreement"] = found
     claims.append(
         Claim(
@@ -119,7 +119,7 @@ def measure(options: argparse.Namespace) -> int:
         copies, more = near_copies(made, halves[0], training)
         results["near copies"] = copies
         claims += more
-    accuracies = told_apart(made, through_vae(pipeline.vae, halves[0]))
+    accuracies = discriminator_accuracies(made, through_vae(pipeline.vae, halves[0]))
     results["balanced accuracy, generated against reconstructed"] = accuracies
     mean = float(np.mean(accuracies))
     claims.append(
@@ -247,7 +247,7 @@ def near_copies(
     return found, claims
 
 
-def told_apart(
+def discriminator_accuracies(
     made: np.ndarray, phantom: np.ndarray, seeds: int = ACCURACY_SEEDS, epochs: int = ACCURACY_EPOCHS
 ) -> list[float]:
     """Return a classifier's balanced accuracy on clips of both kinds that it did not see, per seed.
@@ -258,20 +258,20 @@ def told_apart(
     for seed in range(seeds):
         random = np.random.default_rng(seed)
         orders = [random.permutation(len(clips)) for clips in (made, phantom)]
-        learned, asked = (
+        training, tested = (
             [clips[order[part]] for clips, order in zip((made, phantom), orders, strict=True)]
             for part in (slice(0, None, 2), slice(1, None, 2))
         )
-        labels = np.repeat([0, 1], [len(clips) for clips in learned])
+        labels = np.repeat([0, 1], [len(clips) for clips in training])
         classifier = train_judge(
-            np.concatenate(learned),
+            np.concatenate(training),
             labels.tolist(),
             epochs=epochs,
             seed=seed,
             varied=False,
         )
-        print(f"told apart: seed {seed + 1} of {seeds}", file=sys.stderr)
-        right = [(judged(classifier, clips) == kind).mean() for kind, clips in enumerate(asked)]
+        print(f"generated against reconstructed: seed {seed + 1} of {seeds}", file=sys.stderr)
+        right = [(judged(classifier, clips) == kind).mean() for kind, clips in enumerate(tested)]
         accuracies.append(float(np.mean(right)))
     return accuracies
 

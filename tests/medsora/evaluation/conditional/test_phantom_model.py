@@ -13,10 +13,10 @@ from medsora.errors import BadInput
 from medsora.evaluation.conditional import phantom_model
 from medsora.evaluation.conditional.phantom_model import (
     compare,
+    discriminator_accuracies,
     measure,
     near_copies,
     sample_clips,
-    told_apart,
 )
 from medsora.evaluation.metrics.motion import MotionMeasure
 from medsora.evaluation.sanity.degrade import blurred, frozen
@@ -56,8 +56,8 @@ def test_a_classifier_tells_what_differs_and_no_more() -> None:
     random = np.random.default_rng(0)
     noise = random.integers(0, 256, (64, 4, 16, 16, 3), np.uint8)
     darker = (noise * 0.4).astype(np.uint8)
-    apart = told_apart(darker[:32], noise[32:], seeds=2, epochs=8)
-    alike = told_apart(noise[:32], noise[32:], seeds=2, epochs=4)
+    apart = discriminator_accuracies(darker[:32], noise[32:], seeds=2, epochs=8)
+    alike = discriminator_accuracies(noise[:32], noise[32:], seeds=2, epochs=4)
     assert min(apart) == 1.0
     assert max(alike) < 0.85
 
