@@ -51,7 +51,7 @@ LOOPS = {
     "scan_forward": ("chunks", "HEADS_AT_ONCE"),
     "scan_backward": ("chunks", "HEADS_AT_ONCE"),
     "norm_backward": ("rows_per_program",),
-    "conv_backward": ("blocks_per_program", "ALL_WAYS", "HEAD_BLOCKS"),
+    "conv_backward": ("blocks_per_program", "ALL_ORDERS", "HEAD_BLOCKS"),
 }
 # Of the tokens' columns (gate, x, B, C, Δ) those that a kernel reads or writes, where not all.
 GATE_COLUMNS = ("norm_forward", "norm_backward")

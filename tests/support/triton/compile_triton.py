@@ -125,7 +125,7 @@ def main() -> None:
     sampling, training = (
         many_chunks | {"Q": chunked_tile(DTYPES[args.dtype], backward=backward)} for backward in (False, True)
     )
-    norm = {"DI": d_inner, "BLOCK_D": triton.next_power_of_2(d_inner), "WAYS": 2}
+    norm = {"DI": d_inner, "BLOCK_D": triton.next_power_of_2(d_inner), "DIRECTIONS": 2}
     conv = {"DI": d_inner, "D_STATE": args.d_state, "WIDTH": 4, "TAP_ROWS": 8, "BLOCK_T": 32}
     attention = {"HEADS": args.heads, "FEATURES": args.headdim, "BLOCK_F": args.headdim, "WINDOW": 8}
     old = args.capability < HOPPER
@@ -146,7 +146,7 @@ def main() -> None:
         (triton_backward.scan_backward, training),
         (
             triton_backward.conv_backward,
-            conv | {"HEAD_BLOCKS": 2, "ALL_WAYS": 4, "BLOCK_C": min(64, args.headdim)},
+            conv | {"HEAD_BLOCKS": 2, "ALL_ORDERS": 4, "BLOCK_C": min(64, args.headdim)},
         ),
         (
             triton_block.add_norm_kernel,
