@@ -178,7 +178,8 @@ def test_a_switch_changes_its_part_and_nothing_else(small_model, switch: dict, t
 
         model.save_pretrained(tmp_path)
         again = MedSora.from_pretrained(tmp_path)
-        assert torch.equal(again(z, t, num_images=1).eps, out.eps)
+        # Some CPUs round differently where weights lie elsewhere in memory.
+        torch.testing.assert_close(again(z, t, num_images=1).eps, out.eps, atol=1e-5, rtol=1e-5)
         assert {name: again.config[name] for name in switch} == switch
 
 
