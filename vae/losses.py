@@ -32,7 +32,7 @@ class VaeLossParts(NamedTuple):
 
 
 class VaeLoss(nn.Module):
-    """Weighted sum of its parts; a part of weight 0 is left out and reads 0.
+    """Weighted sum of L1, LPIPS, FFL, KL, coarse, sharpness and motion; a part of weight 0 reads 0.
 
     `lpips_net` ("vgg" or "alex") and `lpips_trunk` are those of `PerceptualLoss`.
     """
