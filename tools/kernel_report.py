@@ -53,7 +53,7 @@ LOOPS = {
     "norm_backward": ("rows_per_program",),
     "conv_backward": ("blocks_per_program", "ALL_ORDERS", "HEAD_BLOCKS"),
 }
-# Of the tokens' columns (gate, x, B, C, Δ) those that a kernel reads or writes, where not all.
+# Of the tokens' columns (gate, x, B, C, Δ) these kernels read or write the gate alone.
 GATE_COLUMNS = ("norm_forward", "norm_backward")
 TOKENS = ("zxbcdt", "grad_zxbcdt")
 # Bars of a sampling step in bf16.
@@ -162,9 +162,17 @@ class Launch:
         for name, value in self.arguments.items():
             if isinstance(value, Tensor) and id(value) not in seen:
                 seen.add(id(value))
-                gate = name in TOKENS and self.name in GATE_COLUMNS
-                total += held_bytes(value[..., : self.arguments["DI"]] if gate else value)
+                total += held_bytes(self._columns(value) if name in TOKENS else value)
         return total
+
+    def _columns(self, tokens: Tensor) -> Tensor:
+        """Of the tokens' columns those that the kernel reads or writes."""
+        arguments = self.arguments
+        if self.name in GATE_COLUMNS:
+            return tokens[..., : arguments["DI"]]
+        if self.name == "conv_forward":
+            return tokens[..., arguments["HEADS"] * arguments["HEADDIM"] :]
+        return tokens
 
     def signature(self) -> tuple[dict[str, str], dict[str, Any], list[str]]:
         """Types, constants, and the names of what divides by 16, as Triton specialises a launch."""
@@ -350,7 +358,9 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
 def trips(launch: Launch) -> list[int]:
     """How often each loop is passed, outermost first; one known to be passed once is no loop any more."""
     arguments, names = launch.arguments, LOOPS.get(launch.name, ())
-    return [arguments[name] for name in names if not (name.isupper() and arguments[name] == 1)]
+    once = {name for name in names if name.isupper() and arguments[name] == 1}
+    once |= {"chunks"} if not arguments.get("CHUNKED", True) else set()
+    return [arguments[name] for name in names if name not in once]
 
 
 def machine_code(listing: str, passes: list[int]) -> Iterator[tuple[str, int]]:

@@ -10,12 +10,10 @@ import triton.language as tl
 from medsora.kernels.fused.ops import (
     PRECISION,
     SIZES,
-    convolve,
-    convolve_BC,
+    activated,
     decay_between,
-    decay_to_end,
-    log_decay_reached,
-    masked_silu,
+    decay_of_chunk,
+    read_rows,
     sigmoid,
     silu_slope,
     softplus,
@@ -76,9 +74,8 @@ def norm_backward(
 @triton.jit(do_not_specialize=SIZES)
 def scan_backward(
     zxbcdt,
+    convolved,  # as conv_forward wrote it, before SiLU
     orders,
-    conv_weight,
-    conv_bias,
     dt_bias,
     A_log,
     D,
@@ -101,14 +98,15 @@ def scan_backward(
     D_STATE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SLICE: tl.constexpr,  # of BLOCK_N that is held at once: all of it if CHUNKED
-    WIDTH: tl.constexpr,
     Q: tl.constexpr,
     PACKED: tl.constexpr,
     CHUNKED: tl.constexpr,
     HEADS_AT_ONCE: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
     """One program as in scan_forward; chunks are visited from the last to the first."""
     DI: tl.constexpr = HEADS * HEADDIM
+    CHANNELS: tl.constexpr = DI + 2 * D_STATE
     HEAD_BLOCKS: tl.constexpr = HEADS // HEADS_AT_ONCE
     dtype = zxbcdt.dtype.element_ty
     program = tl.program_id(0)
@@ -129,31 +127,20 @@ def scan_backward(
     if CHUNKED:
         grad_state = tl.zeros((BLOCK_N, HEADDIM), dtype=tl.float32)
 
-    for visited in range(chunks):
+    for visited in range(chunks if CHUNKED else 1):
         chunk = chunks - 1 - visited
-        position, step, inside, past, earlier = tile_steps(tile, chunk, sequences, steps, Q, PACKED, CHUNKED)
+        position, inside, past, earlier = tile_steps(tile, chunk, sequences, steps, Q, PACKED, CHUNKED)
         token = tl.load(order + position, mask=inside, other=0).to(tl.int64)
+        row = first_row + position
         first = inside & (batch == 0) & (head_block == 0)
         tl.store(inverse_orders + order_index * token_count + token, position, mask=first)
         CB = tl.zeros((Q, Q), dtype=tl.float32)
         for part in tl.static_range(BLOCK_N // SLICE):
             n = part * SLICE + tl.arange(0, SLICE)
-            B, C = convolve_BC(
-                tokens + DI,
-                token_stride,
-                order,
-                position,
-                step,
-                inside,
-                n,
-                conv_weight,
-                conv_bias,
-                DI,
-                D_STATE,
-                WIDTH,
-            )
-            B = masked_silu(B, inside).to(dtype)
-            C = masked_silu(C, inside).to(dtype)
+            B = read_rows(convolved, row, inside, DI + n, n < D_STATE, CHANNELS)
+            C = read_rows(convolved, row, inside, DI + D_STATE + n, n < D_STATE, CHANNELS)
+            B = activated(B, False, EXACT)
+            C = activated(C, False, EXACT)
             CB += tl.dot(C, tl.trans(B), input_precision=PRECISION)
         grad_CB = tl.zeros((Q, Q), dtype=tl.float32)
         if CHUNKED:
@@ -170,35 +157,27 @@ def scan_backward(
             dt = tl.where(inside, softplus(raw), 0.0)
             A = -tl.exp(tl.load(A_log + whole).to(tl.float32))
             decay = dt * A
-            between = decay_between(decay, past, earlier)
+            between = decay_between(decay, past, earlier, PACKED, EXACT)
             kernel = between * dt[None, :] * CB
 
             columns = head * HEADDIM + p
-            x_before = convolve(
-                tokens + DI,
-                token_stride,
-                order,
-                position,
-                step,
-                inside,
-                columns,
-                columns < DI,
-                conv_weight,
-                conv_bias,
-                WIDTH,
-            )
-            x = masked_silu(x_before, inside)
+            x_before = read_rows(convolved, row, inside, columns, columns < DI, CHANNELS)
+            x = activated(x_before, False, EXACT)
             above = tl.load(
                 grad_y + (first_row + token[:, None]) * DI + columns[None, :], mask=inside[:, None], other=0.0
             )
 
-            grad_kernel = between * tl.dot(above, tl.trans(x.to(dtype)), input_precision=PRECISION)
+            grad_kernel = between * tl.dot(above, tl.trans(x), input_precision=PRECISION)
             grad_CB += grad_kernel * dt[None, :]
             through_dt = grad_kernel * CB
             grad_delta = tl.sum(through_dt, axis=0)
             # A step fades what earlier rows hand to it and to later ones. Those are added, not all and then
             # the others taken away, which would leave little but rounding.
-            through_step = tl.cumsum(through_dt, axis=0, reverse=True) * dt[None, :]
+            if EXACT:
+                through_step = tl.cumsum(through_dt, axis=0, reverse=True) * dt[None, :]
+            else:
+                later = tl.trans(tl.where(past, 1.0, 0.0))
+                through_step = tl.dot(later, through_dt, input_precision="tf32") * dt[None, :]
             above_exact = above.to(tl.float32)
             grad_value = tl.dot(tl.trans(kernel.to(dtype)), above, input_precision=PRECISION)
             grad_value += tl.load(D + whole).to(tl.float32) * above_exact
@@ -209,9 +188,7 @@ def scan_backward(
                 state = tl.load(
                     kept + n[:, None] * HEADDIM + p[None, :], mask=(n < D_STATE)[:, None], other=0.0
                 )
-                from_start = tl.exp(log_decay_reached(decay, past))
-                total = tl.sum(decay)
-                left = decay_to_end(decay, earlier)
+                from_start, left, throughout = decay_of_chunk(decay, past, earlier, EXACT)
                 to_end = left * dt
                 carried = tl.dot(C, state.to(dtype), input_precision=PRECISION)
                 grad_from_start = from_start * tl.sum(above_exact * carried, axis=1)
@@ -226,8 +203,8 @@ def scan_backward(
                 grad_B_state += tl.dot(
                     (x * to_end[:, None]).to(dtype), tl.trans(grad_state.to(dtype)), input_precision=PRECISION
                 )
-                grad_total = tl.exp(total) * tl.sum(state * grad_state)
-                grad_state = tl.exp(total) * grad_state + tl.dot(
+                grad_total = throughout * tl.sum(state * grad_state)
+                grad_state = throughout * grad_state + tl.dot(
                     tl.trans(C), arriving, input_precision=PRECISION
                 )
 
@@ -243,28 +220,16 @@ def scan_backward(
             tl.store(sums + 2 * HEADS, tl.sum(above_exact * x))
             tl.store(
                 grad_x + token[:, None] * DI + columns[None, :],
-                (grad_value * silu_slope(x_before)).to(grad_conv.dtype.element_ty),
+                (grad_value * silu_slope(x_before.to(tl.float32))).to(grad_conv.dtype.element_ty),
                 mask=inside[:, None],
             )
 
         for part in tl.static_range(BLOCK_N // SLICE):
             n = part * SLICE + tl.arange(0, SLICE)
-            B_before, C_before = convolve_BC(
-                tokens + DI,
-                token_stride,
-                order,
-                position,
-                step,
-                inside,
-                n,
-                conv_weight,
-                conv_bias,
-                DI,
-                D_STATE,
-                WIDTH,
-            )
-            B = masked_silu(B_before, inside).to(dtype)
-            C = masked_silu(C_before, inside).to(dtype)
+            B_before = read_rows(convolved, row, inside, DI + n, n < D_STATE, CHANNELS)
+            C_before = read_rows(convolved, row, inside, DI + D_STATE + n, n < D_STATE, CHANNELS)
+            B = activated(B_before, False, EXACT)
+            C = activated(C_before, False, EXACT)
             grad_B = tl.dot(tl.trans(grad_CB.to(dtype)), C, input_precision=PRECISION)
             grad_C = tl.dot(grad_CB.to(dtype), B, input_precision=PRECISION)
             if CHUNKED:
@@ -272,8 +237,8 @@ def scan_backward(
                 grad_C += grad_C_state
             target = grad_BC + token[:, None] * 2 * D_STATE + n[None, :]
             exists = inside[:, None] & (n < D_STATE)[None, :]
-            grad_B *= silu_slope(B_before)
-            grad_C *= silu_slope(C_before)
+            grad_B *= silu_slope(B_before.to(tl.float32))
+            grad_C *= silu_slope(C_before.to(tl.float32))
             tl.store(target, grad_B.to(grad_conv.dtype.element_ty), mask=exists)
             tl.store(target + D_STATE, grad_C.to(grad_conv.dtype.element_ty), mask=exists)
 

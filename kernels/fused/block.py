@@ -20,6 +20,7 @@ from medsora.kernels.fused.ops import PRECISION, sigmoid
 from medsora.kernels.fused.plan import attention_tile, attention_warps, before_hopper, on
 
 ELEMENTS = 1024  # that a program of an elementwise kernel computes
+UNIT = 16  # elements that the count of most tensors divides by
 
 
 @triton.jit(do_not_specialize=("frames", "length"))
@@ -65,10 +66,12 @@ def add_norm_kernel(
 
 
 @triton.jit(do_not_specialize=("count",))
-def gated_sum_kernel(height, gate_height, width, gate_width, out, count, BLOCK: tl.constexpr):
-    """out = height·σ(gate_height) + width·σ(gate_width), element by element."""
+def gated_sum_kernel(
+    height, gate_height, width, gate_width, out, count, BLOCK: tl.constexpr, UNIT: tl.constexpr
+):
+    """out = height·σ(gate_height) + width·σ(gate_width), element by element; `count` times UNIT elements."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
+    inside = at < count * UNIT  # a multiple of what a thread moves at once, so that no access is split
     total = tl.load(height + at, mask=inside, other=0.0).to(tl.float32)
     total *= sigmoid(tl.load(gate_height + at, mask=inside, other=0.0).to(tl.float32))
     other = tl.load(width + at, mask=inside, other=0.0).to(tl.float32)
@@ -166,8 +169,11 @@ def gated_sum(height: Tensor, gate_height: Tensor, width: Tensor, gate_width: Te
     """height·σ(gate_height) + width·σ(gate_width), all of one shape."""
     out = torch.empty_like(height, memory_format=torch.contiguous_format)
     parts = (part.contiguous() for part in (height, gate_height, width, gate_width))
+    unit = math.gcd(out.numel(), UNIT)
     with on(out.device):
-        gated_sum_kernel[(triton.cdiv(out.numel(), ELEMENTS),)](*parts, out, out.numel(), BLOCK=ELEMENTS)
+        gated_sum_kernel[(triton.cdiv(out.numel(), ELEMENTS),)](
+            *parts, out, out.numel() // unit, BLOCK=ELEMENTS, UNIT=unit
+        )
     return out
 
 

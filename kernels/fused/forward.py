@@ -1,6 +1,7 @@
-"""Forward kernels: the scan of every order, then gate, norm and the sum over an axis's orders.
+"""Forward kernels: convolution and SiLU along every order, its scan, then gate, norm and the sum over orders.
 
-The scan writes y of each order at its token's index, so nothing is rearranged in memory; no state is
+What is convolved is written in scan order, so that all heads of a scan read B and C of one convolution. The
+scan writes y of each order at its token's index, so nothing else is rearranged in memory; no state is
 written where a sequence fits a tile. The norm spans all heads of a token, which different programs hold: it
 follows in a kernel of its own that reads every value once.
 """
@@ -9,34 +10,102 @@ import triton
 import triton.language as tl
 
 from medsora.kernels.fused.ops import (
+    MOST_LOG2,
     PRECISION,
     SIZES,
-    convolve,
-    convolve_BC,
+    activated,
     decay_between,
-    decay_to_end,
-    finite_or_nan,
-    log_decay_reached,
-    masked_silu,
+    decay_of_chunk,
+    exp2_approximately,
+    log2_reached,
+    read_rows,
     sigmoid,
+    silu,
     softplus,
     tile_steps,
 )
 
 
 @triton.jit(do_not_specialize=SIZES)
-def scan_forward(
-    zxbcdt,  # (batch, tokens, 2*DI + 2*D_STATE + HEADS), any strides but 1 along the last
-    orders,  # (orders, sequences, steps) int32 token numbers
+def conv_forward(
+    zxbcdt,  # (batch, tokens, 2*DI + 2*D_STATE + heads), any strides but 1 along the last
+    orders,  # (orders, tokens) int32 token numbers, sequences in a row
     conv_weight,
     conv_bias,
     dt_bias,
+    convolved,  # (orders, batch, tokens, DI + 2*D_STATE) in scan order, written
+    delta,  # (orders, HEADS, batch, tokens) float32 in scan order, written
+    batch_stride,
+    token_stride,
+    token_count,
+    steps,
+    rows,
+    HEADS: tl.constexpr,
+    HEADDIM: tl.constexpr,
+    SPLIT: tl.constexpr,
+    D_STATE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    ACTIVATED: tl.constexpr,  # whether SiLU is applied
+    EXACT: tl.constexpr,
+):
+    """One program: BLOCK_T steps of one order, the channels of one head or as many of B and C.
+
+    Causal depth-wise convolution. Every tap gathers its own tokens; their rows are in the cache after the
+    first. With a head's channels goes its Δ. Where they are not finite they become 0 and Δ NaN: a product
+    multiplies what a row must not see by 0, which NaN survives; through Δ it reaches later rows only.
+    """
+    DI: tl.constexpr = HEADS * HEADDIM
+    CHANNELS: tl.constexpr = DI + 2 * D_STATE
+    index = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    head = tl.program_id(1)
+    order_index = tl.program_id(2).to(tl.int64)
+    columns = head * HEADDIM + tl.arange(0, HEADDIM)
+    exists = columns < CHANNELS
+    inside = index < rows
+    position = index % token_count
+    step = position % steps
+    row = order_index * rows + index
+    tokens = zxbcdt + (index // token_count).to(tl.int64) * batch_stride
+    order = orders + order_index * token_count
+
+    total = tl.load(conv_bias + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
+    for lag in tl.static_range(WIDTH):
+        seen = inside & (step >= lag)
+        token = tl.load(order + position - lag, mask=seen, other=0).to(tl.int64)
+        tap = tl.load(conv_weight + columns * WIDTH + (WIDTH - 1 - lag), mask=exists, other=0.0)
+        value = tl.load(
+            (tokens + token * token_stride)[:, None] + DI + columns[None, :],
+            mask=seen[:, None] & exists[None, :],
+            other=0.0,
+        )
+        total += value.to(tl.float32) * tap.to(tl.float32)[None, :]
+    if ACTIVATED:
+        total = silu(total, EXACT)
+    if head < HEADS:
+        whole = head // SPLIT
+        token = tl.load(order + position, mask=inside, other=0).to(tl.int64)
+        raw = tl.load(tokens + token * token_stride + 2 * DI + 2 * D_STATE + whole, mask=inside, other=0.0)
+        poison = tl.sum(total - total, axis=1)
+        dt = softplus(raw.to(tl.float32) + tl.load(dt_bias + whole).to(tl.float32)) + poison
+        total = tl.where((poison == 0.0)[:, None], total, 0.0)
+        tl.store(delta + (order_index * HEADS + head) * rows + index, dt, mask=inside)
+    tl.store(
+        convolved + row[:, None] * CHANNELS + columns[None, :],
+        total.to(convolved.dtype.element_ty),
+        mask=inside[:, None] & exists[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=SIZES)
+def scan_forward(
+    convolved,  # as conv_forward wrote it, and delta
+    delta,
+    orders,
     A_log,
     D,
     y,  # (orders, batch, tokens, DI), written
     states,  # (orders, batch, sequences, HEADS, chunks, D_STATE, HEADDIM) float32, written if KEEP_STATES
-    batch_stride,
-    token_stride,
     batches,
     sequences,
     steps,
@@ -48,17 +117,19 @@ def scan_forward(
     D_STATE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SLICE: tl.constexpr,  # of BLOCK_N that is held at once: all of it if CHUNKED
-    WIDTH: tl.constexpr,
     Q: tl.constexpr,
     PACKED: tl.constexpr,
     CHUNKED: tl.constexpr,
     HEADS_AT_ONCE: tl.constexpr,
+    EXACT: tl.constexpr,
+    ACTIVATED: tl.constexpr,
     KEEP_STATES: tl.constexpr,
 ):
     """One program: one tile (or one long sequence), one order, HEADS_AT_ONCE heads, which share B and C."""
     DI: tl.constexpr = HEADS * HEADDIM
+    CHANNELS: tl.constexpr = DI + 2 * D_STATE
     HEAD_BLOCKS: tl.constexpr = HEADS // HEADS_AT_ONCE
-    dtype = zxbcdt.dtype.element_ty
+    dtype = convolved.dtype.element_ty
     program = tl.program_id(0)
     order_index = tl.program_id(1).to(tl.int64)
     head_block = program % HEAD_BLOCKS
@@ -66,78 +137,62 @@ def scan_forward(
     batch = (program // HEAD_BLOCKS // tiles).to(tl.int64)
 
     token_count = sequences * steps
+    row_count = batches.to(tl.int64) * token_count
     order = orders + order_index * token_count
-    tokens = zxbcdt + batch * batch_stride
-    out = y + (order_index * batches + batch) * token_count * DI
+    first_row = order_index * row_count + batch * token_count
+    out = y + first_row * DI
     p = tl.arange(0, HEADDIM)
     if CHUNKED:
         state = tl.zeros((BLOCK_N, HEADDIM), dtype=tl.float32)
 
-    for chunk in range(chunks):
-        position, step, inside, past, earlier = tile_steps(tile, chunk, sequences, steps, Q, PACKED, CHUNKED)
-        token = tl.load(order + position, mask=inside, other=0).to(tl.int64)
+    for chunk in range(chunks if CHUNKED else 1):
+        position, inside, past, earlier = tile_steps(tile, chunk, sequences, steps, Q, PACKED, CHUNKED)
+        token = tl.load(order + position, mask=inside, other=0)
+        row = first_row + position
         CB = tl.zeros((Q, Q), dtype=tl.float32)
         for part in tl.static_range(BLOCK_N // SLICE):
             n = part * SLICE + tl.arange(0, SLICE)
-            B, C = convolve_BC(
-                tokens + DI,
-                token_stride,
-                order,
-                position,
-                step,
-                inside,
-                n,
-                conv_weight,
-                conv_bias,
-                DI,
-                D_STATE,
-                WIDTH,
-            )
-            B = masked_silu(B, inside).to(dtype)
-            C = masked_silu(C, inside).to(dtype)
+            B = read_rows(convolved, row, inside, DI + n, n < D_STATE, CHANNELS)
+            C = read_rows(convolved, row, inside, DI + D_STATE + n, n < D_STATE, CHANNELS)
+            B = activated(B, ACTIVATED, EXACT)
+            C = activated(C, ACTIVATED, EXACT)
             CB += tl.dot(C, tl.trans(B), input_precision=PRECISION)
+        CB = tl.where(past, CB, 0.0)
 
         for i in range(HEADS_AT_ONCE):
             head = head_block * HEADS_AT_ONCE + i
             whole = head // SPLIT
-            raw = tl.load(
-                tokens + token * token_stride + 2 * DI + 2 * D_STATE + whole, mask=inside, other=0.0
-            )
-            dt = softplus(raw.to(tl.float32) + tl.load(dt_bias + whole).to(tl.float32))
             columns = head * HEADDIM + p
-            x = convolve(
-                tokens + DI,
-                token_stride,
-                order,
-                position,
-                step,
-                inside,
-                columns,
-                columns < DI,
-                conv_weight,
-                conv_bias,
-                WIDTH,
-            )
-            x = masked_silu(x, inside)
-            x, dt = finite_or_nan(x, tl.where(inside, dt, 0.0))
+            x = read_rows(convolved, row, inside, columns, columns < DI, CHANNELS)
+            x = activated(x, ACTIVATED, EXACT)
+            of_head = delta + (order_index * HEADS + head) * row_count + batch * token_count
+            dt = tl.load(of_head + position, mask=inside, other=0.0)
 
             decay = dt * -tl.exp(tl.load(A_log + whole).to(tl.float32))
-            kernel = tl.where(past, decay_between(decay, past, earlier) * dt[None, :] * CB, 0.0)
-            result = tl.dot(kernel.to(dtype), x.to(dtype), input_precision=PRECISION)
-            result += tl.load(D + whole).to(tl.float32) * x
+            skip = tl.load(D + whole).to(tl.float32)
+            if EXACT:
+                between = decay_between(decay, past, earlier, PACKED, EXACT)
+                kernel = tl.where(past, between * dt[None, :] * CB, 0.0)
+                own = skip
+            else:
+                reached, _ = log2_reached(decay, past, PACKED)
+                exponent = reached[:, None] - (reached - tl.log2(dt))[None, :]
+                kernel = exp2_approximately(tl.minimum(exponent, MOST_LOG2)) * CB
+                own = skip + (reached - reached)[:, None]  # NaN from a row that is not finite on
+            kernel += tl.where(past & ~earlier, own, 0.0)
+            result = tl.dot(kernel.to(dtype), x, input_precision=PRECISION)
             if CHUNKED:
                 if KEEP_STATES:
                     index = ((order_index * batches + batch) * sequences + tile) * HEADS + head
                     kept = states + (index * chunks + chunk) * D_STATE * HEADDIM
                     tl.store(kept + n[:, None] * HEADDIM + p[None, :], state, mask=(n < D_STATE)[:, None])
+                from_start, to_end, throughout = decay_of_chunk(decay, past, earlier, EXACT)
                 carried = tl.dot(C, state.to(dtype), input_precision=PRECISION)
-                result += tl.exp(log_decay_reached(decay, past))[:, None] * carried
-                total = tl.sum(decay)
-                to_end = decay_to_end(decay, earlier) * dt
-                added = tl.dot(tl.trans(B), (x * to_end[:, None]).to(dtype), input_precision=PRECISION)
-                state = tl.exp(total) * state + added
+                result += from_start[:, None] * carried
+                added = tl.dot(tl.trans(B), (x * (to_end * dt)[:, None]).to(dtype), input_precision=PRECISION)
+                state = throughout * state + added
             tl.store(
-                out + token[:, None] * DI + columns[None, :],
+                out + token.to(tl.int64)[:, None] * DI + columns[None, :],
                 result.to(y.dtype.element_ty),
                 mask=inside[:, None],
             )

@@ -1,4 +1,4 @@
-"""Pieces that the forward and the backward kernels share: positions along a tile, convolution, SiLU and Δ.
+"""Pieces that the forward and the backward kernels share: positions along a tile, decays, SiLU and Δ.
 
 A tile is a block of Q steps that one program computes at once. Short sequences are packed, several whole ones
 to a tile, and masked apart; a long one is cut into chunks of Q steps that its program visits in turn.
@@ -7,9 +7,18 @@ to a tile, and masked apart; a long one is cut into chunks of Q steps that its p
 import triton
 import triton.language as tl
 
+from medsora.kernels.fused.plan import interpreted
+
 # Of products of float32: three of TF32 each, as exact as float32 to the last bits. "ieee" leaves the tensor
 # cores and makes so much code of these tiles that compiling takes minutes and registers spill.
 PRECISION = tl.constexpr("tf32x3")
+
+# Where sums of ΔA are subtracted (bf16, float16), no step counts for less: e^-32 of anything is nothing, and
+# the sums of a tile's 64 steps stay right to 2e-4.
+LOWEST_STEP = tl.constexpr(-32.0)
+LOG2_E = tl.constexpr(1.4426950408889634)
+MOST_LOG2 = tl.constexpr(64.0)  # 2^64·0 is 0: what a row must not see vanishes without a mask
+INTERPRETED = tl.constexpr(interpreted())
 
 # Sizes that differ from batch to batch and from clip to clip: no kernel is compiled for one of them alone.
 SIZES = (
@@ -32,9 +41,32 @@ def sigmoid(x):
 
 
 @triton.jit
-def silu(x):
+def exp2_approximately(x):
+    """2^x within 2 units of the last digit; 0 where it is no normal number."""
+    if INTERPRETED:
+        return tl.exp2(x)
+    return tl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def sigmoid_approximately(x):
+    """σ(x) within a few units of float32's last digit: two instructions, not twelve."""
+    above = 1.0 + exp2_approximately(x * -LOG2_E)
+    if INTERPRETED:
+        return 1.0 / above
+    return tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [above], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def silu(x, EXACT: tl.constexpr):
     """x·σ(x)."""
-    return x * sigmoid(x)
+    if EXACT:
+        return x * sigmoid(x)
+    return x * sigmoid_approximately(x)
 
 
 @triton.jit
@@ -56,108 +88,71 @@ def softplus(x):
 
 @triton.jit
 def tile_steps(tile, chunk, sequences, steps, Q: tl.constexpr, PACKED: tl.constexpr, CHUNKED: tl.constexpr):
-    """Rows of a tile: position in the order, step in its sequence, whether it exists, and which rows it sees.
+    """Rows of a tile: position in the order, whether it exists, and which rows it sees.
 
     `past` counts a row itself, `earlier` does not.
     Packed: the tile's PACKED whole sequences follow one another. Chunked: Q steps of sequence `tile`.
     """
     rows = tl.arange(0, Q)
+    past = rows[:, None] >= rows[None, :]
     if CHUNKED:
-        step = chunk * Q + rows
-        position = tile * steps + step
-        inside = step < steps
-        past = rows[:, None] >= rows[None, :]
+        position = tile * steps + chunk * Q + rows
+        inside = chunk * Q + rows < steps
     else:
-        step = rows % steps
         position = tile * PACKED * steps + rows
         inside = (rows < PACKED * steps) & (position < sequences * steps)
-        line = rows // steps
-        past = (rows[:, None] >= rows[None, :]) & (line[:, None] == line[None, :])
+        if PACKED > 1:
+            line = rows // steps
+            past = past & (line[:, None] == line[None, :])
     earlier = past & (rows[:, None] != rows[None, :])
-    return position, step, inside, past, earlier
+    return position, inside, past, earlier
 
 
 @triton.jit
-def convolve(
-    tokens, token_stride, order, position, step, inside, columns, exists, weight, bias, WIDTH: tl.constexpr
-):
-    """Causal depth-wise convolution in scan order, before SiLU: (Q, columns) in float32.
-
-    Every tap gathers its own tokens; their rows are in the cache after the first. `tokens` points at the
-    convolved part of the sequence's batch element, `order` at its table of token numbers.
-    """
-    total = tl.load(bias + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
-    for lag in tl.static_range(WIDTH):
-        seen = inside & (step >= lag)
-        token = tl.load(order + position - lag, mask=seen, other=0).to(tl.int64)
-        tap = tl.load(weight + columns * WIDTH + (WIDTH - 1 - lag), mask=exists, other=0.0).to(tl.float32)
-        value = tl.load(
-            tokens + token[:, None] * token_stride + columns[None, :],
-            mask=seen[:, None] & exists[None, :],
-            other=0.0,
-        )
-        total += value.to(tl.float32) * tap[None, :]
-    return total
+def read_rows(convolved, row, inside, columns, exists, CHANNELS: tl.constexpr):
+    """Columns of what was convolved, 0 for rows that do not exist: (Q, columns)."""
+    mask = inside[:, None] & exists[None, :]
+    return tl.load(convolved + row[:, None] * CHANNELS + columns[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def convolve_BC(
-    tokens,
-    token_stride,
-    order,
-    position,
-    step,
-    inside,
-    n,
-    weight,
-    bias,
-    DI: tl.constexpr,
-    D_STATE: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    """State columns n of B and of C before SiLU."""
-    exists = n < D_STATE
-    at = DI + n
-    B = convolve(tokens, token_stride, order, position, step, inside, at, exists, weight, bias, WIDTH)
-    at = DI + D_STATE + n
-    C = convolve(tokens, token_stride, order, position, step, inside, at, exists, weight, bias, WIDTH)
-    return B, C
+def activated(values, ACTIVATED: tl.constexpr, EXACT: tl.constexpr):
+    """SiLU of values, unless they went through it before they were stored."""
+    if ACTIVATED:
+        return values
+    return silu(values.to(tl.float32), EXACT).to(values.dtype)
 
 
 @triton.jit
-def masked_silu(before, inside):
-    """SiLU of the rows that exist, 0 elsewhere."""
-    return tl.where(inside[:, None], silu(before), 0.0)
+def log2_reached(decay, past, PACKED: tl.constexpr):
+    """Sum of ΔA from the start of each row's sequence to the row, which counts, and of all rows; base 2."""
+    step = tl.maximum(decay, LOWEST_STEP) * LOG2_E + (decay - decay)  # NaN stays NaN
+    reached = tl.cumsum(step) if PACKED == 1 else tl.sum(tl.where(past, step[None, :], 0.0), axis=1)
+    return reached, tl.sum(step)
 
 
 @triton.jit
-def finite_or_nan(x, dt):
-    """x (Q, columns) with 0 for what is not finite, and dt (Q,) with NaN in such rows.
-
-    A product multiplies what a row must not see by 0, which NaN survives; through dt it reaches later rows
-    only.
-    """
-    nothing = x - x
-    return tl.where(nothing == 0.0, x, 0.0), dt + tl.sum(nothing, axis=1)
-
-
-@triton.jit
-def log_decay_reached(decay, past):
-    """Sum of ΔA from the start of each row's sequence up to and with the row."""
-    return tl.sum(tl.where(past, decay[None, :], 0.0), axis=1)
-
-
-@triton.jit
-def decay_between(decay, past, earlier):
+def decay_between(decay, past, earlier, PACKED: tl.constexpr, EXACT: tl.constexpr):
     """exp of the sum of ΔA after column s up to row t, 0 where t cannot see s. No exponent is positive.
 
-    Each pair adds its own steps: differences of sums from the start lose their digits after large steps.
+    EXACT: each pair adds its own steps, for differences of sums lose their digits after large steps.
     """
-    after = tl.cumsum(tl.where(earlier, decay[:, None], 0.0), axis=0)
-    return tl.where(past, tl.exp(after), 0.0)
+    if EXACT:
+        between = tl.exp(tl.cumsum(tl.where(earlier, decay[:, None], 0.0), axis=0))
+    else:
+        reached, _ = log2_reached(decay, past, PACKED)
+        between = exp2_approximately(reached[:, None] - reached[None, :])
+    return tl.where(past, between, 0.0)
 
 
 @triton.jit
-def decay_to_end(decay, earlier):
-    """exp of the sum of ΔA after each row of a chunk: (Q,)."""
-    return tl.exp(tl.sum(tl.where(earlier, decay[:, None], 0.0), axis=0))
+def decay_of_chunk(decay, past, earlier, EXACT: tl.constexpr):
+    """exp of sums of ΔA: from the start up to and with each row, after each row to the end, over all rows."""
+    if EXACT:
+        reached = tl.sum(tl.where(past, decay[None, :], 0.0), axis=1)
+        left = tl.sum(tl.where(earlier, decay[:, None], 0.0), axis=0)
+        return tl.exp(reached), tl.exp(left), tl.exp(tl.sum(decay))
+    else:
+        reached, total = log2_reached(decay, past, 1)
+        left = total - reached
+        return exp2_approximately(reached), exp2_approximately(left), exp2_approximately(total)

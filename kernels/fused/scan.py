@@ -1,8 +1,8 @@
 """The fused scan as PyTorch operators: launch sizes, buffers, and what autograd and torch.compile must know.
 
-Forward: two launches (scan of all orders and heads; gate, norm and sum). Backward: the scan again, then norm,
-scan and convolution. Only the inputs are saved. Nothing synchronises with the host and no launch depends on
-values, so both can be captured in a CUDA graph.
+Forward: three launches (convolution along all orders; their scan; gate, norm and sum). Backward: convolution
+and scan again, then norm, scan and convolution. Only the inputs are saved. Nothing synchronises with the host
+and no launch depends on values, so both can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from medsora.kernels.fused import forward as triton_forward
 from medsora.kernels.fused import plan as fused_plan
 from medsora.kernels.fused.plan import MAX_TILE_STEPS, chunked_tile, on, split_of_a_head
 
-PROGRAMS_PER_PROCESSOR = 2  # fewer heads per program where there would be less than that to do
+PROGRAMS_PER_PROCESSOR = 4  # fewer heads per program where there would be less than that to do
+MAX_REGISTERS = 128  # of a thread in a scan of short sequences: four programs to a multiprocessor
+CONV_STEPS, CONV_WARPS = 16, 2  # of a program of the convolution
 MAX_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients
 MAX_BACKWARD_BYTES = 2**31  # buffers of a backward pass; a batch that needs more goes through in parts
 
@@ -77,33 +79,40 @@ class Launch:
         """Tiles along an order of one batch element, those that a program visits in turn included."""
         return self.tiles * self.chunks
 
+    @property
+    def channels(self) -> int:
+        """What is convolved: x, B and C."""
+        return self.d_inner + 2 * self.d_state
+
     def backward_bytes(self, itemsize: int) -> int:
-        """Bytes of a batch element in a backward pass: y, gradients before the convolution, states."""
-        y_and_convolved = 2 * self.d_inner + self.head_blocks * 2 * self.d_state
+        """Bytes of a batch element in a backward pass: y, what is convolved and its gradient, Δ, states."""
+        values = self.d_inner + self.channels + self.d_inner + self.head_blocks * 2 * self.d_state
         states = self.sequence_tiles * self.d_state * self.d_inner * 4 if self.chunks > 1 else 0
-        return self.all_orders * (self.tokens * (y_and_convolved * itemsize + self.heads * 4) + states)
+        return self.all_orders * (self.tokens * (values * itemsize + 2 * self.heads * 4) + states)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Programs of a launch: (batch elements x tiles x head blocks, orders)."""
         return self.batches * self.tiles * self.head_blocks, self.all_orders
 
-    def constants(self, *, many_registers: bool) -> dict[str, int | bool]:
+    def constants(self, dtype: torch.dtype, *, backward: bool = False) -> dict[str, int | bool]:
         """Compile-time arguments that the two scan kernels share."""
         block_n = max(16, triton.next_power_of_2(self.d_state))
-        spread = self.chunks > 1 or (many_registers and self.tile > 32)
-        return {
+        exact = dtype == torch.float32
+        spread = self.chunks > 1 or ((backward or exact) and self.tile > 32)
+        limit = {} if spread or backward else {"maxnreg": MAX_REGISTERS}
+        return limit | {
             "HEADS": self.heads,
             "HEADDIM": self.headdim,
             "SPLIT": self.split,
             "D_STATE": self.d_state,
             "BLOCK_N": block_n,
-            "SLICE": block_n if self.chunks > 1 else min(64, block_n),
-            "WIDTH": self.width,
+            "SLICE": block_n if self.chunks > 1 else min(32 if limit else 64, block_n),
             "Q": self.tile,
             "PACKED": self.packed,
             "CHUNKED": self.chunks > 1,
             "HEADS_AT_ONCE": self.heads_at_once,
+            "EXACT": exact,
             "num_warps": 8 if spread else 4,
             "num_stages": 1,  # what a program loads is gathered and small: buffers would lower the occupancy
         }
@@ -165,7 +174,7 @@ def fused_scan(
     with on(zxbcdt.device):
         launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=False)
         out = zxbcdt.new_empty(launch.axes, launch.batches, launch.tokens, launch.d_inner)
-        y, _ = _scan(launch, zxbcdt, orders, conv_weight, conv_bias, dt_bias, A_log, D, keep_states=False)
+        y, *_ = _scan(launch, zxbcdt, orders, conv_weight, conv_bias, dt_bias, A_log, D, backward=False)
         triton_forward.norm_forward[(launch.rows, launch.axes)](
             zxbcdt,
             y,
@@ -229,8 +238,8 @@ def _backward_of_part(
     grad_zxbcdt: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fill grad_zxbcdt; give the float32 gradients of taps and bias, of (dt_bias, A_log, D), of the norm."""
-    conv_weight, *_, D, norm_weight = weights
-    launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=True)
+    conv_weight, _, *of_heads, norm_weight = weights
+    launch = plan(zxbcdt, conv_weight, of_heads[-1], norm_weight, orders, backward=True)
     strides = zxbcdt.stride()[:2]
     channels, features = conv_weight.shape[0], zxbcdt.shape[2]
     exact = {"dtype": torch.float32, "device": zxbcdt.device}
@@ -242,7 +251,7 @@ def _backward_of_part(
         launch.all_orders * launch.batches * launch.sequence_tiles, 3, launch.heads, **exact
     )
     inverse_orders = orders.new_empty(launch.all_orders, launch.tokens)
-    y, states = _scan(launch, zxbcdt, orders, *weights[:-1], keep_states=launch.chunks > 1)
+    y, convolved, states = _scan(launch, zxbcdt, orders, *weights[:-1], backward=True)
 
     rows_each = -(-launch.rows // MAX_PARTIAL_SUMS)
     norm_programs = -(-launch.rows // rows_each)
@@ -267,8 +276,9 @@ def _backward_of_part(
     )
     triton_backward.scan_backward[launch.grid](
         zxbcdt,
+        convolved,
         orders,
-        *weights[:-1],
+        *of_heads,
         y,
         states,
         inverse_orders,
@@ -281,7 +291,7 @@ def _backward_of_part(
         launch.steps,
         launch.tiles,
         launch.chunks,
-        **launch.constants(many_registers=True),
+        **launch.constants(zxbcdt.dtype, backward=True),
     )
     block_t, block_c = 32, min(64, launch.headdim)
     blocks = -(-launch.rows // block_t)
@@ -311,8 +321,8 @@ def _backward_of_part(
         BLOCK_T=block_t,
         BLOCK_C=block_c,
     )
-    whole = D.shape[0], launch.split
-    grad_zxbcdt[..., -D.shape[0] :] = grad_dt.sum(0).view(*zxbcdt.shape[:2], *whole).sum(-1)
+    whole = launch.heads // launch.split, launch.split
+    grad_zxbcdt[..., -whole[0] :] = grad_dt.sum(0).view(*zxbcdt.shape[:2], *whole).sum(-1)
     return grad_taps.sum(0), grad_heads.sum(0).view(3, *whole).sum(-1), grad_norm.sum(0)
 
 
@@ -344,33 +354,63 @@ def _scan(
     A_log: Tensor,
     D: Tensor,
     *,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor]:
-    """y of every order (axes*k, b, T, d_inner), and the state that enters each chunk if it is to be kept."""
-    y = zxbcdt.new_empty(launch.all_orders, launch.batches, launch.tokens, launch.d_inner)
-    count = launch.all_orders * launch.batches * launch.sequences * launch.heads * launch.chunks
-    states = torch.empty(
-        count * launch.d_state * launch.headdim if keep_states else 0,
-        dtype=torch.float32,
-        device=zxbcdt.device,
-    )
-    triton_forward.scan_forward[launch.grid](
+    backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y of every order (axes*k, b, T, d_inner), what was convolved, and the states that enter each chunk.
+
+    A backward pass needs the convolution before SiLU, and the states.
+    """
+    of_orders = launch.all_orders, launch.batches, launch.tokens
+    exact = {"dtype": torch.float32, "device": zxbcdt.device}
+    convolved = zxbcdt.new_empty(*of_orders, launch.channels)
+    delta = torch.empty(launch.all_orders, launch.heads, launch.rows, **exact)
+    triton_forward.conv_forward[
+        (
+            -(-launch.rows // CONV_STEPS),
+            launch.heads + -(-2 * launch.d_state // launch.headdim),
+            launch.all_orders,
+        )
+    ](
         zxbcdt,
         orders,
         conv_weight,
         conv_bias,
         dt_bias,
+        convolved,
+        delta,
+        *zxbcdt.stride()[:2],
+        launch.tokens,
+        launch.steps,
+        launch.rows,
+        HEADS=launch.heads,
+        HEADDIM=launch.headdim,
+        SPLIT=launch.split,
+        D_STATE=launch.d_state,
+        WIDTH=launch.width,
+        BLOCK_T=CONV_STEPS,
+        ACTIVATED=not backward,
+        EXACT=zxbcdt.dtype == torch.float32,
+        num_warps=CONV_WARPS,
+    )
+    y = zxbcdt.new_empty(*of_orders, launch.d_inner)
+    keep_states = backward and launch.chunks > 1
+    count = launch.all_orders * launch.batches * launch.sequences * launch.heads * launch.chunks
+    states = torch.empty(count * launch.d_state * launch.headdim if keep_states else 0, **exact)
+    triton_forward.scan_forward[launch.grid](
+        convolved,
+        delta,
+        orders,
         A_log,
         D,
         y,
         states,
-        *zxbcdt.stride()[:2],
         launch.batches,
         launch.sequences,
         launch.steps,
         launch.tiles,
         launch.chunks,
+        ACTIVATED=not backward,
         KEEP_STATES=keep_states,
-        **launch.constants(many_registers=zxbcdt.dtype == torch.float32),
+        **launch.constants(zxbcdt.dtype),
     )
-    return y, states
+    return y, convolved, states

