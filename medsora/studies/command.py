@@ -25,6 +25,7 @@ STUDIES = {
     "equal-cost": "train MedSora and Endora for equal minutes and equally many steps and compare them",
 }
 PAGE_BEGIN = "<!-- medsora study equal-cost -->"
+ABLATION_BEGIN = "<!-- medsora study ablate of {} -->"  # train_vae or train_dit
 
 
 def ablate_parser(prog: str = "medsora study ablate") -> argparse.ArgumentParser:
@@ -58,6 +59,7 @@ def ablate_parser(prog: str = "medsora study ablate") -> argparse.ArgumentParser
         "ask a classifier for their labels; of stage 1: how many labels the VAE keeps on N clips",
     )
     add("--out", type=Path, metavar="DIR", help="folder of the runs and tables (default: runs/ablate-NAME)")
+    add("--page", type=Path, metavar="FILE", help="write the main scores into this page, between its marks")
     add("--dry-run", action="store_true", help="check every variant and print the commands; train nothing")
     add("overrides", nargs="*", metavar="key=value", help="change keys of the config for all variants")
     return ablate
@@ -177,7 +179,10 @@ def _ablate(options: argparse.Namespace, command: str) -> None:
         print("ready")
         return
     ablate(study, parameters, command)
-    print(study.report(parameters, command).markdown())
+    report = study.report(parameters, command)
+    print(report.markdown())
+    if options.page:
+        write_between_marks(options.page, ABLATION_BEGIN.format(stage), ["", *report.page(), ""])
     print(f"written: {study.folder / 'results.md'}")
 
 

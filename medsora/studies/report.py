@@ -19,6 +19,9 @@ SCORES = {
     STAGE_1: ("held_out/psnr", "held_out/ssim", "held_out/flicker", "held_out/spectrum_error"),
     STAGE_2: ("held_out/clip_mse",),
 }
+# Of clips, what a page shows beside these.
+PAGE_SCORES = ("clips/flow_magnitude_distance", "clips/untrained_pyramid_distance", "clips/agreement")
+PAGE_SCORES += ("vae/polyps_kept",)
 SWITCHED_OFF = "the same runs, compensation switched off"
 NOT_RUN = "not run"
 EMPTY = "–"
@@ -92,6 +95,34 @@ class StudyReport(NamedTuple):
             lines += ["", "## Against steps", "", *curve]
         lines += ["", "## Commands", "", "```sh", self.command, "```", "", "Each run by itself:", "", "```sh"]
         return "\n".join([*lines, *self.commands.values(), "```", ""])
+
+    def page(self) -> list[str]:
+        """Return the lines for a page of documentation: the main scores, one column each, and the command."""
+        shown = [*SCORES[self.stage], *(name for name in PAGE_SCORES if name in self._of_clips())]
+        rows = []
+        for title in self._titles:
+            count = f"{self.parameters[title]:,}" if title in self.parameters else EMPTY
+            rows.append([f"`{title}`", count, *(self._cell(title, score) for score in shown)])
+        done = sum(run.steps is not None for run in self.runs)
+        return [
+            f"{self.budget} each, {len(self.seeds)} seeds ({done} of {len(self.runs)} runs finished), "
+            f"{self.clips} held-out clips; in brackets differences from `{self.reference}` with 95 % "
+            "intervals.",
+            "",
+            *markdown_table(["variant", "parameters", *map(_label, shown)], rows),
+            "",
+            '```{.sh data-skip="trains for hours; tests run small ones"}',
+            self.command,
+            "```",
+        ]
+
+    def _cell(self, title: str, score: str) -> str:
+        """The mean over seeds and, in brackets, what differs from the reference."""
+        values = self._values(title, score)
+        if not values:
+            return NOT_RUN
+        mean = f"{fmean(values.values()):.4g}"
+        return mean if title == self.reference else f"{mean} [{self._difference_text(title, score)}]"
 
     def difference(self, title: str, score: str) -> Difference | None:
         """Return what a variant does to a score."""

@@ -50,6 +50,24 @@ def test_scores_differences_and_the_curve_of_the_denoiser() -> None:
     assert page.endswith("medsora as configured\nmedsora scan=raster\nmedsora weight=0\n```\n")
 
 
+def test_a_page_shows_the_main_scores_with_their_differences() -> None:
+    runs = [
+        denoising(title, seed, 0.5, error)._replace(
+            of_clips={"clips/agreement": 0.5, "clips/flicker_distance": 1}
+        )
+        for title, *errors in (("as configured", 0.30, 0.34), ("scan=raster", 0.40, 0.4402))
+        for seed, error in enumerate(errors)
+    ]
+    study = report("train_dit", {"as configured": 1000, "scan=raster": 1200, "weight=0": 1000}, runs)
+    page = "\n".join(study.page())
+    assert "8 steps each, 2 seeds (4 of 4 runs finished), 4 held-out clips" in page
+    assert "| variant | parameters | noise error of clips | label agreement |" in page
+    assert row(page, "`as configured`")[1:] == ["1,000", "0.32", "0.5 |"]
+    assert row(page, "`scan=raster`")[2] == "0.4201 [+0.1 (+0.099 … +0.1), worse]"
+    assert row(page, "`weight=0`")[2:] == ["not run", "not run |"]
+    assert "\nmedsora study ablate\n" in page
+
+
 def test_the_compensation_switched_off_is_a_row_of_the_vae(tmp_path) -> None:
     def reconstructing(seed: int, psnr: float, base: float) -> Run:
         return Run("as configured", seed, 8, {8: {"held_out/psnr": psnr, "held_out/base_psnr": base}}, 1.0)
