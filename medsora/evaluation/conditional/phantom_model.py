@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import fisher_exact
+from scipy.stats import binomtest, fisher_exact
 
 from medsora.config.choices import PHANTOM_LOOKS
 from medsora.data.reading.video_io import read_frames
@@ -106,11 +106,13 @@ def measure(options: argparse.Namespace) -> int:
     results, claims = compare(made, halves, motion)
     classifier, _ = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs, polyps)
     found = agreement(wanted, judged(classifier, made), names)
-    results["label agreement"] = found
+    interval = binomtest(round(found["asked"] * len(made)), len(made)).proportion_ci(method="wilson")
+    results["label agreement"] = found | {"low": float(interval.low), "high": float(interval.high)}
     claims.append(
         Claim(
-            f"sampled clips show what was asked for in {found['asked']:.1%} at a guidance of "
-            f"{options.guidance:g}, at least {MIN_AGREEMENT:.0%}",
+            f"sampled clips show what was asked for in {found['asked']:.1%} (95 % interval "
+            f"{interval.low:.1%} to {interval.high:.1%}) at a guidance of {options.guidance:g}, at least "
+            f"{MIN_AGREEMENT:.0%}",
             found["asked"] >= MIN_AGREEMENT,
         )
     )
