@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import io
 import logging
+import re
+from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any, get_args, get_type_hints
 
@@ -13,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from medsora.config.checks import check_config
-from medsora.config.schema import Config, all_keys
+from medsora.config.schema import Config, all_keys, text_keys
 from medsora.config.shipped import find_config
 from medsora.errors import BadInput
 from medsora.runtime.files import read_patiently
@@ -22,6 +24,11 @@ from medsora.runtime.files import read_patiently
 OUTPUTS = tuple(name for name, key in all_keys().items() if key.output)
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 100_000, 20
 MAX_NUMBER = 2**53
+MAX_CHARACTERS = 4096  # of a value on the command line: the longest path
+COMMAND_LINE = "the command line"
+NULLS = ("null", "~")
+# Numbers that YAML 1.1 reads as others than a reader does: 010 is 8, 0x10 16, 1_0 10, 1:30 90.
+READ_OTHERWISE = re.compile(r"[-+]?(0\d|0[box]|[\d.]*[_:])", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +41,9 @@ def load_config(
     Unless `outputs_anywhere`, what the file names as `OUTPUTS` must lie below the present folder; overrides,
     which the user typed, may name any place.
 
-    Raises `BadInput` with one sentence that names the file or key: a missing file, broken YAML, an unknown
-    key (with the nearest known one), a value of the wrong type, or a value outside its range.
+    An override's text is taken as it was typed; other values are YAML. Raises `BadInput` with one sentence
+    that names the file or key: a missing file, broken YAML, an unknown key (with the nearest known one), a
+    value of the wrong type, one outside its range, or one that YAML takes for another than was written.
     """
     path = find_config(path)
     try:
@@ -46,17 +54,18 @@ def load_config(
             )
         if not outputs_anywhere:
             _check_outputs(OmegaConf.to_container(given, resolve=False), str(path))
-        for override in overrides or []:
-            if "=" not in override:
-                raise BadInput(f"'{override}' is no override; write key=value, for example data.size=64.")
-        typed = OmegaConf.from_dotlist(list(overrides or []))
+        typed = _from_overrides(overrides or [])
         renamed = [
             OmegaConf.create(_with_new_names(OmegaConf.to_container(part, resolve=False), source))
-            for part, source in ((given, str(path)), (typed, "the command line"))
+            for part, source in ((given, str(path)), (typed, COMMAND_LINE))
         ]
+        _refuse_unknown_keys(OmegaConf.to_container(renamed[1], resolve=False), Config, "", COMMAND_LINE)
         plain = OmegaConf.to_container(OmegaConf.merge(*renamed), resolve=False)
     except BadInput:
         raise
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}," if error.problem_mark else ""
+        raise BadInput(f"{path}{where} cannot be read as YAML: {error.problem}.") from error
     except Exception as error:  # OmegaConf passes on the YAML library's many error types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{path} cannot be read as YAML: {reason}.") from error
@@ -150,9 +159,59 @@ def _read_bounded(path: Path) -> str:
             sizes[id(node)] = 1 + sum(written_out(part, depth + 1) for part in parts)
         return sizes[id(node)]
 
-    if written_out(yaml.compose(text, Loader=yaml.SafeLoader), 0) > MAX_NODES:
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if written_out(root, 0) > MAX_NODES:
         raise BadInput(f"{path} stands for more than {MAX_NODES} values: that is no config.")
+    _refuse_other_readings(root, "", lambda node: f"{path}, line {node.start_mark.line + 1}")
     return text
+
+
+def _from_overrides(overrides: list[str]) -> DictConfig:
+    """Return `key=value` words as a config: text literally, null and whatever is quoted as YAML has it."""
+    typed = OmegaConf.create()
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        if not sign:
+            raise BadInput(f"'{override}' is no override; write key=value, for example data.size=64.")
+        if not value.strip():
+            raise BadInput(f"'{override}' has no value; write {key}=null if you mean none.")
+        if len(value) > MAX_CHARACTERS:
+            raise BadInput(f"{COMMAND_LINE}: {key} has {len(value)} characters, more than any value needs.")
+        quoted = value[0] in "'\"" and value[-1] == value[0]
+        if key in text_keys() and not quoted and value.lower() not in NULLS:
+            OmegaConf.update(typed, key, value, force_add=True)
+            continue
+        try:
+            root = yaml.compose(value, Loader=yaml.SafeLoader)
+            _refuse_other_readings(root, key, lambda node: COMMAND_LINE)
+            cut = not quoted and isinstance(root, yaml.ScalarNode) and root.value != value.strip()
+            if cut and root.style is None:
+                raise BadInput(f"{COMMAND_LINE}: {override!r} would be read as {key}={root.value}.")
+            typed = OmegaConf.merge(typed, OmegaConf.from_dotlist([override]))
+        except yaml.MarkedYAMLError as error:
+            raise BadInput(f"{COMMAND_LINE}: {override!r} cannot be read: {error.problem}.") from error
+    return typed
+
+
+def _refuse_other_readings(node: yaml.Node | None, key: str, place: Callable[[yaml.Node], str]) -> None:
+    """Refuse plain values that YAML takes for others than were written; `key` names the node in messages."""
+    if isinstance(node, yaml.MappingNode):
+        for name, inner in node.value:
+            _refuse_other_readings(inner, f"{key}.{name.value}" if key else str(name.value), place)
+    elif isinstance(node, yaml.SequenceNode):
+        for inner in node.value:
+            _refuse_other_readings(inner, key, place)
+    elif isinstance(node, yaml.ScalarNode) and node.style is None:
+        is_number = node.tag.endswith((":int", ":float"))
+        if key not in text_keys():
+            if is_number and READ_OTHERWISE.match(node.value):
+                raise BadInput(f"{place(node)}: {key} is {node.value}, which YAML does not read as decimal.")
+        elif not all_keys()[text_keys()[key]].choices:
+            read = OmegaConf.create(f"value: {node.value}").value
+            if read is not None and str(read) != node.value:
+                raise BadInput(
+                    f"{place(node)}: {key} is {node.value}, which YAML takes for {read}; put it in quotes."
+                )
 
 
 def _check_outputs(values: Any, source: str) -> None:

@@ -12,11 +12,12 @@ writes `docs/configuration.md` and `configs/schema.json` from this file.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from medsora.config.choices import (
     LOSS_TARGETS,
@@ -636,6 +637,20 @@ def all_keys() -> dict[str, Key]:
             rules = inner.metadata["key"]
             stage = rules.stage or outer.metadata["key"].stage
             found[f"{outer.name}.{inner.name}"] = replace(rules, stage=stage)
+    return found
+
+
+@functools.cache
+def text_keys() -> dict[str, str]:
+    """Return the keys that hold text: their names, former ones too, and the present name of each."""
+    found = {}
+    for outer in fields(Config):
+        types = get_type_hints(outer.default_factory)
+        for inner in fields(outer.default_factory):
+            if types[inner.name] in (str, str | None):
+                name = f"{outer.name}.{inner.name}"
+                former = inner.metadata["key"].was
+                found |= {name: name} | ({f"{outer.name}.{former}": name} if former else {})
     return found
 
 

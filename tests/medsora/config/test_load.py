@@ -27,6 +27,8 @@ from tests.support.paths import ROOT
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PHANTOM = ROOT / "configs" / "phantom.yaml"
 OF_CODES = ("endogen", "phantom_tokenizer")
+CUT_BY_YAML = ["clips #2", "(P[0-9]+) #", "&a", "!videos", "[PQ]([0-9]+)_", "a: b"]
+CHANGED_BY_YAML = ["2024_01", "1e3", "yes", "0x10"]
 VAES = {"causal": FrequencyCompensatedVAE, "per-frame": PerFrameVAE}
 CHANNELS = {"causal": 16, "per-frame": 4}  # the base that is fetched from the hub
 
@@ -235,3 +237,62 @@ def test_overrides_of_a_preset_are_checked(overrides: str, allowed: str) -> None
     assert load_config("phantom", ["denoiser.overrides={dropout: 0}"]).denoiser.overrides["dropout"] == 0
     with pytest.raises(BadInput, match=allowed):
         load_config("phantom", [f"denoiser.overrides={overrides}"])
+
+
+@pytest.mark.parametrize("text", [*CUT_BY_YAML, *CHANGED_BY_YAML])
+@pytest.mark.parametrize("key", ["data.root", "cache.dir"])
+def test_text_on_the_command_line_is_taken_as_it_was_typed(key: str, text: str) -> None:
+    section, name = key.split(".")
+    assert getattr(getattr(load_config("phantom", [f"{key}={text}"]), section), name) == text
+    assert getattr(getattr(load_config("phantom", [f"{key}='{text}'"]), section), name) == text
+
+
+@pytest.mark.parametrize("nothing", ["null", "~"])
+def test_text_can_be_set_to_none_but_not_to_nothing(nothing: str) -> None:
+    assert load_config("phantom", [f"data.group={nothing}"]).data.group is None
+    for blank in ("", " "):
+        with pytest.raises(BadInput, match=r"has no value; write data.root=null"):
+            load_config("phantom", [f"data.root={blank}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train_dit.max_steps=010", "the command line: train_dit.max_steps is 010"),
+        ("train_dit.max_steps=1_0", "the command line: train_dit.max_steps is 1_0"),
+        ("train_dit.betas=[0.9, 0x1]", "the command line: train_dit.betas is 0x1"),
+        ("train_dit.max_steps=5 # of 10", "would be read as train_dit.max_steps=5"),
+        ("data.size=[64", "the command line: 'data.size=\\[64' cannot be read: expected"),
+        ("train_dit.max_step=5", "the command line: there is no key 'train_dit.max_step'"),
+    ],
+)
+def test_overrides_that_yaml_would_change_are_refused(override: str, expected: str) -> None:
+    with pytest.raises(BadInput, match=expected):
+        load_config("phantom", [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("run:\n  name: 1e3\n", "line 2: run.name is 1e3, which YAML takes for 1000.0; put it in quotes"),
+        ("run:\n  name: yes\n", "line 2: run.name is yes, which YAML takes for True; put it in quotes"),
+        ("data:\n\n  frames: 017\n", "line 3: data.frames is 017"),
+        ("run:\n  name: a\n  name: b\n", "line 3, cannot be read as YAML: found duplicate key name"),
+        ("data:\n\tsize: 64\n", "line 2, cannot be read as YAML"),
+    ],
+)
+def test_what_yaml_takes_for_something_else_is_refused_with_its_line(
+    text: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=expected):
+        load_config(path)
+
+
+@pytest.mark.parametrize("name", ["2024_01", "1e3", "yes", "null", "010", "2024-01-01"])
+def test_saved_text_is_read_again_as_it_was(name: str, tmp_path: Path) -> None:
+    config = load_config("phantom", [f"run.name='{name}'"])
+    assert config.run.name == name
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").run.name == name
