@@ -126,7 +126,10 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
             "weights": str(options.weights),
             "labels": labels,
             "positive": positive,
-            "labelled": {str(seed): names for seed, names in chosen.items()},
+            "labelled": {
+                str(seed): [[name, label_of[name]] for name in names] for seed, names in chosen.items()
+            },
+            "truth": [int(answer) for answer in truth],
         },
         title="Classification",
         scores=(F1, BALANCED_ACCURACY),

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 
 from medsora.data.sheet import SHEET_NAME
@@ -24,7 +23,9 @@ from medsora.evaluation.run import (
     build,
     choose_generated,
     choose_real,
+    drawn_videos,
     extract_side,
+    few_videos,
     kind_of,
     start_results,
     warn,
@@ -36,7 +37,6 @@ from medsora.runtime.progress_bar import progress_bar
 
 DEFAULT_REPLICATES = 200
 MIN_REPLICATES = 40  # below, a 95 % quantile is one of the two largest
-MIN_VIDEOS = 10  # to be drawn instead of clips
 Side = dict[str, ClipSet]
 
 
@@ -125,7 +125,7 @@ def _run(
         for warning in one:
             found.setdefault(warning, []).append(name)
     everyone = list(sides)
-    comparison.warnings = [*notes, *reduced, *_few_videos(settings, reals, sides)] + [
+    comparison.warnings = [*notes, *reduced, *few_videos(settings, reals, sides)] + [
         warning if names == everyone else f"{', '.join(names)}: {warning}" for warning, names in found.items()
     ]
     for warning in comparison.warnings:
@@ -192,26 +192,6 @@ def _choose(
     return reals, sides, notes
 
 
-def _videos(clips: ClipSet) -> np.ndarray | None:
-    """Return each clip's video, to draw whole videos, or None where there are too few of them."""
-    videos = clips.videos
-    return videos if videos.max() + 1 >= MIN_VIDEOS else None
-
-
-def _few_videos(settings: EvaluationSettings, reals: Side, sides: Mapping[str, Side]) -> list[str]:
-    few = [
-        f"{name} {side['clips'].videos.max() + 1}"
-        for name, side in {reals["clips"].reference: reals, **sides}.items()
-        if _videos(side["clips"]) is None and len(side["clips"]) > side["clips"].videos.max() + 1
-    ]
-    if not few or not settings.bootstrap:
-        return []
-    return [
-        f"too few videos to re-sample ({', '.join(few)}; {MIN_VIDEOS} are needed): their clips are drawn as "
-        "if they were independent, so intervals are too narrow."
-    ]
-
-
 def _score(
     comparison: Comparison,
     settings: EvaluationSettings,
@@ -223,7 +203,7 @@ def _score(
     name = measure.extractor.identity["name"]
     kind = kind_of(sides[0], name)
     real, *fakes = (of[name] for of in features)
-    videos = [_videos(side[kind]) for side in sides]
+    videos = [drawn_videos(side[kind]) for side in sides]
     halves = between_halves(measure, real, settings.seed)
     again = bootstrap(measure, real, fakes, settings.bootstrap, settings.seed, videos)
     names = list(comparison.results)

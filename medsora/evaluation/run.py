@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 
 from medsora.config.crop import crop_in_words, crop_of_generated
@@ -35,6 +36,7 @@ from medsora.runtime.versions import library_versions
 
 CHOICE = "clips without overlap from every usable video, then a seeded permutation's first clips"
 BY_FRAME = ("inception",)  # extractors that see single frames
+MIN_VIDEOS = 10  # of a set, for whole videos to be drawn instead of clips
 LIBRARIES = ("numpy", "scipy", "opencv-python-headless", "av", "pillow", "torchvision", "transformers")
 LIBRARIES += ("torch-fidelity",)
 
@@ -74,12 +76,15 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     for measure in measures.values():
         name = measure.extractor.identity["name"]
         halves = between_halves(measure, of_real[name], settings.seed)
-        again = bootstrap(measure, of_real[name], [of_fake[name]], settings.bootstrap, settings.seed)
+        kind = kind_of(reals, name)
+        videos = [drawn_videos(side[kind]) for side in (reals, fakes)]
+        again = bootstrap(measure, of_real[name], [of_fake[name]], settings.bootstrap, settings.seed, videos)
         results.add(measure, of_real[name], of_fake[name], halves, again[0])
     results.memorisation = audited
     results.protocol["trained_on"] = trained_on
     with bad_input_from_errors():
         warnings += warn(settings, reals, fakes, of_real, of_fake, trained_on, results)
+        warnings += few_videos(settings, reals, {"generated": fakes})
     results.warnings = list(dict.fromkeys(warnings))
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -120,6 +125,29 @@ def choose_generated(settings: EvaluationSettings) -> dict[str, ClipSet]:
 def kind_of(side: Mapping[str, ClipSet], extractor: str) -> str:
     """Return which of a side's sets, "clips" or "frames", the extractor of this name sees."""
     return "frames" if extractor in BY_FRAME and "frames" in side else "clips"
+
+
+def drawn_videos(clips: ClipSet) -> np.ndarray | None:
+    """Return each clip's video, to draw whole videos, or None where there are too few of them."""
+    videos = clips.videos
+    return videos if videos.max() + 1 >= MIN_VIDEOS else None
+
+
+def few_videos(
+    settings: EvaluationSettings, reals: Mapping[str, ClipSet], sides: Mapping[str, Mapping[str, ClipSet]]
+) -> list[str]:
+    """Return the warning that clips are drawn because a set has too few videos, if one has."""
+    few = [
+        f"{name} {side['clips'].videos.max() + 1}"
+        for name, side in {reals["clips"].reference: reals, **sides}.items()
+        if drawn_videos(side["clips"]) is None and len(side["clips"]) > side["clips"].videos.max() + 1
+    ]
+    if not few or not settings.bootstrap:
+        return []
+    return [
+        f"too few videos to re-sample ({', '.join(few)}; {MIN_VIDEOS} are needed): their clips are drawn as "
+        "if they were independent, so intervals are too narrow."
+    ]
 
 
 def extract_side(

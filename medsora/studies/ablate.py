@@ -13,8 +13,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,11 +22,13 @@ from typing import Any
 import torch
 
 from medsora.config.load import load_config
-from medsora.config.schema import STAGE_1, STAGE_2, Config
+from medsora.config.schema import FIXED, STAGE_1, STAGE_2, Config, all_keys
 from medsora.errors import BadInput, Interrupted
 from medsora.runtime.exit import STOP_SIGNALS
+from medsora.runtime.files import write_json
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
 from medsora.saved.find import trained_vae
+from medsora.saved.limits import read_json_object
 from medsora.studies.report import Run, StudyReport
 from medsora.studies.scores import Scoring, check_phantom, read_scores
 from medsora.studies.variants import Variant
@@ -40,6 +42,7 @@ from medsora.training.run.folder import (
 from medsora.training.stage1.build import build_loss, build_vae
 from medsora.training.stage2.build import add_adapter, build_denoiser, build_prior, token_grid
 
+SETTINGS_NAME = "study.json"
 COMMANDS = {STAGE_1: "train-vae", STAGE_2: "train-dit"}
 FILL_CACHES = "medsora.training.fill_caches"
 EVALUATIONS = 4  # per run, evenly spaced over its steps
@@ -101,6 +104,14 @@ class Study:
         """Return the words of one run's command, after `medsora`."""
         return [COMMANDS[self.stage], "--config", self.config, *self.overrides_of(variant, seed), *more]
 
+    def settings(self) -> dict[str, Any]:
+        """Return what all runs of the folder have in common, by name; variants and seeds may be added."""
+        config = load_config(self.config, list(self.overrides))
+        names = (name.split(".") for name, key in all_keys().items() if key.resume == FIXED)
+        keys = {f"{a}.{b}": getattr(getattr(config, a), b) for a, b in names if a != "run"}
+        scoring = asdict(self.scoring) if self.scoring else None
+        return {"steps": self.steps, "minutes": self.minutes, "clips": self.clips, "scoring": scoring} | keys
+
     def run(self, variant: Variant, seed: int) -> Run:
         """Return what one run has come to so far."""
         folder = self.folder_of(variant, seed)
@@ -158,9 +169,11 @@ def check(study: Study) -> dict[str, int]:
 def ablate(study: Study, parameters: dict[str, int], command: str) -> None:
     """Train whatever is not finished, all variants of a seed before the next; write the tables after each.
 
-    Raises `BadInput` for a run that is refused, `Interrupted` after one that was stopped and saved, and
-    leaves with status 1 if a run failed, a loss that is not finite for instance, after all others.
+    Raises `BadInput` for a run that is refused and for a folder of other settings, `Interrupted` after a run
+    that was stopped and saved, and leaves with status 1 if a run failed, a loss that is not finite for
+    instance, after all others.
     """
+    keep_settings(study.folder, study.settings())
     failed = []
     for seed in study.seeds:
         for variant in study.variants:
@@ -171,6 +184,23 @@ def ablate(study: Study, parameters: dict[str, int], command: str) -> None:
     if failed:
         print(f"error: {len(failed)} of the runs failed (see above): {'; '.join(failed)}", file=sys.stderr)
         sys.exit(FAILED)
+
+
+def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write a study's settings into its folder.
+
+    Raises `BadInput` if its runs had others: they would be compared with new ones, or taken for them.
+    """
+    path, settings = folder / SETTINGS_NAME, json.loads(json.dumps(settings, default=asdict))
+    before = read_json_object(path) if path.is_file() else settings
+    for name, value in settings.items():
+        if before.get(name, value) != value:
+            raise BadInput(
+                f"{folder} holds a study with {name} {json.dumps(before[name])}, not {json.dumps(value)}; "
+                "take another --out, or the same settings."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, before | settings)
 
 
 def _train(study: Study, variant: Variant, seed: int) -> bool:

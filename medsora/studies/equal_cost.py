@@ -19,7 +19,7 @@ from medsora.config.schema import STAGE_2
 from medsora.errors import BadInput
 from medsora.runtime.files import write_json, write_text
 from medsora.studies import ablate
-from medsora.studies.ablate import FAILED, FILL_CACHES, Study
+from medsora.studies.ablate import FAILED, FILL_CACHES, Study, keep_settings
 from medsora.studies.report import Run
 from medsora.studies.scores import Scoring, check_phantom
 from medsora.studies.variants import Variant
@@ -180,7 +180,10 @@ class EqualCost:
             ablate.ablate(trials, by_title, command)
             rates = self.chosen(trials)
             self._require_time(self._measured(trials))
+            keep_settings(self.folder, {"rates": rates, "segment": self.segment})
             studies = self.budgets(rates)
+            for study in studies.values():
+                keep_settings(study.folder, study.settings())
             for seed in self.seeds:
                 self._alternate(studies["minutes"], seed)
                 for study in studies.values():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsora.config.schema import STAGE_1, Config
+from medsora.data.phantom.corpus import FPS
 from medsora.errors import BadInput
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_folder
 from medsora.saved.limits import read_json_object
@@ -92,6 +93,11 @@ class Scoring:
 
 def check_phantom(config: Config) -> None:
     """Raise `BadInput` unless the clips are the phantom's, of which fresh ones can be rendered."""
+    if (config.data.interval or 1) > 1 or (config.data.rate or FPS) != FPS:
+        raise BadInput(
+            "clips are scored at the phantom's own rate: leave data.interval at 1 and data.rate out, or "
+            "leave --score-clips out."
+        )
     if config.data.root is not None:
         raise BadInput(
             "generated clips are scored against fresh phantom clips, but data.root names other videos; take "

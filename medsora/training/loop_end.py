@@ -142,8 +142,12 @@ def log_step(
     progress: Progress,
     report: RunReport,
 ) -> None:
-    """Log the losses and the state of the loop after `done` steps, with the speed since the last call."""
-    metrics = {f"loss/{name}": float(value) for name, value in losses.items()}
+    """Log the losses, means over all processes, and the state of the loop after `done` steps, with its speed.
+
+    The speed is that since the last call.
+    """
+    means = stage.accelerator.reduce(torch.stack([*losses.values()]).float(), reduction="mean").tolist()
+    metrics = {f"loss/{name}": mean for name, mean in zip(losses, means, strict=True)}
     speed = progress.speed()
     stage.run.log(done, {**metrics, **state, **speed})
     progress.show(metrics, speed)

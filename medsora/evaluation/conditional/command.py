@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsora.config.choices import SAMPLERS
+from medsora.config.choices import PHANTOM_LOOKS, SAMPLERS
 from medsora.config.load import load_config
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.errors import bad_input_from_errors
@@ -44,16 +44,17 @@ def measuring_parser(
     return parser
 
 
-def trained_polyp_size(model: str | None) -> float:
-    """Return the width of polyps in the phantom that a run, or a checkpoint of it, was trained on.
+def trained_phantom(model: str | None) -> tuple[float, str]:
+    """Return the width of polyps and the look of the phantom that a run, or a checkpoint of it, trained on.
 
-    The usual, 1, for any other model.
+    The usual ones for any other model.
     """
     if model is not None:
         for folder in (Path(model), *Path(model).resolve().parents[:2]):
             if (folder / "config.yaml").is_file():
-                return load_config(folder / "config.yaml", outputs_anywhere=True).phantom.polyp_size
-    return 1.0
+                phantom = load_config(folder / "config.yaml", outputs_anywhere=True).phantom
+                return phantom.polyp_size, phantom.look
+    return 1.0, PHANTOM_LOOKS[0]
 
 
 def load_measured(model: str, *, any_kind: bool = False) -> SavedPipeline:

@@ -26,6 +26,7 @@ from medsora.evaluation.conditional.command import (
     measuring_parser,
     sampled,
     through_vae,
+    trained_phantom,
 )
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips
 from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
@@ -60,7 +61,8 @@ def measure(options: argparse.Namespace) -> int:
     if options.given not in pipeline.config.given_frames:
         raise BadInput(f"{options.model}: {trained_to_begin_with(pipeline.config.given_frames)}.")
     frames, (size, _) = pipeline.config.frames, pipeline.config.size
-    real, _, _ = phantom_clips(options.cache, options.videos, frames, size, HELD_OUT_SEED)
+    phantom = trained_phantom(options.model)
+    real, _, _ = phantom_clips(options.cache, options.videos, frames, size, HELD_OUT_SEED, *phantom)
     given = real[:, : options.given]
     videos = sampled(pipeline, options, first_frames=given)
     returned = through_vae(pipeline.vae, real)

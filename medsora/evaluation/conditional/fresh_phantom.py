@@ -75,17 +75,18 @@ def phantom_judge(
     size: int,
     epochs: int,
     polyp_size: float = 1.0,
+    look: str = PHANTOM_LOOKS[0],
     device: torch.device | str = "cpu",
 ) -> tuple[Judge, list[str]]:
     """Train a classifier of `count` phantom clips, unless it is there; return it and its labels' names."""
-    folder = phantom_folder(cache, count, frames, size, TRAINING_SEED, polyp_size)
+    folder = phantom_folder(cache, count, frames, size, TRAINING_SEED, polyp_size, look)
     weights = folder / f"judge-{JUDGE_RECIPE}-{epochs}.safetensors"
     if weights.is_file():
         names = _labels(folder)[1]
         judge = Judge(len(names))
         load_strictly(judge, read_tensors(weights), weights, "the judge of phantom clips")
         return judge.to(device).eval(), names
-    clips, numbers, names = phantom_clips(cache, count, frames, size, TRAINING_SEED, polyp_size)
+    clips, numbers, names = phantom_clips(cache, count, frames, size, TRAINING_SEED, polyp_size, look)
     with progress_bar("judge", total=epochs, unit="epoch") as bar:
 
         def report(_: int, loss: float) -> None:

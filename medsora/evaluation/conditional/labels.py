@@ -24,7 +24,7 @@ from medsora.evaluation.conditional.command import (
     measuring_parser,
     sampled,
     through_vae,
-    trained_polyp_size,
+    trained_phantom,
 )
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips, phantom_judge
 from medsora.evaluation.sanity.claims import Claim
@@ -106,15 +106,14 @@ def measure(options: argparse.Namespace) -> int:
         vae = pipeline.components[PARTS[type(pipeline).__name__][1]]
         frames, (size, _) = pipeline.config.frames, pipeline.config.size
     device = pipeline.device if pipeline else "cpu"
-    polyps = trained_polyp_size(options.model) if options.polyp_size is None else options.polyp_size
-
-    kind = (frames, size)
-    tests, truth, names = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, polyps)
+    polyps, look = trained_phantom(options.model or options.vae)
+    kind, phantom = (frames, size), (options.polyp_size or polyps, look)
+    tests, truth, names = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, *phantom)
     if pipeline is not None and pipeline.labels != names:
         raise BadInput(
             f"{options.model} has the labels {', '.join(pipeline.labels)}, the phantom {', '.join(names)}."
         )
-    judge, _ = phantom_judge(options.cache, options.training_clips, *kind, options.epochs, polyps, device)
+    judge, _ = phantom_judge(options.cache, options.training_clips, *kind, options.epochs, *phantom, device)
     options.out.mkdir(parents=True, exist_ok=True)
     results = {ON_PHANTOM: float((judged(judge, tests) == truth).mean())}
     if vae is not None:

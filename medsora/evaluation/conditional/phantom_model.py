@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest, fisher_exact
 
-from medsora.config.choices import PHANTOM_LOOKS
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput, bad_input_from_errors
 from medsora.evaluation.conditional.classifier import judged, train_judge
@@ -27,7 +26,7 @@ from medsora.evaluation.conditional.command import (
     load_measured,
     measuring_parser,
     through_vae,
-    trained_polyp_size,
+    trained_phantom,
 )
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips, phantom_judge
 from medsora.evaluation.conditional.labels import agreement
@@ -95,8 +94,9 @@ def measure(options: argparse.Namespace) -> int:
     if not pipeline.labels:
         raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to ask for.")
     kind = (pipeline.config.frames, pipeline.config.size[0])
-    polyps = trained_polyp_size(options.model) if options.polyp_size is None else options.polyp_size
-    held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED, polyps)
+    polyps, look = trained_phantom(options.model)
+    phantom = (options.polyp_size or polyps, look)
+    held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED, *phantom)
     if pipeline.labels != names:
         raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
     halves = held_out[0::2], held_out[1::2]
@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace) -> int:
     made = sample_clips(pipeline, options, [names[k] for k in wanted])
 
     results, claims = compare(made, halves, motion)
-    classifier, _ = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs, polyps)
+    classifier, _ = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs, *phantom)
     found = agreement(wanted, judged(classifier, made), names)
     interval = binomtest(round(found["asked"] * len(made)), len(made)).proportion_ci(method="wilson")
     results["label agreement"] = found | {"low": float(interval.low), "high": float(interval.high)}
@@ -132,7 +132,7 @@ def measure(options: argparse.Namespace) -> int:
         )
     )
     settings = ("videos", "guidance", "sampler", "steps", "seed")
-    results |= {name: getattr(options, name) for name in settings} | {"look": PHANTOM_LOOKS[0]}
+    results |= {name: getattr(options, name) for name in settings} | {"look": look}
     return conclude(options.out, results, claims)
 
 

@@ -285,6 +285,21 @@ def test_replicates_are_seeded_and_draw_as_many_as_there_are() -> None:
     assert not np.array_equal(first[0], first[1])
 
 
+def test_whole_videos_are_drawn_where_there_are_enough(
+    run: Callable[..., Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        "medsora.evaluation.run.bootstrap", lambda *given: drawn.append(given[5]) or bootstrap(*given)
+    )
+    many = write_clips(tmp_path / "many", range(10))
+    results = run(real=many, metrics="pixel", bootstrap=20)
+    (of_real, of_fake) = drawn[0]
+    assert sorted(set(of_real)) == list(range(10))
+    assert of_fake is None
+    assert any("too few videos to re-sample (generated 4" in warning for warning in results.warnings)
+
+
 def test_halves_need_four_clips() -> None:
     measure = FrechetMeasure("d", "distance", PixelExtractor(), slice(2))
     values = np.random.default_rng(0).normal(size=(4, 1, PixelExtractor.width)).astype(np.float32)

@@ -157,6 +157,22 @@ def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
     assert "one seed: no interval" in Path("study/results.md").read_text(encoding="utf-8")
 
 
+def test_a_folder_whose_runs_had_other_settings_is_refused(config: str, launched: list[list[str]]) -> None:
+    study(config, "--seeds", "1", "--steps", "1")
+    trained = len(launched)
+    for words in (
+        ["--steps", "2"],
+        ["--minutes", "1", "train_dit.lr_decay=none"],
+        ["--steps", "1", "--clips", "2"],
+        ["--steps", "1", "train_dit.weight_decay=0.5"],
+    ):
+        with pytest.raises(BadInput, match="take another --out"):
+            study(config, "--seeds", "1", *words)
+    assert len(launched) == trained
+    study(config, "--seeds", "2", "--steps", "1", "--vary", "denoiser.scan=raster,snake")
+    assert len(launched) > trained, "seeds and variants may be added"
+
+
 def test_runs_of_so_many_minutes_end_where_the_time_is_over(config: str, launched: list[list[str]]) -> None:
     study(config, "--seeds", "1", "--minutes", "100")
     filling, timed, ending = launched[:3]

@@ -177,6 +177,12 @@ def test_a_study_that_was_stopped_goes_on_with_its_minutes(runs: Runs) -> None:
     assert [line["step"] for line in trained] == list(range(1, 9)), "four minutes, no step twice"
 
 
+def test_a_folder_of_other_minutes_is_refused(runs: Runs) -> None:
+    study()
+    with pytest.raises(BadInput, match=r"minutes 4\.0, not 3\.0; take another --out"):
+        study("--minutes", "3")
+
+
 def test_the_arithmetic_counts_every_part_and_is_kept_to(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:

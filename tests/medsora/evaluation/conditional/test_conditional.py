@@ -19,7 +19,7 @@ from medsora.data.phantom import render_clip
 from medsora.errors import BadInput
 from medsora.evaluation.conditional import first_frame, fresh_phantom, labels, phantom_model, seams
 from medsora.evaluation.conditional.classifier import judged, train_judge
-from medsora.evaluation.conditional.command import conclude, trained_polyp_size
+from medsora.evaluation.conditional.command import conclude, trained_phantom
 from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
 from medsora.evaluation.sanity.claims import Claim
 from medsora.evaluation.sanity.degrade import blurred
@@ -70,14 +70,14 @@ def test_a_judge_of_the_phantom_is_trained_once(tmp_path: Path, monkeypatch: pyt
         fresh_phantom.phantom_judge(tmp_path, 6, 8, 32, epochs=2)
 
 
-def test_the_width_of_polyps_is_that_of_the_run(tmp_path: Path) -> None:
-    text = "data: {root: null}\nphantom: {polyp_size: 1.8}\n"
+def test_the_phantom_is_that_of_the_run(tmp_path: Path) -> None:
+    text = "data: {root: null}\nphantom: {polyp_size: 1.8, look: narrow-band}\n"
     checkpoint = tmp_path / "dit-tiny" / "checkpoints" / "step-0000010"
     checkpoint.mkdir(parents=True)
     (tmp_path / "dit-tiny" / "config.yaml").write_text(text, encoding="utf-8")
     for model in (tmp_path / "dit-tiny", checkpoint):
-        assert trained_polyp_size(str(model)) == 1.8
-    assert trained_polyp_size(str(tmp_path)) == trained_polyp_size(None) == 1
+        assert trained_phantom(str(model)) == (1.8, "narrow-band")
+    assert trained_phantom(str(tmp_path)) == trained_phantom(None) == (1.0, "white-light")
 
 
 def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
