@@ -239,6 +239,16 @@ class ClipDataset(Dataset):
             or clip_windows(video.scan, spec.frames, spec.interval, spec.rate)
         ]
 
+    def notes(self) -> list[str]:
+        """Return what deserves to be known of the split and the labels, one line each."""
+        notes = list(self.sides.notes)
+        unlabelled = [v.source.name for v in self.videos if v.source.name not in self.labels.of_video]
+        if self.labels.names and unlabelled:
+            notes.append(f"no label in {self.spec.labels}: {count_videos(unlabelled)} trained on without one")
+        if all(self.sides.sides.get(video.source.name) != HELD_OUT for video in self.report.usable):
+            notes.append("nothing is held out (data.holdout): validation uses training clips.")
+        return [one_line(note) for note in notes]
+
     def _split_as_before(self, holdout: float, split_csv: str | Path | None) -> Split:
         whole = {video.source.name: video.source.whole_name for video in self.report.usable}
         names = list(dict.fromkeys(whole.values()))

@@ -15,7 +15,7 @@ from medsora.data.checking.copies import Content
 from medsora.data.clips import ClipDataset, ClipSpec, StoredVideo, StoredVideos
 from medsora.data.phantom import variant_suffix, write_phantom
 from medsora.data.split import HELD_OUT
-from medsora.errors import BadInput, one_line
+from medsora.errors import BadInput
 from medsora.runtime.files import is_file, read_patiently, write_json
 from medsora.runtime.progress_bar import progress_bar
 from medsora.saved.checkpoint import checkpoint_folders
@@ -59,7 +59,7 @@ def open_clips(
     """Return the training clips and the held-out ones; what cannot be used is listed once on stderr.
 
     `run` is the folder of the run that they are for: its labels keep their order and its videos their sides
-    when it is resumed. Without anything held out the second dataset is the first, with a note on stderr.
+    when it is resumed. Without anything held out the second dataset is the first.
     Raises `BadInput` if no clip can be used, or the config does not fit the folder.
     """
     show = accelerator.is_main_process
@@ -70,21 +70,9 @@ def open_clips(
                 print(complaint, file=sys.stderr)
         clips, held_out = split_clips(config, report, spec, run)
         if show:
-            for note in clips.sides.notes:
-                print(one_line(note), file=sys.stderr)
-        unlabelled = [video.source.name for video in clips.videos]
-        unlabelled = [name for name in unlabelled if name not in clips.labels.of_video]
-        if show and clips.labels.names and unlabelled:
-            print(
-                f"{len(unlabelled)} videos have no label in {config.data.labels} and train without one: "
-                f"{one_line(unlabelled[0])} ...",
-                file=sys.stderr,
-            )
-        if len(held_out) == 0:
-            if show:
-                print("nothing is held out (data.holdout): validation uses training clips.", file=sys.stderr)
-            held_out = clips
-        return clips, held_out
+            for note in clips.notes():
+                print(note, file=sys.stderr)
+        return clips, held_out if len(held_out) else clips
 
 
 def split_clips(
@@ -170,6 +158,7 @@ def open_run(
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     run = RunFolder(folder, config, stage, accelerator)
     check_same_run(run, config, clips, cached=stage == STAGE_AR or config.cache.latents == "disk")
+    run.keep([*clips.report.complaints(), *clips.notes()])
     store_videos(run, clips)
     start_trackers(accelerator, run, config)  # before the caches are filled: a missing login fails at once
     return run, schedule

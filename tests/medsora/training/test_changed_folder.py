@@ -57,6 +57,18 @@ def test_a_resumed_run_keeps_its_sides_and_reports_what_changed(config: Config) 
     assert "1 video (renamed.mkv) with other frames" in messages(config)
 
 
+def test_what_is_printed_of_the_clips_is_kept_with_the_run(config: Config, tmp_path: Path, capsys) -> None:
+    (Path(config.data.root) / "empty.mp4").touch()
+    config.data.labels = str(tmp_path / "some.csv")
+    Path(config.data.labels).write_text("file,label\nphantom-00000,polyp\n")
+    for _ in range(2):
+        capsys.readouterr()
+        build_denoiser_stage(config).run._lock.close()
+        texts = capsys.readouterr().err, messages(config)
+        for words in ("left out empty.mp4: ", f"no label in {config.data.labels}: "):
+            assert [text.count(words) for text in texts] == [1, 1]
+
+
 def test_a_trained_video_that_moves_to_a_test_folder_is_refused(config: Config) -> None:
     tiny.train("dit", config)
     videos, trained, _ = Path(config.data.root), *sides(build_denoiser_stage(config))
