@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from medsora.errors import BadInput
@@ -57,6 +58,24 @@ def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[
     if not rows:
         raise BadInput(f"{csv_path} lists no files.")
     return rows
+
+
+def alike_note(kind: str, words: Iterable[str], what: str) -> list[str]:
+    """Return one clause that names those of `words` that people would take for one, or nothing.
+
+    `kind` is what they are, in the plural, `what` each of them makes.
+    """
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for word in sorted(set(words)):
+        visible = [c for c in unicodedata.normalize("NFKD", word) if unicodedata.category(c) != "Cf"]
+        groups[" ".join("".join(visible).casefold().split())].append(word)
+    several = [group for group in groups.values() if len(group) > 1]
+    for group in several:
+        if len({unicodedata.normalize("NFC", word) for word in group}) < len(group):  # they look the same
+            group[:] = [ascii(word)[1:-1] for word in group]
+    named = "; ".join(", ".join(group) for group in several)
+    differ = f"{kind} that differ only in case or invisible characters"
+    return [f"{differ}: {named}; each is {what} of its own: give them one name"] if several else []
 
 
 def _lookup(names: Sequence[str]) -> dict[str, str]:
