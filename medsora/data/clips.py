@@ -241,7 +241,7 @@ class ClipDataset(Dataset):
 
     def notes(self) -> list[str]:
         """Return what deserves to be known of the split and the labels, one line each."""
-        notes = list(self.sides.notes)
+        notes = [*self.sides.notes, *self.labels.notes]
         unlabelled = [v.source.name for v in self.videos if v.source.name not in self.labels.of_video]
         if self.labels.names and unlabelled:
             notes.append(f"no label in {self.spec.labels}: {count_videos(unlabelled)} trained on without one")

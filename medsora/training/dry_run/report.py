@@ -182,7 +182,7 @@ def count_clips(findings: Findings, config: Config, spec: ClipSpec, run: Path) -
             where = f"in {data.root}, {len(report.bad)} of {len(report.reports)} sources left out"
         findings.line("clips", f"{counts[0]:,} to train on, {counts[1]:,} held out, {where}")
         if labels.names:
-            findings.line("labels", ", ".join(labels.names))
+            findings.line("labels", labels.counts())
     return counts[0], labels.names
 
 

@@ -39,6 +39,20 @@ def test_a_resumed_run_keeps_the_rows_of_its_labels() -> None:
         read_labels("folders", "root", VIDEOS, trained=["adenoma", "polyp"])
 
 
+def test_labels_that_people_take_for_one_are_named() -> None:
+    words = ["Polyp", "polyp", "polyp\u200b", "caf\u00e9", "cafe\u0301", "normal"]
+    labels = read_labels("folders", "root", [f"{word}/{k}.avi" for k, word in enumerate([*words, "normal"])])
+    (note,) = labels.notes
+    assert note.startswith("labels that differ only in case or invisible characters: ")
+    assert r"; cafe\u0301, caf\xe9; each is a class of its own" in note
+    assert ": Polyp, polyp, polyp" in note
+    assert "normal" not in note
+    assert labels.counts().startswith("Polyp (1), ")
+    assert "normal (2)" in labels.counts()
+    assert Labels(("a", "b")).counts() == "a, b"
+    assert read_labels("folders", "root", VIDEOS).notes == ()
+
+
 def test_none_is_none() -> None:
     assert read_labels("none", "root", VIDEOS) == Labels()
     assert Labels().number("a") == 0
