@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +28,10 @@ class Labels:
     def number(self, video: str) -> int:
         """Return the video's label as the denoiser counts it; a video without one has `len(names)`."""
         return self.of_video.get(video, len(self.names))
+
+    def words(self, videos: Iterable[str]) -> dict[str, str]:
+        """Return the labels of `videos` by name, empty for a video without one; nothing without labels."""
+        return {video: (*self.names, "")[self.number(video)] for video in videos if self.names}
 
     def counts(self) -> str:
         """Return every label's name with its number of videos, where these are known."""

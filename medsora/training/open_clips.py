@@ -26,7 +26,7 @@ from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
 
 RENDER_PROCESSES = 2
-VIDEO_LIST = "videos.json"  # in the run folder: every video's side, frames and thumbnails
+VIDEO_LIST = "videos.json"  # in the run folder: every video's side, frames, thumbnails and perhaps label
 
 
 def clip_spec(config: Config) -> ClipSpec:
@@ -107,8 +107,8 @@ def stored_videos(run: Path) -> StoredVideos | None:
     try:
         stored = json.loads(read_patiently(Path.read_bytes, path))
         videos = {
-            name: StoredVideo(side, Content(frames, thumbnails))
-            for name, (side, frames, thumbnails) in stored["videos"].items()
+            name: StoredVideo(side, Content(frames, thumbnails), *label)
+            for name, (side, frames, thumbnails, *label) in stored["videos"].items()
         }
         return StoredVideos(videos, stored["by_folder"])
     except BadInput:
@@ -130,18 +130,22 @@ def store_videos(run: RunFolder, clips: ClipDataset) -> None:
     before = stored_videos(run.path)
     sides = clips.sides.sides
     contents = {video.source.name: video.content for video in clips.report.reports}
-    videos = {name: StoredVideo(side, contents[name]) for name, side in sides.items()}
+    labels = clips.labels.words(video.source.name for video in clips.report.usable)
+    videos = {name: StoredVideo(side, contents[name], labels.get(name)) for name, side in sides.items()}
     by_folder = True
     if before is not None:
         by_folder = before.by_folder and before.videos is not None
         if before.videos is not None:
-            if changes := before.changes(clips.report, sides):
+            if changes := before.changes(clips.report, sides, labels):
                 run.notify(
                     f"the folder has changed since the run began: {'; '.join(changes)}. Earlier videos "
                     "keep their side of the split."
                 )
             videos = {**before.videos, **videos}
-    listed = {name: [video.side, *video.content] for name, video in videos.items()}
+    listed = {
+        name: [video.side, *video.content, *([] if video.label is None else [video.label])]
+        for name, video in videos.items()
+    }
     with run.writing():
         write_json(run.path / VIDEO_LIST, {"by_folder": by_folder, "videos": listed}, sort_keys=True)
 
