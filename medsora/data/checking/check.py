@@ -31,6 +31,7 @@ from medsora.errors import BadInput, one_line
 MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # groups of copies, and copies per group, in one line
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)  # with more than there are cores, they wait for each other
 MAX_SMALL_FILE_BYTES = 2**18  # a single thread scans files below this size
+RATES_ALIKE = 1.5  # the highest frame rate over the lowest; beyond, it is said
 MARKS = "possible burnt-in text or logo"
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder resumes here
 
@@ -196,6 +197,18 @@ class CheckReport:
         sides = sides_by_folder(report.source.name for report in self.usable)
         return folder_note(sides) if HELD_OUT in sides.values() else None
 
+    @property
+    def rates_note(self) -> str | None:
+        """Which frame rates an interval between frames brings together, in one clause; None if alike."""
+        rates = [source.scan.fps for source in self.usable if source.scan.fps]
+        if self.rate is not None or not rates or max(rates) <= RATES_ALIKE * min(rates):
+            return None
+        return (
+            f"frame rates lie between {min(rates):.4g} and {max(rates):.4g} per second, but data.interval is "
+            "one for all: motion looks faster in the slow ones; set data.rate and data.interval=null to take "
+            "clips by time (slower videos are left out)"
+        )
+
     def copies_note(self) -> str:
         """Return how many copies there are, in one clause with the largest groups' names."""
         shown = sorted(self.copies, key=len, reverse=True)[:MAX_GROUPS_NAMED]
@@ -275,6 +288,7 @@ class CheckReport:
         lines += self.picture_notes()
         if self.copies:
             lines.append(self.copies_note())
+        lines += [self.rates_note] if self.rates_note else []
         return [one_line(line) for line in lines]
 
     def require_clips(self) -> None:

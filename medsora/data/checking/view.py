@@ -55,7 +55,8 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
             f" Possible burnt-in text or logo in {marked} source{'s' * (marked != 1)}: a model would learn "
             "it; crop it (data.crop) or remove the files."
         )
-    notes = (report.split_note, report.copies_note() if report.copies else None) if remarks else ()
+    copies = report.copies_note() if report.copies else None
+    notes = (report.split_note, copies, report.rates_note) if remarks else ()
     for note in filter(None, notes):
         text += f" {note[0].upper()}{note[1:]}."
     if report.other_files:

@@ -200,13 +200,6 @@ def test_a_large_folder_asks_a_cpu_for_more_steps_too() -> None:
     assert few["train_dit"]["max_steps"] < many["train_dit"]["max_steps"] == 5000
 
 
-def test_frame_rates_that_differ_are_told() -> None:
-    slow, fast = Scan("mov", "h264", 640, 480, 5, 900), Scan("mov", "h264", 640, 480, 25, 900)
-    (note,) = fitted(checker(slow, fast), USUAL).notes
-    assert note.startswith("frame rates lie between 5 and 25 per second")
-    assert fitted(videos(fps=25), USUAL).notes == []
-
-
 def test_the_config_says_how_many_videos_are_held_out() -> None:
     reasons = fitted(videos(4), USUAL).reasons
     assert reasons["data.holdout"].startswith("1 of 4 videos never trained on")

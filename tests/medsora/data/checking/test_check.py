@@ -45,8 +45,8 @@ def cache(tmp_path: Path) -> Path:
 def test_nested_and_mixed_folders_are_one_corpus(tmp_path: Path, cache: Path) -> None:
     root = tmp_path / "corpus"
     write_pictures(root / "patient 1" / "run", moving_frames(12), "jpg")
-    write_video(root / "patient 2" / "a.mkv", moving_frames(20), 8, lossless=True)
-    write_video(root / "B.MP4", moving_frames(9, 32, 32), 8)
+    write_video(root / "patient 2" / "a.mkv", moving_frames(20), 25, lossless=True)
+    write_video(root / "B.MP4", moving_frames(9, 32, 32), 25)
     encode_named(root / "deep" / "er" / "x", "palette.gif", moving_frames(18))
     (root / "notes.txt").write_text("nothing")
     (root / ".hidden.mp4").touch()
