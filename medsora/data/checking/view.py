@@ -56,7 +56,7 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
             "it; crop it (data.crop) or remove the files."
         )
     copies = report.copies_note() if report.copies else None
-    notes = (report.split_note, copies, report.rates_note) if remarks else ()
+    notes = (report.split_note, copies, report.rates_note, report.generated_note) if remarks else ()
     for note in filter(None, notes):
         text += f" {note[0].upper()}{note[1:]}."
     if report.other_files:

@@ -24,6 +24,7 @@ from medsora.data.checking.view import check_totals
 from medsora.data.reading.find import find_sources
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
+from medsora.sampling.synthetic import synthetic_tags
 from tests.support.video_files import cut, encode, encode_named, moving_frames
 
 
@@ -71,6 +72,20 @@ def test_a_video_that_is_called_a_picture(tmp_path: Path, cache: Path) -> None:
     assert "1 files without the ending of a video or picture are left alone" in check_totals(
         check(folder, cache)
     )
+
+
+def test_generated_videos_are_named(tmp_path: Path, cache: Path) -> None:
+    tags = synthetic_tags("a test", {})
+    write_video(tmp_path / "real.mp4", moving_frames(30), 8, metadata={"comment": "a recording"})
+    assert check(tmp_path, cache).generated_note is None
+    write_video(tmp_path / "a.mp4", moving_frames(31), 8, metadata=tags)
+    write_video(tmp_path / "b.mkv", moving_frames(40), 8, metadata={"comment": tags["comment"]})
+    write_video(tmp_path / "c.mov", moving_frames(50), 8, metadata={"synthetic": "true"})
+    note = "enerated by MedSora, not recorded: 3 videos (a.mp4, b.mkv, c.mov); leave them out"
+    for _ in range(2):  # the second time from the cache
+        report = check(tmp_path, cache)
+        assert f"g{note}" in report.complaints()
+        assert f" G{note}." in check_totals(report)
 
 
 def test_pictures_are_taken_in_natural_order(tmp_path: Path) -> None:
