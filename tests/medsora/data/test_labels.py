@@ -77,6 +77,10 @@ def test_a_csv_names_what_it_knows(tmp_path: Path, monkeypatch, beside_the_video
         ("file,label\na.avi,x\na,y\n", "line 3: 'a' is labelled both 'x' and 'y'"),
         ("file,kind\na.avi,x\n", "needs the columns 'file' and 'label'"),
         ("file,label\na.avi,\n", "gives no video a label"),
+        ("file;label\na.avi;x\n", "labels.csv: the columns are separated by ';': save it with commas"),
+        ("a.avi;x\n", "separated by ';'"),
+        ("file\tlabel\na.avi\tx\n", "separated by tabs: save it with commas"),
+        ("file,label\n,\n , \n", "lists no files"),
     ],
 )
 def test_a_csv_that_cannot_be_used(tmp_path: Path, table: str, sentence: str) -> None:
@@ -84,5 +88,22 @@ def test_a_csv_that_cannot_be_used(tmp_path: Path, table: str, sentence: str) ->
     path.write_text(table)
     with pytest.raises(BadInput, match=sentence):
         read_labels(str(path), tmp_path, VIDEOS)
+    path.write_text(table, encoding="utf-16")
+    with pytest.raises(BadInput, match="most likely UTF-16: save it as UTF-8"):
+        read_labels(str(path), tmp_path, VIDEOS)
     with pytest.raises(BadInput, match="there is no label file"):
         read_labels(str(tmp_path / "other.csv"), tmp_path, VIDEOS)
+
+
+def test_a_csv_may_have_blank_rows_and_names_in_another_unicode_form(tmp_path: Path) -> None:
+    composed, apart, path = "caf\u00e9", "cafe\u0301", tmp_path / "labels.csv"
+    for in_table, video in ((composed, apart), (apart, composed)):
+        for named in (f"{in_table}/b.avi", "b", f"x/{in_table}.avi"):
+            rows = f",\n{named},polyp\n , \n\n"
+            path.write_text(f"file,label\n{rows}", encoding="utf-8")
+            videos = [f"{video}/b.avi", f"x/{video}.avi"]
+            (found,) = read_labels(str(path), tmp_path, videos).of_video
+            assert found == videos[named.startswith("x")]
+    path.write_text(f"file,label\n{composed},a\n{apart},b\n", encoding="utf-8")  # both are there
+    labels = read_labels(str(path), tmp_path, [f"{apart}.avi", f"{composed}.avi"])
+    assert labels.of_video == {f"{apart}.avi": 1, f"{composed}.avi": 0}
