@@ -149,7 +149,7 @@ class CheckReport:
     interval: int | None
     reports: tuple[SourceReport, ...]
     unlisted: dict[str, str]
-    other_files: int
+    other_files: tuple[str, ...]
     rate: float | None = None
     left_out: tuple[LeftOut, ...] = ()
 

@@ -57,7 +57,7 @@ def checker(*scans: Scan) -> Callable[[int, int], CheckReport]:
             )
             for k, scan in enumerate(scans)
         ]
-        return CheckReport(Path("videos"), frames, interval, tuple(reports), {}, 0)
+        return CheckReport(Path("videos"), frames, interval, tuple(reports), {}, ())
 
     return check
 

@@ -60,7 +60,12 @@ def test_nested_and_mixed_folders_are_one_corpus(tmp_path: Path, cache: Path) ->
     ]
     assert [len(video.windows) for video in report.usable] == [1, 2, 1, 2]
     assert [video.scan.frames for video in report.usable] == [9, 18, 12, 20]
-    assert (report.clips, report.other_files, report.bad, report.complaints()) == (6, 1, (), [])
+    assert (report.clips, report.other_files, report.bad, report.complaints()) == (
+        6,
+        ("notes.txt",),
+        (),
+        [],
+    )
 
 
 def test_a_video_that_is_called_a_picture(tmp_path: Path, cache: Path) -> None:
@@ -69,8 +74,14 @@ def test_a_video_that_is_called_a_picture(tmp_path: Path, cache: Path) -> None:
     encode_named(folder, "mpeg2.mpg", moving_frames(30)).rename(folder / "film.svg")
     (report,) = check(folder / "film.svg", cache).reports
     assert report.problem.startswith("taken for a picture by its ending, .svg; rename it")
-    assert "1 files without the ending of a video or picture are left alone" in check_totals(
-        check(folder, cache)
+    totals = check_totals(check(folder, cache))
+    assert totals.endswith(" 1 file without the ending of a video or picture is left alone (film.svg).")
+    for name in ("labels.csv", "b.txt", "a/c.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    assert check_totals(check(folder, cache)).endswith(
+        " 4 files without the ending of a video or picture are left alone (a/c.txt, b.txt, film.svg, ...)."
+        " data.labels=labels.csv would use labels.csv."
     )
 
 
