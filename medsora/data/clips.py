@@ -90,10 +90,14 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class StoredVideo:
-    """A video of a run: its side of the split, and what identifies it."""
+    """A video of a run: its side of the split, what identifies it, its label.
+
+    The label is empty for none, None where it is not known: in runs without labels, or of earlier versions.
+    """
 
     side: str
     content: Content
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,18 +127,24 @@ class StoredVideos:
         before = self.videos[name].content
         return before == content or bool(find_copies([("before", before), ("now", content)]))
 
+    def _label(self, name: str) -> str | None:
+        return self.videos[name].label if name in self.videos else None
+
     def sides(self, report: CheckReport) -> dict[str, str]:
         """Return the sides by name; recordings of a folder that used to be one video keep its side."""
         sides = {name: video.side for name, video in self.videos.items()}
         folders = {video.source.name: video.source.whole_name for video in report.reports}
         return {name: sides[folder] for name, folder in folders.items() if folder in sides} | sides
 
-    def changes(self, report: CheckReport, sides: Mapping[str, str]) -> list[str]:
+    def changes(self, report: CheckReport, sides: Mapping[str, str], labels: Mapping[str, str]) -> list[str]:
         """Return what has changed in the folder since the run began, one clause each."""
         present = {video.source.name: video.content for video in report.reports}
         clauses = {
             "missing": [name for name in self.videos if name not in present],
             "with other frames": [n for n, c in present.items() if n in self.videos and not self._has(n, c)],
+            "with other labels": [
+                name for name, label in labels.items() if self._label(name) not in (None, label)
+            ],
             "new and trained on": [n for n, s in sides.items() if n not in self.videos and s != HELD_OUT],
             "new and held out": [n for n, s in sides.items() if n not in self.videos and s == HELD_OUT],
         }
@@ -238,6 +248,16 @@ class ClipDataset(Dataset):
             or (video.scan.stills and not video.scan.problem)
             or clip_windows(video.scan, spec.frames, spec.interval, spec.rate)
         ]
+
+    def notes(self) -> list[str]:
+        """Return what deserves to be known of the split and the labels, one line each."""
+        notes = [*self.sides.notes, *self.labels.notes]
+        unlabelled = [v.source.name for v in self.videos if v.source.name not in self.labels.of_video]
+        if self.labels.names and unlabelled:
+            notes.append(f"no label in {self.spec.labels}: {count_videos(unlabelled)} trained on without one")
+        if all(self.sides.sides.get(video.source.name) != HELD_OUT for video in self.report.usable):
+            notes.append("nothing is held out (data.holdout): validation uses training clips.")
+        return [one_line(note) for note in notes]
 
     def _split_as_before(self, holdout: float, split_csv: str | Path | None) -> Split:
         whole = {video.source.name: video.source.whole_name for video in self.report.usable}

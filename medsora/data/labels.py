@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from medsora.data.split import SPLIT_WORDS
-from medsora.data.video_table import read_video_table
+from medsora.data.video_table import alike_note, read_video_table
 from medsora.errors import BadInput, one_line
 
 NO_LABELS, FOLDERS = "none", "folders"
@@ -15,14 +16,27 @@ NO_LABELS, FOLDERS = "none", "folders"
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels' names in the order of the embedding's rows, and each labelled video's row number."""
+    """The labels' names in the order of the embedding's rows, and each labelled video's row number.
+
+    `notes` are for the user.
+    """
 
     names: tuple[str, ...] = ()
     of_video: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def number(self, video: str) -> int:
         """Return the video's label as the denoiser counts it; a video without one has `len(names)`."""
         return self.of_video.get(video, len(self.names))
+
+    def words(self, videos: Iterable[str]) -> dict[str, str]:
+        """Return the labels of `videos` by name, empty for a video without one; nothing without labels."""
+        return {video: (*self.names, "")[self.number(video)] for video in videos if self.names}
+
+    def counts(self) -> str:
+        """Return every label's name with its number of videos, where these are known."""
+        videos = Counter(self.of_video.values())
+        return ", ".join(f"{name} ({videos[k]})" if videos else name for k, name in enumerate(self.names))
 
 
 def read_labels(
@@ -48,7 +62,9 @@ def read_labels(
     if source == NO_LABELS:
         return Labels()
     words = _from_folders(videos) if source == FOLDERS else _from_csv(source, Path(root), [*videos, *known])
-    words = {video: one_line(words[video]) for video in videos if words.get(video)}
+    words = {video: words[video] for video in videos if words.get(video)}
+    notes = alike_note("labels", words.values(), "a class")
+    words = {video: one_line(word) for video, word in words.items()}
     if not words:
         raise BadInput(f"data.labels is {source}, but it gives no video a label.")
     names = tuple(sorted(set(words.values())))
@@ -59,7 +75,7 @@ def read_labels(
                 f"{', '.join(unknown)}; restore the old names, or take another run.name."
             )
         names = tuple(trained)
-    return Labels(names, {video: names.index(word) for video, word in words.items()})
+    return Labels(names, {video: names.index(word) for video, word in words.items()}, tuple(notes))
 
 
 def _from_folders(videos: Sequence[str]) -> dict[str, str]:

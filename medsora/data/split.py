@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from medsora.data.video_table import read_video_table
+from medsora.data.video_table import alike_note, read_video_table
 from medsora.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,10 @@ def draw_split(
             used = list(given)
     everyone = list(dict.fromkeys([*used, *kept]))
     groups = read_groups(group, everyone, known=known)
+    if group is not None:
+        notes.append(_group_note(used, groups, patients))
+    known_patients = {patient for name, patient in patients.items() if patient != name}
+    notes += alike_note("groups", known_patients | {groups[n] for n in used if n in groups}, "a patient")
     units = _units(everyone, (groups, patients), copies)
     if kept:
         return Split(_keep_sides(used, given, units, kept), tuple(notes))
@@ -134,6 +138,15 @@ def folder_note(sides: Mapping[str, str]) -> str:
     """Return what `sides_by_folder` found in one clause."""
     held_out = [name for name, side in sides.items() if side == HELD_OUT]
     return f"folders named train, val or test decide the split: {count_videos(held_out)} held out"
+
+
+def _group_note(names: Sequence[str], groups: Mapping[str, str], patients: Mapping[str, str]) -> str:
+    """Return how many groups `data.group` finds, and the videos without a patient, in one clause."""
+    count = len({groups[name] for name in names if name in groups})
+    note = f"data.group: {count} group{'s' * (count != 1)} in {len(names)} videos"
+    alone = [name for name in names if name not in groups and patients.get(name, name) == name]
+    stand = "stands" if len(alone) == 1 else "stand"
+    return f"{note}; {count_videos(alone)} without a group {stand} alone" if alone else note
 
 
 def read_groups(group: str | None, names: Sequence[str], *, known: Sequence[str] = ()) -> dict[str, str]:

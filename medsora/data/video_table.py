@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
-from collections.abc import Sequence
+import io
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from medsora.errors import BadInput
@@ -19,7 +21,7 @@ def read_video_table(
     ending where that is unique among `names`, a recording among pictures also by the prefix of their names;
     one of `columns` must be there too; if only one is requested, lines `name.mp4,value` without column names
     do as well. `kind` is what errors call the table. Bytes that are not UTF-8 name files whose names
-    have the same bytes.
+    have the same bytes; names may differ in their Unicode form. Rows of blanks are left out.
 
     Raises `BadInput` with one sentence: no such file or column, no rows, a file that is not in the folder.
     """
@@ -27,7 +29,8 @@ def read_video_table(
     lookup = _lookup(names)
     rows = []
     for number, row in _read_rows(csv_path, kind, columns):
-        name = lookup.get(PurePosixPath(row["file"].replace("\\", "/")).as_posix())
+        given = PurePosixPath(row["file"].replace("\\", "/")).as_posix()
+        name = lookup.get(given) or lookup.get(unicodedata.normalize("NFC", given))
         if name is None:
             raise BadInput(f"{csv_path}, line {number}: the file '{row['file']}' is not in the data folder.")
         rows.append((number, name, row))
@@ -36,19 +39,25 @@ def read_video_table(
 
 def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     try:
-        with csv_path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.DictReader(file)
-            found = [(column or "").strip().lower() for column in reader.fieldnames or []]
-            if len(found) == 2 and len(columns) == 1 and PurePosixPath(found[0]).suffix:
-                file.seek(0)  # a list without column names, such as PolypDiag's: name.mp4,label
-                reader, found = csv.DictReader(file, ["file", *columns]), ["file", *columns]
-            reader.fieldnames = found
-            stripped = ({key: (v or "").strip() for key, v in row.items() if key} for row in reader)
-            rows = [(reader.line_num, row) for row in stripped]
+        text = csv_path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        if "\0" in text:
+            raise BadInput(f"{csv_path} is not UTF-8 but most likely UTF-16: save it as UTF-8.")
+        file = io.StringIO(text, newline="")
+        reader = csv.DictReader(file)
+        found = [(column or "").strip().lower() for column in reader.fieldnames or []]
+        if len(found) == 2 and len(columns) == 1 and PurePosixPath(found[0]).suffix:
+            file.seek(0)  # a list without column names, such as PolypDiag's: name.mp4,label
+            reader, found = csv.DictReader(file, ["file", *columns]), ["file", *columns]
+        reader.fieldnames = found
+        stripped = ({key: (v or "").strip() for key, v in row.items() if key} for row in reader)
+        rows = [(reader.line_num, row) for row in stripped if any(row.values())]
     except FileNotFoundError:
         raise BadInput(f"there is no {kind} file {csv_path}.") from None
     except (OSError, csv.Error) as error:
         raise BadInput(f"{csv_path} cannot be read as CSV ({error}).") from error
+    for separator, words in {";": "';'", "\t": "tabs"}.items():
+        if "file" not in found and any(separator in column for column in found):
+            raise BadInput(f"{csv_path}: the columns are separated by {words}: save it with commas.")
     if "file" not in found or not set(columns) & set(found):
         raise BadInput(
             f"{csv_path} needs the columns 'file' and {' or '.join(map(repr, columns))} in its first line; "
@@ -57,6 +66,24 @@ def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[
     if not rows:
         raise BadInput(f"{csv_path} lists no files.")
     return rows
+
+
+def alike_note(kind: str, words: Iterable[str], what: str) -> list[str]:
+    """Return one clause that names those of `words` that people would take for one, or nothing.
+
+    `kind` is what they are, in the plural, `what` each of them makes.
+    """
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for word in sorted(set(words)):
+        visible = [c for c in unicodedata.normalize("NFKD", word) if unicodedata.category(c) != "Cf"]
+        groups[" ".join("".join(visible).casefold().split())].append(word)
+    several = [group for group in groups.values() if len(group) > 1]
+    for group in several:
+        if len({unicodedata.normalize("NFC", word) for word in group}) < len(group):  # they look the same
+            group[:] = [ascii(word)[1:-1] for word in group]
+    named = "; ".join(", ".join(group) for group in several)
+    differ = f"{kind} that differ only in case or invisible characters"
+    return [f"{differ}: {named}; each is {what} of its own: give them one name"] if several else []
 
 
 def _lookup(names: Sequence[str]) -> dict[str, str]:
@@ -70,7 +97,11 @@ def _lookup(names: Sequence[str]) -> dict[str, str]:
     ):
         uses = Counter(map(shorten, names))
         found |= {shorten(name): name for name in names if uses[shorten(name)] == 1}
-    return found | {name: name for name in names}
+    found |= {name: name for name in names}
+    composed: defaultdict[str, set[str]] = defaultdict(set)  # macOS takes the letters of names apart
+    for key, name in found.items():
+        composed[unicodedata.normalize("NFC", key)].add(name)
+    return {key: name for key, (name, *others) in composed.items() if not others} | found
 
 
 def _prefix(name: str) -> str:

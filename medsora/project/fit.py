@@ -25,7 +25,6 @@ from medsora.errors import BadInput
 from medsora.training.dry_run.memory import preset_bytes
 from medsora.vae import PerFrameVAE
 
-RATES_ALIKE = 1.5  # the highest frame rate over the lowest; beyond, it is said
 PAPER_RATE = 10  # frames of a clip per second: every third of 30
 FRAMES, PAPER_FRAMES = (17, 16, 9, 8), 16  # the first of which a video is long enough for is taken
 PAPER_SIZE, CPU_SIZE, MIN_SIZE = 128, 64, 32
@@ -131,12 +130,6 @@ def _fit_clips(
             f"{median(rates):.4g} frames per second, so a clip has {median(rates) / interval:.3g}; paper: 10"
         )
     fit.set("data", why, interval=interval)
-    if rates and max(rates) > RATES_ALIKE * min(rates):
-        fit.notes.append(
-            f"frame rates lie between {min(rates):.4g} and {max(rates):.4g} per second, but data.interval is "
-            "one for all: motion looks faster in the slow ones; set data.rate and data.interval=null to take "
-            "clips by time (slower videos are left out)"
-        )
     cropped = sum(source.crop_words is not None for source in report.usable)
     fit.set("data", f"black borders, found in {cropped} videos; none: whole frames", crop="auto")
     names = [source.source.name for source in report.usable]

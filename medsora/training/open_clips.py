@@ -15,7 +15,7 @@ from medsora.data.checking.copies import Content
 from medsora.data.clips import ClipDataset, ClipSpec, StoredVideo, StoredVideos
 from medsora.data.phantom import variant_suffix, write_phantom
 from medsora.data.split import HELD_OUT
-from medsora.errors import BadInput, one_line
+from medsora.errors import BadInput
 from medsora.runtime.files import is_file, read_patiently, write_json
 from medsora.runtime.progress_bar import progress_bar
 from medsora.saved.checkpoint import checkpoint_folders
@@ -26,7 +26,7 @@ from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
 
 RENDER_PROCESSES = 2
-VIDEO_LIST = "videos.json"  # in the run folder: every video's side, frames and thumbnails
+VIDEO_LIST = "videos.json"  # in the run folder: every video's side, frames, thumbnails and perhaps label
 
 
 def clip_spec(config: Config) -> ClipSpec:
@@ -59,7 +59,7 @@ def open_clips(
     """Return the training clips and the held-out ones; what cannot be used is listed once on stderr.
 
     `run` is the folder of the run that they are for: its labels keep their order and its videos their sides
-    when it is resumed. Without anything held out the second dataset is the first, with a note on stderr.
+    when it is resumed. Without anything held out the second dataset is the first.
     Raises `BadInput` if no clip can be used, or the config does not fit the folder.
     """
     show = accelerator.is_main_process
@@ -70,21 +70,9 @@ def open_clips(
                 print(complaint, file=sys.stderr)
         clips, held_out = split_clips(config, report, spec, run)
         if show:
-            for note in clips.sides.notes:
-                print(one_line(note), file=sys.stderr)
-        unlabelled = [video.source.name for video in clips.videos]
-        unlabelled = [name for name in unlabelled if name not in clips.labels.of_video]
-        if show and clips.labels.names and unlabelled:
-            print(
-                f"{len(unlabelled)} videos have no label in {config.data.labels} and train without one: "
-                f"{one_line(unlabelled[0])} ...",
-                file=sys.stderr,
-            )
-        if len(held_out) == 0:
-            if show:
-                print("nothing is held out (data.holdout): validation uses training clips.", file=sys.stderr)
-            held_out = clips
-        return clips, held_out
+            for note in clips.notes():
+                print(note, file=sys.stderr)
+        return clips, held_out if len(held_out) else clips
 
 
 def split_clips(
@@ -119,8 +107,8 @@ def stored_videos(run: Path) -> StoredVideos | None:
     try:
         stored = json.loads(read_patiently(Path.read_bytes, path))
         videos = {
-            name: StoredVideo(side, Content(frames, thumbnails))
-            for name, (side, frames, thumbnails) in stored["videos"].items()
+            name: StoredVideo(side, Content(frames, thumbnails), *label)
+            for name, (side, frames, thumbnails, *label) in stored["videos"].items()
         }
         return StoredVideos(videos, stored["by_folder"])
     except BadInput:
@@ -142,18 +130,22 @@ def store_videos(run: RunFolder, clips: ClipDataset) -> None:
     before = stored_videos(run.path)
     sides = clips.sides.sides
     contents = {video.source.name: video.content for video in clips.report.reports}
-    videos = {name: StoredVideo(side, contents[name]) for name, side in sides.items()}
+    labels = clips.labels.words(video.source.name for video in clips.report.usable)
+    videos = {name: StoredVideo(side, contents[name], labels.get(name)) for name, side in sides.items()}
     by_folder = True
     if before is not None:
         by_folder = before.by_folder and before.videos is not None
         if before.videos is not None:
-            if changes := before.changes(clips.report, sides):
+            if changes := before.changes(clips.report, sides, labels):
                 run.notify(
                     f"the folder has changed since the run began: {'; '.join(changes)}. Earlier videos "
                     "keep their side of the split."
                 )
             videos = {**before.videos, **videos}
-    listed = {name: [video.side, *video.content] for name, video in videos.items()}
+    listed = {
+        name: [video.side, *video.content, *([] if video.label is None else [video.label])]
+        for name, video in videos.items()
+    }
     with run.writing():
         write_json(run.path / VIDEO_LIST, {"by_folder": by_folder, "videos": listed}, sort_keys=True)
 
@@ -170,6 +162,7 @@ def open_run(
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     run = RunFolder(folder, config, stage, accelerator)
     check_same_run(run, config, clips, cached=stage == STAGE_AR or config.cache.latents == "disk")
+    run.keep([*clips.report.complaints(), *clips.notes()])
     store_videos(run, clips)
     start_trackers(accelerator, run, config)  # before the caches are filled: a missing login fails at once
     return run, schedule

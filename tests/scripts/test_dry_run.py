@@ -14,7 +14,8 @@ import train_dit
 import train_vae
 from medsora.config.load import config_from_dict, save_config
 from medsora.runtime.exit import exit_with_status
-from medsora.training.dry_run.report import Findings, report_hours
+from medsora.training.dry_run.report import Findings, count_clips, report_hours
+from medsora.training.open_clips import clip_spec
 from tests.support import tiny_training as tiny
 
 SCRIPTS = {"vae": train_vae.main, "dit": train_dit.main}
@@ -72,6 +73,20 @@ def test_a_tokenizer_of_short_clips_is_ready(dry_run: Callable) -> None:
     status, output = dry_run("vae", **tiny.TOKENIZER, data__frames=2)
     assert status == 0, output
     assert output.rstrip().endswith("ready")
+
+
+def test_what_is_left_out_and_unlabelled_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    clips = tiny.write_clips(tmp_path / "clips")
+    (clips / "empty.mp4").touch()
+    (clips / "some.csv").write_text("file,label\nphantom-00000,polyp\n")
+    config = tiny.tiny_config(tmp_path, clips, data__labels="some.csv", data__holdout=0.0)
+    count_clips(Findings(), config, clip_spec(config), config.vae_dir)
+    output = capsys.readouterr().out
+    for note in ("left out empty.mp4: ", "no label in some.csv: 4 videos (phantom-00001.mkv, ", "nothing is"):
+        assert f"note                   {note}" in output
 
 
 @pytest.mark.parametrize("stage", ["vae", "dit"])

@@ -57,7 +57,7 @@ class Scan:
     `thumbnails` identify copies (`medsora.data.checking.copies`). `breaks` are frames that do not continue
     the one before: a hard cut, missing frames, another size, time stamps that jump or pause; `parted` lists
     them in words. Of `stills`, none does. `times_ms` are the frames' times where these are not even
-    (`medsora.data.checking.timing`).
+    (`medsora.data.checking.timing`). `generated` videos say that MedSora made them.
     """
 
     container: str = "?"
@@ -79,6 +79,7 @@ class Scan:
     parted: tuple[str, ...] = ()
     times_ms: tuple[int, ...] = ()
     stills: bool = False
+    generated: bool = False
 
     @property
     def is_lasting(self) -> bool:
@@ -114,7 +115,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
     limit = LIMIT_S + LIMIT_S_PER_MB * path.stat().st_size / 1e6 if path.exists() else LIMIT_S
     with VideoReader(path, limit, Interpretation(white=white)) as reader:
         info = reader_info(reader)
-        scan = Scan(info.container, info.codec, fps=info.fps)
+        scan = Scan(info.container, info.codec, fps=info.fps, generated=info.generated)
         points: list[SeekPoint] = []
         positions: dict[int, int | None] = {}  # the byte at which each point's packet begins
         hits: list[int] = []  # frames near which something did not decode

@@ -13,6 +13,8 @@ from medsora.data.sheet import contact_sheet
 from medsora.errors import one_line
 
 SHEET_ROWS = 24
+NAMED_FILES = 3
+LABELS_NAME = "labels.csv"  # as the phantom and many data sets call it
 
 
 def check_table(report: CheckReport) -> Table:
@@ -55,11 +57,16 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
             f" Possible burnt-in text or logo in {marked} source{'s' * (marked != 1)}: a model would learn "
             "it; crop it (data.crop) or remove the files."
         )
-    notes = (report.split_note, report.copies_note() if report.copies else None) if remarks else ()
+    copies = report.copies_note() if report.copies else None
+    notes = (report.split_note, copies, report.rates_note, report.generated_note) if remarks else ()
     for note in filter(None, notes):
         text += f" {note[0].upper()}{note[1:]}."
-    if report.other_files:
-        text += f" {report.other_files} files without the ending of a video or picture are left alone."
+    if others := report.other_files:
+        files, are = ("file", "is") if len(others) == 1 else ("files", "are")
+        named = ", ".join([*others[:NAMED_FILES], *["..."] * (len(others) > NAMED_FILES)])
+        text += f" {len(others)} {files} without the ending of a video or picture {are} left alone ({named})."
+        if LABELS_NAME in others:
+            text += f" data.labels={LABELS_NAME} would use {LABELS_NAME}."
     lines = [text, *(f"{note[0].upper()}{note[1:]}." for note in (report.picture_notes() if remarks else ()))]
     return "\n".join(map(one_line, lines))
 

@@ -63,12 +63,12 @@ class Source:
 class FoundSources:
     """Everything that `find_sources` met.
 
-    Videos, folders that could not be listed, the number of files of other kinds, pictures that are no frames.
+    Videos, folders that could not be listed, files of other kinds, pictures that are no frames.
     """
 
     sources: list[Source]
     unlisted: dict[str, str]
-    other_files: int
+    other_files: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
 
 
@@ -81,12 +81,12 @@ def find_sources(root: str | Path) -> FoundSources:
     """
     root = Path(root)
     if root.is_file():
-        return FoundSources([Source(root, root.name, False)], {}, 0)
+        return FoundSources([Source(root, root.name, False)], {}, ())
     if not root.is_dir():
         raise BadInput(f"there is no folder {root}; give the folder that holds the videos.")
     sources: list[Source] = []
     unlisted: dict[str, str] = {}
-    other_files = 0
+    other_files: list[str] = []
     pictures: dict[Path, list[str]] = {}
     videos: defaultdict[Path, list[str]] = defaultdict(list)
     entered: set[tuple[int, int]] = set()
@@ -112,7 +112,7 @@ def find_sources(root: str | Path) -> FoundSources:
             elif suffix in IMAGE_SUFFIXES:
                 pictures.setdefault(folder, []).append(name)
             else:
-                other_files += 1
+                other_files.append(_name(folder / name, root))
     left_out: list[LeftOut] = []
     masks = _mask_folders({folder.relative_to(root).parts: names for folder, names in pictures.items()})
     for folder, names in pictures.items():
@@ -129,7 +129,7 @@ def find_sources(root: str | Path) -> FoundSources:
             own = name if len(found.recordings) == 1 else _name(folder / pattern, root)
             sources.append(Source(folder, own, True, named, name))
     sources.sort(key=lambda source: (natural_key(source.name), source.name))
-    return FoundSources(sources, unlisted, other_files, tuple(left_out))
+    return FoundSources(sources, unlisted, tuple(sorted(other_files)), tuple(left_out))
 
 
 def _mask_folders(

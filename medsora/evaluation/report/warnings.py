@@ -25,7 +25,9 @@ def result_warnings(
     settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results
 ) -> list[str]:
     """Return the sentences, the gravest first."""
+    generated = real.report.generated_note
     found = [
+        *([f"the folder of --real holds videos {generated}."] if generated else []),
         *_too_few(settings, real, fake, results),
         *_too_few_frames(results),
         *_borders_cut(settings, real, fake),

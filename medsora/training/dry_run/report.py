@@ -172,13 +172,17 @@ def count_clips(findings: Findings, config: Config, spec: ClipSpec, run: Path) -
             labels = _phantom_labels(data.labels)
         else:
             report = spec.check(data.root)
+            for note in report.complaints():
+                findings.line("note", note)
             clips, held_out = split_clips(config, report, spec, run)
+            for note in clips.notes():
+                findings.line("note", note)
             counts = len(clips), len(held_out)
             labels = clips.labels
             where = f"in {data.root}, {len(report.bad)} of {len(report.reports)} sources left out"
         findings.line("clips", f"{counts[0]:,} to train on, {counts[1]:,} held out, {where}")
         if labels.names:
-            findings.line("labels", ", ".join(labels.names))
+            findings.line("labels", labels.counts())
     return counts[0], labels.names
 
 

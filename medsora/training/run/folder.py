@@ -22,7 +22,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -136,8 +136,20 @@ class RunFolder:
         if self.main:
             sentence = one_line(sentence)
             tqdm.write(sentence, file=sys.stderr)  # not into the line of a progress bar
-            with self.writing(), (self.path / "messages.txt").open("a", encoding="utf-8") as file:
-                file.write(sentence + "\n")
+            self._append_message(sentence)
+
+    def keep(self, sentences: Iterable[str]) -> None:
+        """Keep sentences that were printed before there was a folder in messages.txt, each only once."""
+        path = self.path / "messages.txt"
+        before = read_patiently(Path.read_bytes, path) if self.main and is_file(path) else b""
+        kept = before.decode(errors="replace").splitlines()
+        for sentence in dict.fromkeys(sentences):
+            if self.main and sentence not in kept:
+                self._append_message(sentence)
+
+    def _append_message(self, sentence: str) -> None:
+        with self.writing(), (self.path / "messages.txt").open("a", encoding="utf-8") as file:
+            file.write(sentence + "\n")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line to log.jsonl, with the seconds that the run has taken, and inform the trackers."""

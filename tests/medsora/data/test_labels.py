@@ -39,6 +39,20 @@ def test_a_resumed_run_keeps_the_rows_of_its_labels() -> None:
         read_labels("folders", "root", VIDEOS, trained=["adenoma", "polyp"])
 
 
+def test_labels_that_people_take_for_one_are_named() -> None:
+    words = ["Polyp", "polyp", "polyp\u200b", "caf\u00e9", "cafe\u0301", "normal"]
+    labels = read_labels("folders", "root", [f"{word}/{k}.avi" for k, word in enumerate([*words, "normal"])])
+    (note,) = labels.notes
+    assert note.startswith("labels that differ only in case or invisible characters: ")
+    assert r"; cafe\u0301, caf\xe9; each is a class of its own" in note
+    assert ": Polyp, polyp, polyp" in note
+    assert "normal" not in note
+    assert labels.counts().startswith("Polyp (1), ")
+    assert "normal (2)" in labels.counts()
+    assert Labels(("a", "b")).counts() == "a, b"
+    assert read_labels("folders", "root", VIDEOS).notes == ()
+
+
 def test_none_is_none() -> None:
     assert read_labels("none", "root", VIDEOS) == Labels()
     assert Labels().number("a") == 0
@@ -63,6 +77,10 @@ def test_a_csv_names_what_it_knows(tmp_path: Path, monkeypatch, beside_the_video
         ("file,label\na.avi,x\na,y\n", "line 3: 'a' is labelled both 'x' and 'y'"),
         ("file,kind\na.avi,x\n", "needs the columns 'file' and 'label'"),
         ("file,label\na.avi,\n", "gives no video a label"),
+        ("file;label\na.avi;x\n", "labels.csv: the columns are separated by ';': save it with commas"),
+        ("a.avi;x\n", "separated by ';'"),
+        ("file\tlabel\na.avi\tx\n", "separated by tabs: save it with commas"),
+        ("file,label\n,\n , \n", "lists no files"),
     ],
 )
 def test_a_csv_that_cannot_be_used(tmp_path: Path, table: str, sentence: str) -> None:
@@ -70,5 +88,22 @@ def test_a_csv_that_cannot_be_used(tmp_path: Path, table: str, sentence: str) ->
     path.write_text(table)
     with pytest.raises(BadInput, match=sentence):
         read_labels(str(path), tmp_path, VIDEOS)
+    path.write_text(table, encoding="utf-16")
+    with pytest.raises(BadInput, match="most likely UTF-16: save it as UTF-8"):
+        read_labels(str(path), tmp_path, VIDEOS)
     with pytest.raises(BadInput, match="there is no label file"):
         read_labels(str(tmp_path / "other.csv"), tmp_path, VIDEOS)
+
+
+def test_a_csv_may_have_blank_rows_and_names_in_another_unicode_form(tmp_path: Path) -> None:
+    composed, apart, path = "caf\u00e9", "cafe\u0301", tmp_path / "labels.csv"
+    for in_table, video in ((composed, apart), (apart, composed)):
+        for named in (f"{in_table}/b.avi", "b", f"x/{in_table}.avi"):
+            rows = f",\n{named},polyp\n , \n\n"
+            path.write_text(f"file,label\n{rows}", encoding="utf-8")
+            videos = [f"{video}/b.avi", f"x/{video}.avi"]
+            (found,) = read_labels(str(path), tmp_path, videos).of_video
+            assert found == videos[named.startswith("x")]
+    path.write_text(f"file,label\n{composed},a\n{apart},b\n", encoding="utf-8")  # both are there
+    labels = read_labels(str(path), tmp_path, [f"{apart}.avi", f"{composed}.avi"])
+    assert labels.of_video == {f"{apart}.avi": 1, f"{composed}.avi": 0}

@@ -13,6 +13,7 @@ from PIL import Image
 from medsora.config.load import config_from_dict, config_to_dict
 from medsora.data.checking.check import check_folder
 from medsora.data.checking.scan import Scan
+from medsora.data.checking.view import check_totals
 from medsora.data.checking.windows import TimedClips, Window, timed_clips
 from medsora.data.clips import ClipSpec
 from medsora.data.reading.pixels import video_to_frames
@@ -79,6 +80,17 @@ def mixed(tmp_path: Path) -> Path:
     return folder
 
 
+def test_an_interval_for_mixed_frame_rates_is_told(mixed: Path, tmp_path: Path) -> None:
+    report = check_folder(mixed, frames=5, interval=1, cache_path=tmp_path / "c.json")
+    note = "rame rates lie between 5 and "
+    assert report.complaints()[-1].startswith(f"f{note}")
+    assert f" F{note}" in check_totals(report)
+    (mixed / "r05.mkv").unlink()
+    (mixed / "r10.mkv").unlink()
+    report = check_folder(mixed, frames=5, interval=1, cache_path=tmp_path / "c.json")
+    assert report.rates_note is None
+
+
 def test_clips_of_mixed_frame_rates_have_one_rate(mixed: Path, tmp_path: Path) -> None:
     cache = tmp_path / "c.json"
     report = check_folder(mixed, frames=5, interval=None, rate=10, cache_path=cache)
@@ -88,6 +100,7 @@ def test_clips_of_mixed_frame_rates_have_one_rate(mixed: Path, tmp_path: Path) -
     assert problems["r05.mkv"] == "slower than data.rate: it has 5 frames per second, not 10"
     assert "frame rate is not known" in problems["pictures"]
     assert any("left out r05.mkv: slower than data.rate" in line for line in report.complaints())
+    assert not any("frame rates" in line for line in report.complaints())
     data = clip_dataset(
         mixed,
         frames=4,

@@ -73,6 +73,27 @@ def test_what_a_group_does_not_name_stands_alone() -> None:
         read_groups("(z)", names)
 
 
+def test_the_notes_name_what_a_group_misses_and_groups_that_look_alike(tmp_path: Path) -> None:
+    names = ["Anna_1.mp4", "anna_2.mp4", "Ben_3.mp4", "x.mp4", "y.mp4"]
+    missed = "data.group: 3 groups in 5 videos; 2 videos (x.mp4, y.mp4) without a group stand alone"
+    alike = (
+        "groups that differ only in case or invisible characters: Anna, anna; each is a patient of its own"
+    )
+    for kept in ({}, dict.fromkeys(names, "train")):
+        first, second = draw_split(names, 0.5, 0, group="(.*)_", kept=kept).notes
+        assert (first, second.partition(":")[0]) == (missed, alike.partition(":")[0])
+        assert second.startswith(alike)
+    assert draw_split(names[:3], 0.5, 0, group="([A-z])").notes[0] == "data.group: 3 groups in 3 videos"
+    table = tmp_path / "patients.csv"
+    table.write_text("file,patient\nAnna_1,Zo\u00eb\nanna_2,Zoe\u0308\nBen_3,\nx,X\n", encoding="utf-8")
+    by_group = draw_split(names, 0.5, 0, group=str(table)).notes
+    assert "2 videos (Ben_3.mp4, y.mp4) without a group stand alone" in by_group[0]
+    assert r": Zoe\u0308, Zo\xeb; each is" in by_group[1]
+    note, alike = draw_split(names, 0.5, 0, split_csv=table).notes
+    assert note.startswith("left out 1 video (y.mp4)")
+    assert r"Zo\xeb" in alike
+
+
 @pytest.mark.parametrize(
     ("pattern", "sentence"), [("p1", "with 0 groups"), ("(a)(b)", "with 2 groups"), ("(", "is no pattern")]
 )

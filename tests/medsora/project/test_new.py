@@ -57,7 +57,7 @@ def checker(*scans: Scan) -> Callable[[int, int], CheckReport]:
             )
             for k, scan in enumerate(scans)
         ]
-        return CheckReport(Path("videos"), frames, interval, tuple(reports), {}, 0)
+        return CheckReport(Path("videos"), frames, interval, tuple(reports), {}, ())
 
     return check
 
@@ -198,13 +198,6 @@ def test_a_large_folder_asks_a_cpu_for_more_steps_too() -> None:
     few, many = (fitted(videos(count), CPU).values for count in (1, 200))
     assert few["train_vae"]["max_steps"] < many["train_vae"]["max_steps"] == 1000
     assert few["train_dit"]["max_steps"] < many["train_dit"]["max_steps"] == 5000
-
-
-def test_frame_rates_that_differ_are_told() -> None:
-    slow, fast = Scan("mov", "h264", 640, 480, 5, 900), Scan("mov", "h264", 640, 480, 25, 900)
-    (note,) = fitted(checker(slow, fast), USUAL).notes
-    assert note.startswith("frame rates lie between 5 and 25 per second")
-    assert fitted(videos(fps=25), USUAL).notes == []
 
 
 def test_the_config_says_how_many_videos_are_held_out() -> None:

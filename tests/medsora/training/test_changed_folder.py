@@ -57,6 +57,45 @@ def test_a_resumed_run_keeps_its_sides_and_reports_what_changed(config: Config) 
     assert "1 video (renamed.mkv) with other frames" in messages(config)
 
 
+def test_what_is_printed_of_the_clips_is_kept_with_the_run(config: Config, tmp_path: Path, capsys) -> None:
+    (Path(config.data.root) / "empty.mp4").touch()
+    config.data.labels = str(tmp_path / "some.csv")
+    Path(config.data.labels).write_text("file,label\nphantom-00000,polyp\n")
+    for _ in range(2):
+        capsys.readouterr()
+        build_denoiser_stage(config).run._lock.close()
+        texts = capsys.readouterr().err, messages(config)
+        for words in ("left out empty.mp4: ", f"no label in {config.data.labels}: "):
+            assert [text.count(words) for text in texts] == [1, 1]
+
+
+def test_labels_that_changed_are_reported_and_runs_without_stored_ones_go_on(
+    config: Config, tmp_path: Path
+) -> None:
+    names = sorted(path.name for path in Path(config.data.root).glob("*.mkv"))
+    table = tmp_path / "labels.csv"
+
+    def label(*words: str) -> None:
+        rows = [f"{name},{word}\n" for name, word in zip(names, words, strict=True)]
+        table.write_text("file,label\n" + "".join(rows))
+
+    config.data.labels = str(table)
+    label("normal", "Polyp", "Polyp", "normal", "")
+    run = tiny.train("dit", config)
+    label("normal", "normal", "", "normal", "Polyp")
+    for _ in range(2):
+        build_denoiser_stage(config).run._lock.close()
+    (line,) = [line for line in messages(config).splitlines() if "has changed" in line]
+    assert f"began: 3 videos ({', '.join(names[i] for i in (1, 2, 4))}) with other labels. Earlier" in line
+    stored = json.loads((run / "videos.json").read_text())
+    words = [stored["videos"][name].pop() for name in names]  # earlier versions wrote none
+    assert words == ["normal", "normal", "", "normal", "Polyp"]
+    (run / "videos.json").write_text(json.dumps(stored))
+    label("Polyp", "normal", "", "normal", "Polyp")
+    build_denoiser_stage(config)
+    assert messages(config).count("has changed") == 1
+
+
 def test_a_trained_video_that_moves_to_a_test_folder_is_refused(config: Config) -> None:
     tiny.train("dit", config)
     videos, trained, _ = Path(config.data.root), *sides(build_denoiser_stage(config))

@@ -24,6 +24,7 @@ from medsora.data.checking.view import check_totals
 from medsora.data.reading.find import find_sources
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
+from medsora.sampling.synthetic import synthetic_tags
 from tests.support.video_files import cut, encode, encode_named, moving_frames
 
 
@@ -45,8 +46,8 @@ def cache(tmp_path: Path) -> Path:
 def test_nested_and_mixed_folders_are_one_corpus(tmp_path: Path, cache: Path) -> None:
     root = tmp_path / "corpus"
     write_pictures(root / "patient 1" / "run", moving_frames(12), "jpg")
-    write_video(root / "patient 2" / "a.mkv", moving_frames(20), 8, lossless=True)
-    write_video(root / "B.MP4", moving_frames(9, 32, 32), 8)
+    write_video(root / "patient 2" / "a.mkv", moving_frames(20), 25, lossless=True)
+    write_video(root / "B.MP4", moving_frames(9, 32, 32), 25)
     encode_named(root / "deep" / "er" / "x", "palette.gif", moving_frames(18))
     (root / "notes.txt").write_text("nothing")
     (root / ".hidden.mp4").touch()
@@ -59,7 +60,12 @@ def test_nested_and_mixed_folders_are_one_corpus(tmp_path: Path, cache: Path) ->
     ]
     assert [len(video.windows) for video in report.usable] == [1, 2, 1, 2]
     assert [video.scan.frames for video in report.usable] == [9, 18, 12, 20]
-    assert (report.clips, report.other_files, report.bad, report.complaints()) == (6, 1, (), [])
+    assert (report.clips, report.other_files, report.bad, report.complaints()) == (
+        6,
+        ("notes.txt",),
+        (),
+        [],
+    )
 
 
 def test_a_video_that_is_called_a_picture(tmp_path: Path, cache: Path) -> None:
@@ -68,9 +74,29 @@ def test_a_video_that_is_called_a_picture(tmp_path: Path, cache: Path) -> None:
     encode_named(folder, "mpeg2.mpg", moving_frames(30)).rename(folder / "film.svg")
     (report,) = check(folder / "film.svg", cache).reports
     assert report.problem.startswith("taken for a picture by its ending, .svg; rename it")
-    assert "1 files without the ending of a video or picture are left alone" in check_totals(
-        check(folder, cache)
+    totals = check_totals(check(folder, cache))
+    assert totals.endswith(" 1 file without the ending of a video or picture is left alone (film.svg).")
+    for name in ("labels.csv", "b.txt", "a/c.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    assert check_totals(check(folder, cache)).endswith(
+        " 4 files without the ending of a video or picture are left alone (a/c.txt, b.txt, film.svg, ...)."
+        " data.labels=labels.csv would use labels.csv."
     )
+
+
+def test_generated_videos_are_named(tmp_path: Path, cache: Path) -> None:
+    tags = synthetic_tags("a test", {})
+    write_video(tmp_path / "real.mp4", moving_frames(30), 8, metadata={"comment": "a recording"})
+    assert check(tmp_path, cache).generated_note is None
+    write_video(tmp_path / "a.mp4", moving_frames(31), 8, metadata=tags)
+    write_video(tmp_path / "b.mkv", moving_frames(40), 8, metadata={"comment": tags["comment"]})
+    write_video(tmp_path / "c.mov", moving_frames(50), 8, metadata={"synthetic": "true"})
+    note = "enerated by MedSora, not recorded: 3 videos (a.mp4, b.mkv, c.mov); leave them out"
+    for _ in range(2):  # the second time from the cache
+        report = check(tmp_path, cache)
+        assert f"g{note}" in report.complaints()
+        assert f" G{note}." in check_totals(report)
 
 
 def test_pictures_are_taken_in_natural_order(tmp_path: Path) -> None:

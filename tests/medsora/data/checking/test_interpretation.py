@@ -111,7 +111,7 @@ def test_dicom_is_refused_with_a_conversion(tmp_path: Path, name: str) -> None:
     (root / name).write_bytes(DICOM_HEAD + moving_frames(1).tobytes())
     (root / "README").write_text("no DICOM")
     report = check(root, tmp_path)
-    assert report.other_files == 1
+    assert len(report.other_files) == 1
     (line,) = report.complaints()
     assert line.startswith(f"left out {name}: a DICOM file, which is not read; convert it")
     assert "dcm2pnm" in line
