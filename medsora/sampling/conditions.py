@@ -9,12 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
+from medsora.data.checking.scan import scan_source
+from medsora.data.reading.find import Source
+from medsora.data.reading.frame_folder import IMAGE_SUFFIXES
+from medsora.data.reading.picture_names import Recording
 from medsora.data.reading.resize import resize_and_crop
 from medsora.data.reading.video_io import read_last_frames
 from medsora.errors import BadInput
+from medsora.sampling.synthetic import read_trained_on
 from medsora.vae.shapes import FRAMES_PER_CHUNK
 
 log = logging.getLogger(__name__)
+
+SAME_RATE = 0.02  # part by which a continued video's frame rate may be off the model's
 
 
 def label_numbers(label: str | Sequence[str] | None, names: Sequence[str], videos: int) -> list[int] | None:
@@ -90,12 +97,18 @@ def check_first_frames(
 
 
 def read_first_frames(
-    path: str | Path, trained: Sequence[int], frames: int, chunk: int = FRAMES_PER_CHUNK
+    path: str | Path,
+    trained: Sequence[int],
+    frames: int,
+    chunk: int = FRAMES_PER_CHUNK,
+    *,
+    rate: float | None = None,
 ) -> np.ndarray:
     """Return what a clip of `frames` can begin with of a picture, or of a video's end: uint8 (g, h, w, 3).
 
     From a video, the last frames are taken: as many as the model was trained to begin with (`trained`).
-    Raises `BadInput` if there is no such file, it does not decode, or the model can begin with none of it.
+    Raises `BadInput` if there is no such file, it does not decode, the model can begin with none of it, or
+    several frames do not come at the model's `rate`, as far as both are known.
     """
     path = Path(path)
     if not path.exists():
@@ -113,7 +126,22 @@ def read_first_frames(
             f"{path} gives {len(found)} frame(s) to begin a clip of {frames} with, but "
             f"{trained_to_begin_with(trained)}."
         )
-    return found[-max(usable) :]
+    found = found[-max(usable) :]
+    # What MedSora generated plays at any --fps: it names the rate of its frames.
+    fps = read_trained_on(path).get("rate", scan_source(_source(path)).fps)
+    if len(found) > 1 and None not in (rate, fps) and abs(fps / rate - 1) > SAME_RATE:
+        raise BadInput(
+            f"{path} has {fps:.4g} frames per second, but the model was trained at {rate:.4g}: it would "
+            f"continue at another speed; convert it to {rate:.4g} first, or give its last frame as a picture."
+        )
+    return found
+
+
+def _source(path: Path) -> Source:
+    """Return the video, or the picture, that `path` is, for a scan."""
+    if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        return Source(path.parent, path.name, True, Recording((path.name,)))
+    return Source(path, path.name, path.is_dir())
 
 
 def trained_to_begin_with(counts: Sequence[int]) -> str:

@@ -330,7 +330,8 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
     vae.check_video_shape(film.window, *size)
     first = None
     if settings.first_frame is not None:
-        first = read_first_frames(settings.first_frame, trained, film.window, vae.frames_per_chunk)
+        of_clip = trained, film.window, vae.frames_per_chunk
+        first = read_first_frames(settings.first_frame, *of_clip, rate=model.geometry.get("rate"))
         clip = film.window, size, settings.num_videos, vae.frames_per_chunk
         first = check_first_frames(first, trained, *clip)[0]
     label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)

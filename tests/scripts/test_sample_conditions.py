@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import sample_ddim
-from medsora.data.reading.video_io import read_frames
+from medsora.data.reading.video_io import read_frames, write_video
 from medsora.data.sheet import save_image
 from medsora.sampling.pipeline import MedSoraPipeline
 from tests.scripts.test_sample_ddim import no_loading, status_of
@@ -76,3 +76,15 @@ def test_what_cannot_be_asked_for(
     no_loading(monkeypatch)
     assert status_of(monkeypatch, "--model", conditional, "--out", tmp_path / "out", *asked) == 2
     assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_a_video_at_another_rate_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    model = write_conditional(tmp_path / "model", rate=10.0)
+    write_video(tmp_path / "v.mkv", np.full((12, 32, 16, 3), 120, np.uint8), 25, lossless=True)
+    no_loading(monkeypatch)
+    arguments = ("--model", model, "--out", tmp_path / "out", "--first-frame", tmp_path / "v.mkv")
+    assert status_of(monkeypatch, *arguments) == 2
+    assert "25 frames per second, but the model was trained at 10:" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ from medsora.errors import BadInput
 from medsora.sampler import make_scheduler, sample
 from medsora.sampling.conditions import FilmPlan, plan_film, read_first_frames
 from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.sampling.synthetic import synthetic_tags
 from medsora.saved.find import find_model
 from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_vae
 
@@ -209,6 +210,29 @@ def test_frames_come_from_a_picture_or_the_end_of_a_video(tmp_path: Path, pictur
         read_first_frames(tmp_path / "b.png", [1], 17)
     with pytest.raises(BadInput, match="there is no file"):
         read_first_frames(tmp_path / "c.png", [1], 17)
+
+
+def test_a_video_is_continued_at_the_models_rate_only(tmp_path: Path, pictures: np.ndarray) -> None:
+    write_video(tmp_path / "v.mkv", pictures, 25, lossless=True)
+    save_image(tmp_path / "a.png", pictures[0])
+    for number, frame in enumerate(pictures):
+        save_image(tmp_path / "folder" / f"{number}.png", frame)
+    assert len(read_first_frames(tmp_path / "v.mkv", [1, 9], 17, rate=25.4)) == 9
+    assert len(read_first_frames(tmp_path / "v.mkv", [1, 9], 17)) == 9
+    for rate in (10, 12.5, 24, 30):
+        with pytest.raises(BadInput, match=f"has 25 frames per second, but .* trained at {rate:g}:"):
+            read_first_frames(tmp_path / "v.mkv", [1, 9], 17, rate=rate)
+        assert len(read_first_frames(tmp_path / "v.mkv", [1], 17, rate=rate)) == 1
+        assert len(read_first_frames(tmp_path / "a.png", [1, 9], 17, rate=rate)) == 1
+        assert len(read_first_frames(tmp_path / "folder", [1, 9], 17, rate=rate)) == 9
+
+
+def test_what_was_generated_names_the_rate_of_its_frames(tmp_path: Path, pictures: np.ndarray) -> None:
+    tags = synthetic_tags("seed 0", {"rate": 10.0})
+    write_video(tmp_path / "v.mp4", pictures, 25, metadata=tags)
+    assert len(read_first_frames(tmp_path / "v.mp4", [9], 17, rate=10.0)) == 9
+    with pytest.raises(BadInput, match="has 10 frames per second"):
+        read_first_frames(tmp_path / "v.mp4", [9], 17, rate=25.0)
 
 
 # Films
