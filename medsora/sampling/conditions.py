@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from medsora.config.crop import Crop
 from medsora.data.checking.scan import scan_source
 from medsora.data.reading.find import Source
 from medsora.data.reading.frame_folder import IMAGE_SUFFIXES
+from medsora.data.reading.margins import crop as cut_off
 from medsora.data.reading.picture_names import Recording
 from medsora.data.reading.resize import resize_and_crop
 from medsora.data.reading.video_io import read_last_frames
@@ -103,12 +105,14 @@ def read_first_frames(
     chunk: int = FRAMES_PER_CHUNK,
     *,
     rate: float | None = None,
+    crop: Crop | None = None,
 ) -> np.ndarray:
     """Return what a clip of `frames` can begin with of a picture, or of a video's end: uint8 (g, h, w, 3).
 
     From a video, the last frames are taken: as many as the model was trained to begin with (`trained`).
-    Raises `BadInput` if there is no such file, it does not decode, the model can begin with none of it, or
-    several frames do not come at the model's `rate`, as far as both are known.
+    Black borders are cut off as in training, with a warning, if the model's `crop` is "auto". Raises
+    `BadInput` if there is no such file, it does not decode, the model can begin with none of it, or several
+    frames do not come at the model's `rate`, as far as both are known.
     """
     path = Path(path)
     if not path.exists():
@@ -127,12 +131,21 @@ def read_first_frames(
             f"{trained_to_begin_with(trained)}."
         )
     found = found[-max(usable) :]
-    # What MedSora generated plays at any --fps: it names the rate of its frames.
-    fps = read_trained_on(path).get("rate", scan_source(_source(path)).fps)
+    scan = scan_source(_source(path))
+    # What MedSora generated plays at any --fps, and its model may have seen no borders: it names both.
+    generated = read_trained_on(path)
+    fps = generated.get("rate", scan.fps)
     if len(found) > 1 and None not in (rate, fps) and abs(fps / rate - 1) > SAME_RATE:
         raise BadInput(
             f"{path} has {fps:.4g} frames per second, but the model was trained at {rate:.4g}: it would "
             f"continue at another speed; convert it to {rate:.4g} first, or give its last frame as a picture."
+        )
+    if crop == "auto" and generated.get("crop") != "auto" and any(scan.margins):
+        whole, found = found, np.stack([cut_off(frame, scan.margins) for frame in found])
+        log.warning(
+            "the black borders of %s are cut off, as in training with data.crop: auto: %dx%d of its %dx%d "
+            "pixels are left.",
+            *(path, *found.shape[1:3], *whole.shape[1:3]),
         )
     return found
 

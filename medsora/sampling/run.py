@@ -331,7 +331,8 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
     first = None
     if settings.first_frame is not None:
         of_clip = trained, film.window, vae.frames_per_chunk
-        first = read_first_frames(settings.first_frame, *of_clip, rate=model.geometry.get("rate"))
+        trained_on = {key: model.geometry.get(key) for key in ("rate", "crop")}
+        first = read_first_frames(settings.first_frame, *of_clip, **trained_on)
         clip = film.window, size, settings.num_videos, vae.frames_per_chunk
         first = check_first_frames(first, trained, *clip)[0]
     label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)

@@ -235,6 +235,43 @@ def test_what_was_generated_names_the_rate_of_its_frames(tmp_path: Path, picture
         read_first_frames(tmp_path / "v.mp4", [9], 17, rate=25.0)
 
 
+def test_black_borders_are_cut_off_where_training_cut_them(
+    tmp_path: Path, pictures: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    bordered = np.pad(pictures, [(0, 0), (4, 4), (16, 16), (0, 0)])
+    save_image(tmp_path / "a.png", bordered[0])
+    write_video(tmp_path / "v.mkv", bordered, 8, lossless=True)
+    for number, frame in enumerate(bordered):
+        save_image(tmp_path / "folder" / f"{number}.png", frame)
+    for name, count in (("a.png", 1), ("v.mkv", 9), ("folder", 9)):
+        caplog.clear()
+        for crop in (None, "none", (0.1, 0.1, 0.0, 0.0)):
+            whole = read_first_frames(tmp_path / name, [1, 9], 17, crop=crop)
+            assert np.array_equal(whole, bordered[:count])
+        assert not caplog.messages
+        found = read_first_frames(tmp_path / name, [1, 9], 17, crop="auto")
+        assert np.array_equal(found, pictures[:count])
+        (said,) = caplog.messages
+        assert f"black borders of {tmp_path / name} are cut off" in said
+        assert "32x16 of its 40x48 pixels are left" in said
+
+
+def test_borders_are_those_of_the_whole_video(tmp_path: Path, pictures: np.ndarray) -> None:
+    """Its last frames may be dark where the others are not."""
+    dark_end = np.tile(pictures, (3, 1, 1, 1))
+    dark_end[18:, :8] = 0
+    write_video(tmp_path / "v.mkv", dark_end, 8, lossless=True)
+    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [9], 17, crop="auto"), dark_end[18:])
+
+
+def test_a_model_without_borders_made_none(tmp_path: Path, pictures: np.ndarray) -> None:
+    bordered = np.pad(pictures, [(0, 0), (4, 4), (16, 16), (0, 0)])
+    for crop, height in (("auto", 40), ("none", 32)):
+        path = tmp_path / f"{crop}.mp4"
+        write_video(path, bordered, 8, metadata=synthetic_tags("seed 0", {"crop": crop}))
+        assert read_first_frames(path, [9], 17, crop="auto").shape[1] == height
+
+
 # Films
 
 
