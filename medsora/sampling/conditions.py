@@ -11,7 +11,7 @@ import numpy as np
 
 from medsora.config.crop import Crop
 from medsora.data.checking.scan import scan_source
-from medsora.data.reading.find import Source
+from medsora.data.reading.find import Source, find_sources
 from medsora.data.reading.frame_folder import IMAGE_SUFFIXES
 from medsora.data.reading.margins import crop as cut_off
 from medsora.data.reading.picture_names import Recording
@@ -109,16 +109,17 @@ def read_first_frames(
 ) -> np.ndarray:
     """Return what a clip of `frames` can begin with of a picture, or of a video's end: uint8 (g, h, w, 3).
 
-    From a video, the last frames are taken: as many as the model was trained to begin with (`trained`).
-    Black borders are cut off as in training, with a warning, if the model's `crop` is "auto". Raises
-    `BadInput` if there is no such file, it does not decode, the model can begin with none of it, or several
-    frames do not come at the model's `rate`, as far as both are known.
+    From a video, a file or a folder of its frames, the last frames are taken: as many as the model was
+    trained to begin with (`trained`). Black borders are cut off as in training, with a warning, if the
+    model's `crop` is "auto". Raises `BadInput` if there is no such file, it does not decode, the model
+    can begin with none of it, or several frames do not come at the model's `rate`, as far as both are known.
     """
     path = Path(path)
     if not path.exists():
         raise BadInput(
             f"there is no file {path}; give a picture, or a video whose last frames are continued."
         )
+    source = _source(path)
     counts = [count for count in trained if givable(count, frames, chunk)]
     try:
         found = read_last_frames(path, max(counts, default=1))
@@ -131,7 +132,7 @@ def read_first_frames(
             f"{trained_to_begin_with(trained)}."
         )
     found = found[-max(usable) :]
-    scan = scan_source(_source(path))
+    scan = scan_source(source)
     # What MedSora generated plays at any --fps, and its model may have seen no borders: it names both.
     generated = read_trained_on(path)
     fps = generated.get("rate", scan.fps)
@@ -151,10 +152,18 @@ def read_first_frames(
 
 
 def _source(path: Path) -> Source:
-    """Return the video, or the picture, that `path` is, for a scan."""
+    """Return the video, or the picture, that `path` is; raises `BadInput` if it is a folder of several."""
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
         return Source(path.parent, path.name, True, Recording((path.name,)))
-    return Source(path, path.name, path.is_dir())
+    if not path.is_dir():
+        return Source(path, path.name, False)
+    sources = find_sources(path).sources
+    if len(sources) == 1 and sources[0].path == path:
+        return sources[0]
+    held = ", ".join(source.name for source in sources[:3]) or "no pictures"
+    raise BadInput(
+        f"the folder {path} is not the frames of one video (it holds {held}); give one video or picture."
+    )
 
 
 def trained_to_begin_with(counts: Sequence[int]) -> str:

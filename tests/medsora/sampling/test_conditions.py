@@ -272,6 +272,20 @@ def test_a_model_without_borders_made_none(tmp_path: Path, pictures: np.ndarray)
         assert read_first_frames(path, [9], 17, crop="auto").shape[1] == height
 
 
+def test_a_folder_is_the_frames_of_one_video(tmp_path: Path, pictures: np.ndarray) -> None:
+    videos, mixed, empty = (tmp_path / name for name in ("videos", "mixed", "empty"))
+    empty.mkdir()
+    save_image(videos / "stray.png", pictures[0])
+    write_video(videos / "a.mkv", pictures, 8, lossless=True)
+    for number, frame in enumerate(pictures):
+        save_image(mixed / f"frame-{number}.png", frame)
+    assert len(read_first_frames(mixed, [9], 17)) == 9
+    write_video(mixed / "b.mkv", pictures, 8, lossless=True)
+    for folder, held in ((videos, "a.mkv"), (mixed, "b.mkv"), (empty, "no pictures")):
+        with pytest.raises(BadInput, match=f"{folder} is not the frames of one video .it holds .*{held}"):
+            read_first_frames(folder, [1, 9], 17)
+
+
 # Films
 
 
