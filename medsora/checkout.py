@@ -79,6 +79,11 @@ def is_checkout(folder: Path) -> bool:
     return (package / "checkout.py").is_file() and not (package / "kernels").is_dir()
 
 
+def scripts_are_here() -> bool:
+    """Return whether the working directory is this checkout: elsewhere `train_vae.py` names no script."""
+    return is_checkout(ROOT) and Path.cwd() == ROOT
+
+
 def install() -> bool:
     """Put the finder first, once, in a checkout; return whether this is one."""
     if not is_checkout(ROOT):

@@ -170,7 +170,8 @@ def _diffusion_options(pipeline: SavedPipeline, wish: Wish) -> dict[str, Any]:
         )
     first = None
     if wish.first_frame:
-        first = read_first_frames(wish.first_frame, config.given_frames, config.frames)
+        of_clip = config.given_frames, config.frames
+        first = read_first_frames(wish.first_frame, *of_clip, rate=config.rate, crop=config.crop)
     return {"num_inference_steps": int(wish.steps), "sampler": wish.sampler, "first_frames": first}
 
 

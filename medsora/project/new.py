@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from medsora.checkout import ROOT, is_checkout
+from medsora.checkout import scripts_are_here
 from medsora.config.load import config_from_dict, load_config
 from medsora.data.checking.check import CheckReport, check_folder
 from medsora.data.checking.view import check_sheet, check_totals
@@ -87,12 +87,12 @@ def found_ram_gib() -> float:
 
 
 def next_commands(project: Path, name: str, preset: str, *, stage_1: bool = True) -> list[str]:
-    """Return the commands that follow, both stages and sampling: a wheel has no scripts beside it.
+    """Return the commands that follow, both stages and sampling: only a checkout has the scripts.
 
     `stage_1` is false where the VAE is used as it is.
     """
     train_vae, train_dit, sample = "-m medsora train-vae", "-m medsora train-dit", "medsora sample"
-    if is_checkout(ROOT):
+    if scripts_are_here():
         train_vae, train_dit, sample = "train_vae.py", "train_dit.py", "python sample_ddim.py"
     config = shlex.quote(str(project / CONFIG_NAME))
     run = shlex.quote(f"runs/{name}")

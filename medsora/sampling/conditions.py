@@ -9,12 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
+from medsora.config.crop import Crop
+from medsora.data.checking.scan import scan_source
+from medsora.data.reading.find import Source, find_sources
+from medsora.data.reading.frame_folder import IMAGE_SUFFIXES
+from medsora.data.reading.margins import crop as cut_off
+from medsora.data.reading.picture_names import Recording
 from medsora.data.reading.resize import resize_and_crop
 from medsora.data.reading.video_io import read_last_frames
 from medsora.errors import BadInput
+from medsora.sampling.synthetic import read_trained_on
 from medsora.vae.shapes import FRAMES_PER_CHUNK
 
 log = logging.getLogger(__name__)
+
+SAME_RATE = 0.02  # part by which a continued video's frame rate may be off the model's
 
 
 def label_numbers(label: str | Sequence[str] | None, names: Sequence[str], videos: int) -> list[int] | None:
@@ -90,18 +99,27 @@ def check_first_frames(
 
 
 def read_first_frames(
-    path: str | Path, trained: Sequence[int], frames: int, chunk: int = FRAMES_PER_CHUNK
+    path: str | Path,
+    trained: Sequence[int],
+    frames: int,
+    chunk: int = FRAMES_PER_CHUNK,
+    *,
+    rate: float | None = None,
+    crop: Crop | None = None,
 ) -> np.ndarray:
     """Return what a clip of `frames` can begin with of a picture, or of a video's end: uint8 (g, h, w, 3).
 
-    From a video, the last frames are taken: as many as the model was trained to begin with (`trained`).
-    Raises `BadInput` if there is no such file, it does not decode, or the model can begin with none of it.
+    From a video, a file or a folder of its frames, the last frames are taken: as many as the model was
+    trained to begin with (`trained`). Black borders are cut off as in training, with a warning, if the
+    model's `crop` is "auto". Raises `BadInput` if there is no such file, it does not decode, the model
+    can begin with none of it, or several frames do not come at the model's `rate`, as far as both are known.
     """
     path = Path(path)
     if not path.exists():
         raise BadInput(
             f"there is no file {path}; give a picture, or a video whose last frames are continued."
         )
+    source = _source(path)
     counts = [count for count in trained if givable(count, frames, chunk)]
     try:
         found = read_last_frames(path, max(counts, default=1))
@@ -113,7 +131,39 @@ def read_first_frames(
             f"{path} gives {len(found)} frame(s) to begin a clip of {frames} with, but "
             f"{trained_to_begin_with(trained)}."
         )
-    return found[-max(usable) :]
+    found = found[-max(usable) :]
+    scan = scan_source(source)
+    # What MedSora generated plays at any --fps, and its model may have seen no borders: it names both.
+    generated = read_trained_on(path)
+    fps = generated.get("rate", scan.fps)
+    if len(found) > 1 and None not in (rate, fps) and abs(fps / rate - 1) > SAME_RATE:
+        raise BadInput(
+            f"{path} has {fps:.4g} frames per second, but the model was trained at {rate:.4g}: it would "
+            f"continue at another speed; convert it to {rate:.4g} first, or give its last frame as a picture."
+        )
+    if crop == "auto" and generated.get("crop") != "auto" and any(scan.margins):
+        whole, found = found, np.stack([cut_off(frame, scan.margins) for frame in found])
+        log.warning(
+            "the black borders of %s are cut off, as in training with data.crop: auto: %dx%d of its %dx%d "
+            "pixels are left.",
+            *(path, *found.shape[1:3], *whole.shape[1:3]),
+        )
+    return found
+
+
+def _source(path: Path) -> Source:
+    """Return the video, or the picture, that `path` is; raises `BadInput` if it is a folder of several."""
+    if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        return Source(path.parent, path.name, True, Recording((path.name,)))
+    if not path.is_dir():
+        return Source(path, path.name, False)
+    sources = find_sources(path).sources
+    if len(sources) == 1 and sources[0].path == path:
+        return sources[0]
+    held = ", ".join(source.name for source in sources[:3]) or "no pictures"
+    raise BadInput(
+        f"the folder {path} is not the frames of one video (it holds {held}); give one video or picture."
+    )
 
 
 def trained_to_begin_with(counts: Sequence[int]) -> str:

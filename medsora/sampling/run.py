@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from medsora.config.choices import COMPILE, FORMATS, SAMPLERS
+from medsora.data.reading.find import VIDEO_SUFFIXES
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
 from medsora.denoiser.linear import bf16_problem
@@ -330,7 +331,9 @@ def _plan(settings: SamplingSettings, processes: int) -> Plan:
     vae.check_video_shape(film.window, *size)
     first = None
     if settings.first_frame is not None:
-        first = read_first_frames(settings.first_frame, trained, film.window, vae.frames_per_chunk)
+        of_clip = trained, film.window, vae.frames_per_chunk
+        trained_on = {key: model.geometry.get(key) for key in ("rate", "crop")}
+        first = read_first_frames(settings.first_frame, *of_clip, **trained_on)
         clip = film.window, size, settings.num_videos, vae.frames_per_chunk
         first = check_first_frames(first, trained, *clip)[0]
     label_numbers(settings.label, model.geometry.get("labels", []), settings.num_videos)
@@ -408,6 +411,13 @@ def _check_out(settings: SamplingSettings, recorded: dict[str, Any]) -> int:
     """Return how many videos the folder's manifest lists; raise `BadInput` if their settings differ."""
     out = settings.out
     path = out / MANIFEST
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out} is a file, but a folder is wanted; take another --out.")
+    if not path.exists() and out.is_dir() and (others := _foreign_videos(out)):
+        raise BadInput(
+            f"--out {out} holds {len(others)} video(s) that were not generated here, such as {others[0]}; "
+            "take a folder of its own."
+        )
     if not any(out.glob("video-*")):
         return 0
     if not path.is_file():
@@ -424,3 +434,9 @@ def _check_out(settings: SamplingSettings, recorded: dict[str, Any]) -> int:
                 "take another --out, so that they do not mix."
             )
     return count
+
+
+def _foreign_videos(out: Path) -> list[str]:
+    """Return the names of the video files in `out` that are not named as ours are."""
+    names = (path.name for path in out.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    return sorted(name for name in names if not name.startswith(("video-", ".")))

@@ -61,6 +61,7 @@ CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
 # A saved pipeline's class and the folders of its two models: what is sampled from, what decodes.
 PARTS = {"MedSoraPipeline": ("denoiser", "vae"), "EndoGenPipeline": ("transformer", "tokenizer")}
 MEDSORA, ENDOGEN = PARTS
+DESCRIBED = ("pipeline.json", "model_index.json")  # of a run of stage 2, of a saved pipeline
 UNTOUCHED_BASE = "base"  # as `vae.path`
 BASE_FILES = ["config.json", SAFETENSORS_WEIGHTS_NAME]  # of a repository that is the VAE alone
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -112,6 +113,7 @@ def find_model(model: str | Path, *, raw: bool = False) -> ModelFolder:
     Raises `BadInput`, in one sentence, if there is nothing complete to load.
     """
     folder = Path(model)
+    _refuse_stage_1(folder)
     if (folder / "checkpoints").is_dir() or (folder / "pipeline.json").is_file():
         return find_in_run(folder, raw=raw)
     if folder.parent.name == "checkpoints" and folder.is_dir():
@@ -120,6 +122,20 @@ def find_model(model: str | Path, *, raw: bool = False) -> ModelFolder:
     if raw:
         raise BadInput(f"{model} is a saved pipeline with one set of weights; raw ones exist in runs only.")
     return found
+
+
+def _refuse_stage_1(folder: Path) -> None:
+    """Raise `BadInput` if `folder` is a run folder of stage 1, its final VAE or one of its checkpoints."""
+    run = folder.parent if folder.name == "final" else folder
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else run
+    described = any((place / name).is_file() for place in (folder, run) for name in DESCRIBED)
+    if described or not (
+        (run / "final" / "config.json").is_file() or any(run.glob("checkpoints/step-*/vae"))
+    ):
+        return
+    trained = sorted(str(path.parent) for path in run.parent.glob("*/pipeline.json"))
+    where = " or ".join(trained) or "train that first"
+    raise BadInput(f"{folder} is of stage 1, the VAE; sampling takes the folder of stage 2: {where}.")
 
 
 def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | None = None) -> ModelFolder:

@@ -12,7 +12,7 @@ import pytest
 
 import train_dit
 import train_vae
-from medsora.config.load import config_from_dict, save_config
+from medsora.config.load import config_from_dict, load_config, save_config
 from medsora.runtime.exit import exit_with_status
 from medsora.training.dry_run.report import Findings, count_clips, report_hours
 from medsora.training.open_clips import clip_spec
@@ -110,6 +110,23 @@ def test_ready(stage: str, dry_run: Callable, tmp_path: Path) -> None:
     assert [path.parent.name for path in tmp_path.rglob("runs/**/*") if path.is_file()] == [
         "cache"
     ]  # the check
+
+
+def flops_of(output: str) -> float:
+    return float(output.partition("products; ")[2].split()[0])
+
+
+def test_only_the_steps_that_are_left_count(dry_run: Callable, tmp_path: Path) -> None:
+    _, new = dry_run("dit", "train_dit.max_steps=4")
+    config = load_config(tmp_path / "config.yaml", ["train_dit.max_steps=2"])
+    tiny.train("dit", config)
+    _, half = dry_run("dit", "train_dit.max_steps=4")
+    assert flops_of(half) == pytest.approx(flops_of(new) / 2, rel=0.01)
+    assert "\nready\n" in half  # before what training printed
+    for steps in (1, 2):
+        status, output = dry_run("dit", f"train_dit.max_steps={steps}")
+        assert (status, flops_of(output)) == (0, 0)
+        assert output.rstrip().endswith("nothing is left to train")
 
 
 def test_everything_that_is_missing_is_listed(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import sample_ddim
-from medsora.data.reading.video_io import read_frames
+from medsora.data.reading.video_io import read_frames, write_video
 from medsora.data.sheet import save_image
 from medsora.sampling.pipeline import MedSoraPipeline
 from tests.scripts.test_sample_ddim import no_loading, status_of
@@ -76,3 +76,30 @@ def test_what_cannot_be_asked_for(
     no_loading(monkeypatch)
     assert status_of(monkeypatch, "--model", conditional, "--out", tmp_path / "out", *asked) == 2
     assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_black_borders_are_cut_off_as_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bordered picture begins the very video that the picture without borders begins."""
+    model = write_conditional(tmp_path / "model", crop="auto")
+    plain = np.random.default_rng(0).integers(0, 256, (32, 16, 3), dtype=np.uint8)
+    save_image(tmp_path / "plain.png", plain)
+    save_image(tmp_path / "bordered.png", np.pad(plain, [(4, 4), (16, 16), (0, 0)]))
+    common = ("--model", model, "--num-videos", 1, "--steps", 1, "--format", "frames")
+    for name in ("plain", "bordered"):
+        asked = (*common, "--first-frame", tmp_path / f"{name}.png", "--out", tmp_path / name)
+        monkeypatch.setattr(sys, "argv", ["sample_ddim.py", *map(str, asked)])
+        sample_ddim.main()
+    videos = [read_frames(tmp_path / name / "video-00000") for name in ("plain", "bordered")]
+    assert np.array_equal(*videos)
+
+
+def test_a_video_at_another_rate_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    model = write_conditional(tmp_path / "model", rate=10.0)
+    write_video(tmp_path / "v.mkv", np.full((12, 32, 16, 3), 120, np.uint8), 25, lossless=True)
+    no_loading(monkeypatch)
+    arguments = ("--model", model, "--out", tmp_path / "out", "--first-frame", tmp_path / "v.mkv")
+    assert status_of(monkeypatch, *arguments) == 2
+    assert "25 frames per second, but the model was trained at 10:" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

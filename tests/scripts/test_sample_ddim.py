@@ -239,6 +239,21 @@ def test_a_manifest_without_videos_binds_nobody(sample: Callable, tmp_path: Path
     assert json.loads((tmp_path / "videos" / "manifest.json").read_text())["settings"]["steps"] == 2
 
 
+def test_videos_are_not_mixed_among_recordings(sample: Callable, tmp_path: Path) -> None:
+    out = tmp_path / "videos"
+    out.mkdir()
+    for name in ("b.MP4", "a.avi"):
+        (out / name).write_bytes(b"a recording")
+    with pytest.raises(BadInput, match=r"holds 2 video\(s\) that were not generated here, such as a.avi"):
+        sample(num_videos=1)
+    assert sorted(path.name for path in out.iterdir()) == ["a.avi", "b.MP4"]
+    (out / "a.avi").unlink()
+    (out / "b.MP4").rename(tmp_path / "film.mp4")
+    sample(num_videos=1)
+    (tmp_path / "film.mp4").rename(out / "film.mp4")  # beside a manifest it is the user's wish
+    assert all(path.exists() for path in sample(num_videos=2))
+
+
 def test_a_manifest_that_is_none_is_refused(sample: Callable, tmp_path: Path) -> None:
     sample(num_videos=1)
     for text in ("{", "[]", '{"settings": 3, "videos": []}'):
@@ -330,6 +345,7 @@ def test_bad_input_is_one_sentence_and_status_2(
         (("--model", cut), "no complete checkpoint"),
         (("--model", no_vae), f"vae/{WEIGHTS} is missing"),
         (("--out", a_file / "videos"), "take another --out"),
+        (("--out", a_file), f"--out {a_file} is a file, but a folder is wanted"),
     ):
         given = ("--model", run, "--out", tmp_path / "videos", "--steps", 2)
         assert status_of(monkeypatch, *given, *arguments) == 2

@@ -41,12 +41,11 @@ def tiny_pipeline(**overrides: Any) -> MedSoraPipeline:
     return pipeline
 
 
-def write_conditional(folder: Path) -> Path:
+def write_conditional(folder: Path, **trained_on: Any) -> Path:
     """A saved pipeline with labels that can begin with one frame or nine."""
     denoiser, names = tiny_denoiser(classes=2), ["bleeding", "polyp"]
-    pipeline = MedSoraPipeline(
-        denoiser, tiny_vae(), **GEOMETRY | {"frames": 17}, labels=names, given_frames=[1, 9]
-    )
+    clip = GEOMETRY | {"frames": 17} | trained_on
+    pipeline = MedSoraPipeline(denoiser, tiny_vae(), **clip, labels=names, given_frames=[1, 9])
     pipeline.save_pretrained(folder)
     return folder
 

@@ -16,7 +16,14 @@ from medsora.training.ar.build import build_transformer, start_from
 from medsora.training.ar.loss import NextCodeLoss
 from medsora.training.cache.codes import code_cache_bytes
 from medsora.training.dry_run.memory import MemoryEstimate, autocast, count_flops, peak_bytes, size_bytes
-from medsora.training.dry_run.report import Findings, check_disk, count_clips, inspect_run, report_hours
+from medsora.training.dry_run.report import (
+    Findings,
+    check_disk,
+    count_clips,
+    inspect_run,
+    report_hours,
+    samples_left,
+)
 from medsora.training.open_clips import clip_spec
 
 
@@ -49,8 +56,7 @@ def dry_run_ar(config: Config, processes: int = 1) -> None:
         clips=0,
     )
     findings.memory(estimate, batch)
-    last = schedule.step(schedule.total_steps - 1)
-    flops = float(last.first_sample + last.batch) * count_flops([model], training_step(config, model, 1))
+    flops = float(samples_left(findings, schedule)) * count_flops([model], training_step(config, model, 1))
     report_hours(findings, settings, flops / processes)
     with findings.part("the disk"):
         caches = {config.cache.dir: code_cache_bytes(config, clips, model.length)}

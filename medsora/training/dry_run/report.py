@@ -25,7 +25,7 @@ from medsora.data.split import HELD_OUT, split_by_video
 from medsora.denoiser.base import Denoiser
 from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
-from medsora.saved.checkpoint import checkpoint_folders, newest_whole
+from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
 from medsora.saved.find import trained_vae
 from medsora.saved.optimizer import moments
 from medsora.training.accelerator import check_compile, check_launcher, check_precision
@@ -61,6 +61,7 @@ class Findings:
 
     def __init__(self) -> None:
         self.missing: list[str] = []
+        self.steps_done = self.steps_left = 0
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -84,9 +85,9 @@ class Findings:
         self.line("  and the libraries", f"{_readable(before):>10} on a CPU; {CUDA_ITSELF}")
 
     def conclude(self) -> None:
-        """Print "ready", or what is missing; then raise `BadInput`."""
+        """Print "ready", that the run is finished, or what is missing; then raise `BadInput`."""
         if not self.missing:
-            print("ready")
+            print("ready" if self.steps_left else "nothing is left to train")
             return
         print("not ready:")
         for sentence in self.missing:
@@ -121,8 +122,7 @@ def dry_run_denoiser(config: Config, processes: int = 1) -> None:
     batch = max(phase.batch for phase in settings.phases) // (processes * settings.accumulation)
     findings.memory(estimate_denoiser(config, model, vae, prior, batch), batch)
     _usual_gpu(findings, config, model, vae, prior)
-    last = schedule.step(schedule.total_steps - 1)
-    flops = (last.first_sample + last.batch) * denoiser_flops(config, model, vae, prior)
+    flops = samples_left(findings, schedule) * denoiser_flops(config, model, vae, prior)
     report_hours(findings, settings, flops / processes)
     with findings.part("the disk"):
         caches = _cache_bytes(config, model, vae, prior, clips)
@@ -223,7 +223,17 @@ def inspect_run(
             check_compile()
         usable_trackers(config.tracking.trackers)
         _inspect_folder(findings, folder, config, stage)
+    if schedule is not None:
+        findings.steps_left = max(schedule.total_steps - findings.steps_done, 0)
     return schedule
+
+
+def samples_left(findings: Findings, schedule: Schedule) -> int:
+    """Return how many clips the steps that are left train on, repeated ones included."""
+    if not findings.steps_left:
+        return 0
+    last = schedule.step(schedule.total_steps - 1)
+    return last.first_sample + last.batch - schedule.step(findings.steps_done).first_sample
 
 
 # Other sizes, and time
@@ -271,6 +281,7 @@ def _inspect_folder(findings: Findings, path: Path, config: Config, stage: str) 
             folders, lambda folder, problem: findings.line("damaged checkpoint", f"{folder} ({problem})")
         )
         if newest is not None:
+            findings.steps_done = checkpoint_step(newest)
             return findings.line("run folder", f"{path}, resumed after {newest.name}")
         if folders:
             raise BadInput(f"{path} holds no complete checkpoint: put one back or take another run.name.")

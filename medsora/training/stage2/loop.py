@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from medsora.checkout import scripts_are_here
 from medsora.config.schema import Config
 from medsora.errors import bad_input_from_errors
 from medsora.runtime.interruption import StopRequest
@@ -73,8 +74,7 @@ def train_dit(config: Config, *, time_limit_minutes: float | None = None) -> Pat
             if end_step(stage, done, stop, progress, saves=saves, stops=stops):
                 break
 
-    run.notify(
-        f"stage 2 is done: sample with 'python sample_ddim.py --model {run.path} --out {run.path}/videos'."
-    )
+    sample = "python sample_ddim.py" if scripts_are_here() else "medsora sample"
+    run.notify(f"stage 2 is done: sample with '{sample} --model {run.path} --out {run.path}/videos'.")
     accelerator.end_training()
     return run.path

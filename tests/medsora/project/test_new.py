@@ -236,10 +236,10 @@ def test_a_config_for_endora_is_ready_to_train(
     for number in range(3):
         write_video(tmp_path / "my videos" / f"{number}.mp4", render_clip(number, 20, 64).video, 25)
     output = new("projects/tiny", "--data", "my videos", "--memory", "0", "--preset", "endora-tiny")
-    assert "train_vae.py" in output
+    assert "train-vae" in output
     output = new("projects/small", "--data", "my videos", "--memory", "8", "--preset", "endora-S")
-    assert "train_vae.py" not in output
-    assert "sample_ddim.py --model runs/small/dit-endora-S" in output
+    assert "train-vae" not in output
+    assert "medsora sample --model runs/small/dit-endora-S" in output
     write_json(tmp_path / "kl.json", {"down_block_types": ["DownEncoderBlock2D"] * 4} | UP_BLOCKS)
     offline = {"small": ["vae.base=kl.json", "dino.weights=random"], "tiny": ["vae.path=base"]}
     monkeypatch.setattr("medsora.training.dry_run.report.USUAL_SIDES_PX", ())  # they take a minute
@@ -273,6 +273,17 @@ def new(*arguments: str) -> str:
     return console.export_text()
 
 
+def test_the_scripts_are_named_in_their_own_folder_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Path("p"), "p", "S"
+    for folder in (Path.cwd(), ROOT / "docs"):
+        monkeypatch.chdir(folder)
+        assert not any(".py" in command for command in new_project.next_commands(*given))
+    monkeypatch.chdir(ROOT)
+    of_scripts = new_project.next_commands(*given)
+    for command, script in zip(of_scripts, ("train_vae.py", "train_dit.py", "sample_ddim.py"), strict=True):
+        assert f" {script} --" in command
+
+
 def test_the_command_on_bordered_and_lettered_clips(tmp_path: Path) -> None:
     scene = render_clip(3, 20, 128).video
     write_video(tmp_path / "my videos" / "a.mp4", bordered(scene), 25)
@@ -286,10 +297,9 @@ def test_the_command_on_bordered_and_lettered_clips(tmp_path: Path) -> None:
     )
     commands = [line.strip() for line in output.partition("next:")[2].splitlines() if line.strip()]
     assert commands == [
-        "accelerate launch train_vae.py --config projects/first/config.yaml",
-        "accelerate launch train_dit.py --config projects/first/config.yaml",
-        "python sample_ddim.py --model runs/first/dit-tiny --num-videos 4 --steps 250 "
-        "--out runs/first/videos",
+        "accelerate launch -m medsora train-vae --config projects/first/config.yaml",
+        "accelerate launch -m medsora train-dit --config projects/first/config.yaml",
+        "medsora sample --model runs/first/dit-tiny --num-videos 4 --steps 250 --out runs/first/videos",
     ]
     config = load_config("projects/first/config.yaml")
     assert (config.data.root, config.data.crop, config.data.interval) == ("my videos", "auto", 1)

@@ -17,6 +17,7 @@ from medsora.errors import BadInput
 from medsora.sampler import make_scheduler, sample
 from medsora.sampling.conditions import FilmPlan, plan_film, read_first_frames
 from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.sampling.synthetic import synthetic_tags
 from medsora.saved.find import find_model
 from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_vae
 
@@ -209,6 +210,80 @@ def test_frames_come_from_a_picture_or_the_end_of_a_video(tmp_path: Path, pictur
         read_first_frames(tmp_path / "b.png", [1], 17)
     with pytest.raises(BadInput, match="there is no file"):
         read_first_frames(tmp_path / "c.png", [1], 17)
+
+
+def test_a_video_is_continued_at_the_models_rate_only(tmp_path: Path, pictures: np.ndarray) -> None:
+    write_video(tmp_path / "v.mkv", pictures, 25, lossless=True)
+    save_image(tmp_path / "a.png", pictures[0])
+    for number, frame in enumerate(pictures):
+        save_image(tmp_path / "folder" / f"{number}.png", frame)
+    assert len(read_first_frames(tmp_path / "v.mkv", [1, 9], 17, rate=25.4)) == 9
+    assert len(read_first_frames(tmp_path / "v.mkv", [1, 9], 17)) == 9
+    for rate in (10, 12.5, 24, 30):
+        with pytest.raises(BadInput, match=f"has 25 frames per second, but .* trained at {rate:g}:"):
+            read_first_frames(tmp_path / "v.mkv", [1, 9], 17, rate=rate)
+        assert len(read_first_frames(tmp_path / "v.mkv", [1], 17, rate=rate)) == 1
+        assert len(read_first_frames(tmp_path / "a.png", [1, 9], 17, rate=rate)) == 1
+        assert len(read_first_frames(tmp_path / "folder", [1, 9], 17, rate=rate)) == 9
+
+
+def test_what_was_generated_names_the_rate_of_its_frames(tmp_path: Path, pictures: np.ndarray) -> None:
+    tags = synthetic_tags("seed 0", {"rate": 10.0})
+    write_video(tmp_path / "v.mp4", pictures, 25, metadata=tags)
+    assert len(read_first_frames(tmp_path / "v.mp4", [9], 17, rate=10.0)) == 9
+    with pytest.raises(BadInput, match="has 10 frames per second"):
+        read_first_frames(tmp_path / "v.mp4", [9], 17, rate=25.0)
+
+
+def test_black_borders_are_cut_off_where_training_cut_them(
+    tmp_path: Path, pictures: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    bordered = np.pad(pictures, [(0, 0), (4, 4), (16, 16), (0, 0)])
+    save_image(tmp_path / "a.png", bordered[0])
+    write_video(tmp_path / "v.mkv", bordered, 8, lossless=True)
+    for number, frame in enumerate(bordered):
+        save_image(tmp_path / "folder" / f"{number}.png", frame)
+    for name, count in (("a.png", 1), ("v.mkv", 9), ("folder", 9)):
+        caplog.clear()
+        for crop in (None, "none", (0.1, 0.1, 0.0, 0.0)):
+            whole = read_first_frames(tmp_path / name, [1, 9], 17, crop=crop)
+            assert np.array_equal(whole, bordered[:count])
+        assert not caplog.messages
+        found = read_first_frames(tmp_path / name, [1, 9], 17, crop="auto")
+        assert np.array_equal(found, pictures[:count])
+        (said,) = caplog.messages
+        assert f"black borders of {tmp_path / name} are cut off" in said
+        assert "32x16 of its 40x48 pixels are left" in said
+
+
+def test_borders_are_those_of_the_whole_video(tmp_path: Path, pictures: np.ndarray) -> None:
+    """Its last frames may be dark where the others are not."""
+    dark_end = np.tile(pictures, (3, 1, 1, 1))
+    dark_end[18:, :8] = 0
+    write_video(tmp_path / "v.mkv", dark_end, 8, lossless=True)
+    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [9], 17, crop="auto"), dark_end[18:])
+
+
+def test_a_model_without_borders_made_none(tmp_path: Path, pictures: np.ndarray) -> None:
+    bordered = np.pad(pictures, [(0, 0), (4, 4), (16, 16), (0, 0)])
+    for crop, height in (("auto", 40), ("none", 32)):
+        path = tmp_path / f"{crop}.mp4"
+        write_video(path, bordered, 8, metadata=synthetic_tags("seed 0", {"crop": crop}))
+        assert read_first_frames(path, [9], 17, crop="auto").shape[1] == height
+
+
+def test_a_folder_is_the_frames_of_one_video(tmp_path: Path, pictures: np.ndarray) -> None:
+    videos, mixed, empty = (tmp_path / name for name in ("videos", "mixed", "empty"))
+    empty.mkdir()
+    save_image(videos / "stray.png", pictures[0])
+    write_video(videos / "a.mkv", pictures, 8, lossless=True)
+    for number, frame in enumerate(pictures):
+        save_image(mixed / f"frame-{number}.png", frame)
+    assert len(read_first_frames(mixed, [9], 17)) == 9
+    write_video(mixed / "b.mkv", pictures, 8, lossless=True)
+    for folder, held in ((videos, "a.mkv"), (mixed, "b.mkv"), (empty, "no pictures")):
+        with pytest.raises(BadInput, match=f"{folder} is not the frames of one video .it holds .*{held}"):
+            read_first_frames(folder, [1, 9], 17)
 
 
 # Films

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLCogVideoX
 from medsora.config.load import config_from_dict
 from medsora.errors import BadInput
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import find_in_run, find_vae, load_tokenizer, stage_2_folder, trained_vae
+from medsora.saved.find import find_in_run, find_model, find_vae, load_tokenizer, stage_2_folder, trained_vae
 from medsora.vae import FrequencyCompensatedVAE, VQTokenizer
 from medsora.vae.compensation import compensation_modules
 from tests.support import tiny_training as tiny
@@ -109,6 +109,22 @@ def test_the_only_stage_2_run_inside_is_meant(tmp_path: Path) -> None:
     (tmp_path / "dit-B" / "pipeline.json").write_text("{}")
     with pytest.raises(BadInput, match=r"did you mean .*dit-B or .*dit-S\?"):
         stage_2_folder(tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["", "final", "checkpoints/step-0000004"])
+def test_a_folder_of_stage_1_is_named_and_the_one_meant(tmp_path: Path, inside: str) -> None:
+    vae = tmp_path / "vae"
+    (vae / "checkpoints" / "step-0000004" / "vae").mkdir(parents=True)
+    given = vae / inside
+    for ended in (False, True) if inside != "final" else (True,):
+        if ended:
+            write_class(vae / "final", "FrequencyCompensatedVAE")
+        with pytest.raises(BadInput, match=r"is of stage 1, the VAE; .* folder of stage 2: train that first"):
+            find_model(given)
+    run = write_run(tmp_path / "dit-S", steps=(5,))
+    with pytest.raises(BadInput, match=f"folder of stage 2: {run}."):
+        find_model(given)
+    assert find_model(run).step == find_model(run / "checkpoints" / "step-0000005").step == 5
 
 
 def test_the_rate_of_the_training_data_is_kept_where_it_is_known(tmp_path: Path) -> None:

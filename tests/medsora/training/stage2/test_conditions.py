@@ -71,6 +71,8 @@ def test_stopped_and_gone_on_with_it_is_the_run_that_nobody_stopped(
     assert geometry["given_frames"] == [1]
     assert (geometry["interval"], geometry["crop"]) == (config.data.interval, config.data.crop)
     assert MedSoraPipeline.from_folder(find_model(runs[0])).labels == geometry["labels"]
+    # Training ran outside the checkout, whose scripts are not there.
+    assert f"sample with 'medsora sample --model {runs[0]} --out" in (runs[0] / "messages.txt").read_text()
 
 
 def test_labels_are_those_of_the_table_and_a_part_is_dropped(stage: Stage2, clips: Path) -> None:
