@@ -37,7 +37,7 @@ from tools.run_docs_commands import ROOT, Block, blocks_of, is_run, pages, run_b
 # Words with a letter or a digit, code and tables included; a limit is raised only for a new topic.
 MAX_WORDS = {
     "README": 900,
-    "ablation": 510,
+    "ablation": 530,
     "api": 50,
     "clusters": 390,
     "comparison": 430,
