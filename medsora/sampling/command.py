@@ -22,8 +22,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the command line. Its names and defaults are those of `SamplingSettings`, which loads slowly."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Sample videos from a trained model. Each video has its own seed and is the same at any "
-        "batch size and on any number of processes ('accelerate launch sample_ddim.py ...' splits the work). "
+        description="Sample videos from a trained model. Each video has its own seed and is the same, "
+        "up to rounding, at any batch size and on any number of processes ('accelerate launch "
+        "sample_ddim.py ...' splits the work). "
         "Videos that are there already are skipped, so an interrupted command can be started again.",
         epilog=EXIT_STATUSES.replace("saved", "finished videos kept"),
         argument_default=argparse.SUPPRESS,

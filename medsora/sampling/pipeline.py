@@ -1,7 +1,7 @@
 """From noise to videos: the denoiser, the VAE and the sampler joined.
 
-Video k starts from noise that its own seed draws on the CPU, so a seed gives the same video at any batch size
-and on any number of processes. Shapes: latents (B, n, C, h, w), videos (N, F, H, W, 3).
+Video k starts from noise that its own seed draws on the CPU, so a seed gives the same video, up to rounding,
+at any batch size and on any number of processes. Shapes: latents (B, n, C, h, w), videos (N, F, H, W, 3).
 """
 
 from __future__ import annotations
