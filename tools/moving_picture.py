@@ -14,7 +14,7 @@ from PIL import Image
 
 from medsora.data.sheet import contact_sheet
 from medsora.errors import BadInput
-from medsora.evaluation.conditional.command import load_measured, trained_polyp_size
+from medsora.evaluation.conditional.command import load_measured, trained_phantom
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import written_beside
@@ -58,7 +58,7 @@ def main() -> None:
     if options.film is None:
         kind = (pipeline.config.frames, pipeline.config.size[0])
         clips, numbers, names = phantom_clips(
-            options.cache, 3 * len(labels), *kind, HELD_OUT_SEED, trained_polyp_size(options.model)
+            options.cache, 3 * len(labels), *kind, HELD_OUT_SEED, *trained_phantom(options.model)
         )
         chosen = [
             np.flatnonzero(numbers == names.index(label))[k % options.columns]

@@ -37,7 +37,7 @@ from torch import Tensor
 from medsora.config.choices import SAMPLERS, WEIGHT_FREE
 from medsora.data.reading.pixels import video_to_frames
 from medsora.errors import BadInput, bad_input_from_errors
-from medsora.evaluation.conditional.command import trained_polyp_size
+from medsora.evaluation.conditional.command import trained_phantom
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_folder
 from medsora.evaluation.features.clip_set import choose_clips
 from medsora.evaluation.features.feature_store import Features
@@ -318,7 +318,7 @@ def distances_from(options: argparse.Namespace, model: ModelFolder) -> tuple[lis
     root, read = options.real, {"interval": 1, "crop": "none"}
     if root is None:
         root = phantom_folder(
-            options.out, options.videos, frames, height, HELD_OUT_SEED, trained_polyp_size(options.model)
+            options.out, options.videos, frames, height, HELD_OUT_SEED, *trained_phantom(options.model)
         )
     else:
         read = {"interval": 1, "crop": "auto"} | model.trained_on

@@ -54,5 +54,5 @@ def test_bad_input_is_one_sentence_and_status_2(script: str) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        "error: configs/phantom.yaml: there is no key 'data.framse'; did you mean 'data.frames'?"
+        "error: the command line: there is no key 'data.framse'; did you mean 'data.frames'?"
     )
