@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from tests.support.paths import ROOT
@@ -45,3 +47,13 @@ def test_nothing_but_tests_lies_among_the_tests() -> None:
         if "run_moved(" not in path.read_text(encoding="utf-8")  # an old command's name
     }
     assert not others
+
+
+def test_no_link_is_committed() -> None:
+    """A link names a place of one machine, such as runs or an environment."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert [line for line in listed.stdout.splitlines() if line.startswith("120000")] == []
