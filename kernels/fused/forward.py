@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from medsora.kernels.fused.ops import (
-    MOST_LOG2,
+    MAX_EXPONENT,
     PRECISION,
     SIZES,
     activated,
@@ -177,7 +177,7 @@ def scan_forward(
             else:
                 reached, _ = log2_reached(decay, past, PACKED)
                 exponent = reached[:, None] - (reached - tl.log2(dt))[None, :]
-                kernel = exp2_approximately(tl.minimum(exponent, MOST_LOG2)) * CB
+                kernel = exp2_approximately(tl.minimum(exponent, MAX_EXPONENT)) * CB
                 own = skip + (reached - reached)[:, None]  # NaN from a row that is not finite on
             kernel += tl.where(past & ~earlier, own, 0.0)
             result = tl.dot(kernel.to(dtype), x, input_precision=PRECISION)

@@ -13,11 +13,11 @@ from medsora.kernels.fused.plan import interpreted
 # cores and makes so much code of these tiles that compiling takes minutes and registers spill.
 PRECISION = tl.constexpr("tf32x3")
 
-# Where sums of ΔA are subtracted (bf16, float16), no step counts for less: e^-32 of anything is nothing, and
+# Where sums of ΔA are subtracted (bf16, float16), a step's ΔA is at least this: e^-32 is negligible, and
 # the sums of a tile's 64 steps stay right to 2e-4.
 LOWEST_STEP = tl.constexpr(-32.0)
 LOG2_E = tl.constexpr(1.4426950408889634)
-MOST_LOG2 = tl.constexpr(64.0)  # 2^64·0 is 0: what a row must not see vanishes without a mask
+MAX_EXPONENT = tl.constexpr(64.0)  # 2^64·0 is 0: what a row must not see vanishes without a mask
 INTERPRETED = tl.constexpr(interpreted())
 
 # Sizes that differ from batch to batch and from clip to clip: no kernel is compiled for one of them alone.

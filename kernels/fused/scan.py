@@ -19,8 +19,8 @@ from medsora.kernels.fused import plan as fused_plan
 from medsora.kernels.fused.plan import MAX_TILE_STEPS, chunked_tile, on, split_of_a_head
 
 PROGRAMS_PER_PROCESSOR = 4  # fewer heads per program where there would be less than that to do
-MAX_REGISTERS = 128  # of a thread in a scan of short sequences: four programs to a multiprocessor
-CONV_STEPS, CONV_WARPS = 16, 2  # of a program of the convolution
+MAX_REGISTERS = 128  # per thread in a scan of short sequences: four programs fit a multiprocessor
+CONV_STEPS, CONV_WARPS = 16, 2  # per program of the convolution
 MAX_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients
 MAX_BACKWARD_BYTES = 2**31  # buffers of a backward pass; a batch that needs more goes through in parts
 

@@ -24,7 +24,7 @@ from medsora.runtime.files import read_patiently
 OUTPUTS = tuple(name for name, key in all_keys().items() if key.output)
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 100_000, 20
 MAX_NUMBER = 2**53
-MAX_CHARACTERS = 4096  # of a value on the command line: the longest path
+MAX_CHARACTERS = 4096  # in a value on the command line; no path is longer
 COMMAND_LINE = "the command line"
 NULLS = ("null", "~")
 # Numbers that YAML 1.1 reads as others than a reader does: 010 is 8, 0x10 16, 1_0 10, 1:30 90.

@@ -36,7 +36,7 @@ from medsora.runtime.versions import library_versions
 
 CHOICE = "clips without overlap from every usable video, then a seeded permutation's first clips"
 BY_FRAME = ("inception",)  # extractors that see single frames
-MIN_VIDEOS = 10  # of a set, for whole videos to be drawn instead of clips
+MIN_VIDEOS = 10  # in a set; with fewer, the bootstrap draws clips instead of whole videos
 LIBRARIES = ("numpy", "scipy", "opencv-python-headless", "av", "pillow", "torchvision", "transformers")
 LIBRARIES += ("torch-fidelity",)
 

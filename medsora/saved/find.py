@@ -61,7 +61,7 @@ CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
 # A saved pipeline's class and the folders of its two models: what is sampled from, what decodes.
 PARTS = {"MedSoraPipeline": ("denoiser", "vae"), "EndoGenPipeline": ("transformer", "tokenizer")}
 MEDSORA, ENDOGEN = PARTS
-DESCRIBED = ("pipeline.json", "model_index.json")  # of a run of stage 2, of a saved pipeline
+DESCRIBED = ("pipeline.json", "model_index.json")  # what a stage-2 run and a saved pipeline hold
 UNTOUCHED_BASE = "base"  # as `vae.path`
 BASE_FILES = ["config.json", SAFETENSORS_WEIGHTS_NAME]  # of a repository that is the VAE alone
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
