@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from medsora.denoiser.attention import rotary_tables, rotated
+from medsora.denoiser.attention import attend, rotary_tables, rotated
 from medsora.denoiser.linear import Linear
 from medsora.denoiser.mamba import FrameScans, SpatialMamba, TemporalMamba
 
@@ -33,7 +32,7 @@ class SelfAttention(nn.Module):
         qkv = rearrange(qkv, "N L (three heads p) -> three N heads L p", three=3, heads=self.heads)
         exact = torch.promote_types(qkv.dtype, torch.float32)
         tables = rotary_tables(x.shape[-2], qkv.shape[-1], 0, x.device, exact)
-        y = scaled_dot_product_attention(*rotated(qkv, *tables))
+        y = attend(*rotated(qkv, *tables))
         return self.out_proj(rearrange(y, "N heads L p -> N L (heads p)")).view_as(x)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from medsora.config.choices import LAYOUTS, PREDICTIONS
 from medsora.config.presets import ENDORA_PRESETS
+from medsora.denoiser.attention import attend
 from medsora.denoiser.base import Denoiser, Modulation
 from medsora.denoiser.embed import TIME_FEATURES, PatchEmbedding, TimeEmbedding, position_table, sinusoids
 from medsora.denoiser.linear import Linear
@@ -186,7 +187,7 @@ class Block(nn.Module):
         inside = "(B l) head n p" if self.along_time else "(B n) head l p"
         sizes = {"B": x.shape[0], "l": x.shape[2]}
         qkv = rearrange(self.qkv(x), f"B n l (part head p) -> part {inside}", part=3, head=self.heads)
-        y = F.scaled_dot_product_attention(*qkv.unbind())
+        y = attend(*qkv.unbind())
         return self.projection(rearrange(y, f"{inside} -> B n l (head p)", **sizes))
 
 

@@ -6,9 +6,10 @@ import local_attention
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from medsora.denoiser.attention import LocalAttention, rotary_tables, window_mask
+from medsora.denoiser.attention import LocalAttention, attend, rotary_tables, window_mask
 
 WIDTH, HEADS, WINDOW = 32, 4, 8
 
@@ -38,6 +39,23 @@ def test_equals_the_package_with_gradients(length: int) -> None:
     (gradient,) = torch.autograd.grad((ours(x) * weight).sum(), ours.qkv.weight)
     (expected,) = torch.autograd.grad((theirs * weight).sum(), ours.qkv.weight)
     torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("keys", [3, 64, 128, 129])
+@pytest.mark.parametrize("masked", [False, True])
+def test_short_sequences_attend_as_pytorch_has_it_with_gradients(keys: int, masked: bool) -> None:
+    q = torch.randn(2, 4, 16, 8, dtype=torch.float64, requires_grad=True)
+    k, v = torch.randn(2, 2, 4, keys, 8, dtype=torch.float64, requires_grad=True).unbind()
+    mask = torch.randn(16, keys, dtype=torch.float64).masked_fill(torch.rand(16, keys) < 0.3, -torch.inf)
+    mask[:, 0] = 0
+    ours = attend(q, k, v, mask if masked else None)
+    theirs = scaled_dot_product_attention(q, k, v, attn_mask=mask if masked else None)
+    torch.testing.assert_close(ours, theirs)
+
+    weight = torch.randn_like(ours)
+    gradients = torch.autograd.grad((ours * weight).sum(), (q, k, v))
+    expected = torch.autograd.grad((theirs * weight).sum(), (q, k, v))
+    torch.testing.assert_close(gradients, expected)
 
 
 @pytest.mark.parametrize("length", [40, 200])

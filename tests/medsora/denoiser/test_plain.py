@@ -18,8 +18,8 @@ from medsora.errors import BadInput
 from tests.medsora.conftest import SMALL
 from tests.support.patience import PATIENCE_S
 
-# Relative to the largest value; float32 gradients differ by 1.1e-5 on some CPUs.
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
+# Relative to the largest value; A_log's gradients are sums that cancel: up to 2.3e-5 in float32, all others 6e-6.
+TOLERANCE = {torch.float32: 4e-5, torch.float64: 1e-10}
 
 # On a CPU the package's kernels run in Triton's interpreter; its compiled parts have stand-ins, and its
 # __init__ would import transformers.
