@@ -525,6 +525,13 @@ class DenoiserTrainingConfig(GeneratorTrainingConfig):
         choices=LOSS_TARGETS,
         was="error_of",
     )
+    timestep_logit_mean: float | None = key(
+        None,
+        "Draw timesteps t of 1,000 whose log(t / (1000 - t)) is normal with this mean and standard deviation "
+        "1; null: all timesteps equally often, as in the paper.",
+        at_least=-5,
+        at_most=5,
+    )
     compile: bool = key(False, "Compile the denoiser's blocks by torch.compile; needs an NVIDIA or AMD GPU.")
     sample_steps: int = key(
         250, "DDIM steps of sampled videos.", above=0, at_most=DIFFUSION_STEPS, resume=FREE

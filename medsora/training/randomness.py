@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from statistics import NormalDist
 
 import torch
 
@@ -35,12 +36,18 @@ def chance_for(seed: int, purpose: str, sample: int) -> float:
     return derive_seed(seed, purpose, sample) / 2**63
 
 
-def timestep_for(steps: int, seed: int, sample: int) -> int:
+def timestep_for(steps: int, seed: int, sample: int, logit_mean: float | None = None) -> int:
     """Return the diffusion timestep in [0, steps) of one global sample number.
+
+    Each is as likely as another, or, with `logit_mean`, log(t / (steps - t)) is normal with this mean and a
+    standard deviation of 1 (Esser et al., 2024).
 
     Multiples of the golden ratio, shifted by a random number of the run: each timestep is as likely as with
     independent draws, but the samples of a batch spread evenly over them, so the loss varies less from batch
     to batch (as the antithetic timesteps of Kingma et al., 2021, at any batch size and number of processes).
     """
     shift = derive_seed(seed, "timestep") / 2**63
-    return int(steps * math.fmod(shift + sample * GOLDEN_RATIO, 1.0))
+    place = math.fmod(shift + sample * GOLDEN_RATIO, 1.0)
+    if logit_mean is not None:
+        place = 1 / (1 + math.exp(-logit_mean - NormalDist().inv_cdf(place or 2**-63)))
+    return int(steps * place)

@@ -33,6 +33,7 @@ from medsora.saved.optimizer import moments
 from medsora.saved.pipeline import DTYPES
 from medsora.training.cache.prior import has_image_targets
 from medsora.training.joint_images import image_latents, image_moments
+from medsora.training.randomness import timestep_for
 from medsora.training.stage2.inputs import Stage2Inputs
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.vae import FrequencyCompensatedVAE, VideoVAE, VQTokenizer
@@ -151,9 +152,10 @@ def denoiser_flops(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPr
     if config.cache.latents != "disk":
         flops += count_flops([vae], work.encode, gradients=False)
     if prior is not None and config.cache.prior != "disk":
-        alignment, timesteps = config.alignment, torch.arange(GaussianDiffusion().steps)
+        alignment, steps = config.alignment, GaussianDiffusion().steps
+        drawn = [timestep_for(steps, 0, n, config.train_dit.timestep_logit_mean) for n in range(steps)]
         skips = alignment.kind == "flow" and alignment.correlation == "sample"
-        share = needed(timesteps, alignment.margin).double().mean() if skips else 1
+        share = needed(torch.tensor(drawn), alignment.margin).double().mean() if skips else 1
         flops += float(share) * count_flops([prior], work.targets, gradients=False)
     return flops
 

@@ -57,7 +57,8 @@ class Stage2Samples(Dataset):
         self.latents, self.priors = latents, priors
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        t = timestep_for(self.steps, self.config.run.seed, key.number)
+        logit_mean = self.config.train_dit.timestep_logit_mean
+        t = timestep_for(self.steps, self.config.run.seed, key.number, logit_mean)
         alignment = self.config.alignment
         given = self._given_latents(key.number)
         # A sample with given frames is left out of the alignment: its latents are not all as noisy as t says.

@@ -18,7 +18,7 @@ from medsora.errors import BadInput
 from tests.medsora.conftest import SMALL
 from tests.support.patience import PATIENCE_S
 
-# Relative to the largest value; A_log's gradients are sums that cancel: up to 2.3e-5 in float32, all others 6e-6.
+# Relative to the largest value; A_log's gradients are sums that cancel: 2.3e-5 in float32, all others 6e-6.
 TOLERANCE = {torch.float32: 4e-5, torch.float64: 1e-10}
 
 # On a CPU the package's kernels run in Triton's interpreter; its compiled parts have stand-ins, and its

@@ -18,6 +18,15 @@ def test_timesteps_are_uniform_and_every_batch_covers_their_range(seed: int) -> 
     assert gaps.max() < 350  # 8 independent draws leave a wider gap in more than half of the batches
 
 
+def test_timesteps_of_a_logit_mean_have_its_normal_distribution() -> None:
+    timesteps = torch.tensor([timestep_for(1000, 0, sample, -0.6) for sample in range(8000)])
+    assert timesteps.min() >= 0
+    assert timesteps.max() < 1000
+    logits = torch.logit((timesteps + 0.5) / 1000)
+    assert logits.mean() == pytest.approx(-0.6, abs=0.01)
+    assert logits.std() == pytest.approx(1, abs=0.01)
+
+
 def test_timesteps_depend_on_seed_and_number_alone() -> None:
     first = [timestep_for(1000, 0, sample) for sample in range(20)]
     assert first == [timestep_for(1000, 0, sample) for sample in range(20)]
