@@ -17,6 +17,7 @@ from medsora.downstream.scores import BALANCED_ACCURACY, F1, classification_scor
 from medsora.downstream.study import SUPERVISED, Study, draws_of_test
 from medsora.downstream.training import PUBLISHED, Recipe, given_recipe, tenths, train
 from medsora.errors import BadInput
+from medsora.runtime.digests import sha256
 from medsora.runtime.processes import join_group
 
 FIXMATCH_NOTE = (
@@ -123,7 +124,7 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
             "recipe": vars(recipe),
             "reading": reading._asdict(),
             "backbone": options.backbone,
-            "weights": str(options.weights),
+            "weights": weights_facts(options.weights),
             "labels": labels,
             "positive": positive,
             "labelled": {
@@ -174,3 +175,10 @@ def _choose(words: dict[str, str], per_class: int, seed: int | None) -> list[str
             names = [names[k] for k in sorted(picked)]
         chosen += names[:per_class]
     return chosen
+
+
+def weights_facts(path: Path | None) -> str | dict[str, str]:
+    """Return what identifies a backbone's weights: the digest of their file, or those of a folder's files."""
+    if path is None or path.is_file():
+        return str(path and sha256(path))
+    return {each.name: sha256(each) for each in sorted(path.iterdir()) if each.is_file()}

@@ -19,6 +19,7 @@ from transformers import TimesformerConfig, TimesformerModel
 from medsora.data.reading.video_io import write_video
 from medsora.downstream import fixmatch
 from medsora.downstream.backbones import PUBLISHED_NAMES, TimeSformer, build_backbone
+from medsora.downstream.classify import weights_facts
 from medsora.downstream.clips import Reading, find_videos, published_frames, read_clips
 from medsora.downstream.command import main
 from medsora.downstream.fixmatch import classify, fixmatch_losses, strong_view, weak_view
@@ -264,3 +265,16 @@ def test_timesformer_loads_the_published_names_and_a_folder(
     torch.save({"teacher": {}}, tmp_path / "empty.pth")
     with pytest.raises(BadInput, match="no published TimeSformer"):
         TimeSformer(2, tmp_path / "empty.pth", 8, 32)
+
+
+def test_weights_are_told_apart_by_content(tmp_path: Path) -> None:
+    file, folder = tmp_path / "svt.pth", tmp_path / "svt"
+    folder.mkdir()
+    before = []
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        (folder / "model.safetensors").write_bytes(content)
+        before.append((weights_facts(file), weights_facts(folder)))
+    assert before[0][0] != before[1][0]
+    assert before[0][1] != before[1][1]
+    assert weights_facts(None) == "None"  # as results of earlier versions say
