@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.environment import parse_flag_from_env
@@ -134,9 +135,26 @@ class Heartbeat(threading.Thread):
 def join_group() -> PartialState:
     """Return this process's place among those that a launcher started, once they have found each other.
 
-    Its `device` is a CUDA GPU or another accelerator that PyTorch finds, MPS on a Mac, else the CPU.
+    Its `device` is a CUDA GPU or another accelerator that PyTorch finds, MPS on a Mac, else the CPU. A single
+    process of `accelerate launch` uses all cores, as without the launcher.
     """
+    if _launcher_chose_one_thread():
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=MAX_WAIT)
+
+
+def _launcher_chose_one_thread() -> bool:
+    """Whether OMP_NUM_THREADS is accelerate's default for a single process instead of the user's choice.
+
+    What a user sets is in the launcher's own environment or command line, which Linux shows.
+    """
+    if os.environ.get("OMP_NUM_THREADS") != "1" or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return False
+    with suppress(OSError):
+        launcher = Path(f"/proc/{os.getppid()}")
+        chosen = (launcher / "environ").read_bytes() + (launcher / "cmdline").read_bytes().replace(b"-", b"_")
+        return not any(word in chosen for word in (b"OMP_NUM_THREADS=", b"num_cpu_threads_per_process"))
+    return False
 
 
 def start_heartbeat(silent_s: float = SILENT_S) -> None:

@@ -66,6 +66,38 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(clips: Path, tmp_path: 
     ), done.stderr
 
 
+PRINT_THREADS = """
+import torch
+from medsora.runtime.processes import join_group
+join_group()
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="only Linux shows what it was given")
+@pytest.mark.parametrize(
+    ("variable", "arguments", "threads"),
+    [(None, [], 2), ("1", [], 1), (None, ["--num_cpu_threads_per_process", "1"], 1)],
+    ids=["the launcher's default", "variable", "argument"],
+)
+def test_a_single_process_of_the_launcher_uses_all_cores_unless_asked_otherwise(
+    tmp_path: Path, variable: str | None, arguments: list[str], threads: int
+) -> None:
+    script = tmp_path / "print_threads.py"
+    script.write_text(PRINT_THREADS, encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *arguments, str(script)]
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=environment | {"PYTHONPATH": str(ROOT)} | ({"OMP_NUM_THREADS": variable} if variable else {}),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    expected = min(threads, len(os.sched_getaffinity(0)))
+    assert done.stdout.split()[-1:] == [str(expected)], done.stderr
+
+
 def test_processes_that_disagree_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_agreement({"run folder": "runs/a", "number of clips": 3})
     others = [{"number of clips": 3}, {"number of clips": 4}]
