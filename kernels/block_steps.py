@@ -7,6 +7,8 @@ Shapes: B samples, n frames, l tokens of a frame, d wide.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -33,21 +35,36 @@ def fused(backend: str, tokens: Tensor, *others: Tensor) -> bool:
     return served
 
 
-def norm(x: Tensor, shift: Tensor, scale: Tensor, layer: nn.LayerNorm, backend: str) -> Tensor:
-    """adaLN of tokens x (B, n, l, d): layer(x)·(1 + scale) + shift, these (B or 1, n or 1, 1, d)."""
-    if fused(backend, x, shift, scale):
-        return torch.ops.medsora.norm(x, shift, scale, layer.weight, layer.bias, layer.eps)
-    return torch.addcmul(shift, layer(x), 1 + scale)
+class Residual(NamedTuple):
+    """Tokens x + gate·branch, whose sum is left to the norm that reads it: x, branch (B, n, l, d)."""
+
+    x: Tensor
+    branch: Tensor
+    gate: Tensor  # (B or 1, n or 1, 1, d)
+
+    def sum(self) -> Tensor:
+        """The tokens."""
+        return torch.addcmul(self.x, self.gate, self.branch)
+
+
+def add(x: Tensor, branch: Tensor, gate: Tensor, backend: str) -> Tensor | Residual:
+    """x + gate·branch; where a kernel of our own adds it in `add_norm`, what is to be added."""
+    residual = Residual(x, branch, gate)
+    return residual if fused(backend, *residual) else residual.sum()
 
 
 def add_norm(
-    x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, layer: nn.LayerNorm, backend: str
+    x: Tensor | Residual, shift: Tensor, scale: Tensor, layer: nn.LayerNorm, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """x + gate·branch, and `norm` of that, which the next branch takes."""
-    if fused(backend, x, branch, gate, shift, scale):
-        return torch.ops.medsora.add_norm(x, branch, gate, shift, scale, layer.weight, layer.bias, layer.eps)
-    x = torch.addcmul(x, gate, branch)
-    return x, norm(x, shift, scale, layer, backend)
+    """Tokens (B, n, l, d), and their adaLN: layer(x)·(1 + scale) + shift, these (B or 1, n or 1, 1, d)."""
+    terms = x if isinstance(x, Residual) else (x,)
+    if fused(backend, *terms, shift, scale):
+        parameters = (shift, scale, layer.weight, layer.bias, layer.eps)
+        if isinstance(x, Residual):
+            return torch.ops.medsora.add_norm(*x, *parameters)
+        return x, torch.ops.medsora.norm(x, *parameters)
+    x = x.sum() if isinstance(x, Residual) else x
+    return x, torch.addcmul(shift, layer(x), 1 + scale)
 
 
 def gated_sum(height: Tensor, gate_height: Tensor, width: Tensor, gate_width: Tensor, backend: str) -> Tensor:

@@ -19,7 +19,7 @@ from medsora.kernels.fused import backend as triton_backend
 from medsora.kernels.fused import plan as fused_plan
 from tests.support.patience import PATIENCE_S
 
-LAUNCHES = 17  # per block: 7 products, 2 scans of 2, attention, 3 norms, gates, the last sum
+LAUNCHES = 18  # per block: 7 products, 2 scans of 3, attention, 3 norms, gates
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -55,6 +55,17 @@ def test_kernels_are_for_sampling_alone(monkeypatch: pytest.MonkeyPatch) -> None
             assert not block_steps.fused("auto", tokens), "operators choose their precision"
         monkeypatch.setattr(triton_backend, "unusable", lambda: "no compiler")
         assert not block_steps.fused("auto", tokens)
+
+
+def test_sums_are_left_to_the_next_norm_by_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, branch, gate = torch.randn(3, 2, 3, 4, 16)
+    layer, added = torch.nn.LayerNorm(16), torch.addcmul(x, gate, branch)
+    assert torch.equal(block_steps.add(x, branch, gate, "auto"), added)
+    total, normed = block_steps.add_norm(block_steps.Residual(x, branch, gate), gate, x, layer, "auto")
+    assert torch.equal(total, added)
+    assert torch.equal(normed, block_steps.add_norm(added, gate, x, layer, "auto")[1])
+    monkeypatch.setattr(block_steps, "fused", lambda *_: True)
+    assert block_steps.add(x, branch, gate, "auto") == (x, branch, gate)
 
 
 @pytest.mark.parametrize(

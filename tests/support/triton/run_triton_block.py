@@ -20,7 +20,7 @@ from medsora.kernels import block_steps
 from tests.support.triton.interpreter import interpret_on_cpu
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-LAUNCHES_OF_A_SCAN = 2  # scan; norm and sum
+LAUNCHES_OF_A_SCAN = 3  # convolution; scan; norm and sum
 NO_LAUNCH = ("empty", "detach", "_unsafe_view", "promote")
 
 
@@ -30,16 +30,21 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def norms(dtype: torch.dtype, device: str, width: int, *, framewise: bool, affine: bool) -> dict[str, Tensor]:
-    """Both norms of 2 samples of 3 frames, modulated as `Block` cuts its modulations, or per frame."""
+    """Both norms of 2 samples of 3 frames, modulated as `Block` cuts its modulations.
+
+    Or per frame, and shifted and scaled as the last layer cuts its own.
+    """
     layer = nn.LayerNorm(width, elementwise_affine=affine)
     for seed, parameter in enumerate(layer.parameters()):
         parameter.data = random(width, seed=seed)
     modulation = random(2, 3 if framewise else 1, 3 * width).to(device, dtype)
     gate, shift, scale = modulation.unflatten(-1, (3, 1, -1)).permute(2, 0, 1, 3, 4)
+    if framewise:
+        shift, scale = random(2, 3, 2 * width, seed=3).to(device, dtype).unsqueeze(2).chunk(2, dim=-1)
     x, branch = (random(2, 3, 5, width, seed=seed).to(device, dtype) for seed in (1, 2))
     layer = layer.to(device, dtype)
-    alone = block_steps.norm(x, shift, scale, layer, "auto")
-    total, normed = block_steps.add_norm(x, branch, gate, shift, scale, layer, "auto")
+    _, alone = block_steps.add_norm(x, shift, scale, layer, "auto")
+    total, normed = block_steps.add_norm(block_steps.Residual(x, branch, gate), shift, scale, layer, "auto")
     return {"norm": alone, "sum": total, "norm of the sum": normed}
 
 
