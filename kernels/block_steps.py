@@ -67,11 +67,17 @@ def add_norm(
     return x, torch.addcmul(shift, layer(x), 1 + scale)
 
 
-def gated_sum(height: Tensor, gate_height: Tensor, width: Tensor, gate_width: Tensor, backend: str) -> Tensor:
-    """Eq. 9: height·σ(gate_height) + width·σ(gate_width), all of one shape."""
-    if fused(backend, height, gate_height, width, gate_width):
-        return torch.ops.medsora.gated_sum(height, gate_height, width, gate_width)
-    return torch.addcmul(height * gate_height.sigmoid(), width, gate_width.sigmoid())
+def gates(y: Tensor, of_height: nn.Linear, of_width: nn.Linear, backend: str) -> Tensor:
+    """Eq. 9 of y (2, ..., d), height and width: height·σ(of_height(height)) + width·σ(of_width(width))."""
+    layers, (height, width) = (of_height, of_width), y
+    ours = fused(backend, y, *(layer.weight for layer in layers))
+    if ours and y.dtype != torch.float32:
+        return torch.ops.medsora.gates(
+            y, *(value for layer in layers for value in (layer.weight, layer.bias))
+        )
+    if ours:
+        return torch.ops.medsora.gated_sum(height, of_height(height), width, of_width(width))
+    return torch.addcmul(height * of_height(height).sigmoid(), width, of_width(width).sigmoid())
 
 
 def attends_fused(qkv: Tensor, window: int, backend: str) -> bool:

@@ -34,6 +34,7 @@ def register() -> None:
     """Make the kernels known as `torch.ops.medsora`; needs a machine where they are not `unusable`."""
     importlib.import_module("medsora.kernels.fused.scan")
     importlib.import_module("medsora.kernels.fused.block")
+    importlib.import_module("medsora.kernels.fused.gates")
 
 
 # What torch.compiler.assume_constant_result sets: torch.compile registers them too, while it traces.

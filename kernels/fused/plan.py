@@ -128,6 +128,22 @@ def attends(length: int, window: int, features: int, dtype: torch.dtype, device:
     )
 
 
+class GatesTile(NamedTuple):
+    """What a program of the gates computes, the terms of a sum that it holds at once, and its warps."""
+
+    rows: int
+    columns: int
+    terms: int
+    warps: int
+
+
+def gates_tile(rows: int, width: int, device: torch.device) -> GatesTile:
+    """Tiles of a size that reuses what it reads, if they are enough for a GPU; else small ones."""
+    large, small = GatesTile(64, 128, 64, 8), GatesTile(32, 32, 128, 4)
+    programs = -(-rows // large.rows) * -(-width // large.columns)
+    return large if programs >= gpu(device).multiprocessors else small
+
+
 def _power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
 

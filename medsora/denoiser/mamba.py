@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medsora.denoiser.linear import Linear
 from medsora.kernels import mamba2_scan
-from medsora.kernels.block_steps import gated_sum
+from medsora.kernels.block_steps import gates
 from medsora.spiral import SpatialScan, spatial_orders, temporal_orders
 
 A_RANGE = (1.0, 16.0)
@@ -142,13 +142,12 @@ class SpatialMamba(nn.Module):
 
         y = _part_by_part(both_axes, self.mamba.project(x), scans)
         y = self.mamba.out_proj(y)
-        gates = [gate for gate in (self.gate_height, self.gate_width) if gate is not None]
-        if not gates:
+        of_axes = [gate for gate in (self.gate_height, self.gate_width) if gate is not None]
+        if not of_axes:
             return y.mean(dim=0).view_as(x)
-        if len(gates) == 1:
-            return (y[0] * gates[0](y[0]).sigmoid()).view_as(x)
-        height, width = y
-        return gated_sum(height, gates[0](height), width, gates[1](width), self.mamba.backend).view_as(x)
+        if len(of_axes) == 1:
+            return (y[0] * of_axes[0](y[0]).sigmoid()).view_as(x)
+        return gates(y, *of_axes, self.mamba.backend).view_as(x)
 
 
 class TemporalMamba(nn.Module):

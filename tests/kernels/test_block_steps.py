@@ -19,7 +19,7 @@ from medsora.kernels.fused import backend as triton_backend
 from medsora.kernels.fused import plan as fused_plan
 from tests.support.patience import PATIENCE_S
 
-LAUNCHES = 18  # per block: 7 products, 2 scans of 3, attention, 3 norms, gates
+LAUNCHES = 16  # per block: 5 products, gates, 2 scans of 3, attention, 3 norms
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -35,9 +35,12 @@ def test_kernels_equal_the_operators_and_a_step_launches_few() -> None:
     assert len(lines) > 20
     for line in lines:
         assert line["worst"] <= line["tolerance"], line
-    assert last["whole"]["error"] < 1e-5
-    assert last["whole"]["launches of a block"] <= LAUNCHES
-    assert last["whole"]["launches of the rest"] <= 10
+    exact, rounded = last["whole"].values()
+    assert exact["error"] < 1e-5
+    assert exact["launches of a block"] <= LAUNCHES + 2, "both gates' products are PyTorch's"
+    assert rounded["error"] < 3e-2
+    assert rounded["launches of a block"] <= LAUNCHES
+    assert rounded["launches of the rest"] <= 10
 
 
 def test_kernels_are_for_sampling_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,14 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medsora.kernels import block_steps
+from medsora.kernels.fused import plan as fused_plan
 from tests.support.triton.interpreter import interpret_on_cpu
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -48,9 +50,16 @@ def norms(dtype: torch.dtype, device: str, width: int, *, framewise: bool, affin
     return {"norm": alone, "sum": total, "norm of the sum": normed}
 
 
-def gates(dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    four = [random(2, 3, 5, 72, seed=seed).to(device, dtype) for seed in range(4)]
-    return {"gated sum": block_steps.gated_sum(*four, "auto")}
+def gates(dtype: torch.dtype, device: str, width: int, tokens: int, *, large: bool) -> dict[str, Tensor]:
+    """Both gates, in the tiles of a small batch or of a large one."""
+    layers = nn.Linear(width, width), nn.Linear(width, width)
+    for seed, parameter in enumerate(parameter for layer in layers for parameter in layer.parameters()):
+        parameter.data = random(*parameter.shape, seed=seed) * 2.0 ** -round(math.log2(width) / 2)
+    y = random(2, 3, tokens, width, seed=4).to(device, dtype)
+    layers = (layer.to(device, dtype) for layer in layers)
+    gpu = fused_plan.INTERPRETER._replace(multiprocessors=1 if large else 10**6)
+    with mock.patch.object(fused_plan, "gpu", return_value=gpu):
+        return {"gates": block_steps.gates(y, *layers, "auto")}
 
 
 def attention(dtype: torch.dtype, device: str, length: int, window: int, features: int) -> dict[str, Tensor]:
@@ -66,7 +75,10 @@ def attention(dtype: torch.dtype, device: str, length: int, window: int, feature
 def cases() -> Iterator[tuple[str, torch.dtype, object]]:
     """Name, dtype and what computes the case's tensors in a dtype on a device."""
     for dtype in TOLERANCE:
-        yield f"gates in {dtype}", dtype, gates
+        for width, tokens in ((72, 5), (200, 50)):
+            for large in (False, True):
+                options = {"width": width, "tokens": tokens, "large": large}
+                yield f"gates {options} in {dtype}", dtype, lambda *to, o=options: gates(*to, **o)
         for width, framewise, affine in ((64, False, True), (72, True, False), (1100, True, True)):
             options = {"width": width, "framewise": framewise, "affine": affine}
             yield f"norms {options} in {dtype}", dtype, lambda *to, o=options: norms(*to, **o)
@@ -109,7 +121,7 @@ class Launches(TorchDispatchMode):
 
 
 @torch.no_grad()
-def whole_model(device: str) -> dict[str, float]:
+def whole_model(device: str, dtype: torch.dtype) -> dict[str, float]:
     """A small denoiser by fused kernels against operators; the fused kernels of a block and of the rest."""
     from medsora import MedSora  # not before the interpreter is on
     from medsora.sampling.prepared import PreparedDenoiser
@@ -117,14 +129,14 @@ def whole_model(device: str) -> dict[str, float]:
     torch.manual_seed(0)
     sizes = {"width": 64, "heads": 2, "d_state": 16, "headdim": 32, "dropout": 0.0}
     models = {
-        (backend, depth): MedSora(**sizes, depth=depth, backend=backend).eval().to(device)
+        (backend, depth): MedSora(**sizes, depth=depth, backend=backend).eval().to(device, dtype)
         for backend in ("auto", "torch")
         for depth in (1, 2)
     }
     weights = {
         name: random(*value.shape).float() / 8 for name, value in models["auto", 2].state_dict().items()
     }
-    z, t = random(1, 3, 16, 8, 8).float().to(device), torch.tensor([7], device=device)
+    z, t = random(1, 3, 16, 8, 8).to(device, dtype), torch.tensor([7], device=device)
     answers, launches = {}, {}
     for (backend, depth), model in models.items():
         model.load_state_dict({name: weights[name] for name in model.state_dict()})
@@ -152,6 +164,8 @@ def check_registration(device: str) -> None:
     torch.library.opcheck(ours.norm, (x, shift, scale, gate.flatten(1)[0], gate.flatten(1)[0], 1e-5))
     torch.library.opcheck(ours.add_norm, (x, branch, gate, shift, scale, None, None, 1e-5))
     torch.library.opcheck(ours.gated_sum, (x, branch, branch, x))
+    y, weight = random(2, 5, 32).bfloat16().to(device), random(32, 32).bfloat16().to(device)
+    torch.library.opcheck(ours.gates, (y, weight, weight[0], weight, weight[1].clone()))
     torch.library.opcheck(ours.local_attention, (qkv, table, table, 3))
 
 
@@ -168,7 +182,8 @@ def main() -> None:
         worst = error(actual, {key: value.detach() for key, value in expected.items()})
         print(json.dumps({"case": name, "worst": worst, "tolerance": TOLERANCE[dtype]}), flush=True)
     check_registration(device)
-    print(json.dumps({"whole": whole_model(device)}), flush=True)
+    whole = {str(dtype): whole_model(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    print(json.dumps({"whole": whole}), flush=True)
 
 
 if __name__ == "__main__":
