@@ -17,7 +17,13 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from medsora.kernels.fused.ops import PRECISION, sigmoid
-from medsora.kernels.fused.plan import attention_tile, attention_warps, before_hopper, on
+from medsora.kernels.fused.plan import (
+    attention_tile,
+    attention_warps,
+    before_hopper,
+    fitting_attention_tile,
+    on,
+)
 
 ELEMENTS = 1024  # that a program of an elementwise kernel computes
 UNIT = 16  # elements that the count of most tensors divides by
@@ -184,8 +190,7 @@ def local_attention(qkv: Tensor, cos: Tensor, sin: Tensor, window: int) -> Tenso
     cos and sin are (2, l, f), of q and of k, in float32, the sines signed.
     """
     frames, length, _, heads, features = qkv.shape
-    old = before_hopper(qkv.device)
-    queries, keys = attention_tile(length, window, before_hopper=old)
+    queries, keys = fitting_attention_tile(frames * heads, length, window, qkv.device)
     tiles = triton.cdiv(length, queries)
     out = qkv.new_empty(frames, length, heads, features)
     with on(qkv.device):
@@ -204,7 +209,7 @@ def local_attention(qkv: Tensor, cos: Tensor, sin: Tensor, window: int) -> Tenso
             QUERIES=queries,
             KEYS=keys,
             BEFORE=window if tiles > 1 else 0,
-            num_warps=attention_warps(qkv.dtype, before_hopper=old),
+            num_warps=attention_warps(qkv.dtype, before_hopper=before_hopper(qkv.device)),
         )
     return out
 

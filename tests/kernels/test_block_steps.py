@@ -110,9 +110,26 @@ def test_attention_is_cut_smaller_before_hopper(
 ) -> None:
     monkeypatch.setattr(fused_plan, "gpu", lambda _: fused_plan.Gpu((8, 9), 142, 99 * 1024))
     assert fused_plan.attends(length, window, features, dtype, torch.device("cuda")) == fits
-    queries, keys = fused_plan.attention_tile(length, window, before_hopper=True)
+    queries, keys = fused_plan.attention_tile(length, window, small=True)
     assert queries == 16
     assert keys >= min(length, queries + 2 * window)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "window", "queries"),
+    [
+        (1, 64, 8, 16),  # preset B: 48 programs of a whole frame would leave most of a GPU idle
+        (32, 64, 8, 64),
+        (1, 4096, 8, 32),
+        (1, 64, 48, 64),  # few queries see more keys than the frame has
+    ],
+)
+def test_attention_is_cut_smaller_where_a_gpu_would_idle(
+    monkeypatch: pytest.MonkeyPatch, batch: int, length: int, window: int, queries: int
+) -> None:
+    monkeypatch.setattr(fused_plan, "gpu", lambda _: fused_plan.Gpu((9, 0), 132, 227 * 1024))
+    found = fused_plan.fitting_attention_tile(batch * 6 * 8, length, window, torch.device("cuda"))
+    assert found[0] == queries
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

@@ -134,7 +134,7 @@ def main() -> None:
     attention_spread = attention_warps(DTYPES[args.dtype], before_hopper=old)
     short, long = (
         attention
-        | dict(zip(("QUERIES", "KEYS"), attention_tile(length, 8, before_hopper=old), strict=True))
+        | dict(zip(("QUERIES", "KEYS"), attention_tile(length, 8, small=old), strict=True))
         | {"BEFORE": before}
         for length, before in ((16 if old else MAX_TILE_STEPS, 0), (MAX_TILE_STEPS + 1, 8))
     )

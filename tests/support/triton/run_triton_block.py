@@ -11,6 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from unittest import mock
 
 import torch
@@ -50,6 +51,12 @@ def norms(dtype: torch.dtype, device: str, width: int, *, framewise: bool, affin
     return {"norm": alone, "sum": total, "norm of the sum": normed}
 
 
+def gpu_of(multiprocessors: int) -> AbstractContextManager:
+    """Cut work into programs as for a GPU of so many multiprocessors."""
+    gpu = fused_plan.INTERPRETER._replace(multiprocessors=multiprocessors)
+    return mock.patch.object(fused_plan, "gpu", return_value=gpu)
+
+
 def gates(dtype: torch.dtype, device: str, width: int, tokens: int, *, large: bool) -> dict[str, Tensor]:
     """Both gates, in the tiles of a small batch or of a large one."""
     layers = nn.Linear(width, width), nn.Linear(width, width)
@@ -57,19 +64,22 @@ def gates(dtype: torch.dtype, device: str, width: int, tokens: int, *, large: bo
         parameter.data = random(*parameter.shape, seed=seed) * 2.0 ** -round(math.log2(width) / 2)
     y = random(2, 3, tokens, width, seed=4).to(device, dtype)
     layers = (layer.to(device, dtype) for layer in layers)
-    gpu = fused_plan.INTERPRETER._replace(multiprocessors=1 if large else 10**6)
-    with mock.patch.object(fused_plan, "gpu", return_value=gpu):
+    with gpu_of(1 if large else 10**6):
         return {"gates": block_steps.gates(y, *layers, "auto")}
 
 
-def attention(dtype: torch.dtype, device: str, length: int, window: int, features: int) -> dict[str, Tensor]:
+def attention(
+    dtype: torch.dtype, device: str, length: int, window: int, features: int, *, few: bool
+) -> dict[str, Tensor]:
+    """Local attention, in the tiles of a small batch or of a large one."""
     from medsora.denoiser.attention import LocalAttention  # not before the interpreter is on
 
     part = LocalAttention(2 * features, 2, window, dropout=0.1).eval()
     scale = 2.0 ** -round(math.log2(2 * features) / 2)  # q and k of about 1
     part.qkv.weight.data = random(6 * features, 2 * features) * scale
     x = random(2, 2, length, 2 * features, seed=1).to(device, dtype)
-    return {"attention": part.to(device, dtype)(x)}
+    with gpu_of(10**6 if few else 1):
+        return {"attention": part.to(device, dtype)(x)}
 
 
 def cases() -> Iterator[tuple[str, torch.dtype, object]]:
@@ -93,8 +103,9 @@ def cases() -> Iterator[tuple[str, torch.dtype, object]]:
             (70, 60, 200),
         ]
         for length, window, features in sizes if dtype != torch.float16 else sizes[:3]:
-            options = {"length": length, "window": window, "features": features}
-            yield f"attention {options} in {dtype}", dtype, lambda *to, o=options: attention(*to, **o)
+            for few in (False, True) if 16 < length <= 65 else (False,):
+                options = {"length": length, "window": window, "features": features, "few": few}
+                yield f"attention {options} in {dtype}", dtype, lambda *to, o=options: attention(*to, **o)
 
 
 def error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
