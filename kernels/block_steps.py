@@ -41,23 +41,51 @@ class Residual(NamedTuple):
     x: Tensor
     branch: Tensor
     gate: Tensor  # (B or 1, n or 1, 1, d)
+    mean_square: Tensor | None = None  # (parts, B, n·l): by the root of their sum the branch is to be divided
 
     def sum(self) -> Tensor:
         """The tokens."""
-        return torch.addcmul(self.x, self.gate, self.branch)
+        return torch.addcmul(self.x, self.gate, divided(self.branch, self.mean_square))
 
 
-def add(x: Tensor, branch: Tensor, gate: Tensor, backend: str) -> Tensor | Residual:
+def divided(branch: Tensor, mean_square: Tensor | None) -> Tensor:
+    """A branch (B, n, l, d) after what `gated_scan` has left to do."""
+    if mean_square is None:
+        return branch
+    return (branch * mean_square.sum(0).view(*branch.shape[:-1], 1).rsqrt()).type_as(branch)
+
+
+def add(
+    x: Tensor, branch: Tensor, gate: Tensor, backend: str, mean_square: Tensor | None = None
+) -> Tensor | Residual:
     """x + gate·branch; where a kernel of our own adds it in `add_norm`, what is to be added."""
-    residual = Residual(x, branch, gate)
-    return residual if fused(backend, *residual) else residual.sum()
+    residual = Residual(x, branch, gate, mean_square)
+    return residual if fused(backend, x, branch, gate) else residual.sum()
+
+
+def gated_scan(
+    zxbcdt: Tensor, *weights: Tensor, orders: Tensor, headdim: int, eps: float, backend: str
+) -> tuple[Tensor, Tensor] | None:
+    """`kernels.mamba2_scan` along one order, except that its norm has not divided yet; or None.
+
+    None where no kernel of our own does, and in float16, which might not hold such values. Else
+    (b, L, d_inner), and parts of the square of each token's divisor, (parts, b, L) in float32.
+    """
+    channels, d_inner = weights[0].shape[0], weights[-1].shape[0]
+    if (
+        zxbcdt.dtype == torch.float16
+        or not fused(backend, zxbcdt)
+        or fused_plan.declines(zxbcdt.device.type, zxbcdt.dtype, headdim, (channels - d_inner) // 2)
+    ):
+        return None
+    return triton_backend.scan(zxbcdt, *weights, orders=orders, headdim=headdim, eps=eps, gated=True)
 
 
 def add_norm(
     x: Tensor | Residual, shift: Tensor, scale: Tensor, layer: nn.LayerNorm, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Tokens (B, n, l, d), and their adaLN: layer(x)·(1 + scale) + shift, these (B or 1, n or 1, 1, d)."""
-    terms = x if isinstance(x, Residual) else (x,)
+    terms = x[:3] if isinstance(x, Residual) else (x,)
     if fused(backend, *terms, shift, scale):
         parameters = (shift, scale, layer.weight, layer.bias, layer.eps)
         if isinstance(x, Residual):

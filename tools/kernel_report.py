@@ -173,6 +173,8 @@ class Launch:
             return tokens[..., : arguments["DI"]]
         if self.name == "conv_forward":
             return tokens[..., arguments["HEADS"] * arguments["HEADDIM"] :]
+        if self.name == "scan_forward":
+            return tokens[..., : arguments["HEADS"] * arguments["HEADDIM"]]
         return tokens
 
     def signature(self) -> tuple[dict[str, str], dict[str, Any], list[str]]:

@@ -85,4 +85,8 @@ class Block(nn.Module):
             return x, x
         shift, scale, gate = next(branches)
         x, y = add_norm(x, shift, scale, self.temporal_norm, self.backend)
-        return add(x, self.temporal(y, scans), gate, self.backend), x
+        if isinstance(self.temporal, TemporalMamba):
+            y, mean_square = self.temporal.branch(y, scans)
+        else:
+            y, mean_square = self.temporal(y, scans), None
+        return add(x, y, gate, self.backend, mean_square), x

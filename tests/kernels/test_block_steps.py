@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from medsora.kernels.fused import backend as triton_backend
 from medsora.kernels.fused import plan as fused_plan
 from tests.support.patience import PATIENCE_S
 
-LAUNCHES = 16  # per block: 5 products, gates, 2 scans of 3, attention, 3 norms
+LAUNCHES = 15  # per block: 5 products, gates, scans of 3 and 2, attention, 3 norms
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -68,7 +69,27 @@ def test_sums_are_left_to_the_next_norm_by_kernels_alone(monkeypatch: pytest.Mon
     assert torch.equal(total, added)
     assert torch.equal(normed, block_steps.add_norm(added, gate, x, layer, "auto")[1])
     monkeypatch.setattr(block_steps, "fused", lambda *_: True)
-    assert block_steps.add(x, branch, gate, "auto") == (x, branch, gate)
+    assert block_steps.add(x, branch, gate, "auto") == (x, branch, gate, None)
+
+
+def test_a_branch_is_divided_by_the_root_of_what_its_parts_add_up_to() -> None:
+    branch, parts = torch.randn(2, 3, 4, 16), torch.rand(5, 2, 12)
+    expected = branch / parts.sum(0).sqrt().reshape(2, 3, 4, 1)
+    torch.testing.assert_close(block_steps.divided(branch, parts), expected)
+    assert block_steps.divided(branch.bfloat16(), parts).dtype == torch.bfloat16
+    assert block_steps.divided(branch, None) is branch
+
+
+def test_a_scan_leaves_its_norm_to_kernels_alone_and_not_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = partial(block_steps.gated_scan, orders=None, headdim=16, eps=1e-5, backend="auto")
+    weights = torch.zeros(64), torch.zeros(32)  # of the convolution, of the norm
+    assert scan(torch.zeros(1), *weights) is None
+    monkeypatch.setattr(block_steps, "fused", lambda *_: True)
+    monkeypatch.setattr(fused_plan, "declines_tensors", lambda *_: None)
+    monkeypatch.setattr(triton_backend, "scan", lambda *_, gated, **__: gated)
+    assert scan(torch.zeros(1), *weights) is True
+    assert scan(torch.zeros(1).half(), *weights) is None
+    assert scan(torch.zeros(1), *weights, headdim=24) is None
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from medsora.kernels.fused import plan as fused_plan
 from tests.support.triton.interpreter import interpret_on_cpu
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-LAUNCHES_OF_A_SCAN = 3  # convolution; scan; norm and sum
+LAUNCHES = {"medsora::scan": 3, "medsora::gated_scan": 2}  # convolution; scan; norm and sum
 NO_LAUNCH = ("empty", "detach", "_unsafe_view", "promote")
 
 
@@ -48,7 +48,25 @@ def norms(dtype: torch.dtype, device: str, width: int, *, framewise: bool, affin
     layer = layer.to(device, dtype)
     _, alone = block_steps.add_norm(x, shift, scale, layer, "auto")
     total, normed = block_steps.add_norm(block_steps.Residual(x, branch, gate), shift, scale, layer, "auto")
-    return {"norm": alone, "sum": total, "norm of the sum": normed}
+    shares = random(4, 2, 15, seed=5).to(device, torch.promote_types(dtype, torch.float32)).square()
+    divided, _ = block_steps.add_norm(
+        block_steps.Residual(x, branch, gate, shares), shift, scale, layer, "auto"
+    )
+    return {"norm": alone, "sum": total, "norm of the sum": normed, "divided": divided}
+
+
+def temporal(dtype: torch.dtype, device: str, frames: int, headdim: int) -> dict[str, Tensor]:
+    """A temporal branch that leaves its norm to the sum, in one tile or in chunks."""
+    from medsora.denoiser.mamba import TemporalMamba, frame_scans
+
+    torch.manual_seed(0)
+    branch = TemporalMamba(32, d_state=16, headdim=headdim, expand=4, d_conv=4, backend="auto").to(dtype)
+    for seed, (name, parameter) in enumerate(branch.named_parameters()):
+        drawn = random(*parameter.shape, seed=seed) / 4
+        parameter.data = (drawn if "weight" in name else parameter.bfloat16()).to(dtype)
+    x = random(2, frames, 4, 32, seed=9).to(device, dtype)
+    scans = frame_scans(frames, frames, (2, 2), 0, x.device)
+    return {"temporal branch": branch.to(device)(x, scans)}
 
 
 def gpu_of(multiprocessors: int) -> AbstractContextManager:
@@ -92,6 +110,9 @@ def cases() -> Iterator[tuple[str, torch.dtype, object]]:
         for width, framewise, affine in ((64, False, True), (72, True, False), (1100, True, True)):
             options = {"width": width, "framewise": framewise, "affine": affine}
             yield f"norms {options} in {dtype}", dtype, lambda *to, o=options: norms(*to, **o)
+        for frames, headdim in ((1, 32), (6, 16), (70, 32), (20, 128)):
+            options = {"frames": frames, "headdim": headdim}
+            yield f"temporal {options} in {dtype}", dtype, lambda *to, o=options: temporal(*to, **o)
         sizes = [
             (1, 8, 16),
             (5, 8, 24),
@@ -124,10 +145,8 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         name = operator._schema.name
         views = any(r.alias_info is not None and not r.alias_info.is_write for r in operator._schema.returns)
-        if name == "medsora::scan":
-            self.count += LAUNCHES_OF_A_SCAN
-        elif not views and not any(word in name for word in NO_LAUNCH):
-            self.count += 1
+        if not views and not any(word in name for word in NO_LAUNCH):
+            self.count += LAUNCHES.get(name, 1)
         return operator(*args, **(kwargs or {}))
 
 
@@ -173,7 +192,10 @@ def check_registration(device: str) -> None:
     qkv = random(6, 5, 3, 2, 16).float().to(device)
     ours = torch.ops.medsora
     torch.library.opcheck(ours.norm, (x, shift, scale, gate.flatten(1)[0], gate.flatten(1)[0], 1e-5))
-    torch.library.opcheck(ours.add_norm, (x, branch, gate, shift, scale, None, None, 1e-5))
+    torch.library.opcheck(
+        ours.add_norm,
+        (x, branch, gate, random(4, 2, 15).square().float().to(device), shift, scale, None, None, 1e-5),
+    )
     torch.library.opcheck(ours.gated_sum, (x, branch, branch, x))
     y, weight = random(2, 5, 32).bfloat16().to(device), random(32, 32).bfloat16().to(device)
     torch.library.opcheck(ours.gates, (y, weight, weight[0], weight, weight[1].clone()))
