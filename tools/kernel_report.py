@@ -50,6 +50,7 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 LOOPS = {
     "scan_forward": ("chunks", "HEADS_AT_ONCE"),
     "scan_backward": ("chunks", "HEADS_AT_ONCE"),
+    "gates_kernel": ("PARTS",),
     "norm_backward": ("rows_per_program",),
     "conv_backward": ("blocks_per_program", "ALL_ORDERS", "HEAD_BLOCKS"),
 }
@@ -172,6 +173,8 @@ class Launch:
             return tokens[..., : arguments["DI"]]
         if self.name == "conv_forward":
             return tokens[..., arguments["HEADS"] * arguments["HEADDIM"] :]
+        if self.name == "scan_forward":
+            return tokens[..., : arguments["HEADS"] * arguments["HEADDIM"]]
         return tokens
 
     def signature(self) -> tuple[dict[str, str], dict[str, Any], list[str]]:
@@ -222,7 +225,10 @@ class Compiled:
         at_once = min(self.programs, -(-programs // processors))
         cycles = self.instructions * max(model.cycles_between, at_once * self.warps / SCHEDULERS)
         rounds = -(-programs // (at_once * processors))
-        return model.start_s + max(rounds * cycles / model.clock_hz, launch.bytes / model.bytes_per_s)
+        products = self.flops * programs / model.flops_per_s[torch.bfloat16]
+        return model.start_s + max(
+            rounds * cycles / model.clock_hz, products, launch.bytes / model.bytes_per_s
+        )
 
     def floor_s(self, launch: Launch) -> float:
         """Seconds that nothing on an H200 can beat."""

@@ -34,6 +34,7 @@ def register() -> None:
     """Make the kernels known as `torch.ops.medsora`; needs a machine where they are not `unusable`."""
     importlib.import_module("medsora.kernels.fused.scan")
     importlib.import_module("medsora.kernels.fused.block")
+    importlib.import_module("medsora.kernels.fused.gates")
 
 
 # What torch.compiler.assume_constant_result sets: torch.compile registers them too, while it traces.
@@ -62,10 +63,16 @@ def scan(
     orders: Tensor,
     headdim: int,
     eps: float,
-) -> Tensor:
-    """As `kernels.mamba2_scan` describes, with orders (axes, k, S, l). Sums are kept in float32."""
+    gated: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As `kernels.mamba2_scan` describes, with orders (axes, k, S, l). Sums are kept in float32.
+
+    If `gated`, along one order, the norm has not divided yet: (b, L, d_inner), and what sums up to the square
+    of its divisor (parts, b, L).
+    """
     register()
-    return torch.ops.medsora.scan(
+    scanned = torch.ops.medsora.gated_scan if gated else torch.ops.medsora.scan
+    return scanned(
         zxbcdt if zxbcdt.stride(-1) == 1 else zxbcdt.contiguous(),
         conv_weight.reshape(conv_bias.shape[0], -1).contiguous(),
         conv_bias.contiguous(),

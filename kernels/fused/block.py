@@ -17,7 +17,13 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from medsora.kernels.fused.ops import PRECISION, sigmoid
-from medsora.kernels.fused.plan import attention_tile, attention_warps, before_hopper, on
+from medsora.kernels.fused.plan import (
+    attention_tile,
+    attention_warps,
+    before_hopper,
+    fitting_attention_tile,
+    on,
+)
 
 ELEMENTS = 1024  # that a program of an elementwise kernel computes
 UNIT = 16  # elements that the count of most tensors divides by
@@ -27,6 +33,7 @@ UNIT = 16  # elements that the count of most tensors divides by
 def add_norm_kernel(
     x,  # (N, l, d)
     branch,  # (N, l, d), read if ADDS
+    mean_square,  # (SHARES, N, l) float32: parts of the square of what divides the branch
     gate,  # this and the next two: (d,) of a frame, frames `frame_stride` and samples `sample_stride` apart
     shift,
     scale,
@@ -43,6 +50,8 @@ def add_norm_kernel(
     BLOCK: tl.constexpr,
     ADDS: tl.constexpr,
     AFFINE: tl.constexpr,
+    SHARES: tl.constexpr,
+    BLOCK_SHARES: tl.constexpr,
 ):
     """One program: one token. total = x + gate·branch; out = LayerNorm(total)·(1 + scale) + shift."""
     row = tl.program_id(0).to(tl.int64)
@@ -53,6 +62,10 @@ def add_norm_kernel(
     value = tl.load(x + row * WIDTH + d, mask=exists, other=0.0).to(tl.float32)
     if ADDS:
         added = tl.load(branch + row * WIDTH + d, mask=exists, other=0.0).to(tl.float32)
+        if SHARES > 0:
+            share = tl.arange(0, BLOCK_SHARES)
+            part = mean_square + share.to(tl.int64) * tl.num_programs(0) + row
+            added /= tl.sqrt(tl.sum(tl.load(part, mask=share < SHARES, other=0.0)))
         value += tl.load(gate + modulation + d, mask=exists, other=0.0).to(tl.float32) * added
         tl.store(total + row * WIDTH + d, value.to(total.dtype.element_ty), mask=exists)
     centred = tl.where(exists, value - tl.sum(value) / WIDTH, 0.0)
@@ -146,7 +159,7 @@ def norm(
     x: Tensor, shift: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """LayerNorm(x)·(1 + scale) + shift of x (B, n, l, d), shift and scale (B or 1, n or 1, 1, d)."""
-    return _add_norm(x, None, None, shift, scale, weight, bias, eps)[1]
+    return _add_norm(x, None, None, None, shift, scale, weight, bias, eps)[1]
 
 
 @torch.library.custom_op("medsora::add_norm", mutates_args=())
@@ -154,14 +167,15 @@ def add_norm(
     x: Tensor,
     branch: Tensor,
     gate: Tensor,
+    mean_square: Tensor | None,
     shift: Tensor,
     scale: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """x + gate·branch, and `norm` of that."""
-    return _add_norm(x, branch, gate, shift, scale, weight, bias, eps)
+    """x + gate·branch, and `norm` of that; `mean_square` as `gated_scan` gives it."""
+    return _add_norm(x, branch, gate, mean_square, shift, scale, weight, bias, eps)
 
 
 @torch.library.custom_op("medsora::gated_sum", mutates_args=())
@@ -184,8 +198,7 @@ def local_attention(qkv: Tensor, cos: Tensor, sin: Tensor, window: int) -> Tenso
     cos and sin are (2, l, f), of q and of k, in float32, the sines signed.
     """
     frames, length, _, heads, features = qkv.shape
-    old = before_hopper(qkv.device)
-    queries, keys = attention_tile(length, window, before_hopper=old)
+    queries, keys = fitting_attention_tile(frames * heads, length, window, qkv.device)
     tiles = triton.cdiv(length, queries)
     out = qkv.new_empty(frames, length, heads, features)
     with on(qkv.device):
@@ -204,7 +217,7 @@ def local_attention(qkv: Tensor, cos: Tensor, sin: Tensor, window: int) -> Tenso
             QUERIES=queries,
             KEYS=keys,
             BEFORE=window if tiles > 1 else 0,
-            num_warps=attention_warps(qkv.dtype, before_hopper=old),
+            num_warps=attention_warps(qkv.dtype, before_hopper=before_hopper(qkv.device)),
         )
     return out
 
@@ -215,7 +228,7 @@ def _(x, shift, scale, weight, bias, eps) -> Tensor:
 
 
 @add_norm.register_fake
-def _(x, branch, gate, shift, scale, weight, bias, eps) -> tuple[Tensor, Tensor]:
+def _(x, branch, gate, mean_square, shift, scale, weight, bias, eps) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
@@ -242,6 +255,7 @@ def _add_norm(
     x: Tensor,
     branch: Tensor | None,
     gate: Tensor | None,
+    mean_square: Tensor | None,
     shift: Tensor,
     scale: Tensor,
     weight: Tensor | None,
@@ -261,11 +275,13 @@ def _add_norm(
         0 if modulations[0].shape[axis] == 1 else modulations[0].stride(axis) for axis in (0, 1)
     )
     total = torch.empty_like(x) if branch is not None else x
+    shares = 0 if mean_square is None else len(mean_square)
     out = torch.empty_like(x)
     with on(x.device):
         add_norm_kernel[(batch * frames * length,)](
             x,
             x if branch is None else branch.contiguous(),
+            x if mean_square is None else mean_square.contiguous(),
             *(modulations if gate is not None else (x, *modulations)),
             x if weight is None else weight,
             x if bias is None else bias,
@@ -280,6 +296,8 @@ def _add_norm(
             BLOCK=triton.next_power_of_2(width),
             ADDS=branch is not None,
             AFFINE=weight is not None,
+            SHARES=shares,
+            BLOCK_SHARES=triton.next_power_of_2(max(1, shares)),
             num_warps=4 if width <= 1024 else 8,
         )
     return total, out

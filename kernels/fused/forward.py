@@ -104,13 +104,19 @@ def scan_forward(
     orders,
     A_log,
     D,
+    zxbcdt,  # as conv_forward read it; this and the next two are used if GATED
+    norm_weight,
+    mean_square,  # (HEADS, batch, tokens) float32, written: parts of the square of y's divisor
     y,  # (orders, batch, tokens, DI), written
     states,  # (orders, batch, sequences, HEADS, chunks, D_STATE, HEADDIM) float32, written if KEEP_STATES
+    batch_stride,
+    token_stride,
     batches,
     sequences,
     steps,
     tiles,
     chunks,
+    eps,
     HEADS: tl.constexpr,
     HEADDIM: tl.constexpr,
     SPLIT: tl.constexpr,  # so many heads share Δ, A and D: they are one whose channels were too many at once
@@ -124,6 +130,7 @@ def scan_forward(
     EXACT: tl.constexpr,
     ACTIVATED: tl.constexpr,
     KEEP_STATES: tl.constexpr,
+    GATED: tl.constexpr,  # of one order: whether y is what an RMS norm has left to divide
 ):
     """One program: one tile (or one long sequence), one order, HEADS_AT_ONCE heads, which share B and C."""
     DI: tl.constexpr = HEADS * HEADDIM
@@ -191,6 +198,14 @@ def scan_forward(
                 result += from_start[:, None] * carried
                 added = tl.dot(tl.trans(B), (x * (to_end * dt)[:, None]).to(dtype), input_precision=PRECISION)
                 state = throughout * state + added
+            if GATED:
+                place = zxbcdt + batch * batch_stride + token.to(tl.int64) * token_stride
+                z = tl.load(place[:, None] + columns[None, :], mask=inside[:, None], other=0.0)
+                result *= silu(z.to(tl.float32), EXACT)
+                share = tl.sum(result * result, axis=1) / DI + eps / HEADS
+                of_tokens = mean_square + head * row_count + batch * token_count
+                tl.store(of_tokens + token, share, mask=inside)
+                result *= tl.load(norm_weight + columns).to(tl.float32)[None, :]
             tl.store(
                 out + token.to(tl.int64)[:, None] * DI + columns[None, :],
                 result.to(y.dtype.element_ty),

@@ -97,13 +97,20 @@ def before_hopper(device: torch.device) -> bool:
     return gpu(device).capability < HOPPER
 
 
-def attention_tile(length: int, window: int, *, before_hopper: bool = False) -> tuple[int, int]:
+def attention_tile(length: int, window: int, *, small: bool = False) -> tuple[int, int]:
     """Queries of a frame of so many tokens that a program attends for, and the keys that it holds."""
-    if length <= (MIN_QUERIES if before_hopper else MAX_TILE_STEPS):
+    if length <= (MIN_QUERIES if small else MAX_TILE_STEPS):
         whole = max(MIN_QUERIES, _power_of_two(length))
         return whole, whole
-    queries = MIN_QUERIES if before_hopper else MAX_TILE_STEPS // 2
+    queries = MIN_QUERIES if small else MAX_TILE_STEPS // 2
     return queries, _power_of_two(queries + 2 * window)
+
+
+def fitting_attention_tile(maps: int, length: int, window: int, device: torch.device) -> tuple[int, int]:
+    """`attention_tile` for so many frames times heads: small before Hopper or where a GPU would idle."""
+    large, small = (attention_tile(length, window, small=small) for small in (False, True))
+    idles = maps * -(-length // large[0]) < gpu(device).multiprocessors
+    return small if before_hopper(device) or (idles and small[1] <= large[1]) else large
 
 
 def attention_warps(dtype: torch.dtype, *, before_hopper: bool = False) -> int:
@@ -117,7 +124,7 @@ def attends(length: int, window: int, features: int, dtype: torch.dtype, device:
     In float32 they do on Hopper and newer alone.
     """
     old = before_hopper(device)
-    queries, keys = attention_tile(length, window, before_hopper=old)
+    queries, keys = attention_tile(length, window, small=old)
     columns = max(16, _power_of_two(features))
     if keys > MAX_KEYS or keys * columns * dtype.itemsize > MAX_KEY_BYTES:
         return False
@@ -126,6 +133,22 @@ def attends(length: int, window: int, features: int, dtype: torch.dtype, device:
         and columns <= MAX_COLUMNS_BEFORE_HOPPER
         and (queries + keys) * columns <= MAX_NUMBERS_BEFORE_HOPPER
     )
+
+
+class GatesTile(NamedTuple):
+    """What a program of the gates computes, the terms of a sum that it holds at once, and its warps."""
+
+    rows: int
+    columns: int
+    terms: int
+    warps: int
+
+
+def gates_tile(rows: int, width: int, device: torch.device) -> GatesTile:
+    """Tiles of a size that reuses what it reads, if they are enough for a GPU; else small ones."""
+    large, small = GatesTile(64, 128, 64, 8), GatesTile(32, 32, 128, 4)
+    programs = -(-rows // large.rows) * -(-width // large.columns)
+    return large if programs >= gpu(device).multiprocessors else small
 
 
 def _power_of_two(least: int) -> int:

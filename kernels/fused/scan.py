@@ -191,6 +191,43 @@ def fused_scan(
     return out
 
 
+@torch.library.custom_op("medsora::gated_scan", mutates_args=())
+def gated_scan(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    orders: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """`fused_scan` along one order, before its norm divides; forward only, for sampling.
+
+    (b, T, d_inner), to be divided by the root of the sum of (parts, b, T) in float32.
+    """
+    if orders.shape[:2] != (1, 1):
+        raise ValueError(f"one order is scanned, not {tuple(orders.shape[:2])}.")
+    with on(zxbcdt.device):
+        launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=False)
+        mean_square = torch.empty(launch.heads, *zxbcdt.shape[:2], dtype=torch.float32, device=zxbcdt.device)
+        norm = norm_weight, mean_square, eps
+        y, *_ = _scan(
+            launch, zxbcdt, orders, conv_weight, conv_bias, dt_bias, A_log, D, backward=False, norm=norm
+        )
+    return y[0], mean_square
+
+
+@gated_scan.register_fake
+def _(zxbcdt, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, orders, eps) -> tuple[Tensor, Tensor]:
+    launch = plan(zxbcdt, conv_weight, D, norm_weight, orders, backward=False)
+    return (
+        zxbcdt.new_empty(*zxbcdt.shape[:2], norm_weight.shape[0]),
+        zxbcdt.new_empty(launch.heads, *zxbcdt.shape[:2], dtype=torch.float32),
+    )
+
+
 @fused_scan.register_fake
 def _(zxbcdt, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, orders, eps) -> Tensor:
     return zxbcdt.new_empty(orders.shape[0], *zxbcdt.shape[:2], norm_weight.shape[0])
@@ -355,10 +392,12 @@ def _scan(
     D: Tensor,
     *,
     backward: bool,
+    norm: tuple[Tensor, Tensor, float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y of every order (axes*k, b, T, d_inner), what was convolved, and the states that enter each chunk.
 
-    A backward pass needs the convolution before SiLU, and the states.
+    A backward pass needs the convolution before SiLU, and the states. With `norm`, its weight, mean squares
+    to be written and eps, y is gated.
     """
     of_orders = launch.all_orders, launch.batches, launch.tokens
     exact = {"dtype": torch.float32, "device": zxbcdt.device}
@@ -402,15 +441,19 @@ def _scan(
         orders,
         A_log,
         D,
+        *((y, D, delta) if norm is None else (zxbcdt, *norm[:2])),
         y,
         states,
+        *zxbcdt.stride()[:2],
         launch.batches,
         launch.sequences,
         launch.steps,
         launch.tiles,
         launch.chunks,
+        0.0 if norm is None else norm[2],
         ACTIVATED=not backward,
         KEEP_STATES=keep_states,
+        GATED=norm is not None,
         **launch.constants(zxbcdt.dtype),
     )
     return y, convolved, states

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from medsora.denoiser.attention import AttentionTables, LocalAttention
 from medsora.denoiser.global_attention import SpatialAttention, TemporalAttention
 from medsora.denoiser.linear import Linear
 from medsora.denoiser.mamba import FrameScans, SpatialMamba, TemporalMamba
-from medsora.kernels.block_steps import add_norm, norm
+from medsora.kernels.block_steps import Residual, add, add_norm
 
 
 class Block(nn.Module):
@@ -56,35 +55,38 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Residual,
         modulation: Tensor,
         scans: Sequence[FrameScans],
         tables: AttentionTables | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor | Residual, Tensor]:
         """Tokens after the block and, for the flow alignment, after its spatial part (§3.2).
 
+        While a GPU's kernels sample, the former are a `Residual`, which the next norm adds up.
+
         Args:
-            x: (B, n, l, d).
+            x: (B, n, l, d), or what another block returned.
             modulation: `self.modulation` of the activated time embedding (B or 1, 1, 9·d), or (B, n, 9·d) for
                 one timestep per latent frame; 3·d less for every branch that is left out.
             scans: `frame_scans` for `self.variant`.
             tables: of `self.attention`; default: it reads them from the cache.
         """
-        branches = iter(
-            rearrange(modulation, "B n (branch part d) -> branch part B n 1 d", part=3, d=x.shape[-1])
-        )
-        shift, scale, gate = next(branches)
+        width = self.modulation.in_features
+        branches = iter(rearrange(modulation, "B n (branch part d) -> branch part B n 1 d", part=3, d=width))
         if self.attention is not None:
-            y = self.attention(norm(x, shift, scale, self.attention_norm, self.backend), tables)
-            shift, scale, spatial_gate = next(branches)
-            x, y = add_norm(x, y, gate, shift, scale, self.spatial_norm, self.backend)
-            gate = spatial_gate
-        else:
-            y = norm(x, shift, scale, self.spatial_norm, self.backend)
-        y = self.spatial(y, scans)
+            shift, scale, gate = next(branches)
+            x, y = add_norm(x, shift, scale, self.attention_norm, self.backend)
+            x = Residual(x, self.attention(y, tables), gate)
+        shift, scale, gate = next(branches)
+        x, y = add_norm(x, shift, scale, self.spatial_norm, self.backend)
+        x = Residual(x, self.spatial(y, scans), gate)
         if self.temporal is None:
-            x = torch.addcmul(x, gate, y)
+            x = x.sum()
             return x, x
-        shift, scale, temporal_gate = next(branches)
-        x, y = add_norm(x, y, gate, shift, scale, self.temporal_norm, self.backend)
-        return torch.addcmul(x, temporal_gate, self.temporal(y, scans)), x
+        shift, scale, gate = next(branches)
+        x, y = add_norm(x, shift, scale, self.temporal_norm, self.backend)
+        if isinstance(self.temporal, TemporalMamba):
+            y, mean_square = self.temporal.branch(y, scans)
+        else:
+            y, mean_square = self.temporal(y, scans), None
+        return add(x, y, gate, self.backend, mean_square), x

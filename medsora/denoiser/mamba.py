@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from medsora.denoiser.linear import Linear
 from medsora.kernels import mamba2_scan
-from medsora.kernels.block_steps import gated_sum
+from medsora.kernels.block_steps import divided, gated_scan, gates
 from medsora.spiral import SpatialScan, spatial_orders, temporal_orders
 
 A_RANGE = (1.0, 16.0)
@@ -97,19 +97,18 @@ class Mamba2(nn.Module):
 
         What comes out still awaits `out_proj`, which looks at single tokens too.
         """
-        return mamba2_scan(
-            zxbcdt,
-            self.conv1d.weight,
-            self.conv1d.bias,
-            self.dt_bias,
-            self.A_log,
-            self.D,
-            self.norm.weight,
-            orders=orders,
-            headdim=self.headdim,
-            eps=self.norm.eps,
-            backend=self.backend,
-        )
+        return mamba2_scan(zxbcdt, *self._weights(), orders=orders, **self._settings())
+
+    def gated_scan(self, zxbcdt: Tensor, orders: Tensor) -> tuple[Tensor, Tensor] | None:
+        """`scan` as `block_steps.gated_scan` leaves it, or None."""
+        return gated_scan(zxbcdt, *self._weights(), orders=orders, **self._settings())
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        conv, norm = self.conv1d, self.norm
+        return conv.weight, conv.bias, self.dt_bias, self.A_log, self.D, norm.weight
+
+    def _settings(self) -> dict[str, Any]:
+        return {"headdim": self.headdim, "eps": self.norm.eps, "backend": self.backend}
 
     def forward(self, x: Tensor) -> Tensor:
         """A plain causal Mamba-2 layer: (b, L, d) -> (b, L, d)."""
@@ -142,13 +141,12 @@ class SpatialMamba(nn.Module):
 
         y = _part_by_part(both_axes, self.mamba.project(x), scans)
         y = self.mamba.out_proj(y)
-        gates = [gate for gate in (self.gate_height, self.gate_width) if gate is not None]
-        if not gates:
+        of_axes = [gate for gate in (self.gate_height, self.gate_width) if gate is not None]
+        if not of_axes:
             return y.mean(dim=0).view_as(x)
-        if len(gates) == 1:
-            return (y[0] * gates[0](y[0]).sigmoid()).view_as(x)
-        height, width = y
-        return gated_sum(height, gates[0](height), width, gates[1](width), self.mamba.backend).view_as(x)
+        if len(of_axes) == 1:
+            return (y[0] * of_axes[0](y[0]).sigmoid()).view_as(x)
+        return gates(y, *of_axes, self.mamba.backend).view_as(x)
 
 
 class TemporalMamba(nn.Module):
@@ -160,12 +158,18 @@ class TemporalMamba(nn.Module):
 
     def forward(self, x: Tensor, scans: Sequence[FrameScans]) -> Tensor:
         """Tokens (B, n, l, d) -> (B, n, l, d), along the frames as `frame_scans` says."""
+        return divided(*self.branch(x, scans))
+
+    def branch(self, x: Tensor, scans: Sequence[FrameScans]) -> tuple[Tensor, Tensor | None]:
+        """What `forward` returns, perhaps to be `divided`, and by what."""
 
         def over_time(projected: Tensor, part: FrameScans) -> Tensor:
             return self.mamba.scan(projected, part.temporal)
 
-        y = _part_by_part(over_time, self.mamba.project(x), scans)
-        return self.mamba.out_proj(y[0]).view_as(x)
+        tokens = self.mamba.project(x)
+        left = self.mamba.gated_scan(tokens.flatten(1, 2), scans[0].temporal) if len(scans) == 1 else None
+        y, mean_square = left or (_part_by_part(over_time, tokens, scans)[0], None)
+        return self.mamba.out_proj(y).view_as(x), mean_square
 
 
 def _part_by_part(

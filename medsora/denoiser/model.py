@@ -23,7 +23,7 @@ from medsora.denoiser.linear import Linear
 from medsora.denoiser.mamba import frame_scans
 from medsora.denoiser.velocity import noise_from_velocity
 from medsora.errors import BadInput
-from medsora.kernels.block_steps import norm
+from medsora.kernels.block_steps import Residual, add_norm
 from medsora.spiral import VARIANTS, SpatialScan
 
 
@@ -233,9 +233,14 @@ class FinalLayer(nn.Module):
         self.modulation = Linear(width, 2 * width)
         self.linear = Linear(width, 2 * channels * patch * patch)
 
-    def forward(self, x: Tensor, modulation: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(B, n, l, d), and `self.modulation` of the time embedding -> two tensors (B, n, C, h, w)."""
+    def forward(
+        self, x: Tensor | Residual, modulation: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return two tensors (B, n, C, h, w).
+
+        Of a block's tokens (B, n, l, d), and `self.modulation` of the time embedding.
+        """
         shift, scale = modulation.unsqueeze(2).chunk(2, dim=-1)
-        y = self.linear(norm(x, shift, scale, self.norm, self.backend))
+        y = self.linear(add_norm(x, shift, scale, self.norm, self.backend)[1])
         in_place = "B n (h w) (out C i j) -> out B n C (h i) (w j)"
         return rearrange(y, in_place, h=grid[0], out=2, i=self.patch, j=self.patch).unbind()

@@ -51,7 +51,11 @@ def test_a_sampling_step_is_recorded_as_it_is_launched(batch: int) -> None:
     assert names.count("scan_forward") == 2 * depth
     assert names.count("local_attention_kernel") == depth
     products = [launch for launch in launches if launch.name in kernel_report.PRODUCTS]
-    assert len(products) == 7 * depth + 1  # and the last layer
+    assert len(products) == 5 * depth + 1  # and the last layer
+    assert names.count("gates_kernel") == depth
+    assert names.count("norm_forward") == depth, "that of the temporal scan is left to the next norm"
+    shallow = kernel_report.sampling_step(denoiser("tiny", torch.bfloat16, depth - 1), batch, H200)
+    assert len(launches) - len(shallow) <= kernel_report.MAX_LAUNCHES_OF_A_BLOCK
     scans = [launch for launch in launches if launch.name == "scan_forward"]
     assert scans[0].arguments["convolved"].shape[:3] == (4, batch, 6 * 64)
     assert scans[0].arguments["convolved"].dtype == torch.bfloat16
@@ -92,6 +96,9 @@ def test_bytes_count_an_argument_once_and_only_the_columns_that_are_read() -> No
     read = sum(conv.arguments[name].nbytes for name in ("orders", "conv_weight", "conv_bias", "dt_bias"))
     written = 4 * tokens * ((1024 + 2 * 128) * 2 + 16 * 4)
     assert conv.bytes == 2 * of_tokens + read + written
+    _, gated = (launch for launch in launches if launch.name == "scan_forward")
+    others = (value for name, value in gated.arguments.items() if torch.is_tensor(value) and name != "zxbcdt")
+    assert gated.bytes == tokens * 1024 * 2 + sum(value.nbytes for value in others)
     alone = next(launch for launch in launches if launch.name == "add_norm_kernel")
     of_weights = sum(alone.arguments[name].nbytes for name in ("weight", "bias"))
     of_modulation = sum(alone.arguments[name].nbytes for name in ("shift", "scale"))
@@ -114,11 +121,15 @@ def test_matrix_instructions_count_what_they_multiply() -> None:
     assert kernel_report.matrix_flops("FFMA") == 0
 
 
-def test_times_follow_instructions_or_bytes_whichever_takes_longer() -> None:
+def test_times_follow_instructions_products_or_bytes_whichever_takes_longest() -> None:
     launches = kernel_report.sampling_step(denoiser("B", torch.bfloat16, 1), 32, H200)
     launch, model = next(launch for launch in launches if launch.name == "norm_forward"), Model()
     moved = launch.bytes / model.bytes_per_s
     assert READ.seconds(launch, model) == pytest.approx(model.start_s + moved, rel=1e-6)
+    multiplied = replace(READ, flops=10**9)
+    assert multiplied.seconds(launch, model) == pytest.approx(
+        model.start_s + launch.grid[0] * launch.grid[1] * 10**9 / model.flops_per_s[torch.bfloat16]
+    )
     slow = replace(READ, instructions=10**5, programs=1)
     rounds = -(-launch.grid[0] * launch.grid[1] // 132)
     assert slow.seconds(launch, model) == pytest.approx(model.start_s + rounds * 4e5 / model.clock_hz)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
+from medsora.config.switches import PAPER
 from medsora.denoiser.block import Block
 from medsora.denoiser.mamba import frame_scans
+from medsora.kernels.block_steps import Residual
 
 MAMBA = {"d_state": 4, "headdim": 8, "expand": 2, "d_conv": 4, "backend": "torch"}
 
 
 def block(width: int = 16, **overrides: object) -> Block:
-    return Block(width, heads=2, window=8, dropout=0.0, variant=3, mamba=MAMBA | overrides).eval()
+    settings = {"heads": 2, "window": 8, "dropout": 0.0, "variant": 3, "mamba": MAMBA}
+    return Block(width, **settings | overrides).eval()
 
 
 def run(block: Block, x: Tensor, time: Tensor, joint: int) -> tuple[Tensor, Tensor]:
@@ -29,6 +33,19 @@ def test_modulation_at_zero_leaves_the_tokens_as_they_are() -> None:
     y, spatial = run(silent, x, torch.randn(2, 1, 16), 2)
     assert torch.equal(y, x)
     assert torch.equal(spatial, x)
+
+
+@pytest.mark.parametrize("local_attention", [True, False])
+def test_a_block_takes_the_sum_that_another_left(local_attention: bool) -> None:
+    switches = PAPER | {"local_attention": local_attention}
+    following = block(switches=switches)
+    terms = Residual(*torch.randn(3, 2, 3, 4, 16))
+    scans = frame_scans(3, 2, (2, 2), following.spatial.variant, torch.device("cpu"))
+    modulation = following.modulation(torch.randn(2, 1, 16))
+    for left, added in zip(
+        following(terms, modulation, scans), following(terms.sum(), modulation, scans), strict=True
+    ):
+        assert torch.equal(left, added)
 
 
 def test_spatial_tokens_are_taken_before_the_temporal_part() -> None:

@@ -34,7 +34,7 @@ from medsora.kernels.fused.scan import CONV_STEPS
 
 HOPPER = 90
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-OF_HEADS = ("dt_bias", "A_log", "D", "delta", "states")
+OF_HEADS = ("dt_bias", "A_log", "D", "delta", "states", "mean_square")
 FLOAT32 = (*OF_HEADS, "conv_weight", "conv_bias", "norm_weight", "cos", "sin")
 FLOAT32_SUMS = ("grad_dt", "grad_heads", "grad_weight", "grad_taps")
 TABLES = ("orders", "inverse_orders")
@@ -134,7 +134,7 @@ def main() -> None:
     attention_spread = attention_warps(DTYPES[args.dtype], before_hopper=old)
     short, long = (
         attention
-        | dict(zip(("QUERIES", "KEYS"), attention_tile(length, 8, before_hopper=old), strict=True))
+        | dict(zip(("QUERIES", "KEYS"), attention_tile(length, 8, small=old), strict=True))
         | {"BEFORE": before}
         for length, before in ((16 if old else MAX_TILE_STEPS, 0), (MAX_TILE_STEPS + 1, 8))
     )
@@ -143,9 +143,10 @@ def main() -> None:
             triton_forward.conv_forward,
             {**of_heads, "WIDTH": 4, "BLOCK_T": CONV_STEPS, "ACTIVATED": True, "EXACT": scan["EXACT"]},
         ),
-        (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False, "ACTIVATED": True}),
-        (triton_forward.scan_forward, sampling | {"KEEP_STATES": False, "ACTIVATED": True}),
-        (triton_forward.scan_forward, training | {"KEEP_STATES": True, "ACTIVATED": False}),
+        (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False, "ACTIVATED": True, "GATED": False}),
+        (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False, "ACTIVATED": True, "GATED": True}),
+        (triton_forward.scan_forward, sampling | {"KEEP_STATES": False, "ACTIVATED": True, "GATED": False}),
+        (triton_forward.scan_forward, training | {"KEEP_STATES": True, "ACTIVATED": False, "GATED": False}),
         (triton_forward.norm_forward, norm),
         (triton_backward.norm_backward, norm | {"AXES": 2}),
         (triton_backward.scan_backward, one_tile),
@@ -156,7 +157,14 @@ def main() -> None:
         ),
         (
             triton_block.add_norm_kernel,
-            {"WIDTH": d_inner, "BLOCK": norm["BLOCK_D"], "ADDS": True, "AFFINE": True},
+            {
+                "WIDTH": d_inner,
+                "BLOCK": norm["BLOCK_D"],
+                "ADDS": True,
+                "AFFINE": True,
+                "SHARES": args.heads,
+                "BLOCK_SHARES": triton.next_power_of_2(args.heads),
+            },
         ),
         (triton_block.gated_sum_kernel, {"BLOCK": triton_block.ELEMENTS, "UNIT": triton_block.UNIT}),
         (triton_block.local_attention_kernel, short),

@@ -143,7 +143,7 @@ def check_a_token_that_is_not_finite(device: str) -> None:
 
 def check_registration(device: str) -> None:
     """The operators keep torch.library's promises; a compiled scan and its backward have no graph break."""
-    from medsora.kernels.fused.scan import fused_scan, fused_scan_backward
+    from medsora.kernels.fused.scan import fused_scan, fused_scan_backward, gated_scan
 
     for case in (Case(5, lines=2, orders=1), Case(70, orders=1, heads=1)):  # one tile, several chunks
         inputs = case.inputs()
@@ -151,6 +151,8 @@ def check_registration(device: str) -> None:
         headdim = inputs.pop("headdim")
         tensors = {name: value.to(device).requires_grad_() for name, value in inputs.items()}
         torch.library.opcheck(fused_scan, (*tensors.values(), orders, 1e-5))
+        detached = [value.detach() for value in tensors.values()]
+        torch.library.opcheck(gated_scan, (*detached, orders, 1e-5))
         scan = partial(mamba2_scan, orders=orders, headdim=headdim, backend="triton")
         torch._dynamo.reset()  # else the second case's weights are of unknown size
         compiled = torch.compile(scan, backend="aot_eager", fullgraph=True)
