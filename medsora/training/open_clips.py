@@ -157,7 +157,7 @@ def store_videos(run: RunFolder, clips: ClipDataset) -> None:
                 run.notify(changes)
             videos = {**before.videos, **videos}
     listed = {
-        name: [video.side, *video.content, *([] if video.label is None else [video.label])]
+        name: [video.side, *video.content[:2], *([] if video.label is None else [video.label])]
         for name, video in videos.items()
     }
     with run.writing():

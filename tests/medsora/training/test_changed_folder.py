@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medsora.config.schema import Config
@@ -54,13 +55,17 @@ def test_a_resumed_run_keeps_its_sides_and_reports_what_changed(
     (videos / gone).unlink()
     (videos / renamed).rename(videos / "renamed.mkv")
     shutil.copy(videos / min(trained), videos / "copy.mkv")
-    planned = dry_run_notes(config, capsys)
+    frames = np.pad(read_frames(videos / min(trained)), [(0, 0), (0, 0), (8, 24), (0, 0)])
+    encode(videos / "bordered.mkv", frames, "ffv1", "bgr0")
+    planned, new = dry_run_notes(config, capsys), {"bordered.mkv", "copy.mkv"}
     assert "has changed" not in messages(config)
     for _ in range(2):
-        assert sides(build_denoiser_stage(config)) == (trained | {"copy.mkv"}, {"renamed.mkv"})
+        assert sides(build_denoiser_stage(config)) == (trained | new, {"renamed.mkv"})
     first, second = [line for line in messages(config).splitlines() if "has changed" in line]
     assert first[first.index("the folder") :] in planned
-    assert f"2 videos ({gone}, {renamed}) missing; 1 video (copy.mkv) new and trained on" in first
+    assert (
+        f"2 videos ({gone}, {renamed}) missing; 2 videos (bordered.mkv, copy.mkv) new and trained on" in first
+    )
     assert "1 video (renamed.mkv) new and held out. Earlier videos keep their side" in first
     assert second.endswith(
         f"2 videos ({gone}, {renamed}) missing. Earlier videos keep their side of the split."
