@@ -13,7 +13,9 @@ from medsora.errors import BadInput
 from medsora.sampling.conditions import givable
 from medsora.sampling.run import pipeline_class
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step
+from medsora.saved.classes import VAES, class_of_part
 from medsora.saved.find import UNKNOWN_RATE, ModelFolder, find_in_run, find_pipeline, stage_2_folder
+from medsora.saved.limits import check_part
 from medsora.saved.pipeline import SavedPipeline
 
 log = logging.getLogger(__name__)
@@ -42,8 +44,11 @@ class Models:
 
     def asked_for(self, name: str | None) -> tuple[list[str], bool]:
         """Return the labels that a model knows, and whether its clips can begin with a given picture."""
-        geometry = self._folder(name).geometry
-        takes_picture = 1 in geometry.get("given_frames", []) and givable(1, geometry["frames"])
+        found = self._folder(name)
+        geometry, takes_picture = found.geometry, False
+        if 1 in geometry.get("given_frames", []):
+            vae = class_of_part(VAES, check_part(found.vae), found.vae)
+            takes_picture = givable(1, geometry["frames"], vae.frames_per_chunk)
         return list(geometry.get("labels", [])), takes_picture
 
     def kind(self, name: str | None) -> str:

@@ -170,7 +170,7 @@ def _diffusion_options(pipeline: SavedPipeline, wish: Wish) -> dict[str, Any]:
         )
     first = None
     if wish.first_frame:
-        of_clip = config.given_frames, config.frames
+        of_clip = config.given_frames, config.frames, pipeline.vae.frames_per_chunk
         first = read_first_frames(wish.first_frame, *of_clip, rate=config.rate, crop=config.crop)
     return {"num_inference_steps": int(wish.steps), "sampler": wish.sampler, "first_frames": first}
 

@@ -129,12 +129,13 @@ def _check_conditions(config: Config, source: str) -> None:
             f"{source}: alignment.correlation batch takes every sample, but those with given frames are left "
             "out of the alignment (train_dit.first_frame_prob); use sample."
         )
+    chunk = _chunk(config)
     for frames in settings.given_frames or [0]:
         whole = type(frames) is int and 0 < frames < data.frames  # OmegaConf lets a list pass for a number
-        if not whole or (data.frames - frames) % _chunk(config):
+        if not whole or (data.frames - frames) % chunk:
             raise BadInput(
                 f"{source}: train_dit.given_frames is {settings.given_frames}, but of clips of {data.frames} "
-                f"frames only {_givable(data.frames)} can be given: whole groups of latents."
+                f"frames only {_givable(data.frames, chunk)} can be given: whole groups of latents."
             )
 
 
@@ -143,8 +144,10 @@ def _chunk(config: Config) -> int:
     return FRAMES_PER_CHUNK if config.vae.kind == "causal" else 1
 
 
-def _givable(frames: int) -> str:
-    counts = [str(count) for count in range(1, frames) if (frames - count) % FRAMES_PER_CHUNK == 0]
+def _givable(frames: int, chunk: int) -> str:
+    if chunk == 1:
+        return f"1 to {frames - 1}"
+    counts = [str(count) for count in range(1, frames) if (frames - count) % chunk == 0]
     return " or ".join(counts) or "none (a frame of its own needs clips of 8k+1)"
 
 

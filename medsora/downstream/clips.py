@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from medsora.data.checking.check import SourceReport, check_folder
-from medsora.data.checking.copies import Content, find_copies
+from medsora.data.checking.copies import Content, pairs_alike
 from medsora.data.labels import FOLDERS, read_labels
 from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.reading.margins import NO_MARGINS
@@ -216,12 +216,7 @@ def refuse_leaks(test: Samples, labelled: Samples, unlabelled: Mapping[str, Samp
     of a single frame.
     """
     for role, samples in (("the labelled", labelled), *unlabelled.items()):
-        sides = (("t", test), ("o", samples))
-        named = [(mark + n, c) for mark, s in sides for n, c in zip(s.names, s.contents, strict=True)]
-        pairs = [
-            tuple(next((name[1:] for name in group if name[0] == mark), "") for mark, _ in sides)
-            for group in find_copies(named)
-        ]
+        pairs = pairs_alike(*(zip(side.names, side.contents, strict=True) for side in (test, samples)))
         shared = test.frame_digests.keys() & samples.frame_digests.keys()
         pairs += [(test.frame_digests[frame], samples.frame_digests[frame]) for frame in shared]
         pairs += [
@@ -230,7 +225,7 @@ def refuse_leaks(test: Samples, labelled: Samples, unlabelled: Mapping[str, Samp
             if small.std() >= MIN_CONTRAST
             for number in np.flatnonzero(np.abs(samples.thumbnails - small).mean((1, 2, 3)) <= MAX_DIFFERENCE)
         ]
-        if found := sorted({pair for pair in pairs if all(pair)}):
+        if found := sorted(set(pairs)):
             ours, theirs = found[0]
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise BadInput(

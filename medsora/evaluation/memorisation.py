@@ -113,10 +113,8 @@ def audit(
     """
     stride = max(held_out.clips[0][0].span // 4, 1)
     training = on_main(state, lambda: settings.choose(settings.memorised, None, stride=stride))
-    seen = set(training.source_digests.values())
-    kept = [
-        i for i, (s, _) in enumerate(held_out.clips) if held_out.source_digests[s.source.name] not in seen
-    ]
+    seen = held_out.shared_with(training)
+    kept = [number for number, (source, _) in enumerate(held_out.clips) if source.source.name not in seen]
     if len(kept) < 2:
         raise BadInput(
             f"the clips of --real {held_out.root} are among the training clips of --memorised {training.root}"
@@ -136,8 +134,15 @@ def audit(
         "near_quantile": NEAR_QUANTILE,
         "feature_extractor": extractor.identity["name"],
         "spaces": {},
+        "left_out": seen,
         "sentences": [],
     }
+    if seen:
+        (one, other), *_ = seen.items()
+        found["sentences"].append(
+            f"{len(held_out) - len(kept)} of the {len(held_out)} held-out clips are left out: their videos "
+            f"are among the training clips, perhaps re-encoded (the first: {one}, as {other}).\n"
+        )
     pairs: list[tuple[float, int, int, str]] = []
     for space in extractors:
         scale = spread_of(of_training[space]) if space == "features" else 1.0

@@ -19,7 +19,6 @@ from medsora.data.reading.resize import resize_and_crop
 from medsora.data.reading.video_io import read_last_frames
 from medsora.errors import BadInput
 from medsora.sampling.synthetic import read_trained_on
-from medsora.vae.shapes import FRAMES_PER_CHUNK
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ def check_first_frames(
     frames: int,
     size: Sequence[int],
     videos: int,
-    chunk: int = FRAMES_PER_CHUNK,
+    chunk: int,
 ) -> np.ndarray | None:
     """Return first frames as uint8 (1 or N, g, H, W, 3), fitted to `size` if they have another.
 
@@ -102,7 +101,7 @@ def read_first_frames(
     path: str | Path,
     trained: Sequence[int],
     frames: int,
-    chunk: int = FRAMES_PER_CHUNK,
+    chunk: int,
     *,
     rate: float | None = None,
     crop: Crop | None = None,
@@ -173,7 +172,7 @@ def trained_to_begin_with(counts: Sequence[int]) -> str:
     return f"this model was trained to begin with {' or '.join(map(str, counts))} (train_dit.given_frames)"
 
 
-def givable(count: int, frames: int, chunk: int = FRAMES_PER_CHUNK) -> bool:
+def givable(count: int, frames: int, chunk: int) -> bool:
     """Whether `count` frames, encoded by themselves, can be the beginning of a clip of `frames`."""
     return 0 < count < frames and (frames - count) % chunk == 0
 
@@ -192,9 +191,7 @@ class FilmPlan:
         return 1 + -(-(self.frames - self.window) // (self.window - self.overlap))
 
 
-def plan_film(
-    frames: int, window: int | None, trained: Sequence[int], chunk: int = FRAMES_PER_CHUNK
-) -> FilmPlan:
+def plan_film(frames: int, window: int | None, trained: Sequence[int], chunk: int) -> FilmPlan:
     """Return how a film of `frames` is made: in one piece unless `window` is shorter.
 
     The overlap is the longest that the model was trained to begin with (`trained`). Raises `BadInput` if it

@@ -83,7 +83,7 @@ class ModelCard:
             "frames = pipe(num_videos=4).frames  # float32 (4, F, H, W, 3) in [0, 1]",
             "```",
             "",
-            f"or `python sample_ddim.py --model {where} --num-videos 4 --out videos`. {MARKING}",
+            f"or `python -m medsora sample --model {where} --num-videos 4 --out videos`. {MARKING}",
             "",
             *_asking(self.geometry.get("labels", ())),
             "## Training data",

@@ -78,14 +78,14 @@ class SavedPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin | None = None,
         *,
         frames: int = 16,
-        size: Sequence[int] = (128, 128),
+        size: list[int] | tuple[int, ...] = (128, 128),
         fps: int | float = DEFAULT_FPS,
         image_latents: int = 0,
         interval: int | None = None,
         rate: float | None = None,
         crop: str | Sequence[float] | None = None,
-        labels: Sequence[str] = (),
-        given_frames: Sequence[int] = (),
+        labels: list[str] | tuple[str, ...] = (),
+        given_frames: list[int] | tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         if denoiser.config.in_channels != vae.latent_channels:

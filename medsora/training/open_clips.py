@@ -120,6 +120,23 @@ def stored_videos(run: Path) -> StoredVideos | None:
         ) from error
 
 
+def folder_changes(run: Path, clips: ClipDataset) -> str | None:
+    """Return what has changed in the folder since the run began, in one sentence; None if nothing has.
+
+    Raises `BadInput` as `stored_videos` does.
+    """
+    before = stored_videos(run)
+    if before is None or before.videos is None:
+        return None
+    changes = before.changes(clips.report, clips.sides.sides, _label_words(clips))
+    since = f"the folder has changed since the run began: {'; '.join(changes)}."
+    return f"{since} Earlier videos keep their side of the split." if changes else None
+
+
+def _label_words(clips: ClipDataset) -> dict[str, str]:
+    return clips.labels.words(video.source.name for video in clips.report.usable)
+
+
 def store_videos(run: RunFolder, clips: ClipDataset) -> None:
     """Write the list of the run's videos, and report what has changed in the folder since it began.
 
@@ -130,20 +147,17 @@ def store_videos(run: RunFolder, clips: ClipDataset) -> None:
     before = stored_videos(run.path)
     sides = clips.sides.sides
     contents = {video.source.name: video.content for video in clips.report.reports}
-    labels = clips.labels.words(video.source.name for video in clips.report.usable)
+    labels = _label_words(clips)
     videos = {name: StoredVideo(side, contents[name], labels.get(name)) for name, side in sides.items()}
     by_folder = True
     if before is not None:
         by_folder = before.by_folder and before.videos is not None
         if before.videos is not None:
-            if changes := before.changes(clips.report, sides, labels):
-                run.notify(
-                    f"the folder has changed since the run began: {'; '.join(changes)}. Earlier videos "
-                    "keep their side of the split."
-                )
+            if changes := folder_changes(run.path, clips):
+                run.notify(changes)
             videos = {**before.videos, **videos}
     listed = {
-        name: [video.side, *video.content, *([] if video.label is None else [video.label])]
+        name: [video.side, *video.content[:2], *([] if video.label is None else [video.label])]
         for name, video in videos.items()
     }
     with run.writing():

@@ -12,7 +12,7 @@ from medsora.runtime.digests import weights_digest
 from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.checkpoint import save_checkpoint
-from medsora.vae import FrequencyCompensatedVAE
+from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE
 
 DENOISER = {"in_channels": 4, "width": 32, "depth": 2, "heads": 2, "d_state": 8, "headdim": 16}
 VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
@@ -46,6 +46,17 @@ def write_conditional(folder: Path, **trained_on: Any) -> Path:
     denoiser, names = tiny_denoiser(classes=2), ["bleeding", "polyp"]
     clip = GEOMETRY | {"frames": 17} | trained_on
     pipeline = MedSoraPipeline(denoiser, tiny_vae(), **clip, labels=names, given_frames=[1, 9])
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_per_frame(folder: Path) -> Path:
+    """A saved pipeline of clips of 5 frames whose VAE encodes each by itself; it can begin with 1 or 2."""
+    base = {"block_out_channels": [8] * 4, "norm_num_groups": 4}
+    for way in ("down", "up"):
+        base[f"{way}_block_types"] = [f"{way.title()}{'En' if way == 'down' else 'De'}coderBlock2D"] * 4
+    clip = GEOMETRY | {"frames": 5, "size": [32, 32]}
+    pipeline = MedSoraPipeline(tiny_denoiser(), PerFrameVAE.from_base(base), **clip, given_frames=[1, 2])
     pipeline.save_pretrained(folder)
     return folder
 

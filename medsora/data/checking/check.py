@@ -72,7 +72,7 @@ class SourceReport:
     @property
     def content(self) -> Content:
         """The fingerprint by which copies of this source are found."""
-        return Content(self.scan.frames, self.scan.thumbnails)
+        return Content(self.scan.frames, self.scan.thumbnails, self.scan.inside)
 
     @property
     def problem(self) -> str | None:

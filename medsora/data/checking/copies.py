@@ -1,5 +1,7 @@
 """Videos that show the same: same bytes, same frames in another container, a video beside its own frames.
 
+Black borders do not count: a video is compared as it is, and, where it has borders, without them.
+
 A scan keeps small grey thumbnails of a few frames, spread evenly. They survive re-encoding and scaling, which
 change a thumbnail's pixel by a level or two. Each video is compared with the first of every group whose mean
 brightness is close, found through a grid, so the work does not grow with the square of the number of videos.
@@ -26,10 +28,14 @@ CELL_LEVELS = 5.0  # side of the grid's cells, in grey levels of a quadrant's me
 
 
 class Content(NamedTuple):
-    """Fingerprint by which copies of a video are found: number of frames, hexadecimal thumbnails."""
+    """Fingerprint by which copies of a video are found: number of frames, hexadecimal thumbnails.
+
+    `inside` are those of what black borders enclose; empty without borders.
+    """
 
     frames: int
     thumbnails: str
+    inside: str = ""
 
 
 def thumbnails(frames: Sequence[np.ndarray]) -> str:
@@ -46,32 +52,65 @@ def thumbnails(frames: Sequence[np.ndarray]) -> str:
 
 def find_copies(contents: Iterable[tuple[str, Content]]) -> list[tuple[str, ...]]:
     """Return the groups of two and more names whose contents are alike, each in the order given."""
-    groups: list[list[str]] = []
-    equal: dict[Content, list[str]] = {}
+    contents = list(contents)
+    whole = [(content.frames, content.thumbnails) for _, content in contents]
+    inside = [(content.frames, content.inside or content.thumbnails) for _, content in contents]
+    leaders = list(range(len(contents)))
+
+    def leader(number: int) -> int:
+        while leaders[number] != number:
+            leaders[number] = number = leaders[leaders[number]]
+        return number
+
+    for first, *others in (*_groups(whole), *(_groups(inside) if inside != whole else ())):
+        for number in others:
+            leaders[leader(number)] = leader(first)
+    groups: defaultdict[int, list[str]] = defaultdict(list)
+    for number, (name, _) in enumerate(contents):
+        groups[leader(number)].append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def pairs_alike(
+    ones: Iterable[tuple[str, Content]], others: Iterable[tuple[str, Content]]
+) -> list[tuple[str, str]]:
+    """Return a pair of names for each of `ones` that is a copy of one of `others`."""
+    groups = find_copies([*(("1" + name, c) for name, c in ones), *(("2" + name, c) for name, c in others)])
+    return [
+        (name[1:], next(other[1:] for other in group if other[0] == "2"))
+        for group in groups
+        for name in group
+        if name[0] == "1" and any(other[0] == "2" for other in group)
+    ]
+
+
+def _groups(fingerprints: Sequence[tuple[int, str]]) -> list[list[int]]:
+    """Return the numbers of fingerprints (frames, thumbnails) that are alike, in groups of two and more."""
+    groups: list[list[int]] = []
+    equal: dict[tuple[int, str], list[int]] = {}
     cells: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)  # cell -> numbers of groups
     firsts: list[tuple[int, np.ndarray]] = []  # per group: frames, thumbnails (THUMBNAILS, pixels)
-    for name, content in contents:
-        if not content.thumbnails:
+    for video, (frames, digits) in enumerate(fingerprints):
+        if not digits:
             continue
-        if content in equal:
-            equal[content].append(name)
+        if (frames, digits) in equal:
+            equal[frames, digits].append(video)
             continue
-        pictures = np.frombuffer(bytes.fromhex(content.thumbnails), np.uint8).reshape(THUMBNAILS, -1)
-        pictures = pictures.astype(np.int16)
+        pictures = np.frombuffer(bytes.fromhex(digits), np.uint8).reshape(THUMBNAILS, -1).astype(np.int16)
         quadrants = _quadrant_means(pictures)
         number = None
         if pictures.std(axis=1).mean() >= MIN_CONTRAST:
             near = [group for cell in _cells_around(quadrants) for group in cells.get(cell, ())]
-            number = _first_alike(content.frames, pictures, near, firsts)
+            number = _first_alike(frames, pictures, near, firsts)
             if number is None:
                 cells[tuple(int(mean // CELL_LEVELS) for mean in quadrants)].append(len(groups))
         if number is None:
             number = len(groups)
             groups.append([])
-            firsts.append((content.frames, pictures))
-        groups[number].append(name)
-        equal[content] = groups[number]
-    return [tuple(group) for group in groups if len(group) > 1]
+            firsts.append((frames, pictures))
+        groups[number].append(video)
+        equal[frames, digits] = groups[number]
+    return [group for group in groups if len(group) > 1]
 
 
 def _first_alike(

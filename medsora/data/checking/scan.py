@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from medsora.data.checking.burnt_in import EvenSamples
 from medsora.data.checking.copies import thumbnails
 from medsora.data.checking.cuts import SAMPLED_PX, CutFinder
@@ -28,7 +30,7 @@ from medsora.data.reading.depth import FULL_WHITE, UnknownWhite, WhiteFinder, de
 from medsora.data.reading.find import Source
 from medsora.data.reading.frame_folder import list_frames, read_image, read_picture
 from medsora.data.reading.interlacing import FieldOrderDetector
-from medsora.data.reading.margins import NO_MARGINS, Margins
+from medsora.data.reading.margins import NO_MARGINS, Margins, crop
 from medsora.data.reading.picture_names import Recording
 from medsora.data.reading.video_io import reader_info
 
@@ -54,10 +56,10 @@ class Scan:
     borders, `marks` the boxes of text or marks burnt into the frames (`medsora.data.checking.burnt_in`).
     `interpretation` is how `read_frames` reads the frames, `applied` the same in words
     ("rotated 90°", "deinterlaced"); `width` and `height` are those of the frames as they are read.
-    `thumbnails` identify copies (`medsora.data.checking.copies`). `breaks` are frames that do not continue
-    the one before: a hard cut, missing frames, another size, time stamps that jump or pause; `parted` lists
-    them in words. Of `stills`, none does. `times_ms` are the frames' times where these are not even
-    (`medsora.data.checking.timing`). `generated` videos say that MedSora made them.
+    `thumbnails` and `inside` identify copies (`medsora.data.checking.copies.Content`). `breaks` are frames
+    that do not continue the one before: a hard cut, missing frames, another size, time stamps that jump or
+    pause; `parted` lists them in words. Of `stills`, none does. `times_ms` are the frames' times where these
+    are not even (`medsora.data.checking.timing`). `generated` videos say that MedSora made them.
     """
 
     container: str = "?"
@@ -75,6 +77,7 @@ class Scan:
     interpretation: Interpretation = AS_FLAGGED
     applied: tuple[str, ...] = ()
     thumbnails: str = ""
+    inside: str = ""
     breaks: tuple[int, ...] = ()
     parted: tuple[str, ...] = ()
     times_ms: tuple[int, ...] = ()
@@ -189,10 +192,16 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         interpretation=interpretation,
         applied=tuple(applied),
         thumbnails=thumbnails(samples.kept),
+        inside=_inside(samples.kept, still.margins),
         breaks=tuple(sorted({frame for frames in parts.values() for frame in frames})),
         parted=_parted_words(parts),
         times_ms=timing.times_ms,
     )
+
+
+def _inside(frames: Sequence[np.ndarray], margins: Margins) -> str:
+    """Return the thumbnails of what black borders enclose, if there are borders; else nothing."""
+    return thumbnails([crop(frame, margins) for frame in frames]) if any(margins) else ""
 
 
 def _parted_words(parts: Mapping[tuple[str, str], Sequence[int]]) -> tuple[str, ...]:
@@ -381,6 +390,7 @@ def _scan_folder(source: Source) -> Scan:
         interpretation=Interpretation(white=white),
         applied=tuple(filter(None, (*applied, depth_words(white)))),
         thumbnails=thumbnails(samples.kept),
+        inside=_inside(samples.kept, still.margins),
         breaks=tuple(sorted({*recording.breaks, *changes, *hard_cuts})),
         parted=_parted_words({HARD_CUTS: hard_cuts}),
         stills=stills,

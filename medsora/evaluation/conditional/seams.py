@@ -46,7 +46,7 @@ def measure(options: argparse.Namespace) -> int:
     """Sample, compare, write; return the exit status. Raises `BadInput` for a film that is no roll-out."""
     pipeline = load_measured(options.model)
     window = options.window or pipeline.config.frames
-    plan = plan_film(options.frames, window, pipeline.config.given_frames)
+    plan = plan_film(options.frames, window, pipeline.config.given_frames, pipeline.vae.frames_per_chunk)
     if plan.windows < 2:
         raise BadInput(
             f"a film of {plan.frames} frames in a window of {window} has no joint; raise --frames."

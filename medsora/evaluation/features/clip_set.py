@@ -22,6 +22,7 @@ import numpy as np
 
 from medsora.config.crop import Crop
 from medsora.data.checking.check import CheckReport, SourceReport, check_folder
+from medsora.data.checking.copies import pairs_alike
 from medsora.data.clips import CLIP_TIME_LIMIT_S
 from medsora.data.labels import read_labels
 from medsora.data.phantom.corpus import phantom_seed
@@ -135,6 +136,16 @@ class ClipSet:
         used = {source.source.name: source.source for source, _ in self.clips}
         with ThreadPoolExecutor(READ_THREADS) as pool:
             return dict(zip(used, pool.map(_digest, used.values()), strict=True))
+
+    def shared_with(self, other: ClipSet) -> dict[str, str]:
+        """Return the sources that one of `other` shows, too, and which: the same bytes, or re-encoded."""
+        used = [
+            {source.source.name: source.content for source, _ in clips.clips}.items()
+            for clips in (self, other)
+        ]
+        names = {digest: name for name, digest in other.source_digests.items()}
+        same = {name: names[d] for name, d in self.source_digests.items() if d in names}
+        return dict(pairs_alike(*used)) | same
 
     def digest(self) -> str:
         """Return a SHA-256 of all that decides the clips' pixels; names and places do not matter."""

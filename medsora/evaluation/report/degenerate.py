@@ -41,15 +41,24 @@ def _copies(
             f"the {real.reference} and the generated folder are the same: every distance is zero or means "
             "nothing."
         ]
-    shared = len(set(real.source_digests.values()) & set(fake.source_digests.values()))
-    if shared:
-        files = "1 file is" if shared == 1 else f"{shared} files are"
+    digests = set(real.source_digests.values())
+    same = sum(digest in digests for digest in fake.source_digests.values())
+    if same:
+        files = "1 file is" if same == 1 else f"{same} files are"
         return [f"{files} byte for byte on both sides: the distances come out too small."]
     twin = _first_alike(of_fake, of_real)
     maybe = np.flatnonzero((twin >= 0) & shows_something)
     copies = sum(_same_pixels(fake, i, real, twin[i]) for i in maybe)
     one, many = f"is a {real.reference} clip, {SMALL}", f"are {real.reference} clips, {SMALL}"
-    return _sentence(copies, fake, "generated", one, many)
+    found = _sentence(copies, fake, "generated", one, many)
+    if found or not (shared := fake.shared_with(real)):
+        return found
+    (generated, other), *more = shared.items()
+    files = "1 generated file shows" if not more else f"{len(shared)} generated files show"
+    return [
+        f"{files} what a {real.reference} one shows, re-encoded (the first: {generated}, as {other}): the "
+        "distances come out too small."
+    ]
 
 
 def _first_alike(features: Features, among: Features) -> np.ndarray:

@@ -39,7 +39,7 @@ from medsora.training.dry_run.memory import (
     size_bytes,
     step_bytes,
 )
-from medsora.training.open_clips import clip_spec, denoiser_clip_spec, split_clips
+from medsora.training.open_clips import clip_spec, denoiser_clip_spec, folder_changes, split_clips
 from medsora.training.run.folder import previous_config, refuse_changes, refuse_lost, with_compensation_kind
 from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
@@ -175,7 +175,7 @@ def count_clips(findings: Findings, config: Config, spec: ClipSpec, run: Path) -
             for note in report.complaints():
                 findings.line("note", note)
             clips, held_out = split_clips(config, report, spec, run)
-            for note in clips.notes():
+            for note in [*clips.notes(), *filter(None, [folder_changes(run, clips)])]:
                 findings.line("note", note)
             counts = len(clips), len(held_out)
             labels = clips.labels

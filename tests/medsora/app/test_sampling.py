@@ -31,7 +31,7 @@ from medsora.sampling.synthetic import read_trained_on
 from medsora.sampling.tokens import EndoGenPipeline
 from medsora.saved.find import ENDOGEN
 from tests.support.endogen import tiny_tokenizer as tokens
-from tests.support.tiny_pipeline import tiny_pipeline, write_conditional, write_run
+from tests.support.tiny_pipeline import tiny_pipeline, write_conditional, write_per_frame, write_run
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,15 @@ def test_label_guidance_and_first_frame_reach_the_videos(conditional: Path, tmp_
     with zipfile.ZipFile(packed(paths, "tiny", wish)) as archive:
         manifest = json.loads(archive.read("manifest.json"))
     assert [manifest[key] for key in ("label", "guidance", "first_frame")] == ["polyp", 3, "picture.png"]
+
+
+def test_a_picture_begins_what_the_models_vae_can_begin(tmp_path: Path) -> None:
+    models = Models([str(write_per_frame(tmp_path / "model"))], "cpu")
+    save_image(tmp_path / "picture.png", np.full((32, 32, 3), 120, np.uint8))
+    assert models.asked_for(models.names[0]) == ([], True)
+    wish = Wish("ddim", 1, 0, 1, first_frame=str(tmp_path / "picture.png"))
+    (path,) = sample_files(models.pipeline(models.names[0]), "per frame", wish, silent)
+    assert read_frames(path).shape == (5, 32, 32, 3)
 
 
 def test_without_a_label_guidance_does_not_count(conditional: Path) -> None:

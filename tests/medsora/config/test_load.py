@@ -190,6 +190,13 @@ def test_bad_values_are_one_sentence_that_names_the_key(override: str, expected:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("kind", "counts"), [("causal", "1 or 9"), ("per-frame", "1 to 16")])
+def test_how_many_frames_can_be_given_depends_on_the_vae(kind: str, counts: str) -> None:
+    given = ["data.frames=17", f"vae.kind={kind}", "train_dit={first_frame_prob: 0.5, given_frames: [17]}"]
+    with pytest.raises(BadInput, match=f"of clips of 17 frames only {counts} can be given"):
+        load_config(PHANTOM, [*given, "alignment.correlation=sample"])
+
+
 @pytest.mark.parametrize("loss", ["kl", "coarse", "sharpness"])
 def test_losses_that_a_tokenizer_does_not_have_are_refused(loss: str) -> None:
     with pytest.raises(BadInput, match=f"train_vae.{loss} is 0.01, but vae.kind vq has no such loss"):

@@ -53,6 +53,28 @@ def test_held_out_clips_must_be_held_out(tmp_path: Path) -> None:
         evaluate(train, fake, metrics="pixel", frames=8, size=32, memorised=train)
 
 
+def test_reencoded_training_clips_among_the_held_out_ones_are_left_out(tmp_path: Path) -> None:
+    """Otherwise their small distances would set the threshold below that of copies."""
+    train = write_clips(tmp_path / "train", range(20, 28))
+    held_out = write_clips(tmp_path / "held-out", range(6))
+    fake = write_clips(tmp_path / "fake", range(10, 13))
+    write_video(fake / "copy.mp4", drifting_clip(23), 10)
+    options = {"metrics": "pixel", "frames": 8, "size": 32, "memorised": train}
+    clean = evaluate(held_out, fake, **options).memorisation
+    for seed, frames in ((24, drifting_clip(24)), (25, bordered(drifting_clip(25)))):
+        write_video(held_out / f"{seed}.mp4", frames, 10)
+    found = evaluate(held_out, fake, **options).memorisation
+    assert (clean["left_out"], clean["held_out_clips"]) == ({}, 6)
+    assert found["left_out"] == {"24.mp4": "clip-24.mkv", "25.mp4": "clip-25.mkv"}
+    assert found["spaces"] == clean["spaces"]
+    assert set(found["spaces"]["pixels"]["marked"]) == {"copy.mp4@0"}
+    assert "2 of the 8 held-out clips are left out" in (tmp_path / "results" / "results.md").read_text()
+    for path in held_out.glob("*.mkv"):
+        path.unlink()
+    with pytest.raises(BadInput, match="never saw; give a held-out folder"):
+        evaluate(held_out, fake, **options)
+
+
 def test_nearest_is_brute_force() -> None:
     random = np.random.default_rng(0)
     queries, training = random.normal(size=(5, 2, 7)), random.normal(size=(2100, 2, 7))

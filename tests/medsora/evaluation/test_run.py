@@ -366,6 +366,19 @@ def test_sets_that_mean_nothing_are_said_once(
         assert capsys.readouterr().err.count(sentence) == 1
 
 
+def test_reencoded_real_clips_among_the_generated_are_named(
+    run: Callable[..., Results], tmp_path: Path
+) -> None:
+    real = write_all(tmp_path / "real", [drifting_clip(seed, frames=8) for seed in range(3)])
+    for name, clip in (("a", drifting_clip(1, frames=8)), ("b", drifting_clip(30, frames=8))):
+        write_video(tmp_path / "fake" / f"{name}.mp4", bordered(clip), 10)
+    warnings = [w for w in run(real=real, fake=tmp_path / "fake").warnings if "re-encoded" in w]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(
+        "1 generated file shows what a real one shows, re-encoded (the first: a.mp4"
+    )
+
+
 def test_mirrored_and_reordered_clips_are_no_copies(run: Callable[..., Results], tmp_path: Path) -> None:
     """Their colours and sharpness are the same to the last bit, their pixels are not."""
     clips = [drifting_clip(seed, frames=4) for seed in range(2)]

@@ -5,6 +5,7 @@ stands alone, samples the same, and has a card.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from medsora.errors import BadInput
 from medsora.project import export as export_model
 from medsora.project.export import export_run
 from medsora.sampling.command import main as sample_command
+from medsora.sampling.command import make_parser
 from medsora.sampling.tokens import EndoGenPipeline
 from medsora.saved.card import INTENDED_USE, NOT_DESCRIBED, evaluation_lines
 from medsora.saved.hub import HTTP_ERRORS
@@ -175,6 +177,15 @@ def test_a_card_without_facts_says_so(run: Path, tmp_path: Path) -> None:
     assert "the raw weights after 10 optimiser steps" in card
     assert "samples.png" not in card
     assert "license" not in front_matter(card)
+
+
+def test_the_command_in_a_card_works_in_a_checkout_and_installed(run: Path, tmp_path: Path) -> None:
+    """A wheel has no scripts, a checkout that is not installed no `medsora`."""
+    export_run(run, tmp_path / "out")
+    for card in (tmp_path / "out" / "README.md", shipped.models_folder() / "phantom" / "README.md"):
+        (command,) = re.findall(r"^or `([^`]+)`", card.read_text(encoding="utf-8"), re.MULTILINE)
+        assert command.startswith("python -m medsora sample ")
+        assert make_parser().parse_args(command.split()[4:]).num_videos == 4
 
 
 @pytest.mark.parametrize(

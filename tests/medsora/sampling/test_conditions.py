@@ -22,6 +22,7 @@ from medsora.saved.find import find_model
 from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_vae
 
 NAMES = ["bleeding", "polyp"]
+CHUNK = 8  # frames that the causal VAE encodes together
 
 
 @pytest.fixture(scope="module")
@@ -199,17 +200,18 @@ def test_first_frames_that_do_not_fit(pipeline: MedSoraPipeline, pictures: np.nd
 def test_frames_come_from_a_picture_or_the_end_of_a_video(tmp_path: Path, pictures: np.ndarray) -> None:
     save_image(tmp_path / "a.png", pictures[0])
     write_video(tmp_path / "v.mkv", pictures, 8, lossless=True)
-    assert np.array_equal(read_first_frames(tmp_path / "a.png", [1, 9], 17), pictures[:1])
-    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [1, 9], 17), pictures)
-    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [1, 9], 9), pictures[-1:])
-    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [1, 17], 25), pictures[-1:])
+    assert np.array_equal(read_first_frames(tmp_path / "a.png", [1, 9], 17, CHUNK), pictures[:1])
+    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [1, 9], 17, CHUNK), pictures)
+    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [1, 9], 9, CHUNK), pictures[-1:])
+    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [1, 17], 25, CHUNK), pictures[-1:])
+    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [1, 5], 16, 1), pictures[-5:])
     with pytest.raises(BadInput, match="gives 1 frame"):
-        read_first_frames(tmp_path / "a.png", [9], 17)
+        read_first_frames(tmp_path / "a.png", [9], 17, CHUNK)
     (tmp_path / "b.png").write_bytes(b"none")
     with pytest.raises(BadInput, match="first frame cannot be read"):
-        read_first_frames(tmp_path / "b.png", [1], 17)
+        read_first_frames(tmp_path / "b.png", [1], 17, CHUNK)
     with pytest.raises(BadInput, match="there is no file"):
-        read_first_frames(tmp_path / "c.png", [1], 17)
+        read_first_frames(tmp_path / "c.png", [1], 17, CHUNK)
 
 
 def test_a_video_is_continued_at_the_models_rate_only(tmp_path: Path, pictures: np.ndarray) -> None:
@@ -217,22 +219,22 @@ def test_a_video_is_continued_at_the_models_rate_only(tmp_path: Path, pictures: 
     save_image(tmp_path / "a.png", pictures[0])
     for number, frame in enumerate(pictures):
         save_image(tmp_path / "folder" / f"{number}.png", frame)
-    assert len(read_first_frames(tmp_path / "v.mkv", [1, 9], 17, rate=25.4)) == 9
-    assert len(read_first_frames(tmp_path / "v.mkv", [1, 9], 17)) == 9
+    assert len(read_first_frames(tmp_path / "v.mkv", [1, 9], 17, CHUNK, rate=25.4)) == 9
+    assert len(read_first_frames(tmp_path / "v.mkv", [1, 9], 17, CHUNK)) == 9
     for rate in (10, 12.5, 24, 30):
         with pytest.raises(BadInput, match=f"has 25 frames per second, but .* trained at {rate:g}:"):
-            read_first_frames(tmp_path / "v.mkv", [1, 9], 17, rate=rate)
-        assert len(read_first_frames(tmp_path / "v.mkv", [1], 17, rate=rate)) == 1
-        assert len(read_first_frames(tmp_path / "a.png", [1, 9], 17, rate=rate)) == 1
-        assert len(read_first_frames(tmp_path / "folder", [1, 9], 17, rate=rate)) == 9
+            read_first_frames(tmp_path / "v.mkv", [1, 9], 17, CHUNK, rate=rate)
+        assert len(read_first_frames(tmp_path / "v.mkv", [1], 17, CHUNK, rate=rate)) == 1
+        assert len(read_first_frames(tmp_path / "a.png", [1, 9], 17, CHUNK, rate=rate)) == 1
+        assert len(read_first_frames(tmp_path / "folder", [1, 9], 17, CHUNK, rate=rate)) == 9
 
 
 def test_what_was_generated_names_the_rate_of_its_frames(tmp_path: Path, pictures: np.ndarray) -> None:
     tags = synthetic_tags("seed 0", {"rate": 10.0})
     write_video(tmp_path / "v.mp4", pictures, 25, metadata=tags)
-    assert len(read_first_frames(tmp_path / "v.mp4", [9], 17, rate=10.0)) == 9
+    assert len(read_first_frames(tmp_path / "v.mp4", [9], 17, CHUNK, rate=10.0)) == 9
     with pytest.raises(BadInput, match="has 10 frames per second"):
-        read_first_frames(tmp_path / "v.mp4", [9], 17, rate=25.0)
+        read_first_frames(tmp_path / "v.mp4", [9], 17, CHUNK, rate=25.0)
 
 
 def test_black_borders_are_cut_off_where_training_cut_them(
@@ -246,10 +248,10 @@ def test_black_borders_are_cut_off_where_training_cut_them(
     for name, count in (("a.png", 1), ("v.mkv", 9), ("folder", 9)):
         caplog.clear()
         for crop in (None, "none", (0.1, 0.1, 0.0, 0.0)):
-            whole = read_first_frames(tmp_path / name, [1, 9], 17, crop=crop)
+            whole = read_first_frames(tmp_path / name, [1, 9], 17, CHUNK, crop=crop)
             assert np.array_equal(whole, bordered[:count])
         assert not caplog.messages
-        found = read_first_frames(tmp_path / name, [1, 9], 17, crop="auto")
+        found = read_first_frames(tmp_path / name, [1, 9], 17, CHUNK, crop="auto")
         assert np.array_equal(found, pictures[:count])
         (said,) = caplog.messages
         assert f"black borders of {tmp_path / name} are cut off" in said
@@ -261,7 +263,7 @@ def test_borders_are_those_of_the_whole_video(tmp_path: Path, pictures: np.ndarr
     dark_end = np.tile(pictures, (3, 1, 1, 1))
     dark_end[18:, :8] = 0
     write_video(tmp_path / "v.mkv", dark_end, 8, lossless=True)
-    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [9], 17, crop="auto"), dark_end[18:])
+    assert np.array_equal(read_first_frames(tmp_path / "v.mkv", [9], 17, CHUNK, crop="auto"), dark_end[18:])
 
 
 def test_a_model_without_borders_made_none(tmp_path: Path, pictures: np.ndarray) -> None:
@@ -269,7 +271,7 @@ def test_a_model_without_borders_made_none(tmp_path: Path, pictures: np.ndarray)
     for crop, height in (("auto", 40), ("none", 32)):
         path = tmp_path / f"{crop}.mp4"
         write_video(path, bordered, 8, metadata=synthetic_tags("seed 0", {"crop": crop}))
-        assert read_first_frames(path, [9], 17, crop="auto").shape[1] == height
+        assert read_first_frames(path, [9], 17, CHUNK, crop="auto").shape[1] == height
 
 
 def test_a_folder_is_the_frames_of_one_video(tmp_path: Path, pictures: np.ndarray) -> None:
@@ -279,25 +281,26 @@ def test_a_folder_is_the_frames_of_one_video(tmp_path: Path, pictures: np.ndarra
     write_video(videos / "a.mkv", pictures, 8, lossless=True)
     for number, frame in enumerate(pictures):
         save_image(mixed / f"frame-{number}.png", frame)
-    assert len(read_first_frames(mixed, [9], 17)) == 9
+    assert len(read_first_frames(mixed, [9], 17, CHUNK)) == 9
     write_video(mixed / "b.mkv", pictures, 8, lossless=True)
     for folder, held in ((videos, "a.mkv"), (mixed, "b.mkv"), (empty, "no pictures")):
         with pytest.raises(BadInput, match=f"{folder} is not the frames of one video .it holds .*{held}"):
-            read_first_frames(folder, [1, 9], 17)
+            read_first_frames(folder, [1, 9], 17, CHUNK)
 
 
 # Films
 
 
 def test_how_a_film_is_made() -> None:
-    assert plan_film(64, None, []) == plan_film(64, 64, []) == FilmPlan(64, 64, 0)
-    assert plan_film(64, None, []).windows == 1
-    assert plan_film(64, 17, [1, 9]) == FilmPlan(64, 17, 9)
+    assert plan_film(64, None, [], CHUNK) == plan_film(64, 64, [], CHUNK) == FilmPlan(64, 64, 0)
+    assert plan_film(64, None, [], CHUNK).windows == 1
+    assert plan_film(64, 17, [1, 9], CHUNK) == FilmPlan(64, 17, 9)
+    assert plan_film(64, 16, [1, 9, 10], 1) == FilmPlan(64, 16, 10)
     assert [FilmPlan(frames, 17, 9).windows for frames in (18, 25, 26, 64)] == [2, 2, 3, 7]
     with pytest.raises(BadInput, match="not trained to begin"):
-        plan_film(64, 17, [])
+        plan_film(64, 17, [], CHUNK)
     with pytest.raises(BadInput, match="trained to begin with 9"):
-        plan_film(64, 9, [9])
+        plan_film(64, 9, [9], CHUNK)
 
 
 def test_a_film_goes_on_from_its_own_frames(

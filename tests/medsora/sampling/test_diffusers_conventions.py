@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import diffusers
 import numpy as np
@@ -20,6 +21,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     SchedulerMixin,
 )
+from diffusers.pipelines import pipeline_utils
 from diffusers.utils import export_to_video
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
@@ -248,8 +250,10 @@ def test_numpys_numbers_in_the_geometry_are_saved(tmp_path: Path) -> None:
 def test_diffusers_own_class_loads_it(pipeline: MedSoraPipeline, tmp_path: Path) -> None:
     pipeline.scheduler = EulerDiscreteScheduler.from_config(OURS)
     pipeline.save_pretrained(tmp_path)
-    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    with mock.patch.object(pipeline_utils.logger, "warning") as warned:
+        loaded = DiffusionPipeline.from_pretrained(tmp_path)
     assert type(loaded) is MedSoraPipeline
+    assert not warned.called, warned.call_args
     assert {key: loaded.config[key] for key in GEOMETRY} == GEOMETRY
     assert torch.equal(latents(loaded), latents(pipeline))
 

@@ -6,11 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medsora.config.schema import Config
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput
+from medsora.training.dry_run.report import Findings, count_clips
+from medsora.training.open_clips import denoiser_clip_spec
 from medsora.training.stage1.build import build_vae_stage
 from medsora.training.stage2.build import build_denoiser_stage
 from medsora.training.stage2.stage import Stage2
@@ -35,19 +38,34 @@ def messages(config: Config) -> str:
     return (config.dit_dir / "messages.txt").read_text()
 
 
-def test_a_resumed_run_keeps_its_sides_and_reports_what_changed(config: Config) -> None:
+def dry_run_notes(config: Config, capsys: pytest.CaptureFixture) -> str:
+    capsys.readouterr()
+    count_clips(Findings(), config, denoiser_clip_spec(config), config.dit_dir)
+    return capsys.readouterr().out
+
+
+def test_a_resumed_run_keeps_its_sides_and_reports_what_changed(
+    config: Config, capsys: pytest.CaptureFixture
+) -> None:
     tiny.train("dit", config)
     videos, trained, held_out = Path(config.data.root), *sides(build_denoiser_stage(config))
     assert (len(trained), len(held_out)) == (3, 2)
-    assert "has changed" not in messages(config)
+    assert "has changed" not in messages(config) + dry_run_notes(config, capsys)
     gone, renamed = min(held_out), max(held_out)
     (videos / gone).unlink()
     (videos / renamed).rename(videos / "renamed.mkv")
     shutil.copy(videos / min(trained), videos / "copy.mkv")
+    frames = np.pad(read_frames(videos / min(trained)), [(0, 0), (0, 0), (8, 24), (0, 0)])
+    encode(videos / "bordered.mkv", frames, "ffv1", "bgr0")
+    planned, new = dry_run_notes(config, capsys), {"bordered.mkv", "copy.mkv"}
+    assert "has changed" not in messages(config)
     for _ in range(2):
-        assert sides(build_denoiser_stage(config)) == (trained | {"copy.mkv"}, {"renamed.mkv"})
+        assert sides(build_denoiser_stage(config)) == (trained | new, {"renamed.mkv"})
     first, second = [line for line in messages(config).splitlines() if "has changed" in line]
-    assert f"2 videos ({gone}, {renamed}) missing; 1 video (copy.mkv) new and trained on" in first
+    assert first[first.index("the folder") :] in planned
+    assert (
+        f"2 videos ({gone}, {renamed}) missing; 2 videos (bordered.mkv, copy.mkv) new and trained on" in first
+    )
     assert "1 video (renamed.mkv) new and held out. Earlier videos keep their side" in first
     assert second.endswith(
         f"2 videos ({gone}, {renamed}) missing. Earlier videos keep their side of the split."
@@ -70,7 +88,7 @@ def test_what_is_printed_of_the_clips_is_kept_with_the_run(config: Config, tmp_p
 
 
 def test_labels_that_changed_are_reported_and_runs_without_stored_ones_go_on(
-    config: Config, tmp_path: Path
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     names = sorted(path.name for path in Path(config.data.root).glob("*.mkv"))
     table = tmp_path / "labels.csv"
@@ -83,10 +101,12 @@ def test_labels_that_changed_are_reported_and_runs_without_stored_ones_go_on(
     label("normal", "Polyp", "Polyp", "normal", "")
     run = tiny.train("dit", config)
     label("normal", "normal", "", "normal", "Polyp")
+    planned = dry_run_notes(config, capsys)
     for _ in range(2):
         build_denoiser_stage(config).run._lock.close()
     (line,) = [line for line in messages(config).splitlines() if "has changed" in line]
     assert f"began: 3 videos ({', '.join(names[i] for i in (1, 2, 4))}) with other labels. Earlier" in line
+    assert line[line.index("the folder") :] in planned
     stored = json.loads((run / "videos.json").read_text())
     words = [stored["videos"][name].pop() for name in names]  # earlier versions wrote none
     assert words == ["normal", "normal", "", "normal", "Polyp"]

@@ -76,6 +76,33 @@ def test_copies_stay_on_one_side(folder: Path, tmp_path: Path) -> None:
     assert len(sides_met) > len(COPIES)  # they are drawn like everything else
 
 
+def bordered(frames: np.ndarray, *sides: int) -> np.ndarray:
+    top, bottom, left, right = sides
+    return np.pad(frames, [(0, 0), (top, bottom), (left, right), (0, 0)])
+
+
+def test_black_borders_do_not_hide_copies(tmp_path: Path) -> None:
+    """Added, removed or wider ones, on any sides, re-encoded and scaled; different scenes stay different."""
+    videos = tmp_path / "videos"
+    encode(videos / "plain.mkv", scene(1), "ffv1", "bgr0")
+    encode(videos / "letterbox.mp4", bordered(scene(1), 14, 14, 0, 0), options={"crf": "23"})
+    encode(videos / "pillarbox.avi", bordered(scene(1), 0, 0, 8, 40), "mjpeg", "yuvj420p")
+    encode(videos / "other.mkv", bordered(scene(2), 14, 14, 0, 0), "ffv1", "bgr0")
+    encode(videos / "another.mkv", bordered(scene(3), 14, 14, 0, 0), "ffv1", "bgr0")
+    encode(videos / "wide.mkv", bordered(scene(3), 14, 14, 30, 0), "ffv1", "bgr0")
+    report = check_folder(videos, frames=17, interval=1, cache_path=tmp_path / "check.json")
+    same = [["another.mkv", "wide.mkv"], ["letterbox.mp4", "pillarbox.avi", "plain.mkv"]]
+    assert sorted(map(sorted, report.copies)) == same
+    again = check_folder(videos, frames=17, interval=1, cache_path=tmp_path / "check.json")
+    assert again.copies == report.copies
+
+
+def test_copies_of_whole_and_of_inner_pictures_are_one_group() -> None:
+    one, other, far = (thumbnails(list(scene(seed, 17))) for seed in (1, 2, 3))
+    videos = {"a": Content(17, one), "b": Content(17, other, one), "c": Content(17, other, far)}
+    assert find_copies(videos.items()) == [("a", "b", "c")]
+
+
 def test_flat_videos_are_copies_only_where_they_are_equal() -> None:
     grey = [thumbnails([np.full((64, 64, 3), level, np.uint8)] * 9) for level in (90, 91, 90)]
     videos = [(str(number), Content(9, digits)) for number, digits in enumerate(grey)]

@@ -27,7 +27,7 @@ from medsora.sampling.conditions import FilmPlan
 from medsora.sampling.pipeline import MedSoraPipeline
 from tests.support.endogen import tiny_tokenizer as tokens
 from tests.support.paths import ROOT
-from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_pipeline, tiny_vae
+from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_pipeline, tiny_vae, write_per_frame
 
 NAMES = ["instrument", "neither", "polyp"]
 
@@ -214,3 +214,10 @@ def test_seams_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.Captu
     assert DIS_NOTE in output
     with pytest.raises(BadInput, match="has no joint"):
         seams.measure(options(model, tmp_path, videos=1, frames=9, window=None))
+
+
+def test_films_of_a_vae_of_single_frames_have_seams_too(tmp_path: Path) -> None:
+    model = write_per_frame(tmp_path / "model")
+    seams.measure(options(model, tmp_path, videos=1, frames=8, window=None))
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results["plan"] == {"frames": 8, "window": 5, "overlap": 2}
