@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from medsora.flow_prior.weights import load_strictly, read_weights
 
 logger = logging.getLogger(__name__)
+
+MAX_CHARACTERS, MAX_NUMBER, MAX_DEPTH = 10**5, 10**4, 128  # of a JSON file and its settings
+MAX_PARAMETERS = 2 * 10**8  # of an encoder that a JSON file describes; ViT-B's are 0.9e8
 
 
 class DinoEncoder(nn.Module):
@@ -111,11 +115,15 @@ def build_network(name: str, *, pretrained: bool = False) -> nn.Module:
     architecture, settings = read_settings(name) if name.endswith(".json") else (name, {})
     if pretrained and name.endswith(".json"):
         raise ValueError(f"the weights of {name} are on no hub: give their file (dino.weights), or random.")
+    create = partial(timm.create_model, architecture, num_classes=0, dynamic_img_size=True, **settings)
     try:
-        network = timm.create_model(
-            architecture, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **settings
-        )
-    except (TypeError, AssertionError) as error:  # settings, or dynamic_img_size, that it does not know
+        if settings:
+            with torch.device("meta"):  # without memory: anybody may have written the file
+                size = sum(parameter.numel() for parameter in create().parameters())
+            if size > MAX_PARAMETERS:
+                raise ValueError(f"{refusal} with at most {MAX_PARAMETERS:,} parameters, not {size:,}.")
+        network = create(pretrained=pretrained)
+    except (TypeError, AssertionError, ArithmeticError) as error:  # settings that it does not know or take
         raise ValueError(f"{refusal}.") from error
     except RuntimeError as error:
         raise ValueError(f"{refusal} (timm: {str(error).rstrip('.')}).") from error
@@ -135,19 +143,27 @@ def read_settings(path: str | Path) -> tuple[str, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or one of its settings is not a number.
+        ValueError: it is no such file, or one of its settings is no number, or none of a model's.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"the encoder's description {path} does not exist: correct dino.model.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            found = json.loads(file.read(MAX_CHARACTERS))
         architecture, settings = found["architecture"], found.get("model_args", {})
-        numbers = all(type(value) in (int, float) for value in settings.values())
+        numbers = all(
+            type(value) in (int, float) and 0 <= value <= (MAX_DEPTH if key == "depth" else MAX_NUMBER)
+            for key, value in settings.items()
+        )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f'{path} describes no encoder: expected {{"architecture": NAME, "model_args": {{...}}}}.'
         ) from error
-    if not isinstance(architecture, str) or not numbers or found.keys() - {"architecture", "model_args"}:
-        raise ValueError(f"{path} has more than an architecture and model_args whose values are numbers.")
+    known = isinstance(architecture, str) and timm.is_model(architecture)  # no name that timm would download
+    if not known or not numbers or found.keys() - {"architecture", "model_args"}:
+        raise ValueError(
+            f"{path} has more than an architecture of timm and model_args whose values are numbers from 0 to "
+            f"{MAX_NUMBER:,} (depth: {MAX_DEPTH})."
+        )
     return architecture, settings

@@ -1,13 +1,32 @@
-"""Reading weight files of frozen networks safely, and loading them so that nothing is left out in silence."""
+"""Weight files of frozen networks: read safely, verified, and loaded so that nothing is left out."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+DIGEST = "sha256"  # in the metadata of a safetensors file
+
+
+def save_weights(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write a safetensors file with a digest of its tensors, which `read_weights` compares."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(state, path, metadata={DIGEST: _digest(state)})
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -15,14 +34,16 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as weights.
+        ValueError: the file cannot be read as weights, or they are not those that `save_weights` wrote.
     """
-    path = Path(path)
+    path, wanted = Path(path), None
     if not path.is_file():
         raise FileNotFoundError(f"the weight file {path} does not exist: correct the path.")
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                wanted = (file.metadata() or {}).get(DIGEST)
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
             state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # damaged bytes make unpicklers raise anything
@@ -30,6 +51,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             f"{path} cannot be read as weights ({type(error).__name__}): "
             "expected a .safetensors file or a PyTorch state dict of tensors only."
         ) from error
+    if wanted is not None and wanted != _digest(state):
+        raise ValueError(f"{path} is damaged: its tensors do not match their checksum; copy it again.")
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a state dict of named tensors.")
     return state

@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from medsora.errors import BadInput, bad_input_from_errors
+from medsora.flow_prior.weights import save_weights
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import written_beside
 from medsora.vae.base import load_base
@@ -38,7 +38,7 @@ def main() -> None:
         narrow, wide = load_base(options.narrow, weights), load_base(options.wide)
         state = widened(narrow.state_dict(), wide.state_dict(), options.seed)
     with written_beside(options.out) as beside:
-        save_file(state, beside)
+        save_weights(state, beside)
     print(f"{sum(t.numel() for t in state.values()):,} numbers: {options.out}")
 
 

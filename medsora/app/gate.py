@@ -19,6 +19,7 @@ class Gate:
 
     - under another name than an address, `localhost` or one of `names`: a page of a stranger whose name leads
       here (DNS rebinding) would otherwise be taken for this page by a visitor's browser;
+    - that the page of another name or port makes a visitor's browser send (its `Origin`);
     - with more than `MAX_BODY_BYTES`, or without saying how much.
     """
 
@@ -48,6 +49,8 @@ class Gate:
         """Return status and sentence for a request that is not passed on, or None."""
         if not self.knows(headers.get(b"host", b"").decode("latin-1")):
             return 421, "This page does not answer under that name; start it with --name NAME if it should."
+        if not self.is_own(headers.get(b"origin"), headers.get(b"host", b"")):
+            return 403, "This page answers no requests that another one sends."
         length = headers.get(b"content-length", b"0")
         if b"transfer-encoding" in headers or not length.isdigit():
             return 411, "Say how much is sent (Content-Length)."
@@ -55,16 +58,31 @@ class Gate:
             return 413, f"An upload may have at most {MAX_UPLOAD_BYTES // 10**6} MB."
         return None
 
+    def is_own(self, origin: bytes | None, host: bytes) -> bool:
+        """Whether a request has no Origin, or that of the page that it asks, or that of a given name."""
+        if origin is None:
+            return True
+        place = origin.decode("latin-1").lower().partition("://")[2]
+        name = _name(place)
+        given = name in self.names and name != "localhost" and not _is_address(name)
+        return given or place == host.decode("latin-1").strip().lower()
+
     def knows(self, host: str) -> bool:
         """Whether a Host header names this page: an address, with or without a port, or a known name."""
-        name = host.strip().lower()
-        if name.startswith("["):
-            name = name[1:].partition("]")[0]
-        elif name.count(":") == 1:
-            name = name.partition(":")[0]
-        if name.rstrip(".") in self.names:
-            return True
-        try:
-            return ip_address(name) is not None
-        except ValueError:
-            return False
+        name = _name(host)
+        return name in self.names or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return ip_address(name) is not None
+    except ValueError:
+        return False
+
+
+def _name(host: str) -> str:
+    """Return a Host header without its port."""
+    name = host.strip().lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return (name.partition(":")[0] if name.count(":") == 1 else name).rstrip(".")

@@ -33,7 +33,9 @@ class Models:
         self.device = torch.device(device)
         self._find: dict[str, Callable[[], ModelFolder]] = {}
         for model in models:
-            self._find |= _choices(model)
+            for name, find in _choices(model).items():
+                again = sum(known == name or known.startswith(f"{name} (") for known in self._find)
+                self._find[f"{name} ({again + 1})" if again else name] = find
         self.pipeline = lru_cache(KEPT)(self._load)
         self._folder = lru_cache(None)(self._found)
 
@@ -72,8 +74,9 @@ class Models:
 def _choices(model: str) -> dict[str, Callable[[], ModelFolder]]:
     folder = Path(model)
     if not folder.is_dir() or (folder / "model_index.json").is_file():
-        found = find_pipeline(model)
-        return {model.rstrip("/"): lambda: found}
+        found = find_pipeline(model)  # visitors are not told where on this machine it lies
+        name = "/".join(folder.parts[-2:]) if folder.is_absolute() else model.rstrip("/")
+        return {name: lambda: found}
     run = stage_2_folder(folder)
     checkpoints = checkpoint_folders(run / "checkpoints")
     if not checkpoints:

@@ -26,6 +26,7 @@ from medsora.downstream.reconstruct_clip import CAMERAS, Geometry, Job
 from medsora.downstream.reconstruct_report import POINTS, REGISTERED, REPROJECTION, TRACK, Report
 from medsora.downstream.reconstruct_scores import errors_against, poses_bounds
 from medsora.errors import BadInput, bad_input_from_errors, one_line
+from medsora.runtime.digests import sealed, unsealed
 from medsora.runtime.files import is_file, read_patiently, write_json, write_text, written_folder
 from medsora.runtime.progress_bar import progress_bar
 
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace, command: str) -> None:
                 export = place if options.export else None
                 record |= _reconstruct(clip, frames, job, options.threads, export, identity)
                 records[identity] = record
-                write_text(kept, "".join(f"{json.dumps(each)}\n" for each in records.values()))
+                write_text(kept, "".join(f"{json.dumps(sealed(each))}\n" for each in records.values()))
             report.records[clip.folder].append(record)
         if options.dry_run:
             noun = f"clip{'s' * (len(clips) != 1)}"
@@ -229,7 +230,7 @@ def _read_records(path: Path) -> dict[str, dict[str, Any]]:
     """Return the last record of each identity; a last line that was cut off is left out."""
     lines = read_patiently(Path.read_bytes, path).splitlines(keepends=True) if is_file(path) else []
     try:
-        records = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        records = [unsealed(json.loads(line)) for line in lines if line.endswith(b"\n")]
         return {record["identity"]: record for record in records}
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} holds no results ({error}); take another --out.") from error

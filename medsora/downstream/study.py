@@ -19,6 +19,7 @@ import numpy as np
 from medsora.downstream.clips import Samples
 from medsora.errors import BadInput
 from medsora.evaluation.bootstrap import replicate_weights
+from medsora.runtime.digests import sealed, unsealed
 from medsora.runtime.files import is_file, read_patiently, write_json, write_text
 from medsora.runtime.markdown import markdown_table
 from medsora.studies.paired import Difference, paired_difference
@@ -72,7 +73,7 @@ class Study:
                 continue
             text = read_patiently(Path.read_bytes, path)
             try:
-                run = json.loads(text)
+                run = unsealed(json.loads(text))
                 theirs = run["identity"]
             except (KeyError, TypeError, ValueError) as error:
                 raise BadInput(f"{path} holds no run ({error}); delete it.") from error
@@ -87,7 +88,7 @@ class Study:
             if (variant, seed) in self.results:
                 continue
             run = {"identity": self.identity, "variant": variant, "seed": seed} | self.train(variant, seed)
-            write_json(self._file(variant, seed), run)
+            write_json(self._file(variant, seed), sealed(run))
             scores = ", ".join(f"{score} {_percent(run['scores'][score])}" for score in self.scores)
             print(f"{variant}, seed {seed}: {scores}", flush=True)
             self.results[variant, seed] = run

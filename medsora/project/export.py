@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -23,6 +23,7 @@ from medsora.config.presets import NAMED_PRESETS
 from medsora.config.schema import Config
 from medsora.config.shipped import models_folder
 from medsora.errors import BadInput
+from medsora.runtime.digests import unsealed
 from medsora.runtime.files import written_folder
 from medsora.sampling.run import pipeline_class
 from medsora.saved.card import CARD_NAME, ModelCard, evaluation_lines
@@ -199,8 +200,7 @@ def _evaluation(run: Path, given: Path | None) -> list[str]:
             raise BadInput(f"there is no evaluation {given}; give the results.json that evaluate.py wrote.")
         return []
     try:
-        results: Any = json.loads(path.read_text(encoding="utf-8"))
-        return evaluation_lines(results)
+        return evaluation_lines(unsealed(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path} is not what evaluate.py writes; give its results.json.") from error
 

@@ -1,14 +1,44 @@
-"""SHA-256 digests of files and of contents."""
+"""SHA-256 digests of files and of contents; checksums inside JSON objects."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+SEAL = "crc32"  # the key of an object's checksum
+
+
+class Damaged(ValueError):
+    """What was read is not what was written."""
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with a checksum of the rest, which `unsealed` compares."""
+    return {**values, SEAL: _checksum(json.loads(json.dumps(values)))}
+
+
+def unsealed(values: Any) -> dict[str, Any]:
+    """Return a JSON object without its checksum, which those of earlier versions do not have.
+
+    Raises `Damaged` if the rest is not what was sealed, `TypeError` or `ValueError` for no object.
+    """
+    rest = dict(values)
+    wanted = rest.pop(SEAL, None)
+    if wanted is not None and wanted != _checksum(rest):
+        raise Damaged("it does not match its checksum")
+    return rest
+
+
+def _checksum(values: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def sha256(path: Path) -> str:

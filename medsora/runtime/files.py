@@ -74,7 +74,8 @@ def written_beside(path: Path) -> Iterator[Path]:
     """
     beside = name_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not read_patiently(Path.is_dir, path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         obey_umask(beside)
         os.replace(beside, path)
@@ -103,10 +104,10 @@ def write_json(path: Path, value: Any, *, indent: int = 1, **options: Any) -> No
 
 def obey_umask(path: Path) -> None:
     """Give a file the rights of any new one, if only its owner has some: so safetensors leaves its files."""
-    if stat.S_IMODE(path.stat().st_mode) == 0o600:
+    if stat.S_IMODE(read_patiently(Path.stat, path).st_mode) == 0o600:
         new = name_beside(path)
         new.touch()  # asking for the umask itself would change it for a moment, in all threads
-        path.chmod(stat.S_IMODE(new.stat().st_mode))
+        path.chmod(stat.S_IMODE(read_patiently(Path.stat, new).st_mode))
         new.unlink()
 
 

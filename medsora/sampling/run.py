@@ -31,6 +31,7 @@ from medsora.data.reading.video_io import read_frames, write_video
 from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
 from medsora.denoiser.linear import bf16_problem
 from medsora.errors import BadInput, Interrupted, bad_input_from_errors
+from medsora.runtime.digests import sealed, unsealed
 from medsora.runtime.exit import is_main_process
 from medsora.runtime.files import name_beside, remove_leftovers, write_json
 from medsora.runtime.interruption import StopRequest
@@ -401,7 +402,7 @@ def _write_manifest(
             "versions": library_versions(),
         }
         try:
-            write_json(settings.out / MANIFEST, manifest)
+            write_json(settings.out / MANIFEST, sealed(manifest))
         except OSError as error:
             raise BadInput(f"{str(error).rstrip('.')}; make room, or take another --out.") from error
     return missing
@@ -423,7 +424,7 @@ def _check_out(settings: SamplingSettings, recorded: dict[str, Any]) -> int:
     if not path.is_file():
         raise BadInput(f"{out} holds videos but no {MANIFEST} with their settings; take another --out.")
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = unsealed(json.loads(path.read_text(encoding="utf-8")))
         settings_before, count = dict(before["settings"]), len(before["videos"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is not a sampling manifest; take another --out.") from error

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medsora.data.reading.video_io import probe
+from medsora.errors import BadInput
+from medsora.runtime.digests import Damaged, unsealed
 from medsora.saved.find import checked_trained_on
 
 MANIFEST = "manifest.json"  # beside sampled videos
@@ -30,13 +32,16 @@ def synthetic_tags(details: str, trained_on: Mapping[str, Any]) -> dict[str, str
 def read_trained_on(path: Path) -> dict[str, Any]:
     """Return the model's training clips, from a video file's tags or the manifest beside it.
 
-    Empty for what MedSora has not generated, or generated before it wrote this down.
+    Empty for what MedSora has not generated, or generated before it wrote this down. Raises `BadInput` for a
+    manifest that is damaged.
     """
     try:
         text = None if path.is_dir() else probe(path).metadata.get(TRAINED_ON_KEY)
         if text is not None:
             return checked_trained_on(json.loads(text), str(path))
-        manifest = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
+        manifest = unsealed(json.loads((path.parent / MANIFEST).read_text(encoding="utf-8")))
         return checked_trained_on(manifest[TRAINED_ON_KEY], str(path))
+    except Damaged as error:
+        raise BadInput(f"{path.parent / MANIFEST} is damaged ({error}); copy it again.") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

@@ -27,6 +27,7 @@ from medsora.config.crop import checked_crop
 from medsora.config.schema import Config
 from medsora.config.shipped import models_folder, shipped_file, shipped_models
 from medsora.errors import BadInput, bad_input_from_errors
+from medsora.flow_prior.weights import read_weights
 from medsora.runtime.digests import sha256
 from medsora.runtime.files import is_file
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
@@ -183,6 +184,8 @@ def trained_labels(run: Path) -> tuple[str, ...]:
     described = run / "pipeline.json"
     if not is_file(described) or not checkpoint_folders(run / "checkpoints"):
         return ()
+    if problem := changed_file(run, described.name):
+        raise BadInput(f"{problem}.")
     return tuple(_read_conditions(described, read_json_object(described)).get("labels", ()))
 
 
@@ -335,6 +338,9 @@ def checked_base(base: str, weights: str | None, kind: type[ModelMixin]) -> str 
         check_base(Path(base), given, kind)
     elif given is not None:
         shapes_in(given)
+    if given is not None:
+        with bad_input_from_errors():
+            read_weights(given)  # compares their digest
     if base in TOKENIZER_PRESETS:
         return base
     for config in (Path(base, "config.json"), Path(base, "vae", "config.json")):

@@ -24,6 +24,7 @@ from torch import nn
 
 from medsora.diffusion import TRAIN_STEPS
 from medsora.errors import BadInput, one_line
+from medsora.runtime.digests import Damaged, unsealed
 from medsora.runtime.files import read_patiently
 from medsora.saved.manifest import changed_part
 
@@ -93,7 +94,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is not JSON ({one_line(reason)}); {AGAIN}.") from error
     if not isinstance(value, dict):
         raise BadInput(f"{path} must hold a JSON object; {AGAIN}.")
-    return value
+    try:
+        return unsealed(value)
+    except Damaged as error:
+        raise BadInput(f"{path} is damaged ({error}); copy it again, or let it be written anew.") from error
 
 
 def _bounded(path: Path, most: int) -> bytes:

@@ -24,6 +24,7 @@ import torch
 from medsora.config.load import load_config
 from medsora.config.schema import FIXED, STAGE_1, STAGE_2, Config, all_keys
 from medsora.errors import BadInput, Interrupted
+from medsora.runtime.digests import sealed
 from medsora.runtime.exit import STOP_SIGNALS
 from medsora.runtime.files import write_json
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
@@ -200,7 +201,7 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
                 "take another --out, or the same settings."
             )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, before | settings)
+    write_json(path, sealed(before | settings))
 
 
 def _train(study: Study, variant: Variant, seed: int) -> bool:

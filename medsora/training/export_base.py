@@ -24,6 +24,7 @@ from medsora.baselines.endogen.grid import frames_to_grid
 from medsora.data.phantom import clip_seed, render_clip
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput, bad_input_from_errors
+from medsora.flow_prior.weights import read_weights, save_weights
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_text, written_beside
 from medsora.runtime.markdown import markdown_table
@@ -72,6 +73,7 @@ def main() -> None:
         config, weights = (options.out.with_suffix(ending) for ending in (".json", ".safetensors"))
         with written_beside(config) as its_config, written_beside(weights) as its_weights:
             trained.save_base(its_config, its_weights)
+            save_weights(read_weights(its_weights), its_weights)  # with a digest
     shipped = type(trained).from_base(config, weights=weights)
     metrics = unseen_metrics(shipped, options.clips, options.size)
     columns = {"value": metrics}

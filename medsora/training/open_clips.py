@@ -16,6 +16,7 @@ from medsora.data.clips import ClipDataset, ClipSpec, StoredVideo, StoredVideos
 from medsora.data.phantom import variant_suffix, write_phantom
 from medsora.data.split import HELD_OUT
 from medsora.errors import BadInput
+from medsora.runtime.digests import sealed, unsealed
 from medsora.runtime.files import is_file, read_patiently, write_json
 from medsora.runtime.progress_bar import progress_bar
 from medsora.saved.checkpoint import checkpoint_folders
@@ -105,7 +106,7 @@ def stored_videos(run: Path) -> StoredVideos | None:
     if not is_file(path):
         return StoredVideos(None)
     try:
-        stored = json.loads(read_patiently(Path.read_bytes, path))
+        stored = unsealed(json.loads(read_patiently(Path.read_bytes, path)))
         videos = {
             name: StoredVideo(side, Content(frames, thumbnails), *label)
             for name, (side, frames, thumbnails, *label) in stored["videos"].items()
@@ -161,7 +162,8 @@ def store_videos(run: RunFolder, clips: ClipDataset) -> None:
         for name, video in videos.items()
     }
     with run.writing():
-        write_json(run.path / VIDEO_LIST, {"by_folder": by_folder, "videos": listed}, sort_keys=True)
+        stored = sealed({"by_folder": by_folder, "videos": listed})
+        write_json(run.path / VIDEO_LIST, stored, sort_keys=True)
 
 
 def open_run(

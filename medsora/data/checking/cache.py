@@ -16,6 +16,7 @@ import av
 from medsora.data.checking.scan import Scan
 from medsora.data.reading.decoding import Interpretation, SeekPoint
 from medsora.data.reading.find import Source
+from medsora.runtime.digests import sealed, unsealed
 from medsora.runtime.files import write_text
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class CheckCache:
         self.path = path
         self._entries: dict[str, dict] = {}
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = unsealed(json.loads(path.read_text(encoding="utf-8")))
             if content["made_by"] == _VERSION:
                 self._entries = dict(content["scans"])
         except FileNotFoundError:
@@ -66,7 +67,7 @@ class CheckCache:
 
     def save(self) -> None:
         """Write the file; if it cannot be written, a warning is logged."""
-        content = json.dumps({"made_by": _VERSION, "scans": self._entries})
+        content = json.dumps(sealed({"made_by": _VERSION, "scans": self._entries}))
         try:
             write_text(self.path, content)
         except OSError as error:

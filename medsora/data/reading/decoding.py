@@ -94,14 +94,13 @@ class Interpretation(NamedTuple):
 
 AS_FLAGGED = Interpretation()
 CANNOT_BE_READ = "cannot be read"
-FAILED_READS = (  # errors of the disk, its server or the process, not of the file's content
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.EACCES,
-    errno.EMFILE,
-    errno.ENFILE,
-)
+FAILED_READS = {  # errors of the disk, its server or the process, which FFmpeg raises for no file's content
+    *(errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ENOKEY, errno.EKEYEXPIRED),
+    *(errno.EIO, errno.ENODATA, errno.EBADMSG, errno.EUCLEAN, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN, errno.EREMOTEIO, errno.ENOLINK),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EPROTO),
+    *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED),
+}
 
 
 def _naming_the_file(method: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:

@@ -15,6 +15,7 @@ from medsora.config.load import load_config
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.errors import bad_input_from_errors
 from medsora.evaluation.sanity.claims import Claim
+from medsora.runtime.digests import sealed
 from medsora.runtime.files import write_json
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import join_group
@@ -95,7 +96,7 @@ def through_vae(vae: VideoVAE | VQTokenizer, clips: np.ndarray) -> np.ndarray:
 
 def conclude(out: Path, results: dict[str, Any], claims: Sequence[Claim]) -> int:
     """Write `results.json` into `out`, print it and what holds; return the exit status."""
-    write_json(out / "results.json", results)
+    write_json(out / "results.json", sealed(results))
     for name, value in results.items():
         print(f"{name}: {value}")
     for claim in claims:

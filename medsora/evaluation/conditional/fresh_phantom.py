@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from medsora.config.choices import PHANTOM_LOOKS
 from medsora.data.phantom import variant_suffix, write_phantom
@@ -15,10 +14,9 @@ from medsora.data.reading.video_io import read_frames
 from medsora.data.video_table import read_video_table
 from medsora.errors import bad_input_from_errors
 from medsora.evaluation.conditional.classifier import Judge, train_judge
-from medsora.flow_prior.weights import load_strictly
+from medsora.flow_prior.weights import load_strictly, read_weights, save_weights
 from medsora.runtime.files import written_beside
 from medsora.runtime.progress_bar import progress_bar
-from medsora.saved.optimizer import read_tensors
 
 TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # seeds of corpora, far from the configs'
 JUDGE_RECIPE = 1  # raised whenever `train_judge` comes to give another judge
@@ -84,7 +82,7 @@ def phantom_judge(
     if weights.is_file():
         names = _labels(folder)[1]
         judge = Judge(len(names))
-        load_strictly(judge, read_tensors(weights), weights, "the judge of phantom clips")
+        load_strictly(judge, read_weights(weights), weights, "the judge of phantom clips")
         return judge.to(device).eval(), names
     clips, numbers, names = phantom_clips(cache, count, frames, size, TRAINING_SEED, polyp_size, look)
     with progress_bar("judge", total=epochs, unit="epoch") as bar:
@@ -95,7 +93,7 @@ def phantom_judge(
 
         judge = train_judge(clips, numbers.tolist(), epochs=epochs, device=device, progress=report)
     with written_beside(weights) as beside:
-        save_file({name: tensor.cpu() for name, tensor in judge.state_dict().items()}, beside)
+        save_weights(judge.state_dict(), beside)
     return judge, names
 
 

@@ -10,7 +10,7 @@ distance. Sampled clips are kept in DIR, so an interrupted run resumes.
 from __future__ import annotations
 
 import argparse
-import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +49,9 @@ from medsora.runtime.files import write_json, written_beside
 from medsora.runtime.progress_bar import progress_bar
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import find_model
+from medsora.saved.limits import read_json_object
+
+log = logging.getLogger(__name__)
 
 CLIPS_AT_ONCE = 8
 PYRAMID, FLOW_DISTANCE, FLOW = "pyramid_distance", "flow_magnitude_distance", "flow_magnitude"
@@ -145,14 +148,15 @@ def sample_clips(pipeline: MedSoraPipeline, options: argparse.Namespace, labels:
     made_of |= {"weights": find_model(options.model).digests(), "labels": list(pipeline.labels)}
     folder = options.out / "clips"
     described = folder / "made-of.json"
-    if described.is_file() and json.loads(described.read_text(encoding="utf-8")) != made_of:
+    if described.is_file() and read_json_object(described) != made_of:
         raise BadInput(f"{folder} holds clips of another model or other settings: take another --out.")
     write_json(described, made_of)
     parts = []
     for first in progress_bar("sampling", range(0, len(labels), CLIPS_AT_ONCE), unit="batch"):
-        path = folder / f"{first:05d}.npy"
+        path = folder / f"{first:05d}.npz"
         wanted = list(labels[first : first + CLIPS_AT_ONCE])
-        if not path.is_file() or len(np.load(path, mmap_mode="r")) < len(wanted):
+        frames = _stored(path)
+        if frames is None or len(frames) < len(wanted):
             seeds = range(options.seed + first, options.seed + first + len(wanted))
             frames = pipeline(
                 seeds=seeds,
@@ -163,9 +167,21 @@ def sample_clips(pipeline: MedSoraPipeline, options: argparse.Namespace, labels:
                 output_type="uint8",
             ).frames
             with written_beside(path) as beside, beside.open("wb") as file:
-                np.save(file, frames)
-        parts.append(np.load(path)[: len(wanted)])
+                np.savez(file, frames=frames)
+        parts.append(frames[: len(wanted)])
     return np.concatenate(parts)
+
+
+def _stored(path: Path) -> np.ndarray | None:
+    """Return the clips of an earlier call, or None; a damaged file, by the checksums in it, is none."""
+    try:
+        with np.load(path) as file:
+            return file["frames"]
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # damaged bytes make zipfile and numpy raise anything
+        log.warning("%s is damaged (%s); its clips are sampled again.", path, type(error).__name__)
+        return None
 
 
 def compare(

@@ -23,7 +23,7 @@ import numpy as np
 
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
-from medsora.runtime.files import write_json
+from medsora.runtime.files import read_patiently, write_json
 
 log = logging.getLogger(__name__)
 
@@ -117,16 +117,19 @@ class FeatureStore:
     def is_whole(self) -> bool:
         """Return whether the features are there; a damaged file is not.
 
-        It is compared with the SHA-256 beside it, which features of earlier versions do not have.
+        It is compared with the SHA-256 beside it, which features of earlier versions do not have. Raises
+        `BadInput` if it cannot be read now.
         """
         try:
-            described = json.loads(self.path.with_suffix(".json").read_text(encoding="utf-8"))
+            described = json.loads(read_patiently(Path.read_bytes, self.path.with_suffix(".json")))
             wanted = described.get("sha256")
-            if wanted is not None and sha256(self.path) != wanted:
+            if wanted is not None and read_patiently(sha256, self.path) != wanted:
                 raise ValueError("they do not match their checksum")
             found = np.load(self.path, mmap_mode="r")
         except FileNotFoundError:
             return False
+        except BadInput:  # it cannot be read now, which is no damage
+            raise
         except (*UNREADABLE, AttributeError) as error:
             log.warning("the features in %s cannot be read (%s); they are extracted again.", self.path, error)
             return False

@@ -15,6 +15,7 @@ from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.report.paper_tables import PAPER_PROTOCOL, number_text, paper_tables
 from medsora.evaluation.settings import STYLEGAN_V
 from medsora.evaluation.stylegan_v import MAX_GENERATED_FRAMES
+from medsora.runtime.digests import sealed
 from medsora.runtime.files import write_json, write_text
 from medsora.runtime.markdown import markdown_table
 
@@ -98,7 +99,7 @@ class Results:
 
     def write(self, folder: Path) -> None:
         """Write both files. Raises `OSError` if the folder cannot be written."""
-        write_json(folder / "results.json", without_nan(asdict(self)), ensure_ascii=False)
+        write_json(folder / "results.json", sealed(without_nan(asdict(self))), ensure_ascii=False)
         write_text(folder / "results.md", self.markdown())
 
     def markdown(self, *, notes: bool = True) -> str:

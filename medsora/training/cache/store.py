@@ -2,9 +2,9 @@
 
 One safetensors file per entry, written beside and renamed, with the key in its header; whatever is missing,
 cut, damaged (`block_digest` in the header; entries of before it have none) or under another key reads as
-absent and is computed again. A digest is compared once in each process, and again where the file is another
-one or was written to. What was read last stays in memory, up to `KEPT_BYTES` of each store in each process: a
-small store is read once.
+absent and is computed again, unless the system cannot read it now (`BadInput`). A digest is compared once in
+each process, and again where the file is another one or was written to. What was read last stays in memory,
+up to `KEPT_BYTES` of each store in each process: a small store is read once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from medsora.errors import BadInput
-from medsora.runtime.files import write_bytes, write_json
+from medsora.runtime.files import read_patiently, write_bytes, write_json
 from medsora.runtime.progress_bar import progress_bar
 
 KEPT_BYTES = 2**26
@@ -70,7 +70,7 @@ class TensorStore:
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
         """Return an entry that maps its file, and a copy in memory, which is what is checked."""
         try:
-            with self._path(name).open("rb") as file:
+            with read_patiently(_opened, self._path(name)) as file:
                 about_file = os.fstat(file.fileno())
                 content = np.frombuffer(mmap(file.fileno(), 0, access=ACCESS_COPY), np.uint8)
             start, about, header = _parsed(content)
@@ -83,6 +83,8 @@ class TensorStore:
                     return None
                 self._whole[name] = identity
             return _tensors(header, content[start:]), _tensors(header, copy)
+        except BadInput:  # it cannot be read now, which is no damage
+            raise
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, struct.error):
             return None
 
@@ -123,8 +125,11 @@ class TensorStore:
         accelerator.wait_for_everyone()
 
     def require(self, name: str) -> dict[str, Tensor]:
-        """Return an entry that was written before. Raises `OSError` if it is gone."""
-        entry = self.get(name)
+        """Return an entry that was written before. Raises `OSError` if it is gone or cannot be read."""
+        try:
+            entry = self.get(name)
+        except BadInput as error:
+            raise OSError(str(error)) from error
         if entry is None:
             raise OSError(
                 f"the cache entry {name} in {self.folder} is gone or damaged; run the same command "
@@ -143,6 +148,10 @@ class TensorStore:
 
     def _path(self, name: str) -> Path:
         return self.folder / hashlib.sha256(name.encode()).hexdigest()[:2] / f"{name}.safetensors"
+
+
+def _opened(path: Path) -> BinaryIO:
+    return path.open("rb")
 
 
 def _parsed(content: np.ndarray) -> tuple[int, dict[str, str], dict[str, Any]]:

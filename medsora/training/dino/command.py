@@ -10,11 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from medsora.data.phantom.corpus import LOOK
 from medsora.errors import BadInput, bad_input_from_errors
 from medsora.flow_prior.dino import DinoEncoder, build_network
+from medsora.flow_prior.weights import save_weights
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.runtime.files import write_text, written_beside
 from medsora.runtime.markdown import markdown_table
@@ -60,7 +59,7 @@ def main() -> None:
     state = train_dino(pictures, architecture, recipe, options.run / "checkpoints", time_limit_minutes=limit)
     weights = options.out.with_suffix(".safetensors")
     with written_beside(weights) as beside:
-        save_file({name: tensor.half() for name, tensor in state.items()}, beside)
+        save_weights({name: tensor.half() for name, tensor in state.items()}, beside)
     rows = {
         "this encoder": probe(DinoEncoder(architecture, weights), unseen),
         "the same, untrained": probe(DinoEncoder(architecture, "random"), unseen),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +12,12 @@ from medsora.data.phantom import KINDS, clip_seed, render_clip
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput
 from medsora.flow_prior import build_estimator, flow_to_rgb
+from medsora.runtime.digests import sha256
 from medsora.runtime.files import write_json, written_beside
 from medsora.runtime.progress_bar import progress_bar
+from medsora.saved.limits import read_json_object
 
+DIGESTS = "sha256"  # of the files beside the recipe
 FRAMES = 18  # one more than a clip's
 LOW_MOTION_PX = 0.05  # mean over a frame, below which a picture shows the estimator's noise
 
@@ -33,13 +35,17 @@ class FlowPictures(NamedTuple):
 def flow_pictures(folder: Path, clips: int, size_px: int, seed: int, estimator: str = "dis") -> FlowPictures:
     """Render `clips` phantom clips, estimate their flow and colour it, unless `folder` holds the pictures.
 
-    Raises `BadInput` for a folder that holds others.
+    Raises `BadInput` for a folder that holds others, or damaged ones (earlier versions' have no digest).
     """
     recipe = {"clips": clips, "size_px": size_px, "seed": seed, "estimator": estimator, "frames": FRAMES}
     done = folder / "pictures.json"
     if done.is_file():
-        if json.loads(done.read_text(encoding="utf-8")) != recipe:
+        kept = read_json_object(done)
+        digests = kept.pop(DIGESTS, None)
+        if kept != recipe:
             raise BadInput(f"{folder} holds pictures of another recipe: take another folder or delete it.")
+        if digests not in (None, _digests(folder)):
+            raise BadInput(f"the pictures in {folder} are damaged: delete it, and they are made again.")
         return _opened(folder)
     search, flows = build_estimator(estimator), FRAMES - 1
     clip_numbers = np.repeat(np.arange(clips), flows)
@@ -65,7 +71,7 @@ def flow_pictures(folder: Path, clips: int, size_px: int, seed: int, estimator: 
     with written_beside(folder / "known.npz") as beside, beside.open("wb") as file:
         instrument = np.repeat([kind == "instrument" for kind in kinds], flows)
         np.savez(file, clip=clip_numbers, instrument=instrument, motion=motion, moving=moving)
-    write_json(done, recipe)
+    write_json(done, recipe | {DIGESTS: _digests(folder)})
     return _opened(folder)
 
 
@@ -84,6 +90,10 @@ def motion_of(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def as_pictures(values: np.ndarray) -> torch.Tensor:
     """Return uint8 pictures as float32 in [0, 1]."""
     return torch.tensor(values).float() / 255
+
+
+def _digests(folder: Path) -> list[str]:
+    return [sha256(folder / name) for name in ("pictures.npy", "known.npz")]
 
 
 def _opened(folder: Path) -> FlowPictures:

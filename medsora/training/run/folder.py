@@ -34,10 +34,12 @@ from tqdm import tqdm
 from medsora.config.load import config_to_dict, load_config, save_config
 from medsora.config.schema import FIXED, Config, all_keys
 from medsora.errors import BadInput, one_line
+from medsora.runtime.digests import sealed, unsealed
 from medsora.runtime.files import (
     is_file,
     read_patiently,
     remove_leftovers,
+    write_bytes,
     write_json,
     write_text,
     written_beside,
@@ -155,7 +157,7 @@ class RunFolder:
         """Append one line to log.jsonl, with the seconds that the run has taken, and inform the trackers."""
         if self.main:
             elapsed_s = self._elapsed_before_s + time.monotonic() - self._opened
-            line = {"step": step, **metrics, ELAPSED: round(elapsed_s, 1)}
+            line = sealed({"step": step, **metrics, ELAPSED: round(elapsed_s, 1)})
             with self.writing(), (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         with self.writing():
@@ -167,9 +169,9 @@ class RunFolder:
         """Drop the lines of steps after `step`, which are taken again; with 0 all: nothing was saved."""
         path = self.path / "log.jsonl"
         if is_file(path):
-            kept = [line for line in read_log(self.path) if line["step"] <= step != 0]
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-            self._elapsed_before_s = max((line.get(ELAPSED, 0.0) for line in kept), default=0.0)
+            kept = [(text, line) for text, line in _log_lines(self.path) if line["step"] <= step != 0]
+            write_bytes(path, b"".join(text + b"\n" for text, _ in kept))
+            self._elapsed_before_s = max((line.get(ELAPSED, 0.0) for _, line in kept), default=0.0)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -177,18 +179,23 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
     Raises `BadInput` if the log cannot be read.
     """
+    return [line for _, line in _log_lines(run)]
+
+
+def _log_lines(run: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return the sound lines of a run's log, as they stand there and their contents."""
     path = run / "log.jsonl"
     texts = read_patiently(Path.read_bytes, path).split(b"\n") if is_file(path) else []
-    return [line for text in texts if (line := _log_line(text)) is not None]
+    return [(text, line) for text in texts if (line := _log_line(text)) is not None]
 
 
 def _log_line(text: bytes) -> dict[str, Any] | None:
     """Return the contents of a line of the log; None for one that is half written or damaged."""
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
+        line = unsealed(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
         return None
-    if not isinstance(line, dict) or type(line.get("step")) is not int or line["step"] < 0:
+    if type(line.get("step")) is not int or line["step"] < 0:
         return None
     sound = all(type(n) is float or (type(n) is int and abs(n) <= MAX_LOGGED) for n in line.values())
     return line if sound else None

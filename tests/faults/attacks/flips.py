@@ -12,23 +12,40 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
+from medsora.baselines.endora import Endora
+from medsora.data.checking.cache import CheckCache
+from medsora.data.checking.scan import Scan
+from medsora.data.reading.decoding import SeekPoint
+from medsora.data.reading.find import Source
+from medsora.downstream.study import Study
 from medsora.evaluation.features.feature_store import Extractor, FeatureStore
-from medsora.runtime.digests import weights_digest
+from medsora.flow_prior.weights import read_weights, save_weights
+from medsora.runtime.digests import sealed, weights_digest
+from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.sampling.run import pipeline_class
+from medsora.sampling.synthetic import MANIFEST, read_trained_on
 from medsora.saved.checkpoint import latest_checkpoint
-from medsora.saved.find import find_model, find_vae, load_vae
+from medsora.saved.find import MEDSORA, PARTS, find_model, find_vae, load_vae
 from medsora.saved.manifest import model_files, write_manifest
 from medsora.saved.pipeline import saved_sampler
+from medsora.studies.ablate import keep_settings
 from medsora.training.cache.store import TensorStore
+from medsora.training.open_clips import VIDEO_LIST, stored_videos
+from medsora.training.run.folder import RunFolder, read_log
 from tests.faults.guarded import report, try_all
-from tests.support.tiny_pipeline import tiny_pipeline, tiny_vae, write_run
+from tests.support.endogen.tiny_tokenizer import write_run as write_endogen_run
+from tests.support.tiny_pipeline import GEOMETRY, tiny_pipeline, tiny_vae, write_run
 
 CLIPS = 6
+ENDORA = {"in_channels": 4, "width": 32, "depth": 2, "heads": 2}
 
 
 def flip_bits(inputs: int, seed: int) -> int:
@@ -127,6 +144,17 @@ def write_a_run(run: Path) -> None:
     write_manifest(run, [run / "pipeline.json", *model_files(run / "vae")])
 
 
+def write_endora(folder: Path) -> None:
+    """A saved model of another denoiser."""
+    MedSoraPipeline(Endora(**ENDORA), tiny_vae(), **GEOMETRY).save_pretrained(folder)
+
+
+def write_endogen(run: Path) -> None:
+    """A run of EndoGen."""
+    write_endogen_run(run, steps=(2,))
+    write_manifest(run, [run / "pipeline.json", *model_files(run / "tokenizer")])
+
+
 def use_run(run: Path) -> str | None:
     """Load it as sampling does; that training finds the same damage is `fuzz-checkpoint`'s to show."""
     found = use_model(run)
@@ -136,9 +164,10 @@ def use_run(run: Path) -> str | None:
 def use_model(folder: Path) -> str:
     """Load a model with its scheduler and its clip."""
     found = find_model(folder)
-    pipeline = MedSoraPipeline.from_folder(found)
-    clip = {key: pipeline.config[key] for key in ("frames", "size", "fps", "image_latents", "labels")}
-    parts = [weights_digest(pipeline.denoiser), weights_digest(pipeline.vae), saved_sampler(found), clip]
+    pipeline = pipeline_class(found.kind).from_folder(found)
+    clip = {key: pipeline.config.get(key) for key in ("frames", "size", "fps", "image_latents", "labels")}
+    parts = [weights_digest(getattr(pipeline, part)) for part in PARTS[found.kind]]
+    parts += [clip, saved_sampler(found) if found.kind == MEDSORA else None]
     return json.dumps(parts, sort_keys=True, default=str)
 
 
@@ -153,10 +182,74 @@ def use_vae(folder: Path) -> str:
     return weights_digest(load_vae(find_vae(folder)))
 
 
+def write_weights(folder: Path) -> None:
+    """What commands leave for a config to name: a base's weights, an encoder's, a classifier's."""
+    folder.mkdir()
+    save_weights(tiny_vae().base_state_dict(), folder / "weights.safetensors")
+
+
+def use_weights(folder: Path) -> str:
+    """Read them as a config's."""
+    state = read_weights(folder / "weights.safetensors")
+    return repr([(name, sha256_of(tensor.numpy())) for name, tensor in sorted(state.items())])
+
+
+def write_records(folder: Path) -> None:
+    """What training writes down beside its checkpoints, and a study and sampling beside their results."""
+    (folder / "checkpoints" / "step-0000001").mkdir(parents=True)
+    run = SimpleNamespace(path=folder, main=True, _elapsed_before_s=0, _opened=0, writing=nullcontext)
+    run.accelerator = SimpleNamespace(log=lambda metrics, step: None)
+    for step in (1, 2):
+        RunFolder.log(run, step, {"held_out/mse": 1 / step})
+    sides = {"a.mp4": ["train", 24, "0f"], "b.mp4": ["held-out", 48, "f0"]}
+    write_json(folder / VIDEO_LIST, sealed({"by_folder": True, "videos": sides}))
+    cache = CheckCache(folder / "check.json")
+    cache.put(SCANNED, Scan("mp4", "h264", 64, 48, 25.0, 240, (SeekPoint(0, 0, 7, 0),)))
+    cache.save()
+    with redirect_stdout(None):
+        study(folder).run()
+    keep_settings(folder, {"steps": 4})
+    (folder / "frames").mkdir()
+    write_json(folder / MANIFEST, sealed({"trained_on": {"rate": 12.5}}))
+
+
+def use_records(folder: Path) -> str | None:
+    """Read all of them; a line of the log may be lost, a file may be scanned again."""
+    log, scan = read_log(folder), CheckCache(folder / "check.json").get(SCANNED)
+    done = study(folder)
+    done.find_finished()
+    keep_settings(folder, {"steps": 4})
+    if scan is None or len(log) < 2:
+        return None
+    metrics = [line["held_out/mse"] for line in log]
+    return repr([metrics, stored_videos(folder), scan, done.results, read_trained_on(folder / "frames")])
+
+
+SCANNED = Source(Path(__file__), "flips.py", False)
+
+
+def study(folder: Path) -> Study:
+    """A study of one run."""
+    side = SimpleNamespace(digest=lambda: "0")
+    train = lambda variant, seed: {"scores": {"accuracy": 0.75}, "replicates": {"accuracy": [0.5, 1.0]}}  # noqa: E731
+    told = {"title": "t", "command": "c", "trivial": {}, "notes": (), "facts": {}, "scores": ("accuracy",)}
+    sides = {"labelled": side, "test": side, "unlabelled": {}}
+    return Study(**told, **sides, folder=folder / "study", seeds=range(1), train=train)
+
+
+def sha256_of(values: np.ndarray) -> str:
+    """Return the digest of an array's type and content."""
+    return hashlib.sha256(f"{values.dtype}{values.shape}".encode() + values.tobytes()).hexdigest()
+
+
 KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], str | None]]] = {
     "cache": (write_cache, use_cache),
+    "endogen": (write_endogen, use_run),
+    "endora": (write_endora, use_model),
     "features": (write_features, use_features),
     "model": (lambda folder: tiny_pipeline().save_pretrained(folder), use_model),
+    "records": (write_records, use_records),
     "run": (write_a_run, use_run),
     "vae": (write_a_vae, use_vae),
+    "weights": (write_weights, use_weights),
 }

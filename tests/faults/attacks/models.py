@@ -1,6 +1,7 @@
 """Model folders as a stranger may make them: settings, schedulers, files, weights, manifests of no model.
 
-They are a saved model, a run and a base that a config names (`vae.base`).
+They are a saved model or a run of MedSora, Endora and EndoGen, and what a config names: bases (`vae.base`),
+VAEs and tokenizers (`vae.path`), an encoder of flow (`dino.model`).
 """
 
 from __future__ import annotations
@@ -11,28 +12,33 @@ import random
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 
 from medsora.config.load import config_from_dict
+from medsora.config.schema import Config
 from medsora.errors import BadInput, NonFiniteVideo, bad_input_from_errors
+from medsora.flow_prior.dino import DinoEncoder, build_network
+from medsora.flow_prior.weights import save_weights
 from medsora.runtime.digests import sha256
+from medsora.runtime.files import write_json
 from medsora.sampler import SCHEDULERS
-from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import find_model, trained_tokenizer, trained_vae
+from medsora.sampling.run import pipeline_class
+from medsora.sampling.tokens import EndoGenPipeline
+from medsora.saved.find import MEDSORA, find_model, trained_tokenizer, trained_vae
 from medsora.saved.manifest import MANIFEST
 from medsora.saved.pipeline import saved_sampler
 from medsora.training.stage1.build import build_vae
-from medsora.vae import VQTokenizer
-from tests.faults.attacks.flips import write_a_run
+from medsora.vae import PerFrameVAE, VQTokenizer
+from tests.faults.attacks.flips import write_a_run, write_endogen, write_endora
 from tests.faults.guarded import no_sentence_of_ours, report, try_all
 from tests.faults.mutate import ODD_VALUES, mutate_tree, places
-from tests.support.endogen.tiny_tokenizer import SIZES
+from tests.support.endogen.tiny_tokenizer import SIZES, write_tokenizer
 from tests.support.tiny_pipeline import VAE, tiny_pipeline, tiny_vae
 
 SECONDS = 10.0
@@ -41,6 +47,14 @@ WORDS = ("squaredcos_cap_v2", "scaled_linear", "sigmoid", "exp", "trailing", "li
 SMALL = 2**16  # pixels of a clip that is sampled, too
 HOLE_BYTES = 2**34  # of a file that takes no room
 ATTACKED_MANIFESTS = 0.3  # of those there are
+ENCODER = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+FRAME_VAE = {
+    "block_out_channels": [8, 8, 8, 8],
+    "norm_num_groups": 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 1,
+}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 Change = Callable[[Path, random.Random], None]
 
@@ -58,6 +72,19 @@ def write_originals(folder: Path) -> None:
     """Write one folder of each kind."""
     tiny_pipeline().save_pretrained(folder / "saved")
     write_a_run(folder / "run")
+    write_endora(folder / "endora")
+    write_endogen(folder / "endogen-run")
+    EndoGenPipeline.from_folder(find_model(folder / "endogen-run")).save_pretrained(folder / "endogen")
+    frame = AutoencoderKL(**FRAME_VAE)
+    frame.save_pretrained(folder / "vaes" / "frame" / "vae")
+    PerFrameVAE.from_base(FRAME_VAE).save_pretrained(folder / "vaes" / "per-frame")
+    tiny_vae().save_pretrained(folder / "vaes" / "causal")
+    write_tokenizer(folder / "vaes" / "tokenizer")
+    encoder = {"architecture": "vit_tiny_patch16_224", "model_args": ENCODER}
+    write_json(folder / "encoder" / "encoder.json", encoder)
+    save_weights(
+        build_network(str(folder / "encoder" / "encoder.json")).state_dict(), folder / "encoder" / WEIGHTS
+    )
     for form in ("json", "folder/vae", "vq"):
         (folder / "base" / form).mkdir(parents=True)
     tiny_vae().save_base(*described(folder / "base" / "json").values())
@@ -85,7 +112,7 @@ def use_model(hostile: Path) -> str:
     with only_documented():
         found = find_model(hostile)
         saved_sampler(found)
-        pipeline = MedSoraPipeline.from_folder(found)
+        pipeline = pipeline_class(found.kind).from_folder(found)
     pipeline.set_progress_bar_config(disable=True)
     height, width = pipeline.config.size
     if pipeline.config.frames * height * width > SMALL:
@@ -93,7 +120,7 @@ def use_model(hostile: Path) -> str:
     refused = "past the schema, loaded, refused to sample"
     try:
         with only_documented():
-            pipeline(num_inference_steps=2, seeds=[0])
+            pipeline(seeds=[0], **({"num_inference_steps": 2} if found.kind == MEDSORA else {}))
     except BadInput as error:
         error.how_far = refused
         raise
@@ -109,11 +136,45 @@ def use_base(hostile: Path) -> str:
         (trained_vae, {"base": str(hostile / "folder"), "path": "base"}),
         (trained_tokenizer, {"kind": "vq", "path": "base"} | described(hostile / "vq")),
     )
+    return built([(build, {"vae": vae}) for build, vae in started])
+
+
+def use_vaes(hostile: Path) -> str:
+    """Load the VAEs that stage 2 may start from, and a tokenizer, and pass frames through them."""
+
+    def passed(load: Callable[[Config], Any]) -> Callable[[Config], None]:
+        def load_and_pass(config: Config) -> None:
+            load(config).reconstruct(torch.zeros(1, 1, 3, 32, 32))
+
+        return load_and_pass
+
+    return built(
+        [
+            (passed(trained_vae), {"vae": {"kind": "per-frame", "path": str(hostile / "frame")}}),
+            (passed(trained_vae), {"vae": {"kind": "per-frame", "path": str(hostile / "per-frame")}}),
+            (passed(trained_vae), {"vae": {"path": str(hostile / "causal")}}),
+            (passed(trained_tokenizer), {"vae": {"kind": "vq", "path": str(hostile / "tokenizer")}}),
+        ]
+    )
+
+
+def use_encoder(hostile: Path) -> str:
+    """Build the flow prior's encoder of a JSON file and weights."""
+    names = {"model": str(hostile / "encoder.json"), "weights": str(hostile / WEIGHTS)}
+
+    def build(config: Config) -> None:
+        DinoEncoder(config.dino.model, config.dino.weights)(torch.zeros(1, 3, 32, 32), [0])
+
+    return built([(build, {"dino": names})])
+
+
+def built(started: Sequence[tuple[Callable[[Config], Any], dict[str, Any]]]) -> str:
+    """Call each with its config as the commands do; return how far one came if one did."""
     refusals = []
-    for build, vae in started:
+    for build, values in started:
         try:
-            with only_documented(), bad_input_from_errors():  # as the commands do
-                build(config_from_dict({"vae": vae}, "a test"))
+            with only_documented(), bad_input_from_errors():
+                build(config_from_dict(values, "a test"))
         except BadInput as error:
             refusals.append(error)
     strange = [error for error in refusals if no_sentence_of_ours(error)]
@@ -244,7 +305,10 @@ def change_weights(folder: Path, draw: random.Random) -> None:
         return
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
-    header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
+    try:
+        header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
+    except ValueError:
+        return  # an earlier change has left none
     kind = draw.randrange(7)
     if kind == 0:
         header = {
@@ -278,5 +342,14 @@ def read(path: Path) -> Any:
         return None
 
 
-KINDS: dict[str, Callable[[Path], str]] = {"base": use_base, "run": use_model, "saved": use_model}
+KINDS: dict[str, Callable[[Path], str]] = {
+    "base": use_base,
+    "encoder": use_encoder,
+    "endogen": use_model,
+    "endogen-run": use_model,
+    "endora": use_model,
+    "run": use_model,
+    "saved": use_model,
+    "vaes": use_vaes,
+}
 CHANGES: tuple[Change, ...] = (change_values, change_values, change_scheduler, change_file, change_weights)

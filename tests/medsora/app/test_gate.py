@@ -40,17 +40,33 @@ def test_an_address_and_a_known_name_are_answered(host: str) -> None:
         ({"host": "127.0.0.1.evil.example"}, 421, "does not answer under that name"),
         ({"host": "localhost.evil.example"}, 421, "does not answer under that name"),
         ({}, 421, "does not answer under that name"),
+        ({"host": "localhost:7860", "origin": "http://evil.example"}, 403, "another one"),
+        ({"host": "localhost:7860", "origin": "http://localhost:8000"}, 403, "another one"),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:8000"}, 403, "another one"),
+        ({"host": "localhost:7860", "origin": "null"}, 403, "another one"),
         ({"host": "localhost", "content-length": str(400 * 10**6)}, 413, "at most 20 MB"),
         ({"host": "localhost", "content-length": "x"}, 411, "Content-Length"),
         ({"host": "localhost", "transfer-encoding": "chunked"}, 411, "Content-Length"),
     ],
 )
 def test_others_are_refused_in_one_line(headers: dict[str, str], status: int, words: str) -> None:
-    start, body = asked(headers)
+    start, body = asked(headers, names=("127.0.0.1",))
     assert start["status"] == status
     assert words in body["body"].decode()
     assert body["body"].count(b"\n") == 1
     assert asked(headers, "websocket")[0]["type"] == "websocket.close"
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("localhost:7860", "http://localhost:7860"),
+        ("10.0.0.3:7860", "http://10.0.0.3:7860"),
+        ("127.0.0.1:7860", "https://page.example"),  # behind a proxy
+    ],
+)
+def test_what_the_page_itself_sends_is_answered(host: str, origin: str) -> None:
+    assert asked({"host": host, "origin": origin}, names=("page.example",)) == ["the page"]
 
 
 def test_what_is_no_request_and_an_upload_within_the_limit_pass() -> None:

@@ -52,7 +52,12 @@ def test_a_run_offers_its_checkpoints_the_newest_first(run: Path) -> None:
 
 def test_a_saved_pipeline_is_offered_by_its_name(tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "saved")
-    assert Models([f"{tmp_path}/saved/"], "cpu").names == [f"{tmp_path}/saved"]
+    assert Models([f"{tmp_path}/saved/"], "cpu").names == [f"{tmp_path.name}/saved"], "no path of the server"
+    assert Models([f"{tmp_path}/saved"] * 3, "cpu").names == [
+        f"{tmp_path.name}/saved",
+        f"{tmp_path.name}/saved (2)",
+        f"{tmp_path.name}/saved (3)",
+    ]
 
 
 def test_names_that_lead_nowhere_are_one_sentence(run: Path, tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
-"""The digest of a file is that of its bytes, however many there are."""
+"""The digest of a file is that of its bytes, however many there are; a checksum finds every changed bit."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 
-from medsora.runtime.digests import sha256
+from medsora.runtime.digests import Damaged, sealed, sha256, unsealed
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", bytes(range(256)) * 5000])
@@ -20,3 +21,27 @@ def test_a_files_digest_is_that_of_its_bytes(content: bytes, tmp_path: Path) -> 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sha256(tmp_path / "missing")
+
+
+def test_every_flipped_bit_of_a_sealed_object_is_found_or_changes_nothing() -> None:
+    values = {
+        "steps": 4,
+        "loss": [0.1, 2e-5, None],
+        "names": {"ä": "b", "1": (1, 2)},
+        "nothing": float("inf"),
+    }
+    text, found = json.dumps(sealed(values)).encode(), []
+    wanted = unsealed(json.loads(text))
+    assert wanted == json.loads(json.dumps(values))
+    for bit in range(8 * len(text)):
+        flipped = bytearray(text)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            read = unsealed(json.loads(flipped))
+            assert {key: read.get(key) for key in wanted} == wanted, "used silently"
+        except Damaged as error:
+            found.append(error)
+        except (ValueError, TypeError):
+            pass  # no JSON any more
+    assert len(found) > len(text)
+    assert unsealed({"steps": 4}) == {"steps": 4}, "of an earlier version"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from medsora.runtime.files import (
 )
 from medsora.sampling.run import SamplingSettings, sample_videos
 from tests.support import tiny_training as tiny
+from tests.support.disk.failing_reads import failing_reads
 
 
 @pytest.fixture(params=[0o022, 0o027], ids=oct)
@@ -157,3 +159,14 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_one_before(
     with pytest.raises(BadInput, match="untouched"), written_folder(final) as folder:
         write_text(folder / "a", "after")
     assert (final / "a").read_text() == "before"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_read_that_fails_once_while_a_file_is_written_is_tried_again(number: int, tmp_path: Path) -> None:
+    """Its folder is looked for, its rights are read, and those of a new file if only its owner has some."""
+    path = tmp_path / "folder" / "file.json"
+    path.parent.mkdir()
+    with failing_reads(tmp_path, errno.ESTALE, number, 1) as reads, written_beside(path) as beside:
+        beside.touch(0o600)
+    assert path.exists()
+    assert reads.count >= number

@@ -139,9 +139,11 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_split_and_stores_it(config
     stored = json.loads((run / "videos.json").read_text())
     assert {name for name, video in stored["videos"].items() if video[0] == "held-out"} == before[1]
     assert sides(build_denoiser_stage(config)) == before
-    (run / "videos.json").write_text("{}")
-    with pytest.raises(BadInput, match=r"videos\.json, the list of the run's videos, is damaged"):
-        build_denoiser_stage(config)
+    text = (run / "videos.json").read_text()
+    for damage in ("{}", text.replace("held-out", "train", 1)):
+        (run / "videos.json").write_text(damage)
+        with pytest.raises(BadInput, match=r"videos\.json, the list of the run's videos, is damaged"):
+            build_denoiser_stage(config)
 
 
 def test_both_stages_draw_the_same_split(config: Config) -> None:

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from medsora.data.checking.view import check_totals
 from medsora.data.reading.find import find_sources
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
+from medsora.runtime.digests import unsealed
 from medsora.sampling.synthetic import synthetic_tags
 from tests.support.video_files import cut, encode, encode_named, moving_frames
 
@@ -277,13 +279,13 @@ def test_a_second_check_decodes_only_what_changed(
 class HalfReadable(io.FileIO):
     """A file of which the system refuses to read what lies behind `part` of it."""
 
-    def __init__(self, path: Path, part: float) -> None:
+    def __init__(self, path: Path, part: float, error: int = errno.EIO) -> None:
         super().__init__(path)
-        self.limit = part * path.stat().st_size
+        self.limit, self.error = part * path.stat().st_size, error
 
     def read(self, size: int = -1) -> bytes:
         if self.tell() + size > self.limit:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise OSError(self.error, os.strerror(self.error))
         return super().read(size)
 
 
@@ -308,6 +310,21 @@ def test_a_read_that_fails_is_no_damage_and_the_next_check_reads_again(
         assert report.problem == "cannot be read: Input/output error"
     (report,) = check(tmp_path / "videos", cache).reports
     assert (report.problem, report.scan.frames) == (None, 60)
+
+
+@pytest.mark.parametrize(
+    "error", [errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV, errno.ENODATA, errno.EUCLEAN]
+)
+def test_a_server_or_a_disk_that_is_gone_is_no_damage(
+    error: int, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, opened = encode_named(tmp_path / "videos", "h264_b_frames.mp4", moving_frames(12)), av.open
+    with monkeypatch.context() as patched:
+        patched.setattr(av, "open", lambda url, **options: opened(HalfReadable(path, 0.0, error), **options))
+        (report,) = check(tmp_path / "videos", cache).reports
+        assert report.problem == f"cannot be read: {os.strerror(error)}"
+    (report,) = check(tmp_path / "videos", cache).reports
+    assert (report.problem, report.scan.frames) == (None, 12)
 
 
 @pytest.mark.parametrize("failing", [["frame3.png"], [f"frame{number}.png" for number in range(12)]])
@@ -338,7 +355,9 @@ def test_a_broken_cache_is_made_again(tmp_path: Path, cache: Path, content: str)
     cache.write_text(content, encoding="latin-1")
     assert check(tmp_path / "corpus", cache) == expected
     assert len(json.loads(cache.read_text())["scans"]) == 1
-    entries = json.loads(cache.read_text())
+    cache.write_text(re.sub(r'"frames": \d', '"frames": 9', cache.read_text()))
+    assert check(tmp_path / "corpus", cache) == expected
+    entries = unsealed(json.loads(cache.read_text()))
     for entry in entries["scans"].values():
         entry["scan"] = {"frames": "many"}
     cache.write_text(json.dumps(entries))

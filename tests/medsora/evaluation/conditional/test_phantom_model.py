@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -76,6 +77,12 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return digests
 
 
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def test_sampling_goes_on_and_refuses_other_clips(tmp_path, weights) -> None:
     calls = []
 
@@ -93,6 +100,9 @@ def test_sampling_goes_on_and_refuses_other_clips(tmp_path, weights) -> None:
     assert made[:, 0, 0, 0, 0].tolist() == list(range(5, 15))
     assert [seeds for seeds, *_ in calls] == [list(range(5, 13)), [13, 14], [13, 14]]
     assert calls[2][1:] == (["a", "b"], 2.0)
+    flip_a_bit(tmp_path / "clips" / "00000.npz")
+    assert np.array_equal(sample_clips(pipeline, asked(tmp_path), labels), made)
+    assert len(calls) == 4, "damaged clips are sampled again"
     more = sample_clips(pipeline, asked(tmp_path), [*labels, "a"])  # the last batch was not a whole one
     assert more[:, 0, 0, 0, 0].tolist() == list(range(5, 16))
     with pytest.raises(BadInput, match="other settings"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from medsora.errors import BadInput
 from medsora.evaluation.features.feature_store import Extractor, FeatureStore
+from tests.support.disk.failing_reads import failing_reads
 from tests.support.disk.small_disk import mount_small_disk
 
 NO_MOUNT, SENTENCE = 77, 3
@@ -38,6 +41,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     store = extract(tmp_path, 16)
     assert store.is_whole()
     assert np.array_equal(store.read().per_clip(), np.arange(16.0)[:, None].repeat(1024, 1))
+
+
+def test_features_that_cannot_be_read_now_are_not_extracted_again(tmp_path: Path) -> None:
+    store = extract(tmp_path, 16)
+    with failing_reads(tmp_path, errno.ESTALE, 1, 1) as reads:
+        assert store.is_whole()
+    assert reads.count > 1
+    with failing_reads(tmp_path, errno.ESTALE, 1, 1000), pytest.raises(BadInput, match="nothing of what it"):
+        store.is_whole()
 
 
 def test_a_full_disk_ends_in_a_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from medsora.errors import BadInput
 from medsora.training.cache import store as tensor_store
 from medsora.training.cache.store import TensorStore, block_digest
+from tests.support.disk.failing_reads import failing_reads
 
 
 def test_entries_come_back_and_depend_on_the_key(tmp_path: Path) -> None:
@@ -101,3 +104,15 @@ def test_an_entry_of_an_earlier_version_without_a_digest_is_read(tmp_path: Path)
     path.parent.mkdir()
     save_file({"mean": torch.ones(3)}, path, metadata={"key": store.key})
     assert torch.equal(store.get("clip-1")["mean"], torch.ones(3))
+
+
+@pytest.mark.parametrize("error", [errno.ESTALE, errno.ENOTCONN, errno.EMFILE])
+def test_an_entry_that_cannot_be_read_now_is_not_computed_again(error: int, tmp_path: Path) -> None:
+    """A server that is away for a moment would cost all that was encoded."""
+    store = TensorStore(tmp_path, "latents", {})
+    store.put("a", {"x": torch.ones(3)})
+    with failing_reads(tmp_path, error, 1, 1) as reads:
+        assert store.missing(["a", "b"]) == ["b"]
+    assert reads.count == 3
+    with failing_reads(tmp_path, error, 1, 1000), pytest.raises(BadInput, match="nothing of what it holds"):
+        store.missing(["a"])

@@ -113,6 +113,11 @@ def test_pictures_are_made_once_and_never_mixed(tmp_path: Path, pictures: FlowPi
     with pytest.raises(BadInput, match="another recipe"):
         flow_pictures(tmp_path, 3, 24, seed=1)
     assert made.instrument.sum() == 17  # one clip in three
+    with (tmp_path / "pictures.npy").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(bytes([1 ^ made.pictures[-1, -1, -1, -1]]))
+    with pytest.raises(BadInput, match="are damaged"):
+        flow_pictures(tmp_path, 3, 24, seed=0)
 
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(

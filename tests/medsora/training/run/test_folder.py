@@ -71,3 +71,15 @@ def test_a_run_whose_checkpoints_are_not_there_is_not_begun_anew(tmp_path: Path)
     shutil.move(away, tmp_path / "checkpoints")
     assert open_run(tmp_path).newest_checkpoint().step == 3
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 3}\n'
+
+
+def test_a_changed_digit_of_the_log_costs_its_line(tmp_path: Path) -> None:
+    """Early stopping and studies read it."""
+    run = open_run(tmp_path)
+    run.accelerator.log = lambda metrics, step: None
+    for step in (1, 2):
+        run.log(step, {"held_out/mse": 0.25})
+    path = tmp_path / "log.jsonl"
+    assert [line["held_out/mse"] for line in read_log(tmp_path)] == [0.25, 0.25]
+    path.write_text(path.read_text().replace("0.25", "0.35", 1))
+    assert [line["step"] for line in read_log(tmp_path)] == [2]
