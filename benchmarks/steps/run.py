@@ -317,9 +317,8 @@ def distances_from(options: argparse.Namespace, model: ModelFolder) -> tuple[lis
         return [], []
     root, read = options.real, {"interval": 1, "crop": "none"}
     if root is None:
-        root = phantom_folder(
-            options.out, options.videos, frames, height, HELD_OUT_SEED, *trained_phantom(options.model)
-        )
+        phantom = trained_phantom(options.model)
+        root = phantom_folder(options.out, options.videos, frames, height, HELD_OUT_SEED, phantom)
     else:
         read = {"interval": 1, "crop": "auto"} | model.trained_on
     clips = require_enough(

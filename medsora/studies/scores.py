@@ -107,16 +107,9 @@ def check_phantom(config: Config) -> None:
 
 def real_clips(config: Config, count: int) -> Path:
     """Return a folder of as many phantom clips that no run has seen."""
-    phantom, (size, _) = config.phantom, config.data.height_width
-    return phantom_folder(
-        Path(config.cache.dir),
-        count,
-        config.data.frames,
-        size,
-        HELD_OUT_SEED,
-        phantom.polyp_size,
-        phantom.look,
-    )
+    shape, phantom = (config.data.frames, config.data.height_width[0]), config.phantom
+    kind = phantom.polyp_size, phantom.look
+    return phantom_folder(Path(config.cache.dir), count, *shape, HELD_OUT_SEED, kind)
 
 
 def read_scores(of_run: Path) -> dict[str, float]:

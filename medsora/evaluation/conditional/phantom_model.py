@@ -25,6 +25,7 @@ from medsora.evaluation.conditional.command import (
     conclude,
     load_measured,
     measuring_parser,
+    sampled,
     through_vae,
     trained_phantom,
 )
@@ -96,7 +97,7 @@ def measure(options: argparse.Namespace) -> int:
     kind = (pipeline.config.frames, pipeline.config.size[0])
     polyps, look = trained_phantom(options.model)
     phantom = (options.polyp_size or polyps, look)
-    held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED, *phantom)
+    held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED, phantom)
     if pipeline.labels != names:
         raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
     halves = held_out[0::2], held_out[1::2]
@@ -104,7 +105,7 @@ def measure(options: argparse.Namespace) -> int:
     made = sample_clips(pipeline, options, [names[k] for k in wanted])
 
     results, claims = compare(made, halves, motion)
-    classifier, _ = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs, *phantom)
+    classifier = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs, phantom)
     found = agreement(wanted, judged(classifier, made), names)
     interval = binomtest(round(found["asked"] * len(made)), len(made)).proportion_ci(method="wilson")
     results["label agreement"] = found | {"low": float(interval.low), "high": float(interval.high)}
@@ -154,14 +155,7 @@ def sample_clips(pipeline: MedSoraPipeline, options: argparse.Namespace, labels:
         wanted = list(labels[first : first + CLIPS_AT_ONCE])
         if not path.is_file() or len(np.load(path, mmap_mode="r")) < len(wanted):
             seeds = range(options.seed + first, options.seed + first + len(wanted))
-            frames = pipeline(
-                seeds=seeds,
-                label=wanted,
-                guidance_scale=options.guidance,
-                num_inference_steps=options.steps,
-                sampler=options.sampler,
-                output_type="uint8",
-            ).frames
+            frames = sampled(pipeline, options, seeds, label=wanted, guidance=options.guidance)
             with written_beside(path) as beside, beside.open("wb") as file:
                 np.save(file, frames)
         parts.append(np.load(path)[: len(wanted)])
@@ -265,13 +259,8 @@ def discriminator_accuracies(
             for part in (slice(0, None, 2), slice(1, None, 2))
         )
         labels = np.repeat([0, 1], [len(clips) for clips in training])
-        classifier = train_judge(
-            np.concatenate(training),
-            labels.tolist(),
-            epochs=epochs,
-            seed=seed,
-            varied=False,
-        )
+        clips = np.concatenate(training)
+        classifier = train_judge(clips, labels.tolist(), epochs=epochs, seed=seed, varied=False)
         print(f"generated against reconstructed: seed {seed + 1} of {seeds}", file=sys.stderr)
         right = [(judged(classifier, clips) == kind).mean() for kind, clips in enumerate(tested)]
         accuracies.append(float(np.mean(right)))
