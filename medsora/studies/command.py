@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medsora.config.load import load_config
-from medsora.errors import BadInput, bad_input_from_errors
+from medsora.errors import BadInput, bad_input_from_errors, check_limits
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.runtime.files import write_between_marks
 from medsora.studies.paired import MAX_SEEDS
@@ -128,18 +128,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora study") ->
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
-    for name, most in {
-        "seeds": MAX_SEEDS,
-        "steps": MAX_STEPS,
-        "clips": MAX_CLIPS,
-        "score_clips": MAX_CLIPS,
-        "trial_steps": MAX_STEPS,
-        "sample_steps": 1000,
-    }.items():
-        value = getattr(options, name, None)
-        least = MIN_COMPARED if name == "score_clips" or (name == "clips" and "rates" in options) else 1
-        if value is not None and not least <= value <= most:
-            raise BadInput(f"--{name.replace('_', '-')} is {value} but must be {least} to {most}.")
+    limits = dict.fromkeys(("steps", "trial_steps"), (1, MAX_STEPS))
+    limits |= {"seeds": (1, MAX_SEEDS), "sample_steps": (1, 1000), "score_clips": (MIN_COMPARED, MAX_CLIPS)}
+    check_limits(options, limits | {"clips": (MIN_COMPARED if "rates" in options else 1, MAX_CLIPS)})
     for name in ("minutes", "segment", "hours", "rates"):
         found = getattr(options, name, None)
         for value in found if isinstance(found, list) else [found]:

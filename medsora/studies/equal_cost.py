@@ -119,24 +119,18 @@ class EqualCost:
 
         `step_s` are seconds of a step by system; without them `ASSUMED_STEP_S` is taken for each.
         """
-        systems, seeds = len(self.systems), len(self.seeds)
+        systems, seeds, rates = len(self.systems), len(self.seeds), len(self.rates)
         step_s = step_s or dict.fromkeys(self.systems, ASSUMED_STEP_S)
-        all_steps_s = sum(step_s.values())
-        runs, trials = systems * seeds, systems * len(self.rates)
+        step_min = sum(step_s.values()) / 60  # of all systems
+        runs, trials = systems * seeds, systems * rates
         segments = math.ceil(self.minutes / self.segment)
         starts = trials + runs * (segments + ENDING + 1 + SCORING * len(BUDGETS))
         clips = runs * len(BUDGETS) * self.scoring.clips
         each = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in step_s.items())
         parts = {
-            f"trials: {len(self.rates)} rates x {self.trial_steps} steps ({each})": len(self.rates)
-            * self.trial_steps
-            * all_steps_s
-            / 60,
+            f"trials: {rates} rates x {self.trial_steps} steps ({each})": rates * self.trial_steps * step_min,
             f"equal minutes: {systems} systems x {seeds} seeds x {self.minutes:g} min": runs * self.minutes,
-            f"equal steps: {seeds} seeds x {self.steps} steps of each system": seeds
-            * self.steps
-            * all_steps_s
-            / 60,
+            f"equal steps: {seeds} seeds x {self.steps} steps of each system": seeds * self.steps * step_min,
             f"clips: {clips} sampled and scored ({ASSUMED_CLIP_S} s)": clips * ASSUMED_CLIP_S / 60,
             f"starts of {starts} processes ({ASSUMED_START_S:g} s)": starts * ASSUMED_START_S / 60,
         }

@@ -62,7 +62,6 @@ def write_phantom(
     frames: int,
     size: int,
     seed: int,
-    fps: float = FPS,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     polyp_size: float = 1.0,
@@ -98,7 +97,7 @@ def write_phantom(
             "rendering starts processes that import your script again: "
             "put its calls under `if __name__ == '__main__':`."
         )
-    counts = {"videos": videos, "frames": frames, "size": size, "fps": fps, "workers": workers}
+    counts = {"videos": videos, "frames": frames, "size": size, "workers": workers}
     for name, value in counts.items():
         if value <= 0:
             raise ValueError(f"phantom: {name} is {value}, expected more than 0.")
@@ -107,7 +106,7 @@ def write_phantom(
     check_polyp_size(polyp_size)
     version = look_version(look)
     folder = Path(folder)
-    recipe = {"look": version, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": fps}
+    recipe = {"look": version, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": FPS}
     recipe |= {"polyp_size": polyp_size, "masks": masks}
     if _made_before(folder, recipe):
         return
