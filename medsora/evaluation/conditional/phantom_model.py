@@ -93,13 +93,15 @@ def measure(options: argparse.Namespace) -> int:
             motion["RAFT"] = MotionMeasure(MotionExtractor(raft, {"flow": "RAFT-small"}))
     pipeline = load_measured(options.model)
     if not pipeline.labels:
-        raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to ask for.")
+        raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to measure.")
     kind = (pipeline.config.frames, pipeline.config.size[0])
     polyps, look = trained_phantom(options.model)
     phantom = (options.polyp_size or polyps, look)
     held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED, phantom)
     if pipeline.labels != names:
-        raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
+        raise BadInput(
+            f"{options.model} has the labels {', '.join(pipeline.labels)}, the phantom {', '.join(names)}."
+        )
     halves = held_out[0::2], held_out[1::2]
     wanted = np.arange(options.videos) % len(names)
     made = sample_clips(pipeline, options, [names[k] for k in wanted])
@@ -172,7 +174,7 @@ def compare(
         motion: measures of motion by their estimator's name.
 
     Returns:
-        figures by name, each of the generated clips and of the other half, and what must hold.
+        metrics by name, each of the generated clips and of the other half, and the claims about them.
     """
     pyramid: Measure = FrechetMeasure(PYRAMID, "pyramid", PyramidExtractor())
     sets = {"generated": made, "held-out halves": halves[1]}
@@ -182,8 +184,8 @@ def compare(
         ending = f" ({kind})" if kind else ""
         for name, clips in sets.items():
             features = Features.of_clips(measure.extractor, clips)
-            figures = measure.compare(reference, features) | measure.describe(features)
-            for key, value in figures.items():
+            metrics = measure.compare(reference, features) | measure.describe(features)
+            for key, value in metrics.items():
                 table.setdefault(f"{key}{ending}", {})[name] = value
         for key, value in measure.describe(reference).items():
             table[f"{key}{ending}"]["phantom"] = value
@@ -248,7 +250,7 @@ def discriminator_accuracies(
 ) -> list[float]:
     """Return a classifier's balanced accuracy on clips of both kinds that it did not see, per seed.
 
-    Every seed trains on another half of either set and is asked about the rest.
+    Every seed trains on another half of either set and is tested on the rest.
     """
     accuracies = []
     for seed in range(seeds):
