@@ -1,4 +1,4 @@
-"""`python -m medsora.app [--model RUN]`: start the page and say where it is."""
+"""`python -m medsora.app [--model RUN]`: start the page and print its address."""
 
 from __future__ import annotations
 
