@@ -159,7 +159,7 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
         try:
             step = step_job.result(timeout=max(0, end - time.monotonic()))
             print(f"a denoising step by our kernels against PyTorch's operators: {step:.1e}")
-        except Exception as broken:  # whatever a compiler or a driver may say: the scans' values are kept
+        except Exception as broken:  # any error of a compiler or a driver: the scans' values are kept
             print(f"a denoising step cannot be computed in time: {broken!r}")
         failed = failed or step is None or not step <= STEP_TOLERANCE
     values = {"backend": backend, "checked": len(cases) - len(missing), "of": len(cases), "step": step}

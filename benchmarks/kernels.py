@@ -5,9 +5,9 @@ time. A preset's value is its blocks times that. The floor is what no version ca
 read and each output byte written once at the speed of a large copy, or the products at the speed of a large
 product, whichever takes longer; both speeds are measured first, in the same run.
 
-Sizes that take minutes here are left out, and said so; `reference`, which goes token by token, is timed
-once, at the smallest size alone. Memory is the peak of forward and backward on a GPU, and on a CPU what
-autograd keeps between them.
+Sizes that take minutes here are left out with a line that names them; `reference`, which goes token by token,
+is timed once, at the smallest size alone. Memory is the peak of forward and backward on a GPU, and on a CPU
+what autograd keeps between them.
 """
 
 from __future__ import annotations

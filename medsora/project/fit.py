@@ -59,7 +59,7 @@ class Machine:
 
 @dataclass
 class Fit:
-    """The config as nested values, the reason for each, and what else deserves to be said of the videos."""
+    """The config as nested values, the reason for each, and notes on the videos."""
 
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def fit_project(
 ) -> Fit:
     """Return the config for the videos in `data`.
 
-    `check(frames, interval)` looks at the folder for clips of so many frames. `size` and `preset` overrule.
+    `check(frames, interval)` checks the folder for clips of so many frames. `size` and `preset` overrule.
     Raises `BadInput` with one sentence if there is not a single clip.
     """
     fit = Fit()

@@ -1,4 +1,4 @@
-"""`python -m medsora new PROJECT --data DIR`: look at a folder of videos, write a config that fits it.
+"""`python -m medsora new PROJECT --data DIR`: check a folder of videos, write a config that fits it.
 
 PROJECT/config.yaml         every line with its reason
 PROJECT/contact-sheet.png   the clips as training will see them
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     except OSError as error:
         raise BadInput(str(error)) from error
     load_config(config_path)
-    _tell(console, report, fit, options.project)
+    _report(console, report, fit, options.project)
 
 
 def found_gpu_gib() -> float:
@@ -95,16 +95,16 @@ def next_commands(project: Path, name: str, preset: str, *, stage_1: bool = True
     ]
 
 
-def _tell(console: Console, report: CheckReport, fit: Fit, project: Path) -> None:
-    def say(text: str) -> None:
+def _report(console: Console, report: CheckReport, fit: Fit, project: Path) -> None:
+    def show(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-    say(check_totals(report, remarks=False))
+    show(check_totals(report, remarks=False))
     for note in (*report.complaints(), *fit.notes):
-        say(f"note: {note}")
-    say(f"clips as training sees them: {project / SHEET_NAME}")
-    say(f"config, a reason on every line: {project / CONFIG_NAME}")
-    say("\nnext:")
+        show(f"note: {note}")
+    show(f"clips as training sees them: {project / SHEET_NAME}")
+    show(f"config, a reason on every line: {project / CONFIG_NAME}")
+    show("\nnext:")
     name, preset = fit.values["run"]["name"], fit.values["denoiser"]["preset"]
     for command in next_commands(project, name, preset, stage_1="train_vae" in fit.values):
-        say(f"  {command}")
+        show(f"  {command}")

@@ -199,7 +199,9 @@ class _Clip:
 def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether the folder already contains all of this phantom; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
-        with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done takes _BEGUN away at any time
+        with suppress(
+            FileNotFoundError, NotADirectoryError
+        ):  # a process that is done removes _BEGUN at any time
             text = (folder / name).read_text(encoding="utf-8")
             found = {"polyp_size": 1.0, "masks": False} | json.loads(text)
             if other := {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}:
@@ -213,7 +215,7 @@ def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder; whoever ends, however it ends, lets the next one in."""
+    """Hold a lock on the folder, which is free again when the process ends, however it ends."""
     with open(folder / _LOCK, "w") as file:
         with suppress(OSError):  # a file system without locks: as if there were no other process
             fcntl.lockf(file, fcntl.LOCK_EX)

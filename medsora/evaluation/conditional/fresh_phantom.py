@@ -22,7 +22,7 @@ from medsora.saved.optimizer import read_tensors
 
 TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # seeds of corpora, far from the configs'
 JUDGE_RECIPE = 1  # raised whenever `train_judge` comes to give another judge
-WORTH_PROCESSES = 32  # clips from which on starting processes pays
+MIN_CLIPS_FOR_PROCESSES = 32  # with fewer, starting processes takes longer than it saves
 USUAL = (1.0, PHANTOM_LOOKS[0])  # a phantom: the width of its polyps, times the usual, and its look
 
 
@@ -39,7 +39,7 @@ def phantom_folder(
             frames,
             size,
             seed,
-            workers=2 if count >= WORTH_PROCESSES else 1,
+            workers=2 if count >= MIN_CLIPS_FOR_PROCESSES else 1,
             progress=lambda n, _: bar.update(n - bar.n),
             polyp_size=polyp_size,
             look=look,

@@ -205,7 +205,7 @@ def test_a_picture_is_looked_at_when_it_comes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request", "words"),
+    ("fields", "words"),
     [
         (("euler", 1, 0, 1), "no sampler euler"),
         (("ddim", 0, 0, 1), "steps must be a whole number from 1 to 1,000, not 0"),
@@ -224,9 +224,9 @@ def test_a_picture_is_looked_at_when_it_comes(tmp_path: Path) -> None:
         ((None, None, 0, 1, None, 1, None, 1, 0, 0, ENDOGEN), "top-p must be above 0"),
     ],
 )
-def test_wishes_that_are_not_possible(request: tuple, words: str) -> None:
+def test_wishes_that_are_not_possible(fields: tuple, words: str) -> None:
     with pytest.raises(BadInput, match=words):
-        SampleRequest(*request)
+        SampleRequest(*fields)
 
 
 def test_work_is_limited() -> None:
