@@ -269,15 +269,13 @@ def conclusions(points: Sequence[Point], tokens: float | None) -> list[str]:
 def _gap(values: dict[str, float]) -> str:
     whole = values[PUBLISHED] / values[MEDSORA]
     compression = values[PUBLISHED] / values[CAUSAL]
-    text = f"Endora as published takes {whole:.2f} times MedSora's; "
-    text += f"the causal latents alone make it {compression:.2f}"
+    share = ""
     if whole > 1 and compression > 1:
-        text += (
-            f" times cheaper, {100 * math.log(compression) / math.log(whole):.0f} % of the gap (logarithms)"
-        )
-    else:
-        text += " times cheaper"
-    return text + "."
+        share = f", {100 * math.log(compression) / math.log(whole):.0f} % of the gap (logarithms)"
+    return (
+        f"Endora as published takes {whole:.2f} times MedSora's; the causal latents alone make it "
+        f"{compression:.2f} times cheaper{share}."
+    )
 
 
 def _median(times: Sequence[float]) -> str:

@@ -41,7 +41,7 @@ def steps_for(fewest: int, fit: int) -> int:
 
 
 def seconds_of_a_pass(config: Config) -> float:
-    """Return the median duration of a forward and backward of the config's denoiser at stage 2's batch, without data."""
+    """Return the median duration of a forward and backward at stage 2's batch, without data."""
     vae = trained_vae(config)
     model = build_denoiser(config, vae.latent_channels).train()
     clip, *of_one = vae.latent_shape(config.data.frames, *config.data.height_width)

@@ -28,7 +28,7 @@ PAGE_BEGIN = "<!-- medsora study equal-cost -->"
 ABLATION_BEGIN = "<!-- medsora study ablate of {} -->"  # train_vae or train_dit
 
 
-def ablate_parser(prog: str = "medsora study ablate") -> argparse.ArgumentParser:
+def ablate_parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of `ablate`."""
     ablate = argparse.ArgumentParser(
         prog=prog,
@@ -65,7 +65,7 @@ def ablate_parser(prog: str = "medsora study ablate") -> argparse.ArgumentParser
     return ablate
 
 
-def equal_cost_parser(prog: str = "medsora study equal-cost") -> argparse.ArgumentParser:
+def equal_cost_parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of `equal-cost`."""
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -116,15 +116,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora study") ->
     )
     top.add_argument("study", choices=tuple(STUDIES), help=f"'{prog} STUDY --help' explains a study")
     top.parse_args(arguments[:1])
-    command = shlex.join([*prog.split(), *arguments])
-    if arguments[0] == "equal-cost":
-        options = equal_cost_parser(f"{prog} equal-cost").parse_intermixed_args(arguments[1:])
-        _check_numbers(options)
-        _equal_cost(options, command)
-    else:
-        options = ablate_parser(f"{prog} ablate").parse_intermixed_args(arguments[1:])
-        _check_numbers(options)
-        _ablate(options, command)
+    study, *rest = arguments
+    parser, run = {"ablate": (ablate_parser, _ablate), "equal-cost": (equal_cost_parser, _equal_cost)}[study]
+    options = parser(f"{prog} {study}").parse_intermixed_args(rest)
+    _check_numbers(options)
+    run(options, shlex.join([*prog.split(), *arguments]))
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
