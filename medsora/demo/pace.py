@@ -24,20 +24,16 @@ MAX_TIMES = 2.2  # the config's steps: more would repeat the few clips too often
 def paced(config: Config, seconds: float) -> Config:
     """Return `config` with as many steps of stage 2 as fit, with sampling, into `seconds` on this machine.
 
-    Never fewer than `config` has. A run that has begun keeps its number.
+    In whole fifties, from those that `config` has to `MAX_TIMES` times that. A begun run keeps its number.
     """
     begun = config.dit_dir / "config.yaml"
     if begun.is_file():
         steps = load_config(begun, outputs_anywhere=True).train_dit.max_steps
     else:
         fit = int((seconds / seconds_of_a_pass(config) - PASSES_OF_SAMPLING) / PASSES_PER_STEP)
-        steps = steps_for(config.train_dit.max_steps, fit)
+        fewest = config.train_dit.max_steps
+        steps = max(fewest, min(fit // 50 * 50, int(MAX_TIMES * fewest)))
     return dataclasses.replace(config, train_dit=dataclasses.replace(config.train_dit, max_steps=steps))
-
-
-def steps_for(fewest: int, fit: int) -> int:
-    """Return `fit` in whole fifties, from `fewest` to `MAX_TIMES` times that."""
-    return max(fewest, min(fit // 50 * 50, int(MAX_TIMES * fewest)))
 
 
 def seconds_of_a_pass(config: Config) -> float:

@@ -54,7 +54,9 @@ def reference_frames(codec: str, header: bytes | None) -> int:
         return most
     try:
         stated = [
-            (_h264_references if codec == "h264" else _hevc_references)(_Bits(_unescaped(unit)))
+            (_h264_references if codec == "h264" else _hevc_references)(
+                _Bits(unit.replace(b"\0\0\3", b"\0\0"))
+            )
             for unit in _nal_units(codec, header)
             if (unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63) == _SPS[codec]
         ]
@@ -106,10 +108,6 @@ def _nal_units(codec: str, header: bytes) -> list[bytes]:
             units.append(header[at : at + size])
             at += size
     return [unit for unit in units if unit]
-
-
-def _unescaped(unit: bytes) -> bytes:
-    return unit.replace(b"\0\0\3", b"\0\0")
 
 
 def _h264_references(bits: _Bits) -> int:
