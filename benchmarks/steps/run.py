@@ -381,24 +381,14 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a run, a saved pipeline's folder, or a model that comes with MedSora")
     add("--out", type=Path, default="runs/steps", metavar="DIR", help="(default: %(default)s)")
-    add(
-        "--samplers",
-        nargs="+",
-        choices=CHOICES,
-        default=list(CHOICES),
-        metavar="NAME",
-        help=f"(default: all: {', '.join(CHOICES)})",
-    )
+    samplers = f"(default: all: {', '.join(CHOICES)})"
+    add("--samplers", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="NAME", help=samplers)
     add("--steps", nargs="+", type=int, default=list(DEFAULT_STEPS), metavar="N", help="(default: 5 to 250)")
     add("--videos", type=int, default=16, metavar="N", help="(default: %(default)s)")
     add("--seed", type=int, default=0, help="video k has this seed + k (default: %(default)s)")
     add("--batch-size", type=int, default=4, metavar="N", help="videos in memory (default: %(default)s)")
-    add(
-        "--real",
-        type=Path,
-        metavar="DIR",
-        help="clips for the evaluation's distances (default: fresh phantom clips)",
-    )
+    real = "clips for the evaluation's distances (default: fresh phantom clips)"
+    add("--real", type=Path, metavar="DIR", help=real)
     add("--raw", action="store_true", help="a run's raw weights instead of their moving average")
     add("--page", action="store_true", help=f"write table and plot into docs/{PAGE.name}")
     add("--dry-run", action="store_true", help="print what would be sampled")

@@ -46,20 +46,10 @@ def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:
     pace.add_argument("--interval", type=int, help="every which source frame is taken (default: 3)")
     pace.add_argument("--rate", type=float, metavar="FPS", help="frames per second, taken by time, instead")
     check.add_argument("--stride", type=int, help="source frames between clips (default: one clip's span)")
-    check.add_argument(
-        "--size",
-        type=int,
-        nargs="+",
-        default=[128],
-        metavar="PX",
-        help="side, or height and width (default: 128)",
-    )
-    check.add_argument(
-        "--crop",
-        type=crop_of_text,
-        default="auto",
-        help="auto: cut black borders off; none; or TOP,BOTTOM,LEFT,RIGHT, of the frame (default: auto)",
-    )
+    size = "side, or height and width (default: 128)"
+    check.add_argument("--size", type=int, nargs="+", default=[128], metavar="PX", help=size)
+    crop = "auto: cut black borders off; none; or TOP,BOTTOM,LEFT,RIGHT, of the frame (default: auto)"
+    check.add_argument("--crop", type=crop_of_text, default="auto", help=crop)
     check.add_argument("--sheet", type=Path, help="the contact sheet (default: runs/check/NAME.png)")
     check.add_argument("--cache", type=Path, help="where results are kept (default: below runs/cache)")
     check.set_defaults(run=run_check)

@@ -38,13 +38,8 @@ def ablate_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = ablate.add_argument
     add("--config", required=True, metavar="FILE", help="the config to vary")
-    add(
-        "--vary",
-        required=True,
-        nargs="+",
-        metavar="KEY=VALUE,VALUE",
-        help="keys of one stage and their values, such as denoiser.scan=spiral,raster",
-    )
+    vary = "keys of one stage and their values, such as denoiser.scan=spiral,raster"
+    add("--vary", required=True, nargs="+", metavar="KEY=VALUE,VALUE", help=vary)
     add("--grid", action="store_true", help="all combinations of the values instead of one change at a time")
     add("--seeds", type=int, default=3, metavar="N", help="seeds per variant, from run.seed on (default: 3)")
     budget = ablate.add_mutually_exclusive_group(required=True)
@@ -76,22 +71,11 @@ def equal_cost_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", default="phantom", metavar="FILE", help="of the phantom (default: %(default)s)")
-    add(
-        "--systems",
-        nargs="+",
-        default=["medsora-tiny", "endora-tiny"],
-        metavar="SYSTEM",
-        help="presets, with switches behind a colon, such as medsora-tiny:denoiser.spatial=attention; the "
-        "others are compared with the first (default: medsora-tiny endora-tiny)",
-    )
-    add(
-        "--rates",
-        nargs="+",
-        type=float,
-        default=[1e-3, 2e-3, 4e-3],
-        metavar="LR",
-        help="learning rates to try",
-    )
+    systems = "presets, with switches behind a colon, such as medsora-tiny:denoiser.spatial=attention; the "
+    systems += "others are compared with the first (default: medsora-tiny endora-tiny)"
+    add("--systems", nargs="+", default=["medsora-tiny", "endora-tiny"], metavar="SYSTEM", help=systems)
+    rates = "learning rates to try"
+    add("--rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3], metavar="LR", help=rates)
     add("--trial-steps", type=int, default=60, metavar="N", help="steps of a trial (default: %(default)s)")
     add("--minutes", type=float, default=8.0, metavar="M", help="of each run (default: %(default)s)")
     add("--segment", type=float, default=2.0, metavar="M", help="minutes of a turn (default: %(default)s)")
