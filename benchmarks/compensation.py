@@ -23,6 +23,7 @@ from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, TRAINING
 from medsora.evaluation.metrics.motion import DIS_NOTE
 from medsora.flow_prior import DisEstimator
 from medsora.runtime.exit import exit_with_status
+from medsora.runtime.markdown import markdown_table
 from medsora.training.stage1.loop import train_vae
 from medsora.vae import FrequencyCompensatedVAE, focal_frequency_loss
 from medsora.vae.choices import COMPENSATION_KINDS
@@ -124,14 +125,11 @@ def flow_px(video: Tensor) -> float:
 def table(rows: dict[tuple[int, str, int | None], Scores]) -> list[str]:
     """Return a Markdown table, a row for each length, kind and seed."""
     names = max(rows.values(), key=len)
-    lines = [
-        "| frames | compensation | seed | " + " | ".join(names) + " |",
-        "|---:|---|---:" + "|---:" * len(names) + "|",
+    cells = [
+        [frames, kind, "" if seed is None else seed, *(f"{row[n]:.4g}" if n in row else "" for n in names)]
+        for (frames, kind, seed), row in rows.items()
     ]
-    for (frames, kind, seed), row in rows.items():
-        cells = [f"{row[name]:.4g}" if name in row else "" for name in names]
-        lines.append(f"| {frames} | {kind} | {'' if seed is None else seed} | {' | '.join(cells)} |")
-    return lines
+    return markdown_table(["frames", "compensation", "seed", *names], cells, 2)
 
 
 def better_kind(rows: dict[tuple[int, str, int | None], Scores], seeds: Sequence[int]) -> str:

@@ -16,12 +16,14 @@ seconds of a training and of a denoising step (medians, float32, without VAE, fl
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -33,9 +35,10 @@ from benchmarks.kernels import kept_bytes
 from benchmarks.page import PAGE
 from benchmarks.support.measure import device_name, take_turns
 from medsora.config.schema import Config, DenoiserConfig
-from medsora.errors import BadInput
+from medsora.errors import BadInput, bad_input_from_errors, check_limits
+from medsora.html_report import save_figure
 from medsora.runtime.exit import exit_with_status
-from medsora.runtime.files import write_between_marks, written_beside
+from medsora.runtime.files import write_between_marks
 from medsora.runtime.markdown import markdown_table
 from medsora.sampling.prepared import PreparedDenoiser
 from medsora.training.stage2.build import build_denoiser
@@ -62,6 +65,27 @@ HEAD = (
     "training step, s",
     "denoising step, s",
 )
+
+
+class Case(NamedTuple):
+    """A point to count or measure: a preset, with `overrides` as in the config, and a clip at batch 1."""
+
+    preset: str
+    frames: int
+    size: int  # pixels of a frame's side
+    image_latents: int
+    per_frame: bool = False  # one latent for every frame
+    overrides: Mapping[str, Any] = {}
+
+    @property
+    def latents(self) -> int:
+        """Those of the clip, which sampling sees."""
+        return self.frames if self.per_frame else frames_to_latents(self.frames)
+
+    @property
+    def all_latents(self) -> int:
+        """Those of the clip and of its joint images, which training sees."""
+        return self.latents + self.image_latents
 
 
 @dataclass(frozen=True)
@@ -123,18 +147,8 @@ def main() -> None:
     add("--dry-run", action="store_true", help="print which points would be counted and measured")
     options = parser.parse_args()
     points = [(preset, frames) for preset in options.preset for frames in options.frames]
-    for name, least in {"image_latents": 0, "rounds": 1, "size": 16}.items():
-        if getattr(options, name) < least:
-            raise BadInput(
-                f"--{name.replace('_', '-')} is {getattr(options, name)}, must be at least {least}."
-            )
-    if options.plot and options.plot.suffix not in (".svg", ".png"):
-        raise BadInput(f"--plot {options.plot} must end in .svg or .png.")
-    for frames in options.frames:
-        try:
-            check_video_shape(frames, options.size, options.size)
-        except ValueError as error:
-            raise BadInput(str(error)) from error
+    check_limits(options, {"image_latents": (0, math.inf), "rounds": (1, math.inf), "size": (16, math.inf)})
+    check_points(options.frames, [options.size], options.plot)
     on_gpu = torch.cuda.is_available()
     runs = on_gpu or options.measure
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -144,13 +158,13 @@ def main() -> None:
     if options.dry_run:
         print(title, *(f"{preset} at {frames} frames" for preset, frames in points), sep="\n")
         return
-    shape = (options.size, options.image_latents, options.per_frame)
     costs = []
     for preset, frames in points:
-        cost = counted(preset, frames, *shape)
+        case = Case(preset, frames, options.size, options.image_latents, options.per_frame)
+        cost = counted(case)
         if runs:
             with get_context("spawn").Pool(1) as fresh:  # a peak of its own
-                cost = replace(cost, measured=fresh.apply(measure, (preset, frames, *shape, options.rounds)))
+                cost = replace(cost, measured=fresh.apply(measure, (case, options.rounds)))
         costs.append(cost)
         print(f"| {' | '.join(cost.row())} |", flush=True)
     lines = [title, "", *markdown_table(HEAD, [cost.row() for cost in costs])]
@@ -162,23 +176,28 @@ def main() -> None:
         write_between_marks(PAGE, BEGIN, ["", *lines, ""])
 
 
-def counted(
-    preset: str, frames: int, size: int, image_latents: int, per_frame: bool = False, **overrides: Any
-) -> Cost:
-    """Return the cost of `preset` on clips of `frames` frames of `size` x `size` pixels, by counting alone.
+def check_points(lengths: Sequence[int], sizes: Sequence[int], plot: Path | None) -> None:
+    """Raise `BadInput` for clips that the VAE cannot return and a plot that is neither SVG nor PNG."""
+    if plot and plot.suffix not in (".svg", ".png"):
+        raise BadInput(f"--plot {plot} must end in .svg or .png.")
+    with bad_input_from_errors():
+        for frames, size in product(lengths, sizes):
+            check_video_shape(frames, size, size)
 
-    `overrides` are the denoiser's settings, as in `denoiser.overrides`. Numbers are never computed: it takes
-    seconds and next to no memory.
-    """
+
+def counted(case: Case) -> Cost:
+    """Return the cost of `case` by counting alone: in seconds, with next to no memory, nothing computed."""
+    images = case.image_latents
     with FakeTensorMode(allow_non_fake_inputs=True):  # the model's tables have content
-        model = _denoiser(preset, per_frame, overrides)
-        latents = frames if per_frame else frames_to_latents(frames)
-        sampling, training = (_inputs(model, n, size, "cpu") for n in (latents, latents + image_latents))
+        model = _denoiser(case)
+        sampling, training = (_inputs(model, case, latents) for latents in (case.latents, case.all_latents))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         sampling_flops = count_flops(model.eval(), sampling, 0)
-        training_flops = count_flops(model, training, image_latents)
-        activations = saved_bytes(model.train(), training, image_latents)
-    return Cost(preset, frames, latents, parameters, sampling_flops, training_flops, activations)
+        training_flops = count_flops(model, training, images)
+        activations = saved_bytes(model.train(), training, images)
+    return Cost(
+        case.preset, case.frames, case.latents, parameters, sampling_flops, training_flops, activations
+    )
 
 
 def count_flops(model: torch.nn.Module, inputs: Sequence[Tensor], num_images: int) -> int:
@@ -194,50 +213,34 @@ def saved_bytes(model: torch.nn.Module, inputs: Sequence[Tensor], num_images: in
     return kept_bytes(model.parameters(), lambda: _loss(model(*inputs, num_images=num_images)))
 
 
-def measure(
-    preset: str,
-    frames: int,
-    size: int,
-    image_latents: int,
-    per_frame: bool = False,
-    rounds: int = 5,
-    overrides: dict[str, Any] | None = None,
-) -> Measured:
+def measure(case: Case, rounds: int) -> Measured:
     """Run float32 training and denoising steps on the GPU, or without one on the CPU; see the module."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = 0 if device.type == "cuda" else _resident_bytes("VmRSS")
-    train, sample = both_steps(preset, frames, size, image_latents, per_frame, overrides)
+    train, sample = both_steps(case)
     training = take_turns({"train": train}, rounds, device)["train"]
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident_bytes("VmHWM") - before
     sampling = take_turns({"sample": sample}, rounds, device)["sample"]
     return Measured(peak, statistics.median(training), statistics.median(sampling))
 
 
-def both_steps(
-    preset: str,
-    frames: int,
-    size: int,
-    image_latents: int,
-    per_frame: bool = False,
-    overrides: dict[str, Any] | None = None,
-) -> tuple[Callable[[], None], Callable[[], None]]:
+def both_steps(case: Case) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return a training step, optimizer and EMA included, and a denoising step of one model at batch 1."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = _denoiser(preset, per_frame, overrides or {}).to(device).train()
-    latents = frames if per_frame else frames_to_latents(frames)
-    inputs = _inputs(model, latents + image_latents, size, device)
+    model = _denoiser(case).to(device).train()
+    inputs = _inputs(model, case, case.all_latents, device)
     optimizer = torch.optim.AdamW(model.parameters())
     averaged = [parameter.detach().clone() for parameter in model.parameters()]
 
     def train() -> None:
         model.train()
-        _loss(model(*inputs, num_images=image_latents)).backward()
+        _loss(model(*inputs, num_images=case.image_latents)).backward()
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(averaged, list(model.parameters()), 0.01)
         optimizer.zero_grad()
 
-    clip = _inputs(model, latents, size, device)[0], torch.tensor([TIMESTEP], device=device)
+    clip = _inputs(model, case, case.latents, device)[0], torch.tensor([TIMESTEP], device=device)
 
     prepared: list[PreparedDenoiser] = []  # made by the first call, so that training's peak is its own
 
@@ -276,22 +279,19 @@ def draw(path: Path, costs: Sequence[Cost]) -> None:
         axes.grid(alpha=0.3)
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=8)
-    with written_beside(path) as beside:
-        figure.savefig(
-            beside, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else {}
-        )
+    save_figure(path, figure)
 
 
-def _denoiser(preset: str, per_frame: bool, overrides: dict[str, Any]) -> torch.nn.Module:
-    config = Config(denoiser=DenoiserConfig(preset=preset, overrides=overrides))
-    usual = PER_FRAME_CHANNELS if per_frame else CAUSAL_CHANNELS
-    return build_denoiser(config, overrides.get("in_channels", usual))
+def _denoiser(case: Case) -> torch.nn.Module:
+    config = Config(denoiser=DenoiserConfig(preset=case.preset, overrides=dict(case.overrides)))
+    usual = PER_FRAME_CHANNELS if case.per_frame else CAUSAL_CHANNELS
+    return build_denoiser(config, case.overrides.get("in_channels", usual))
 
 
 def _inputs(
-    model: torch.nn.Module, latents: int, size: int, device: str | torch.device
+    model: torch.nn.Module, case: Case, latents: int, device: str | torch.device = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    side = size // PIXELS_PER_LATENT
+    side = case.size // PIXELS_PER_LATENT
     z = torch.zeros(1, latents, model.config.in_channels, side, side, device=device)
     return z, torch.zeros(1, dtype=torch.long, device=device)
 

@@ -17,36 +17,40 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
+import psutil
 import torch
 
-from benchmarks.cost import GIB, GIGA, MEGA, Cost, both_steps, counted, draw, measure
+from benchmarks.cost import (
+    GIB,
+    GIGA,
+    MEGA,
+    Case,
+    Cost,
+    both_steps,
+    check_points,
+    counted,
+    draw,
+    measure,
+)
 from benchmarks.page import PAGE as PERFORMANCE
 from benchmarks.support.measure import RESULTS, device_name, keep, take_turns
-from medsora.errors import BadInput
+from medsora.errors import BadInput, check_limits
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_between_marks
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.markdown import markdown_table
-from medsora.vae import check_video_shape
 
 PAGE = PERFORMANCE.with_name("comparison.md")
 PICTURE = PAGE.parent / "images" / "family.svg"
 BEGIN = "<!-- python -m benchmarks.family -->"
 ATTENTION = {"spatial": "attention", "temporal": "attention"}
-MEDSORA, CONTROL, PUBLISHED, CAUSAL = (
-    "MedSora",
-    "MedSora, attention",
-    "Endora",
-    "Endora, causal latents",
-)
+MEDSORA, CONTROL, PUBLISHED, CAUSAL = "MedSora", "MedSora, attention", "Endora", "Endora, causal latents"
 SIZES = ("tiny", "S", "B", "L")
 IMAGE_LATENTS = 2
 CROSSING_FRAMES = 16
@@ -76,13 +80,13 @@ class System:
     per_frame: bool = False
     overrides: tuple[tuple[str, str], ...] = ()
 
-    def shape(self, frames: int, size: int) -> tuple[str, int, int, int, bool]:
-        """Return the first arguments of `benchmarks.cost`'s functions."""
-        return self.preset, frames, size, IMAGE_LATENTS, self.per_frame
+    def case(self, frames: int, size: int) -> Case:
+        """Return one point."""
+        return Case(self.preset, frames, size, IMAGE_LATENTS, self.per_frame, dict(self.overrides))
 
     def counted(self, frames: int, size: int) -> Cost:
         """Count one point; see `benchmarks.cost.counted`."""
-        return replace(counted(*self.shape(frames, size), **dict(self.overrides)), preset=self.name)
+        return replace(counted(self.case(frames, size)), preset=self.name)
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,7 @@ class Point:
         if self.not_run:
             return [*cells, f"not run: {self.not_run}", "–", "–", "–"]
         peak = f"{self.peak_bytes / GIB:.2f}" if self.peak_bytes else "–"
-        return [
-            *cells,
-            peak,
-            *(_median(self.times[name]) for name in ("sample", "train")),
-            _median(self.video_s),
-        ]
+        return [*cells, peak, *map(_median, (self.times["sample"], self.times["train"], self.video_s))]
 
 
 def family(size: str) -> list[System]:
@@ -150,12 +149,8 @@ def main() -> None:
     lines += [*(f"- {sentence}" for sentence in conclusions(points, crossing(options.model)))]
     print("", *lines, sep="\n")
     if not options.dry:
-        keep(
-            "family",
-            device,
-            {"model": options.model, "rows": [point.row() for point in points]},
-            options.results,
-        )
+        values = {"model": options.model, "rows": [point.row() for point in points]}
+        keep("family", device, values, options.results)
     smallest = [point.cost for point in points if point.size == min(options.size)]
     if options.plot:
         draw(options.plot, smallest)
@@ -178,7 +173,7 @@ def run_point(
     fitting = [system for system in systems if not refused[system]]
     works: dict[str, Callable[[], None]] = {}
     for system in fitting:
-        train, sample = both_steps(*system.shape(frames, size), dict(system.overrides))
+        train, sample = both_steps(system.case(frames, size))
         works |= {f"{system.name}/sample": sample, f"{system.name}/train": train}
     times = take_turns(works, options.rounds, device)
     points = []
@@ -192,8 +187,7 @@ def run_point(
         if device.type == "cuda" or system.preset.endswith("tiny"):
             video = whole_videos(works[f"{system.name}/sample"], options, device)
         with get_context("spawn").Pool(1) as fresh:  # a peak of its own
-            arguments: tuple[Any, ...] = (*system.shape(frames, size), 1, dict(system.overrides))
-            peak = fresh.apply(measure, arguments).peak_bytes
+            peak = fresh.apply(measure, (system.case(frames, size), 1)).peak_bytes
         points.append(Point(cost, size, found, video, peak))
     return points
 
@@ -229,9 +223,7 @@ def free_bytes(device: torch.device) -> int:
     """Return what a model may take of the GPU's memory, or of the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info()[0]
-    text = Path("/proc/meminfo").read_text(encoding="utf-8") if os.path.exists("/proc/meminfo") else ""
-    _, found, rest = text.partition("MemAvailable:")
-    return 1024 * int(rest.split()[0]) if found else 8 * GIB
+    return psutil.virtual_memory().available
 
 
 def crossing(model: str, sizes: Sequence[int] = CROSSING_SIZES) -> float | None:
@@ -277,15 +269,13 @@ def conclusions(points: Sequence[Point], tokens: float | None) -> list[str]:
 def _gap(values: dict[str, float]) -> str:
     whole = values[PUBLISHED] / values[MEDSORA]
     compression = values[PUBLISHED] / values[CAUSAL]
-    text = f"Endora as published takes {whole:.2f} times MedSora's; "
-    text += f"the causal latents alone make it {compression:.2f}"
+    share = ""
     if whole > 1 and compression > 1:
-        text += (
-            f" times cheaper, {100 * math.log(compression) / math.log(whole):.0f} % of the gap (logarithms)"
-        )
-    else:
-        text += " times cheaper"
-    return text + "."
+        share = f", {100 * math.log(compression) / math.log(whole):.0f} % of the gap (logarithms)"
+    return (
+        f"Endora as published takes {whole:.2f} times MedSora's; the causal latents alone make it "
+        f"{compression:.2f} times cheaper{share}."
+    )
 
 
 def _median(times: Sequence[float]) -> str:
@@ -299,39 +289,18 @@ def _options() -> argparse.Namespace:
     add("--frames", nargs="+", type=int, default=[16, 32, 64, 128], metavar="F", help="(default: 16 to 128)")
     add("--size", nargs="+", type=int, default=[128, 256, 512], metavar="PX", help="(default: 128 256 512)")
     add("--rounds", type=int, default=5, metavar="N", help="turns of every system (default: %(default)s)")
-    add(
-        "--steps",
-        type=int,
-        default=250,
-        metavar="N",
-        help="denoising steps of a video (default: %(default)s)",
-    )
-    add(
-        "--limit-s",
-        type=float,
-        default=300.0,
-        metavar="S",
-        help="longest point to run (default: %(default)s)",
-    )
+    add("--steps", type=int, default=250, metavar="N", help="steps of a video (default: %(default)s)")
+    add("--limit-s", type=float, default=300.0, metavar="S", help="longest point (default: %(default)s)")
     add("--plot", type=Path, metavar="FILE", help="draw the smallest frames' costs: .svg or .png")
     add("--page", action="store_true", help=f"write table and plot into docs/{PAGE.name}")
     add("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")
     add("--dry", action="store_true", help="print, but keep nothing")
     add("--dry-run", action="store_true", help="print which points would be counted and measured")
     options = parser.parse_args()
-    for name in ("rounds", "steps"):
-        if getattr(options, name) < 1:
-            raise BadInput(f"--{name} is {getattr(options, name)}, must be at least 1.")
+    check_limits(options, {"rounds": (1, math.inf), "steps": (1, math.inf)})
     if not 0 < options.limit_s < math.inf:
         raise BadInput(f"--limit-s is {options.limit_s}, must be greater than 0.")
-    if options.plot and options.plot.suffix not in (".svg", ".png"):
-        raise BadInput(f"--plot {options.plot} must end in .svg or .png.")
-    for frames in options.frames:
-        for size in options.size:
-            try:
-                check_video_shape(frames, size, size)
-            except ValueError as error:
-                raise BadInput(str(error)) from error
+    check_points(options.frames, options.size, options.plot)
     return options
 
 

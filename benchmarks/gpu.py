@@ -16,6 +16,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -97,29 +98,20 @@ def run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
         return check(device, results, LENGTHS[:3] if quick else LENGTHS)
     kept, tiny = ["--results", str(results)] + ["--dry"] * compiling, QUICK if quick else []
     rounds = ["--rounds", "1"] if compiling else []
-    if part == "sample":
-        from benchmarks import sample as module
-
-        sys.argv = ["sample", *kept, *(tiny or ["--batches", "1", "32", *rounds])]
-    elif part == "train":
-        from benchmarks import train as module
-
-        sys.argv = ["train", "--parts", "wiring", *kept, *(tiny or ["--batches", "1", "16", *rounds])]
-    elif part == "growth":
-        from benchmarks import growth as module
-
-        sys.argv = ["growth", *kept, *tiny[:2]]
-    else:
-        from benchmarks import kernels as module
-
-        sys.argv = ["bench", "--seconds", "0.001" if compiling else "0.05"]
-        sys.argv += ["--lengths", "48"] if quick else []
-        sys.argv += ["--batches", "1"] if quick else []
-        for row in module.rows():  # each kept as it comes: the time may end before they do
-            if not compiling:
-                keep("scan of every backend", device, row, results)
+    arguments = {
+        "sample": [*kept, *(tiny or ["--batches", "1", "32", *rounds])],
+        "train": ["--parts", "wiring", *kept, *(tiny or ["--batches", "1", "16", *rounds])],
+        "growth": [*kept, *tiny[:2]],
+        "scan": ["--seconds", "0.001" if compiling else "0.05", *["--lengths=48", "--batches=1"] * quick],
+    }
+    sys.argv = [part, *arguments[part]]
+    module = import_module(f"benchmarks.{'kernels' if part == 'scan' else part}")
+    if part != "scan":
+        module.main()
         return 0
-    module.main()
+    for row in module.rows():  # each kept as it comes: the time may end before they do
+        if not compiling:
+            keep("scan of every backend", device, row, results)
     return 0
 
 
@@ -167,7 +159,7 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
         try:
             step = step_job.result(timeout=max(0, end - time.monotonic()))
             print(f"a denoising step by our kernels against PyTorch's operators: {step:.1e}")
-        except Exception as broken:  # whatever a compiler or a driver may say: the scans' values are kept
+        except Exception as broken:  # any error of a compiler or a driver: the scans' values are kept
             print(f"a denoising step cannot be computed in time: {broken!r}")
         failed = failed or step is None or not step <= STEP_TOLERANCE
     values = {"backend": backend, "checked": len(cases) - len(missing), "of": len(cases), "step": step}

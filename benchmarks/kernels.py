@@ -5,9 +5,9 @@ time. A preset's value is its blocks times that. The floor is what no version ca
 read and each output byte written once at the speed of a large copy, or the products at the speed of a large
 product, whichever takes longer; both speeds are measured first, in the same run.
 
-Sizes that take minutes here are left out, and said so; `reference`, which goes token by token, is timed
-once, at the smallest size alone. Memory is the peak of forward and backward on a GPU, and on a CPU what
-autograd keeps between them.
+Sizes that take minutes here are left out with a line that names them; `reference`, which goes token by token,
+is timed once, at the smallest size alone. Memory is the peak of forward and backward on a GPU, and on a CPU
+what autograd keeps between them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from benchmarks.support import measure
 from medsora.kernels import backends, mamba2_scan
 
 BLOCKS = {"S": 6, "B": 12, "L": 24}
@@ -63,7 +63,7 @@ def rows() -> Iterator[dict[str, object]]:
             print(f"{name}: not here, {reason}")
     speed = measure_speed(device, dtype)
     print(
-        f"{device_name(device)}, {args.dtype}, torch {torch.__version__}: "
+        f"{measure.device_name(device)}, {args.dtype}, torch {torch.__version__}: "
         f"{speed.bytes_per_second / 1e9:.0f} GB/s, {speed.operations_per_second / 1e12:.2f} TFLOP/s"
     )
     header = f"{'length':>6} {'batch':>5} {'backend':>10} {'forward':>10} {'with backward':>14} {'memory':>9}"
@@ -95,7 +95,7 @@ def report(
     floor = floor_seconds(batch, length, dtype, speed)
     rows, failed = {}, []
     for name in names:
-        timed = once_seconds if name == "reference" else partial(median_seconds, seconds=seconds)
+        timed = measure.seconds if name == "reference" else partial(median_seconds, seconds=seconds)
         try:
             forward = timed(lambda name=name: run(scans, name, backward=False), device)
             both = timed(lambda name=name: run(scans, name, backward=True), device)
@@ -196,25 +196,19 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Median duration after a warm-up; on a GPU by events around replays of a CUDA graph."""
+    """Median duration after a warm-up, over calls of about `seconds`; on a GPU of replays of a CUDA graph."""
     work()
-    if device.type != "cuda":
-        return _median(work, seconds)
-    for _ in range(3):
-        work()
-    torch.cuda.synchronize()
-    replay = _as_graph(work)
-
-    def timed() -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-
-    count = max(5, min(200, int(seconds / max(timed(), 1e-5))))
-    return statistics.median(timed() for _ in range(count))
+    fewest, most = 3, sys.maxsize
+    if device.type == "cuda":
+        fewest, most = 5, 200
+        for _ in range(3):
+            work()
+        torch.cuda.synchronize()
+        work = _as_graph(work)
+    durations: list[float] = []
+    while len(durations) < fewest or (sum(durations) < seconds and len(durations) < most):
+        durations.append(measure.seconds(work, device))
+    return statistics.median(durations)
 
 
 def _as_graph(work: Callable[[], object]) -> Callable[[], object]:
@@ -230,35 +224,12 @@ def _as_graph(work: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def _median(work: Callable[[], object], seconds: float) -> float:
-    durations: list[float] = []
-    while sum(durations) < seconds or len(durations) < 3:
-        start = time.perf_counter()
-        work()
-        durations.append(time.perf_counter() - start)
-    return statistics.median(durations)
-
-
-def once_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Duration of one call, for works that take seconds."""
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    work()
-    synchronize()
-    return time.perf_counter() - start
-
-
 def memory_bytes(scans: list[tuple[dict[str, Tensor], Tensor]], backend: str, device: torch.device) -> int:
     """Memory of forward and backward beyond inputs: the peak on a GPU, what autograd keeps on a CPU."""
     if device.type != "cuda":
         inputs = [tensor for given, orders in scans for tensor in (*given.values(), orders)]
         return kept_bytes(inputs, lambda: run(scans, backend, backward=True))
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run(scans, backend, backward=True)
-    return torch.cuda.max_memory_allocated() - before
+    return measure.peak_bytes(lambda: run(scans, backend, backward=True))
 
 
 def kept_bytes(left_out: Iterable[Tensor], forward: Callable[[], object]) -> int:
@@ -275,13 +246,6 @@ def kept_bytes(left_out: Iterable[Tensor], forward: Callable[[], object]) -> int
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU with its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
 
 
 def _arguments() -> argparse.Namespace:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
+from functools import partial
 
 import torch
 
+from benchmarks.support.measure import take_turns
 from medsora import PRESETS, MedSora
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.malloc import keep_freed_memory
@@ -50,18 +51,12 @@ def step_seconds(preset: str, lengths: list[int], size: int, rounds: int) -> dic
     model = MedSora.from_preset(preset).to(device).eval()
     prepared = PreparedDenoiser(model, [TIMESTEP])
     side, t = size // PIXELS_PER_LATENT, torch.tensor([TIMESTEP], device=device)
-    latents = {
-        frames: torch.randn(1, frames_to_latents(frames), model.config.in_channels, side, side, device=device)
-        for frames in lengths
-    }
-    taken: dict[int, list[float]] = {frames: [] for frames in lengths}
-    for number in range(rounds + 1):
-        for frames, z in latents.items():
-            began = time.perf_counter()
-            prepared(z, t).sum().item()  # waits for the device
-            if number:  # the first turn warms up
-                taken[frames].append(time.perf_counter() - began)
-    return {frames: statistics.median(times) for frames, times in taken.items()}
+    works = {}
+    for frames in lengths:
+        shape = 1, frames_to_latents(frames), model.config.in_channels, side, side
+        works[frames] = partial(prepared, torch.randn(shape, device=device), t)
+    times = take_turns(works, rounds, torch.device(device))
+    return {frames: statistics.median(seconds) for frames, seconds in times.items()}
 
 
 if __name__ == "__main__":

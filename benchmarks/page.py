@@ -15,8 +15,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.support.measure import RESULTS
+from medsora.html_report import save_figure
 from medsora.runtime.exit import exit_with_status
-from medsora.runtime.files import write_between_marks, written_beside
+from medsora.runtime.files import write_between_marks
 from medsora.runtime.markdown import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -147,8 +148,7 @@ def draw(path: Path, entries: Sequence[Entry]) -> None:
     axes.set_yticks(range(len(found)), [row.what for row, *_ in found])
     axes.set(xlabel="speed-up, with range")
     axes.invert_yaxis()
-    with written_beside(path) as beside:
-        figure.savefig(beside, format="svg", metadata={"Date": None})
+    save_figure(path, figure)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,13 @@ they are there. The first ratios are of single changes, each against what it rep
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from benchmarks.support.measure import (
-    RESULTS,
     Ratio,
     Times,
     device_name,
@@ -37,8 +34,8 @@ from benchmarks.support.wirings import (
     counted_gflop,
     latents,
     products_by,
+    wiring_parser,
 )
-from medsora.config.presets import PRESETS
 from medsora.denoiser.linear import bf16_problem
 from medsora.denoiser.mamba import frame_scans
 from medsora.denoiser.plain import Mamba2
@@ -48,12 +45,15 @@ from medsora.sampling.prepared import PreparedDenoiser
 Work = Callable[[], object]
 TIMESTEPS = (999, 500, 3)
 GRID = (8, 8)
+_by_pytorch, _by_onednn = products_by(False), products_by(True)  # as decorators of a work
 BF16, BF16_ERROR = "bf16 against float32", "bf16, relative error of the noise"
 
 
 def main() -> None:
     """Measure, print and keep what the command line asks for."""
-    options = _options()
+    on_gpu = torch.cuda.is_available()
+    batches, rounds = ((1, 32), 20) if on_gpu else ((1, 2), 5)
+    options = wiring_parser("sample", __doc__, batches, rounds).parse_args()
     device = torch.device(options.device)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     keep_freed_memory()
@@ -134,10 +134,7 @@ def changes(
             _by_pytorch(partial(block.spatial, x, scans)),
         ),
         "of that: two projections of sums instead of four": _projections(public.spatial.mamba, x),
-        "time: no transposes": (
-            partial(public.temporal, x),
-            _by_pytorch(partial(block.temporal, x, scans)),
-        ),
+        "time: no transposes": (partial(public.temporal, x), _by_pytorch(partial(block.temporal, x, scans))),
         "adaLN from a table": (partial(model, *six, IMAGES), partial(tabulated, *six)),
     }
     if device.type == "cpu":
@@ -180,19 +177,6 @@ def _projections(mamba: Mamba2, x: torch.Tensor) -> tuple[Work, Work]:
     )
 
 
-def _by_pytorch(work: Work) -> Work:
-    return partial(_with_products, False, work)
-
-
-def _by_onednn(work: Work) -> Work:
-    return partial(_with_products, True, work)
-
-
-def _with_products(onednn: bool, work: Work) -> object:
-    with products_by(onednn):
-        return work()
-
-
 def report(batch: int, values: dict[str, object]) -> None:
     """Print what `measure` found."""
     counts = values["gflop"]
@@ -206,21 +190,6 @@ def report(batch: int, values: dict[str, object]) -> None:
     for name in ("times the floor", "videos/s, 250 steps, not decoded", "peak MiB", BF16, BF16_ERROR):
         if name in values:
             print(f"  {name}: {values[name]}")
-
-
-def _options() -> argparse.Namespace:
-    on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sample", description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="B", choices=tuple(PRESETS))
-    parser.add_argument("--batches", type=int, nargs="+", default=(1, 32) if on_gpu else (1, 2))
-    parser.add_argument(
-        "--rounds", type=int, default=20 if on_gpu else 5, help="A B A B ... (default: %(default)s)"
-    )
-    parser.add_argument("--compile", action="store_true", help="compile the blocks of both sides")
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")
-    parser.add_argument("--dry", action="store_true", help="print, but keep nothing")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

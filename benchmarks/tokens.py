@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Callable
 
 import torch
 
@@ -51,20 +50,14 @@ def measure(preset: str, codes: int, rounds: int, positions: int = POSITIONS) ->
     def cached() -> None:
         generate(model, [0], [torch.Generator().manual_seed(0)])
 
-    times = take_turns(
-        {"cached": cached, "uncached": _forwards(model, clip, lengths)}, rounds, torch.device("cpu")
-    )
-    times["uncached"] = [seconds * codes / positions for seconds in times["uncached"]]
-    return times
-
-
-def _forwards(model: EndoGen, clip: torch.Tensor, lengths: list[int]) -> Callable[[], None]:
     @torch.no_grad()
-    def forwards() -> None:
+    def uncached() -> None:
         for length in lengths:
             model(clip[:, :length])
 
-    return forwards
+    times = take_turns({"cached": cached, "uncached": uncached}, rounds, torch.device("cpu"))
+    times["uncached"] = [seconds * codes / positions for seconds in times["uncached"]]
+    return times
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ features from the disk against the VAE, the optical flow and DINO in every step.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import tempfile
 from functools import partial
@@ -17,10 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.kernels import kept_bytes
-from benchmarks.support.measure import RESULTS, device_name, keep, median_ms, peak_mib, ratio, take_turns
+from benchmarks.support.measure import device_name, keep, median_ms, peak_mib, ratio, take_turns
 from benchmarks.support.reference_wiring import ReferenceWiring
-from benchmarks.support.wirings import CLIP, IMAGES, Wirings, build, check_same_numbers, latents, products_by
-from medsora import PRESETS, MedSora
+from benchmarks.support.wirings import (
+    CLIP,
+    IMAGES,
+    Wirings,
+    build,
+    check_same_numbers,
+    latents,
+    products_by,
+    wiring_parser,
+)
+from medsora import MedSora
 from medsora.runtime.malloc import keep_freed_memory
 
 PHANTOM = Path(__file__).parents[1] / "configs" / "phantom.yaml"
@@ -29,7 +37,12 @@ PRODUCTS = {False: "ours, PyTorch's products", True: "ours, oneDNN's products"} 
 
 def main() -> None:
     """Measure, print and keep what the command line asks for."""
-    options = _options()
+    batches, rounds = ((1, 16), 10) if torch.cuda.is_available() else ((1,), 5)
+    parser = wiring_parser("train", __doc__, batches, rounds)
+    parser.add_argument("--parts", nargs="+", default=("wiring", "caches"), choices=("wiring", "caches"))
+    help_of_config = "of the caches' part (default: phantom.yaml)"
+    parser.add_argument("--config", type=Path, default=PHANTOM, help=help_of_config)
+    options = parser.parse_args()
     device = torch.device(options.device)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     keep_freed_memory()
@@ -64,7 +77,7 @@ def measure(
     works = {name: partial(forward_backward, model, z, t, dtype) for name, model in models.items()}
     if device.type == "cpu":
         for onednn, name in PRODUCTS.items():
-            works[name] = partial(with_products, onednn, wirings.same, z, t, dtype)
+            works[name] = products_by(onednn)(partial(forward_backward, wirings.same, z, t, dtype))
     times = take_turns(works, rounds, device)
     plain_on_cpu = {"reference": wirings.plain.train()} if device.type == "cpu" else {}
     values: dict[str, object] = {
@@ -114,12 +127,6 @@ def forward_backward(model: nn.Module, z: Tensor, t: Tensor, dtype: torch.dtype)
     model.zero_grad(set_to_none=True)
 
 
-def with_products(onednn: bool, model: nn.Module, z: Tensor, t: Tensor, dtype: torch.dtype) -> None:
-    """The same, with products by oneDNN or as PyTorch has them."""
-    with products_by(onednn):
-        forward_backward(model, z, t, dtype)
-
-
 def measure_caches(path: Path, rounds: int, device: torch.device) -> dict[str, object]:
     """Stage 2's step with filled caches and without any, on the same samples."""
     from benchmarks.support.stage2_step import Stage2Step  # needs all that training needs
@@ -147,25 +154,6 @@ def measure_caches(path: Path, rounds: int, device: torch.device) -> dict[str, o
         print(f"  {name:11} {milliseconds:9.2f} ms")
     print(f"  caches on against off: {values['caches on against off']}")
     return values
-
-
-def _options() -> argparse.Namespace:
-    on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", default=("wiring", "caches"), choices=("wiring", "caches"))
-    parser.add_argument("--preset", default="B", choices=tuple(PRESETS))
-    parser.add_argument("--batches", type=int, nargs="+", default=(1, 16) if on_gpu else (1,))
-    parser.add_argument(
-        "--rounds", type=int, default=10 if on_gpu else 5, help="A B A B ... (default: %(default)s)"
-    )
-    parser.add_argument("--compile", action="store_true", help="compile the blocks of both sides")
-    parser.add_argument(
-        "--config", type=Path, default=PHANTOM, help="of the caches' part (default: phantom.yaml)"
-    )
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")
-    parser.add_argument("--dry", action="store_true", help="print, but keep nothing")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

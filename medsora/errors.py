@@ -9,7 +9,9 @@ Of several processes only the main one prints the sentence, unless it is the one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -46,6 +48,16 @@ def bad_input_from_errors() -> Iterator[None]:
         raise
     except (ValueError, OSError) as error:
         raise BadInput(str(error)) from error
+
+
+def check_limits(options: Namespace, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Raise `BadInput` for a command's option, or one of its values, outside (least, most); None is none."""
+    for name, (least, most) in limits.items():
+        given = getattr(options, name, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not least <= value <= most:
+                bounds = f"at least {least}" if most == math.inf else f"{least} to {most}"
+                raise BadInput(f"--{name.replace('_', '-')} is {value} but must be {bounds}.")
 
 
 def one_line(text: str) -> str:

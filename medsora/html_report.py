@@ -72,8 +72,13 @@ def draw_curves(path: Path, log: list[dict[str, float]], prefix: str, title: str
     axes.grid(alpha=0.3)
     if len(names) > 1:
         axes.legend(ncols=1 + len(names) // 13, fontsize="small")
+    save_figure(path, figure)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as its path's ending says; an SVG without its date, so that equal figures are equal."""
     with written_beside(path) as beside:
-        figure.savefig(beside, dpi=110)
+        figure.savefig(beside, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -58,7 +58,7 @@ def main() -> None:
     if options.film is None:
         kind = (pipeline.config.frames, pipeline.config.size[0])
         clips, numbers, names = phantom_clips(
-            options.cache, 3 * len(labels), *kind, HELD_OUT_SEED, *trained_phantom(options.model)
+            options.cache, 3 * len(labels), *kind, HELD_OUT_SEED, trained_phantom(options.model)
         )
         chosen = [
             np.flatnonzero(numbers == names.index(label))[k % options.columns]

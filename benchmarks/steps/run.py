@@ -24,19 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
-    SchedulerMixin,
-)
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler, SchedulerMixin
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medsora.config.choices import SAMPLERS, WEIGHT_FREE
 from medsora.data.reading.pixels import video_to_frames
-from medsora.errors import BadInput, bad_input_from_errors
+from medsora.errors import BadInput, bad_input_from_errors, check_limits
 from medsora.evaluation.conditional.command import trained_phantom
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_folder
 from medsora.evaluation.features.clip_set import choose_clips
@@ -45,6 +40,7 @@ from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.metrics.registry import build_measures
 from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.report.warnings import require_enough
+from medsora.html_report import save_figure
 from medsora.runtime.files import write_between_marks, write_json, write_text, written_beside
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.markdown import markdown_table
@@ -126,14 +122,8 @@ class Point:
     def row(self) -> list[str]:
         """Return the table's cells."""
         distances = (number_text(self.distances.get(name)) for name in DISTANCES)
-        return [
-            self.sampler,
-            f"{self.steps}",
-            f"{self.evaluations}",
-            f"{self.rmse:.5f}",
-            f"{self.psnr_db:.2f}",
-            *distances,
-        ]
+        numbers = (f"{self.steps}", f"{self.evaluations}", f"{self.rmse:.5f}", f"{self.psnr_db:.2f}")
+        return [self.sampler, *numbers, *distances]
 
 
 HEAD = (
@@ -179,12 +169,8 @@ def main() -> None:
         points[name, steps] = measure(pipeline, name, steps, batches, options.out, measures, real)
         write_points(options.out, identity, points.values())
         print(f"| {' | '.join(points[name, steps].row())} |", flush=True)
-    report(
-        [points[key] for key in points_due],
-        f"{options.model}, {len(seeds)} videos",
-        options.out,
-        page=options.page,
-    )
+    title = f"{options.model}, {len(seeds)} videos"
+    report([points[key] for key in points_due], title, options.out, page=options.page)
 
 
 def plan(missing: Sequence[tuple[str, int]], total: int, seeds: Sequence[int], out: Path) -> Iterator[str]:
@@ -231,10 +217,9 @@ def write_reference(pipeline: MedSoraPipeline, batches: Sequence[Sequence[int]],
             scheduler = scheduler_of(pipeline, "ddim", REFERENCE_STEPS)
             z = latents(pipeline, scheduler, seeds, callback=lambda *_: bar.update() and None)
             for seed, latent, video in zip(seeds, z, decode(pipeline, z), strict=True):
+                tensors = {"latents": latent.cpu().contiguous(), "frames": video.cpu().contiguous()}
                 with written_beside(reference_file(out, seed)) as beside:
-                    save_file(
-                        {"latents": latent.cpu().contiguous(), "frames": video.cpu().contiguous()}, beside
-                    )
+                    save_file(tensors, beside)
 
 
 def scheduler_of(pipeline: MedSoraPipeline, sampler: str, steps: int) -> SchedulerMixin:
@@ -317,9 +302,8 @@ def distances_from(options: argparse.Namespace, model: ModelFolder) -> tuple[lis
         return [], []
     root, read = options.real, {"interval": 1, "crop": "none"}
     if root is None:
-        root = phantom_folder(
-            options.out, options.videos, frames, height, HELD_OUT_SEED, *trained_phantom(options.model)
-        )
+        phantom = trained_phantom(options.model)
+        root = phantom_folder(options.out, options.videos, frames, height, HELD_OUT_SEED, phantom)
     else:
         read = {"interval": 1, "crop": "auto"} | model.trained_on
     clips = require_enough(
@@ -389,8 +373,7 @@ def draw(path: Path, points: Sequence[Point]) -> None:
     axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
     axes.minorticks_off()
     axes.legend(fontsize=8)
-    with written_beside(path) as beside:
-        figure.savefig(beside, format="svg", metadata={"Date": None})
+    save_figure(path, figure)
 
 
 def _options() -> argparse.Namespace:
@@ -398,33 +381,20 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a run, a saved pipeline's folder, or a model that comes with MedSora")
     add("--out", type=Path, default="runs/steps", metavar="DIR", help="(default: %(default)s)")
-    add(
-        "--samplers",
-        nargs="+",
-        choices=CHOICES,
-        default=list(CHOICES),
-        metavar="NAME",
-        help=f"(default: all: {', '.join(CHOICES)})",
-    )
+    samplers = f"(default: all: {', '.join(CHOICES)})"
+    add("--samplers", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="NAME", help=samplers)
     add("--steps", nargs="+", type=int, default=list(DEFAULT_STEPS), metavar="N", help="(default: 5 to 250)")
     add("--videos", type=int, default=16, metavar="N", help="(default: %(default)s)")
     add("--seed", type=int, default=0, help="video k has this seed + k (default: %(default)s)")
     add("--batch-size", type=int, default=4, metavar="N", help="videos in memory (default: %(default)s)")
-    add(
-        "--real",
-        type=Path,
-        metavar="DIR",
-        help="clips for the evaluation's distances (default: fresh phantom clips)",
-    )
+    real = "clips for the evaluation's distances (default: fresh phantom clips)"
+    add("--real", type=Path, metavar="DIR", help=real)
     add("--raw", action="store_true", help="a run's raw weights instead of their moving average")
     add("--page", action="store_true", help=f"write table and plot into docs/{PAGE.name}")
     add("--dry-run", action="store_true", help="print what would be sampled")
     options = parser.parse_args()
-    for name, most in {"videos": MAX_VIDEOS, "batch_size": MAX_VIDEOS}.items():
-        if not 1 <= getattr(options, name) <= most:
-            raise BadInput(f"--{name.replace('_', '-')} is {getattr(options, name)}, must be 1 to {most}.")
-    if not 0 <= options.seed <= 2**62:
-        raise BadInput(f"--seed is {options.seed}, must lie between 0 and 2^62.")
+    limits = {"videos": (1, MAX_VIDEOS), "batch_size": (1, MAX_VIDEOS), "seed": (0, 2**62)}
+    check_limits(options, limits)
     for steps in options.steps:
         trailing_timesteps(steps)
     options.samplers, options.steps = (list(dict.fromkeys(x)) for x in (options.samplers, options.steps))

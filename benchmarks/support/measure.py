@@ -63,19 +63,24 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def ratio(slow: list[float], fast: list[float], *, times: float = 1.0) -> Ratio:
-    """Summarise two works' seconds, round by round; `times` is how much more `fast` did in a call."""
-    rounds = [times * a / b for a, b in zip(slow, fast, strict=True)]
+def ratio(slow: list[float], fast: list[float]) -> Ratio:
+    """Summarise two works' seconds, round by round."""
+    rounds = [a / b for a, b in zip(slow, fast, strict=True)]
     return Ratio(statistics.median(rounds), min(rounds), max(rounds))
 
 
-def peak_mib(work: Callable[[], object]) -> float:
-    """Memory of the GPU that a call takes beyond what is held before it, in MiB."""
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Memory of the GPU that a call takes beyond what is held before it."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     work()
-    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def peak_mib(work: Callable[[], object]) -> float:
+    """`peak_bytes` in MiB."""
+    return round(peak_bytes(work) / 2**20, 1)
 
 
 def median_ms(times: list[float]) -> float:

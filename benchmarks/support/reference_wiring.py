@@ -49,33 +49,18 @@ def matrix_scan(mamba: Mamba2, zxbcdt: Tensor) -> Tensor:
 
 def torch_scan(mamba: Mamba2, zxbcdt: Tensor) -> Tensor:
     """Our own scan in plain PyTorch (`kernels.matrix.scan`), on sequences that lie one after another."""
-    return mamba2_scan(
-        zxbcdt,
-        mamba.conv1d.weight,
-        mamba.conv1d.bias,
-        mamba.dt_bias,
-        mamba.A_log,
-        mamba.D,
-        mamba.norm.weight,
-        headdim=mamba.headdim,
-        eps=mamba.norm.eps,
-        backend="torch",
-    )
+    settings = {"headdim": mamba.headdim, "eps": mamba.norm.eps, "backend": "torch"}
+    return mamba2_scan(zxbcdt, *_weights(mamba), **settings)
 
 
 def package_scan(mamba: Mamba2, zxbcdt: Tensor) -> Tensor:
     """The package mamba-ssm's kernels, on a GPU (`kernels.mamba_ssm_backend.function_in_use` says which)."""
-    return mamba_ssm_backend.scan_sequences(
-        zxbcdt,
-        mamba.conv1d.weight,
-        mamba.conv1d.bias,
-        mamba.dt_bias,
-        mamba.A_log,
-        mamba.D,
-        mamba.norm.weight,
-        mamba.headdim,
-        mamba.norm.eps,
-    )
+    return mamba_ssm_backend.scan_sequences(zxbcdt, *_weights(mamba), mamba.headdim, mamba.norm.eps)
+
+
+def _weights(mamba: Mamba2) -> tuple[Tensor, ...]:
+    conv, norm = mamba.conv1d, mamba.norm
+    return conv.weight, conv.bias, mamba.dt_bias, mamba.A_log, mamba.D, norm.weight
 
 
 @lru_cache(maxsize=64)

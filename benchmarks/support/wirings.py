@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.support.measure import RESULTS
 from benchmarks.support.reference_wiring import ReferenceWiring, Scan, matrix_scan, package_scan, torch_scan
-from medsora import MedSora
+from medsora import PRESETS, MedSora
 from medsora.denoiser import linear
 from medsora.denoiser.mamba import Mamba2
 from medsora.kernels import backends, mamba_ssm_backend
@@ -125,6 +128,20 @@ def gflop(work: Callable[[], object]) -> float:
     with counter, torch.no_grad():
         work()
     return counter.get_total_flops() / 1e9
+
+
+def wiring_parser(name: str, doc: str, batches: tuple[int, ...], rounds: int) -> argparse.ArgumentParser:
+    """Return the command line of `benchmarks.NAME`; `batches` and `rounds` are defaults."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc.splitlines()[0])
+    add = parser.add_argument
+    add("--preset", default="B", choices=tuple(PRESETS))
+    add("--batches", type=int, nargs="+", default=batches)
+    add("--rounds", type=int, default=rounds, help="A B A B ... (default: %(default)s)")
+    add("--compile", action="store_true", help="compile the blocks of both sides")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")
+    add("--dry", action="store_true", help="print, but keep nothing")
+    return parser
 
 
 @contextmanager

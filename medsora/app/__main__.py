@@ -1,4 +1,4 @@
-"""`python -m medsora.app [--model RUN]`: start the page and say where it is."""
+"""`python -m medsora.app [--model RUN]`: start the page and print its address."""
 
 from __future__ import annotations
 
@@ -23,20 +23,12 @@ def make_parser(prog: str = "python -m medsora.app") -> argparse.ArgumentParser:
         epilog=EXIT_STATUSES,
     )
     add = parser.add_argument
-    add(
-        "--model",
-        action="append",
-        metavar="RUN_OR_FOLDER",
-        help="a run with all its checkpoints, a saved pipeline, a hub name or a model that comes with "
-        f"MedSora; may be given often (default: {DEFAULT_MODEL})",
-    )
+    model = "a run with all its checkpoints, a saved pipeline, a hub name or a model that comes with "
+    model += f"MedSora; may be given often (default: {DEFAULT_MODEL})"
+    add("--model", action="append", metavar="RUN_OR_FOLDER", help=model)
     add("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: everybody who can reach it")
-    add(
-        "--name",
-        action="append",
-        default=[],
-        help="a name that the page is opened by, besides addresses and localhost; may be given often",
-    )
+    name = "a name that the page is opened by, besides addresses and localhost; may be given often"
+    add("--name", action="append", default=[], help=name)
     add("--port", type=int, default=7860, help="the port to listen on (default: 7860)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one, on a Mac mps)")
     return parser

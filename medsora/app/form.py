@@ -1,4 +1,4 @@
-"""The page's fields for what a model can be asked for: a label and how strongly, a first frame, how to draw.
+"""The page's fields for a model's conditions: label, guidance, first frame, and how codes are drawn.
 
 A model that was trained without them, or samples in another way, shows none of them.
 """
@@ -19,13 +19,13 @@ ANY_LABEL = ("any", "")  # shown, sent
 USUAL_GUIDANCE = 2
 
 
-def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.components.Component]:
+def condition_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.components.Component]:
     """Return fields for label, guidance, temperature, top-k, top-p and first frame, in this order.
 
     They follow the model chosen in `name`.
     `place` begins the fields' names on the page ("left" gives #left-label).
     """
-    labels, takes_picture = models.asked_for(name.value)
+    labels, takes_picture = models.conditions(name.value)
     label = gr.Dropdown(
         _choices(labels), value="", label="Label", visible=bool(labels), elem_id=f"{place}-label"
     )
@@ -75,7 +75,7 @@ def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.comp
         return gr.skip()
 
     def follow(name: str, chosen: str, uploaded: str | None) -> list[Any]:
-        labels, takes_picture = models.asked_for(name)
+        labels, takes_picture = models.conditions(name)
         kept = chosen if chosen in labels else ""
         coded = models.kind(name) == ENDOGEN
         return [
@@ -89,7 +89,7 @@ def asking_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.comp
 
     quietly = {"show_progress": "hidden"}
     at_once = {**quietly, "queue": False}  # the queue is for samplings, and for what may end in a warning
-    # Gradio's own look at a file that is no picture ends in an error that says nothing.
+    # Gradio's own check of a file that is no picture ends in an error without a reason.
     picture.upload(inspect, picture, picture, preprocess=False, **quietly)
     name.change(follow, [name, label, picture], [label, guidance, *draws, picture], **at_once)
     label.change(lambda chosen: gr.Slider(interactive=bool(chosen)), label, guidance, **at_once)

@@ -1,4 +1,4 @@
-"""Who may ask the page for what: the name it is asked by, and how much may be sent to it."""
+"""Which requests the page accepts: by the host name that they give, and by their size."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 MAX_UPLOAD_BYTES = 20 * 10**6
 MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 10**5  # with what a browser writes around the file
-MAX_QUEUED = 32  # samplings that wait; whoever comes then is told in one line
+MAX_QUEUED = 32  # samplings that wait; further ones are refused in one line
 Message = MutableMapping[str, Any]
 
 
 class Gate:
-    """Middleware that answers with one line, before the page sees anything of it, whatever is unsafe.
+    """Middleware that refuses unsafe requests with one line, before the page sees them.
 
     That is a request
 

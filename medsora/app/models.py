@@ -24,7 +24,7 @@ KEPT = 2  # models in memory: two are compared side by side
 
 
 class Models:
-    """The models by what the page calls them, loaded when first asked for.
+    """The models by their names on the page, loaded when first used.
 
     Raises `BadInput` with one sentence if a name leads nowhere.
     """
@@ -44,8 +44,8 @@ class Models:
         """What can be chosen; the first is the default."""
         return list(self._find)
 
-    def asked_for(self, name: str | None) -> tuple[list[str], bool]:
-        """Return the labels that a model knows, and whether its clips can begin with a given picture."""
+    def conditions(self, name: str | None) -> tuple[list[str], bool]:
+        """Return a model's labels, and whether its clips can begin with a given picture."""
         found = self._folder(name)
         geometry, takes_picture = found.geometry, False
         if 1 in geometry.get("given_frames", []):
@@ -80,7 +80,7 @@ def _choices(model: str) -> dict[str, Callable[[], ModelFolder]]:
     run = stage_2_folder(folder)
     checkpoints = checkpoint_folders(run / "checkpoints")
     if not checkpoints:
-        find_in_run(run)  # says that there is none
+        find_in_run(run)  # raises
     title = f"{run.parent.name}/{run.name}"
     return {
         f"{title}, step {checkpoint_step(folder):,}": partial(find_in_run, run, checkpoint=folder.name)

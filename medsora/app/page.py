@@ -12,14 +12,14 @@ from typing import Any
 
 import gradio as gr
 
-from medsora.app.form import asking_fields
+from medsora.app.form import condition_fields
 from medsora.app.models import Models
 from medsora.app.sampling import (
     MAX_STEPS,
     MAX_VIDEOS,
-    Wish,
+    SampleRequest,
     check_picture,
-    packed,
+    pack,
     sample_files,
     without_paths,
 )
@@ -35,7 +35,7 @@ SAMPLER_TITLES = (
 )
 SAMPLER_CHOICES = list(zip(SAMPLER_TITLES, SAMPLERS, strict=True))
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "sampling"}
-THEME = gr.themes.Default(  # fonts of the reader's own system: the page asks nobody else for anything
+THEME = gr.themes.Default(  # fonts of the reader's own system: nothing is fetched from elsewhere
     primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
 )
 HEADER = """<header class="medsora">
@@ -83,22 +83,22 @@ def build_page(models: Models) -> gr.Blocks:
 
 def _sample_tab(models: Models) -> None:
     def sample(name: str, progress: gr.Progress = _PROGRESS, *fields: Any):
-        with _said():
-            wish = _wish(models, condition_fields[-1].GRADIO_CACHE, name, *fields)
+        with _errors_shown():
+            request = _request(models, conditions[-1].GRADIO_CACHE, name, *fields)
             began = time.monotonic()
             progress(0, desc="loading the model")
             paths = sample_files(
-                models.pipeline(name), name, wish, lambda part, words: progress(part, desc=words)
+                models.pipeline(name), name, request, lambda part, words: progress(part, desc=words)
             )
-            archive = packed(paths, name, wish)
-        clips = [(path, f"seed {number}") for path, number in zip(paths, wish.seeds, strict=True)]
-        summary = f"{len(paths)} videos in {time.monotonic() - began:.0f} s, {name}{wish.condition_words}."
+            archive = pack(paths, name, request)
+        clips = [(path, f"seed {number}") for path, number in zip(paths, request.seeds, strict=True)]
+        summary = f"{len(paths)} videos in {time.monotonic() - began:.0f} s, {name}{request.condition_words}."
         return _grid(clips), summary, gr.DownloadButton(value=str(archive), interactive=True)
 
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             name = gr.Dropdown(models.names, value=models.names[0], label="Model", elem_id="model")
-            condition_fields = asking_fields(models, name, "sample")
+            conditions = condition_fields(models, name, "sample")
             sampler, steps = _sampler_fields(visible=models.kind(name.value) == MEDSORA)
 
             def follow(chosen: str) -> list[Any]:
@@ -116,26 +116,26 @@ def _sample_tab(models: Models) -> None:
         with gr.Column(scale=3):
             grid = gr.HTML(EMPTY, elem_id="grid")
             summary = gr.Markdown(elem_classes="summary", elem_id="summary")
-    inputs = [name, sampler, steps, seed, videos, *condition_fields]
+    inputs = [name, sampler, steps, seed, videos, *conditions]
     button.click(sample, inputs, [grid, summary, download], show_progress_on=[grid], **ONE_AT_A_TIME)
 
 
 def _compare_tab(models: Models) -> None:
     def compare(sampler: str, steps: Any, progress: gr.Progress = _PROGRESS, *fields: Any):
         clips = []
-        with _said():
-            wishes, half = [], len(fields) // 2
-            for name, seed, *asks in (fields[:half], fields[half:]):
+        with _errors_shown():
+            requests, half = [], len(fields) // 2
+            for name, seed, *conditions in (fields[:half], fields[half:]):
                 uploads = sides[-1].GRADIO_CACHE
-                wishes.append((name, _wish(models, uploads, name, sampler, steps, seed, 1, *asks)))
-            for side, (name, wish) in enumerate(wishes):
+                requests.append((name, _request(models, uploads, name, sampler, steps, seed, 1, *conditions)))
+            for side, (name, request) in enumerate(requests):
 
-                def tell(part: float, words: str, side: int = side) -> None:
+                def on_progress(part: float, words: str, side: int = side) -> None:
                     progress((side + part) / 2, desc=f"{SIDES[side].lower()}: {words}")
 
-                tell(0, "loading the model")
-                (path,) = sample_files(models.pipeline(name), name, wish, tell)
-                clips.append((path, f"{name}, seed {wish.seeds[0]}{wish.condition_words}"))
+                on_progress(0, "loading the model")
+                (path,) = sample_files(models.pipeline(name), name, request, on_progress)
+                clips.append((path, f"{name}, seed {request.seeds[0]}{request.condition_words}"))
         return _grid(clips, pair=True)
 
     newest, oldest = models.names[0], models.names[-1]
@@ -147,7 +147,7 @@ def _compare_tab(models: Models) -> None:
                     models.names, value=first, label=f"{side} model", elem_id=f"{side.lower()}-model"
                 )
                 seed = gr.Number(number, label=f"{side} seed", precision=0, elem_id=f"{side.lower()}-seed")
-                sides += [name, seed, *asking_fields(models, name, side.lower())]
+                sides += [name, seed, *condition_fields(models, name, side.lower())]
     with gr.Row():
         sampler, steps = _sampler_fields()
     button = gr.Button("Compare", variant="primary", elem_id="compare")
@@ -167,23 +167,19 @@ def _sampler_fields(visible: bool = True) -> tuple[gr.Dropdown, gr.Number]:
     )
 
 
-def _wish(
-    models: Models, uploads: str, name: str, sampler: str, steps: Any, seed: Any, videos: Any, *asks: Any
-) -> Wish:
-    """Return what the fields of `_sampler_fields` and of `asking_fields` ask the model `name` for."""
-    label, guidance, temperature, top_k, top_p, picture = asks
-    kind = models.kind(name)
-    wish = Wish(
-        sampler, steps, seed, videos, label or None, guidance, picture, temperature, top_k, top_p, kind
-    )
+def _request(models: Models, uploads: str, name: str, *fields: Any) -> SampleRequest:
+    """Return the request that the fields of a tab make of the model `name`."""
+    *of_sampler, label, guidance, temperature, top_k, top_p, picture = fields
+    draws = temperature, top_k, top_p
+    request = SampleRequest(*of_sampler, label or None, guidance, picture, *draws, models.kind(name))
     if picture:
         check_picture(picture, uploads)
-    return wish
+    return request
 
 
 @contextmanager
-def _said() -> Iterator[None]:
-    """Show what cannot be done as one sentence on the page."""
+def _errors_shown() -> Iterator[None]:
+    """Show an error as one sentence on the page."""
     try:
         yield
     except (BadInput, NonFiniteVideo, ValueError, OSError) as error:

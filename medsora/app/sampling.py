@@ -1,4 +1,4 @@
-"""From what was typed into the page to videos: checked, sampled, written with the mark of the synthetic."""
+"""From the page's fields to videos: checked, sampled, written with a mark that they are synthetic."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PATH = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"(){};,:]+/)+(?=[^\s/])")
 
 
 @dataclass(frozen=True)
-class Wish:
+class SampleRequest:
     """What to sample; video k has the seed `seed` + k. Raises `BadInput` for what is not possible.
 
     Without a `label`, `guidance` does not count. `first_frame` is the path of a picture. `kind` is that of
@@ -55,10 +55,7 @@ class Wish:
     kind: str = MEDSORA
 
     def __post_init__(self) -> None:
-        whole_numbers = [
-            ("seed", self.seed, 0, MAX_SEED),
-            ("number of videos", self.videos, 1, MAX_VIDEOS),
-        ]
+        whole_numbers = [("seed", self.seed, 0, MAX_SEED), ("number of videos", self.videos, 1, MAX_VIDEOS)]
         if self.kind == ENDOGEN:
             whole_numbers.append(("top-k", self.top_k, 0, MAX_TOP_K))
         else:
@@ -93,7 +90,7 @@ class Wish:
 
     @property
     def condition_words(self) -> str:
-        """What was asked for beyond any video, in words that follow a comma; empty if nothing was."""
+        """The conditions in words that follow a comma; empty without any."""
         label = f", {self.label}, guidance {self.guidance:g}" if self.label else ""
         return f"{label}, first frame given" if self.first_frame else label
 
@@ -105,7 +102,7 @@ def _is_number(value: Any) -> bool:
 def check_picture(path: str | Path, uploads: str | Path) -> None:
     """Raise `BadInput` unless `path` is a picture that can be read, and lies in the folder of uploads."""
     if not Path(path).resolve().is_relative_to(Path(uploads).resolve()):
-        raise BadInput("The picture must be uploaded.")  # a page that asks for other files is not ours
+        raise BadInput("The picture must be uploaded.")  # only a forged request names another file
     try:
         read_image(path)
     except UnreadableVideo as error:
@@ -113,7 +110,7 @@ def check_picture(path: str | Path, uploads: str | Path) -> None:
 
 
 def without_paths(sentence: str) -> str:
-    """Return what visitors are told: of files on the server the names alone."""
+    """Return a message for visitors: without the folders of the server's files."""
     for folder in (Path.cwd(), Path(tempfile.gettempdir()), Path.home()):
         if folder != Path(folder.anchor):
             sentence = sentence.replace(f"{folder}/", "")
@@ -121,58 +118,58 @@ def without_paths(sentence: str) -> str:
 
 
 def sample_files(
-    pipeline: SavedPipeline, model: str, wish: Wish, tell: Callable[[float, str], None]
+    pipeline: SavedPipeline, model: str, request: SampleRequest, on_progress: Callable[[float, str], None]
 ) -> list[Path]:
     """Sample into a temporary folder, which the next few samplings leave alone; return one mp4 per video.
 
-    `tell(part, words)` hears how far it is, 0 to 1. Raises `BadInput` if the model cannot be asked for that,
-    `NonFiniteVideo` if it computes NaN.
+    `on_progress(part, words)` is called after each step, with the part done, 0 to 1. Raises `BadInput` if the
+    model cannot do that, `NonFiniteVideo` if it computes NaN.
     """
-    if wish.kind == ENDOGEN:
-        options = {"temperature": wish.temperature, "top_k": int(wish.top_k), "top_p": wish.top_p}
+    if request.kind == ENDOGEN:
+        options = {"temperature": request.temperature, "top_k": int(request.top_k), "top_p": request.top_p}
         total, what = pipeline.transformer.length, "writing, code"
     else:
-        options = _diffusion_options(pipeline, wish)
-        total, what = int(wish.steps), "denoising, step"
+        options = _diffusion_options(pipeline, request)
+        total, what = int(request.steps), "denoising, step"
     done = 0
 
     def after_step(*_: Any) -> None:
         nonlocal done
         done += 1
-        tell(min(done / total, 1.0), f"{what} {done} of {total}")
+        on_progress(min(done / total, 1.0), f"{what} {done} of {total}")
 
     frames = pipeline(
-        seeds=wish.seeds,
+        seeds=request.seeds,
         batch_size=MAX_VIDEOS,
         callback=after_step,
-        label=wish.label,
-        guidance=float(wish.guidance) if wish.label else 1.0,
+        label=request.label,
+        guidance=float(request.guidance) if request.label else 1.0,
         output_type="uint8",
         **options,
     ).frames
     folder = _new_folder()
     paths = []
-    for seed, video in zip(wish.seeds, frames, strict=True):
+    for seed, video in zip(request.seeds, frames, strict=True):
         paths.append(folder / f"seed-{seed}.mp4")
         tags = synthetic_tags(
-            f"{model}, seed {seed}, {wish.sampler_words}{wish.condition_words}", pipeline.trained_on
+            f"{model}, seed {seed}, {request.sampler_words}{request.condition_words}", pipeline.trained_on
         )
         write_video(paths[-1], video, pipeline.config.fps, metadata=tags)
     return paths
 
 
-def _diffusion_options(pipeline: SavedPipeline, wish: Wish) -> dict[str, Any]:
+def _diffusion_options(pipeline: SavedPipeline, request: SampleRequest) -> dict[str, Any]:
     config = pipeline.config
-    if (work := int(wish.steps) * int(wish.videos) * config.frames) > MAX_WORK:
+    if (work := int(request.steps) * int(request.videos) * config.frames) > MAX_WORK:
         raise BadInput(
-            f"{wish.steps:,} steps of {wish.videos} videos of {config.frames} frames are {work:,} frames to "
-            f"denoise, more than {MAX_WORK:,}: ask for fewer steps or videos."
+            f"{request.steps:,} steps of {request.videos} videos of {config.frames} frames are {work:,} "
+            f"frames to denoise, more than {MAX_WORK:,}: ask for fewer steps or videos."
         )
     first = None
-    if wish.first_frame:
+    if request.first_frame:
         of_clip = config.given_frames, config.frames, pipeline.vae.frames_per_chunk
-        first = read_first_frames(wish.first_frame, *of_clip, rate=config.rate, crop=config.crop)
-    return {"num_inference_steps": int(wish.steps), "sampler": wish.sampler, "first_frames": first}
+        first = read_first_frames(request.first_frame, *of_clip, rate=config.rate, crop=config.crop)
+    return {"num_inference_steps": int(request.steps), "sampler": request.sampler, "first_frames": first}
 
 
 @cache
@@ -191,16 +188,16 @@ def _new_folder() -> Path:
     return folder
 
 
-def packed(paths: list[Path], model: str, wish: Wish) -> Path:
+def pack(paths: list[Path], model: str, request: SampleRequest) -> Path:
     """Return a zip of the videos and a manifest that says what they are, beside the first."""
-    other = OF_DIFFUSION if wish.kind == ENDOGEN else OF_CODES
-    settings = {key: value for key, value in asdict(wish).items() if key not in (*other, "kind")}
+    other = OF_DIFFUSION if request.kind == ENDOGEN else OF_CODES
+    settings = {key: value for key, value in asdict(request).items() if key not in (*other, "kind")}
     manifest: dict[str, Any] = {"synthetic": True, "note": SYNTHETIC, "model": model, **settings}
-    manifest["guidance"] = wish.guidance if wish.label else None
+    manifest["guidance"] = request.guidance if request.label else None
     if "first_frame" in settings:
-        manifest["first_frame"] = Path(wish.first_frame).name if wish.first_frame else None
+        manifest["first_frame"] = Path(request.first_frame).name if request.first_frame else None
     manifest["files"] = [path.name for path in paths]
-    archive = paths[0].with_name(f"medsora-seed-{wish.seeds[0]}.zip")
+    archive = paths[0].with_name(f"medsora-seed-{request.seeds[0]}.zip")
     with zipfile.ZipFile(archive, "w") as file:
         for path in paths:
             file.write(path, path.name)

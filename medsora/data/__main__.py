@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from rich.progress import Progress
 
 from medsora.config.choices import PHANTOM_LOOKS
 from medsora.config.crop import checked_crop, crop_of_text
-from medsora.errors import bad_input_from_errors
+from medsora.errors import bad_input_from_errors, check_limits
 from medsora.runtime.exit import exit_with_status
 
 PIPED_WIDTH = 120  # characters, where the terminal's width is unknown
@@ -45,20 +46,10 @@ def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:
     pace.add_argument("--interval", type=int, help="every which source frame is taken (default: 3)")
     pace.add_argument("--rate", type=float, metavar="FPS", help="frames per second, taken by time, instead")
     check.add_argument("--stride", type=int, help="source frames between clips (default: one clip's span)")
-    check.add_argument(
-        "--size",
-        type=int,
-        nargs="+",
-        default=[128],
-        metavar="PX",
-        help="side, or height and width (default: 128)",
-    )
-    check.add_argument(
-        "--crop",
-        type=crop_of_text,
-        default="auto",
-        help="auto: cut black borders off; none; or TOP,BOTTOM,LEFT,RIGHT, of the frame (default: auto)",
-    )
+    size = "side, or height and width (default: 128)"
+    check.add_argument("--size", type=int, nargs="+", default=[128], metavar="PX", help=size)
+    crop = "auto: cut black borders off; none; or TOP,BOTTOM,LEFT,RIGHT, of the frame (default: auto)"
+    check.add_argument("--crop", type=crop_of_text, default="auto", help=crop)
     check.add_argument("--sheet", type=Path, help="the contact sheet (default: runs/check/NAME.png)")
     check.add_argument("--cache", type=Path, help="where results are kept (default: below runs/cache)")
     check.set_defaults(run=run_check)
@@ -91,7 +82,7 @@ def run_check(options: argparse.Namespace, console: Console) -> None:
     from medsora.data.checking.view import check_sheet, check_table, check_totals
     from medsora.data.sheet import save_image
 
-    _at_least_one(options, "frames", "interval", "stride")
+    check_limits(options, dict.fromkeys(("frames", "interval", "stride"), (1, math.inf)))
     if options.rate is not None and not 0 < options.rate <= 1000:
         raise ValueError(f"--rate is {options.rate} but must be above 0 and at most 1000 frames per second.")
     if len(options.size) > 2 or min(options.size) < 1:
@@ -121,7 +112,7 @@ def run_phantom(options: argparse.Namespace, console: Console) -> None:
     """Render phantom videos."""
     from medsora.data.phantom import write_phantom
 
-    _at_least_one(options, "videos", "frames", "size", "workers")
+    check_limits(options, dict.fromkeys(("videos", "frames", "size", "workers"), (1, math.inf)))
     with Progress(console=console, transient=True) as progress:
         write_phantom(
             options.folder,
@@ -139,13 +130,6 @@ def run_phantom(options: argparse.Namespace, console: Console) -> None:
     if options.masks:
         what = f"{options.videos * options.frames} phantom frames with masks"
     console.print(f"{what}: {options.folder}", highlight=False, soft_wrap=True)
-
-
-def _at_least_one(options: argparse.Namespace, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} is {value} but must be at least 1.")
 
 
 def _shown(progress: Progress, what: str) -> Callable[[int, int], None]:

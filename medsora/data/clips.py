@@ -253,7 +253,7 @@ class ClipDataset(Dataset):
         ]
 
     def notes(self) -> list[str]:
-        """Return what deserves to be known of the split and the labels, one line each."""
+        """Return notes on the split and the labels, one line each."""
         notes = [*self.sides.notes, *self.labels.notes]
         unlabelled = [v.source.name for v in self.videos if v.source.name not in self.labels.of_video]
         if self.labels.names and unlabelled:

@@ -67,11 +67,8 @@ def adapt(config: Config, videos: int, minutes: float, part: Callable[[str], Non
 
 
 def _sample(config: Config, model: str, out: Path, videos: int) -> None:
-    sample_videos(
-        SamplingSettings(
-            model=model, out=out, num_videos=videos, steps=STEPS, sampler=SAMPLER, seed=config.run.seed
-        )
-    )
+    options = {"num_videos": videos, "steps": STEPS, "sampler": SAMPLER, "seed": config.run.seed}
+    sample_videos(SamplingSettings(model=model, out=out, **options))
 
 
 def _train(train: Callable[..., Path], config: Config, stage: str, seconds: float) -> Path:

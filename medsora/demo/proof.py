@@ -27,7 +27,7 @@ from medsora.training.open_clips import clip_spec, open_clips
 from medsora.training.run.folder import read_log
 from medsora.training.stage2.build import build_denoiser
 
-UNTRAINED_STEPS = 25  # a denoiser that knows nothing needs no more
+UNTRAINED_STEPS = 25  # an untrained denoiser needs no more
 COLOUR = "colour_distance"
 BEFORE, AFTER = "shipped model", "after fine-tuning"
 MIN_CLOSED = 1 / 3  # share of the distance to the new look that fine-tuning must close
@@ -45,10 +45,8 @@ def prove_demo(config: Config, generated: Path) -> Proof | None:
         return None
     torch.manual_seed(config.run.seed)
     vae = trained_vae(config)
-    height, width = config.data.height_width
-    pipe = MedSoraPipeline(
-        build_denoiser(config, vae.latent_channels), vae, frames=config.data.frames, size=(height, width)
-    )
+    denoiser, clip = build_denoiser(config, vae.latent_channels), config.data
+    pipe = MedSoraPipeline(denoiser, vae, frames=clip.frames, size=clip.height_width)
     pipe.set_progress_bar_config(disable=True)
     seeds = range(min(len(held_out), len(made)))
     untrained = pipe(num_inference_steps=UNTRAINED_STEPS, seeds=seeds, output_type="uint8").frames
@@ -82,15 +80,11 @@ def compare_looks(
     """
     count = min(len(held_out), len(before), len(after))
     sets = {REAL: held_out[:count], BEFORE: before[:count], AFTER: after[:count]}
-    measures = [
-        PixelMeasure(),
-        FrechetMeasure(PYRAMID, COLUMNS[PYRAMID], PyramidExtractor()),
-        MotionMeasure(),
-    ]
+    pyramid = FrechetMeasure(PYRAMID, COLUMNS[PYRAMID], PyramidExtractor())
     columns = {COLOUR: "colour distance, of 255", **COLUMNS}
     table: dict[str, dict[str, float]] = {name: {} for name in sets}
     closed: dict[str, list[float]] = {COLOUR: [], PYRAMID: []}  # by the clip that is left out
-    for measure in measures:
+    for measure in (PixelMeasure(), pyramid, MotionMeasure()):
         reference = Features.of_clips(measure.extractor, target)
         features = {name: Features.of_clips(measure.extractor, clips) for name, clips in sets.items()}
         for name, of_set in features.items():

@@ -75,6 +75,9 @@ def write_demo_report(
         )
         for name, place in generated.items()
     ]
+    learned = sentences(proof)
+    if proof:
+        learned = [*learned, *(TERMS[key] for key in proof.columns if key in TERMS), REFERENCE]
     sections += [
         Section(
             "Phantom (held out) and reconstructed",
@@ -83,7 +86,7 @@ def write_demo_report(
         ),
         Section(
             "Did it learn?",
-            text=[*sentences(proof), *_terms(proof)],
+            text=learned,
             header=proof.header if proof else (),
             table=proof.rows() if proof else [],
         ),
@@ -118,11 +121,6 @@ def sentences(proof: Proof | None) -> list[str]:
     if proof is None:
         return ["Too few clips to compare: sample more (--videos), or hold out more (data.holdout)."]
     return proof.sentences()
-
-
-def _terms(proof: Proof | None) -> list[str]:
-    """Return what the columns of the proof's table mean."""
-    return [*(TERMS[key] for key in proof.columns if key in TERMS), REFERENCE] if proof else []
 
 
 def _write_shown(folder: Path, phantom: list, reconstructed: list, fps: float) -> list[tuple[Path, str]]:

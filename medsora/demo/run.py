@@ -89,7 +89,7 @@ def demo(
 ) -> tuple[Path, Proof | None]:
     """Train both stages of `config`, sample `videos` videos and write the report; return its path and proof.
 
-    With `minutes` stage 2 has more steps than the config asks for, where so many fit.
+    With `minutes` stage 2 has more steps than the config sets, where so many fit.
     """
     from medsora.demo.pace import paced
     from medsora.demo.proof import prove_demo
@@ -108,9 +108,8 @@ def demo(
     run = train_dit(config)
     part(f"sample {videos} videos with {STEPS} DDIM steps")
     out = config.run_dir / "videos"
-    sample_videos(
-        SamplingSettings(model=str(run), num_videos=videos, steps=STEPS, seed=config.run.seed, out=out)
-    )
+    settings = {"num_videos": videos, "steps": STEPS, "seed": config.run.seed}
+    sample_videos(SamplingSettings(model=str(run), out=out, **settings))
     part("compare with phantom clips and write the report")
     proof = prove_demo(config, out)
     sampling = f"Sampled from the EMA weights with {STEPS} DDIM steps."

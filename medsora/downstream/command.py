@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medsora.config.checks import FOLDER_NAME
 from medsora.downstream.clips import refuse_leaks
 from medsora.downstream.study import SUPERVISED
-from medsora.errors import BadInput, bad_input_from_errors
+from medsora.errors import BadInput, bad_input_from_errors, check_limits
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.studies.paired import MAX_SEEDS
@@ -50,7 +48,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora downstream
         _add_training(parser.add_argument)
     module.add_options(parser.add_argument)
     options = parser.parse_args(arguments[1:])
-    _check_numbers(options, TRAINING_LIMITS | module.LIMITS if trains else module.LIMITS)
+    check_limits(options, TRAINING_LIMITS | module.LIMITS if trains else module.LIMITS)
     command = shlex.join([*prog.split(), *arguments])
     if not trains:
         options.clips = _named_folders(options.clips, plain=True)
@@ -91,13 +89,6 @@ def _add_training(add: Any) -> None:
     add("--learning-rate", type=float, metavar="LR", help="(default: 0.03)")
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the runs and of results.md")
     add("--dry-run", action="store_true", help="read and check everything, train nothing")
-
-
-def _check_numbers(options: argparse.Namespace, limits: Mapping[str, tuple[int, int]]) -> None:
-    for name, (least, most) in limits.items():
-        for value in np.ravel(getattr(options, name)):
-            if value is not None and not least <= value <= most:
-                raise BadInput(f"--{name.replace('_', '-')} is {value} but must be {least} to {most}.")
 
 
 def _named_folders(

@@ -25,7 +25,7 @@ MIN_FRAMES = 2
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of COLMAP, and what the process may take."""
+    """Settings of COLMAP, and the limits of the process."""
 
     camera: str  # one of `CAMERAS`; one camera for all frames, principal point in the middle
     focal: float | None  # in units of the picture's shorter side, kept as it is; None estimates it

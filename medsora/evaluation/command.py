@@ -69,38 +69,21 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--real", required=True, metavar="DIR", help="real clips: videos or folders of frames, nested or not")
-    add(
-        "--fake",
-        nargs="+",
-        metavar="DIR",
-        help="generated clips, such as sample_ddim.py's --out; several folders are compared in one table, on "
-        "equally many clips each",
-    )
+    fake = "generated clips, such as sample_ddim.py's --out; several folders are compared in one table, on "
+    fake += "equally many clips each"
+    add("--fake", nargs="+", metavar="DIR", help=fake)
     add("--names", nargs="+", metavar="NAME", help="of several --fake (default: their folders' names)")
-    add(
-        "--dry-run",
-        action="store_true",
-        help="of several --fake: print which clips would be scored, and end before anything is extracted",
-    )
+    dry_run = "of several --fake: print which clips would be scored, and end before anything is extracted"
+    add("--dry-run", action="store_true", help=dry_run)
     add("--vae", metavar="RUN_OR_FOLDER", help="instead of --fake: measure this VAE on the real clips")
-    add(
-        "--metrics",
-        metavar="NAMES",
-        help=f"of {', '.join(METRICS)}, joined by commas; {' and '.join(WEIGHT_FREE)} need no weights; "
-        "by default motion,pixel, with --protocol stylegan-v fvd,fid,is",
-    )
-    add(
-        "--protocol",
-        metavar="NAME",
-        help="how clips are chosen and prepared: medsora, ours, or stylegan-v, that of most published "
-        "values, which leaves no choice of clips, interval and crop (default: medsora)",
-    )
-    add(
-        "--clips",
-        type=clips_of_text,
-        metavar="N",
-        help="at most so many clips on each side; REAL,GENERATED limits them separately (default: 2048)",
-    )
+    metrics = f"of {', '.join(METRICS)}, joined by commas; {' and '.join(WEIGHT_FREE)} need no weights; "
+    metrics += "by default motion,pixel, with --protocol stylegan-v fvd,fid,is"
+    add("--metrics", metavar="NAMES", help=metrics)
+    protocol = "how clips are chosen and prepared: medsora, ours, or stylegan-v, that of most published "
+    protocol += "values, which leaves no choice of clips, interval and crop (default: medsora)"
+    add("--protocol", metavar="NAME", help=protocol)
+    clips = "at most so many clips on each side; REAL,GENERATED limits them separately (default: 2048)"
+    add("--clips", type=clips_of_text, metavar="N", help=clips)
     add("--frames", type=int, metavar="F", help="frames per clip (default: 16)")
     add("--size", type=int, metavar="PX", help="side of a frame; both sides are resized alike (default: 128)")
     add(
@@ -112,55 +95,31 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "of real frames, for one trained with the same data.crop; by default what the generated clips name, "
         "as sample_ddim.py writes them, else auto",
     )
-    add(
-        "--interval",
-        type=int,
-        metavar="N",
-        help="every N-th frame of the real videos, as in training; of generated ones each; by default what "
-        "the generated clips name, as sample_ddim.py writes them, else 1",
-    )
+    interval = "every N-th frame of the real videos, as in training; of generated ones each; by default what "
+    interval += "the generated clips name, as sample_ddim.py writes them, else 1"
+    add("--interval", type=int, metavar="N", help=interval)
     add(
         "--flow",
         metavar="NAME",
         help="what estimates the optical flow of motion: raft_large, raft_small, dis (OpenCV's, without "
         "weights), or auto: RAFT where its weights are given or in PyTorch's cache, else dis (default: auto)",
     )
-    add(
-        "--rate",
-        type=float,
-        metavar="FPS",
-        help="instead of --interval: frames per second of the real clips, taken by time, as with data.rate",
-    )
+    rate = "instead of --interval: frames per second of the real clips, taken by time, as with data.rate"
+    add("--rate", type=float, metavar="FPS", help=rate)
     add("--seed", type=int, help="of the choice of clips and of re-sampling (default: 0)")
-    add(
-        "--bootstrap",
-        type=int,
-        metavar="N",
-        help="N re-samplings give each metric an interval; of several --fake 200 (default: 0)",
-    )
+    bootstrap = "N re-samplings give each metric an interval; of several --fake 200 (default: 0)"
+    add("--bootstrap", type=int, metavar="N", help=bootstrap)
     add("--label", metavar="NAME", help="of the real clips only those with this label")
-    add(
-        "--labels",
-        metavar="SOURCE",
-        help="which clips have it, as in data.labels: folders, or a CSV (default: labels.csv)",
-    )
-    add(
-        "--memorised",
-        metavar="TRAIN_DIR",
-        help="audit whether generated clips repeat these training clips; --real must then be held out",
-    )
-    add(
-        "--weights",
-        nargs="+",
-        metavar="NAME=PATH",
-        help="local weights: fvd, cd-fvd, inception, clip (a folder), raft_large, raft_small, lpips; else "
-        "the first four are downloaded once, RAFT is only if --flow names it, and LPIPS is left out",
-    )
-    add(
-        "--corpus",
-        help="the published set that the real clips are: colonoscopic, cholectriplet or kvasir_capsule; the "
-        "paper's values of the same metrics then stand beside this run's",
-    )
+    labels = "which clips have it, as in data.labels: folders, or a CSV (default: labels.csv)"
+    add("--labels", metavar="SOURCE", help=labels)
+    memorised = "audit whether generated clips repeat these training clips; --real must then be held out"
+    add("--memorised", metavar="TRAIN_DIR", help=memorised)
+    weights = "local weights: fvd, cd-fvd, inception, clip (a folder), raft_large, raft_small, lpips; else "
+    weights += "the first four are downloaded once, RAFT is only if --flow names it, and LPIPS is left out"
+    add("--weights", nargs="+", metavar="NAME=PATH", help=weights)
+    corpus = "the published set that the real clips are: colonoscopic, cholectriplet or kvasir_capsule; the "
+    corpus += "paper's values of the same metrics then stand beside this run's"
+    add("--corpus", help=corpus)
     add("--out", type=Path, metavar="DIR", help="where the results go (default: results)")
     add("--cache", type=Path, metavar="DIR", help="for real features (default: runs/cache/features)")
     add("--batch-size", type=int, metavar="N", help="clips in one forward (default: 4)")

@@ -37,19 +37,11 @@ SHEET_NAME = "samples.png"
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Make the folder, and upload it if asked; raises `BadInput` with one sentence."""
-    export_run(
-        options.run,
-        options.out,
-        checkpoint=options.checkpoint,
-        raw=options.raw,
-        dtype=options.dtype,
-        name=options.name,
-        data=_description(options.data_description),
-        licence=options.licence,
-        evaluation=options.evaluation,
-        repo=options.push,
-    )
+    """Make the folder, and upload it with --push; raises `BadInput` with one sentence."""
+    names = ("checkpoint", "raw", "dtype", "name", "licence", "evaluation")
+    given = {name: getattr(options, name) for name in names}
+    data = _description(options.data_description)
+    export_run(options.run, options.out, data=data, repo=options.push, **given)
     console.print(f"model folder, with its card: {options.out}", highlight=False, soft_wrap=True)
     if options.push:
         address = upload_model(options.out, options.push, private=options.private)
@@ -101,7 +93,7 @@ def export_run(
 
 
 def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[str, str]]:
-    """Return what a card says of the training: its length, its settings and its last metrics."""
+    """Return a card's rows on the training: its length, its settings and its last metrics."""
     kind, data = KINDS[found.kind], config.data
     pace = f"one in {data.interval}" if data.rate is None else f"{data.rate:g} per second"
     clips = f"{data.frames} frames, {pace}, {'x'.join(map(str, data.height_width))} pixels"
@@ -153,7 +145,7 @@ def _endogen_settings(config: Config) -> list[tuple[str, str]]:
 
 
 class Kind(NamedTuple):
-    """What a card says of one kind of model: its name, how it was trained, and which last metrics."""
+    """A card's contents for one kind of model: its name, how it was trained, and which last metrics."""
 
     name: Callable[[Config], str]
     settings: Callable[[Config], list[tuple[str, str]]]

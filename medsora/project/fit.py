@@ -59,7 +59,7 @@ class Machine:
 
 @dataclass
 class Fit:
-    """The config as nested values, the reason for each, and what else deserves to be said of the videos."""
+    """The config as nested values, the reason for each, and notes on the videos."""
 
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def fit_project(
 ) -> Fit:
     """Return the config for the videos in `data`.
 
-    `check(frames, interval)` looks at the folder for clips of so many frames. `size` and `preset` overrule.
+    `check(frames, interval)` checks the folder for clips of so many frames. `size` and `preset` overrule.
     Raises `BadInput` with one sentence if there is not a single clip.
     """
     fit = Fit()
@@ -97,6 +97,7 @@ def fit_project(
                 f"the preset {preset} is for CPUs; choose one of {larger}, or --memory 0 for a CPU's config."
             )
         side = _fit_size(fit, report, size or PAPER_SIZE, requested=size is not None)
+        fit.set("data", "processes that decode videos", workers=max(1, min(8, machine.cores - 1)))
         (_fit_endora if per_frame else _fit_gpu)(fit, machine, report.clips, side, preset)
     else:
         side = _fit_size(fit, report, size or CPU_SIZE, requested=size is not None)
@@ -163,7 +164,6 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     area = _area(fit, side)
     clip_gib, fitting = _fitting(fit, machine, side, preset_bytes(preset, fit.values["data"]["frames"], side))
     first = min(16, 2 ** int(math.log2(fitting)))
-    fit.set("data", "processes that decode videos", workers=max(1, min(8, machine.cores - 1)))
     fit.set("vae", "stage 1 starts from it; downloaded once, or a local folder", base="THUDM/CogVideoX-2b")
     fit.set("images", "joint images per clip, as in the paper", count=8)
     fit.set("images", "the 8 go through the VAE together, as in the paper", encoding="packed")
@@ -214,7 +214,6 @@ def _fit_endora(fit: Fit, machine: Machine, clips: int, side: int, preset: str) 
     of_preset = preset_bytes(preset, fit.values["data"]["frames"], side, ENDORA_IMAGES, PerFrameVAE)
     clip_gib, fitting = _fitting(fit, machine, side, of_preset)
     batch, memory = min(ENDORA_BATCH, int(fitting)), f"{machine.gpu_gib:.0f} GiB"
-    fit.set("data", "processes that decode videos", workers=max(1, min(8, machine.cores - 1)))
     fit.set("vae", "one latent per frame, used as it is: there is no stage 1", kind="per-frame")
     fit.set("vae", "downloaded once, or a local folder", base="stabilityai/sd-vae-ft-mse")
     fit.set("images", "joint images per clip, as in Endora's code", count=ENDORA_IMAGES)

@@ -1,4 +1,4 @@
-"""`python -m medsora new PROJECT --data DIR`: look at a folder of videos, write a config that fits it.
+"""`python -m medsora new PROJECT --data DIR`: check a folder of videos, write a config that fits it.
 
 PROJECT/config.yaml         every line with its reason
 PROJECT/contact-sheet.png   the clips as training will see them
@@ -7,11 +7,11 @@ PROJECT/contact-sheet.png   the clips as training will see them
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shlex
 from pathlib import Path
 
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if options.memory is not None and not 0 <= options.memory < 10_000:
         raise BadInput(f"--memory is {options.memory} but must be a number of GiB, or 0 for a CPU.")
     gpu_gib = found_gpu_gib() if options.memory is None else options.memory
-    machine = Machine(gpu_gib, os.cpu_count() or 1, found_ram_gib())
+    machine = Machine(gpu_gib, os.cpu_count() or 1, psutil.virtual_memory().total / 2**30)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("decoding", total=None)
 
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     except OSError as error:
         raise BadInput(str(error)) from error
     load_config(config_path)
-    _tell(console, report, fit, options.project)
+    _report(console, report, fit, options.project)
 
 
 def found_gpu_gib() -> float:
@@ -76,14 +76,6 @@ def found_gpu_gib() -> float:
     devices = range(torch.cuda.device_count())
     sizes = [torch.cuda.get_device_properties(device).total_memory / 2**30 for device in devices]
     return min(sizes, default=0.0)
-
-
-def found_ram_gib() -> float:
-    """Return the machine's memory in GiB; endless where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, OSError, ValueError):
-        return math.inf
 
 
 def next_commands(project: Path, name: str, preset: str, *, stage_1: bool = True) -> list[str]:
@@ -103,16 +95,16 @@ def next_commands(project: Path, name: str, preset: str, *, stage_1: bool = True
     ]
 
 
-def _tell(console: Console, report: CheckReport, fit: Fit, project: Path) -> None:
-    def say(text: str) -> None:
+def _report(console: Console, report: CheckReport, fit: Fit, project: Path) -> None:
+    def show(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-    say(check_totals(report, remarks=False))
+    show(check_totals(report, remarks=False))
     for note in (*report.complaints(), *fit.notes):
-        say(f"note: {note}")
-    say(f"clips as training sees them: {project / SHEET_NAME}")
-    say(f"config, a reason on every line: {project / CONFIG_NAME}")
-    say("\nnext:")
+        show(f"note: {note}")
+    show(f"clips as training sees them: {project / SHEET_NAME}")
+    show(f"config, a reason on every line: {project / CONFIG_NAME}")
+    show("\nnext:")
     name, preset = fit.values["run"]["name"], fit.values["denoiser"]["preset"]
     for command in next_commands(project, name, preset, stage_1="train_vae" in fit.values):
-        say(f"  {command}")
+        show(f"  {command}")

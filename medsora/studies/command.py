@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medsora.config.load import load_config
-from medsora.errors import BadInput, bad_input_from_errors
+from medsora.errors import BadInput, bad_input_from_errors, check_limits
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.runtime.files import write_between_marks
 from medsora.studies.paired import MAX_SEEDS
@@ -28,7 +28,7 @@ PAGE_BEGIN = "<!-- medsora study equal-cost -->"
 ABLATION_BEGIN = "<!-- medsora study ablate of {} -->"  # train_vae or train_dit
 
 
-def ablate_parser(prog: str = "medsora study ablate") -> argparse.ArgumentParser:
+def ablate_parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of `ablate`."""
     ablate = argparse.ArgumentParser(
         prog=prog,
@@ -38,13 +38,8 @@ def ablate_parser(prog: str = "medsora study ablate") -> argparse.ArgumentParser
     )
     add = ablate.add_argument
     add("--config", required=True, metavar="FILE", help="the config to vary")
-    add(
-        "--vary",
-        required=True,
-        nargs="+",
-        metavar="KEY=VALUE,VALUE",
-        help="keys of one stage and their values, such as denoiser.scan=spiral,raster",
-    )
+    vary = "keys of one stage and their values, such as denoiser.scan=spiral,raster"
+    add("--vary", required=True, nargs="+", metavar="KEY=VALUE,VALUE", help=vary)
     add("--grid", action="store_true", help="all combinations of the values instead of one change at a time")
     add("--seeds", type=int, default=3, metavar="N", help="seeds per variant, from run.seed on (default: 3)")
     budget = ablate.add_mutually_exclusive_group(required=True)
@@ -65,7 +60,7 @@ def ablate_parser(prog: str = "medsora study ablate") -> argparse.ArgumentParser
     return ablate
 
 
-def equal_cost_parser(prog: str = "medsora study equal-cost") -> argparse.ArgumentParser:
+def equal_cost_parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of `equal-cost`."""
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -76,22 +71,11 @@ def equal_cost_parser(prog: str = "medsora study equal-cost") -> argparse.Argume
     )
     add = parser.add_argument
     add("--config", default="phantom", metavar="FILE", help="of the phantom (default: %(default)s)")
-    add(
-        "--systems",
-        nargs="+",
-        default=["medsora-tiny", "endora-tiny"],
-        metavar="SYSTEM",
-        help="presets, with switches behind a colon, such as medsora-tiny:denoiser.spatial=attention; the "
-        "others are compared with the first (default: medsora-tiny endora-tiny)",
-    )
-    add(
-        "--rates",
-        nargs="+",
-        type=float,
-        default=[1e-3, 2e-3, 4e-3],
-        metavar="LR",
-        help="learning rates to try",
-    )
+    systems = "presets, with switches behind a colon, such as medsora-tiny:denoiser.spatial=attention; the "
+    systems += "others are compared with the first (default: medsora-tiny endora-tiny)"
+    add("--systems", nargs="+", default=["medsora-tiny", "endora-tiny"], metavar="SYSTEM", help=systems)
+    rates = "learning rates to try"
+    add("--rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3], metavar="LR", help=rates)
     add("--trial-steps", type=int, default=60, metavar="N", help="steps of a trial (default: %(default)s)")
     add("--minutes", type=float, default=8.0, metavar="M", help="of each run (default: %(default)s)")
     add("--segment", type=float, default=2.0, metavar="M", help="minutes of a turn (default: %(default)s)")
@@ -116,30 +100,17 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora study") ->
     )
     top.add_argument("study", choices=tuple(STUDIES), help=f"'{prog} STUDY --help' explains a study")
     top.parse_args(arguments[:1])
-    command = shlex.join([*prog.split(), *arguments])
-    if arguments[0] == "equal-cost":
-        options = equal_cost_parser(f"{prog} equal-cost").parse_intermixed_args(arguments[1:])
-        _check_numbers(options)
-        _equal_cost(options, command)
-    else:
-        options = ablate_parser(f"{prog} ablate").parse_intermixed_args(arguments[1:])
-        _check_numbers(options)
-        _ablate(options, command)
+    study, *rest = arguments
+    parser, run = {"ablate": (ablate_parser, _ablate), "equal-cost": (equal_cost_parser, _equal_cost)}[study]
+    options = parser(f"{prog} {study}").parse_intermixed_args(rest)
+    _check_numbers(options)
+    run(options, shlex.join([*prog.split(), *arguments]))
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
-    for name, most in {
-        "seeds": MAX_SEEDS,
-        "steps": MAX_STEPS,
-        "clips": MAX_CLIPS,
-        "score_clips": MAX_CLIPS,
-        "trial_steps": MAX_STEPS,
-        "sample_steps": 1000,
-    }.items():
-        value = getattr(options, name, None)
-        least = MIN_COMPARED if name == "score_clips" or (name == "clips" and "rates" in options) else 1
-        if value is not None and not least <= value <= most:
-            raise BadInput(f"--{name.replace('_', '-')} is {value} but must be {least} to {most}.")
+    limits = dict.fromkeys(("steps", "trial_steps"), (1, MAX_STEPS))
+    limits |= {"seeds": (1, MAX_SEEDS), "sample_steps": (1, 1000), "score_clips": (MIN_COMPARED, MAX_CLIPS)}
+    check_limits(options, limits | {"clips": (MIN_COMPARED if "rates" in options else 1, MAX_CLIPS)})
     for name in ("minutes", "segment", "hours", "rates"):
         found = getattr(options, name, None)
         for value in found if isinstance(found, list) else [found]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -54,13 +54,10 @@ class EqualCost:
         """Return what a system trains with, at a learning rate. Raises `BadInput` for a name it cannot be."""
         preset, _, changes = system.partition(":")
         words = [f"denoiser.preset={SYSTEMS.get(preset, preset)}", *filter(None, changes.split(","))]
-        words.append(f"train_dit.phases=[{{lr: {rate:.6e}, batch: {self._batch}, until_epoch: null}}]")
+        batch = load_config(self.config, list(self.overrides)).train_dit.phases[0].batch
+        words.append(f"train_dit.phases=[{{lr: {rate:.6e}, batch: {batch}, until_epoch: null}}]")
         config = load_config(self.config, [*self._overrides, *words])
         return Variant(tuple(words), config, system)
-
-    @property
-    def _batch(self) -> int:
-        return load_config(self.config, list(self.overrides)).train_dit.phases[0].batch
 
     @property
     def _overrides(self) -> tuple[str, ...]:
@@ -119,24 +116,18 @@ class EqualCost:
 
         `step_s` are seconds of a step by system; without them `ASSUMED_STEP_S` is taken for each.
         """
-        systems, seeds = len(self.systems), len(self.seeds)
+        systems, seeds, rates = len(self.systems), len(self.seeds), len(self.rates)
         step_s = step_s or dict.fromkeys(self.systems, ASSUMED_STEP_S)
-        all_steps_s = sum(step_s.values())
-        runs, trials = systems * seeds, systems * len(self.rates)
+        step_min = sum(step_s.values()) / 60  # of all systems
+        runs, trials = systems * seeds, systems * rates
         segments = math.ceil(self.minutes / self.segment)
         starts = trials + runs * (segments + ENDING + 1 + SCORING * len(BUDGETS))
         clips = runs * len(BUDGETS) * self.scoring.clips
         each = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in step_s.items())
         parts = {
-            f"trials: {len(self.rates)} rates x {self.trial_steps} steps ({each})": len(self.rates)
-            * self.trial_steps
-            * all_steps_s
-            / 60,
+            f"trials: {rates} rates x {self.trial_steps} steps ({each})": rates * self.trial_steps * step_min,
             f"equal minutes: {systems} systems x {seeds} seeds x {self.minutes:g} min": runs * self.minutes,
-            f"equal steps: {seeds} seeds x {self.steps} steps of each system": seeds
-            * self.steps
-            * all_steps_s
-            / 60,
+            f"equal steps: {seeds} seeds x {self.steps} steps of each system": seeds * self.steps * step_min,
             f"clips: {clips} sampled and scored ({ASSUMED_CLIP_S} s)": clips * ASSUMED_CLIP_S / 60,
             f"starts of {starts} processes ({ASSUMED_START_S:g} s)": starts * ASSUMED_START_S / 60,
         }
@@ -225,7 +216,12 @@ class EqualCost:
             ablate.launch(study.command(variant, seed)[1:], module=FILL_CACHES)
         start_minutes = dict.fromkeys((variant.title for variant in waiting), ASSUMED_START_S / 60)
         idle, over = dict.fromkeys(start_minutes, 0), set()  # over: what is left is too little for a step
-        while waiting := [v for v in self._unfinished(study, waiting, seed) if v.title not in over]:
+        while waiting := [
+            variant
+            for variant in waiting
+            if variant.title not in over
+            and study.minutes - study.run(variant, seed).minutes > TOLERANCE * self.segment
+        ]:
             for variant in waiting:
                 before = study.run(variant, seed).minutes
                 segment = min(self.segment, study.minutes - before)
@@ -247,9 +243,3 @@ class EqualCost:
                     )
         for variant in begun:
             ablate.end_run(study, variant, seed)
-
-    def _unfinished(self, study: Study, variants: Sequence[Variant], seed: int) -> Iterator[Variant]:
-        """Those whose minutes are not over by more than a small part of a segment."""
-        for variant in variants:
-            if study.minutes - study.run(variant, seed).minutes > TOLERANCE * self.segment:
-                yield variant

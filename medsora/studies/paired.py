@@ -24,7 +24,7 @@ class Difference(NamedTuple):
     seeds: int
 
     def reading(self, sign: int) -> str:
-        """Return what may be said where more (`sign` 1), less (-1) or neither (0) is better."""
+        """Return the verdict where more (`sign` 1), less (-1) or neither (0) is better."""
         if self.low is None:
             return "one seed: no interval"
         if self.low <= 0 <= self.high:

@@ -1,4 +1,4 @@
-"""What clips say of a finished run: those that its denoiser samples, or that its VAE returns.
+"""Scores of a finished run by clips: those that its denoiser samples, or that its VAE returns.
 
 Every measurement is a command of its own, whose files lie in the run's folder; what is there is kept.
 """
@@ -19,27 +19,25 @@ from medsora.training.run.report import Metric
 LABELS = "medsora.evaluation.conditional.labels"
 VAE_AGREEMENT = "judge on the same, through the VAE"
 REPORT = "results.json"
+
+
+def _distance(of: str, kind: str) -> Metric:
+    return Metric(f"{of}, distance from phantom (held out)", kind)
+
+
 CLIP_METRICS = {
     "clips/flow_magnitude": Metric("mean flow, px/frame", "how much generated clips move", 0),
     "clips/mean_flow_error": Metric(
         "mean flow's distance from phantom (held out), px/frame", "of the sets' means"
     ),
-    "clips/flow_magnitude_distance": Metric(
-        "flow magnitude, distance from phantom (held out)", "Wasserstein-1, px/frame"
-    ),
-    "clips/flow_direction_distance": Metric("flow direction, distance from phantom (held out)", "degrees"),
+    "clips/flow_magnitude_distance": _distance("flow magnitude", "Wasserstein-1, px/frame"),
+    "clips/flow_direction_distance": _distance("flow direction", "degrees"),
     "clips/warping_error": Metric("flow error", "a frame against the next one along the flow, of 255", 0),
-    "clips/warping_error_distance": Metric(
-        "flow error, distance from phantom (held out)", "Wasserstein-1 over clips"
-    ),
-    "clips/flicker_distance": Metric("flicker, distance from phantom (held out)", "Wasserstein-1 over clips"),
-    "clips/colour_distance": Metric("colours, distance from phantom (held out)", "Wasserstein-1"),
-    "clips/sharpness_distance": Metric(
-        "sharpness, distance from phantom (held out)", "Wasserstein-1 over clips"
-    ),
-    "clips/untrained_pyramid_distance": Metric(
-        "untrained 3-D pyramid, distance from phantom (held out)", "Fréchet"
-    ),
+    "clips/warping_error_distance": _distance("flow error", "Wasserstein-1 over clips"),
+    "clips/flicker_distance": _distance("flicker", "Wasserstein-1 over clips"),
+    "clips/colour_distance": _distance("colours", "Wasserstein-1"),
+    "clips/sharpness_distance": _distance("sharpness", "Wasserstein-1 over clips"),
+    "clips/untrained_pyramid_distance": _distance("untrained 3-D pyramid", "Fréchet"),
     "clips/agreement": Metric("label agreement", "how often a classifier sees the requested label", 1),
     "vae/agreement": Metric("label agreement after the VAE", "a classifier on clips that it returns", 1),
     "vae/polyps_kept": Metric("polyps kept by the VAE", "how many of them the classifier still sees", 1),
@@ -83,7 +81,7 @@ class Scoring:
             )
 
     def _judge(self, out: Path, launch: Launch, *words: str) -> None:
-        """Ask the classifier; its exit status tells whether claims hold, which is no failure here."""
+        """Run the classifier; its exit status 1, a claim that does not pass, is no failure here."""
         if (out / REPORT).is_file():
             return
         training = ["--training-clips", str(self.judge_clips), "--epochs", str(self.judge_epochs)]
@@ -107,16 +105,9 @@ def check_phantom(config: Config) -> None:
 
 def real_clips(config: Config, count: int) -> Path:
     """Return a folder of as many phantom clips that no run has seen."""
-    phantom, (size, _) = config.phantom, config.data.height_width
-    return phantom_folder(
-        Path(config.cache.dir),
-        count,
-        config.data.frames,
-        size,
-        HELD_OUT_SEED,
-        phantom.polyp_size,
-        phantom.look,
-    )
+    shape, phantom = (config.data.frames, config.data.height_width[0]), config.phantom
+    kind = phantom.polyp_size, phantom.look
+    return phantom_folder(Path(config.cache.dir), count, *shape, HELD_OUT_SEED, kind)
 
 
 def read_scores(of_run: Path) -> dict[str, float]:

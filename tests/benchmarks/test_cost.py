@@ -19,7 +19,7 @@ SMALL = {"in_channels": 4, "width": 32, "depth": 2, "heads": 2, "d_state": 8, "h
 
 
 def test_cost_is_counted_and_grows_about_linearly() -> None:
-    short, long = (cost.counted("tiny", frames, 32, 2, **SMALL) for frames in (16, 32))
+    short, long = (cost.counted(cost.Case("tiny", frames, 32, 2, overrides=SMALL)) for frames in (16, 32))
     assert (short.latents, long.latents) == (4, 8)
     model = MedSora.from_preset("tiny", **SMALL)
     assert short.parameters == long.parameters == sum(p.numel() for p in model.parameters())
@@ -38,7 +38,7 @@ def test_flops_are_those_of_a_real_forward() -> None:
             return layer(z)
 
     assert cost.count_flops(Counted(), (torch.zeros(4, 8), torch.zeros(1)), 0) == 2 * 4 * 8 * 16
-    counted = cost.counted("tiny", 8, 32, 2, **SMALL)
+    counted = cost.counted(cost.Case("tiny", 8, 32, 2, overrides=SMALL))
     model = MedSora.from_preset("tiny", backend="torch", **SMALL).eval()
     inputs = (torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, dtype=torch.long))
     assert cost.count_flops(model, inputs, 0) == counted.sampling_flops
@@ -57,13 +57,15 @@ def test_saved_bytes_count_each_storage_once() -> None:
 @pytest.mark.parametrize("preset", cost.PRESETS)
 def test_every_preset_is_counted(preset: str) -> None:
     """Whatever `denoiser.preset` may name: on the causal VAE's latents, and on one latent per frame."""
-    causal, per_frame = (cost.counted(preset, 16, 32, 2, each, depth=2) for each in (False, True))
+    causal, per_frame = (
+        cost.counted(cost.Case(preset, 16, 32, 2, each, {"depth": 2})) for each in (False, True)
+    )
     assert (causal.latents, per_frame.latents) == (4, 16)
     assert per_frame.sampling_flops > 3 * causal.sampling_flops > 0
 
 
 def test_a_point_is_measured() -> None:
-    found = cost.measure("tiny", 8, 32, 2, rounds=2, overrides=SMALL)
+    found = cost.measure(cost.Case("tiny", 8, 32, 2, overrides=SMALL), 2)
     assert found.training_s > found.sampling_s > 0
     assert found.peak_bytes >= 0  # this process's, whose earlier peak may be larger
 
@@ -88,7 +90,7 @@ def test_table_and_plot(
     monkeypatch.setattr(
         cost,
         "counted",
-        lambda preset, frames, *_: replace(POINT, preset=preset, frames=frames, measured=measured),
+        lambda case: replace(POINT, preset=case.preset, frames=case.frames, measured=measured),
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = [
@@ -118,7 +120,7 @@ def test_the_page_holds_what_the_command_counts() -> None:
     """The documentation's numbers are this code's."""
     text = PAGE.read_text(encoding="utf-8").partition(cost.BEGIN)[2].partition(END)[0]
     for preset, frames in (("tiny", 16), ("S", 64), ("endora-B", 16)):
-        counted = cost.counted(preset, frames, 128, 2).row()[:8]
+        counted = cost.counted(cost.Case(preset, frames, 128, 2)).row()[:8]
         assert f"| {' | '.join(counted)} |" in text
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import family
-from benchmarks.cost import GIB, Cost
+from benchmarks.cost import GIB, Case, Cost
 from benchmarks.family import CAUSAL, CONTROL, MEDSORA, PUBLISHED, Point, System
 from medsora.errors import BadInput
 from medsora.runtime.files import END_MARK
@@ -41,8 +41,8 @@ def test_points_are_measured_in_turns_and_written_into_the_page(
 ) -> None:
     calls: list[str] = []
 
-    def steps(preset: str, frames: int, *_: object) -> tuple:
-        return lambda: calls.append(f"train {preset}"), lambda: calls.append(preset)
+    def steps(case: Case) -> tuple:
+        return lambda: calls.append(f"train {case.preset}"), lambda: calls.append(case.preset)
 
     class Fresh:
         def __enter__(self) -> Fresh:

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import train
 from benchmarks.support.stage2_step import Stage2Step
-from benchmarks.support.wirings import CLIP, IMAGES, build, latents
+from benchmarks.support.wirings import CLIP, IMAGES, build, latents, products_by
 from medsora import MedSora
 from tests.support import tiny_training as tiny
 
@@ -28,7 +28,7 @@ def test_the_loss_reaches_every_weight_and_no_gradient_stays() -> None:
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without
     for onednn in (False, True):
-        train.with_products(onednn, model, z, t, torch.float32)
+        products_by(onednn)(train.forward_backward)(model, z, t, torch.float32)
         assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -61,7 +61,7 @@ class CheckCache:
             return None
 
     def put(self, source: Source, scan: Scan) -> None:
-        """Remember `scan`, unless the source is not there to be compared with later (a broken link)."""
+        """Store `scan`, unless the source is not there to be compared with later (a broken link)."""
         with suppress(OSError):
             self._entries[_key(source)] = {"state": _state(source), "scan": asdict(scan)}
 

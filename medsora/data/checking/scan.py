@@ -59,7 +59,7 @@ class Scan:
     `thumbnails` and `inside` identify copies (`medsora.data.checking.copies.Content`). `breaks` are frames
     that do not continue the one before: a hard cut, missing frames, another size, time stamps that jump or
     pause; `parted` lists them in words. Of `stills`, none does. `times_ms` are the frames' times where these
-    are not even (`medsora.data.checking.timing`). `generated` videos say that MedSora made them.
+    are not even (`medsora.data.checking.timing`). `generated` videos are marked as made by MedSora.
     """
 
     container: str = "?"

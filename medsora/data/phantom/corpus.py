@@ -62,7 +62,6 @@ def write_phantom(
     frames: int,
     size: int,
     seed: int,
-    fps: float = FPS,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     polyp_size: float = 1.0,
@@ -98,7 +97,7 @@ def write_phantom(
             "rendering starts processes that import your script again: "
             "put its calls under `if __name__ == '__main__':`."
         )
-    counts = {"videos": videos, "frames": frames, "size": size, "fps": fps, "workers": workers}
+    counts = {"videos": videos, "frames": frames, "size": size, "workers": workers}
     for name, value in counts.items():
         if value <= 0:
             raise ValueError(f"phantom: {name} is {value}, expected more than 0.")
@@ -107,7 +106,7 @@ def write_phantom(
     check_polyp_size(polyp_size)
     version = look_version(look)
     folder = Path(folder)
-    recipe = {"look": version, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": fps}
+    recipe = {"look": version, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": FPS}
     recipe |= {"polyp_size": polyp_size, "masks": masks}
     if _made_before(folder, recipe):
         return
@@ -200,7 +199,9 @@ class _Clip:
 def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether the folder already contains all of this phantom; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
-        with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done takes _BEGUN away at any time
+        with suppress(
+            FileNotFoundError, NotADirectoryError
+        ):  # a process that is done removes _BEGUN at any time
             text = (folder / name).read_text(encoding="utf-8")
             found = {"polyp_size": 1.0, "masks": False} | json.loads(text)
             if other := {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}:
@@ -214,7 +215,7 @@ def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder; whoever ends, however it ends, lets the next one in."""
+    """Hold a lock on the folder, which is free again when the process ends, however it ends."""
     with open(folder / _LOCK, "w") as file:
         with suppress(OSError):  # a file system without locks: as if there were no other process
             fcntl.lockf(file, fcntl.LOCK_EX)

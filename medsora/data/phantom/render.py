@@ -100,7 +100,7 @@ def render_clip(
         start = _before_the_wall(hits.distance.reshape(height, width))
         fine_hits = scene.trace(pose, fine_rays, k, start)
         colour = scene.radiance(pose, fine_rays, fine_hits, k) * mask.reshape(-1, 1)
-        video[k] = _to_pixels(colour, height, width)
+        video[k] = np.round(_pixel_means(colour, height, width).clip(0, 1) * 255)
         if polyp:
             share = _pixel_means(scene.on_polyp(pose, fine_hits), height, width)
             polyp_mask[k] = (share >= 0.5) & seen.reshape(height, width)
@@ -162,11 +162,6 @@ def _vignette(shape: str, height: int, width: int, supersampling: int) -> np.nda
     else:  # a disc without its left and right rims
         beyond = np.maximum(np.hypot(x, y) - np.max(aspect), x - 0.8 * aspect[1])
     return np.clip(0.5 - beyond / 0.06, 0, 1).astype(np.float32)
-
-
-def _to_pixels(colour: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Average the supersampled rays of every pixel; [0, 1] to uint8 `(H, W, 3)`."""
-    return np.round(_pixel_means(colour, height, width).clip(0, 1) * 255).astype(np.uint8)
 
 
 def _pixel_means(of_rays: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -369,7 +369,7 @@ def _words(error: Exception) -> str:
 
 
 def failed_read(error: Exception) -> str | None:
-    """Return the reason if an error tells that a file cannot be read now, and nothing of what it holds."""
+    """Return the reason if an error is of the disk or the process, not of the file's content; else None."""
     number = getattr(error, "errno", None)
     return f"{CANNOT_BE_READ}: {os.strerror(number)}" if number in FAILED_READS else None
 

@@ -172,7 +172,7 @@ def _deep_colours(path: str | Path) -> np.ndarray:
 
 
 def _exif_orientation(image: Image.Image) -> Orientation:
-    """Return a loaded image's EXIF data; damaged EXIF is ignored, as every viewer does."""
+    """Return a loaded image's orientation by its EXIF data; damaged EXIF is ignored, as every viewer does."""
     try:
         return EXIF_ORIENTATIONS.get(image.getexif().get(EXIF_ORIENTATION), UPRIGHT)
     except Exception:  # its parser raises whatever damaged bytes lead to

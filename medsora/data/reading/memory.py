@@ -54,7 +54,7 @@ def reference_frames(codec: str, header: bytes | None) -> int:
         return most
     try:
         stated = [
-            (_h264_references if codec == "h264" else _hevc_references)(_Bits(_unescaped(unit)))
+            (_h264_references if codec == "h264" else _hevc_references)(_Bits(unit))
             for unit in _nal_units(codec, header)
             if (unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63) == _SPS[codec]
         ]
@@ -64,10 +64,10 @@ def reference_frames(codec: str, header: bytes | None) -> int:
 
 
 class _Bits:
-    """Reads bits and Exp-Golomb numbers (H.264 §9.1). Raises `IndexError` behind the end."""
+    """Reads bits and Exp-Golomb numbers (H.264 §9.1) of a NAL unit. Raises `IndexError` behind the end."""
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
+        self._data, self._at = data.replace(b"\0\0\3", b"\0\0"), 0  # without the escapes
 
     def read(self, count: int) -> int:
         value = 0
@@ -106,10 +106,6 @@ def _nal_units(codec: str, header: bytes) -> list[bytes]:
             units.append(header[at : at + size])
             at += size
     return [unit for unit in units if unit]
-
-
-def _unescaped(unit: bytes) -> bytes:
-    return unit.replace(b"\0\0\3", b"\0\0")
 
 
 def _h264_references(bits: _Bits) -> int:

@@ -286,17 +286,11 @@ def write_video(
     if path.suffix.lower() not in endings:
         kind = "a lossless" if lossless else "an H.264"
         raise ValueError(f"{path} must end in {' or '.join(endings)} for {kind} video.")
-    with (
-        written_beside(path) as beside,
-        av.open(f"file:{beside}", "w", options=_container_options(path)) as container,
-    ):
+    # faststart: the frame table comes first, so browsers play at once; tags: mp4 drops unknown names without
+    options = {} if path.suffix.lower() == ".mkv" else {"movflags": "faststart+use_metadata_tags"}
+    with written_beside(path) as beside, av.open(f"file:{beside}", "w", options=options) as container:
         container.metadata.update({key: str(value) for key, value in (metadata or {}).items()})
         _encode(container, frames, Fraction(fps).limit_denominator(100_000), lossless)
-
-
-def _container_options(path: Path) -> dict[str, str]:
-    # faststart: the frame table comes first, so browsers play at once; tags: mp4 drops unknown names without
-    return {} if path.suffix.lower() == ".mkv" else {"movflags": "faststart+use_metadata_tags"}
 
 
 def _encode(

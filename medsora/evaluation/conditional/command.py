@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsora.config.choices import PHANTOM_LOOKS, SAMPLERS
+from medsora.config.choices import SAMPLERS
 from medsora.config.load import load_config
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.errors import bad_input_from_errors
+from medsora.evaluation.conditional.fresh_phantom import USUAL
 from medsora.evaluation.sanity.claims import Claim
 from medsora.runtime.digests import sealed
 from medsora.runtime.files import write_json
@@ -55,7 +56,7 @@ def trained_phantom(model: str | None) -> tuple[float, str]:
             if (folder / "config.yaml").is_file():
                 phantom = load_config(folder / "config.yaml", outputs_anywhere=True).phantom
                 return phantom.polyp_size, phantom.look
-    return 1.0, PHANTOM_LOOKS[0]
+    return USUAL
 
 
 def load_measured(model: str, *, any_kind: bool = False) -> SavedPipeline:
@@ -71,14 +72,12 @@ def load_measured(model: str, *, any_kind: bool = False) -> SavedPipeline:
 
 
 def sampled(
-    pipeline: SavedPipeline, options: argparse.Namespace, first_seed: int = 0, **conditions: Any
+    pipeline: SavedPipeline, options: argparse.Namespace, seeds: Sequence[int], **conditions: Any
 ) -> np.ndarray:
-    """Return `options.videos` videos uint8 (N, F, H, W, 3), sampled with the options.
+    """Return a video per seed, uint8 (N, F, H, W, 3), sampled with the options.
 
-    Video k has the seed `first_seed` + k; `conditions` are other arguments of the pipeline. Sampler and steps
-    count for diffusion alone.
+    `conditions` are other arguments of the pipeline. Sampler and steps count for diffusion alone.
     """
-    seeds = range(first_seed, first_seed + options.videos)
     if isinstance(pipeline, MedSoraPipeline):
         conditions |= {"num_inference_steps": options.steps, "sampler": options.sampler}
     return pipeline(seeds=seeds, output_type="uint8", **conditions).frames

@@ -62,9 +62,9 @@ def measure(options: argparse.Namespace) -> int:
         raise BadInput(f"{options.model}: {trained_to_begin_with(pipeline.config.given_frames)}.")
     frames, (size, _) = pipeline.config.frames, pipeline.config.size
     phantom = trained_phantom(options.model)
-    real, _, _ = phantom_clips(options.cache, options.videos, frames, size, HELD_OUT_SEED, *phantom)
+    real, _, _ = phantom_clips(options.cache, options.videos, frames, size, HELD_OUT_SEED, phantom)
     given = real[:, : options.given]
-    videos = sampled(pipeline, options, first_frames=given)
+    videos = sampled(pipeline, options, range(options.videos), first_frames=given)
     returned = through_vae(pipeline.vae, real)
     of = {"real": real, "real_through_the_vae": returned, "generated": videos}
     fine = {f"flow_{name}_px": _usual(flow_magnitudes(clips)) for name, clips in of.items()}

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from medsora.config.choices import PHANTOM_LOOKS
+from medsora.data.labels import Labels, read_labels
 from medsora.data.phantom import variant_suffix, write_phantom
 from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.reading.video_io import read_frames
-from medsora.data.video_table import read_video_table
 from medsora.errors import bad_input_from_errors
 from medsora.evaluation.conditional.classifier import Judge, train_judge
 from medsora.flow_prior.weights import load_strictly, read_weights, save_weights
@@ -20,29 +20,24 @@ from medsora.runtime.progress_bar import progress_bar
 
 TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # seeds of corpora, far from the configs'
 JUDGE_RECIPE = 1  # raised whenever `train_judge` comes to give another judge
-WORTH_PROCESSES = 32  # clips from which on starting processes pays
+MIN_CLIPS_FOR_PROCESSES = 32  # with fewer, starting processes takes longer than it saves
+USUAL = (1.0, PHANTOM_LOOKS[0])  # a phantom: the width of its polyps, times the usual, and its look
 
 
 def phantom_folder(
-    cache: Path,
-    count: int,
-    frames: int,
-    size: int,
-    seed: int,
-    polyp_size: float = 1.0,
-    look: str = PHANTOM_LOOKS[0],
+    cache: Path, count: int, frames: int, size: int, seed: int, phantom: tuple[float, str] = USUAL
 ) -> Path:
     """Render phantom clips into a folder of `cache`, unless they are there; return it."""
+    polyp_size, look = phantom
     folder = cache / f"phantom-{count}x{frames}-{size}px-seed{seed}{variant_suffix(polyp_size, look)}"
     with bad_input_from_errors(), progress_bar("rendering phantom clips", total=count, unit="clip") as bar:
-        workers = 2 if count >= WORTH_PROCESSES else 1
         write_phantom(
             folder,
             count,
             frames,
             size,
             seed,
-            workers=workers,
+            workers=2 if count >= MIN_CLIPS_FOR_PROCESSES else 1,
             progress=lambda n, _: bar.update(n - bar.n),
             polyp_size=polyp_size,
             look=look,
@@ -51,19 +46,13 @@ def phantom_folder(
 
 
 def phantom_clips(
-    cache: Path,
-    count: int,
-    frames: int,
-    size: int,
-    seed: int,
-    polyp_size: float = 1.0,
-    look: str = PHANTOM_LOOKS[0],
+    cache: Path, count: int, frames: int, size: int, seed: int, phantom: tuple[float, str] = USUAL
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Render phantom clips, unless they are there: uint8 (N, F, H, W, 3), labels' numbers and names."""
-    folder = phantom_folder(cache, count, frames, size, seed, polyp_size, look)
-    labels, names = _labels(folder)
-    clips = np.stack([read_frames(folder / video) for video, _ in labels])
-    return clips, np.array([names.index(word) for _, word in labels]), names
+    folder = phantom_folder(cache, count, frames, size, seed, phantom)
+    labels = _labels(folder)
+    clips = np.stack([read_frames(folder / video) for video in labels.of_video])
+    return clips, np.array([*labels.of_video.values()]), list(labels.names)
 
 
 def phantom_judge(
@@ -72,19 +61,17 @@ def phantom_judge(
     frames: int,
     size: int,
     epochs: int,
-    polyp_size: float = 1.0,
-    look: str = PHANTOM_LOOKS[0],
+    phantom: tuple[float, str] = USUAL,
     device: torch.device | str = "cpu",
-) -> tuple[Judge, list[str]]:
-    """Train a classifier of `count` phantom clips, unless it is there; return it and its labels' names."""
-    folder = phantom_folder(cache, count, frames, size, TRAINING_SEED, polyp_size, look)
+) -> Judge:
+    """Train a classifier of `count` phantom clips, unless it is there; return it."""
+    folder = phantom_folder(cache, count, frames, size, TRAINING_SEED, phantom)
     weights = folder / f"judge-{JUDGE_RECIPE}-{epochs}.safetensors"
     if weights.is_file():
-        names = _labels(folder)[1]
-        judge = Judge(len(names))
+        judge = Judge(len(_labels(folder).names))
         load_strictly(judge, read_weights(weights), weights, "the judge of phantom clips")
-        return judge.to(device).eval(), names
-    clips, numbers, names = phantom_clips(cache, count, frames, size, TRAINING_SEED, polyp_size, look)
+        return judge.to(device).eval()
+    clips, numbers, _ = phantom_clips(cache, count, frames, size, TRAINING_SEED, phantom)
     with progress_bar("judge", total=epochs, unit="epoch") as bar:
 
         def report(_: int, loss: float) -> None:
@@ -94,12 +81,9 @@ def phantom_judge(
         judge = train_judge(clips, numbers.tolist(), epochs=epochs, device=device, progress=report)
     with written_beside(weights) as beside:
         save_weights(judge.state_dict(), beside)
-    return judge, names
+    return judge
 
 
-def _labels(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return each video's name and label, and the labels' names in order."""
+def _labels(folder: Path) -> Labels:
     videos = sorted(path.name for path in folder.glob("*.mkv"))
-    rows = read_video_table(folder / LABELS_NAME, "label", ("label",), videos)
-    words = {name: row["label"] for _, name, row in rows}
-    return [(video, words[video]) for video in videos], sorted(set(words.values()))
+    return read_labels(str(folder / LABELS_NAME), folder, videos)

@@ -108,12 +108,12 @@ def measure(options: argparse.Namespace) -> int:
     device = pipeline.device if pipeline else "cpu"
     polyps, look = trained_phantom(options.model or options.vae)
     kind, phantom = (frames, size), (options.polyp_size or polyps, look)
-    tests, truth, names = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, *phantom)
+    tests, truth, names = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, phantom)
     if pipeline is not None and pipeline.labels != names:
         raise BadInput(
             f"{options.model} has the labels {', '.join(pipeline.labels)}, the phantom {', '.join(names)}."
         )
-    judge, _ = phantom_judge(options.cache, options.training_clips, *kind, options.epochs, *phantom, device)
+    judge = phantom_judge(options.cache, options.training_clips, *kind, options.epochs, phantom, device)
     options.out.mkdir(parents=True, exist_ok=True)
     results = {ON_PHANTOM: float((judged(judge, tests) == truth).mean())}
     if vae is not None:
@@ -140,7 +140,8 @@ def _model_results(
 ) -> dict[str, object]:
     requested = np.arange(options.videos) % len(names)
     wanted = [names[k] for k in requested]
-    videos = sampled(pipeline, options, options.seed, label=wanted, guidance=options.guidance)
+    seeds = range(options.seed, options.seed + options.videos)
+    videos = sampled(pipeline, options, seeds, label=wanted, guidance=options.guidance)
     seen = judged(judge, videos)
     for k, name in enumerate(names):
         rows = [

@@ -25,6 +25,7 @@ from medsora.evaluation.conditional.command import (
     conclude,
     load_measured,
     measuring_parser,
+    sampled,
     through_vae,
     trained_phantom,
 )
@@ -95,19 +96,21 @@ def measure(options: argparse.Namespace) -> int:
             motion["RAFT"] = MotionMeasure(MotionExtractor(raft, {"flow": "RAFT-small"}))
     pipeline = load_measured(options.model)
     if not pipeline.labels:
-        raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to ask for.")
+        raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to measure.")
     kind = (pipeline.config.frames, pipeline.config.size[0])
     polyps, look = trained_phantom(options.model)
     phantom = (options.polyp_size or polyps, look)
-    held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED, *phantom)
+    held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED, phantom)
     if pipeline.labels != names:
-        raise BadInput(f"{options.model} knows {', '.join(pipeline.labels)}, the phantom {', '.join(names)}.")
+        raise BadInput(
+            f"{options.model} has the labels {', '.join(pipeline.labels)}, the phantom {', '.join(names)}."
+        )
     halves = held_out[0::2], held_out[1::2]
     wanted = np.arange(options.videos) % len(names)
     made = sample_clips(pipeline, options, [names[k] for k in wanted])
 
     results, claims = compare(made, halves, motion)
-    classifier, _ = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs, *phantom)
+    classifier = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs, phantom)
     found = agreement(wanted, judged(classifier, made), names)
     interval = binomtest(round(found["asked"] * len(made)), len(made)).proportion_ci(method="wilson")
     results["label agreement"] = found | {"low": float(interval.low), "high": float(interval.high)}
@@ -158,14 +161,7 @@ def sample_clips(pipeline: MedSoraPipeline, options: argparse.Namespace, labels:
         frames = _stored(path)
         if frames is None or len(frames) < len(wanted):
             seeds = range(options.seed + first, options.seed + first + len(wanted))
-            frames = pipeline(
-                seeds=seeds,
-                label=wanted,
-                guidance_scale=options.guidance,
-                num_inference_steps=options.steps,
-                sampler=options.sampler,
-                output_type="uint8",
-            ).frames
+            frames = sampled(pipeline, options, seeds, label=wanted, guidance=options.guidance)
             with written_beside(path) as beside, beside.open("wb") as file:
                 np.savez(file, frames=frames)
         parts.append(frames[: len(wanted)])
@@ -194,7 +190,7 @@ def compare(
         motion: measures of motion by their estimator's name.
 
     Returns:
-        figures by name, each of the generated clips and of the other half, and what must hold.
+        metrics by name, each of the generated clips and of the other half, and the claims about them.
     """
     pyramid: Measure = FrechetMeasure(PYRAMID, "pyramid", PyramidExtractor())
     sets = {"generated": made, "held-out halves": halves[1]}
@@ -204,8 +200,8 @@ def compare(
         ending = f" ({kind})" if kind else ""
         for name, clips in sets.items():
             features = Features.of_clips(measure.extractor, clips)
-            figures = measure.compare(reference, features) | measure.describe(features)
-            for key, value in figures.items():
+            metrics = measure.compare(reference, features) | measure.describe(features)
+            for key, value in metrics.items():
                 table.setdefault(f"{key}{ending}", {})[name] = value
         for key, value in measure.describe(reference).items():
             table[f"{key}{ending}"]["phantom"] = value
@@ -270,7 +266,7 @@ def discriminator_accuracies(
 ) -> list[float]:
     """Return a classifier's balanced accuracy on clips of both kinds that it did not see, per seed.
 
-    Every seed trains on another half of either set and is asked about the rest.
+    Every seed trains on another half of either set and is tested on the rest.
     """
     accuracies = []
     for seed in range(seeds):
@@ -281,13 +277,8 @@ def discriminator_accuracies(
             for part in (slice(0, None, 2), slice(1, None, 2))
         )
         labels = np.repeat([0, 1], [len(clips) for clips in training])
-        classifier = train_judge(
-            np.concatenate(training),
-            labels.tolist(),
-            epochs=epochs,
-            seed=seed,
-            varied=False,
-        )
+        clips = np.concatenate(training)
+        classifier = train_judge(clips, labels.tolist(), epochs=epochs, seed=seed, varied=False)
         print(f"generated against reconstructed: seed {seed + 1} of {seeds}", file=sys.stderr)
         right = [(judged(classifier, clips) == kind).mean() for kind, clips in enumerate(tested)]
         accuracies.append(float(np.mean(right)))

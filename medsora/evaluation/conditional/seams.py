@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> int:
         raise BadInput(
             f"a film of {plan.frames} frames in a window of {window} has no joint; raise --frames."
         )
-    films = sampled(pipeline, options, frames=options.frames, window=window)
+    films = sampled(pipeline, options, range(options.videos), frames=options.frames, window=window)
     errors = np.stack([warping_errors(film) for film in films])
     joints, alike = joints_of(plan), pairs_like_joints(plan, pipeline.vae.frames_per_latent)
     at_joints, inside, elsewhere = (

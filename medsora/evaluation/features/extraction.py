@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate import PartialState
@@ -40,8 +40,15 @@ def extract(
         wanted = [stores[name] for name in writers]
         for name, writer in writers.items():
             stores[name].writer = writer
-        mine = [left[k] for k in share_of(state, len(left))]
-        _fill(clips, wanted, mine, batch_size, label, show=state.is_main_process)
+        mine, show = [left[k] for k in share_of(state, len(left))], state.is_main_process
+        with (
+            progress_bar(f"features of {label} clips", total=len(mine), unit="clip", show=show) as bar,
+            bad_input_from_errors(),
+        ):
+            for indices, batch in clips.read_ahead(mine, batch_size):
+                for store in wanted:
+                    store.write(indices, batch)
+                bar.update(len(indices))
         state.wait_for_everyone()
         on_main(state, lambda: [store.finish() for store in wanted] and None)
     return {name: store.read() for name, store in stores.items()}
@@ -57,22 +64,3 @@ def _begin(stores: Mapping[str, FeatureStore], label: str) -> tuple[dict[str, st
             print(f"the features of {what} are there from an interrupted run.", file=sys.stderr)
             break
     return writers, left
-
-
-def _fill(
-    clips: ClipSet,
-    stores: Sequence[FeatureStore],
-    mine: Sequence[int],
-    batch_size: int,
-    label: str,
-    *,
-    show: bool,
-) -> None:
-    with (
-        progress_bar(f"features of {label} clips", total=len(mine), unit="clip", show=show) as bar,
-        bad_input_from_errors(),
-    ):
-        for indices, batch in clips.read_ahead(mine, batch_size):
-            for store in stores:
-                store.write(indices, batch)
-            bar.update(len(indices))

@@ -19,7 +19,6 @@ from huggingface_hub import HfApi
 from transformers import CLIPVisionModelWithProjection
 
 from medsora.data.reading.pixels import frames_to_video
-from medsora.errors import BadInput
 from medsora.evaluation.features.feature_store import Extractor, Features
 from medsora.evaluation.metrics.measure import Measure, Metric, weighted_mean
 from medsora.evaluation.metrics.weight_files import PUBLISHED
@@ -34,6 +33,7 @@ class ClipExtractor(Extractor):
     """Per clip one number: the mean cosine of consecutive frames' CLIP embeddings."""
 
     width = 1
+    title, min_frames = "Frame Consistency", 2
 
     def __init__(self, weights: Mapping[str, str | Path], device: torch.device | str = "cpu") -> None:
         source = str(weights.get("clip", PUBLISHED["clip"]))
@@ -46,12 +46,6 @@ class ClipExtractor(Extractor):
             "weights_sha256": _digest(self.network),
             "resize": f"bicubic with antialiasing to {self.side}x{self.side}",
         }
-
-    def rows(self, frames: int) -> int:
-        """Return 1. Raises `BadInput` for a single frame."""
-        if frames < 2:
-            raise BadInput("Frame Consistency needs clips of at least 2 frames; raise --frames.")
-        return 1
 
     @torch.no_grad()
     def __call__(self, clips: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,8 @@ from torch import Tensor, nn
 
 from medsora.data.reading.pixels import frames_to_video
 from medsora.evaluation.features.feature_store import Extractor
-from medsora.evaluation.metrics.weight_files import read_state, weight_file
+from medsora.evaluation.metrics.weight_files import identity_of, read_state, weight_file
 from medsora.flow_prior.weights import load_strictly
-from medsora.runtime.digests import sha256
 
 CLASSES, SIDE, MIN_FRAMES = 400, 224, 9
 # widths of the six convolutions of an Inception block: 1x1 · 1x1 → 3x3x3 · 1x1 → 3x3x3 · pool → 1x1
@@ -127,11 +125,7 @@ class I3DExtractor(Extractor):
     def __init__(self, weights: Mapping[str, str | Path], device: torch.device | str = "cpu") -> None:
         path = weight_file("fvd", weights)
         self.device, self.network = device, load_i3d(path).to(device)
-        self.identity: dict[str, Any] = {
-            "name": "i3d",
-            "version": 1,
-            "weights": path.name,
-            "weights_sha256": sha256(path),
+        self.identity = identity_of("i3d", path) | {
             "features": "400 logits, mean over time; batch norm epsilon 1e-3",
             "resize": "bilinear to 224x224, no antialiasing, range [-1, 1]",
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +12,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from medsora.evaluation.features.feature_store import Extractor, Features
 from medsora.evaluation.metrics.measure import Measure, Metric
-from medsora.evaluation.metrics.weight_files import weight_file
+from medsora.evaluation.metrics.weight_files import identity_of, weight_file
 from medsora.flow_prior.weights import read_weights
-from medsora.runtime.digests import sha256
 
 POOL, CLASSES = 2048, 1008
 FID_COLUMNS, LOGIT_COLUMNS = slice(POOL), slice(POOL, POOL + CLASSES)
@@ -38,11 +36,7 @@ class InceptionExtractor(Extractor):
                 f"{path} does not fit torch-fidelity's InceptionV3 ({reason[:200]}); give its own weights."
             ) from error
         self.device, self.network = device, network.to(device)
-        self.identity: dict[str, Any] = {
-            "name": "inception",
-            "version": 1,
-            "weights": path.name,
-            "weights_sha256": sha256(path),
+        self.identity = identity_of("inception", path) | {
             "features": "pool 2048 and unbiased logits of every frame",
             "resize": "torch-fidelity's: bilinear to 299x299 as TensorFlow 1",
         }

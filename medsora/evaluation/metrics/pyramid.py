@@ -1,8 +1,8 @@
 """An untrained 3-D feature pyramid: a Fréchet distance for machines that have no weights. It is not FVD.
 
-Each frame is halved in space level by level (2x2 means). On every level fixed random filters over space,
-over time, and over both look at the clip; each filter sums to zero over what it looks at, so that even areas
-and still pictures give nothing. A feature is the logarithm of a filter's mean absolute response over the
+Each frame is halved in space level by level (2x2 means). On every level the clip is convolved with fixed
+random filters over space, over time, and over both; each filter sums to zero, so that even areas and still
+pictures give nothing. A feature is the logarithm of a filter's mean absolute response over the
 clip: how much of that kind of detail or change there is. Means and spreads of the colours and a coarse map
 of brightness are added. The filters come from NumPy's PCG64 with seed 2024: the same everywhere.
 """

@@ -20,9 +20,8 @@ from transformers import VideoMAEConfig, VideoMAEModel
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import BadInput
 from medsora.evaluation.features.feature_store import Extractor
-from medsora.evaluation.metrics.weight_files import read_state, weight_file
+from medsora.evaluation.metrics.weight_files import identity_of, read_state, weight_file
 from medsora.flow_prior.weights import load_strictly
-from medsora.runtime.digests import sha256
 
 GIANT: dict[str, Any] = {
     "image_size": 224,
@@ -98,11 +97,7 @@ class VideoMAEExtractor(Extractor):
         load_strictly(network, translated(read_state(path)), path, "VideoMAE-v2 giant for CD-FVD")
         self.network = network.requires_grad_(False).eval().to(device)
         self.width = config["hidden_size"]
-        self.identity: dict[str, Any] = {
-            "name": "videomae",
-            "version": 1,
-            "weights": path.name,
-            "weights_sha256": sha256(path),
+        self.identity = identity_of("videomae", path) | {
             "features": "mean of the tokens, layer norm",
             "resize": f"bilinear to {self.side}x{self.side}, no antialiasing, range [0, 1]",
         }

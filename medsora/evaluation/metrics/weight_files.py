@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -12,6 +13,7 @@ import torchvision
 from medsora.errors import BadInput
 from medsora.flow_prior.raft import VARIANTS
 from medsora.flow_prior.weights import read_weights
+from medsora.runtime.digests import sha256
 
 # what --weights may name, and where each is published
 PUBLISHED = {
@@ -71,6 +73,11 @@ def cached_file(name: str) -> Path:
 def at_hand(name: str, weights: Mapping[str, str | Path]) -> bool:
     """Return whether `weight_file` needs no download: a file is given, or is in PyTorch's cache."""
     return name in weights or cached_file(name).is_file()
+
+
+def identity_of(name: str, path: Path) -> dict[str, Any]:
+    """Return what every extractor's identity begins with: its `name` and the SHA-256 of its weights."""
+    return {"name": name, "version": 1, "weights": path.name, "weights_sha256": sha256(path)}
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:

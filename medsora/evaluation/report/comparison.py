@@ -118,7 +118,7 @@ class Comparison:
             "## All metrics",
             "",
             *_markdown(metrics, words=2),
-            *next(iter(self.results.values())).beside_the_paper(rows),
+            *self._one.beside_the_paper(rows),
         ]
         return "\n".join([*lines, ""])
 
@@ -127,7 +127,7 @@ class Comparison:
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(CSV_COLUMNS)
-        for key, metric in self._first().items():
+        for key, metric in _all_of(self._one).items():
             ranking = self.rankings.get(key)
             for name, results in self.results.items():
                 value, spread = _value_of(_all_of(results)[key])
@@ -146,7 +146,7 @@ class Comparison:
 
         Bold are all sets that may be the best: those whose range of ranks begins with 1.
         """
-        metrics = self._first()
+        metrics = _all_of(self._one)
         titles = (
             f"{_latex(_titled(metrics[key]))} {LATEX_ARROWS[r.better]}" for key, r in self.rankings.items()
         )
@@ -178,8 +178,7 @@ class Comparison:
         return "\n".join(lines)
 
     def _subject(self) -> str:
-        results = next(iter(self.results.values()))
-        protocol = results.protocol
+        results, protocol = self._one, self._one.protocol
         height, width = protocol["size"]
         real, generated = results.sets["real"], results.sets["generated"]
         return (
@@ -190,8 +189,7 @@ class Comparison:
         )
 
     def _legend(self) -> str:
-        replicates = next(iter(self.results.values())).protocol["bootstrap_replicates"]
-        reference = self._reference
+        replicates, reference = self._one.protocol["bootstrap_replicates"], self._one.reference
         floor = f"'Two halves of {reference}' is what no difference looks like, with half the clips each."
         if not replicates:
             return f"Values alone: without --bootstrap no rank is tested. {floor}"
@@ -203,35 +201,32 @@ class Comparison:
         )
 
     @property
-    def _reference(self) -> str:
-        return next(iter(self.results.values())).reference
-
-    def _first(self) -> dict[str, Distance | Score]:
-        return _all_of(next(iter(self.results.values())))
+    def _one(self) -> Results:
+        """Those of any set, of which protocol and real clips are the same."""
+        return next(iter(self.results.values()))
 
     def _sets(self) -> list[tuple[str, ...]]:
-        first = next(iter(self.results.values()))
-        facts = {first.reference: first.sets["real"]}
+        facts = {self._one.reference: self._one.sets["real"]}
         facts |= {name: results.sets["generated"] for name, results in self.results.items()}
         counts = ("clips_used", "clips_available", "videos_used")
         rows = [(name, fact["folder"], *(str(fact[k]) for k in counts)) for name, fact in facts.items()]
         return [("set", "folder", "clips", "available", "videos"), *rows]
 
     def _overview(self) -> list[tuple[str, ...]]:
-        rows = [("metric", *self.results, f"two halves of {self._reference}", self._reference)]
+        rows = [("metric", *self.results, f"two halves of {self._one.reference}", self._one.reference)]
         for key, ranking in self.rankings.items():
             cells = []
             for name, value in ranking.values.items():
                 rank = ranking.rank(name)
                 cells.append(number_text(value) + ("" if rank in ("–", NOT_TESTED) else f" ({rank})"))
-            metric = self._first()[key]
+            metric = _all_of(self._one)[key]
             rows.append((f"{_titled(metric)} {ARROWS[ranking.better]}", *cells, *_of_real(metric)))
         kept = [number for number, column in enumerate(zip(*rows[1:], strict=True)) if set(column) != {"–"}]
         return [tuple(row[number] for number in kept) for row in rows]
 
     def _metrics(self) -> list[tuple[str, ...]]:
         rows = [("metric", "set", "value", "95 % interval", "rank", "not distinguishable from")]
-        for key, metric in self._first().items():
+        for key, metric in _all_of(self._one).items():
             ranking = self.rankings.get(key)
             names = list(self.results)
             if ranking:
@@ -244,20 +239,19 @@ class Comparison:
                 interval = f"{number_text(spread.low)} … {number_text(spread.high)}" if spread else "–"
                 rank = ranking.rank(name) if ranking else "–"
                 ties = "; ".join(ranking.ties(name)) if ranking else ""
-                better = ARROWS[ranking.better] if ranking else f"(as {self._reference})"
+                better = ARROWS[ranking.better] if ranking else f"(as {self._one.reference})"
                 title = f"{_titled(metric)} {better}"
                 rows.append((title if number == 0 else "", name, number_text(value), interval, rank, ties))
             halves, real = _of_real(metric)
             if isinstance(metric, Distance):
-                rows.append(("", f"two halves of {self._reference}", halves, "–", "–", ""))
+                rows.append(("", f"two halves of {self._one.reference}", halves, "–", "–", ""))
             else:
-                rows.append(("", self._reference, real, "–", "–", ""))
+                rows.append(("", self._one.reference, real, "–", "–", ""))
         return rows
 
     def _as_data(self) -> dict[str, Any]:
-        first = next(iter(self.results.values()))
         metrics = {}
-        for key, metric in self._first().items():
+        for key, metric in _all_of(self._one).items():
             ranking = self.rankings.get(key)
             sets = {}
             for name, results in self.results.items():
@@ -278,9 +272,9 @@ class Comparison:
             }
         of_sets = {name: results.sets["generated"] for name, results in self.results.items()}
         return {
-            "protocol": first.protocol,
+            "protocol": self._one.protocol,
             "ranking": self._legend(),
-            "sets": {"real": first.sets["real"], **of_sets},
+            "sets": {"real": self._one.sets["real"], **of_sets},
             "figures": metrics,  # the key of earlier versions
             "warnings": self.warnings,
         }

@@ -14,7 +14,7 @@ from medsora.evaluation.features.clip_set import ClipSet
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.motion import DIRECTIONS, SPEEDS, MotionMeasure
 from medsora.evaluation.report.results import Distance
-from medsora.runtime.files import written_beside
+from medsora.html_report import save_figure
 
 SHEET_CLIPS, SHEET_FRAMES = 6, 8
 ROW_CLIPS, ROW_FRAMES = 3, 3  # per set in a comparison's sheet
@@ -68,7 +68,7 @@ def draw_motion(path: Path, sets: Mapping[str, Features]) -> None:
     else:
         speed_axes.legend()
     compass.set(theta_direction=-1, yticklabels=[], title="direction, weighted by speed (as in the picture)")
-    _save(figure, path)
+    save_figure(path, figure)
 
 
 def draw_distances(path: Path, distances: Mapping[str, Distance], reference: str) -> None:
@@ -86,9 +86,4 @@ def draw_distances(path: Path, distances: Mapping[str, Distance], reference: str
         axes.set_title(distance.title, fontsize=8, wrap=True)
         axes.set_ylabel(distance.unit, fontsize=8)
         axes.tick_params(labelsize=8)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with written_beside(path) as beside:
-        figure.savefig(beside, dpi=110)
+    save_figure(path, figure)

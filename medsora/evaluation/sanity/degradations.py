@@ -95,12 +95,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16, metavar="F", help="frames per clip (default: 16)")
     parser.add_argument("--size", type=int, default=64, metavar="PX", help="side of a frame (default: 64)")
     parser.add_argument("--interval", type=int, default=1, metavar="N", help="every N-th frame (default: 1)")
-    parser.add_argument(
-        "--divide",
-        choices=("video", "time"),
-        default="video",
-        help="the second set: every other video, or each video's later half (default: video)",
-    )
+    divide = "the second set: every other video, or each video's later half (default: video)"
+    parser.add_argument("--divide", choices=("video", "time"), default="video", help=divide)
     options = parser.parse_args()
     with bad_input_from_errors():
         read = {name: getattr(options, name) for name in ("frames", "size", "interval")}

@@ -291,7 +291,7 @@ def test_a_model_that_writes_codes_has_fields_of_its_own_and_samples_by_them(tmp
 def test_what_is_not_finite_is_a_sentence() -> None:
     gradio = pytest.importorskip("gradio", reason="Gradio is not installed")
     page = import_module("medsora.app.page")
-    with pytest.raises(gradio.Error, match="frames are NaN"), page._said():
+    with pytest.raises(gradio.Error, match="frames are NaN"), page._errors_shown():
         raise NonFiniteVideo("the frames are NaN.")
 
 

@@ -104,7 +104,7 @@ def test_a_faster_machine_trains_longer_and_a_begun_run_keeps_its_number(
     )
     for pass_s, steps in ((1000.0, 100), (1.0, 200), (1e-6, 220)):
         monkeypatch.setattr(demo_pace, "seconds_of_a_pass", lambda config, s=pass_s: s)
-        seconds = demo_pace.SAMPLING + 210 * demo_pace.WHOLE_STEP
+        seconds = demo_pace.PASSES_OF_SAMPLING + 210 * demo_pace.PASSES_PER_STEP
         assert demo_pace.paced(fresh, seconds).train_dit.max_steps == steps
 
 

@@ -87,7 +87,7 @@ def test_sampling_goes_on_and_refuses_other_clips(tmp_path, weights) -> None:
     calls = []
 
     def pipeline(seeds, label, **settings):
-        calls.append((list(seeds), label, settings["guidance_scale"]))
+        calls.append((list(seeds), label, settings["guidance"]))
         if len(calls) == 2:
             raise KeyboardInterrupt
         return SimpleNamespace(frames=np.stack([np.full((2, 4, 4, 3), seed, np.uint8) for seed in seeds]))
