@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from argparse import Namespace
+
 import pytest
 
-from medsora.errors import BadInput, LostProcess, bad_input_from_errors, one_line
+from medsora.errors import BadInput, LostProcess, bad_input_from_errors, check_limits, one_line
 
 
 @pytest.mark.parametrize("error", [ValueError("no such key"), OSError("no such key")])
@@ -31,3 +34,19 @@ def test_names_that_do_not_print_are_written_out() -> None:
 def test_a_lost_process_tells_whether_another_reports_it() -> None:
     assert not LostProcess("process 1 is gone").said_elsewhere
     assert LostProcess("process 1 is gone", said_elsewhere=True).said_elsewhere
+
+
+@pytest.mark.parametrize(
+    ("value", "most", "bounds"), [(0, 9, "1 to 9"), (10, 9, "1 to 9"), (0, math.inf, "at least 1")]
+)
+@pytest.mark.parametrize("listed", [False, True])
+def test_an_option_outside_its_limits_is_named(value: int, most: float, bounds: str, listed: bool) -> None:
+    options = Namespace(max_clips=[1, value] if listed else value)
+    with pytest.raises(BadInput, match=f"^--max-clips is {value} but must be {bounds}\\.$"):
+        check_limits(options, {"max_clips": (1, most)})
+
+
+def test_options_within_their_limits_or_left_out_pass() -> None:
+    check_limits(
+        Namespace(clips=9, rates=[1.0, 9.0], seeds=None), dict.fromkeys(("clips", "rates", "seeds"), (1, 9))
+    )

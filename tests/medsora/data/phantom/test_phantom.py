@@ -393,9 +393,9 @@ def test_larger_polyps_cover_more_and_change_nothing_else(tmp_path):
         load_config(CONFIG, [f"phantom.polyp_size={MAX_POLYP + 0.1}"])
 
 
-@pytest.mark.parametrize("name", ["videos", "frames", "size", "fps", "workers", "polyp_size"])
+@pytest.mark.parametrize("name", ["videos", "frames", "size", "workers", "polyp_size"])
 def test_bad_corpus_numbers_are_refused(tmp_path, name):
-    numbers = {"videos": 1, "frames": 2, "size": 16, "fps": 10, "workers": 1, name: 0}
+    numbers = {"videos": 1, "frames": 2, "size": 16, "workers": 1, name: 0}
     with pytest.raises(ValueError, match=name):
         write_phantom(tmp_path / "phantom", seed=0, **numbers)
 
