@@ -32,11 +32,11 @@ def find_config(name: str | Path) -> Path:
 
 
 def shipped_file(name: str | None) -> str | None:
-    """Return the path `name` of a config's value; "configs/FILE" that is not here is the shipped file."""
-    if name is None or Path(name).exists() or PurePath(name).parent != PurePath(FOLDER):
+    """Return the path `name` of a config's value; "configs/..." that is not here is what is shipped so."""
+    if name is None or Path(name).exists() or PurePath(name).parts[:1] != (FOLDER,) or ".." in name:
         return name
-    shipped = _folder() / PurePath(name).name
-    return str(shipped) if shipped.is_file() else name
+    shipped = _folder() / PurePath(name).relative_to(FOLDER)
+    return str(shipped) if shipped.exists() else name
 
 
 def models_folder() -> Path:

@@ -97,6 +97,21 @@ class Schedule:
                     f"accumulation {accumulation}; make the batch a multiple of {processes * accumulation}."
                 )
 
+    def moved_decay(self, before: Schedule, done: int) -> str | None:
+        """Return how a run of `done` steps resumed with another end than `before` decays, in one sentence.
+
+        None if the end is the same or nothing decays.
+        """
+        old, new = before.total_steps, self.total_steps
+        if self.lr_decay == "none" or old == new:
+            return None
+        was, now = (each.step(min(done, each.total_steps - 1)).lr for each in (before, self))
+        return (
+            f"the run ends after step {new} instead of {old}, and the {self.lr_decay} decay with it: the "
+            f"learning rate continues at {now:.3g} instead of {was:.3g}; the result is not bit for bit that "
+            f"of a run with {new} steps from the beginning."
+        )
+
     def _steps_to_sample(self, samples: int) -> int:
         number = 0
         for (start, first), phase in zip(self.starts, self.phases, strict=True):

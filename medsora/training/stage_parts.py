@@ -97,7 +97,10 @@ class StageParts:
             return 0
         self._restore(checkpoint)
         self.run.announce(checkpoint, schedule.total_steps)
-        self._report_moved_decay(schedule, checkpoint.step)
+        if self.run.previous is not None:
+            before = Schedule.of(getattr(self.run.previous, self.run.stage), schedule.clips)
+            if note := schedule.moved_decay(before, checkpoint.step):
+                self.run.notify(note)
         return checkpoint.step
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -113,19 +116,6 @@ class StageParts:
             read_patiently(part.load, checkpoint.folder / name)
         restore_optimizer(self.optimizer, self.names, checkpoint.folder / "optimizer.safetensors")
         restore_scaler(self.run.accelerator, checkpoint.state.get("scaler"))
-
-    def _report_moved_decay(self, schedule: Schedule, step: int) -> None:
-        if schedule.lr_decay == "none" or self.run.previous is None:
-            return
-        before = Schedule.of(getattr(self.run.previous, self.run.stage), schedule.clips)
-        old_end, new_end = before.total_steps, schedule.total_steps
-        if old_end != new_end:
-            old, new = (each.step(min(step, each.total_steps - 1)).lr for each in (before, schedule))
-            self.run.notify(
-                f"the run ends after step {new_end} instead of {old_end}, and the {schedule.lr_decay} decay "
-                f"with it: the learning rate continues at {new:.3g} instead of {old:.3g}; the result is not "
-                f"bit for bit that of a run with {new_end} steps from the beginning."
-            )
 
     def _write_models(self, folder: Path) -> None:
         for name, part in self.models.items():

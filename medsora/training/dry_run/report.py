@@ -222,7 +222,11 @@ def inspect_run(
         if stage == STAGE_2 and settings.compile:
             check_compile()
         usable_trackers(config.tracking.trackers)
-        _inspect_folder(findings, folder, config, stage)
+        previous = _inspect_folder(findings, folder, config, stage)
+        if previous is not None and schedule is not None:
+            before = Schedule.of(getattr(previous, stage), max(clips, 1))
+            if note := schedule.moved_decay(before, findings.steps_done):
+                findings.line("note", note)
     if schedule is not None:
         findings.steps_left = max(schedule.total_steps - findings.steps_done, 0)
     return schedule
@@ -269,7 +273,8 @@ def report_hours(findings: Findings, settings: GeneratorTrainingConfig, flops: f
 # The run's folder and the disk
 
 
-def _inspect_folder(findings: Findings, path: Path, config: Config, stage: str) -> None:
+def _inspect_folder(findings: Findings, path: Path, config: Config, stage: str) -> Config | None:
+    """Report whether the run is new; return the config of one that is resumed."""
     there = _existing(path)
     if not os.access(there, os.W_OK) or not there.is_dir():
         raise BadInput(f"{path} cannot be written: {there} is no folder that may be written to.")
@@ -282,10 +287,12 @@ def _inspect_folder(findings: Findings, path: Path, config: Config, stage: str) 
         )
         if newest is not None:
             findings.steps_done = checkpoint_step(newest)
-            return findings.line("run folder", f"{path}, resumed after {newest.name}")
+            findings.line("run folder", f"{path}, resumed after {newest.name}")
+            return previous
         if folders:
             raise BadInput(f"{path} holds no complete checkpoint: put one back or take another run.name.")
     findings.line("run folder", f"{path}, new")
+    return None
 
 
 def _cache_bytes(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from medsora.config.load import load_config
 from medsora.config.shipped import find_config, shipped_file, shipped_names
 from medsora.errors import BadInput
+from medsora.saved.find import find_base
 from tests.support.paths import CONFIGS
 
 
@@ -40,5 +43,17 @@ def test_a_file_that_a_config_names_is_found_beside_the_shipped_configs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert Path(shipped_file("configs/phantom_base.json")).samefile(CONFIGS / "phantom_base.json")
-    for other in ("THUDM/CogVideoX-2b", "configs/nothing.json", "my/phantom_base.json", None):
+    outside = "configs/../medsora/version.py"
+    for other in ("THUDM/CogVideoX-2b", "configs/nothing.json", "my/phantom_base.json", outside, None):
         assert shipped_file(other) == other
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_all_that_a_shipped_config_takes_from_beside_it_is_found_from_anywhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = re.findall(r"^ +\w+: (configs/\S+)", find_config(name).read_text(encoding="utf-8"), re.MULTILINE)
+    assert [path for path in named if not Path(shipped_file(path)).exists()] == []
+    if name in ("phantom_model", "phantom_clinic"):
+        assert Path(find_base(load_config(name))[0]).samefile(CONFIGS / "models" / "phantom")

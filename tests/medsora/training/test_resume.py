@@ -28,9 +28,10 @@ from medsora.errors import BadInput
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.compiled import compile_blocks
 from medsora.training import step_guard as non_finite
+from medsora.training.dry_run.report import Findings, inspect_run
 from medsora.training.progress import Progress
 from medsora.training.run import folder
-from medsora.training.run.folder import refuse_changes
+from medsora.training.run.folder import refuse_changes, with_compensation_kind
 from medsora.training.stage1.stage import VaeStage
 from medsora.training.stage2 import build as dit_build
 from medsora.vae import FrequencyCompensatedVAE
@@ -157,7 +158,7 @@ def test_a_finished_run_is_extended_bit_for_bit(
 
 
 def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
-    straight: Straight, tmp_path: Path
+    straight: Straight, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     decay = {f"train_{straight.stage}__lr_decay": "cosine"}
 
@@ -167,10 +168,21 @@ def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
             straight.configure(tmp_path, **decay | {f"train_{straight.stage}__max_steps": steps}),
         )
 
+    def planned(steps: int) -> str:
+        config = straight.configure(tmp_path, **decay | {f"train_{straight.stage}__max_steps": steps})
+        run = config.vae_dir if straight.stage == "vae" else config.dit_dir
+        config = with_compensation_kind(config) if straight.stage == "vae" else config
+        capsys.readouterr()
+        inspect_run(Findings(), config, f"train_{straight.stage}", run, 4, 1)
+        return capsys.readouterr().out
+
     train(2)
+    assert "learning rate" not in planned(2)
+    promised = planned(STEPS)
     run = train(STEPS)
     output = (run / "messages.txt").read_text().splitlines()
     (told,) = [line for line in output if "learning rate" in line]
+    assert told in promised
     assert told.startswith("the run ends after step 4 instead of 2, and the cosine decay with it: the")
     assert "continues at 0.0005 instead of 0.0005;" in told  # half of a cosine from either end
     rates = {line["step"]: line["lr"] for line in tiny.log_lines(run) if "lr" in line}
