@@ -65,11 +65,11 @@ def add_norm_kernel(
         if SHARES > 0:
             share = tl.arange(0, BLOCK_SHARES)
             part = mean_square + share.to(tl.int64) * tl.num_programs(0) + row
-            added /= tl.sqrt(tl.sum(tl.load(part, mask=share < SHARES, other=0.0)))
+            added *= 1.0 / tl.sqrt(tl.sum(tl.load(part, mask=share < SHARES, other=0.0)))
         value += tl.load(gate + modulation + d, mask=exists, other=0.0).to(tl.float32) * added
         tl.store(total + row * WIDTH + d, value.to(total.dtype.element_ty), mask=exists)
     centred = tl.where(exists, value - tl.sum(value) / WIDTH, 0.0)
-    normed = centred / tl.sqrt(tl.sum(centred * centred) / WIDTH + eps)
+    normed = centred * (1.0 / tl.sqrt(tl.sum(centred * centred) / WIDTH + eps))
     if AFFINE:
         normed *= tl.load(weight + d, mask=exists, other=0.0).to(tl.float32)
         normed += tl.load(bias + d, mask=exists, other=0.0).to(tl.float32)
@@ -146,7 +146,7 @@ def local_attention_kernel(
     largest = tl.where(q_real, tl.max(scores, axis=1), 0.0)
     weights = tl.exp(scores - largest[:, None])
     whole = tl.where(q_real, tl.sum(weights, axis=1), 1.0)
-    result = tl.dot(weights.to(dtype), v, input_precision=PRECISION) / whole[:, None]
+    result = tl.dot(weights.to(dtype), v, input_precision=PRECISION) * (1.0 / whole)[:, None]
     tl.store(
         out + (frame * length + q_place[:, None]) * row + head * FEATURES + f[None, :],
         result.to(dtype),

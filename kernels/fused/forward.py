@@ -19,7 +19,6 @@ from medsora.kernels.fused.ops import (
     exp2_approximately,
     log2_reached,
     read_rows,
-    sigmoid,
     silu,
     softplus,
     tile_steps,
@@ -49,7 +48,7 @@ def conv_forward(
     ACTIVATED: tl.constexpr,  # whether SiLU is applied
     EXACT: tl.constexpr,
 ):
-    """One program: BLOCK_T steps of one order, the channels of one head or as many of B and C.
+    """One program: BLOCK_T steps of one order of a sample, the channels of one head or as many of B and C.
 
     Causal depth-wise convolution. Every tap gathers its own tokens; their rows are in the cache after the
     first. With a head's channels goes its Δ. Where they are not finite they become 0 and Δ NaN: a product
@@ -57,16 +56,17 @@ def conv_forward(
     """
     DI: tl.constexpr = HEADS * HEADDIM
     CHANNELS: tl.constexpr = DI + 2 * D_STATE
-    index = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    tiles = tl.cdiv(token_count, BLOCK_T)
+    batch = (tl.program_id(0) // tiles).to(tl.int64)
+    position = (tl.program_id(0) % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
     head = tl.program_id(1)
     order_index = tl.program_id(2).to(tl.int64)
     columns = head * HEADDIM + tl.arange(0, HEADDIM)
     exists = columns < CHANNELS
-    inside = index < rows
-    position = index % token_count
+    inside = position < token_count
     step = position % steps
-    row = order_index * rows + index
-    tokens = zxbcdt + (index // token_count).to(tl.int64) * batch_stride
+    row = order_index * rows + batch * token_count + position
+    tokens = zxbcdt + batch * batch_stride
     order = orders + order_index * token_count
 
     total = tl.load(conv_bias + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
@@ -89,7 +89,8 @@ def conv_forward(
         poison = tl.sum(total - total, axis=1)
         dt = softplus(raw.to(tl.float32) + tl.load(dt_bias + whole).to(tl.float32)) + poison
         total = tl.where((poison == 0.0)[:, None], total, 0.0)
-        tl.store(delta + (order_index * HEADS + head) * rows + index, dt, mask=inside)
+        of_head = delta + (order_index * HEADS + head) * rows + batch * token_count
+        tl.store(of_head + position, dt, mask=inside)
     tl.store(
         convolved + row[:, None] * CHANNELS + columns[None, :],
         total.to(convolved.dtype.element_ty),
@@ -227,6 +228,7 @@ def norm_forward(
     DI: tl.constexpr,
     BLOCK_D: tl.constexpr,
     DIRECTIONS: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
     """One program: one token of one axis. RMSNorm(y * silu(z)), summed over DIRECTIONS orders."""
     row = tl.program_id(0).to(tl.int64)
@@ -234,12 +236,11 @@ def norm_forward(
     d = tl.arange(0, BLOCK_D)
     exists = d < DI
     token = zxbcdt + (row // token_count) * batch_stride + (row % token_count) * token_stride
-    z = tl.load(token + d, mask=exists, other=0.0).to(tl.float32)
-    gate = z * sigmoid(z)
+    gate = silu(tl.load(token + d, mask=exists, other=0.0).to(tl.float32), EXACT)
     total = tl.zeros((BLOCK_D,), dtype=tl.float32)
     for order_index in tl.static_range(DIRECTIONS):
         value = tl.load(y + ((axis * DIRECTIONS + order_index) * rows + row) * DI + d, mask=exists, other=0.0)
         gated = value.to(tl.float32) * gate
-        total += gated / tl.sqrt(tl.sum(gated * gated) / DI + eps)
+        total += gated * (1.0 / tl.sqrt(tl.sum(gated * gated) / DI + eps))
     weight = tl.load(norm_weight + d, mask=exists, other=0.0).to(tl.float32)
     tl.store(out + (axis * rows + row) * DI + d, (total * weight).to(out.dtype.element_ty), mask=exists)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from medsora.kernels.fused.ops import PRECISION, sigmoid
+from medsora.kernels.fused.ops import PRECISION, sigmoid_approximately
 from medsora.kernels.fused.plan import gates_tile, on
 
 
@@ -45,7 +45,7 @@ def gated(
     gate += tl.load(bias + column, mask=exists, other=0.0).to(tl.float32)[None, :]
     mask = inside[:, None] & exists[None, :]
     value = tl.load(values + row[:, None] * WIDTH + column[None, :], mask=mask, other=0.0)
-    return value.to(tl.float32) * sigmoid(gate)
+    return value.to(tl.float32) * sigmoid_approximately(gate)
 
 
 @triton.jit(do_not_specialize=("rows",))

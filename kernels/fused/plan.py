@@ -146,7 +146,7 @@ class GatesTile(NamedTuple):
 
 def gates_tile(rows: int, width: int, device: torch.device) -> GatesTile:
     """Tiles of a size that reuses what it reads, if they are enough for a GPU; else small ones."""
-    large, small = GatesTile(64, 128, 64, 8), GatesTile(32, 32, 128, 4)
+    large, small = GatesTile(64, 128, 64, 8), GatesTile(32, 32, 64, 8)
     programs = -(-rows // large.rows) * -(-width // large.columns)
     return large if programs >= gpu(device).multiprocessors else small
 

@@ -20,7 +20,7 @@ from medsora.kernels.fused.plan import MAX_TILE_STEPS, chunked_tile, on, split_o
 
 PROGRAMS_PER_PROCESSOR = 4  # fewer heads per program where there would be less than that to do
 MAX_REGISTERS = 128  # per thread in a scan of short sequences: four programs fit a multiprocessor
-CONV_STEPS, CONV_WARPS = 16, 2  # per program of the convolution
+FEW_STEPS, MANY_STEPS = (16, 4), (32, 2)  # steps and warps of a program of the convolution
 MAX_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients
 MAX_BACKWARD_BYTES = 2**31  # buffers of a backward pass; a batch that needs more goes through in parts
 
@@ -187,6 +187,7 @@ def fused_scan(
             DI=launch.d_inner,
             BLOCK_D=triton.next_power_of_2(launch.d_inner),
             DIRECTIONS=launch.directions,
+            EXACT=zxbcdt.dtype == torch.float32,
         )
     return out
 
@@ -403,13 +404,12 @@ def _scan(
     exact = {"dtype": torch.float32, "device": zxbcdt.device}
     convolved = zxbcdt.new_empty(*of_orders, launch.channels)
     delta = torch.empty(launch.all_orders, launch.heads, launch.rows, **exact)
-    triton_forward.conv_forward[
-        (
-            -(-launch.rows // CONV_STEPS),
-            launch.heads + -(-2 * launch.d_state // launch.headdim),
-            launch.all_orders,
-        )
-    ](
+    columns = launch.heads + -(-2 * launch.d_state // launch.headdim)
+    programs = launch.rows // MANY_STEPS[0] * columns * launch.all_orders
+    enough = PROGRAMS_PER_PROCESSOR * fused_plan.gpu(zxbcdt.device).multiprocessors
+    conv_steps, conv_warps = MANY_STEPS if programs >= enough else FEW_STEPS
+    tiles = launch.batches * -(-launch.tokens // conv_steps)
+    triton_forward.conv_forward[(tiles, columns, launch.all_orders)](
         zxbcdt,
         orders,
         conv_weight,
@@ -426,10 +426,10 @@ def _scan(
         SPLIT=launch.split,
         D_STATE=launch.d_state,
         WIDTH=launch.width,
-        BLOCK_T=CONV_STEPS,
+        BLOCK_T=conv_steps,
         ACTIVATED=not backward,
         EXACT=zxbcdt.dtype == torch.float32,
-        num_warps=CONV_WARPS,
+        num_warps=conv_warps,
     )
     y = zxbcdt.new_empty(*of_orders, launch.d_inner)
     keep_states = backward and launch.chunks > 1

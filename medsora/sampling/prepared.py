@@ -69,7 +69,7 @@ class PreparedDenoiser:
         self._row = _positions(t)
         if labels:
             self._column = _positions(torch.tensor(self.labels, device=model.device))
-        self._of_blocks, self._of_final = self._modulation()
+        self._table, self._widths = self._modulation()
         self._cannot_record = False
         self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}
 
@@ -80,13 +80,12 @@ class PreparedDenoiser:
         A digest of these weights, the only sign that every way of changing them leaves, would read them as
         well. For a clip of 256 tokens the table costs about 0.2 % of the steps.
         """
-        for buffer, values in zip((self._of_blocks, self._of_final), self._modulation(), strict=True):
-            buffer.copy_(values)
+        self._table.copy_(self._modulation()[0])
 
-    def _modulation(self) -> tuple[Tensor, Tensor]:
-        """A row per timestep, or per timestep and label: one lookup for all blocks.
+    def _modulation(self) -> tuple[Tensor, list[int]]:
+        """Return a table for one lookup a step: a row per timestep, or per timestep and label.
 
-        (depth, T·labels, 9·d), and the last layer's (T·labels, 2·d).
+        (T·labels, depth·9·d + 2·d), and the widths of its parts, all blocks and the last layer.
         """
         t = torch.tensor(self.timesteps, device=self.model.device)
         if self.labels:
@@ -94,7 +93,8 @@ class PreparedDenoiser:
             table = self.model.modulation(t[:, None].expand(-1, len(self.labels)), labels)
         else:
             table = self.model.modulation(t)
-        return torch.stack([block.flatten(0, 1) for block in table.blocks]), table.final.flatten(0, 1)
+        parts = [part.flatten(0, 1) for part in (*table.blocks, table.final)]
+        return torch.cat(parts, dim=-1), [part.shape[-1] for part in parts]
 
     def fits(
         self,
@@ -136,7 +136,8 @@ class PreparedDenoiser:
         row = _per_latent(self._row[t[:1]])
         if labels is not None:
             row = row * len(self.labels) + _per_latent(self._column[labels])
-        modulation = Modulation(list(self._of_blocks[:, row]), self._of_final[row])
+        *blocks, final = self._table[row].split(self._widths, dim=-1)
+        modulation = Modulation(blocks, final)
         out = self.model(z, t, num_images=self.num_images, modulation=modulation, with_features=False)
         return torch.cat((out.eps, out.variance), dim=1) if self.variance else out.eps
 

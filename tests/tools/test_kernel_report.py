@@ -105,6 +105,14 @@ def test_bytes_count_an_argument_once_and_only_the_columns_that_are_read() -> No
     assert alone.bytes == 2 * tokens * width * 2 + of_weights + of_modulation
 
 
+@pytest.mark.parametrize(("batch", "steps"), [(1, [32, 16]), (32, [32, 32])])
+def test_a_convolution_is_cut_smaller_where_a_gpu_would_idle(batch: int, steps: list[int]) -> None:
+    launches = kernel_report.sampling_step(denoiser("B", torch.bfloat16, 1), batch, H200)
+    of_scans = [launch for launch in launches if launch.name == "conv_forward"]
+    assert [launch.arguments["BLOCK_T"] for launch in of_scans] == steps
+    assert [launch.grid[0] for launch in of_scans] == [batch * 384 // count for count in steps]
+
+
 def test_loops_count_as_often_as_they_are_passed() -> None:
     code = list(machine_code(LISTING, [3, 5]))
     assert dict(code)["MOV"] == dict(code)["EXIT"] == 1

@@ -44,8 +44,8 @@ def test_kernels_equal_the_recurrence_with_every_gradient() -> None:
 @pytest.mark.parametrize(
     ("sizes", "kernels"),
     [
-        ([], 13),
-        (["--headdim", "64", "--d-state", "128", "--heads", "16", "--tile", "64"], 13),  # presets S, B and L
+        ([], 14),
+        (["--headdim", "64", "--d-state", "128", "--heads", "16", "--tile", "64"], 14),  # presets S, B and L
         (["--headdim", "64", "--d-state", "128", "--heads", "16", "--dtype", "fp32", "--chunked"], 3),
         (["--headdim", "64", "--d-state", "256", "--dtype", "fp32", "--chunked"], 3),  # half a head of 128
     ],

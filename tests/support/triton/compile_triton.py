@@ -30,7 +30,7 @@ from medsora.kernels.fused.plan import (
     chunked_tile,
     shared_bytes,
 )
-from medsora.kernels.fused.scan import CONV_STEPS
+from medsora.kernels.fused.scan import MANY_STEPS
 
 HOPPER = 90
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -126,7 +126,7 @@ def main() -> None:
         many_chunks | {"Q": chunked_tile(DTYPES[args.dtype], backward=backward)} for backward in (False, True)
     )
     conv_of_orders = {name: scan[name] for name in (*of_heads, "EXACT")}
-    conv_of_orders |= {"WIDTH": 4, "BLOCK_T": CONV_STEPS, "ACTIVATED": True}
+    conv_of_orders |= {"WIDTH": 4, "BLOCK_T": MANY_STEPS[0], "ACTIVATED": True}
     norm = {"DI": d_inner, "BLOCK_D": triton.next_power_of_2(d_inner), "DIRECTIONS": 2}
     conv = {"DI": d_inner, "D_STATE": args.d_state, "WIDTH": 4, "TAP_ROWS": 8, "BLOCK_T": 32}
     attention = {"HEADS": args.heads, "FEATURES": args.headdim, "BLOCK_F": args.headdim, "WINDOW": 8}
@@ -141,13 +141,13 @@ def main() -> None:
     kernels = [
         (
             triton_forward.conv_forward,
-            {**of_heads, "WIDTH": 4, "BLOCK_T": CONV_STEPS, "ACTIVATED": True, "EXACT": scan["EXACT"]},
+            {**of_heads, "WIDTH": 4, "BLOCK_T": MANY_STEPS[0], "ACTIVATED": True, "EXACT": scan["EXACT"]},
         ),
         (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False, "ACTIVATED": True, "GATED": False}),
         (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False, "ACTIVATED": True, "GATED": True}),
         (triton_forward.scan_forward, sampling | {"KEEP_STATES": False, "ACTIVATED": True, "GATED": False}),
         (triton_forward.scan_forward, training | {"KEEP_STATES": True, "ACTIVATED": False, "GATED": False}),
-        (triton_forward.norm_forward, norm),
+        (triton_forward.norm_forward, norm | {"EXACT": scan["EXACT"]}),
         (triton_backward.norm_backward, norm | {"AXES": 2}),
         (triton_backward.scan_backward, one_tile),
         (triton_backward.scan_backward, training),
