@@ -11,6 +11,7 @@ import pytest
 from medsora.config.schema import Config
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput
+from medsora.runtime.digests import unsealed
 from medsora.training.stage1.build import build_vae_stage
 from medsora.training.stage2.build import build_denoiser_stage
 from medsora.training.stage2.stage import Stage2
@@ -87,7 +88,7 @@ def test_labels_that_changed_are_reported_and_runs_without_stored_ones_go_on(
         build_denoiser_stage(config).run._lock.close()
     (line,) = [line for line in messages(config).splitlines() if "has changed" in line]
     assert f"began: 3 videos ({', '.join(names[i] for i in (1, 2, 4))}) with other labels. Earlier" in line
-    stored = json.loads((run / "videos.json").read_text())
+    stored = unsealed(json.loads((run / "videos.json").read_text()))
     words = [stored["videos"][name].pop() for name in names]  # earlier versions wrote none
     assert words == ["normal", "normal", "", "normal", "Polyp"]
     (run / "videos.json").write_text(json.dumps(stored))
