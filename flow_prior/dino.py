@@ -115,15 +115,14 @@ def build_network(name: str, *, pretrained: bool = False) -> nn.Module:
     architecture, settings = read_settings(name) if name.endswith(".json") else (name, {})
     if pretrained and name.endswith(".json"):
         raise ValueError(f"the weights of {name} are on no hub: give their file (dino.weights), or random.")
-    create = partial(timm.create_model, architecture, num_classes=0, dynamic_img_size=True, **settings)
+    size = 0
     try:
+        create = partial(timm.create_model, architecture, num_classes=0, dynamic_img_size=True, **settings)
         if settings:
             with torch.device("meta"):  # without memory: anybody may have written the file
                 size = sum(parameter.numel() for parameter in create().parameters())
-            if size > MAX_PARAMETERS:
-                raise ValueError(f"{refusal} with at most {MAX_PARAMETERS:,} parameters, not {size:,}.")
-        network = create(pretrained=pretrained)
-    except (TypeError, AssertionError, ArithmeticError) as error:  # settings that it does not know or take
+        network = create(pretrained=pretrained) if size <= MAX_PARAMETERS else None
+    except (TypeError, ValueError, AssertionError, ArithmeticError) as error:  # settings it does not take
         raise ValueError(f"{refusal}.") from error
     except RuntimeError as error:
         raise ValueError(f"{refusal} (timm: {str(error).rstrip('.')}).") from error
@@ -133,6 +132,8 @@ def build_network(name: str, *, pretrained: bool = False) -> nn.Module:
             "connect to the network once so that timm can fetch them, or give a local .safetensors or .pth "
             "file of them (dino.weights)."
         ) from error
+    if network is None:
+        raise ValueError(f"{refusal} with at most {MAX_PARAMETERS:,} parameters, not {size:,}.")
     if not hasattr(network, "blocks"):
         raise ValueError(f"{refusal}.")
     return network

@@ -57,6 +57,8 @@ class VQTokenizer(StrictModel):
     def __init__(self, base_config: Mapping[str, Any], quantize: bool = True):
         super().__init__()
         self.base: VQModel = base_from_config(base_config, "base_config", VQModel)
+        if self.base.config.lookup_from_codebook:
+            raise ValueError("base_config: lookup_from_codebook is for latents that are codes; leave it out")
         nn.init.normal_(self.codebook)
         self.normalize_codebook()
 

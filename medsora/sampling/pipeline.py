@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from medsora.config import choices
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.diffusion import CLEAN
-from medsora.errors import BadInput, NonFiniteVideo
+from medsora.errors import BadInput, NonFiniteVideo, bad_input_from_errors
 from medsora.sampler import Callback, learns_variance, noise_like, prepare_scheduler, sample
 from medsora.sampling.compiled import compile_blocks
 from medsora.sampling.conditions import check_first_frames, check_guidance, label_numbers, plan_film
@@ -132,15 +132,16 @@ class MedSoraPipeline(SavedPipeline):
                 the window before it; default: all `frames` in one piece.
 
         Raises:
-            BadInput: for a value outside what is named here.
+            BadInput: for a value outside what is named here; for a clip size that the VAE cannot return it
+                names the next valid ones.
             NonFiniteVideo: if latents or frames are NaN or infinite.
-            ValueError: for a clip size that the VAE cannot return; it names the next valid ones.
         """
         seeds = choose_seeds(num_videos, seeds, generator)
         size = self.config.size if size is None else [size, size] if isinstance(size, int) else size
         chunk, trained = self.vae.frames_per_chunk, self.config.given_frames
         film = plan_film(self.config.frames if frames is None else frames, window, trained, chunk)
-        shape = self.vae.latent_shape(film.window, *size)
+        with bad_input_from_errors():
+            shape = self.vae.latent_shape(film.window, *size)
         labels = label_numbers(label, self.labels, len(seeds))
         if None not in (guidance, guidance_scale) and guidance != guidance_scale:
             raise BadInput(

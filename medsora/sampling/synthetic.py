@@ -35,13 +35,17 @@ def read_trained_on(path: Path) -> dict[str, Any]:
     Empty for what MedSora has not generated, or generated before it wrote this down. Raises `BadInput` for a
     manifest that is damaged.
     """
+    manifest = path.parent / MANIFEST
     try:
         text = None if path.is_dir() else probe(path).metadata.get(TRAINED_ON_KEY)
         if text is not None:
             return checked_trained_on(json.loads(text), str(path))
-        manifest = unsealed(json.loads((path.parent / MANIFEST).read_text(encoding="utf-8")))
-        return checked_trained_on(manifest[TRAINED_ON_KEY], str(path))
-    except Damaged as error:
-        raise BadInput(f"{path.parent / MANIFEST} is damaged ({error}); copy it again.") from error
+        content = manifest.read_bytes()
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    try:
+        return checked_trained_on(unsealed(json.loads(content))[TRAINED_ON_KEY], str(path))
+    except (Damaged, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{manifest} is damaged ({error}); copy it again, or remove it.") from error
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}

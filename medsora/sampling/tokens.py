@@ -60,6 +60,11 @@ class EndoGenPipeline(SavedPipeline):
     ) -> None:
         DiffusionPipeline.__init__(self)
         of = transformer.config
+        if not tokenizer.config.quantize:
+            raise BadInput(
+                "the tokenizer was trained without quantisation (vae.quantize) and has no codes; take the "
+                "one that the transformer was trained with."
+            )
         grid = code_grid(frames, size, tokenizer.downsampling)
         if (of.num_codes, of.rows, of.cols) != (tokenizer.num_codes, *grid):
             raise BadInput(

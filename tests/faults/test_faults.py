@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,17 @@ def test_models_of_strangers_and_flipped_bits_are_refused_or_change_nothing() ->
     printed = faults("fuzz-models; --inputs; 40", "flip-bits; --inputs; 100")
     assert "model folders tried: 40" in printed
     assert "flipped bits tried: 100" in printed
-    for kind in ("model", "vae", "run"):
+    for kind in ("endogen", "endora", "model", "vae", "run", "weights"):
         assert re.search(rf"{kind}: refused: \d", printed)
-    for kind in ("cache", "features"):
+    for kind in ("cache", "features", "records"):
         assert re.search(rf"{kind}: made anew: \d", printed)
+
+
+def test_visitors_within_the_limits_are_served_and_others_refused() -> None:
+    if find_spec("gradio") is None:
+        pytest.skip("Gradio is not installed (pip install 'medsora[app]')")
+    printed = faults("page; --clients; 2; --jobs; 3")
+    assert "taken: 3; of these served: 3" in printed
+    for status in (421, 403, 413):
+        assert f": {status}, " in printed
+    assert "faults: 0" in printed

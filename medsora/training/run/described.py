@@ -20,7 +20,7 @@ from medsora.runtime.files import is_file, read_patiently, write_text, written_f
 from medsora.runtime.interruption import StopRequest
 from medsora.sampling.synthetic import synthetic_tags
 from medsora.saved.find import DEFAULT_FPS
-from medsora.saved.manifest import MANIFEST, model_files, write_manifest
+from medsora.saved.manifest import model_files, write_manifest
 from medsora.saved.pipeline import SavedPipeline
 from medsora.training.loop_end import PeriodicTask
 from medsora.training.run.early_stop import EarlyStop
@@ -142,7 +142,6 @@ class GeneratorStage:
         text = json.dumps(self.geometry, indent=1, sort_keys=True)
         with run.writing():
             if not is_file(described) or read_patiently(Path.read_bytes, described) != text.encode():
-                (run.path / MANIFEST).unlink(missing_ok=True)  # until both are written, neither is compared
                 write_text(described, text)
             write_manifest(run.path, [described, *model_files(run.path / name)])
         return start

@@ -222,7 +222,8 @@ def use_records(folder: Path) -> str | None:
     if scan is None or len(log) < 2:
         return None
     metrics = [line["held_out/mse"] for line in log]
-    return repr([metrics, stored_videos(folder), scan, done.results, read_trained_on(folder / "frames")])
+    scores = [[run["scores"], run["replicates"]] for run in done.results.values()]
+    return repr([metrics, stored_videos(folder), scan, scores, read_trained_on(folder / "frames")])
 
 
 SCANNED = Source(Path(__file__), "flips.py", False)

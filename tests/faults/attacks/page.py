@@ -22,6 +22,8 @@ from tests.support.tiny_pipeline import write_run
 UPLOAD_BYTES = 400 * 10**6
 RUNNING = 1  # sampling, beside those that wait
 API = "/gradio_api"
+FIELDS: dict[str, Any] = {"sampler": "ddim", "steps": 1, "seed": 0, "videos": 1, "label": "", "guidance": 2}
+FIELDS |= {"temperature": 1, "top_k": 0, "top_p": 1, "first_frame": None}  # of the tab "Sample", in its order
 
 
 def visit_page(clients: int, jobs: int) -> int:
@@ -51,7 +53,9 @@ def visit_page(clients: int, jobs: int) -> int:
 def _visit(place: str, clients: int, jobs: int) -> int:
     config = json.loads(ask(place, "GET", "/config")[1])
     (sampling,) = [
-        one["id"] for one in config["dependencies"] if len(one["inputs"]) == 8 and len(one["outputs"]) == 3
+        one["id"]
+        for one in config["dependencies"]
+        if len(one["inputs"]) == len(FIELDS) + 1 and len(one["outputs"]) == 3
     ]
     model = "mine/dit-tiny, step 5"
     began = time.monotonic()
@@ -70,6 +74,7 @@ def _visit(place: str, clients: int, jobs: int) -> int:
         faults.append(f"only {len(waiting)} were taken")
     for what, expected, answer in (
         ("another Host", 421, ask(place, "GET", "/", host="rebound.example")),
+        ("another page's request", 403, ask(place, "GET", "/", origin="http://stranger.example")),
         (f"an upload of {UPLOAD_BYTES // 10**6} MB", 413, upload(place)),
         ("a file of the server", 403, ask(place, "GET", f"{API}/file=/etc/passwd")),
     ):
@@ -83,11 +88,15 @@ def _visit(place: str, clients: int, jobs: int) -> int:
 
 
 def ask(
-    place: str, method: str, path: str, body: str | None = None, host: str | None = None
+    place: str, method: str, path: str, body: str | None = None, host: str = "", origin: str = ""
 ) -> tuple[int, str]:
     """Return the status and the text that the page answers with."""
     connection = HTTPConnection(place, timeout=600)
-    headers = {"Content-Type": "application/json", "Host": host or place}
+    headers = {
+        "Content-Type": "application/json",
+        "Host": host or place,
+        "Origin": origin or f"http://{place}",
+    }
     connection.request(method, path, body, headers)
     answer = connection.getresponse()
     text = answer.read().decode()
@@ -97,7 +106,7 @@ def ask(
 
 def join(place: str, function: int, model: str, number: int) -> tuple[int, str]:
     """Ask for one sampling, as the page's button does."""
-    data: list[Any] = [model, "ddim", 1, number, 1, "", 2, None]
+    data: list[Any] = [model, *(FIELDS | {"seed": number}).values()]
     asked = {"data": data, "fn_index": function, "session_hash": f"visitor{number}", "event_data": None}
     return ask(place, "POST", f"{API}/queue/join", json.dumps(asked))
 

@@ -17,8 +17,14 @@ def test_a_manifest_that_changed_is_refused_and_another_programs_says_nothing(tm
     (tmp_path / "video-00000").mkdir()
     write_json(path, sealed({TRAINED_ON_KEY: {"rate": 12.5}}))
     assert read_trained_on(tmp_path / "video-00000") == {"rate": 12.5}
-    path.write_text(path.read_text().replace("12.5", "13.5"))
-    with pytest.raises(BadInput, match=r"manifest\.json is damaged"):
-        read_trained_on(tmp_path / "video-00000")
+    whole = path.read_text()
+    for damage in (
+        whole.replace("12.5", "13.5"),
+        whole.replace("{", "y"),
+        whole.replace("trained", "tra\xffned"),
+    ):
+        path.write_text(damage, encoding="latin-1")
+        with pytest.raises(BadInput, match=r"manifest\.json is damaged"):
+            read_trained_on(tmp_path / "video-00000")
     path.write_text('["another program"]')
     assert read_trained_on(tmp_path / "video-00000") == {}

@@ -12,18 +12,8 @@ from diffusers import AutoencoderKLCogVideoX
 
 from medsora.config.load import config_from_dict
 from medsora.errors import BadInput
-from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import (
-    find_in_run,
-    find_model,
-    find_vae,
-    load_tokenizer,
-    stage_2_folder,
-    trained_labels,
-    trained_vae,
-)
-from medsora.saved.manifest import write_manifest
+from medsora.saved.find import find_in_run, find_model, find_vae, load_tokenizer, stage_2_folder, trained_vae
 from medsora.vae import FrequencyCompensatedVAE, VQTokenizer
 from medsora.vae.compensation import compensation_modules
 from tests.support import tiny_training as tiny
@@ -149,15 +139,3 @@ def test_the_rate_of_the_training_data_is_kept_where_it_is_known(tmp_path: Path)
         (run / "pipeline.json").write_text(json.dumps(GEOMETRY | {"rate": wrong}))
         with pytest.raises(BadInput, match="rate"):
             find_in_run(run)
-
-
-def test_labels_that_changed_on_the_disk_are_not_resumed_with(tmp_path: Path) -> None:
-    """The rows of the label embedding are matched by name: an unknown name would get the row of no label."""
-    run = write_run(tmp_path / "run", steps=(5,))
-    described = run / "pipeline.json"
-    write_json(described, GEOMETRY | {"labels": ["bleeding", "polyp"]})
-    write_manifest(run, [described])
-    assert trained_labels(run) == ("bleeding", "polyp")
-    described.write_text(described.read_text().replace("polyp", "qolyp"))
-    with pytest.raises(BadInput, match=r"pipeline\.json is damaged or was changed"):
-        trained_labels(run)

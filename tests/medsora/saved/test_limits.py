@@ -19,10 +19,12 @@ from medsora.config.load import config_from_dict
 from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.sampling.tokens import EndoGenPipeline
 from medsora.saved.find import find_model, trained_tokenizer, trained_vae
 from medsora.saved.manifest import MANIFEST
 from medsora.training.stage1.build import build_vae
 from medsora.vae.choices import TOKENIZERS
+from tests.support.endogen.tiny_tokenizer import write_run
 from tests.support.tiny_pipeline import VAE, tiny_pipeline
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -257,3 +259,26 @@ def test_a_vae_with_the_oldest_names_of_attention_is_taken(tmp_path: Path) -> No
     vae = trained_vae(config_from_dict({"vae": {"kind": "per-frame", "base": str(tmp_path)}}, "a test"))
     for name, tensor in kept.state_dict().items():
         assert torch.equal(vae.base.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        ("quantize", False, "trained without quantisation"),
+        ("base_config lookup_from_codebook", True, "lookup_from_codebook is for latents that are codes"),
+        ("base_config num_vq_embeddings", 33, "do not fit the config beside them"),
+    ],
+)
+def test_a_tokenizer_that_writes_other_codes(keys: str, value: Any, words: str, tmp_path: Path) -> None:
+    EndoGenPipeline.from_run(write_run(tmp_path / "run", steps=(2,))).save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / MANIFEST).unlink()
+    put(tmp_path / "saved" / "tokenizer" / "config.json", value, *keys.split())
+    with pytest.raises(BadInput, match=words):
+        EndoGenPipeline.from_folder(find_model(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("frames", 5), ("size", [32, 40])])
+def test_a_clip_that_the_vae_cannot_return(key: str, value: Any, folder: Path) -> None:
+    put(folder / "model_index.json", value, key)
+    with pytest.raises(BadInput, match="the next valid"):
+        load(folder)(num_inference_steps=1)

@@ -12,6 +12,7 @@ import pytest
 from medsora.config.schema import Config
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput
+from medsora.runtime.digests import unsealed
 from medsora.training.dry_run.report import Findings, count_clips
 from medsora.training.open_clips import denoiser_clip_spec
 from medsora.training.stage1.build import build_vae_stage
@@ -107,7 +108,7 @@ def test_labels_that_changed_are_reported_and_runs_without_stored_ones_go_on(
     (line,) = [line for line in messages(config).splitlines() if "has changed" in line]
     assert f"began: 3 videos ({', '.join(names[i] for i in (1, 2, 4))}) with other labels. Earlier" in line
     assert line[line.index("the folder") :] in planned
-    stored = json.loads((run / "videos.json").read_text())
+    stored = unsealed(json.loads((run / "videos.json").read_text()))
     words = [stored["videos"][name].pop() for name in names]  # earlier versions wrote none
     assert words == ["normal", "normal", "", "normal", "Polyp"]
     (run / "videos.json").write_text(json.dumps(stored))

@@ -23,9 +23,9 @@ from medsora.evaluation.conditional.command import conclude, trained_phantom
 from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
 from medsora.evaluation.sanity.claims import Claim
 from medsora.evaluation.sanity.degrade import blurred
+from medsora.runtime.digests import unsealed
 from medsora.sampling.conditions import FilmPlan
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.limits import read_json_object
 from tests.support.endogen import tiny_tokenizer as tokens
 from tests.support.paths import ROOT
 from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_pipeline, tiny_vae, write_per_frame
@@ -177,7 +177,7 @@ def test_a_claim_that_fails_is_the_exit_status(
 ) -> None:
     claims = [Claim(f"number {k}", holds) for k, holds in enumerate(outcomes)]
     assert conclude(tmp_path, {"figure": 1.5}, claims) == status
-    assert read_json_object(tmp_path / "results.json") == {"figure": 1.5}
+    assert unsealed(json.loads((tmp_path / "results.json").read_text())) == {"figure": 1.5}
     assert capsys.readouterr().out.count("DOES NOT HOLD") == status
 
 
