@@ -18,8 +18,8 @@ from medsora.flow_prior.weights import load_strictly, read_weights
 
 logger = logging.getLogger(__name__)
 
-MAX_CHARACTERS, MAX_NUMBER, MAX_DEPTH = 10**5, 10**4, 128  # of a JSON file and its settings
-MAX_PARAMETERS = 2 * 10**8  # of an encoder that a JSON file describes; ViT-B's are 0.9e8
+# Limits of a JSON file that describes an encoder: length, settings, the encoder's size (ViT-B: 0.9e8).
+MAX_CHARACTERS, MAX_NUMBER, MAX_DEPTH, MAX_PARAMETERS = 10**5, 10**4, 128, 2 * 10**8
 
 
 class DinoEncoder(nn.Module):

@@ -131,7 +131,7 @@ def scan_forward(
     EXACT: tl.constexpr,
     ACTIVATED: tl.constexpr,
     KEEP_STATES: tl.constexpr,
-    GATED: tl.constexpr,  # of one order: whether y is what an RMS norm has left to divide
+    GATED: tl.constexpr,  # y is gated and weighted, and an RMS norm has only to divide it; for one order
 ):
     """One program: one tile (or one long sequence), one order, HEADS_AT_ONCE heads, which share B and C."""
     DI: tl.constexpr = HEADS * HEADDIM

@@ -16,7 +16,7 @@ from medsora.training.joint_images import image_latents
 from medsora.training.stage2.build import build_denoiser
 
 TIMED_PASSES = 6
-PASSES_PER_STEP = 1.25  # of training, with its data, losses, optimiser and evaluations
+PASSES_PER_STEP = 1.25  # a training step with data, losses, optimiser and evaluations, in passes
 PASSES_OF_SAMPLING = 150  # and of whatever else follows stage 2
 MAX_TIMES = 2.2  # the config's steps: more would repeat the few clips too often
 

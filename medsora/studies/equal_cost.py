@@ -118,7 +118,7 @@ class EqualCost:
         """
         systems, seeds, rates = len(self.systems), len(self.seeds), len(self.rates)
         step_s = step_s or dict.fromkeys(self.systems, ASSUMED_STEP_S)
-        step_min = sum(step_s.values()) / 60  # of all systems
+        step_min = sum(step_s.values()) / 60  # one step of every system
         runs, trials = systems * seeds, systems * rates
         segments = math.ceil(self.minutes / self.segment)
         starts = trials + runs * (segments + ENDING + 1 + SCORING * len(BUDGETS))

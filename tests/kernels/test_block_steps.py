@@ -82,7 +82,7 @@ def test_a_branch_is_divided_by_the_root_of_what_its_parts_add_up_to() -> None:
 
 def test_a_scan_leaves_its_norm_to_kernels_alone_and_not_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     scan = partial(block_steps.gated_scan, orders=None, headdim=16, eps=1e-5, backend="auto")
-    weights = torch.zeros(64), torch.zeros(32)  # of the convolution, of the norm
+    weights = torch.zeros(64), torch.zeros(32)  # convolution, norm
     assert scan(torch.zeros(1), *weights) is None
     monkeypatch.setattr(block_steps, "fused", lambda *_: True)
     monkeypatch.setattr(fused_plan, "declines_tensors", lambda *_: None)

@@ -199,9 +199,7 @@ class _Clip:
 def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether the folder already contains all of this phantom; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
-        with suppress(
-            FileNotFoundError, NotADirectoryError
-        ):  # a process that is done removes _BEGUN at any time
+        with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done removes _BEGUN
             text = (folder / name).read_text(encoding="utf-8")
             found = {"polyp_size": 1.0, "masks": False} | json.loads(text)
             if other := {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}:

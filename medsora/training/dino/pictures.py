@@ -17,7 +17,7 @@ from medsora.runtime.files import write_json, written_beside
 from medsora.runtime.progress_bar import progress_bar
 from medsora.saved.limits import read_json_object
 
-DIGESTS = "sha256"  # of the files beside the recipe
+DIGESTS = "sha256"  # key of the digests of the files beside the recipe
 FRAMES = 18  # one more than a clip's
 LOW_MOTION_PX = 0.05  # mean over a frame, below which a picture shows the estimator's noise
 

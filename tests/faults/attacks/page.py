@@ -23,7 +23,7 @@ UPLOAD_BYTES = 400 * 10**6
 RUNNING = 1  # sampling, beside those that wait
 API = "/gradio_api"
 FIELDS: dict[str, Any] = {"sampler": "ddim", "steps": 1, "seed": 0, "videos": 1, "label": "", "guidance": 2}
-FIELDS |= {"temperature": 1, "top_k": 0, "top_p": 1, "first_frame": None}  # of the tab "Sample", in its order
+FIELDS |= {"temperature": 1, "top_k": 0, "top_p": 1, "first_frame": None}  # in the order of the tab "Sample"
 
 
 def visit_page(clients: int, jobs: int) -> int:
