@@ -18,12 +18,15 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from medsora.config.load import config_to_dict
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
+from medsora.denoiser.linear import bf16_problem
 from medsora.errors import BadInput
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import check_agreement, join_group, start_heartbeat
 from medsora.training.randomness import derive_seed
 from medsora.training.run.folder import RunFolder
 from medsora.training.run.trackers import usable_trackers
+
+log = logging.getLogger(__name__)
 
 # Settings of `accelerate launch` that the loops do not follow: variable -> its name, what to do instead.
 UNSUPPORTED = {
@@ -63,12 +66,14 @@ def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
 
 
 def check_precision(precision: str) -> None:
-    """Raise `BadInput` for a precision that the device lacks.
+    """Raise `BadInput` for a precision that the device lacks; warn of bf16 that a CPU only emulates.
 
     fp16 needs the loss scaling of a CUDA GPU (on a CPU accelerate would quietly train in float32), bf16 on
     MPS needs macOS 14.
     """
     device = PartialState().device.type
+    if precision == "bf16" and device == "cpu" and (problem := bf16_problem(PartialState().device)):
+        log.warning("the precision bf16 may make a step several times slower than no does: %s.", problem)
     if precision == "fp16" and device != "cuda":
         raise BadInput(
             f"the precision fp16 needs a GPU with CUDA, but this run is on {device}: choose no or bf16."

@@ -79,6 +79,22 @@ def test_fp16_is_refused_on_a_cpu(cpu: Accelerator) -> None:
             module.check_precision("fp16")
 
 
+@pytest.mark.parametrize("problem", [None, "this processor lists no bf16 products"])
+def test_bf16_that_a_cpu_emulates_is_said(
+    cpu: Accelerator,
+    problem: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(module, "bf16_problem", lambda device: problem)
+    module.check_precision("no")
+    assert not caplog.messages
+    module.check_precision("bf16")
+    assert caplog.messages == [
+        f"the precision bf16 may make a step several times slower than no does: {problem}."
+    ] * (problem is not None)
+
+
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A stand-in for a Mac, whose MPS PyTorch reports."""
