@@ -97,7 +97,7 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
         targets = np.array([labels.index(label_of[name]) for name in names])
         others = [] if variant == SUPERVISED else unlabelled[variant].values
         losses = fixmatch_losses(model, [clips[name] for name in names], targets, others, recipe, size, kept)
-        train(model, recipe, seed, losses, evaluate)
+        train(model, recipe, seed, losses, evaluate, f"{variant}, seed {seed}")
         best = {name: max(evaluations, key=lambda each: each[0][name]) for name in (F1, BALANCED_ACCURACY)}
         weights = draws_of_test(len(truth))
         return {

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from medsora.data.reading.pixels import frames_to_video
 from medsora.errors import NonFiniteLoss
+from medsora.runtime.progress_bar import progress_bar
 from medsora.training.stage2.ema import Ema
 
 PUBLISHED_EPOCHS = 20
@@ -63,7 +64,12 @@ def given_recipe(options: argparse.Namespace) -> Recipe:
 
 
 def train(
-    model: nn.Module, recipe: Recipe, seed: int, losses: Sequence[tuple[int, Loss]], evaluate: Evaluate
+    model: nn.Module,
+    recipe: Recipe,
+    seed: int,
+    losses: Sequence[tuple[int, Loss]],
+    evaluate: Evaluate,
+    title: str = "training",
 ) -> None:
     """Train `model` on the sum of the losses of labelled and of unlabelled samples.
 
@@ -71,7 +77,8 @@ def train(
     samples a side has no part in the sum.
     Runs of one seed see the same labelled samples, changed alike, in the same order. `evaluate` is called
     with the averaged weights in `model` after the last step, and for a published recipe after each of its
-    epochs; its supervised runs are evaluated without the average. Raises `NonFiniteLoss`.
+    epochs; its supervised runs are evaluated without the average. `title` names the run in
+    the progress bar. Raises `NonFiniteLoss`.
     """
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -89,7 +96,7 @@ def train(
         batch = recipe.batch * (recipe.ratio if side else 1)
         sides += [(endless(count, random), batch, loss, random)] if count else []
     averaged = not recipe.published or losses[1][0]
-    for step in range(recipe.steps):
+    for step in progress_bar(title, range(recipe.steps), unit="step"):
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)

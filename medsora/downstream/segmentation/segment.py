@@ -66,7 +66,7 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
         others = [] if variant == SUPERVISED else [value[0] for value in unlabelled[variant].values]
         pictures = [labelled.values[row][0] for row in rows[seed]]
         losses = segmentation_losses(model, pictures, masks[rows[seed]], others, recipe, kept)
-        train(model, recipe, seed, losses, evaluate)
+        train(model, recipe, seed, losses, evaluate, f"{variant}, seed {seed}")
         weights = draws_of_test(len(truth))
         return {
             "scores": {name: float(values.mean()) for name, values in found.items()},

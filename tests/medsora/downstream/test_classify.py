@@ -64,6 +64,8 @@ def test_from_end_to_end_and_resumed(
     assert "4 runs to train" in capsys.readouterr().out
     assert not (folders / "out").exists()
     main(WORDS)
+    progress = capsys.readouterr().err
+    assert all(f"{variant}, seed 1: 100%" in progress for variant in ("supervised only", "ours"))
     page = (folders / "out" / "results.md").read_text()
     assert "| supervised only | 0 | 2 of 2 |" in page
     assert "| ours | 5 | 2 of 2 |" in page
