@@ -111,9 +111,10 @@ def _sample_tab(models: Models) -> None:
                 videos = gr.Number(
                     4, label=f"Videos, max {MAX_VIDEOS}", precision=0, elem_id="videos", min_width=100
                 )
-            button = gr.Button("Sample", variant="primary", elem_id="sample")
-            download = gr.DownloadButton("Download all", interactive=False, elem_id="download")
         with gr.Column(scale=3):
+            with gr.Row():  # here the buttons are in view at any height of the form
+                button = gr.Button("Sample", variant="primary", elem_id="sample")
+                download = gr.DownloadButton("Download all", interactive=False, elem_id="download")
             grid = gr.HTML(EMPTY, elem_id="grid")
             summary = gr.Markdown(elem_classes="summary", elem_id="summary")
     inputs = [name, sampler, steps, seed, videos, *conditions]
