@@ -33,7 +33,7 @@ from medsora.vae.shapes import FRAMES_PER_CHUNK, FRAMES_PER_LATENT
 
 LENGTHS = (16, 17)
 SIZE_PX = 64
-MIN_PSNR_GAIN_DB = 0.1  # about what two seeds of one kind differ by
+MIN_PSNR_GAIN_DB = 0.1  # approximate difference between two seeds of one kind
 CONFIG = Path(__file__).parents[1] / "configs" / "phantom.yaml"
 Scores = dict[str, float]
 

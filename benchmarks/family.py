@@ -2,7 +2,7 @@
 
 Systems of one size, at 16 to 128 frames of 128 to 512 pixels, batch 1: parameters, FLOPs, and measured turn
 by turn (A B A B, medians with ranges) the time of a denoising step, of a training step and of a video, and
-the peak of a training step in a process of its own. A video is as many denoising steps as `--steps` says,
+the peak of a training step in a process of its own. A video takes `--steps` denoising steps,
 without decoding; `tiny` on a CPU, and every size on a GPU, really takes them;
 others are stated as steps times.
 
@@ -246,7 +246,7 @@ def crossing(model: str, sizes: Sequence[int] = CROSSING_SIZES) -> float | None:
 
 
 def conclusions(points: Sequence[Point], tokens: float | None) -> list[str]:
-    """Return what the table says of Mamba and of compression, by FLOPs and by measured time."""
+    """Return the table's effects of Mamba and of compression, by FLOPs and by measured time."""
     largest = max(CROSSING_SIZES) // PIXELS_PER_TOKEN
     sentences = [
         f"By FLOPs of a step of {CROSSING_FRAMES} frames, Mamba is cheaper than attention from about "

@@ -29,8 +29,8 @@ COMPILING_S = 150  # the check of numbers runs meanwhile: it compiles most of al
 TIMED_PARTS = {"sample": 110, "train": 80, "growth": 30, "scan": 90}  # seconds at most
 LENGTHS = (1, 2, 31, 32, 33, 47, 48, 63, 64, 65, 300)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-STEP_TOLERANCE = 1e-3  # for a whole denoiser
-QUICK = ["--preset", "tiny", "--rounds", "2", "--batches", "1"]  # to try the parts out, on a CPU too
+STEP_TOLERANCE = 1e-3  # relative error of a denoiser's outputs
+QUICK = ["--preset", "tiny", "--rounds", "2", "--batches", "1"]  # a short trial of the parts, on a CPU too
 
 
 def main() -> int:

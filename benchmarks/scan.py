@@ -1,6 +1,6 @@
 """The scan alone at length 48 against mamba-ssm's own PyTorch reference: `python -m benchmarks.scan`.
 
-What a block of B asks for in space: eight rows and eight columns of 48 tokens per clip, two directions each.
+The spatial scans of a block of B: eight rows and eight columns of 48 tokens per clip, two directions each.
 The package's reference gets its sequences ready in scan order, one chunk each; ours fetches and puts back
 its own. `benchmarks.kernels` times the kernels beside each other; this one comparison needs no GPU.
 

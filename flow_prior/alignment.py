@@ -28,7 +28,7 @@ class AlignmentLoss:
 
 
 def noise_weight(t: Tensor) -> Tensor:
-    """Return g(t) = 1/(t+1): the noisier the latents, the less their features are asked for.
+    """Return g(t) = 1/(t+1): the noisier the latents, the less similar their features have to be.
 
     In float64 on a CPU; not every other device has it.
     """

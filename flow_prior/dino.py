@@ -38,7 +38,7 @@ class DinoEncoder(nn.Module):
 
     Attributes:
         depth: number of layers.
-        settings: what the JSON file says; None for a name of timm.
+        settings: contents of the JSON file; None for a name of timm.
         untrained: whether the weights are random.
 
     Raises:
@@ -90,7 +90,7 @@ class DinoEncoder(nn.Module):
         return self.network.forward_intermediates(
             (pictures - self.mean) / self.std,
             indices=list(layers),
-            stop_early=True,  # layers beyond the last one asked for are not computed
+            stop_early=True,  # layers beyond the last one needed are not computed
             intermediates_only=True,
         )
 

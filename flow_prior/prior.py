@@ -78,7 +78,7 @@ class FlowPrior(nn.Module):
 
     @property
     def untrained(self) -> bool:
-        """Whether the encoder has random weights, so that the targets teach nothing."""
+        """Whether the encoder has random weights, so that the alignment loss carries no signal."""
         return self.encoder.untrained
 
     def target_shape(self, grid: tuple[int, int, int], width: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-DIGEST = "sha256"  # in the metadata of a safetensors file
+DIGEST = "sha256"  # key in the metadata of a safetensors file
 
 
 def save_weights(state: Mapping[str, Tensor], path: str | Path) -> None:

@@ -17,7 +17,7 @@ from medsora.kernels.fused import plan as fused_plan
 
 
 def fused(backend: str, tokens: Tensor, *others: Tensor) -> bool:
-    """Whether kernels of our own take such tensors of a model whose scans ask for `backend`.
+    """Whether kernels of our own take such tensors of a model whose scans use `backend`.
 
     If so, `torch.ops.medsora` has them.
     """
@@ -58,7 +58,7 @@ def divided(branch: Tensor, mean_square: Tensor | None) -> Tensor:
 def add(
     x: Tensor, branch: Tensor, gate: Tensor, backend: str, mean_square: Tensor | None = None
 ) -> Tensor | Residual:
-    """x + gate·branch; where a kernel of our own adds it in `add_norm`, what is to be added."""
+    """x + gate·branch; for kernels that add it in `add_norm`, the summand alone."""
     residual = Residual(x, branch, gate, mean_square)
     return residual if fused(backend, x, branch, gate) else residual.sum()
 

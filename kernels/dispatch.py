@@ -149,7 +149,7 @@ def _check_shapes(zxbcdt: Tensor, weights: tuple[Tensor, ...], orders: Tensor | 
         raise ValueError(
             f"norm_weight has {d_inner} channels, {heads} heads of headdim {headdim} need {needed}."
         )
-    d_state, odd = (channels - d_inner) // 2, (channels - d_inner) % 2  # torch.compile knows no divmod
+    d_state, odd = (channels - d_inner) // 2, (channels - d_inner) % 2  # torch.compile has no divmod
     if d_state < 1 or odd:
         raise ValueError(
             f"conv_bias has {channels} channels where d_inner + 2*N with d_inner = {d_inner} is needed."

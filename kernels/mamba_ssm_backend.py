@@ -1,7 +1,7 @@
 """The scan by the package `mamba-ssm`, whose Triton kernels need a GPU. Imported late: the package is heavy.
 
 Two of its functions can serve: `mamba_split_conv1d_scan_combined` where the compiled `causal_conv1d_cuda` is
-present, else `mamba_chunk_scan_combined` after a plain convolution. `function_in_use()` says which.
+present, else `mamba_chunk_scan_combined` after a plain convolution. `function_in_use()` returns which.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medsora.kernels.matrix.orders import gather_in_order, invert_orders, scatter_to_tokens
 
-CHUNK = 256  # tokens: the package's own default
+CHUNK = 256  # tokens; the package's default
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from medsora.config.presets import NAMED_PRESETS
 from medsora.errors import bad_input_from_errors
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
 
-PIPED_WIDTH = 120  # characters, where no terminal says how wide it is
+PIPED_WIDTH = 120  # in characters, for output without a terminal
 # Commands with a parser of their own: module, whose `main(arguments, prog)` runs it; first arguments; help.
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "train-vae": ("medsora.training.stage1.command", (), "stage 1: fine-tune the VAE (train_vae.py)"),
@@ -47,9 +47,9 @@ def parser(prog: str = "medsora") -> argparse.ArgumentParser:
 def _add_new(commands: argparse._SubParsersAction) -> None:
     new = commands.add_parser(
         "new",
-        help="look at a folder of videos, write a config that fits it, say what is next",
-        description="Look at the videos in DIR; write PROJECT/config.yaml, which fits them and this machine, "
-        "with a reason on every line, and a contact sheet; print the next three commands. Asks nothing.",
+        help="check a folder of videos and write a config that fits it",
+        description="Check the videos in DIR; write PROJECT/config.yaml, which fits them and this machine, "
+        "with a reason on every line, and a contact sheet; print the next three commands. Not interactive.",
         epilog=EXIT_STATUSES,
     )
     new.set_defaults(work="medsora.project.new")
@@ -129,9 +129,9 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     add(
         "--layout",
         choices=LAYOUTS,
-        help="endora: of spatial and temporal blocks (default: as the file's arguments say, else interlaced)",
+        help="endora: order of spatial and temporal blocks (default: the file's, else interlaced)",
     )
-    add("--frames", type=int, default=16, metavar="F", help="endogen: of a clip (default: %(default)s)")
+    add("--frames", type=int, default=16, metavar="F", help="endogen: frames a clip (default: %(default)s)")
     add("--size", type=int, default=128, metavar="PX", help="endogen: side of a frame (default: %(default)s)")
 
 

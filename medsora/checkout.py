@@ -26,7 +26,7 @@ class CheckoutFinder(MetaPathFinder):
     """Finds `medsora.kernels` in `kernels/`, and `kernels` in another distribution, or else as ours."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """Return the module's spec, or None for a name that other finders know."""
+        """Return the module's spec, or None for a name of other finders."""
         top, _, rest = name.partition(".")
         if top == "medsora" and rest in BESIDE:
             folder = ROOT / rest
@@ -94,7 +94,7 @@ def install() -> bool:
 
 
 def import_again(name: str) -> None:
-    """Import `name` anew, which began as a folder's own name before the finder was installed."""
+    """Import `name` again, which was imported by its folder's name before the finder was installed."""
     found = install()
     del sys.modules[name]
     if found:

@@ -40,7 +40,7 @@ class GaussianDiffusion:
         beta = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
         alpha_bar = torch.cumprod(1 - beta, dim=0)
         alpha_bar_before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-        # The variance of q(z_{t-1} | z_t, z_0). It is 0 at t = 0; its logarithm takes the next one's there.
+        # The variance of q(z_{t-1} | z_t, z_0). It is 0 at t = 0, where its logarithm is that of t = 1.
         beta_tilde = beta * (1 - alpha_bar_before) / (1 - alpha_bar)
         self.steps = steps
         self.alpha_bar = alpha_bar

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 
 class BadInput(ValueError):
-    """The user's input cannot be used; the message is one sentence that says what to do. Exit status 2."""
+    """The user's input cannot be used; the message is one sentence with the remedy. Exit status 2."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -36,7 +36,7 @@ class LostProcess(RuntimeError):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, finished its step and saved itself. Exit status 75."""
+    """The run received a stop request, finished its step and saved its state. Exit status 75."""
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def check_limits(options: Namespace, limits: Mapping[str, tuple[float, float]]) 
 
 
 def one_line(text: str) -> str:
-    """Return `text` with whatever does not print written out: files' names may hold line ends and worse."""
+    """Return `text` with unprintable characters escaped: file names may contain line ends and worse."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
     )

@@ -76,7 +76,7 @@ def draw_curves(path: Path, log: list[dict[str, float]], prefix: str, title: str
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as its path's ending says; an SVG without its date, so that equal figures are equal."""
+    """Write a figure in the format of its path's suffix; SVGs without a date, to be reproducible."""
     with written_beside(path) as beside:
         figure.savefig(beside, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
 

@@ -40,7 +40,7 @@ SCHEDULE = {
     "timestep_spacing": "trailing",
 }
 LEARNED_VARIANCE = "learned_range"
-DENSE_POWER = 2.0  # of UniPC's timesteps
+DENSE_POWER = 2.0  # exponent of the spacing of UniPC's timesteps
 NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
@@ -246,7 +246,7 @@ def prepare_scheduler(scheduler: SchedulerMixin, steps: int, sampler: str | None
     wrong = [t for t in fresh.timesteps.tolist() if t != int(t) or not 0 <= t < TRAIN_STEPS]
     if wrong:
         raise BadInput(
-            f"the {name} asks for timestep {wrong[0]:g}, but the denoiser was trained at whole ones from 0 "
+            f"the {name} needs timestep {wrong[0]:g}, but the denoiser was trained at whole ones from 0 "
             f"to {TRAIN_STEPS - 1}; set timestep_spacing to 'trailing', steps_offset to 0 and "
             "use_karras_sigmas to False."
         )
@@ -279,9 +279,9 @@ def sample(
             sample's noise does not depend on those beside it.
         callback: called after every step with its number (from 0), its timestep and the latents; latents that
             it returns take their place.
-        interrupted: asked before every step; True leaves the latents as they are then.
+        interrupted: called before every step; True ends sampling and returns the latents so far.
         given: the first latents (B or 1, k, ...) if they are known: they stay as they are, free of noise, and
-            `denoise` gets timesteps (B, n) that say so (`CLEAN`).
+            `denoise` gets timesteps (B, n) that mark them (`CLEAN`).
 
     Raises:
         BadInput: for eta outside 0..1, with a scheduler that has none, or without generators.

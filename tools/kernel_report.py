@@ -54,13 +54,13 @@ LOOPS = {
     "norm_backward": ("rows_per_program",),
     "conv_backward": ("blocks_per_program", "ALL_ORDERS", "HEAD_BLOCKS"),
 }
-# Of the tokens' columns (gate, x, B, C, Δ) these kernels read or write the gate alone.
+# Kernels that read or write only the gate among the tokens' columns (gate, x, B, C, Δ).
 GATE_COLUMNS = ("norm_forward", "norm_backward")
 TOKENS = ("zxbcdt", "grad_zxbcdt")
 # Bars of a sampling step in bf16.
 MIN_SCAN_PROGRAMS = 4  # per multiprocessor at once
 MAX_LAUNCHES_OF_A_BLOCK = 15
-MAX_TIMES_THE_FLOOR = {1: 5.0, 32: 1.7}  # by batch, of B
+MAX_TIMES_THE_FLOOR = {1: 5.0, 32: 1.7}  # batch size of preset B -> limit
 REGISTERS_OF_A_PROCESSOR, RESERVED_SHARED_BYTES = 65536, 1024
 SCHEDULERS = 4  # per multiprocessor
 
@@ -93,7 +93,7 @@ class Model:
     )
     product_tiles: tuple[int, ...] = (64, 128)  # rows and columns of a product for one multiprocessor
     product_s: float = 0.3e-6  # per 64 terms of a product's sums, one after another
-    start_s: float = 2e-6  # first access to last, of a kernel that has next to nothing to do
+    start_s: float = 2e-6  # from first to last access, for a kernel with almost no work
     gap_s: float = 1e-6  # from a kernel's end to the next one's start
     cycles_between: int = 4  # between two instructions of a warp: few are ready earlier
 

@@ -103,7 +103,7 @@ def blocks_of(path: Path) -> list[Block]:
 
 
 def pages(root: Path = ROOT) -> list[Path]:
-    """Return the pages of the menu in its order, README last: it walks the same road with the same names."""
+    """Return the pages in the menu's order, README last: it runs the same commands with the same names."""
     menu = yaml.safe_load((root / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     listed = []
     while menu:

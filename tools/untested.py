@@ -136,7 +136,7 @@ def main() -> int:
 
 
 def try_module(name: str, path: Path, test_files: Sequence[Path], limit_s: float, results: Path) -> list[str]:
-    """Return the functions of one module that no test notices, and say how each of them did."""
+    """Return the functions of one module that no test notices, and print the outcome of each."""
     if not _defines_functions(path):
         return []
     fixtures = {folder / "conftest.py" for file in test_files for folder in file.parents}

@@ -50,7 +50,7 @@ class StrictModel(ModelMixin, ConfigMixin):
         return (vae, loading) if with_info else vae
 
     def base_settings(self) -> dict[str, Any]:
-        """The settings of `base_class` that make the base anew."""
+        """The settings of `base_class` that rebuild the base."""
         return dict(self.config.base_config)
 
     def base_state_dict(self) -> dict[str, Tensor]:

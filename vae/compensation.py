@@ -132,7 +132,7 @@ def add_compensation(base: AutoencoderKLCogVideoX, kind: str) -> None:
     """Put the modules into `base`, in place (Figure 4). The base's own parameters keep their names.
 
     - Encoder: a `SpatialCompensation` as the last layer before every spatial down-sampling.
-    - Decoder: a `CausalCompensation` or `StandardCompensation`, as `kind` says, in the middle of every up
+    - Decoder: a `CausalCompensation` or `StandardCompensation`, by `kind`, in the middle of every up
       block, after the first half of its resnets.
 
     Raises `ValueError` for a kind that is neither "causal" nor "standard".
@@ -169,7 +169,7 @@ def _zeroed(convolution: nn.Conv2d | nn.Conv3d) -> nn.Conv2d | nn.Conv3d:
 
 @contextmanager
 def compensation_off(model: nn.Module) -> Iterator[None]:
-    """Let every compensation inside `model` add nothing for a while: what is left is the frozen base."""
+    """Disable every compensation inside `model` temporarily, which leaves the frozen base."""
     handles = [
         module.register_forward_hook(lambda module, inputs, output: (inputs[0], output[1]))
         for _, module in compensation_modules(model)

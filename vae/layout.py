@@ -13,7 +13,7 @@ from torch import nn
 def channels_last(model: nn.Module) -> Iterator[None]:
     """Let 3-D convolutions' weights lie as a GPU is fastest with them, and afterwards as before.
 
-    Numbers stay the same, and whoever shares the model finds it as it was.
+    Values stay the same, and other users of the model find it unchanged.
     """
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv3d)]
     try:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from medsora.vae.tokenizer import TokenizerOutput
 
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
-MIN_VARIANCE = 1e-12  # of a frame of one colour
-SHARPNESS_TOLERANCE = 0.2  # decades
+MIN_VARIANCE = 1e-12  # lower bound; a frame of one colour has variance 0
+SHARPNESS_TOLERANCE = 0.2  # decades of variance
 MOTION_BLOCK_PX = 16
 MIN_CHANGE = 1e-5  # mean square; its root is 0.4 of 255 grey levels
 
@@ -172,7 +172,7 @@ def motion_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean distance, in decades, between how much neighbouring frames change: a scalar; 0 for one frame.
 
     The change of a block of `MOTION_BLOCK_PX` pixels is `log_change`. Frames that share a latent are blurred
-    over one another where L1 cannot tell them apart: texture then moves less than it did.
+    into one another where L1 cannot distinguish them, so that texture moves less than in the target.
     """
     if target.shape[1] == 1:
         return prediction.new_zeros(())

@@ -30,7 +30,7 @@ from medsora.vae.video_vae import Generators, VideoVAE, draw
 class VAEOutput:
     """One differentiable pass: pixels `(B, F, 3, H, W)` and the unscaled moments `(B, n, C, h, w)`.
 
-    `coarse`, if asked for, is what the decoder makes of the latents at half their height and width.
+    `coarse`, if requested, is decoded from the latents at half their height and width.
     """
 
     reconstruction: Tensor
@@ -97,7 +97,7 @@ class FrequencyCompensatedVAE(VideoVAE):
         """The base's settings, with the scaling factor that was measured."""
         return super().base_settings() | {"scaling_factor": self.scaling_factor}
 
-    # Which parameters learn
+    # Trainable parameters
 
     def compensation_parameters(self) -> list[nn.Parameter]:
         """The parameters that the paper trains (§3.3)."""
@@ -115,7 +115,7 @@ class FrequencyCompensatedVAE(VideoVAE):
             parameter.requires_grad_(True)
 
     def trainable_parameters(self, train: str) -> list[nn.Parameter]:
-        """Freeze and thaw as `train` says; return what learns.
+        """Freeze and unfreeze parameters by `train`; return those that are trained.
 
         `compensation` is what the paper trains, `decoder` leaves the latents as they are, `all` trains the
         base too. Raises `ValueError` for another word, and for `compensation` where there is none.

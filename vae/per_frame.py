@@ -21,7 +21,7 @@ from medsora.vae import shapes
 from medsora.vae.base import base_from_config, load_base
 from medsora.vae.video_vae import VideoVAE
 
-FRAMES_AT_ONCE = 8  # without gradients: what bounds the memory of encoding and decoding
+FRAMES_AT_ONCE = 8  # bounds the memory of encoding and decoding without gradients
 
 
 class PerFrameVAE(VideoVAE):

@@ -6,10 +6,10 @@ For anything else diffusers silently returns another frame count than it was giv
 
 from __future__ import annotations
 
-FRAMES_PER_CHUNK = 8  # the base encodes 8 frames at a time, whatever its config says
+FRAMES_PER_CHUNK = 8  # the base encodes 8 frames at a time, regardless of its config
 LATENTS_PER_CHUNK = 2
 FRAMES_PER_LATENT = FRAMES_PER_CHUNK // LATENTS_PER_CHUNK
-PIXELS_PER_LATENT = 8  # along a side
+PIXELS_PER_LATENT = 8  # along each side
 SIDE_MULTIPLE = 2 * PIXELS_PER_LATENT  # the denoiser's patches divide by another 2
 
 

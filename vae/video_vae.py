@@ -1,7 +1,7 @@
-"""What every VAE here does: video to scaled latents and back, in shapes that it can return.
+"""Base class of all VAEs: video to scaled latents and back, in valid shapes.
 
 Shapes: video `(B, F, 3, H, W)`, RGB in [-1, 1]; latents `(B, n, C, h, w)`. `scale` and `unscale` are the only
-two places that know `scaling_factor`: everything outside works on scaled latents.
+two places that use `scaling_factor`: everything else works on scaled latents.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from medsora.vae.base import StrictModel
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
-VIDEOS_AT_ONCE = 4  # without gradients: what bounds the memory of encoding and decoding
+VIDEOS_AT_ONCE = 4  # bounds the memory of encoding and decoding without gradients
 
 
 class VideoVAE(StrictModel):
     """Base class of VAEs: `self.base`, of `base_class`, is diffusers' model, whose latents are unscaled.
 
-    A subclass has the setting `scaling_factor`, and says what its latents are by the class's attributes,
+    A subclass has the setting `scaling_factor` and defines its latents by the class's attributes,
     `encode_moments` and `_decode`. Those here are the causal VAE's.
     """
 
-    # Which videos it takes and what its latents stand for; `vae.shapes` explains the numbers.
+    # Valid video shapes, and the frames and pixels of a latent; `vae.shapes` explains the numbers.
     frames_per_latent: ClassVar[int] = shapes.FRAMES_PER_LATENT
-    frames_per_chunk: ClassVar[int] = shapes.FRAMES_PER_CHUNK  # that it encodes together
+    frames_per_chunk: ClassVar[int] = shapes.FRAMES_PER_CHUNK  # frames encoded together
     pixels_per_latent: ClassVar[int] = shapes.PIXELS_PER_LATENT  # along a side
     frames_to_latents = staticmethod(shapes.frames_to_latents)
     check_video_shape = staticmethod(shapes.check_video_shape)

@@ -64,7 +64,7 @@ class Settings(dict):
     """Settings by key and by attribute, as diffusers' FrozenDict."""
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self:  # copying asks for methods that a dictionary does not have
+        if name not in self:  # copying looks up methods that a dictionary does not have
             raise AttributeError(name)
         return self[name]
 

@@ -54,7 +54,7 @@ def torch_scan(mamba: Mamba2, zxbcdt: Tensor) -> Tensor:
 
 
 def package_scan(mamba: Mamba2, zxbcdt: Tensor) -> Tensor:
-    """The package mamba-ssm's kernels, on a GPU (`kernels.mamba_ssm_backend.function_in_use` says which)."""
+    """The package mamba-ssm's kernels, on a GPU (which: `kernels.mamba_ssm_backend.function_in_use`)."""
     return mamba_ssm_backend.scan_sequences(zxbcdt, *_weights(mamba), mamba.headdim, mamba.norm.eps)
 
 
@@ -72,7 +72,7 @@ def spiral_lists(frames: int, side: int, variant: int) -> tuple[list[int], list[
 
 
 class ReferenceWiring(PlainMedSora):
-    """`PlainMedSora` around a `MedSora`'s own parameters; `scan` says how one scan is computed."""
+    """`PlainMedSora` around a `MedSora`'s own parameters; `scan` computes one scan."""
 
     def __init__(self, model: MedSora, scan: Scan = matrix_scan) -> None:
         settings = {name: getattr(model.config, name) for name in SETTINGS}

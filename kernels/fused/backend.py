@@ -45,7 +45,7 @@ def _no_launcher() -> str | None:
     """Why Triton can launch nothing here, or None: it builds its launcher with a C compiler at first use."""
     try:
         _ = importlib.import_module("triton.runtime").driver.active.utils
-    except Exception as error:  # whatever a compiler, a header or a driver may say
+    except Exception as error:  # any failure of a compiler, a header or a driver
         first = (str(error) or type(error).__name__).splitlines()[0]
         return f"Triton cannot build its launcher here ({first}); it needs a C compiler and Python's headers"
     return None

@@ -25,8 +25,8 @@ from medsora.kernels.fused.plan import (
     on,
 )
 
-ELEMENTS = 1024  # that a program of an elementwise kernel computes
-UNIT = 16  # elements that the count of most tensors divides by
+ELEMENTS = 1024  # elements per program of an elementwise kernel
+UNIT = 16  # divides the number of elements of most tensors
 
 
 @triton.jit(do_not_specialize=("frames", "length"))

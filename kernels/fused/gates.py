@@ -50,7 +50,7 @@ def gated(
 
 @triton.jit(do_not_specialize=("rows",))
 def gates_kernel(
-    y,  # (2, rows, WIDTH): what was scanned along the height, along the width
+    y,  # (2, rows, WIDTH): outputs of the scans along the height and along the width
     height_weight,  # (WIDTH, WIDTH), and bias (WIDTH,)
     height_bias,
     width_weight,

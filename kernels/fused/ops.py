@@ -9,15 +9,15 @@ import triton.language as tl
 
 from medsora.kernels.fused.plan import interpreted
 
-# Of products of float32: three of TF32 each, as exact as float32 to the last bits. "ieee" leaves the tensor
-# cores and makes so much code of these tiles that compiling takes minutes and registers spill.
+# Precision of float32 products: three TF32 products each, exact to float32's last bits. "ieee" does not use
+# tensor cores and generates so much code for these tiles that compiling takes minutes and registers spill.
 PRECISION = tl.constexpr("tf32x3")
 
 # Where sums of ΔA are subtracted (bf16, float16), a step's ΔA is at least this: e^-32 is negligible, and
 # the sums of a tile's 64 steps stay right to 2e-4.
-LOWEST_STEP = tl.constexpr(-32.0)
+MIN_STEP = tl.constexpr(-32.0)
 LOG2_E = tl.constexpr(1.4426950408889634)
-MAX_EXPONENT = tl.constexpr(64.0)  # 2^64·0 is 0: what a row must not see vanishes without a mask
+MAX_EXPONENT = tl.constexpr(64.0)  # 2^64·0 is 0: masked entries vanish without a mask
 INTERPRETED = tl.constexpr(interpreted())
 
 # Sizes that differ from batch to batch and from clip to clip: no kernel is compiled for one of them alone.
@@ -110,7 +110,7 @@ def tile_steps(tile, chunk, sequences, steps, Q: tl.constexpr, PACKED: tl.conste
 
 @triton.jit
 def read_rows(convolved, row, inside, columns, exists, CHANNELS: tl.constexpr):
-    """Columns of what was convolved, 0 for rows that do not exist: (Q, columns)."""
+    """Columns of the convolved tokens, 0 for rows that do not exist: (Q, columns)."""
     mask = inside[:, None] & exists[None, :]
     return tl.load(convolved + row[:, None] * CHANNELS + columns[None, :], mask=mask, other=0.0)
 
@@ -126,7 +126,7 @@ def activated(values, ACTIVATED: tl.constexpr, EXACT: tl.constexpr):
 @triton.jit
 def log2_reached(decay, past, PACKED: tl.constexpr):
     """Sum of ΔA from the start of each row's sequence to the row, which counts, and of all rows; base 2."""
-    step = tl.maximum(decay, LOWEST_STEP) * LOG2_E + (decay - decay)  # NaN stays NaN
+    step = tl.maximum(decay, MIN_STEP) * LOG2_E + (decay - decay)  # NaN stays NaN
     reached = tl.cumsum(step) if PACKED == 1 else tl.sum(tl.where(past, step[None, :], 0.0), axis=1)
     return reached, tl.sum(step)
 

@@ -83,7 +83,7 @@ def split_of_a_head(headdim: int, d_state: int, steps: int, memory: int) -> int:
 def shared_bytes(channels: int, d_state: int, steps: int) -> int:
     """Shared memory of a program of so many channels of a head, in sequences of so many steps, at most.
 
-    A bound on what the compiler asks for, forward and backward, in every dtype, beside which
+    A bound on what the compiler allocates, forward and backward, in every dtype, beside which
     tests/support/triton/compile_triton.py prints it. States of 256 in 16 channels take 96 KiB, which every
     GPU has that the kernels run on.
     """

@@ -1,4 +1,4 @@
-"""The fused scan as PyTorch operators: launch sizes, buffers, and what autograd and torch.compile must know.
+"""The fused scan as PyTorch operators: launch sizes, buffers, registration with autograd and torch.compile.
 
 Forward: three launches (convolution along all orders; their scan; gate, norm and sum). Backward: convolution
 and scan again, then norm, scan and convolution. Only the inputs are saved. Nothing synchronises with the host
@@ -18,7 +18,7 @@ from medsora.kernels.fused import forward as triton_forward
 from medsora.kernels.fused import plan as fused_plan
 from medsora.kernels.fused.plan import MAX_TILE_STEPS, chunked_tile, on, split_of_a_head
 
-PROGRAMS_PER_PROCESSOR = 4  # fewer heads per program where there would be less than that to do
+PROGRAMS_PER_PROCESSOR = 4  # minimum; below it, a program takes fewer heads
 MAX_REGISTERS = 128  # per thread in a scan of short sequences: four programs fit a multiprocessor
 FEW_STEPS, MANY_STEPS = (16, 4), (32, 2)  # steps and warps of a program of the convolution
 MAX_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients
@@ -85,7 +85,7 @@ class Launch:
         return self.d_inner + 2 * self.d_state
 
     def backward_bytes(self, itemsize: int) -> int:
-        """Bytes of a batch element in a backward pass: y, what is convolved and its gradient, Δ, states."""
+        """Bytes of a batch element in a backward pass: y, convolved tokens and their gradient, Δ, states."""
         values = self.d_inner + self.channels + self.d_inner + self.head_blocks * 2 * self.d_state
         states = self.sequence_tiles * self.d_state * self.d_inner * 4 if self.chunks > 1 else 0
         return self.all_orders * (self.tokens * (values * itemsize + 2 * self.heads * 4) + states)
@@ -395,7 +395,7 @@ def _scan(
     backward: bool,
     norm: tuple[Tensor, Tensor, float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y of every order (axes*k, b, T, d_inner), what was convolved, and the states that enter each chunk.
+    """y of every order (axes*k, b, T, d_inner), the convolved tokens, and the states that enter each chunk.
 
     A backward pass needs the convolution before SiLU, and the states. With `norm`, its weight, mean squares
     to be written and eps, y is gated.

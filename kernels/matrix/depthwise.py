@@ -1,7 +1,7 @@
-"""The causal depth-wise convolution along sequences, and its gradients, by what is fastest where they are.
+"""The causal depth-wise convolution along sequences, and its gradients, by the fastest operator per device.
 
 On a CPU the products with the taps are oneDNN's, which reads steps (..., l, c) as they lie; PyTorch's own
-road to it rearranges them. Its gradient of the taps is slow on short sequences, so that is a sum over steps.
+path to it rearranges them. Its gradient of the taps is slow on short sequences, so that is a sum over steps.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ONEDNN_CHANNELS = 16  # a multiple of these, else oneDNN falls back to slow code
-SUMMED_AT_ONCE = 2**14  # numbers of one step of all sequences: fewer, and starting a sum takes longer than it
+ONEDNN_CHANNELS = 16  # oneDNN is slow for channel counts that are no multiple of this
+SUMMED_AT_ONCE = 2**14  # minimum elements of one step of all sequences for which a separate sum pays
 
 
 def causal_conv(steps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def gated_norm_sum(y: Tensor, z: Tensor, weight: Tensor, axes: int, eps: float |
     """Sum over an axis's k orders of RMSNorm(y·SiLU(z)): y (b, a·k, T, c), z (b, T, c) -> (b, a, T, c).
 
     In float32 (float64 for float64 tokens), given back in y's dtype; eps may be per token,
-    (b, a·k, T, 1). Where no gradient can be asked for, y's memory is used for it.
+    (b, a·k, T, 1). Where no gradient is recorded, the result overwrites y.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or y.itemsize < torch.float32.itemsize:
         return _GatedNormSum.apply(y, z, weight, axes, eps)
@@ -76,7 +76,7 @@ class _GatedNormSum(torch.autograd.Function):
 
 
 def _total(x: Tensor, dim: int, times: Tensor | None = None) -> Tensor:
-    """Sum over a dimension of few and large parts, multiplied if asked: faster part by part on a CPU."""
+    """Sum over a dimension of few, large slices, optionally weighted: slice by slice is faster on a CPU."""
     if times is None:
         first, *others = x.unbind(dim)
         return sum(others, first)

@@ -32,7 +32,7 @@ MIN_DELTA = 1e-30  # smaller Δ count as this; Δ is 0 in steps that only fill a
 # overflow in products with gradients up to 1e29.
 EXPONENTS = -100, 30
 MIN_STEP_EXPONENT = EXPONENTS[0]  # a single step decays no further
-GROUP = 16  # steps whose decays are counted from one of them: sums of few steps keep their digits
+GROUP = 16  # steps whose decays are relative to one of them: sums of few steps lose no precision
 
 
 def scan(
@@ -51,7 +51,7 @@ def scan(
     """Mamba-2 of projected tokens (b, T, 2*h*p + 2*n + h) along orders (axes, k, S, l): (axes, b, T, h*p).
 
     Products run in the tokens' dtype; decays, Δ and the norm in float32 (float64 for float64 tokens).
-    `kernels.mamba2_scan` says what the arguments are.
+    `kernels.mamba2_scan` documents the arguments.
     """
     weights = (conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
     run = partial(_scan, zxbcdt, weights, orders=orders, headdim=headdim, eps=eps)
@@ -111,7 +111,7 @@ def _one_chunk(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Te
 
 
 class _OneChunk(torch.autograd.Function):
-    """Keeps what it was given and nothing else: the matrices are made anew for the gradients."""
+    """Saves only its inputs: the matrices are recomputed for the gradients."""
 
     @staticmethod
     def forward(ctx, x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def _weights(decay: Tensor, dt: Tensor) -> Tensor:
     """Δ_s exp(sum of ΔA after step s up to step t), in one piece: (b, r, q, h) -> (b, r, h, q, q).
 
     Where s is later than t it has no meaning, which `_alike` leaves out: there are h times as many of these.
-    The diagonal is Δ, rounded: callers put what is exact there.
+    The diagonal is Δ, rounded: callers overwrite it with the exact values.
     Exponents are differences of sums, which each group of steps t counts from its middle. A step's is -100 at
     least, so sums inside a group are within 1024 in float32, and rounding two of them changes a weight by at
     most 2·2^-15·ln 2 = 4.2e-5 of itself; larger sums belong to weights of which nothing is left.

@@ -18,8 +18,8 @@ def make_parser(prog: str = "python -m medsora.app") -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Play with a trained model in a browser: sample, download, compare two of them. "
-        "Only this machine can open it unless --host says otherwise.",
+        description="Sample a trained model in a browser, download its videos, compare two models. "
+        "Only this machine can open the page unless --host is set.",
         epilog=EXIT_STATUSES,
     )
     add = parser.add_argument

@@ -57,7 +57,7 @@ def condition_fields(models: Models, name: gr.Dropdown, place: str) -> list[gr.c
     ]
     picture = gr.Image(
         type="filepath",
-        image_mode=None,  # the file as it came: another mode would be written anew, with losses
+        image_mode=None,  # the uploaded file: any other mode is re-encoded, with losses
         sources=["upload"],
         label="First frame, if you like",
         visible=takes_picture,

@@ -7,8 +7,8 @@ from ipaddress import ip_address
 from typing import Any
 
 MAX_UPLOAD_BYTES = 20 * 10**6
-MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 10**5  # with what a browser writes around the file
-MAX_QUEUED = 32  # samplings that wait; further ones are refused in one line
+MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 10**5  # the file and a browser's multipart headers
+MAX_QUEUED = 32  # waiting samplings; further requests are refused
 Message = MutableMapping[str, Any]
 
 
@@ -20,7 +20,7 @@ class Gate:
     - under another name than an address, `localhost` or one of `names`: a page of a stranger whose name leads
       here (DNS rebinding) would otherwise be taken for this page by a visitor's browser;
     - that the page of another name or port makes a visitor's browser send (its `Origin`);
-    - with more than `MAX_BODY_BYTES`, or without saying how much.
+    - with more than `MAX_BODY_BYTES`, or without a Content-Length.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], names: Iterable[str] = ()) -> None:
@@ -47,19 +47,19 @@ class Gate:
 
     def refusal(self, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         """Return status and sentence for a request that is not passed on, or None."""
-        if not self.knows(headers.get(b"host", b"").decode("latin-1")):
+        if not self.is_host(headers.get(b"host", b"").decode("latin-1")):
             return 421, "This page does not answer under that name; start it with --name NAME if it should."
         if not self.is_own(headers.get(b"origin"), headers.get(b"host", b"")):
-            return 403, "This page answers no requests that another one sends."
+            return 403, "Requests from other web pages are refused."
         length = headers.get(b"content-length", b"0")
         if b"transfer-encoding" in headers or not length.isdigit():
-            return 411, "Say how much is sent (Content-Length)."
+            return 411, "The request has no Content-Length."
         if int(length) > MAX_BODY_BYTES:
             return 413, f"An upload may have at most {MAX_UPLOAD_BYTES // 10**6} MB."
         return None
 
     def is_own(self, origin: bytes | None, host: bytes) -> bool:
-        """Whether a request has no Origin, or that of the page that it asks, or that of a given name."""
+        """Whether a request has no Origin, the Origin of this page, or that of a given name."""
         if origin is None:
             return True
         place = origin.decode("latin-1").lower().partition("://")[2]
@@ -67,7 +67,7 @@ class Gate:
         given = name in self.names and name != "localhost" and not _is_address(name)
         return given or place == host.decode("latin-1").strip().lower()
 
-    def knows(self, host: str) -> bool:
+    def is_host(self, host: str) -> bool:
         """Whether a Host header names this page: an address, with or without a port, or a known name."""
         name = _name(host)
         return name in self.names or _is_address(name)

@@ -74,7 +74,7 @@ class Models:
 def _choices(model: str) -> dict[str, Callable[[], ModelFolder]]:
     folder = Path(model)
     if not folder.is_dir() or (folder / "model_index.json").is_file():
-        found = find_pipeline(model)  # visitors are not told where on this machine it lies
+        found = find_pipeline(model)  # the name that visitors see contains no path
         name = "/".join(folder.parts[-2:]) if folder.is_absolute() else model.rstrip("/")
         return {name: lambda: found}
     run = stage_2_folder(folder)

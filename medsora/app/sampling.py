@@ -35,7 +35,7 @@ PATH = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"(){};,:]+/)+(?=[^\s/])")
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What to sample; video k has the seed `seed` + k. Raises `BadInput` for what is not possible.
+    """A sampling request; video k has the seed `seed` + k. Raises `BadInput` for invalid values.
 
     Without a `label`, `guidance` does not count. `first_frame` is the path of a picture. `kind` is that of
     the model (`ModelFolder.kind`): `sampler`, `steps` and `first_frame` count for `MEDSORA` alone,
@@ -163,7 +163,7 @@ def _diffusion_options(pipeline: SavedPipeline, request: SampleRequest) -> dict[
     if (work := int(request.steps) * int(request.videos) * config.frames) > MAX_WORK:
         raise BadInput(
             f"{request.steps:,} steps of {request.videos} videos of {config.frames} frames are {work:,} "
-            f"frames to denoise, more than {MAX_WORK:,}: ask for fewer steps or videos."
+            f"frames to denoise, more than {MAX_WORK:,}: choose fewer steps or videos."
         )
     first = None
     if request.first_frame:
@@ -189,7 +189,7 @@ def _new_folder() -> Path:
 
 
 def pack(paths: list[Path], model: str, request: SampleRequest) -> Path:
-    """Return a zip of the videos and a manifest that says what they are, beside the first."""
+    """Return a zip of the videos and a manifest that describes them, beside the first."""
     other = OF_DIFFUSION if request.kind == ENDOGEN else OF_CODES
     settings = {key: value for key, value in asdict(request).items() if key not in (*other, "kind")}
     manifest: dict[str, Any] = {"synthetic": True, "note": SYNTHETIC, "model": model, **settings}

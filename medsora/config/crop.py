@@ -7,7 +7,7 @@ from typing import Any
 from medsora.errors import BadInput
 
 Crop = str | tuple[float, float, float, float]  # "auto", "none", or parts at the top, bottom, left and right
-MAX_PART = 0.95  # a cut must leave something of a side
+MAX_PART = 0.95  # maximum share of a side that is cropped
 
 
 def checked_crop(crop: Any, name: str) -> Crop:
@@ -38,7 +38,7 @@ def crop_of_generated(crop: Crop) -> Crop:
 
 
 def crop_in_words(crop: Crop) -> str:
-    """What a protocol says about it."""
+    """Return the description of a crop for an evaluation's protocol."""
     if crop == "auto":
         return "every video's own black borders are cut off first, as in training with data.crop: auto"
     if crop == "none":

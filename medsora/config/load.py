@@ -1,4 +1,4 @@
-"""YAML file -> checked `Config`, or one sentence that names the file or key and says what to do."""
+"""YAML file -> checked `Config`, or one sentence that names the file or key and the remedy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from medsora.runtime.files import read_patiently
 OUTPUTS = tuple(name for name, key in all_keys().items() if key.output)
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 100_000, 20
 MAX_NUMBER = 2**53
-MAX_CHARACTERS = 4096  # in a value on the command line; no path is longer
+MAX_CHARACTERS = 4096  # maximum length of a value on the command line; no path is longer
 COMMAND_LINE = "the command line"
 NULLS = ("null", "~")
 # Numbers that YAML 1.1 reads as others than a reader does: 010 is 8, 0x10 16, 1_0 10, 1:30 90.
@@ -167,7 +167,7 @@ def _read_bounded(path: Path) -> str:
 
 
 def _from_overrides(overrides: list[str]) -> DictConfig:
-    """Return `key=value` words as a config: text literally, null and whatever is quoted as YAML has it."""
+    """Return `key=value` words as a config: text literally, null and quoted values as in YAML."""
     typed = OmegaConf.create()
     for override in overrides:
         key, sign, value = override.partition("=")
@@ -222,7 +222,7 @@ def _check_outputs(values: Any, source: str) -> None:
         if isinstance(place, str) and (PurePath(place).is_absolute() or ".." in PurePath(place).parts):
             raise BadInput(
                 f"{source}: {key} is '{place}', but a config file writes only below the folder it is run "
-                f"from; say {key}={place} on the command line if you mean it."
+                f"from; to allow it, set {key}={place} on the command line."
             )
 
 

@@ -24,7 +24,7 @@ ENDOGEN_PRESETS: dict[str, dict[str, Any]] = {
     "L": {"width": 1024, "depth": 24, "heads": 16, "hidden": 2816},
     "XL": {"width": 1280, "depth": 36, "heads": 20, "hidden": 3584},
 }
-# What `denoiser.preset` may name: the denoiser's class and its own name of the size.
+# Values of `denoiser.preset`: the denoiser's class and its own name of the size.
 NAMED_PRESETS: dict[str, tuple[str, str]] = {
     **{name: ("MedSora", name) for name in PRESETS},
     **{f"endora-{name}": ("Endora", name) for name in ENDORA_PRESETS},

@@ -1,4 +1,4 @@
-"""`python -m medsora.config.reference`: write what the schema says of every key, for readers and for editors.
+"""`python -m medsora.config.reference`: write the reference of all keys, for readers and for editors.
 
 docs/configuration.md   a table per section
 configs/schema.json     JSON schema, with which editors complete and check the YAML files

@@ -32,7 +32,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def shipped_file(name: str | None) -> str | None:
-    """Return the path `name` of a config's value; "configs/..." that is not here is what is shipped so."""
+    """Return the path for a config's value `name`; "configs/..." that is missing here is the shipped file."""
     if name is None or Path(name).exists() or PurePath(name).parts[:1] != (FOLDER,) or ".." in name:
         return name
     shipped = _folder() / PurePath(name).relative_to(FOLDER)

@@ -11,7 +11,7 @@ import numpy as np
 
 from medsora.data.checking.scan import Scan
 
-NEAR = 48  # frames; a joint image of a long video lies this close behind an entry, so that it decodes quickly
+NEAR = 48  # maximum distance in frames of a joint image from a seek point, so that it decodes quickly
 
 
 class ImageSource(NamedTuple):

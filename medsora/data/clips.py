@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", HELD_OUT, "all")
 CLIP_TIME_LIMIT_S = 120.0  # a clip that takes longer to decode is treated as broken
-REPLACEMENTS = 16  # windows tried in place of a broken one before the folder itself must be gone
+REPLACEMENTS = 16  # windows tried in place of a broken one before loading fails
 
 
 @dataclass(frozen=True)

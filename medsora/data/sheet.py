@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from medsora.runtime.files import written_beside
 
 SHEET_NAME = "contact-sheet.png"  # beside sampled videos
-# What MedSora's commands draw beside clips: sheets and plots, never frames of a clip.
+# Files that MedSora's commands draw beside clips: sheets and plots, never frames of a clip.
 DRAWN = re.compile(
     r"((contact-|latest-)?sheet|sheet-.+|samples|distances|motion|nearest-training-clips|worst-and-best"
     r"|step-\d{7,}|stage-[12]|loss|held_out|alignment|gradient_norm|lr|speed-samples_per_s)\.png"

@@ -56,7 +56,7 @@ def draw_split(
     give no clip: they are not drawn, and trained on unless a held-out video is in their unit.
 
     `kept` are the sides that a resumed run was trained with, of missing videos too. They stay; new videos are
-    trained on unless they are asked to be held out or belong to a held-out unit.
+    trained on unless `split_csv` or their folder holds them out, or they belong to a held-out unit.
 
     Raises `BadInput` as `split_by_csv` and `read_groups` do, and if a video that was trained on would become
     held out.
@@ -152,7 +152,7 @@ def _group_note(names: Sequence[str], groups: Mapping[str, str], patients: Mappi
 def read_groups(group: str | None, names: Sequence[str], *, known: Sequence[str] = ()) -> dict[str, str]:
     """Return the patient of every video that has one, by `data.group`.
 
-    None: nobody. "folder": the folder that the video lies in. A name that ends in .csv: a table with the
+    None: no groups. "folder": the folder that contains the video. A name that ends in .csv: a table with the
     columns `file` and `patient`. Anything else is a regular expression with one group, searched for in the
     video's path below the data folder; what the group matches is the patient.
 
@@ -222,7 +222,7 @@ def split_by_video(names: Sequence[str], holdout: float, seed: int) -> dict[str,
 def split_by_csv(
     csv_path: str | Path, names: Sequence[str], holdout: float, seed: int, *, known: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return the split that a CSV asks for, for those of `names` that it lists; the others are left out.
+    """Return the split in a CSV, for those of `names` that it lists; the others are left out.
 
     The columns are `file` and `split` (train or held-out), or `file`, `patient` and perhaps `split`. Without
     `split`, patients are drawn for holding out as `split_by_video` draws videos. A file is named by its path

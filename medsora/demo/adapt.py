@@ -14,7 +14,7 @@ from medsora.demo.proof import AFTER, BEFORE, prove_fine_tuning
 from medsora.demo.report import write_demo_report
 from medsora.errors import Interrupted
 from medsora.evaluation.sanity.baselines import Proof
-from medsora.runtime.interruption import TIME_IS_OVER
+from medsora.runtime.interruption import TIME_LIMIT_REACHED
 from medsora.sampling.run import SamplingSettings, sample_videos
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step
 from medsora.saved.find import find_model
@@ -72,7 +72,7 @@ def _sample(config: Config, model: str, out: Path, videos: int) -> None:
 
 
 def _train(train: Callable[..., Path], config: Config, stage: str, seconds: float) -> Path:
-    """Train until the time or the config's steps are over; what was reached then is the run's end.
+    """Train until the time limit or the config's steps; the state then is the run's result.
 
     A run that ended so keeps its number of steps.
     """
@@ -83,7 +83,7 @@ def _train(train: Callable[..., Path], config: Config, stage: str, seconds: floa
     try:
         return train(config, time_limit_minutes=max(seconds, MIN_TRAINING_S) / 60)
     except (Interrupted, KeyboardInterrupt) as stopped:  # the latter before the first step
-        if not str(stopped).startswith(TIME_IS_OVER):
+        if not str(stopped).startswith(TIME_LIMIT_REACHED):
             raise
     reached = max(map(checkpoint_step, checkpoint_folders(folder / "checkpoints")), default=0)
     return train(_with_steps(config, stage, max(reached, 1)))

@@ -17,8 +17,8 @@ from medsora.training.stage2.build import build_denoiser
 
 TIMED_PASSES = 6
 PASSES_PER_STEP = 1.25  # a training step with data, losses, optimiser and evaluations, in passes
-PASSES_OF_SAMPLING = 150  # and of whatever else follows stage 2
-MAX_TIMES = 2.2  # the config's steps: more would repeat the few clips too often
+PASSES_OF_SAMPLING = 150  # sampling and all later work, in denoiser passes
+MAX_TIMES = 2.2  # maximum steps, times the config's: more would repeat the few clips too often
 
 
 def paced(config: Config, seconds: float) -> Config:

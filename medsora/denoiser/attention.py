@@ -2,7 +2,7 @@
 
 It computes what the package `local-attention` computes with window w, `look_backward=1`, `look_forward=1`
 and `exact_windowsize=True`: token i sees i-w .. i+w, and q is rotated by w positions more than k, because the
-package counts q's place from the end of the three windows that it looks at. Here that is one masked
+package counts q's position from the end of the three windows that it attends to. Here that is one masked
 attention, right at any length, while the package refuses lengths that are no multiple of w or lets its
 padding leak in. Long frames go through it in tiles.
 """
@@ -24,7 +24,7 @@ from medsora.tables import kept_table
 ROTARY_BASE = 10_000
 TILE = 64  # frames of more than two tiles are cut, so that cost grows with l instead of l²
 
-# PyTorch's FlopCounterMode knows attention's kernels for GPUs alone.
+# PyTorch's FlopCounterMode counts attention's GPU kernels only.
 for _kernel, _flops in {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_counter.sdpa_flop,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_counter.sdpa_backward_flop,

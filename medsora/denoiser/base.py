@@ -128,7 +128,7 @@ class Denoiser(PresetModel):
     def modulation(self, t: Tensor, labels: Tensor | None = None) -> Modulation:
         """What adaLN computes from timesteps and labels, each (B,) or (B, n).
 
-        It does not depend on the latents, so whoever knows both beforehand computes it once (28.4 of B's 86.5
+        It does not depend on the latents, so sampling computes it once for all steps (28.4 of B's 86.5
         million parameters).
         """
         time = self.time(t if t.ndim == 2 else t[:, None])

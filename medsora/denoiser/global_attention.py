@@ -45,7 +45,7 @@ class SpatialAttention(SelfAttention):
         super().__init__(width, mamba["headdim"], _count(replaced))
 
     def forward(self, x: Tensor, scans: Sequence[FrameScans] = ()) -> Tensor:
-        """Tokens (B, n, l, d) -> (B, n, l, d), whatever `scans` are."""
+        """Tokens (B, n, l, d) -> (B, n, l, d); `scans` is ignored."""
         return self.attend(x)
 
 

@@ -24,7 +24,7 @@ AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "
 
 
 def is_intel_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor says that it is Intel's: Linux shows that in a file, Windows in its name."""
+    """Whether the processor is Intel's: Linux shows that in a file, Windows in its name."""
     with suppress(OSError):
         return "GenuineIntel" in cpuinfo.read_text()
     return "GenuineIntel" in platform.processor()
@@ -63,7 +63,7 @@ class Linear(nn.Linear):
 
 
 def served_by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether such a product is float32's on a CPU, many rows at once, with no other precision asked for."""
+    """Whether it is a float32 product of many rows on a CPU, with no other matmul precision set."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -99,7 +99,7 @@ class _OneDnnLinear(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias
 
 
-# An operator of our own around oneDNN's, which torch.compile knows in packed form only.
+# An operator of our own around oneDNN's, which torch.compile supports in packed form only.
 _library = torch.library.Library("medsora_denoiser", "DEF")
 _library.define("product(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 

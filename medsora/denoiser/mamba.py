@@ -95,7 +95,7 @@ class Mamba2(nn.Module):
     def scan(self, zxbcdt: Tensor, orders: Tensor | None = None) -> Tensor:
         """Scan projected tokens (b, L, P) along `orders` of `kernels.mamba2_scan`: (..., b, L, d_inner).
 
-        What comes out still awaits `out_proj`, which looks at single tokens too.
+        The result still needs `out_proj`, which acts on single tokens too.
         """
         return mamba2_scan(zxbcdt, *self._weights(), orders=orders, **self._settings())
 
@@ -133,7 +133,7 @@ class SpatialMamba(nn.Module):
         self.gate_height = Linear(width, width) if gated and axes != "width" else None
 
     def forward(self, x: Tensor, scans: Sequence[FrameScans]) -> Tensor:
-        """Tokens (B, n, l, d) -> (B, n, l, d), scanned as `frame_scans` for this `variant` says."""
+        """Tokens (B, n, l, d) -> (B, n, l, d), scanned as in `frame_scans` for this `variant`."""
 
         def both_axes(projected: Tensor, part: FrameScans) -> Tensor:
             axes = [self.mamba.scan(projected, orders) for orders in part.spatial]
@@ -157,7 +157,7 @@ class TemporalMamba(nn.Module):
         self.mamba = Mamba2(width, **mamba)
 
     def forward(self, x: Tensor, scans: Sequence[FrameScans]) -> Tensor:
-        """Tokens (B, n, l, d) -> (B, n, l, d), along the frames as `frame_scans` says."""
+        """Tokens (B, n, l, d) -> (B, n, l, d), along the frames as in `frame_scans`."""
         return divided(*self.branch(x, scans))
 
     def branch(self, x: Tensor, scans: Sequence[FrameScans]) -> tuple[Tensor, Tensor | None]:

@@ -69,7 +69,7 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
     def build() -> nn.Module:
         return build_backbone(options.backbone, len(labels), options.weights, options.frames, size)
 
-    build()  # whatever does not fit is found before anything is read
+    build()  # reports invalid settings before any clip is read
     chosen = {
         seed: _choose(label_of, options.per_class, None if published else seed) for seed in options.seeds
     }

@@ -28,7 +28,7 @@ MIN_CONTRAST = 4.0  # grey levels (0-255); flatter frames are equal in unrelated
 THUMBNAIL_PX = 32  # side to which single frames are reduced to find copies
 MAX_DIFFERENCE = 2.0  # grey levels (0-255) between copies, averaged over a thumbnail
 UNKNOWN = Content(1, "")  # single frames have no video to compare
-# What the code published with Endora reads: 8 frames, 32 apart at 30 frames per second, from the beginning.
+# Clips of the code published with Endora: 8 frames, 32 apart at 30 frames per second, from the beginning.
 PUBLISHED_SPAN_S, PUBLISHED_SHORT_SIDE_PX = 8 * 32 / 30, 320
 
 Item = TypeVar("Item")

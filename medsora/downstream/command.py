@@ -30,7 +30,7 @@ TRAINING_LIMITS |= {"max_unlabelled": (1, 100_000)}
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "medsora downstream") -> None:
-    """Run a task; raises `BadInput` for whatever cannot be used."""
+    """Run a task; raises `BadInput` for invalid input."""
     arguments = list(arguments or [])
     names = "; ".join(f"{name}: {summary}" for name, summary in TASKS.items())
     top = argparse.ArgumentParser(

@@ -49,7 +49,7 @@ def fixmatch_losses(
 
     def unsupervised(step: int, rows: list[int], random: np.random.Generator) -> Tensor:
         if recipe.published and step % recipe.epoch_steps == 0:
-            seen.clear()  # the published code begins its list anew in each epoch
+            seen.clear()  # the published code restarts its list in each epoch
         clips = [weak(unlabelled[row], size, random) for row in rows]
         with nullcontext() if recipe.published else torch.no_grad():
             logits = forward(model, clips)
@@ -61,7 +61,7 @@ def fixmatch_losses(
             probabilities = probabilities / probabilities.sum(1, keepdim=True)
         sure, pseudo = probabilities.max(1)
         if not recipe.published:
-            clips = [weak(unlabelled[row], size, random) for row in rows]  # drawn anew, as by the authors
+            clips = [weak(unlabelled[row], size, random) for row in rows]  # drawn again, as by the authors
             logits = forward(model, [strong_view(clip, size, random) for clip in clips])
         loss = functional.cross_entropy(logits, pseudo, reduction="none")
         kept.append((sure >= recipe.threshold).float().mean().item())

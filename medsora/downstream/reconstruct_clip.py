@@ -19,7 +19,7 @@ import numpy as np
 
 CAMERAS = {"simple-pinhole": "SIMPLE_PINHOLE", "simple-radial": "SIMPLE_RADIAL"}
 START_FOCAL = 0.6  # initial focal length, as a share of the shorter side (80 degrees)
-MIN_TRIANGULATION_ANGLE_DEG = 2.0  # for the first pair; COLMAP's 16 is more than a short clip has
+MIN_TRIANGULATION_ANGLE_DEG = 2.0  # minimum angle of the first pair; short clips do not reach COLMAP's 16
 MIN_FRAMES = 2
 
 

@@ -36,7 +36,7 @@ from medsora.runtime.versions import library_versions
 
 CHOICE = "clips without overlap from every usable video, then a seeded permutation's first clips"
 BY_FRAME = ("inception",)  # extractors that see single frames
-MIN_VIDEOS = 10  # in a set; with fewer, the bootstrap draws clips instead of whole videos
+MIN_VIDEOS = 10  # minimum in a set; with fewer, the bootstrap draws clips instead of whole videos
 LIBRARIES = ("numpy", "scipy", "opencv-python-headless", "av", "pillow", "torchvision", "transformers")
 LIBRARIES += ("torch-fidelity",)
 
@@ -182,7 +182,7 @@ def warn(
     """Return what a reader of one generated set's metrics must be warned of, the gravest first."""
     real, fake = reals["clips"], fakes["clips"]
     warnings = degenerate(real, fake, of_real["pixel"], of_fake["pixel"])
-    if settings.protocol != STYLEGAN_V:  # whose interval is 1, whatever the rates
+    if settings.protocol != STYLEGAN_V:  # whose interval is 1 at any frame rate
         warnings += unlike_rates(trained_on, real, fake)
     return warnings + result_warnings(settings, real, fake, results)
 
@@ -210,7 +210,7 @@ def start_results(
     reals: Mapping[str, ClipSet],
     fakes: Mapping[str, ClipSet],
 ) -> Results:
-    """Return results without metrics: the protocol, and what is known of both sides' clips."""
+    """Return results without metrics: the protocol and the description of both sides' clips."""
     sets = {}
     for kind in reals:
         more = "" if kind == "clips" else f" {kind}"

@@ -77,8 +77,8 @@ class EvaluationSettings(ClipSettings):
 
     Attributes:
         real, fake: folders of videos or frame folders.
-        label: only real clips of this label count; None takes all. `labels` says which these are, as
-            `data.labels` of a config does: "folders" or a CSV's name.
+        label: only real clips of this label count; None takes all. `labels` is their source, as
+            `data.labels` in a config: "folders" or a CSV's name.
         clips: at most so many on each side; (real, generated) limits them separately.
         protocol: "medsora", or "stylegan-v" for that of published papers, which fixes the number of clips,
             the interval and the crop (`medsora.evaluation.stylegan_v`).

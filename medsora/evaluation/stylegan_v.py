@@ -19,7 +19,7 @@ from medsora.evaluation.features.clip_set import ClipSet, Pick, Resize
 from medsora.evaluation.settings import EvaluationSettings
 
 MAX_CLIPS, MAX_GENERATED_FRAMES = 2048, 50_000
-JPEG_QUALITY = 75  # what Pillow takes by default: the published script asks for 95 under a name it ignores
+JPEG_QUALITY = 75  # Pillow's default: the published script passes 95 under a name that Pillow ignores
 CHOICE = (
     "FVD: one random window of each real video, the first frames of each generated one, at most 2048 of "
     "either; FID and IS: at most 50000 generated frames, FID against all real ones"

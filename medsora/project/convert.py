@@ -16,7 +16,7 @@ from medsora.runtime.files import written_folder
 from medsora.saved.card import CARD_NAME
 from medsora.saved.pipeline import SavedPipeline
 
-FPS, STEPS = 8, 250  # as the published samplers have them
+FPS, STEPS = 8, 250  # defaults of the published samplers
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
@@ -40,7 +40,7 @@ def convert(options: argparse.Namespace) -> SavedPipeline:
         raise BadInput(f"{out} is there already; take another folder, or remove it.")
     pipeline = SYSTEMS[options.system](options)
     name = options.file.name
-    card = pipeline.card(data=f"Converted from {name}, which does not say what it was trained on.")
+    card = pipeline.card(data=f"Converted from {name}, which does not name its training data.")
     with written_folder(out) as folder:
         pipeline.save_pretrained(folder)
         (folder / CARD_NAME).write_text(card.markdown(), encoding="utf-8")

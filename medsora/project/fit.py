@@ -26,13 +26,13 @@ from medsora.training.dry_run.memory import preset_bytes
 from medsora.vae import PerFrameVAE
 
 PAPER_RATE = 10  # frames of a clip per second: every third of 30
-FRAMES, PAPER_FRAMES = (17, 16, 9, 8), 16  # the first of which a video is long enough for is taken
+FRAMES, PAPER_FRAMES = (17, 16, 9, 8), 16  # frames per clip: the first that the videos are long enough for
 PAPER_SIZE, CPU_SIZE, MIN_SIZE = 128, 64, 32
 HOLDOUT, SEED = 0.1, 0
 MIN_USABLE_SOURCES = 0.8  # share of the videos that an interval between frames must leave usable
 
 CPU_PRESETS = ("tiny", "endora-tiny")
-ENDORA_FRAMES, ENDORA_IMAGES, ENDORA_BATCH = (16, 8), 8, 5  # as published: docs/endora.md
+ENDORA_FRAMES, ENDORA_IMAGES, ENDORA_BATCH = (16, 8), 8, 5  # published values, see docs/endora.md
 # For clips of 16 frames of 128x128, rounded up; not measured on a GPU.
 VAE_STAGE_GIB = 16  # stage 1 on one clip without gradient checkpointing
 PRIOR_GIB = 3  # the frozen VAE, RAFT and DINO at work
@@ -45,7 +45,7 @@ DIT_STEPS = (20_000, 400_000)
 VAE_PASSES, DIT_PASSES = 10, 100
 CPU_VAE_STEPS, CPU_DIT_STEPS = (200, 1_000), (1_000, 5_000)
 
-PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # what YAML reads as text without quotes, a few words apart
+PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # text that YAML reads without quotes, except for a few words
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ def _fit_clips(
     why = why if frames == lengths[0] else f"no video is long enough for {lengths[0]}"
     fit.set("data", why, frames=frames)
     if not rates:
-        why = "folders of pictures do not say their rate; 3 if these are 30 per second, as in the paper"
+        why = "image folders store no frame rate; 3 if these are 30 per second, as in the paper"
     elif interval < wanted:
-        why = f"{median(rates):.4g} frames per second would ask for {wanted}, but most videos are too short"
+        why = f"{median(rates):.4g} frames per second would need {wanted}, but most videos are too short"
     else:
         why = (
             f"{median(rates):.4g} frames per second, so a clip has {median(rates) / interval:.3g}; paper: 10"
@@ -266,7 +266,7 @@ def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
         phase["batch"] = 2 ** int(math.log2(fitting))
         why = f"{machine.ram_gib:.1f} GiB of memory: a clip of a step takes about {clip_gib:.2g} GiB"
         fit.set("train_dit", why, phases=[phase])
-    fit.set("train_vae", "this base knows phantoms only, so all of it learns your videos", train="all")
+    fit.set("train_vae", "this base was trained on phantoms only, so all of it is fine-tuned", train="all")
     for stage, passes, within, batch in (
         ("train_vae", VAE_PASSES, CPU_VAE_STEPS, shipped["train_vae"]["batch"]),
         ("train_dit", DIT_PASSES, CPU_DIT_STEPS, phase["batch"]),

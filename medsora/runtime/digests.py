@@ -17,7 +17,7 @@ SEAL = "crc32"  # the key of an object's checksum
 
 
 class Damaged(ValueError):
-    """What was read is not what was written."""
+    """The content read differs from the content written."""
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
 def unsealed(values: Any) -> dict[str, Any]:
     """Return a JSON object without its checksum, which those of earlier versions do not have.
 
-    Raises `Damaged` if the rest is not what was sealed, `TypeError` or `ValueError` for no object.
+    Raises `Damaged` if the rest does not match the checksum, `TypeError` or `ValueError` for no object.
     """
     rest = dict(values)
     wanted = rest.pop(SEAL, None)

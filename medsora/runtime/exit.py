@@ -16,7 +16,7 @@ EXIT_STATUSES = (
     "exit status: 0 success, 1 error, 2 invalid input, 75 interrupted (state saved, rerun to resume)"
 )
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-MAIN_SPEAKS_FIRST_S = 5.0  # what stops one process mostly stops the main one too, which then says so
+MAIN_SPEAKS_FIRST_S = 5.0  # an error of one process is mostly the main one's too, which then prints it
 
 
 def is_main_process() -> bool:
@@ -58,15 +58,15 @@ def exit_with_status(main: Callable[[], None]) -> None:
 
 def _stop_here(number: int, frame: FrameType | None) -> None:
     for each in STOP_SIGNALS:
-        signal.signal(each, signal.SIG_DFL)  # whoever asks again wants no more waiting
+        signal.signal(each, signal.SIG_DFL)  # a second signal ends at once
     raise KeyboardInterrupt(f"received {signal.Signals(number).name}")
 
 
 def _leave(status: int, sentence: str, *, all_know: bool = False, at_once: bool = False) -> None:
-    """Exit with `status`; the main process says why, another one only if the main one is not leaving too.
+    """Exit with `status`; the main process prints why, another one only if the main one is not leaving too.
 
-    Launchers end the other processes as soon as one has failed, so whoever may still speak after
-    `MAIN_SPEAKS_FIRST_S` seconds knows something that the main process does not.
+    Launchers end the other processes as soon as one has failed, so a process that still runs after
+    `MAIN_SPEAKS_FIRST_S` seconds has an error that the main process does not have.
     """
     if not is_main_process() and not at_once:
         if not all_know:

@@ -22,11 +22,11 @@ from medsora.errors import BadInput
 
 Result = TypeVar("Result")
 
-END_MARK = "<!-- the end of what it writes -->"  # on a page of which a command writes a part
-PAUSES_S = (0.1, 0.5, 2.0)  # before a read that failed is tried again
+END_MARK = "<!-- the end of what it writes -->"  # ends the part of a page that a command writes
+PAUSES_S = (0.1, 0.5, 2.0)  # pauses before the retries of a failed read
 BESIDE = re.compile(r"\..+\.[0-9a-f]{12}(\.\w+)?")  # the names of `name_beside`
 LEFT_AFTER_S = 3600.0
-LEADS_NOWHERE = (  # errors that tell of the path itself, not of the moment
+PATH_ERRORS = (  # errors of the path itself, which no retry mends
     errno.ENOENT,
     errno.ENOTDIR,
     errno.EISDIR,
@@ -36,30 +36,30 @@ LEADS_NOWHERE = (  # errors that tell of the path itself, not of the moment
 
 
 def read_patiently(read: Callable[[Path], Result], path: Path) -> Result:
-    """Return `read(path)`, asking again for a few seconds where the system refuses it.
+    """Return `read(path)`, retrying for a few seconds if the system refuses it.
 
-    A file server may be away for a moment, and descriptors may be short: that tells nothing of the file.
-    Raises `BadInput` if that does not pass, so that nobody takes the file for damaged or gone; `OSError` if
+    A file server may be unreachable or descriptors may run out without any damage to the file. Raises
+    `BadInput` if all retries fail, so that no caller takes the file for damaged or missing; `OSError` if
     there is no such path.
     """
     for pause_s in (*PAUSES_S, None):
         try:
             return read(path)
         except OSError as error:
-            if error.errno in LEADS_NOWHERE:
+            if error.errno in PATH_ERRORS:
                 raise
             if pause_s is None:
                 raise BadInput(
-                    f"{error.filename or path} cannot be read ({error.strerror or error}), which says "
-                    "nothing of what it holds: nothing was changed; see to the disk, its server and the "
-                    "rights, then run the same command again."
+                    f"{error.filename or path} cannot be read ({error.strerror or error}); it may be intact "
+                    "and nothing was changed. Check the disk, its server and the permissions, then run the "
+                    "same command again."
                 ) from error
             time.sleep(pause_s)
     raise AssertionError("the last try returns or raises")
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a file is there; raises `BadInput` where that cannot be told."""
+    """Return whether a file exists; raises `BadInput` if that cannot be determined."""
     try:
         return stat.S_ISREG(read_patiently(Path.stat, path).st_mode)
     except OSError:
@@ -112,7 +112,7 @@ def obey_umask(path: Path) -> None:
 
 
 def name_beside(path: Path) -> Path:
-    """A hidden name beside `path` that nobody else has, on whatever machine: process numbers repeat."""
+    """A hidden, unique name beside `path`, on any machine: process numbers repeat."""
     return path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
 
 
@@ -131,7 +131,7 @@ def remove_leftovers(folder: Path) -> None:
 def written_folder(final: Path) -> Iterator[Path]:
     """Give an empty folder beside `final` to write to; flushed and whole, it takes `final`'s place.
 
-    Raises `BadInput` when the disk refuses; what was there before stays as it is.
+    Raises `BadInput` if the disk refuses; an existing file then stays unchanged.
     """
     working, dropped = (final.with_name(f".{what}-{final.name}") for what in ("writing", "dropping"))
     try:

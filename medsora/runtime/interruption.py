@@ -1,4 +1,4 @@
-"""Being asked to stop (Ctrl-C, SIGTERM, a time limit): finish the step, save, leave with status 75."""
+"""Stop requests (Ctrl-C, SIGTERM, a time limit): finish the step, save, exit with status 75."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from accelerate import Accelerator
 
 from medsora.runtime.exit import STOP_SIGNALS
 
-ONE_WISH_S = 1.0  # a terminal's Ctrl-C reaches a process twice: directly and through its launcher
-TIME_IS_OVER = "the time limit is reached"
+SAME_SIGNAL_S = 1.0  # a terminal's Ctrl-C reaches a process twice: directly and through its launcher
+TIME_LIMIT_REACHED = "the time limit is reached"
 BYTES_SAVED_PER_S = 100e6  # a guess for the first checkpoint; the next ones are measured
 
 
 class StopRequest:
-    """Remembers that somebody asked the run to stop; used as a context around a training loop.
+    """Records stop signals and a time limit; used as a context around a training loop.
 
-    A second Ctrl-C is not caught again, so that an impatient user can still leave at once. A time limit is
-    kept: the run leaves when what may come before it is asked again, and the checkpoint, would not fit any
-    more: a checkpoint that is due, an evaluation and a step, each as long as the longest so far.
+    A second Ctrl-C ends the program at once. The run stops before its time limit if the next step, the
+    evaluation and checkpoint due before it, and the final checkpoint would no longer fit, each assumed to
+    take as long as the longest so far.
     """
 
     def __init__(self, time_limit_minutes: float | None = None) -> None:
@@ -42,8 +42,8 @@ class StopRequest:
             yield
             return
         if (left_s := self.deadline - time.monotonic()) <= 0:
-            raise KeyboardInterrupt(TIME_IS_OVER)
-        before = signal.signal(signal.SIGALRM, _time_is_over)
+            raise KeyboardInterrupt(TIME_LIMIT_REACHED)
+        before = signal.signal(signal.SIGALRM, _end_by_time_limit)
         try:
             signal.setitimer(signal.ITIMER_REAL, left_s)
             yield
@@ -64,7 +64,7 @@ class StopRequest:
         now = time.monotonic()
         if self.reason is None:
             self.reason, self._asked_at = f"received {signal.Signals(number).name}", now
-        elif now - self._asked_at > ONE_WISH_S:
+        elif now - self._asked_at > SAME_SIGNAL_S:
             for each, handler in self._before.items():
                 signal.signal(each, handler)
             signal.raise_signal(number)
@@ -74,11 +74,11 @@ class StopRequest:
         self._save_s = size_bytes / BYTES_SAVED_PER_S
 
     def expect_answers_late(self, steps: int) -> None:
-        """Reserve time for as many more steps, after which all processes know that one must stop."""
+        """Reserve time for `steps` more steps, the delay until all processes receive a stop request."""
         self._late_steps = steps
 
     def begin_step(self) -> None:
-        """Note that a step begins, and how long saving and looking between the steps took."""
+        """Record that a step begins, and how long saving and evaluation between the steps took."""
         self._step_began = time.monotonic()
         if self._asked_last is not None:
             self._between_s = max(self._between_s, self._step_began - self._asked_last)
@@ -91,23 +91,23 @@ class StopRequest:
         self._save_s = time.monotonic() - began
 
     def why(self) -> str:
-        """Return the reason for a sentence; it may be known to another process only."""
-        return self.reason or "another process was asked to stop"
+        """Return the reason for a message; it may belong to another process."""
+        return self.reason or "another process received a stop request"
 
     def wanted(self) -> bool:
-        """Return whether this process was asked to stop, or its time would be over when it is asked again."""
+        """Return whether this process must stop: after a signal, or before its time limit passes."""
         now = self._asked_last = time.monotonic()
         if self._step_began is not None:
             self._step_s = max(self._step_s, now - self._step_began)
             self._step_began = None
         still_to_come = self._between_s + (1 + self._late_steps) * self._step_s + self._save_s
         if self.reason is None and self.deadline is not None and now + still_to_come >= self.deadline:
-            self.reason = TIME_IS_OVER
+            self.reason = TIME_LIMIT_REACHED
         return self.reason is not None
 
 
-def _time_is_over(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(TIME_IS_OVER)
+def _end_by_time_limit(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(TIME_LIMIT_REACHED)
 
 
 def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:

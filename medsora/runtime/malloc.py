@@ -6,12 +6,12 @@ import ctypes
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and values of glibc's malloc.h
-KEPT_BYTES = 2**31 - 1  # free at the heap's end; the most that mallopt takes
-USUAL_MAPPED, USUAL_KEPT_BYTES = 2**16, 2**17  # as glibc begins
+KEPT_BYTES = 2**31 - 1  # free memory kept at the heap's end; the maximum of mallopt
+DEFAULT_MAPPED, DEFAULT_KEPT_BYTES = 2**16, 2**17  # glibc's defaults
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next step, which asks for the same again.
+    """Let glibc keep what a step frees for the next step, which allocates the same sizes again.
 
     By default it maps a large block from the system and hands it back when it is freed, and every page of
     the next one is fetched and cleared anew: a sixth of a small model's training step on a CPU, and more than
@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
 
 def hand_back_freed_memory() -> None:
     """Undo `keep_freed_memory` in a process that inherited it and whose blocks differ in size: a loader."""
-    _set_malloc(mapped=USUAL_MAPPED, kept_bytes=USUAL_KEPT_BYTES)
+    _set_malloc(mapped=DEFAULT_MAPPED, kept_bytes=DEFAULT_KEPT_BYTES)
 
 
 def _set_malloc(*, mapped: int, kept_bytes: int) -> None:

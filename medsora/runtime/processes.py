@@ -66,9 +66,9 @@ def share_of(state: PartialState, count: int) -> list[int]:
 
 BEAT_S = 2.0
 SILENT_S = 45.0
-STORE_LIMIT_S = 10.0  # for an answer of the main process
-MAX_WAIT = datetime.timedelta(hours=6)  # for the main process's part of the work
-BATCH_TIME_LIMIT_S = 600.0  # for a loader's worker; a clip that is hard to decode is given up long before
+STORE_LIMIT_S = 10.0  # time limit for an answer of the main process
+MAX_WAIT = datetime.timedelta(hours=6)  # maximum wait for work that only the main process does
+BATCH_TIME_LIMIT_S = 600.0  # for a loader's worker; a slow clip is skipped long before
 RERUN = "what was saved before is intact; run the same command to resume"
 NETWORK_WORDS = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe")
 _heartbeats: list[Heartbeat] = []
@@ -85,7 +85,7 @@ class Heartbeat(threading.Thread):
         self._leaving = threading.Event()
 
     def run(self) -> None:
-        """Beat and listen until another process is silent; then say so and end this one."""
+        """Send and check heartbeats until another process stops sending; then print that and end this one."""
         while not (silent := self._silent()):
             if self._leaving.wait(BEAT_S):
                 return
@@ -112,7 +112,7 @@ class Heartbeat(threading.Thread):
             self.join(STORE_LIMIT_S + BEAT_S)
 
     def leave(self) -> None:
-        """Let the others know that this process has done its work, so that they do not miss it."""
+        """Announce that this process has finished, so that its missing heartbeats are no error."""
         self.has_left = True
         self.stop()
         with suppress(DistError, RuntimeError):  # the main process, and its store, may have left before
@@ -173,7 +173,7 @@ def start_heartbeat(silent_s: float = SILENT_S) -> None:
 
 
 def leave_group() -> None:
-    """End this process's part of the work: from here on nobody misses it."""
+    """End this process's part of the work: from here on its missing heartbeats are no error."""
     while _heartbeats:
         _heartbeats.pop().leave()
 

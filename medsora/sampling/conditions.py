@@ -1,4 +1,4 @@
-"""Conditions of a sampled video, its label and first frames, checked against what was trained."""
+"""Conditions of a sampled video, its label and first frames, checked against the model's training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from medsora.sampling.synthetic import read_trained_on
 
 log = logging.getLogger(__name__)
 
-SAME_RATE = 0.02  # part by which a continued video's frame rate may be off the model's
+SAME_RATE = 0.02  # maximum relative difference between a continued video's frame rate and the model's
 
 
 def label_numbers(label: str | Sequence[str] | None, names: Sequence[str], videos: int) -> list[int] | None:
@@ -84,7 +84,7 @@ def check_first_frames(
     if not givable(count, frames, chunk):
         raise BadInput(
             f"a clip of {frames} frames cannot begin with {count} given ones, which the VAE encodes by "
-            f"themselves; ask for {count + chunk} or {count + 2 * chunk} frames."
+            f"themselves; sample {count + chunk} or {count + 2 * chunk} frames."
         )
     height, width = given.shape[2:4]
     if (height, width) == tuple(size):

@@ -364,7 +364,7 @@ def choose_seeds(
 ) -> list[int]:
     """Return one seed per video: those given, or drawn by `generator`. Raises `BadInput`."""
     if count is not None and count < 1:
-        raise BadInput(f"{count} videos cannot be sampled; ask for at least 1.")
+        raise BadInput(f"{count} videos cannot be sampled; the minimum is 1.")
     if seeds is None and isinstance(generator, Sequence):
         if len(generator) == 0 or count not in (None, len(generator)):
             raise BadInput(

@@ -36,7 +36,7 @@ class _Recording:
 
 
 class PreparedDenoiser:
-    """(z (B, n, C, h, w), t, perhaps labels) -> ε, for timesteps and labels known beforehand.
+    """(z (B, n, C, h, w), t, perhaps labels) -> ε, for timesteps and labels known in advance.
 
     With `variance` (B, 2n, C, h, w): the variance follows ε along the frames, as diffusers' DDPM takes both.
 

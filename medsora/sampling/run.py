@@ -271,7 +271,7 @@ def _diffusion_options(settings: SamplingSettings, plan: Plan) -> dict[str, Any]
 class BackgroundWriter:
     """Writes a batch's videos in a thread while the next batch is sampled; at most one batch waits.
 
-    Leaving waits for what is being written, after an interruption too. A failure is raised by the next `add`
+    Leaving waits for unfinished writes, after an interruption too. A failure is raised by the next `add`
     or on leaving.
     """
 

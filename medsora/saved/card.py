@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-CARD_NAME = "README.md"  # what the hub shows
+CARD_NAME = "README.md"  # file that the hub displays
 NOT_DESCRIBED = "Not described by whoever exported this model. Ask them before you use it."
 LIMITS = [
     "It invents. Anatomy, lesions, instruments and their motion are plausible at best; nothing that it shows "
     "was ever in a patient, and nothing follows from it about any patient.",
-    "It knows what its training videos show, in the proportions in which they show it: rare findings are "
-    "rarer still, and what was never seen cannot appear.",
+    "It reproduces its training distribution: rare findings are rarer still in generated videos, and what no "
+    "training video shows cannot appear.",
     "It may repeat training videos. Compare its output with them before you publish it if they are private.",
     "Metrics such as FVD compare distributions of features. They do not measure medical correctness.",
 ]
@@ -121,7 +121,7 @@ def _asking(labels: Sequence[str]) -> list[str]:
     if not labels:
         return []
     return [
-        f"It can be asked for a label, `pipe(label=..., guidance=2.0)` or `--label ... --guidance 2`: "
+        f"Labels, for `pipe(label=..., guidance=2.0)` or `--label ... --guidance 2`: "
         f"{', '.join(_plain(label) for label in labels)}.",
         "",
     ]

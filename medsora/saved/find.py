@@ -52,19 +52,19 @@ from medsora.vae.published_tokenizer import read_published_tokenizer
 log = logging.getLogger(__name__)
 
 GEOMETRY = ("frames", "size", "fps", "image_latents")
-DEFAULT_FPS = 8  # in which videos are written where the rate of the clips trained on is not known
+DEFAULT_FPS = 8  # frame rate of written videos if that of the training clips is unknown
 UNKNOWN_RATE = (
     "%s does not store the frame rate of its training data: videos are written at %g frames per second"
 )
-CONDITIONS = {"labels": str, "given_frames": int}  # only where the model was trained with them
-TRAINED_ON = ("interval", "rate", "crop")  # how the training clips were read, where it is known
+CONDITIONS = {"labels": str, "given_frames": int}  # present only if the model was trained with them
+TRAINED_ON = ("interval", "rate", "crop")  # how the training clips were read, if known
 CONDITION_WORDS = {"labels": "plain names", "given_frames": "whole numbers"}
-# A saved pipeline's class and the folders of its two models: what is sampled from, what decodes.
+# A saved pipeline's class and the folders of its two models: the generator and the decoder.
 PARTS = {"MedSoraPipeline": ("denoiser", "vae"), "EndoGenPipeline": ("transformer", "tokenizer")}
 MEDSORA, ENDOGEN = PARTS
-DESCRIBED = ("pipeline.json", "model_index.json")  # what a stage-2 run and a saved pipeline hold
-UNTOUCHED_BASE = "base"  # as `vae.path`
-BASE_FILES = ["config.json", SAFETENSORS_WEIGHTS_NAME]  # of a repository that is the VAE alone
+DESCRIBED = ("pipeline.json", "model_index.json")  # files that mark a stage-2 run and a saved pipeline
+UNTOUCHED_BASE = "base"  # value of `vae.path`: no stage 1
+BASE_FILES = ["config.json", SAFETENSORS_WEIGHTS_NAME]  # files of a repository that contains the VAE alone
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 VAE_OR_BASE = (FrequencyCompensatedVAE.__name__, AutoencoderKLCogVideoX.__name__)
 WAYS = "give a run folder (runs/NAME/dit-PRESET), a saved pipeline's folder, or its OWNER/NAME on the hub"
@@ -276,7 +276,7 @@ def _read_conditions(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _download(name: str) -> Path:
-    # The first part of a mistyped path is mostly a folder that exists: then nobody meant the hub.
+    # The first part of a mistyped path is mostly a folder that exists: then it is no name of the hub.
     if not HUB_NAME.fullmatch(name) or Path(name).parent.exists():
         shipped = ", ".join(shipped_models()) or "none"
         raise BadInput(f"there is no folder {name}; {WAYS}. Models that come with MedSora: {shipped}.")
@@ -322,7 +322,7 @@ def find_base(
 
 
 def checked_base(base: str, weights: str | None, kind: type[ModelMixin]) -> str | Path:
-    """Return what `vae.base.load_base` takes for `base`; a hub name becomes the folder of what is there.
+    """Return the argument of `vae.base.load_base` for `base`; a hub name becomes its downloaded folder.
 
     Raises `BadInput` where a model of `kind` is beyond the limits of `medsora.saved.limits`. What is missing,
     of another class or a tokenizer's preset is left to `load_base` and its sentences.

@@ -1,4 +1,4 @@
-"""The one schema of what is read from a model folder, which anybody may have made: types, ranges, sizes.
+"""The one schema of model folders, which may come from strangers: types, ranges, sizes.
 
 Everything is checked before anything is built from it, so that a folder costs little time and memory,
 whoever made it: files are plain files of bounded size, every setting has the type of its default and lies in
@@ -30,12 +30,12 @@ from medsora.saved.manifest import changed_part
 
 AGAIN = "save or copy the model again"
 MAX_JSON_BYTES = 4 * 2**20
-MAX_HEADER_BYTES = 8 * 2**20  # XL's, of 2,000 tensors, has 0.2 MiB
+MAX_HEADER_BYTES = 8 * 2**20  # XL's 2,000 tensors need 0.2 MiB
 MAX_TENSORS = 20_000
-MAX_DRAWN_PARAMETERS = 10**9  # for a base without weights; CogVideoX's has 0.2e9
-MAX_CHARACTERS = 1000  # per word or name; a folder, which may be a label, has 255 at most
-MAX_NUMBER = 10**6  # for a setting that has no range of its own
-MAX_ENTRIES = 1000  # per list without a limit of its own; a schedule has 1000 betas
+MAX_DRAWN_PARAMETERS = 10**9  # parameters of a base without weights; CogVideoX's has 0.2e9
+MAX_CHARACTERS = 1000  # maximum length of a word or name; a folder's, which may be a label, is at most 255
+MAX_NUMBER = 10**6  # maximum of a setting without a range of its own
+MAX_ENTRIES = 1000  # maximum length of a list without a limit of its own; a schedule has 1000 betas
 FLOATING = ("F64", "F32", "F16", "BF16")
 MAX_FPS = 1000
 MAX_CLIP_PIXELS = 2**30  # frames x height x width

@@ -1,4 +1,4 @@
-"""Manifests of saved folders: what each file must be, and what is wrong with one."""
+"""Manifests of saved folders: each file's size and digest, and the check against them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from medsora.runtime.files import is_file, read_patiently, write_json
 
 CHECKPOINT_FORMAT = 1
 MANIFEST = "manifest.json"
-MAX_BYTES = 4 * 2**20  # per manifest and per state
-MAX_SHOWN = 100  # characters of a name in a sentence
+MAX_BYTES = 4 * 2**20  # maximum size of a manifest and of a state
+MAX_SHOWN = 100  # maximum characters of a name in a message
 PART_FILES = ("config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors")
 
 
@@ -31,7 +31,7 @@ def checkpoint_format(folder: Path) -> int | None:
 
 
 def checkpoint_problem(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None: a file lost, cut or changed, a wrong state.
+    """Return the fault of a checkpoint, or None: a file lost, truncated or changed, a wrong state.
 
     Raises `BadInput` if a file cannot be read: it may be intact (`read_patiently`).
     """
@@ -75,7 +75,7 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def changed_file(root: Path, *names: str) -> str | None:
-    """Return what is wrong with those of the files `names` that `root`'s manifest lists, or None.
+    """Return the fault of those of the files `names` that `root`'s manifest lists, or None.
 
     Without a manifest that lists files nothing is: models of earlier versions have none. What else a manifest
     lists costs nothing, because nobody reads it.
@@ -107,7 +107,7 @@ def changed_file(root: Path, *names: str) -> str | None:
 
 
 def changed_part(folder: Path) -> str | None:
-    """Return what is wrong with a model's part by its own manifest or its folder's, or None."""
+    """Return the fault of a model's part by its own manifest or its folder's, or None."""
     if (folder / MANIFEST).is_file():
         return changed_file(folder, *PART_FILES)
     folder = folder.resolve()
@@ -115,7 +115,7 @@ def changed_part(folder: Path) -> str | None:
 
 
 def _bounded(path: Path) -> bytes:
-    """Return a file's content. Raises `ValueError` for what is no plain file, or larger than any manifest."""
+    """Return a file's content. Raises `ValueError` if it is no plain file, or larger than any manifest."""
     about = read_patiently(Path.stat, path)
     if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_BYTES:
         raise ValueError("no manifest is like that")

@@ -161,14 +161,14 @@ def check(study: Study) -> dict[str, int]:
         settings = getattr(config, study.stage)
         if study.minutes and settings.lr_decay != "none":
             raise BadInput(
-                f"{study.stage}.lr_decay is {settings.lr_decay}, which needs to know the last step, and "
+                f"{study.stage}.lr_decay is {settings.lr_decay}, which depends on the number of steps, and "
                 f"--minutes leaves it open; add {study.stage}.lr_decay=none, or take --steps."
             )
     return found
 
 
 def ablate(study: Study, parameters: dict[str, int], command: str) -> None:
-    """Train whatever is not finished, all variants of a seed before the next; write the tables after each.
+    """Train the unfinished runs, all variants of a seed before the next; write the tables after each.
 
     Raises `BadInput` for a run that is refused and for a folder of other settings, `Interrupted` after a run
     that was stopped and saved, and leaves with status 1 if a run failed, a loss that is not finite for

@@ -17,7 +17,7 @@ from medsora.studies.variants import variants_of
 
 MAX_STEPS = 10_000_000
 MAX_CLIPS = 4096
-MIN_COMPARED = 4  # clips that sets of clips need to be compared
+MIN_COMPARED = 4  # minimum clips of a set for a comparison
 
 
 STUDIES = {
@@ -51,7 +51,7 @@ def ablate_parser(prog: str) -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="also sample N clips of each run of stage 2, compare their motion with fresh phantom clips and "
-        "ask a classifier for their labels; of stage 1: how many labels the VAE keeps on N clips",
+        "classify their labels; of stage 1: how many labels the VAE keeps on N clips",
     )
     add("--out", type=Path, metavar="DIR", help="folder of the runs and tables (default: runs/ablate-NAME)")
     add("--page", type=Path, metavar="FILE", help="write the main scores into this page, between its marks")
@@ -92,7 +92,7 @@ def equal_cost_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "medsora study") -> None:
-    """Run a study; raises `BadInput` for whatever cannot be used."""
+    """Run a study; raises `BadInput` for invalid input."""
     arguments = list(arguments or [])
     names = "; ".join(f"{name}: {summary}" for name, summary in STUDIES.items())
     top = argparse.ArgumentParser(

@@ -137,7 +137,7 @@ class EqualCost:
         return lines, total
 
     def check(self) -> dict[str, int]:
-        """Return the trained parameters of every system. Raises `BadInput` for whatever cannot be done."""
+        """Return the trained parameters of every system. Raises `BadInput` for an invalid system."""
         config = load_config(self.config, list(self.overrides))
         check_phantom(config)
         if len(config.train_dit.phases) > 1:
@@ -158,7 +158,7 @@ class EqualCost:
             )
 
     def run(self, parameters: dict[str, int], command: str) -> str:
-        """Do what is not done yet and return the page.
+        """Run the unfinished parts and return the page.
 
         Raises `BadInput` if it would take more than `hours` by the speed of the trials, and as `ablate` does.
         """
@@ -215,7 +215,7 @@ class EqualCost:
         for variant in waiting:
             ablate.launch(study.command(variant, seed)[1:], module=FILL_CACHES)
         start_minutes = dict.fromkeys((variant.title for variant in waiting), ASSUMED_START_S / 60)
-        idle, over = dict.fromkeys(start_minutes, 0), set()  # over: what is left is too little for a step
+        idle, over = dict.fromkeys(start_minutes, 0), set()  # over: too little time is left for a step
         while waiting := [
             variant
             for variant in waiting

@@ -19,7 +19,7 @@ SCORES = {
     STAGE_1: ("held_out/psnr", "held_out/ssim", "held_out/flicker", "held_out/spectrum_error"),
     STAGE_2: ("held_out/clip_mse",),
 }
-# Of clips, what a page shows beside these.
+# Clip scores that a page shows beside these.
 PAGE_SCORES = ("clips/flow_magnitude_distance", "clips/untrained_pyramid_distance", "clips/agreement")
 PAGE_SCORES += ("vae/polyps_kept",)
 SWITCHED_OFF = "the same runs, compensation switched off"

@@ -56,7 +56,7 @@ class Scoring:
     judge_epochs: int = 24
 
     def score(self, folder: Path, config: Config, stage: str, launch: Launch) -> None:
-        """Measure the run of `stage` in `folder`, whatever is not measured yet.
+        """Compute the missing scores of the run of `stage` in `folder`.
 
         Raises `BadInput` if a measurement leaves nothing.
         """

@@ -48,7 +48,7 @@ def variants_of(
 
     `vary` holds `key=value,value`. One key is changed at a time, or, for a `grid`, all of them in every
     combination. Values that the config has already are the config itself.
-    Raises `BadInput`, naming the key, for whatever cannot be varied or loaded.
+    Raises `BadInput`, naming the key, if one cannot be varied or a value cannot be loaded.
     """
     choices = [_choices(text) for text in vary]
     names = [text.partition("=")[0] for text in vary]
@@ -60,7 +60,7 @@ def variants_of(
     else:
         combinations = [(change,) for of_key in choices for change in of_key]
     if len(combinations) > MAX_VARIANTS:
-        raise BadInput(f"--vary asks for {len(combinations)} variants, of which {MAX_VARIANTS} are the most.")
+        raise BadInput(f"--vary gives {len(combinations)} variants; the maximum is {MAX_VARIANTS}.")
     variants = [Variant((), load_config(config, list(overrides)))]
     for changes in combinations:
         usual = variants[0].config

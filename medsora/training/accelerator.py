@@ -40,11 +40,11 @@ UNSUPPORTED = {
     "XLA_DOWNCAST_BF16": ("downcasting to bf16", "set precision in the config"),
     "ACCELERATE_MIXED_PRECISION": ("mixed precision", "set precision in the config"),
 }
-OFF = {"", "0", "no", "none", "false"}  # values, in lower case, that mean that a setting is not made
+OFF = {"", "0", "no", "none", "false"}  # values, in lower case, that mean "not set"
 
 
 def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
-    """Return accelerate's `Accelerator`, and seed what is built next, the models' initialisation.
+    """Return accelerate's `Accelerator`, and seed the models' initialisation, which follows.
 
     Gradients are accumulated by the loops themselves. Raises `BadInput` as `check_precision` and
     `check_launcher` do.

@@ -65,7 +65,7 @@ class TimedBatches:
 
     def __exit__(self, *stopped: object) -> None:
         # Now: a pending exception's traceback would keep the workers, and the exit handlers would wait for
-        # processes that ignore SIGTERM (see `_quiet_worker`). PyTorch asks them to end and waits for
+        # processes that ignore SIGTERM (see `_quiet_worker`). PyTorch signals them to end and waits for
         # seconds; one that still decodes only reads, so killing it loses nothing.
         ended, self.batches = self.batches, iter(())
         workers = getattr(ended, "_workers", [])

@@ -77,7 +77,7 @@ def training_arguments(
 
 
 def minutes_left(limit: float | None) -> float | None:
-    """Return what is left of a `--time-limit`, which counts from the process's start, imports included."""
+    """Return the rest of a `--time-limit`, which counts from the process's start, imports included."""
     if limit is None:
         return None
     return limit - (time.time() - psutil.Process().create_time()) / 60

@@ -1,4 +1,4 @@
-"""Fill both caches of stage 2 beforehand.
+"""Fill both caches of stage 2 in advance.
 
 `python -m medsora.training.fill_caches --config configs/phantom.yaml`
 

@@ -81,7 +81,7 @@ def batch_order(stage: Stage, start: int, labels: Sequence[int] | None = None) -
 def watch(
     stage: Stage, start: int, stop: StopRequest, title: str, page: str
 ) -> tuple[Progress, RunReport, StepGuard]:
-    """Return a progress bar, the run's page and a guard of its steps; tell `stop` a checkpoint's size."""
+    """Return a progress bar, the run's page and a guard of its steps; give `stop` a checkpoint's size."""
     accelerator, total = stage.accelerator, stage.schedule.total_steps
     progress = Progress(title, total, start, show=accelerator.is_local_main_process)
     report = RunReport(stage.run, f"{stage.config.run.name}: {page}", total)
@@ -116,7 +116,7 @@ def begin_step(
 def check_step(
     stage: Stage, guard: StepGuard, record: StepRecord, norm: Tensor, stop: StopRequest
 ) -> tuple[bool, bool, bool]:
-    """Return whether to log and to save after this step, and whether any process was asked to stop.
+    """Return whether to log and to save after this step, and whether any process must stop.
 
     With early stopping a checkpoint is due with every evaluation. Raises `NonFiniteLoss` after saving the
     state before the first bad step and ending the training.
@@ -160,7 +160,7 @@ def end_step(
 ) -> bool:
     """Save, leave, evaluate and sample after `done` steps; return whether early stopping ends training.
 
-    Raises `Interrupted` after saving if a process was asked to stop (`stops`) or is asked while it samples.
+    Raises `Interrupted` after saving if a process must stop (`stops`), or receives a signal while it samples.
     """
     if saves or stops:
         with stop.saving():
@@ -191,7 +191,7 @@ def _run_tasks(
 ) -> bool:
     """Do what is due after `step`, or at the end if it `ends` training; `resumed`: unless it is done.
 
-    Returns False if a process was cut short or, `resumed`, asked to stop.
+    Returns False if a process was cut short or, `resumed`, must stop.
     """
     ends = ends or step == stage.schedule.total_steps
     due = [task for task in stage.tasks if step >= task.first_step and (step % task.every == 0 or ends)]
@@ -210,7 +210,7 @@ def _run_tasks(
 
 
 def _interrupted(stage: Stage, step: int, stop: StopRequest) -> Interrupted:
-    """Save what is not saved yet and end the training; return what to raise."""
+    """Save if necessary and end the training; return the exception to raise."""
     stage.parts.save(step)
     stage.accelerator.end_training()
     return Interrupted(f"{stop.why()}; saved after step {step}; run the same command to resume.")

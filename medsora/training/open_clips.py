@@ -27,7 +27,7 @@ from medsora.training.run.trackers import start_trackers
 from medsora.training.schedule import Schedule
 
 RENDER_PROCESSES = 2
-VIDEO_LIST = "videos.json"  # in the run folder: every video's side, frames, thumbnails and perhaps label
+VIDEO_LIST = "videos.json"  # file in the run folder: every video's side, frames, thumbnails and perhaps label
 
 
 def clip_spec(config: Config) -> ClipSpec:

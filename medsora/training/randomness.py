@@ -22,7 +22,7 @@ def derive_seed(seed: int, purpose: str, *numbers: int) -> int:
 
 
 def generator_for(seed: int, purpose: str, *numbers: int) -> torch.Generator:
-    """Return a CPU generator seeded by `derive_seed`: the same numbers whatever device trains."""
+    """Return a CPU generator seeded by `derive_seed`: the same numbers on every device."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *numbers))
 
 

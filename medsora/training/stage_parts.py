@@ -55,7 +55,7 @@ class StageParts:
 
     @property
     def size_bytes(self) -> int:
-        """About what a checkpoint takes: the models and the optimiser's moments of what is trained."""
+        """Approximate size of a checkpoint: the models and the optimiser's moments of trained parameters."""
         groups, copies = self.optimizer.param_groups, moments(self.settings.optimizer)
         return self.model_bytes + copies * sum(p.nbytes for group in groups for p in group["params"])
 

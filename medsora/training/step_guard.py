@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medsora.errors import NonFiniteLoss
 
-LAG = {"cuda": 1}  # steps by which the host's check may lag; elsewhere none
+LAG = {"cuda": 1}  # maximum lag of the host's check in steps; 0 on other devices
 
 
 class StepRecord:
@@ -52,7 +52,7 @@ class StepRecord:
 
 
 class StepGuard:
-    """Checks every step before the optimiser's update: is it finite, and is a process asked to stop?
+    """Checks before each optimiser update whether the step is finite and whether any process must stop.
 
     `optimizer` is the loop's own, before `Accelerator.prepare`; only a fused one allows a lag.
     """
@@ -68,7 +68,7 @@ class StepGuard:
     def check(
         self, record: StepRecord, norm: Tensor, *, stops: bool, at_once: bool
     ) -> tuple[StepRecord | None, bool]:
-        """Return the first step that is known to be bad, if there is one, and whether any process was asked.
+        """Return the first bad step that is known, if there is one, and whether any process must stop.
 
         All processes return the same, of the step `self.lag` before this one, or of this one if `at_once`
         (set by all alike). Call it before the optimiser's step, which after a bad one changes nothing.

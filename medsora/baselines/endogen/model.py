@@ -135,7 +135,7 @@ class EndoGen(PresetModel):
 
 
 class KeyValueCache:
-    """Keys and values (depth, 2, B, heads, N, p) of the positions so far, in one buffer made beforehand."""
+    """Keys and values (depth, 2, B, heads, N, p) of the positions so far, in one preallocated buffer."""
 
     def __init__(self, buffer: Tensor) -> None:
         self.buffer, self.length = buffer, 0

@@ -103,7 +103,7 @@ def _usual_heads(width: int, depth: int, source: str) -> int:
             return sizes["heads"]
     raise BadInput(
         f"{source} has {depth} blocks of width {width}, which is no published size, and its weights do not "
-        "tell the number of heads; name it (--heads)."
+        "determine the number of heads; set --heads."
     )
 
 

@@ -17,8 +17,8 @@ from medsora.flow_prior.dino import DinoEncoder
 from medsora.flow_prior.prior import average_frames
 
 COMPARED = 4  # layers: of DINO's 12 those numbered 2, 5, 8 and 11
-MAX_PAIRED = 12  # features among which those are spread: of XL's 14, too, the ones numbered 2, 5, 8 and 11
-SIDE = 2  # positions of the prior's maps, along a side, that the adapter makes one token of
+MAX_PAIRED = 12  # blocks over which they are spread: of XL's 14, too, those numbered 2, 5, 8 and 11
+SIDE = 2  # side of the square of prior positions that the adapter merges into one token
 
 
 class ImagePrior(nn.Module):
@@ -48,7 +48,7 @@ class ImagePrior(nn.Module):
 
     @property
     def untrained(self) -> bool:
-        """Whether the encoder has random weights, so that the targets teach nothing."""
+        """Whether the encoder has random weights, so that the alignment loss carries no signal."""
         return self.encoder.untrained
 
     @property

@@ -15,27 +15,27 @@ import numpy as np
 from medsora.data.reading.margins import NO_MARGINS, Margins
 
 SAMPLES = 24  # frames, evenly spaced over a video
-MAX_SIDE_PX = 1024  # larger frames are reduced to this
+MAX_SIDE_PX = 1024  # larger frames are scaled down to this side
 MIN_SAMPLES = 8  # fewer frames cannot show that something stands still
 
 BLACK = 24  # maximum pixel value (0-255) of a border, compression's noise included
-THIN = 0.005  # part of a side; narrower borders are left
-MIN_LEFT = 0.25  # part of a side that must remain, or the video is dark rather than bordered
+THIN = 0.005  # share of a side; narrower borders are not cropped
+MIN_LEFT = 0.25  # share of a side that must remain; otherwise the video is dark rather than bordered
 
-BRIGHT, STILL, SHARP = 150, 24, 80  # grey levels: a mark's, its change over time, against its surroundings
-MOVING, MIN_MOVING = 12, 0.3  # grey levels, and the part of the picture that must change by them
-MIN_PIXELS, MIN_HEIGHT_PX = 20, 5  # a mark's, at the reduced size
+BRIGHT, STILL, SHARP = 150, 24, 80  # a mark's grey level, maximum change over time, minimum contrast
+MOVING, MIN_MOVING = 12, 0.3  # change in grey levels, and the share of the picture that must change so much
+MIN_PIXELS, MIN_HEIGHT_PX = 20, 5  # minimum area and height of a mark, after scaling down
 
 # Letters of any colour are distinguished from the scene by what moves around them, and by being many strokes,
 # close together, of one colour; an instrument that rests is none of these.
-STROKE, NEAR = 0.03, 0.03  # share of the shorter side: a stroke's thickness; a pixel's surroundings
-STILLER, MIN_AROUND = 0.3, 30  # a letter's change over time against its surroundings'; theirs, grey levels
-CLEAR = 60  # grey levels, in any colour, against what is around
-ONE_COLOUR, MIN_ALIKE = 40, 0.7  # levels from the letters' median colour, and the part within
-MIN_FILLED = 0.06  # part of its box that a line of letters covers
+STROKE, NEAR = 0.03, 0.03  # thickness of a stroke, radius of a neighbourhood; shares of the shorter side
+STILLER, MIN_AROUND = 0.3, 30  # maximum change of a letter over its surroundings', minimum of theirs
+CLEAR = 60  # minimum contrast to the surroundings, in grey levels of any colour channel
+ONE_COLOUR, MIN_ALIKE = 40, 0.7  # distance from the letters' median colour in levels, minimum share within it
+MIN_FILLED = 0.06  # minimum share of its box that a line of letters covers
 LEGIBLE = 96  # pixels of the shorter side: on smaller pictures no coloured letter can be read
-DARK_AROUND = 0.4  # part of a coloured letter's surroundings that is black where they do not move
-THICK, RIM = 0.04, 0.03  # share of the shorter side: what is thicker is no letter; the field of view's rim
+DARK_AROUND = 0.4  # minimum share of black in a coloured letter's surroundings where these do not move
+THICK, RIM = 0.04, 0.03  # maximum width of a stroke, width of the view's rim; shares of the shorter side
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class EvenSamples:
         return number % self._spacing == 0
 
     def add(self, frame: np.ndarray) -> None:
-        """Keep a frame, uint8 (h, w, 3), reduced to MAX_SIDE_PX; another size than before starts anew."""
+        """Keep a frame, uint8 (h, w, 3), reduced to MAX_SIDE_PX; another size discards the earlier ones."""
         scale = MAX_SIDE_PX / max(frame.shape)
         if scale < 1:
             height, width = (max(1, round(side * scale)) for side in frame.shape[:2])

@@ -29,9 +29,9 @@ from medsora.data.split import HELD_OUT, count_videos, folder_note, sides_by_fol
 from medsora.errors import BadInput, one_line
 
 MAX_GROUPS_NAMED, MAX_COPIES_NAMED = 5, 4  # groups of copies, and copies per group, in one line
-DEFAULT_THREADS = min(4, os.cpu_count() or 1)  # with more than there are cores, they wait for each other
+DEFAULT_THREADS = min(4, os.cpu_count() or 1)  # at most one per core
 MAX_SMALL_FILE_BYTES = 2**18  # a single thread scans files below this size
-RATES_ALIKE = 1.5  # the highest frame rate over the lowest; beyond, a note is made
+RATES_ALIKE = 1.5  # the highest frame rate over the lowest; larger ratios are reported
 MARKS = "possible burnt-in text or logo"
 SAVE_EVERY_S = 30.0  # an interrupted check of a large folder resumes here
 
@@ -44,7 +44,7 @@ class SourceReport:
     scan: Scan
     windows: tuple[Window, ...]
     span: int
-    margins: Margins = NO_MARGINS  # what is cut off every frame
+    margins: Margins = NO_MARGINS  # cropped from every frame
     timed: TimedClips | None = None  # which frames a clip takes by data.rate; None by data.interval
     no_clips: str | None = None  # why data.rate gives none
 
@@ -112,17 +112,17 @@ class SourceReport:
 
     @property
     def marks(self) -> tuple[Margins, ...]:
-        """Boxes of text or marks burnt into what is left of the frames after `margins` are cut off."""
+        """Boxes of text or marks burnt into the frames after `margins` are cropped."""
         return StillMarks(self.scan.margins, self.scan.marks).marks_inside(self.margins)
 
     @property
     def used_height(self) -> int:
-        """Pixels of what is left of a frame's height after `margins` are cut off."""
+        """Height of a frame after `margins` are cropped, in pixels."""
         return round(self.scan.height * (1 - self.margins[0] - self.margins[1]))
 
     @property
     def used_width(self) -> int:
-        """Pixels of what is left of a frame's width after `margins` are cut off."""
+        """Width of a frame after `margins` are cropped, in pixels."""
         return round(self.scan.width * (1 - self.margins[2] - self.margins[3]))
 
     @property
@@ -278,7 +278,7 @@ class CheckReport:
         if self.rate is not None:
             uneven, by_time = "clips are taken by time; frames are", ""
         for what, words_of, advice in (
-            ("read as the files ask for, or as players show them, in", lambda r: r.applied_words, ""),
+            ("converted as the files specify, or as players show them, in", lambda r: r.applied_words, ""),
             ("no clip crosses the shots of", lambda r: r.shots_words, ""),
             (f"{uneven} unevenly spaced in", lambda r: r.uneven_words, by_time),
             ("borders are cut off in", lambda r: r.crop_words, ""),

@@ -21,9 +21,9 @@ THUMBNAILS, SIDE_PX = 8, 6  # thumbnails per video, and the side of each
 # Grey levels (0-255), the mean over a thumbnail's pixels; every thumbnail must be as close. H.264 at CRF 35
 # changes 64x64 phantoms by up to 4.8; two different phantoms differ by 18 and more.
 MAX_DIFFERENCE = 6.0
-MAX_BRIGHTER = 2.5  # grey levels by which the mean over a quadrant and over time may differ
-MIN_CONTRAST = 4.0  # grey levels of standard deviation; flatter videos must be equal to be copies
-MAX_FRAMES_APART = 0.02  # part of the frames that a copy may lack (at least one frame)
+MAX_BRIGHTER = 2.5  # maximum difference of the mean over a quadrant and over time, in grey levels
+MIN_CONTRAST = 4.0  # standard deviation in grey levels; flatter videos must be identical to be copies
+MAX_FRAMES_APART = 0.02  # share of the frames that a copy may lack (at least one frame)
 CELL_LEVELS = 5.0  # side of the grid's cells, in grey levels of a quadrant's mean
 
 
@@ -135,7 +135,7 @@ def _quadrant_means(pictures: np.ndarray) -> list[float]:
 
 
 def _cells_around(quadrants: Sequence[float]) -> Iterable[tuple[int, ...]]:
-    """Return the cells that hold whatever differs by MAX_BRIGHTER or less in every quadrant."""
+    """Return the cells that may hold entries that differ by MAX_BRIGHTER or less in every quadrant."""
     spans = [
         range(int((mean - MAX_BRIGHTER) // CELL_LEVELS), int((mean + MAX_BRIGHTER) // CELL_LEVELS) + 1)
         for mean in quadrants

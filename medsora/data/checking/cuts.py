@@ -12,20 +12,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SIDE_PX = 16  # thumbnails have so many pixels per side
-SAMPLED_PX = 2 * SIDE_PX  # per side, picked from a frame; each pixel of the thumbnail is the mean of 4
-NEAR = 2  # frames on each side that a change is measured by
-MAX_FLASH_FRAMES = 3  # a change that is undone after at most so many frames is none
-LAGS = NEAR + MAX_FLASH_FRAMES  # frames apart that are compared
+SIDE_PX = 16  # side of a thumbnail
+SAMPLED_PX = 2 * SIDE_PX  # pixels sampled along a frame's side; each pixel of the thumbnail is the mean of 4
+NEAR = 2  # frames on each side with whose changes a change is compared
+MAX_FLASH_FRAMES = 3  # a change that is undone within this many frames is no cut
+LAGS = NEAR + MAX_FLASH_FRAMES  # maximum distance of compared frames
 BINS = 8  # per colour channel in a histogram
 STILL, STILL_COLOURS = 2.0, 0.1  # added to changes beside a cut: grey levels, part of the pixels
 # Change over the change beside it, of the picture times of the colours. 388 phantom clips and four real ones
 # reach 0.94; 1.3 % of joins of two phantom clips stay below 1.1.
 MIN_RATIO, MIN_RATIO_AT_ENDS = 1.1, 1.6
 MAX_ALIKE = 0.9  # correlation of the grey pictures; 0.1 % of joins of two phantom clips exceed it
-MIN_CHANGE = 10.0  # grey levels; still frames may change by less at any ratio
-MAX_REPEATED = 3  # repeats of a frame that are left out: recordings at up to 4 times the camera's rate
-MAX_REPEAT_CHANGE = 1.0  # grey levels; what coding changes in a repeated frame
+MIN_CHANGE = 10.0  # grey levels; smaller changes are no cut at any ratio
+MAX_REPEATED = 3  # repeats of a frame that are skipped, for recordings at up to 4 times the camera's rate
+MAX_REPEAT_CHANGE = 1.0  # grey levels by which compression changes a repeated frame
 BLOCK = 256  # frames whose thumbnails are held
 
 
@@ -76,7 +76,7 @@ class CutFinder:
         no_cuts = set(np.flatnonzero(np.concatenate(self._alike) >= MAX_ALIKE).tolist())
         for one, two, three in zip(found, found[1:], found[2:], strict=False):
             if two - one == three - two == 2:
-                no_cuts |= {one, two, three}  # a fine texture that moves by half of what is sampled
+                no_cuts |= {one, two, three}  # a fine texture that moves by half the sampling distance
         for first, second in _pairs(found):
             if picture[second - first + 1, second] < change[first] / 2:
                 no_cuts |= {first, second}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-MAX_COLOURS = 32  # in all pictures together; one frame of a camera has thousands
+MAX_COLOURS = 32  # distinct colours in all pictures together; one frame of a camera has thousands
 SAMPLED_PX = 2**16  # pixels of each picture that are counted
-NEAR_EXTREME = 12  # levels of 255 by which JPEG changes black and white
-MIN_EXTREME = 0.97  # part of each picture that is black or white; edges are between
-MIN_WHITE = 0.001  # part of at least one picture; dark frames have less
+NEAR_EXTREME = 12  # grey levels by which JPEG changes black and white
+MIN_EXTREME = 0.97  # share of each picture that is black or white; edges are between
+MIN_WHITE = 0.001  # share of white in at least one picture; dark frames have less
 
 
 class MaskFinder:

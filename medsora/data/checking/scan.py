@@ -37,13 +37,13 @@ from medsora.data.reading.video_io import reader_info
 SEEK_SPACING = 8  # frames; more points would only cost memory where every frame is a key frame
 AIMS = (0, 1, 2)  # how many points before its own a seek aims: transport and program streams land late
 REORDERED = 16  # frames that a decoder may hold back before it shows them
-LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # per pass; a file that takes longer for its size is crafted to
+LIMIT_S, LIMIT_S_PER_MB = 60.0, 20.0  # time limit of a pass; only crafted files take longer for their size
 SEEKABLE_BY_BYTE = {"mpegts", "mpeg"}  # containers whose packets can be read from any position on
 HARD_CUTS = ("hard cut", "hard cuts")
-MAX_FRAMES_NAMED = 5  # at which a shot begins
-MAX_SIZE_CHANGES = 0.1  # share of a folder's pictures; with more changes of size they are no recording
+MAX_FRAMES_NAMED = 5  # first frames of shots that a message lists
+MAX_SIZE_CHANGES = 0.1  # share of a recording's pictures that may be of another size
 CHECK_FAILS = "checking it failed; please report this to MedSora's authors"
-HEADER_TOLERANCE = 2  # frames by which sound files' headers are off (edit lists, encoder delay)
+HEADER_TOLERANCE = 2  # frames by which headers of intact files may be off (edit lists, encoder delay)
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ def _proven(
 ) -> tuple[SeekPoint, ...]:
     """Return the points with aims at which trial seeks land on the right frames, or none if no aim does.
 
-    `targets` are what to ask the container for to land at each point: time stamps or, `by_byte`, positions.
+    `targets` are the container's seek targets for each point: time stamps or, `by_byte`, positions.
     """
     known = [(point, target) for point, target in zip(points, targets, strict=True) if target is not None]
     for lag in AIMS:
@@ -345,7 +345,7 @@ def _scan_folder(source: Source) -> Scan:
     if words := masks.words():
         return Scan("frames", codec, problem=words)
     white = _white(folder, whites)
-    if any_deep:  # what is white is known only now
+    if any_deep:  # the white level is known only now
         samples = EvenSamples()
         readable = [path for number, path in enumerate(pictures) if number not in set(broken)]
         for number, path in enumerate(readable):

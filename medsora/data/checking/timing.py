@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PAUSE_STEPS = 5.0  # a step so many times as long as those before and behind it is a pause
-STEPS_BESIDE = 5  # steps on either side whose median a step is compared with
-JUMP_BACK_STEPS = 4.0  # time stamps that fall by more begin anew; decoders may reorder a few frames
+PAUSE_STEPS = 5.0  # a step this many times as long as its neighbours is a pause
+STEPS_BESIDE = 5  # steps on either side; a step is compared with their median
+JUMP_BACK_STEPS = 4.0  # a larger fall of time stamps is a restart; decoders may reorder a few frames
 UNEVEN, MAX_UNEVEN_PART = 0.25, 0.01  # a step's distance from the median, and the part of steps beyond it
-SAME_RATE = 0.01  # part by which a header's frame rate may be off before the time stamps' is taken
+SAME_RATE = 0.01  # relative error of a header's frame rate from which the time stamps' rate is used
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Timing:
     """The timing of a video."""
 
     fps: float | None  # frames per second, pauses left out; None if it cannot be known
-    jumps: tuple[int, ...] = ()  # frames whose time stamps begin anew, as in joined recordings
+    jumps: tuple[int, ...] = ()  # frames at which time stamps restart, as in joined recordings
     pauses: tuple[int, ...] = ()  # frames that follow much later than the one before
     times_ms: tuple[int, ...] = ()  # each frame's time, never falling, where steps are uneven; else empty
 

@@ -144,7 +144,7 @@ def _write_missing(
 
 @dataclass(frozen=True)
 class _Clip:
-    """One clip's place in the folder; what is written last of it means that it is complete."""
+    """One clip's files in the folder; the file that is written last marks it as complete."""
 
     folder: Path
     index: int
@@ -199,7 +199,7 @@ class _Clip:
 def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether the folder already contains all of this phantom; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
-        with suppress(FileNotFoundError, NotADirectoryError):  # whoever is done removes _BEGUN
+        with suppress(FileNotFoundError, NotADirectoryError):  # a process that has finished removes it
             text = (folder / name).read_text(encoding="utf-8")
             found = {"polyp_size": 1.0, "masks": False} | json.loads(text)
             if other := {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}:

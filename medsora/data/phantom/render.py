@@ -127,7 +127,7 @@ def check_polyp_size(polyp_size: float) -> None:
 def choose_labels(seed: int, polyp: bool | None, instrument: bool | None) -> tuple[bool, bool]:
     """The clip's exclusive labels: those requested, the rest drawn by the seed."""
     if polyp and instrument:
-        raise ValueError("a phantom clip shows a polyp or an instrument, not both: ask for one of them")
+        raise ValueError("a phantom clip shows a polyp or an instrument, not both: choose one of them")
     allowed = [
         kind
         for kind, wanted, other in (("polyp", polyp, instrument), ("instrument", instrument, polyp))

@@ -11,10 +11,10 @@ from medsora.data.phantom.forceps import Forceps
 from medsora.data.phantom.looks import DEFAULT_LOOK, Look
 from medsora.data.phantom.wall import Wall
 
-FARTHEST = 10.0  # beyond this everything is as dark as the lumen
+MAX_DEPTH = 10.0  # depth from which everything is as dark as the lumen
 _CAUTION = 0.85
 _NEAREST = 0.05
-_WALL = -1  # number of the part that is no capsule
+_WALL = -1  # number of the wall among the capsules
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class Scene:
         directions = rays @ pose.rotation.astype(np.float32).T
         outwards = np.hypot(directions[:, 0], directions[:, 1]) + 0.9 * np.abs(directions[:, 2])
         n = len(rays)
-        inside, outside = np.full(n, _NEAREST, np.float32), np.full(n, FARTHEST, np.float32)
+        inside, outside = np.full(n, _NEAREST, np.float32), np.full(n, MAX_DEPTH, np.float32)
         gap_inside, gap_outside = np.ones(n, np.float32), -np.ones(n, np.float32)
         active, d, speed = np.arange(n), directions, outwards
-        t = inside.copy() if start is None else np.clip(start, _NEAREST, FARTHEST)
+        t = inside.copy() if start is None else np.clip(start, _NEAREST, MAX_DEPTH)
         while len(active):
             gap = self._gap(origin + t[:, None] * d)
-            going = (gap > 0) & (t < FARTHEST)
+            going = (gap > 0) & (t < MAX_DEPTH)
             if not going.all():
                 landed = np.flatnonzero(gap <= 0)
                 outside[active[landed]], gap_outside[active[landed]] = t[landed], gap[landed]
@@ -159,7 +159,7 @@ class Scene:
         world = pose.to_world(hits.points).astype(np.float32)
         x, y = self.line.at(world[:, 2])
         _, polyp = self.wall.colour(world[:, 2], np.arctan2(world[:, 1] - y, world[:, 0] - x))
-        return (hits.part == _WALL) & (hits.distance < FARTHEST) & (polyp > 0.5)
+        return (hits.part == _WALL) & (hits.distance < MAX_DEPTH) & (polyp > 0.5)
 
     def carry(self, pose: Pose, hits: Hits, frame: int, next_pose: Pose) -> np.ndarray:
         """Where the hit surface points are, in camera space, in the frame after `frame`."""

@@ -16,7 +16,7 @@ from medsora.data.phantom.camera import Lens
 from medsora.data.phantom.corpus import look_version, phantom_recipe
 from medsora.data.phantom.looks import find_look
 from medsora.data.phantom.render import KINDS
-from medsora.data.phantom.scene import FARTHEST, Scene
+from medsora.data.phantom.scene import MAX_DEPTH, Scene
 
 
 class Truth(NamedTuple):
@@ -40,7 +40,7 @@ class Truth(NamedTuple):
         """
         pose = self.scene.path.pose(self.scene.line, frame)
         hits = self.scene.trace(pose, self.lens.rays_through(pixels), frame)
-        return np.where((hits.part < 0) & (hits.distance < 0.99 * FARTHEST), hits.points[:, 2], np.nan)
+        return np.where((hits.part < 0) & (hits.distance < 0.99 * MAX_DEPTH), hits.points[:, 2], np.nan)
 
 
 def find_truth(video: Path) -> Truth | None:

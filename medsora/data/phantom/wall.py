@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 
 LENGTH = 14.0
-TEXELS = 48  # per unit length along the tube
+TEXELS = 48  # texels per unit length along the tube
 ROWS, COLUMNS = round(LENGTH * TEXELS), round(2 * np.pi * TEXELS)
-NARROWEST = 0.42  # radius that no fold goes below, so that the camera always fits through
+MIN_RADIUS = 0.42  # minimum radius at a fold, so that the camera always fits through
 
 _ALONG = (np.arange(ROWS, dtype=np.float32) / TEXELS)[:, None]
 _AROUND = (np.arange(COLUMNS, dtype=np.float32) * (2 * np.pi / COLUMNS))[None, :]
@@ -41,7 +41,7 @@ class Wall:
             dome = np.clip(1 - (near / across) ** 2, 0, None) ** 0.65
         radius = 1 + bulges - haustra - height * dome
         radius = cv2.GaussianBlur(_pad(radius, 8), (0, 0), 0.023 * TEXELS)[8:-8, 8:-8]
-        radius = NARROWEST + _soft_positive(radius - NARROWEST, 0.04)
+        radius = MIN_RADIUS + _soft_positive(radius - MIN_RADIUS, 0.04)
         # What light sees is rougher than what hides: fine wet bumps bend the normal, not the silhouette.
         grain = radius + 0.006 * smooth_noise(rng, 98, 44) + 0.016 * smooth_noise(rng, 36, 16)
         grain = _pad(grain, 1)

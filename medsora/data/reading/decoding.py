@@ -1,7 +1,7 @@
 """A video file as a stream of frames: opened safely, decoded frame by frame, entered by verified seeks.
 
 Frames become pixels as every player shows them: upright, with square pixels, in the colours that the file is
-tagged with. An ordinary file, which asks for none of this, takes no other path than one conversion to RGB.
+tagged with. An ordinary file, which needs none of this, is only converted to RGB.
 
 A container's own idea of "frame 1200" is not to be trusted: time stamps repeat, indices are stale, decoders
 start at frames that need others. So a seek is used only when the frame that it lands on has the time stamp
@@ -36,22 +36,28 @@ from medsora.data.reading.memory import (
 )
 from medsora.data.reading.orientation import UPRIGHT, Orientation, from_display_matrix
 
-MAX_SIDE = 16384  # pixels; a header that claims more is broken, and believing it would cost gigabytes
+MAX_SIDE = 16384  # pixels; a header that claims more is broken and would cost gigabytes
 MAX_PIXELS = 2**25  # 8K
 ONE_THREAD_PIXELS = 2**17  # below, starting threads takes longer than the conversion
 SIZE_LIMIT = f"at most {MAX_SIDE} per side and {MAX_PIXELS // 10**6} million in all are read"
-STALL_S = 60.0  # opening a file, or reading its next packet, takes no longer, or it is given up
-NOT_VIDEOS = {"concat", "dash", "hls", "tty", "image2"}  # what FFmpeg opens but which holds no frames itself
+STALL_S = 60.0  # time limit for opening a file and for reading its next packet
+NOT_VIDEOS = {
+    "concat",
+    "dash",
+    "hls",
+    "tty",
+    "image2",
+}  # FFmpeg's formats without frames of their own
 DICOM_SUFFIXES = frozenset([".dcm", ".dicom"])
 DICOM = (
     "a DICOM file, which is not read; convert it to pictures or a video first, such as with DCMTK: "
     "dcm2pnm --all-frames --write-png FILE FOLDER/frame"
 )
 
-HD_ROWS = 720  # frames from here on are taken as BT.709 unless tagged, smaller ones as BT.601: so do players
+HD_ROWS = 720  # untagged frames of at least this height are BT.709, smaller ones BT.601, as in players
 UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED
 HDR = {ColorTrc.SMPTE2084.value: "PQ", ColorTrc.ARIB_STD_B67.value: "HLG"}
-ALMOST_SQUARE = Fraction(1, 100)  # by which pixels may be off; encoders round the ratio
+ALMOST_SQUARE = Fraction(1, 100)  # tolerance of the pixel aspect ratio, which encoders round
 MAX_PIXEL_ASPECT = 4
 LIMITED_RANGE = ((np.arange(256) - 16) * (255 / 219)).clip(0, 255).round().astype(np.uint8)
 
@@ -197,8 +203,8 @@ class VideoReader:
         if needed > MAX_DECODING_BYTES:
             raise UnreadableVideo(
                 self.path,
-                f"its header asks for {needed // 2**20} MiB to decode frames of {width}x{height} pixels, "
-                f"more than the {MAX_DECODING_BYTES // 2**20} MiB that are given; write it anew with smaller "
+                f"its header requires {needed // 2**20} MiB to decode frames of {width}x{height} pixels, "
+                f"more than the limit of {MAX_DECODING_BYTES // 2**20} MiB; re-encode it with smaller "
                 "frames or fewer reference frames",
             )
         granted = min(MAX_PIXELS, round(granted_bytes(needed) / of_a_pixel))

@@ -11,8 +11,8 @@ import numpy as np
 
 FULL_WHITE = 65535.0  # 16 bits
 _INTEGER_WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16))
-_OVERSHOOT = 1.004  # by which interpolated floating-point values may exceed white
-_MIN_PEAK_OF_255 = 16.0  # floating-point values up to less may be overshooting 0..1 or dark 0..255
+_OVERSHOOT = 1.004  # factor by which interpolated floating-point values may exceed white
+_MIN_PEAK_OF_255 = 16.0  # floating-point values below it may be overshooting 0..1 or dark 0..255
 
 
 class UnknownWhite(Exception):

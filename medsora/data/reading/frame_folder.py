@@ -94,7 +94,7 @@ def read_picture(path: str | Path) -> Picture:
         raise
     except Image.DecompressionBombError as error:
         raise UnreadableVideo(path, f"its header claims too many pixels; {SIZE_LIMIT}") from error
-    except Exception as error:  # Pillow's many decoders raise whatever damage leads to
+    except Exception as error:  # damage makes Pillow's decoders raise many kinds of errors
         reason = failed_read(error) or f"does not decode as a picture ({_plain(path, error)})"
         raise UnreadableVideo(path, reason) from error
 
@@ -175,5 +175,5 @@ def _exif_orientation(image: Image.Image) -> Orientation:
     """Return a loaded image's orientation by its EXIF data; damaged EXIF is ignored, as every viewer does."""
     try:
         return EXIF_ORIENTATIONS.get(image.getexif().get(EXIF_ORIENTATION), UPRIGHT)
-    except Exception:  # its parser raises whatever damaged bytes lead to
+    except Exception:  # damage makes its parser raise many kinds of errors
         return UPRIGHT

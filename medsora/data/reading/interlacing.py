@@ -7,10 +7,10 @@ from contextlib import suppress
 import av
 import numpy as np
 
-TELLING_FRAMES = 100  # frames with motion that are inspected; still frames are not informative
-MIN_TELLING_FRAMES = 8  # fewer decide nothing
+INFORMATIVE_FRAMES = 100  # frames with motion that are inspected; still frames are not informative
+MIN_INFORMATIVE_FRAMES = 8  # minimum; with fewer, frames count as progressive
 MIN_INTERLACED_PART = 0.9  # share of the telling frames
-MOVING = 8  # grey levels by which a pixel changes where something moves
+MOVING = 8  # minimum change of a moving pixel, in grey levels
 COMBED = 0.7  # roughness over that of every other row; real and phantom frames stay below 0.67
 ANIMATIONS = {"gif", "apng"}  # never interlaced, but dithered, which can look so
 
@@ -117,7 +117,7 @@ class FieldOrderDetector:
                 return
             self._graph.vpush(frame)
             self._note(_pulled(self._graph))
-        except Exception:  # too small, a pixel format that is not taken, or whatever damage leads to
+        except Exception:  # too small, an unsupported pixel format, or damage
             self._finished = True
 
     def field_order(self) -> str | None:
@@ -128,7 +128,7 @@ class FieldOrderDetector:
                 self._note(_pulled(self._graph))
         top, bottom, progressive = self._counts.values()
         telling = top + bottom + progressive
-        if telling < MIN_TELLING_FRAMES or top + bottom < MIN_INTERLACED_PART * telling:
+        if telling < MIN_INFORMATIVE_FRAMES or top + bottom < MIN_INTERLACED_PART * telling:
             return None
         return "top" if top >= bottom else "bottom"
 
@@ -141,8 +141,8 @@ class FieldOrderDetector:
             verdict = "progressive"
         if verdict in self._counts:
             self._counts[verdict] += 1
-        whole = self._counts["progressive"] > round((1 - MIN_INTERLACED_PART) * TELLING_FRAMES)
-        self._finished = whole or sum(self._counts.values()) >= TELLING_FRAMES
+        whole = self._counts["progressive"] > round((1 - MIN_INTERLACED_PART) * INFORMATIVE_FRAMES)
+        self._finished = whole or sum(self._counts.values()) >= INFORMATIVE_FRAMES
 
 
 def _grey(frame: av.VideoFrame) -> np.ndarray:

@@ -1,7 +1,7 @@
 """How much memory decoding may take: counted from a file's header before any frame is decoded, and bounded.
 
 A decoder keeps the pictures that others are predicted from, sixteen at most in H.264 and HEVC: of 8192 x
-4080 pixels in 4:4:4 these are 1.6 GiB, which a file of a hundred kilobytes can ask for. So a video or picture
+4080 pixels in 4:4:4 these are 1.6 GiB, which a file of a hundred kilobytes can require. So a video or picture
 takes what it needs from `MAX_DECODING_BYTES` of its process while it is open, waits where others have taken
 it, and is refused where it needs more than all. It takes a share at least, within which its pictures may
 grow. The loaders of a training share the bound: `share_with_loaders`.
@@ -18,10 +18,10 @@ from pathlib import Path
 from av import VideoFormat
 from av.video.codeccontext import VideoCodecContext
 
-FILES_AT_ONCE = 4  # among which the bound is shared
+FILES_AT_ONCE = 4  # files opened at the same time, which share the bound
 MAX_DECODING_BYTES = 7 * 2**27  # 896 MiB: 8K in 4:2:0 with the reference frames that its levels allow
 PICTURE_BYTES_PER_PIXEL = 16  # a picture's values as read, converted, turned and, in 16 bits, twice as wide
-CODED_BESIDE, HELD_BESIDE = 2, 3  # frames that a decoder works on; that deinterlacing and its detection keep
+CODED_BESIDE, HELD_BESIDE = 2, 3  # further frames in a decoder; in deinterlacing and its detection
 RGB_BYTES_PER_PIXEL = 6  # a frame as RGB and a copy of it
 # Reference frames that a codec allows; dav1d's threads work on several frames besides.
 REFERENCES = {"h264": 16, "hevc": 16, "vvc": 16, "libdav1d": 16, "av1": 8, "vp9": 8, "vp8": 3}

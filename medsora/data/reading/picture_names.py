@@ -15,9 +15,9 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-MIN_RUN = 3  # frames in equal steps by which pictures are known for a recording; fewer follow by chance
+MIN_RUN = 3  # minimum frames in equal steps of a recording; shorter runs occur by chance
 MAX_STRAYS = 0.1  # share of a folder's pictures; more that belong to no recording are kept as stills
-MIN_NAMED_ALIKE = 0.5  # part of a folder's masks that must have the name of a frame
+MIN_NAMED_ALIKE = 0.5  # share of a folder's masks that must have the name of a frame
 
 _MASK = (
     r"annot(?:ation)?s?|groundtruth|gt|label(?:id)?s?|masks?|segmask|segmentations?|segm?|segs|trimap|truth"
@@ -163,7 +163,7 @@ def _posters(names: Sequence[str], videos: Collection[str]) -> set[str]:
 
 
 def _recordings(names: Sequence[str]) -> dict[str, Recording]:
-    """Return what is surely a recording among `names`, in natural order, by the pattern of its names."""
+    """Return those of `names` that certainly are one recording's, in natural order, by their pattern."""
     counters = _counters(names)
     groups = _groups(counters, _count)
     for read in (_decimal, _time_of_day):

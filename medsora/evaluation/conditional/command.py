@@ -14,7 +14,7 @@ from medsora.config.choices import SAMPLERS
 from medsora.config.load import load_config
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.errors import bad_input_from_errors
-from medsora.evaluation.conditional.fresh_phantom import USUAL
+from medsora.evaluation.conditional.fresh_phantom import DEFAULT_PHANTOM
 from medsora.evaluation.sanity.claims import Claim
 from medsora.runtime.digests import sealed
 from medsora.runtime.files import write_json
@@ -56,7 +56,7 @@ def trained_phantom(model: str | None) -> tuple[float, str]:
             if (folder / "config.yaml").is_file():
                 phantom = load_config(folder / "config.yaml", outputs_anywhere=True).phantom
                 return phantom.polyp_size, phantom.look
-    return USUAL
+    return DEFAULT_PHANTOM
 
 
 def load_measured(model: str, *, any_kind: bool = False) -> SavedPipeline:

@@ -37,7 +37,7 @@ from medsora.sampling.conditions import trained_to_begin_with
 
 MAX_LOST_DB = 1.0
 COARSE = 1 / 20  # sigma of the blur, as a share of the height
-USUAL = (5, 95)  # percentiles of real clips' flow between which the generated ones' median must lie
+PERCENTILES = (5, 95)  # percentiles of real clips' flow between which the generated ones' median must lie
 SHEET_CLIPS = 4
 
 
@@ -102,7 +102,7 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def _usual(flows: np.ndarray) -> list[float]:
-    low, high = USUAL
+    low, high = PERCENTILES
     return np.percentile(flows, (low, 50, high)).tolist()
 
 

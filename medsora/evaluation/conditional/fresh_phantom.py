@@ -19,13 +19,13 @@ from medsora.runtime.files import written_beside
 from medsora.runtime.progress_bar import progress_bar
 
 TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # seeds of corpora, far from the configs'
-JUDGE_RECIPE = 1  # raised whenever `train_judge` comes to give another judge
+JUDGE_RECIPE = 1  # raise when `train_judge` gives another judge
 MIN_CLIPS_FOR_PROCESSES = 32  # with fewer, starting processes takes longer than it saves
-USUAL = (1.0, PHANTOM_LOOKS[0])  # a phantom: the width of its polyps, times the usual, and its look
+DEFAULT_PHANTOM = (1.0, PHANTOM_LOOKS[0])  # the default phantom: relative width of its polyps, and its look
 
 
 def phantom_folder(
-    cache: Path, count: int, frames: int, size: int, seed: int, phantom: tuple[float, str] = USUAL
+    cache: Path, count: int, frames: int, size: int, seed: int, phantom: tuple[float, str] = DEFAULT_PHANTOM
 ) -> Path:
     """Render phantom clips into a folder of `cache`, unless they are there; return it."""
     polyp_size, look = phantom
@@ -46,7 +46,7 @@ def phantom_folder(
 
 
 def phantom_clips(
-    cache: Path, count: int, frames: int, size: int, seed: int, phantom: tuple[float, str] = USUAL
+    cache: Path, count: int, frames: int, size: int, seed: int, phantom: tuple[float, str] = DEFAULT_PHANTOM
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Render phantom clips, unless they are there: uint8 (N, F, H, W, 3), labels' numbers and names."""
     folder = phantom_folder(cache, count, frames, size, seed, phantom)
@@ -61,7 +61,7 @@ def phantom_judge(
     frames: int,
     size: int,
     epochs: int,
-    phantom: tuple[float, str] = USUAL,
+    phantom: tuple[float, str] = DEFAULT_PHANTOM,
     device: torch.device | str = "cpu",
 ) -> Judge:
     """Train a classifier of `count` phantom clips, unless it is there; return it."""

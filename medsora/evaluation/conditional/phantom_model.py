@@ -2,9 +2,9 @@
 
 `python -m medsora.evaluation.conditional.phantom_model --model MODEL --out DIR` samples clips with every
 label in turn and compares them with held-out phantom clips by the same estimators on both sides: speed,
-labels, appearance, near copies of training clips, and whether a classifier tells them from clips that went
-through the model's VAE. What one half of the held-out clips is away from the other is printed beside each
-distance. Sampled clips are kept in DIR, so an interrupted run resumes.
+labels, appearance, near copies of training clips, and whether a classifier distinguishes them from
+reconstructions by the model's VAE. Each distance is printed beside that of two halves of the held-out clips.
+Sampled clips are kept in DIR, so an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def measure(options: argparse.Namespace) -> int:
     results["label agreement"] = found | {"low": float(interval.low), "high": float(interval.high)}
     claims.append(
         Claim(
-            f"sampled clips show what was asked for in {found['asked']:.1%} (95 % interval "
+            f"sampled clips show the requested label in {found['asked']:.1%} (95 % interval "
             f"{interval.low:.1%} to {interval.high:.1%}) at a guidance of {options.guidance:g}, at least "
             f"{MIN_AGREEMENT:.0%}",
             found["asked"] >= MIN_AGREEMENT,
@@ -132,8 +132,9 @@ def measure(options: argparse.Namespace) -> int:
     mean = float(np.mean(accuracies))
     claims.append(
         Claim(
-            f"a classifier tells generated from reconstructed clips in {mean:.1%} ({min(accuracies):.1%} to "
-            f"{max(accuracies):.1%} over {len(accuracies)} seeds), goal: at most {GOAL_ACCURACY:.0%}",
+            f"a classifier distinguishes generated from reconstructed clips in {mean:.1%} ("
+            f"{min(accuracies):.1%} to {max(accuracies):.1%} over {len(accuracies)} seeds), goal: at most "
+            f"{GOAL_ACCURACY:.0%}",
             mean <= GOAL_ACCURACY,
         )
     )

@@ -53,7 +53,7 @@ RESIZE = Resize(
     "Pillow bilinear with antialiasing, scaled to cover, cropped in the middle; untouched at equal size",
     resize_and_crop,
 )
-DEFAULT_CROP = "auto"  # as in training
+DEFAULT_CROP = "auto"  # the same default as in training
 REFERENCES = ("real", "phantom", "phantom (held out)")
 LOSSLESS_CODECS = {"ffv1", "png", "apng", "bmp", "ppm", "tif", "tiff", "rawvideo", "huffyuv", "utvideo"}
 READ_THREADS = 4

@@ -80,7 +80,7 @@ def _load_clip(source: str, *, given: bool) -> CLIPVisionModelWithProjection:
     )
     try:
         try:
-            network, report = load(local_files_only=True)  # what is cached needs no network
+            network, report = load(local_files_only=True)  # a cached file needs no network
         except OSError:
             if given:
                 raise

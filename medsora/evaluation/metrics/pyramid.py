@@ -23,7 +23,7 @@ SEED = 2024
 LEVELS = 4
 FILTERS = 4  # per kind
 KINDS = {"space": (1, 3, 3), "time": (3, 1, 1), "both": (3, 3, 3)}
-NOISE = 0.004  # about the response of a unit filter to rounding to 8 bits: below it, nothing is visible
+NOISE = 0.004  # approximate response of a unit filter to 8-bit rounding: smaller ones are not visible
 MAP_SIDE = 2
 
 

@@ -27,7 +27,7 @@ LATEX = {
     "–": "--",
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
 }
-CSV_COLUMNS = ("figure", "title", "unit", "better", "set", "clips", "value", "low", "high")  # as ever
+CSV_COLUMNS = ("figure", "title", "unit", "better", "set", "clips", "value", "low", "high")  # fixed
 CSV_COLUMNS += ("rank_best", "rank_worst", "not_distinguishable_from")
 
 

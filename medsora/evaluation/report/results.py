@@ -182,7 +182,7 @@ def _spread_cells(spread: Spread | None) -> list[str]:
 
 
 def without_nan(value: Any) -> Any:
-    """Return `value` with null for what is undefined: JSON has no NaN."""
+    """Return `value` with null for undefined numbers: JSON has no NaN."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -32,8 +32,8 @@ REAL, MILD, STRONG = "real", "mild blur", "strong blur"
 SHUFFLED, FROZEN, NOISE = "shuffled", "frozen", "noise"
 MILD_BLUR, STRONG_BLUR = 1 / 64, 1 / 16  # sigma as a share of the frame's height
 
-# What each distance is there to notice: every chain must rise from left to right. What is not its business
-# (blur for the motion, order in time for single frames) is not demanded.
+# Degradations that each distance must detect: every chain must rise from left to right. Others (blur for the
+# motion, order in time for single frames) are not required.
 ORDERS: dict[str, list[tuple[str, ...]]] = {
     "flow_magnitude_distance": [(REAL, SHUFFLED), (REAL, FROZEN), (MILD, FROZEN), (STRONG, FROZEN)],
     "warping_error_distance": [(REAL, SHUFFLED, NOISE), (REAL, FROZEN), (MILD, STRONG, NOISE)],

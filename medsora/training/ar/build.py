@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def build_ar_stage(config: Config) -> ArStage:
-    """Build everything; raises `ValueError` or `OSError` for whatever cannot be used."""
+    """Build everything; raises `ValueError` or `OSError` for invalid input."""
     settings = config.train_ar
     accelerator = make_accelerator(config, settings.precision, config.ar_dir)
     tokenizer = trained_tokenizer(config)

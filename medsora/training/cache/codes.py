@@ -19,7 +19,7 @@ from medsora.training.cache.fingerprint import clips_digest
 from medsora.training.cache.latents import clip_entry
 from medsora.training.cache.store import TensorStore
 
-CODE_VERSION = 1  # raise when the way from a clip to its codes changes
+CODE_VERSION = 1  # raise when the computation of codes from a clip changes
 
 
 class CodeCache:
@@ -37,7 +37,7 @@ class CodeCache:
         self.store = TensorStore(Path(config.cache.dir), "codes", depends_on)
 
     def build(self, tokenizer: Any, accelerator: Accelerator) -> None:
-        """Encode what is not there yet, as `TensorStore.fill` does."""
+        """Encode the missing entries, as `TensorStore.fill` does."""
 
         def encode(name: str) -> dict[str, Tensor]:
             index = int(name.split("-")[1])

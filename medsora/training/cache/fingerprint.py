@@ -27,7 +27,7 @@ def clips_digest(clips: ClipDataset) -> str:
         digest.update(json.dumps(applied).encode())
     for video in clips.sources:
         source = video.source
-        whole = source.recording is None or source.recording.plain  # with whatever else lies in the folder
+        whole = source.recording is None or source.recording.plain  # with the other files of the folder
         digest.update(source.name.encode("utf-8", "surrogateescape"))
         digest.update(_content_digest(source.path, None if whole else source.pictures))
     return digest.hexdigest()

@@ -26,7 +26,7 @@ from medsora.training.randomness import derive_seed
 from medsora.vae import VideoVAE
 
 GROUPS_TRIED = 16
-CODE_VERSION = 3  # raise when the way from a file to its latents changes
+CODE_VERSION = 3  # raise when the computation of latents from a file changes
 
 
 class JointImages(NamedTuple):
@@ -59,7 +59,7 @@ class LatentCache:
         self.windows_elsewhere = {int(video): np.flatnonzero(videos != video) for video in np.unique(videos)}
 
     def build(self, vae: VideoVAE, accelerator: Accelerator) -> None:
-        """Encode what is not there yet, as `TensorStore.fill` does."""
+        """Encode the missing entries, as `TensorStore.fill` does."""
         groups = range(self.groups if self.images.count else 0)
         names = [clip_entry(i) for i in range(len(self.clips))] + [_group_name(k) for k in groups]
 

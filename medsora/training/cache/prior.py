@@ -1,6 +1,6 @@
 """The flow prior's features on disk (`cache.prior: disk`), filled as they are needed.
 
-Because of the exact skip (`flow_prior.alignment.needed`) most samples never ask for features: a clip's are
+Because of the exact skip (`flow_prior.alignment.needed`) most samples never need features: a clip's are
 computed when the first sample needs them, kept, and read from then on; or all of them beforehand by `build`
 (`python -m medsora.training.fill_caches`).
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from medsora.baselines.endora.image_prior import ImagePrior
     from medsora.flow_prior import FlowPrior  # needs packages that counting memory does without
 
-CODE_VERSION = 1  # raise when the way from a clip to its features changes
+CODE_VERSION = 1  # raise when the computation of features from a clip changes
 
 
 class PriorCache:
@@ -72,7 +72,7 @@ class PriorCache:
     def build(
         self, prior: FlowPrior, clips: ClipDataset, accelerator: Accelerator, latents: LatentCache
     ) -> None:
-        """Compute what is not there yet, as `TensorStore.fill` does."""
+        """Compute the missing entries, as `TensorStore.fill` does."""
         device = accelerator.device
         entries: dict[str, Callable[[], list[Tensor]]] = {
             _name(i, flip): partial(self._clip_features, prior, clips, i, flip, device)

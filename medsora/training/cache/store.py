@@ -68,7 +68,7 @@ class TensorStore:
         return entry
 
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-        """Return an entry that maps its file, and a copy in memory, which is what is checked."""
+        """Return an entry that maps its file, and the copy in memory that is checked."""
         try:
             with read_patiently(_opened, self._path(name)) as file:
                 about_file = os.fstat(file.fileno())

@@ -19,7 +19,7 @@ from medsora.saved.limits import read_json_object
 
 DIGESTS = "sha256"  # key of the digests of the files beside the recipe
 FRAMES = 18  # one more than a clip's
-LOW_MOTION_PX = 0.05  # mean over a frame, below which a picture shows the estimator's noise
+LOW_MOTION_PX = 0.05  # mean over a frame; below it, a picture shows the estimator's noise
 
 
 class FlowPictures(NamedTuple):

@@ -14,7 +14,7 @@ RIDGE = 1e-2  # share of a feature's variance, which is 1
 
 
 def probe(encoder: DinoEncoder, pictures: FlowPictures) -> dict[str, float]:
-    """Return how well the last layer's tokens tell motion, instruments and clips apart; see `scores`."""
+    """Return how well the last layer's tokens distinguish motion, instruments and clips; see `scores`."""
     batches = [
         torch.cat([tokens.mean(dim=(2, 3)), tokens.std(dim=(2, 3))], dim=1)
         for first in range(0, len(pictures.pictures), BATCH)

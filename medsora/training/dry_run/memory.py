@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 Mode = TypeVar("Mode")
 
 SLACK = 0.6  # share of transient memory; measured on a CPU, where freed memory is kept (`runtime.malloc`)
-COPIES = 3  # a batch's pixels are held as items, as the batch, and as the batch before
+COPIES = 3  # copies of a batch's pixels: the items, the batch, the batch before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,7 +364,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _Work(nn.Module):
-    """Models and what is done with them as one module, whose parameters can be replaced for a while."""
+    """Models and their forward pass as one module, whose parameters can be replaced temporarily."""
 
     def __init__(self, models: Sequence[nn.Module], work: Callable[[], Tensor | None]) -> None:
         super().__init__()

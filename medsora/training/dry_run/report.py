@@ -65,7 +65,7 @@ class Findings:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Note what is wrong with a part of the run, and continue with the others."""
+        """Record an error in a part of the run, and continue with the others."""
         try:
             yield
         except (ValueError, OSError) as error:

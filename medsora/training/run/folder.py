@@ -48,8 +48,8 @@ from medsora.runtime.versions import library_versions
 from medsora.saved.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint
 from medsora.vae.choices import DEFAULT_COMPENSATION
 
-MAX_LOGGED = 2**53  # whole numbers beyond it are damage
-ELAPSED = "speed/elapsed_s"  # seconds in this and earlier processes, without what a stop threw away
+MAX_LOGGED = 2**53  # larger whole numbers are damage
+ELAPSED = "speed/elapsed_s"  # seconds in this and earlier processes, without discarded steps
 
 
 class RunFolder:
@@ -260,7 +260,7 @@ def refuse_lost(path: Path) -> None:
         )
 
 
-PATIENCE_S = 10.0  # a process that was told to end may need a moment
+PATIENCE_S = 10.0  # a process that received a stop signal may still be saving
 
 
 def hold_folder(folder: Path, patience_s: float = PATIENCE_S) -> TextIO:

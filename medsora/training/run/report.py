@@ -22,7 +22,7 @@ from medsora.training.run.trackers import show_picture
 
 PAGE, SHEET, CURVES = "report.html", "latest-sheet.png", "curves"
 EVERY_S = 60.0
-MAX_TIME_SHARE = 0.01  # that writing the page may take
+MAX_TIME_SHARE = 0.01  # maximum share of the time for writing the page
 SHOWN = {  # prefix of metrics -> title of their curves
     "loss/": "loss",
     "held_out/": "held out: fixed clips, timesteps and noise, so curves of different runs are comparable",

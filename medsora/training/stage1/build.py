@@ -17,7 +17,7 @@ from medsora.vae.losses import TokenizerLoss, VaeLoss
 
 
 def build_vae_stage(config: Config) -> VaeStage:
-    """Build model, data, loss and optimiser; raises `ValueError` or `OSError` for whatever cannot be used."""
+    """Build model, data, loss and optimiser; raises `ValueError` or `OSError` for invalid input."""
     config, settings = with_compensation_kind(config), config.train_vae
     accelerator = make_accelerator(config, settings.precision, config.vae_dir)
     vae = build_vae(config)

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def build_denoiser_stage(config: Config) -> Stage2:
-    """Build everything; raises `ValueError` or `OSError` for whatever cannot be used."""
+    """Build everything; raises `ValueError` or `OSError` for invalid input."""
     settings = config.train_dit
     accelerator = make_accelerator(config, settings.precision, config.dit_dir)
     vae = trained_vae(config)

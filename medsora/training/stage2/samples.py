@@ -61,7 +61,7 @@ class Stage2Samples(Dataset):
         t = timestep_for(self.steps, self.config.run.seed, key.number, logit_mean)
         alignment = self.config.alignment
         given = self._given_latents(key.number)
-        # A sample with given frames is left out of the alignment: its latents are not all as noisy as t says.
+        # A sample with given frames is left out of the alignment: its latents have two noise levels.
         always = alignment.kind == "image" or alignment.correlation == "batch"
         aligned = alignment.weight > 0 and not given
         aligned = aligned and (always or bool(needed(torch.tensor([t]), alignment.margin)))

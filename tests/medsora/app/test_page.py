@@ -301,7 +301,7 @@ def test_another_host_and_a_large_upload_are_refused_in_one_line(address: str) -
         ({"Host": place}, 200, b"<html"),
         ({"Host": "rebound.example"}, 421, b"does not answer under that name"),
         ({"Host": place, "Origin": address}, 200, b"<html"),
-        ({"Host": place, "Origin": "http://stranger.example"}, 403, b"that another one sends"),
+        ({"Host": place, "Origin": "http://stranger.example"}, 403, b"from other web pages"),
         ({"Host": place, "Content-Length": "400000000"}, 413, b"at most 20 MB"),
     ):
         connection = HTTPConnection(place, timeout=PATIENCE_S)

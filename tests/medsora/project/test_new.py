@@ -99,7 +99,7 @@ def test_the_config_loads_and_every_line_has_its_reason(machine: Machine, tmp_pa
         (videos(fps=25), 2, "25 frames per second, so a clip has 12.5"),
         (videos(fps=60), 6, "a clip has 10"),
         (videos(fps=5), 1, "a clip has 5"),
-        (videos(fps=None), 1, "do not say their rate"),
+        (videos(fps=None), 1, "store no frame rate"),
         (videos(frames=40), 2, "would ask for 3, but most videos are too short"),
     ],
 )

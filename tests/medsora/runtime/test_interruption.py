@@ -97,7 +97,7 @@ def test_without_a_limit_nobody_leaves(clock: Clock) -> None:
     stop = StopRequest()
     clock.now += 1e9
     assert not stop.wanted()
-    assert stop.why() == "another process was asked to stop"
+    assert stop.why() == "another process received a stop request"
 
 
 @pytest.fixture

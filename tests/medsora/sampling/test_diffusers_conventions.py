@@ -185,7 +185,7 @@ def test_timesteps_that_were_not_trained_are_refused(
     pipeline: MedSoraPipeline, scheduler: SchedulerMixin, sentence: str
 ) -> None:
     pipeline.scheduler = scheduler
-    with pytest.raises(BadInput, match=f"asks for timestep .*{sentence}"):
+    with pytest.raises(BadInput, match=f"needs timestep .*{sentence}"):
         latents(pipeline, num_inference_steps=6)
 
 

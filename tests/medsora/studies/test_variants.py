@@ -88,7 +88,7 @@ def test_folders_are_names_and_differ(config: str) -> None:
             ["train_vae.ffl=0", "denoiser.scan=raster"],
             "train_vae.ffl of stage 1 and denoiser.scan of stage 2",
         ),
-        ([f"alignment.margin={','.join(map(str, range(1, 70)))}"], "asks for 69 variants, of which 64"),
+        ([f"alignment.margin={','.join(map(str, range(1, 70)))}"], "gives 69 variants; the maximum is 64"),
     ],
 )
 def test_what_cannot_be_varied_is_one_sentence(config: str, vary: list[str], sentence: str) -> None:

@@ -50,7 +50,7 @@ def encode_shown(path: Path, frames: np.ndarray, prepare: Callable[[av.VideoStre
 
 
 def interpreted(root: Path) -> None:
-    """Write what is read as the files ask for, and what cannot be."""
+    """Write files that are converted as they specify, and files that cannot be read."""
     root.mkdir()
     encode_shown(root / "turned.mp4", scene(1), lambda stream: stream.set_display_rotation(90))
     encode_shown(

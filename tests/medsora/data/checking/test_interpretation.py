@@ -63,7 +63,7 @@ def test_the_table_shows_what_is_applied(corpus: Path, tmp_path: Path) -> None:
         report = check(corpus, tmp_path)
         assert {r.source.name: "; ".join(r.scan.applied) for r in report.usable} == expected
         told = [line.split(":")[0] for line in report.complaints() if "copy" not in line]
-        assert told == ["read as the files ask for, or as players show them, in 4 sources, the first"]
+        assert told == ["converted as the files specify, or as players show them, in 4 sources, the first"]
         console = Console(width=220, record=True, file=io.StringIO())
         console.print(check_table(report))
         text = console.export_text()

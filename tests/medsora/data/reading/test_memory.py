@@ -53,7 +53,7 @@ def test_a_video_that_takes_too_much_is_refused_before_it_is_decoded(
     few, many = (with_references(tmp_path / f"{number}.mp4", number) for number in (1, 16))
     monkeypatch.setattr(decoding, "MAX_DECODING_BYTES", 64 * 48 * 30)  # bytes
     assert len(read_frames(few)) == 30
-    with pytest.raises(UnreadableVideo, match="its header asks for 0 MiB to decode frames of 64x48 pixels"):
+    with pytest.raises(UnreadableVideo, match="its header requires 0 MiB to decode frames of 64x48 pixels"):
         read_frames(many)
 
 
