@@ -100,7 +100,7 @@ $(DOCS): $(READY)
 
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
-	@echo "the pages: build/docs/index.html"
+	@echo "the pages: build/docs/index.html (their search needs a server: python -m http.server -d build/docs)"
 
 docs-check: docs
 	$(BIN)/python -m tools.run_docs_commands
