@@ -127,7 +127,7 @@ class Cost:
 
 
 def main() -> None:
-    """Print the table that the command line asks for; draw it, and write it into the documentation."""
+    """Print the table by the command line's options; draw it, and write it into the documentation."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--preset", nargs="+", default=["S", "B", "L"], choices=PRESETS, help="(default: S B L)")

@@ -123,7 +123,7 @@ def family(size: str) -> list[System]:
 
 
 def main() -> None:
-    """Count, measure and print what the command line asks for; draw it and write it into the page."""
+    """Count, measure and print by the command line's options; draw the table and write it into the page."""
     options = _options()
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")

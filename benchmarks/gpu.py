@@ -34,7 +34,7 @@ QUICK = ["--preset", "tiny", "--rounds", "2", "--batches", "1"]  # a short trial
 
 
 def main() -> int:
-    """Run every part that is asked for in turn; exit status 1 if one of them failed."""
+    """Run the selected parts in turn; exit status 1 if one of them failed."""
     parts = ("check", *TIMED_PARTS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)

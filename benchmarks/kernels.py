@@ -45,13 +45,13 @@ class Speed:
 
 
 def main() -> None:
-    """Print the table for the sizes asked for."""
+    """Print the table for the selected sizes."""
     for _ in rows():
         pass
 
 
 def rows() -> Iterator[dict[str, object]]:
-    """Print the table for the sizes asked for; yield each row, once its size is done."""
+    """Print the table for the selected sizes; yield each row, once its size is done."""
     args = _arguments()
     device = torch.device(args.device)
     if device.type == "cuda":
@@ -161,7 +161,7 @@ def block_scans(
 
 
 def run(scans: list[tuple[dict[str, Tensor], Tensor]], backend: str, *, backward: bool) -> None:
-    """A block's scans once, with gradients of tokens and weights if asked for."""
+    """A block's scans once, optionally with gradients of tokens and weights."""
     with torch.set_grad_enabled(backward):
         for inputs, orders in scans:
             out = mamba2_scan(**inputs, orders=orders, headdim=HEADDIM, backend=backend)

@@ -24,7 +24,7 @@ TIMESTEP = 500
 
 
 def main() -> None:
-    """Measure and print what the command line asks for."""
+    """Measure and print the lengths on the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.length", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--preset", default="tiny", choices=list(PRESETS), help="(default: %(default)s)")

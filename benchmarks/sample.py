@@ -50,7 +50,7 @@ BF16, BF16_ERROR = "bf16 against float32", "bf16, relative error of the noise"
 
 
 def main() -> None:
-    """Measure, print and keep what the command line asks for."""
+    """Measure, print and record by the command line's options."""
     on_gpu = torch.cuda.is_available()
     batches, rounds = ((1, 32), 20) if on_gpu else ((1, 2), 5)
     options = wiring_parser("sample", __doc__, batches, rounds).parse_args()

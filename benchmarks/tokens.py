@@ -22,7 +22,7 @@ POSITIONS = 16
 
 
 def main() -> None:
-    """Measure and print what the command line asks for."""
+    """Measure and print the presets on the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokens", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--preset", default="tiny", choices=list(ENDOGEN_PRESETS), help="(default: %(default)s)")

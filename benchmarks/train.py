@@ -36,7 +36,7 @@ PRODUCTS = {False: "ours, PyTorch's products", True: "ours, oneDNN's products"} 
 
 
 def main() -> None:
-    """Measure, print and keep what the command line asks for."""
+    """Measure, print and record by the command line's options."""
     batches, rounds = ((1, 16), 10) if torch.cuda.is_available() else ((1,), 5)
     parser = wiring_parser("train", __doc__, batches, rounds)
     parser.add_argument("--parts", nargs="+", default=("wiring", "caches"), choices=("wiring", "caches"))

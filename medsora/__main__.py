@@ -84,7 +84,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         "runs/NAME",
     )
     add("out", type=Path, metavar="OUT", help="the folder to make")
-    add("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest whole one)")
+    add("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest complete one)")
     add("--raw", action="store_true", help="the raw weights instead of their moving average")
     add("--dtype", choices=DTYPES, default="fp32", help="of the weights that are written (default: fp32)")
     add("--name", help="the model's name on its card (default: the run's)")

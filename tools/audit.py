@@ -1,7 +1,7 @@
 """`python -m tools.audit`: are advisories known for the versions that constraints.txt pins?
 
 Advisories are read from a copy of the OSV database's PyPI part (a folder or zip of its JSON files, as
-https://osv.dev offers for download); without one, `pip-audit` is asked, if it is installed, which needs a
+https://osv.dev offers for download); without one, `pip-audit` is run, if it is installed, which needs a
 network. What neither can answer is reported, never passed over.
 """
 

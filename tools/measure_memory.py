@@ -3,7 +3,7 @@
 python -m tools.measure_memory STAGE CONFIG prints two numbers of bytes: the estimate's total, and how much
 the largest resident size of the run exceeds what the process took before it (on a GPU: what CUDA allocated).
 A run of a single clip comes first, so that what libraries take at their first use is not counted, and freed
-memory lies in one heap of small pages, as far as glibc is asked: so machines differ little.
+memory lies in one heap of small pages, as far as glibc allows, so machines differ little.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from medsora.flow_prior.weights import read_weights
 
 
 def read_checkpoint(path: str | Path, *entries: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a file's state dict, the first of `entries` that it holds or else itself, and the whole file.
+    """Return a file's state dict, the first of `entries` in it or else itself, and the file's contents.
 
     Only tensors, plain containers and `argparse.Namespace` are read. Raises `BadInput` if it is damaged or
     holds something else.
@@ -49,8 +49,8 @@ def load_state(
             raise BadInput(f"{source} holds {name}, which is no weight of {systems}.")
         if tuple(state[name].shape) != expected[name]:
             raise BadInput(
-                f"{source}: {name} is {tuple(state[name].shape)} instead of {expected[name]}; give a whole "
-                f"checkpoint of {systems}."
+                f"{source}: {name} is {tuple(state[name].shape)} instead of {expected[name]}; give a "
+                f"complete checkpoint of {systems}."
             )
     model.load_state_dict({name: state[other].float() for name, other in theirs.items()}, assign=True)
 

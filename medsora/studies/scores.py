@@ -121,8 +121,8 @@ def read_scores(of_run: Path) -> dict[str, float]:
         found["clips/mean_flow_error"] = abs(flow["generated"] - flow["real"])
     if (of_run / "labels" / REPORT).is_file():
         labels = read_json_object(of_run / "labels" / REPORT)
-        found["clips/agreement"] = labels.get("asked")
-        if "asked" not in labels:
+        found["clips/agreement"] = labels.get("agreement", labels.get("asked"))  # "asked" in earlier versions
+        if found["clips/agreement"] is None:
             found["vae/agreement"] = labels.get(VAE_AGREEMENT)
             found["vae/polyps_kept"] = labels.get(f"{VAE_AGREEMENT}, polyp")
     return {name: value for name, value in found.items() if name in CLIP_METRICS and value is not None}

@@ -3,15 +3,15 @@
 1. Stop before the optimiser's step if a loss or gradient is not finite, after saving the state before it
    (`check_step`).
 2. Log (`log_step`); the rest is `end_step`:
-3. Save, if a checkpoint is due or a process was asked to stop: what follows may take minutes, which a
+3. Save, if a checkpoint is due or a process must stop: what follows may take minutes, which a
    scheduler may not grant.
-4. Exit, if a process was asked to stop: this step's evaluation and samples are made up for when the run is
+4. Exit, if a process must stop: this step's evaluation and samples are made up for when the run is
    resumed (`begin`).
 5. Evaluate and sample, if due, on the main process. A request to stop may cut the sampling short; then every
    process leaves after this step, and it is made up for as well.
 6. End training, if early stopping is on and the held-out loss no longer improves.
 
-The last step is evaluated and sampled even if a process was asked to stop: there is nothing left to resume.
+The last step is evaluated and sampled even if a process must stop: there is nothing left to resume.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def test_scores_of_a_vae_that_repeats_a_frame() -> None:
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             return latents.repeat_interleave(4, dim=1)
 
-    places = torch.arange(32.0)
-    frames = [torch.sin((places[:, None] + places + 2 * k) / 3) for k in range(16)]
+    positions = torch.arange(32.0)
+    frames = [torch.sin((positions[:, None] + positions + 2 * k) / 3) for k in range(16)]
     video = torch.stack(frames)[None, :, None].expand(1, 16, 3, 32, 32)
     found = scores(Still(), video)
     assert found["flow 0-3"] == pytest.approx(0, abs=0.05)

@@ -59,7 +59,7 @@ def main() -> int:
 
     page = commands.add_parser("page", help="many visitors of the page at once, and some that are none")
     page.add_argument("--clients", type=int, default=20, help="at a time (default: 20)")
-    page.add_argument("--jobs", type=int, default=300, help="samplings asked for (default: 300)")
+    page.add_argument("--jobs", type=int, default=300, help="sampling requests (default: 300)")
 
     for command in (kill, several):
         command.add_argument(

@@ -56,7 +56,7 @@ def commands(work: Path) -> dict[str, Command]:
 
 
 def interrupt_runs(options: argparse.Namespace) -> int:
-    """Interrupt each script as often as asked; print a line for each; return the exit status."""
+    """Interrupt each script `times` times; print a line for each; return the exit status."""
     random.seed(options.seed)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -86,10 +86,10 @@ def _try_script(name: str, command: Command, work: Path, times: int) -> int:
         folder = configure(work, f"{name}-{number}", 1)
         started = start_forks(folder, 1, main)
         time.sleep(random.uniform(0, takes_s))
-        asked = time.monotonic()
+        signalled = time.monotonic()
         os.kill(started.pids[0], random.choice(STOP_SIGNALS))
         (status,) = wait(started)
-        slowest_s = max(slowest_s, time.monotonic() - asked)
+        slowest_s = max(slowest_s, time.monotonic() - signalled)
         statuses[status] += 1
         finish(again := start_forks(folder, 1, main))
         sentences = again.output.count("interrupted: ")

@@ -78,7 +78,7 @@ def test_kills_and_several_processes() -> None:
     assert "evaluation-interrupted, 2 processes: status 75 and one sentence" in printed
     assert "evaluation-dies, 2 processes: the other" in printed
     assert "uneven-epochs, 2 processes: 5 clips in batches of 2: each exactly once in each of 4" in printed
-    assert "another-number, 2 processes: went on with 1, which is announced" in printed
+    assert "another-number, 2 processes: resumed with 1, which is announced" in printed
     assert re.search(r"disagree, 2 processes: error: process \d has another configuration than", printed)
 
 

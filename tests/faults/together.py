@@ -168,7 +168,7 @@ def another_number(work: Path, processes: int) -> str:
     assert f"the number of processes was {processes} and is {processes // 2}" in output, output
     numbers = sorted(number for number, *_ in before + after)
     assert numbers == list(range(4 * processes)), numbers
-    return f"went on with {processes // 2}, which is announced; every sample came once"
+    return f"resumed with {processes // 2}, which is announced; every sample came once"
 
 
 def a_process_dies(work: Path, processes: int) -> str:

@@ -41,7 +41,7 @@ def test_one_target_per_block_and_each_layer_computed_once():
     targets = prior(random_video(), **SHAPE)
     assert [tuple(target.shape) for target in targets] == [(2, 4, 6, 5)] * 24
     assert all(targets[block] is targets[block + 1] for block in range(0, 24, 2))
-    assert prior.encoder.asked == [list(range(12))] * 2
+    assert prior.encoder.requested_layers == [list(range(12))] * 2
     torch.testing.assert_close(targets[2], 2 * targets[0])
 
 

@@ -1,4 +1,4 @@
-"""Cached tables have content and serve under gradients, whoever asked first; only so many are kept."""
+"""Cached tables are real and usable in autograd in any mode of the first call; their number is bounded."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from medsora.tables import MAX_TABLES, collect_tables, kept_table
 
 
 def test_built_once_for_the_same_sizes() -> None:
-    asked = []
+    computed = []
 
     @kept_table
     def numbers(count: int) -> Tensor:
-        asked.append(count)
+        computed.append(count)
         return torch.arange(count)
 
     assert numbers(3) is numbers(3)
     assert torch.equal(numbers(4), torch.arange(4))
-    assert asked == [3, 4]
+    assert computed == [3, 4]
 
 
 def test_has_content_when_an_estimate_asks_first() -> None:

@@ -198,7 +198,7 @@ def test_overrides_that_no_denoiser_has(refusal: Callable, tmp_path: Path) -> No
     assert nothing_written(tmp_path)
 
 
-# Weights that cannot be had offline
+# Weights that cannot be downloaded offline
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""medsora.sampling.command: the sampling command asked for a label, a first frame, a longer film; and for
-what cannot be had.
+"""medsora.sampling.command: the sampling command with a label, a first frame, a longer film; and for
+what is not available.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def test_label_first_frame_and_window_on_the_command_line(
     picture, out = tmp_path / "picture.png", tmp_path / "out"
     save_image(picture, np.full((40, 40, 3), 120, np.uint8))
     common = ["--model", conditional, "--num-videos", 1, "--steps", 2, "--format", "frames", "--seed", 3]
-    asked = ["--label", "polyp", "--guidance", 2, "--first-frame", picture, "--frames", 26, "--window", 17]
-    monkeypatch.setattr(sys, "argv", ["sample_ddim.py", *map(str, [*common, *asked, "--out", out])])
+    words = ["--label", "polyp", "--guidance", 2, "--first-frame", picture, "--frames", 26, "--window", 17]
+    monkeypatch.setattr(sys, "argv", ["sample_ddim.py", *map(str, [*common, *words, "--out", out])])
     sample_ddim.main()
     video = read_frames(out / "video-00000")
     options = {"label": "polyp", "guidance": 2.0, "frames": 26, "window": 17, "num_inference_steps": 2}
@@ -47,7 +47,7 @@ def test_label_first_frame_and_window_on_the_command_line(
     assert (settings["label"], settings["guidance"], settings["window"]) == ("polyp", 2.0, 17)
     assert settings["first_frames"][0] == 1
     for change in (["--label", "bleeding"], ["--guidance", 3], ["--frames", 27]):
-        assert status_of(monkeypatch, *common, *asked, *change, "--out", out) == 2
+        assert status_of(monkeypatch, *common, *words, *change, "--out", out) == 2
         assert "take another --out" in capsys.readouterr().err
     goes_on = [*common, "--first-frame", out / "video-00000", "--out", tmp_path / "next"]
     monkeypatch.setattr(sys, "argv", ["sample_ddim.py", *map(str, goes_on)])
@@ -56,7 +56,7 @@ def test_label_first_frame_and_window_on_the_command_line(
 
 
 @pytest.mark.parametrize(
-    ("asked", "sentence"),
+    ("arguments", "sentence"),
     [
         (("--label", "ulcer"), "there is no label 'ulcer'; this model has bleeding, polyp"),
         (("--guidance", "3"), "no label is given"),
@@ -70,11 +70,11 @@ def test_what_cannot_be_asked_for(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
-    asked: tuple[str, ...],
+    arguments: tuple[str, ...],
     sentence: str,
 ) -> None:
     no_loading(monkeypatch)
-    assert status_of(monkeypatch, "--model", conditional, "--out", tmp_path / "out", *asked) == 2
+    assert status_of(monkeypatch, "--model", conditional, "--out", tmp_path / "out", *arguments) == 2
     assert re.search(sentence, capsys.readouterr().err)
 
 
@@ -86,8 +86,8 @@ def test_black_borders_are_cut_off_as_in_training(tmp_path: Path, monkeypatch: p
     save_image(tmp_path / "bordered.png", np.pad(plain, [(4, 4), (16, 16), (0, 0)]))
     common = ("--model", model, "--num-videos", 1, "--steps", 1, "--format", "frames")
     for name in ("plain", "bordered"):
-        asked = (*common, "--first-frame", tmp_path / f"{name}.png", "--out", tmp_path / name)
-        monkeypatch.setattr(sys, "argv", ["sample_ddim.py", *map(str, asked)])
+        arguments = (*common, "--first-frame", tmp_path / f"{name}.png", "--out", tmp_path / name)
+        monkeypatch.setattr(sys, "argv", ["sample_ddim.py", *map(str, arguments)])
         sample_ddim.main()
     videos = [read_frames(tmp_path / name / "video-00000") for name in ("plain", "bordered")]
     assert np.array_equal(*videos)

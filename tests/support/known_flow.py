@@ -1,4 +1,4 @@
-"""Videos whose flow is known, and stand-ins for the frozen networks that count what they are asked for."""
+"""Videos whose flow is known, and stand-ins for the frozen networks that count their calls."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class PoolingEncoder(nn.Module):
 
     def __init__(self, patch: int = 4) -> None:
         super().__init__()
-        self.patch, self.calls, self.pictures, self.asked = patch, 0, 0, []
+        self.patch, self.calls, self.pictures, self.requested_layers = patch, 0, 0, []
 
     def forward(self, pictures: Tensor, layers: list[int]) -> list[Tensor]:
         self.calls += 1
         self.pictures += len(pictures)
-        self.asked.append(list(layers))
+        self.requested_layers.append(list(layers))
         pooled = F.avg_pool2d(pictures, self.patch)
         return [pooled * (1 + layer) for layer in layers]

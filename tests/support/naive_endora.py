@@ -26,10 +26,10 @@ def published_name(name: str) -> str:
     return name
 
 
-def positions(places: Tensor, features: int) -> Tensor:
-    """Sines, then cosines, of `places` (N,) at the frequencies 10000^(-k / (features / 2))."""
+def positions(indices: Tensor, features: int) -> Tensor:
+    """Sines, then cosines, of `indices` (N,) at the frequencies 10000^(-k / (features / 2))."""
     k = torch.arange(features // 2, dtype=torch.float64)
-    angles = places.double()[:, None] * 10_000 ** (-k / (features // 2))
+    angles = indices.double()[:, None] * 10_000 ** (-k / (features // 2))
     return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 

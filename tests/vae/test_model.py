@@ -51,17 +51,17 @@ def test_before_training_it_equals_its_base_bit_for_bit(vae, base, frames: int) 
 
 
 def test_compensation_sits_where_the_paper_puts_it(vae) -> None:
-    places = {name: type(module) for name, module in compensation_modules(vae)}
+    modules = {name: type(module) for name, module in compensation_modules(vae)}
     encoder = {f"base.encoder.down_blocks.{i}.resnets.1": SpatialCompensation for i in range(3)}
     of_kind = {"causal": CausalCompensation, "standard": StandardCompensation}[vae.config.compensation_kind]
     decoder = {f"base.decoder.up_blocks.{i}.resnets.0.compensation": of_kind for i in range(4)}
-    assert places == encoder | decoder
+    assert modules == encoder | decoder
 
 
 def test_a_deeper_decoder_is_compensated_in_its_middle() -> None:
     deeper = FrequencyCompensatedVAE.from_base(TINY | {"layers_per_block": 3})
-    places = [name for name, _ in compensation_modules(deeper) if "up_blocks.2." in name]
-    assert places == ["base.decoder.up_blocks.2.resnets.1.compensation"]
+    modules = [name for name, _ in compensation_modules(deeper) if "up_blocks.2." in name]
+    assert modules == ["base.decoder.up_blocks.2.resnets.1.compensation"]
 
 
 def test_the_base_keeps_its_names_and_values(vae, base) -> None:

@@ -43,7 +43,7 @@ JUDGE_MUST_REACH, MODEL_MUST_REACH = 0.95, 0.85
 
 
 def agreement(requested: np.ndarray, seen: np.ndarray, names: list[str]) -> dict[str, Any]:
-    """How often what the judge sees is the requested label, two arrays of labels' numbers; all as parts of 1.
+    """Return the agreement of two arrays of label numbers, the requested and the judge's, as shares of 1.
 
     `shuffled` is the mean over `SHUFFLES` shuffles of the requested labels, `chance` what it must be near:
     the agreement of independent answers with the same frequencies; `of_label` has each label's by name.
@@ -51,7 +51,7 @@ def agreement(requested: np.ndarray, seen: np.ndarray, names: list[str]) -> dict
     random = np.random.default_rng(0)
     shuffled = [(random.permutation(requested) == seen).mean() for _ in range(SHUFFLES)]
     return {
-        "asked": float((requested == seen).mean()),
+        "agreement": float((requested == seen).mean()),
         "shuffled": float(np.mean(shuffled)),
         "chance": float(sum((requested == k).mean() * (seen == k).mean() for k in range(len(names)))),
         "of_label": {
@@ -157,8 +157,8 @@ def _model_results(
 
 def _claims(results: dict[str, object]) -> list[Claim]:
     wanted = [("the judge is right about phantom clips (held out)", ON_PHANTOM, JUDGE_MUST_REACH)]
-    if "asked" in results:
-        wanted.append(("sampled clips show the requested label", "asked", MODEL_MUST_REACH))
+    if "agreement" in results:
+        wanted.append(("sampled clips show the requested label", "agreement", MODEL_MUST_REACH))
     else:
         kept = [key for key in results if key.startswith(f"{THROUGH_VAE}, ")]
         names = [key.removeprefix(f"{THROUGH_VAE}, ") for key in kept]

@@ -112,14 +112,14 @@ def measure(options: argparse.Namespace) -> int:
     results, claims = compare(made, halves, motion)
     classifier = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs, phantom)
     found = agreement(wanted, judged(classifier, made), names)
-    interval = binomtest(round(found["asked"] * len(made)), len(made)).proportion_ci(method="wilson")
+    interval = binomtest(round(found["agreement"] * len(made)), len(made)).proportion_ci(method="wilson")
     results["label agreement"] = found | {"low": float(interval.low), "high": float(interval.high)}
     claims.append(
         Claim(
-            f"sampled clips show the requested label in {found['asked']:.1%} (95 % interval "
+            f"sampled clips show the requested label in {found['agreement']:.1%} (95 % interval "
             f"{interval.low:.1%} to {interval.high:.1%}) at a guidance of {options.guidance:g}, at least "
             f"{MIN_AGREEMENT:.0%}",
-            found["asked"] >= MIN_AGREEMENT,
+            found["agreement"] >= MIN_AGREEMENT,
         )
     )
     if options.training is not None:

@@ -233,9 +233,9 @@ def study(folder: Path) -> Study:
     """A study of one run."""
     side = SimpleNamespace(digest=lambda: "0")
     train = lambda variant, seed: {"scores": {"accuracy": 0.75}, "replicates": {"accuracy": [0.5, 1.0]}}  # noqa: E731
-    told = {"title": "t", "command": "c", "trivial": {}, "notes": (), "facts": {}, "scores": ("accuracy",)}
+    fields = {"title": "t", "command": "c", "trivial": {}, "notes": (), "facts": {}, "scores": ("accuracy",)}
     sides = {"labelled": side, "test": side, "unlabelled": {}}
-    return Study(**told, **sides, folder=folder / "study", seeds=range(1), train=train)
+    return Study(**fields, **sides, folder=folder / "study", seeds=range(1), train=train)
 
 
 def sha256_of(values: np.ndarray) -> str:

@@ -65,7 +65,7 @@ def _visit(place: str, clients: int, jobs: int) -> int:
         outcomes = Counter(pool.map(lambda number: result(place, number), waiting))
     refused = [text for status, text in answers if status != 200]
     faults = [text for text in refused if "Queue is full" not in text or "\n" in text.strip()]
-    print(f"samplings asked for: {jobs}, from {clients} at a time")
+    print(f"sampling requests: {jobs}, from {clients} at a time")
     print(f"  taken: {len(waiting)}; of these served: {outcomes['served']}")
     print(f"  refused in one line: {len(refused) - len(faults)}")
     print(f"  seconds: {time.monotonic() - began:.0f}")
@@ -107,8 +107,8 @@ def ask(
 def join(place: str, function: int, model: str, number: int) -> tuple[int, str]:
     """Ask for one sampling, as the page's button does."""
     data: list[Any] = [model, *(FIELDS | {"seed": number}).values()]
-    asked = {"data": data, "fn_index": function, "session_hash": f"visitor{number}", "event_data": None}
-    return ask(place, "POST", f"{API}/queue/join", json.dumps(asked))
+    request = {"data": data, "fn_index": function, "session_hash": f"visitor{number}", "event_data": None}
+    return ask(place, "POST", f"{API}/queue/join", json.dumps(request))
 
 
 def result(place: str, number: int) -> str:

@@ -1,4 +1,4 @@
-"""Reads that fail while a run is resumed: once, and the run goes on; for good, and nothing is touched."""
+"""Reads that fail while a run is resumed: once, and the run continues; for good, and nothing is touched."""
 
 from __future__ import annotations
 

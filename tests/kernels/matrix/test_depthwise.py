@@ -1,4 +1,4 @@
-"""The causal depth-wise convolution and its gradients: PyTorch's own conv1d's, whichever road is taken."""
+"""The causal depth-wise convolution and its gradients: PyTorch's own conv1d's, by either path."""
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ def by_conv1d(steps, weight, bias):
 
 
 @pytest.fixture
-def roads(monkeypatch):
-    """Which roads were taken."""
+def calls(monkeypatch):
+    """The calls of oneDNN's convolution."""
     taken = []
     onednn = depthwise._onednn
 
@@ -34,7 +34,7 @@ def roads(monkeypatch):
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 20, 64])
 @pytest.mark.parametrize("channels", [16, 64, 20])
 @pytest.mark.parametrize("sequences", [(3,), (2, 3, 5), (512,)])
-def test_equals_conv1d_with_its_gradients(roads, dtype, length, channels, sequences):
+def test_equals_conv1d_with_its_gradients(calls, dtype, length, channels, sequences):
     torch.manual_seed(length)
     wide = torch.randn(*sequences, length, channels + 3, dtype=dtype)
     steps = wide[..., :channels].detach().requires_grad_()  # a part of something wider, as after a projection
@@ -51,7 +51,7 @@ def test_equals_conv1d_with_its_gradients(roads, dtype, length, channels, sequen
     torch.testing.assert_close(out, expected, **close)
     torch.testing.assert_close(grads, expected_grads, **close)
     served = dtype == torch.float32 and channels % 16 == 0 and torch.backends.mkldnn.is_available()
-    assert bool(roads) == served
+    assert bool(calls) == served
 
 
 def test_products_stay_float32s_where_matrix_products_may_be_less():

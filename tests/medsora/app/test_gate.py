@@ -10,7 +10,7 @@ import pytest
 from medsora.app.gate import MAX_BODY_BYTES, MAX_UPLOAD_BYTES, Gate
 
 
-def asked(headers: dict[str, str], kind: str = "http", names: tuple[str, ...] = ()) -> list[Any]:
+def answer_to(headers: dict[str, str], kind: str = "http", names: tuple[str, ...] = ()) -> list[Any]:
     """Return what a page behind the gate says to a request, or what the gate says in its place."""
     responses: list[Any] = []
 
@@ -30,7 +30,7 @@ def asked(headers: dict[str, str], kind: str = "http", names: tuple[str, ...] = 
     ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "[::1]:7860", "10.0.0.3", "page.example:80", "::1"],
 )
 def test_an_address_and_a_known_name_are_answered(host: str) -> None:
-    assert asked({"host": host}, names=("page.example",)) == ["the page"]
+    assert answer_to({"host": host}, names=("page.example",)) == ["the page"]
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_an_address_and_a_known_name_are_answered(host: str) -> None:
     ],
 )
 def test_others_are_refused_in_one_line(headers: dict[str, str], status: int, words: str) -> None:
-    start, body = asked(headers, names=("127.0.0.1",))
+    start, body = answer_to(headers, names=("127.0.0.1",))
     assert start["status"] == status
     assert words in body["body"].decode()
     assert body["body"].count(b"\n") == 1
-    assert asked(headers, "websocket")[0]["type"] == "websocket.close"
+    assert answer_to(headers, "websocket")[0]["type"] == "websocket.close"
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,10 @@ def test_others_are_refused_in_one_line(headers: dict[str, str], status: int, wo
     ],
 )
 def test_what_the_page_itself_sends_is_answered(host: str, origin: str) -> None:
-    assert asked({"host": host, "origin": origin}, names=("page.example",)) == ["the page"]
+    assert answer_to({"host": host, "origin": origin}, names=("page.example",)) == ["the page"]
 
 
 def test_what_is_no_request_and_an_upload_within_the_limit_pass() -> None:
-    assert asked({}, "lifespan") == ["the page"]
-    assert asked({"host": "localhost", "content-length": str(MAX_UPLOAD_BYTES)}) == ["the page"]
+    assert answer_to({}, "lifespan") == ["the page"]
+    assert answer_to({"host": "localhost", "content-length": str(MAX_UPLOAD_BYTES)}) == ["the page"]
     assert MAX_UPLOAD_BYTES < MAX_BODY_BYTES < 1.1 * MAX_UPLOAD_BYTES

@@ -217,7 +217,7 @@ def test_a_label_and_a_first_frame_are_asked_for(browser: Any, tmp_path: Path) -
     save_image(tmp_path / "picture.png", np.full((32, 16, 3), 120, np.uint8))
     plain, folder = (
         write_run(tmp_path / "mine" / "dit-tiny", steps=(5,)),
-        write_conditional(tmp_path / "asked"),
+        write_conditional(tmp_path / "conditional"),
     )
     with served(folder, plain) as address:
         page = Page(browser, address)
@@ -242,7 +242,7 @@ def test_a_label_and_a_first_frame_are_asked_for(browser: Any, tmp_path: Path) -
         page.choose("#model", "mine/dit-tiny")
         page.until("return document.querySelector('#sample-label')?.offsetParent == null")
         assert not page.shown("#sample-first-frame")
-        page.click("#sample")  # what is hidden is no longer asked for
+        page.click("#sample")  # a hidden field is no longer used
         summary = page.until(
             "const t = document.querySelector('#summary').textContent; return t.includes('mine') ? t : null"
         )
@@ -317,11 +317,11 @@ def test_another_host_and_a_large_upload_are_refused_in_one_line(address: str) -
 
 
 def test_nothing_is_asked_of_other_hosts(page: Page, address: str) -> None:
-    asked = page.until(
+    requested = page.until(
         "return performance.getEntriesByType('resource').map(x => x.name).filter(x => !x.startsWith('data:'))"
     )
-    assert asked
-    assert [name for name in asked if not name.startswith(address)] == []
+    assert requested
+    assert [name for name in requested if not name.startswith(address)] == []
 
 
 @pytest.mark.parametrize(

@@ -131,10 +131,10 @@ def test_label_guidance_and_first_frame_reach_the_videos(conditional: Path, tmp_
     paths = sample_files(pipeline, "tiny", request, silent)
     given = np.full((1, 32, 16, 3), 120, np.uint8)
     options = {"num_inference_steps": 2, "seeds": [3], "first_frames": given, "output_type": "uint8"}
-    (asked,) = pipeline(label="polyp", guidance=3.0, **options).frames
+    (values,) = pipeline(label="polyp", guidance=3.0, **options).frames
     (other,) = pipeline(label="bleeding", guidance=3.0, **options).frames
     written = read_frames(paths[0]).astype(float)
-    assert abs(written - asked).mean() < abs(written - other).mean()
+    assert abs(written - values).mean() < abs(written - other).mean()
     assert "polyp, guidance 3, first frame given" in probe(paths[0]).metadata["comment"]
     with zipfile.ZipFile(pack(paths, "tiny", request)) as archive:
         manifest = json.loads(archive.read("manifest.json"))
@@ -159,13 +159,13 @@ def test_without_a_label_guidance_does_not_count(conditional: Path) -> None:
 def test_what_a_model_cannot_be_asked_for(conditional: Path, tmp_path: Path) -> None:
     pipeline = MedSoraPipeline.from_pretrained(conditional)
     (tmp_path / "text.png").write_text("no picture")
-    for asked, words in (
+    for values, words in (
         (("ulcer", 2), "there is no label 'ulcer'; this model has bleeding, polyp"),
         ((None, 1, str(tmp_path / "text.png")), "the first frame cannot be read: .*text.png"),
         ((None, 1, str(tmp_path / "gone.png")), "there is no file"),
     ):
         with pytest.raises(BadInput, match=words):
-            sample_files(pipeline, "tiny", SampleRequest("ddim", 1, 0, 1, *asked), silent)
+            sample_files(pipeline, "tiny", SampleRequest("ddim", 1, 0, 1, *values), silent)
     with pytest.raises(BadInput, match="trained without labels"):
         sample_files(tiny_pipeline(), "tiny", SampleRequest("ddim", 1, 0, 1, "polyp"), silent)
 

@@ -90,10 +90,10 @@ def test_choices_are_listed_once() -> None:
     ):
         lists += [value for name, value in vars(module).items() if name.isupper()]
     known = {frozenset(each) - {"auto"} for each in lists if len(each) > 1}
-    places: dict[frozenset, list[str]] = {}
+    keys: dict[frozenset, list[str]] = {}
     for place, node in literals((ast.Tuple, ast.List, ast.Set)):
         words = {part.value for part in node.elts if isinstance(part, ast.Constant)}
         if len(words) == len(node.elts) and (found := frozenset(words - {"auto"})) in known:
-            places.setdefault(found, []).append(place)
-    assert len(places) > 10
-    assert {tuple(words): found for words, found in places.items() if len(found) > 1} == {}
+            keys.setdefault(found, []).append(place)
+    assert len(keys) > 10
+    assert {tuple(words): found for words, found in keys.items() if len(found) > 1} == {}

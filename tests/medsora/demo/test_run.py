@@ -114,8 +114,8 @@ def adapted(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     folder = tmp_path_factory.mktemp("adapted")
     models = folder / "models"
     export_run(run / "dit-tiny", models / "phantom")
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(printed):
         patch.setattr(shipped, "models_folder", lambda: models)
         patch.setattr(find, "models_folder", lambda: models)
         patch.setattr(demo_adapt, "STEPS", 2)
@@ -140,18 +140,18 @@ def adapted(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
                 "tracking.trackers=[]",
             ]
         )
-    return folder / "demo", said.getvalue()
+    return folder / "demo", printed.getvalue()
 
 
 def test_fine_tuning_ends_when_its_time_is_over_and_shows_before_and_after(adapted: tuple[Path, str]) -> None:
-    folder, said = adapted
+    folder, printed = adapted
     for stage, section in (("vae", "train_vae"), ("dit-tiny", "train_dit")):
         steps = getattr(load_config(folder / stage / "config.yaml", outputs_anywhere=True), section).max_steps
         assert 0 < steps < 500
     for name in ("before", "after"):
         assert len(list((folder / name).glob("video-*.mp4"))) == 3
-    assert said.count("fine-tuning closed") == 2
-    assert said.count("stage 1 improves on its base") == 1
+    assert printed.count("fine-tuning closed") == 2
+    assert printed.count("stage 1 improves on its base") == 1
     page = re.sub('base64,[^"]*', "", (folder / "report.html").read_text(encoding="utf-8"))
     for words in ("Shipped model", "After fine-tuning", "phantom (held out)", "colour distance, of 255"):
         assert words in page, words

@@ -32,18 +32,18 @@ def along_time(frames: int, joint: int, tokens: int) -> list[FrameScans]:
 def axes_by_loops(
     spatial: SpatialMamba,
     clip: Tensor,
-    how: SpatialScan = SpatialScan(),  # noqa: B008
+    settings: SpatialScan = SpatialScan(),  # noqa: B008
 ) -> tuple[Tensor, Tensor]:
     """Eq. 8 for one clip (f, h̄, w̄, d), a row and a column at a time: y_h and y_w."""
     frames, rows, cols, _ = clip.shape
     height, width = torch.zeros_like(clip), torch.zeros_like(clip)
-    order = scan_order(how.scan, frames, cols, spatial.variant)
+    order = scan_order(settings.scan, frames, cols, spatial.variant)
     for row in range(rows):
-        y = scanned(spatial.mamba, clip[:, row].flatten(0, 1), order, how.directions)
+        y = scanned(spatial.mamba, clip[:, row].flatten(0, 1), order, settings.directions)
         height[:, row] = y.view(frames, cols, -1)
-    order = scan_order(how.scan, frames, rows, spatial.variant)
+    order = scan_order(settings.scan, frames, rows, spatial.variant)
     for col in range(cols):
-        y = scanned(spatial.mamba, clip[:, :, col].flatten(0, 1), order, how.directions)
+        y = scanned(spatial.mamba, clip[:, :, col].flatten(0, 1), order, settings.directions)
         width[:, :, col] = y.view(frames, rows, -1)
     return height, width
 
@@ -76,11 +76,11 @@ def test_spatial_scan_equals_a_loop_over_rows_and_columns(
 def test_each_order_direction_axis_and_fusion_equals_a_loop(scan: str, directions: str, backend: str) -> None:
     x, grid = torch.randn(1, 3, 6, WIDTH), (2, 3)
     for axes in SWITCHES["axes"]:
-        how = SpatialScan(scan, axes, directions)
+        settings = SpatialScan(scan, axes, directions)
         for fusion in SWITCHES["fusion"]:
             spatial = SpatialMamba(WIDTH, 6, axes=axes, fusion=fusion, **SETTINGS | {"backend": backend})
-            y = spatial(x, frame_scans(3, 3, grid, 6, x.device, how))[0].unflatten(1, grid)
-            height, width = axes_by_loops(spatial, x[0].unflatten(1, grid), how)
+            y = spatial(x, frame_scans(3, 3, grid, 6, x.device, settings))[0].unflatten(1, grid)
+            height, width = axes_by_loops(spatial, x[0].unflatten(1, grid), settings)
             terms = {"height": (height, spatial.gate_height), "width": (width, spatial.gate_width)}
             terms = [terms[axis] for axis in terms if axes in ("both", axis)]
             if fusion == "mean":

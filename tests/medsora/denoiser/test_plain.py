@@ -64,7 +64,7 @@ def plain_form(model: MedSora) -> PlainMedSora:
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert value.any(), f"{name} is all zeros, which proves nothing"
+        assert value.any(), f"{name} is all zeros, so the comparison is empty"
         error = (actual[name] - value).abs().max() / value.abs().max()
         assert error < tolerance, f"{name} differs by {error:.1e}"
 

@@ -13,10 +13,10 @@ from medsora.errors import BadInput
 
 def study(folder: Path) -> Study:
     side = SimpleNamespace(digest=lambda: "0")
-    told = {"title": "t", "command": "c", "trivial": {}, "notes": (), "facts": {}, "scores": ("accuracy",)}
+    fields = {"title": "t", "command": "c", "trivial": {}, "notes": (), "facts": {}, "scores": ("accuracy",)}
     scores = {"scores": {"accuracy": 0.75}, "replicates": {"accuracy": [0.5, 1.0]}}
     sides = {"labelled": side, "test": side, "unlabelled": {}}
-    return Study(**told, **sides, folder=folder, seeds=range(1), train=lambda variant, seed: scores)
+    return Study(**fields, **sides, folder=folder, seeds=range(1), train=lambda variant, seed: scores)
 
 
 def test_a_changed_score_is_refused_and_an_older_run_is_read(tmp_path: Path) -> None:

@@ -55,12 +55,12 @@ def about_speed(results: Results) -> list[str]:
 def test_the_default_command_compares_like_with_like(perfect: Callable, run: Callable) -> None:
     """A perfect model is as near with no option as with the right one, and no warning is needed."""
     fake = perfect(trained_on={"interval": 3, "crop": "none"})
-    found, asked = run(fake), run(fake, interval=3, crop="none")
-    assert found.metrics() == asked.metrics()
+    found, explicit = run(fake), run(fake, interval=3, crop="none")
+    assert found.metrics() == explicit.metrics()
     assert found.sets["real"]["every_nth_frame"] == 3
     assert "whole frames" in found.protocol["crop"]
     assert found.protocol["trained_on"] == {"interval": 3, "crop": "none"}
-    assert about_speed(found) == about_speed(asked) == []
+    assert about_speed(found) == about_speed(explicit) == []
     wrong = run(fake, interval=1, crop="none")
     key = "flow_magnitude_distance"
     assert wrong.metrics()[key] > 10 * found.metrics()[key]

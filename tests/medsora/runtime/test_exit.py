@@ -79,7 +79,7 @@ def test_ctrl_c_during_the_imports_of_a_script(tmp_path: Path) -> None:
         (LostProcess("gone.", said_elsewhere=True), 1, ""),
         (NonFiniteLoss("nan."), 1, ""),
         (NonFiniteVideo("nan."), 1, "error: nan.\n"),
-        (Interrupted("asked."), 75, ""),
+        (Interrupted("stopped."), 75, ""),
     ],
 )
 def test_what_other_processes_say(

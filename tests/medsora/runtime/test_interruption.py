@@ -23,7 +23,7 @@ from tests.support.paths import ROOT
 
 
 class Clock:
-    """A clock that goes on when it is told to."""
+    """A clock that advances on command."""
 
     def __init__(self) -> None:
         self.now = 1000.0

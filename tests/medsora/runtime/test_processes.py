@@ -174,19 +174,19 @@ def test_shares_are_all_of_the_work_and_none_twice() -> None:
 def test_the_main_process_works_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     main = SimpleNamespace(is_main_process=True, num_processes=2)
     other = SimpleNamespace(is_main_process=False, num_processes=2)
-    sent: list[list] = []
-    monkeypatch.setattr(processes, "broadcast_object_list", lambda outcome: sent.append(list(outcome)))
+    messages: list[list] = []
+    monkeypatch.setattr(processes, "broadcast_object_list", lambda outcome: messages.append(list(outcome)))
     assert on_main(main, lambda: 7) == 7
 
     def receive(outcome: list) -> None:
-        outcome[:] = sent[-1]
+        outcome[:] = messages[-1]
 
     def refuse() -> None:
         raise ValueError("no such folder")
 
     monkeypatch.setattr(processes, "broadcast_object_list", receive)
     assert on_main(other, lambda: pytest.fail("it is the main process's work")) == 7
-    monkeypatch.setattr(processes, "broadcast_object_list", lambda outcome: sent.append(list(outcome)))
+    monkeypatch.setattr(processes, "broadcast_object_list", lambda outcome: messages.append(list(outcome)))
     with pytest.raises(BadInput, match="no such folder"):
         on_main(main, refuse)
     monkeypatch.setattr(processes, "broadcast_object_list", receive)

@@ -1,4 +1,4 @@
-"""The pipeline asked for something: labels, first frames that are kept exactly, films longer than a clip."""
+"""Conditional sampling: labels, first frames that are kept exactly, films longer than a clip."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_labels_are_saved_and_followed(pipeline: MedSoraPipeline, tmp_path: Path
     loaded = MedSoraPipeline.from_pretrained(tmp_path / "model")
     assert loaded.labels == NAMES
     assert list(loaded.config.given_frames) == [1, 9]
-    asked = latents(pipeline, label="polyp")
-    assert torch.equal(latents(loaded, label="polyp"), asked)
-    assert not torch.allclose(asked, latents(pipeline, label="bleeding"))
-    assert not torch.allclose(asked, latents(pipeline))
+    polyps = latents(pipeline, label="polyp")
+    assert torch.equal(latents(loaded, label="polyp"), polyps)
+    assert not torch.allclose(polyps, latents(pipeline, label="bleeding"))
+    assert not torch.allclose(polyps, latents(pipeline))
     assert "bleeding, polyp" in loaded.card().markdown()
 
 
@@ -253,9 +253,9 @@ def test_black_borders_are_cut_off_where_training_cut_them(
         assert not caplog.messages
         found = read_first_frames(tmp_path / name, [1, 9], 17, CHUNK, crop="auto")
         assert np.array_equal(found, pictures[:count])
-        (said,) = caplog.messages
-        assert f"black borders of {tmp_path / name} are cut off" in said
-        assert "32x16 of its 40x48 pixels are left" in said
+        (message,) = caplog.messages
+        assert f"black borders of {tmp_path / name} are cut off" in message
+        assert "32x16 of its 40x48 pixels are left" in message
 
 
 def test_borders_are_those_of_the_whole_video(tmp_path: Path, pictures: np.ndarray) -> None:

@@ -261,15 +261,15 @@ def test_the_saved_noise_schedule_is_the_one_that_samples(pipeline: MedSoraPipel
 
 
 def test_a_hub_name_is_downloaded_without_pickles(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+    patterns = {}
 
     def download(name: str, allow_patterns: list[str]) -> str:
-        asked[name] = allow_patterns
+        patterns[name] = allow_patterns
         return str(saved)
 
     monkeypatch.setattr(model_folder, "snapshot_download", download)
     MedSoraPipeline.from_pretrained("somebody/medsora-colon")
-    assert asked == {"somebody/medsora-colon": ["*.json", "*.safetensors"]}
+    assert patterns == {"somebody/medsora-colon": ["*.json", "*.safetensors"]}
 
 
 def test_a_hub_name_that_cannot_be_had_names_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +283,7 @@ def test_a_hub_name_that_cannot_be_had_names_both_ways(monkeypatch: pytest.Monke
 
 
 def test_a_mistyped_path_never_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_folder, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    monkeypatch.setattr(model_folder, "snapshot_download", lambda *a, **k: pytest.fail("used the hub"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     for name in ("runs/phantmo", "nowhere", str(tmp_path / "a" / "b")):

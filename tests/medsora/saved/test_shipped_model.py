@@ -1,5 +1,5 @@
 """The model that ships (medsora.saved.find, medsora.sampling.pipeline): it is small, whole, found by its name
-from anywhere, and makes what it is asked for.
+from anywhere, and samples what is requested.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def test_its_vae_keeps_unseen_phantom_clips(pipeline: MedSoraPipeline) -> None:
 
 def test_it_makes_what_it_is_asked_for(pipeline: MedSoraPipeline) -> None:
     assert sorted(pipeline.labels) == ["instrument", "neither", "polyp"]
-    asked = pipeline(seeds=[0, 0], label=["polyp", "neither"], guidance_scale=2, **FEW_STEPS).frames
-    assert asked.shape == (2, 17, 64, 64, 3)
-    assert (asked[0] != asked[1]).any()
-    longer = pipeline(seeds=[0], first_frames=asked[0, -9:], **FEW_STEPS).frames[0]
-    difference = np.abs(longer[:9].astype(int) - asked[0, -9:]).mean()
+    clips = pipeline(seeds=[0, 0], label=["polyp", "neither"], guidance_scale=2, **FEW_STEPS).frames
+    assert clips.shape == (2, 17, 64, 64, 3)
+    assert (clips[0] != clips[1]).any()
+    longer = pipeline(seeds=[0], first_frames=clips[0, -9:], **FEW_STEPS).frames[0]
+    difference = np.abs(longer[:9].astype(int) - clips[0, -9:]).mean()
     assert difference < 12

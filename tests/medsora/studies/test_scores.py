@@ -55,7 +55,7 @@ def test_motion_and_labels_of_sampled_clips_are_scored(
             "flow_magnitude": {"generated": 1.0, "real": 1.25},
             "warping_error": {"generated": 3.0, "real": 2.0},
         },
-        "asked": 0.8,
+        "agreement": 0.8,
     }
     launch = Launched(results)
     Scoring(clips=6).score(folder, load_config("phantom"), STAGE_2, launch)

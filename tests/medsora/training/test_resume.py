@@ -181,10 +181,10 @@ def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
     promised = planned(STEPS)
     run = train(STEPS)
     output = (run / "messages.txt").read_text().splitlines()
-    (told,) = [line for line in output if "learning rate" in line]
-    assert told in promised
-    assert told.startswith("the run ends after step 4 instead of 2, and the cosine decay with it: the")
-    assert "continues at 0.0005 instead of 0.0005;" in told  # half of a cosine from either end
+    (message,) = [line for line in output if "learning rate" in line]
+    assert message in promised
+    assert message.startswith("the run ends after step 4 instead of 2, and the cosine decay with it: the")
+    assert "continues at 0.0005 instead of 0.0005;" in message  # half of a cosine from either end
     rates = {line["step"]: line["lr"] for line in tiny.log_lines(run) if "lr" in line}
     assert [rates[step] for step in (2, 3, 4)] == pytest.approx([5e-4, 5e-4, 1.4645e-4], rel=1e-3)
     before = len(output)

@@ -35,7 +35,7 @@ class Reads:
         self.folder, self.error = os.path.realpath(folder), error
         self.failing, self.count = range(first, first + times), 0
 
-    def look(self, path: Any, mode: Any = "r") -> None:
+    def maybe_fail(self, path: Any, mode: Any = "r") -> None:
         """Count a read of `path`, or raise the error."""
         if not isinstance(path, str | Path) or not os.path.abspath(path).startswith(self.folder + os.sep):
             return
@@ -53,7 +53,7 @@ def failing_reads(folder: Path, error: int, first: int, times: int) -> Iterator[
 
     def looking(read: Callable[..., Any]) -> Callable[..., Any]:
         def looked(path: Any, *arguments: Any, **options: Any) -> Any:
-            reads.look(path, options.get("mode", arguments[0] if arguments else "r"))
+            reads.maybe_fail(path, options.get("mode", arguments[0] if arguments else "r"))
             return read(path, *arguments, **options)
 
         return looked

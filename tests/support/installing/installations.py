@@ -106,5 +106,5 @@ def environment(start: Path, *sites: Path) -> dict[str, str]:
     start.mkdir(parents=True, exist_ok=True)
     (start / "sitecustomize.py").write_text(START)
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    places = os.pathsep.join(map(str, sites))
-    return clean | {"PYTHONPATH": str(start), "MEDSORA_TEST_SITES": places, "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join(map(str, sites))
+    return clean | {"PYTHONPATH": str(start), "MEDSORA_TEST_SITES": paths, "OMP_NUM_THREADS": "1"}

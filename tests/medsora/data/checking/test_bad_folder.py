@@ -116,9 +116,9 @@ def folder(tmp_path: Path, frames: np.ndarray) -> Path:
             good(folder / f"good-{number:03d}", number, frames)
         else:
             shutil.copy(folder / "good-004.mkv", folder / f"good-{number:03d}.mkv")
-    ways = list(WAYS.items())
+    kinds = list(WAYS.items())
     for number in range(DAMAGED):
-        name, (ending, write, _) = ways[number % len(ways)]
+        name, (ending, write, _) = kinds[number % len(kinds)]
         write(folder / f"bad-{number:02d} {name}{ending}", frames)
     assert len(list(folder.iterdir())) == FILES
     return folder

@@ -342,8 +342,8 @@ def test_pictures_that_cannot_be_read_are_tried_again_by_the_next_check(
     with monkeypatch.context() as patched:
         patched.setattr(Image, "open", refusing)
         (report,) = check(tmp_path / "run", cache).reports
-        said = "; ".join((report.scan.problem or "", *report.scan.remarks))
-        assert f"{failing[0]} cannot be read: Permission denied" in said
+        found = "; ".join((report.scan.problem or "", *report.scan.remarks))
+        assert f"{failing[0]} cannot be read: Permission denied" in found
     (report,) = check(tmp_path / "run", cache).reports
     assert (report.problem, report.scan.frames, report.scan.broken, report.remarks) == (None, 12, (), ())
 

@@ -62,8 +62,9 @@ def test_the_table_shows_what_is_applied(corpus: Path, tmp_path: Path) -> None:
     for _ in range(2):  # decoded, then recalled
         report = check(corpus, tmp_path)
         assert {r.source.name: "; ".join(r.scan.applied) for r in report.usable} == expected
-        told = [line.split(":")[0] for line in report.complaints() if "copy" not in line]
-        assert told == ["converted as the files specify, or as players show them, in 4 sources, the first"]
+        complaints = [line.split(":")[0] for line in report.complaints() if "copy" not in line]
+        expected = "converted as the files specify, or as players show them, in 4 sources, the first"
+        assert complaints == [expected]
         console = Console(width=220, record=True, file=io.StringIO())
         console.print(check_table(report))
         text = console.export_text()

@@ -108,13 +108,13 @@ def _forked(work: Callable[[], None]) -> int:
 
 
 def test_pictures_take_their_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    sizes = []
     monkeypatch.setattr(memory._budget, "share", 1)
     take = memory._budget.taken
-    monkeypatch.setattr(memory._budget, "taken", lambda size: asked.append(size) or take(size))
+    monkeypatch.setattr(memory._budget, "taken", lambda size: sizes.append(size) or take(size))
     Image.new("RGB", (40, 30)).save(tmp_path / "picture.png")
     read_image(tmp_path / "picture.png")
-    assert asked == [40 * 30 * 16]
+    assert sizes == [40 * 30 * 16]
 
 
 def test_a_share_that_just_suffices_decodes_sizes_that_are_no_whole_blocks(

@@ -1,8 +1,8 @@
 """medsora.evaluation.conditional.classifier, medsora.evaluation.conditional.command,
 medsora.evaluation.conditional.first_frame, medsora.evaluation.conditional.fresh_phantom,
 medsora.evaluation.conditional.labels, medsora.evaluation.conditional.seams,
-medsora.evaluation.sanity.claims: the commands that measure what was asked for: they tell right from wrong,
-and go from end to end.
+medsora.evaluation.sanity.claims: the commands that measure conditional sampling separate right from
+wrong and run end to end.
 """
 
 from __future__ import annotations
@@ -82,25 +82,25 @@ def test_the_phantom_is_that_of_the_run(tmp_path: Path) -> None:
 
 
 def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
-    asked = np.arange(300) % 3
-    right = labels.agreement(asked, asked, NAMES)
-    assert (right["asked"], right["of_label"]) == (1, dict.fromkeys(NAMES, 1.0))
+    requested = np.arange(300) % 3
+    right = labels.agreement(requested, requested, NAMES)
+    assert (right["agreement"], right["of_label"]) == (1, dict.fromkeys(NAMES, 1.0))
     assert right["shuffled"] == pytest.approx(right["chance"], abs=0.01)
     assert right["chance"] == pytest.approx(1 / 3)
-    always_the_same = labels.agreement(asked, np.zeros(300, int), NAMES)
-    assert always_the_same["asked"] == pytest.approx(1 / 3)
+    always_the_same = labels.agreement(requested, np.zeros(300, int), NAMES)
+    assert always_the_same["agreement"] == pytest.approx(1 / 3)
     assert always_the_same["shuffled"] == pytest.approx(1 / 3)
 
 
 def test_a_phantom_model_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    asked = {"videos": 16, "guidance": 2.0, "seed": 0, "judge_clips": 6, "epochs": 1, "raft": None}
-    asked |= {"polyp_size": 1.5}
+    requested = {"videos": 16, "guidance": 2.0, "seed": 0, "judge_clips": 6, "epochs": 1, "raft": None}
+    requested |= {"polyp_size": 1.5}
     training = fresh_phantom.phantom_folder(tmp_path, 6, 9, 32, 5)
-    status = phantom_model.measure(options(model, tmp_path / "out", training=training, **asked))
+    status = phantom_model.measure(options(model, tmp_path / "out", training=training, **requested))
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert status == 1
     agreement = results["label agreement"]
-    assert 0 <= agreement["low"] <= agreement["asked"] <= agreement["high"] <= 1
+    assert 0 <= agreement["low"] <= agreement["agreement"] <= agreement["high"] <= 1
     assert set(results["near copies"]) == {"pixels", "features"}
     assert len(results["balanced accuracy, generated against reconstructed"]) == 5
     assert "DOES NOT HOLD: the pyramid distance" in capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_labels_of_a_model_that_writes_codes(tmp_path: Path, capsys: pytest.Capt
     judge = {"training_clips": 6, "held_out_clips": 6, "epochs": 1, "polyp_size": None, "vae": None}
     labels.measure(options(run, tmp_path, videos=3, guidance=1.5, seed=0, size=None, **judge))
     results = json.loads((tmp_path / "results.json").read_text())
-    assert 0 <= results["asked"] <= 1
+    assert 0 <= results["agreement"] <= 1
     assert 0 <= results[labels.THROUGH_VAE] <= 1
     assert results["guidance"] == 1.5
     assert "steps" not in results, "of diffusion alone"

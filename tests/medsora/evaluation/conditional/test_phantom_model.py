@@ -63,14 +63,14 @@ def test_a_classifier_tells_what_differs_and_no_more() -> None:
     assert max(alike) < 0.85
 
 
-def asked(out, **changed) -> argparse.Namespace:
+def arguments(out, **changed) -> argparse.Namespace:
     wanted = {"out": out, "model": "m", "sampler": "ddim", "steps": 2, "guidance": 2.0, "seed": 5}
     return argparse.Namespace(**wanted | changed)
 
 
 @pytest.fixture
 def weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The digests of the model that is asked for."""
+    """The digests of the model."""
     digests = {"denoiser": "1"}
     found = SimpleNamespace(digests=lambda: dict(digests))
     monkeypatch.setattr(phantom_model, "find_model", lambda _: found)
@@ -95,30 +95,32 @@ def test_sampling_goes_on_and_refuses_other_clips(tmp_path, weights) -> None:
     pipeline.labels = ["a", "b"]
     labels = ["a", "b"] * 5
     with pytest.raises(KeyboardInterrupt):
-        sample_clips(pipeline, asked(tmp_path), labels)
-    made = sample_clips(pipeline, asked(tmp_path), labels)
+        sample_clips(pipeline, arguments(tmp_path), labels)
+    made = sample_clips(pipeline, arguments(tmp_path), labels)
     assert made[:, 0, 0, 0, 0].tolist() == list(range(5, 15))
     assert [seeds for seeds, *_ in calls] == [list(range(5, 13)), [13, 14], [13, 14]]
     assert calls[2][1:] == (["a", "b"], 2.0)
     flip_a_bit(tmp_path / "clips" / "00000.npz")
-    assert np.array_equal(sample_clips(pipeline, asked(tmp_path), labels), made)
+    assert np.array_equal(sample_clips(pipeline, arguments(tmp_path), labels), made)
     assert len(calls) == 4, "damaged clips are sampled again"
-    more = sample_clips(pipeline, asked(tmp_path), [*labels, "a"])  # the last batch was not a whole one
+    more = sample_clips(pipeline, arguments(tmp_path), [*labels, "a"])  # the last batch was not a whole one
     assert more[:, 0, 0, 0, 0].tolist() == list(range(5, 16))
     with pytest.raises(BadInput, match="other settings"):
-        sample_clips(pipeline, asked(tmp_path, guidance=3.0), labels)
+        sample_clips(pipeline, arguments(tmp_path, guidance=3.0), labels)
     weights["denoiser"] = "2"
     with pytest.raises(BadInput, match="another model"):
-        sample_clips(pipeline, asked(tmp_path), labels)
+        sample_clips(pipeline, arguments(tmp_path), labels)
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [({"videos": 3}, "at least 16 clips"), ({"training": True}, "holds no phantom clips")],
 )
-def test_what_cannot_be_measured_is_refused_before_any_work(tmp_path, changed, said) -> None:
+def test_what_cannot_be_measured_is_refused_before_any_work(tmp_path, changed, message) -> None:
     if changed.get("training"):
         changed = {"training": tmp_path}
-    options = asked(tmp_path, **{"videos": 200, "training": None, "raft": None, "polyp_size": None} | changed)
-    with pytest.raises(BadInput, match=said):
+    options = arguments(
+        tmp_path, **{"videos": 200, "training": None, "raft": None, "polyp_size": None} | changed
+    )
+    with pytest.raises(BadInput, match=message):
         measure(options)

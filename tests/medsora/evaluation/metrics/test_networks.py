@@ -210,7 +210,7 @@ def test_fid_takes_the_pooled_columns() -> None:
     other = values.copy()
     other[..., 2048:] += 5
     measure = FrechetMeasure("fid", "FID", type("Any", (), {"width": 2048 + CLASSES})(), FID_COLUMNS)
-    measure.columns = slice(2040, 2048)  # the same road, with a covariance that is quick to take apart
+    measure.columns = slice(2040, 2048)  # the same computation, with a covariance that is quick to take apart
     assert measure.compare(Features.of(values), Features.of(other))["fid"] == pytest.approx(0, abs=1e-6)
 
 
@@ -300,10 +300,10 @@ def test_without_a_network_clip_is_not_tried_for_long(
     def unreachable(*args: object, **options: object) -> None:
         raise HTTP_ERRORS[0]("no network")
 
-    asked = []
+    local_only = []
 
     def missing(source: str, **options: object) -> None:
-        asked.append(options.get("local_files_only", False))
+        local_only.append(options.get("local_files_only", False))
         raise OSError("not here")
 
     monkeypatch.setattr(HfApi, "model_info", unreachable)
@@ -312,7 +312,7 @@ def test_without_a_network_clip_is_not_tried_for_long(
         OSError, match=r"no network.*--weights clip=FOLDER, or start this once where there is"
     ):
         ClipExtractor({})
-    assert asked == [True]
+    assert local_only == [True]
 
 
 # Weight files

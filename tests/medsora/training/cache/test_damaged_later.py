@@ -83,12 +83,12 @@ def test_a_run_with_caches_goes_on(config: Config, monkeypatch: pytest.MonkeyPat
     stage = build_denoiser_stage(config)
     clips = stage.samples.clips
     assert_replaced(config, "latents")
-    asked = [n for n in range(500) if stage.samples[SampleKey(n, 0, 0)]["needed"]]
-    item = stage.samples[SampleKey(asked[0], 0, BROKEN)]
+    needed = [n for n in range(500) if stage.samples[SampleKey(n, 0, 0)]["needed"]]
+    item = stage.samples[SampleKey(needed[0], 0, BROKEN)]
     other = clips.fixed_clip(BROKEN + 1, flip=item["flipped"], images=())
     assert torch.equal(item["flow_video"], other["video"])
     assert stage.inputs.alignment_targets(stage.samples.collate([item])) is not None
-    assert "prior" in stage.samples[SampleKey(asked[0], 0, BROKEN)]
+    assert "prior" in stage.samples[SampleKey(needed[0], 0, BROKEN)]
 
 
 def test_a_group_of_joint_images_draws_again(config: Config, caplog: pytest.LogCaptureFixture) -> None:

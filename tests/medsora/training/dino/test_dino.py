@@ -124,9 +124,9 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     tmp_path: Path, pictures: FlowPictures, encoder_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train_dino(pictures, str(encoder_json), SMALL, tmp_path / "whole")
-    asked = iter([False, True])
+    answers = iter([False, True])
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "wanted", lambda self: next(asked))
+        patch.setattr(StopRequest, "wanted", lambda self: next(answers))
         with pytest.raises(Interrupted, match="after step 2"):
             train_dino(pictures, str(encoder_json), SMALL, tmp_path / "cut")
     resumed = train_dino(pictures, str(encoder_json), SMALL, tmp_path / "cut")

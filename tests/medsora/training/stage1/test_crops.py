@@ -17,16 +17,16 @@ PHANTOM = CONFIGS / "phantom.yaml"
 
 
 def test_a_crop_is_a_square_of_its_clip_that_the_sample_number_chooses() -> None:
-    places = torch.arange(5 * 7).view(1, 1, 1, 5, 7).expand(64, 2, 3, 5, 7)
+    pixels = torch.arange(5 * 7).view(1, 1, 1, 5, 7).expand(64, 2, 3, 5, 7)
     samples = torch.arange(64)
-    crops = random_crops(places, 4, 0, samples)
+    crops = random_crops(pixels, 4, 0, samples)
     assert crops.shape == (64, 2, 3, 4, 4)
     corners = crops[:, 0, 0, 0, 0]
     assert set(corners.tolist()) == {7 * top + left for top in range(2) for left in range(4)}
     assert torch.equal(crops - corners.view(-1, 1, 1, 1, 1), crops[:1].expand_as(crops) - corners[0])
-    assert torch.equal(random_crops(places[:3], 4, 0, samples[40:43]), crops[40:43])
-    assert not torch.equal(random_crops(places, 4, 1, samples), crops)
-    assert random_crops(places, None, 0, samples) is places
+    assert torch.equal(random_crops(pixels[:3], 4, 0, samples[40:43]), crops[40:43])
+    assert not torch.equal(random_crops(pixels, 4, 1, samples), crops)
+    assert random_crops(pixels, None, 0, samples) is pixels
 
 
 @pytest.mark.parametrize(

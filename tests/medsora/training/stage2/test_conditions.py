@@ -1,5 +1,5 @@
 """medsora.training.stage2.inputs, medsora.training.stage2.build: labels and given frames in stage 2: dropped,
-balanced, given as often as asked, the same on resuming.
+balanced, given as often as configured, the same on resuming.
 """
 
 from __future__ import annotations
