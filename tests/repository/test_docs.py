@@ -66,6 +66,14 @@ TRAININGS = {  # whether it takes a preset, and the config's property of its fol
     "train_dit.py": (True, None),
     "train-ar": (False, "ar_dir"),
 }
+RETIRED = (  # POSIX; keys of earlier versions still load, which the schema and its test name
+    r"losses_said|DitStage|DitInputs|\berror_of\b|clip_from_epoch|_How\b"
+    r"|\b(MOST|LEAST|FEWEST|LONGEST|OLDEST)_[A-Z]|def (look|sent|building)\(|training/setup\.py"
+    r"|whole road|next to nothing|teach(es)? nothing"
+    r"|goes on from there|Asking for something|Paper against code|What there is to watch|Held-out figures"
+    r"|gone on with|(cannot|can) be had|Whoever asks|never happened|have been proved|videos shall show"
+    r"|whatever comes"
+)
 WITHOUT_CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 SOURCES = [
     path
@@ -214,7 +222,7 @@ def test_every_command_is_run_or_says_why_not(page: Path) -> None:
             assert block.reason
 
 
-def test_the_walk_runs_the_whole_road() -> None:
+def test_the_walkthrough_covers_the_workflow() -> None:
     scripts = "\n".join(block.script for page in pages() for block in blocks_of(page) if is_run(block))
     for command in (
         "medsora.data phantom", "medsora.data check", "medsora new", "train_vae.py", "train_dit.py",
@@ -223,7 +231,7 @@ def test_the_walk_runs_the_whole_road() -> None:
         assert command in scripts, command
 
 
-# Walks that take hours: nobody runs them here
+# Walkthroughs that take hours and are not run
 
 
 def on_paper(page: str, mark: str, written: set[str]) -> list[Config]:
@@ -320,7 +328,7 @@ def test_blocks_are_read_with_what_their_first_line_says(tmp_path: Path) -> None
         parsed(tmp_path, "```bash\nls\n")
 
 
-def test_a_block_that_fails_is_told_with_what_it_said(tmp_path: Path) -> None:
+def test_a_failing_block_is_reported_with_its_output(tmp_path: Path) -> None:
     good, bad = parsed(
         tmp_path, "```bash\ncd . && echo fine > here\n```\n```bash\necho oh; false; echo no\n```\n"
     )

@@ -1,4 +1,4 @@
-"""What commit 228d447 left behind still works: its runs, caches, models, sampled videos, features and configs.
+"""What commit 228d447 wrote still works: runs, caches, models, sampled videos, features and configs.
 
 `tests/support/written_at_228d447.tar.xz` was written at that commit by `tests/support/make_old_run.py`.
 """

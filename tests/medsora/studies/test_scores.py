@@ -41,9 +41,13 @@ def test_polyps_that_a_vae_keeps_are_scored_once(tmp_path: Path) -> None:
     assert read_scores(tmp_path / "run") == {"vae/agreement": 0.9, "vae/polyps_kept": 0.75}
 
 
-@pytest.mark.parametrize("labels", [[], ["neither", "polyp"]])
+@pytest.mark.parametrize(
+    ("labels", "key"),
+    [([], "agreement"), (["neither", "polyp"], "agreement"), (["neither", "polyp"], "asked")],
+    ids=["no labels", "labels", "a report of an earlier version"],
+)
 def test_motion_and_labels_of_sampled_clips_are_scored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: list[str], key: str
 ) -> None:
     monkeypatch.setattr("medsora.studies.scores.real_clips", lambda config, count: tmp_path / "real")
     folder = tmp_path / "run" / "dit-tiny"
@@ -55,7 +59,7 @@ def test_motion_and_labels_of_sampled_clips_are_scored(
             "flow_magnitude": {"generated": 1.0, "real": 1.25},
             "warping_error": {"generated": 3.0, "real": 2.0},
         },
-        "agreement": 0.8,
+        key: 0.8,
     }
     launch = Launched(results)
     Scoring(clips=6).score(folder, load_config("phantom"), STAGE_2, launch)
