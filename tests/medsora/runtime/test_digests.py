@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from medsora.runtime.digests import Damaged, sealed, sha256, unsealed
+from medsora.runtime.digests import Damaged, sealed, sha256, unsealed, weights_digest
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", bytes(range(256)) * 5000])
@@ -45,3 +47,20 @@ def test_every_flipped_bit_of_a_sealed_object_is_found_or_changes_nothing() -> N
             pass  # no JSON any more
     assert len(found) > len(text)
     assert unsealed({"steps": 4}) == {"steps": 4}, "of an earlier version"
+
+
+def layer(name: str = "a", value: float = 1.0, **config: object) -> nn.Module:
+    module = nn.Module()
+    module.register_buffer(name, torch.full((2, 3), value))
+    module.config = config
+    return module
+
+
+def test_a_digest_of_weights_depends_on_names_shapes_values_and_settings_alone() -> None:
+    digest = weights_digest(layer(width=2))
+    assert digest == weights_digest(layer(width=2, _name_or_path="elsewhere", compensation_kind="causal"))
+    others = [layer("b", width=2), layer(value=1 + 2**-20, width=2), layer(width=3), layer()]
+    others += [layer(width=2, compensation_kind="standard"), layer(width=2)]
+    others[-1].a = others[-1].a.T.contiguous()
+    assert digest not in map(weights_digest, others)
+    assert len(set(map(weights_digest, others))) == len(others)
