@@ -39,7 +39,7 @@ $(PARITY): $(READY)
 demo: $(READY)
 	$(BIN)/python -m medsora.demo $(if $(FROM),--from $(FROM))
 
-# The demo with three seeds; every claim must hold.
+# The demo with three seeds; every criterion must be met.
 demo-check: $(READY)
 	for seed in 0 1 2; do $(BIN)/python -m medsora.demo --check $(if $(FROM),--from $(FROM)) \
 	  run.seed=$$seed run.name=demo-$$seed || exit 1; done

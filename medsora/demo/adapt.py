@@ -10,10 +10,10 @@ from typing import Any
 
 from medsora.config.load import load_config
 from medsora.config.schema import Config
-from medsora.demo.proof import AFTER, BEFORE, prove_fine_tuning
+from medsora.demo.outcome import AFTER, BEFORE, score_fine_tuning
 from medsora.demo.report import write_demo_report
 from medsora.errors import Interrupted
-from medsora.evaluation.sanity.baselines import Proof
+from medsora.evaluation.sanity.baselines import Outcome
 from medsora.runtime.interruption import TIME_LIMIT_REACHED
 from medsora.sampling.run import SamplingSettings, sample_videos
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step
@@ -29,11 +29,11 @@ COMPARISON_S = 20  # reserved for comparing clips and writing the report
 MIN_TRAINING_S = 20  # each stage trains this long, however slow the machine is
 
 
-def adapt(config: Config, videos: int, minutes: float, part: Callable[[str], None]) -> tuple[Path, Proof]:
+def adapt(config: Config, videos: int, minutes: float, part: Callable[[str], None]) -> tuple[Path, Outcome]:
     """Fine-tune both stages of `config`, whose `denoiser.weights` names the trained model, in `minutes`.
 
     Each stage ends when its time is over; on a slow machine the demo takes longer by what cannot be left out.
-    Returns the report's path and the proof.
+    Returns the report's path and the outcome.
     """
     ends = time.monotonic() + 60 * minutes
     find_model(str(config.denoiser.weights))  # before minutes of rendering
@@ -55,15 +55,15 @@ def adapt(config: Config, videos: int, minutes: float, part: Callable[[str], Non
     part(f"sample {videos} videos of the fine-tuned model")
     _sample(config, str(run), after, videos)
     part("compare and write the report")
-    proof = prove_fine_tuning(config, before, after)
+    outcome = score_fine_tuning(config, before, after)
     report = write_demo_report(
         config,
         {AFTER: after, BEFORE: before},
         f"Sampled with {STEPS} steps of DPM-Solver++ from the same seeds.",
-        proof,
+        outcome,
         "MedSora, fine-tuned for another clinic's endoscope",
     )
-    return report, proof
+    return report, outcome
 
 
 def _sample(config: Config, model: str, out: Path, videos: int) -> None:

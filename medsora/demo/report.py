@@ -13,9 +13,9 @@ from medsora.config.schema import Config
 from medsora.data.reading.pixels import video_to_frames
 from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet, save_image
-from medsora.demo.proof import COLOUR, read_videos
+from medsora.demo.outcome import COLOUR, read_videos
 from medsora.evaluation.metrics.motion import DIS_NOTE
-from medsora.evaluation.sanity.baselines import MOTION, PYRAMID, REAL, Proof
+from medsora.evaluation.sanity.baselines import MOTION, PYRAMID, REAL, Outcome
 from medsora.html_report import Section, draw_curves, write_report
 from medsora.saved.find import DEFAULT_FPS, trained_vae
 from medsora.training.open_clips import clip_spec, open_clips
@@ -39,12 +39,12 @@ REFERENCE = (
 
 
 def write_demo_report(
-    config: Config, generated: Mapping[str, Path], sampling: str, proof: Proof | None, title: str
+    config: Config, generated: Mapping[str, Path], sampling: str, outcome: Outcome | None, title: str
 ) -> Path:
     """Write sheet, curves and `report.html` into the run folder; return the page's path.
 
-    `generated` holds folders of videos by what they are; the sentence `sampling` names the sampler; `proof`
-    compares them (`medsora.demo.proof`).
+    `generated` holds folders of videos by what they are; the sentence `sampling` names the sampler; `outcome`
+    compares them (`medsora.demo.outcome`).
     """
     folder = config.run_dir
     _, held_out = open_clips(config, Accelerator(cpu=True), clip_spec(config), config.vae_dir)
@@ -75,9 +75,9 @@ def write_demo_report(
         )
         for name, place in generated.items()
     ]
-    learned = sentences(proof)
-    if proof:
-        learned = [*learned, *(TERMS[key] for key in proof.columns if key in TERMS), REFERENCE]
+    learned = sentences(outcome)
+    if outcome:
+        learned = [*learned, *(TERMS[key] for key in outcome.columns if key in TERMS), REFERENCE]
     sections += [
         Section(
             "Phantom (held out) and reconstructed",
@@ -87,8 +87,8 @@ def write_demo_report(
         Section(
             "Did it learn?",
             text=learned,
-            header=proof.header if proof else (),
-            table=proof.rows() if proof else [],
+            header=outcome.header if outcome else (),
+            table=outcome.rows() if outcome else [],
         ),
         *evaluation_section(stage_1, "Stage 1, held-out clips"),
         *evaluation_section(stage_2, "Stage 2, held-out clips"),
@@ -108,19 +108,19 @@ def write_demo_report(
     return path
 
 
-def report_lines(proof: Proof | None) -> list[str]:
-    """Return the proof for a terminal: its table, then what it shows."""
-    rows = [proof.header, *proof.rows()] if proof else []
+def report_lines(outcome: Outcome | None) -> list[str]:
+    """Return the outcome for a terminal: its table, then its criteria."""
+    rows = [outcome.header, *outcome.rows()] if outcome else []
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))] if rows else []
     table = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return ["", *(line.rstrip() for line in table), *sentences(proof)]
+    return ["", *(line.rstrip() for line in table), *sentences(outcome)]
 
 
-def sentences(proof: Proof | None) -> list[str]:
-    """Return what the proof shows."""
-    if proof is None:
+def sentences(outcome: Outcome | None) -> list[str]:
+    """Return the criteria and whether they are met."""
+    if outcome is None:
         return ["Too few clips to compare: sample more (--videos), or hold out more (data.holdout)."]
-    return proof.sentences()
+    return outcome.sentences()
 
 
 def _write_shown(folder: Path, phantom: list, reconstructed: list, fps: float) -> list[tuple[Path, str]]:

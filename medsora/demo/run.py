@@ -18,7 +18,7 @@ from medsora.config.schema import Config
 from medsora.runtime.exit import EXIT_STATUSES
 
 if TYPE_CHECKING:
-    from medsora.evaluation.sanity.baselines import Proof
+    from medsora.evaluation.sanity.baselines import Outcome
 
 STEPS = 250
 SPARE = 0.8  # plan with this share of the minutes: a machine may become slower meanwhile
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
         help="time for all of it (default: 4.5); from nothing, stage 2 takes as many steps as fit, from the "
         "config's on, unless train_dit.max_steps is given (default: 10)",
     )
-    parser.add_argument("--check", action="store_true", help="exit with status 1 if a claim does not hold")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if a criterion is not met")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change keys of the config")
     options = parser.parse_intermixed_args(arguments)
     start = options.start
@@ -57,16 +57,16 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
     if start == SHIPPED:
         from medsora.demo.adapt import adapt
 
-        report, proof = adapt(config, options.videos, minutes, part)
+        report, outcome = adapt(config, options.videos, minutes, part)
     else:
         has_steps = any(override.startswith("train_dit.max_steps=") for override in options.overrides)
-        report, proof = demo(config, options.videos, None if has_steps else minutes, part)
+        report, outcome = demo(config, options.videos, None if has_steps else minutes, part)
     from medsora.demo.report import report_lines
 
-    for line in report_lines(proof):
+    for line in report_lines(outcome):
         print(line, file=sys.stderr)
     print(f"\ndone in {part.seconds():.0f} s: open {report}", file=sys.stderr)
-    if options.check and (proof is None or not proof.holds):
+    if options.check and (outcome is None or not outcome.passes):
         sys.exit(1)
 
 
@@ -86,13 +86,13 @@ class _Parts:
 
 def demo(
     config: Config, videos: int, minutes: float | None = None, part: Callable[[str], None] | None = None
-) -> tuple[Path, Proof | None]:
-    """Train both stages of `config`, sample `videos` videos and write the report; return its path and proof.
+) -> tuple[Path, Outcome | None]:
+    """Train both stages of `config`, sample `videos` videos and write the report; return path and outcome.
 
     With `minutes` stage 2 has more steps than the config sets, where so many fit.
     """
+    from medsora.demo.outcome import score_demo
     from medsora.demo.pace import paced
-    from medsora.demo.proof import prove_demo
     from medsora.demo.report import write_demo_report
     from medsora.sampling.run import SamplingSettings, sample_videos
     from medsora.training.stage1.loop import train_vae
@@ -111,6 +111,6 @@ def demo(
     settings = {"num_videos": videos, "steps": STEPS, "seed": config.run.seed}
     sample_videos(SamplingSettings(model=str(run), out=out, **settings))
     part("compare with phantom clips and write the report")
-    proof = prove_demo(config, out)
+    outcome = score_demo(config, out)
     sampling = f"Sampled from the EMA weights with {STEPS} DDIM steps."
-    return write_demo_report(config, {"generated": out}, sampling, proof, "MedSora on the phantom"), proof
+    return write_demo_report(config, {"generated": out}, sampling, outcome, "MedSora on the phantom"), outcome

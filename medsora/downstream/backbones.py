@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medsora.baselines.published import read_checkpoint
 from medsora.errors import BadInput, bad_input_from_errors
-from medsora.evaluation.conditional.classifier import Judge
+from medsora.evaluation.conditional.classifier import ClipClassifier
 from medsora.flow_prior.weights import load_strictly
 
 BACKBONES = ("small", "timesformer")
@@ -84,7 +84,7 @@ def build_backbone(name: str, classes: int, weights: str | Path | None, frames: 
         return TimeSformer(classes, weights, frames, size)
     if frames < 8 or size < 32:
         raise BadInput(f"the small backbone takes at least 8 frames of 32 pixels, not {frames} of {size}.")
-    return Judge(classes)
+    return ClipClassifier(classes)
 
 
 def transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -148,7 +148,7 @@ def audit(
         scale = spread_of(of_training[space]) if space == "features" else 1.0
         ours = nearest(of_fake[space], of_training[space], scale)
         theirs = nearest(Features.of(np.asarray(of_real[space].values[kept])), of_training[space], scale)
-        metrics = judge(ours.distance, theirs.distance)
+        metrics = space_metrics(ours.distance, theirs.distance)
         marked = [int(i) for i in np.flatnonzero(ours.distance < metrics["threshold"])]
         metrics["marked"] = {fake.name(i): training.name(int(ours.index[i])) for i in marked}
         found["spaces"][space] = metrics
@@ -159,7 +159,7 @@ def audit(
     return found
 
 
-def judge(generated: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
+def space_metrics(generated: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
     """Return the metrics of one space: medians, the threshold, the share below it, their ratio's minimum."""
     threshold = float(np.quantile(held_out, NEAR_QUANTILE))
     return {

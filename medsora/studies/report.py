@@ -47,7 +47,7 @@ class Run(NamedTuple):
 
 
 class StudyReport(NamedTuple):
-    """A study's runs and what a reader needs to judge and to repeat them.
+    """A study's runs and what a reader needs to assess and repeat them.
 
     Differences are taken to the variant `reference`.
     """

@@ -47,13 +47,13 @@ Launch = Callable[..., int]
 
 @dataclass(frozen=True)
 class Scoring:
-    """How clips are sampled and judged: `clips` of each run, `judge_clips` to train the classifier on."""
+    """Sampling and classification of clips: `clips` per run; `classifier_clips` train the classifier."""
 
     clips: int
     sampler: str = "dpmpp"
     steps: int = 20
-    judge_clips: int = 900
-    judge_epochs: int = 24
+    classifier_clips: int = 900
+    classifier_epochs: int = 24
 
     def score(self, folder: Path, config: Config, stage: str, launch: Launch) -> None:
         """Compute the missing scores of the run of `stage` in `folder`.
@@ -63,7 +63,7 @@ class Scoring:
         of_run = folder.parent
         size = str(config.data.height_width[0])
         if stage == STAGE_1:
-            self._judge(of_run / "labels", launch, "--vae", str(folder), "--size", size)
+            self._classify(of_run / "labels", launch, "--vae", str(folder), "--size", size)
             return
         videos, scores = of_run / "clips", of_run / "scores"
         sampling = ["--sampler", self.sampler, "--steps", str(self.steps)]
@@ -76,15 +76,15 @@ class Scoring:
             launch(["evaluate", *words, "--clips", str(self.clips)])
             _require(scores / REPORT)
         if read_json_object(folder / "pipeline.json").get("labels"):
-            self._judge(
+            self._classify(
                 of_run / "labels", launch, "--model", str(folder), "--videos", str(self.clips), *sampling
             )
 
-    def _judge(self, out: Path, launch: Launch, *words: str) -> None:
-        """Run the classifier; its exit status 1, a claim that does not pass, is no failure here."""
+    def _classify(self, out: Path, launch: Launch, *words: str) -> None:
+        """Run the classifier; its exit status 1, a criterion that is not met, is no failure here."""
         if (out / REPORT).is_file():
             return
-        training = ["--training-clips", str(self.judge_clips), "--epochs", str(self.judge_epochs)]
+        training = ["--training-clips", str(self.classifier_clips), "--epochs", str(self.classifier_epochs)]
         launch([*words, "--held-out-clips", str(self.clips), *training, "--out", str(out)], module=LABELS)
         _require(out / REPORT)
 

@@ -55,7 +55,7 @@ def main() -> int:
 
     several = commands.add_parser("together", help="several processes as one run: they die, hang, disagree")
     several.add_argument("--processes", type=int, default=2, help="(default: 2)")
-    several.add_argument("--only", nargs="+", metavar="SCENARIO", help="see tests/faults/together.py")
+    several.add_argument("--only", nargs="+", metavar="SCENARIO", help="see tests/faults/scenarios.py")
 
     page = commands.add_parser("page", help="many visitors of the page at once, and some that are none")
     page.add_argument("--clients", type=int, default=20, help="at a time (default: 20)")
@@ -103,7 +103,7 @@ def main() -> int:
 
         return try_two_machines(options)
     if options.command == "together":
-        from tests.faults.together import try_together
+        from tests.faults.scenarios import try_together
 
         return try_together(options)
     if options.command == "page":

@@ -24,7 +24,7 @@ from medsora.runtime.digests import sha256
 from medsora.runtime.exit import STOP_SIGNALS
 from medsora.training import fill_caches as cache
 from tests.faults.processes import alone, finish, start_forks, wait
-from tests.faults.together import configure, prepare, script
+from tests.faults.scenarios import configure, prepare, script
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ WIDTHS = (16, 32, 48, 64)
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 16, 2e-3, 0.05
 
 
-class Judge(nn.Module):
+class ClipClassifier(nn.Module):
     """Clips (B, F, 3, H, W) in [-1, 1] -> logits (B, classes); any length and size from 8x32x32 on."""
 
     def __init__(self, classes: int) -> None:
@@ -33,7 +33,7 @@ class Judge(nn.Module):
         return self.head(torch.cat([features.amax((2, 3, 4)), features.mean((2, 3, 4))], dim=1))
 
 
-def train_judge(
+def train_classifier(
     clips: np.ndarray,
     labels: Sequence[int],
     *,
@@ -42,17 +42,17 @@ def train_judge(
     varied: bool = True,
     device: torch.device | str = "cpu",
     progress: Callable[[int, float], None] | None = None,
-) -> Judge:
-    """Train a `Judge` on clips, uint8 (N, F, H, W, 3), and their labels' numbers.
+) -> ClipClassifier:
+    """Train a `ClipClassifier` on clips, uint8 (N, F, H, W, 3), and their labels' numbers.
 
     `varied`: half of the clips are mirrored, half are blurred by a random amount, brightness and contrast
     vary, so that what generative models get wrong before they get the content wrong does not decide.
-    `progress` is called with the epoch and its mean loss. Same seed, same judge (on a CPU).
+    `progress` is called with the epoch and its mean loss. Same seed, same classifier (on a CPU).
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    judge = Judge(max(labels) + 1).to(device).train()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    classifier = ClipClassifier(max(labels) + 1).to(device).train()
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps = epochs * -(-len(clips) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     targets = torch.tensor(labels, device=device)
@@ -62,7 +62,7 @@ def train_judge(
             video = frames_to_video(clips[rows]).to(device)
             if varied:
                 video = _varied(video, random)
-            loss = functional.cross_entropy(judge(video), targets[rows])
+            loss = functional.cross_entropy(classifier(video), targets[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -70,15 +70,16 @@ def train_judge(
             losses.append(loss.item())
         if progress is not None:
             progress(epoch, float(np.mean(losses)))
-    return judge.eval()
+    return classifier.eval()
 
 
 @torch.no_grad()
-def judged(judge: Judge, clips: np.ndarray) -> np.ndarray:
-    """Return the label's number that the judge gives each clip, uint8 (N, F, H, W, 3)."""
-    device = next(judge.parameters()).device
+def predicted_labels(classifier: ClipClassifier, clips: np.ndarray) -> np.ndarray:
+    """Return the predicted label number of each clip, uint8 (N, F, H, W, 3)."""
+    device = next(classifier.parameters()).device
     parts = np.array_split(clips, -(-len(clips) // BATCH))
-    return np.concatenate([judge(frames_to_video(part).to(device)).argmax(1).cpu().numpy() for part in parts])
+    logits = (classifier(frames_to_video(part).to(device)) for part in parts)
+    return np.concatenate([each.argmax(1).cpu().numpy() for each in logits])
 
 
 def _varied(video: Tensor, random: np.random.Generator) -> Tensor:

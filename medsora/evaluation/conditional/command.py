@@ -15,7 +15,7 @@ from medsora.config.load import load_config
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.errors import bad_input_from_errors
 from medsora.evaluation.conditional.fresh_phantom import DEFAULT_PHANTOM
-from medsora.evaluation.sanity.claims import Claim
+from medsora.evaluation.sanity.criterion import Criterion
 from medsora.runtime.digests import sealed
 from medsora.runtime.files import write_json
 from medsora.runtime.malloc import keep_freed_memory
@@ -26,11 +26,11 @@ from medsora.saved.find import MEDSORA, find_model
 from medsora.saved.pipeline import SavedPipeline
 from medsora.vae import VideoVAE, VQTokenizer
 
-STATUSES = "exit status: 0 all claims pass, 1 one does not, 2 invalid input, 75 interrupted"
+STATUSES = "exit status: 0 all criteria are met, 1 one is not, 2 invalid input, 75 interrupted"
 CLIPS_AT_ONCE = 8  # through the VAE
 
 
-def measuring_parser(
+def command_parser(
     name: str, description: str, *, model: str, videos: int, model_required: bool = True
 ) -> argparse.ArgumentParser:
     """Return the command line of `python -m medsora.evaluation.NAME`; `model` describes what it must be."""
@@ -93,11 +93,11 @@ def through_vae(vae: VideoVAE | VQTokenizer, clips: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def conclude(out: Path, results: dict[str, Any], claims: Sequence[Claim]) -> int:
+def conclude(out: Path, results: dict[str, Any], criteria: Sequence[Criterion]) -> int:
     """Write `results.json` into `out`, print it and what holds; return the exit status."""
     write_json(out / "results.json", sealed(results))
     for name, value in results.items():
         print(f"{name}: {value}")
-    for claim in claims:
-        print(claim)
-    return int(not all(claim.holds for claim in claims))
+    for criterion in criteria:
+        print(criterion)
+    return int(not all(criterion.met for criterion in criteria))

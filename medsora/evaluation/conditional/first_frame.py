@@ -7,7 +7,7 @@ of the real clips stands beside both: more than that no model over its latents c
 
 Optical flow follows texture, and reads the very same motion as less where a VAE has smoothed the texture. So
 flow is measured twice: of the clips as they are, and of all of them, real ones as well, blurred by `COARSE`
-of their height. What still moves then is what both have: folds, lumen, instruments; the claim is about that.
+of their height. What still moves then is in both: folds, lumen, instruments. The criterion uses this flow.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import numpy as np
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput
 from medsora.evaluation.conditional.command import (
+    command_parser,
     conclude,
     load_measured,
-    measuring_parser,
     sampled,
     through_vae,
     trained_phantom,
 )
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips
 from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
-from medsora.evaluation.sanity.claims import Claim
+from medsora.evaluation.sanity.criterion import Criterion
 from medsora.evaluation.sanity.degrade import blurred
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.conditions import trained_to_begin_with
@@ -43,7 +43,7 @@ SHEET_CLIPS = 4
 
 def main() -> None:
     """Run the command line."""
-    parser = measuring_parser(
+    parser = command_parser(
         "first_frame", __doc__.partition("\n")[0], model="trained with train_dit.first_frame_prob", videos=48
     )
     add = parser.add_argument
@@ -91,14 +91,14 @@ def measure(options: argparse.Namespace) -> int:
     save_image(options.out / "sheet.png", contact_sheet(rows, columns=9))
     lost = results["psnr_of_the_vae_alone_db"] - results["psnr_of_the_given_frames_db"]
     median = results["coarse_flow_generated_px"][1]
-    claims = (
-        Claim(f"given frames come back {lost:.2f} dB below the VAE alone, at most 1", lost <= MAX_LOST_DB),
-        Claim(
+    criteria = (
+        Criterion(f"given frames lie {lost:.2f} dB below the VAE alone, at most 1", lost <= MAX_LOST_DB),
+        Criterion(
             f"median coarse flow {median:.2f} px lies in phantom clips' (held out) {low:.2f} to {high:.2f}",
             low <= median <= high,
         ),
     )
-    return conclude(options.out, results, claims)
+    return conclude(options.out, results, criteria)
 
 
 def _usual(flows: np.ndarray) -> list[float]:

@@ -13,13 +13,13 @@ from medsora.data.phantom import variant_suffix, write_phantom
 from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import bad_input_from_errors
-from medsora.evaluation.conditional.classifier import Judge, train_judge
+from medsora.evaluation.conditional.classifier import ClipClassifier, train_classifier
 from medsora.flow_prior.weights import load_strictly, read_weights, save_weights
 from medsora.runtime.files import written_beside
 from medsora.runtime.progress_bar import progress_bar
 
 TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # seeds of corpora, far from the configs'
-JUDGE_RECIPE = 1  # raise when `train_judge` gives another judge
+CLASSIFIER_RECIPE = 1  # raise when `train_classifier` gives another classifier
 MIN_CLIPS_FOR_PROCESSES = 32  # with fewer, starting processes takes longer than it saves
 DEFAULT_PHANTOM = (1.0, PHANTOM_LOOKS[0])  # the default phantom: relative width of its polyps, and its look
 
@@ -55,7 +55,7 @@ def phantom_clips(
     return clips, np.array([*labels.of_video.values()]), list(labels.names)
 
 
-def phantom_judge(
+def phantom_classifier(
     cache: Path,
     count: int,
     frames: int,
@@ -63,25 +63,25 @@ def phantom_judge(
     epochs: int,
     phantom: tuple[float, str] = DEFAULT_PHANTOM,
     device: torch.device | str = "cpu",
-) -> Judge:
+) -> ClipClassifier:
     """Train a classifier of `count` phantom clips, unless it is there; return it."""
     folder = phantom_folder(cache, count, frames, size, TRAINING_SEED, phantom)
-    weights = folder / f"judge-{JUDGE_RECIPE}-{epochs}.safetensors"
+    weights = folder / f"judge-{CLASSIFIER_RECIPE}-{epochs}.safetensors"
     if weights.is_file():
-        judge = Judge(len(_labels(folder).names))
-        load_strictly(judge, read_weights(weights), weights, "the judge of phantom clips")
-        return judge.to(device).eval()
+        classifier = ClipClassifier(len(_labels(folder).names))
+        load_strictly(classifier, read_weights(weights), weights, "the classifier of phantom clips")
+        return classifier.to(device).eval()
     clips, numbers, _ = phantom_clips(cache, count, frames, size, TRAINING_SEED, phantom)
-    with progress_bar("judge", total=epochs, unit="epoch") as bar:
+    with progress_bar("classifier", total=epochs, unit="epoch") as bar:
 
         def report(_: int, loss: float) -> None:
             bar.set_postfix_str(f"loss={loss:.3f}", refresh=False)
             bar.update()
 
-        judge = train_judge(clips, numbers.tolist(), epochs=epochs, device=device, progress=report)
+        classifier = train_classifier(clips, numbers.tolist(), epochs=epochs, device=device, progress=report)
     with written_beside(weights) as beside:
-        save_weights(judge.state_dict(), beside)
-    return judge
+        save_weights(classifier.state_dict(), beside)
+    return classifier
 
 
 def _labels(folder: Path) -> Labels:

@@ -17,33 +17,33 @@ import numpy as np
 
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, bad_input_from_errors
-from medsora.evaluation.conditional.classifier import Judge, judged
+from medsora.evaluation.conditional.classifier import ClipClassifier, predicted_labels
 from medsora.evaluation.conditional.command import (
+    command_parser,
     conclude,
     load_measured,
-    measuring_parser,
     sampled,
     through_vae,
     trained_phantom,
 )
-from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips, phantom_judge
-from medsora.evaluation.sanity.claims import Claim
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_classifier, phantom_clips
+from medsora.evaluation.sanity.criterion import Criterion
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import PARTS, checked_base, find_vae, load_vae
 from medsora.saved.pipeline import SavedPipeline
 from medsora.vae import FrequencyCompensatedVAE
 
-FRAMES, SIZE = 17, 64  # the judge's clips without a model, as in configs/phantom_labels.yaml
+FRAMES, SIZE = 17, 64  # the classifier's clips without a model, as in configs/phantom_labels.yaml
 SHUFFLES = 1000
 SHEET_ROWS = 8
 ON_PHANTOM = "judge on phantom clips (held out)"
 THROUGH_VAE = "judge on the same, through the VAE"
-JUDGE_MUST_REACH, MODEL_MUST_REACH = 0.95, 0.85
+MIN_ACCURACY, MIN_AGREEMENT = 0.95, 0.85
 
 
 def agreement(requested: np.ndarray, seen: np.ndarray, names: list[str]) -> dict[str, Any]:
-    """Return the agreement of two arrays of label numbers, the requested and the judge's, as shares of 1.
+    """Return the agreement of requested with predicted label numbers, (n,) each, as shares of 1.
 
     `shuffled` is the mean over `SHUFFLES` shuffles of the requested labels, `chance` what it must be near:
     the agreement of independent answers with the same frequencies; `of_label` has each label's by name.
@@ -64,10 +64,10 @@ def agreement(requested: np.ndarray, seen: np.ndarray, names: list[str]) -> dict
 
 def main() -> None:
     """Run the command line."""
-    parser = measuring_parser(
+    parser = command_parser(
         "labels",
         __doc__.partition("\n")[0],
-        model="a model of the phantom with labels; none: the judge alone, or with --vae",
+        model="a model of the phantom with labels; none: the classifier alone, or with --vae",
         videos=200,
         model_required=False,
     )
@@ -76,21 +76,22 @@ def main() -> None:
     add("--size", type=int, default=SIZE, metavar="PX", help="without a model (default: %(default)s)")
     add("--guidance", type=float, default=3.0, metavar="G", help="(default: %(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="video k has the seed S + k (default: %(default)s)")
-    add("--training-clips", type=int, default=900, metavar="N", help="for the judge (default: %(default)s)")
-    add("--held-out-clips", type=int, default=300, metavar="N", help="for the judge (default: %(default)s)")
-    add("--epochs", type=int, default=24, metavar="N", help="for the judge (default: %(default)s)")
+    of_classifier = "for the classifier (default: %(default)s)"
+    add("--training-clips", type=int, default=900, metavar="N", help=of_classifier)
+    add("--held-out-clips", type=int, default=300, metavar="N", help=of_classifier)
+    add("--epochs", type=int, default=24, metavar="N", help=of_classifier)
     add(
         "--polyp-size",
         type=float,
         metavar="X",
-        help="width of the judge's polyps, times the usual (default: that of the run's config.yaml, else 1)",
+        help="relative width of the classifier's polyps (default: that of the run's config.yaml, else 1)",
     )
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
     sys.exit(measure(parser.parse_args()))
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Train and try the judge, sample, compare, write; return the exit status.
+    """Train and test the classifier, sample, compare, write; return the exit status.
 
     Raises `BadInput` for a model without labels.
     """
@@ -113,17 +114,18 @@ def measure(options: argparse.Namespace) -> int:
         raise BadInput(
             f"{options.model} has the labels {', '.join(pipeline.labels)}, the phantom {', '.join(names)}."
         )
-    judge = phantom_judge(options.cache, options.training_clips, *kind, options.epochs, phantom, device)
+    settings = (*kind, options.epochs, phantom, device)
+    classifier = phantom_classifier(options.cache, options.training_clips, *settings)
     options.out.mkdir(parents=True, exist_ok=True)
-    results = {ON_PHANTOM: float((judged(judge, tests) == truth).mean())}
+    results = {ON_PHANTOM: float((predicted_labels(classifier, tests) == truth).mean())}
     if vae is not None:
-        seen = judged(judge, through_vae(vae, tests))
+        seen = predicted_labels(classifier, through_vae(vae, tests))
         results[THROUGH_VAE] = float((seen == truth).mean())
         for k, name in enumerate(names):
             results[f"{THROUGH_VAE}, {name}"] = float((seen == k)[truth == k].mean())
     if pipeline is not None:
-        results |= _model_results(pipeline, judge, names, options)
-    return conclude(options.out, results, _claims(results))
+        results |= _model_results(pipeline, classifier, names, options)
+    return conclude(options.out, results, _criteria(results))
 
 
 def _load_vae(named: str) -> FrequencyCompensatedVAE:
@@ -136,16 +138,16 @@ def _load_vae(named: str) -> FrequencyCompensatedVAE:
 
 
 def _model_results(
-    pipeline: SavedPipeline, judge: Judge, names: list[str], options: argparse.Namespace
+    pipeline: SavedPipeline, classifier: ClipClassifier, names: list[str], options: argparse.Namespace
 ) -> dict[str, object]:
     requested = np.arange(options.videos) % len(names)
     wanted = [names[k] for k in requested]
     seeds = range(options.seed, options.seed + options.videos)
     videos = sampled(pipeline, options, seeds, label=wanted, guidance=options.guidance)
-    seen = judged(judge, videos)
+    seen = predicted_labels(classifier, videos)
     for k, name in enumerate(names):
         rows = [
-            (f"requested {name}, seed {options.seed + row}, judged {names[seen[row]]}", videos[row])
+            (f"requested {name}, seed {options.seed + row}, classified as {names[seen[row]]}", videos[row])
             for row in np.flatnonzero(requested == k)[:SHEET_ROWS]
         ]
         if rows:
@@ -155,16 +157,16 @@ def _model_results(
     return agreement(requested, seen, names) | {key: getattr(options, key) for key in settings}
 
 
-def _claims(results: dict[str, object]) -> list[Claim]:
-    wanted = [("the judge is right about phantom clips (held out)", ON_PHANTOM, JUDGE_MUST_REACH)]
+def _criteria(results: dict[str, object]) -> list[Criterion]:
+    wanted = [("the classifier is right about phantom clips (held out)", ON_PHANTOM, MIN_ACCURACY)]
     if "agreement" in results:
-        wanted.append(("sampled clips show the requested label", "agreement", MODEL_MUST_REACH))
+        wanted.append(("sampled clips show the requested label", "agreement", MIN_AGREEMENT))
     else:
         kept = [key for key in results if key.startswith(f"{THROUGH_VAE}, ")]
         names = [key.removeprefix(f"{THROUGH_VAE}, ") for key in kept]
-        wanted += [(f"{n} is kept by the VAE", k, JUDGE_MUST_REACH) for n, k in zip(names, kept, strict=True)]
+        wanted += [(f"{n} is kept by the VAE", k, MIN_ACCURACY) for n, k in zip(names, kept, strict=True)]
     return [
-        Claim(f"{sentence} in {results[key]:.1%}, at least {least:.0%}", results[key] >= least)
+        Criterion(f"{sentence} in {results[key]:.1%}, at least {least:.0%}", results[key] >= least)
         for sentence, key, least in wanted
     ]
 

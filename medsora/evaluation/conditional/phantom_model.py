@@ -20,30 +20,30 @@ from scipy.stats import binomtest, fisher_exact
 
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput, bad_input_from_errors
-from medsora.evaluation.conditional.classifier import judged, train_judge
+from medsora.evaluation.conditional.classifier import predicted_labels, train_classifier
 from medsora.evaluation.conditional.command import (
+    command_parser,
     conclude,
     load_measured,
-    measuring_parser,
     sampled,
     through_vae,
     trained_phantom,
 )
-from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_clips, phantom_judge
+from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_classifier, phantom_clips
 from medsora.evaluation.conditional.labels import agreement
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.memorisation import (
     NEAR_QUANTILE,
     MirroredExtractor,
     ThumbnailExtractor,
-    judge,
     nearest,
+    space_metrics,
     spread_of,
 )
 from medsora.evaluation.metrics.measure import FrechetMeasure, Measure
 from medsora.evaluation.metrics.motion import MotionExtractor, MotionMeasure
 from medsora.evaluation.metrics.pyramid import PyramidExtractor
-from medsora.evaluation.sanity.claims import Claim
+from medsora.evaluation.sanity.criterion import Criterion
 from medsora.flow_prior import build_estimator
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_json, written_beside
@@ -64,7 +64,7 @@ ACCURACY_SEEDS, ACCURACY_EPOCHS = 5, 12
 
 def main() -> None:
     """Run the command line."""
-    parser = measuring_parser(
+    parser = command_parser(
         "conditional.phantom_model",
         __doc__.partition("\n")[0],
         model="a model of the phantom with labels",
@@ -109,13 +109,13 @@ def measure(options: argparse.Namespace) -> int:
     wanted = np.arange(options.videos) % len(names)
     made = sample_clips(pipeline, options, [names[k] for k in wanted])
 
-    results, claims = compare(made, halves, motion)
-    classifier = phantom_judge(options.cache, options.judge_clips, *kind, options.epochs, phantom)
-    found = agreement(wanted, judged(classifier, made), names)
+    results, criteria = compare(made, halves, motion)
+    classifier = phantom_classifier(options.cache, options.judge_clips, *kind, options.epochs, phantom)
+    found = agreement(wanted, predicted_labels(classifier, made), names)
     interval = binomtest(round(found["agreement"] * len(made)), len(made)).proportion_ci(method="wilson")
     results["label agreement"] = found | {"low": float(interval.low), "high": float(interval.high)}
-    claims.append(
-        Claim(
+    criteria.append(
+        Criterion(
             f"sampled clips show the requested label in {found['agreement']:.1%} (95 % interval "
             f"{interval.low:.1%} to {interval.high:.1%}) at a guidance of {options.guidance:g}, at least "
             f"{MIN_AGREEMENT:.0%}",
@@ -126,12 +126,12 @@ def measure(options: argparse.Namespace) -> int:
         training = [read_frames(path)[: kind[0]] for path in sorted(options.training.glob("*.mkv"))]
         copies, more = near_copies(made, halves[0], training)
         results["near copies"] = copies
-        claims += more
+        criteria += more
     accuracies = discriminator_accuracies(made, through_vae(pipeline.vae, halves[0]))
     results["balanced accuracy, generated against reconstructed"] = accuracies
     mean = float(np.mean(accuracies))
-    claims.append(
-        Claim(
+    criteria.append(
+        Criterion(
             f"a classifier distinguishes generated from reconstructed clips in {mean:.1%} ("
             f"{min(accuracies):.1%} to {max(accuracies):.1%} over {len(accuracies)} seeds), goal: at most "
             f"{GOAL_ACCURACY:.0%}",
@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace) -> int:
     )
     settings = ("videos", "guidance", "sampler", "steps", "seed")
     results |= {name: getattr(options, name) for name in settings} | {"look": look}
-    return conclude(options.out, results, claims)
+    return conclude(options.out, results, criteria)
 
 
 def sample_clips(pipeline: MedSoraPipeline, options: argparse.Namespace, labels: Sequence[str]) -> np.ndarray:
@@ -183,7 +183,7 @@ def _stored(path: Path) -> np.ndarray | None:
 
 def compare(
     made: np.ndarray, halves: tuple[np.ndarray, np.ndarray], motion: dict[str, MotionMeasure]
-) -> tuple[dict[str, dict[str, float]], list[Claim]]:
+) -> tuple[dict[str, dict[str, float]], list[Criterion]]:
     """Compare clips with a half of the held-out ones, and that half with the other.
 
     Args:
@@ -191,7 +191,7 @@ def compare(
         motion: measures of motion by their estimator's name.
 
     Returns:
-        metrics by name, each of the generated clips and of the other half, and the claims about them.
+        metrics by name, each of the generated clips and of the other half, and the criteria about them.
     """
     pyramid: Measure = FrechetMeasure(PYRAMID, "pyramid", PyramidExtractor())
     sets = {"generated": made, "held-out halves": halves[1]}
@@ -207,8 +207,8 @@ def compare(
         for key, value in measure.describe(reference).items():
             table[f"{key}{ending}"]["phantom"] = value
     ratio = table[PYRAMID]["generated"] / table[PYRAMID]["held-out halves"]
-    claims = [
-        Claim(
+    criteria = [
+        Criterion(
             f"the pyramid distance is {ratio:.2f} times that of two halves, at most {MAX_PYRAMID_RATIO:g}",
             ratio <= MAX_PYRAMID_RATIO,
         )
@@ -217,29 +217,29 @@ def compare(
         speeds = table[f"{FLOW} ({name})"]
         ratio = speeds["generated"] / speeds["phantom"]
         away = table[f"{FLOW_DISTANCE} ({name})"]
-        claims += [
-            Claim(
+        criteria += [
+            Criterion(
                 f"mean flow by {name} is {ratio:.2f} times the phantom's, within {MIN_FLOW_RATIO} to "
                 f"{MAX_FLOW_RATIO}",
                 MIN_FLOW_RATIO <= ratio <= MAX_FLOW_RATIO,
             ),
-            Claim(
+            Criterion(
                 f"the flow-magnitude distance by {name} is {away['generated']:.2f} px per frame (two halves "
                 f"{away['held-out halves']:.2f}), at most {MAX_FLOW_DISTANCE_PX}",
                 away["generated"] <= MAX_FLOW_DISTANCE_PX,
             ),
         ]
-    return table, claims
+    return table, criteria
 
 
 def near_copies(
     made: np.ndarray, held_out: np.ndarray, training: Sequence[np.ndarray]
-) -> tuple[dict[str, dict[str, float]], list[Claim]]:
+) -> tuple[dict[str, dict[str, float]], list[Criterion]]:
     """Count generated clips that are nearer to a training clip than 95 % of held-out clips are.
 
-    By chance about 5 % are; a claim fails if Fisher's exact test finds more, one-sided, at the level `LEVEL`.
+    By chance about 5 % are; the criterion: Fisher's one-sided exact test at the level `LEVEL` finds no more.
     """
-    found, claims = {}, []
+    found, criteria = {}, []
     expected = round(NEAR_QUANTILE * len(held_out))
     for space, extractor in {
         "pixels": ThumbnailExtractor(),
@@ -248,18 +248,18 @@ def near_copies(
         known = Features.of_clips(extractor, training)
         scale = spread_of(known) if space == "features" else 1.0
         near = [nearest(Features.of_clips(extractor, clips), known, scale) for clips in (made, held_out)]
-        found[space] = judge(near[0].distance, near[1].distance)
+        found[space] = space_metrics(near[0].distance, near[1].distance)
         marked = round(found[space]["suspicious_share"] * len(made))
         counts = [[marked, len(made) - marked], [expected, len(held_out) - expected]]
         chance = float(fisher_exact(counts, alternative="greater").pvalue)
-        claims.append(
-            Claim(
+        criteria.append(
+            Criterion(
                 f"in {space}, {marked} of {len(made)} generated clips are nearer to a training clip than 95 "
                 f"% of held-out ones are (p = {chance:.2f} by chance)",
                 chance >= LEVEL,
             )
         )
-    return found, claims
+    return found, criteria
 
 
 def discriminator_accuracies(
@@ -279,9 +279,9 @@ def discriminator_accuracies(
         )
         labels = np.repeat([0, 1], [len(clips) for clips in training])
         clips = np.concatenate(training)
-        classifier = train_judge(clips, labels.tolist(), epochs=epochs, seed=seed, varied=False)
+        classifier = train_classifier(clips, labels.tolist(), epochs=epochs, seed=seed, varied=False)
         print(f"generated against reconstructed: seed {seed + 1} of {seeds}", file=sys.stderr)
-        right = [(judged(classifier, clips) == kind).mean() for kind, clips in enumerate(tested)]
+        right = [(predicted_labels(classifier, clips) == kind).mean() for kind, clips in enumerate(tested)]
         accuracies.append(float(np.mean(right)))
     return accuracies
 

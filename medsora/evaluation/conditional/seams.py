@@ -20,9 +20,9 @@ import torch
 from medsora.data.reading.pixels import frames_to_video
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput
-from medsora.evaluation.conditional.command import conclude, load_measured, measuring_parser, sampled
+from medsora.evaluation.conditional.command import command_parser, conclude, load_measured, sampled
 from medsora.evaluation.metrics.motion import DIS_NOTE, occluded, warping_error
-from medsora.evaluation.sanity.claims import Claim
+from medsora.evaluation.sanity.criterion import Criterion
 from medsora.flow_prior import DisEstimator
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.conditions import FilmPlan, plan_film
@@ -33,7 +33,7 @@ SHEET_FILMS = 4
 
 def main() -> None:
     """Run the command line."""
-    parser = measuring_parser(
+    parser = command_parser(
         "seams", __doc__.partition("\n")[0], model="trained with train_dit.first_frame_prob", videos=16
     )
     add = parser.add_argument
@@ -73,8 +73,8 @@ def measure(options: argparse.Namespace) -> int:
     rows = [(f"film {k}, {plan.frames} frames", film) for k, film in enumerate(films[:SHEET_FILMS])]
     save_image(options.out / "sheet.png", contact_sheet(rows, columns=16))
     found = results["joints_to_inside"]
-    claim = Claim(f"joints show {found:.2f} times the error inside, at most 1.2", found <= MAX_AT_JOINTS)
-    return conclude(options.out, results, [claim])
+    sentence = f"joints show {found:.2f} times the error inside, at most 1.2"
+    return conclude(options.out, results, [Criterion(sentence, found <= MAX_AT_JOINTS)])
 
 
 def warping_errors(film: np.ndarray) -> np.ndarray:

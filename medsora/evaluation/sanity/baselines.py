@@ -18,7 +18,7 @@ from medsora.evaluation.metrics.measure import FrechetMeasure
 from medsora.evaluation.metrics.motion import MotionMeasure
 from medsora.evaluation.metrics.pyramid import PyramidExtractor
 from medsora.evaluation.report.paper_tables import number_text
-from medsora.evaluation.sanity.claims import Claim
+from medsora.evaluation.sanity.criterion import Criterion
 from medsora.evaluation.sanity.degrade import blurred, frozen, mean_clip
 
 STRONG_BLUR = 1 / 16  # sigma as a share of the frame's height
@@ -37,8 +37,8 @@ MEAN, FROZEN, BLURRED = (
 
 
 @dataclass(frozen=True)
-class Proof:
-    """The table (row name -> metrics by the keys of `columns`, whose values are titles) and claims about it.
+class Outcome:
+    """A table (row name -> metrics by the keys of `columns`, whose values are titles) and its criteria.
 
     `position` is where the generated clips lie between the two ends in log scale: 0 as near as real clips,
     1 as far as the untrained model's; None if an end is missing or the ends coincide.
@@ -46,13 +46,13 @@ class Proof:
 
     table: dict[str, dict[str, float]]
     position: float | None
-    claims: list[Claim]
+    criteria: list[Criterion]
     columns: dict[str, str] = field(default_factory=lambda: COLUMNS)
 
     @property
-    def holds(self) -> bool:
-        """Whether every claim holds."""
-        return all(claim.holds for claim in self.claims)
+    def passes(self) -> bool:
+        """Whether every criterion is met."""
+        return all(criterion.met for criterion in self.criteria)
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -64,16 +64,16 @@ class Proof:
         return [(name, *(number_text(row[key]) for key in self.columns)) for name, row in self.table.items()]
 
     def sentences(self) -> list[str]:
-        """Return every claim with its outcome."""
-        return [str(claim) for claim in self.claims]
+        """Return every criterion, and whether it is met, as a sentence."""
+        return [str(criterion) for criterion in self.criteria]
 
 
-def prove(
+def compare_with_baselines(
     reference: Sequence[np.ndarray],
     held_out: Sequence[np.ndarray],
     generated: Sequence[np.ndarray],
     untrained: Sequence[np.ndarray],
-) -> Proof:
+) -> Outcome:
     """Place generated clips between phantom clips and an untrained model's; about 0.15 s a clip of 16x64x64.
 
     Args:
@@ -87,7 +87,7 @@ def prove(
     """
     count = min(len(held_out), len(generated), len(untrained))
     if min(count, len(reference)) < 2:
-        raise ValueError("the proof needs at least two clips in every set; sample more, or hold out more.")
+        raise ValueError("every set of the comparison needs 2 clips or more; sample or hold out more.")
     real = list(held_out[:count])
     sigma = STRONG_BLUR * real[0].shape[1]
     candidates = {
@@ -107,7 +107,7 @@ def prove(
             table[name] |= measure.compare(of_reference, features) | measure.describe(features)
     table = {name: {key: row[key] for key in COLUMNS} for name, row in table.items()}
     position = log_position(*(table[name][PYRAMID] for name in (REAL, GENERATED, UNTRAINED)))
-    return Proof(table, position, _claims(table, position))
+    return Outcome(table, position, _criteria(table, position))
 
 
 def log_position(near: float, value: float, far: float) -> float | None:
@@ -117,10 +117,10 @@ def log_position(near: float, value: float, far: float) -> float | None:
     return math.log(value / near) / math.log(far / near)
 
 
-def _claims(table: dict[str, dict[str, float]], position: float | None) -> list[Claim]:
+def _criteria(table: dict[str, dict[str, float]], position: float | None) -> list[Criterion]:
     found = "undefined" if position is None else f"{position:.2f}"
-    claims = [
-        Claim(
+    criteria = [
+        Criterion(
             "generated clips lie nearer to the phantom than to the untrained model's, in log scale: position "
             f"{found} between 0 (phantom) and 1 (untrained), below 0.5",
             position is not None and position < 0.5,
@@ -129,5 +129,5 @@ def _claims(table: dict[str, dict[str, float]], position: float | None) -> list[
     for baseline, key in ((MEAN, PYRAMID), (BLURRED, PYRAMID), (FROZEN, MOTION)):
         ours, theirs = table[GENERATED][key], table[baseline][key]
         values = f"{COLUMNS[key]} {number_text(ours)} against {number_text(theirs)}"
-        claims.append(Claim(f"they beat the {baseline}: {values}", ours < theirs))
-    return claims
+        criteria.append(Criterion(f"they beat the {baseline}: {values}", ours < theirs))
+    return criteria

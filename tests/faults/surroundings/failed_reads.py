@@ -20,7 +20,7 @@ import train_vae
 from medsora.runtime.exit import exit_with_status
 from medsora.training.progress import Progress
 from tests.faults.processes import alone, finish, start_forks, wait, without_pages
-from tests.faults.together import configure, prepare, script
+from tests.faults.scenarios import configure, prepare, script
 from tests.support import tiny_training as tiny
 from tests.support.disk.failing_reads import ERRORS, failing_reads
 

@@ -19,7 +19,7 @@ import train_dit
 import train_vae
 from medsora.runtime.exit import exit_with_status
 from tests.faults.processes import alone, start_forks, wait, without_pages
-from tests.faults.together import configure, prepare
+from tests.faults.scenarios import configure, prepare
 from tests.support.disk.small_disk import mount_small_disk
 
 SMALLEST_BYTES, LARGEST_BYTES = 2**14, 2**22

@@ -24,7 +24,7 @@ import sample_ddim
 import train_dit
 import train_vae
 from tests.faults.processes import alone, finish, kill, start_forks
-from tests.faults.together import configure, prepare, script
+from tests.faults.scenarios import configure, prepare, script
 from tests.support import tiny_training as tiny
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S

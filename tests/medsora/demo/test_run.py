@@ -1,4 +1,4 @@
-"""medsora.demo.run, medsora.demo.adapt, medsora.demo.pace, medsora.demo.proof, medsora.demo.report: both
+"""medsora.demo.run, medsora.demo.adapt, medsora.demo.pace, medsora.demo.outcome, medsora.demo.report: both
 demos at their smallest: every part is there at the end, and the page needs no network.
 """
 
@@ -21,7 +21,7 @@ from medsora.data.reading.video_io import probe, read_frames
 from medsora.demo import adapt as demo_adapt
 from medsora.demo import pace as demo_pace
 from medsora.demo import run as demo_module
-from medsora.demo.proof import compare_looks
+from medsora.demo.outcome import compare_looks
 from medsora.demo.run import demo
 from medsora.errors import BadInput
 from medsora.project.export import export_run
@@ -78,7 +78,7 @@ def test_the_page_holds_everything_itself(run: Path) -> None:
     assert "untrained" in page
     assert "trivial baseline: frozen phantom clips" in page
     assert not re.search(r"\breal\b|cheat", re.sub('base64,[^"]*', "", page))
-    assert "hold: they beat" in page.replace("DOES NOT HOLD", "hold").replace("Holds", "hold")
+    assert "pass: they beat" in page.lower().replace("fail: ", "pass: ")
     sources = re.findall(r'(?:src|href)="([^"]{5})', page)
     assert sources
     assert set(sources) == {"data:"}
@@ -186,9 +186,9 @@ def test_a_third_of_the_way_is_needed_in_colour_and_in_the_pyramid() -> None:
 
     def holds(part: float, gain_db: float = 1.0) -> list[bool]:
         after = [np.round((1 - 0.75 * part) * clip).astype(np.uint8) for clip in moved]
-        proof = compare_looks(target, held_out, before, after, (28.0, 28.0 + gain_db))
-        assert len(proof.rows()[0]) == len(proof.header)
-        return [claim.holds for claim in proof.claims]
+        outcome = compare_looks(target, held_out, before, after, (28.0, 28.0 + gain_db))
+        assert len(outcome.rows()[0]) == len(outcome.header)
+        return [criterion.met for criterion in outcome.criteria]
 
     assert holds(1.0) == [True, True, True]
     assert holds(0.1, gain_db=0.05) == [False, False, False]

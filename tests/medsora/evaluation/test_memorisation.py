@@ -10,9 +10,9 @@ import pytest
 
 from medsora.data.reading.video_io import write_video
 from medsora.errors import BadInput
-from medsora.evaluation import evaluate
+from medsora.evaluation import evaluate, memorisation
 from medsora.evaluation.features.feature_store import Features
-from medsora.evaluation.memorisation import MirroredExtractor, ThumbnailExtractor, judge, nearest, spread_of
+from medsora.evaluation.memorisation import MirroredExtractor, ThumbnailExtractor, nearest, spread_of
 from medsora.evaluation.metrics.pyramid import PyramidExtractor
 from tests.support.drifting_clips import bordered, drifting_clip, write_clips
 
@@ -95,7 +95,7 @@ def test_second_rows_are_the_mirror_image() -> None:
 
 
 def test_figures_of_a_space() -> None:
-    metrics = judge(np.array([0.1, 5.0, 6.0, 7.0]), np.arange(1.0, 101.0))
+    metrics = memorisation.space_metrics(np.array([0.1, 5.0, 6.0, 7.0]), np.arange(1.0, 101.0))
     assert metrics["threshold"] == pytest.approx(5.95)
     assert metrics["suspicious_share"] == 0.5
     assert metrics["nearer_than_any_held_out"] == 0.25

@@ -25,7 +25,7 @@ class Launched:
             out = Path(words[words.index("--out") + 1])
             out.mkdir(parents=True)
             (out / "results.json").write_text(json.dumps(self.results))
-        return 1  # the classifier's claims may not hold
+        return 1  # the classifier's criteria may not be met
 
 
 def test_polyps_that_a_vae_keeps_are_scored_once(tmp_path: Path) -> None:

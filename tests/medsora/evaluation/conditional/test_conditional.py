@@ -1,7 +1,7 @@
 """medsora.evaluation.conditional.classifier, medsora.evaluation.conditional.command,
 medsora.evaluation.conditional.first_frame, medsora.evaluation.conditional.fresh_phantom,
 medsora.evaluation.conditional.labels, medsora.evaluation.conditional.seams,
-medsora.evaluation.sanity.claims: the commands that measure conditional sampling separate right from
+medsora.evaluation.sanity.criterion: the commands that measure conditional sampling separate right from
 wrong and run end to end.
 """
 
@@ -18,10 +18,10 @@ from medsora.config.load import load_config
 from medsora.data.phantom import render_clip
 from medsora.errors import BadInput
 from medsora.evaluation.conditional import first_frame, fresh_phantom, labels, phantom_model, seams
-from medsora.evaluation.conditional.classifier import judged, train_judge
+from medsora.evaluation.conditional.classifier import predicted_labels, train_classifier
 from medsora.evaluation.conditional.command import conclude, trained_phantom
 from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
-from medsora.evaluation.sanity.claims import Claim
+from medsora.evaluation.sanity.criterion import Criterion
 from medsora.evaluation.sanity.degrade import blurred
 from medsora.runtime.digests import unsealed
 from medsora.sampling.conditions import FilmPlan
@@ -49,26 +49,26 @@ def options(model: Path, out: Path, **others) -> argparse.Namespace:
     return argparse.Namespace(**common | others)
 
 
-def test_a_judge_learns_and_is_the_same_again() -> None:
+def test_a_classifier_learns_and_is_the_same_again() -> None:
     random = np.random.default_rng(0)
     truth = np.arange(40) % 2
     clips = random.integers(0, 90, (40, 8, 32, 32, 3), dtype=np.uint8)
     clips[truth == 1, :, 8:20, 8:20, 0] += 150
-    judge = train_judge(clips, truth.tolist(), epochs=8)
-    assert (judged(judge, clips) == truth).all()
-    again = train_judge(clips, truth.tolist(), epochs=8)
-    assert all((a == b).all() for a, b in zip(judge.parameters(), again.parameters(), strict=True))
+    classifier = train_classifier(clips, truth.tolist(), epochs=8)
+    assert (predicted_labels(classifier, clips) == truth).all()
+    again = train_classifier(clips, truth.tolist(), epochs=8)
+    assert all((a == b).all() for a, b in zip(classifier.parameters(), again.parameters(), strict=True))
 
 
-def test_a_judge_of_the_phantom_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = fresh_phantom.phantom_judge(tmp_path, 6, 8, 32, epochs=1)
-    monkeypatch.setattr(fresh_phantom, "train_judge", None)
-    again = fresh_phantom.phantom_judge(tmp_path, 6, 8, 32, epochs=1)
+def test_a_phantom_classifier_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fresh_phantom.phantom_classifier(tmp_path, 6, 8, 32, epochs=1)
+    monkeypatch.setattr(fresh_phantom, "train_classifier", None)
+    again = fresh_phantom.phantom_classifier(tmp_path, 6, 8, 32, epochs=1)
     assert all((a == b).all() for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not again.training
     assert again.head.out_features == len(NAMES)
     with pytest.raises(TypeError):  # another one is not there
-        fresh_phantom.phantom_judge(tmp_path, 6, 8, 32, epochs=2)
+        fresh_phantom.phantom_classifier(tmp_path, 6, 8, 32, epochs=2)
 
 
 def test_the_phantom_is_that_of_the_run(tmp_path: Path) -> None:
@@ -103,11 +103,11 @@ def test_a_phantom_model_from_end_to_end(model: Path, tmp_path: Path, capsys: py
     assert 0 <= agreement["low"] <= agreement["agreement"] <= agreement["high"] <= 1
     assert set(results["near copies"]) == {"pixels", "features"}
     assert len(results["balanced accuracy, generated against reconstructed"]) == 5
-    assert "DOES NOT HOLD: the pyramid distance" in capsys.readouterr().out
+    assert "FAIL: the pyramid distance" in capsys.readouterr().out
 
 
 def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    judge = {
+    classifier = {
         "training_clips": 6,
         "held_out_clips": 6,
         "epochs": 1,
@@ -115,29 +115,29 @@ def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.Capt
         "vae": None,
         "size": 32,
     }
-    status = labels.measure(options(model, tmp_path, videos=3, guidance=2.0, seed=0, **judge))
+    status = labels.measure(options(model, tmp_path, videos=3, guidance=2.0, seed=0, **classifier))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["videos"] == 3
     assert all((tmp_path / f"sheet-{name}.png").is_file() for name in NAMES)
     output = capsys.readouterr().out
     assert "sampled clips show the requested label" in output
-    assert status == ("DOES NOT HOLD" in output)
+    assert status == ("FAIL: " in output)
     for vae in (str(model / "vae"), str(ROOT / "configs" / "phantom_base.json")):
-        labels.measure(options("", tmp_path, **judge | {"vae": vae}))
+        labels.measure(options("", tmp_path, **classifier | {"vae": vae}))
         kept = json.loads((tmp_path / "results.json").read_text())
         assert all(0 <= kept[f"{labels.THROUGH_VAE}, {name}"] <= 1 for name in NAMES)
         assert "polyp is kept by the VAE" in capsys.readouterr().out
     with pytest.raises(BadInput, match="leave one out"):
-        labels.measure(options(model, tmp_path, videos=3, **judge | {"vae": str(model)}))
+        labels.measure(options(model, tmp_path, videos=3, **classifier | {"vae": str(model)}))
     tiny_pipeline().save_pretrained(tmp_path / "plain")
     with pytest.raises(BadInput, match="trained without labels"):
-        labels.measure(options(tmp_path / "plain", tmp_path, videos=3, **judge))
+        labels.measure(options(tmp_path / "plain", tmp_path, videos=3, **classifier))
 
 
 def test_labels_of_a_model_that_writes_codes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tokens.write_run(tmp_path / "run" / "endogen-tiny", steps=(2,), labels=NAMES)
-    judge = {"training_clips": 6, "held_out_clips": 6, "epochs": 1, "polyp_size": None, "vae": None}
-    labels.measure(options(run, tmp_path, videos=3, guidance=1.5, seed=0, size=None, **judge))
+    classifier = {"training_clips": 6, "held_out_clips": 6, "epochs": 1, "polyp_size": None, "vae": None}
+    labels.measure(options(run, tmp_path, videos=3, guidance=1.5, seed=0, size=None, **classifier))
     results = json.loads((tmp_path / "results.json").read_text())
     assert 0 <= results["agreement"] <= 1
     assert 0 <= results[labels.THROUGH_VAE] <= 1
@@ -175,13 +175,13 @@ def test_coarse_flow_hardly_depends_on_how_sharp_a_clip_is() -> None:
 def test_a_claim_that_fails_is_the_exit_status(
     outcomes: tuple[bool, ...], status: int, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    claims = [Claim(f"number {k}", holds) for k, holds in enumerate(outcomes)]
-    assert conclude(tmp_path, {"figure": 1.5}, claims) == status
+    criteria = [Criterion(f"number {k}", holds) for k, holds in enumerate(outcomes)]
+    assert conclude(tmp_path, {"figure": 1.5}, criteria) == status
     assert unsealed(json.loads((tmp_path / "results.json").read_text())) == {"figure": 1.5}
-    assert capsys.readouterr().out.count("DOES NOT HOLD") == status
+    assert capsys.readouterr().out.count("FAIL: ") == status
 
 
-def test_the_judge_alone_sees_clips_as_long_as_the_model_s() -> None:
+def test_the_classifier_alone_sees_clips_as_long_as_the_model_s() -> None:
     data = load_config(ROOT / "configs" / "phantom_labels.yaml").data
     assert (data.frames, data.size) == (labels.FRAMES, labels.SIZE)
 

@@ -36,8 +36,8 @@ def test_phantom_clips_pass_frozen_and_blurred_ones_do_not(phantom: np.ndarray) 
         "frozen": np.stack([frozen(clip) for clip in made]),
         "blurred": np.stack([blurred(clip, 4.0) for clip in made]),
     }.items():
-        table, claims = compare(clips, halves, {"DIS": MotionMeasure()})
-        outcomes[name] = [claim.holds for claim in claims]
+        table, criteria = compare(clips, halves, {"DIS": MotionMeasure()})
+        outcomes[name] = [criterion.met for criterion in criteria]
         assert table["flow_magnitude (DIS)"]["phantom"] > 0
     appearance, speed, _ = zip(*outcomes.values(), strict=True)
     assert appearance == (True, False, False)
@@ -47,10 +47,10 @@ def test_phantom_clips_pass_frozen_and_blurred_ones_do_not(phantom: np.ndarray) 
 def test_copies_of_training_clips_are_found_even_mirrored(phantom: np.ndarray) -> None:
     training, held_out, new = phantom[:12], phantom[12:24], phantom[24:]
     for made in (training, training[..., ::-1, :]):
-        found, claims = near_copies(made, held_out, list(training))
-        assert not any(claim.holds for claim in claims)
+        found, criteria = near_copies(made, held_out, list(training))
+        assert not any(criterion.met for criterion in criteria)
         assert all(figures["smallest_generated"] < 1e-3 for figures in found.values())
-    assert all(claim.holds for claim in near_copies(new, held_out, list(training))[1])
+    assert all(criterion.met for criterion in near_copies(new, held_out, list(training))[1])
 
 
 def test_a_classifier_tells_what_differs_and_no_more() -> None:

@@ -1,5 +1,5 @@
-"""medsora.evaluation.sanity.baselines, medsora.evaluation.sanity.degrade: the demo's proof: true of clips
-like the real ones, refuted by each trivial baseline and by the untrained model.
+"""medsora.evaluation.sanity.baselines, medsora.evaluation.sanity.degrade: the demo's outcome: met by clips
+like the real ones, missed by each trivial baseline and by the untrained model.
 """
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsora.evaluation.sanity.baselines import GENERATED, REAL, UNTRAINED, log_position, prove
+from medsora.evaluation.sanity import baselines
+from medsora.evaluation.sanity.baselines import GENERATED, REAL, UNTRAINED, log_position
 from medsora.evaluation.sanity.degrade import blurred, frozen, mean_clip, noisy
 from tests.support.drifting_clips import drifting_clip
 
@@ -16,18 +17,19 @@ REFERENCE, HELD_OUT, OTHERS = CLIPS[:8], CLIPS[8:13], CLIPS[13:]
 NOISE = [noisy(clip, seed) for seed, clip in enumerate(OTHERS)]
 
 
-def claims_that_hold(generated: list[np.ndarray]) -> list[bool]:
-    return [claim.holds for claim in prove(REFERENCE, HELD_OUT, generated, NOISE).claims]
+def criteria_met(generated: list[np.ndarray]) -> list[bool]:
+    outcome = baselines.compare_with_baselines(REFERENCE, HELD_OUT, generated, NOISE)
+    return [criterion.met for criterion in outcome.criteria]
 
 
 def test_real_clips_pass() -> None:
-    proof = prove(REFERENCE, HELD_OUT, OTHERS, NOISE)
-    assert proof.holds
-    assert proof.position is not None
-    assert proof.position < 0.3
-    assert all(sentence.startswith("Holds") for sentence in proof.sentences())
-    assert [row[0] for row in proof.rows()][:3] == [REAL, GENERATED, UNTRAINED]
-    assert all(len(row) == len(proof.header) for row in proof.rows())
+    outcome = baselines.compare_with_baselines(REFERENCE, HELD_OUT, OTHERS, NOISE)
+    assert outcome.passes
+    assert outcome.position is not None
+    assert outcome.position < 0.3
+    assert all(sentence.startswith("Pass: ") for sentence in outcome.sentences())
+    assert [row[0] for row in outcome.rows()][:3] == [REAL, GENERATED, UNTRAINED]
+    assert all(len(row) == len(outcome.header) for row in outcome.rows())
 
 
 @pytest.mark.parametrize(
@@ -41,18 +43,19 @@ def test_real_clips_pass() -> None:
     ids=["noise", "mean clip", "blurred", "frozen"],
 )
 def test_trivial_baselines_do_not_pass(generated: list[np.ndarray], refuted: int) -> None:
-    assert not claims_that_hold(generated)[refuted]
+    assert not criteria_met(generated)[refuted]
 
 
 def test_sets_are_cut_to_one_count() -> None:
     """A Fréchet distance depends on the number of clips, so more generated ones change nothing."""
-    proof = prove(REFERENCE, HELD_OUT, OTHERS, NOISE)
-    assert prove(REFERENCE, HELD_OUT, OTHERS + CLIPS[:2], NOISE).table == proof.table
+    outcome = baselines.compare_with_baselines(REFERENCE, HELD_OUT, OTHERS, NOISE)
+    more = baselines.compare_with_baselines(REFERENCE, HELD_OUT, OTHERS + CLIPS[:2], NOISE)
+    assert more.table == outcome.table
 
 
 def test_too_few_clips() -> None:
-    with pytest.raises(ValueError, match="two clips in every set"):
-        prove(REFERENCE, HELD_OUT, OTHERS[:1], NOISE)
+    with pytest.raises(ValueError, match="needs 2 clips or more"):
+        baselines.compare_with_baselines(REFERENCE, HELD_OUT, OTHERS[:1], NOISE)
 
 
 def test_position_in_log_scale() -> None:

@@ -1,4 +1,4 @@
-"""What a demo shows: whether a model learned anything from nothing, or how far fine-tuning took it."""
+"""Outcome of a demo: whether training from scratch learned anything, or how far fine-tuning went."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from medsora.evaluation.metrics.motion import MotionMeasure
 from medsora.evaluation.metrics.pixel import PixelMeasure
 from medsora.evaluation.metrics.pyramid import PyramidExtractor
 from medsora.evaluation.report.paper_tables import number_text
-from medsora.evaluation.sanity.baselines import COLUMNS, PYRAMID, REAL, Proof, prove
-from medsora.evaluation.sanity.claims import Claim
+from medsora.evaluation.sanity.baselines import COLUMNS, PYRAMID, REAL, Outcome, compare_with_baselines
+from medsora.evaluation.sanity.criterion import Criterion
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import trained_vae
 from medsora.training.open_clips import clip_spec, open_clips
@@ -34,8 +34,8 @@ MIN_CLOSED = 1 / 3  # share of the distance to the new look that fine-tuning mus
 MIN_GAIN_DB = 0.1
 
 
-def prove_demo(config: Config, generated: Path) -> Proof | None:
-    """Return the proof for the videos in `generated`; None with fewer than two held-out or generated clips.
+def score_demo(config: Config, generated: Path) -> Outcome | None:
+    """Return the scores of the videos in `generated`; None with fewer than two held-out or generated clips.
 
     The untrained model is the same denoiser before its first step, over the same VAE.
     """
@@ -50,11 +50,11 @@ def prove_demo(config: Config, generated: Path) -> Proof | None:
     pipe.set_progress_bar_config(disable=True)
     seeds = range(min(len(held_out), len(made)))
     untrained = pipe(num_inference_steps=UNTRAINED_STEPS, seeds=seeds, output_type="uint8").frames
-    return prove(training, held_out, made, list(untrained))
+    return compare_with_baselines(training, held_out, made, list(untrained))
 
 
-def prove_fine_tuning(config: Config, before: Path, after: Path) -> Proof | None:
-    """Return how much nearer to the config's clips the videos in `after` are than those in `before`.
+def score_fine_tuning(config: Config, before: Path, after: Path) -> Outcome | None:
+    """Compare the distances of the videos in `before` and in `after` to the config's clips.
 
     None with fewer than three clips in any set. Stage 1's gain is read from its log.
     """
@@ -72,7 +72,7 @@ def compare_looks(
     before: Sequence[np.ndarray],
     after: Sequence[np.ndarray],
     psnr_db: tuple[float, float],
-) -> Proof:
+) -> Outcome:
     """Compare sets of clips, uint8 (F, H, W, 3), with those of the new look by colour and by the pyramid.
 
     A third of either distance must be closed even without the pair of clips, one before and one after, that
@@ -96,8 +96,8 @@ def compare_looks(
             )
             for key in closed.keys() & far.keys():
                 closed[key].append(1 - near[key] / far[key])
-    claims = [
-        Claim(
+    criteria = [
+        Criterion(
             f"{columns[key]}: fine-tuning closed {1 - table[AFTER][key] / table[BEFORE][key]:.0%} of the way "
             f"to the new look ({min(closed[key]):.0%} at least, whichever clip is left out); a third is "
             "needed",
@@ -106,15 +106,15 @@ def compare_looks(
         for key in (COLOUR, PYRAMID)
     ]
     first, last = psnr_db
-    claims.append(
-        Claim(
+    criteria.append(
+        Criterion(
             f"stage 1 improves on its base: PSNR of held-out clips {number_text(first)} dB before, "
             f"{number_text(last)} dB after, {MIN_GAIN_DB} dB more are needed",
             last >= first + MIN_GAIN_DB,
         )
     )
     table = {name: {key: row[key] for key in columns} for name, row in table.items()}
-    return Proof(table, None, claims, columns)
+    return Outcome(table, None, criteria, columns)
 
 
 def read_videos(folder: Path) -> list[np.ndarray]:
