@@ -47,7 +47,7 @@ MAX_WORDS = {
     "endogen": 510,
     "endora": 380,
     "evaluation": 850,
-    "extending": 270,
+    "extending": 320,
     "fidelity": 900,
     "gpu-run": 290,
     "index": 110,
