@@ -100,7 +100,7 @@ def test_the_config_loads_and_every_line_has_its_reason(machine: Machine, tmp_pa
         (videos(fps=60), 6, "a clip has 10"),
         (videos(fps=5), 1, "a clip has 5"),
         (videos(fps=None), 1, "store no frame rate"),
-        (videos(frames=40), 2, "would ask for 3, but most videos are too short"),
+        (videos(frames=40), 2, "would need 3, but most videos are too short"),
     ],
 )
 def test_the_interval_follows_the_frame_rate(check: Callable, interval: int, words: str) -> None:

@@ -154,7 +154,7 @@ def test_first_frames_from_end_to_end(model: Path, tmp_path: Path, capsys: pytes
     assert results["psnr_of_the_vae_alone_db"] > 0
     assert (tmp_path / "sheet.png").is_file()
     output = capsys.readouterr().out
-    assert "given frames come back" in output
+    assert "given frames lie" in output
     assert DIS_NOTE in output
     with pytest.raises(BadInput, match="trained to begin with 1 "):
         first_frame.measure(options(model, tmp_path, videos=2, given=9))
