@@ -1,4 +1,4 @@
-"""What the denoiser's features should look like: optical flow, seen by DINO (§3.2). Start at `prior.py`.
+"""Target features of the denoiser: DINO features of the optical flow (§3.2). Start at `prior.py`.
 
 The names below load on first use, so that a command line that only needs `flow_prior.choices` is quick.
 """

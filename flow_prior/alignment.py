@@ -13,7 +13,7 @@ from medsora.flow_prior.choices import CORRELATIONS
 
 @dataclass(frozen=True)
 class AlignmentLoss:
-    """What `alignment_loss` returns.
+    """Output of `alignment_loss`.
 
     Attributes:
         loss: scalar, without the factor α of Eq. 17.
@@ -122,7 +122,7 @@ def image_alignment_loss(
     needed: Tensor | None = None,
     image_features: Sequence[Tensor] | None = None,
 ) -> AlignmentLoss:
-    """Compute Endora's loss: the mean of 1 - r over layers and frames, whatever the noise level.
+    """Compute Endora's loss: the mean of 1 - r over layers and frames, equally at all noise levels.
 
     Every token of both sides becomes one number, the mean over its channels; r is Pearson's correlation over
     the tokens of a frame. A joint image counts as one more frame.

@@ -25,7 +25,7 @@ def selected_layers(depth: int, dino_depth: int = 12) -> list[int]:
 
 
 class FlowPrior(nn.Module):
-    """What the denoiser's features should look like, from a video; frozen, no trainable weights.
+    """Target features of the denoiser from a video; frozen, no trainable weights.
 
     Args:
         estimator: video to flow, from `build_estimator`.

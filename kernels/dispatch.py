@@ -1,4 +1,4 @@
-"""Chooses how a scan is computed: the fastest form that serves the tensors at hand, and why not another."""
+"""Dispatch of scans: the fastest backend that supports the given tensors, and why not another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How weights lie in memory."""
+"""Memory layout of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stage 1 minimises (§3.3, Eq. 16): L1, LPIPS and focal frequency loss, each weighted once."""
+"""Losses of stage 1 (§3.3, Eq. 16): L1, LPIPS and focal frequency loss, each weighted once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands between the products of a denoiser's block, each as one kernel; forward only, for sampling.
+"""Operations between the products of a denoiser's block, each as one kernel; forward only, for sampling.
 
 A step of a small batch is a few hundred launches, each of which costs more than its arithmetic; a step of a
 large one moves every token through memory for each operator.

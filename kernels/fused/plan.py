@@ -1,4 +1,4 @@
-"""What the fused Triton kernels can serve on a device, and how their work is cut into programs."""
+"""Limits of the fused Triton kernels on a device, and how their work is divided among programs."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def attends(length: int, window: int, features: int, dtype: torch.dtype, device:
 
 
 class GatesTile(NamedTuple):
-    """What a program of the gates computes, the terms of a sum that it holds at once, and its warps."""
+    """Tile of a program of the gates, the terms of a sum that it holds at once, and its warps."""
 
     rows: int
     columns: int

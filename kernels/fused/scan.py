@@ -81,7 +81,7 @@ class Launch:
 
     @property
     def channels(self) -> int:
-        """What is convolved: x, B and C."""
+        """Convolved channels: x, B and C."""
         return self.d_inner + 2 * self.d_state
 
     def backward_bytes(self, itemsize: int) -> int:

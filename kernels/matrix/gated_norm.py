@@ -1,4 +1,4 @@
-"""What follows a scan: gate, RMS norm and the sum of an axis's directions. Only its inputs are kept.
+"""Gate, RMS norm and the sum of an axis's directions after a scan. Only the inputs are saved.
 
 Shape letters: b batch, a axes, k orders per axis, T tokens, c channels.
 """

@@ -1,4 +1,4 @@
-"""What readers of published checkpoints share: the file, the names and the shapes of its tensors."""
+"""Shared readers of published checkpoints: the file, the names and the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load_state(
 
 
 def published_name(name: str, names: Mapping[str, str]) -> str:
-    """Return what published checkpoints call a parameter of ours."""
+    """Return the name of one of our parameters in published checkpoints."""
     for ours, theirs in names.items():
         name = name.replace(ours, theirs)
     return name

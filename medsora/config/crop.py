@@ -1,4 +1,4 @@
-"""What is cut off every frame before all else: black borders, fixed parts, or nothing."""
+"""Cropping of frames before all else: black borders, fixed margins, or none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def checked_crop(crop: Any, name: str) -> Crop:
 
 
 def crop_of_text(text: str) -> Any:
-    """Return what a command line names by "auto", "none" or "0.1,0.1,0.25,0"; `checked_crop` judges it."""
+    """Return what a command line names by "auto", "none" or "0.1,0.1,0.25,0"; `checked_crop` checks it."""
     try:
         return [float(part) for part in text.strip("[]").split(",")]
     except ValueError:
@@ -33,7 +33,7 @@ def crop_of_text(text: str) -> Any:
 
 
 def crop_of_generated(crop: Crop) -> Crop:
-    """What is cut off generated clips where `crop` is cut off real ones: fixed parts were never in them."""
+    """Return the crop of generated clips for real clips' `crop`: fixed margins were never in them."""
     return crop if isinstance(crop, str) else "none"
 
 

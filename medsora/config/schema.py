@@ -50,7 +50,7 @@ CACHE_PLACES = ("off", "disk")
 
 @dataclass(frozen=True)
 class Key:
-    """What is true of a key besides its name, type and default."""
+    """Properties of a key besides its name, type and default."""
 
     meaning: str  # one sentence for the reference page
     choices: tuple[str, ...] = ()  # the words allowed; empty if any value of the key's type is
@@ -127,7 +127,7 @@ class RunConfig:
 
 @dataclass
 class DataConfig:
-    """What a training clip is."""
+    """Training clips."""
 
     root: str | None = key(None, "Folder of videos or of frame folders; null uses the phantom.")
     frames: int = key(
@@ -540,7 +540,7 @@ class DenoiserTrainingConfig(GeneratorTrainingConfig):
 
 @dataclass
 class EndoGenConfig:
-    """EndoGen's transformer, a baseline that writes a clip as codes; needs vae.kind: vq."""
+    """EndoGen's transformer, an autoregressive baseline over codes; needs vae.kind: vq."""
 
     preset: str = key("B", "Model size.", choices=tuple(ENDOGEN_PRESETS))
     weights: str | None = key(
@@ -569,7 +569,7 @@ class ArTrainingConfig(GeneratorTrainingConfig):
 
 @dataclass
 class CacheConfig:
-    """What stage 2 computes once and keeps on disk instead of computing it in every step."""
+    """Caches on disk of what stage 2 would otherwise compute in every step."""
 
     latents: str = key(
         "off",

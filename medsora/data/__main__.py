@@ -1,4 +1,4 @@
-"""`python -m medsora.data check DIR` looks a folder of videos over; `phantom OUT` renders one."""
+"""`python -m medsora.data check DIR` checks a folder of videos; `phantom OUT` renders one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an item of the clip dataset is, decided before any file is read: window, start, flip, joint images."""
+"""Choice of a clip dataset's item before any file is read: window, start, flip, joint images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tune the model that ships on clips of another look, within minutes, and show what that changed."""
+"""Fine-tune the shipped model on clips of another look, within minutes, and report the change."""
 
 from __future__ import annotations
 

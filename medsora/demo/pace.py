@@ -1,4 +1,4 @@
-"""How much of stage 2 fits into the demo's minutes: processors differ by three times and more."""
+"""Steps of stage 2 that fit into the demo's minutes: processors differ by a factor of three and more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page that `make demo` ends with: held-out, reconstructed and generated clips side by side, tables."""
+"""The report of `make demo`: held-out, reconstructed and generated clips side by side, tables."""
 
 from __future__ import annotations
 

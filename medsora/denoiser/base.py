@@ -1,4 +1,4 @@
-"""What all denoisers share: presets, strict loading, adaLN's table and the checks of a call's inputs."""
+"""Base class of all denoisers: presets, strict loading, adaLN's table and the checks of a call's inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medsora.errors import BadInput
 
 
 class Modulation(NamedTuple):
-    """What adaLN computes from the timesteps.
+    """Output of adaLN for the timesteps.
 
     Per block (B or 1, 1 or n, 9·d; of Endora 6·d), and for the last layer (…, 2·d).
     """
@@ -126,7 +126,7 @@ class Denoiser(PresetModel):
         return len(self.blocks)
 
     def modulation(self, t: Tensor, labels: Tensor | None = None) -> Modulation:
-        """What adaLN computes from timesteps and labels, each (B,) or (B, n).
+        """Output of adaLN for timesteps and labels, each (B,) or (B, n).
 
         It does not depend on the latents, so sampling computes it once for all steps (28.4 of B's 86.5
         million parameters).

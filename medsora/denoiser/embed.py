@@ -1,4 +1,4 @@
-"""What enters the blocks: patches of latents with their place in the frame, and the diffusion time."""
+"""Embeddings: patches of latents with their position in the frame, and the diffusion time."""
 
 from __future__ import annotations
 

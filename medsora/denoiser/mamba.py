@@ -161,7 +161,7 @@ class TemporalMamba(nn.Module):
         return divided(*self.branch(x, scans))
 
     def branch(self, x: Tensor, scans: Sequence[FrameScans]) -> tuple[Tensor, Tensor | None]:
-        """What `forward` returns, perhaps to be `divided`, and by what."""
+        """Return `forward`'s tokens, possibly still to be divided, and their divisor."""
 
         def over_time(projected: Tensor, part: FrameScans) -> Tensor:
             return self.mamba.scan(projected, part.temporal)

@@ -29,7 +29,7 @@ from medsora.spiral import VARIANTS, SpatialScan
 
 @dataclass
 class MedSoraOutput(BaseOutput):
-    """What the denoiser returns.
+    """Output of the denoiser.
 
     Attributes:
         eps: the predicted noise (B, n, C, h, w).
@@ -199,7 +199,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def initialise(model: nn.Module) -> None:
-    """Xavier on linear layers, zero on what adaLN-zero keeps silent; Mamba's Δ, A, D stay as drawn."""
+    """Xavier for linear layers, zero for adaLN-zero and the last layer; Mamba's Δ, A, D stay as drawn."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -1,4 +1,4 @@
-"""Where the parameters of a denoiser are: the table behind the counts of Table 1."""
+"""Parameters of a denoiser part by part: the table behind the counts of Table 1."""
 
 from __future__ import annotations
 

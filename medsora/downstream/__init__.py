@@ -1,1 +1,1 @@
-"""What generated clips are good for: classification, segmentation and 3-D reconstruction."""
+"""Downstream tasks for generated clips: classification, segmentation and 3-D reconstruction."""

@@ -1,4 +1,4 @@
-"""Scores of classifications and of masks, and what answers reach that need no training."""
+"""Scores of classifications and of masks, and those of trivial baselines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def classification_scores(
 def trivial_classifications(
     truth: np.ndarray, labels: Sequence[str], positive: int | None
 ) -> dict[str, dict[str, float]]:
-    """Return the scores of answers that no clip was seen for: each label always, and random labels."""
+    """Return the scores of trivial baselines: each label for all clips, and random labels."""
     count, random = len(labels), np.random.default_rng(0)
     found = {
         f"always {label}": classification_scores(truth, np.full_like(truth, number), count, positive)
@@ -61,7 +61,7 @@ def mask_scores(truth: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]
 
 
 def trivial_masks(truth: np.ndarray, labelled: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
-    """Return the mean scores of answers that no picture was seen for: no polyp, all polyp, the mean mask.
+    """Return the mean scores of trivial baselines: no polyp, all polyp, the mean mask.
 
     The mean mask is cut at the level that is best on the labelled masks themselves, bool (k, H, W); its
     scores are means over the sets of `labelled`.

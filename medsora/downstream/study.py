@@ -82,7 +82,7 @@ class Study:
             self.results[variant, seed] = run
 
     def run(self) -> None:
-        """Do what is not finished, all variants of a seed before the next; write the report after each."""
+        """Run the unfinished variants, all of a seed before the next; write the report after each."""
         self.find_finished()
         for seed, variant in product(self.seeds, self.variants):
             if (variant, seed) in self.results:

@@ -1,4 +1,4 @@
-"""How good generated clips are, measured so that others get the same numbers. Start at `run.py`.
+"""Reproducible evaluation of generated clips. Start at `run.py`.
 
 `clip_set` chooses the clips, `extraction` turns each into features on disk (`feature_store`), a measure
 (`measures`) turns the features of two sets into metrics, `results` writes them with their whole protocol.

@@ -1,4 +1,4 @@
-"""How far a metric can be trusted: its values over re-sampled clips, and between halves of the real set."""
+"""Uncertainty of a metric: its values over re-sampled clips, and between halves of the real set."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def rank_ranges(
 
 
 def between_halves(measure: Measure, real: Features, seed: int) -> dict[str, float]:
-    """Return the distances of two random halves of the real set: what "no difference" looks like here.
+    """Return the distances of two random halves of the real set, the values without any difference.
 
     The halves share videos, and each has half the clips: the first makes the metric lower than for two
     corpora, the second makes a Fréchet distance higher. Empty for fewer than four clips.

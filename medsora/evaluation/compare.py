@@ -32,7 +32,7 @@ from medsora.evaluation.run import (
 )
 from medsora.evaluation.settings import STYLEGAN_V, EvaluationSettings
 from medsora.evaluation.training_clips import fit_to_training
-from medsora.runtime.processes import on_main, working_together
+from medsora.runtime.processes import in_process_group, on_main
 from medsora.runtime.progress_bar import progress_bar
 
 DEFAULT_REPLICATES = 200
@@ -59,7 +59,7 @@ def compare(
             f"bootstrap is {settings.bootstrap}, but ranks need at least {MIN_REPLICATES} re-samplings; give "
             "0 for values alone."
         )
-    with working_together() as state:
+    with in_process_group() as state:
         return _run(settings, {name: Path(folder) for name, folder in fakes.items()}, state, dry_run)
 
 

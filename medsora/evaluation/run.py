@@ -31,7 +31,7 @@ from medsora.evaluation.report.results import Results
 from medsora.evaluation.report.warnings import require_enough, result_warnings
 from medsora.evaluation.settings import STYLEGAN_V, EvaluationSettings
 from medsora.evaluation.training_clips import fit_to_training, unlike_rates
-from medsora.runtime.processes import check_same_folders, on_main, working_together
+from medsora.runtime.processes import check_same_folders, in_process_group, on_main
 from medsora.runtime.versions import library_versions
 
 CHOICE = "clips without overlap from every usable video, then a seeded permutation's first clips"
@@ -52,7 +52,7 @@ def evaluate(real: str | Path, fake: str | Path, **options: Any) -> Results | No
 
 def run_evaluation(settings: EvaluationSettings) -> Results | None:
     """Evaluate with `settings`; see `evaluate`."""
-    with working_together() as state:
+    with in_process_group() as state:
         return _run(settings, state)
 
 

@@ -1,4 +1,4 @@
-"""How well a VAE returns real clips, with its compensation and without: `evaluate.py --vae FOLDER`.
+"""Reconstruction quality of a VAE with and without its compensation: `evaluate.py --vae FOLDER`.
 
 Per clip and on average: PSNR, SSIM, focal frequency loss, flicker, sharpness, and LPIPS if its weights exist.
 """
@@ -28,7 +28,7 @@ from medsora.evaluation.settings import ClipSettings
 from medsora.runtime.digests import sha256
 from medsora.runtime.files import write_json, write_text
 from medsora.runtime.markdown import markdown_table
-from medsora.runtime.processes import on_main, share_of, working_together
+from medsora.runtime.processes import in_process_group, on_main, share_of
 from medsora.runtime.versions import library_versions
 from medsora.saved.find import VAE_OR_BASE, find_vae, load_vae
 from medsora.vae import FrequencyCompensatedVAE, VQTokenizer, focal_frequency_loss
@@ -70,7 +70,7 @@ def evaluate_vae(settings: VaeSettings) -> dict[str, Any] | None:
 
     None in all but the main process. Raises `BadInput` for a folder or clips that cannot be used.
     """
-    with working_together() as state:
+    with in_process_group() as state:
         return _measure(settings, state)
 
 

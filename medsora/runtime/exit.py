@@ -20,7 +20,7 @@ MAIN_SPEAKS_FIRST_S = 5.0  # an error of one process is mostly the main one's to
 
 
 def is_main_process() -> bool:
-    """Return whether this is the process that speaks for all; launchers number them in RANK."""
+    """Return whether this is the process that prints for all; launchers number them in RANK."""
     return os.environ.get("RANK", "0") == "0"
 
 

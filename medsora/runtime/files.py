@@ -129,7 +129,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def written_folder(final: Path) -> Iterator[Path]:
-    """Give an empty folder beside `final` to write to; flushed and whole, it takes `final`'s place.
+    """Give an empty folder beside `final` to write to; flushed and complete, it replaces `final`.
 
     Raises `BadInput` if the disk refuses; an existing file then stays unchanged.
     """

@@ -1,4 +1,4 @@
-"""What becomes of memory that a training step frees, on a CPU."""
+"""Reuse of the memory that a training step frees on a CPU."""
 
 from __future__ import annotations
 

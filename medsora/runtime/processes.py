@@ -1,4 +1,4 @@
-"""A command in several processes that trains nothing: each does its share, the main one decides."""
+"""Commands without training in several processes: each does its share, the main one decides."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def working_together() -> Iterator[PartialState]:
+def in_process_group() -> Iterator[PartialState]:
     """Give this process's place among those that a launcher started; meanwhile they watch each other.
 
     One that has left regularly is not missed. Raises `LostProcess` if another one is gone.
@@ -158,7 +158,7 @@ def _launcher_chose_one_thread() -> bool:
 
 
 def start_heartbeat(silent_s: float = SILENT_S) -> None:
-    """Let this process be heard and listen to the others; once per process, nothing for a single one."""
+    """Start sending heartbeats and checking those of others; once per process, nothing for a single one."""
     state = PartialState()
     if state.num_processes == 1 or _heartbeats:
         return

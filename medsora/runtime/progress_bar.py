@@ -1,4 +1,4 @@
-"""The one progress bar of the house: it moves on a terminal, and leaves few, whole lines in a log."""
+"""The progress bar of all commands: it moves on a terminal, and writes few, complete lines to a log."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def read_first_frames(
     rate: float | None = None,
     crop: Crop | None = None,
 ) -> np.ndarray:
-    """Return what a clip of `frames` can begin with of a picture, or of a video's end: uint8 (g, h, w, 3).
+    """Return the first frames for a clip of `frames` from a picture or a video's end: uint8 (g, h, w, 3).
 
     From a video, a file or a folder of its frames, the last frames are taken: as many as the model was
     trained to begin with (`trained`). Black borders are cut off as in training, with a warning, if the

@@ -36,7 +36,7 @@ StepEnd = Callable[["MedSoraPipeline", int, int, dict[str, Any]], dict[str, Any]
 
 @dataclass
 class MedSoraPipelineOutput(BaseOutput):
-    """What a call returns.
+    """Output of a call.
 
     Attributes:
         frames: depend on `output_type`. "np": float32 (N, F, H, W, 3) in [0, 1]; "uint8": uint8, of the same

@@ -36,7 +36,7 @@ from medsora.runtime.exit import is_main_process
 from medsora.runtime.files import name_beside, remove_leftovers, write_json
 from medsora.runtime.interruption import StopRequest
 from medsora.runtime.malloc import keep_freed_memory
-from medsora.runtime.processes import check_same_folders, on_main, share_of, working_together
+from medsora.runtime.processes import check_same_folders, in_process_group, on_main, share_of
 from medsora.runtime.progress_bar import progress_bar
 from medsora.runtime.versions import library_versions
 from medsora.sampler import trailing_timesteps
@@ -181,7 +181,7 @@ def sample_videos(settings: SamplingSettings) -> list[Path]:
     Raises `BadInput` for a model or folder that cannot be used, before anything is sampled, and `Interrupted`
     after Ctrl-C or SIGTERM; finished videos stay and are skipped the next time.
     """
-    with working_together() as state:
+    with in_process_group() as state:
         return _sample(settings, state)
 
 

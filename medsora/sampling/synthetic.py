@@ -1,4 +1,4 @@
-"""What generated videos carry: that they are synthetic, and how their model's training clips were read."""
+"""Metadata of generated videos: that they are synthetic, and how their model's training clips were read."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def checkpoint_step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def newest_whole(folders: Iterable[Path], damaged: Callable[[Path, str], None]) -> Path | None:
+def newest_complete(folders: Iterable[Path], damaged: Callable[[Path, str], None]) -> Path | None:
     """Return the first complete one of checkpoint folders, or None.
 
     `damaged` is called with every one before it and the reason: it warns, notes or raises. Raises `BadInput`
@@ -146,7 +146,7 @@ def latest_checkpoint(root: Path, warn: Callable[[str], None]) -> Checkpoint | N
             )
         damaged[folder] = problem
 
-    newest = newest_whole(checkpoint_folders(root), note)
+    newest = newest_complete(checkpoint_folders(root), note)
     if newest is None:
         lost = [f"{folder.name}: {problem}" for folder, problem in damaged.items()]
         if lost := lost or [f"{folder.name} was set aside" for folder in _listed(root, SET_ASIDE)]:

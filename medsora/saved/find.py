@@ -30,7 +30,7 @@ from medsora.errors import BadInput, bad_input_from_errors
 from medsora.flow_prior.weights import read_weights
 from medsora.runtime.digests import sha256
 from medsora.runtime.files import is_file
-from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
+from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_complete
 from medsora.saved.classes import TOKENIZERS, class_of_part
 from medsora.saved.limits import (
     MAX_FPS,
@@ -154,7 +154,7 @@ def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | N
         name = checkpoint if isinstance(checkpoint, str) else f"step-{checkpoint:07d}"
         folders = [run / "checkpoints" / name]
     damaged: list[str] = []
-    newest = newest_whole(folders, lambda folder, problem: damaged.append(f"{folder.name}: {problem}"))
+    newest = newest_complete(folders, lambda folder, problem: damaged.append(f"{folder.name}: {problem}"))
     if newest is None and damaged:
         raise BadInput(f"{run} holds no complete checkpoint ({'; '.join(damaged)}); train it again.")
     if newest is None:

@@ -1,4 +1,4 @@
-"""What a trained model is made of, and how it is saved, loaded and published: all but the sampling."""
+"""Parts of a trained model, and how they are saved, loaded and published: all but the sampling."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ def _load_part(homes: dict[str, str], folder: Path, dtype: torch.dtype) -> nn.Mo
 
 
 def saved_sampler(found: ModelFolder) -> tuple[str, dict[str, Any] | None]:
-    """Return what a model samples with: "ddim" and None, or another scheduler's class and its settings.
+    """Return a model's sampler: "ddim" and None, or another scheduler's class and its settings.
 
     Raises `BadInput` as `from_folder` does.
     """

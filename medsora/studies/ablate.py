@@ -27,7 +27,7 @@ from medsora.errors import BadInput, Interrupted
 from medsora.runtime.digests import sealed
 from medsora.runtime.exit import STOP_SIGNALS
 from medsora.runtime.files import write_json
-from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
+from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_complete
 from medsora.saved.find import trained_vae
 from medsora.saved.limits import read_json_object
 from medsora.studies.report import Run, StudyReport
@@ -52,7 +52,7 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 75  # exit statuses
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, and how long each run trains: `steps`, or `minutes` of the clock."""
+    """The variants to compare, and how long each run trains: `steps`, or `minutes` of the clock."""
 
     config: str
     overrides: tuple[str, ...]
@@ -114,7 +114,7 @@ class Study:
         return {"steps": self.steps, "minutes": self.minutes, "clips": self.clips, "scoring": scoring} | keys
 
     def run(self, variant: Variant, seed: int) -> Run:
-        """Return what one run has come to so far."""
+        """Return the state of one run."""
         folder = self.folder_of(variant, seed)
         lines = read_log(folder)
         evaluations = _evaluations(lines)
@@ -232,7 +232,7 @@ def _train(study: Study, variant: Variant, seed: int) -> bool:
 def end_run(study: Study, variant: Variant, seed: int) -> bool:
     """Evaluate a run of `minutes` where its time is over; return whether it did not fail."""
     folder = study.folder_of(variant, seed)
-    newest = newest_whole(checkpoint_folders(folder / "checkpoints"), lambda *_: None)
+    newest = newest_complete(checkpoint_folders(folder / "checkpoints"), lambda *_: None)
     if newest is None:
         raise BadInput(
             f"{study.minutes:g} minutes do not reach the first step of {variant.title}; give more."
@@ -249,7 +249,7 @@ def score_run(study: Study, variant: Variant, seed: int) -> None:
 
 
 def launch(words: Sequence[str], *, timed: bool = False, module: str = "medsora") -> int:
-    """Run a `module`'s command in a process of its own, passing on requests to stop; return its status.
+    """Run a `module`'s command in a process of its own, passing on stop signals; return its status.
 
     A `timed` one may end by its time limit. Raises `BadInput` and `Interrupted` where the command did.
     """

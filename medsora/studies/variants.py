@@ -1,4 +1,4 @@
-"""What `--vary` means: the configs to compare, each checked before anything is trained."""
+"""The configs of `--vary` to compare, each checked before anything is trained."""
 
 from __future__ import annotations
 

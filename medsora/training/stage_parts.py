@@ -1,4 +1,4 @@
-"""What a stage's checkpoints are made of, named once: the same table saves and restores them."""
+"""Parts of a stage's checkpoints, named once: the same table saves and restores them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EndoGen (Liu et al., MICCAI 2025): a transformer that writes a clip's codes one after another."""
+"""EndoGen (Liu et al., MICCAI 2025): an autoregressive transformer over a clip's codes."""
 
 from medsora.baselines.endogen.model import EndoGen
 

@@ -1,4 +1,4 @@
-"""Writing a clip's codes one after another: guidance, temperature, top-k and top-p, one seed per clip."""
+"""Autoregressive sampling of a clip's codes: guidance, temperature, top-k and top-p, one seed per clip."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class EndoGen(PresetModel):
         return self.output(self.norm(x))
 
     def start(self, batch: int) -> KeyValueCache:
-        """Return an empty cache for writing `batch` clips code by code."""
+        """Return an empty key-value cache for sampling `batch` clips."""
         block = self.blocks[0]
         sizes = (len(self.blocks), 2, batch, block.heads, self.length, self.config.width // block.heads)
         return KeyValueCache(torch.empty(sizes, device=self.device, dtype=self.dtype))

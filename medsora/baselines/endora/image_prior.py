@@ -1,4 +1,4 @@
-"""Endora's prior: the denoiser's spatial features resemble what DINO sees in the frames themselves.
+"""Endora's prior: aligns the denoiser's spatial features with DINO features of the frames themselves.
 
 As the released code does it: the tokens of four DINO layers, brought to the denoiser's grid by a trained 2x2
 convolution, are compared by `image_alignment_loss`. Joint images have a target each, like the clip's frames.
@@ -22,7 +22,7 @@ SIDE = 2  # side of the square of prior positions that the adapter merges into o
 
 
 class ImagePrior(nn.Module):
-    """What the denoiser's features should look like, from a video's frames; frozen.
+    """Target features of the denoiser from a video's frames; frozen.
 
     Args:
         encoder: DINO; the published one is ViT-S/8. Frames enter it in [-1, 1], as in the released code.

@@ -82,7 +82,7 @@ class EvenSamples:
             self.kept, self._spacing = self.kept[::2], 2 * self._spacing
 
     def still_marks(self) -> StillMarks:
-        """Return what stands still in the frames kept."""
+        """Return the static content of the frames kept."""
         return find_still_marks(np.stack(self.kept)) if self.kept else StillMarks()
 
 

@@ -1,4 +1,4 @@
-"""How a check is shown: a table of every source, totals in words, a contact sheet of the clips."""
+"""Reports of a check: a table of every source, totals in words, a contact sheet of the clips."""
 
 from __future__ import annotations
 

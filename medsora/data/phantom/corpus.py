@@ -128,7 +128,7 @@ def _write_missing(
 ) -> None:
     write_json(folder / _BEGUN, recipe)
     clips = [_Clip(folder, index, recipe, look) for index in range(recipe["videos"])]
-    missing = [clip for clip in clips if not clip.is_whole()]
+    missing = [clip for clip in clips if not clip.is_complete()]
     with _runner(min(workers, len(missing))) as run:
         for done, _ in enumerate(run(missing), start=len(clips) - len(missing) + 1):
             if progress:
@@ -172,7 +172,7 @@ class _Clip:
     def seed(self) -> int:
         return clip_seed(self.recipe["seed"], self.index)
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         return all(file.is_file() for file in self.files)
 
     def write(self) -> None:

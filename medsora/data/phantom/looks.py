@@ -1,4 +1,4 @@
-"""How an endoscope shows what it sees: its light's colours, its mask and its field of view."""
+"""Looks of an endoscope: the colours of its light, its mask and its field of view."""
 
 from __future__ import annotations
 

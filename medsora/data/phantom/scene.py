@@ -1,4 +1,4 @@
-"""What a ray meets: the folded tube and the forceps, and the light that comes back from there."""
+"""Ray casting of the phantom: the folded tube, the forceps, and the light that they reflect."""
 
 from __future__ import annotations
 

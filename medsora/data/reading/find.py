@@ -1,4 +1,4 @@
-"""What counts as a video below a folder: files by their ending, and the recordings among pictures."""
+"""Finding the videos below a folder: files by their suffix, and the recordings among pictures."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Source:
 
 @dataclass(frozen=True)
 class FoundSources:
-    """Everything that `find_sources` met.
+    """Everything that `find_sources` found.
 
     Videos, folders that could not be listed, files of other kinds, pictures that are no frames.
     """

@@ -1,1 +1,1 @@
-"""Do labels, first frames and joined films do what was requested? Measured on the phantom."""
+"""Measurements of conditional sampling on the phantom: labels, first frames and joined films."""

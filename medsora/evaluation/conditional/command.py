@@ -1,4 +1,4 @@
-"""What the commands that measure a conditional model share: command line, model, results, exit status."""
+"""Shared parts of the commands that measure a conditional model: options, model, results, exit status."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def sampled(
 
 @torch.no_grad()
 def through_vae(vae: VideoVAE | VQTokenizer, clips: np.ndarray) -> np.ndarray:
-    """Return clips uint8 (N, F, H, W, 3) as `vae` gives them back."""
+    """Return reconstructions by `vae` of clips uint8 (N, F, H, W, 3)."""
     parts = []
     for part in np.array_split(clips, -(-len(clips) // CLIPS_AT_ONCE)):
         video = frames_to_video(part).to(vae.device, vae.dtype)
@@ -94,7 +94,7 @@ def through_vae(vae: VideoVAE | VQTokenizer, clips: np.ndarray) -> np.ndarray:
 
 
 def conclude(out: Path, results: dict[str, Any], criteria: Sequence[Criterion]) -> int:
-    """Write `results.json` into `out`, print it and what holds; return the exit status."""
+    """Write `results.json` into `out`, print it and the criteria; return the exit status."""
     write_json(out / "results.json", sealed(results))
     for name, value in results.items():
         print(f"{name}: {value}")

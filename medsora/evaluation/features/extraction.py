@@ -56,7 +56,7 @@ def extract(
 
 def _begin(stores: Mapping[str, FeatureStore], label: str) -> tuple[dict[str, str], list[int]]:
     """Return who writes each store that is incomplete, and the clips that any of these still lacks."""
-    writers = {name: store.begin() for name, store in stores.items() if not store.is_whole()}
+    writers = {name: store.begin() for name, store in stores.items() if not store.is_complete()}
     left = sorted({clip for name in writers for clip in stores[name].left()})
     for store in (stores[name] for name in writers):
         if 0 < len(left) < (count := store.shape[0]):

@@ -114,7 +114,7 @@ class FeatureStore:
     def _done(self) -> Path:
         return self.path.with_suffix(f"{self.writer}.done")
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Return whether the features are there; a damaged file is not.
 
         It is compared with the SHA-256 beside it, which features of earlier versions do not have. Raises

@@ -1,4 +1,4 @@
-"""How a set of clips moves, by optical flow: by RAFT where its weights are at hand, else by OpenCV's DIS.
+"""Motion of a set of clips by optical flow: RAFT if its weights are available, else OpenCV's DIS.
 
 A model that hardly moves scores well on most published metrics (a still image has Frame Consistency 1), so
 every report shows this. Lengths are pixels per frame at the size of the evaluation.

@@ -71,7 +71,7 @@ class Ranking:
 
 @dataclass
 class Comparison:
-    """Results by the set's name, rankings by the metric's key, and what a reader must be warned of."""
+    """Results by the set's name, rankings by the metric's key, and warnings for the reader."""
 
     results: dict[str, Results]
     rankings: dict[str, Ranking] = field(default_factory=dict)

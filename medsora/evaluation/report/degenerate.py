@@ -1,4 +1,4 @@
-"""Sets that no score means anything for: black or empty clips, copies of the real ones, one clip repeated."""
+"""Sets for which scores are meaningless: black or empty clips, copies of real ones, one clip repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: `results.json` with the whole protocol, `results.md`, a table for a paper."""
+"""Files of an evaluation: `results.json` with the complete protocol, `results.md`, a table for a paper."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Score:
 
 @dataclass
 class Results:
-    """The metrics by key, the protocol that gives them again, and what a reader must be warned of."""
+    """The metrics by key, the protocol that reproduces them, and warnings for the reader."""
 
     protocol: dict[str, Any]
     sets: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What a reader of the metrics must be warned of: too few clips, shared clips, unequal handling."""
+"""Warnings for readers of the metrics: too few clips, shared clips, unequal handling."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Train EndoGen: the transformer that writes a clip's codes one after another."""
+"""Train EndoGen: the autoregressive transformer over a clip's codes."""

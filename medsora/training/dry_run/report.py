@@ -25,7 +25,7 @@ from medsora.data.split import HELD_OUT, split_by_video
 from medsora.denoiser.base import Denoiser
 from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
-from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_whole
+from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_complete
 from medsora.saved.find import trained_vae
 from medsora.saved.optimizer import moments
 from medsora.training.accelerator import check_compile, check_launcher, check_precision
@@ -282,7 +282,7 @@ def _inspect_folder(findings: Findings, path: Path, config: Config, stage: str) 
     if (previous := previous_config(path)) is not None:
         refuse_changes(previous, config, stage, path)
         folders = checkpoint_folders(path / "checkpoints")
-        newest = newest_whole(
+        newest = newest_complete(
             folders, lambda folder, problem: findings.line("damaged checkpoint", f"{folder} ({problem})")
         )
         if newest is not None:

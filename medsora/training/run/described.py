@@ -1,4 +1,4 @@
-"""What stages share whose models are sampled from: pipeline.json, the decoder, samples, labels."""
+"""Shared parts of the stages that train generative models: pipeline.json, the decoder, samples, labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well the VAE returns held-out clips, with its compensation and without: metrics and a sheet."""
+"""Reconstructions of held-out clips with and without the compensation: metrics and a sheet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well every block of the denoiser aligns (Eq. 14): means over the samples since the log's last line."""
+"""Alignment of every block of the denoiser (Eq. 14): means over the samples since the log's last line."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def write_features(folder: Path) -> None:
 def use_features(folder: Path) -> str | None:
     """Read them as an evaluation does."""
     store = feature_store(folder)
-    return hashlib.sha256(store.read().values.tobytes()).hexdigest() if store.is_whole() else None
+    return hashlib.sha256(store.read().values.tobytes()).hexdigest() if store.is_complete() else None
 
 
 def write_a_run(run: Path) -> None:

@@ -475,7 +475,7 @@ def test_two_runs_at_once_do_not_touch_each_other(folders: tuple[Path, Path], tm
     first.write([0, 1], batch)
     first.finish()
     second.write([0], batch[:1])
-    assert second.is_whole()  # the first one's file
+    assert second.is_complete()  # the first one's file
     assert np.array_equal(second.read().values, PixelExtractor()(batch))
 
 

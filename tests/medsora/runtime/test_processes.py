@@ -17,12 +17,12 @@ from medsora.runtime.processes import (
     Heartbeat,
     check_agreement,
     check_same_folders,
+    in_process_group,
     leave_group,
     on_main,
     reporting_lost_processes,
     share_of,
     start_heartbeat,
-    working_together,
 )
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
@@ -200,7 +200,7 @@ def test_who_has_done_its_work_is_not_missed(monkeypatch: pytest.MonkeyPatch) ->
     beat = Heartbeat(store, rank=0, processes=2, silent_s=processes.BEAT_S)
     other = Heartbeat(store, rank=1, processes=2, silent_s=processes.BEAT_S)
     monkeypatch.setattr(processes, "_heartbeats", [other])
-    with working_together() as state:
+    with in_process_group() as state:
         assert state.num_processes == 1
         assert not other.has_left
     assert other.has_left
@@ -229,7 +229,7 @@ def test_a_single_process_has_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_lost_worker_is_told_from_other_errors() -> None:
-    with pytest.raises(LostProcess, match="a process that loads data died") as lost, working_together():
+    with pytest.raises(LostProcess, match="a process that loads data died") as lost, in_process_group():
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
     assert not lost.value.said_elsewhere
 

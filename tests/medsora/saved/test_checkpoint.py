@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
-from medsora.saved.checkpoint import checkpoint_folders, latest_checkpoint, newest_whole, save_checkpoint
+from medsora.saved.checkpoint import checkpoint_folders, latest_checkpoint, newest_complete, save_checkpoint
 from medsora.saved.optimizer import optimizer_tensors, restore_optimizer
 from tests.support.disk.failing_reads import ERRORS, failing_reads
 
@@ -47,7 +47,7 @@ def test_whoever_asks_decides_what_happens_to_damage(tmp_path: Path) -> None:
     (newer / "model.safetensors").unlink()
     noted: list[tuple[Path, str]] = []
     folders = checkpoint_folders(tmp_path)
-    assert newest_whole(folders, lambda *damage: noted.append(damage)) == older
+    assert newest_complete(folders, lambda *damage: noted.append(damage)) == older
     assert noted == [(newer, "model.safetensors is missing")]
     assert checkpoint_folders(tmp_path) == folders == [newer, older]  # neither moved nor removed
 

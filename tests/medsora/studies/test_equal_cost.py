@@ -94,7 +94,7 @@ def runs(clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(equal_cost, "check_phantom", lambda config: None)
     monkeypatch.setattr(ablate, "check_phantom", lambda config: None)
     monkeypatch.setattr(scores, "real_clips", lambda config, count: Path("real"))
-    monkeypatch.setattr(ablate, "newest_whole", lambda folders, warn: folders)
+    monkeypatch.setattr(ablate, "newest_complete", lambda folders, warn: folders)
     monkeypatch.setattr(ablate, "checkpoint_folders", lambda folder: folder.parent)
     monkeypatch.setattr(ablate, "checkpoint_step", lambda run: int((run / "step.txt").read_text()))
 

@@ -39,17 +39,17 @@ def extract(folder: Path, clips: int) -> FeatureStore:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     store = extract(tmp_path, 16)
-    assert store.is_whole()
+    assert store.is_complete()
     assert np.array_equal(store.read().per_clip(), np.arange(16.0)[:, None].repeat(1024, 1))
 
 
 def test_features_that_cannot_be_read_now_are_not_extracted_again(tmp_path: Path) -> None:
     store = extract(tmp_path, 16)
     with failing_reads(tmp_path, errno.ESTALE, 1, 1) as reads:
-        assert store.is_whole()
+        assert store.is_complete()
     assert reads.count > 1
     with failing_reads(tmp_path, errno.ESTALE, 1, 1000), pytest.raises(BadInput, match="nothing of what it"):
-        store.is_whole()
+        store.is_complete()
 
 
 def test_a_full_disk_ends_in_a_sentence(tmp_path: Path) -> None:
