@@ -1,4 +1,4 @@
-"""How one Mamba-2 scan is computed: the recurrence, its matrix form, and the forms made for GPUs.
+"""Computation of one Mamba-2 scan: the recurrence, its matrix form, and the forms made for GPUs.
 
 In a checkout other libraries probe this package by the name `kernels`, which Hugging Face uses as well. So it
 loads its names on first use, never raises when it is imported, and has no version.

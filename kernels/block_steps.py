@@ -1,4 +1,4 @@
-"""What stands between the products of a denoiser's block: PyTorch's operators or, on a GPU, one kernel each.
+"""Operations between the products of a denoiser's block: PyTorch's operators or, on a GPU, one kernel each.
 
 The kernels are for sampling: they keep nothing for a gradient. torch.compile is left the operators, which it
 fuses by itself.

@@ -1,4 +1,4 @@
-"""How close a reconstruction is: PSNR, SSIM, flicker, sharpness, spectra, and what PSNR must beat.
+"""Quality of a reconstruction: PSNR, SSIM, flicker, sharpness, spectra, and a baseline of PSNR.
 
 Videos are (B, F, 3, H, W), RGB in [-1, 1]; every function returns one number per video, (B,).
 """

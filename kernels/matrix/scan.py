@@ -153,7 +153,7 @@ class _OneChunk(torch.autograd.Function):
 
 
 def _weight_of_one(B: Tensor, C: Tensor, dt: Tensor, D: Tensor) -> Tensor:
-    """What x is multiplied by in sequences of a single step: (b, r, h, 1, 1)."""
+    """Factor of x in sequences of a single step: (b, r, h, 1, 1)."""
     alike = (C.to(dt.dtype) * B.to(dt.dtype)).sum(-1, keepdim=True)
     return torch.addcmul(D.to(dt.dtype), alike, dt).mT.unsqueeze(-1)
 

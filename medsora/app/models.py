@@ -41,7 +41,7 @@ class Models:
 
     @property
     def names(self) -> list[str]:
-        """What can be chosen; the first is the default."""
+        """Names to choose from; the first is the default."""
         return list(self._find)
 
     def conditions(self, name: str | None) -> tuple[list[str], bool]:

@@ -83,7 +83,7 @@ class SampleRequest:
 
     @property
     def sampler_words(self) -> str:
-        """How a model of this kind samples, in words."""
+        """Description of the sampling of a model of this kind."""
         if self.kind == ENDOGEN:
             return ", ".join(f"{name.replace('_', '-')} {getattr(self, name):g}" for name in OF_CODES)
         return f"{self.sampler}, {int(self.steps)} steps"

@@ -39,7 +39,7 @@ REPLACEMENTS = 16  # windows tried in place of a broken one before loading fails
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What a clip is and what comes with it; raises `BadInput` for a number out of its range."""
+    """Specification of a clip and its extras; raises `BadInput` for a number out of its range."""
 
     frames: int = 16  # F
     extra_frame: bool = True  # one more frame is read, for the optical flow alone
@@ -72,7 +72,7 @@ class ClipSpec:
 
     @property
     def clip_frames(self) -> int:
-        """How many frames are read: F or F+1."""
+        """Number of frames to read: F or F+1."""
         return self.frames + self.extra_frame
 
     def check(self, root: str | Path, cache_path: str | Path | None = None) -> CheckReport:

@@ -122,7 +122,7 @@ class Denoiser(PresetModel):
 
     @property
     def num_features(self) -> int:
-        """How many features a forward returns."""
+        """Number of features that a forward returns."""
         return len(self.blocks)
 
     def modulation(self, t: Tensor, labels: Tensor | None = None) -> Modulation:

@@ -60,7 +60,7 @@ def _require_same(
 def _difference(
     expected: dict[str, tuple], found: dict[str, tuple], presets: dict[str, dict[str, Any]]
 ) -> str:
-    """How another model's weights differ, as the rest of a sentence."""
+    """Difference of another model's weights, as the rest of a sentence."""
     depths = _depth(expected), _depth(found)
     if depths[0] != depths[1]:
         ours, theirs = (f"{depth} blocks{_preset_of_depth(depth, presets)}" for depth in depths)

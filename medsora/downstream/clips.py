@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 
 
 class Reading(NamedTuple):
-    """How videos become clips of `frames` frames.
+    """Reading of videos as clips of `frames` frames.
 
     By default evenly spread over a video's longest undamaged shot, resized to `size` x `size`; `published`
     as the code published with Endora reads them, with a short side of 320 pixels.

@@ -51,7 +51,7 @@ def mean_over_clips(values: Sequence[float | None], side: int) -> Mean | None:
 
 
 class Report(NamedTuple):
-    """What came of the clips of each folder, the one first that the others are compared with."""
+    """Results of the clips of each folder, the reference first."""
 
     records: dict[str, list[dict[str, Any]]]
     frames: int

@@ -26,7 +26,7 @@ Evaluate = Callable[[int, nn.Module], None]  # step, model
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained: by default FixMatch's optimiser and constants, on small batches."""
+    """Training settings: by default FixMatch's optimiser and constants, on small batches."""
 
     steps: int = 1000
     batch: int = 8  # labelled samples a step

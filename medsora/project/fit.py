@@ -50,7 +50,7 @@ PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # text that YAML reads without quotes,
 
 @dataclass(frozen=True)
 class Machine:
-    """What will train: memory of one GPU in GiB (0: there is none), CPU cores, the machine's own memory."""
+    """The training machine: memory of one GPU in GiB (0: no GPU), CPU cores, the machine's own memory."""
 
     gpu_gib: float
     cores: int
@@ -193,7 +193,7 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
 
 
 def _area(fit: Fit, side: int) -> float:
-    """How many times the pixels of the paper's clip a clip has."""
+    """Ratio of a clip's pixels to those of the paper's clip."""
     return (side / PAPER_SIZE) ** 2 * fit.values["data"]["frames"] / PAPER_FRAMES
 
 

@@ -187,7 +187,7 @@ class FilmPlan:
 
     @property
     def windows(self) -> int:
-        """How many windows it takes."""
+        """Number of windows."""
         return 1 + -(-(self.frames - self.window) // (self.window - self.overlap))
 
 

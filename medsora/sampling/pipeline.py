@@ -70,7 +70,7 @@ class MedSoraPipeline(SavedPipeline):
 
     @property
     def num_timesteps(self) -> int:
-        """How many steps a batch takes in the call under way, or took in the last one."""
+        """Steps per batch of the present call, or of the last one."""
         return self._num_timesteps
 
     @torch.no_grad()

@@ -182,5 +182,5 @@ def _shapes(inputs: Sequence[Tensor]) -> tuple[torch.Size, ...]:
 
 
 def _state(model: Denoiser) -> list[tuple[object, ...]]:
-    """What a recording takes for granted of the weights: where and how they lie, not their values."""
+    """Properties of the weights that a recording depends on: addresses and layout, not values."""
     return [(p.data_ptr(), p.dtype, p.shape, p.stride()) for p in model.parameters()]

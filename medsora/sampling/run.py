@@ -65,7 +65,7 @@ OF_CODES = ("temperature", "top_k", "top_p")
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """What to sample. Video k has the seed `seed` + k; the model's own clip length and rate are defaults.
+    """Sampling settings. Video k has the seed `seed` + k; the model's own clip length and rate are defaults.
 
     `batch_size` counts videos per process and changes memory and speed only. Without a `sampler` the model's
     own scheduler samples. `OF_DIFFUSION` and `OF_CODES` are settings of one kind of model each. Raises
@@ -171,7 +171,7 @@ class Plan:
     first_frames: np.ndarray | None
 
     def details(self, settings: SamplingSettings) -> str:
-        """How it was sampled, for a video's tags, besides its seed."""
+        """Settings of sampling for a video's tags, besides its seed."""
         return self.sampler if self.model.kind == ENDOGEN else f"{self.sampler}, {settings.steps} steps"
 
 

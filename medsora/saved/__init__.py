@@ -1,1 +1,1 @@
-"""What lies on disk: checkpoints, model folders, model cards and the hub."""
+"""Saved models: checkpoints, model folders, model cards and the hub."""

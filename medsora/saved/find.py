@@ -92,7 +92,7 @@ class ModelFolder:
 
     @property
     def trained_on(self) -> dict[str, Any]:
-        """How the training clips were read: interval, rate and crop, as far as they are known."""
+        """Interval, rate and crop of the training clips, as far as they are known."""
         return {key: self.geometry[key] for key in TRAINED_ON if key in self.geometry}
 
     def digests(self) -> dict[str, str]:

@@ -131,7 +131,7 @@ class SavedPipeline(DiffusionPipeline):
 
     @property
     def trained_on(self) -> dict[str, Any]:
-        """How the training clips were read: interval, rate and crop, as far as they are known."""
+        """Interval, rate and crop of the training clips, as far as they are known."""
         return {key: self.config[key] for key in TRAINED_ON if self.config.get(key) is not None}
 
     @property

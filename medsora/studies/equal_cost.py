@@ -35,7 +35,7 @@ SCORING = 2  # processes to score a run: sampling, comparison
 
 @dataclass(frozen=True)
 class EqualCost:
-    """What is compared: systems by name, learning rates to try, and both budgets."""
+    """The comparison: systems by name, learning rates to try, and both budgets."""
 
     config: str
     overrides: tuple[str, ...]

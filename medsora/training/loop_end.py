@@ -1,4 +1,4 @@
-"""What all training loops share: their set-up, and what they do between two steps, in this order.
+"""Shared parts of all training loops: their set-up, and their work between two steps, in this order.
 
 1. Stop before the optimiser's step if a loss or gradient is not finite, after saving the state before it
    (`check_step`).
@@ -52,7 +52,7 @@ class PeriodicTask(NamedTuple):
 
 
 class Stage(Protocol):
-    """What is needed of a stage between its steps: among others what its checkpoints hold, and its tasks."""
+    """The parts of a stage used between its steps: among others its checkpoint parts and its tasks."""
 
     config: Config
     accelerator: Accelerator

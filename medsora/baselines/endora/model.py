@@ -85,7 +85,7 @@ class Endora(Denoiser):
 
     @property
     def num_features(self) -> int:
-        """How many features a forward returns: one per spatial block."""
+        """Number of features that a forward returns: one per spatial block."""
         return self.config.depth // 2
 
     def forward(

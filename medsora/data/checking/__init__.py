@@ -1,1 +1,1 @@
-"""What a folder holds: decoding every file once, finding damage, borders and burnt-in text."""
+"""Check of a folder: decode every file once, find damage, borders and burnt-in text."""

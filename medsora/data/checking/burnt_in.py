@@ -40,7 +40,7 @@ THICK, RIM = 0.04, 0.03  # maximum width of a stroke, width of the view's rim; s
 
 @dataclass(frozen=True)
 class StillMarks:
-    """What `find_still_marks` found: black borders, and the boxes of burnt-in marks.
+    """Result of `find_still_marks`: black borders, and the boxes of burnt-in marks.
 
     `marks` are boxes (top, bottom, left, right), parts of height and width counted from the top left.
     """

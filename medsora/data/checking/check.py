@@ -89,12 +89,12 @@ class SourceReport:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What was found beside its clips in a source that can be used."""
+        """Findings in a usable source besides its clips."""
         return () if self.problem else self.scan.remarks
 
     @property
     def applied_words(self) -> str:
-        """How the file is read beyond decoding it, in words; empty if nothing was applied."""
+        """Conversions applied after decoding, in words; empty without any."""
         return one_line("; ".join(self.scan.applied))
 
     @property
@@ -104,7 +104,7 @@ class SourceReport:
 
     @property
     def uneven_words(self) -> str | None:
-        """How uneven the frame rate is, in words, and what data.rate leaves out; None if it is even."""
+        """Unevenness of the frame rate, in words, and the frames that data.rate leaves out; None if even."""
         slow = self.timed.slow_frames(self.scan) if self.timed and not self.scan.problem else 0
         left_out = f"; {slow} of {self.scan.frames} frames come more slowly than data.rate and are left out"
         words = uneven_words(self.scan.times_ms)
@@ -127,7 +127,7 @@ class SourceReport:
 
     @property
     def crop_words(self) -> str | None:
-        """What is cut off, in pixels, in words; None if nothing is."""
+        """Cropped borders in pixels, in words; None without any."""
         lengths = (self.scan.height,) * 2 + (self.scan.width,) * 2
         sides = zip(("top", "bottom", "left", "right"), self.margins, lengths, strict=True)
         cut = [f"{side} {round(part * length)}" for side, part, length in sides if part]
@@ -160,12 +160,12 @@ class CheckReport:
 
     @property
     def pace(self) -> str:
-        """How a clip's frames are spaced, in words."""
+        """Spacing of a clip's frames, in words."""
         return f"at interval {self.interval}" if self.rate is None else f"at {self.rate:g} frames per second"
 
     @property
     def fps(self) -> float | None:
-        """How many frames per second the clips have: the middle one of the sources; None if unknown."""
+        """Frames per second of the clips: the median over the sources; None if unknown."""
         if self.rate is not None:
             return self.rate
         rates = [source.scan.fps for source in self.usable if source.scan.fps]
@@ -193,7 +193,7 @@ class CheckReport:
 
     @property
     def split_note(self) -> str | None:
-        """What folders named train, val or test do, in one clause; None without such folders."""
+        """Effect of folders named train, val or test, in one clause; None without such folders."""
         sides = sides_by_folder(report.source.name for report in self.usable)
         return folder_note(sides) if HELD_OUT in sides.values() else None
 

@@ -48,7 +48,7 @@ HEADER_TOLERANCE = 2  # frames by which headers of intact files may be off (edit
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a source found; it does not depend on how long a clip is.
+    """Findings of one pass over a source; they do not depend on the length of a clip.
 
     `frames` is counted by decoding. `seek_points` are entries proven by trying; without any, decoding starts
     at the file's start. `broken` are frames that do not decode or may be torn: no clip may touch them.

@@ -67,7 +67,7 @@ class TimedClips:
 
     @property
     def span(self) -> int:
-        """How many source frames a clip covers, on average where they are uneven."""
+        """Source frames that a clip covers, on average where they are uneven."""
         return clip_span(self.frames, 1) + round((self.frames - 1) * (self.step - 1))
 
     def windows(self, scan: Scan, stride: int | None) -> list[Window]:

@@ -100,7 +100,7 @@ class Scene:
         return inside + gap_inside / (gap_inside - gap_outside) * (outside - inside)
 
     def _gap(self, points: np.ndarray) -> np.ndarray:
-        """How far `(n, 3)` world points are from the wall, away from the axis; negative behind it."""
+        """Distance of `(n, 3)` world points from the wall, away from the axis; negative behind it."""
         x, y = self.line.at(points[:, 2])
         x, y = points[:, 0] - x, points[:, 1] - y
         return self.wall.radius(points[:, 2], np.arctan2(y, x)) - np.sqrt(x * x + y * y)

@@ -80,7 +80,7 @@ def smooth_noise(rng: np.random.Generator, cells_along: int, cells_around: int) 
 
 
 def _folds(rng: np.random.Generator) -> np.ndarray:
-    """How far the haustral folds stand out from the wall: rings, three-lobed rings or crescents."""
+    """Height of the haustral folds above the wall: rings, three-lobed rings or crescents."""
     lobes = rng.choice([1, 2, 3], p=[0.2, 0.2, 0.6])  # 3: the triangular lumen of the transverse colon
     evenness = rng.uniform(0.45, 0.7)
     spacing, height = rng.uniform(0.9, 1.35), rng.uniform(0.3, 0.5)

@@ -88,7 +88,7 @@ class SeekPoint(NamedTuple):
 
 
 class Interpretation(NamedTuple):
-    """How a source is to be read, as far as only a pass over all of it can find.
+    """Reading options of a source that only a pass over all of it can find.
 
     `field_order` ("top" or "bottom" field first) is that of interlaced frames which are not flagged as such,
     `white` the value of white where channels have more than 8 bits (`medsora.data.reading.depth`).

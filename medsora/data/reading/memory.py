@@ -1,4 +1,4 @@
-"""How much memory decoding may take: counted from a file's header before any frame is decoded, and bounded.
+"""Memory of decoding: counted from a file's header before any frame is decoded, and bounded.
 
 A decoder keeps the pictures that others are predicted from, sixteen at most in H.264 and HEVC: of 8192 x
 4080 pixels in 4:4:4 these are 1.6 GiB, which a file of a hundred kilobytes can require. So a video or picture
@@ -166,7 +166,7 @@ def _hevc_references(bits: _Bits) -> int:
 
 
 class _Budget:
-    """What is left of the bound, for the threads of this process, and what its loaders do with more."""
+    """Rest of the bound for the threads of this process, and the rule for loaders that need more."""
 
     def __init__(self) -> None:
         self._free = MAX_DECODING_BYTES

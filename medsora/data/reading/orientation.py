@@ -1,4 +1,4 @@
-"""How a picture must be turned or mirrored to be upright: read from a display matrix or from EXIF."""
+"""Orientation of pictures, by turns and mirroring: read from a display matrix or from EXIF."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Orientation(NamedTuple):
 
     @property
     def words(self) -> str | None:
-        """What is done, in words, angles clockwise; None if nothing is."""
+        """Description of the change, angles clockwise; None without any."""
         return _WORDS[self]
 
 

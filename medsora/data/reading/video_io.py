@@ -33,7 +33,7 @@ WRITING_THREADS = 4  # H.264's bytes depend on their number, which must not depe
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's header contains; nothing is decoded, so `header_frames` may be wrong or unknown.
+    """Contents of a video's header; nothing is decoded, so `header_frames` may be wrong or unknown.
 
     `width` and `height` are those of the frames as they are stored, turned and stretched to square pixels or
     not.

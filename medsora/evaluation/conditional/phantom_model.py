@@ -1,4 +1,4 @@
-"""How good is a model of the phantom?
+"""Scores of a model of the phantom.
 
 `python -m medsora.evaluation.conditional.phantom_model --model MODEL --out DIR` samples clips with every
 label in turn and compares them with held-out phantom clips by the same estimators on both sides: speed,

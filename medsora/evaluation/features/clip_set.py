@@ -34,7 +34,7 @@ from medsora.runtime.digests import sha256
 
 
 class Resize(NamedTuple):
-    """How frames are brought to size: words that identify it, and the function (frame, size) -> frame."""
+    """Resizing of frames: words that identify it, and the function (frame, size) -> frame."""
 
     words: str
     apply: Callable[[np.ndarray, int | tuple[int, int]], np.ndarray]
@@ -84,7 +84,7 @@ class ClipSet:
 
     @property
     def reference(self) -> str:
-        """What reports call these clips if generated ones are compared with them, one of `REFERENCES`."""
+        """Name of these clips in reports as the reference of generated ones, one of `REFERENCES`."""
         seed = phantom_seed(self.root)
         return REFERENCES[0 if seed is None else 2 if seed == HELD_OUT_SEED else 1]
 
@@ -193,7 +193,7 @@ class ClipSet:
 
     @property
     def cropped(self) -> dict[str, str]:
-        """What is cut off the sources used, in words, by name; of the others nothing is."""
+        """Cropping of the sources used, in words, by name; the others are not cropped."""
         return {source.source.name: words for source, _ in self.clips if (words := source.crop_words)}
 
     @property

@@ -65,7 +65,7 @@ class Results:
 
     @property
     def reference(self) -> str:
-        """What the clips are called that the generated ones are compared with: "real", or phantom."""
+        """Name of the clips that the generated ones are compared with: "real", or phantom."""
         return self.sets["real"].get("called", REFERENCES[0])
 
     def metrics(self) -> dict[str, float]:

@@ -43,7 +43,7 @@ class ArStage(GeneratorStage):
 
     @property
     def parts(self) -> StageParts:
-        """What a checkpoint holds; the tokenizer is not in it, but it must be the one of before."""
+        """Parts of a checkpoint; without the tokenizer, which must be the same when a run resumes."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return StageParts(
             self.run,

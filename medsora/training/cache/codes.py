@@ -60,5 +60,5 @@ def encode_clip(tokenizer: Any, clips: ClipDataset, index: int, *, flip: bool = 
 
 
 def code_cache_bytes(config: Config, clips: int, codes: int) -> int:
-    """How much the codes of `clips` windows take."""
+    """Size of the codes of `clips` windows in bytes."""
     return 8 * codes * clips * (1 + config.data.flip)

@@ -165,7 +165,7 @@ def first_frames_alone(config: Config) -> bool:
 
 
 def latent_cache_bytes(config: Config, clips: int, vae: VideoVAE) -> int:
-    """How much all entries of `clips` windows take, flipped ones included."""
+    """Size of all entries of `clips` windows in bytes, flipped ones included."""
     latents, *of_one = vae.latent_shape(config.data.frames, *config.data.height_width)
     per_latent = 2 * 2 * 4 * math.prod(of_one)  # mean and log-variance, plain and flipped, float32
     groups = image_entry_latents(config, 0, vae)

@@ -137,7 +137,7 @@ def has_image_targets(config: Config) -> bool:
 def prior_cache_bytes(
     config: Config, clips: int, prior: FlowPrior, grid: tuple[int, int, int], width: int, vae: VideoVAE
 ) -> int:
-    """How much the features of `clips` windows take at most, flipped ones included if clips are flipped."""
+    """Maximum size of the features of `clips` windows in bytes, with flipped ones if clips are flipped."""
     per_latent = 2 * math.prod(prior.target_shape((1, *grid[1:]), width))  # fp16
     latents = grid[0] * clips * len(_flips(config))
     if has_image_targets(config):

@@ -79,12 +79,12 @@ class MemoryEstimate:
 
     @property
     def slack(self) -> int:
-        """What allocators keep in gaps between tensors."""
+        """Memory that allocators keep in gaps between tensors."""
         return int(SLACK * max(self.step, self.encoding, self.prior, self.evaluating))
 
     @property
     def total(self) -> int:
-        """What a process takes beyond its libraries."""
+        """Memory of a process beyond its libraries."""
         return self.tensors + self.slack + self.clips
 
     def lines(self) -> list[tuple[str, int]]:
@@ -94,7 +94,7 @@ class MemoryEstimate:
 
 
 class Stage2Work(NamedTuple):
-    """What stage 2 does, for `batch` clips of a micro-batch: its loss, and what comes before and after it."""
+    """The work of stage 2 for `batch` clips of a micro-batch: its loss, and the steps before and after it."""
 
     train: Callable[[], Tensor]
     encode: Callable[[], None]

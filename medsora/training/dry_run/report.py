@@ -57,7 +57,7 @@ REACHED = 0.25  # assumed share of the peak FLOP/s
 
 
 class Findings:
-    """What a dry run prints, and what it found missing."""
+    """Output of a dry run, and the missing requirements."""
 
     def __init__(self) -> None:
         self.missing: list[str] = []

@@ -37,7 +37,7 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w./:~])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\",;:()<>
 
 
 class Metric(NamedTuple):
-    """What a logged metric is called and means; `sign` is 1 where more is better, -1 where less is."""
+    """Name and meaning of a logged metric; `sign` is 1 where more is better, -1 where less is."""
 
     label: str
     meaning: str

@@ -52,7 +52,7 @@ class VaeStage:
 
     @property
     def parts(self) -> StageParts:
-        """What a checkpoint holds."""
+        """Parts of a checkpoint."""
         return StageParts(
             self.run,
             self.config,
@@ -67,7 +67,7 @@ class VaeStage:
 
     @property
     def values(self) -> dict[str, ValuePart]:
-        """What a checkpoint holds besides the model and the optimiser."""
+        """Values in a checkpoint besides the model and the optimiser."""
         return {}
 
     def compute_loss(self, model: nn.Module, video: Tensor, samples: Tensor) -> NamedTuple:

@@ -82,7 +82,7 @@ class Stage2Samples(Dataset):
         return self.clips.label(key.index)
 
     def _given_latents(self, sample: int) -> int | None:
-        """How many of the first latents are given to the model, 0 for most; None if that is never trained."""
+        """Number of first latents that are given to the model, 0 for most; None if that is never trained."""
         settings, seed = self.config.train_dit, self.config.run.seed
         if not self.draw or settings.first_frame_prob == 0:
             return None

@@ -50,7 +50,7 @@ class Stage2(GeneratorStage):
 
     @property
     def parts(self) -> StageParts:
-        """What a checkpoint holds; the VAE is not in it, but it must be the one of before."""
+        """Parts of a checkpoint; without the VAE, which must be the same when a run resumes."""
         weights = sum(parameter.nbytes for parameter in self.model.parameters())
         return StageParts(
             self.run,
