@@ -21,7 +21,7 @@ CHUNK = 256  # tokens; the package's default
 
 @functools.cache
 def unusable() -> str | None:
-    """Why the package cannot be used here, or None."""
+    """Return the reason why the package cannot be used here, or None."""
     if importlib.util.find_spec("mamba_ssm") is None:
         return "mamba-ssm is not installed"
     if not torch.cuda.is_available():

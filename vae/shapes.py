@@ -1,4 +1,4 @@
-"""Which clips the causal VAE returns unchanged: 1, 8k or 8k+1 frames, sides divisible by 16.
+"""Valid shapes of clips for the causal VAE: 1, 8k or 8k+1 frames, sides divisible by 16.
 
 For anything else diffusers silently returns another frame count than it was given (5 frames come back as
 8), so it is refused here, with the sizes that would do.

@@ -17,7 +17,7 @@ from medsora.kernels.fused.plan import MIN_CAPABILITY, interpreted
 
 @functools.cache
 def unusable() -> str | None:
-    """Why the kernels cannot run on this machine, or None."""
+    """Return the reason why the kernels cannot run on this machine, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if not interpreted():
@@ -42,7 +42,7 @@ register._dynamo_marked_constant = True
 
 
 def _no_launcher() -> str | None:
-    """Why Triton can launch nothing here, or None: it builds its launcher with a C compiler at first use."""
+    """Return why Triton cannot launch here, or None: its launcher needs a C compiler at first use."""
     try:
         _ = importlib.import_module("triton.runtime").driver.active.utils
     except Exception as error:  # any failure of a compiler, a header or a driver

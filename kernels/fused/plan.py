@@ -45,7 +45,7 @@ def interpreted() -> bool:
 
 
 def declines(device: str, dtype: torch.dtype, headdim: int, d_state: int) -> str | None:
-    """Why the scan's kernels cannot serve such tensors, or None."""
+    """Return the reason why the scan's kernels do not support such tensors, or None."""
     if reason := declines_tensors(device, dtype):
         return reason
     if headdim not in HEADDIMS:
@@ -56,7 +56,7 @@ def declines(device: str, dtype: torch.dtype, headdim: int, d_state: int) -> str
 
 
 def declines_tensors(device: str, dtype: torch.dtype) -> str | None:
-    """Why no kernel takes tensors from there, or None."""
+    """Return the reason why no kernel takes tensors of that device, or None."""
     if device != "cuda" and not interpreted():
         return f"its kernels need a GPU and the tokens are on {device}"
     if dtype not in DTYPES:

@@ -1,4 +1,4 @@
-"""Which requests the page accepts: by the host name that they give, and by their size."""
+"""Checks of the page's requests: their host name and their size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which models the page offers: every checkpoint of the runs that were named, saved pipelines, hub names."""
+"""The models on the page: every checkpoint of the named runs, saved pipelines, hub names."""
 
 from __future__ import annotations
 

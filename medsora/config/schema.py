@@ -118,7 +118,7 @@ def betas_key(default: list[float]) -> Any:
 
 @dataclass
 class RunConfig:
-    """Where a run lives: stage 1 in `DIR/NAME/vae`, stage 2 in `DIR/NAME/dit-PRESET`."""
+    """Folder of a run: stage 1 in `DIR/NAME/vae`, stage 2 in `DIR/NAME/dit-PRESET`."""
 
     name: str = key("run", "Name of the run's folder: one folder name, without slashes.", resume=FREE)
     dir: str = key("runs", "Folder that holds all runs.", resume=FREE, output=True)
@@ -585,7 +585,7 @@ class CacheConfig:
 
 @dataclass
 class TrackingConfig:
-    """Where curves go besides the run's own log."""
+    """Experiment trackers besides the run's own log."""
 
     trackers: list[str] = key(
         ["tensorboard"], "Trackers to report to; wandb and trackio are extras.", choices=TRACKERS, resume=FREE

@@ -1,4 +1,4 @@
-"""Which videos are trained on and which are held out: by video, patient or folder, never by clip.
+"""Split into training and held-out videos: by video, patient or folder, never by clip.
 
 Videos that belong together (copies of each other, one patient's) are one unit, and a unit is on one side.
 """

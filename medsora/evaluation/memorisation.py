@@ -1,4 +1,4 @@
-"""Does a model repeat its training clips? The nearest training clip of every generated one, and how near.
+"""Memorisation: the nearest training clip of every generated clip, and its distance.
 
 The measure of "near" is the same distance for held-out real clips, which the model cannot have copied: a
 generated clip nearer to the training set than 95 % of them are is marked. About 5 % are marked by chance.

@@ -23,7 +23,7 @@ FEATURE_CACHE = Path("runs") / "cache" / "features"
 
 @dataclass(kw_only=True)
 class ClipSettings:
-    """Which clips to measure, and where the results go.
+    """The clips to measure, and the folder of the results.
 
     Attributes:
         clips: at most so many.
@@ -73,7 +73,7 @@ class ClipSettings:
 
 @dataclass
 class EvaluationSettings(ClipSettings):
-    """Which clips to compare, and how.
+    """The clips to compare, and the protocol.
 
     Attributes:
         real, fake: folders of videos or frame folders.

@@ -51,7 +51,7 @@ Versions = dict[str, Tensor]
 
 @dataclass
 class VaeSettings(ClipSettings):
-    """Which VAE, by its folder or its run's, or which plain base of diffusers, to measure on which clips."""
+    """The VAE to measure, by its folder or its run's, or a plain base of diffusers, and the clips."""
 
     vae: str | Path
     real: str | Path

@@ -167,7 +167,7 @@ class PreparedDenoiser:
 
 
 def _positions(values: Tensor) -> Tensor:
-    """Where each of `values` stands in the list, looked up by the value itself."""
+    """Index of each of `values` in the list, looked up by the value itself."""
     positions = torch.zeros(int(values.max()) + 1, dtype=torch.long, device=values.device)
     positions[values] = torch.arange(len(values), device=values.device)
     return positions

@@ -72,7 +72,7 @@ WAYS = "give a run folder (runs/NAME/dit-PRESET), a saved pipeline's folder, or 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """Where the parts of one model lie.
+    """Paths of the parts of one model.
 
     `geometry` holds the clip that it was trained on: frames, size [H, W], fps and image_latents; as far as
     they are known, interval, rate and crop (`fps` is `DEFAULT_FPS` where the rate is not known); and, if it

@@ -1,4 +1,4 @@
-"""Where clips lie in a video: windows of consecutive frames, each the home of one clip per epoch."""
+"""Windows of consecutive frames in a video; each gives one clip per epoch."""
 
 from __future__ import annotations
 

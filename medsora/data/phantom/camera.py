@@ -123,7 +123,7 @@ class Lens:
         return points[:, :2] / depth * self.focal + self._centre
 
     def contains(self, pixels: np.ndarray) -> np.ndarray:
-        """Which pixel positions have all their bilinear neighbours inside the picture."""
+        """Return which pixel positions have all their bilinear neighbours inside the picture."""
         x, y = pixels.T
         return (x >= 0) & (x <= self.width - 1) & (y >= 0) & (y <= self.height - 1)
 

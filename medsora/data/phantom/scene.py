@@ -19,7 +19,7 @@ _WALL = -1  # number of the wall among the capsules
 
 @dataclass(frozen=True)
 class Hits:
-    """Where `n` rays end."""
+    """End points of `n` rays."""
 
     distance: np.ndarray  # (n,)
     part: np.ndarray  # (n,) -1 for the wall, else the number of the forceps' capsule
@@ -162,7 +162,7 @@ class Scene:
         return (hits.part == _WALL) & (hits.distance < MAX_DEPTH) & (polyp > 0.5)
 
     def carry(self, pose: Pose, hits: Hits, frame: int, next_pose: Pose) -> np.ndarray:
-        """Where the hit surface points are, in camera space, in the frame after `frame`."""
+        """Positions of the hit surface points, in camera space, in the frame after `frame`."""
         moved = next_pose.to_camera(pose.to_world(hits.points.astype(np.float64)))
         if self.forceps is not None:
             pairs = zip(self.forceps.capsules(frame), self.forceps.capsules(frame + 1), strict=True)

@@ -16,7 +16,7 @@ _MIN_PEAK_OF_255 = 16.0  # floating-point values below it may be overshooting 0.
 
 
 class UnknownWhite(Exception):
-    """Which values are black and white cannot be known; the message gives the reason."""
+    """The values of black and white cannot be determined; the message gives the reason."""
 
 
 def is_deep(values: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""Does a video begin with the frame that it was given, and then move? Measured on fresh phantom clips.
+"""Fidelity to a given first frame, and motion after it, measured on fresh phantom clips.
 
 `python -m medsora.evaluation.conditional.first_frame --model RUN --out DIR` gives the model the first frame
 of clips that it never saw. The frame must come back as well as the VAE alone returns it (within 1 dB of

@@ -1,4 +1,4 @@
-"""Does a model follow its label? Measured on the phantom, whose labels are certain.
+"""Label accuracy of a model, measured on the phantom, whose labels are certain.
 
 `python -m medsora.evaluation.conditional.labels --model RUN --out DIR` trains a classifier on freshly
 rendered phantom clips and tries it on others that are held out, as they are and as the model's VAE returns

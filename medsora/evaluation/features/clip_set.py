@@ -41,7 +41,7 @@ class Resize(NamedTuple):
 
 
 class Pick(Enum):
-    """Which windows become clips: the module's rule, or, of videos in order of their names, those below."""
+    """Choice of windows for clips: the module's rule or, for videos in order of their names, those below."""
 
     DRAWN = "drawn"
     FIRST = "first"  # one clip per video

@@ -1,4 +1,4 @@
-"""Where the published networks' weights come from: a local file, or one download into PyTorch's cache."""
+"""Weights of published networks: a local file, or one download into PyTorch's cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do all weight-free metrics order degradations as they must?
+"""Check that all metrics without weights order degradations correctly.
 
 `python -m medsora.evaluation.sanity.degradations --real DIR`
 

@@ -148,7 +148,7 @@ class GeneratorStage:
 
 
 def sheet_path(run: RunFolder, step: int) -> Path:
-    """Where the contact sheet of the samples of `step` goes, which is written last."""
+    """Path of the contact sheet of the samples of `step`, which is written last."""
     return run.samples / f"step-{step:07d}.png"
 
 
