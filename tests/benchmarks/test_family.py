@@ -28,7 +28,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     family.main()
 
 
-def test_the_systems_differ_as_their_names_say() -> None:
+def test_the_systems_differ_by_their_names() -> None:
     costs = {system.name: system.counted(16, 64) for system in family.family("tiny")}
     assert [costs[name].latents for name in (MEDSORA, CONTROL, PUBLISHED, CAUSAL)] == [4, 4, 16, 4]
     assert costs[CONTROL].sampling_flops != costs[MEDSORA].sampling_flops

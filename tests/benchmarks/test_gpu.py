@@ -49,7 +49,7 @@ def test_bf16_is_timed_beside_float32(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().out == "--dtype auto samples in float32: it has none\n"
 
 
-def test_what_fails_or_hangs_is_told_and_ended_with_its_children(tmp_path: Path) -> None:
+def test_what_fails_or_hangs_is_reported_and_ended_with_its_children(tmp_path: Path) -> None:
     alive = tmp_path / "alive"
     hangs = (
         "import subprocess, sys; subprocess.run([sys.executable, '-c', "

@@ -30,7 +30,7 @@ def test_prints_every_usable_backend(
     assert float(row[-2]) == pytest.approx(12 * milliseconds, rel=1e-2)
 
 
-def test_sizes_that_take_minutes_are_left_out_and_said_so(
+def test_sizes_that_take_minutes_are_left_out_and_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["bench", "--device", "cpu", "--dtype", "float32", "--lengths", "8", "16", "--batches", "1", "2"]

@@ -73,7 +73,7 @@ def test_equals_timm_at_the_models_own_size(encoder):
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_layers_beyond_the_last_one_asked_for_are_not_computed(encoder):
+def test_layers_beyond_the_last_one_requested_are_not_computed(encoder):
     runs = []
     hooks = [
         block.register_forward_hook(lambda *_, number=number: runs.append(number))

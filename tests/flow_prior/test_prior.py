@@ -165,7 +165,7 @@ def test_targets_of_the_needed_samples_alone_are_enough(timesteps, count):
     torch.testing.assert_close(with_skip, without, atol=1e-6, rtol=0)
 
 
-def test_the_whole_road_with_real_parts():
+def test_the_pipeline_with_real_parts():
     prior = FlowPrior.build("dis", "vit_tiny_patch16_224", depth=4, dino_weights="random")
     assert prior.layers == [0, 3, 6, 9]
     assert prior.untrained

@@ -17,7 +17,7 @@ from medsora.kernels.fused import backend as triton_backend
 from medsora.kernels.fused import plan as fused_plan
 
 
-def test_every_backend_is_usable_or_says_why() -> None:
+def test_every_backend_is_usable_or_reports_why() -> None:
     table = backends()
     assert list(table) == list(dispatch.FASTEST_FIRST)
     assert table["torch"] is None
@@ -43,7 +43,7 @@ assert hasattr(torch.ops.medsora, "scan")
     assert run.returncode == 0, run.stderr
 
 
-def test_auto_on_a_cpu_takes_torch_and_says_once_why_not_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_on_a_cpu_takes_torch_and_reports_why_once(caplog: pytest.LogCaptureFixture) -> None:
     dispatch._told.clear()
     inputs = random_inputs(4)
     with caplog.at_level(logging.INFO, logger="medsora.kernels.dispatch"):
@@ -57,7 +57,7 @@ def test_auto_on_a_cpu_takes_torch_and_says_once_why_not_the_others(caplog: pyte
     assert any("'mamba_ssm' declined: " in s for s in sentences)
 
 
-def test_a_backend_asked_for_by_name_never_falls_back() -> None:
+def test_a_backend_named_explicitly_never_falls_back() -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is at hand: mamba_ssm may be usable")
     with pytest.raises(ValueError, match="'mamba_ssm' cannot serve here: "):
@@ -85,7 +85,7 @@ def test_a_head_is_split_until_a_program_of_it_fits_the_gpu(
     assert fused_plan.shared_bytes(headdim // parts, d_state, steps) <= kibibytes * 1024
 
 
-def test_triton_without_a_compiler_declines_and_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_without_a_compiler_declines_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
 
     class NoCompiler:

@@ -34,7 +34,7 @@ def test_its_kernels_equal_the_recurrence_with_every_gradient() -> None:
         assert max(line["errors"].values()) < 2e-5, line
 
 
-def test_it_says_which_of_its_functions_runs() -> None:
+def test_it_reports_which_of_its_functions_runs() -> None:
     compiled = importlib.util.find_spec("causal_conv1d_cuda") is not None
     expected = "mamba_split_conv1d_scan_combined" if compiled else "mamba_chunk_scan_combined"
     assert mamba_ssm_backend.function_in_use() == expected

@@ -31,7 +31,7 @@ def test_names_that_do_not_print_are_written_out() -> None:
     assert one_line("Darm ü 腸") == "Darm ü 腸"
 
 
-def test_a_lost_process_tells_whether_another_reports_it() -> None:
+def test_a_lost_process_names_whether_another_reports_it() -> None:
     assert not LostProcess("process 1 is gone").said_elsewhere
     assert LostProcess("process 1 is gone", said_elsewhere=True).said_elsewhere
 

@@ -25,7 +25,7 @@ def test_built_once_for_the_same_sizes() -> None:
     assert computed == [3, 4]
 
 
-def test_has_content_when_an_estimate_asks_first() -> None:
+def test_real_after_a_first_use_in_an_estimate() -> None:
     @kept_table
     def numbers(count: int) -> Tensor:
         return torch.arange(count, dtype=torch.float32)
@@ -35,7 +35,7 @@ def test_has_content_when_an_estimate_asks_first() -> None:
     assert torch.equal(numbers(3) + torch.ones(3), torch.tensor([1.0, 2.0, 3.0]))
 
 
-def test_serves_under_gradients_when_inference_asks_first() -> None:
+def test_usable_under_gradients_after_a_first_use_in_inference() -> None:
     @kept_table
     def numbers(count: int) -> Tensor:
         return torch.arange(count, dtype=torch.float32)

@@ -152,7 +152,7 @@ def fidelity_rows() -> dict[str, str]:
     return found
 
 
-def test_the_fidelity_page_says_what_the_phantom_s_configs_say() -> None:
+def test_the_fidelity_page_agrees_with_the_phantom_s_configs() -> None:
     rows = fidelity_rows()
     phantom, base = (load_config(ROOT / "configs" / f"{name}.yaml") for name in ("phantom", "phantom_base"))
     numbers = {
@@ -216,7 +216,7 @@ def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_is_run_or_says_why_not(page: Path) -> None:
+def test_every_command_is_run_or_has_a_reason(page: Path) -> None:
     for block in blocks_of(page):
         if is_run(block) and not block.script:
             assert block.reason
@@ -309,7 +309,7 @@ def parsed(tmp_path: Path, text: str) -> list[Block]:
     return blocks_of(page)
 
 
-def test_blocks_are_read_with_what_their_first_line_says(tmp_path: Path) -> None:
+def test_blocks_are_read_with_their_first_line(tmp_path: Path) -> None:
     with_words, skipped, form, plain, silent = parsed(
         tmp_path,
         '```bash data-with="--steps 2"\n'

@@ -75,7 +75,7 @@ def test_a_tokenizer_of_short_clips_is_ready(dry_run: Callable) -> None:
     assert output.rstrip().endswith("ready")
 
 
-def test_what_is_left_out_and_unlabelled_is_said(
+def test_what_is_left_out_and_unlabelled_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -65,7 +65,7 @@ def test_label_first_frame_and_window_on_the_command_line(
         (("--frames", "26"), "the next valid counts are 25 and 32"),
     ],
 )
-def test_what_cannot_be_asked_for(
+def test_impossible_requests_are_refused(
     conditional: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

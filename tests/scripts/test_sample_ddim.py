@@ -107,7 +107,7 @@ def test_videos_carry_how_the_training_clips_were_read(tmp_path: Path) -> None:
     assert read_trained_on(Path(alone)) == trained_on
 
 
-def test_what_says_nothing_of_training_clips_is_no_error(sample: Callable, tmp_path: Path) -> None:
+def test_a_manifest_without_training_clips_is_no_error(sample: Callable, tmp_path: Path) -> None:
     (path, _) = sample()  # a run from before it was written down
     assert read_trained_on(path) == {}
     for text in ("[]", '{"trained_on": 3}', '{"trained_on": {"interval": -1}}'):
@@ -208,7 +208,7 @@ def test_existing_videos_are_skipped_without_loading(
     assert [path.stat().st_mtime_ns for path in sample(batch_size=1)] == before
 
 
-def test_only_missing_videos_are_made_and_more_can_be_asked_for(sample: Callable) -> None:
+def test_only_missing_videos_are_made_and_more_can_be_requested(sample: Callable) -> None:
     first, second = sample(format="frames", num_videos=3)[:2]
     expected, kept = read_frames(second), first.stat().st_mtime_ns
     shutil.rmtree(second)

@@ -43,7 +43,7 @@ def test_the_pins_are_read_and_compared(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"no advisory applies to the {len(pins)} pinned versions\n")
 
 
-def test_that_nobody_could_be_asked_is_said(
+def test_a_missing_source_of_advisories_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["audit"])

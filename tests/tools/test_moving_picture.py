@@ -29,7 +29,7 @@ def test_every_frame_of_every_row_is_there(tmp_path: Path) -> None:
             assert abs(difference).mean() < 4
 
 
-def test_it_becomes_coarser_until_it_fits_or_says_that_it_cannot(tmp_path: Path) -> None:
+def test_it_becomes_coarser_until_it_fits_or_reports_that_it_cannot(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     pictures = [Image.fromarray(frame) for frame in noise]
     best = write_moving(tmp_path / "best.webp", pictures, 10**6)

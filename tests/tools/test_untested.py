@@ -80,7 +80,7 @@ def test_a_replaced_function_returns_none_whoever_holds_it(sample: ModuleType) -
         pass
 
 
-def test_what_no_test_notices_is_told_from_the_rest(sample: ModuleType, tmp_path: Path) -> None:
+def test_what_no_test_notices_is_distinguished_from_the_rest(sample: ModuleType, tmp_path: Path) -> None:
     test_files = [tmp_path / "test_of_the_sample.py"]
     outcomes = {
         name: outcome_of(lambda f=function: return_none(f), test_files, 1 if name == "hangs" else 60)

@@ -213,7 +213,7 @@ def test_a_model_without_labels_shows_no_fields_for_them(page: Page) -> None:
     )
 
 
-def test_a_label_and_a_first_frame_are_asked_for(browser: Any, tmp_path: Path) -> None:
+def test_a_label_and_a_first_frame_are_requested(browser: Any, tmp_path: Path) -> None:
     save_image(tmp_path / "picture.png", np.full((32, 16, 3), 120, np.uint8))
     plain, folder = (
         write_run(tmp_path / "mine" / "dit-tiny", steps=(5,)),
@@ -316,7 +316,7 @@ def test_another_host_and_a_large_upload_are_refused_in_one_line(address: str) -
         connection.close()
 
 
-def test_nothing_is_asked_of_other_hosts(page: Page, address: str) -> None:
+def test_nothing_is_requested_from_other_hosts(page: Page, address: str) -> None:
     requested = page.until(
         "return performance.getEntriesByType('resource').map(x => x.name).filter(x => !x.startsWith('data:'))"
     )

@@ -71,7 +71,7 @@ def test_names_that_lead_nowhere_are_one_sentence(run: Path, tmp_path: Path) -> 
         Models([str(tmp_path / "young")], "cpu")
 
 
-def test_videos_and_the_archive_say_what_they_are() -> None:
+def test_videos_and_the_archive_are_marked_as_synthetic() -> None:
     request = SampleRequest("dpmpp", 2, 7, 2)
     heard = []
     pipeline = tiny_pipeline()
@@ -106,7 +106,7 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_conditional(tmp_path_factory.mktemp("conditional"))
 
 
-def test_what_a_model_can_be_asked_for(run: Path, conditional: Path) -> None:
+def test_what_a_model_can_be_given(run: Path, conditional: Path) -> None:
     models = Models([str(conditional), str(run)], "cpu")
     assert [models.conditions(name) for name in models.names] == [
         (["bleeding", "polyp"], True),
@@ -156,7 +156,7 @@ def test_without_a_label_guidance_does_not_count(conditional: Path) -> None:
     sample_files(MedSoraPipeline.from_pretrained(conditional), "tiny", request, silent)
 
 
-def test_what_a_model_cannot_be_asked_for(conditional: Path, tmp_path: Path) -> None:
+def test_what_a_model_cannot_be_given(conditional: Path, tmp_path: Path) -> None:
     pipeline = MedSoraPipeline.from_pretrained(conditional)
     (tmp_path / "text.png").write_text("no picture")
     for values, words in (
@@ -170,7 +170,7 @@ def test_what_a_model_cannot_be_asked_for(conditional: Path, tmp_path: Path) -> 
         sample_files(tiny_pipeline(), "tiny", SampleRequest("ddim", 1, 0, 1, "polyp"), silent)
 
 
-def test_an_endogen_model_draws_as_it_is_asked(tmp_path: Path) -> None:
+def test_an_endogen_model_draws_as_requested(tmp_path: Path) -> None:
     models = Models([str(tokens.write_run(tmp_path / "coded" / "endogen-tiny"))], "cpu")
     assert models.names == ["coded/endogen-tiny, step 4", "coded/endogen-tiny, step 2"]
     name = models.names[0]

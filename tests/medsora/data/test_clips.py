@@ -70,7 +70,7 @@ def test_pixels_are_inverse() -> None:
     assert video_to_frames(torch.tensor([[[[3.0]], [[-3.0]], [[0.0]]]])).tolist() == [[[[255, 0, 128]]]]
 
 
-def test_an_item_is_what_it_says(corpus: Path) -> None:
+def test_an_item_matches_its_description(corpus: Path) -> None:
     data = dataset(corpus)
     assert len(data) == sum((40 + 10 * k) // 9 for k in range(6))
     for index in range(len(data)):

@@ -59,7 +59,7 @@ def test_none_is_none() -> None:
 
 
 @pytest.mark.parametrize("beside_the_videos", [True, False])
-def test_a_csv_names_what_it_knows(tmp_path: Path, monkeypatch, beside_the_videos: bool) -> None:
+def test_a_csv_error_lists_its_contents(tmp_path: Path, monkeypatch, beside_the_videos: bool) -> None:
     root = tmp_path / "videos"
     root.mkdir()
     monkeypatch.chdir(tmp_path)

@@ -80,7 +80,7 @@ def mixed(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_interval_for_mixed_frame_rates_is_told(mixed: Path, tmp_path: Path) -> None:
+def test_an_interval_for_mixed_frame_rates_is_reported(mixed: Path, tmp_path: Path) -> None:
     report = check_folder(mixed, frames=5, interval=1, cache_path=tmp_path / "c.json")
     note = "rame rates lie between 5 and "
     assert report.complaints()[-1].startswith(f"f{note}")

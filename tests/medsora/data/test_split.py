@@ -17,7 +17,7 @@ def held_out(split: dict[str, str]) -> set[str]:
     return {name for name, side in split.items() if side == "held-out"}
 
 
-def test_the_asked_part_is_held_out() -> None:
+def test_the_requested_part_is_held_out() -> None:
     split = split_by_video(NAMES, 0.1, seed=0)
     assert split.keys() == set(NAMES)
     assert set(split.values()) == {"train", "held-out"}
@@ -40,7 +40,7 @@ def test_a_video_that_joins_moves_few_others() -> None:
     assert len(held_out(before) ^ held_out(after)) <= 2
 
 
-def test_a_csv_may_say_the_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_csv_may_set_the_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = tmp_path / "split.csv"
     table.write_text(
         "\ufeffFile, Split\np0/video0.mp4,train\nvideo1.mp4,TEST\nvideo2,val\n", encoding="utf-8"

@@ -102,7 +102,7 @@ def test_a_group_that_is_no_pattern_is_refused(pattern: str, sentence: str) -> N
         config_from_dict({"data": {"group": pattern}}, "c")
 
 
-def test_held_out_wins_over_a_training_copy_and_says_so() -> None:
+def test_held_out_wins_over_a_training_copy_with_a_note() -> None:
     split = draw_split(FOLDERS, 0.1, 0, copies=[("train/b.mp4", "val/c.mp4")])
     assert held_out(split.sides) == {"train/b.mp4", "val/c.mp4", "Test/deep/d.mp4"}
     assert split.notes[-1].startswith("held out 1 video (train/b.mp4) that would be trained on")

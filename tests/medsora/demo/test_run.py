@@ -84,7 +84,7 @@ def test_the_page_holds_everything_itself(run: Path) -> None:
     assert set(sources) == {"data:"}
 
 
-def test_the_manifest_says_how_it_was_made(run: Path) -> None:
+def test_the_manifest_reports_how_it_was_made(run: Path) -> None:
     manifest = json.loads((run / "videos" / "manifest.json").read_text())
     assert manifest["synthetic"] is True
     assert manifest["settings"]["steps"] == 5

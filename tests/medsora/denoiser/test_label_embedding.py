@@ -35,7 +35,7 @@ def test_labels_cost_a_row_each_and_nothing_where_there_are_none(small_model: Ca
 
 
 @torch.no_grad()
-def test_an_untrained_embedding_says_nothing(small_model: Callable[..., MedSora]) -> None:
+def test_an_untrained_embedding_has_no_effect(small_model: Callable[..., MedSora]) -> None:
     model = small_model(classes=3)
     model.labels.weight.zero_()
     z, t = torch.randn(2, 4, 4, 8, 8), torch.tensor([5, 700])

@@ -96,7 +96,7 @@ def test_bf16_is_for_processors_that_list_its_products(tmp_path: Path) -> None:
     assert bf16_problem(torch.device("mps")) == "bf16 was not measured on mps"
 
 
-def test_the_processor_is_asked_at_the_first_product_and_once() -> None:
+def test_the_processor_is_checked_at_the_first_product_and_once() -> None:
     code = """
 import pathlib, torch
 reads, read_text = [], pathlib.Path.read_text

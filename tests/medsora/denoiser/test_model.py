@@ -69,7 +69,7 @@ def test_one_block_has_the_parts_of_table_1() -> None:
     assert sum(counts.values()) == 7_117_920
 
 
-def test_a_model_tells_its_preset() -> None:
+def test_a_model_shows_its_preset() -> None:
     with torch.device("meta"):
         assert [MedSora.from_preset(preset, in_channels=4).preset for preset in PRESETS] == list(PRESETS)
         assert MedSora.from_preset("B", heads=4).preset is None

@@ -20,7 +20,7 @@ def test_the_true_velocity_gives_the_true_noise(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(noise_from_velocity(velocity, diffusion.add_noise(z_0, noise, t), t), noise)
 
 
-def test_half_precision_keeps_what_tells_the_noise_from_the_latents() -> None:
+def test_half_precision_keeps_noise_and_latents_apart() -> None:
     z, velocity, t = torch.randn(1, 1, 4, 2, 2), torch.randn(1, 1, 4, 2, 2), torch.tensor([990])
     found = noise_from_velocity(velocity.bfloat16(), z.bfloat16(), t)
     assert found.dtype == torch.float32

@@ -269,7 +269,7 @@ def test_timesformer_loads_the_published_names_and_a_folder(
         TimeSformer(2, tmp_path / "empty.pth", 8, 32)
 
 
-def test_weights_are_told_apart_by_content(tmp_path: Path) -> None:
+def test_weights_are_distinguished_by_content(tmp_path: Path) -> None:
     file, folder = tmp_path / "svt.pth", tmp_path / "svt"
     folder.mkdir()
     before = []

@@ -225,7 +225,7 @@ def test_pairing_by_the_real_clips_sees_what_overlapping_intervals_hide() -> Non
     assert found.low < found.value < found.high
 
 
-def test_sets_that_do_not_differ_are_rarely_told_apart() -> None:
+def test_sets_that_do_not_differ_are_rarely_distinguished() -> None:
     """All fifteen pairs of six equal sets are clear together in at most about 5 % of the trials."""
     random = np.random.default_rng(0)
     clear = 0
@@ -281,7 +281,7 @@ def test_fewer_clips_are_those_that_a_smaller_count_chooses(folders: dict[str, P
 # Names and bad input
 
 
-def test_folders_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+def test_folders_are_named_by_what_distinguishes_them(tmp_path: Path) -> None:
     given = ["runs/a/samples", "runs/b/samples", "peers", "real"]
     assert list(name_folders(given)) == ["a/samples", "b/samples", "peers", "real (generated)"]
     assert name_folders(["x", "y"], ["X", "Y"]) == {"X": Path("x"), "Y": Path("y")}

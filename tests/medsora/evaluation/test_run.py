@@ -310,13 +310,13 @@ def test_halves_need_four_clips() -> None:
 # Bad input and what deserves a note
 
 
-def test_same_folder_is_said(run: Callable[..., Results], folders: tuple[Path, Path]) -> None:
+def test_same_folder_is_reported(run: Callable[..., Results], folders: tuple[Path, Path]) -> None:
     results = run(fake=folders[0])
     assert "are the same" in results.warnings[0]
     assert results.metrics()["untrained_pyramid_distance"] == pytest.approx(0, abs=1e-6)
 
 
-def test_shared_files_are_said(
+def test_shared_files_are_reported(
     run: Callable[..., Results], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(folders[1], tmp_path / "mixed")
@@ -331,7 +331,7 @@ def write_all(folder: Path, clips: list[np.ndarray]) -> Path:
 
 
 @pytest.mark.parametrize("metrics", ["pixel", "motion"])
-def test_sets_that_mean_nothing_are_said_once(
+def test_sets_that_mean_nothing_are_reported_once(
     run: Callable[..., Results],
     tmp_path: Path,
     metrics: str,
@@ -404,7 +404,7 @@ def test_raft_at_hand_is_named_and_needs_no_note(
     assert not any("DIS" in warning for warning in results.warnings)
 
 
-def test_corrupt_and_short_files_are_left_out_and_said(
+def test_corrupt_and_short_files_are_left_out_and_reported(
     run: Callable[..., Results], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     mixed = tmp_path / "mixed"
@@ -418,7 +418,7 @@ def test_corrupt_and_short_files_are_left_out_and_said(
     assert any("left out of" in warning and "1 more" in warning for warning in results.warnings)
 
 
-def test_unequal_compression_and_size_are_said(run: Callable[..., Results], tmp_path: Path) -> None:
+def test_unequal_compression_and_size_are_reported(run: Callable[..., Results], tmp_path: Path) -> None:
     for seed in range(2):
         write_video(tmp_path / "small" / f"{seed}.mp4", drifting_clip(seed, size=16), 10)
     warnings = " ".join(run(fake=tmp_path / "small").warnings)

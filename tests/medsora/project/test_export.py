@@ -130,14 +130,14 @@ def test_an_endogen_run_is_exported_as_its_own_pipeline(tmp_path: Path) -> None:
         assert word not in card, word
 
 
-def test_nothing_in_the_folder_tells_where_it_was_made(run: Path, tmp_path: Path) -> None:
+def test_nothing_in_the_folder_shows_where_it_was_made(run: Path, tmp_path: Path) -> None:
     export_run(run, tmp_path / "out")
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file():
             assert str(tmp_path).encode() not in path.read_bytes(), path
 
 
-def test_the_card_says_what_a_stranger_must_know(run: Path, tmp_path: Path) -> None:
+def test_the_card_contains_what_a_stranger_needs(run: Path, tmp_path: Path) -> None:
     (run / "evaluation").mkdir()
     (run / "evaluation" / "results.json").write_text(json.dumps(RESULTS), encoding="utf-8")
     (tmp_path / "data.md").write_text("210 videos | of ours.\n", encoding="utf-8")
@@ -168,7 +168,7 @@ def test_the_card_says_what_a_stranger_must_know(run: Path, tmp_path: Path) -> N
     assert "held out" not in card  # that was logged after this checkpoint
 
 
-def test_a_card_without_facts_says_so(run: Path, tmp_path: Path) -> None:
+def test_a_card_without_facts_reports_it(run: Path, tmp_path: Path) -> None:
     (run / "latest-sheet.png").unlink()
     export_run(run, tmp_path / "out", raw=True)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

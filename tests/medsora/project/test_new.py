@@ -194,13 +194,13 @@ def test_max_steps_is_what_ends_the_run(machine: Machine, tmp_path: Path) -> Non
         assert Schedule.of(settings, 1).total_steps == settings.max_steps
 
 
-def test_a_large_folder_asks_a_cpu_for_more_steps_too() -> None:
+def test_a_large_folder_gives_a_cpu_more_steps_too() -> None:
     few, many = (fitted(videos(count), CPU).values for count in (1, 200))
     assert few["train_vae"]["max_steps"] < many["train_vae"]["max_steps"] == 1000
     assert few["train_dit"]["max_steps"] < many["train_dit"]["max_steps"] == 5000
 
 
-def test_the_config_says_how_many_videos_are_held_out() -> None:
+def test_the_config_reports_how_many_videos_are_held_out() -> None:
     reasons = fitted(videos(4), USUAL).reasons
     assert reasons["data.holdout"].startswith("1 of 4 videos never trained on")
 

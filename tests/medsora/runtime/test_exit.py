@@ -82,7 +82,7 @@ def test_ctrl_c_during_the_imports_of_a_script(tmp_path: Path) -> None:
         (Interrupted("stopped."), 75, ""),
     ],
 )
-def test_what_other_processes_say(
+def test_what_other_processes_report(
     error: Exception,
     status: int,
     message: str,
@@ -101,7 +101,7 @@ def test_what_other_processes_say(
     assert [signal.getsignal(number) for number in leaving.STOP_SIGNALS] == before
 
 
-def test_two_processes_under_torchrun_say_what_is_wrong(tmp_path: Path) -> None:
+def test_two_processes_under_torchrun_report_what_is_wrong(tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *launcher, str(ROOT / "train_vae.py"), "--config", "nowhere.yaml"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -76,7 +76,7 @@ def test_what_fails_leaves_the_file_of_before_and_nothing_beside_it(tmp_path: Pa
     assert (tmp_path / "a").read_text() == "before"
 
 
-def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_takes_its_place_complete_or_not_at_all(tmp_path: Path) -> None:
     final = tmp_path / "new" / "folder"
     with written_folder(final) as working:
         (working / "a").write_text("first")

@@ -123,7 +123,7 @@ def test_one_wish_may_arrive_twice_but_a_second_one_counts(clock: Clock) -> None
         impatient()
 
 
-def test_sampling_is_left_when_asked_and_made_up_for_later(
+def test_sampling_is_left_on_a_stop_signal_and_made_up_for_later(
     clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked to stop while a long sampling runs: saved at once; the samples come after the resume."""

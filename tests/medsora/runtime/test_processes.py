@@ -80,7 +80,7 @@ print(torch.get_num_threads())
     [(None, [], 2), ("1", [], 1), (None, ["--num_cpu_threads_per_process", "1"], 1)],
     ids=["the launcher's default", "variable", "argument"],
 )
-def test_a_single_process_of_the_launcher_uses_all_cores_unless_asked_otherwise(
+def test_a_single_process_of_the_launcher_uses_all_cores_unless_set_otherwise(
     tmp_path: Path, variable: str | None, arguments: list[str], threads: int
 ) -> None:
     script = tmp_path / "print_threads.py"
@@ -228,14 +228,14 @@ def test_a_single_process_has_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> N
     assert processes._heartbeats == []
 
 
-def test_a_lost_worker_is_told_from_other_errors() -> None:
+def test_a_lost_worker_is_distinguished_from_other_errors() -> None:
     with pytest.raises(LostProcess, match="a process that loads data died") as lost, in_process_group():
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
     assert not lost.value.said_elsewhere
 
 
 @pytest.mark.parametrize(("rank", "speaks"), [(0, True), (2, False)])
-def test_silence_ends_the_process_and_one_says_why(
+def test_silence_ends_the_process_and_one_reports_why(
     rank: int, speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def leave(status: int) -> None:

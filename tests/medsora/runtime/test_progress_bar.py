@@ -40,7 +40,7 @@ def test_a_terminal_gets_one_line_that_moves(monkeypatch: pytest.MonkeyPatch) ->
     assert "\r" in terminal.getvalue()
 
 
-def test_a_hidden_one_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hidden_one_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())
     assert list(progress_bar("reading", range(5), unit="clip", show=False)) == list(range(5))
     assert log.getvalue() == ""

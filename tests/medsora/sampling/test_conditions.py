@@ -107,7 +107,7 @@ def test_wrong_labels_are_one_sentence(pipeline: MedSoraPipeline, given: dict, s
         latents(pipeline, **given)
 
 
-def test_a_model_without_labels_says_so() -> None:
+def test_a_model_without_labels_reports_it() -> None:
     plain = MedSoraPipeline(tiny_denoiser(), tiny_vae(), **GEOMETRY)
     assert plain.labels == []
     with pytest.raises(BadInput, match="trained without labels"):
@@ -150,7 +150,7 @@ def test_given_frames_keep_their_latents_exactly(
     assert not torch.allclose(found[:, kept:], free[:, kept:], atol=1e-3)  # what follows heeds it
 
 
-def test_the_denoiser_is_told_which_latents_are_clean(
+def test_the_denoiser_receives_timesteps_of_clean_latents(
     pipeline: MedSoraPipeline, pictures: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward, seen = pipeline.denoiser.forward, []
@@ -172,7 +172,7 @@ def test_each_video_can_begin_with_its_own_frame(pipeline: MedSoraPipeline, pict
         torch.testing.assert_close(own[k : k + 1], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_a_picture_of_another_size_is_fitted_and_said(
+def test_a_picture_of_another_size_is_fitted_and_reported(
     pipeline: MedSoraPipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     large = np.full((1, 90, 50, 3), 200, np.uint8)

@@ -282,7 +282,7 @@ def test_a_hub_name_that_cannot_be_had_names_both_ways(monkeypatch: pytest.Monke
     assert "\n" not in str(caught.value)
 
 
-def test_a_mistyped_path_never_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistyped_path_never_contacts_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_folder, "snapshot_download", lambda *a, **k: pytest.fail("used the hub"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
@@ -379,7 +379,7 @@ def test_a_run_can_be_exported(run: Path, tmp_path: Path) -> None:
     assert exported.trained_on == {}  # a run from before it was written down
 
 
-def test_an_exported_run_says_how_its_training_clips_were_read(run: Path, tmp_path: Path) -> None:
+def test_an_exported_run_reports_how_its_training_clips_were_read(run: Path, tmp_path: Path) -> None:
     trained_on = {"interval": 3, "rate": 8.5, "crop": [0.25, 0, 0, 0.5]}
     write_json(run / "pipeline.json", GEOMETRY | trained_on)
     MedSoraPipeline.from_run(run).save_pretrained(tmp_path / "exported")
@@ -422,7 +422,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_warning(
         find_model(newest)
 
 
-def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_run_without_a_complete_checkpoint_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "dit-tiny", steps=())
     with pytest.raises(BadInput, match="no checkpoint yet"):
         find_model(run)

@@ -12,7 +12,7 @@ from medsora.runtime.files import write_json
 from medsora.sampling.synthetic import MANIFEST, TRAINED_ON_KEY, read_trained_on
 
 
-def test_a_manifest_that_changed_is_refused_and_another_programs_says_nothing(tmp_path: Path) -> None:
+def test_a_changed_manifest_is_refused_and_another_programs_ignored(tmp_path: Path) -> None:
     path = tmp_path / MANIFEST
     (tmp_path / "video-00000").mkdir()
     write_json(path, sealed({TRAINED_ON_KEY: {"rate": 12.5}}))

@@ -35,14 +35,14 @@ def tree(root: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def test_the_newest_whole_checkpoint_is_used(tmp_path: Path) -> None:
+def test_the_newest_complete_checkpoint_is_used(tmp_path: Path) -> None:
     save(tmp_path, 5)
     save(tmp_path, 10)
     found = latest_checkpoint(tmp_path, pytest.fail)
     assert (found.step, found.state["note"]) == (10, 10)
 
 
-def test_whoever_asks_decides_what_happens_to_damage(tmp_path: Path) -> None:
+def test_the_caller_decides_what_happens_to_damage(tmp_path: Path) -> None:
     older, newer = save(tmp_path, 5), save(tmp_path, 10)
     (newer / "model.safetensors").unlink()
     noted: list[tuple[Path, str]] = []
@@ -53,7 +53,7 @@ def test_whoever_asks_decides_what_happens_to_damage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "manifest"])
-def test_a_damaged_checkpoint_is_set_aside_and_said(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_set_aside_and_reported(tmp_path: Path, damage: str) -> None:
     save(tmp_path, 5)
     newest = save(tmp_path, 10)
     victim = newest / "model.safetensors"
@@ -131,7 +131,7 @@ def test_copies_that_a_user_keeps_beside_are_left_alone(keep_every: int | None, 
     assert not (tmp_path / "step-0000001").exists()
 
 
-def test_the_newest_is_told_by_its_number(tmp_path: Path) -> None:
+def test_the_newest_is_found_by_its_number(tmp_path: Path) -> None:
     for step in (9_999_999, 10_000_000):
         save(tmp_path, step)
     assert latest_checkpoint(tmp_path, pytest.fail).step == 10_000_000
@@ -156,7 +156,7 @@ def test_a_half_written_checkpoint_is_never_taken(tmp_path: Path) -> None:
     assert save(tmp_path, 6).is_dir()
 
 
-def test_a_full_disk_leaves_the_last_one_and_says_so(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_last_one_and_a_message(tmp_path: Path) -> None:
     save(tmp_path, 5)
 
     def full(folder: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_run_is_sampled_with_the_vae_it_was_trained_with(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", [b'[{"name": "mine"}]', b'{"files": ["a"]}'])
-def test_a_manifest_of_another_program_beside_a_model_says_nothing(content: bytes, tmp_path: Path) -> None:
+def test_a_manifest_of_another_program_beside_a_model_is_ignored(content: bytes, tmp_path: Path) -> None:
     tiny_vae().save_pretrained(tmp_path / "vae")
     (tmp_path / MANIFEST).write_bytes(content)
     load_vae(tmp_path / "vae")

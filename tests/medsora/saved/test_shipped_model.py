@@ -27,7 +27,7 @@ def pipeline() -> MedSoraPipeline:
     return pipeline
 
 
-def test_it_is_small_and_says_where_it_comes_from() -> None:
+def test_it_is_small_and_reports_where_it_comes_from() -> None:
     folder = models_folder() / NAME
     assert sum(path.stat().st_size for path in (folder / "denoiser").iterdir()) <= MAX_BYTES
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def test_its_vae_keeps_unseen_phantom_clips(pipeline: MedSoraPipeline) -> None:
     assert abs(metrics["sharpness (decades; 0: as the clips)"]) < 0.3
 
 
-def test_it_makes_what_it_is_asked_for(pipeline: MedSoraPipeline) -> None:
+def test_it_samples_what_is_requested(pipeline: MedSoraPipeline) -> None:
     assert sorted(pipeline.labels) == ["instrument", "neither", "polyp"]
     clips = pipeline(seeds=[0, 0], label=["polyp", "neither"], guidance_scale=2, **FEW_STEPS).frames
     assert clips.shape == (2, 17, 64, 64, 3)

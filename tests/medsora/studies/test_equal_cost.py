@@ -223,7 +223,7 @@ def test_bad_input_is_one_sentence(runs: Runs, more: list[str], sentence: str) -
     assert runs.words == []
 
 
-def test_the_default_systems_are_what_their_names_say() -> None:
+def test_the_default_systems_are_those_of_their_names() -> None:
     study = EqualCost(
         config="phantom",
         overrides=("vae.path=base",),

@@ -180,7 +180,7 @@ ENVIRONMENT = {  # what `accelerate launch` writes -> a word of the sentence tha
 
 @pytest.mark.parametrize(("setting", "name"), ENVIRONMENT.items())
 @pytest.mark.parametrize("stage", ["vae", "dit"])
-def test_what_the_launcher_asks_for_is_refused_and_never_ignored(
+def test_settings_of_the_launcher_are_refused_and_never_ignored(
     setting: str, name: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In both stages, before anything is read: there are no clips."""

@@ -123,7 +123,7 @@ def test_a_run_that_is_done_stays_as_it_is(straight: Straight, tmp_path: Path) -
     tiny.assert_same_run(run, straight.run, STEPS)
 
 
-def test_a_run_with_more_steps_than_max_steps_says_so(straight: Straight, tmp_path: Path) -> None:
+def test_a_run_with_more_steps_than_max_steps_reports_it(straight: Straight, tmp_path: Path) -> None:
     options = {f"train_{straight.stage}__max_steps": 2}
     config = straight.configure(tmp_path, **options)
     run = config.vae_dir if straight.stage == "vae" else config.dit_dir

@@ -61,7 +61,7 @@ def test_latte_s_labels_and_the_prior_s_adapter_come_along(tmp_path: Path) -> No
     read_published(write(tmp_path / "parallel.pt", ema=parallel), heads=3)
 
 
-def test_the_ablation_s_name_says_its_layout(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_the_ablation_s_name_gives_its_layout(state: dict[str, Tensor], tmp_path: Path) -> None:
     file = write(tmp_path / "x.pt", ema=state, args=argparse.Namespace(model="EnDora-XL/2_var"))
     assert read_published(file, heads=3).model.config.layout == "separate"
     assert read_published(file, heads=3, layout="interlaced").model.config.layout == "interlaced"
@@ -111,7 +111,7 @@ def test_another_file_is_refused_by_its_first_difference(
         read_published(write(tmp_path / "x.pt", ema=change(state)), heads=3)
 
 
-def test_heads_are_asked_for_where_no_published_size_tells_them(
+def test_heads_are_required_where_no_published_size_has_them(
     state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput, match="--heads"):

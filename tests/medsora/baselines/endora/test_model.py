@@ -64,7 +64,7 @@ def test_tiny_has_as_many_parameters_as_medsora_tiny() -> None:
         assert count(endora) == pytest.approx(count(medsora), rel=0.03)
 
 
-def test_a_model_tells_its_preset() -> None:
+def test_a_model_shows_its_preset() -> None:
     with torch.device("meta"):
         assert [Endora.from_preset(name).preset for name in ENDORA_PRESETS] == list(ENDORA_PRESETS)
         assert Endora.from_preset("B", depth=14).preset is None

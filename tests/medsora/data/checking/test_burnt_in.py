@@ -100,7 +100,7 @@ def test_a_round_field_is_cropped_and_its_rim_is_no_mark(scene: np.ndarray) -> N
     assert np.allclose(found.margins, 13 / 128, atol=3 / 128)
 
 
-def test_a_still_scene_and_a_dark_video_say_nothing(scene: np.ndarray) -> None:
+def test_a_still_and_a_dark_video_have_no_findings(scene: np.ndarray) -> None:
     assert find_still_marks(lettered(scene[:1]).repeat(20, 0)).marks == ()
     assert find_still_marks(np.zeros((20, 40, 60, 3), np.uint8)) == StillMarks()
     assert find_still_marks(bordered(scene[:1])).margins == MARGINS
@@ -127,7 +127,9 @@ def folder(scene: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_check_tells_and_the_clips_are_cropped(folder: Path, scene: np.ndarray, tmp_path: Path) -> None:
+def test_the_check_reports_it_and_the_clips_are_cropped(
+    folder: Path, scene: np.ndarray, tmp_path: Path
+) -> None:
     options = {"frames": 5, "interval": 1, "cache_path": tmp_path / "check.json"}
     for _ in range(2):  # decoded, then recalled
         report = check_folder(folder, crop="auto", **options)

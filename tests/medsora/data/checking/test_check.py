@@ -172,7 +172,7 @@ def test_every_bad_file_has_its_reason(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["h264_b_frames.mp4", "mpeg4.avi", "vp9.webm", "wmv2.wmv", "ffv1.mkv"])
-def test_a_truncated_video_serves_as_far_as_it_decodes_and_says_so(
+def test_a_truncated_video_serves_as_far_as_it_decodes_and_is_reported(
     tmp_path: Path, cache: Path, name: str
 ) -> None:
     root = tmp_path / "corpus"

@@ -72,7 +72,7 @@ def test_the_table_shows_what_is_applied(corpus: Path, tmp_path: Path) -> None:
         assert all(words in text for words in expected.values())
 
 
-def test_clips_are_read_as_the_check_says(corpus: Path, tmp_path: Path) -> None:
+def test_clips_are_read_as_the_check_reports(corpus: Path, tmp_path: Path) -> None:
     report = check(corpus, tmp_path)
     clips = ClipDataset(
         report, ClipSpec(frames=4, interval=1, size=(64, 48), images=0, flip=False), holdout=0
@@ -85,7 +85,7 @@ def test_clips_are_read_as_the_check_says(corpus: Path, tmp_path: Path) -> None:
     assert any(np.array_equal(turned[0], np.rot90(frame, -1)) for frame in moving_frames(12))
 
 
-def test_the_digest_of_clips_tells_how_they_are_read(tmp_path: Path) -> None:
+def test_the_digest_of_clips_depends_on_how_they_are_read(tmp_path: Path) -> None:
     encode(tmp_path / "corpus" / "a.mkv", moving_frames(12), "ffv1", "bgr0")
     report = check(tmp_path / "corpus", tmp_path)
     clips = ClipDataset(report, ClipSpec(frames=4, interval=1, size=48, images=0), holdout=0)

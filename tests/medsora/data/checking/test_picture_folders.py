@@ -223,7 +223,7 @@ def test_resumed_runs_keep_the_side_of_a_folder_that_was_one_video(tmp_path: Pat
         assert sides["v1.mkv"] == whole["v1.mkv"]
 
 
-def test_a_folder_of_nothing_but_posters_and_masks_says_so(tmp_path: Path) -> None:
+def test_a_folder_of_nothing_but_posters_and_masks_is_reported(tmp_path: Path) -> None:
     write(tmp_path / "films", ["cover.jpg"])
     encode(tmp_path / "films" / "v.mkv", moving_frames(2), "ffv1", "bgr0")
     report = check(tmp_path / "films")

@@ -29,7 +29,7 @@ def test_even_time_stamps_tell_the_frame_rate() -> None:
         assert read_timing(few, 7.0) == Timing(7.0)
 
 
-def test_pauses_and_new_beginnings_are_told_from_uneven_steps() -> None:
+def test_pauses_and_new_beginnings_are_distinguished_from_uneven_steps() -> None:
     even = [k / 25 for k in range(30)]
     later = [even[-1] + 3600 + t for t in even]
     assert read_timing([*even, *later], 0.02) == Timing(pytest.approx(25), pauses=(30,))

@@ -342,7 +342,7 @@ def test_who_waits_for_the_folder_renders_nothing_twice(tmp_path, monkeypatch):
     assert (folder / "phantom.json").is_file()
 
 
-def test_a_script_without_a_main_guard_is_told_so_instead_of_waiting_for_itself(tmp_path):
+def test_a_script_without_a_main_guard_is_warned_instead_of_waiting_for_itself(tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(
         "from medsora.data.phantom import write_phantom\n"

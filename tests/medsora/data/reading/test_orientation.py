@@ -43,7 +43,7 @@ def encode_turned(path: Path, frames: np.ndarray, turn: tuple[int, bool, bool], 
 
 
 @pytest.mark.parametrize("turn", APPLIED, ids=str)
-def test_videos_are_shown_as_their_container_says(tmp_path: Path, turn: tuple[int, bool, bool]) -> None:
+def test_videos_are_shown_as_their_container_specifies(tmp_path: Path, turn: tuple[int, bool, bool]) -> None:
     frames = moving_frames(30)
     degrees, left_right, up_down = turn
     upright = np.rot90(frames, degrees // 90, axes=(1, 2))

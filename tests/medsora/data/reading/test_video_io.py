@@ -231,7 +231,7 @@ def test_a_clip_may_not_take_longer_than_its_limit(tmp_path: Path) -> None:
         read_frames(tmp_path / "a.mkv", time_limit=0.0)
 
 
-def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
+def test_an_unopenable_file_reports_why(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("<html>not found</html>\n" * 20)
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "playlist.mp4").write_text("#EXTM3U\nhttp://example.org/a.ts\n")

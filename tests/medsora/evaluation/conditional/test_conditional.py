@@ -81,7 +81,7 @@ def test_the_phantom_is_that_of_the_run(tmp_path: Path) -> None:
     assert trained_phantom(str(tmp_path)) == trained_phantom(None) == (1.0, "white-light")
 
 
-def test_agreement_tells_a_model_that_listens_from_one_that_does_not() -> None:
+def test_agreement_separates_a_model_that_follows_labels_from_one_that_does_not() -> None:
     requested = np.arange(300) % 3
     right = labels.agreement(requested, requested, NAMES)
     assert (right["agreement"], right["of_label"]) == (1, dict.fromkeys(NAMES, 1.0))

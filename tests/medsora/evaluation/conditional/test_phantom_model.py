@@ -53,7 +53,7 @@ def test_copies_of_training_clips_are_found_even_mirrored(phantom: np.ndarray) -
     assert all(criterion.met for criterion in near_copies(new, held_out, list(training))[1])
 
 
-def test_a_classifier_tells_what_differs_and_no_more() -> None:
+def test_a_classifier_finds_differences_and_no_more() -> None:
     random = np.random.default_rng(0)
     noise = random.integers(0, 256, (64, 4, 16, 16, 3), np.uint8)
     darker = (noise * 0.4).astype(np.uint8)

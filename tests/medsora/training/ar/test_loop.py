@@ -217,6 +217,6 @@ def test_options_that_do_not_fit_are_one_sentence(trained: Path, options: dict[s
         sample_videos(SamplingSettings(model=str(trained), out=Path("out"), **options))
 
 
-def test_what_reads_medsora_only_says_so(trained: Path) -> None:
+def test_commands_for_medsora_only_report_it(trained: Path) -> None:
     with pytest.raises(BadInput, match="is a model of EndoGenPipeline: load it by that class"):
         MedSoraPipeline.from_run(trained)

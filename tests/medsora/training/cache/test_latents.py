@@ -141,7 +141,7 @@ def test_another_vae_or_file_has_another_cache(tmp_path: Path, clips: Path, vae:
     assert len(keys) == 5
 
 
-def test_joint_images_asked_for_later_are_encoded_then(tmp_path: Path, clips: Path, vae: Any) -> None:
+def test_joint_images_requested_later_are_encoded_then(tmp_path: Path, clips: Path, vae: Any) -> None:
     without = open_cache(tmp_path, clips, vae, images=0)
     without.build(vae, one_process())
     assert "image_mean" not in without.store.get("clip-0000000")

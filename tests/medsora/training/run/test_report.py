@@ -124,7 +124,7 @@ def page_of(folder: Path, log: list[dict[str, float]], total_steps: int = 300, *
         ("mse", 0.25, 0.5, "worse"),
     ],
 )
-def test_the_page_says_whether_the_last_evaluation_is_better(
+def test_the_page_reports_whether_the_last_evaluation_is_better(
     tmp_path: Path, name: str, before: float, now: float, verdict: str
 ) -> None:
     log = [{"step": 0, f"held_out/{name}": before}, {"step": 10, "loss/total": 1.0}]

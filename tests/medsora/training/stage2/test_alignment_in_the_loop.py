@@ -80,7 +80,7 @@ def test_without_weight_no_prior_is_built_and_parts_that_were_switched_are_saved
     assert pipeline(num_inference_steps=2, output_type="uint8").frames.shape == (1, 16, 32, 32, 3)
 
 
-def test_only_the_sentence_that_the_run_says_itself_is_kept_quiet_while_the_prior_is_built(
+def test_only_the_run_s_own_sentence_is_kept_quiet_while_the_prior_is_built(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     build = dino.build_network

@@ -41,7 +41,7 @@ def test_both_stages_train_on_clips_taken_by_time(clips: Path, tmp_path: Path) -
     assert (described["rate"], described["fps"], fps) == (5, 5, 5)
 
 
-def test_pictures_without_a_rate_are_said_to_be_written_at_eight(
+def test_pictures_without_a_rate_are_written_at_eight_with_a_note(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for video in clips.glob("*.mkv"):
