@@ -127,7 +127,7 @@ def read_first_frames(
     usable = [count for count in counts if count <= len(found)]
     if not usable:
         raise BadInput(
-            f"{path} gives {len(found)} frame(s) to begin a clip of {frames} with, but "
+            f"{path} gives {len(found)} frame{'s' * (len(found) != 1)} to begin a clip of {frames} with, but "
             f"{trained_to_begin_with(trained)}."
         )
     found = found[-max(usable) :]

@@ -416,8 +416,8 @@ def _check_out(settings: SamplingSettings, recorded: dict[str, Any]) -> int:
         raise BadInput(f"--out {out} is a file, but a folder is wanted; take another --out.")
     if not path.exists() and out.is_dir() and (others := _foreign_videos(out)):
         raise BadInput(
-            f"--out {out} holds {len(others)} video(s) that were not generated here, such as {others[0]}; "
-            "take a folder of its own."
+            f"--out {out} holds {len(others)} video{'s' * (len(others) != 1)} not generated here, such as "
+            f"{others[0]}; take a folder of its own."
         )
     if not any(out.glob("video-*")):
         return 0

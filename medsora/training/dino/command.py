@@ -48,7 +48,7 @@ def main() -> None:
     if bad := next((name for name in counts if getattr(options, name) < 1), None):
         raise BadInput(f"--{bad} is {getattr(options, bad)}: expected at least 1.")
     if options.unseen < 12:
-        raise BadInput(f"--unseen is {options.unseen}: judging takes at least 12 clips.")
+        raise BadInput(f"--unseen is {options.unseen}: the minimum is 12.")
     architecture = str(options.out.with_suffix(".json"))
     with bad_input_from_errors():
         network = build_network(architecture)

@@ -255,8 +255,8 @@ def refuse_lost(path: Path) -> None:
     checkpoints = path / "checkpoints"
     if is_file(path / SAVED) and not checkpoint_folders(checkpoints):
         raise BadInput(
-            f"{path} had checkpoints but {checkpoints} holds none now: put them back, see whether its file "
-            f"system is there, or take another run.name; without {path / SAVED} the run begins anew."
+            f"{path} had checkpoints but {checkpoints} holds none now: put them back, check that its file "
+            f"system is mounted, or take another run.name; without {path / SAVED} the run begins anew."
         )
 
 
