@@ -167,8 +167,8 @@ def test_the_fidelity_page_agrees_with_the_phantom_s_configs() -> None:
         "train_dit.ema_decay": phantom.train_dit.ema_decay,
     }
     assert f"to a standard deviation of {base.train_vae.latent_std:g}" in rows["train_vae.latent_std"]
-    base = (ROOT / "configs" / "phantom_base.yaml").read_text(encoding="utf-8")  # its stages are overrides
-    assert ("train_vae.coarse=0." in base) == ("the small phantom base adds" in rows["train_vae.coarse"])
+    text = (ROOT / "configs" / "phantom_base.yaml").read_text(encoding="utf-8")  # its stages are overrides
+    assert ("train_vae.coarse=0." in text) == ("the small phantom base adds" in rows["train_vae.coarse"])
     assert (phantom.vae.base, phantom.images.encoding) == ("configs/phantom_base.json", "single")
     assert (phantom.denoiser.prediction, phantom.train_dit.loss_target) == ("velocity", "velocity")
     assert "`phantom.yaml` predicts v" in rows["denoiser.prediction"]

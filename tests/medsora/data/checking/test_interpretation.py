@@ -63,8 +63,8 @@ def test_the_table_shows_what_is_applied(corpus: Path, tmp_path: Path) -> None:
         report = check(corpus, tmp_path)
         assert {r.source.name: "; ".join(r.scan.applied) for r in report.usable} == expected
         complaints = [line.split(":")[0] for line in report.complaints() if "copy" not in line]
-        expected = "converted as the files specify, or as players show them, in 4 sources, the first"
-        assert complaints == [expected]
+        note = "converted as the files specify, or as players show them, in 4 sources, the first"
+        assert complaints == [note]
         console = Console(width=220, record=True, file=io.StringIO())
         console.print(check_table(report))
         text = console.export_text()
