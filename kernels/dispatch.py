@@ -23,7 +23,7 @@ _SCANS = {
     "torch": ssd.scan,
     "reference": reference.scan,
 }
-_told: set[str] = set()
+_reported: set[str] = set()
 _permutations = WeakIdKeyDictionary()  # tables that were checked, and the version of their content
 
 
@@ -134,8 +134,8 @@ def _declines(name: str, device: str, dtype: torch.dtype, headdim: int, d_state:
 
 def _tell_once(sentence: str, device: str) -> None:
     """On a GPU that matters, and is heard; that a CPU takes none of a GPU's kernels is no news."""
-    if sentence not in _told:
-        _told.add(sentence)
+    if sentence not in _reported:
+        _reported.add(sentence)
         log.log(logging.WARNING if device == "cuda" else logging.INFO, sentence)
 
 

@@ -30,9 +30,9 @@ class NonFiniteVideo(RuntimeError):
 class LostProcess(RuntimeError):
     """Another process of the run, or one that loads its data, is gone; nothing was saved. Exit status 1."""
 
-    def __init__(self, sentence: str, *, said_elsewhere: bool = False) -> None:
+    def __init__(self, sentence: str, *, reported_elsewhere: bool = False) -> None:
         super().__init__(sentence)
-        self.said_elsewhere = said_elsewhere  # by the main process, which is alive and finds it too
+        self.reported_elsewhere = reported_elsewhere  # by the main process, which is alive and finds it too
 
 
 class Interrupted(Exception):

@@ -45,7 +45,7 @@ def exit_with_status(main: Callable[[], None]) -> None:
     except NonFiniteVideo as error:
         _leave(1, f"error: {error}")
     except LostProcess as error:
-        _leave(1, f"error: {error}", all_know=error.said_elsewhere, at_once=not error.said_elsewhere)
+        _leave(1, f"error: {error}", all_know=error.reported_elsewhere, at_once=not error.reported_elsewhere)
     except Interrupted as error:
         _leave(75, f"interrupted: {error}", all_know=True)
     except KeyboardInterrupt as error:

@@ -29,8 +29,8 @@ class StopRequest:
     def __init__(self, time_limit_minutes: float | None = None) -> None:
         self.deadline = None if time_limit_minutes is None else time.monotonic() + 60 * time_limit_minutes
         self.reason: str | None = None
-        self._asked_at = 0.0
-        self._asked_last: float | None = None
+        self._signal_at = 0.0
+        self._checked_last: float | None = None
         self._step_began: float | None = None
         self._step_s = self._between_s = self._save_s = 0.0
         self._late_steps = 0
@@ -52,7 +52,7 @@ class StopRequest:
             signal.signal(signal.SIGALRM, before)
 
     def __enter__(self) -> StopRequest:
-        self._asked_last = time.monotonic()
+        self._checked_last = time.monotonic()
         self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
@@ -63,8 +63,8 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.reason is None:
-            self.reason, self._asked_at = f"received {signal.Signals(number).name}", now
-        elif now - self._asked_at > SAME_SIGNAL_S:
+            self.reason, self._signal_at = f"received {signal.Signals(number).name}", now
+        elif now - self._signal_at > SAME_SIGNAL_S:
             for each, handler in self._before.items():
                 signal.signal(each, handler)
             signal.raise_signal(number)
@@ -80,8 +80,8 @@ class StopRequest:
     def begin_step(self) -> None:
         """Record that a step begins, and how long saving and evaluation between the steps took."""
         self._step_began = time.monotonic()
-        if self._asked_last is not None:
-            self._between_s = max(self._between_s, self._step_began - self._asked_last)
+        if self._checked_last is not None:
+            self._between_s = max(self._between_s, self._step_began - self._checked_last)
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -96,7 +96,7 @@ class StopRequest:
 
     def wanted(self) -> bool:
         """Return whether this process must stop: after a signal, or before its time limit passes."""
-        now = self._asked_last = time.monotonic()
+        now = self._checked_last = time.monotonic()
         if self._step_began is not None:
             self._step_s = max(self._step_s, now - self._step_began)
             self._step_began = None

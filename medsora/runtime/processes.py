@@ -185,8 +185,8 @@ def reporting_lost_processes() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if sentence := _why_lost(error):
-            main_says_it = any(beat.rank != 0 and beat.main_is_alive() for beat in _heartbeats)
-            raise LostProcess(sentence, said_elsewhere=main_says_it) from error
+            main_reports_it = any(beat.rank != 0 and beat.main_is_alive() for beat in _heartbeats)
+            raise LostProcess(sentence, reported_elsewhere=main_reports_it) from error
         raise
 
 

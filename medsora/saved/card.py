@@ -85,7 +85,7 @@ class ModelCard:
             "",
             f"or `python -m medsora sample --model {where} --num-videos 4 --out videos`. {MARKING}",
             "",
-            *_asking(self.geometry.get("labels", ())),
+            *_label_lines(self.geometry.get("labels", ())),
             "## Training data",
             "",
             self.data or NOT_DESCRIBED,
@@ -117,7 +117,7 @@ class ModelCard:
         )
 
 
-def _asking(labels: Sequence[str]) -> list[str]:
+def _label_lines(labels: Sequence[str]) -> list[str]:
     if not labels:
         return []
     return [

@@ -224,13 +224,13 @@ def an_evaluation_is_interrupted(work: Path, processes: int) -> str:
     folder = configure(work, "interrupted", processes)
     evaluation = _evaluate(work, "--fake", str(work / "clips"))
 
-    def all_told(rank: int) -> None:
+    def expect_interruption(rank: int) -> None:
         # Who leaves first is no longer heard of: that must not end the others before they are told.
         training_processes.start_heartbeat = partial(start_heartbeat, PATIENCE_S)
         after_a_batch(lambda: os.kill(os.getpid(), signal.SIGTERM))
         evaluation(rank)
 
-    started = start_forks(folder, processes, all_told)
+    started = start_forks(folder, processes, expect_interruption)
     statuses = wait(started)
     assert set(statuses) == {75}, f"statuses {statuses}: {started.output[-2000:]}"
     assert started.output.count("interrupted: received SIGTERM") == 1, started.output[-2000:]

@@ -44,7 +44,7 @@ assert hasattr(torch.ops.medsora, "scan")
 
 
 def test_auto_on_a_cpu_takes_torch_and_reports_why_once(caplog: pytest.LogCaptureFixture) -> None:
-    dispatch._told.clear()
+    dispatch._reported.clear()
     inputs = random_inputs(4)
     with caplog.at_level(logging.INFO, logger="medsora.kernels.dispatch"):
         first = mamba2_scan(**inputs)

@@ -32,8 +32,8 @@ def test_names_that_do_not_print_are_written_out() -> None:
 
 
 def test_a_lost_process_names_whether_another_reports_it() -> None:
-    assert not LostProcess("process 1 is gone").said_elsewhere
-    assert LostProcess("process 1 is gone", said_elsewhere=True).said_elsewhere
+    assert not LostProcess("process 1 is gone").reported_elsewhere
+    assert LostProcess("process 1 is gone", reported_elsewhere=True).reported_elsewhere
 
 
 @pytest.mark.parametrize(

@@ -168,13 +168,13 @@ def keep_samples(
     """
     labels = [names[k % len(names)] for k in range(count)] if names else None
 
-    def leave_if_asked(*_: Any) -> None:
+    def leave_if_stopped(*_: Any) -> None:
         if stop.wanted():
             raise Interrupted
 
     options |= {"seeds": list(range(count)), "label": labels, "output_type": "uint8"}
     try:
-        videos = pipeline(callback=leave_if_asked, **options).frames
+        videos = pipeline(callback=leave_if_stopped, **options).frames
     except NonFiniteVideo as error:
         log.warning("no samples after step %d: %s", step, error)
         return

@@ -76,7 +76,7 @@ def test_ctrl_c_during_the_imports_of_a_script(tmp_path: Path) -> None:
     [
         (BadInput("bad."), 2, "error: bad.\n"),
         (LostProcess("gone."), 1, "error: gone.\n"),
-        (LostProcess("gone.", said_elsewhere=True), 1, ""),
+        (LostProcess("gone.", reported_elsewhere=True), 1, ""),
         (NonFiniteLoss("nan."), 1, ""),
         (NonFiniteVideo("nan."), 1, "error: nan.\n"),
         (Interrupted("stopped."), 75, ""),

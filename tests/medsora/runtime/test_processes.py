@@ -231,7 +231,7 @@ def test_a_single_process_has_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_lost_worker_is_distinguished_from_other_errors() -> None:
     with pytest.raises(LostProcess, match="a process that loads data died") as lost, in_process_group():
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-    assert not lost.value.said_elsewhere
+    assert not lost.value.reported_elsewhere
 
 
 @pytest.mark.parametrize(("rank", "speaks"), [(0, True), (2, False)])

@@ -153,7 +153,7 @@ def test_more_codes_guessed_right_are_better(tmp_path: Path) -> None:
     assert "which early stopping goes by; of EndoGen nats per code" in text
 
 
-def test_every_loss_is_explained_and_told_once(tmp_path: Path) -> None:
+def test_every_loss_is_explained_once(tmp_path: Path) -> None:
     names = {f"loss/{name}" for name in (*VaeLossParts._fields, "mse", "vb", "alignment")}
     assert names <= METRICS.keys()
     assert all(figure.meaning for figure in METRICS.values())

@@ -95,7 +95,7 @@ def test_joint_images_have_no_label(stage: Stage2) -> None:
     assert labels[:, 3:].unique().tolist() == [3]
 
 
-def test_frames_are_given_as_often_as_asked_and_never_in_evaluation(stage: Stage2) -> None:
+def test_frames_are_given_as_often_as_configured_and_never_in_evaluation(stage: Stage2) -> None:
     counts = Counter(stage.samples._given_latents(n) for n in range(2000))
     assert counts[1] / 2000 == pytest.approx(0.6, abs=0.03)
     assert counts[0] + counts[1] == 2000
