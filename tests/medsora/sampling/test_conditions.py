@@ -186,7 +186,7 @@ def test_first_frames_that_do_not_fit(pipeline: MedSoraPipeline, pictures: np.nd
     for given, sentence in (
         ({"first_frames": pictures[:2]}, "trained to begin with 1 or 9"),
         ({"first_frames": pictures, "frames": 9}, "cannot begin with 9 given ones"),
-        ({"first_frames": pictures[:1], "frames": 16}, "ask for 9 or 17 frames"),
+        ({"first_frames": pictures[:1], "frames": 16}, "sample 9 or 17 frames"),
         ({"first_frames": pictures[:1].astype(float)}, "must be uint8"),
         ({"first_frames": np.stack([pictures[:1]] * 3)}, "each of 2 videos"),
     ):

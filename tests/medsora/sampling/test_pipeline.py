@@ -211,7 +211,7 @@ def test_weights_that_changed_since_the_last_call_are_noticed(change: str) -> No
 
 def test_bad_requests_are_one_sentence(pipeline: MedSoraPipeline) -> None:
     for given, match in (
-        ({"num_videos": 0}, "at least 1"),
+        ({"num_videos": 0}, "the minimum is 1"),
         ({"num_videos": 2, "seeds": [1]}, "one per video"),
         ({"seeds": []}, "one per video"),
         ({"seeds": [1], "generator": torch.Generator()}, "not both"),
