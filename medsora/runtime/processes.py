@@ -138,17 +138,19 @@ def join_group() -> PartialState:
     Its `device` is a CUDA GPU or another accelerator that PyTorch finds, MPS on a Mac, else the CPU. A single
     process of `accelerate launch` uses all cores, as without the launcher.
     """
-    if _launcher_chose_one_thread():
+    if _launcher_chose_threads():
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=MAX_WAIT)
 
 
-def _launcher_chose_one_thread() -> bool:
+def _launcher_chose_threads() -> bool:
     """Whether OMP_NUM_THREADS is accelerate's default for a single process instead of the user's choice.
 
+    The default is 1 or, with `--cpu`, the machine's cores, even where the process may use fewer.
     What a user sets is in the launcher's own environment or command line, which Linux shows.
     """
-    if os.environ.get("OMP_NUM_THREADS") != "1" or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+    launched = {"OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys()
+    if not launched or os.environ.get("WORLD_SIZE", "1") != "1":
         return False
     with suppress(OSError):
         launcher = Path(f"/proc/{os.getppid()}")

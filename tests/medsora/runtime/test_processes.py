@@ -76,25 +76,35 @@ print(torch.get_num_threads())
 
 @pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="only Linux shows what it was given")
 @pytest.mark.parametrize(
-    ("variable", "arguments", "threads"),
-    [(None, [], 2), ("1", [], 1), (None, ["--num_cpu_threads_per_process", "1"], 1)],
-    ids=["the launcher's default", "variable", "argument"],
+    ("variable", "arguments", "cores", "threads"),
+    [
+        (None, [], 2, 2),
+        (None, [], 1, 1),
+        ("1", [], 2, 1),
+        (None, ["--num_cpu_threads_per_process", "1"], 2, 1),
+    ],
+    ids=["the launcher's default", "fewer cores than the machine has", "variable", "argument"],
 )
 def test_a_single_process_of_the_launcher_uses_all_cores_unless_set_otherwise(
-    tmp_path: Path, variable: str | None, arguments: list[str], threads: int
+    tmp_path: Path, variable: str | None, arguments: list[str], cores: int, threads: int
 ) -> None:
     script = tmp_path / "print_threads.py"
     script.write_text(PRINT_THREADS, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *arguments, str(script)]
-    done = subprocess.run(
-        [sys.executable, *command],
-        env=environment | {"PYTHONPATH": str(ROOT)} | ({"OMP_NUM_THREADS": variable} if variable else {}),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    expected = min(threads, len(os.sched_getaffinity(0)))
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[:cores])  # the launcher inherits it
+    try:
+        done = subprocess.run(
+            [sys.executable, *command],
+            env=environment | {"PYTHONPATH": str(ROOT)} | ({"OMP_NUM_THREADS": variable} if variable else {}),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+    finally:
+        os.sched_setaffinity(0, allowed)
+    expected = min(threads, len(allowed))
     assert done.stdout.split()[-1:] == [str(expected)], done.stderr
 
 
