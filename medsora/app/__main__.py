@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
             raise BadInput(f"the device {device} cannot be used ({str(error).splitlines()[0]}).") from error
     from starlette.middleware import Middleware
 
-    from medsora.app.gate import MAX_QUEUED, MAX_UPLOAD_BYTES, Gate
+    from medsora.app.gate import MAX_QUEUED, MAX_UPLOAD_BYTES, Gate, limited
     from medsora.app.page import CSS, THEME, build_page
 
     page = build_page(models).queue(api_open=False, max_size=MAX_QUEUED)
@@ -77,6 +77,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
         raise BadInput(
             f"port {options.port} of {options.host} is not free; choose another --port."
         ) from error
+    served = page.server.config
+    served.http_protocol_class = limited(served.http_protocol_class)
     print(f"open http://{options.host}:{options.port} (stop with Ctrl-C)", flush=True)
     try:
         page.block_thread()

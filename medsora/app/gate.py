@@ -1,7 +1,8 @@
-"""Checks of the page's requests: their host name and their size."""
+"""Checks of the page's requests: their host name and their size; and the limit of its connections."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from ipaddress import ip_address
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 MAX_UPLOAD_BYTES = 20 * 10**6
 MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 10**5  # the file and a browser's multipart headers
 MAX_QUEUED = 32  # waiting samplings; further requests are refused
+MAX_CONNECTIONS = 256  # a browser has up to six
+MAX_SILENCE_S = 20.0  # from a connection's beginning to the first bytes of its request
+TOO_MANY = b"The page has too many visitors; come back in a minute.\n"
 Message = MutableMapping[str, Any]
 
 
@@ -71,6 +75,33 @@ class Gate:
         """Whether a Host header names this page: an address, with or without a port, or a known name."""
         name = _name(host)
         return name in self.names or _is_address(name)
+
+
+def limited(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
+    """Return a server's class of connections with `MAX_CONNECTIONS` at a time and `MAX_SILENCE_S`.
+
+    A connection too many gets status 503 and one line, and is closed.
+    """
+    connections: set[asyncio.BaseTransport] = set()
+
+    class Limited(protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self.silence = asyncio.get_running_loop().call_later(MAX_SILENCE_S, transport.abort)
+            connections.difference_update([other for other in connections if other.is_closing()])
+            if len(connections) < MAX_CONNECTIONS:
+                connections.add(transport)
+                return
+            about = b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d" % len(TOO_MANY)
+            head = b"HTTP/1.1 503 Service Unavailable\r\n%s\r\nConnection: close\r\n\r\n" % about
+            transport.write(head + TOO_MANY)
+            transport.close()
+
+        def data_received(self, data: bytes) -> None:
+            self.silence.cancel()
+            super().data_received(data)
+
+    return Limited
 
 
 def _is_address(name: str) -> bool:

@@ -1,13 +1,17 @@
 """The exact optical flow that procedurally rendered videos carry beside them, in `NAME.flow.safetensors`.
 
-The file holds the tensor `flow`, float16 (T-1, 2, H, W): pixels (right, down) from frame k to frame k+1.
+The file holds the tensor `flow`, float16 (T-1, 2, H, W): pixels (right, down) from frame k to frame k+1, and
+`valid`, bool (T-1, H, W), and a digest of both (`sealed_tensors`), which files of earlier versions lack.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+import safetensors.numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -15,11 +19,22 @@ from torch import Tensor
 from medsora.data.checking.check import SourceReport
 from medsora.data.reading.decoding import UnreadableVideo
 from medsora.errors import BadInput
+from medsora.runtime.digests import Damaged, check_tensors, parse_tensors, sealed_tensors
+from medsora.runtime.files import write_bytes
 
 
 def flow_path(video: Path) -> Path:
     """Return where the exact flow of `video` lies."""
     return video.with_suffix(".flow.safetensors")
+
+
+def write_flow(video: Path, flow: np.ndarray, valid: np.ndarray) -> None:
+    """Write the exact flow of `video`: `flow` (T-1, 2, H, W), pixels, and where it is `valid` (T-1, H, W).
+
+    Raises `OSError` if the place cannot be written.
+    """
+    tensors = {"flow": flow.astype(np.float16), "valid": valid}
+    write_bytes(flow_path(video), sealed_tensors(safetensors.numpy.save(tensors)))
 
 
 def check_flow_files(videos: Sequence[SourceReport], *, interval: int | None, size: tuple[int, int]) -> None:
@@ -59,11 +74,22 @@ def check_flow_files(videos: Sequence[SourceReport], *, interval: int | None, si
 def read_flow(video: Path, start: int, count: int) -> Tensor:
     """Return the flow of `count` frame pairs from frame `start` on: float32 (count, 2, H, W) in pixels.
 
-    Raises `UnreadableVideo` or `OSError` if the file is gone or damaged since it was checked.
+    The file is compared with its digest once in each process, and again where it was written to. Raises
+    `UnreadableVideo` or `OSError` if it is gone or damaged since it was checked.
     """
     path = flow_path(video)
     try:
+        found = path.stat()
+        _check_digest(path, (found.st_ino, found.st_size, found.st_mtime_ns))
         with safe_open(path, framework="pt") as file:
             return file.get_slice("flow")[start : start + count].to(torch.float32)
-    except SafetensorError as error:
-        raise UnreadableVideo(path, f"does not read as exact flow ({error})") from error
+    except (SafetensorError, Damaged) as error:
+        how = "to have a phantom's rendered again, delete it and phantom.json"
+        raise UnreadableVideo(path, f"does not read as exact flow ({error}); {how}") from error
+
+
+@lru_cache(maxsize=2**16)
+def _check_digest(path: Path, identity: tuple[int, int, int]) -> None:
+    content = np.fromfile(path, np.uint8)
+    start, about, header = parse_tensors(content)
+    check_tensors(about, header, content[start:])

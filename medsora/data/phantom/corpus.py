@@ -15,9 +15,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from safetensors.numpy import save
 
 from medsora.config.choices import PHANTOM_LOOKS
+from medsora.data.exact_flow import flow_path, write_flow
 from medsora.data.phantom.looks import find_look
 from medsora.data.phantom.render import KINDS, check_polyp_size, render_clip
 from medsora.data.reading.video_io import write_video
@@ -160,7 +160,7 @@ class _Clip:
         """The video and its flow, or the pictures and their masks."""
         video = self.folder / self.name
         if not self.recipe["masks"]:
-            return [video, video.with_suffix(".flow.safetensors")]
+            return [video, flow_path(video)]
         frames = [f"{self.name}-{frame:03d}.png" for frame in range(self.recipe["frames"])]
         return [self.folder / part / frame for part in MASK_LAYOUT for frame in frames]
 
@@ -191,9 +191,9 @@ class _Clip:
                 file.parent.mkdir(exist_ok=True)
                 write_bytes(file, cv2.imencode(".png", picture)[1].tobytes())
             return
-        video, flow = self.files
+        video, _ = self.files
         write_video(video, clip.video, self.recipe["fps"], lossless=True)
-        write_bytes(flow, save({"flow": clip.flow.astype(np.float16), "valid": clip.valid}))
+        write_flow(video, clip.flow, clip.valid)
 
 
 def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:

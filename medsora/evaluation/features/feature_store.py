@@ -3,7 +3,8 @@
 Written as files, not through a memory map, which would crash the process on a full disk.
 One `.npy` file, float32 (clips, rows per clip, width). A real set's file is kept and found again by its
 content: the clips' pixels and everything that decides the extractor. While it is made it is called `.partial`
-and has a `.done` file beside it, a byte per clip, so that an interrupted extraction resumes.
+and has a `.done` file beside it, a checksum per clip that is written (0: none), so that an interrupted
+extraction resumes with the clips that are missing or damaged.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 ROWS_AT_ONCE = 4096
+CHECKSUM = np.dtype("<u4")
 UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TokenError)  # numpy parses headers as Python
 
 
@@ -147,12 +150,13 @@ class FeatureStore:
             self._hold()
         if not self._has_begun():
             np.lib.format.open_memmap(self._partial, "w+", np.float32, self.shape).flush()
-            self._done.write_bytes(bytes(self.shape[0]))
+            self._done.write_bytes(bytes(self.shape[0] * CHECKSUM.itemsize))
         return self.writer
 
     def left(self) -> list[int]:
-        """Return the numbers of the clips that are still to be written."""
-        return np.flatnonzero(np.fromfile(self._done, np.uint8) == 0).tolist()
+        """Return the numbers of the clips that are still to be written, or whose features are damaged."""
+        rows, sums = np.load(self._partial, mmap_mode="r"), np.fromfile(self._done, CHECKSUM).tolist()
+        return [clip for clip, wanted in enumerate(sums) if not wanted or wanted != _checksum(rows[clip])]
 
     def write(self, indices: list[int], clips: np.ndarray) -> None:
         """Extract and store the features of the clips `indices`. Raises `OSError` where the disk refuses."""
@@ -164,9 +168,9 @@ class FeatureStore:
                     place.seek(header + index * len(row))
                     place.write(row)
             with self._done.open("r+b") as done:
-                for index in indices:
-                    done.seek(index)
-                    done.write(b"\1")
+                for index, row in zip(indices, rows, strict=True):
+                    done.seek(index * CHECKSUM.itemsize)
+                    done.write(_checksum(row).to_bytes(CHECKSUM.itemsize, "little"))
         except OSError as error:
             raise OSError(
                 f"{self._partial} cannot be written ({error.strerror}); make room and start the same command "
@@ -174,7 +178,15 @@ class FeatureStore:
             ) from error
 
     def finish(self) -> None:
-        """Give the file its name, once every process has written its part."""
+        """Give the file its name, once every process has written its part.
+
+        Raises `BadInput` if some of it is not what was written.
+        """
+        if damaged := len(self.left()):
+            raise BadInput(
+                f"{self._partial}: the features of {damaged} of {self.shape[0]} clips do not match their "
+                "checksums; run the same command again, which extracts these again."
+            )
         described = {**self.made_of, "shape": self.shape, "sha256": sha256(self._partial)}
         write_json(self.path.with_suffix(".json"), described, ensure_ascii=False)
         self._partial.replace(self.path)
@@ -199,7 +211,18 @@ class FeatureStore:
             place = np.load(self._partial, mmap_mode="r")
         except UNREADABLE:
             return False
-        return self._fits(place) and self._done.stat().st_size == self.shape[0]
+        if not self._fits(place):
+            return False
+        done, clips = np.fromfile(self._done, np.uint8), self.shape[0]
+        if len(done) == clips:  # of an earlier version, which kept no checksums
+            sums = [_checksum(rows) if flag else 0 for flag, rows in zip(done, place, strict=True)]
+            np.array(sums, CHECKSUM).tofile(self._done)
+        return len(done) in (clips, clips * CHECKSUM.itemsize)
 
     def _fits(self, found: np.ndarray) -> bool:
         return found.shape == self.shape and found.dtype == np.float32
+
+
+def _checksum(rows: bytes | np.ndarray) -> int:
+    """Return a CRC-32 of a clip's features that is never 0, which stands for none."""
+    return zlib.crc32(rows) or 1

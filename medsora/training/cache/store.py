@@ -1,7 +1,7 @@
 """Tensors kept on disk under a key that hashes everything they depend on: never stale, never half a file.
 
 One safetensors file per entry, written beside and renamed, with the key in its header; whatever is missing,
-cut, damaged (`block_digest` in the header; entries of before it have none) or under another key reads as
+cut, damaged (`sealed_tensors`; entries of before it have no digest) or under another key reads as
 absent and is computed again, unless the system cannot read it now (`BadInput`). A digest is compared once in
 each process, and again where the file is another one or was written to. What was read last stays in memory,
 up to `KEPT_BYTES` of each store in each process: a small store is read once.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from mmap import ACCESS_COPY, mmap
@@ -27,11 +26,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from medsora.errors import BadInput
+from medsora.runtime.digests import check_tensors, parse_tensors, sealed_tensors
 from medsora.runtime.files import read_patiently, write_bytes, write_json
 from medsora.runtime.progress_bar import progress_bar
 
 KEPT_BYTES = 2**26
-BLOCK_BYTES = 4096
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "I64": torch.int64}  # stored types
 
 
@@ -73,19 +72,18 @@ class TensorStore:
             with read_patiently(_opened, self._path(name)) as file:
                 about_file = os.fstat(file.fileno())
                 content = np.frombuffer(mmap(file.fileno(), 0, access=ACCESS_COPY), np.uint8)
-            start, about, header = _parsed(content)
+            start, about, header = parse_tensors(content)
             copy = content[start:].copy()
             if about.get("key") != self.key:
                 return None
             identity = (about_file.st_ino, about_file.st_size, about_file.st_mtime_ns)
             if self._whole.get(name) != identity:
-                if about.get("digest") not in (None, block_digest(header, copy)):
-                    return None
+                check_tensors(about, header, copy)
                 self._whole[name] = identity
             return _tensors(header, content[start:]), _tensors(header, copy)
         except BadInput:  # it cannot be read now, which is no damage
             raise
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, struct.error):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
             return None
 
     def put(self, name: str, tensors: dict[str, Tensor]) -> None:
@@ -94,13 +92,7 @@ class TensorStore:
         self._forget(name)
         try:
             contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-            content = np.frombuffer(bytearray(safetensors.torch.save(contiguous)), np.uint8)
-            start, _, header = _parsed(content)
-            about = {"key": self.key, "digest": block_digest(header, content[start:])}
-            # written here, because safetensors itself writes the metadata in random order
-            head = json.dumps({"__metadata__": about} | header, separators=(",", ":")).encode()
-            head += b" " * (-len(head) % 8)
-            write_bytes(path, struct.pack("<Q", len(head)) + head + content[start:].tobytes())
+            write_bytes(path, sealed_tensors(safetensors.torch.save(contiguous), key=self.key))
         except (OSError, SafetensorError) as error:
             raise BadInput(
                 f"the cache entry {path} cannot be written: {error}; make room or set cache.dir."
@@ -152,28 +144,6 @@ class TensorStore:
 
 def _opened(path: Path) -> BinaryIO:
     return path.open("rb")
-
-
-def _parsed(content: np.ndarray) -> tuple[int, dict[str, str], dict[str, Any]]:
-    """Return the offset of a safetensors file's values, its metadata, and its tensors' headers by name."""
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length].tobytes())
-    about = header.pop("__metadata__", None) or {}
-    return 8 + length, about, header
-
-
-def block_digest(header: dict[str, Any], values: np.ndarray) -> str:
-    """Return a SHA-256 over a header and the sums, modulo 2^64, of every 4 KiB of `values` (bytes,).
-
-    It costs little beside reading them and finds what disks and copies do to a file (bits that flip, parts
-    that are zero, cut or elsewhere), but not what somebody changes with care.
-    """
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    whole = len(values) // BLOCK_BYTES * BLOCK_BYTES
-    blocks = torch.from_numpy(values[:whole]).view(torch.int64).reshape(-1, BLOCK_BYTES // 8)
-    digest.update(blocks.sum(1).numpy().tobytes())
-    digest.update(values[whole:].tobytes())
-    return digest.hexdigest()
 
 
 def _tensors(header: dict[str, Any], values: np.ndarray) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ import torch
 from medsora.baselines.endora import Endora
 from medsora.data.checking.cache import CheckCache
 from medsora.data.checking.scan import Scan
+from medsora.data.exact_flow import read_flow, write_flow
 from medsora.data.reading.decoding import SeekPoint
 from medsora.data.reading.find import Source
 from medsora.downstream.study import Study
@@ -44,7 +45,7 @@ from tests.faults.guarded import report, try_all
 from tests.support.endogen.tiny_tokenizer import write_run as write_endogen_run
 from tests.support.tiny_pipeline import GEOMETRY, tiny_pipeline, tiny_vae, write_run
 
-CLIPS = 6
+CLIPS, DONE = 6, 4
 ENDORA = {"in_channels": 4, "width": 32, "depth": 2, "heads": 2}
 
 
@@ -124,11 +125,17 @@ def feature_store(folder: Path) -> FeatureStore:
     return FeatureStore(folder, "of a test", Still(), CLIPS, 4)
 
 
+def extract(store: FeatureStore, numbers: list[int]) -> None:
+    """Extract the features of some of the clips."""
+    clips = np.random.default_rng(0).integers(0, 255, (CLIPS, 4, 8, 8, 3)).astype(np.uint8)
+    store.write(numbers, clips[numbers])
+
+
 def write_features(folder: Path) -> None:
     """Extract them, whole."""
-    store, clips = feature_store(folder), np.random.default_rng(0).integers(0, 255, (CLIPS, 4, 8, 8, 3))
+    store = feature_store(folder)
     store.begin()
-    store.write(list(range(CLIPS)), clips.astype(np.uint8))
+    extract(store, store.left())
     store.finish()
 
 
@@ -136,6 +143,40 @@ def use_features(folder: Path) -> str | None:
     """Read them as an evaluation does."""
     store = feature_store(folder)
     return hashlib.sha256(store.read().values.tobytes()).hexdigest() if store.is_complete() else None
+
+
+def write_unfinished(folder: Path) -> None:
+    """What an extraction leaves that is killed after two thirds."""
+    store = feature_store(folder)
+    store.begin()
+    extract(store, store.left()[:DONE])
+
+
+def use_unfinished(folder: Path) -> str | None:
+    """Resume a copy of it; what is lost is extracted again, so that the end is the same."""
+    with tempfile.TemporaryDirectory() as place:
+        resumed, straight = Path(place) / "resumed", Path(place) / "straight"
+        shutil.copytree(folder, resumed)
+        store = feature_store(resumed)
+        store.begin()
+        left = store.left()
+        extract(store, left)
+        store.finish()
+        write_features(straight)
+        found = use_features(resumed)
+        assert found == use_features(straight), "a resumed extraction gives other features"
+    return found if left == list(range(DONE, CLIPS)) else None
+
+
+def write_exact_flow(folder: Path) -> None:
+    """The exact flow beside a phantom's clip."""
+    draw = np.random.default_rng(0)
+    write_flow(folder / "clip.mkv", draw.normal(size=(3, 2, 24, 24)), draw.random((3, 24, 24)) > 0.5)
+
+
+def use_exact_flow(folder: Path) -> str:
+    """Read it as training does."""
+    return sha256_of(read_flow(folder / "clip.mkv", 0, 3).numpy())
 
 
 def write_a_run(run: Path) -> None:
@@ -248,9 +289,11 @@ KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], str | None]]] = 
     "endogen": (write_endogen, use_run),
     "endora": (write_endora, use_model),
     "features": (write_features, use_features),
+    "flow": (write_exact_flow, use_exact_flow),
     "model": (lambda folder: tiny_pipeline().save_pretrained(folder), use_model),
     "records": (write_records, use_records),
     "run": (write_a_run, use_run),
+    "unfinished": (write_unfinished, use_unfinished),
     "vae": (write_a_vae, use_vae),
     "weights": (write_weights, use_weights),
 }

@@ -1,20 +1,24 @@
-"""The page under visitors: many at once, more samplings than wait, a name that is rebound, a huge upload."""
+"""The page under visitors: many at once, more samplings than wait, a name that is rebound, a huge upload,
+more connections than it holds.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-from medsora.app.gate import MAX_QUEUED
+from medsora.app.gate import MAX_CONNECTIONS, MAX_QUEUED
 from tests.support.paths import ROOT
 from tests.support.reserved_port import reserve_port
 from tests.support.tiny_pipeline import write_run
@@ -77,6 +81,8 @@ def _visit(place: str, clients: int, jobs: int) -> int:
         ("another page's request", 403, ask(place, "GET", "/", origin="http://stranger.example")),
         (f"an upload of {UPLOAD_BYTES // 10**6} MB", 413, upload(place)),
         ("a file of the server", 403, ask(place, "GET", f"{API}/file=/etc/passwd")),
+        (f"one connection beside {MAX_CONNECTIONS}", 503, crowd(place)),
+        ("the page after all", 200, (ask(place, "GET", "/config")[0], "")),
     ):
         print(f"{what}: {answer[0]}, {answer[1].strip()[:100]}")
         if answer[0] != expected or "\n" in answer[1].strip():
@@ -119,6 +125,15 @@ def result(place: str, number: int) -> str:
             output = json.loads(line.removeprefix("data: "))
             return "served" if output["success"] else str(output["output"])
     return f"nothing came of it: {reply[-200:]}"
+
+
+def crowd(place: str) -> tuple[int, str]:
+    """Open as many connections as the page holds, and ask on one more; return the answer to it."""
+    host, port = place.split(":")
+    with ExitStack() as held:
+        for _ in range(MAX_CONNECTIONS):
+            held.enter_context(socket.create_connection((host, int(port))))
+        return ask(place, "GET", "/")
 
 
 def upload(place: str) -> tuple[int, str]:

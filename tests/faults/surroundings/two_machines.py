@@ -156,9 +156,9 @@ def _kill_one(work: Path) -> str:
     began = time.monotonic()
     status = agents[0].wait(PATIENCE_S)
     stopped_s = time.monotonic() - began
-    assert status == 1, f"the other one ended with {status}"
-    assert stopped_s < STOPPED_WITHIN_S, f"the other one stopped after {stopped_s:.0f} s"
     output = (two / "machine-0" / "output.txt").read_text()
+    assert status == 1, f"the other one ended with {status}: {output[-3000:]}"
+    assert stopped_s < STOPPED_WITHIN_S, f"the other one stopped after {stopped_s:.0f} s: {output[-3000:]}"
     assert "another process of this run is gone" in output or "not been heard of" in output, output[-2000:]
     _finish(two, "train_vae")
     tiny.assert_same_run(one / run, two / run, LONGER)

@@ -1,13 +1,20 @@
-"""medsora.app.gate: which requests the page answers at all."""
+"""medsora.app.gate: which requests the page answers at all, and how many connections at a time."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
 
-from medsora.app.gate import MAX_BODY_BYTES, MAX_UPLOAD_BYTES, Gate
+from medsora.app import gate
+from medsora.app.gate import MAX_BODY_BYTES, MAX_UPLOAD_BYTES, TOO_MANY, Gate, limited
+from tests.support.patience import PATIENCE_S
 
 
 def answer_to(headers: dict[str, str], kind: str = "http", names: tuple[str, ...] = ()) -> list[Any]:
@@ -73,3 +80,57 @@ def test_what_is_no_request_and_an_upload_within_the_limit_pass() -> None:
     assert answer_to({}, "lifespan") == ["the page"]
     assert answer_to({"host": "localhost", "content-length": str(MAX_UPLOAD_BYTES)}) == ["the page"]
     assert MAX_UPLOAD_BYTES < MAX_BODY_BYTES < 1.1 * MAX_UPLOAD_BYTES
+
+
+@contextmanager
+def serving() -> Iterator[tuple[str, int]]:
+    """Serve an empty page in a thread, with limited connections; give its address."""
+    uvicorn = pytest.importorskip("uvicorn", reason="it comes with Gradio (pip install 'medsora[app]')")
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"the page"})
+
+    config = uvicorn.Config(page, log_level="warning")
+    config.load()
+    config.http_protocol_class = limited(config.http_protocol_class)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield listener.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def answer(place: tuple[str, int]) -> tuple[int, bytes]:
+    connection = HTTPConnection(*place, timeout=PATIENCE_S)
+    connection.request("GET", "/", headers={"Connection": "close"})
+    reply = connection.getresponse()
+    return reply.status, reply.read()
+
+
+def test_connections_too_many_are_refused_in_one_line_until_others_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate, "MAX_CONNECTIONS", 3)
+    with serving() as place:
+        assert answer(place) == (200, b"the page")
+        idle = [socket.create_connection(place) for _ in range(3)]
+        assert [answer(place) for _ in range(20)] == [(503, TOO_MANY)] * 20
+        assert TOO_MANY.count(b"\n") == 1
+        idle.pop().close()
+        assert answer(place) == (200, b"the page")
+        for connection in idle:
+            connection.close()
+
+
+def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "MAX_SILENCE_S", 0.2)
+    with serving() as place, socket.create_connection(place, PATIENCE_S) as silent:
+        with suppress(ConnectionResetError):
+            assert silent.recv(1) == b""
+        assert answer(place) == (200, b"the page")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medsora.data.checking.check import check_folder
-from medsora.data.exact_flow import check_flow_files, flow_path, read_flow
+from medsora.data.exact_flow import check_flow_files, flow_path, read_flow, write_flow
 from medsora.data.phantom import write_phantom
 from medsora.data.reading.decoding import UnreadableVideo
 from medsora.errors import BadInput
@@ -63,3 +64,38 @@ def test_flow_that_is_damaged_later_is_an_unreadable_video(folder: Path) -> None
     flow_path(video).write_bytes(b"cut")
     with pytest.raises(UnreadableVideo, match="does not read as exact flow"):
         read_flow(video, 0, 1)
+
+
+def test_every_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    video, flow = tmp_path / "a.mkv", np.random.default_rng(0).normal(size=(3, 2, 24, 24)).astype(np.float16)
+    write_flow(video, flow, flow[:, 0] > 0)
+    whole, refused = flow_path(video).read_bytes(), []
+    for place in range(0, len(whole), 11):
+        flow_path(video).write_bytes(
+            whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+        )
+        os.utime(flow_path(video), ns=(0, place))  # a clock may be coarse
+        try:
+            assert torch.equal(read_flow(video, 0, 3), torch.from_numpy(flow).float()), "used silently"
+        except UnreadableVideo as error:
+            refused.append(str(error))
+    assert len(refused) > len(whole) // 11 - 30, "nearly all of it are values"
+    assert all("a.flow.safetensors: does not read as exact flow (" in sentence for sentence in refused)
+
+
+def test_flow_of_an_earlier_version_without_a_digest_is_read(tmp_path: Path) -> None:
+    video, flow = tmp_path / "a.mkv", torch.randn(3, 2, 8, 8).half()
+    save_file({"flow": flow, "valid": flow[:, 0] > 0}, flow_path(video))
+    assert torch.equal(read_flow(video, 0, 3), flow.float())
+
+
+def test_damaged_flow_is_rendered_again_as_its_message_says(folder: Path) -> None:
+    path = flow_path(sorted(folder.glob("*.mkv"))[1])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UnreadableVideo, match=r"not match its checksum\); .* delete it and phantom\.json"):
+        read_flow(path.with_name("phantom-00001.mkv"), 0, 1)
+    path.unlink()
+    (folder / "phantom.json").unlink()
+    write_phantom(folder, 2, FRAMES, SIZE, seed=0)
+    assert path.read_bytes() == whole

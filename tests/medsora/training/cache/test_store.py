@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from medsora.errors import BadInput
+from medsora.runtime.digests import check_tensors
 from medsora.training.cache import store as tensor_store
-from medsora.training.cache.store import TensorStore, block_digest
+from medsora.training.cache.store import TensorStore
 from tests.support.disk.failing_reads import failing_reads
 
 
@@ -84,7 +85,9 @@ def test_a_digest_is_compared_once_and_again_after_the_file_was_written_to(
 ) -> None:
     compared = []
     monkeypatch.setattr(tensor_store, "KEPT_BYTES", 0)  # every read is one of the file
-    monkeypatch.setattr(tensor_store, "block_digest", lambda *file: compared.append(0) or block_digest(*file))
+    monkeypatch.setattr(
+        tensor_store, "check_tensors", lambda *file: compared.append(0) or check_tensors(*file)
+    )
     there = TensorStore(tmp_path, "latents", {"vae": "a"})
     there.put("clip-1", {"mean": torch.ones(700)})
     compared.clear()
