@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from medsora.checkout import command_name
 from medsora.config.choices import DTYPES, LAYOUTS
 from medsora.config.presets import NAMED_PRESETS
 from medsora.errors import bad_input_from_errors
@@ -71,7 +72,8 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         "export",
         help="make a model folder of a run, with its card; perhaps upload it",
         description="Write a run's newest complete checkpoint, its VAE or tokenizer and a model card to OUT, "
-        "which its pipeline's from_pretrained and sample_ddim.py read; with --push upload it to the hub too.",
+        f"which its pipeline's from_pretrained and {command_name('sample')} read; with --push upload it to "
+        "the hub too.",
         epilog=EXIT_STATUSES,
     )
     export.set_defaults(work="medsora.project.export")
@@ -96,7 +98,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         "--evaluation",
         type=Path,
         metavar="FILE",
-        help="results.json of evaluate.py (default: RUN/evaluation/)",
+        help=f"results.json of {command_name('evaluate')} (default: RUN/evaluation/)",
     )
     add("--push", metavar="OWNER/NAME", help="also upload the folder to the hub")
     add("--private", action="store_true", help="with --push: only for its owner")
@@ -107,7 +109,8 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         "convert",
         help="make a model folder of another system's published checkpoint",
         description="Write a published checkpoint of Endora, Latte, EndoGen or LlamaGen (a PyTorch file, of "
-        "which only tensors are read) and its VAE or tokenizer to OUT, which sample_ddim.py reads.",
+        f"which only tensors are read) and its VAE or tokenizer to OUT, which {command_name('sample')} "
+        "reads.",
         epilog=EXIT_STATUSES,
     )
     convert.set_defaults(work="medsora.project.convert")
