@@ -16,11 +16,11 @@ from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
 PIPED_WIDTH = 120  # in characters, for output without a terminal
 # Commands with a parser of their own: module, whose `main(arguments, prog)` runs it; first arguments; help.
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "train-vae": ("medsora.training.stage1.command", (), "stage 1: fine-tune the VAE (train_vae.py)"),
-    "train-dit": ("medsora.training.stage2.command", (), "stage 2: train the denoiser (train_dit.py)"),
+    "train-vae": ("medsora.training.stage1.command", (), "stage 1: fine-tune the VAE"),
+    "train-dit": ("medsora.training.stage2.command", (), "stage 2: train the denoiser"),
     "train-ar": ("medsora.training.ar.command", (), "train EndoGen, a baseline that writes codes"),
-    "sample": ("medsora.sampling.command", (), "sample videos from a trained model (sample_ddim.py)"),
-    "evaluate": ("medsora.evaluation.command", (), "compare generated with real clips (evaluate.py)"),
+    "sample": ("medsora.sampling.command", (), "sample videos from a trained model"),
+    "evaluate": ("medsora.evaluation.command", (), "compare generated with real clips"),
     "check": ("medsora.data.__main__", ("check",), "check a folder of videos"),
     "study": ("medsora.studies.command", (), "train variants of a config and compare them"),
     "downstream": ("medsora.downstream.command", (), "what generated clips are good for: train on them"),

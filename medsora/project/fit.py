@@ -192,8 +192,8 @@ def _vae_gib(fit: Fit, side: int) -> tuple[float, float]:
     RAFT and DINO run after its encoding and take less; so does a 2-D VAE.
     """
     weights, training, encoding = (size / 2**30 for size in vae_bytes(PAPER_SIZE))
-    chunks = (side / PAPER_SIZE) ** 2 * fit.values["data"]["frames"] / FRAMES_PER_CHUNK
-    return weights + chunks * training, weights + chunks * encoding
+    pixels, chunks = (side / PAPER_SIZE) ** 2, fit.values["data"]["frames"] / FRAMES_PER_CHUNK
+    return weights + pixels * chunks * training, weights + pixels * encoding
 
 
 def _fitting(fit: Fit, machine: Machine, side: int, of_preset: tuple[int, int]) -> tuple[float, float]:

@@ -257,10 +257,10 @@ def preset_bytes(
 
 @functools.cache
 def vae_bytes(side_px: int) -> tuple[int, int, int]:
-    """Return CogVideoX's bytes: of the weights, and for 8 frames of a step of stage 1 and of encoding.
+    """Return CogVideoX's bytes: of the weights, of a step of stage 1 per 8 frames, and of encoding.
 
-    Stage 1 trains the compensation on one clip, without gradient checkpointing and LPIPS (an extra); frozen,
-    the VAE encodes `VIDEOS_AT_ONCE` clips. Both are proportional to frames and pixels.
+    Stage 1 trains the compensation on one clip, without gradient checkpointing and LPIPS (an extra). Encoding
+    is of `VIDEOS_AT_ONCE` clips, 8 frames after 8 others. Both are proportional to the pixels.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         vae = FrequencyCompensatedVAE({}).train()
@@ -271,7 +271,7 @@ def vae_bytes(side_px: int) -> tuple[int, int, int]:
         return (vae(video).reconstruction - video).abs().mean()
 
     def encode() -> None:
-        vae.encode_moments(torch.empty(VIDEOS_AT_ONCE, FRAMES_PER_CHUNK, 3, side_px, side_px))
+        vae.encode_moments(torch.empty(VIDEOS_AT_ONCE, 2 * FRAMES_PER_CHUNK, 3, side_px, side_px))
 
     return size_bytes(vae), peak_bytes([vae], train), peak_bytes([vae], encode, gradients=False)
 
