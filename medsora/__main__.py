@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from medsora.checkout import command_name
 from medsora.config.choices import DTYPES, LAYOUTS
 from medsora.config.presets import NAMED_PRESETS
 from medsora.errors import bad_input_from_errors
@@ -15,11 +16,11 @@ from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
 PIPED_WIDTH = 120  # in characters, for output without a terminal
 # Commands with a parser of their own: module, whose `main(arguments, prog)` runs it; first arguments; help.
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "train-vae": ("medsora.training.stage1.command", (), "stage 1: fine-tune the VAE (train_vae.py)"),
-    "train-dit": ("medsora.training.stage2.command", (), "stage 2: train the denoiser (train_dit.py)"),
+    "train-vae": ("medsora.training.stage1.command", (), "stage 1: fine-tune the VAE"),
+    "train-dit": ("medsora.training.stage2.command", (), "stage 2: train the denoiser"),
     "train-ar": ("medsora.training.ar.command", (), "train EndoGen, a baseline that writes codes"),
-    "sample": ("medsora.sampling.command", (), "sample videos from a trained model (sample_ddim.py)"),
-    "evaluate": ("medsora.evaluation.command", (), "compare generated with real clips (evaluate.py)"),
+    "sample": ("medsora.sampling.command", (), "sample videos from a trained model"),
+    "evaluate": ("medsora.evaluation.command", (), "compare generated with real clips"),
     "check": ("medsora.data.__main__", ("check",), "check a folder of videos"),
     "study": ("medsora.studies.command", (), "train variants of a config and compare them"),
     "downstream": ("medsora.downstream.command", (), "what generated clips are good for: train on them"),
@@ -71,7 +72,8 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         "export",
         help="make a model folder of a run, with its card; perhaps upload it",
         description="Write a run's newest complete checkpoint, its VAE or tokenizer and a model card to OUT, "
-        "which its pipeline's from_pretrained and sample_ddim.py read; with --push upload it to the hub too.",
+        f"which its pipeline's from_pretrained and {command_name('sample')} read; with --push upload it to "
+        "the hub too.",
         epilog=EXIT_STATUSES,
     )
     export.set_defaults(work="medsora.project.export")
@@ -96,7 +98,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         "--evaluation",
         type=Path,
         metavar="FILE",
-        help="results.json of evaluate.py (default: RUN/evaluation/)",
+        help=f"results.json of {command_name('evaluate')} (default: RUN/evaluation/)",
     )
     add("--push", metavar="OWNER/NAME", help="also upload the folder to the hub")
     add("--private", action="store_true", help="with --push: only for its owner")
@@ -107,7 +109,8 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         "convert",
         help="make a model folder of another system's published checkpoint",
         description="Write a published checkpoint of Endora, Latte, EndoGen or LlamaGen (a PyTorch file, of "
-        "which only tensors are read) and its VAE or tokenizer to OUT, which sample_ddim.py reads.",
+        f"which only tensors are read) and its VAE or tokenizer to OUT, which {command_name('sample')} "
+        "reads.",
         epilog=EXIT_STATUSES,
     )
     convert.set_defaults(work="medsora.project.convert")

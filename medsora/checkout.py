@@ -20,6 +20,12 @@ from types import CodeType, ModuleType
 ROOT = Path(__file__).resolve().parents[1]
 RENAMED = ("flow_prior", "kernels", "vae")
 BESIDE = ("configs", *RENAMED)
+SCRIPTS = {
+    "train-vae": "train_vae.py",
+    "train-dit": "train_dit.py",
+    "sample": "sample_ddim.py",
+    "evaluate": "evaluate.py",
+}
 
 
 class CheckoutFinder(MetaPathFinder):
@@ -82,6 +88,17 @@ def is_checkout(folder: Path) -> bool:
 def scripts_are_here() -> bool:
     """Return whether the working directory is this checkout: elsewhere `train_vae.py` names no script."""
     return is_checkout(ROOT) and Path.cwd() == ROOT
+
+
+def command_name(command: str, *, launched: bool = False) -> str:
+    """Return how to call `command`: as a script if the user started one, else as `medsora COMMAND`.
+
+    `launched`: as it stands behind `accelerate launch`. Neither started: a script where the scripts lie.
+    """
+    started = Path(sys.argv[0]).name
+    if started in SCRIPTS.values() or (started not in ("medsora", "__main__.py") and scripts_are_here()):
+        return SCRIPTS[command]
+    return f"-m medsora {command}" if launched else f"medsora {command}"
 
 
 def install() -> bool:

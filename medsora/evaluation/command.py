@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from medsora.checkout import command_name
 from medsora.config.choices import METRICS, WEIGHT_FREE
 from medsora.config.crop import crop_of_text
 from medsora.errors import BadInput
@@ -59,17 +60,18 @@ def clips_of_text(text: str) -> int | tuple[int, ...]:
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the command line; its names and defaults are `EvaluationSettings`', which loads slowly."""
+    sample = command_name("sample")
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Compare generated clips with real ones, or a VAE's reconstructions with their "
-        "originals, by one protocol that is written beside the metrics. 'accelerate launch evaluate.py ...' "
-        "splits the work over processes.",
+        "originals, by one protocol that is written beside the metrics. 'accelerate launch "
+        f"{command_name('evaluate', launched=True)} ...' splits the work over processes.",
         epilog=EXIT_STATUSES.replace("saved", "extracted features kept"),
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
     add("--real", required=True, metavar="DIR", help="real clips: videos or folders of frames, nested or not")
-    fake = "generated clips, such as sample_ddim.py's --out; several folders are compared in one table, on "
+    fake = f"generated clips, such as {sample}'s --out; several folders are compared in one table, on "
     fake += "equally many clips each"
     add("--fake", nargs="+", metavar="DIR", help=fake)
     add("--names", nargs="+", metavar="NAME", help="of several --fake (default: their folders' names)")
@@ -93,10 +95,10 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="auto: cut every video's own black borders off first, on both sides alike, as training does; "
         "none: whole frames, for a model trained with data.crop: none; TOP,BOTTOM,LEFT,RIGHT: these parts "
         "of real frames, for one trained with the same data.crop; by default what the generated clips name, "
-        "as sample_ddim.py writes them, else auto",
+        f"as {sample} writes them, else auto",
     )
     interval = "every N-th frame of the real videos, as in training; of generated ones each; by default what "
-    interval += "the generated clips name, as sample_ddim.py writes them, else 1"
+    interval += f"the generated clips name, as {sample} writes them, else 1"
     add("--interval", type=int, metavar="N", help=interval)
     add(
         "--flow",

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from medsora.checkout import command_name
 from medsora.config.load import load_config
 from medsora.config.presets import NAMED_PRESETS
 from medsora.config.schema import Config
@@ -186,15 +187,15 @@ def _alignment_row(config: Config) -> tuple[str, str]:
 
 
 def _evaluation(run: Path, given: Path | None) -> list[str]:
-    path = given or run / "evaluation" / "results.json"
+    path, evaluate = given or run / "evaluation" / "results.json", command_name("evaluate")
     if not path.is_file():
         if given is not None:
-            raise BadInput(f"there is no evaluation {given}; give the results.json that evaluate.py wrote.")
+            raise BadInput(f"there is no evaluation {given}; give the results.json that {evaluate} wrote.")
         return []
     try:
         return evaluation_lines(unsealed(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path} is not what evaluate.py writes; give its results.json.") from error
+        raise BadInput(f"{path} is not what {evaluate} writes; give its results.json.") from error
 
 
 def _description(text: str | None) -> str | None:

@@ -22,8 +22,9 @@ from medsora.config.shipped import find_config
 from medsora.data.checking.check import CheckReport
 from medsora.data.split import HELD_OUT, draw_split
 from medsora.errors import BadInput
-from medsora.training.dry_run.memory import preset_bytes
+from medsora.training.dry_run.memory import preset_bytes, vae_bytes
 from medsora.vae import PerFrameVAE
+from medsora.vae.shapes import FRAMES_PER_CHUNK
 
 PAPER_RATE = 10  # frames of a clip per second: every third of 30
 FRAMES, PAPER_FRAMES = (17, 16, 9, 8), 16  # frames per clip: the first that the videos are long enough for
@@ -33,9 +34,6 @@ MIN_USABLE_SOURCES = 0.8  # share of the videos that an interval between frames 
 
 CPU_PRESETS = ("tiny", "endora-tiny")
 ENDORA_FRAMES, ENDORA_IMAGES, ENDORA_BATCH = (16, 8), 8, 5  # published values, see docs/endora.md
-# For clips of 16 frames of 128x128, rounded up; not measured on a GPU.
-VAE_STAGE_GIB = 16  # stage 1 on one clip without gradient checkpointing
-PRIOR_GIB = 3  # the frozen VAE, RAFT and DINO at work
 USABLE = 0.8  # share of a GPU's memory; fragments and the CUDA context take the rest
 # On a CPU: a process with its libraries, and a clip of a step at 64x64 (the demo takes 1.8 GiB at batch 8).
 CPU_PROCESS_GIB, CPU_CLIP_GIB, CPU_USABLE = 1.2, 0.08, 0.5
@@ -161,7 +159,6 @@ def _fit_size(fit: Fit, report: CheckReport, wanted: int, *, requested: bool) ->
 def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | None) -> None:
     preset = preset or ("B" if machine.gpu_gib >= 10 else "S")
     memory = f"{machine.gpu_gib:.0f} GiB"
-    area = _area(fit, side)
     clip_gib, fitting = _fitting(fit, machine, side, preset_bytes(preset, fit.values["data"]["frames"], side))
     first = min(16, 2 ** int(math.log2(fitting)))
     fit.set("vae", "stage 1 starts from it; downloaded once, or a local folder", base="THUDM/CogVideoX-2b")
@@ -176,12 +173,9 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     fit.set("train_vae", "the paper's 2e-7 barely changes a zero-initialised output layer", lr=1e-4)
     fit.set("train_vae", "down to zero at the last step", lr_decay="cosine")
     fit.set("train_vae", f"{VAE_PASSES} passes over {clips} clips, {_within(VAE_STEPS)}", max_steps=steps)
-    small = machine.gpu_gib < VAE_STAGE_GIB * area / USABLE
-    fit.set(
-        "train_vae",
-        f"{memory}; one clip takes about {16 * area:.0f} GiB without",
-        gradient_checkpointing=small,
-    )
+    stage_1_gib, _ = _vae_gib(fit, side)
+    why = f"{memory}; one clip takes about {stage_1_gib:.0f} GiB without"
+    fit.set("train_vae", why, gradient_checkpointing=USABLE * machine.gpu_gib < stage_1_gib)
     steps = _steps(DIT_PASSES * clips // 2, DIT_STEPS)
     phases = [
         {"lr": 1e-3, "batch": first, "until_epoch": 2},
@@ -192,15 +186,20 @@ def _fit_gpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
     _fit_dit_steps(fit, clips, steps)
 
 
-def _area(fit: Fit, side: int) -> float:
-    """Ratio of a clip's pixels to those of the paper's clip."""
-    return (side / PAPER_SIZE) ** 2 * fit.values["data"]["frames"] / PAPER_FRAMES
+def _vae_gib(fit: Fit, side: int) -> tuple[float, float]:
+    """Return the GiB that CogVideoX's VAE takes in stage 1 on one clip, and in stage 2, frozen, at most.
+
+    RAFT and DINO run after its encoding and take less; so does a 2-D VAE.
+    """
+    weights, training, encoding = (size / 2**30 for size in vae_bytes(PAPER_SIZE))
+    pixels, chunks = (side / PAPER_SIZE) ** 2, fit.values["data"]["frames"] / FRAMES_PER_CHUNK
+    return weights + pixels * chunks * training, weights + pixels * encoding
 
 
 def _fitting(fit: Fit, machine: Machine, side: int, of_preset: tuple[int, int]) -> tuple[float, float]:
     """Return what a clip of a step takes, in GiB, and how many fit: at least one."""
     state_gib, clip_gib = (size / 2**30 for size in of_preset)
-    free = USABLE * machine.gpu_gib - PRIOR_GIB * max(_area(fit, side), 1) - state_gib
+    free = USABLE * machine.gpu_gib - _vae_gib(fit, side)[1] - state_gib
     return clip_gib, max(free / clip_gib, 1)
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from medsora.checkout import command_name
 from medsora.config.choices import COMPILE, DTYPES, FORMATS, SAMPLERS
 from medsora.runtime.exit import EXIT_STATUSES
 
@@ -24,7 +25,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog=prog,
         description="Sample videos from a trained model. Each video has its own seed and is the same, "
         "up to rounding, at any batch size and on any number of processes ('accelerate launch "
-        "sample_ddim.py ...' splits the work). "
+        f"{command_name('sample', launched=True)} ...' splits the work). "
         "Videos that are there already are skipped, so an interrupted command can be started again.",
         epilog=EXIT_STATUSES.replace("saved", "finished videos kept"),
         argument_default=argparse.SUPPRESS,
@@ -34,8 +35,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--model",
         required=True,
         metavar="RUN_OR_FOLDER",
-        help="a run folder of train_dit.py, a saved pipeline's folder, its OWNER/NAME on the hub, or a model "
-        "that comes with MedSora (phantom)",
+        help=f"a run folder of {command_name('train-dit')}, a saved pipeline's folder, its OWNER/NAME on the "
+        "hub, or a model that comes with MedSora (phantom)",
     )
     add("--out", type=Path, metavar="DIR", help="where videos and their manifest go (default: videos)")
     add("--num-videos", type=int, metavar="N", help="how many videos (default: 4)")

@@ -11,7 +11,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import diffusers
 import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -284,10 +283,6 @@ class MedSoraPipeline(SavedPipeline):
             video = self.vae.decode(z.to(self.vae.device, self.vae.dtype)).float()
         require_finite("frames", video, seeds, self.vae.dtype)
         return video
-
-
-# `DiffusionPipeline.from_pretrained` looks a saved pipeline's class up by its name among diffusers' own.
-diffusers.MedSoraPipeline = MedSoraPipeline
 
 
 class _SamplingOptions(NamedTuple):

@@ -23,6 +23,7 @@ from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import snapshot_download
 
+from medsora.checkout import command_name
 from medsora.config.crop import checked_crop
 from medsora.config.schema import Config
 from medsora.config.shipped import models_folder, shipped_file, shipped_models
@@ -292,13 +293,14 @@ def _download(name: str) -> Path:
 
 def find_vae(
     named: str | Path,
-    hint: str = "give a run of train_vae.py or a saved VAE's folder",
+    hint: str | None = None,
     kinds: tuple[str, ...] = (FrequencyCompensatedVAE.__name__,),
 ) -> Path:
     """Return the folder of the saved VAE that `named` means: it itself, a stage 1 run, or a whole run.
 
     Raises `BadInput`, ending in `hint`, where there is none of a class in `kinds`.
     """
+    hint = hint or f"give a run of {command_name('train-vae')} or a saved VAE's folder"
     named = Path(named)
     for folder in (named / "final", named, named / "vae" / "final", named / "vae"):
         if is_file(folder / "config.json"):
@@ -378,7 +380,8 @@ def trained_vae(config: Config) -> VideoVAE:
         with bad_input_from_errors():
             vae = _with_untrained_compensation(*find_base(config), config)
     elif config.vae.path is None:
-        folder = find_vae(config.vae_dir, "run train_vae.py with the same config first, or set vae.path")
+        trained = f"run {command_name('train-vae')} with the same config first"
+        folder = find_vae(config.vae_dir, f"{trained}, or set vae.path")
         vae = load_vae(folder)
     else:
         folder = find_vae(config.vae.path, kinds=VAE_OR_BASE)
@@ -403,7 +406,7 @@ def trained_tokenizer(config: Config) -> ModelMixin:
         with bad_input_from_errors():
             tokenizer = VQTokenizer.from_base(*find_base(config, VQTokenizer.base_class))
         return tokenizer.requires_grad_(False)
-    hint = "set vae.path, or run train_vae.py with the same config first"
+    hint = f"set vae.path, or run {command_name('train-vae')} with the same config first"
     return load_tokenizer(config.vae.path or config.vae_dir, hint)
 
 

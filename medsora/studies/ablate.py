@@ -33,6 +33,8 @@ from medsora.saved.limits import read_json_object
 from medsora.studies.report import Run, StudyReport
 from medsora.studies.scores import Scoring, check_phantom, read_scores
 from medsora.studies.variants import Variant
+from medsora.training.dry_run.report import phantom_labels
+from medsora.training.open_clips import denoiser_clip_spec, split_clips
 from medsora.training.run.folder import (
     ELAPSED,
     hold_folder,
@@ -304,8 +306,15 @@ def _trained_parameters(config: Config, stage: str) -> int:
     vae = trained_vae(config)
     vae.check_video_shape(config.data.frames, *config.data.height_width)
     with torch.device("meta"):
-        model = build_denoiser(config, vae.latent_channels)
+        model = build_denoiser(config, vae.latent_channels, len(_labels(config)))
     token_grid(config, vae, model.config.patch)
     if config.alignment.weight > 0:
         add_adapter(model, build_prior(config, model.num_features))
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _labels(config: Config) -> tuple[str, ...]:
+    if config.data.root is None:
+        return phantom_labels(config.data.labels).names
+    spec = denoiser_clip_spec(config)
+    return split_clips(config, spec.check(config.data.root), spec, config.dit_dir)[0].labels.names

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from medsora.checkout import command_name
 from medsora.config.schema import STAGE_1, Config
 from medsora.data.phantom.corpus import FPS
 from medsora.errors import BadInput
@@ -99,7 +100,7 @@ def check_phantom(config: Config) -> None:
     if config.data.root is not None:
         raise BadInput(
             "generated clips are scored against fresh phantom clips, but data.root names other videos; take "
-            "a config of the phantom, or compare folders by evaluate.py."
+            f"a config of the phantom, or compare folders by {command_name('evaluate')}."
         )
 
 

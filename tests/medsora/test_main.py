@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from medsora import __main__ as command
+from medsora.checkout import SCRIPTS
 from medsora.errors import BadInput
+from medsora.sampling.command import make_parser
+from tests.support.paths import ROOT
 
 
 def test_every_command_leads_to_a_module_that_runs_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,6 +30,28 @@ def test_every_command_leads_to_a_module_that_runs_it(capsys: pytest.CaptureFixt
     assert all(
         re.search(rf"^ +{name}\b", page, re.MULTILINE) for name in (*command.COMMANDS, "new", "export")
     )
+
+
+@pytest.mark.parametrize(("typed", "prog"), [("medsora", "medsora"), ("__main__.py", "python -m medsora")])
+def test_help_of_medsora_names_no_script(
+    typed: str, prog: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for name in ("new", "export", "convert", *command.COMMANDS):
+        monkeypatch.setattr(sys, "argv", [f"/somewhere/{typed}", name, "--help"])
+        with pytest.raises(SystemExit):
+            command.main()
+        page = capsys.readouterr().out
+        assert page.startswith(f"usage: {prog} {name} ")
+        assert not [script for script in SCRIPTS.values() if script in page], name
+
+
+def test_help_of_a_script_names_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/sample_ddim.py"])
+    page = " ".join(make_parser().format_help().split())
+    assert page.startswith("usage: sample_ddim.py ")
+    assert "'accelerate launch sample_ddim.py ...'" in page
+    assert "a run folder of train_dit.py" in page
 
 
 @pytest.mark.parametrize("words", [[], ["no-such-command"], ["new"]])

@@ -36,6 +36,7 @@ MIN_FILLED = 0.06  # minimum share of its box that a line of letters covers
 LEGIBLE = 96  # pixels of the shorter side: on smaller pictures no coloured letter can be read
 DARK_AROUND = 0.4  # minimum share of black in a coloured letter's surroundings where these do not move
 THICK, RIM = 0.04, 0.03  # maximum width of a stroke, width of the view's rim; shares of the shorter side
+MIN_RIM_PX = 3.0  # a contrast over 5x5 pixels reaches 2.83 beyond a diagonal edge
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def _rim(lit: np.ndarray) -> np.ndarray:
     if field.min() == 1 or field.max() == 0:
         return np.zeros(lit.shape, bool)
     to_edge = (cv2.distanceTransform(part, cv2.DIST_L2, 3) for part in (field, 1 - field))
-    return sum(to_edge) <= max(2.0, RIM * side)
+    return sum(to_edge) <= max(MIN_RIM_PX, RIM * side)
 
 
 def position_words(box: Margins) -> str:

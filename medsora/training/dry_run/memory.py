@@ -38,6 +38,7 @@ from medsora.training.stage2.inputs import Stage2Inputs
 from medsora.training.stage2.loss import DenoisingLoss
 from medsora.vae import FrequencyCompensatedVAE, VideoVAE, VQTokenizer
 from medsora.vae.losses import VaeLoss
+from medsora.vae.shapes import FRAMES_PER_CHUNK
 from medsora.vae.video_vae import VIDEOS_AT_ONCE
 
 if TYPE_CHECKING:
@@ -252,6 +253,27 @@ def preset_bytes(
     (state, clip), (state_of_two, clip_of_two) = counted(alike), counted(2 * alike)
     more = kind.presets[size]["depth"] // alike - 1
     return state + more * (state_of_two - state), clip + more * (clip_of_two - clip)
+
+
+@functools.cache
+def vae_bytes(side_px: int) -> tuple[int, int, int]:
+    """Return CogVideoX's bytes: of the weights, of a step of stage 1 per 8 frames, and of encoding.
+
+    Stage 1 trains the compensation on one clip, without gradient checkpointing and LPIPS (an extra). Encoding
+    is of `VIDEOS_AT_ONCE` clips, 8 frames after 8 others. Both are proportional to the pixels.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        vae = FrequencyCompensatedVAE({}).train()
+    vae.freeze_base()
+
+    def train() -> Tensor:
+        video = torch.empty(1, FRAMES_PER_CHUNK, 3, side_px, side_px)
+        return (vae(video).reconstruction - video).abs().mean()
+
+    def encode() -> None:
+        vae.encode_moments(torch.empty(VIDEOS_AT_ONCE, 2 * FRAMES_PER_CHUNK, 3, side_px, side_px))
+
+    return size_bytes(vae), peak_bytes([vae], train), peak_bytes([vae], encode, gradients=False)
 
 
 def estimate_vae(

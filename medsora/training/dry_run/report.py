@@ -169,7 +169,7 @@ def count_clips(findings: Findings, config: Config, spec: ClipSpec, run: Path) -
     with findings.part("the clips"):
         if data.root is None:
             counts, where = (_phantom_clips(config, spec), "of the phantom, rendered when training starts")
-            labels = _phantom_labels(data.labels)
+            labels = phantom_labels(data.labels)
         else:
             report = spec.check(data.root)
             for note in report.complaints():
@@ -186,7 +186,8 @@ def count_clips(findings: Findings, config: Config, spec: ClipSpec, run: Path) -
     return counts[0], labels.names
 
 
-def _phantom_labels(source: str) -> Labels:
+def phantom_labels(source: str) -> Labels:
+    """Return the labels of a phantom that is not rendered yet; raises `BadInput` for another `source`."""
     if source in (NO_LABELS, LABELS_NAME):
         return Labels(tuple(sorted(KINDS)) if source == LABELS_NAME else ())
     raise BadInput(f"data.labels is {source}, but the phantom's labels lie in {LABELS_NAME}: set that.")

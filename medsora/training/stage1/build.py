@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medsora.checkout import command_name
 from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.saved.find import find_base
@@ -37,7 +38,9 @@ def build_vae_stage(config: Config) -> VaeStage:
 def build_vae(config: Config) -> FrequencyCompensatedVAE | VQTokenizer:
     """Return the VAE that the config starts from; raises `ValueError` or `OSError` as `from_base` does."""
     if config.vae.kind == "per-frame":
-        raise BadInput(f"vae.kind is {config.vae.kind}, which stage 1 does not train: run train_dit.py.")
+        raise BadInput(
+            f"vae.kind is {config.vae.kind}, which stage 1 does not train: run {command_name('train-dit')}."
+        )
     kind = VQTokenizer if config.vae.kind == "vq" else FrequencyCompensatedVAE
     base, weights = find_base(config, kind.base_class)
     if kind is VQTokenizer:

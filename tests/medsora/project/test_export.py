@@ -195,7 +195,7 @@ def test_the_command_in_a_card_works_in_a_checkout_and_installed(run: Path, tmp_
         (["{run}", "{run}"], "is there already"),
         (["{run}", "out", "--checkpoint", "7"], "holds no complete checkpoint"),
         (["{run}", "out", "--evaluation", "nowhere.json"], "there is no evaluation nowhere.json"),
-        (["{run}", "out", "--evaluation", "{run}/versions.json"], "is not what evaluate.py writes"),
+        (["{run}", "out", "--evaluation", "{run}/versions.json"], "is not what medsora evaluate writes"),
         (["{run}", "out", "--data-description", "@nowhere.md"], "nowhere.md cannot be read"),
     ],
 )

@@ -6,6 +6,8 @@ diffusers' own loops and functions are the reference.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,9 +33,12 @@ from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput, NonFiniteVideo
 from medsora.sampler import ddim_scheduler
 from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.sampling.tokens import EndoGenPipeline
 from medsora.saved.find import find_model
 from medsora.saved.manifest import MANIFEST
 from medsora.saved.pipeline import saved_sampler
+from tests.support.paths import ROOT
+from tests.support.patience import PATIENCE_S
 from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_pipeline, tiny_vae
 
 STEPS = 4
@@ -256,6 +261,29 @@ def test_diffusers_own_class_loads_it(pipeline: MedSoraPipeline, tmp_path: Path)
     assert not warned.called, warned.call_args
     assert {key: loaded.config[key] for key in GEOMETRY} == GEOMETRY
     assert torch.equal(latents(loaded), latents(pipeline))
+
+
+def test_diffusers_own_class_loads_it_after_a_plain_import(pipeline: MedSoraPipeline, tmp_path: Path) -> None:
+    """`import medsora` loads neither torch nor diffusers, whose names it adds to once they are there."""
+    pipeline.save_pretrained(tmp_path)
+    code = (
+        "import sys, medsora\n"
+        "assert not {'torch', 'diffusers'} & set(sys.modules)\n"
+        "from diffusers import DiffusionPipeline\n"
+        "print(type(DiffusionPipeline.from_pretrained(sys.argv[1])).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.stdout.strip() == "MedSoraPipeline", done.stderr
+    assert diffusers.EndoGenPipeline is EndoGenPipeline
+    with pytest.raises(AttributeError, match="module diffusers has no attribute NoSuchPipeline"):
+        _ = diffusers.NoSuchPipeline
 
 
 @pytest.mark.parametrize(

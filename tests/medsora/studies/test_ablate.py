@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -115,6 +116,21 @@ def test_variants_share_clips_noise_and_latents_and_are_compared(
     study(config, "--seeds", "2", "--steps", "2", "--dry-run")
     assert "medsora train-dit --config a.yaml" in capsys.readouterr().out
     assert launched == []
+
+
+@pytest.mark.parametrize(("root", "classes"), [("clips", 2), ("null", 3)])
+def test_trained_parameters_include_the_embedding_of_labels(
+    config: str, clips: Path, root: str, classes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{path.name},{'ab'[number % 2]}" for number, path in enumerate(sorted(clips.glob("*.mkv")))]
+    Path("labels.csv").write_text("\n".join(["file,label", *rows, ""]), encoding="utf-8")
+    counts = []
+    for labels in ("none", "labels.csv"):
+        given = [f"data.labels={labels}", f"data.root={clips if root == 'clips' else root}"]
+        study(config, "--steps", "2", "--dry-run", *given)
+        counted = re.search(r"as configured: ([\d,]+) trained", capsys.readouterr().out)
+        counts.append(int(counted[1].replace(",", "")))
+    assert counts[1] - counts[0] == (classes + 1) * tiny.DENOISER["width"]
 
 
 def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(

@@ -100,6 +100,18 @@ def test_a_round_field_is_cropped_and_its_rim_is_no_mark(scene: np.ndarray) -> N
     assert np.allclose(found.margins, 13 / 128, atol=3 / 128)
 
 
+@pytest.mark.parametrize("side", [48, 64, 96])
+def test_a_diagonal_edge_of_the_field_is_no_mark(side: int) -> None:
+    """Above, bright and still, the field is cut at the corners, below the scene moves."""
+    rows, columns = np.mgrid[0:side, 0:side]
+    outside = rows + np.minimum(columns, side - 1 - columns) < side // 4
+    video = np.full((20, side, side, 3), 200, np.uint8)
+    video[:, side // 3 :] = np.random.default_rng(0).integers(20, 140, (20, side - side // 3, side, 3))
+    video[:, outside] = 0
+    assert find_still_marks(video).marks == ()
+    assert find_still_marks(lettered(video, at=(side // 8, side // 2), height=side // 3)).marks
+
+
 def test_a_still_and_a_dark_video_have_no_findings(scene: np.ndarray) -> None:
     assert find_still_marks(lettered(scene[:1]).repeat(20, 0)).marks == ()
     assert find_still_marks(np.zeros((20, 40, 60, 3), np.uint8)) == StillMarks()
