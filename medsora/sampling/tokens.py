@@ -51,12 +51,12 @@ class EndoGenPipeline(SavedPipeline):
         tokenizer: Any,
         *,
         frames: int = 16,
-        size: Sequence[int] = (128, 128),
+        size: list[int] | tuple[int, ...] = (128, 128),
         fps: int | float = DEFAULT_FPS,
         interval: int | None = None,
         rate: float | None = None,
         crop: str | Sequence[float] | None = None,
-        labels: Sequence[str] = (),
+        labels: list[str] | tuple[str, ...] = (),
     ) -> None:
         DiffusionPipeline.__init__(self)
         of = transformer.config

@@ -37,6 +37,7 @@ from medsora.sampling.tokens import EndoGenPipeline
 from medsora.saved.find import find_model
 from medsora.saved.manifest import MANIFEST
 from medsora.saved.pipeline import saved_sampler
+from tests.support.endogen.tiny_tokenizer import write_run
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 from tests.support.tiny_pipeline import GEOMETRY, tiny_denoiser, tiny_pipeline, tiny_vae
@@ -261,6 +262,17 @@ def test_diffusers_own_class_loads_it(pipeline: MedSoraPipeline, tmp_path: Path)
     assert not warned.called, warned.call_args
     assert {key: loaded.config[key] for key in GEOMETRY} == GEOMETRY
     assert torch.equal(latents(loaded), latents(pipeline))
+
+
+def test_diffusers_own_class_loads_endogen(tmp_path: Path) -> None:
+    pipeline = EndoGenPipeline.from_pretrained(write_run(tmp_path / "run"))
+    pipeline.save_pretrained(tmp_path / "saved")
+    with mock.patch.object(pipeline_utils.logger, "warning") as warned:
+        loaded = DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    assert type(loaded) is EndoGenPipeline
+    assert not warned.called, warned.call_args
+    codes = [each(seeds=[5], output_type="codes").frames for each in (loaded, pipeline)]
+    assert np.array_equal(*codes)
 
 
 def test_diffusers_own_class_loads_it_after_a_plain_import(pipeline: MedSoraPipeline, tmp_path: Path) -> None:
