@@ -43,7 +43,7 @@ MAX_WORDS = {
     "comparison": 430,
     "conditional": 560,
     "data": 600,
-    "downstream": 720,
+    "downstream": 800,
     "endogen": 510,
     "endora": 380,
     "evaluation": 850,
