@@ -157,7 +157,7 @@ def test_shapes_that_the_vae_cannot_return(stage: str, refusal: Callable, tmp_pa
 
 
 def test_a_missing_vae(refusal: Callable, tmp_path: Path) -> None:
-    assert "run train_vae.py with the same config first" in refusal("dit", "vae.path=null")
+    assert "train-vae with the same config first" in refusal("dit", "vae.path=null")
     assert f"no trained VAE in {tmp_path / 'elsewhere'}" in refusal(
         "dit", vae__path=str(tmp_path / "elsewhere")
     )

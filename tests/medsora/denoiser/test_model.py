@@ -4,6 +4,8 @@ images, timesteps, cost, precision.
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from accelerate.utils import convert_to_fp32
@@ -166,12 +168,13 @@ def test_a_switch_changes_its_part_and_nothing_else(small_model, switch: dict, t
     with torch.no_grad():
         out = model(z, t, num_images=1)
         assert not torch.allclose(out.eps, paper(z, t, num_images=1).eps, atol=1e-3)
+        near = partial(torch.allclose, rtol=0, atol=1e-6)  # some processors round by where tensors lie
         others = z.clone()
         others[:, 4] += 1
-        assert torch.equal(model(others, t, num_images=1).eps[:, :4], out.eps[:, :4]), "images stay apart"
+        assert near(model(others, t, num_images=1).eps[:, :4], out.eps[:, :4]), "images stay apart"
         others = z.clone()
         others[:, 3] += 1
-        same = [torch.equal(a, b) for a, b in zip(out.eps[0], model(others, t, 1).eps[0], strict=True)]
+        same = [near(a, b) for a, b in zip(out.eps[0], model(others, t, 1).eps[0], strict=True)]
         causal = switch == {"spatial": "attention"}  # the temporal Mamba alone connects frames
         first = causal or switch == {"directions": "forward"}  # these spirals visit frame 0 first
         assert same == [first, causal, causal, False, True]

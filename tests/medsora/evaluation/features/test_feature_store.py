@@ -77,8 +77,8 @@ def test_damage_while_features_are_extracted_is_not_sealed(tmp_path: Path) -> No
     flip(store._partial, -1)
     with pytest.raises(BadInput, match=r"the features of 1 of 4 clips .* run the same command again"):
         store.finish()
-    assert not store.is_whole()
-    assert extract(tmp_path, 4).is_whole()
+    assert not store.is_complete()
+    assert extract(tmp_path, 4).is_complete()
 
 
 def test_an_extraction_that_an_earlier_version_began_is_resumed(tmp_path: Path) -> None:
