@@ -12,7 +12,7 @@ MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 10**5  # the file and a browser's multipart 
 MAX_QUEUED = 32  # waiting samplings; further requests are refused
 MAX_CONNECTIONS = 256  # a browser has up to six
 MAX_SILENCE_S = 20.0  # from a connection's beginning to the first bytes of its request
-TOO_MANY = b"The page has too many visitors; come back in a minute.\n"
+TOO_MANY = b"The page has too many connections; try again in a minute.\n"
 Message = MutableMapping[str, Any]
 
 
@@ -80,7 +80,7 @@ class Gate:
 def limited(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
     """Return a server's class of connections with `MAX_CONNECTIONS` at a time and `MAX_SILENCE_S`.
 
-    A connection too many gets status 503 and one line, and is closed.
+    Further connections get status 503 and one line, and are closed.
     """
     connections: set[asyncio.BaseTransport] = set()
 

@@ -46,6 +46,7 @@ from medsora.training.stage1.build import build_loss, build_vae
 from medsora.training.stage2.build import add_adapter, build_denoiser, build_prior, token_grid
 
 SETTINGS_NAME = "study.json"
+RENAMED = {"judge_clips": "classifier_clips", "judge_epochs": "classifier_epochs"}  # scoring of older studies
 COMMANDS = {STAGE_1: "train-vae", STAGE_2: "train-dit"}
 FILL_CACHES = "medsora.training.fill_caches"
 EVALUATIONS = 4  # per run, evenly spaced over its steps
@@ -196,6 +197,8 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     path, settings = folder / SETTINGS_NAME, json.loads(json.dumps(settings, default=asdict))
     before = read_json_object(path) if path.is_file() else settings
+    if scoring := before.get("scoring"):
+        before["scoring"] = {RENAMED.get(name, name): value for name, value in scoring.items()}
     for name, value in settings.items():
         if before.get(name, value) != value:
             raise BadInput(

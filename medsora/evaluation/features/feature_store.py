@@ -214,7 +214,7 @@ class FeatureStore:
         if not self._fits(place):
             return False
         done, clips = np.fromfile(self._done, np.uint8), self.shape[0]
-        if len(done) == clips:  # of an earlier version, which kept no checksums
+        if len(done) == clips:  # written by an earlier version, without checksums
             sums = [_checksum(rows) if flag else 0 for flag, rows in zip(done, place, strict=True)]
             np.array(sums, CHECKSUM).tofile(self._done)
         return len(done) in (clips, clips * CHECKSUM.itemsize)

@@ -1,7 +1,7 @@
 """Tensors kept on disk under a key that hashes everything they depend on: never stale, never half a file.
 
 One safetensors file per entry, written beside and renamed, with the key in its header; whatever is missing,
-cut, damaged (`sealed_tensors`; entries of before it have no digest) or under another key reads as
+cut, damaged (`sealed_tensors`; older entries have no digest) or under another key reads as
 absent and is computed again, unless the system cannot read it now (`BadInput`). A digest is compared once in
 each process, and again where the file is another one or was written to. What was read last stays in memory,
 up to `KEPT_BYTES` of each store in each process: a small store is read once.

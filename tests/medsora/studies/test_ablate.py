@@ -20,6 +20,7 @@ from medsora.config.load import load_config, save_config
 from medsora.errors import BadInput, Interrupted
 from medsora.studies import ablate
 from medsora.studies.command import main
+from medsora.studies.scores import Scoring
 from medsora.training import fill_caches
 from medsora.training.run.folder import previous_config
 from medsora.training.run.report import RunReport
@@ -187,6 +188,15 @@ def test_a_folder_whose_runs_had_other_settings_is_refused(config: str, launched
     assert len(launched) == trained
     study(config, "--seeds", "2", "--steps", "1", "--vary", "denoiser.scan=raster,snake")
     assert len(launched) > trained, "seeds and variants may be added"
+
+
+def test_the_settings_of_a_study_of_an_earlier_version_are_still_its_own(tmp_path: Path) -> None:
+    """Written when the classifier's settings had other names."""
+    scoring = {"clips": 8, "sampler": "dpmpp", "steps": 20, "judge_clips": 900, "judge_epochs": 24}
+    (tmp_path / ablate.SETTINGS_NAME).write_text(json.dumps({"steps": 4, "scoring": scoring}))
+    ablate.keep_settings(tmp_path, {"steps": 4, "scoring": Scoring(8)})
+    with pytest.raises(BadInput, match="holds a study with scoring"):
+        ablate.keep_settings(tmp_path, {"steps": 4, "scoring": Scoring(8, classifier_epochs=1)})
 
 
 def test_runs_of_so_many_minutes_end_where_the_time_is_over(config: str, launched: list[list[str]]) -> None:
