@@ -1,11 +1,13 @@
 """Functions whose tests pass although they return None: `python -m tools.untested [MODULE ...]`.
 
-Every public function and method of the modules (all, or those whose names begin with a MODULE) is replaced in
-turn by one that returns None, and the test files that belong to its module run up to the first failure, each
-time in a process forked from this one, which has imported everything. Functions whose tests still pass are
-listed. What tests call only in processes of their own is listed too: the replacement does not reach those.
+Every test file runs once with a record of which test calls which function, also in the processes that it
+starts. Then every public function and method of the modules (all, or those whose names begin with a MODULE)
+is replaced in turn by one that returns None, and those tests run that call it, the quickest first and up to
+the first failure: of the test files that belong to its module, then of all that are recorded. Each try runs
+in a process forked from one that has collected the tests. Functions whose tests still pass, and those that no
+test calls, are listed unless `EXPLAINED` says why; "not reached" are those whose record took too long.
 
-Outcomes are appended to a file, and those of an unchanged module with unchanged tests are taken from there.
+Records and outcomes are appended to a file; those of unchanged modules and tests are taken from there.
 """
 
 from __future__ import annotations
@@ -20,23 +22,31 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
-from types import FunctionType, ModuleType
-
-import pytest
+from types import CodeType, FrameType, FunctionType, ModuleType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("medsora", "vae", "flow_prior", "kernels", "benchmarks", "tools")
 LEAVES = ("vae", "flow_prior", "kernels")  # imported as medsora.vae and so on
 RESULTS = Path("runs") / "untested.jsonl"
 NAME = re.compile(r"\b(?:medsora|benchmarks|tools)(?:\.\w+)+")
-UNTESTED, NOTICED, SLOW = "untested", "noticed", "too slow"
-QUIET = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+UNTESTED, NOTICED, SLOW, UNKNOWN = "untested", "noticed", "too slow", "not reached"
+QUIET = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+RECORD, CALLER, REPLACED = "UNTESTED_RECORD", "UNTESTED_CALLER", "UNTESTED_REPLACED"  # read by every process
+FIXTURE = "fixture "
+# Why no test notices that these functions return None.
+EXPLAINED: dict[str, str] = {}
+
+_seen: dict[int, CodeType] = {}  # code that the present caller has called, held so that no other gets its id
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
@@ -97,22 +107,57 @@ def return_none(function: FunctionType) -> None:
     function.__code__ = code.replace(co_freevars=function.__code__.co_freevars)
 
 
-def outcome_of(change: Callable[[], object], test_files: Sequence[Path], limit_s: float) -> str:
-    """Run test files in a forked process after `change`; return UNTESTED if they pass, NOTICED or SLOW."""
-    with tempfile.TemporaryDirectory(prefix="untested-") as scratch:
-        if (child := os.fork()) == 0:
-            status = 1
-            try:
-                os.setsid()
-                sink = os.open(os.devnull, os.O_RDWR)
-                for stream in range(3):
-                    os.dup2(sink, stream)
-                change()
-                arguments = [*QUIET, f"--basetemp={scratch}/tests", *map(str, test_files)]
-                status = int(pytest.main(arguments))
-            finally:
-                os._exit(status)
-        return _wait(child, time.monotonic() + limit_s)
+def in_session(tests: Sequence[Path | str], work: Callable[[list[Any]], object]) -> None:
+    """Let a forked process collect tests and call `work` with pytest's items, which it may run."""
+    import pytest
+
+    class Loop:
+        def pytest_runtestloop(self, session: pytest.Session) -> bool:
+            work(session.items)
+            return True
+
+    def run() -> int:
+        arguments = [*QUIET, f"--basetemp={tempfile.gettempdir()}/tests", *map(str, tests)]
+        return int(pytest.main(arguments, plugins=[Loop()]))
+
+    _in_child(run, float("inf"))
+
+
+def outcome_of(change: Callable[[], object], items: Sequence[Any], limit_s: float) -> str:
+    """Run collected tests in a process of their own after `change`; return UNTESTED if all pass."""
+
+    def run() -> int:
+        change()
+        return _failed(items, stop=True)
+
+    return _in_child(run, limit_s)
+
+
+def record(items: Sequence[Any], limit_s: float) -> tuple[dict[str, tuple[float, list[str]]], bool]:
+    """Return seconds and called functions (`file:line`) of tests that pass, and whether all ran in time."""
+    with tempfile.TemporaryDirectory(prefix="untested-") as folder:
+        calls, passed = Path(folder, "calls"), Path(folder, "passed")
+        calls.touch()
+        passed.touch()
+
+        def run() -> int:
+            items[0].config.pluginmanager.register(_recorder(passed))
+            os.environ[RECORD] = os.pathsep.join((str(calls), str(ROOT), *FOLDERS))
+            _follow_children()
+            _follow_calls()
+            return min(_failed(items, stop=False), 1)
+
+        complete = _in_child(run, limit_s) != SLOW
+        called: dict[str, set[str]] = {}
+        for line in calls.read_text(encoding="utf-8").splitlines():
+            caller, _, function = line.rpartition("\t")
+            called.setdefault(caller, set()).add(function)
+        lines = [json.loads(line) for line in passed.read_text(encoding="utf-8").splitlines()]
+    found = {}
+    for test, seconds, fixtures in lines:
+        callers = (test, *(FIXTURE + name for name in fixtures))
+        found[test] = (seconds, sorted(set().union(*(called.get(caller, ()) for caller in callers))))
+    return found, complete
 
 
 def main() -> int:
@@ -120,7 +165,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.untested", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("modules", nargs="*", metavar="MODULE", help="such as medsora.runtime (default: all)")
-    add("--limit", type=float, default=120, metavar="S", help="for a module's tests (default: %(default)s)")
+    add("--limit", type=float, default=120, metavar="S", help="for a function's tests (default: %(default)s)")
+    add(
+        "--record-limit", type=float, default=1200, metavar="S", help="for a test file (default: %(default)s)"
+    )
     add("--results", type=Path, default=RESULTS, metavar="FILE", help="(default: %(default)s)")
     options = parser.parse_args()
     import torch
@@ -130,40 +178,238 @@ def main() -> int:
     test_files, listed = find_tests(), []
     for name, path in modules().items():
         if not options.modules or any(f"{name}.".startswith(f"{wanted}.") for wanted in options.modules):
-            listed += try_module(name, path, test_files.get(name, []), options.limit, options.results)
+            limits_s = (options.limit, options.record_limit)
+            listed += try_module(name, path, test_files.get(name, []), *limits_s, options.results)
+    for function in sorted(set(listed) & set(EXPLAINED)):
+        print(f"{function}: {EXPLAINED[function]}")
+    listed = [
+        function
+        for function in listed
+        if function not in EXPLAINED and not noticed_elsewhere(function, options.limit, options.results)
+    ]
     print(f"\n{len(listed)} untested", *listed, sep="\n  ")
     return 1 if listed else 0
 
 
-def try_module(name: str, path: Path, test_files: Sequence[Path], limit_s: float, results: Path) -> list[str]:
-    """Return the functions of one module that no test notices, and print the outcome of each."""
+def try_module(
+    name: str, path: Path, test_files: Sequence[Path], limit_s: float, record_limit_s: float, results: Path
+) -> list[str]:
+    """Return the functions of one module that no test of its own notices, and print the outcome of each."""
     if not _defines_functions(path):
         return []
     fixtures = {folder / "conftest.py" for file in test_files for folder in file.parents}
     for file in (path, *filter(Path.exists, sorted(fixtures)), *test_files):
         _import(file)
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in (path, *test_files))).hexdigest()[:16]
-    known, listed = _known(results, digest), []
+    digest = _digest(path, *test_files)
+    functions = dict(public_functions(sys.modules[name]))
+    known = _known(results, "function", digest)
 
-    def outcome(function: str, change: Callable[[], object]) -> str:
-        if function not in known:
-            began = time.monotonic()
-            known[function] = outcome_of(change, test_files, limit_s) if test_files else UNTESTED
-            line = {"digest": digest, "function": function, "outcome": known[function]}
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line | {"seconds": round(time.monotonic() - began, 1)}) + "\n")
-        return known[function]
+    def work(items: list[Any]) -> None:
+        calls, complete = {}, True
+        for file in test_files:
+            own = [item for item in items if item.path == file]
+            found, whole = _recorded(file, own, record_limit_s, results)
+            calls |= found
+            complete = complete and whole
+        for function in functions:
+            if f"{name}.{function}" not in known:
+                outcome = _try(name, function, _callers(functions[function], calls, items), limit_s)
+                outcome = UNKNOWN if outcome == UNTESTED and not complete else outcome
+                _append(results, {"digest": digest, "function": f"{name}.{function}", "outcome": outcome})
 
-    unchanged = outcome(name, lambda: None)
-    if unchanged != UNTESTED:
-        print(f"{name}: skipped, its tests {'fail' if unchanged == NOTICED else 'take too long'} as it is")
-        return []
-    for function_name, function in public_functions(sys.modules[name]):
-        found = outcome(f"{name}.{function_name}", lambda function=function: return_none(function))
-        print(f"{name}.{function_name}: {found}", flush=True)
-        if found == UNTESTED:
-            listed.append(f"{name}.{function_name}")
-    return listed
+    if test_files and any(f"{name}.{function}" not in known for function in functions):
+        in_session(test_files, work)
+        known = _known(results, "function", digest)
+    outcomes = {f"{name}.{function}": known.get(f"{name}.{function}", UNTESTED) for function in functions}
+    for function, outcome in outcomes.items():
+        print(f"{function}: {outcome}", flush=True)
+    return [function for function, outcome in outcomes.items() if outcome == UNTESTED]
+
+
+def noticed_elsewhere(full_name: str, limit_s: float, results: Path) -> bool:
+    """Return whether any recorded test notices that a function of an imported module returns None."""
+    name = next(name for name in modules() if full_name.startswith(f"{name}."))
+    function = full_name.removeprefix(f"{name}.")
+    place = _place(dict(public_functions(sys.modules[name]))[function].__code__)
+    records = {(line["test_file"], line["digest"]): line["outcome"] for line in _lines(results, "test_file")}
+    calls = {}
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        calls |= records.get((str(file.relative_to(ROOT)), _digest(file)), ({},))[0]
+    files = sorted({ROOT / test.partition("::")[0] for test, (_, called) in calls.items() if place in called})
+    digest = _digest(Path(sys.modules[name].__file__ or ""), *files)
+    if full_name not in (known := _known(results, "elsewhere", digest)) and files:
+        for file in files:
+            _import(file)
+
+        def work(items: list[Any]) -> None:
+            found = _callers(dict(public_functions(sys.modules[name]))[function], calls, items)
+            outcome = _try(name, function, found, limit_s)
+            _append(results, {"digest": digest, "elsewhere": full_name, "outcome": outcome})
+
+        in_session(files, work)
+        known = _known(results, "elsewhere", digest)
+    return known.get(full_name, UNTESTED) != UNTESTED
+
+
+def follow() -> None:
+    """In a process that a test has started: record calls or replace a function, as the environment says."""
+    if RECORD in os.environ:
+        _follow_calls()
+    if REPLACED in os.environ:
+        sys.meta_path.insert(0, _Replacing(*os.environ[REPLACED].split("\t")))
+
+
+class _Replacing(MetaPathFinder):
+    """Replace a function as soon as its module is imported."""
+
+    def __init__(self, module: str, function: str) -> None:
+        self.module, self.function = module, function
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        if fullname != self.module:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                return_none(dict(public_functions(module))[self.function])
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _recorder(results: Path) -> object:
+    import pytest
+
+    class Recorder:
+        """Write down every passing test with its seconds and fixtures, and who calls what."""
+
+        def __init__(self) -> None:
+            self.fixture_s: dict[str, float] = {}
+            self.fixtures: list[str] = []
+
+        def pytest_runtest_setup(self, item: Any) -> None:
+            _set_caller(item.nodeid)
+            self.fixtures = list(item.fixturenames)
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
+            outer, began = os.environ.get(CALLER, ""), time.monotonic()
+            _set_caller(FIXTURE + fixturedef.argname)
+            try:
+                return (yield)
+            finally:
+                _set_caller(outer)
+                self.fixture_s[fixturedef.argname] = time.monotonic() - began
+
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            if report.when == "call" and report.passed:
+                seconds = report.duration + sum(self.fixture_s.get(name, 0) for name in self.fixtures)
+                _append(results, (report.nodeid, round(seconds, 3), self.fixtures))
+
+    return Recorder()
+
+
+def _set_caller(name: str) -> None:
+    os.environ[CALLER] = name
+    _seen.clear()
+
+
+def _follow_calls() -> None:
+    """Append to the record which functions of the product are called, once for every caller."""
+    calls, root, *names = os.environ[RECORD].split(os.pathsep)
+    sink = os.open(calls, os.O_WRONLY | os.O_APPEND)
+    folders = tuple(os.path.join(root, name, "") for name in names)
+
+    def called(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and id(frame.f_code) not in _seen:
+            _seen[id(frame.f_code)] = frame.f_code
+            if frame.f_code.co_filename.startswith(folders):
+                with suppress(OSError):
+                    os.write(sink, f"{os.environ.get(CALLER, '')}\t{_place(frame.f_code, root)}\n".encode())
+
+    threading.setprofile(called)
+    sys.setprofile(called)
+
+
+def _follow_children() -> None:
+    """Let Python processes that are started from here call `follow`."""
+    folder = tempfile.mkdtemp(prefix="untested-")
+    Path(folder, "sitecustomize.py").write_text(
+        "from importlib.util import module_from_spec, spec_from_file_location\n"
+        f"spec = spec_from_file_location('_untested', {str(Path(__file__).resolve())!r})\n"
+        "module = module_from_spec(spec)\nspec.loader.exec_module(module)\nmodule.follow()\n",
+        encoding="utf-8",
+    )
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+
+
+def _failed(items: Sequence[Any], stop: bool) -> int:
+    """Run collected tests and return how many fail."""
+    session = items[0].session
+    for item, following in zip(items, (*items[1:], None), strict=True):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if stop and session.testsfailed:
+            break
+    return session.testsfailed
+
+
+def _in_child(run: Callable[[], int], limit_s: float) -> str:
+    """Return UNTESTED if `run` returns 0 in a forked process, NOTICED if not, SLOW after the limit."""
+    with tempfile.TemporaryDirectory(prefix="untested-") as scratch:
+        if (child := os.fork()) == 0:
+            status = 1
+            try:
+                os.setsid()
+                sink = os.open(os.devnull, os.O_RDWR)
+                for stream in range(3):
+                    os.dup2(sink, stream)
+                os.environ["TMPDIR"] = tempfile.tempdir = scratch
+                status = run()
+            finally:
+                os._exit(status)
+        return _wait(child, time.monotonic() + limit_s)
+
+
+def _place(code: CodeType, root: str = "") -> str:
+    return f"{code.co_filename.removeprefix(root or str(ROOT))}:{code.co_firstlineno}"
+
+
+def _try(module: str, function: str, items: Sequence[Any], limit_s: float) -> str:
+    def change() -> None:
+        os.environ[REPLACED] = f"{module}\t{function}"
+        _follow_children()
+        return_none(dict(public_functions(sys.modules[module]))[function])
+
+    return outcome_of(change, items, limit_s) if items else UNTESTED
+
+
+def _callers(function: FunctionType, calls: dict[str, Any], items: Sequence[Any]) -> list[Any]:
+    """Return the collected tests that call a function, the quickest first."""
+    place = _place(function.__code__)
+    found = [item for item in items if place in calls.get(item.nodeid, (0, ()))[1]]
+    return sorted(found, key=lambda item: calls[item.nodeid][0])
+
+
+def _recorded(test_file: Path, items: Sequence[Any], limit_s: float, results: Path) -> tuple[Any, bool]:
+    """Return what `record` has found, from the results if they have it whole or under no shorter limit."""
+    digest, name = _digest(test_file), str(test_file.relative_to(ROOT))
+    found, complete, limit_before_s = _known(results, "test_file", digest).get(name, ({}, False, 0))
+    if not complete and limit_before_s < limit_s:
+        found, complete = record(items, limit_s) if items else ({}, True)
+        _append(results, {"digest": digest, "test_file": name, "outcome": (found, complete, limit_s)})
+    return found, complete
+
+
+def _digest(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _append(file: Path, line: object) -> None:
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write(json.dumps(line) + "\n")
 
 
 def _function(value: object) -> FunctionType | None:
@@ -183,8 +429,7 @@ def _wait(child: int, until: float) -> str:
         while time.monotonic() < until:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
-                passed = os.waitstatus_to_exitcode(status) == pytest.ExitCode.OK
-                return UNTESTED if passed else NOTICED
+                return UNTESTED if os.waitstatus_to_exitcode(status) == 0 else NOTICED
             time.sleep(0.02)
         _end_group(child)
         os.waitpid(child, 0)
@@ -208,15 +453,19 @@ def _defines_functions(path: Path) -> bool:
 def _import(path: Path) -> None:
     """Import a file once for all forked processes; tests that skip themselves are left to these."""
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    import pytest
+
     with suppress(pytest.skip.Exception):
         import_module(f"medsora.{name}" if name.split(".")[0] in LEAVES else name)
 
 
-def _known(results: Path, digest: str) -> dict[str, str]:
-    if not results.exists():
-        return {}
-    lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    return {line["function"]: line["outcome"] for line in lines if line["digest"] == digest}
+def _known(results: Path, kind: str, digest: str) -> dict[str, Any]:
+    return {line[kind]: line["outcome"] for line in _lines(results, kind) if line["digest"] == digest}
+
+
+def _lines(results: Path, kind: str) -> list[dict[str, Any]]:
+    text = results.read_text(encoding="utf-8") if results.exists() else ""
+    return [line for line in map(json.loads, text.splitlines()) if kind in line]
 
 
 if __name__ == "__main__":

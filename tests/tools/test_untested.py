@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -11,7 +12,16 @@ from types import ModuleType
 import pytest
 
 from tools import untested
-from tools.untested import find_tests, modules, named_in, outcome_of, public_functions, return_none
+from tools.untested import (
+    find_tests,
+    in_session,
+    modules,
+    named_in,
+    outcome_of,
+    public_functions,
+    record,
+    return_none,
+)
 
 MODULE = """
 from contextlib import contextmanager
@@ -22,6 +32,9 @@ from os.path import join
 def seen(x, *, y=1): return x + y
 def unseen(x): return x
 def hangs(x): return x
+def kept(): return 9
+def elsewhere(): return 10
+def uncalled(): return 11
 @contextmanager
 def opened(): yield 3
 held = partial(seen, 1)
@@ -42,6 +55,8 @@ class Part(Base):
 def _private(): return 8
 """
 TESTS = """
+import subprocess, sys
+import pytest
 import sample_to_test as m
 def test_seen(): assert m.seen(1) == m.held() == 2
 def test_unseen(): m.unseen(1)
@@ -50,6 +65,14 @@ def test_hangs():
 def test_part(): assert (m.Part().start(), m.Part.made().size, m.Part.constant(), m.Part()()) == (2, 2, 5, 6)
 def test_opened():
     with m.opened() as value: assert value == 3
+@pytest.fixture(scope="module")
+def kept(): return m.kept()
+def test_kept(kept): pass
+def test_kept_again(kept): assert kept == 9
+def test_elsewhere():
+    code = "import sample_to_test as m; assert m.elsewhere() == 10"
+    subprocess.run([sys.executable, "-c", code], check=True)
+def test_broken(): assert m.elsewhere() == 11
 """
 
 
@@ -58,13 +81,18 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
     (tmp_path / "sample_to_test.py").write_text(MODULE)
     (tmp_path / "test_of_the_sample.py").write_text(TESTS)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(untested, "ROOT", tmp_path)
+    monkeypatch.setattr(untested, "FOLDERS", ("",))
     yield import_module("sample_to_test")
-    del sys.modules["sample_to_test"]
+    for name in ("sample_to_test", "test_of_the_sample"):
+        sys.modules.pop(name, None)
 
 
 def test_public_functions_are_those_that_a_module_defines(sample: ModuleType) -> None:
     methods = ("start", "size", "made", "constant", "__call__")
-    names = {"seen", "unseen", "hangs", "opened", "Base.start", *(f"Part.{name}" for name in methods)}
+    names = {"seen", "unseen", "hangs", "kept", "elsewhere", "uncalled", "opened", "Base.start"}
+    names |= {f"Part.{name}" for name in methods}
     assert {name for name, _ in public_functions(sample)} == names
 
 
@@ -80,45 +108,77 @@ def test_a_replaced_function_returns_none_whoever_holds_it(sample: ModuleType) -
         pass
 
 
-def test_what_no_test_notices_is_distinguished_from_the_rest(sample: ModuleType, tmp_path: Path) -> None:
-    test_files = [tmp_path / "test_of_the_sample.py"]
-    outcomes = {
-        name: outcome_of(lambda f=function: return_none(f), test_files, 1 if name == "hangs" else 60)
-        for name, function in public_functions(sample)
-        if name in ("seen", "unseen", "hangs", "opened", "Part.start")
-    }
-    assert outcomes == {
-        "seen": "noticed",
-        "unseen": "untested",
-        "hangs": "too slow",
-        "opened": "noticed",
-        "Part.start": "noticed",
-    }
+def test_a_record_says_which_test_calls_what(sample: ModuleType, tmp_path: Path) -> None:
+    def called(name: str) -> set[str]:
+        place = f"/sample_to_test.py:{dict(public_functions(sample))[name].__code__.co_firstlineno}"
+        return {test.partition("::")[2] for test, (_, places) in found[0].items() if place in places}
+
+    result = tmp_path / "found.json"
+
+    def work(items: list[pytest.Item]) -> None:
+        result.write_text(json.dumps(record([item for item in items if item.name != "test_hangs"], 60)))
+
+    in_session([tmp_path / "test_of_the_sample.py"], work)
+    found = json.loads(result.read_text())
+    assert found[1], "all have run"
+    assert "test_of_the_sample.py::test_broken" not in found[0]
+    assert called("seen") == {"test_seen"}
+    assert called("kept") == {"test_kept", "test_kept_again"}, "both need what it made"
+    assert called("elsewhere") == {"test_elsewhere"}, "in a process of its own"
+    assert called("uncalled") == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("seen", "noticed"),
+        ("unseen", "untested"),
+        ("hangs", "too slow"),
+        ("kept", "noticed"),
+        ("elsewhere", "noticed"),
+        ("uncalled", "untested"),
+        ("opened", "noticed"),
+        ("Part.start", "noticed"),
+    ],
+)
+def test_what_no_test_notices_is_distinguished_from_the_rest(
+    name: str, outcome: str, sample: ModuleType, tmp_path: Path
+) -> None:
+    result = tmp_path / "outcome"
+
+    def change() -> None:
+        return_none(dict(public_functions(sample))[name])
+
+    def work(items: list[pytest.Item]) -> None:
+        if name == "elsewhere":
+            items = [item for item in items if item.name == "test_elsewhere"]
+            result.write_text(untested._try("sample_to_test", name, items, 60))
+        else:
+            items = [
+                item for item in items if name == "hangs" or item.name not in ("test_hangs", "test_broken")
+            ]
+            result.write_text(outcome_of(change, items, 1 if name == "hangs" else 60))
+
+    in_session([tmp_path / "test_of_the_sample.py"], work)
+    assert result.read_text() == outcome
     assert sample.seen(1) == 2, "this process is left as it was"
 
 
 def test_outcomes_are_taken_from_the_file_while_nothing_changes(
-    sample: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sample: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(untested, "ROOT", tmp_path)
-    path, results, tried = tmp_path / "sample_to_test.py", tmp_path / "results.jsonl", []
-
-    def outcome(change: object, test_files: object, limit_s: float) -> str:
-        tried.append(change)
-        return "untested" if len(tried) in (1, 3) else "noticed"
-
-    monkeypatch.setattr(untested, "outcome_of", outcome)
+    path, results = tmp_path / "sample_to_test.py", tmp_path / "results.jsonl"
     test_files = [tmp_path / "test_of_the_sample.py"]
-    first = untested.try_module("sample_to_test", path, test_files, 60, results)
-    assert first == ["sample_to_test.unseen"]
-    count = len(tried)
-    assert count == 1 + len(list(public_functions(sample)))
-    assert untested.try_module("sample_to_test", path, test_files, 60, results) == first
-    assert len(tried) == count
-    test_files[0].write_text(TESTS + "\n")
-    assert untested.try_module("sample_to_test", path, test_files, 60, results) == []
-    assert "skipped, its tests fail" in capsys.readouterr().out
-    sys.modules.pop("test_of_the_sample", None)
+    test_files[0].write_text(TESTS.replace("while m.hangs(1) is None: pass", "m.hangs(1)"))
+
+    def tried() -> list[str]:
+        return untested.try_module("sample_to_test", path, test_files, 60, 60, results)
+
+    assert tried() == ["sample_to_test.unseen", "sample_to_test.hangs", "sample_to_test.uncalled"]
+    lines = results.read_text()
+    monkeypatch.setattr(untested, "in_session", lambda *_: pytest.fail("everything is known"))
+    assert len(tried()) == 3
+    assert results.read_text() == lines
 
 
 def test_tests_are_found_by_path_and_by_their_first_line(tmp_path: Path) -> None:
@@ -149,16 +209,26 @@ def test_the_command_line_chooses_modules_and_prints_what_is_untested(
 ) -> None:
     chosen = []
 
-    def try_module(name: str, path: Path, test_files: list[Path], limit_s: float, results: Path) -> list[str]:
-        chosen.append((name, path.name, limit_s))
+    def try_module(name: str, path: Path, test_files: list[Path], *limits_s_and_results: object) -> list[str]:
+        chosen.append((name, path.name, *limits_s_and_results[:2]))
         assert test_files
         return [f"{name}.f"] if name.endswith("tables") else []
 
     monkeypatch.setattr(untested, "try_module", try_module)
-    command = ["untested", "medsora.tables", "vae", "medsora.vae.layout", "--limit", "7"]
+    monkeypatch.setattr(untested, "noticed_elsewhere", lambda *_: False)
+    command = [
+        "untested",
+        "medsora.tables",
+        "vae",
+        "medsora.vae.layout",
+        "--limit",
+        "7",
+        "--record-limit",
+        "9",
+    ]
     monkeypatch.setattr(sys, "argv", [*command, "--results", str(tmp_path / "runs" / "results.jsonl")])
     assert untested.main() == 1
-    assert chosen == [("medsora.tables", "tables.py", 7), ("medsora.vae.layout", "layout.py", 7)]
+    assert chosen == [("medsora.tables", "tables.py", 7, 9), ("medsora.vae.layout", "layout.py", 7, 9)]
     assert capsys.readouterr().out == "\n1 untested\n  medsora.tables.f\n"
     monkeypatch.setattr(sys, "argv", [*command[:1], "medsora.vae.layout"])
     monkeypatch.chdir(tmp_path)
