@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import io
 import logging
 import re
@@ -81,7 +82,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
     if data.get("rate") is not None and "interval" not in data:  # the default interval gives way
         values = values | {"data": data | {"interval": None}}
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(values)))
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(), OmegaConf.create(values)))
     except Exception as error:  # OmegaConf's errors, and those that odd values raise inside it
         key = getattr(error, "full_key", None) or "a key"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -98,6 +99,11 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 def save_config(config: Config, path: Path) -> None:
     """Write the whole config, defaults included, as YAML."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config))), encoding="utf-8")
+
+
+@functools.cache
+def _schema() -> DictConfig:
+    return OmegaConf.structured(Config)
 
 
 def _with_new_names(values: Any, source: str) -> Any:

@@ -636,6 +636,7 @@ class Config:
         return self.run_dir / f"endogen-{self.endogen.preset}"
 
 
+@functools.cache
 def all_keys() -> dict[str, Key]:
     """Return each key by its full name, `section.name`; a section's `stage` counts for all its keys."""
     found = {}

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 
-from medsora.config.load import load_config
-from medsora.config.schema import STAGE_2
+from medsora.config.schema import STAGE_2, Config
 from medsora.errors import BadInput
 from medsora.runtime.files import write_json, write_text
 from medsora.studies import ablate
@@ -49,15 +48,18 @@ class EqualCost:
     scoring: Scoring
     hours: float
     folder: Path
+    configs: dict[tuple[str, ...], Config] = field(default_factory=dict, compare=False, repr=False)
 
     def variant(self, system: str, rate: float) -> Variant:
         """Return what a system trains with, at a learning rate. Raises `BadInput` for a name it cannot be."""
         preset, _, changes = system.partition(":")
         words = [f"denoiser.preset={SYSTEMS.get(preset, preset)}", *filter(None, changes.split(","))]
-        batch = load_config(self.config, list(self.overrides)).train_dit.phases[0].batch
+        batch = self._load(self.overrides).train_dit.phases[0].batch
         words.append(f"train_dit.phases=[{{lr: {rate:.6e}, batch: {batch}, until_epoch: null}}]")
-        config = load_config(self.config, [*self._overrides, *words])
-        return Variant(tuple(words), config, system)
+        return Variant(tuple(words), self._load((*self._overrides, *words)), system)
+
+    def _load(self, overrides: Sequence[str]) -> Config:
+        return ablate.load_once(self.config, overrides, self.configs)
 
     @property
     def _overrides(self) -> tuple[str, ...]:
@@ -72,6 +74,7 @@ class EqualCost:
             variants=tuple(variants),
             clips=16,
             folder=self.folder / name,
+            configs=self.configs,
             **values,
         )
 
@@ -138,7 +141,7 @@ class EqualCost:
 
     def check(self) -> dict[str, int]:
         """Return the trained parameters of every system. Raises `BadInput` for an invalid system."""
-        config = load_config(self.config, list(self.overrides))
+        config = self._load(self.overrides)
         check_phantom(config)
         if len(config.train_dit.phases) > 1:
             raise BadInput(
