@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("medsora", "vae", "flow_prior", "kernels", "benchmarks", "tools")
 LEAVES = ("vae", "flow_prior", "kernels")  # imported as medsora.vae and so on
 RESULTS = Path("runs") / "untested.jsonl"
+DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
 NAME = re.compile(r"\b(?:medsora|benchmarks|tools)(?:\.\w+)+")
 UNTESTED, NOTICED, SLOW, UNKNOWN = "untested", "noticed", "too slow", "not reached"
 QUIET = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
@@ -80,8 +81,8 @@ def find_tests(root: Path = ROOT) -> dict[str, list[Path]]:
 
 def named_in(test_file: Path) -> list[str]:
     """Return the modules that a test file's docstring names."""
-    doc = ast.get_docstring(ast.parse(test_file.read_text(encoding="utf-8"))) or ""
-    head, colon, _ = doc.partition("\n\n")[0].partition(":")
+    doc = DOCSTRING.match(test_file.read_text(encoding="utf-8"))
+    head, colon, _ = doc[1].partition("\n\n")[0].partition(":") if doc else ("", "", "")
     return NAME.findall(head) if colon else []
 
 

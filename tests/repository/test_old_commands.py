@@ -6,13 +6,10 @@ shown still works, also where its module has moved.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
+from tests.support.commands import run_commands
 from tests.support.paths import ROOT
-from tests.support.patience import PATIENCE_S
 
 MOVED = {
     "kernels.bench": "benchmarks.kernels",
@@ -41,33 +38,15 @@ STAYED = (
     "tests.faults",
 )
 WITHOUT_OPTIONS = ("benchmarks.page", "medsora.denoiser", "tests.measure_memory")
-# In one process, because most of a command's start is the import of torch.
-HELP = """
-import contextlib, io, runpy, sys
-for name in sys.argv[1:]:
-    sys.argv = [name, "--help"]
-    page, note, status = io.StringIO(), io.StringIO(), None
-    try:
-        with contextlib.redirect_stdout(page), contextlib.redirect_stderr(note):
-            runpy.run_module(name, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        status = end.code
-    moved = note.getvalue().strip().rpartition(" ")[2]
-    print(name, status, page.getvalue().startswith("usage: "), moved, sep="|")
-"""
 
 
 def test_help_of_every_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", HELP, *MOVED, *STAYED],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=True,
-    )
     notes = {name: f"{new}'." for name, new in MOVED.items()} | dict.fromkeys(STAYED, "")
-    assert done.stdout.splitlines() == [f"{name}|0|True|{note}" for name, note in notes.items()]
+    found = {}
+    for name, (status, page, errors) in zip(notes, run_commands([(n, "--help") for n in notes]), strict=True):
+        found[name] = errors.strip().rpartition(" ")[2]
+        assert (status, page.startswith("usage: ")) == (0, True), name
+    assert found == notes
 
 
 @pytest.mark.parametrize("name", WITHOUT_OPTIONS)

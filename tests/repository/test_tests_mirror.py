@@ -9,25 +9,24 @@ import pytest
 from tests.support.paths import ROOT
 from tools.untested import FOLDERS, find_tests, modules, named_in
 
-TESTS = ROOT / "tests"
+TESTS, TESTED = ROOT / "tests", find_tests()
 # Folders that hold programs and helpers beside or instead of tests.
 PROGRAMS = (TESTS / "support", TESTS / "faults")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_module_has_a_test(folder: str) -> None:
-    tested = find_tests()
     without = [
         f"{name}: write {TESTS.name}/{path.relative_to(ROOT).with_name('test_' + path.name)}"
         for name, path in modules().items()
-        if path.is_relative_to(ROOT / folder) and name not in tested
+        if path.is_relative_to(ROOT / folder) and name not in TESTED
     ]
     assert not without, "or name it in the first paragraph of the docstring of a file that tests it"
 
 
 def test_every_test_file_belongs_to_a_module() -> None:
     """In the folders that mirror others; those of `repository` and `scripts` may be about no module."""
-    belonging = {path for paths in find_tests().values() for path in paths}
+    belonging = {path for paths in TESTED.values() for path in paths}
     files = [path for folder in FOLDERS for path in (TESTS / folder).rglob("test_*.py")]
     assert not [str(path.relative_to(ROOT)) for path in files if path not in belonging]
 

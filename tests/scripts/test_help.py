@@ -5,54 +5,48 @@ of every script is complete: each option has its sentence, and the exit statuses
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.support.paths import ROOT
-from tests.support.patience import PATIENCE_S
+from tests.support.commands import Done, run_commands
 
-COMMANDS = (
+HELP = (
     ("train_vae.py",),
     ("train_dit.py",),
     ("sample_ddim.py",),
-    ("-m", "medsora.data", "check"),
-    ("-m", "medsora.data", "phantom"),
-    ("-m", "medsora.demo"),
-    ("-m", "medsora", "new"),
-    ("-m", "medsora", "export"),
-    ("-m", "medsora.app"),
+    ("medsora.data", "check"),
+    ("medsora.data", "phantom"),
+    ("medsora.demo",),
+    ("medsora", "new"),
+    ("medsora", "export"),
+    ("medsora.app",),
 )
+TRAINING = ("train_vae.py", "train_dit.py")
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_help_explains_every_option(command: tuple[str, ...]) -> None:
-    done = subprocess.run(
-        [sys.executable, *command, "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=True,
-    )
-    options = re.findall(r"^  (--[a-z-]+)", done.stdout, flags=re.MULTILINE)
-    assert options or "key=value" in done.stdout
+@pytest.fixture(scope="module")
+def done() -> dict[tuple[str, ...], Done]:
+    commands = [(*command, "--help") for command in HELP]
+    commands += [(script, "--config", "configs/phantom.yaml", "data.framse=3") for script in TRAINING]
+    names = [*HELP, *((script, "bad") for script in TRAINING)]
+    return dict(zip(names, run_commands(commands), strict=True))
+
+
+@pytest.mark.parametrize("command", HELP, ids=" ".join)
+def test_help_explains_every_option(command: tuple[str, ...], done: dict[tuple[str, ...], Done]) -> None:
+    status, page, _ = done[command]
+    assert status == 0
+    assert page.startswith("usage: ")
+    options = re.findall(r"^  (--[a-z-]+)", page, flags=re.MULTILINE)
+    assert options or "key=value" in page
     if command[0].endswith(".py"):
-        assert "75" in done.stdout
+        assert "75" in page
 
 
-@pytest.mark.parametrize("script", ["train_vae.py", "train_dit.py"])
-def test_bad_input_is_one_sentence_and_status_2(script: str) -> None:
-    done = subprocess.run(
-        [sys.executable, script, "--config", "configs/phantom.yaml", "data.framse=3"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.strip() == (
+@pytest.mark.parametrize("script", TRAINING)
+def test_bad_input_is_one_sentence_and_status_2(script: str, done: dict[tuple[str, ...], Done]) -> None:
+    status, _, errors = done[script, "bad"]
+    assert status == 2
+    assert errors.strip() == (
         "error: the command line: there is no key 'data.framse'; did you mean 'data.frames'?"
     )
