@@ -6,11 +6,24 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from torch import nn
 
-from medsora.runtime.digests import Damaged, sealed, sha256, unsealed, weights_digest
+from medsora.runtime.digests import (
+    BLOCK_BYTES,
+    Damaged,
+    block_digest,
+    check_tensors,
+    parse_tensors,
+    sealed,
+    sealed_tensors,
+    sha256,
+    unsealed,
+    weights_digest,
+)
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", bytes(range(256)) * 5000])
@@ -47,6 +60,37 @@ def test_every_flipped_bit_of_a_sealed_object_is_found_or_changes_nothing() -> N
             pass  # no JSON any more
     assert len(found) > len(text)
     assert unsealed({"steps": 4}) == {"steps": 4}, "of an earlier version"
+
+
+def test_a_sealed_file_of_tensors_loads_and_every_flipped_bit_of_its_values_is_found() -> None:
+    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([True, False])}
+    file = sealed_tensors(safetensors.numpy.save(tensors), key="what it is")
+    loaded = safetensors.numpy.load(file)
+    assert all(np.array_equal(loaded[name], tensors[name]) for name in tensors)
+    start, about, header = parse_tensors(content := np.frombuffer(file, np.uint8).copy())
+    assert (about["key"], set(header)) == ("what it is", set(tensors))
+    check_tensors(about, header, content[start:])
+    check_tensors({}, header, content[start:])  # of an earlier version
+    for bit in range(8 * start, 8 * len(content)):
+        content[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(Damaged, match="does not match its checksum"):
+            check_tensors(about, header, content[start:])
+        content[bit // 8] ^= 1 << bit % 8
+    for no_such_file in (b"", b"short", file[: start - 9]):
+        with pytest.raises(Damaged, match="no safetensors file"):
+            parse_tensors(np.frombuffer(no_such_file, np.uint8))
+
+
+def test_a_block_digest_depends_on_the_header_and_on_every_block_and_its_place() -> None:
+    values = np.random.default_rng(0).integers(0, 256, 2 * BLOCK_BYTES + 24, dtype=np.uint8)
+    first, second, rest = np.split(values, (BLOCK_BYTES, 2 * BLOCK_BYTES))
+    others = [np.concatenate((second, first, rest)), values[:-8], np.zeros_like(values)]
+    for place in (0, BLOCK_BYTES, len(values) - 1):
+        others.append(values.copy())
+        others[-1][place] ^= 1
+    digests = [block_digest({"a": 1}, each) for each in (values, *others)] + [block_digest({"a": 2}, values)]
+    assert len(set(digests)) == len(digests)
+    assert digests[0] == block_digest({"a": 1}, values.copy())
 
 
 def layer(name: str = "a", value: float = 1.0, **config: object) -> nn.Module:

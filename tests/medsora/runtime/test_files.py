@@ -16,8 +16,10 @@ from medsora import MedSoraPipeline
 from medsora.errors import BadInput
 from medsora.project.export import export_run
 from medsora.runtime.files import (
+    END_MARK,
     name_beside,
     remove_leftovers,
+    write_between_marks,
     write_bytes,
     write_json,
     write_text,
@@ -170,3 +172,17 @@ def test_a_read_that_fails_once_while_a_file_is_written_is_tried_again(number: i
         beside.touch(0o600)
     assert path.exists()
     assert reads.count >= number
+
+
+def test_what_stands_between_marks_is_replaced_and_the_rest_of_the_page_kept(tmp_path: Path) -> None:
+    page, begin = tmp_path / "page.md", "<!-- made by a command -->"
+    page.write_text(f"ä\n{END_MARK}\n{begin}\nold\n{END_MARK}\nafter\n{END_MARK}\n", encoding="utf-8")
+    for lines in (["new", "lines"], []):
+        write_between_marks(page, begin, lines)
+        expected = "\n".join(["ä", END_MARK, begin, *lines, END_MARK, "after", END_MARK, ""])
+        assert page.read_text(encoding="utf-8") == expected
+    for without in (f"{begin}\n", f"{END_MARK}\n"):
+        page.write_text(without)
+        with pytest.raises(BadInput, match="are not there; put them back"):
+            write_between_marks(page, begin, ["new"])
+        assert page.read_text() == without
