@@ -55,7 +55,7 @@ def main() -> None:
     rows: dict[tuple[int, str, int | None], Scores] = {}
     for frames in LENGTHS:
         video = videos[:, :frames]
-        rows[frames, "original", None] = {"flow": flow_px(video), "flow 0-3": flow_px(video[:, :4])}
+        rows[frames, "original", None] = {"flow": _flow_px(video), "flow 0-3": _flow_px(video[:, :4])}
         for seed in options.seeds:
             for kind in COMPENSATION_KINDS:
                 vae = trained(options.out, kind, frames, seed, options.steps, options.train_clips)
@@ -110,14 +110,14 @@ def scores(vae: FrequencyCompensatedVAE, video: Tensor) -> Scores:
         "PSNR": float(psnr(copies, video).mean()),
         "PSNR 0-3": float(psnr(copies[:, begin], video[:, begin]).mean()),
         "FFL": float(focal_frequency_loss(copies, video)),
-        "flow": flow_px(copies),
-        "flow 0-3": flow_px(copies[:, begin]),
+        "flow": _flow_px(copies),
+        "flow 0-3": _flow_px(copies[:, begin]),
         "flicker": float(torch.stack(inside).mean()),
         "flicker at joint": float(flicker(copies[:, at_joint], video[:, at_joint]).mean()),
     }
 
 
-def flow_px(video: Tensor) -> float:
+def _flow_px(video: Tensor) -> float:
     """Return the mean length of the optical flow between consecutive frames, in pixels."""
     return float(DisEstimator()(video).norm(dim=2).mean())
 

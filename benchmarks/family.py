@@ -185,14 +185,14 @@ def run_point(
         flops_per_s[system.name] = cost.sampling_flops / statistics.median(found["sample"])
         video = [options.steps * seconds for seconds in found["sample"]]
         if device.type == "cuda" or system.preset.endswith("tiny"):
-            video = whole_videos(works[f"{system.name}/sample"], options, device)
+            video = _whole_videos(works[f"{system.name}/sample"], options, device)
         with get_context("spawn").Pool(1) as fresh:  # a peak of its own
             peak = fresh.apply(measure, (system.case(frames, size), 1)).peak_bytes
         points.append(Point(cost, size, found, video, peak))
     return points
 
 
-def whole_videos(
+def _whole_videos(
     sample: Callable[[], None], options: argparse.Namespace, device: torch.device
 ) -> list[float]:
     """Return the seconds of all of a video's denoising steps, once for each round."""

@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)  # and keeps nothing of
     options = parser.parse_args()
     if options.only:
-        return run_part(options.only, options.results, quick=options.quick, compiling=options.compile)
+        return _run_part(options.only, options.results, quick=options.quick, compiling=options.compile)
     if not torch.cuda.is_available() and not options.quick:
         print("there is no GPU here; --quick tries the parts out on a CPU", file=sys.stderr)
         return 2
@@ -89,7 +89,7 @@ def run_together(commands: dict[str, list[str]], limit_s: float) -> dict[str, bo
     return outcomes
 
 
-def run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
+def _run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
     """One part, in this process; `compiling`: each of its works as few times as can be, nothing kept."""
     if missing := make_do():
         print(f"not here, done without: {', '.join(missing)}")
@@ -133,7 +133,7 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
     end = time.monotonic() + COMPILING_S - 30
     step_job = pool.submit(step_error, device.type) if backend == "triton" else None
     try:
-        jobs = {pool.submit(largest_error, backend, device.type, *case): case for case in cases}
+        jobs = {pool.submit(_largest_error, backend, device.type, *case): case for case in cases}
         for job in as_completed(jobs, timeout=end - time.monotonic()):
             length, dtype = jobs[job]
             if broken := job.exception():
@@ -188,7 +188,7 @@ def step_error(device: str) -> float:
     return errors({"eps": actual}, {"eps": expected})["eps"]
 
 
-def largest_error(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
+def _largest_error(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
     """Largest relative error of one length's outputs and gradients against the recurrence."""
     from medsora.kernels import mamba2_scan
 

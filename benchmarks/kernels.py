@@ -61,7 +61,7 @@ def rows() -> Iterator[dict[str, object]]:
     for name, reason in backends().items():
         if reason is not None:
             print(f"{name}: not here, {reason}")
-    speed = measure_speed(device, dtype)
+    speed = _measure_speed(device, dtype)
     print(
         f"{measure.device_name(device)}, {args.dtype}, torch {torch.__version__}: "
         f"{speed.bytes_per_second / 1e9:.0f} GB/s, {speed.operations_per_second / 1e12:.2f} TFLOP/s"
@@ -92,10 +92,10 @@ def report(
 ) -> list[dict[str, object]]:
     """Print and return a row per backend: milliseconds of one block's scans, and their ratios."""
     scans = block_scans(batch, length // SIDE, device, dtype)
-    floor = floor_seconds(batch, length, dtype, speed)
+    floor = _floor_seconds(batch, length, dtype, speed)
     rows, failed = {}, []
     for name in names:
-        timed = measure.seconds if name == "reference" else partial(median_seconds, seconds=seconds)
+        timed = measure.seconds if name == "reference" else partial(_median_seconds, seconds=seconds)
         try:
             forward = timed(lambda name=name: run(scans, name, backward=False), device)
             both = timed(lambda name=name: run(scans, name, backward=True), device)
@@ -169,7 +169,7 @@ def run(scans: list[tuple[dict[str, Tensor], Tensor]], backend: str, *, backward
                 torch.autograd.grad(out, list(inputs.values()), out.detach())
 
 
-def floor_seconds(batch: int, length: int, dtype: torch.dtype, speed: Speed) -> float:
+def _floor_seconds(batch: int, length: int, dtype: torch.dtype, speed: Speed) -> float:
     """Least time of a block's scans: zxbcdt read, the outputs of axes and time written, or the products."""
     tokens = batch * length * SIDE
     moved = tokens * (2 * FEATURES + 3 * D_INNER) * dtype.itemsize
@@ -183,19 +183,19 @@ def floor_seconds(batch: int, length: int, dtype: torch.dtype, speed: Speed) -> 
     return max(moved / speed.bytes_per_second, operations / speed.operations_per_second)
 
 
-def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
+def _measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
     """Bytes per second of a large copy (read and written), operations per second of a large product."""
     on_gpu = device.type == "cuda"
     source = torch.randn(2**28 if on_gpu else 2**24, device=device)
     target = torch.empty_like(source)
     side = 8192 if on_gpu else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    copy = median_seconds(lambda: target.copy_(source), device, 0.3)
-    product = median_seconds(lambda: a @ b, device, 0.3)
+    copy = _median_seconds(lambda: target.copy_(source), device, 0.3)
+    product = _median_seconds(lambda: a @ b, device, 0.3)
     return Speed(2 * source.nbytes / copy, 2 * side**3 / product)
 
 
-def median_seconds(work: Callable[[], object], device: torch.device, seconds: float) -> float:
+def _median_seconds(work: Callable[[], object], device: torch.device, seconds: float) -> float:
     """Median duration after a warm-up, over calls of about `seconds`; on a GPU of replays of a CUDA graph."""
     work()
     fewest, most = 3, sys.maxsize

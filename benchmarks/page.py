@@ -75,13 +75,13 @@ ROWS = (
 
 def main() -> None:
     """Read the results, write the page's tables and its picture."""
-    entries = read_results(RESULTS)
+    entries = _read_results(RESULTS)
     write_between_marks(PAGE, BEGIN, ["", *results_tables(entries)])
     draw(PICTURE, entries)
     print(f"{PAGE}: {sum(bool(row.newest(entries)) for row in ROWS)} of {len(ROWS)} rows measured")
 
 
-def read_results(path: Path) -> list[Entry]:
+def _read_results(path: Path) -> list[Entry]:
     """Every kept line, oldest first; none where nothing was kept."""
     if not path.exists():
         return []

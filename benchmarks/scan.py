@@ -55,7 +55,7 @@ def measure(batch: int, rounds: int) -> dict[str, object]:
     inputs, orders = block_scans(batch, LENGTH // 8, torch.device("cpu"), torch.float32)[0]
     sequences = inputs["zxbcdt"][:, orders.long().flatten(0, 1)].flatten(0, 2).contiguous()
     weights = {name: value for name, value in inputs.items() if name != "zxbcdt"}
-    theirs = partial(package_reference, sequences, **weights)
+    theirs = partial(_package_reference, sequences, **weights)
     ours = partial(mamba2_scan, **inputs, orders=orders, headdim=HEADDIM, backend="torch")
     expected = put_back_and_sum(theirs(), orders, batch, inputs["zxbcdt"].shape[1])
     error = float((ours() - expected).abs().max() / expected.abs().max())
@@ -71,7 +71,7 @@ def measure(batch: int, rounds: int) -> dict[str, object]:
     }
 
 
-def package_reference(
+def _package_reference(
     zxbcdt: Tensor,
     *,
     conv_weight: Tensor,

@@ -61,7 +61,7 @@ def main() -> None:
                 chosen = {"preset": options.preset, "compiled": options.compile}
                 keep("train", device, chosen | values, options.results)
     if "caches" in options.parts:
-        values = measure_caches(options.config, options.rounds, device)
+        values = _measure_caches(options.config, options.rounds, device)
         if not options.dry:
             keep("caches", device, values, options.results)
 
@@ -127,7 +127,7 @@ def forward_backward(model: nn.Module, z: Tensor, t: Tensor, dtype: torch.dtype)
     model.zero_grad(set_to_none=True)
 
 
-def measure_caches(path: Path, rounds: int, device: torch.device) -> dict[str, object]:
+def _measure_caches(path: Path, rounds: int, device: torch.device) -> dict[str, object]:
     """Stage 2's step with filled caches and without any, on the same samples."""
     from benchmarks.support.stage2_step import Stage2Step  # needs all that training needs
     from medsora.config.load import load_config

@@ -27,7 +27,7 @@ class AlignmentLoss:
     per_block: Tensor
 
 
-def noise_weight(t: Tensor) -> Tensor:
+def _noise_weight(t: Tensor) -> Tensor:
     """Return g(t) = 1/(t+1): the noisier the latents, the less similar their features have to be.
 
     In float64 on a CPU; not every other device has it.
@@ -41,7 +41,7 @@ def needed(t: Tensor, margin: float = 0.01) -> Tensor:
     r of Eq. 14 is at most 2, so the hinge of Eq. 15 is zero, with its gradients, wherever 2·g(t) <= margin
     (t >= 199 at the default): no target has to be computed there.
     """
-    return 2 * noise_weight(t) > margin
+    return 2 * _noise_weight(t) > margin
 
 
 def alignment_loss(
@@ -94,7 +94,7 @@ def alignment_loss(
             for feature, target in zip(features, targets, strict=True)
         ]
     )
-    weight = noise_weight(t.to(r.device))[rows].to(r.dtype)
+    weight = _noise_weight(t.to(r.device))[rows].to(r.dtype)
     hinged = (weight * r.mean(dim=0) - margin).clamp_min(0)
     per_sample = r.new_zeros(samples).index_put((rows,), hinged)
     return AlignmentLoss(per_sample.mean(), per_sample, r.detach())
@@ -110,7 +110,7 @@ def _batch_loss(
             for feature, target in zip(features, targets, strict=True)
         ]
     )
-    weight = noise_weight(t.to(r.device)).mean().to(r.dtype)
+    weight = _noise_weight(t.to(r.device)).mean().to(r.dtype)
     loss = (weight * r.mean() - margin).clamp_min(0)
     return AlignmentLoss(loss, loss.expand(len(t)), r.detach().unsqueeze(1))
 

@@ -59,10 +59,10 @@ class DinoEncoder(nn.Module):
                 name,
             )
         elif not from_hub:
-            state = encoder_weights(read_weights(weights))
+            state = _encoder_weights(read_weights(weights))
             load_strictly(self.network, state, weights, f"timm's {name}")
         self.depth = len(self.network.blocks)
-        self.settings = read_settings(name) if name.endswith(".json") else None
+        self.settings = _read_settings(name) if name.endswith(".json") else None
         config = timm.data.resolve_model_data_config(self.network)
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
@@ -95,7 +95,7 @@ class DinoEncoder(nn.Module):
         )
 
 
-def encoder_weights(state: dict[str, Any]) -> dict[str, Tensor]:
+def _encoder_weights(state: dict[str, Any]) -> dict[str, Tensor]:
     """Take the bare encoder out of a checkpoint: no heads; the teacher of an official DINO run."""
     state = state.get("teacher", state)
     bare = {name.removeprefix("module.").removeprefix("backbone."): value for name, value in state.items()}
@@ -112,7 +112,7 @@ def build_network(name: str, *, pretrained: bool = False) -> nn.Module:
         OSError: weights that can be neither read nor downloaded.
     """
     refusal = f"{name!r} cannot be the flow prior's encoder: expected a vision transformer of timm"
-    architecture, settings = read_settings(name) if name.endswith(".json") else (name, {})
+    architecture, settings = _read_settings(name) if name.endswith(".json") else (name, {})
     if pretrained and name.endswith(".json"):
         raise ValueError(f"the weights of {name} are on no hub: give their file (dino.weights), or random.")
     size = 0
@@ -139,7 +139,7 @@ def build_network(name: str, *, pretrained: bool = False) -> nn.Module:
     return network
 
 
-def read_settings(path: str | Path) -> tuple[str, dict[str, Any]]:
+def _read_settings(path: str | Path) -> tuple[str, dict[str, Any]]:
     """Return the architecture and the settings that a JSON file in timm's form names.
 
     Raises:

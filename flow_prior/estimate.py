@@ -63,13 +63,13 @@ def estimate_flow(
         ValueError: the video has another shape or range (as uint8 or 0..255), or a bad `estimator`.
         OSError: weights that could not be loaded.
     """
-    check_video(video)
+    _check_video(video)
     if isinstance(estimator, str):
         estimator = build_estimator(estimator, weights).to(video.device)
     return estimator(video)
 
 
-def check_video(video: Tensor) -> None:
+def _check_video(video: Tensor) -> None:
     """Raise `ValueError` unless `video` is (B, F+1, 3, H, W), at least two frames, with values in [-1, 1].
 
     Values on a GPU are taken as they are: looking at them would make the host wait.

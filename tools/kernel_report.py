@@ -120,7 +120,7 @@ class Operator:
     @property
     def bytes(self) -> int:
         """Bytes moved."""
-        return sum(map(held_bytes, self.tensors))
+        return sum(map(_held_bytes, self.tensors))
 
     def seconds(self, model: Model) -> float:
         """Modelled time."""
@@ -163,7 +163,7 @@ class Launch:
         for name, value in self.arguments.items():
             if isinstance(value, Tensor) and id(value) not in seen:
                 seen.add(id(value))
-                total += held_bytes(self._columns(value) if name in TOKENS else value)
+                total += _held_bytes(self._columns(value) if name in TOKENS else value)
         return total
 
     def _columns(self, tokens: Tensor) -> Tensor:
@@ -268,7 +268,7 @@ class Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def stand_in_for(gpu: fused_plan.Gpu) -> Iterator[None]:
+def _stand_in_for(gpu: fused_plan.Gpu) -> Iterator[None]:
     """Let the code of the kernels take tensors of the meta device for those of this GPU."""
     with ExitStack() as stack:
         for place, name, stand_in in (
@@ -281,7 +281,7 @@ def stand_in_for(gpu: fused_plan.Gpu) -> Iterator[None]:
         yield
 
 
-def held_bytes(tensor: Tensor) -> int:
+def _held_bytes(tensor: Tensor) -> int:
     """Bytes of a tensor's elements, those of an expanded one once."""
     own = (n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or n < 2)
     return math.prod(own) * tensor.element_size()
@@ -301,7 +301,7 @@ def sampling_step(model: MedSora, batch: int, gpu: fused_plan.Gpu) -> list[Opera
     def lookup(values: Tensor) -> Tensor:
         return torch.zeros(1000, dtype=torch.long, device="meta")
 
-    with stand_in_for(gpu), mock.patch("medsora.sampling.prepared._positions", lookup):
+    with _stand_in_for(gpu), mock.patch("medsora.sampling.prepared._positions", lookup):
         step = PreparedDenoiser(model.eval(), (500,), num_images=IMAGES)
         with Recorder() as recorder:
             step(latents, t)
@@ -311,7 +311,7 @@ def sampling_step(model: MedSora, batch: int, gpu: fused_plan.Gpu) -> list[Opera
 def training_step(model: MedSora, batch: int, gpu: fused_plan.Gpu) -> list[Operator | Launch]:
     """Launches of a forward and backward pass through the denoiser."""
     latents, t = _inputs(model, batch)
-    with stand_in_for(gpu), Recorder() as recorder:
+    with _stand_in_for(gpu), Recorder() as recorder:
         out = model.train()(latents, t, num_images=IMAGES)
         torch.autograd.grad(out.eps.sum() + out.variance.sum(), list(model.parameters()))
     return recorder.launches

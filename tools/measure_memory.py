@@ -40,17 +40,17 @@ def main() -> None:
     if libc:
         libc.mallopt(M_ARENA_MAX, 1)
         libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
-    train(of_one_clip(config))
+    train(_of_one_clip(config))
     gc.collect()
     if libc:
         libc.malloc_trim(0)
-    before = status_bytes("VmRSS")
+    before = _status_bytes("VmRSS")
     train(config)
     on_gpu = torch.cuda.is_available()
-    print(torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM") - before)
+    print(torch.cuda.max_memory_allocated() if on_gpu else _status_bytes("VmHWM") - before)
 
 
-def of_one_clip(config: Config) -> Config:
+def _of_one_clip(config: Config) -> Config:
     """Return a run of one step on one clip, in a folder of its own."""
     return replace(
         config,
@@ -68,7 +68,7 @@ def estimated(stage: str, config: Config) -> int:
     return found[0].tensors if torch.cuda.is_available() else found[0].total
 
 
-def status_bytes(name: str) -> int:
+def _status_bytes(name: str) -> int:
     """Return VmRSS (now) or VmHWM (largest) of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))

@@ -147,7 +147,7 @@ def run_block(block: Block, folder: Path) -> tuple[int, str]:
     return done.returncode, done.stdout[-3000:]
 
 
-def copy_repository(to: Path) -> None:
+def _copy_repository(to: Path) -> None:
     """Copy what git tracks, and what it does not ignore, to `to`."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
@@ -170,7 +170,7 @@ def main() -> int:
     failed = ran = 0
     nobody: list[str] = []
     with tempfile.TemporaryDirectory(prefix="medsora-docs-") as scratch:
-        copy_repository(Path(scratch))
+        _copy_repository(Path(scratch))
         for page in pages():
             if options.pages and page.name not in options.pages:
                 continue

@@ -171,15 +171,15 @@ def sharpness_loss(prediction: Tensor, target: Tensor) -> Tensor:
 def motion_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean distance, in decades, between how much neighbouring frames change: a scalar; 0 for one frame.
 
-    The change of a block of `MOTION_BLOCK_PX` pixels is `log_change`. Frames that share a latent are blurred
+    The change of a block of `MOTION_BLOCK_PX` pixels is `_log_change`. Frames that share a latent are blurred
     into one another where L1 cannot distinguish them, so that texture moves less than in the target.
     """
     if target.shape[1] == 1:
         return prediction.new_zeros(())
-    return (log_change(prediction) - log_change(target)).abs().mean()
+    return (_log_change(prediction) - _log_change(target)).abs().mean()
 
 
-def log_change(video: Tensor) -> Tensor:
+def _log_change(video: Tensor) -> Tensor:
     """Log10 of the mean square difference of neighbouring grey frames: (B, F, 3, H, W) -> (B, F - 1, h, w).
 
     h and w count blocks of `MOTION_BLOCK_PX` pixels; those that are cut off at the edge are left out.

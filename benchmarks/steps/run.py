@@ -151,7 +151,7 @@ def main() -> None:
         "seeds": [seeds.start, seeds.stop],
         "real": None if options.real is None else str(options.real),
     }
-    points = read_points(options.out / "points.json", identity)
+    points = _read_points(options.out / "points.json", identity)
     points_due = [(name, steps) for name in options.samplers for steps in options.steps]
     missing = [key for key in points_due if key not in points]
     if options.dry_run:
@@ -159,15 +159,15 @@ def main() -> None:
         return
     keep_freed_memory()
     with bad_input_from_errors():
-        reference_file(options.out, 0).parent.mkdir(parents=True, exist_ok=True)
+        _reference_file(options.out, 0).parent.mkdir(parents=True, exist_ok=True)
         pipeline = MedSoraPipeline.from_folder(model).to(join_group().device)
-        write_points(options.out, identity, points.values())  # before the reference, which is this model's
+        _write_points(options.out, identity, points.values())  # before the reference, which is this model's
     batches = [seeds[k : k + options.batch_size] for k in range(0, len(seeds), options.batch_size)]
-    write_reference(pipeline, batches, options.out)
-    measures, real = distances_from(options, model)
+    _write_reference(pipeline, batches, options.out)
+    measures, real = _distances_from(options, model)
     for name, steps in missing:
         points[name, steps] = measure(pipeline, name, steps, batches, options.out, measures, real)
-        write_points(options.out, identity, points.values())
+        _write_points(options.out, identity, points.values())
         print(f"| {' | '.join(points[name, steps].row())} |", flush=True)
     title = f"{options.model}, {len(seeds)} videos"
     report([points[key] for key in points_due], title, options.out, page=options.page)
@@ -175,7 +175,7 @@ def main() -> None:
 
 def plan(missing: Sequence[tuple[str, int]], total: int, seeds: Sequence[int], out: Path) -> Iterator[str]:
     """Yield what would be sampled, and how many evaluations of the denoiser that takes per video."""
-    left = sum(not reference_file(out, seed).is_file() for seed in seeds)
+    left = sum(not _reference_file(out, seed).is_file() for seed in seeds)
     yield f"{left} of {len(seeds)} reference videos of {REFERENCE_STEPS} steps are to be sampled."
     yield f"{len(missing)} of {total} points are to be measured:"
     yield from (f"{name}, {steps} steps" for name, steps in missing)
@@ -183,7 +183,7 @@ def plan(missing: Sequence[tuple[str, int]], total: int, seeds: Sequence[int], o
     yield f"About {total:,} evaluations of the denoiser, each for one video."
 
 
-def read_points(path: Path, identity: Mapping[str, Any]) -> dict[tuple[str, int], Point]:
+def _read_points(path: Path, identity: Mapping[str, Any]) -> dict[tuple[str, int], Point]:
     """Return the points of an earlier call. Raises `BadInput` for those of another model or other seeds."""
     if not path.is_file():
         return {}
@@ -198,19 +198,19 @@ def read_points(path: Path, identity: Mapping[str, Any]) -> dict[tuple[str, int]
     return {(point.sampler, point.steps): point for point in points}
 
 
-def write_points(out: Path, identity: Mapping[str, Any], points: Iterable[Point]) -> None:
-    """Write what `read_points` reads."""
+def _write_points(out: Path, identity: Mapping[str, Any], points: Iterable[Point]) -> None:
+    """Write what `_read_points` reads."""
     write_json(out / "points.json", {"of": identity, "points": [asdict(point) for point in points]})
 
 
-def reference_file(out: Path, seed: int) -> Path:
+def _reference_file(out: Path, seed: int) -> Path:
     """Return where the reference of one seed lies."""
     return out / "reference" / f"seed-{seed}.safetensors"
 
 
-def write_reference(pipeline: MedSoraPipeline, batches: Sequence[Sequence[int]], out: Path) -> None:
+def _write_reference(pipeline: MedSoraPipeline, batches: Sequence[Sequence[int]], out: Path) -> None:
     """Sample the reference of the seeds that have none yet, a batch at a time."""
-    missing = [[seed for seed in batch if not reference_file(out, seed).is_file()] for batch in batches]
+    missing = [[seed for seed in batch if not _reference_file(out, seed).is_file()] for batch in batches]
     steps = REFERENCE_STEPS * sum(map(bool, missing))
     with progress_bar("reference", total=steps, unit="step") as bar:
         for seeds in filter(None, missing):
@@ -218,7 +218,7 @@ def write_reference(pipeline: MedSoraPipeline, batches: Sequence[Sequence[int]],
             z = latents(pipeline, scheduler, seeds, callback=lambda *_: bar.update() and None)
             for seed, latent, video in zip(seeds, z, decode(pipeline, z), strict=True):
                 tensors = {"latents": latent.cpu().contiguous(), "frames": video.cpu().contiguous()}
-                with written_beside(reference_file(out, seed)) as beside:
+                with written_beside(_reference_file(out, seed)) as beside:
                     save_file(tensors, beside)
 
 
@@ -274,7 +274,7 @@ def measure(
         scheduler = scheduler_of(pipeline, sampler, steps)
         z = latents(pipeline, scheduler, seeds)
         video = decode(pipeline, z)
-        kept = [load_file(reference_file(out, seed)) for seed in seeds]
+        kept = [load_file(_reference_file(out, seed)) for seed in seeds]
         of_z, of_video = (torch.stack([each[key] for each in kept]) for key in ("latents", "frames"))
         squares += (z.cpu() - of_z).square().flatten(1).mean(1).tolist()
         decibels += psnr(video.cpu(), of_video).tolist()
@@ -294,7 +294,7 @@ def measure(
     )
 
 
-def distances_from(options: argparse.Namespace, model: ModelFolder) -> tuple[list[Measure], list[Features]]:
+def _distances_from(options: argparse.Namespace, model: ModelFolder) -> tuple[list[Measure], list[Features]]:
     """Return the evaluation's measures that need no weights, and the real clips' features, or none."""
     frames, (height, width) = model.geometry["frames"], model.geometry["size"]
     if frames < 2 or options.videos < 2 or (options.real is None and height != width):

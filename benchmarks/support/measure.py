@@ -95,7 +95,7 @@ def device_name(device: torch.device) -> str:
     return f"{_processor()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
-def circumstances(device: torch.device) -> dict[str, Any]:
+def _circumstances(device: torch.device) -> dict[str, Any]:
     """What a measured value depends on besides the code: machine, versions, commit, other work on it."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -111,7 +111,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 
 def keep(benchmark: str, device: torch.device, values: dict[str, Any], path: Path = RESULTS) -> None:
     """Append a line to the results."""
-    entry = {"benchmark": benchmark, **circumstances(device), "figures": values}
+    entry = {"benchmark": benchmark, **_circumstances(device), "figures": values}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, default=_as_json) + "\n")
 

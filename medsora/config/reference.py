@@ -49,12 +49,12 @@ def main() -> None:
 def generated() -> dict[Path, str]:
     """Return the text of each generated file."""
     return {
-        ROOT / "docs" / "configuration.md": reference_page(),
+        ROOT / "docs" / "configuration.md": _reference_page(),
         ROOT / "configs" / "schema.json": json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n",
     }
 
 
-def reference_page() -> str:
+def _reference_page() -> str:
     """Return the reference page of all keys as Markdown."""
     parts = [INTRODUCTION]
     for section in fields(Config):

@@ -52,7 +52,7 @@ def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:
     check.add_argument("--crop", type=crop_of_text, default="auto", help=crop)
     check.add_argument("--sheet", type=Path, help="the contact sheet (default: runs/check/NAME.png)")
     check.add_argument("--cache", type=Path, help="where results are kept (default: below runs/cache)")
-    check.set_defaults(run=run_check)
+    check.set_defaults(run=_run_check)
 
     phantom = commands.add_parser(
         "phantom",
@@ -72,11 +72,11 @@ def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:
     )
     phantom.add_argument("--seed", type=int, default=0, help="decides everything about them")
     phantom.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render")
-    phantom.set_defaults(run=run_phantom)
+    phantom.set_defaults(run=_run_phantom)
     return top
 
 
-def run_check(options: argparse.Namespace, console: Console) -> None:
+def _run_check(options: argparse.Namespace, console: Console) -> None:
     """Check a folder, print the table, write the sheet; raises `BadInput` if no clip can be used."""
     from medsora.data.checking.check import check_folder
     from medsora.data.checking.view import check_sheet, check_table, check_totals
@@ -108,7 +108,7 @@ def run_check(options: argparse.Namespace, console: Console) -> None:
     console.print(f"contact sheet: {sheet}", highlight=False, soft_wrap=True)
 
 
-def run_phantom(options: argparse.Namespace, console: Console) -> None:
+def _run_phantom(options: argparse.Namespace, console: Console) -> None:
     """Render phantom videos."""
     from medsora.data.phantom import write_phantom
 

@@ -376,7 +376,7 @@ class ClipDataset(Dataset):
             item["flow"] = read_flow(
                 self.videos[choice.video].source.path, choice.start, self.spec.clip_frames - 1
             )
-        return flip_item(item) if choice.flipped else item
+        return _flip_item(item) if choice.flipped else item
 
     def load_images(self, images: Sequence[ImageSource]) -> Tensor:
         """Decode joint images, unflipped: float32 (K, 3, H, W) in [-1, 1]."""
@@ -414,7 +414,7 @@ def _lost(tries: int, error: Exception) -> BadInput:
     )
 
 
-def flip_item(item: dict[str, Any]) -> dict[str, Any]:
+def _flip_item(item: dict[str, Any]) -> dict[str, Any]:
     """Mirror an item's video, images and flow left to right; the flow's horizontal part changes its sign."""
     mirrored = {key: item[key].flip(-1) for key in ("video", "images", "flow") if key in item}
     if "flow" in mirrored:

@@ -41,7 +41,7 @@ def window_mask(length: int, window: int, device: torch.device, dtype: torch.dty
 
 
 @kept_table
-def tiled_mask(length: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _tiled_mask(length: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Eq. 6 for tiles of queries: (tiles, TILE, TILE + 2·window).
 
     A tile's keys reach from `window` before it to `window` after it. Queries that only fill the last tile may
@@ -112,7 +112,7 @@ class LocalAttention(nn.Module):
     def tables(self, length: int, device: torch.device, dtype: torch.dtype) -> AttentionTables:
         """Return what `forward` needs for frames of `length` tokens and queries of this dtype."""
         features = self.qkv.in_features // self.heads
-        mask = window_mask if length <= 2 * TILE else tiled_mask
+        mask = window_mask if length <= 2 * TILE else _tiled_mask
         exact = torch.promote_types(dtype, torch.float32)
         rotary = rotary_tables(length, features, self.window, device, exact)
         return AttentionTables(*rotary, mask(length, self.window, device, dtype))

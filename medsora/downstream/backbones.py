@@ -87,7 +87,7 @@ def build_backbone(name: str, classes: int, weights: str | Path | None, frames: 
     return ClipClassifier(classes)
 
 
-def transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a published TimeSformer's state dict under the names of transformers' `TimesformerModel`."""
     found = {}
     for name, value in state.items():
@@ -104,7 +104,7 @@ def _from_published(path: str | Path) -> nn.Module:
     state, _ = read_checkpoint(path, "teacher", "model_state", "model")
     inner = {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
     state = {name: value for name, value in (inner or state).items() if not name.startswith("head.")}
-    state = transformers_names(state)
+    state = _transformers_names(state)
     try:
         width, _, patch, _ = state["embeddings.patch_embeddings.projection.weight"].shape
         patches = state["embeddings.position_embeddings"].shape[1] - 1

@@ -39,7 +39,7 @@ def fixmatch_losses(
     `kept` receives the share of pseudo-labels that reach the threshold in each step.
     """
     device = next(model.parameters()).device
-    weak = crop_and_flip if recipe.published else weak_view
+    weak = _crop_and_flip if recipe.published else weak_view
     prior = torch.tensor(np.bincount(targets) / len(targets), dtype=torch.float32, device=device)
     seen: deque[Tensor] = deque(maxlen=ALIGNMENT_BATCHES)
 
@@ -71,8 +71,8 @@ def fixmatch_losses(
 
 
 def classify(model: nn.Module, clips: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """Return the class numbers (n,) of clips uint8 (F, h, w, 3), cut as `test_view` does."""
-    return predict(model, [test_view(clip, size) for clip in clips]).argmax(1)
+    """Return the class numbers (n,) of clips uint8 (F, h, w, 3), cut as `_test_view` does."""
+    return predict(model, [_test_view(clip, size) for clip in clips]).argmax(1)
 
 
 def weak_view(clip: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
@@ -107,7 +107,7 @@ def strong_view(clip: np.ndarray, size: int, random: np.random.Generator) -> np.
     return clip
 
 
-def crop_and_flip(clip: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
+def _crop_and_flip(clip: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
     """Scale to a random short side of 256 to 320 pixels, crop `size` at random, mirror half: as published."""
     clip = _scaled(clip, int(random.integers(PUBLISHED_SCALES_PX[0], PUBLISHED_SCALES_PX[1] + 1)))
     top, left = (int(random.integers(clip.shape[axis] - size + 1)) for axis in (1, 2))
@@ -115,7 +115,7 @@ def crop_and_flip(clip: np.ndarray, size: int, random: np.random.Generator) -> n
     return clip[:, :, ::-1] if random.integers(2) else clip
 
 
-def test_view(clip: np.ndarray, size: int) -> np.ndarray:
+def _test_view(clip: np.ndarray, size: int) -> np.ndarray:
     """Return the clip, or of a larger one its left (or upper) part, as the published code does."""
     return clip if clip.shape[1:3] == (size, size) else _scaled(clip, size)[:, :size, :size]
 

@@ -98,7 +98,7 @@ def reconstruct(folder: Path, job: Job, threads: int) -> None:
     models = pycolmap.incremental_mapping(database, folder / "images", folder / "models", options)
     if models:
         best = max(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
-        np.savez(folder / "geometry.npz", **vars(geometry_of(best)))
+        np.savez(folder / "geometry.npz", **vars(_geometry_of(best)))
         if job.export:
             _export(pycolmap, folder, best, job)
 
@@ -117,7 +117,7 @@ def _export(pycolmap: Any, folder: Path, model: Any, job: Job) -> None:
     for number in model.reg_image_ids():
         name = model.image(number).name
         (images / name).rename(folder / "export" / "images" / name)
-    np.savez(folder / "export.npz", **vars(geometry_of(model)))
+    np.savez(folder / "export.npz", **vars(_geometry_of(model)))
 
 
 def _find_features(pycolmap: Any, folder: Path, database: Path, job: Job, threads: int) -> None:
@@ -142,7 +142,7 @@ def _find_features(pycolmap: Any, folder: Path, database: Path, job: Job, thread
     )
 
 
-def geometry_of(model: Any) -> Geometry:
+def _geometry_of(model: Any) -> Geometry:
     """Return poses, focal length and points of a pycolmap reconstruction."""
     images = sorted((model.image(number) for number in model.reg_image_ids()), key=lambda image: image.name)
     poses = [image.cam_from_world().inverse() for image in images]

@@ -52,9 +52,14 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
         print(page)
 
 
-def clips_of_text(text: str) -> int | tuple[int, ...]:
+def _clips_of_text(text: str) -> int | tuple[int, ...]:
     """Return what "2048" or "4096,2048" names; `EvaluationSettings` checks the numbers."""
-    numbers = tuple(int(part) for part in text.split(","))
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a number of clips, or several with commas between, not {text}"
+        ) from None
     return numbers if len(numbers) > 1 else numbers[0]
 
 
@@ -85,7 +90,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     protocol += "values, which leaves no choice of clips, interval and crop (default: medsora)"
     add("--protocol", metavar="NAME", help=protocol)
     clips = "at most so many clips on each side; REAL,GENERATED limits them separately (default: 2048)"
-    add("--clips", type=clips_of_text, metavar="N", help=clips)
+    add("--clips", type=_clips_of_text, metavar="N", help=clips)
     add("--frames", type=int, metavar="F", help="frames per clip (default: 16)")
     add("--size", type=int, metavar="PX", help="side of a frame; both sides are resized alike (default: 128)")
     add(

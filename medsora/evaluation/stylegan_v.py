@@ -26,7 +26,7 @@ CHOICE = (
 )
 
 
-def lanczos_jpeg(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def _lanczos_jpeg(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Return `image`, uint8 (h, w, 3), as Endora's script prepares it: uint8 (H, W, 3).
 
     Scaled by Pillow's Lanczos until it just covers `size`, cut out in the middle, coded as JPEG and decoded.
@@ -44,7 +44,7 @@ def lanczos_jpeg(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 
 
 _WORDS = "Pillow Lanczos, scaled to cover, cropped in the middle, JPEG of quality 75"
-LANCZOS_JPEG = Resize(_WORDS, lanczos_jpeg)
+LANCZOS_JPEG = Resize(_WORDS, _lanczos_jpeg)
 
 
 def choose_side(settings: EvaluationSettings, root: str | Path, *, generated: bool) -> dict[str, ClipSet]:

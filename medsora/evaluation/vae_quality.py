@@ -80,14 +80,14 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
     with bad_input_from_errors():
         vae = load_vae(folder).eval().requires_grad_(False).to(state.device)
         vae.check_video_shape(settings.frames, *settings.size)
-        perceptual = find_lpips(settings.weights)
+        perceptual = _find_lpips(settings.weights)
     mine = []
     for number in share_of(state, len(clips)):
         with bad_input_from_errors():
             frames = clips.read(number)
         video = frames_to_video(frames)[None].to(state.device)
         versions = reconstructions(vae, video)
-        mine.append((number, {name: metrics_of(v, video, perceptual) for name, v in versions.items()}))
+        mine.append((number, {name: _metrics_of(v, video, perceptual) for name, v in versions.items()}))
     rows = [row for _, row in sorted(gather_object(mine), key=lambda pair: pair[0])]
     if not state.is_main_process:
         return None
@@ -117,7 +117,7 @@ def _measure(settings: VaeSettings, state: PartialState) -> dict[str, Any] | Non
     return results
 
 
-def find_lpips(weights: Mapping[str, str | Path]) -> PerceptualLoss | None:
+def _find_lpips(weights: Mapping[str, str | Path]) -> PerceptualLoss | None:
     """Return LPIPS if its trunk is named or lies in PyTorch's cache; if not, None: nothing is downloaded."""
     if not at_hand("lpips", weights):
         return None
@@ -136,7 +136,7 @@ def reconstructions(vae: FrequencyCompensatedVAE | VQTokenizer, video: Tensor) -
     return versions
 
 
-def metrics_of(version: Tensor, video: Tensor, perceptual: PerceptualLoss | None) -> dict[str, float]:
+def _metrics_of(version: Tensor, video: Tensor, perceptual: PerceptualLoss | None) -> dict[str, float]:
     """Return the metrics of one reconstruction (1, F, 3, H, W) of `video`, both in [-1, 1]."""
     measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "psnr": psnr,

@@ -81,7 +81,7 @@ def export_run(
         weights=found.weights,
         data=data,
         licence=licence,
-        training=training_rows(run, config, found),
+        training=_training_rows(run, config, found),
         evaluation=_evaluation(run, evaluation),
         sheet=sheet_name,
     )
@@ -93,7 +93,7 @@ def export_run(
     return card
 
 
-def training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[str, str]]:
+def _training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[str, str]]:
     """Return a card's rows on the training: its length, its settings and its last metrics."""
     kind, data = KINDS[found.kind], config.data
     pace = f"one in {data.interval}" if data.rate is None else f"{data.rate:g} per second"

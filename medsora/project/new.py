@@ -40,7 +40,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         raise BadInput(f"runs/{name} holds a run of that name already; take another PROJECT.")
     if options.memory is not None and not 0 <= options.memory < 10_000:
         raise BadInput(f"--memory is {options.memory} but must be a number of GiB, or 0 for a CPU.")
-    gpu_gib = found_gpu_gib() if options.memory is None else options.memory
+    gpu_gib = _found_gpu_gib() if options.memory is None else options.memory
     machine = Machine(gpu_gib, os.cpu_count() or 1, psutil.virtual_memory().total / 2**30)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("decoding", total=None)
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     _report(console, report, fit, options.project)
 
 
-def found_gpu_gib() -> float:
+def _found_gpu_gib() -> float:
     """Return the memory of the smallest CUDA device in GiB, 0 without one."""
     devices = range(torch.cuda.device_count())
     sizes = [torch.cuda.get_device_properties(device).total_memory / 2**30 for device in devices]

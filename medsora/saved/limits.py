@@ -222,11 +222,11 @@ def check_part(folder: Path) -> dict[str, Any]:
     Raises `BadInput`, naming the file, for another folder.
     """
     settings = read_json_object(folder / "config.json")
-    read_shapes(folder)
+    _read_shapes(folder)
     return settings
 
 
-def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor in a folder's one safetensors file. Raises `BadInput`."""
     if (folder / SAFE_WEIGHTS_INDEX_NAME).exists():
         raise BadInput(f"{folder} holds weights in parts; {AGAIN} as one safetensors file.")
@@ -265,7 +265,7 @@ def check_model(folder: Path, kind: type[nn.Module]) -> None:
 
     The model is built without memory, so that a huge config costs nothing.
     """
-    settings, shapes = read_json_object(folder / "config.json"), read_shapes(folder)
+    settings, shapes = read_json_object(folder / "config.json"), _read_shapes(folder)
     source = str(folder / "config.json")
     check_settings(settings, kind.__init__, source, base=getattr(kind, "base_class", None))
     if problem := changed_part(folder):

@@ -200,7 +200,7 @@ class SavedPipeline(DiffusionPipeline):
                 f"from_pretrained cannot take {', '.join(extra)}, only dtype (or torch_dtype) and vae_dtype; "
                 "set another scheduler by pipe.scheduler, move the pipeline by pipe.to(device)."
             )
-        if dtype is not None and torch_dtype is not None and to_dtype(dtype) != to_dtype(torch_dtype):
+        if dtype is not None and torch_dtype is not None and _to_dtype(dtype) != _to_dtype(torch_dtype):
             raise BadInput(f"dtype is {dtype} but torch_dtype, its older name, {torch_dtype}; give one.")
         dtype = torch_dtype if dtype is None else dtype
         return cls.from_folder(find_model(path), dtype=dtype or torch.float32, vae_dtype=vae_dtype)
@@ -262,7 +262,7 @@ class SavedPipeline(DiffusionPipeline):
         return ModelCard(**known | facts)
 
 
-def to_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def _to_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Return float32, float16 or bfloat16 by that word, its short form or itself. Raises `BadInput`."""
     words = DTYPES | {str(known).removeprefix("torch."): known for known in DTYPES.values()}
     found = words.get(dtype) if isinstance(dtype, str) else dtype
@@ -283,8 +283,8 @@ def load_parts(
     `decoder_dtype` is `dtype` unless given. Raises `BadInput` if the second is not the one that the first
     was trained with.
     """
-    model = _load_part(trained, found.denoiser, to_dtype(dtype))
-    decoder_dtype = to_dtype(decoder_dtype or dtype)
+    model = _load_part(trained, found.denoiser, _to_dtype(dtype))
+    decoder_dtype = _to_dtype(decoder_dtype or dtype)
     exact = decoder_dtype if found.vae_digest is None else torch.float32
     decoder = _load_part(decoders, found.vae, exact)
     if found.vae_digest is not None and weights_digest(decoder) != found.vae_digest:

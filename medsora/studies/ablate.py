@@ -192,7 +192,7 @@ def ablate(study: Study, parameters: dict[str, int], command: str) -> None:
         for variant in study.variants:
             if not _train(study, variant, seed):
                 failed.append(f"{variant.title}, seed {seed}")
-            score_run(study, variant, seed)
+            _score_run(study, variant, seed)
             study.report(parameters, command).write(study.folder)
     if failed:
         print(f"error: {len(failed)} of the runs failed (see above): {'; '.join(failed)}", file=sys.stderr)
@@ -255,7 +255,7 @@ def end_run(study: Study, variant: Variant, seed: int) -> bool:
     return launch([*study.command(variant, seed), end]) != FAILED
 
 
-def score_run(study: Study, variant: Variant, seed: int) -> None:
+def _score_run(study: Study, variant: Variant, seed: int) -> None:
     """Score the clips of a run that is finished, if the study wants that. Raises as `Scoring.score`."""
     if study.scoring is not None and study.run(variant, seed).steps is not None:
         folder, config = study.folder_of(variant, seed), study.config_of(variant, seed)

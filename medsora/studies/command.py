@@ -28,7 +28,7 @@ PAGE_BEGIN = "<!-- medsora study equal-cost -->"
 ABLATION_BEGIN = "<!-- medsora study ablate of {} -->"  # train_vae or train_dit
 
 
-def ablate_parser(prog: str) -> argparse.ArgumentParser:
+def _ablate_parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of `ablate`."""
     ablate = argparse.ArgumentParser(
         prog=prog,
@@ -60,7 +60,7 @@ def ablate_parser(prog: str) -> argparse.ArgumentParser:
     return ablate
 
 
-def equal_cost_parser(prog: str) -> argparse.ArgumentParser:
+def _equal_cost_parser(prog: str) -> argparse.ArgumentParser:
     """Return the parser of `equal-cost`."""
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -101,7 +101,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora study") ->
     top.add_argument("study", choices=tuple(STUDIES), help=f"'{prog} STUDY --help' explains a study")
     top.parse_args(arguments[:1])
     study, *rest = arguments
-    parser, run = {"ablate": (ablate_parser, _ablate), "equal-cost": (equal_cost_parser, _equal_cost)}[study]
+    parser, run = {"ablate": (_ablate_parser, _ablate), "equal-cost": (_equal_cost_parser, _equal_cost)}[
+        study
+    ]
     options = parser(f"{prog} {study}").parse_intermixed_args(rest)
     _check_numbers(options)
     run(options, shlex.join([*prog.split(), *arguments]))

@@ -138,7 +138,7 @@ def _label_words(clips: ClipDataset) -> dict[str, str]:
     return clips.labels.words(video.source.name for video in clips.report.usable)
 
 
-def store_videos(run: RunFolder, clips: ClipDataset) -> None:
+def _store_videos(run: RunFolder, clips: ClipDataset) -> None:
     """Write the list of the run's videos, and report what has changed in the folder since it began.
 
     Videos that are missing now stay in the list. Raises `BadInput` if the run folder cannot be written.
@@ -179,7 +179,7 @@ def open_run(
     run = RunFolder(folder, config, stage, accelerator)
     check_same_run(run, config, clips, cached=stage == STAGE_AR or config.cache.latents == "disk")
     run.keep([*clips.report.complaints(), *clips.notes()])
-    store_videos(run, clips)
+    _store_videos(run, clips)
     start_trackers(accelerator, run, config)  # before the caches are filled: a missing login fails at once
     return run, schedule
 

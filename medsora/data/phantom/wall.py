@@ -29,7 +29,7 @@ class Wall:
 
     def __init__(self, rng: np.random.Generator, polyp_at: float | None, polyp_size: float = 1.0) -> None:
         haustra = _folds(rng)
-        bulges = 0.07 * smooth_noise(rng, 10, 5)
+        bulges = 0.07 * _smooth_noise(rng, 10, 5)
         polyp_angle = rng.uniform(0, 2 * np.pi)
         across, height = polyp_size * rng.uniform(0.34, 0.48), polyp_size**0.3 * rng.uniform(0.3, 0.42)
         dome = np.zeros((ROWS, COLUMNS), np.float32)
@@ -43,7 +43,7 @@ class Wall:
         radius = cv2.GaussianBlur(_pad(radius, 8), (0, 0), 0.023 * TEXELS)[8:-8, 8:-8]
         radius = MIN_RADIUS + _soft_positive(radius - MIN_RADIUS, 0.04)
         # What light sees is rougher than what hides: fine wet bumps bend the normal, not the silhouette.
-        grain = radius + 0.006 * smooth_noise(rng, 98, 44) + 0.016 * smooth_noise(rng, 36, 16)
+        grain = radius + 0.006 * _smooth_noise(rng, 98, 44) + 0.016 * _smooth_noise(rng, 36, 16)
         grain = _pad(grain, 1)
         slope_along = (grain[2:, 1:-1] - grain[:-2, 1:-1]) * (TEXELS / 2)
         slope_around = (grain[1:-1, 2:] - grain[1:-1, :-2]) * (COLUMNS / (4 * np.pi))
@@ -67,7 +67,7 @@ class Wall:
         return texture[:, :3], texture[:, 3]
 
 
-def smooth_noise(rng: np.random.Generator, cells_along: int, cells_around: int) -> np.ndarray:
+def _smooth_noise(rng: np.random.Generator, cells_along: int, cells_around: int) -> np.ndarray:
     """Band-limited noise of unit scale over the unrolled wall, seamless in both directions."""
     cells = rng.standard_normal((cells_along, cells_around)).astype(np.float32)
     margin = 2
@@ -106,13 +106,13 @@ def _mucosa(rng: np.random.Generator, haustra: np.ndarray, dome: np.ndarray) -> 
     base = pink + rng.uniform(0, 1) * (orange - pink)
     base = base * rng.uniform(0.92, 1.05, 3)
     colour = np.broadcast_to(base, (ROWS, COLUMNS, 3)).astype(np.float32)
-    blotches = 0.6 * smooth_noise(rng, 18, 8) + 0.4 * smooth_noise(rng, 45, 20)
+    blotches = 0.6 * _smooth_noise(rng, 18, 8) + 0.4 * _smooth_noise(rng, 45, 20)
     colour = colour * np.exp(blotches[..., None] * np.array([0.03, 0.09, 0.09], np.float32))
     paler = np.clip(haustra * 1.5, 0, 1)[..., None]
     colour = colour + paler * np.array([0.04, 0.07, 0.06], np.float32)
     vessels = _vessels(rng)[..., None] * (1 - 0.8 * dome[..., None]) * rng.uniform(0.5, 0.9)
     colour = colour * np.exp(-vessels * np.array([0.28, 0.8, 0.62], np.float32))
-    lumps = 1 + 0.12 * smooth_noise(rng, 80, 36)[..., None]
+    lumps = 1 + 0.12 * _smooth_noise(rng, 80, 36)[..., None]
     redder = np.array([0.95, 0.58, 0.62], np.float32) * lumps
     colour = colour * (1 + np.clip(dome * 2.5, 0, 1)[..., None] * (redder - 1))
     return np.clip(colour, 0.02, 1).astype(np.float32)

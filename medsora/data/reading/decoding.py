@@ -162,7 +162,7 @@ class VideoReader:
                 timeout=STALL_S,
             )
         except Exception as error:
-            raise UnreadableVideo(self.path, why_unopenable(self.path, error)) from error
+            raise UnreadableVideo(self.path, _why_unopenable(self.path, error)) from error
         try:
             self.stream = self._believable_stream()
             self._pixel_aspect = self._believable_pixel_aspect()
@@ -172,7 +172,7 @@ class VideoReader:
             self.container.close()
             if isinstance(error, UnreadableVideo) or not isinstance(error, Exception):
                 raise
-            raise UnreadableVideo(self.path, why_unopenable(self.path, error)) from error
+            raise UnreadableVideo(self.path, _why_unopenable(self.path, error)) from error
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
 
     def _believable_stream(self) -> av.VideoStream:
@@ -408,7 +408,7 @@ def _chain(first: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator[av.V
     yield from rest
 
 
-def why_unopenable(path: Path, error: Exception) -> str:
+def _why_unopenable(path: Path, error: Exception) -> str:
     """Return the plain reason why `path` does not open as a video."""
     if reason := failed_read(error):
         return reason

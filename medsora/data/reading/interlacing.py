@@ -41,7 +41,7 @@ def _like(frame: av.VideoFrame) -> tuple:
     return frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range
 
 
-def is_combed(grey: np.ndarray, before: np.ndarray) -> bool:
+def _is_combed(grey: np.ndarray, before: np.ndarray) -> bool:
     """Return whether rows (h, w) are rough where they changed since `before`.
 
     The second difference of neighbouring rows is compared with that of every other row: it is about half of
@@ -137,7 +137,7 @@ class FieldOrderDetector:
         if judged is None or before is None:
             return
         verdict = judged.metadata["lavfi.idet.multiple.current_frame"]
-        if verdict in ("tff", "bff") and not is_combed(_grey(judged), _grey(before)):
+        if verdict in ("tff", "bff") and not _is_combed(_grey(judged), _grey(before)):
             verdict = "progressive"
         if verdict in self._counts:
             self._counts[verdict] += 1

@@ -30,7 +30,7 @@ _SPS = {"h264": 7, "hevc": 33}  # NAL units that hold a sequence's parameters
 _CHROMA_PROFILES = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 144, 244}
 
 
-def bytes_per_pixel(context: VideoCodecContext) -> float:
+def _bytes_per_pixel(context: VideoCodecContext) -> float:
     """Return what a pixel of a decoded frame takes; the maximum where the header does not state it."""
     if context.pix_fmt is None:
         return 8.0
@@ -41,7 +41,7 @@ def decoding_bytes_per_pixel(context: VideoCodecContext) -> float:
     """Return how much decoding and converting a stream takes at most, for each pixel of its frames."""
     references = reference_frames(context.name, context.extradata)
     frames = max(references, context.reorder_depth or 0) + CODED_BESIDE + HELD_BESIDE
-    return frames * bytes_per_pixel(context) + RGB_BYTES_PER_PIXEL
+    return frames * _bytes_per_pixel(context) + RGB_BYTES_PER_PIXEL
 
 
 def reference_frames(codec: str, header: bytes | None) -> int:

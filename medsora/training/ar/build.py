@@ -57,7 +57,7 @@ def build_ar_stage(config: Config) -> ArStage:
             settings.optimizer,
             [
                 {"params": [model.get_parameter(name) for name in names], "weight_decay": decay}
-                for names, decay in decayed_and_not(model, settings.weight_decay)
+                for names, decay in _decayed_and_not(model, settings.weight_decay)
             ],
             lr=settings.lr,
             betas=settings.betas,
@@ -105,7 +105,7 @@ def start_from(model: EndoGen, trained: str | None, labels: tuple[str, ...] = ()
         log.warning("%s has no label %s; each starts from its row for no label.", trained, ", ".join(new))
 
 
-def decayed_and_not(model: EndoGen, weight_decay: float) -> list[tuple[list[str], float]]:
+def _decayed_and_not(model: EndoGen, weight_decay: float) -> list[tuple[list[str], float]]:
     """Return the names of the matrices with `weight_decay`, and of the other parameters with none."""
     matrices = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
     others = [name for name, parameter in model.named_parameters() if parameter.ndim <= 1]

@@ -45,7 +45,7 @@ class LatentCache:
         self.group_images = vae.frames_per_chunk
         self.entry_latents = vae.frames_to_latents(self.group_images) if self.groups else 1
         self.seed = config.run.seed
-        self.alone = first_frames_alone(config)
+        self.alone = _first_frames_alone(config)
         depends_on = {
             "code": CODE_VERSION,
             "clips": clips_digest(clips),
@@ -158,7 +158,7 @@ class LatentCache:
         return {"image_mean": mean.float().cpu(), "image_logvar": logvar.float().cpu()}
 
 
-def first_frames_alone(config: Config) -> bool:
+def _first_frames_alone(config: Config) -> bool:
     """Whether every clip's first frame is kept as a picture too: a joint image, or one that is given."""
     joint = bool(config.images.count) and config.images.encoding == "single"
     return joint or config.train_dit.first_frame_prob > 0
@@ -169,7 +169,7 @@ def latent_cache_bytes(config: Config, clips: int, vae: VideoVAE) -> int:
     latents, *of_one = vae.latent_shape(config.data.frames, *config.data.height_width)
     per_latent = 2 * 2 * 4 * math.prod(of_one)  # mean and log-variance, plain and flipped, float32
     groups = image_entry_latents(config, 0, vae)
-    return per_latent * (clips * (latents + first_frames_alone(config)) + groups)
+    return per_latent * (clips * (latents + _first_frames_alone(config)) + groups)
 
 
 def image_entry_latents(config: Config, clips: int, vae: VideoVAE) -> int:

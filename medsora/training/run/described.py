@@ -74,7 +74,7 @@ class GeneratorStage:
             PeriodicTask(
                 self.settings.sample_every,
                 self.sample,
-                lambda step: is_file(sheet_path(self.run, step)),
+                lambda step: is_file(_sheet_path(self.run, step)),
                 interruptible=True,
             ),
         ]
@@ -147,7 +147,7 @@ class GeneratorStage:
         return start
 
 
-def sheet_path(run: RunFolder, step: int) -> Path:
+def _sheet_path(run: RunFolder, step: int) -> Path:
     """Path of the contact sheet of the samples of `step`, which is written last."""
     return run.samples / f"step-{step:07d}.png"
 
@@ -183,6 +183,6 @@ def keep_samples(
     rows = [(f"seed {k}{of_rows[k]}", video) for k, video in enumerate(videos)]
     with run.writing():
         for number, video in enumerate(videos):
-            path = sheet_path(run, step).with_suffix("") / f"video-{number:05d}.mp4"
+            path = _sheet_path(run, step).with_suffix("") / f"video-{number:05d}.mp4"
             write_video(path, video, pipeline.config.fps, metadata=tags)
-    keep_sheet(run, sheet_path(run, step), contact_sheet(rows, columns=8), step)
+    keep_sheet(run, _sheet_path(run, step), contact_sheet(rows, columns=8), step)

@@ -158,7 +158,7 @@ def add_adapter(model: Denoiser, prior: FlowPrior | ImagePrior | None) -> None:
 def build_prior(config: Config, depth: int) -> FlowPrior | ImagePrior:
     """Return the prior that the config names, paired with the `depth` features of a denoiser."""
     encoder_log = logging.getLogger("medsora.flow_prior.dino")  # the run reports it itself
-    with kept_quiet(encoder_log, "is untrained"):
+    with _kept_quiet(encoder_log, "is untrained"):
         if config.alignment.kind == "image":
             encoder = DinoEncoder(shipped_file(config.dino.model), shipped_file(config.dino.weights))
             return ImagePrior(encoder, depth, config.alignment.image_source)
@@ -174,7 +174,7 @@ def build_prior(config: Config, depth: int) -> FlowPrior | ImagePrior:
 
 
 @contextmanager
-def kept_quiet(logger: logging.Logger, sentence: str) -> Iterator[None]:
+def _kept_quiet(logger: logging.Logger, sentence: str) -> Iterator[None]:
     """Suppress messages of `logger` that contain `sentence`, inside the context."""
 
     def is_another(record: logging.LogRecord) -> bool:
