@@ -106,7 +106,10 @@ def _from_the_top(argument: str) -> str:
 
 
 def _minutes(text: str) -> float:
-    minutes = float(text)
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
     if not 0 < minutes < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number of minutes greater than 0, not {text}")
     return minutes

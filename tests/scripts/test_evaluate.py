@@ -78,6 +78,15 @@ def test_bad_input_is_one_sentence_and_status_2(
     assert error.count("\n") == 1
 
 
+def test_a_number_of_clips_that_is_none_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.make_parser().parse_args(["--real", "a", "--clips", "9;1"])
+    assert (
+        "--clips: must be a number of clips, or several with commas between, not 9;1"
+        in capsys.readouterr().err
+    )
+
+
 def test_each_warning_appears_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

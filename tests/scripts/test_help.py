@@ -28,7 +28,8 @@ TRAINING = ("train_vae.py", "train_dit.py")
 def done() -> dict[tuple[str, ...], Done]:
     commands = [(*command, "--help") for command in HELP]
     commands += [(script, "--config", "configs/phantom.yaml", "data.framse=3") for script in TRAINING]
-    names = [*HELP, *((script, "bad") for script in TRAINING)]
+    commands += [(script, "--config", "configs/phantom.yaml", "--time-limit", "soon") for script in TRAINING]
+    names = [*HELP, *((script, kind) for kind in ("key", "limit") for script in TRAINING)]
     return dict(zip(names, run_commands(commands), strict=True))
 
 
@@ -45,8 +46,17 @@ def test_help_explains_every_option(command: tuple[str, ...], done: dict[tuple[s
 
 @pytest.mark.parametrize("script", TRAINING)
 def test_bad_input_is_one_sentence_and_status_2(script: str, done: dict[tuple[str, ...], Done]) -> None:
-    status, _, errors = done[script, "bad"]
+    status, _, errors = done[script, "key"]
     assert status == 2
     assert errors.strip() == (
         "error: the command line: there is no key 'data.framse'; did you mean 'data.frames'?"
     )
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_a_time_limit_that_is_no_number_is_told_in_words(
+    script: str, done: dict[tuple[str, ...], Done]
+) -> None:
+    status, _, errors = done[script, "limit"]
+    assert status == 2
+    assert errors.endswith("--time-limit: must be a number of minutes greater than 0, not soon\n")

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from medsora.config import reference
 from medsora.config.load import config_to_dict
 from medsora.config.reference import ROOT, generated, json_schema
 from medsora.config.schema import Config
@@ -59,6 +60,13 @@ def problems(value: Any, schema: dict[str, Any], name: str = "config") -> list[s
 @pytest.mark.parametrize("path", generated(), ids=lambda path: path.name)
 def test_generated_files_are_up_to_date(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == generated()[path], "run python -m medsora.config.reference"
+
+
+def test_the_command_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {tmp_path / "page.md": "ä", tmp_path / "schema.json": "{}"}
+    monkeypatch.setattr(reference, "generated", lambda: texts)
+    reference.main()
+    assert {path: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == texts
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medsora.config.load import load_config
-from medsora.config.shipped import find_config, shipped_file, shipped_names
+from medsora.config.shipped import find_config, models_folder, shipped_file, shipped_models, shipped_names
 from medsora.errors import BadInput
 from medsora.saved.find import find_base
 from tests.support.paths import CONFIGS
@@ -57,3 +57,8 @@ def test_all_that_a_shipped_config_takes_from_beside_it_is_found_from_anywhere(
     assert [path for path in named if not Path(shipped_file(path)).exists()] == []
     if name in ("phantom_model", "phantom_clinic"):
         assert Path(find_base(load_config(name))[0]).samefile(CONFIGS / "models" / "phantom")
+
+
+def test_shipped_models_are_the_folders_beside_the_shipped_configs() -> None:
+    assert models_folder().samefile(CONFIGS / "models")
+    assert shipped_models() == ["phantom"]
