@@ -67,6 +67,15 @@ class VideoVAE(StrictModel):
 
     # Video to latents and back
 
+    def enable_tiling(self, *_: object, **__: object) -> None:
+        """Raise `ValueError`: few videos are decoded at a time, and chunk by chunk, as it is."""
+        raise ValueError(
+            f"tiling and slicing are not supported: the VAE takes {VIDEOS_AT_ONCE} videos at a time already; "
+            "take bf16 or a smaller size instead."
+        )
+
+    enable_slicing = enable_tiling
+
     def encode_moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Video `(B, F, 3, H, W)` -> mean and log-variance `(B, n, C, h, w)` of the unscaled latents.
 

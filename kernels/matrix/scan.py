@@ -140,11 +140,11 @@ class _OneChunk(torch.autograd.Function):
 
             # A step's own weight has no exponent, and is so large that the others would drown beside it.
             grad_exponent = grad_kernel.mul_(alike.tril(-1))
-            from_steps, to_steps = grad_exponent.sum(-2).mT, grad_exponent.sum(-1).mT
-            grad_dt = from_steps / dt.clamp(min=MIN_DELTA) + (own * _diagonal(alike)).mT
-            grad_decay = (to_steps - from_steps).flip(2).cumsum(2).flip(2)
-            # What such a step lets through is less than how far these differences are rounded.
-            grad_decay.masked_fill_(decay.exp() < torch.finfo(decay.dtype).eps ** 2, 0)
+            grad_dt = grad_exponent.sum(-2).mT / dt.clamp(min=MIN_DELTA) + (own * _diagonal(alike)).mT
+            # A step decays what earlier steps hand to it and to later ones. These are added up: differences
+            # of running sums would leave little but rounding where large steps lie among small ones.
+            through = grad_exponent.cumsum_(-1).tril_(-1).sum(-2)  # (b, r, h, q), each of the step after it
+            grad_decay = F.pad(through[..., :-1], (1, 0)).mT
 
             kernel = weights.mul_(alike)
             _diagonal(kernel).add_(D[:, None])
@@ -231,9 +231,10 @@ def _many_chunks(x: Tensor, B: Tensor, C: Tensor, dt: Tensor, decay: Tensor, D: 
     B, C, dt, decay = (cut(steps) for steps in (B, C, dt, decay))
     y = _one_chunk(x, B, C, dt, decay, D)  # (b, r*c, h, q, p)
 
-    whole, rest = _reached(decay, 2)
-    reached = whole + rest
-    to_end = torch.exp2((whole[:, :, -1:] - whole) + (rest[:, :, -1:] - rest)) * dt  # (b, r*c, q, h)
+    reached = sum(_reached(decay, 2))
+    # Summed from the end, not the whole sum less the start's, whose gradients would cancel to rounding.
+    after = F.pad(decay[:, :, 1:], (0, 0, 0, 1)).flip(2)
+    to_end = torch.exp2(sum(_reached(after, 2)).flip(2)) * dt  # (b, r*c, q, h)
     weighted = (x * to_end.mT.unsqueeze(-1).to(x.dtype)).transpose(2, 3).flatten(-2)
     added = (B.mT @ weighted).to(reached.dtype).unflatten(-1, (heads, headdim)).unflatten(1, (rows, count))
     kept = torch.exp2(reached[:, :, -1]).unflatten(1, (rows, count))[:, :, :, None, :, None]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import io
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from pathlib import Path, PurePath
 from typing import Any, get_args, get_type_hints
 
@@ -93,7 +93,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Return nested plain values, such that `config_from_dict` gives the same config back."""
-    return dataclasses.asdict(config)
+    return asdict(config)
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -130,18 +130,41 @@ def _refuse_unknown_keys(values: Any, schema: type, prefix: str, source: str) ->
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-            raise BadInput(f"{source}: there is no key '{name}'; did you mean '{prefix}{near[0]}'?")
+            near = " or ".join(f"'{full}'" for full in _nearest(str(key), value, list(known), prefix))
+            raise BadInput(f"{source}: there is no key '{name}'; did you mean {near}?")
         inner = known[key]
-        if dataclasses.is_dataclass(inner):
+        if is_dataclass(inner):
             if not isinstance(value, dict):
                 raise BadInput(f"{source}: '{name}' is a section of keys, not the value {value!r}.")
             _refuse_unknown_keys(value, inner, f"{name}.", source)
         elif isinstance(value, list):
             for number, entry in enumerate(value):
                 for part in get_args(inner):
-                    if dataclasses.is_dataclass(part):
+                    if is_dataclass(part):
                         _refuse_unknown_keys(entry, part, f"{name}[{number}].", source)
+
+
+def _nearest(key: str, value: Any, known: list[str], prefix: str) -> list[str]:
+    """Return full names of what an unknown `key` may mean: of that name anywhere, else the most similar."""
+    anywhere: dict[str, list[str]] = {}
+    for full, rules in all_keys().items():
+        section, name = full.split(".")
+        entries = get_args(get_type_hints(get_type_hints(Config)[section])[name])
+        of_entries = [
+            each for part in entries for each in (get_type_hints(part) if is_dataclass(part) else ())
+        ]
+        for word in filter(None, (name, rules.was, *of_entries)):
+            anywhere.setdefault(word, []).append(f"{full}[0].{word}" if word in of_entries else full)
+    if "[" in prefix:  # an entry of a list has keys of its own
+        anywhere = {}
+    inside = list(value) if isinstance(value, dict) and not prefix else []
+    if len(inside) == 1 and inside[0] in anywhere:  # a key that is right, of a section that there is not
+        return anywhere[inside[0]]
+    if key in anywhere:
+        return anywhere[key]
+    words = known if prefix else [*known, *anywhere]
+    nearest = difflib.get_close_matches(key, words, n=1, cutoff=0.0)[0]
+    return [prefix + nearest] if nearest in known else anywhere[nearest]
 
 
 def _read_bounded(path: Path) -> str:

@@ -6,9 +6,12 @@ at any batch size and on any number of processes. Shapes: latents (B, n, C, h, w
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -136,7 +139,13 @@ class MedSoraPipeline(SavedPipeline):
             NonFiniteVideo: if latents or frames are NaN or infinite.
         """
         seeds = choose_seeds(num_videos, seeds, generator)
-        size = self.config.size if size is None else [size, size] if isinstance(size, int) else size
+        size = self.config.size if size is None else size
+        size = [size, size] if isinstance(size, Integral) else size
+        if isinstance(size, str) or len(size) != 2:
+            raise BadInput(f"size is {size!r}, not one number or (height, width).")
+        whole = {"num_inference_steps": num_inference_steps, "frames": frames, "window": window}
+        check_numbers(Integral, **whole, height=size[0], width=size[1], batch_size=batch_size)
+        check_numbers(Real, guidance_scale=guidance_scale, guidance=guidance, eta=eta)
         chunk, trained = self.vae.frames_per_chunk, self.config.given_frames
         film = plan_film(self.config.frames if frames is None else frames, window, trained, chunk)
         with bad_input_from_errors():
@@ -159,6 +168,8 @@ class MedSoraPipeline(SavedPipeline):
             raise BadInput("a film made in windows has no latents of its own; take frames, or no window.")
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if isinstance(callback_on_step_end_tensor_inputs, str):
+            callback_on_step_end_tensor_inputs = [callback_on_step_end_tensor_inputs]
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise BadInput(f"a callback can be given latents, not {', '.join(sorted(unknown))}.")
@@ -333,7 +344,7 @@ def join_videos(parts: Sequence[np.ndarray | Tensor], axis: int) -> np.ndarray |
 
 def _latents_of(returned: dict[str, Any] | None, z: Tensor) -> Tensor | None:
     """The latents that a callback gave back in place of z, if any."""
-    latents = (returned or {}).get("latents")
+    latents = returned.get("latents") if isinstance(returned, dict) else returned
     if latents is not None and (not isinstance(latents, Tensor) or latents.shape != z.shape):
         raise BadInput(f"callback_on_step_end must return latents of shape {tuple(z.shape)}, or none.")
     return latents
@@ -358,6 +369,7 @@ def choose_seeds(
     generator: torch.Generator | Sequence[torch.Generator] | None,
 ) -> list[int]:
     """Return one seed per video: those given, or drawn by `generator`. Raises `BadInput`."""
+    check_numbers(Integral, num_videos=count)
     if count is not None and count < 1:
         raise BadInput(f"{count} videos cannot be sampled; the minimum is 1.")
     if seeds is None and isinstance(generator, Sequence):
@@ -367,14 +379,28 @@ def choose_seeds(
             )
         return [seed for each in generator for seed in choose_seeds(1, None, each)]
     if seeds is None:
+        if not isinstance(generator, torch.Generator | None):
+            raise BadInput(f"generator must be a torch.Generator, or a list of one per video: {generator!r}.")
         device = None if generator is None else generator.device
         return torch.randint(2**63 - 1, (count or 1,), generator=generator, device=device).tolist()
-    seeds = [seeds] if isinstance(seeds, int) else seeds
+    seeds = [seeds] if isinstance(seeds, Integral) else seeds
     if generator is not None:
         raise BadInput("give seeds or a generator that draws them, not both.")
     if len(seeds) == 0 or count not in (None, len(seeds)):
         raise BadInput(f"{len(seeds)} seeds do not fit {count or 'any'} videos; give one per video.")
+    for seed in seeds:
+        check_numbers(Integral, seed=seed)
     return [int(seed) for seed in seeds]
+
+
+def check_numbers(kind: type[Integral | Real], **values: Any) -> None:
+    """Raise `BadInput`, naming the argument, for a value that is neither a number of `kind` nor None."""
+    needed, number_of = ("whole number", operator.index) if kind is Integral else ("number", math.isfinite)
+    for name, value in values.items():
+        try:
+            value is None or number_of(value)
+        except TypeError:
+            raise BadInput(f"{name} must be a {needed}, not {value!r}.") from None
 
 
 @contextmanager

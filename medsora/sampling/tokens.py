@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,6 +16,7 @@ from medsora.errors import BadInput
 from medsora.sampling.conditions import check_guidance, label_numbers
 from medsora.sampling.pipeline import (
     MedSoraPipelineOutput,
+    check_numbers,
     choose_seeds,
     converted,
     evaluating,
@@ -130,6 +132,8 @@ class EndoGenPipeline(SavedPipeline):
         """
         seeds = choose_seeds(num_videos, seeds, generator)
         numbers = label_numbers(label, self.labels, len(seeds)) or [len(self.labels)] * len(seeds)
+        check_numbers(Real, guidance=guidance, temperature=temperature, top_p=top_p)
+        check_numbers(Integral, top_k=top_k, batch_size=batch_size)
         check_guidance(guidance, label)
         check_draws(temperature, top_k, top_p)
         if batch_size < 1:

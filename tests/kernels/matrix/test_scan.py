@@ -87,6 +87,23 @@ def test_float32_keeps_its_digits_whatever_the_steps(backend: str, step: float |
     assert_close(actual, output_and_gradients(matrix, in_float64(inputs)), 2e-4)
 
 
+@pytest.mark.parametrize("length", [5, 16, 48, 100, 150])
+@pytest.mark.parametrize("decay", [8, 20, 100, None])
+def test_small_steps_around_large_ones_keep_their_gradients(length: int, decay: int | None) -> None:
+    """What a large step hands on is little; it must not be the difference of what its neighbours do."""
+    for seed in range(5):
+        inputs = random_inputs(
+            length, dtype=torch.float32, batch=1, heads=2, headdim=16, d_state=16, seed=seed
+        )
+        inputs = of_steps(None, inputs)
+        if decay is not None:
+            inputs["A_log"] = torch.zeros(2)
+            inputs["zxbcdt"][..., -2:] = -4.0
+            inputs["zxbcdt"][:, 2::7, -2:] = decay
+        actual = output_and_gradients(matrix, inputs)
+        assert_close(actual, output_and_gradients(matrix, in_float64(inputs)), 2e-4)
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_compiled_scan_keeps_its_digits_too(step: float | None) -> None:
     """By the form that is compiled, of several chunks; tools.scan_digits compiles it by inductor."""

@@ -223,9 +223,30 @@ def test_bad_requests_are_one_sentence(pipeline: MedSoraPipeline) -> None:
         ({"sampler": "euler"}, "ddim or dpmpp"),
         ({"compile": "fast"}, "auto, on, off"),
         ({"num_inference_steps": 0}, "1 to 1000"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number, not 2.5"),
+        ({"num_videos": 1.5}, "num_videos must be a whole number"),
+        ({"batch_size": "8"}, "batch_size must be a whole number, not '8'"),
+        ({"frames": 8.0}, "frames must be a whole number"),
+        ({"seeds": [1.5]}, "seed must be a whole number"),
+        ({"size": "64"}, "not one number or"),
+        ({"size": [64]}, "not one number or"),
+        ({"size": (64, 64.5)}, "width must be a whole number"),
+        ({"guidance_scale": "2"}, "guidance_scale must be a number"),
+        ({"eta": "0"}, "eta must be a number"),
+        ({"generator": [0, 1]}, "generator must be a torch.Generator"),
+        ({"callback_on_step_end": lambda *_: "latents"}, "must return latents of shape"),
+        ({"callback_on_step_end_tensor_inputs": "prompt"}, "not prompt"),
     ):
         with pytest.raises(BadInput, match=match):
             pipeline(**given)
+    for whole in (np.int64(1), torch.tensor(1)):
+        assert pipeline(whole, whole, seeds=[whole], size=(np.int32(16), 16)).seeds == [1]
+
+
+def test_tiling_and_slicing_are_refused_in_one_sentence(pipeline: MedSoraPipeline) -> None:
+    for method in (pipeline.vae.enable_tiling, pipeline.vae.enable_slicing):
+        with pytest.raises(ValueError, match="not supported"):
+            method()
 
 
 # Saving and loading
