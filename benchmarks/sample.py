@@ -77,12 +77,14 @@ def measure(
 ) -> dict[str, object]:
     """Measured values of one batch size, printed as they come."""
     works = whole_steps(wirings, batch, device, dtype)
-    counts = counted_gflop(wirings, batch)
     whole = take_turns(works, rounds, device)
+    same = ratio(whole["reference"], whole["ours, same latents"])
+    print(f"batch {batch}: a step, same latents {same}", flush=True)  # the rest may not end in time
+    counts = counted_gflop(wirings, batch)
     values: dict[str, object] = {"batch": batch, "dtype": str(dtype), "scan": wirings.scan, "rounds": rounds}
     values["gflop"] = {name: round(count, 2) for name, count in counts.items()}
     values["ms"] = {name: round(median_ms(times), 3) for name, times in whole.items()}
-    values["step, same latents"] = ratio(whole["reference"], whole["ours, same latents"])
+    values["step, same latents"] = same
     values["video"] = ratio(whole["reference"], whole["ours, clip alone"])
     values["changes"] = changes(wirings, batch, device, dtype, rounds, whole)
     if device.type == "cpu":
