@@ -1,4 +1,4 @@
-"""Every value that needs a GPU, in under eight minutes, with one command: `python -m benchmarks.gpu`.
+"""Every value that needs a GPU, in two calls of minutes: `python -m benchmarks.gpu`.
 
 It needs PyTorch, Triton, einops and local-attention (docs/gpu-run.md: what to bring along). Each part is a
 process of its own with a limit of its own, so that one that fails or hangs costs no other part its values.
@@ -8,35 +8,43 @@ Kernels are compiled first, for all parts at once: that takes longer than measur
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
+from benchmarks.support import gpu_checks
 from benchmarks.support.bare_machine import make_do
 from benchmarks.support.measure import RESULTS, device_name, keep
 from benchmarks.support.scan_inputs import errors, output_and_gradients, random_inputs
 
-COMPILING_S = 150  # the check of numbers runs meanwhile: it compiles most of all and times nothing
-TIMED_PARTS = {"sample": 110, "train": 80, "growth": 30, "scan": 90}  # seconds at most
+# The most valuable parts first, with the most seconds of each. The first of a call only compares numbers:
+# meanwhile, the kernels of the others are compiled and tuned.
+CHECKS = {"kernels": 150, "check": 120}
+CALLS = {
+    1: {"kernels": CHECKS["kernels"], "step": 60, "sample": 150, "profile": 50},
+    2: {"check": CHECKS["check"], "train": 80, "growth": 30, "scan": 60, "compiled": 50},
+}
+COMPILED = ("sample", "train", "growth", "scan", "compiled")  # others' kernels are those that are checked
+RESERVE_S = 30  # of a check's limit, for starting and for what comes after the last kernel
 LENGTHS = (1, 2, 31, 32, 33, 47, 48, 63, 64, 65, 300)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 STEP_TOLERANCE = 1e-3  # relative error of a denoiser's outputs
+STEP = "step"
 QUICK = ["--preset", "tiny", "--rounds", "2", "--batches", "1"]  # a short trial of the parts, on a CPU too
 
 
 def main() -> int:
     """Run the selected parts in turn; exit status 1 if one of them failed."""
-    parts = ("check", *TIMED_PARTS)
+    parts = tuple(name for call in CALLS.values() for name in call)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--call", type=int, choices=CALLS, help="one half: at most 420 or 350 s")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does every part run here?")
@@ -44,7 +52,7 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)  # and keeps nothing of
     options = parser.parse_args()
     if options.only:
-        return _run_part(options.only, options.results, quick=options.quick, compiling=options.compile)
+        return run_part(options.only, options.results, quick=options.quick, compiling=options.compile)
     if not torch.cuda.is_available() and not options.quick:
         print("there is no GPU here; --quick tries the parts out on a CPU", file=sys.stderr)
         return 2
@@ -53,13 +61,17 @@ def main() -> int:
         command = [sys.executable, "-m", "benchmarks.gpu", "--only", name, "--results", str(options.results)]
         return [*command, *more, *["--quick"] * options.quick]
 
-    timed = [name for name in options.parts if name in TIMED_PARTS]
-    first = {"check": part("check")} if "check" in options.parts else {}
-    if not options.quick:
-        first |= {f"{name}: its kernels": part(name, "--compile") for name in timed}
-    outcomes = {name: done for name, done in run_together(first, COMPILING_S).items() if name == "check"}
-    for name in timed:
-        outcomes |= run_together({name: part(name)}, TIMED_PARTS[name])
+    outcomes: dict[str, bool] = {}
+    for call in [options.call] if options.call else CALLS:
+        limits = {name: limit for name, limit in CALLS[call].items() if name in options.parts}
+        first = {name: part(name) for name in limits if name in CHECKS}
+        if not options.quick:
+            first |= {f"{name}: its kernels": part(name, "--compile") for name in limits if name in COMPILED}
+        compiled = run_together(first, max((CHECKS[name] for name in limits if name in CHECKS), default=100))
+        outcomes |= {name: done for name, done in compiled.items() if name in CHECKS}
+        for name in limits:
+            if name not in CHECKS:
+                outcomes |= run_together({name: part(name)}, limits[name])
     failed = [name for name, done in outcomes.items() if not done]
     print(f"\nfigures are in {options.results}" + (f"; incomplete: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
@@ -70,7 +82,8 @@ def run_together(commands: dict[str, list[str]], limit_s: float) -> dict[str, bo
     if commands:
         print(f"\n===== {', '.join(commands)}: at most {limit_s:.0f} s", flush=True)
     start = time.monotonic()
-    environment = os.environ | {"TRITON_CACHE_AUTOTUNING": "1"}  # what is tuned while compiling stays tuned
+    # What is tuned while compiling stays tuned, and what a part printed before it is killed is not lost.
+    environment = os.environ | {"TRITON_CACHE_AUTOTUNING": "1", "PYTHONUNBUFFERED": "1"}
     running = {
         name: subprocess.Popen(command, env=environment, start_new_session=True)
         for name, command in commands.items()
@@ -89,23 +102,29 @@ def run_together(commands: dict[str, list[str]], limit_s: float) -> dict[str, bo
     return outcomes
 
 
-def _run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
+def run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
     """One part, in this process; `compiling`: each of its works as few times as can be, nothing kept."""
     if missing := make_do():
         print(f"not here, done without: {', '.join(missing)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if part == "check":
         return check(device, results, LENGTHS[:3] if quick else LENGTHS)
+    if part == "kernels":
+        return gpu_checks.check_kernels(device, results, quick=quick, seconds=CHECKS[part] - RESERVE_S)
+    if part in ("step", "profile"):
+        return getattr(gpu_checks, part)(device, results, quick=quick)
     kept, tiny = ["--results", str(results)] + ["--dry"] * compiling, QUICK if quick else []
     rounds = ["--rounds", "1"] if compiling else []
     arguments = {
         "sample": [*kept, *(tiny or ["--batches", "1", "32", *rounds])],
         "train": ["--parts", "wiring", *kept, *(tiny or ["--batches", "1", "16", *rounds])],
         "growth": [*kept, *tiny[:2]],
+        "compiled": ["--compile", *kept, *(tiny or ["--batches", "1", "--rounds", "5"])],
         "scan": ["--seconds", "0.001" if compiling else "0.05", *["--lengths=48", "--batches=1"] * quick],
     }
     sys.argv = [part, *arguments[part]]
-    module = import_module(f"benchmarks.{'kernels' if part == 'scan' else part}")
+    modules = {"scan": "kernels", "compiled": "sample"}
+    module = import_module(f"benchmarks.{modules.get(part, part)}")
     if part != "scan":
         module.main()
         return 0
@@ -118,7 +137,7 @@ def _run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
 def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
     """Outputs and every gradient of the Triton scan against the recurrence, on this device; a step as well.
 
-    Lengths are compiled side by side. What is found in time is kept, whatever the rest does.
+    What is found in time is kept, whatever the rest does.
     """
     from medsora.kernels import backends
 
@@ -126,48 +145,33 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
     print(f"{device_name(device)}, torch {torch.__version__}; not here: {reasons or 'nothing'}")
     backend = "torch" if "triton" in reasons else "triton"
     cases = [(length, dtype) for length in sorted(lengths, reverse=True) for dtype in TOLERANCE]
-    worst, missing, failed = dict.fromkeys(map(str, TOLERANCE), 0.0), set(cases), False
-    workers = min(len(cases), max(1, (os.cpu_count() or 2) // 2)) if device.type == "cuda" else 1
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=make_do)
-    end = time.monotonic() + COMPILING_S - 30
-    step_job = pool.submit(step_error, device.type) if backend == "triton" else None
-    try:
-        jobs = {pool.submit(_largest_error, backend, device.type, *case): case for case in cases}
-        for job in as_completed(jobs, timeout=end - time.monotonic()):
-            length, dtype = jobs[job]
-            if broken := job.exception():
-                print(f"{backend}, {dtype}, length {length} cannot be computed: {broken}")
-                continue
-            error = job.result()
-            missing.discard((length, dtype))
-            worst[str(dtype)] = max(worst[str(dtype)], error)
-            if not error <= TOLERANCE[dtype]:
-                failed = True
-                print(
-                    f"{backend}, {dtype}, length {length}: error {error:.1e} exceeds {TOLERANCE[dtype]:.0e}"
-                )
-    except TimeoutError:
-        print("the rest was not checked in time")
+    worst, missing, failed, step = dict.fromkeys(map(str, TOLERANCE), 0.0), set(cases), False, None
+    jobs = {} if backend == "torch" else {STEP: partial(step_error, device.type)}
+    jobs |= {case: partial(largest_error, backend, device.type, *case) for case in cases}
+    for case, error in gpu_checks.in_processes(jobs, CHECKS["check"] - RESERVE_S, device):
+        name = "a denoising step" if case == STEP else f"{backend}, {case[1]}, length {case[0]}"
+        if isinstance(error, BaseException):
+            print(f"{name}: cannot be computed: {error}")
+            continue
+        most = STEP_TOLERANCE if case == STEP else TOLERANCE[case[1]]
+        if not error <= most:
+            failed = True
+            print(f"{name}: error {error:.1e} exceeds {most:.0e}")
+        if case == STEP:
+            step = error
+            print(f"a denoising step by our kernels against PyTorch's operators: {step:.1e}")
+        else:
+            missing.discard(case)
+            worst[str(case[1])] = max(worst[str(case[1])], error)
     if missing:
         print(
             "no values of "
             + ", ".join(f"{length} in {dtype}" for length, dtype in cases if (length, dtype) in missing)
         )
-    step = None
-    if step_job is not None:
-        try:
-            step = step_job.result(timeout=max(0, end - time.monotonic()))
-            print(f"a denoising step by our kernels against PyTorch's operators: {step:.1e}")
-        except Exception as broken:  # any error of a compiler or a driver: the scans' values are kept
-            print(f"a denoising step cannot be computed in time: {broken!r}")
-        failed = failed or step is None or not step <= STEP_TOLERANCE
+    failed = failed or (STEP in jobs and step is None)
     values = {"backend": backend, "checked": len(cases) - len(missing), "of": len(cases), "step": step}
     keep("check", device, values | {"largest relative error": worst}, results)
     print(f"{backend} against the recurrence, outputs and gradients, largest relative errors: {worst}")
-    for worker in multiprocessing.active_children():
-        worker.kill()
-    pool.shutdown(wait=False, cancel_futures=True)
     return int(failed or bool(missing))
 
 
@@ -188,7 +192,7 @@ def step_error(device: str) -> float:
     return errors({"eps": actual}, {"eps": expected})["eps"]
 
 
-def _largest_error(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
+def largest_error(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
     """Largest relative error of one length's outputs and gradients against the recurrence."""
     from medsora.kernels import mamba2_scan
 

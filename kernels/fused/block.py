@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from medsora.kernels.fused.ops import PRECISION, sigmoid
+from medsora.kernels.fused.ops import PRECISION, exp2_approximately, sigmoid
 from medsora.kernels.fused.plan import (
     attention_tile,
     attention_warps,
@@ -94,28 +94,29 @@ def gated_sum_kernel(
 
 @triton.jit
 def rotated(place, cos, sin, at, position, f, exists, FEATURES: tl.constexpr):
-    """Features f of tokens: x·cos + (x with its halves exchanged)·sin. `at` are the tokens' offsets."""
+    """Both halves of the rotated features of tokens, f of each. `at` are the tokens' offsets."""
     half: tl.constexpr = FEATURES // 2
-    other = tl.where(f < half, f + half, f - half)
-    value = tl.load(place + at[:, None] + f[None, :], mask=exists, other=0.0).to(tl.float32)
-    partner = tl.load(place + at[:, None] + other[None, :], mask=exists, other=0.0).to(tl.float32)
-    turn = position[:, None] * FEATURES + f[None, :]
-    value *= tl.load(cos + turn, mask=exists, other=0.0)
-    return value + partner * tl.load(sin + turn, mask=exists, other=0.0)
+    dtype = place.dtype.element_ty
+    first = tl.load(place + at[:, None] + f[None, :], mask=exists, other=0.0).to(tl.float32)
+    second = tl.load(place + at[:, None] + half + f[None, :], mask=exists, other=0.0).to(tl.float32)
+    turn = position[:, None] * FEATURES + half + f[None, :]
+    c, s = tl.load(cos + turn, mask=exists, other=0.0), tl.load(sin + turn, mask=exists, other=0.0)
+    return (first * c - second * s).to(dtype), (second * c + first * s).to(dtype)
 
 
 @triton.jit(do_not_specialize=("length", "tiles"))
 def local_attention_kernel(
     qkv,  # (N, l, 3, HEADS, FEATURES)
     cos,  # (2, l, FEATURES) float32: of q, of k
-    sin,
+    sin,  # the first half of the features carries a minus
     out,  # (N, l, HEADS, FEATURES), written
     length,
     tiles,
-    score_scale,
+    log2_scale,  # of scores, as exponents of 2
     HEADS: tl.constexpr,
     FEATURES: tl.constexpr,
     BLOCK_F: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
     WINDOW: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -135,16 +136,22 @@ def local_attention_kernel(
     row: tl.constexpr = HEADS * FEATURES
     tokens = qkv + frame * length * 3 * row + head * FEATURES
     dtype = qkv.dtype.element_ty
-    q = rotated(tokens, cos, sin, q_place * 3 * row, q_place, f, q_mask, FEATURES)
-    k = rotated(tokens + row, cos, sin, k_place * 3 * row, length + k_place, f, k_mask, FEATURES)
+    half = tl.arange(0, BLOCK_HALF)
+    q_half = q_real[:, None] & (half < FEATURES // 2)[None, :]
+    k_half = k_real[:, None] & (half < FEATURES // 2)[None, :]
+    q_first, q_second = rotated(tokens, cos, sin, q_place * 3 * row, q_place, half, q_half, FEATURES)
+    k_first, k_second = rotated(
+        tokens + row, cos, sin, k_place * 3 * row, length + k_place, half, k_half, FEATURES
+    )
     v = tl.load(tokens + 2 * row + k_place[:, None] * 3 * row + f[None, :], mask=k_mask, other=0.0)
 
-    scores = tl.dot(q.to(dtype), tl.trans(k.to(dtype)), input_precision=PRECISION)
+    scores = tl.dot(q_first, tl.trans(k_first), input_precision=PRECISION)
+    scores += tl.dot(q_second, tl.trans(k_second), input_precision=PRECISION)
     apart = tl.abs(q_place[:, None] - k_place[None, :])
-    scores = tl.where((apart <= WINDOW) & k_real[None, :], scores * score_scale, float("-inf"))
+    scores = tl.where((apart <= WINDOW) & k_real[None, :], scores * log2_scale, float("-inf"))
     # A query that only fills the tile may see nothing; every real one sees itself.
     largest = tl.where(q_real, tl.max(scores, axis=1), 0.0)
-    weights = tl.exp(scores - largest[:, None])
+    weights = exp2_approximately(scores - largest[:, None])
     whole = tl.where(q_real, tl.sum(weights, axis=1), 1.0)
     result = tl.dot(weights.to(dtype), v, input_precision=PRECISION) * (1.0 / whole)[:, None]
     tl.store(
@@ -209,10 +216,11 @@ def local_attention(qkv: Tensor, cos: Tensor, sin: Tensor, window: int) -> Tenso
             out,
             length,
             tiles,
-            1 / math.sqrt(features),
+            1 / math.sqrt(features) / math.log(2),
             HEADS=heads,
             FEATURES=features,
             BLOCK_F=max(16, triton.next_power_of_2(features)),
+            BLOCK_HALF=max(16, triton.next_power_of_2(features // 2)),
             WINDOW=window,
             QUERIES=queries,
             KEYS=keys,

@@ -25,6 +25,18 @@ from medsora.kernels.fused.ops import (
 )
 
 
+@triton.jit
+def in_a_row(parts):
+    """1, 2 or 4 tensors (n,) element by element in turn: (n times their number,)."""
+    if len(parts) == 1:
+        return parts[0]
+    elif len(parts) == 2:
+        return tl.join(parts[0], parts[1]).reshape(2 * parts[0].shape[0])
+    else:
+        both = tl.join(tl.join(parts[0], parts[2]), tl.join(parts[1], parts[3]))
+        return both.reshape(4 * parts[0].shape[0])
+
+
 @triton.jit(do_not_specialize=SIZES)
 def conv_forward(
     zxbcdt,  # (batch, tokens, 2*DI + 2*D_STATE + heads), any strides but 1 along the last
@@ -44,58 +56,72 @@ def conv_forward(
     SPLIT: tl.constexpr,
     D_STATE: tl.constexpr,
     WIDTH: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+    GROUPS: tl.constexpr,  # runs of GROUP steps in a row; GROUP divides `steps`
+    GROUP: tl.constexpr,
     ACTIVATED: tl.constexpr,  # whether SiLU is applied
     EXACT: tl.constexpr,
 ):
-    """One program: BLOCK_T steps of one order of a sample, the channels of one head or as many of B and C.
+    """One program: GROUPS·GROUP steps of one order of a sample, the channels of one head or as many of B, C.
 
-    Causal depth-wise convolution. Every tap gathers its own tokens; their rows are in the cache after the
-    first. With a head's channels goes its Δ. Where they are not finite they become 0 and Δ NaN: a product
-    multiplies what a row must not see by 0, which NaN survives; through Δ it reaches later rows only.
+    Causal depth-wise convolution. The steps of a run share what their taps read. With a head's channels goes
+    its Δ. Where they are not finite they become 0 and Δ NaN: a product multiplies what a row must not see by
+    0, which NaN survives; through Δ it reaches later rows only.
     """
     DI: tl.constexpr = HEADS * HEADDIM
     CHANNELS: tl.constexpr = DI + 2 * D_STATE
-    tiles = tl.cdiv(token_count, BLOCK_T)
+    tiles = tl.cdiv(token_count, GROUPS * GROUP)
     batch = (tl.program_id(0) // tiles).to(tl.int64)
-    position = (tl.program_id(0) % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
+    start = (tl.program_id(0) % tiles) * GROUPS * GROUP
+    first = start + tl.arange(0, GROUPS) * GROUP
     head = tl.program_id(1)
     order_index = tl.program_id(2).to(tl.int64)
     columns = head * HEADDIM + tl.arange(0, HEADDIM)
     exists = columns < CHANNELS
-    inside = position < token_count
-    step = position % steps
-    row = order_index * rows + batch * token_count + position
+    inside = first < token_count
+    row = order_index * rows + batch * token_count + first
     tokens = zxbcdt + batch * batch_stride
     order = orders + order_index * token_count
 
-    total = tl.load(conv_bias + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
-    for lag in tl.static_range(WIDTH):
-        seen = inside & (step >= lag)
-        token = tl.load(order + position - lag, mask=seen, other=0).to(tl.int64)
-        tap = tl.load(conv_weight + columns * WIDTH + (WIDTH - 1 - lag), mask=exists, other=0.0)
+    values, taps, poisons = (), (), ()
+    for i in tl.static_range(WIDTH):
+        tap = tl.load(conv_weight + columns * WIDTH + i, mask=exists, other=0.0)
+        taps = taps + (tap.to(tl.float32)[None, :],)
+    for i in tl.static_range(WIDTH - 1 + GROUP):
+        seen = inside & (first % steps + i >= WIDTH - 1)
+        token = tl.load(order + first + (i - WIDTH + 1), mask=seen, other=0).to(tl.int64)
         value = tl.load(
             (tokens + token * token_stride)[:, None] + DI + columns[None, :],
             mask=seen[:, None] & exists[None, :],
             other=0.0,
         )
-        total += value.to(tl.float32) * tap.to(tl.float32)[None, :]
-    if ACTIVATED:
-        total = silu(total, EXACT)
+        values = values + (value.to(tl.float32),)
+    bias = tl.load(conv_bias + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
+    for i in tl.static_range(GROUP):
+        total = bias
+        for lag in tl.static_range(WIDTH):
+            total += values[WIDTH - 1 + i - lag] * taps[WIDTH - 1 - lag]
+        if ACTIVATED:
+            total = silu(total, EXACT)
+        if head < HEADS:
+            poison = tl.sum(total * 0.0, axis=1)
+            total = tl.where((poison == 0.0)[:, None], total, 0.0)
+        else:
+            poison = tl.zeros((GROUPS,), dtype=tl.float32)
+        poisons = poisons + (poison,)
+        tl.store(
+            convolved + (row + i)[:, None] * CHANNELS + columns[None, :],
+            total.to(convolved.dtype.element_ty),
+            mask=inside[:, None] & exists[None, :],
+        )
     if head < HEADS:
         whole = head // SPLIT
-        token = tl.load(order + position, mask=inside, other=0).to(tl.int64)
-        raw = tl.load(tokens + token * token_stride + 2 * DI + 2 * D_STATE + whole, mask=inside, other=0.0)
-        poison = tl.sum(total - total, axis=1)
-        dt = softplus(raw.to(tl.float32) + tl.load(dt_bias + whole).to(tl.float32)) + poison
-        total = tl.where((poison == 0.0)[:, None], total, 0.0)
+        position = start + tl.arange(0, GROUPS * GROUP)
+        real = position < token_count
+        of_token = tokens + tl.load(order + position, mask=real, other=0).to(tl.int64) * token_stride
+        raw = tl.load(of_token + 2 * DI + 2 * D_STATE + whole, mask=real, other=0.0)
+        dt = softplus(raw.to(tl.float32) + tl.load(dt_bias + whole).to(tl.float32))
         of_head = delta + (order_index * HEADS + head) * rows + batch * token_count
-        tl.store(of_head + position, dt, mask=inside)
-    tl.store(
-        convolved + row[:, None] * CHANNELS + columns[None, :],
-        total.to(convolved.dtype.element_ty),
-        mask=inside[:, None] & exists[None, :],
-    )
+        tl.store(of_head + position, dt + in_a_row(poisons), mask=real)
 
 
 @triton.jit(do_not_specialize=SIZES)

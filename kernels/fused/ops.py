@@ -102,7 +102,7 @@ def tile_steps(tile, chunk, sequences, steps, Q: tl.constexpr, PACKED: tl.conste
         position = tile * PACKED * steps + rows
         inside = (rows < PACKED * steps) & (position < sequences * steps)
         if PACKED > 1:
-            line = rows // steps
+            line = rows * ((65536 + steps - 1) // steps) >> 16  # rows // steps: one division, not one per row
             past = past & (line[:, None] == line[None, :])
     earlier = past & (rows[:, None] != rows[None, :])
     return position, inside, past, earlier

@@ -7,6 +7,7 @@ and no launch depends on values, so both can be captured in a CUDA graph.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from medsora.kernels.fused.plan import MAX_TILE_STEPS, chunked_tile, on, split_o
 PROGRAMS_PER_PROCESSOR = 4  # minimum; below it, a program takes fewer heads
 MAX_REGISTERS = 128  # per thread in a scan of short sequences: four programs fit a multiprocessor
 FEW_STEPS, MANY_STEPS = (16, 4), (32, 2)  # steps and warps of a program of the convolution
+MIN_GROUPS = 8  # runs of steps in a program of the convolution; steps of a run share what they read
 MAX_PARTIAL_SUMS = 256  # rows of a buffer of partial sums of weight gradients
 MAX_BACKWARD_BYTES = 2**31  # buffers of a backward pass; a batch that needs more goes through in parts
 
@@ -408,6 +410,7 @@ def _scan(
     programs = launch.rows // MANY_STEPS[0] * columns * launch.all_orders
     enough = PROGRAMS_PER_PROCESSOR * fused_plan.gpu(zxbcdt.device).multiprocessors
     conv_steps, conv_warps = MANY_STEPS if programs >= enough else FEW_STEPS
+    group = math.gcd(launch.steps, conv_steps // MIN_GROUPS)
     tiles = launch.batches * -(-launch.tokens // conv_steps)
     triton_forward.conv_forward[(tiles, columns, launch.all_orders)](
         zxbcdt,
@@ -426,7 +429,8 @@ def _scan(
         SPLIT=launch.split,
         D_STATE=launch.d_state,
         WIDTH=launch.width,
-        BLOCK_T=conv_steps,
+        GROUPS=conv_steps // group,
+        GROUP=group,
         ACTIVATED=not backward,
         EXACT=zxbcdt.dtype == torch.float32,
         num_warps=conv_warps,

@@ -109,7 +109,9 @@ def test_bytes_count_an_argument_once_and_only_the_columns_that_are_read() -> No
 def test_a_convolution_is_cut_smaller_where_a_gpu_would_idle(batch: int, steps: list[int]) -> None:
     launches = kernel_report.sampling_step(denoiser("B", torch.bfloat16, 1), batch, H200)
     of_scans = [launch for launch in launches if launch.name == "conv_forward"]
-    assert [launch.arguments["BLOCK_T"] for launch in of_scans] == steps
+    arguments = [launch.arguments for launch in of_scans]
+    assert [given["GROUPS"] * given["GROUP"] for given in arguments] == steps
+    assert [given["GROUP"] for given in arguments] == [4, 2], "frames of 8 rows; 6 latents"
     assert [launch.grid[0] for launch in of_scans] == [batch * 384 // count for count in steps]
 
 

@@ -30,7 +30,7 @@ from medsora.kernels.fused.plan import (
     chunked_tile,
     shared_bytes,
 )
-from medsora.kernels.fused.scan import MANY_STEPS
+from medsora.kernels.fused.scan import MANY_STEPS, MIN_GROUPS
 
 HOPPER = 90
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -54,7 +54,7 @@ def compile_kernel(
             return "*fp32"
         if name in TABLES:
             return "*i32"
-        if name in ("eps", "score_scale"):
+        if name in ("eps", "log2_scale"):
             return "fp32"
         return "i32" if name in STRIDES + COUNTS else f"*{dtype}"
 
@@ -126,10 +126,12 @@ def main() -> None:
         many_chunks | {"Q": chunked_tile(DTYPES[args.dtype], backward=backward)} for backward in (False, True)
     )
     conv_of_orders = {name: scan[name] for name in (*of_heads, "EXACT")}
-    conv_of_orders |= {"WIDTH": 4, "BLOCK_T": MANY_STEPS[0], "ACTIVATED": True}
+    runs = {"GROUPS": MIN_GROUPS, "GROUP": MANY_STEPS[0] // MIN_GROUPS}
+    conv_of_orders |= {"WIDTH": 4, "ACTIVATED": True, **runs}
     norm = {"DI": d_inner, "BLOCK_D": triton.next_power_of_2(d_inner), "DIRECTIONS": 2}
     conv = {"DI": d_inner, "D_STATE": args.d_state, "WIDTH": 4, "TAP_ROWS": 8, "BLOCK_T": 32}
-    attention = {"HEADS": args.heads, "FEATURES": args.headdim, "BLOCK_F": args.headdim, "WINDOW": 8}
+    attention = {"HEADS": args.heads, "FEATURES": args.headdim, "WINDOW": 8}
+    attention |= {"BLOCK_F": args.headdim, "BLOCK_HALF": max(16, args.headdim // 2)}
     old = args.capability < HOPPER
     attention_spread = attention_warps(DTYPES[args.dtype], before_hopper=old)
     short, long = (
@@ -139,10 +141,7 @@ def main() -> None:
         for length, before in ((16 if old else MAX_TILE_STEPS, 0), (MAX_TILE_STEPS + 1, 8))
     )
     kernels = [
-        (
-            triton_forward.conv_forward,
-            {**of_heads, "WIDTH": 4, "BLOCK_T": MANY_STEPS[0], "ACTIVATED": True, "EXACT": scan["EXACT"]},
-        ),
+        (triton_forward.conv_forward, conv_of_orders),
         (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False, "ACTIVATED": True, "GATED": False}),
         (triton_forward.scan_forward, one_tile | {"KEEP_STATES": False, "ACTIVATED": True, "GATED": True}),
         (triton_forward.scan_forward, sampling | {"KEEP_STATES": False, "ACTIVATED": True, "GATED": False}),
