@@ -26,6 +26,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 
+from medsora.data.reading.checksums import has_damaged_slices
 from medsora.data.reading.depth import to_eight_bits
 from medsora.data.reading.interlacing import Deinterlacer
 from medsora.data.reading.memory import (
@@ -165,6 +166,8 @@ class VideoReader:
             raise UnreadableVideo(self.path, why_unopenable(self.path, error)) from error
         try:
             self.stream = self._believable_stream()
+            context = self.stream.codec_context
+            self._has_checksums = context.name == "ffv1" and bool(context.extradata)  # of version 3
             self._pixel_aspect = self._believable_pixel_aspect()
             self._memory = decoding_memory(self._bounded_bytes())
             self._memory.__enter__()
@@ -247,6 +250,8 @@ class VideoReader:
             if packet.is_keyframe and packet.pts is not None and position is not None:
                 self.key_positions[packet.pts] = position
             try:
+                if self._has_checksums and packet.size and has_damaged_slices(bytes(packet)):
+                    raise ValueError("FFmpeg would decode it all the same")
                 decoded = packet.decode()
             except Exception:
                 self.skipped_packets += 1

@@ -1,0 +1,63 @@
+"""The checksums inside PNG and FFV1 files, which Pillow and FFmpeg do not compare or only complain about."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+BLOCK_BYTES = 2**20
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+WITHOUT_CRC, WITH_CRC = 3, 8  # bytes behind a slice of FFV1: its size; and with CRCs, a status and the CRC
+CRC_STARTS = (0, 0x79408C7A)  # of version 3, of version 4; with which a slice and its CRC end, too
+
+
+def has_damaged_pixels(png: Path) -> bool:
+    """Return whether the pixels of a PNG file (its IDAT chunks) do not match their CRC-32."""
+    with png.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if not kind.isalpha() or kind == b"IEND":
+                return False
+            if kind != b"IDAT":
+                file.seek(length + 4, 1)
+                continue
+            found = zlib.crc32(kind)
+            while length and (block := file.read(min(length, BLOCK_BYTES))):
+                found, length = zlib.crc32(block, found), length - len(block)
+            if file.read(4) != found.to_bytes(4, "big"):
+                return True
+    return False
+
+
+def has_damaged_slices(packet: bytes) -> bool:
+    """Return whether a packet of FFV1, from version 3 on, does not match its slices' sizes or CRCs.
+
+    See RFC 9043, section 4.9. Files may be without CRCs: then the sizes alone are compared.
+    """
+    if slices := _slices(packet, WITH_CRC):
+        return not any(all(_crc(part, start) == start for part in slices) for start in CRC_STARTS)
+    return not _slices(packet, WITHOUT_CRC)
+
+
+def _slices(packet: bytes, trailer: int) -> list[bytes]:
+    """Return a packet's slices with their trailers of so many bytes; none if the sizes do not fit."""
+    end, found = len(packet), []
+    while end >= trailer:
+        start = end - trailer - int.from_bytes(packet[end - trailer : end - trailer + 3], "big")
+        if start < 0:
+            return []
+        found.append(packet[start:end])
+        end = start
+    return found if end == 0 else []
+
+
+def _crc(content: bytes, start: int) -> int:
+    """Return the CRC-32 from `start` on that takes each byte's highest bit first, unlike zlib's."""
+    found = zlib.crc32(content.translate(REVERSED), _reversed(start) ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return _reversed(found)
+
+
+def _reversed(number: int) -> int:
+    return int.from_bytes(number.to_bytes(4, "little").translate(REVERSED), "big")
