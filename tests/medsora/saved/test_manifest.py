@@ -79,12 +79,11 @@ def test_no_read_that_fails_once_keeps_a_file_out_of_a_manifest(
     copy = shutil.copytree(original, tmp_path / "copy")
 
     def written() -> dict:
-        write_manifest(copy, model_files(copy))
-        return json.loads((copy / MANIFEST).read_text()) | {"all": digest_folder(copy / "denoiser")}
+        return {"listed": digest_folder(copy, model_files(copy)), "all": digest_folder(copy / "denoiser")}
 
     with failing_reads(copy, error, 0, 0) as reads:
         wanted = written()
-    assert reads.count > len(wanted["files"])
+    assert reads.count > len(wanted["listed"]) > 3
     for first in range(1, reads.count + 1):
         with failing_reads(copy, error, first, 1):
             assert written() == wanted
