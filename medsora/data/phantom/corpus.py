@@ -23,7 +23,14 @@ from medsora.data.phantom.render import KINDS, check_polyp_size, render_clip
 from medsora.data.reading.video_io import write_video
 from medsora.errors import BadInput
 from medsora.runtime.digests import sealed, sha256, unsealed
-from medsora.runtime.files import is_file, read_patiently, write_bytes, write_json, written_beside
+from medsora.runtime.files import (
+    is_file,
+    read_patiently,
+    remove_leftovers,
+    write_bytes,
+    write_json,
+    written_beside,
+)
 
 LOOK = 1  # raise when the renderer draws other pictures from the same seed
 LABELS_NAME = "labels.csv"
@@ -129,6 +136,8 @@ def write_phantom(
     folder = Path(folder)
     recipe = {"look": version, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": FPS}
     recipe |= {"polyp_size": polyp_size, "masks": masks}
+    for part in ("", *MASK_LAYOUT):
+        remove_leftovers(folder / part)
     if _made_before(folder, recipe):
         return
     folder.mkdir(parents=True, exist_ok=True)

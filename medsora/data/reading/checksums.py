@@ -1,15 +1,60 @@
-"""The checksums inside PNG and FFV1 files, which Pillow and FFmpeg do not compare or only complain about."""
+"""Checksums that Pillow and FFmpeg do not compare: those in PNG and FFV1 files, those of sampled videos."""
 
 from __future__ import annotations
 
+import json
+import stat
 import struct
 import zlib
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
+from medsora.runtime.digests import sha256
+
+MANIFEST, MAX_MANIFEST_BYTES = "manifest.json", 2**26
+MAX_COMPARED_BYTES = 2**32  # no sampled video is as large; a hole of a file may be
 BLOCK_BYTES = 2**20
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 WITHOUT_CRC, WITH_CRC = 3, 8  # bytes behind a slice of FFV1: its size; and with CRCs, a status and the CRC
 CRC_STARTS = (0, 0x79408C7A)  # of version 3, of version 4; with which a slice and its CRC end, too
+
+
+def differs_from_manifest(video: Path) -> bool:
+    """Return whether a file has another SHA-256 than the manifest beside it lists.
+
+    Each file is compared once in a process, and again where it was written to. Files that no manifest lists
+    with a digest are not compared: recordings, and videos of earlier versions.
+    """
+    manifest = video.with_name(MANIFEST)
+    with suppress(OSError):
+        wanted = _listed(manifest, _identity(manifest)).get(video.name)
+        mode, _, size, _ = identity = _identity(video)
+        compared = wanted is not None and stat.S_ISREG(mode) and size <= MAX_COMPARED_BYTES
+        return compared and _digest(video, identity) != wanted
+    return False
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    about = path.stat()
+    return about.st_mode, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+@lru_cache(maxsize=64)
+def _listed(manifest: Path, identity: tuple[int, ...]) -> dict[str, str]:
+    mode, _, size, _ = identity
+    if not stat.S_ISREG(mode) or size > MAX_MANIFEST_BYTES:
+        return {}
+    try:
+        videos = json.loads(manifest.read_bytes())["videos"]
+        return {each["file"]: each["sha256"] for each in videos if "sha256" in each}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+@lru_cache(maxsize=2**16)
+def _digest(video: Path, identity: tuple[int, ...]) -> str:
+    return sha256(video)
 
 
 def has_damaged_pixels(png: Path) -> bool:

@@ -26,7 +26,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 
-from medsora.data.reading.checksums import has_damaged_slices
+from medsora.data.reading.checksums import MANIFEST, differs_from_manifest, has_damaged_slices
 from medsora.data.reading.depth import to_eight_bits
 from medsora.data.reading.interlacing import Deinterlacer
 from medsora.data.reading.memory import (
@@ -100,6 +100,10 @@ class Interpretation(NamedTuple):
 
 
 AS_FLAGGED = Interpretation()
+CHANGED = (
+    f"is damaged or was changed: it does not match its checksum in {MANIFEST}; sample it again, or remove "
+    f"{MANIFEST} if the change was meant"
+)
 CANNOT_BE_READ = "cannot be read"
 FAILED_READS = {  # errors of the disk, its server or the process, which FFmpeg raises for no file's content
     *(errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ENOKEY, errno.EKEYEXPIRED),
@@ -155,6 +159,8 @@ class VideoReader:
         self.stopped_by: str | None = None
         if is_dicom(self.path):
             raise UnreadableVideo(self.path, DICOM)
+        if differs_from_manifest(self.path):
+            raise UnreadableVideo(self.path, CHANGED)
         try:
             self.container = av.open(
                 f"file:{self.path}",

@@ -36,7 +36,7 @@ from medsora.flow_prior.weights import read_weights, save_weights
 from medsora.runtime.digests import sealed, weights_digest
 from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.sampling.run import pipeline_class
+from medsora.sampling.run import SamplingSettings, pipeline_class, sample_videos
 from medsora.sampling.synthetic import MANIFEST, read_trained_on
 from medsora.saved.checkpoint import latest_checkpoint
 from medsora.saved.find import MEDSORA, PARTS, find_model, find_vae, load_vae
@@ -298,6 +298,19 @@ def write_records(folder: Path) -> None:
     write_json(folder / MANIFEST, sealed({"trained_on": {"rate": 12.5}}))
 
 
+def write_samples(folder: Path) -> None:
+    """What sampling leaves: videos, and the manifest that lists them."""
+    run = write_run(folder.with_name("samples-run"), steps=(5,))
+    sample_videos(SamplingSettings(model=str(run), out=folder, num_videos=2, steps=1))
+    shutil.rmtree(run)
+
+
+def use_samples(folder: Path) -> str:
+    """Read them as an evaluation does."""
+    videos = [folder / f"video-{number:05d}.mp4" for number in range(2)]
+    return repr([(sha256_of(read_frames(video)), read_trained_on(video)) for video in videos])
+
+
 def use_records(folder: Path) -> str | None:
     """Read all of them; a line of the log may be lost, a file may be scanned again."""
     log, scan = read_log(folder), CheckCache(folder / "check.json").get(SCANNED)
@@ -339,6 +352,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], str | None]]] = 
     "phantom": (write_phantoms, use_phantoms),
     "records": (write_records, use_records),
     "run": (write_a_run, use_run),
+    "samples": (write_samples, use_samples),
     "unfinished": (write_unfinished, use_unfinished),
     "vae": (write_a_vae, use_vae),
     "weights": (write_weights, use_weights),
