@@ -11,7 +11,7 @@ MAX_UPLOAD_BYTES = 20 * 10**6
 MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 10**5  # the file and a browser's multipart headers
 MAX_QUEUED = 32  # waiting samplings; further requests are refused
 MAX_CONNECTIONS = 256  # a browser has up to six
-MAX_SILENCE_S = 20.0  # from a connection's beginning to the first bytes of its request
+MAX_SILENCE_S = 20.0  # for the head of a request, and between two pieces of its body
 TOO_MANY = b"The page has too many connections; try again in a minute.\n"
 Message = MutableMapping[str, Any]
 
@@ -87,7 +87,7 @@ def limited(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
     class Limited(protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            self.silence = asyncio.get_running_loop().call_later(MAX_SILENCE_S, transport.abort)
+            self.close_if_silent()
             connections.difference_update([other for other in connections if other.is_closing()])
             if len(connections) < MAX_CONNECTIONS:
                 connections.add(transport)
@@ -97,9 +97,19 @@ def limited(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
             transport.write(head + TOO_MANY)
             transport.close()
 
+        def close_if_silent(self) -> None:
+            loop = asyncio.get_running_loop()
+            self.silence = loop.call_later(MAX_SILENCE_S, self.transport.abort)
+
         def data_received(self, data: bytes) -> None:
-            self.silence.cancel()
             super().data_received(data)
+            asked = self.cycle is not None and not self.cycle.response_complete
+            upgraded = self.transport.get_protocol() is not self  # to a WebSocket
+            if not asked and not upgraded and not self.silence.cancelled():
+                return  # the head is not complete
+            self.silence.cancel()
+            if not upgraded and (not asked or self.cycle.more_body):
+                self.close_if_silent()
 
     return Limited
 
