@@ -247,7 +247,7 @@ def change_file(folder: Path, draw: random.Random) -> None:
 
 def replace(path: Path, draw: random.Random) -> None:
     """Put a pipe, a folder, a device, nothing, a deep or a large text, or none there."""
-    path.unlink(missing_ok=True)
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     kind = draw.randrange(8)
     if kind == 0:
         os.mkfifo(path)
@@ -314,6 +314,8 @@ def change_weights(folder: Path, draw: random.Random) -> None:
         header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
     except ValueError:
         return  # an earlier change has left none
+    if not header.keys() - {"__metadata__"}:
+        return
     kind = draw.randrange(7)
     if kind == 0:
         header = {
