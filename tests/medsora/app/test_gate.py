@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,6 +81,17 @@ def test_what_is_no_request_and_an_upload_within_the_limit_pass() -> None:
     assert answer_to({}, "lifespan") == ["the page"]
     assert answer_to({"host": "localhost", "content-length": str(MAX_UPLOAD_BYTES)}) == ["the page"]
     assert MAX_UPLOAD_BYTES < MAX_BODY_BYTES < 1.1 * MAX_UPLOAD_BYTES
+
+
+def test_many_uploads_do_not_fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    page, headers = Gate(None), {b"host": b"localhost", b"content-length": str(MAX_UPLOAD_BYTES).encode()}
+    taken = gate.MAX_UPLOADED_BYTES // MAX_UPLOAD_BYTES
+    assert [page.refusal(headers) for _ in range(taken)] == [None] * taken
+    assert page.refusal(headers)[0] == 507
+    assert page.refusal(headers | {b"content-length": b"900"}) is None
+    later = gate.time.monotonic() + gate.KEPT_S + 1
+    monkeypatch.setattr(gate, "time", SimpleNamespace(monotonic=lambda: later))
+    assert page.refusal(headers) is None
 
 
 @contextmanager
