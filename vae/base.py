@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -19,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from medsora.vae.shapes import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, LATENTS_PER_CHUNK
+
+CHECKSUM = "_crc32"  # key of the checksum in the JSON file of a base
 
 
 class StrictModel(ModelMixin, ConfigMixin):
@@ -60,9 +63,11 @@ class StrictModel(ModelMixin, ConfigMixin):
     def save_base(self, config: str | Path, weights: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the base alone, as `load_base(config, weights, base_class)` reads it again.
 
-        `config` becomes a JSON file of `base_settings`, `weights` a safetensors file in `dtype`.
+        `config` becomes a JSON file of `base_settings` and their checksum, `weights` a safetensors file in
+        `dtype`.
         """
-        Path(config).write_text(json.dumps(self.base_settings(), indent=2) + "\n")
+        settings = self.base_settings()
+        Path(config).write_text(json.dumps(settings | {CHECKSUM: _checksum(settings)}, indent=2) + "\n")
         state = {name: value.detach().to("cpu", dtype) for name, value in self.base_state_dict().items()}
         save_file(state, weights, metadata={"format": "pt"})
 
@@ -168,7 +173,17 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object of a VAE's settings")
+    if config.get(CHECKSUM) not in (None, _checksum(config)):
+        raise ValueError(
+            f"{path}: is damaged or was changed: it does not match its checksum; copy it again, or remove "
+            f"its key {CHECKSUM} if the change was meant"
+        )
     return config
+
+
+def _checksum(settings: Mapping[str, Any]) -> int:
+    rest = {key: value for key, value in settings.items() if key != CHECKSUM}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def _from_folder(folder: Path, kind: type[ModelMixin]) -> ModelMixin:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from ipaddress import ip_address
 from typing import Any
 
 MAX_UPLOAD_BYTES = 20 * 10**6
 MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 10**5  # the file and a browser's multipart headers
+SMALL_BODY_BYTES = 10**5  # requests without a file
+MAX_UPLOADED_BYTES, KEPT_S = 2 * 10**9, 7200.0  # of all uploads together until they are deleted
 MAX_QUEUED = 32  # waiting samplings; further requests are refused
 MAX_CONNECTIONS = 256  # a browser has up to six
-MAX_SILENCE_S = 20.0  # from a connection's beginning to the first bytes of its request
+MAX_SILENCE_S = 20.0  # for the head of a request, and between two pieces of its body
 TOO_MANY = b"The page has too many connections; try again in a minute.\n"
 Message = MutableMapping[str, Any]
 
@@ -24,11 +28,13 @@ class Gate:
     - under another name than an address, `localhost` or one of `names`: a page of a stranger whose name leads
       here (DNS rebinding) would otherwise be taken for this page by a visitor's browser;
     - that the page of another name or port makes a visitor's browser send (its `Origin`);
-    - with more than `MAX_BODY_BYTES`, or without a Content-Length.
+    - with more than `MAX_BODY_BYTES`, or without a Content-Length;
+    - with a file that would make more than `MAX_UPLOADED_BYTES` of those on the disk.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], names: Iterable[str] = ()) -> None:
         self.app = app
+        self.uploads: deque[tuple[float, int]] = deque()  # when, and how many bytes
         self.names = {"localhost", *(name.lower() for name in names)}
 
     async def __call__(
@@ -60,7 +66,22 @@ class Gate:
             return 411, "The request has no Content-Length."
         if int(length) > MAX_BODY_BYTES:
             return 413, f"An upload may have at most {MAX_UPLOAD_BYTES // 10**6} MB."
+        if int(length) > SMALL_BODY_BYTES and not self.has_room(int(length)):
+            return (
+                507,
+                "The uploads of the last two hours fill the page's disk space; try again later.",
+            )
         return None
+
+    def has_room(self, size: int) -> bool:
+        """Whether an upload of `size` bytes fits beside the others; it is counted if so."""
+        now = time.monotonic()
+        while self.uploads and now - self.uploads[0][0] > KEPT_S:
+            self.uploads.popleft()
+        fits = sum(each for _, each in self.uploads) + size <= MAX_UPLOADED_BYTES
+        if fits:
+            self.uploads.append((now, size))
+        return fits
 
     def is_own(self, origin: bytes | None, host: bytes) -> bool:
         """Whether a request has no Origin, the Origin of this page, or that of a given name."""
@@ -87,7 +108,7 @@ def limited(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
     class Limited(protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            self.silence = asyncio.get_running_loop().call_later(MAX_SILENCE_S, transport.abort)
+            self.close_if_silent()
             connections.difference_update([other for other in connections if other.is_closing()])
             if len(connections) < MAX_CONNECTIONS:
                 connections.add(transport)
@@ -97,9 +118,19 @@ def limited(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
             transport.write(head + TOO_MANY)
             transport.close()
 
+        def close_if_silent(self) -> None:
+            loop = asyncio.get_running_loop()
+            self.silence = loop.call_later(MAX_SILENCE_S, self.transport.abort)
+
         def data_received(self, data: bytes) -> None:
-            self.silence.cancel()
             super().data_received(data)
+            asked = self.cycle is not None and not self.cycle.response_complete
+            upgraded = self.transport.get_protocol() is not self  # to a WebSocket
+            if not asked and not upgraded and not self.silence.cancelled():
+                return  # the head is not complete
+            self.silence.cancel()
+            if not upgraded and (not asked or self.cycle.more_body):
+                self.close_if_silent()
 
     return Limited
 

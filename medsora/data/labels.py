@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from medsora.data.phantom.corpus import check_labels
 from medsora.data.split import SPLIT_WORDS
 from medsora.data.video_table import alike_note, read_video_table
 from medsora.errors import BadInput, one_line
@@ -57,7 +58,8 @@ def read_labels(
     order of its embedding's rows, which stays; without it the order is alphabetical.
 
     Raises `BadInput` with one sentence: a video outside every folder, a CSV that `read_video_table` refuses,
-    a video listed with two labels, no label at all, a label that is not among `trained`.
+    a video listed with two labels, no label at all, a label that is not among `trained`, labels of a phantom
+    that are damaged.
     """
     if source == NO_LABELS:
         return Labels()
@@ -98,6 +100,7 @@ def _from_csv(source: str, root: Path, videos: Sequence[str]) -> dict[str, str]:
     path = Path(source)
     if not path.is_file() and (root / path).is_file():
         path = root / path
+    check_labels(path)
     words: dict[str, str] = {}
     for number, video, row in read_video_table(path, "label", ("label",), videos):
         if words.setdefault(video, row["label"]) != row["label"]:

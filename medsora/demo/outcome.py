@@ -119,7 +119,7 @@ def compare_looks(
 
 def read_videos(folder: Path) -> list[np.ndarray]:
     """Read the videos that sampling left in `folder`, each uint8 (F, H, W, 3)."""
-    return [read_frames(path) for path in sorted(folder.glob("video-*.mp4"))]
+    return [read_frames(path, intact=True) for path in sorted(folder.glob("video-*.mp4"))]
 
 
 def _clips(config: Config) -> list[list[np.ndarray]]:

@@ -20,7 +20,7 @@ from medsora.downstream.clips import Samples
 from medsora.errors import BadInput
 from medsora.evaluation.bootstrap import replicate_weights
 from medsora.runtime.digests import sealed, unsealed
-from medsora.runtime.files import is_file, read_patiently, write_json, write_text
+from medsora.runtime.files import is_file, read_patiently, remove_leftovers, write_json, write_text
 from medsora.runtime.markdown import markdown_table
 from medsora.studies.paired import Difference, paired_difference
 
@@ -83,6 +83,7 @@ class Study:
 
     def run(self) -> None:
         """Run the unfinished variants, all of a seed before the next; write the report after each."""
+        remove_leftovers(self.folder)
         self.find_finished()
         for seed, variant in product(self.seeds, self.variants):
             if (variant, seed) in self.results:

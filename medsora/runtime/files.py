@@ -66,6 +66,22 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Return all files in `folder` and its sub-folders, sorted; raises as `read_patiently` does.
+
+    Unlike `rglob`, it never leaves out a folder that may not be listed for a moment.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    def walk(root: Path) -> list[Path]:
+        found = os.walk(root, onerror=refuse)
+        return sorted(Path(place, name) for place, _, names in found for name in names)
+
+    return read_patiently(walk, folder)
+
+
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """Give a name beside `path` to write to; on success it becomes `path`, on any error it is removed.

@@ -82,19 +82,22 @@ class Heartbeat(threading.Thread):
         self.store, self.rank, self.silent_s = store, rank, silent_s
         self.heard = {other: (0, 0) for other in range(processes) if other != rank}  # its count, beats missed
         self.has_left = False
-        self._leaving = threading.Event()
+        self._leaving, self._launcher = threading.Event(), os.getppid()
 
     def run(self) -> None:
-        """Send and check heartbeats until another process stops sending; then print that and end this one."""
-        while not (silent := self._silent()):
+        """Send and check heartbeats until another process stops sending, or the launcher of this one ends.
+
+        Then print that and end this process.
+        """
+        while not (silent := self._silent()) and os.getppid() == self._launcher:
             if self._leaving.wait(BEAT_S):
                 return
         if self._leaving.is_set():
             return
-        if self.rank == min({self.rank, *self.heard} - set(silent)):
-            print(
-                f"\nerror: {_lost(silent, self.silent_s)}", file=sys.stderr, flush=True
-            )  # below a bar's line
+        sentence = _lost(silent, self.silent_s) if silent else f"the launcher has ended; {RERUN}."
+        if not silent or self.rank == min({self.rank, *self.heard} - set(silent)):
+            with suppress(OSError):  # nobody reads it
+                print(f"\nerror: {sentence}", file=sys.stderr, flush=True)  # below a bar's line
         os._exit(1)  # the main thread may be waiting in a collective operation that never ends
 
     def main_is_alive(self) -> bool:

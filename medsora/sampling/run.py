@@ -31,9 +31,9 @@ from medsora.data.reading.video_io import read_frames, write_video
 from medsora.data.sheet import SHEET_NAME, contact_sheet, save_image
 from medsora.denoiser.linear import bf16_problem
 from medsora.errors import BadInput, Interrupted, bad_input_from_errors
-from medsora.runtime.digests import sealed, unsealed
+from medsora.runtime.digests import sealed, sha256, unsealed
 from medsora.runtime.exit import is_main_process
-from medsora.runtime.files import name_beside, remove_leftovers, write_json
+from medsora.runtime.files import name_beside, read_patiently, remove_leftovers, write_json
 from medsora.runtime.interruption import StopRequest
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.processes import check_same_folders, in_process_group, on_main, share_of
@@ -201,6 +201,8 @@ def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
             _sample_share(settings, plan, pipeline, mine, stop, show=state.is_main_process)
     state.wait_for_everyone()
     paths = [settings.path(number) for number in range(settings.num_videos)]
+    if state.is_main_process and plan.missing:
+        _list_digests(settings.out)
     if state.is_main_process and (plan.missing or not (settings.out / SHEET_NAME).is_file()):
         with bad_input_from_errors():
             shown = enumerate(paths[:SHEET_ROWS], settings.seed)
@@ -406,6 +408,16 @@ def _write_manifest(
         except OSError as error:
             raise BadInput(f"{str(error).rstrip('.')}; make room, or take another --out.") from error
     return missing
+
+
+def _list_digests(out: Path) -> None:
+    """Add the SHA-256 of every video file to the manifest, which readers compare."""
+    with bad_input_from_errors():
+        manifest = unsealed(json.loads(read_patiently(Path.read_bytes, out / MANIFEST)))
+        for listed in manifest["videos"]:
+            if (path := out / listed["file"]).is_file():
+                listed["sha256"] = read_patiently(sha256, path)
+        write_json(out / MANIFEST, sealed(manifest))
 
 
 def _check_out(settings: SamplingSettings, recorded: dict[str, Any]) -> int:

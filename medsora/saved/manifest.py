@@ -10,7 +10,7 @@ from typing import Any
 
 from medsora.errors import BadInput, one_line
 from medsora.runtime.digests import sha256
-from medsora.runtime.files import is_file, read_patiently, write_json
+from medsora.runtime.files import files_below, is_file, read_patiently, write_json
 
 CHECKPOINT_FORMAT = 1
 MANIFEST = "manifest.json"
@@ -71,7 +71,7 @@ def write_manifest(root: Path, files: Iterable[Path]) -> None:
 def model_files(folder: Path) -> list[Path]:
     """Return the files of a model folder that decide what it computes."""
     kinds = (".json", ".safetensors")
-    return [path for path in folder.rglob("*") if path.suffix in kinds and path.name != MANIFEST]
+    return [path for path in files_below(folder) if path.suffix in kinds and path.name != MANIFEST]
 
 
 def changed_file(root: Path, *names: str) -> str | None:
@@ -136,8 +136,11 @@ def _state_problem(folder: Path) -> str | None:
 
 def digest_folder(folder: Path, files: Iterable[Path] | None = None) -> dict[str, dict[str, Any]]:
     """Return size and SHA-256 of `files`, by default all, by their paths below `folder`."""
-    files = [path for path in folder.rglob("*") if path.is_file()] if files is None else files
+    files = filter(is_file, files_below(folder)) if files is None else files
     return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+        path.relative_to(folder).as_posix(): {
+            "size": read_patiently(Path.stat, path).st_size,
+            "sha256": read_patiently(sha256, path),
+        }
         for path in sorted(files)
     }

@@ -79,8 +79,9 @@ def attempt(number: int, seed: int, originals: list[Path], folder: Path) -> str:
         return "opened, but no frame decodes"
     for start, stop in scan.runs()[:2]:
         count = min(stop - start, 9)
+        found = {"seek_points": scan.seek_points, "intact": not scan.broken}
         try:
-            clip = read_frames(path, start, count, 1, 32, seek_points=scan.seek_points, time_limit=20)
+            clip = read_frames(path, start, count, 1, 32, **found, time_limit=20)
         except UnreadableVideo:
             return "opened: a clip is refused when it is read"
         assert clip.shape[1:] == (32, 32, 3)

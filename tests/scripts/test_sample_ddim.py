@@ -22,8 +22,10 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 import sample_ddim
+from medsora.data.reading.decoding import UnreadableVideo
 from medsora.data.reading.video_io import probe, read_frames
 from medsora.errors import BadInput
+from medsora.runtime.digests import sha256
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_json
 from medsora.sampling import run as sampling_run
@@ -80,8 +82,8 @@ def test_videos_manifest_and_sheet(sample: Callable, run: Path, tmp_path: Path) 
     assert "seed 8" in header.metadata["comment"]
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["videos"] == [
-        {"file": "video-00000.mp4", "seed": 7},
-        {"file": "video-00001.mp4", "seed": 8},
+        {"file": "video-00000.mp4", "seed": 7, "sha256": sha256(paths[0])},
+        {"file": "video-00001.mp4", "seed": 8, "sha256": sha256(paths[1])},
     ]
     assert manifest["synthetic"] is True
     assert manifest["step"] == 10
@@ -105,6 +107,22 @@ def test_videos_carry_how_the_training_clips_were_read(tmp_path: Path) -> None:
         assert read_trained_on(path) == trained_on
     alone = shutil.copy(tmp_path / "mp4" / "video-00000.mp4", tmp_path / "moved.mp4")
     assert read_trained_on(Path(alone)) == trained_on
+
+
+def test_a_flipped_bit_of_a_sampled_video_is_found(sample: Callable) -> None:
+    """Also where the reader's process has read the whole file before."""
+    path, other = sample()
+    whole, content = read_frames(path), bytearray(path.read_bytes())
+    content[-9] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(UnreadableVideo, match=r"it does not match its checksum in manifest.json; sample it"):
+        read_frames(path)
+    assert read_frames(other).shape == whole.shape
+    path.unlink()
+    (path,) = sample(num_videos=1)
+    assert np.array_equal(read_frames(path), whole)
+    (path.parent / "manifest.json").write_text('{"videos": [{"file": "video-00000.mp4"}, 3]}')
+    assert np.array_equal(read_frames(path), whole)  # of an earlier version, or another program
 
 
 def test_a_manifest_without_training_clips_is_no_error(sample: Callable, tmp_path: Path) -> None:

@@ -77,6 +77,18 @@ def test_saved_base_loads_again_from_config_and_half_precision_weights(vae, tmp_
         assert torch.equal(loaded.base_state_dict()[name], value.half().float())
 
 
+def test_a_changed_setting_of_a_saved_base_is_refused(vae, tmp_path: Path) -> None:
+    config, weights = tmp_path / "base.json", tmp_path / "base.safetensors"
+    vae.save_base(config, weights)
+    scale, text = vae.base_settings()["scaling_factor"], config.read_text()
+    config.write_text(text.replace(f'"scaling_factor": {scale}', '"scaling_factor": 0.25'))
+    with pytest.raises(ValueError, match=r"base.json: is damaged or was changed.* remove its key _crc32"):
+        FrequencyCompensatedVAE.from_base(config, weights=weights)
+    settings = {key: value for key, value in json.loads(config.read_text()).items() if key != "_crc32"}
+    config.write_text(json.dumps(settings))  # as earlier versions wrote it, or a user changed it
+    assert FrequencyCompensatedVAE.from_base(config, weights=weights).scaling_factor == 0.25
+
+
 def test_the_shipped_config_builds_within_its_size() -> None:
     vae = FrequencyCompensatedVAE.from_base(CONFIGS / "phantom_base.json", compensation=False)
     parameters = sum(parameter.numel() for parameter in vae.parameters())

@@ -66,6 +66,7 @@ class SourceReport:
             seek_points=self.scan.seek_points,
             interpretation=self.scan.interpretation,
             pictures=self.source.pictures,
+            intact=not self.scan.broken,
             **found,
         )
 

@@ -21,13 +21,23 @@ from medsora.data.exact_flow import flow_path, write_flow
 from medsora.data.phantom.looks import find_look
 from medsora.data.phantom.render import KINDS, check_polyp_size, render_clip
 from medsora.data.reading.video_io import write_video
-from medsora.runtime.files import write_bytes, write_json, written_beside
+from medsora.errors import BadInput
+from medsora.runtime.digests import sealed, sha256, unsealed
+from medsora.runtime.files import (
+    is_file,
+    read_patiently,
+    remove_leftovers,
+    write_bytes,
+    write_json,
+    written_beside,
+)
 
 LOOK = 1  # raise when the renderer draws other pictures from the same seed
 LABELS_NAME = "labels.csv"
 MASK_LAYOUT = ("images", "masks")  # folders, as Kvasir-SEG has them
 FPS = 10
 _DONE, _BEGUN, _LOCK = "phantom.json", ".phantom.begun.json", ".phantom.lock"
+_LABELS_DIGEST = "labels_sha256"  # a key of phantom.json, which those of earlier versions do not have
 
 
 def clip_seed(seed: int, index: int) -> int:
@@ -42,16 +52,34 @@ def variant_suffix(polyp_size: float, look: str) -> str:
 
 
 def phantom_recipe(folder: str | Path) -> dict[str, Any]:
-    """Return what a folder's phantom was made by, and the `seeds` of its clips; empty for other folders."""
+    """Return what a folder's phantom was made by, and the `seeds` of its clips; empty for other folders.
+
+    Raises `BadInput` if it is damaged or cannot be read.
+    """
     try:
-        found = json.loads((Path(folder) / _DONE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {"polyp_size": 1.0} | _read_recipe(Path(folder) / _DONE)
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    return {"polyp_size": 1.0} | found if isinstance(found, dict) else {}
+
+
+def check_labels(table: Path) -> None:
+    """Raise `BadInput` if `table` is a phantom's table of labels but not as `write_phantom` left it."""
+    if table.name != LABELS_NAME or not is_file(table):
+        return
+    wanted = phantom_recipe(table.parent).get(_LABELS_DIGEST)
+    if wanted is not None and read_patiently(sha256, table) != wanted:
+        raise BadInput(
+            f"{table} is damaged or was changed: it does not match its checksum in {_DONE}. Delete both to "
+            "have the phantom's labels written again; its clips stay. Labels of your own go into a file of "
+            "another name."
+        )
 
 
 def phantom_seed(folder: str | Path) -> int | None:
-    """Return the seed of the phantom clips that `write_phantom` left in a folder; None for other folders."""
+    """Return the seed of the phantom clips that `write_phantom` left in a folder; None for other folders.
+
+    Raises `BadInput` as `phantom_recipe` does.
+    """
     seed = phantom_recipe(folder).get("seed")
     return seed if isinstance(seed, int) else None
 
@@ -108,6 +136,8 @@ def write_phantom(
     folder = Path(folder)
     recipe = {"look": version, "videos": videos, "frames": frames, "size": size, "seed": seed, "fps": FPS}
     recipe |= {"polyp_size": polyp_size, "masks": masks}
+    for part in ("", *MASK_LAYOUT):
+        remove_leftovers(folder / part)
     if _made_before(folder, recipe):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +156,7 @@ def look_version(look: str) -> int | str:
 def _write_missing(
     folder: Path, recipe: dict[str, Any], look: str, workers: int, progress: Callable[[int, int], None] | None
 ) -> None:
-    write_json(folder / _BEGUN, recipe)
+    write_json(folder / _BEGUN, sealed(recipe))
     clips = [_Clip(folder, index, recipe, look) for index in range(recipe["videos"])]
     missing = [clip for clip in clips if not clip.is_complete()]
     with _runner(min(workers, len(missing))) as run:
@@ -138,7 +168,9 @@ def _write_missing(
         table.writerow(["file", "label", "polyp", "instrument"])
         for clip in clips:
             table.writerow([clip.name, clip.kind, *(int(clip.kind == kind) for kind in KINDS[:2])])
-    write_json(folder / _DONE, {**recipe, "seeds": {clip.name: clip.seed for clip in clips}})
+    seeds = {clip.name: clip.seed for clip in clips}
+    labels = {_LABELS_DIGEST: sha256(folder / LABELS_NAME)}
+    write_json(folder / _DONE, sealed({**recipe, "seeds": seeds, **labels}))
     (folder / _BEGUN).unlink()
 
 
@@ -200,8 +232,7 @@ def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether the folder already contains all of this phantom; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
         with suppress(FileNotFoundError, NotADirectoryError):  # a process that has finished removes it
-            text = (folder / name).read_text(encoding="utf-8")
-            found = {"polyp_size": 1.0, "masks": False} | json.loads(text)
+            found = {"polyp_size": 1.0, "masks": False} | _read_recipe(folder / name)
             if other := {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}:
                 raise ValueError(
                     f"{folder} holds a phantom made with {other} instead of "
@@ -209,6 +240,18 @@ def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
                 )
             return name == _DONE
     return False
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        return unsealed(json.loads(read_patiently(Path.read_bytes, path)))
+    except BadInput:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadInput(
+            f"{path} is damaged ({error}). Delete it and run the command that rendered this phantom again: "
+            "its clips stay, and what is missing is written."
+        ) from error
 
 
 @contextmanager

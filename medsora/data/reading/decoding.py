@@ -26,6 +26,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 
+from medsora.data.reading.checksums import MANIFEST, differs_from_manifest, has_damaged_slices
 from medsora.data.reading.depth import to_eight_bits
 from medsora.data.reading.interlacing import Deinterlacer
 from medsora.data.reading.memory import (
@@ -99,6 +100,10 @@ class Interpretation(NamedTuple):
 
 
 AS_FLAGGED = Interpretation()
+CHANGED = (
+    f"is damaged or was changed: it does not match its checksum in {MANIFEST}; sample it again, or remove "
+    f"{MANIFEST} if the change was meant"
+)
 CANNOT_BE_READ = "cannot be read"
 FAILED_READS = {  # errors of the disk, its server or the process, which FFmpeg raises for no file's content
     *(errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ENOKEY, errno.EKEYEXPIRED),
@@ -154,6 +159,8 @@ class VideoReader:
         self.stopped_by: str | None = None
         if is_dicom(self.path):
             raise UnreadableVideo(self.path, DICOM)
+        if differs_from_manifest(self.path):
+            raise UnreadableVideo(self.path, CHANGED)
         try:
             self.container = av.open(
                 f"file:{self.path}",
@@ -165,6 +172,8 @@ class VideoReader:
             raise UnreadableVideo(self.path, _why_unopenable(self.path, error)) from error
         try:
             self.stream = self._believable_stream()
+            context = self.stream.codec_context
+            self._has_checksums = context.name == "ffv1" and bool(context.extradata)  # of version 3
             self._pixel_aspect = self._believable_pixel_aspect()
             self._memory = decoding_memory(self._bounded_bytes())
             self._memory.__enter__()
@@ -247,6 +256,8 @@ class VideoReader:
             if packet.is_keyframe and packet.pts is not None and position is not None:
                 self.key_positions[packet.pts] = position
             try:
+                if self._has_checksums and packet.size and has_damaged_slices(bytes(packet)):
+                    raise ValueError("FFmpeg would decode it all the same")
                 decoded = packet.decode()
             except Exception:
                 self.skipped_packets += 1

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from medsora.data.reading.checksums import has_damaged_pixels
 from medsora.data.reading.decoding import MAX_PIXELS, MAX_SIDE, SIZE_LIMIT, UnreadableVideo, failed_read
 from medsora.data.reading.depth import FULL_WHITE, UnknownWhite, WhiteFinder, is_deep, to_eight_bits
 from medsora.data.reading.memory import PICTURE_BYTES_PER_PIXEL, decoding_memory
@@ -88,6 +89,8 @@ def read_picture(path: str | Path) -> Picture:
             if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
                 raise UnreadableVideo(path, f"its header claims {width}x{height} pixels; {SIZE_LIMIT}")
             _require_one(path, image)
+            if image.format == "PNG" and has_damaged_pixels(Path(path)):
+                raise UnreadableVideo(path, "is damaged: its pixels do not match their checksum")
             with decoding_memory(width * height * PICTURE_BYTES_PER_PIXEL):
                 return _picture(path, image)
     except UnreadableVideo:

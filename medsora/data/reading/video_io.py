@@ -28,6 +28,7 @@ from medsora.data.reading.margins import NO_MARGINS, Margins, crop
 from medsora.data.reading.resize import resize_and_crop
 from medsora.runtime.files import written_beside
 
+NEW_DAMAGE = "is damaged now, though it was not when it was checked"
 WRITING_THREADS = 4  # H.264's bytes depend on their number, which must not depend on the machine
 
 
@@ -99,6 +100,7 @@ def read_frames(
     margins: Margins = NO_MARGINS,
     interpretation: Interpretation = AS_FLAGGED,
     pictures: Sequence[str] | None = None,
+    intact: bool = False,
     time_limit: float | None = None,
     resize: Callable[[np.ndarray, int | tuple[int, int]], np.ndarray] = resize_and_crop,
 ) -> np.ndarray:
@@ -111,10 +113,11 @@ def read_frames(
     `medsora.data.checking.scan.scan_source`) decoding begins at the last usable one at or before `start`,
     without them at the file's start; the frames are the same either way. Frames are upright, of square pixels
     and deinterlaced where they are flagged interlaced; `interpretation`, also from the scan, is what the
-    file does not. `pictures` are the names of a folder's frames in order (default: `list_frames`).
+    file does not. `pictures` are the names of a folder's frames in order (default: `list_frames`). Of an
+    `intact` video, in which everything decoded before, a packet that does not is damage since then.
 
-    Raises `UnreadableVideo` (a `ValueError`) if a frame does not exist or does not decode, or if it takes
-    longer than `time_limit` seconds.
+    Raises `UnreadableVideo` (a `ValueError`) if a frame does not exist or does not decode, if an `intact`
+    video is damaged, or if it takes longer than `time_limit` seconds.
     """
     if start < 0 or interval < 1 or (count is not None and count < 1):
         raise ValueError(
@@ -129,7 +132,7 @@ def read_frames(
     else:
         start, stop, count, wanted = numbers[0], numbers[-1] + 1, len(numbers), frozenset(numbers)
     if not path.is_dir():
-        chosen = _file_frames(path, start, stop, wanted, seek_points, interpretation, time_limit)
+        chosen = _file_frames(path, start, stop, wanted, seek_points, interpretation, intact, time_limit)
     elif numbers is None:
         chosen = _folder_frames(path, start, stop, interval, interpretation.white, pictures)
     else:
@@ -241,6 +244,7 @@ def _file_frames(
     wanted: Container[int],
     seek_points: Sequence[SeekPoint],
     interpretation: Interpretation,
+    intact: bool,
     time_limit: float | None,
 ) -> Iterator[np.ndarray]:
     before = bisect_right(seek_points, start, key=lambda point: point.frame)
@@ -250,8 +254,10 @@ def _file_frames(
             decoded = reader.frames() if point is None else reader.frames_from(point)
             if decoded is None:
                 continue
-            neighbours = _Neighbours(decoded)
+            neighbours, skipped = _Neighbours(decoded), reader.skipped_packets
             for number, frame in enumerate(neighbours, start=point.frame if point else 0):
+                if intact and reader.skipped_packets > skipped:
+                    raise UnreadableVideo(path, NEW_DAMAGE)
                 if number == start and point and neighbours.previous is None and reader.is_interlaced(frame):
                     break  # the frame before it is needed: enter earlier
                 if number in wanted:
@@ -259,6 +265,8 @@ def _file_frames(
                 if stop is not None and number + 1 >= stop:
                     return
             else:
+                if intact and reader.skipped_packets > skipped:
+                    raise UnreadableVideo(path, NEW_DAMAGE)
                 return
 
 

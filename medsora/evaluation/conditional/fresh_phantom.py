@@ -51,7 +51,7 @@ def phantom_clips(
     """Render phantom clips, unless they are there: uint8 (N, F, H, W, 3), labels' numbers and names."""
     folder = phantom_folder(cache, count, frames, size, seed, phantom)
     labels = _labels(folder)
-    clips = np.stack([read_frames(folder / video) for video in labels.of_video])
+    clips = np.stack([read_frames(folder / video, intact=True) for video in labels.of_video])
     return clips, np.array([*labels.of_video.values()]), list(labels.names)
 
 

@@ -123,7 +123,9 @@ def measure(options: argparse.Namespace) -> int:
         )
     )
     if options.training is not None:
-        training = [read_frames(path)[: kind[0]] for path in sorted(options.training.glob("*.mkv"))]
+        training = [
+            read_frames(path, intact=True)[: kind[0]] for path in sorted(options.training.glob("*.mkv"))
+        ]
         copies, more = near_copies(made, halves[0], training)
         results["near copies"] = copies
         criteria += more

@@ -73,7 +73,7 @@ class RunFolder:
             with self.writing():
                 path.mkdir(parents=True, exist_ok=True)
                 self._lock = hold_folder(path)
-                for written in (path, self.samples):
+                for written in (path, self.samples, *self.samples.glob("step-*")):
                     remove_leftovers(written)
                 with written_beside(path / "config.yaml") as beside:  # other processes may be reading it
                     save_config(config, beside)

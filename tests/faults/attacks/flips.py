@@ -20,18 +20,23 @@ import numpy as np
 import torch
 
 from medsora.baselines.endora import Endora
+from medsora.config.load import config_from_dict
 from medsora.data.checking.cache import CheckCache
 from medsora.data.checking.scan import Scan
 from medsora.data.exact_flow import read_flow, write_flow
+from medsora.data.labels import read_labels
+from medsora.data.phantom.corpus import LABELS_NAME, phantom_recipe, write_phantom
 from medsora.data.reading.decoding import SeekPoint
 from medsora.data.reading.find import Source
+from medsora.data.reading.frame_folder import read_image
+from medsora.data.reading.video_io import read_frames
 from medsora.downstream.study import Study
 from medsora.evaluation.features.feature_store import Extractor, FeatureStore
 from medsora.flow_prior.weights import read_weights, save_weights
 from medsora.runtime.digests import sealed, weights_digest
 from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.sampling.run import pipeline_class
+from medsora.sampling.run import SamplingSettings, pipeline_class, sample_videos
 from medsora.sampling.synthetic import MANIFEST, read_trained_on
 from medsora.saved.checkpoint import latest_checkpoint
 from medsora.saved.find import MEDSORA, PARTS, find_model, find_vae, load_vae
@@ -41,11 +46,13 @@ from medsora.studies.ablate import keep_settings
 from medsora.training.cache.store import TensorStore
 from medsora.training.open_clips import VIDEO_LIST, stored_videos
 from medsora.training.run.folder import RunFolder, read_log
+from medsora.training.stage1.build import build_vae
 from tests.faults.guarded import report, try_all
 from tests.support.endogen.tiny_tokenizer import write_run as write_endogen_run
 from tests.support.tiny_pipeline import GEOMETRY, tiny_pipeline, tiny_vae, write_run
 
 CLIPS, DONE = 6, 4
+PHANTOM_FRAMES = 4
 ENDORA = {"in_channels": 4, "width": 32, "depth": 2, "heads": 2}
 
 
@@ -223,9 +230,46 @@ def use_vae(folder: Path) -> str:
     return weights_digest(load_vae(find_vae(folder)))
 
 
+def write_base(folder: Path) -> None:
+    """A base as the export of one leaves it for `vae.base` and `vae.weights`."""
+    folder.mkdir(parents=True)
+    config, weights = folder / "base.json", folder / "base.safetensors"
+    tiny_vae().save_base(config, weights)
+    save_weights(read_weights(weights), weights)
+
+
+def use_base(folder: Path) -> str:
+    """Start stage 1 from it."""
+    base = {"base": str(folder / "base.json"), "weights": str(folder / "base.safetensors")}
+    config = config_from_dict({"vae": base | {"compensation_kind": "causal"}}, "a test")
+    vae = build_vae(config)
+    state = sorted(vae.base_state_dict().items())
+    return repr([vae.base_settings(), [(name, sha256_of(tensor.numpy())) for name, tensor in state]])
+
+
+def write_phantoms(folder: Path) -> None:
+    """A phantom of clips, and one of pictures with masks."""
+    write_phantom(folder / "clips", 2, PHANTOM_FRAMES, 32, seed=0)
+    write_phantom(folder / "masks", 1, 2, 32, seed=0, masks=True)
+
+
+def use_phantoms(folder: Path) -> str:
+    """Read everything in them as training does that checked them before."""
+    clips, seen = folder / "clips", []
+    videos = sorted(path.name for path in clips.glob("*.mkv"))
+    for video in (clips / name for name in videos):
+        seen += [sha256_of(read_frames(video, 1, PHANTOM_FRAMES - 1, intact=True))]
+        seen += [sha256_of(read_flow(video, 0, PHANTOM_FRAMES - 1).numpy())]
+    for picture in sorted((folder / "masks").rglob("*.png")):
+        seen += [picture.name, sha256_of(read_image(picture))]
+    labels = read_labels(LABELS_NAME, clips, videos)
+    masks = read_labels(LABELS_NAME, folder / "masks", ["phantom-00000"])
+    return repr([seen, labels, masks, phantom_recipe(clips), phantom_recipe(folder / "masks")])
+
+
 def write_weights(folder: Path) -> None:
-    """What commands leave for a config to name: a base's weights, an encoder's, a classifier's."""
-    folder.mkdir()
+    """What commands leave for a config to name: an encoder's weights, a classifier's."""
+    folder.mkdir(parents=True)
     save_weights(tiny_vae().base_state_dict(), folder / "weights.safetensors")
 
 
@@ -252,6 +296,19 @@ def write_records(folder: Path) -> None:
     keep_settings(folder, {"steps": 4})
     (folder / "frames").mkdir()
     write_json(folder / MANIFEST, sealed({"trained_on": {"rate": 12.5}}))
+
+
+def write_samples(folder: Path) -> None:
+    """What sampling leaves: videos, and the manifest that lists them."""
+    run = write_run(folder.with_name("samples-run"), steps=(5,))
+    sample_videos(SamplingSettings(model=str(run), out=folder, num_videos=2, steps=1))
+    shutil.rmtree(run)
+
+
+def use_samples(folder: Path) -> str:
+    """Read them as an evaluation does."""
+    videos = [folder / f"video-{number:05d}.mp4" for number in range(2)]
+    return repr([(sha256_of(read_frames(video)), read_trained_on(video)) for video in videos])
 
 
 def use_records(folder: Path) -> str | None:
@@ -285,14 +342,17 @@ def sha256_of(values: np.ndarray) -> str:
 
 
 KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], str | None]]] = {
+    "base": (write_base, use_base),
     "cache": (write_cache, use_cache),
     "endogen": (write_endogen, use_run),
     "endora": (write_endora, use_model),
     "features": (write_features, use_features),
     "flow": (write_exact_flow, use_exact_flow),
     "model": (lambda folder: tiny_pipeline().save_pretrained(folder), use_model),
+    "phantom": (write_phantoms, use_phantoms),
     "records": (write_records, use_records),
     "run": (write_a_run, use_run),
+    "samples": (write_samples, use_samples),
     "unfinished": (write_unfinished, use_unfinished),
     "vae": (write_a_vae, use_vae),
     "weights": (write_weights, use_weights),

@@ -28,42 +28,46 @@ STAGES = {"vae": (train_vae.main, "vae"), "dit": (train_dit.main, "dit-tiny")}
 STEPS = 4
 SAID_AT_EVERY_START = {"command.txt", "config.yaml", "lock.txt", "messages.txt", "versions.json"}
 ONCE, FOR_GOOD = 1, 10**6
+CONTINUED = 10  # tries after which an unchanged folder is known to be resumed
 
 
 def fail_reads(options: argparse.Namespace) -> int:
     """Fail as many reads as asked, in turn once and for good; print what came; return the exit status."""
-    random.seed(options.seed)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     work = Path(tempfile.mkdtemp(prefix="medsora-reads-"))
     wrong: list[str] = []
+    tried = 0
     try:
         alone(partial(prepare, work))
         for stage, (main, name) in STAGES.items():
-            wrong += _try_stage(stage, main, Path("runs", "tiny", name), work, options.times)
+            number, sentences = _try_stage(stage, main, Path("runs", "tiny", name), work, options)
+            tried, wrong = tried + number, wrong + sentences
     finally:
         shutil.rmtree(work)
     for sentence in wrong:
         print(sentence)
-    print(
-        f"failed reads: {options.times * len(STAGES)}; renamed, restarted or lost: {len(wrong) or 'nothing'}"
-    )
+    print(f"failed reads: {tried}; renamed, restarted or lost: {len(wrong) or 'nothing'}")
     return 1 if wrong else 0
 
 
-def _try_stage(stage: str, main: Callable[[], None], run: Path, work: Path, times: int) -> list[str]:
-    """Return what was wrong with the resumes of one stage, a sentence each."""
+def _try_stage(
+    stage: str, main: Callable[[], None], run: Path, work: Path, options: argparse.Namespace
+) -> tuple[int, list[str]]:
+    """Return how many reads failed in resumes of one stage, and what was wrong, a sentence each."""
     straight, half = (configure(work, f"{stage}-{name}", 1, **_often()) for name in ("straight", "half"))
     finish(start_forks(straight, 1, script(main, "--config", "config.yaml")))
     finish(start_forks(half, 1, script(main, "--config", "config.yaml", f"train_{stage}.max_steps=2")))
     whole = _copied(half, f"{stage}-counted")
     finish(start_forks(whole, 1, partial(_resume, main, run, 0, 0, 0)))
     reads = int((whole / "reads.txt").read_text())
-    print(f"{stage}: {reads} reads of the run in a resume", flush=True)
-    wrong = []
-    for number in range(times):
-        error, lasts = ERRORS[number % len(ERRORS)], (ONCE, FOR_GOOD)[number % 2]
-        first = random.randint(1, reads)
+    tries = options.times or 2 * reads
+    print(f"{stage}: {reads} reads of the run in a resume, {tries} tries", flush=True)
+    order, wrong = random.Random(options.seed).sample(range(1, reads + 1), reads), []
+    for number in range(tries):
+        turn, place = divmod(number, reads)
+        first, error = order[place], ERRORS[(place + turn) % len(ERRORS)]
+        lasts = (ONCE, FOR_GOOD)[(place + turn) % 2]
         folder = _copied(half, f"{stage}-{number}")
         before = _tree(folder / run)
         started = start_forks(folder, 1, partial(_resume, main, run, error, first, lasts))
@@ -73,18 +77,26 @@ def _try_stage(stage: str, main: Callable[[], None], run: Path, work: Path, time
             errors = re.findall(r"^error: .*$", started.output, re.MULTILINE)
             if status != 2 or len(errors) != 1 or "Traceback" in started.output:
                 wrong.append(f"{what}: ended with status {status}: {started.output[-500:]}")
-            elif changed := before.items() ^ _tree(folder / run).items():
+            if changed := before.items() ^ _tree(folder / run).items():
                 wrong.append(f"{what}: changed {sorted({name for name, _ in changed})}")
-            finish(started := start_forks(folder, 1, script(main, "--config", "config.yaml")))
+            if number >= CONTINUED:
+                shutil.rmtree(folder)
+                continue
+            finish(start_forks(folder, 1, script(main, "--config", "config.yaml")))
         elif status:
             wrong.append(f"{what}: ended with status {status}: {started.output[-500:]}")
             continue
-        try:
-            tiny.assert_same_run(folder / run, straight / run, STEPS)
-        except AssertionError as error:
-            wrong.append(f"{what}: ended in something else ({str(error)[:200]})")
+        wrong += _other_than(straight / run, folder / run, what)
         shutil.rmtree(folder)
-    return wrong
+    return tries, wrong
+
+
+def _other_than(straight: Path, run: Path, what: str) -> list[str]:
+    try:
+        tiny.assert_same_run(run, straight, STEPS)
+    except AssertionError as error:
+        return [f"{what}: ended in something else ({str(error)[:200]})"]
+    return []
 
 
 def _often() -> dict[str, int]:

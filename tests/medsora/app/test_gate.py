@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,13 +83,27 @@ def test_what_is_no_request_and_an_upload_within_the_limit_pass() -> None:
     assert MAX_UPLOAD_BYTES < MAX_BODY_BYTES < 1.1 * MAX_UPLOAD_BYTES
 
 
+def test_many_uploads_do_not_fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    page, headers = Gate(None), {b"host": b"localhost", b"content-length": str(MAX_UPLOAD_BYTES).encode()}
+    taken = gate.MAX_UPLOADED_BYTES // MAX_UPLOAD_BYTES
+    assert [page.refusal(headers) for _ in range(taken)] == [None] * taken
+    assert page.refusal(headers)[0] == 507
+    assert page.refusal(headers | {b"content-length": b"900"}) is None
+    later = gate.time.monotonic() + gate.KEPT_S + 1
+    monkeypatch.setattr(gate, "time", SimpleNamespace(monotonic=lambda: later))
+    assert page.refusal(headers) is None
+
+
 @contextmanager
-def serving() -> Iterator[tuple[str, int]]:
+def serving(answers_after_s: float = 0.0) -> Iterator[tuple[str, int]]:
     """Serve an empty page in a thread, with limited connections; give its address."""
     uvicorn = pytest.importorskip("uvicorn", reason="it comes with Gradio (pip install 'medsora[app]')")
 
     async def page(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
+            while (await receive()).get("more_body"):
+                pass
+            await asyncio.sleep(answers_after_s)
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"the page"})
 
@@ -133,4 +148,39 @@ def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.Monkey
     with serving() as place, socket.create_connection(place, PATIENCE_S) as silent:
         with suppress(ConnectionResetError):
             assert silent.recv(1) == b""
+        assert answer(place) == (200, b"the page")
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"G", b"GET / HTTP/1.1\r\nHost: x\r\n", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\na"],
+    ids=["first byte", "half a head", "half a body"],
+)
+@pytest.mark.parametrize(
+    "before", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second request"]
+)
+def test_a_request_that_never_ends_does_not_keep_its_connection(
+    begun: bytes, before: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else some hundred connections with one byte each would keep everybody out."""
+    monkeypatch.setattr(gate, "MAX_SILENCE_S", 0.5)
+    monkeypatch.setattr(gate, "MAX_CONNECTIONS", 1)
+    with serving() as place, socket.create_connection(place, PATIENCE_S) as slow:
+        if before:
+            slow.sendall(before)
+            reply = b""
+            while b"the page" not in reply:
+                reply += (received := slow.recv(2**16))
+                assert received
+        slow.sendall(begun)
+        assert answer(place)[0] == 503
+        with suppress(ConnectionResetError):
+            while slow.recv(2**16):
+                pass
+        assert answer(place) == (200, b"the page")
+
+
+def test_a_slow_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "MAX_SILENCE_S", 0.2)
+    with serving(answers_after_s=1.0) as place:
         assert answer(place) == (200, b"the page")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from medsora import MedSoraPipeline
+from medsora.data.phantom import write_phantom
 from medsora.errors import BadInput
 from medsora.project.export import export_run
 from medsora.runtime.files import (
@@ -27,6 +28,7 @@ from medsora.runtime.files import (
     written_folder,
 )
 from medsora.sampling.run import SamplingSettings, sample_videos
+from medsora.training.cache.store import TensorStore
 from tests.support import tiny_training as tiny
 from tests.support.disk.failing_reads import failing_reads
 
@@ -62,6 +64,25 @@ def test_what_a_kill_left_beside_is_removed_once_nobody_can_be_writing_it(tmp_pa
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {new.name, ".mine.mp4", "video-00001.mp4"}
     remove_leftovers(tmp_path / "not there")
+
+
+@pytest.mark.parametrize(
+    ("place", "use"),
+    [
+        (".", lambda folder: write_phantom(folder, 1, 1, 16, seed=0)),
+        ("masks", lambda folder: write_phantom(folder, 1, 1, 16, seed=0, masks=True)),
+        ("latents-44136fa355b3678a", lambda folder: TensorStore(folder, "latents", {})),
+    ],
+    ids=["phantom", "masks", "cache"],
+)
+def test_what_killed_processes_left_is_removed(place: str, use: Callable, tmp_path: Path) -> None:
+    left = name_beside(tmp_path / place / "entry.png")
+    left.parent.mkdir(exist_ok=True)
+    for _ in range(2):  # while it is filled, and where it is complete
+        left.touch()
+        os.utime(left, (0, 0))
+        use(tmp_path)
+        assert not left.exists()
 
 
 def test_what_fails_leaves_the_file_of_before_and_nothing_beside_it(tmp_path: Path) -> None:

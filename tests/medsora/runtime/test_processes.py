@@ -220,6 +220,34 @@ def test_who_has_done_its_work_is_not_missed(monkeypatch: pytest.MonkeyPatch) ->
     other.run()  # ends at once: nobody is listened for any more
 
 
+ORPHANED = """
+import os, time
+from medsora.runtime import processes
+from tests.medsora.runtime.test_processes import Store
+processes.BEAT_S = 0.1
+reading, writing = os.pipe()
+if os.fork():  # the launcher
+    os.read(reading, 1)
+    os._exit(9)
+processes.Heartbeat(Store(), rank=1, processes=2, silent_s=1e9).start()
+os.write(writing, b"started")
+time.sleep(1e9)
+"""
+
+
+def test_a_process_without_its_launcher_ends() -> None:
+    """Else the other machine's launcher would wait for one that nobody can end."""
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHANED],
+        cwd=ROOT,
+        capture_output=True,  # until the orphan has closed it, too
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 9
+    assert "error: the launcher has ended; what was saved before is intact" in done.stderr
+
+
 def test_the_thread_ends_before_the_interpreter_does() -> None:
     """One that the interpreter meets inside the store ends the process by SIGABRT after its work is done."""
     beat = Heartbeat(Store(), rank=0, processes=2, silent_s=60.0)

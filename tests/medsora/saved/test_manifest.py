@@ -14,7 +14,8 @@ from medsora.errors import BadInput
 from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import find_vae, load_vae
-from medsora.saved.manifest import MANIFEST, checkpoint_problem, model_files, write_manifest
+from medsora.saved.manifest import MANIFEST, checkpoint_problem, digest_folder, model_files, write_manifest
+from tests.support.disk.failing_reads import ERRORS, failing_reads
 from tests.support.tiny_pipeline import tiny_pipeline, tiny_vae, write_run
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -69,6 +70,23 @@ def test_a_vae_is_known_by_its_own_manifest_and_by_that_of_the_model_around_it(
             load_vae(folder)
     (saved / MANIFEST).write_text("{")
     assert load_vae(shutil.copytree(original / "vae", tmp_path / "alone")) is not None
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_no_read_that_fails_once_keeps_a_file_out_of_a_manifest(
+    error: int, original: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(original, tmp_path / "copy")
+
+    def written() -> dict:
+        return {"listed": digest_folder(copy, model_files(copy)), "all": digest_folder(copy / "denoiser")}
+
+    with failing_reads(copy, error, 0, 0) as reads:
+        wanted = written()
+    assert reads.count > len(wanted["listed"]) > 3
+    for first in range(1, reads.count + 1):
+        with failing_reads(copy, error, first, 1):
+            assert written() == wanted
 
 
 def test_a_run_is_sampled_with_the_vae_it_was_trained_with(tmp_path: Path) -> None:

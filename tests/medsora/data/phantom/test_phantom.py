@@ -19,7 +19,9 @@ from safetensors.numpy import load_file
 
 from medsora.config.choices import PHANTOM_LOOKS
 from medsora.config.load import load_config
+from medsora.data.labels import read_labels
 from medsora.data.phantom import KINDS, clip_seed, corpus, render_clip, variant_suffix, write_phantom
+from medsora.data.phantom.corpus import phantom_recipe, phantom_seed
 from medsora.data.phantom.render import MAX_POLYP, choose_labels
 from medsora.data.phantom.scene import Scene
 from medsora.data.phantom.wall import Wall
@@ -303,6 +305,46 @@ def test_an_interrupted_folder_is_gone_on_with(tmp_path):
     write_phantom(folder, 2, 2, 16, seed=1, progress=stop)  # whole: nothing to do
     with pytest.raises(ValueError, match="another folder"):
         write_phantom(folder, 2, 2, 16, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("labels.csv", "polyp,1", "pomyp,1"),
+        ("phantom.json", '"seed": 1', '"seed": 3'),
+        ("phantom.json", "{", "["),
+    ],
+)
+def test_a_flipped_bit_in_labels_or_recipe_is_refused(tmp_path, name, old, new):
+    write_phantom(tmp_path, 3, 2, 16, seed=1)
+    videos = [f"phantom-0000{k}.mkv" for k in range(3)]
+    labels, text = read_labels("labels.csv", tmp_path, videos), (tmp_path / name).read_text()
+    assert labels.names == tuple(sorted(KINDS))
+    (tmp_path / name).write_text(text.replace(old, new, 1))
+    with pytest.raises(BadInput, match=f"{name} is damaged"):
+        read_labels("labels.csv", tmp_path, videos)
+    for used in (phantom_recipe, phantom_seed, lambda folder: write_phantom(folder, 3, 2, 16, seed=1)):
+        if name == "phantom.json":
+            with pytest.raises(BadInput, match=f"{name} is damaged"):
+                used(tmp_path)
+
+    changed = (tmp_path / videos[0]).stat().st_mtime_ns
+    for written in ("labels.csv", "phantom.json"):  # as the message says
+        (tmp_path / written).unlink()
+    write_phantom(tmp_path, 3, 2, 16, seed=1)
+    assert read_labels("labels.csv", tmp_path, videos) == labels
+    assert (tmp_path / videos[0]).stat().st_mtime_ns == changed
+
+
+def test_folders_of_earlier_versions_have_no_digests(tmp_path):
+    write_phantom(tmp_path, 3, 2, 16, seed=1)
+    recipe = json.loads((tmp_path / "phantom.json").read_text())
+    old = {key: value for key, value in recipe.items() if key not in ("crc32", "labels_sha256")}
+    (tmp_path / "phantom.json").write_text(json.dumps(old))
+    (tmp_path / "labels.csv").write_text("file,label\nphantom-00000.mkv,mine\n")
+    assert read_labels("labels.csv", tmp_path, ["phantom-00000.mkv"]).names == ("mine",)
+    assert phantom_seed(tmp_path) == 1
+    write_phantom(tmp_path, 3, 2, 16, seed=1, progress=lambda done, total: pytest.fail("rendered twice"))
 
 
 def test_processes_write_what_one_process_writes(tmp_path):

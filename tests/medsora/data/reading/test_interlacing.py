@@ -65,7 +65,7 @@ def test_flagged_frames_lose_their_combs(tmp_path: Path, moments: np.ndarray, na
     for start in (0, 1, 13, 40, *points, *(point - 1 for point in points), FRAMES - 5):
         for interval in (1, 2):
             count = min(5, (FRAMES - start - 1) // interval + 1)
-            clip = read_frames(path, start, count, interval, seek_points=scan.seek_points)
+            clip = read_frames(path, start, count, interval, seek_points=scan.seek_points, intact=True)
             assert np.array_equal(clip, in_order[start : start + interval * count : interval]), start
     assert np.array_equal(read_last_frames(path, 4), in_order[-4:])
 
