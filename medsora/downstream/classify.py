@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ PUBLISHED_NOTE = (
     "construction."
 )
 
+SMALL_LEARNING_RATE = (
+    0.01  # the small backbone has no batch normalisation, and at FixMatch's 0.03 learns less
+)
 LIMITS = {"per_class": (1, 100_000), "frames": (1, 256), "size": (1, 1024)}
 METHOD = 2  # raised when a view or a loss changes, so that no study mixes two
 
@@ -54,7 +58,7 @@ def add_options(add: Any) -> None:
 def prepare(options: argparse.Namespace, command: str) -> Study:
     """Read all clips; return the study. Raises `BadInput`."""
     published = options.protocol == "published"
-    recipe = _recipe(options, published)
+    recipe = choose_recipe(options, published)
     size = options.size or (224 if published or options.backbone == "timesformer" else 64)
     reading = Reading(options.frames, size, published)
     videos, test_videos = find_videos(options.labelled), find_videos(options.test)
@@ -145,9 +149,12 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
     )
 
 
-def _recipe(options: argparse.Namespace, published: bool) -> Recipe:
+def choose_recipe(options: argparse.Namespace, published: bool) -> Recipe:
+    """Return the training settings of a protocol and backbone; raises `BadInput` for options it fixes."""
     if not published:
-        return given_recipe(options)
+        recipe = given_recipe(options)
+        slower = options.learning_rate is None and options.backbone == BACKBONES[0]
+        return replace(recipe, learning_rate=SMALL_LEARNING_RATE) if slower else recipe
     fixed = ("steps", "batch", "ratio", "learning_rate", "threshold")
     given = [name.replace("_", "-") for name in fixed if getattr(options, name) is not None]
     if given := ", ".join(f"--{name}" for name in given):

@@ -19,7 +19,7 @@ from transformers import TimesformerConfig, TimesformerModel
 from medsora.data.reading.video_io import write_video
 from medsora.downstream import fixmatch
 from medsora.downstream.backbones import PUBLISHED_NAMES, TimeSformer, build_backbone
-from medsora.downstream.classify import weights_facts
+from medsora.downstream.classify import choose_recipe, weights_facts
 from medsora.downstream.clips import Reading, find_videos, published_frames, read_clips
 from medsora.downstream.command import main
 from medsora.downstream.fixmatch import classify, fixmatch_losses, strong_view, weak_view
@@ -84,6 +84,14 @@ def test_from_end_to_end_and_resumed(
     assert again["runs"][-1] == results["runs"][-1]  # same seed, same run
     with pytest.raises(BadInput, match="other data or options"):
         main([*WORDS, "--threshold", "0.5"])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "given", "rate"), [("small", None, 0.01), ("timesformer", None, 0.03), ("small", 0.02, 0.02)]
+)
+def test_learning_rate_depends_on_the_backbone(backbone: str, given: float | None, rate: float) -> None:
+    options = argparse.Namespace(backbone=backbone, learning_rate=given)
+    assert choose_recipe(options, published=False).learning_rate == rate
 
 
 def test_published_protocol_fixes_its_numbers(folders: Path) -> None:
