@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from medsora.data.checking import check as check_module
+from medsora.data.checking.cache import default_cache_path
 from medsora.data.checking.check import CheckReport, check_folder
 from medsora.data.checking.view import check_totals
 from medsora.data.reading.find import find_sources
@@ -385,3 +386,13 @@ def test_a_folder_without_clips_stops_with_one_sentence(tmp_path: Path, cache: P
         BadInput, match=r"no usable clip .* a\.mp4: too short: 5 frames in a row, a clip spans 9"
     ):
         check(tmp_path / "one", cache).require_clips()
+
+
+def test_each_folder_has_a_cache_of_its_own_by_whichever_path_it_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = default_cache_path("clips")
+    assert found.parent == Path("runs/cache")
+    assert found == default_cache_path(tmp_path / "clips") == default_cache_path("other/../clips")
+    assert found != default_cache_path("other")
