@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
@@ -43,9 +43,12 @@ NAME = re.compile(r"\b(?:medsora|benchmarks|tools)(?:\.\w+)+")
 UNTESTED, NOTICED, SLOW, UNKNOWN = "untested", "noticed", "too slow", "not reached"
 QUIET = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
 RECORD, CALLER, REPLACED = "UNTESTED_RECORD", "UNTESTED_CALLER", "UNTESTED_REPLACED"  # read by every process
-FIXTURE = "fixture "
+FIXTURE, CACHED = "fixture ", type(cache(print))
 # Why no test notices that these functions return None.
-EXPLAINED: dict[str, str] = {}
+EXPLAINED = dict.fromkeys(
+    (f"medsora.config.schema.{name}" for name in ("key", "section", "epochs_key", "betas_key")),
+    "describes the keys while the module is imported, before it can be replaced",
+)
 
 _seen: dict[int, CodeType] = {}  # code that the present caller has called, held so that no other gets its id
 
@@ -143,6 +146,7 @@ def record(items: Sequence[Any], limit_s: float) -> tuple[dict[str, tuple[float,
 
         def run() -> int:
             items[0].config.pluginmanager.register(_recorder(passed))
+            _forget(*(name for name in modules() if name in sys.modules))
             os.environ[RECORD] = os.pathsep.join((str(calls), str(ROOT), *FOLDERS))
             _follow_children()
             _follow_calls()
@@ -380,11 +384,19 @@ def _place(code: CodeType, root: str = "") -> str:
 
 def _try(module: str, function: str, items: Sequence[Any], limit_s: float) -> str:
     def change() -> None:
+        _forget(module)
         os.environ[REPLACED] = f"{module}\t{function}"
         _follow_children()
         return_none(dict(public_functions(sys.modules[module]))[function])
 
     return outcome_of(change, items, limit_s) if items else UNTESTED
+
+
+def _forget(*names: str) -> None:
+    """Empty the caches of modules: what is kept in one is not asked for again."""
+    for value in [value for name in names for value in vars(sys.modules[name]).values()]:
+        if isinstance(value, CACHED):
+            value.cache_clear()
 
 
 def _callers(function: FunctionType, calls: dict[str, Any], items: Sequence[Any]) -> list[Any]:

@@ -233,3 +233,11 @@ def test_the_command_line_chooses_modules_and_prints_what_is_untested(
     monkeypatch.setattr(sys, "argv", [*command[:1], "medsora.vae.layout"])
     monkeypatch.chdir(tmp_path)
     assert untested.main() == 0
+
+
+def test_what_is_explained_is_there() -> None:
+    for name, reason in untested.EXPLAINED.items():
+        module = next(module for module in modules() if name.startswith(f"{module}."))
+        functions = dict(public_functions(import_module(module)))
+        assert name.removeprefix(f"{module}.") in functions
+        assert reason

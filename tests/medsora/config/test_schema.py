@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -29,6 +30,7 @@ from medsora.config.schema import (
     Config,
     Key,
     all_keys,
+    text_keys,
 )
 from tests.repository.test_docs import ROOT
 
@@ -70,6 +72,27 @@ def test_every_key_is_fully_described(name: str, rules: Key, hint: Any) -> None:
 
 def test_the_defaults_pass_their_own_checks() -> None:
     check_config(Config(), "defaults")
+
+
+def test_keys_say_which_stages_read_them_and_which_hold_text() -> None:
+    assert all_keys()["train_dit.sample_steps"].stage == (STAGE_2,), "its section's"
+    assert all_keys()["run.seed"].stage == ()
+    assert [rules.is_read_by(STAGE_1) for rules in (Key("."), Key(".", stage=(STAGE_1,)))] == [True, True]
+    assert not Key(".", stage=(STAGE_2, STAGE_AR)).is_read_by(STAGE_1)
+    assert text_keys()["data.root"] == "data.root"
+    assert "data.frames" not in text_keys()
+
+
+def test_a_config_names_the_folders_of_its_runs_and_the_sides_of_a_frame() -> None:
+    config = Config()
+    config.run.dir, config.run.name = "there", "mine"
+    config.denoiser.preset, config.endogen.preset = "S", "B"
+    assert config.run_dir == Path("there/mine")
+    assert [config.vae_dir.name, config.dit_dir.name, config.ar_dir.name] == ["vae", "dit-S", "endogen-B"]
+    assert {config.vae_dir.parent, config.dit_dir.parent, config.ar_dir.parent} == {config.run_dir}
+    for size, sides in ((64, (64, 64)), ([48, 96], (48, 96))):
+        config.data.size = size
+        assert config.data.height_width == sides
 
 
 def test_no_other_file_lists_keys() -> None:

@@ -20,9 +20,11 @@ import pytest
 from PIL import Image
 
 from medsora.data.checking import check as check_module
-from medsora.data.checking.check import CheckReport, check_folder
+from medsora.data.checking.cache import default_cache_path
+from medsora.data.checking.check import CheckReport, SourceReport, check_folder
+from medsora.data.checking.scan import CANNOT_BE_READ, CHECK_FAILS, Scan
 from medsora.data.checking.view import check_totals
-from medsora.data.reading.find import find_sources
+from medsora.data.reading.find import Source, find_sources
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
 from medsora.runtime.digests import unsealed
@@ -385,3 +387,27 @@ def test_a_folder_without_clips_stops_with_one_sentence(tmp_path: Path, cache: P
         BadInput, match=r"no usable clip .* a\.mp4: too short: 5 frames in a row, a clip spans 9"
     ):
         check(tmp_path / "one", cache).require_clips()
+
+
+def test_each_folder_has_a_cache_of_its_own_by_whichever_path_it_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = default_cache_path("clips")
+    assert found.parent == Path("runs/cache")
+    assert found == default_cache_path(tmp_path / "clips") == default_cache_path("other/../clips")
+    assert found != default_cache_path("other")
+
+
+def test_a_scan_lasts_unless_a_read_or_the_check_itself_failed() -> None:
+    assert Scan("mov", "h264", 64, 64, 25, 9, problem="too short").is_lasting
+    for failed in (CANNOT_BE_READ, CHECK_FAILS):
+        assert not Scan("mov", "h264", 64, 64, 25, 9, problem=f"it {failed}: why").is_lasting
+        assert not Scan("mov", "h264", 64, 64, 25, 9, remarks=(f"one picture {failed}",)).is_lasting
+
+
+def test_the_size_that_is_used_is_what_the_crop_leaves() -> None:
+    margins = (0.1, 0.2, 0.25, 0.0)  # top, bottom, left, right
+    scan = Scan("mov", "h264", 400, 300, 25, 9, margins=margins)
+    report = SourceReport(Source(Path("a.mp4"), "a.mp4", False), scan, (), 8, margins)
+    assert (report.used_width, report.used_height) == (300, 210)

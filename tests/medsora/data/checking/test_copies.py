@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from medsora.data.checking import copies
 from medsora.data.checking.check import check_folder
-from medsora.data.checking.copies import Content, find_copies, thumbnails
+from medsora.data.checking.copies import Content, find_copies, pairs_alike, thumbnails
 from medsora.data.checking.view import check_table, check_totals
 from tests.support.clip_dataset import clip_dataset
 from tests.support.video_files import encode
@@ -124,3 +125,10 @@ def test_many_copies_that_differ_by_a_little_take_one_comparison_each(monkeypatc
     groups = find_copies((str(number), Content(17, digits)) for number, digits in enumerate(noisy))
     assert list(map(len, groups)) == [300]
     assert max(compared) == 1
+
+
+def test_pairs_have_one_name_of_either_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [["1a", "1b", "2c", "2d"], ["1e", "1f"], ["2g", "2h"]]
+    monkeypatch.setattr(copies, "find_copies", lambda contents: groups if list(contents) else [])
+    assert pairs_alike([("a", None)], [("c", None)]) == [("a", "c"), ("b", "c")]
+    assert pairs_alike([], []) == []
