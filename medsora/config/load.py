@@ -54,7 +54,8 @@ def load_config(
                 f"{path} must hold sections such as 'data:' and 'vae:', not {type(given).__name__}."
             )
         if not outputs_anywhere:
-            _check_outputs(OmegaConf.to_container(given, resolve=False), str(path))
+            replaced = {override.partition("=")[0] for override in overrides or []}
+            _check_outputs(OmegaConf.to_container(given, resolve=False), str(path), replaced)
         typed = _from_overrides(overrides or [])
         renamed = [
             OmegaConf.create(_with_new_names(OmegaConf.to_container(part, resolve=False), source))
@@ -243,8 +244,10 @@ def _refuse_other_readings(node: yaml.Node | None, key: str, place: Callable[[ya
                 )
 
 
-def _check_outputs(values: Any, source: str) -> None:
+def _check_outputs(values: Any, source: str, replaced: set[str]) -> None:
     for key in OUTPUTS:
+        if key in replaced:
+            continue
         section, name = key.split(".")
         inner = values.get(section)
         place = inner.get(name) if isinstance(inner, dict) else None

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKLCogVideoX
 from safetensors.torch import load_file
 
 from medsora import MedSora
-from medsora.config.load import load_config
+from medsora.config.load import OUTPUTS, load_config
 from medsora.data.checking.check import check_folder
 from medsora.errors import BadInput, one_line
 from medsora.evaluation.metrics.weight_files import cached_file
@@ -223,6 +223,17 @@ def test_the_command_line_may_write_anywhere(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run: {name: mine}")
     config = load_config(tmp_path / "config.yaml", [f"run.dir={tmp_path}"])
     assert config.run_dir == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("key", OUTPUTS)
+def test_the_command_line_replaces_a_place_that_the_file_may_not_name(key: str, tmp_path: Path) -> None:
+    """As the refusal of that place says."""
+    section, name = key.split(".")
+    (tmp_path / "config.yaml").write_text(f"{section}: {{{name}: {tmp_path}}}")
+    with pytest.raises(BadInput, match=f"set {key}={tmp_path} on the command line"):
+        load_config(tmp_path / "config.yaml")
+    config = load_config(tmp_path / "config.yaml", [f"{key}={tmp_path}"])
+    assert getattr(getattr(config, section), name) == str(tmp_path)
 
 
 def test_trackers_write_into_the_run_only(tmp_path: Path) -> None:
