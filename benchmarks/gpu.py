@@ -107,10 +107,11 @@ def run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
     if missing := make_do():
         print(f"not here, done without: {', '.join(missing)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if part == "check":
-        return check(device, results, LENGTHS[:3] if quick else LENGTHS)
-    if part == "kernels":
-        return gpu_checks.check_kernels(device, results, quick=quick, seconds=CHECKS[part] - RESERVE_S)
+    if part in CHECKS:
+        seconds = CHECKS[part] - RESERVE_S
+        if part == "kernels":
+            return gpu_checks.check_kernels(device, results, quick=quick, seconds=seconds)
+        return check(device, results, LENGTHS[:3] if quick else LENGTHS, seconds=seconds)
     if part in ("step", "profile"):
         return getattr(gpu_checks, part)(device, results, quick=quick)
     kept, tiny = ["--results", str(results)] + ["--dry"] * compiling, QUICK if quick else []
@@ -134,7 +135,7 @@ def run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
     return 0
 
 
-def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
+def check(device: torch.device, results: Path, lengths: tuple[int, ...], *, seconds: float) -> int:
     """Outputs and every gradient of the Triton scan against the recurrence, on this device; a step as well.
 
     What is found in time is kept, whatever the rest does.
@@ -148,7 +149,7 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...]) -> int:
     worst, missing, failed, step = dict.fromkeys(map(str, TOLERANCE), 0.0), set(cases), False, None
     jobs = {} if backend == "torch" else {STEP: partial(step_error, device.type)}
     jobs |= {case: partial(largest_error, backend, device.type, *case) for case in cases}
-    for case, error in gpu_checks.in_processes(jobs, CHECKS["check"] - RESERVE_S, device):
+    for case, error in gpu_checks.in_processes(jobs, seconds, device):
         name = "a denoising step" if case == STEP else f"{backend}, {case[1]}, length {case[0]}"
         if isinstance(error, BaseException):
             print(f"{name}: cannot be computed: {error}")

@@ -104,7 +104,7 @@ def test_a_kernel_is_compared_with_float64(name: str) -> None:
 
 def test_numbers_are_checked_and_a_wrong_one_is_seen(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
-    assert check(torch.device("cpu"), results, (1, 5)) == 0
+    assert check(torch.device("cpu"), results, (1, 5), seconds=PATIENCE_S) == 0
     values = json.loads(results.read_text())["figures"]
     assert values["checked"] == values["of"] == 4
     assert 0 < max(values["largest relative error"].values()) < 2e-2
