@@ -135,7 +135,8 @@ def name_beside(path: Path) -> Path:
 def remove_leftovers(folder: Path, below: str | None = None) -> None:
     """Remove what killed processes left in `folder` and its sub-folders `below` (a pattern).
 
-    These are names of `name_beside`. What changed within `LEFT_AFTER_S` seconds stays: another process may be writing it.
+    These are names of `name_beside`. What changed within `LEFT_AFTER_S` seconds stays: another process may be
+    writing it.
     """
     with suppress(OSError):
         inside = folder.glob(f"{below}/.*") if below else ()
