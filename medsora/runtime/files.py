@@ -132,13 +132,15 @@ def name_beside(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left in `folder` under names of `name_beside`.
+def remove_leftovers(folder: Path, below: str | None = None) -> None:
+    """Remove what killed processes left in `folder` and its sub-folders `below` (a pattern).
 
-    What changed within `LEFT_AFTER_S` seconds stays: another process may be writing it.
+    These are names of `name_beside`. What changed within `LEFT_AFTER_S` seconds stays: another process may be
+    writing it.
     """
     with suppress(OSError):
-        for path in folder.glob(".*"):
+        inside = folder.glob(f"{below}/.*") if below else ()
+        for path in (*folder.glob(".*"), *inside):
             if BESIDE.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFT_AFTER_S:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -156,8 +158,8 @@ def written_folder(final: Path) -> Iterator[Path]:
                 shutil.rmtree(left)
         working.mkdir(parents=True)
         yield working
-        for path in [*sorted(working.rglob("*")), working]:
-            if path.is_file():
+        for path in [*read_patiently(lambda folder: sorted(folder.rglob("*")), working), working]:
+            if is_file(path):
                 obey_umask(path)
             _flush(path)
         if replaces := read_patiently(Path.exists, final):

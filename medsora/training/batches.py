@@ -79,12 +79,17 @@ class TimedBatches:
             self._kept.close()
 
     def next(self) -> dict[str, Any]:
-        """Return the next micro-batch. Raises `BadInput` where the clips are gone."""
+        """Return the next micro-batch. Raises `BadInput` where the clips are gone.
+
+        Raises `RuntimeError` where a worker is: `reporting_lost_processes` makes a sentence of it.
+        """
         began = time.perf_counter()
         try:
             batch = next(self.batches)
         except BadInput as error:  # from a worker, whose traceback PyTorch writes before the message
             raise BadInput(str(error).strip().rpartition("BadInput: ")[2]) from error
+        except (EOFError, ConnectionError) as error:
+            raise RuntimeError("a DataLoader worker ended while it handed a batch over") from error
         self._waited_s += time.perf_counter() - began
         return batch
 

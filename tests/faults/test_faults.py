@@ -119,7 +119,8 @@ def test_models_of_strangers_and_flipped_bits_are_refused_or_change_nothing() ->
     printed = faults("fuzz-models; --inputs; 40", "flip-bits; --inputs; 100")
     assert "model folders tried: 40" in printed
     assert "flipped bits tried: 100" in printed
-    for kind in ("endogen", "endora", "flow", "model", "vae", "run", "weights"):
+    refused = ("base", "endogen", "endora", "flow", "model", "phantom", "run", "samples", "vae", "weights")
+    for kind in refused:
         assert re.search(rf"{kind}: refused: \d", printed)
     for kind in ("cache", "features", "records", "unfinished"):
         assert re.search(rf"{kind}: made anew: \d", printed)

@@ -244,7 +244,8 @@ def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        return unsealed(json.loads(read_patiently(Path.read_bytes, path)))
+        found = json.loads(read_patiently(Path.read_bytes, path))
+        return unsealed(found) if isinstance(found, dict) else {}  # another program's
     except BadInput:
         raise
     except (ValueError, TypeError, RecursionError) as error:

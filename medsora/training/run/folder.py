@@ -73,8 +73,8 @@ class RunFolder:
             with self.writing():
                 path.mkdir(parents=True, exist_ok=True)
                 self._lock = hold_folder(path)
-                for written in (path, self.samples, *self.samples.glob("step-*")):
-                    remove_leftovers(written)
+                remove_leftovers(path)
+                remove_leftovers(self.samples, below="step-*")
                 with written_beside(path / "config.yaml") as beside:  # other processes may be reading it
                     save_config(config, beside)
                 write_text(path / "command.txt", shlex.join(sys.argv) + "\n")

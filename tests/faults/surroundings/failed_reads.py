@@ -126,5 +126,9 @@ def _copied(half: Path, name: str) -> Path:
 
 
 def _tree(run: Path) -> dict[str, bytes]:
-    files = (path for path in run.rglob("*") if path.is_file() and path.name not in SAID_AT_EVERY_START)
-    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+    """Return a run's files without those that every start writes, and without unfinished (hidden) ones."""
+    files = {path.relative_to(run): path for path in run.rglob("*") if path.is_file()}
+    kept = {name: path for name, path in files.items() if not any(part[0] == "." for part in name.parts)}
+    return {
+        str(name): path.read_bytes() for name, path in kept.items() if path.name not in SAID_AT_EVERY_START
+    }

@@ -64,6 +64,12 @@ def test_what_a_kill_left_beside_is_removed_once_nobody_can_be_writing_it(tmp_pa
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {new.name, ".mine.mp4", "video-00001.mp4"}
     remove_leftovers(tmp_path / "not there")
+    inside = name_beside(tmp_path / "step-1" / "video-00000.mp4")
+    inside.parent.mkdir()
+    inside.touch()
+    os.utime(inside, (0, 0))
+    remove_leftovers(tmp_path, below="step-*")
+    assert not inside.exists()
 
 
 @pytest.mark.parametrize(
@@ -97,6 +103,20 @@ def test_what_fails_leaves_the_file_of_before_and_nothing_beside_it(tmp_path: Pa
         write_half()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "before"
+
+
+def test_no_read_that_fails_once_keeps_a_folder_from_its_place(tmp_path: Path) -> None:
+    def write() -> None:
+        with written_folder(tmp_path / "new") as working:
+            (working / "inner").mkdir()
+            (working / "inner" / "a").write_text("content")
+
+    with failing_reads(tmp_path, errno.EMFILE, 0, 0) as reads:
+        write()
+    for first in range(1, reads.count + 1):
+        with failing_reads(tmp_path, errno.EMFILE, first, 1):
+            write()
+        assert (tmp_path / "new" / "inner" / "a").read_text() == "content"
 
 
 def test_a_folder_takes_its_place_complete_or_not_at_all(tmp_path: Path) -> None:

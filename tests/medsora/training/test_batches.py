@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+from collections.abc import Iterator
 
 import pytest
 from torch.utils.data import Dataset
 
 from medsora.config.schema import PhaseConfig
-from medsora.errors import BadInput
+from medsora.errors import BadInput, LostProcess
+from medsora.runtime.processes import reporting_lost_processes
 from medsora.training.batches import TimedBatches
 from medsora.training.schedule import SampleKey, Schedule, StepBatches
 
@@ -31,6 +33,21 @@ class Stuck(Numbers):
 class Gone(Dataset):
     def __getitem__(self, key: SampleKey) -> int:
         raise BadInput("the clips cannot be read any more.")
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(), ConnectionRefusedError()])
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_a_lost_process(error: Exception) -> None:
+    """The main process asks it for the memory that the batch lies in."""
+
+    def handed_over() -> Iterator[dict]:
+        raise error
+        yield {}
+
+    schedule = Schedule([PhaseConfig(1e-3, 2)], 4, epochs=2, max_steps=None)
+    with TimedBatches(Numbers(), StepBatches(schedule, 0), 0) as batches:
+        batches.batches = handed_over()
+        with pytest.raises(LostProcess, match="a process that loads data died"), reporting_lost_processes():
+            batches.next()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -13,6 +13,8 @@ from medsora.config.choices import PHANTOM_LOOKS
 from medsora.data.exact_flow import flow_path
 from medsora.data.phantom import write_phantom
 from medsora.data.phantom.truth import find_truth
+from medsora.runtime.digests import sealed, unsealed
+from medsora.runtime.files import write_json
 
 SIZE = 24
 
@@ -51,7 +53,7 @@ def test_only_clips_of_todays_renderer_have_truth(folder: Path, tmp_path: Path) 
     assert find_truth(folder / "another.mkv") is None
     assert find_truth(tmp_path / "phantom-00000.mkv") is None
     recipe = json.loads((folder / "phantom.json").read_text())
-    (tmp_path / "phantom.json").write_text(json.dumps({**recipe, "look": "narrow-band 1"}))
+    write_json(tmp_path / "phantom.json", sealed(unsealed(recipe) | {"look": "narrow-band 1"}))
     assert find_truth(tmp_path / "phantom-00000.mkv") is None
     (tmp_path / "phantom.json").write_text("[]")
     assert find_truth(tmp_path / "phantom-00000.mkv") is None
