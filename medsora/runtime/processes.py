@@ -82,14 +82,16 @@ class Heartbeat(threading.Thread):
         self.store, self.rank, self.silent_s = store, rank, silent_s
         self.heard = {other: (0, 0) for other in range(processes) if other != rank}  # its count, beats missed
         self.has_left = False
-        self._leaving, self._launcher = threading.Event(), os.getppid()
+        self._leaving = threading.Event()
+        # Started by hand, a process may outlive the shell that started it.
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def run(self) -> None:
-        """Send and check heartbeats until another process stops sending, or the launcher of this one ends.
+        """Send and check heartbeats until another process, or the torchrun that started this one, has ended.
 
         Then print that and end this process.
         """
-        while not (silent := self._silent()) and os.getppid() == self._launcher:
+        while not (silent := self._silent()) and self._launcher in (None, os.getppid()):
             if self._leaving.wait(BEAT_S):
                 return
         if self._leaving.is_set():

@@ -226,26 +226,30 @@ from medsora.runtime import processes
 from tests.medsora.runtime.test_processes import Store
 processes.BEAT_S = 0.1
 reading, writing = os.pipe()
-if os.fork():  # the launcher
+if os.fork():  # the launcher, or a shell
     os.read(reading, 1)
     os._exit(9)
 processes.Heartbeat(Store(), rank=1, processes=2, silent_s=1e9).start()
 os.write(writing, b"started")
-time.sleep(1e9)
+time.sleep(1)
+print("still there")
 """
 
 
-def test_a_process_without_its_launcher_ends() -> None:
+@pytest.mark.parametrize("launched", [True, False], ids=["by torchrun", "by hand"])
+def test_a_process_without_its_launcher_ends(launched: bool) -> None:
     """Else the other machine's launcher would wait for one that nobody can end."""
     done = subprocess.run(
         [sys.executable, "-c", ORPHANED],
         cwd=ROOT,
+        env=os.environ | ({"TORCHELASTIC_RUN_ID": "a run"} if launched else {}),
         capture_output=True,  # until the orphan has closed it, too
         text=True,
         timeout=PATIENCE_S,
     )
     assert done.returncode == 9
-    assert "error: the launcher has ended; what was saved before is intact" in done.stderr
+    assert ("error: the launcher has ended; what was saved before is intact" in done.stderr) == launched
+    assert ("still there" in done.stdout) != launched
 
 
 def test_the_thread_ends_before_the_interpreter_does() -> None:
