@@ -85,7 +85,7 @@ def conv_forward(
     values, taps, poisons = (), (), ()
     for i in tl.static_range(WIDTH):
         tap = tl.load(conv_weight + columns * WIDTH + i, mask=exists, other=0.0)
-        taps = taps + (tap.to(tl.float32)[None, :],)
+        taps += (tap.to(tl.float32)[None, :],)
     for i in tl.static_range(WIDTH - 1 + GROUP):
         seen = inside & (first % steps + i >= WIDTH - 1)
         token = tl.load(order + first + (i - WIDTH + 1), mask=seen, other=0).to(tl.int64)
@@ -94,7 +94,7 @@ def conv_forward(
             mask=seen[:, None] & exists[None, :],
             other=0.0,
         )
-        values = values + (value.to(tl.float32),)
+        values += (value.to(tl.float32),)
     bias = tl.load(conv_bias + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
     for i in tl.static_range(GROUP):
         total = bias
@@ -107,7 +107,7 @@ def conv_forward(
             total = tl.where((poison == 0.0)[:, None], total, 0.0)
         else:
             poison = tl.zeros((GROUPS,), dtype=tl.float32)
-        poisons = poisons + (poison,)
+        poisons += (poison,)
         tl.store(
             convolved + (row + i)[:, None] * CHANNELS + columns[None, :],
             total.to(convolved.dtype.element_ty),
