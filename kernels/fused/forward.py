@@ -14,6 +14,7 @@ from medsora.kernels.fused.ops import (
     PRECISION,
     SIZES,
     activated,
+    at_most,
     decay_between,
     decay_of_chunk,
     exp2_approximately,
@@ -211,7 +212,7 @@ def scan_forward(
             else:
                 reached, _ = log2_reached(decay, past, PACKED)
                 exponent = reached[:, None] - (reached - tl.log2(dt))[None, :]
-                kernel = exp2_approximately(tl.minimum(exponent, MAX_EXPONENT)) * CB
+                kernel = exp2_approximately(at_most(exponent, MAX_EXPONENT)) * CB
                 own = skip + (reached - reached)[:, None]  # NaN from a row that is not finite on
             kernel += tl.where(past & ~earlier, own, 0.0)
             result = tl.dot(kernel.to(dtype), x, input_precision=PRECISION)
