@@ -14,6 +14,7 @@ from medsora.kernels.fused.ops import (
     PRECISION,
     SIZES,
     activated,
+    at_most,
     decay_between,
     decay_of_chunk,
     exp2_approximately,
@@ -85,7 +86,7 @@ def conv_forward(
     values, taps, poisons = (), (), ()
     for i in tl.static_range(WIDTH):
         tap = tl.load(conv_weight + columns * WIDTH + i, mask=exists, other=0.0)
-        taps = taps + (tap.to(tl.float32)[None, :],)
+        taps += (tap.to(tl.float32)[None, :],)
     for i in tl.static_range(WIDTH - 1 + GROUP):
         seen = inside & (first % steps + i >= WIDTH - 1)
         token = tl.load(order + first + (i - WIDTH + 1), mask=seen, other=0).to(tl.int64)
@@ -94,7 +95,7 @@ def conv_forward(
             mask=seen[:, None] & exists[None, :],
             other=0.0,
         )
-        values = values + (value.to(tl.float32),)
+        values += (value.to(tl.float32),)
     bias = tl.load(conv_bias + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
     for i in tl.static_range(GROUP):
         total = bias
@@ -107,7 +108,7 @@ def conv_forward(
             total = tl.where((poison == 0.0)[:, None], total, 0.0)
         else:
             poison = tl.zeros((GROUPS,), dtype=tl.float32)
-        poisons = poisons + (poison,)
+        poisons += (poison,)
         tl.store(
             convolved + (row + i)[:, None] * CHANNELS + columns[None, :],
             total.to(convolved.dtype.element_ty),
@@ -211,7 +212,7 @@ def scan_forward(
             else:
                 reached, _ = log2_reached(decay, past, PACKED)
                 exponent = reached[:, None] - (reached - tl.log2(dt))[None, :]
-                kernel = exp2_approximately(tl.minimum(exponent, MAX_EXPONENT)) * CB
+                kernel = exp2_approximately(at_most(exponent, MAX_EXPONENT)) * CB
                 own = skip + (reached - reached)[:, None]  # NaN from a row that is not finite on
             kernel += tl.where(past & ~earlier, own, 0.0)
             result = tl.dot(kernel.to(dtype), x, input_precision=PRECISION)

@@ -51,6 +51,14 @@ def exp2_approximately(x):
 
 
 @triton.jit
+def at_most(x, largest):
+    """The smaller one, and `largest` where x is NaN, which Triton 3.6's interpreter would return."""
+    if INTERPRETED:
+        return tl.where(x < largest, x, largest)
+    return tl.minimum(x, largest)
+
+
+@triton.jit
 def sigmoid_approximately(x):
     """σ(x) within a few units of float32's last digit: two instructions, not twelve."""
     above = 1.0 + exp2_approximately(x * -LOG2_E)
