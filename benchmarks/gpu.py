@@ -44,7 +44,7 @@ def main() -> int:
     """Run the selected parts in turn; exit status 1 if one of them failed."""
     parts = tuple(name for call in CALLS.values() for name in call)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--call", type=int, choices=CALLS, help="one half: at most 420 or 350 s")
+    parser.add_argument("--call", type=int, choices=CALLS, help="one half: at most 410 or 340 s")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does every part run here?")

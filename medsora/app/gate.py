@@ -6,18 +6,39 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
 MAX_UPLOAD_BYTES = 20 * 10**6
 MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 10**5  # the file and a browser's multipart headers
-SMALL_BODY_BYTES = 10**5  # requests without a file
 MAX_UPLOADED_BYTES, KEPT_S = 2 * 10**9, 7200.0  # of all uploads together until they are deleted
 MAX_QUEUED = 32  # waiting samplings; further requests are refused
 MAX_CONNECTIONS = 256  # a browser has up to six
 MAX_SILENCE_S = 20.0  # for the head of a request, and between two pieces of its body
+FULL = "The uploads of the last two hours fill the page's disk space; try again later."
 TOO_MANY = b"The page has too many connections; try again in a minute.\n"
 Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+
+
+@dataclass
+class Upload:
+    """A request with files: when it began, the bytes that it announced or left, and those received."""
+
+    begun_s: float
+    size: int
+    received: int = 0
+
+    def counted(self, receive: Receive) -> Receive:
+        """Return `receive`, which counts what it receives."""
+
+        async def counting() -> Message:
+            message = await receive()
+            self.received += len(message.get("body", b""))
+            return message
+
+        return counting
 
 
 class Gate:
@@ -34,19 +55,27 @@ class Gate:
 
     def __init__(self, app: Callable[..., Awaitable[None]], names: Iterable[str] = ()) -> None:
         self.app = app
-        self.uploads: deque[tuple[float, int]] = deque()  # when, and how many bytes
+        self.uploads: deque[Upload] = deque()
         self.names = {"localhost", *(name.lower() for name in names)}
 
     async def __call__(
         self,
         scope: Message,
-        receive: Callable[[], Awaitable[Message]],
+        receive: Receive,
         send: Callable[[Message], Awaitable[None]],
     ) -> None:
         """Pass a request on, or refuse it."""
-        refusal = self.refusal(dict(scope["headers"])) if scope["type"] in ("http", "websocket") else None
+        is_request = scope["type"] in ("http", "websocket")
+        headers = dict(scope["headers"]) if is_request else {}
+        refusal = self.refusal(headers) if is_request else None
         if refusal is None:
-            await self.app(scope, receive, send)
+            upload = self.reserve(headers)
+            refusal = (507, FULL) if upload is None else None
+        if refusal is None:
+            try:
+                await self.app(scope, upload.counted(receive), send)
+            finally:
+                upload.size = upload.received
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -66,22 +95,19 @@ class Gate:
             return 411, "The request has no Content-Length."
         if int(length) > MAX_BODY_BYTES:
             return 413, f"An upload may have at most {MAX_UPLOAD_BYTES // 10**6} MB."
-        if int(length) > SMALL_BODY_BYTES and not self.has_room(int(length)):
-            return (
-                507,
-                "The uploads of the last two hours fill the page's disk space; try again later.",
-            )
         return None
 
-    def has_room(self, size: int) -> bool:
-        """Whether an upload of `size` bytes fits beside the others; it is counted if so."""
+    def reserve(self, headers: dict[bytes, bytes]) -> Upload | None:
+        """Return a request's upload, counted from now on if it holds files; None if the disk has no room."""
         now = time.monotonic()
-        while self.uploads and now - self.uploads[0][0] > KEPT_S:
+        upload = Upload(now, int(headers.get(b"content-length", b"0")))
+        while self.uploads and now - self.uploads[0].begun_s > KEPT_S:
             self.uploads.popleft()
-        fits = sum(each for _, each in self.uploads) + size <= MAX_UPLOADED_BYTES
-        if fits:
-            self.uploads.append((now, size))
-        return fits
+        if b"multipart/" in headers.get(b"content-type", b"").lower():
+            if sum(each.size for each in self.uploads) + upload.size > MAX_UPLOADED_BYTES:
+                return None
+            self.uploads.append(upload)
+        return upload
 
     def is_own(self, origin: bytes | None, host: bytes) -> bool:
         """Whether a request has no Origin, the Origin of this page, or that of a given name."""
@@ -124,12 +150,12 @@ def limited(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            asked = self.cycle is not None and not self.cycle.response_complete
+            is_answering = self.cycle is not None and not self.cycle.response_complete
             upgraded = self.transport.get_protocol() is not self  # to a WebSocket
-            if not asked and not upgraded and not self.silence.cancelled():
+            if not is_answering and not upgraded and not self.silence.cancelled():
                 return  # the head is not complete
             self.silence.cancel()
-            if not upgraded and (not asked or self.cycle.more_body):
+            if not upgraded and (not is_answering or self.cycle.more_body):
                 self.close_if_silent()
 
     return Limited

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
@@ -140,12 +140,16 @@ class MedSoraPipeline(SavedPipeline):
         """
         seeds = choose_seeds(num_videos, seeds, generator)
         size = self.config.size if size is None else size
-        size = [size, size] if isinstance(size, Integral) else size
-        if isinstance(size, str) or len(size) != 2:
-            raise BadInput(f"size is {size!r}, not one number or (height, width).")
+        with suppress(TypeError):
+            size = [operator.index(size)] * 2
+        if isinstance(size, str) or _length(size) != 2:
+            raise BadInput(f"size is {size!r}, not one whole number or (height, width).")
         whole = {"num_inference_steps": num_inference_steps, "frames": frames, "window": window}
-        check_numbers(Integral, **whole, height=size[0], width=size[1], batch_size=batch_size)
-        check_numbers(Real, guidance_scale=guidance_scale, guidance=guidance, eta=eta)
+        check_numbers(
+            Integral, "frames", "window", **whole, height=size[0], width=size[1], batch_size=batch_size
+        )
+        scales = {"guidance_scale": guidance_scale, "guidance": guidance}
+        check_numbers(Real, *scales, **scales, eta=eta)
         chunk, trained = self.vae.frames_per_chunk, self.config.given_frames
         film = plan_film(self.config.frames if frames is None else frames, window, trained, chunk)
         with bad_input_from_errors():
@@ -344,7 +348,9 @@ def join_videos(parts: Sequence[np.ndarray | Tensor], axis: int) -> np.ndarray |
 
 def _latents_of(returned: dict[str, Any] | None, z: Tensor) -> Tensor | None:
     """The latents that a callback gave back in place of z, if any."""
-    latents = returned.get("latents") if isinstance(returned, dict) else returned
+    if not isinstance(returned, dict | None):
+        raise BadInput(f"callback_on_step_end must return a dict of latents, or nothing, not {returned!r}.")
+    latents = (returned or {}).get("latents")
     if latents is not None and (not isinstance(latents, Tensor) or latents.shape != z.shape):
         raise BadInput(f"callback_on_step_end must return latents of shape {tuple(z.shape)}, or none.")
     return latents
@@ -369,7 +375,7 @@ def choose_seeds(
     generator: torch.Generator | Sequence[torch.Generator] | None,
 ) -> list[int]:
     """Return one seed per video: those given, or drawn by `generator`. Raises `BadInput`."""
-    check_numbers(Integral, num_videos=count)
+    check_numbers(Integral, "num_videos", num_videos=count)
     if count is not None and count < 1:
         raise BadInput(f"{count} videos cannot be sampled; the minimum is 1.")
     if seeds is None and isinstance(generator, Sequence):
@@ -383,9 +389,12 @@ def choose_seeds(
             raise BadInput(f"generator must be a torch.Generator, or a list of one per video: {generator!r}.")
         device = None if generator is None else generator.device
         return torch.randint(2**63 - 1, (count or 1,), generator=generator, device=device).tolist()
-    seeds = [seeds] if isinstance(seeds, Integral) else seeds
+    with suppress(TypeError):
+        seeds = [operator.index(seeds)]
     if generator is not None:
         raise BadInput("give seeds or a generator that draws them, not both.")
+    if isinstance(seeds, str) or _length(seeds) is None:
+        raise BadInput(f"seeds must be whole numbers, not {seeds!r}.")
     if len(seeds) == 0 or count not in (None, len(seeds)):
         raise BadInput(f"{len(seeds)} seeds do not fit {count or 'any'} videos; give one per video.")
     for seed in seeds:
@@ -393,13 +402,24 @@ def choose_seeds(
     return [int(seed) for seed in seeds]
 
 
-def check_numbers(kind: type[Integral | Real], **values: Any) -> None:
-    """Raise `BadInput`, naming the argument, for a value that is neither a number of `kind` nor None."""
+def _length(values: Any) -> int | None:
+    """Return how many values a sequence has; None for what is none, such as a tensor of no dimensions."""
+    try:
+        return len(values)
+    except TypeError:
+        return None
+
+
+def check_numbers(kind: type[Integral | Real], *optional: str, **values: Any) -> None:
+    """Raise `BadInput`, naming the argument, for a value that is no number of `kind`.
+
+    Those named `optional` may be None.
+    """
     needed, number_of = ("whole number", operator.index) if kind is Integral else ("number", math.isfinite)
     for name, value in values.items():
         try:
-            value is None or number_of(value)
-        except TypeError:
+            (value is None and name in optional) or number_of(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             raise BadInput(f"{name} must be a {needed}, not {value!r}.") from None
 
 

@@ -3,7 +3,7 @@
 OUT/video-00000.mp4 ...   one file, or one folder of pictures, per video; complete or absent
 OUT/contact-sheet.png     the first videos, one row each
 OUT/manifest.json         seeds, settings, how the training clips were read, the weights' SHA-256 and library
-                          versions; written first
+                          versions; written first. At the end the videos' SHA-256, which readers compare
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def _sample(settings: SamplingSettings, state: PartialState) -> list[Path]:
             _sample_share(settings, plan, pipeline, mine, stop, show=state.is_main_process)
     state.wait_for_everyone()
     paths = [settings.path(number) for number in range(settings.num_videos)]
-    if state.is_main_process and plan.missing:
+    if state.is_main_process:
         _list_digests(settings.out)
     if state.is_main_process and (plan.missing or not (settings.out / SHEET_NAME).is_file()):
         with bad_input_from_errors():
@@ -386,20 +386,26 @@ def _write_manifest(
     settings: SamplingSettings, model: ModelFolder, recorded: dict[str, Any], processes: int
 ) -> list[int]:
     """Write the manifest if videos are missing; return their numbers."""
-    present = _check_out(settings, recorded)
+    before = _check_out(settings, recorded)
     remove_leftovers(settings.out)
     missing = [number for number in range(settings.num_videos) if not settings.path(number).exists()]
     if missing and settings.fps is None and settings.format == "mp4" and "rate" not in model.geometry:
         log.warning(UNKNOWN_RATE + "; --fps sets another.", settings.model, recorded["fps"])
     if missing:
-        count = max(settings.num_videos, present)
+        videos = [
+            {"file": settings.path(number).name, "seed": settings.seed + number}
+            for number in range(max(settings.num_videos, len(before)))
+        ]
+        for video in videos:
+            if (digest := before.get(video["file"])) and (settings.out / video["file"]).exists():
+                video["sha256"] = digest
         manifest = {
             "synthetic": True,
             "model": str(settings.model),
             "step": model.step,
             "settings": recorded,
             TRAINED_ON_KEY: model.trained_on,
-            "videos": [{"file": settings.path(k).name, "seed": settings.seed + k} for k in range(count)],
+            "videos": videos,
             "processes": processes,
             "versions": library_versions(),
         }
@@ -411,17 +417,22 @@ def _write_manifest(
 
 
 def _list_digests(out: Path) -> None:
-    """Add the SHA-256 of every video file to the manifest, which readers compare."""
+    """Add the SHA-256 of video files to the manifest that has none of them; readers compare it."""
     with bad_input_from_errors():
         manifest = unsealed(json.loads(read_patiently(Path.read_bytes, out / MANIFEST)))
-        for listed in manifest["videos"]:
-            if (path := out / listed["file"]).is_file():
-                listed["sha256"] = read_patiently(sha256, path)
-        write_json(out / MANIFEST, sealed(manifest))
+        new = [video for video in manifest["videos"] if "sha256" not in video]
+        for video in new:
+            if (path := out / video["file"]).is_file():
+                video["sha256"] = read_patiently(sha256, path)
+        if any("sha256" in video for video in new):
+            write_json(out / MANIFEST, sealed(manifest))
 
 
-def _check_out(settings: SamplingSettings, recorded: dict[str, Any]) -> int:
-    """Return how many videos the folder's manifest lists; raise `BadInput` if their settings differ."""
+def _check_out(settings: SamplingSettings, recorded: dict[str, Any]) -> dict[str, str | None]:
+    """Return the videos that the folder's manifest lists, with their SHA-256 if it has them.
+
+    Raises `BadInput` if their settings differ.
+    """
     out = settings.out
     path = out / MANIFEST
     if out.exists() and not out.is_dir():
@@ -432,13 +443,14 @@ def _check_out(settings: SamplingSettings, recorded: dict[str, Any]) -> int:
             f"{others[0]}; take a folder of its own."
         )
     if not any(out.glob("video-*")):
-        return 0
+        return {}
     if not path.is_file():
         raise BadInput(f"{out} holds videos but no {MANIFEST} with their settings; take another --out.")
     try:
         before = unsealed(json.loads(path.read_text(encoding="utf-8")))
-        settings_before, count = dict(before["settings"]), len(before["videos"])
-    except (ValueError, KeyError, TypeError) as error:
+        settings_before = dict(before["settings"])
+        videos = {video["file"]: video.get("sha256") for video in before["videos"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path} is not a sampling manifest; take another --out.") from error
     for key, value in recorded.items():
         if settings_before.get(key) != value:
@@ -446,7 +458,7 @@ def _check_out(settings: SamplingSettings, recorded: dict[str, Any]) -> int:
                 f"{out} holds videos made with {key} {settings_before.get(key)}, but now it is {value}; "
                 "take another --out, so that they do not mix."
             )
-    return count
+    return videos
 
 
 def _foreign_videos(out: Path) -> list[str]:

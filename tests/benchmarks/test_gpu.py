@@ -36,7 +36,9 @@ sys.exit(main())
 """
 
 
-def test_both_calls_take_less_than_their_seconds() -> None:
+def test_the_limits_of_both_calls_are_those_that_the_documentation_states() -> None:
+    page = (ROOT / "docs" / "gpu-run.md").read_text()
+    assert "limited to 410 and 340 s" in page
     assert {call: sum(limits.values()) for call, limits in CALLS.items()} == {1: 410, 2: 340}
 
 
@@ -65,7 +67,7 @@ def test_what_fails_or_hangs_is_reported_and_ended_with_its_children(tmp_path: P
 
 def test_what_a_part_printed_before_it_was_killed_is_not_lost(capfd: pytest.CaptureFixture) -> None:
     prints = "import time; print('a value'); time.sleep(3600)"
-    assert run_together({"prints": [sys.executable, "-c", prints]}, 5) == {"prints": False}
+    assert run_together({"prints": [sys.executable, "-c", prints]}, 30) == {"prints": False}
     assert "a value" in capfd.readouterr().out
 
 

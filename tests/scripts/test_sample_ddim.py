@@ -115,9 +115,12 @@ def test_a_flipped_bit_of_a_sampled_video_is_found(sample: Callable) -> None:
     whole, content = read_frames(path), bytearray(path.read_bytes())
     content[-9] ^= 16
     path.write_bytes(content)
-    with pytest.raises(UnreadableVideo, match=r"it does not match its checksum in manifest.json; sample it"):
+    with pytest.raises(UnreadableVideo, match=r"it does not match its checksum in manifest.json; delete it"):
         read_frames(path)
     assert read_frames(other).shape == whole.shape
+    sample(num_videos=3)  # more videos do not make it whole
+    with pytest.raises(UnreadableVideo, match="does not match its checksum"):
+        read_frames(path)
     path.unlink()
     (path,) = sample(num_videos=1)
     assert np.array_equal(read_frames(path), whole)

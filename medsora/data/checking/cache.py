@@ -22,7 +22,7 @@ from medsora.runtime.files import write_text
 log = logging.getLogger(__name__)
 
 # Seek points hold checksums of decoded pixels: another decoder or processor may round differently.
-_VERSION = {"format": 9, "av": av.__version__, "machine": platform.machine()}
+_VERSION = {"format": 10, "av": av.__version__, "machine": platform.machine()}
 
 
 def default_cache_path(root: str | Path) -> Path:

@@ -58,7 +58,7 @@ def phantom_recipe(folder: str | Path) -> dict[str, Any]:
     """
     try:
         return {"polyp_size": 1.0} | _read_recipe(Path(folder) / _DONE)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # no file of that name; one that cannot be read is `BadInput`
         return {}
 
 
@@ -69,9 +69,9 @@ def check_labels(table: Path) -> None:
     wanted = phantom_recipe(table.parent).get(_LABELS_DIGEST)
     if wanted is not None and read_patiently(sha256, table) != wanted:
         raise BadInput(
-            f"{table} is damaged or was changed: it does not match its checksum in {_DONE}. Delete both to "
-            "have the phantom's labels written again; its clips stay. Labels of your own go into a file of "
-            "another name."
+            f"{table} is damaged or was changed: it does not match its checksum in {_DONE}; delete both and "
+            "run the command that rendered this phantom, unchanged (its clips stay), or put your own labels "
+            "into a file of another name."
         )
 
 
@@ -250,8 +250,8 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         raise
     except (ValueError, TypeError, RecursionError) as error:
         raise BadInput(
-            f"{path} is damaged ({error}). Delete it and run the command that rendered this phantom again: "
-            "its clips stay, and what is missing is written."
+            f"{path} is damaged ({error}); delete it and run the command that rendered this phantom, "
+            "unchanged: its clips stay."
         ) from error
 
 

@@ -101,8 +101,8 @@ class Interpretation(NamedTuple):
 
 AS_FLAGGED = Interpretation()
 CHANGED = (
-    f"is damaged or was changed: it does not match its checksum in {MANIFEST}; sample it again, or remove "
-    f"{MANIFEST} if the change was meant"
+    f"is damaged or was changed: it does not match its checksum in {MANIFEST}; delete it and run the "
+    "sampling command again, or move a video that you changed on purpose into another folder"
 )
 CANNOT_BE_READ = "cannot be read"
 FAILED_READS = {  # errors of the disk, its server or the process, which FFmpeg raises for no file's content
@@ -174,6 +174,7 @@ class VideoReader:
             self.stream = self._believable_stream()
             context = self.stream.codec_context
             self._has_checksums = context.name == "ffv1" and bool(context.extradata)  # of version 3
+            self._lost = False  # a packet of them, on which the next ones up to a key frame depend
             self._pixel_aspect = self._believable_pixel_aspect()
             self._memory = decoding_memory(self._bounded_bytes())
             self._memory.__enter__()
@@ -256,8 +257,11 @@ class VideoReader:
             if packet.is_keyframe and packet.pts is not None and position is not None:
                 self.key_positions[packet.pts] = position
             try:
-                if self._has_checksums and packet.size and has_damaged_slices(bytes(packet)):
-                    raise ValueError("FFmpeg would decode it all the same")
+                if self._has_checksums and packet.size:
+                    lost = self._lost and not packet.is_keyframe
+                    self._lost = lost or has_damaged_slices(bytes(packet))
+                    if self._lost:
+                        raise ValueError("FFmpeg would decode it all the same")
                 decoded = packet.decode()
             except Exception:
                 self.skipped_packets += 1

@@ -21,6 +21,7 @@ from medsora.data.reading.orientation import EXIF_ORIENTATION, EXIF_ORIENTATIONS
 from medsora.data.reading.picture_names import natural_order, sort_pictures
 from medsora.data.sheet import is_drawn
 
+DAMAGED_PIXELS = "is damaged: its pixels do not match their checksum; copy it again, or save it anew"
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"])
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")  # Pillow's others run programs (EPS) or are rare
@@ -90,7 +91,7 @@ def read_picture(path: str | Path) -> Picture:
                 raise UnreadableVideo(path, f"its header claims {width}x{height} pixels; {SIZE_LIMIT}")
             _require_one(path, image)
             if image.format == "PNG" and has_damaged_pixels(Path(path)):
-                raise UnreadableVideo(path, "is damaged: its pixels do not match their checksum")
+                raise UnreadableVideo(path, DAMAGED_PIXELS)
             with decoding_memory(width * height * PICTURE_BYTES_PER_PIXEL):
                 return _picture(path, image)
     except UnreadableVideo:

@@ -28,7 +28,7 @@ from medsora.data.reading.margins import NO_MARGINS, Margins, crop
 from medsora.data.reading.resize import resize_and_crop
 from medsora.runtime.files import written_beside
 
-NEW_DAMAGE = "is damaged now, though it was not when it was checked"
+NEW_DAMAGE = "is damaged: a packet does not decode that the check found intact; copy or render the file again"
 WRITING_THREADS = 4  # H.264's bytes depend on their number, which must not depend on the machine
 
 

@@ -234,13 +234,21 @@ def test_bad_requests_are_one_sentence(pipeline: MedSoraPipeline) -> None:
         ({"guidance_scale": "2"}, "guidance_scale must be a number"),
         ({"eta": "0"}, "eta must be a number"),
         ({"generator": [0, 1]}, "generator must be a torch.Generator"),
-        ({"callback_on_step_end": lambda *_: "latents"}, "must return latents of shape"),
+        ({"size": 64.0}, "not one whole number or"),
+        ({"size": torch.tensor(64.5)}, "not one whole number or"),
+        ({"seeds": 1.5}, "seeds must be whole numbers, not 1.5"),
+        ({"seeds": "12"}, "seeds must be whole numbers"),
+        ({"batch_size": None}, "batch_size must be a whole number, not None"),
+        ({"eta": None}, "eta must be a number, not None"),
+        ({"guidance_scale": 10**400}, "guidance_scale must be a number"),
+        ({"callback_on_step_end": lambda *_: "latents"}, "must return a dict of latents, or nothing"),
         ({"callback_on_step_end_tensor_inputs": "prompt"}, "not prompt"),
     ):
         with pytest.raises(BadInput, match=match):
             pipeline(**given)
     for whole in (np.int64(1), torch.tensor(1)):
         assert pipeline(whole, whole, seeds=[whole], size=(np.int32(16), 16)).seeds == [1]
+        assert pipeline(1, 1, seeds=whole, size=torch.tensor(16)).seeds == [1]
 
 
 def test_tiling_and_slicing_are_refused_in_one_sentence(pipeline: MedSoraPipeline) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from medsora.data.checking import check as check_module
 from medsora.data.checking.cache import default_cache_path
 from medsora.data.checking.check import CheckReport, SourceReport, check_folder
-from medsora.data.checking.scan import CANNOT_BE_READ, CHECK_FAILS, Scan
+from medsora.data.checking.scan import CANNOT_BE_READ, CHANGED, CHECK_FAILS, Scan
 from medsora.data.checking.view import check_totals
 from medsora.data.reading.find import Source, find_sources
 from medsora.data.reading.video_io import read_frames, write_video
@@ -401,7 +401,7 @@ def test_each_folder_has_a_cache_of_its_own_by_whichever_path_it_is_reached(
 
 def test_a_scan_lasts_unless_a_read_or_the_check_itself_failed() -> None:
     assert Scan("mov", "h264", 64, 64, 25, 9, problem="too short").is_lasting
-    for failed in (CANNOT_BE_READ, CHECK_FAILS):
+    for failed in (CANNOT_BE_READ, CHECK_FAILS, CHANGED):
         assert not Scan("mov", "h264", 64, 64, 25, 9, problem=f"it {failed}: why").is_lasting
         assert not Scan("mov", "h264", 64, 64, 25, 9, remarks=(f"one picture {failed}",)).is_lasting
 

@@ -73,13 +73,23 @@ def test_a_flipped_bit_of_a_lossless_video_costs_the_clips_that_it_reaches(tmp_p
     for _ in range(20):
         path.write_bytes(content.replace(packet, flipped(packet, draw)))
         for first, count in ((0, 12), (3, 4), (5, 1), (6, 2), (7, 5)):
-            with pytest.raises(UnreadableVideo, match="is damaged now"):
+            with pytest.raises(UnreadableVideo, match="a packet does not decode"):
                 read_frames(path, first, count, seek_points=points, intact=True)
-        with pytest.raises(UnreadableVideo, match="is damaged now"):
+        with pytest.raises(UnreadableVideo, match="a packet does not decode"):
             read_frames(path, intact=True)
         np.testing.assert_array_equal(read_frames(path, 0, 5, intact=True), FRAMES[:5])
         np.testing.assert_array_equal(read_frames(path, 8, 4, seek_points=points, intact=True), FRAMES[8:])
         assert "damaged near frame 5" in scan_source(Source(path, path.name, False)).remarks[0]
+
+
+def test_frames_that_depend_on_a_damaged_one_are_left_out_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    encode(path, "bgr0", level="3", slicecrc="1", g="6")
+    content, packet = path.read_bytes(), packets(path)[2]
+    path.write_bytes(content.replace(packet, flipped(packet, random.Random(0))))
+    with VideoReader(path) as reader:
+        assert sum(1 for _ in reader.frames()) == 8  # two before it, and those from the next key frame on
+        assert reader.skipped_packets == 4
 
 
 def test_the_last_packet_is_compared_too(tmp_path: Path) -> None:
@@ -87,7 +97,7 @@ def test_the_last_packet_is_compared_too(tmp_path: Path) -> None:
     write_video(path, FRAMES, 10, lossless=True)
     content, packet = path.read_bytes(), packets(path)[-1]
     path.write_bytes(content.replace(packet, flipped(packet, random.Random(0))))
-    with pytest.raises(UnreadableVideo, match="is damaged now"):
+    with pytest.raises(UnreadableVideo, match="a packet does not decode"):
         read_frames(path, intact=True)
 
 
