@@ -393,7 +393,7 @@ def _try(module: str, function: str, items: Sequence[Any], limit_s: float) -> st
 
 
 def _forget(*names: str) -> None:
-    """Empty the caches of modules: what is kept in one is not asked for again."""
+    """Empty the caches of modules: what is kept in one is not computed again."""
     for value in [value for name in names for value in vars(sys.modules[name]).values()]:
         if isinstance(value, CACHED):
             value.cache_clear()

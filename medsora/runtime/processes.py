@@ -98,7 +98,7 @@ class Heartbeat(threading.Thread):
             return
         sentence = _lost(silent, self.silent_s) if silent else f"the launcher has ended; {RERUN}."
         if not silent or self.rank == min({self.rank, *self.heard} - set(silent)):
-            with suppress(OSError):  # nobody reads it
+            with suppress(OSError):  # stderr is closed
                 print(f"\nerror: {sentence}", file=sys.stderr, flush=True)  # below a bar's line
         os._exit(1)  # the main thread may be waiting in a collective operation that never ends
 

@@ -17,7 +17,7 @@ MAX_COMPARED_BYTES = 2**32  # no sampled video is as large; a hole of a file may
 BLOCK_BYTES = 2**20
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 WITHOUT_CRC, WITH_CRC = 3, 8  # bytes behind a slice of FFV1: its size; and with CRCs, a status and the CRC
-CRC_STARTS = (0, 0x79408C7A)  # of version 3, of version 4; with which a slice and its CRC end, too
+CRC_STARTS = (0, 0x79408C7A)  # initial CRC of versions 3 and 4; the CRC over a slice and its CRC equals it
 
 
 def differs_from_manifest(video: Path) -> bool:
@@ -68,11 +68,11 @@ def has_damaged_pixels(png: Path) -> bool:
             if kind != b"IDAT":
                 file.seek(length + 4, 1)
                 continue
-            found = zlib.crc32(kind)
+            crc = zlib.crc32(kind)
             while length and (block := file.read(min(length, BLOCK_BYTES))):
-                found, length = zlib.crc32(block, found), length - len(block)
+                crc, length = zlib.crc32(block, crc), length - len(block)
             wanted = file.read(4)
-            if len(wanted) == 4 and wanted != found.to_bytes(4, "big"):  # a cut file is another fault
+            if len(wanted) == 4 and wanted != crc.to_bytes(4, "big"):  # a cut file is another fault
                 return True
     return False
 
@@ -88,21 +88,21 @@ def has_damaged_slices(packet: bytes) -> bool:
 
 
 def _slices(packet: bytes, trailer: int) -> list[bytes]:
-    """Return a packet's slices with their trailers of so many bytes; none if the sizes do not fit."""
-    end, found = len(packet), []
+    """Return a packet's slices, each with its trailer of `trailer` bytes; none if the sizes do not fit."""
+    end, slices = len(packet), []
     while end >= trailer:
         start = end - trailer - int.from_bytes(packet[end - trailer : end - trailer + 3], "big")
         if start < 0:
             return []
-        found.append(packet[start:end])
+        slices.append(packet[start:end])
         end = start
-    return found if end == 0 else []
+    return slices if end == 0 else []
 
 
 def _crc(content: bytes, start: int) -> int:
     """Return the CRC-32 from `start` on that takes each byte's highest bit first, unlike zlib's."""
-    found = zlib.crc32(content.translate(REVERSED), _reversed(start) ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return _reversed(found)
+    crc = zlib.crc32(content.translate(REVERSED), _reversed(start) ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return _reversed(crc)
 
 
 def _reversed(number: int) -> int:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from medsora.data.checking.scan import scan_source
 from medsora.data.reading.checksums import has_damaged_pixels, has_damaged_slices
-from medsora.data.reading.decoding import UnreadableVideo
+from medsora.data.reading.decoding import UnreadableVideo, VideoReader
 from medsora.data.reading.find import Source
 from medsora.data.reading.frame_folder import read_image
 from medsora.data.reading.video_io import read_frames, write_video
