@@ -32,7 +32,7 @@ CALLS = {
     2: {"check": CHECKS["check"], "train": 80, "growth": 30, "scan": 60, "compiled": 50},
 }
 COMPILED = ("sample", "train", "growth", "scan", "compiled")  # others' kernels are those that are checked
-RESERVE_S = 30  # of a check's limit, for starting and for what comes after the last kernel
+RESERVE_S = 30  # part of a check's limit that its start and its last lines take
 LENGTHS = (1, 2, 31, 32, 33, 47, 48, 63, 64, 65, 300)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 STEP_TOLERANCE = 1e-3  # relative error of a denoiser's outputs

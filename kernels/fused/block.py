@@ -112,7 +112,7 @@ def local_attention_kernel(
     out,  # (N, l, HEADS, FEATURES), written
     length,
     tiles,
-    log2_scale,  # of scores, as exponents of 2
+    log2_scale,  # factor of the scores times log2(e), for exp2
     HEADS: tl.constexpr,
     FEATURES: tl.constexpr,
     BLOCK_F: tl.constexpr,

@@ -12,7 +12,7 @@ from typing import Any
 
 MAX_UPLOAD_BYTES = 20 * 10**6
 MAX_BODY_BYTES = MAX_UPLOAD_BYTES + 10**5  # the file and a browser's multipart headers
-MAX_UPLOADED_BYTES, KEPT_S = 2 * 10**9, 7200.0  # of all uploads together until they are deleted
+MAX_UPLOADED_BYTES, KEPT_S = 2 * 10**9, 7200.0  # limit for all uploads until they are deleted
 MAX_QUEUED = 32  # waiting samplings; further requests are refused
 MAX_CONNECTIONS = 256  # a browser has up to six
 MAX_SILENCE_S = 20.0  # for the head of a request, and between two pieces of its body

@@ -32,9 +32,7 @@ PUBLISHED_NOTE = (
     "construction."
 )
 
-SMALL_LEARNING_RATE = (
-    0.01  # the small backbone has no batch normalisation, and at FixMatch's 0.03 learns less
-)
+SMALL_LEARNING_RATE = 0.01  # without batch normalisation, the small backbone learns less at FixMatch's 0.03
 LIMITS = {"per_class": (1, 100_000), "frames": (1, 256), "size": (1, 1024)}
 METHOD = 2  # raised when a view or a loss changes, so that no study mixes two
 

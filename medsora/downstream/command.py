@@ -86,9 +86,7 @@ def _add_training(add: Any) -> None:
     add("--batch", type=int, metavar="B", help="labelled samples of a step (default: 8)")
     add("--ratio", type=int, metavar="MU", help="unlabelled samples per labelled one in a batch (default: 3)")
     add("--threshold", type=float, metavar="P", help="probability from which a pseudo-label counts (0.95)")
-    add(
-        "--learning-rate", type=float, metavar="LR", help="(default: 0.03; of classify's small backbone 0.01)"
-    )
+    add("--learning-rate", type=float, metavar="LR", help="(default: 0.03; small backbone of classify: 0.01)")
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the runs and of results.md")
     add("--dry-run", action="store_true", help="read and check everything, train nothing")
 

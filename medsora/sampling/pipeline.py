@@ -6,10 +6,8 @@ at any batch size and on any number of processes. Shapes: latents (B, n, C, h, w
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
@@ -26,6 +24,7 @@ from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.diffusion import CLEAN
 from medsora.errors import BadInput, NonFiniteVideo, bad_input_from_errors
 from medsora.sampler import Callback, learns_variance, noise_like, prepare_scheduler, sample
+from medsora.sampling.arguments import check_numbers, choose_seeds, height_and_width
 from medsora.sampling.compiled import compile_blocks
 from medsora.sampling.conditions import check_first_frames, check_guidance, label_numbers, plan_film
 from medsora.sampling.prepared import PreparedDenoiser
@@ -139,11 +138,7 @@ class MedSoraPipeline(SavedPipeline):
             NonFiniteVideo: if latents or frames are NaN or infinite.
         """
         seeds = choose_seeds(num_videos, seeds, generator)
-        size = self.config.size if size is None else size
-        with suppress(TypeError):
-            size = [operator.index(size)] * 2
-        if isinstance(size, str) or _length(size) != 2:
-            raise BadInput(f"size is {size!r}, not one whole number or (height, width).")
+        size = height_and_width(self.config.size if size is None else size)
         whole = {"num_inference_steps": num_inference_steps, "frames": frames, "window": window}
         check_numbers(
             Integral, "frames", "window", **whole, height=size[0], width=size[1], batch_size=batch_size
@@ -367,60 +362,6 @@ def require_finite(what: str, values: Tensor, seeds: Sequence[int], dtype: torch
         advice = f"take {'dtype' if what == 'latents' else 'vae_dtype'} bf16 or fp32, or " + advice
     name = str(dtype).removeprefix("torch.")
     raise NonFiniteVideo(f"the {what} of seed {seed} are NaN or infinite, computed in {name}; {advice}.")
-
-
-def choose_seeds(
-    count: int | None,
-    seeds: int | Sequence[int] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-) -> list[int]:
-    """Return one seed per video: those given, or drawn by `generator`. Raises `BadInput`."""
-    check_numbers(Integral, "num_videos", num_videos=count)
-    if count is not None and count < 1:
-        raise BadInput(f"{count} videos cannot be sampled; the minimum is 1.")
-    if seeds is None and isinstance(generator, Sequence):
-        if len(generator) == 0 or count not in (None, len(generator)):
-            raise BadInput(
-                f"{len(generator)} generators do not fit {count or 'any'} videos; give one per video."
-            )
-        return [seed for each in generator for seed in choose_seeds(1, None, each)]
-    if seeds is None:
-        if not isinstance(generator, torch.Generator | None):
-            raise BadInput(f"generator must be a torch.Generator, or a list of one per video: {generator!r}.")
-        device = None if generator is None else generator.device
-        return torch.randint(2**63 - 1, (count or 1,), generator=generator, device=device).tolist()
-    with suppress(TypeError):
-        seeds = [operator.index(seeds)]
-    if generator is not None:
-        raise BadInput("give seeds or a generator that draws them, not both.")
-    if isinstance(seeds, str) or _length(seeds) is None:
-        raise BadInput(f"seeds must be whole numbers, not {seeds!r}.")
-    if len(seeds) == 0 or count not in (None, len(seeds)):
-        raise BadInput(f"{len(seeds)} seeds do not fit {count or 'any'} videos; give one per video.")
-    for seed in seeds:
-        check_numbers(Integral, seed=seed)
-    return [int(seed) for seed in seeds]
-
-
-def _length(values: Any) -> int | None:
-    """Return how many values a sequence has; None for what is none, such as a tensor of no dimensions."""
-    try:
-        return len(values)
-    except TypeError:
-        return None
-
-
-def check_numbers(kind: type[Integral | Real], *optional: str, **values: Any) -> None:
-    """Raise `BadInput`, naming the argument, for a value that is no number of `kind`.
-
-    Those named `optional` may be None.
-    """
-    needed, number_of = ("whole number", operator.index) if kind is Integral else ("number", math.isfinite)
-    for name, value in values.items():
-        try:
-            (value is None and name in optional) or number_of(value)
-        except (TypeError, ValueError, OverflowError, RuntimeError):
-            raise BadInput(f"{name} must be a {needed}, not {value!r}.") from None
 
 
 @contextmanager

@@ -417,7 +417,7 @@ def _write_manifest(
 
 
 def _list_digests(out: Path) -> None:
-    """Add the SHA-256 of video files to the manifest that has none of them; readers compare it."""
+    """Add the SHA-256 of video files that the manifest lists without one; readers compare it."""
     with bad_input_from_errors():
         manifest = unsealed(json.loads(read_patiently(Path.read_bytes, out / MANIFEST)))
         new = [video for video in manifest["videos"] if "sha256" not in video]

@@ -13,11 +13,10 @@ from medsora.baselines.endogen import EndoGen
 from medsora.baselines.endogen.generate import generate
 from medsora.baselines.endogen.grid import grid_shape, grid_to_frames
 from medsora.errors import BadInput
+from medsora.sampling.arguments import check_numbers, choose_seeds
 from medsora.sampling.conditions import check_guidance, label_numbers
 from medsora.sampling.pipeline import (
     MedSoraPipelineOutput,
-    check_numbers,
-    choose_seeds,
     converted,
     evaluating,
     join_videos,

@@ -126,7 +126,7 @@ def test_a_flipped_bit_of_a_sampled_video_is_found(sample: Callable) -> None:
     (path,) = sample(num_videos=1)
     assert np.array_equal(read_frames(path), whole)
     (path.parent / "manifest.json").write_text('{"videos": [{"file": "video-00000.mp4"}, 3]}')
-    assert np.array_equal(read_frames(path), whole)  # of an earlier version, or another program
+    assert np.array_equal(read_frames(path), whole)  # as earlier versions or other programs wrote it
 
 
 def test_a_manifest_without_training_clips_is_no_error(sample: Callable, tmp_path: Path) -> None:

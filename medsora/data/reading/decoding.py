@@ -173,8 +173,8 @@ class VideoReader:
         try:
             self.stream = self._believable_stream()
             context = self.stream.codec_context
-            self._has_checksums = context.name == "ffv1" and bool(context.extradata)  # of version 3
-            self._lost = False  # a packet of them, on which the next ones up to a key frame depend
+            self._has_checksums = context.name == "ffv1" and bool(context.extradata)  # from version 3 on
+            self._lost = False  # a damaged packet, on which the next ones up to a key frame depend
             self._pixel_aspect = self._believable_pixel_aspect()
             self._memory = decoding_memory(self._bounded_bytes())
             self._memory.__enter__()

@@ -70,7 +70,7 @@ def test_a_sealed_file_of_tensors_loads_and_every_flipped_bit_of_its_values_is_f
     start, about, header = parse_tensors(content := np.frombuffer(file, np.uint8).copy())
     assert (about["key"], set(header)) == ("what it is", set(tensors))
     check_tensors(about, header, content[start:])
-    check_tensors({}, header, content[start:])  # of an earlier version
+    check_tensors({}, header, content[start:])  # as earlier versions wrote it
     for bit in range(8 * start, 8 * len(content)):
         content[bit // 8] ^= 1 << bit % 8
         with pytest.raises(Damaged, match="does not match its checksum"):

@@ -1,5 +1,5 @@
-"""medsora.sampling.pipeline, medsora.saved.pipeline, medsora.saved.find: the pipeline: one seed, one video;
-saved and loaded without a change; damage named.
+"""medsora.sampling.pipeline, medsora.sampling.arguments, medsora.saved.pipeline, medsora.saved.find: one
+seed, one video; saved and loaded without a change; damage named.
 """
 
 from __future__ import annotations
