@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,7 +67,6 @@ class Study:
     clips: int
     folder: Path
     scoring: Scoring | None = None
-    configs: dict[tuple[str, ...], Config] = field(default_factory=dict, compare=False, repr=False)
 
     def overrides_of(self, variant: Variant, seed: int) -> list[str]:
         """Return all overrides of one run; those of the study come last."""
@@ -85,7 +84,7 @@ class Study:
             *self.overrides,
             *variant.changes,
             f"run.dir={_quoted(self.folder)}",
-            f"run.name={variant.folder}-seed-{seed}",
+            f"run.name={variant.run_name(seed)}",
             f"run.seed={seed}",
             "tracking.trackers=[]",
             *(f"{stage}.{name}={value}" for name, value in of_stage.items()),
@@ -98,11 +97,12 @@ class Study:
 
     def config_of(self, variant: Variant, seed: int) -> Config:
         """Return the config of one run."""
-        return load_once(self.config, self.overrides_of(variant, seed), self.configs)
+        return load_config(self.config, self.overrides_of(variant, seed))
 
     def folder_of(self, variant: Variant, seed: int) -> Path:
         """Return the stage's folder of one run."""
-        config = self.config_of(variant, seed)
+        run = replace(variant.config.run, dir=str(self.folder), name=variant.run_name(seed))
+        config = replace(variant.config, run=run)
         return config.vae_dir if self.stage == STAGE_1 else config.dit_dir
 
     def command(self, variant: Variant, seed: int, *more: str) -> list[str]:
@@ -111,7 +111,7 @@ class Study:
 
     def settings(self) -> dict[str, Any]:
         """Return what all runs of the folder have in common, by name; variants and seeds may be added."""
-        config = load_once(self.config, self.overrides, self.configs)
+        config = load_config(self.config, list(self.overrides))
         names = (name.split(".") for name, key in all_keys().items() if key.resume == FIXED)
         keys = {f"{a}.{b}": getattr(getattr(config, a), b) for a, b in names if a != "run"}
         scoring = asdict(self.scoring) if self.scoring else None
@@ -146,14 +146,6 @@ class Study:
             command=command,
             **more,
         )
-
-
-def load_once(path: str, overrides: Sequence[str], known: dict[tuple[str, ...], Config]) -> Config:
-    """Return what `load_config` does, from `known` if it is there: reading a file takes 0.1 s."""
-    words = tuple(overrides)
-    if words not in known:
-        known[words] = load_config(path, list(words))
-    return known[words]
 
 
 def check(study: Study) -> dict[str, int]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
-from medsora.config.schema import STAGE_2, Config
+from medsora.config.load import load_config
+from medsora.config.schema import STAGE_2
 from medsora.errors import BadInput
 from medsora.runtime.files import write_json, write_text
 from medsora.studies import ablate
@@ -48,18 +49,14 @@ class EqualCost:
     scoring: Scoring
     hours: float
     folder: Path
-    configs: dict[tuple[str, ...], Config] = field(default_factory=dict, compare=False, repr=False)
 
     def variant(self, system: str, rate: float) -> Variant:
         """Return what a system trains with, at a learning rate. Raises `BadInput` for a name it cannot be."""
         preset, _, changes = system.partition(":")
         words = [f"denoiser.preset={SYSTEMS.get(preset, preset)}", *filter(None, changes.split(","))]
-        batch = self._load(self.overrides).train_dit.phases[0].batch
+        batch = load_config(self.config, list(self.overrides)).train_dit.phases[0].batch
         words.append(f"train_dit.phases=[{{lr: {rate:.6e}, batch: {batch}, until_epoch: null}}]")
-        return Variant(tuple(words), self._load((*self._overrides, *words)), system)
-
-    def _load(self, overrides: Sequence[str]) -> Config:
-        return ablate.load_once(self.config, overrides, self.configs)
+        return Variant(tuple(words), load_config(self.config, [*self._overrides, *words]), system)
 
     @property
     def _overrides(self) -> tuple[str, ...]:
@@ -74,7 +71,6 @@ class EqualCost:
             variants=tuple(variants),
             clips=16,
             folder=self.folder / name,
-            configs=self.configs,
             **values,
         )
 
@@ -141,7 +137,7 @@ class EqualCost:
 
     def check(self) -> dict[str, int]:
         """Return the trained parameters of every system. Raises `BadInput` for an invalid system."""
-        config = self._load(self.overrides)
+        config = load_config(self.config, list(self.overrides))
         check_phantom(config)
         if len(config.train_dit.phases) > 1:
             raise BadInput(
@@ -182,13 +178,15 @@ class EqualCost:
                 self._alternate(studies["minutes"], seed)
                 for study in studies.values():
                     ablate.ablate(replace(study, seeds=(seed,)), parameters, command)
-                    self.write(rates, parameters, command)
-            return self.write(rates, parameters, command)
+                    self._write(studies, rates, parameters, command)
+            return self._write(studies, rates, parameters, command)
 
-    def write(self, rates: dict[str, float], parameters: dict[str, int], command: str) -> str:
+    def _write(
+        self, studies: Mapping[str, Study], rates: dict[str, float], parameters: dict[str, int], command: str
+    ) -> str:
         """Write results.md and results.json of both budgets; return the page."""
         page, values = [], {"rates": rates}
-        for name, study in self.budgets(rates).items():
+        for name, study in studies.items():
             titled = {"title": f"Equal {name}", "reference": self.systems[0]}
             report = study.report(parameters, command, **titled)
             report.write(study.folder)

@@ -16,7 +16,7 @@ from medsora.errors import BadInput
 MAX_VARIANTS = 64
 REFERENCE = "as configured"
 SHARED = ("run", "data", "phantom", "cache", "tracking")  # sections that all variants have in common
-MAX_NAME = 72  # characters of a variant's folder
+MAX_NAME = 72  # characters of a run's name before its seed
 
 
 class Variant(NamedTuple):
@@ -31,14 +31,13 @@ class Variant(NamedTuple):
         """Its name, else the changes, for a table."""
         return self.name or ", ".join(self.changes) or REFERENCE
 
-    @property
-    def folder(self) -> str:
-        """The beginning of its runs' names."""
+    def run_name(self, seed: int) -> str:
+        """Return the name of its run with a seed."""
         text = self.name or "+".join(self.changes) or REFERENCE.replace(" ", "-")
         name = re.sub(r"[^\w.,+=@-]", "-", text)
         if name != text or len(name) > MAX_NAME:
             name = f"{name[:MAX_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        return name
+        return f"{name}-seed-{seed}"
 
 
 def variants_of(

@@ -64,12 +64,12 @@ def test_lists_are_one_value(config: str) -> None:
     assert [variant.config.train_dit.betas for variant in variants[1:]] == [[0.9, 0.98], [0.9, 0.99]]
 
 
-def test_folders_are_names_and_differ(config: str) -> None:
+def test_names_of_runs_are_names_and_differ(config: str) -> None:
     vary = [f"vae.path=runs/{'x' * 80}/a,runs/{'x' * 80}/b,base"]
-    names = [variant.folder for variant in variants_of(config, [], vary)[1]]
+    names = [variant.run_name(7) for variant in variants_of(config, [], vary)[1]]
     assert len(set(names)) == len(names) == 4
     assert all("/" not in name and len(name) < 90 for name in names)
-    assert "vae.path=base" in names
+    assert "vae.path=base-seed-7" in names
 
 
 @pytest.mark.parametrize(
