@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from medsora.errors import BadInput
 
+log = logging.getLogger(__name__)
+
 LABEL_ROWS = "labels.weight"  # one row for each label, and a last one for no label
 
 
@@ -22,7 +25,7 @@ def read_matching_weights(
     """The tensors of a safetensors file (or of the one in a folder), if they are exactly `model`'s.
 
     `labels`, the names that the file was trained with and those of the model, matches the rows of the label
-    embedding by name; the row of a label that the file lacks is the file's row for no label.
+    embedding by name; the row of a label that the file lacks is, with a warning, the file's row for no label.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -43,6 +46,10 @@ def read_matching_weights(
             width = expected[LABEL_ROWS][1]
             _require_same(file, expected | {LABEL_ROWS: (len(theirs) + 1, width)}, found, presets)
             values = {key: tensors.get_tensor(key) for key in expected}
+            if new := [name for name in ours if name not in theirs]:
+                log.warning(
+                    "%s has no label %s; each starts from the row for no label.", file, ", ".join(new)
+                )
             order = [theirs.index(name) if name in theirs else len(theirs) for name in ours]
             values[LABEL_ROWS] = values[LABEL_ROWS][torch.tensor([*order, len(theirs)])]
             return values

@@ -44,7 +44,7 @@ from medsora.saved.limits import (
     shapes_in,
     shown,
 )
-from medsora.saved.manifest import changed_file
+from medsora.saved.manifest import refuse_changed
 from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE, VideoVAE, VQTokenizer
 from medsora.vae.choices import COMPENSATION_KINDS
 from medsora.vae.choices import TOKENIZERS as TOKENIZER_PRESETS
@@ -148,8 +148,7 @@ def find_in_run(run: str | Path, *, raw: bool = False, checkpoint: str | int | N
     """
     run = Path(run)
     geometry = _read_geometry(run / "pipeline.json")
-    if problem := changed_file(run, "pipeline.json"):
-        raise BadInput(f"{problem}.")
+    refuse_changed(run, "pipeline.json")
     folders = checkpoint_folders(run / "checkpoints")
     if checkpoint is not None:
         name = checkpoint if isinstance(checkpoint, str) else f"step-{checkpoint:07d}"
@@ -217,8 +216,7 @@ def find_pipeline(model: str | Path) -> ModelFolder:
         raise BadInput(f"{folder} holds neither a run nor a saved pipeline (no model_index.json){hint}")
     kind = _pipeline_kind(index)
     geometry = _read_geometry(index)
-    if problem := changed_file(folder, index.name):
-        raise BadInput(f"{problem}.")
+    refuse_changed(folder, index.name)
     trained, decoder = (folder / part for part in PARTS[kind])
     scheduler = folder / "scheduler" if kind == MEDSORA else None
     return ModelFolder(trained, decoder, geometry, scheduler, kind=kind)

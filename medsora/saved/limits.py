@@ -26,7 +26,7 @@ from medsora.diffusion import TRAIN_STEPS
 from medsora.errors import BadInput, one_line
 from medsora.runtime.digests import Damaged, unsealed
 from medsora.runtime.files import read_patiently
-from medsora.saved.manifest import changed_part
+from medsora.saved.manifest import refuse_changed_part
 
 AGAIN = "save or copy the model again"
 MAX_JSON_BYTES = 4 * 2**20
@@ -268,8 +268,7 @@ def check_model(folder: Path, kind: type[nn.Module]) -> None:
     settings, shapes = read_json_object(folder / "config.json"), _read_shapes(folder)
     source = str(folder / "config.json")
     check_settings(settings, kind.__init__, source, base=getattr(kind, "base_class", None))
-    if problem := changed_part(folder):
-        raise BadInput(f"{problem}.")
+    refuse_changed_part(folder)
     _check_shapes(shapes, _described(settings, kind, folder), f"the weights in {folder}")
 
 

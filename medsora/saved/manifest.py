@@ -64,7 +64,7 @@ def checkpoint_problem(folder: Path) -> str | None:
 
 
 def write_manifest(root: Path, files: Iterable[Path]) -> None:
-    """Write down the size and SHA-256 of `files` below `root`, for `changed_file` to compare."""
+    """Write down the size and SHA-256 of `files` below `root`, for `refuse_changed` to compare."""
     write_json(root / MANIFEST, {"files": digest_folder(root, files)}, sort_keys=True)
 
 
@@ -74,44 +74,46 @@ def model_files(folder: Path) -> list[Path]:
     return [path for path in files_below(folder) if path.suffix in kinds and path.name != MANIFEST]
 
 
-def changed_file(root: Path, *names: str) -> str | None:
-    """Return the fault of those of the files `names` that `root`'s manifest lists, or None.
+def refuse_changed(root: Path, *names: str) -> None:
+    """Raise `BadInput` if one of the files `names` is not what `root`'s manifest lists under that name.
 
-    Without a manifest that lists files nothing is: models of earlier versions have none. What else a manifest
-    lists costs nothing, because nobody reads it.
+    Models of earlier versions have no manifest. What else a manifest lists costs nothing, because nobody
+    reads it.
     """
     try:
         described = json.loads(_bounded(root / MANIFEST))
         files = described.get("files") if isinstance(described, dict) else None
         if not isinstance(files, dict):  # another program's
-            return None
+            return
         for name in names:
             if (wanted := files.get(name)) is None:
                 continue
             path = root / name
             if not is_file(path):
-                return f"{path} is missing; copy or save the model again"
+                raise BadInput(f"{path} is missing; copy or save the model again.")
             size = read_patiently(Path.stat, path).st_size
             if size != wanted["size"] or read_patiently(sha256, path) != wanted["sha256"]:
-                return (
+                raise BadInput(
                     f"{path} is damaged or was changed: it does not match its checksum in {MANIFEST}; "
-                    f"copy or save the model again, or remove {root / MANIFEST} if the change was meant"
+                    f"copy or save the model again, or remove {root / MANIFEST} if the change was meant."
                 )
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return
     except BadInput:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"{root / MANIFEST} cannot be read ({type(error).__name__}); copy or save the model again"
-    return None
+        raise BadInput(
+            f"{root / MANIFEST} cannot be read ({type(error).__name__}); copy or save the model again."
+        ) from error
 
 
-def changed_part(folder: Path) -> str | None:
-    """Return the fault of a model's part by its own manifest or its folder's, or None."""
+def refuse_changed_part(folder: Path) -> None:
+    """Raise `BadInput` if a model's part is not what its own manifest, or its folder's, lists."""
     if (folder / MANIFEST).is_file():
-        return changed_file(folder, *PART_FILES)
-    folder = folder.resolve()
-    return changed_file(folder.parent, *(f"{folder.name}/{name}" for name in PART_FILES))
+        refuse_changed(folder, *PART_FILES)
+    else:
+        folder = folder.resolve()
+        refuse_changed(folder.parent, *(f"{folder.name}/{name}" for name in PART_FILES))
 
 
 def _bounded(path: Path) -> bytes:

@@ -40,7 +40,7 @@ from medsora.saved.limits import (
     read_json_object,
     shown,
 )
-from medsora.saved.manifest import changed_part, model_files, write_manifest
+from medsora.saved.manifest import model_files, refuse_changed_part, write_manifest
 from medsora.vae import VideoVAE
 
 DTYPES = dict(zip(choices.DTYPES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
@@ -331,8 +331,7 @@ def _load_scheduler(folder: Path) -> SchedulerMixin:
         known = ", ".join(SCHEDULERS)
         raise BadInput(f"{folder} holds {shown(name)}, which cannot sample here; there are {known}.")
     check_scheduler_settings(settings, SCHEDULERS[name], str(path))
-    if problem := changed_part(folder):
-        raise BadInput(f"{problem}.")
+    refuse_changed_part(folder)
     try:
         return SCHEDULERS[name].from_pretrained(folder)
     except BUILDING_ERRORS as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from medsora.runtime.digests import weights_digest
 from medsora.sampling.tokens import code_grid
 from medsora.saved.find import ENDOGEN, find_model, trained_tokenizer
 from medsora.saved.limits import check_part
-from medsora.saved.manifest import changed_part
+from medsora.saved.manifest import refuse_changed_part
 from medsora.saved.optimizer import build_optimizer
 from medsora.training.accelerator import make_accelerator
 from medsora.training.ar.loss import NextCodeLoss
@@ -23,8 +22,6 @@ from medsora.training.ar.samples import CodeSamples
 from medsora.training.ar.stage import ArStage
 from medsora.training.cache.codes import CodeCache, encode_clip
 from medsora.training.open_clips import clip_spec, open_clips, open_run
-
-log = logging.getLogger(__name__)
 
 
 def build_ar_stage(config: Config) -> ArStage:
@@ -42,6 +39,8 @@ def build_ar_stage(config: Config) -> ArStage:
     cache = CodeCache(config, clips, tokenizer)
     cache.build(tokenizer, accelerator)
     evaluated = range(min(settings.eval_clips, len(held_out)))
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     return ArStage(
         config=config,
         accelerator=accelerator,
@@ -56,8 +55,8 @@ def build_ar_stage(config: Config) -> ArStage:
         optimizer=build_optimizer(
             settings.optimizer,
             [
-                {"params": [model.get_parameter(name) for name in names], "weight_decay": decay}
-                for names, decay in _decayed_and_not(model, settings.weight_decay)
+                {"params": matrices, "weight_decay": settings.weight_decay},
+                {"params": others, "weight_decay": 0.0},
             ],
             lr=settings.lr,
             betas=settings.betas,
@@ -97,16 +96,5 @@ def start_from(model: EndoGen, trained: str | None, labels: tuple[str, ...] = ()
     if found.kind != ENDOGEN:
         raise BadInput(f"{trained} is no EndoGen model; set endogen.weights to one, or leave it out.")
     check_part(found.denoiser)
-    if problem := changed_part(found.denoiser):
-        raise BadInput(f"{problem}.")
-    theirs = found.geometry.get("labels", [])
-    model.load_weights(found.denoiser, (theirs, labels))
-    if new := [name for name in labels if name not in theirs]:
-        log.warning("%s has no label %s; each starts from its row for no label.", trained, ", ".join(new))
-
-
-def _decayed_and_not(model: EndoGen, weight_decay: float) -> list[tuple[list[str], float]]:
-    """Return the names of the matrices with `weight_decay`, and of the other parameters with none."""
-    matrices = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
-    others = [name for name, parameter in model.named_parameters() if parameter.ndim <= 1]
-    return [(matrices, weight_decay), (others, 0.0)]
+    refuse_changed_part(found.denoiser)
+    model.load_weights(found.denoiser, (found.geometry.get("labels", []), labels))

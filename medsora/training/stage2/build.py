@@ -21,7 +21,7 @@ from medsora.sampling.compiled import compile_blocks
 from medsora.saved.classes import denoiser_class
 from medsora.saved.find import find_model, trained_vae
 from medsora.saved.limits import check_part
-from medsora.saved.manifest import changed_part
+from medsora.saved.manifest import refuse_changed_part
 from medsora.saved.optimizer import build_optimizer
 from medsora.training.accelerator import check_compile, make_accelerator
 from medsora.training.cache.latents import LatentCache
@@ -33,8 +33,6 @@ from medsora.training.stage2.loss import DenoisingLoss
 from medsora.training.stage2.samples import Stage2Samples
 from medsora.training.stage2.stage import Stage2
 from medsora.vae import VideoVAE
-
-log = logging.getLogger(__name__)
 
 
 def build_denoiser_stage(config: Config) -> Stage2:
@@ -118,23 +116,14 @@ def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ())
         return
     found = find_model(trained)
     settings, usual = check_part(found.denoiser), signature(type(model).__init__).parameters
-    if problem := changed_part(found.denoiser):
-        raise BadInput(f"{problem}.")
+    refuse_changed_part(found.denoiser)
     for key in ("layout", *SWITCHES):  # they change what weights of the same shapes compute
         if key in usual and (trained_with := settings.get(key, usual[key].default)) != model.config[key]:
             raise BadInput(
                 f"{trained} was trained with {key} {trained_with}, but this denoiser has "
                 f"{model.config[key]}; take the same for both."
             )
-    theirs = found.geometry.get("labels", [])
-    model.load_weights(found.denoiser, (theirs, labels))
-    if new := [name for name in labels if name not in theirs]:
-        log.warning(
-            "%s was trained with the labels %s; %s start from its row for no label.",
-            trained,
-            ", ".join(theirs),
-            ", ".join(new),
-        )
+    model.load_weights(found.denoiser, (found.geometry.get("labels", []), labels))
 
 
 def token_grid(config: Config, vae: VideoVAE | type[VideoVAE], patch: int) -> tuple[int, int, int]:

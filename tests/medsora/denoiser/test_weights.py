@@ -85,12 +85,15 @@ def test_from_pretrained_is_strict(small_model, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_rows_of_labels_are_matched_by_name(small_model, tmp_path: Path) -> None:
+def test_rows_of_labels_are_matched_by_name(
+    small_model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = small_model(classes=2)
     model.labels.weight.copy_(torch.arange(3.0)[:, None].expand_as(model.labels.weight))
     model.save_pretrained(tmp_path)
     other = small_model(classes=3)
     other.load_weights(tmp_path, (["adenoma", "polyp"], ["polyp", "sessile", "adenoma"]))
     assert other.labels.weight[:, 0].tolist() == [1, 2, 0, 2]  # a new label starts from the row for none
+    assert "has no label sessile; each starts from the row for no label" in caplog.text
     with pytest.raises(BadInput, match=r"holds labels\.weight of size \(3, "):
         other.load_weights(tmp_path, (["adenoma"], ["polyp", "sessile", "adenoma"]))
