@@ -184,6 +184,11 @@ class DataConfig:
         """The clip's size in pixels, (H, W)."""
         return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
 
+    @property
+    def flips(self) -> tuple[bool, ...]:
+        """Values of a clip's `flipped`: False and, if clips are mirrored, True."""
+        return (False, True) if self.flip else (False,)
+
 
 @dataclass
 class PhantomConfig:

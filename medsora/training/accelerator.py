@@ -16,7 +16,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from medsora.config.load import config_to_dict
-from medsora.config.schema import Config
+from medsora.config.schema import STAGE_AR, Config
 from medsora.data.clips import ClipDataset
 from medsora.denoiser.linear import bf16_problem
 from medsora.errors import BadInput
@@ -105,12 +105,9 @@ def check_launcher(precision: str) -> None:
             )
 
 
-def check_same_run(run: RunFolder, config: Config, clips: ClipDataset, *, cached: bool | None = None) -> None:
-    """Raise `BadInput` unless every process has the same folder, configuration and clips.
-
-    `cached`: whether a cache is used (default: `cache.latents`).
-    """
-    cached = config.cache.latents == "disk" if cached is None else cached
+def check_same_run(run: RunFolder, config: Config, clips: ClipDataset) -> None:
+    """Raise `BadInput` unless every process has the same folder, configuration and clips."""
+    cached = run.stage == STAGE_AR or config.cache.latents == "disk"
     names = [(clips.videos[video].source.name, window.start) for video, window in clips.windows]
     check_agreement(
         {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from medsora.config.schema import STAGE_AR, Config
+from medsora.config.schema import Config
 from medsora.data.checking.check import CheckReport
 from medsora.data.checking.copies import Content
 from medsora.data.clips import ClipDataset, ClipSpec, StoredVideo, StoredVideos
@@ -177,7 +177,7 @@ def open_run(
     schedule = Schedule.of(settings, len(clips))
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
     run = RunFolder(folder, config, stage, accelerator)
-    check_same_run(run, config, clips, cached=stage == STAGE_AR or config.cache.latents == "disk")
+    check_same_run(run, config, clips)
     run.keep([*clips.report.complaints(), *clips.notes()])
     _store_videos(run, clips)
     start_trackers(accelerator, run, config)  # before the caches are filled: a missing login fails at once

@@ -26,7 +26,7 @@ class CodeCache:
     """Codes (N,) of windows' clips; `build` once, then read by the loader's workers."""
 
     def __init__(self, config: Config, clips: ClipDataset, tokenizer: Any) -> None:
-        self.clips, self.flips = clips, (False, True) if config.data.flip else (False,)
+        self.clips, self.flips = clips, config.data.flips
         depends_on = {
             "code": CODE_VERSION,
             "clips": clips_digest(clips),
@@ -61,4 +61,4 @@ def encode_clip(tokenizer: Any, clips: ClipDataset, index: int, *, flip: bool = 
 
 def code_cache_bytes(config: Config, clips: int, codes: int) -> int:
     """Size of the codes of `clips` windows in bytes."""
-    return 8 * codes * clips * (1 + config.data.flip)
+    return 8 * codes * clips * len(config.data.flips)

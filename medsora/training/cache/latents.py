@@ -182,7 +182,7 @@ def image_entry_latents(config: Config, clips: int, vae: VideoVAE) -> int:
 
 
 def clip_entry(index: int) -> str:
-    """Return the name of a window's entry in the caches of latents and of codes."""
+    """Return the name of a window's entry in a cache."""
     return f"clip-{index:07d}"
 
 

@@ -22,7 +22,7 @@ from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
 from medsora.runtime.digests import weights_digest
 from medsora.training.cache.fingerprint import clips_digest, flow_digest
-from medsora.training.cache.latents import JointImages, LatentCache, image_entry_latents
+from medsora.training.cache.latents import JointImages, LatentCache, clip_entry, image_entry_latents
 from medsora.training.cache.store import TensorStore
 from medsora.vae import VideoVAE
 
@@ -66,7 +66,6 @@ class PriorCache:
             depends_on["flow"] = flow_digest(clips)
         self.store = TensorStore(Path(config.cache.dir), "prior", depends_on)
         self.config, self.grid, self.width = config, grid, width
-        self.flips = _flips(config)
 
     @torch.no_grad()
     def build(
@@ -77,7 +76,7 @@ class PriorCache:
         entries: dict[str, Callable[[], list[Tensor]]] = {
             _name(i, flip): partial(self._clip_features, prior, clips, i, flip, device)
             for i in range(len(clips))
-            for flip in self.flips
+            for flip in self.config.data.flips
         }
         if has_image_targets(self.config):
             entries |= {
@@ -139,16 +138,12 @@ def prior_cache_bytes(
 ) -> int:
     """Maximum size of the features of `clips` windows in bytes, with flipped ones if clips are flipped."""
     per_latent = 2 * math.prod(prior.target_shape((1, *grid[1:]), width))  # fp16
-    latents = grid[0] * clips * len(_flips(config))
+    latents = grid[0] * clips * len(config.data.flips)
     if has_image_targets(config):
         latents += 2 * image_entry_latents(config, clips, vae)
     return len(prior.distinct_layers) * per_latent * latents
 
 
-def _flips(config: Config) -> tuple[bool, ...]:
-    return (False, True) if config.data.flip else (False,)
-
-
 def _name(index: int | str, flipped: bool) -> str:
-    item = f"clip-{index:07d}" if isinstance(index, int) else f"images-{index}"
+    item = clip_entry(index) if isinstance(index, int) else f"images-{index}"
     return f"{item}-{'flipped' if flipped else 'plain'}"

@@ -32,12 +32,12 @@ class FlowPictures(NamedTuple):
     moving: np.ndarray  # bool (N,), whether there is motion to be seen
 
 
-def flow_pictures(folder: Path, clips: int, size_px: int, seed: int, estimator: str = "dis") -> FlowPictures:
+def flow_pictures(folder: Path, clips: int, size_px: int, seed: int) -> FlowPictures:
     """Render `clips` phantom clips, estimate their flow and colour it, unless `folder` holds the pictures.
 
     Raises `BadInput` for a folder that holds others, or damaged ones (earlier versions' have no digest).
     """
-    recipe = {"clips": clips, "size_px": size_px, "seed": seed, "estimator": estimator, "frames": FRAMES}
+    recipe = {"clips": clips, "size_px": size_px, "seed": seed, "estimator": "dis", "frames": FRAMES}
     done = folder / "pictures.json"
     if done.is_file():
         kept = read_json_object(done)
@@ -47,7 +47,7 @@ def flow_pictures(folder: Path, clips: int, size_px: int, seed: int, estimator: 
         if digests not in (None, _digests(folder)):
             raise BadInput(f"the pictures in {folder} are damaged: delete it, and they are made again.")
         return _opened(folder)
-    search, flows = build_estimator(estimator), FRAMES - 1
+    search, flows = build_estimator("dis"), FRAMES - 1
     clip_numbers = np.repeat(np.arange(clips), flows)
     kinds = [KINDS[number % len(KINDS)] for number in range(clips)]
     motion, moving = np.empty((clips * flows, 4), np.float32), np.empty(clips * flows, bool)

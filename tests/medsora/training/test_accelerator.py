@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from medsora.config.schema import STAGE_2
 from medsora.denoiser import MedSora
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
@@ -245,7 +246,7 @@ def test_processes_compare_folder_configuration_and_clips(
 
     def compare(starts: Clips, folder: str = "run", **changes: object) -> dict[str, object]:
         config = tiny.tiny_config(tmp_path, tmp_path / "clips", **changes)
-        module.check_same_run(SimpleNamespace(path=Path(folder)), config, starts)
+        module.check_same_run(SimpleNamespace(path=Path(folder), stage=STAGE_2), config, starts)
         return compared[-1]
 
     first = compare(Clips([0, 16]))
