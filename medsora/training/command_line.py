@@ -6,7 +6,8 @@ import argparse
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,21 @@ from medsora.config.presets import NAMED_PRESETS
 from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.runtime.exit import EXIT_STATUSES
+
+
+def number_between(least: float, most: float, what: str) -> Callable[[str], float]:
+    """Return a `type` for argparse: `what`, in the words of its error, is a number between both bounds."""
+
+    def number(text: str) -> float:
+        with suppress(ValueError):
+            if least < float(text) < most:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text}")
+
+    return number
+
+
+time_limit = number_between(0, math.inf, "a number of minutes greater than 0")
 
 
 def training_arguments(
@@ -44,7 +60,7 @@ def training_arguments(
     )
     parser.add_argument(
         "--time-limit",
-        type=_minutes,
+        type=time_limit,
         metavar="MINUTES",
         help="save and exit with status 75 before this many minutes have passed",
     )
@@ -103,13 +119,3 @@ def _from_the_top(argument: str) -> str:
         else:
             value = str(Path(*where.parts[known[-1] if known else -1 :]))
     return option + equals + value
-
-
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = math.nan
-    if not 0 < minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of minutes greater than 0, not {text}")
-    return minutes

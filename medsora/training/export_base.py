@@ -14,7 +14,6 @@ the files as they were written, on phantom clips of another seed.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_text, written_beside
 from medsora.runtime.markdown import markdown_table
 from medsora.saved.find import find_vae, load_vae
-from medsora.training.command_line import documented_command
+from medsora.training.command_line import documented_command, number_between
 from medsora.training.run.folder import read_log
 from medsora.training.stage1.tokenizer import perplexity
 from medsora.vae import FrequencyCompensatedVAE, VQTokenizer
@@ -61,7 +60,8 @@ def main() -> None:
         help="a run with vae.quantize=false, whose metrics the note of a tokenizer compares",
     )
     add("--average", type=Path, metavar="WEIGHTS", help="a base's weights to average with the run's")
-    add("--share", type=_share, metavar="X", help="weight of the run in that mean; needed with --average")
+    share = number_between(0, 1, "a number between 0 and 1")
+    add("--share", type=share, metavar="X", help="weight of the run in that mean; needed with --average")
     options = parser.parse_args()
     if (options.average is None) != (options.share is None):
         raise BadInput("--average WEIGHTS and --share X belong together: give both, or neither.")
@@ -105,16 +105,6 @@ def main() -> None:
     ]
     write_text(options.out.with_suffix(".md"), "\n".join(note) + "\n")
     print("\n".join(note))
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, not {text}")
-    return share
 
 
 @torch.no_grad()

@@ -17,7 +17,12 @@ from medsora.flow_prior.weights import save_weights
 from medsora.runtime.exit import EXIT_STATUSES
 from medsora.runtime.files import write_text, written_beside
 from medsora.runtime.markdown import markdown_table
-from medsora.training.command_line import documented_command, minutes_left
+from medsora.training.command_line import (
+    documented_command,
+    minutes_left,
+    number_between,
+    time_limit,
+)
 from medsora.training.dino.loop import Recipe, train_dino
 from medsora.training.dino.pictures import flow_pictures
 from medsora.training.dino.probe import colour_probe, probe
@@ -40,9 +45,10 @@ def main() -> None:
     add(
         "--batch", type=int, default=default.batch, metavar="N", help="pictures a step (default: %(default)s)"
     )
-    add("--lr", type=float, default=default.lr, metavar="X", help="(default: %(default)s)")
+    rate = number_between(0, 10, "a number between 0 and 10")
+    add("--lr", type=rate, default=default.lr, metavar="X", help="(default: %(default)s)")
     add("--seed", type=int, default=default.seed, metavar="N", help="(default: %(default)s)")
-    add("--time-limit", type=float, metavar="MINUTES", help="save and leave with status 75 before that")
+    add("--time-limit", type=time_limit, metavar="MINUTES", help="save and leave with status 75 before that")
     options = parser.parse_args()
     counts = ("clips", "steps", "batch", "size")
     if bad := next((name for name in counts if getattr(options, name) < 1), None):

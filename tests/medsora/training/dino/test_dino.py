@@ -173,3 +173,13 @@ def test_the_command_writes_weights_that_the_flow_prior_loads(
     monkeypatch.setattr(sys, "argv", ["dino", str(tmp_path / "run"), str(out), "--unseen", "3"])
     with pytest.raises(BadInput, match="minimum is 12"):
         main()
+
+
+@pytest.mark.parametrize("words", [("--time-limit", "nan"), ("--time-limit", "-1"), ("--lr", "0")])
+def test_numbers_without_a_meaning_are_refused(
+    words: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["dino", "run", "encoder", *words])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"argument {words[0]}: must be a number" in capsys.readouterr().err
