@@ -82,6 +82,11 @@ def files_below(folder: Path) -> list[Path]:
     return read_patiently(walk, folder)
 
 
+def nearest_folder(path: Path) -> Path:
+    """Return `path`, or the nearest folder above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """Give a name beside `path` to write to; on success it becomes `path`, on any error it is removed.

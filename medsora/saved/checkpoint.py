@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from medsora.errors import BadInput, one_line
-from medsora.runtime.files import read_patiently, write_json, written_folder
+from medsora.runtime.files import nearest_folder, read_patiently, write_json, written_folder
 from medsora.runtime.versions import code_digest, library_versions
 from medsora.saved.manifest import (
     CHECKPOINT_FORMAT,
@@ -172,8 +172,7 @@ def _listed(root: Path, name: re.Pattern[str]) -> list[Path]:
 
 
 def _require_space(root: Path, needed: int) -> None:
-    there = next(folder for folder in (root, *root.parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(nearest_folder(root)).free
     if free < needed * SPARE:
         raise BadInput(
             f"{root} has {free / 2**20:.0f} MiB free but a checkpoint needs {needed / 2**20:.0f} MiB; "

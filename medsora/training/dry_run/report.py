@@ -25,6 +25,7 @@ from medsora.data.split import HELD_OUT, split_by_video
 from medsora.denoiser.base import Denoiser
 from medsora.errors import BadInput
 from medsora.flow_prior import FlowPrior
+from medsora.runtime.files import nearest_folder
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_complete
 from medsora.saved.find import trained_vae
 from medsora.saved.optimizer import moments
@@ -276,7 +277,7 @@ def report_hours(findings: Findings, settings: GeneratorTrainingConfig, flops: f
 
 def _inspect_folder(findings: Findings, path: Path, config: Config, stage: str) -> Config | None:
     """Report whether the run is new; return the config of one that is resumed."""
-    there = _existing(path)
+    there = nearest_folder(path)
     if not os.access(there, os.W_OK) or not there.is_dir():
         raise BadInput(f"{path} cannot be written: {there} is no folder that may be written to.")
     refuse_lost(path)
@@ -323,16 +324,13 @@ def check_disk(
         findings.line("disk: caches", f"{_readable(size)} at most in {folder}")
     by_device: dict[int, list[Path]] = {}
     for folder in wanted:
-        by_device.setdefault(_existing(folder).stat().st_dev, []).append(folder)
+        by_device.setdefault(nearest_folder(folder).stat().st_dev, []).append(folder)
     for folders in by_device.values():
-        free, size = shutil.disk_usage(_existing(folders[0])).free, sum(wanted[folder] for folder in folders)
+        free = shutil.disk_usage(nearest_folder(folders[0])).free
+        size = sum(wanted[folder] for folder in folders)
         findings.line("disk: free", f"{_readable(free)} for {' and '.join(map(str, folders))}")
         if free < size:
             raise BadInput(f"{folders[0]} needs {_readable(size)} but {_readable(free)} are free.")
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
 def _readable(size: int) -> str:
