@@ -23,12 +23,22 @@ from medsora.errors import BadInput, LostProcess, bad_input_from_errors
 
 Result = TypeVar("Result")
 
+BEAT_S = 2.0
+SILENT_S = 45.0
+STORE_LIMIT_S = 10.0  # time limit for an answer of the main process
+MAX_WAIT = datetime.timedelta(hours=6)  # maximum wait for work that only the main process does
+BATCH_TIME_LIMIT_S = 600.0  # for a loader's worker; a slow clip is skipped long before
+RERUN = "what was saved before is intact; run the same command to resume"
+NETWORK_WORDS = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe")
+_heartbeats: list[Heartbeat] = []
+
 
 @contextmanager
 def in_process_group() -> Iterator[PartialState]:
-    """Give this process's place among those that a launcher started; meanwhile they watch each other.
+    """Join the processes that a launcher started; inside, they check that none of them has died.
 
-    One that has left regularly is not missed. Raises `LostProcess` if another one is gone.
+    Yields this process's `PartialState`. A process that has left this context is not missed. Raises
+    `LostProcess` if another one has died.
     """
     with reporting_lost_processes():
         state = join_group()
@@ -38,7 +48,7 @@ def in_process_group() -> Iterator[PartialState]:
 
 
 def on_main(state: PartialState, work: Callable[[], Result]) -> Result:
-    """Do `work` in the main process alone and give its result, which must pickle, to every process.
+    """Return in every process the result, which must pickle, of `work`, which the main one does alone.
 
     If it fails on bad input, the main process raises `BadInput`; the others leave with its exit status.
     """
@@ -62,16 +72,6 @@ def on_main(state: PartialState, work: Callable[[], Result]) -> Result:
 def share_of(state: PartialState, count: int) -> list[int]:
     """Return the numbers below `count` that are this process's."""
     return list(range(state.process_index, count, state.num_processes))
-
-
-BEAT_S = 2.0
-SILENT_S = 45.0
-STORE_LIMIT_S = 10.0  # time limit for an answer of the main process
-MAX_WAIT = datetime.timedelta(hours=6)  # maximum wait for work that only the main process does
-BATCH_TIME_LIMIT_S = 600.0  # for a loader's worker; a slow clip is skipped long before
-RERUN = "what was saved before is intact; run the same command to resume"
-NETWORK_WORDS = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe")
-_heartbeats: list[Heartbeat] = []
 
 
 class Heartbeat(threading.Thread):

@@ -48,6 +48,10 @@ from medsora.runtime.versions import library_versions
 from medsora.saved.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint
 from medsora.vae.choices import DEFAULT_COMPENSATION
 
+log = logging.getLogger(__name__)
+
+LOCK, SAVED = "lock.txt", "saved.txt"
+PATIENCE_S = 10.0  # a process that received a stop signal may still be saving
 MAX_LOGGED = 2**53  # larger whole numbers are damage
 ELAPSED = "speed/elapsed_s"  # seconds in this and earlier processes, without discarded steps
 
@@ -244,12 +248,6 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix[:-1]: values}
 
 
-log = logging.getLogger(__name__)
-
-
-LOCK, SAVED = "lock.txt", "saved.txt"
-
-
 def refuse_lost(path: Path) -> None:
     """Raise `BadInput` if a run folder had checkpoints and holds none now."""
     checkpoints = path / "checkpoints"
@@ -258,9 +256,6 @@ def refuse_lost(path: Path) -> None:
             f"{path} had checkpoints but {checkpoints} holds none now: put them back, check that its file "
             f"system is mounted, or take another run.name; without {path / SAVED} the run begins anew."
         )
-
-
-PATIENCE_S = 10.0  # a process that received a stop signal may still be saving
 
 
 def hold_folder(folder: Path, patience_s: float = PATIENCE_S) -> TextIO:
