@@ -640,6 +640,10 @@ class Config:
         """The run folder of EndoGen's training."""
         return self.run_dir / f"endogen-{self.endogen.preset}"
 
+    def folder(self, stage: str) -> Path:
+        """Return the run folder of a stage: `STAGE_1`, `STAGE_2` or `STAGE_AR`."""
+        return {STAGE_1: self.vae_dir, STAGE_2: self.dit_dir, STAGE_AR: self.ar_dir}[stage]
+
 
 @functools.cache
 def all_keys() -> dict[str, Key]:

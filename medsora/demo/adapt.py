@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medsora.config.load import load_config
-from medsora.config.schema import Config
+from medsora.config.schema import STAGE_1, STAGE_2, Config
 from medsora.demo.outcome import AFTER, BEFORE, score_fine_tuning
 from medsora.demo.report import write_demo_report
 from medsora.errors import Interrupted
@@ -47,10 +47,10 @@ def adapt(config: Config, videos: int, minutes: float, part: Callable[[str], Non
     reserved_s = COMPARISON_S + 1.2 * (time.monotonic() - began)
 
     part("stage 1: fine-tune the VAE")
-    _train(train_vae, config, "train_vae", STAGE_1_SHARE * (ends - reserved_s - time.monotonic()))
+    _train(train_vae, config, STAGE_1, STAGE_1_SHARE * (ends - reserved_s - time.monotonic()))
     part("stage 2: fine-tune the denoiser")
     fill_caches(config)
-    run = _train(train_dit, config, "train_dit", ends - reserved_s - time.monotonic())
+    run = _train(train_dit, config, STAGE_2, ends - reserved_s - time.monotonic())
 
     part(f"sample {videos} videos of the fine-tuned model")
     _sample(config, str(run), after, videos)
@@ -76,7 +76,7 @@ def _train(train: Callable[..., Path], config: Config, stage: str, seconds: floa
 
     A run that ended so keeps its number of steps.
     """
-    folder = config.vae_dir if stage == "train_vae" else config.dit_dir
+    folder = config.folder(stage)
     if (folder / "config.yaml").is_file():
         begun = load_config(folder / "config.yaml", outputs_anywhere=True)
         config = _with_steps(config, stage, getattr(begun, stage).max_steps)

@@ -102,8 +102,7 @@ class Study:
     def folder_of(self, variant: Variant, seed: int) -> Path:
         """Return the stage's folder of one run."""
         run = replace(variant.config.run, dir=str(self.folder), name=variant.run_name(seed))
-        config = replace(variant.config, run=run)
-        return config.vae_dir if self.stage == STAGE_1 else config.dit_dir
+        return replace(variant.config, run=run).folder(self.stage)
 
     def command(self, variant: Variant, seed: int, *more: str) -> list[str]:
         """Return the words of one run's command, after `medsora`."""

@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,12 +42,13 @@ UNSUPPORTED = {
 OFF = {"", "0", "no", "none", "false"}  # values, in lower case, that mean "not set"
 
 
-def make_accelerator(config: Config, precision: str, run: Path) -> Accelerator:
-    """Return accelerate's `Accelerator`, and seed the models' initialisation, which follows.
+def make_accelerator(config: Config, stage: str) -> Accelerator:
+    """Return accelerate's `Accelerator` for a stage, and seed the models' initialisation, which follows.
 
     Gradients are accumulated by the loops themselves. Raises `BadInput` as `check_precision` and
     `check_launcher` do.
     """
+    precision, run = getattr(config, stage).precision, config.folder(stage)
     check_launcher(precision)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     keep_freed_memory()

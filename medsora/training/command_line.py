@@ -14,7 +14,7 @@ import psutil
 
 from medsora.config.load import load_config
 from medsora.config.presets import NAMED_PRESETS
-from medsora.config.schema import Config
+from medsora.config.schema import STAGE_2, Config
 from medsora.errors import BadInput
 from medsora.runtime.exit import EXIT_STATUSES
 
@@ -35,20 +35,12 @@ time_limit = number_between(0, math.inf, "a number of minutes greater than 0")
 
 
 def training_arguments(
-    description: str,
-    arguments: Sequence[str] | None = None,
-    prog: str | None = None,
-    *,
-    preset: bool = False,
-    folder: str | None = None,
+    description: str, stage: str, arguments: Sequence[str] | None = None, prog: str | None = None
 ) -> tuple[Config, argparse.Namespace]:
-    """Parse a training command's arguments (default: the process's); return the config and options.
-
-    `folder` is the config's property that names the run folder: "dit_dir" with a `preset`, else "vae_dir".
-    """
+    """Parse the arguments of a stage's training (default: the process's); return the config and options."""
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=EXIT_STATUSES)
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
-    if preset:
+    if stage == STAGE_2:
         parser.add_argument(
             "--preset", choices=tuple(NAMED_PRESETS), help="size of the denoiser (default: the config's)"
         )
@@ -81,12 +73,12 @@ def training_arguments(
     )
     options = parser.parse_intermixed_args(arguments)
     overrides = list(options.overrides)
-    if preset and options.preset:
+    if stage == STAGE_2 and options.preset:
         overrides.append(f"denoiser.preset={options.preset}")
     config = load_config(options.config, overrides)
     if options.processes < 1 or (options.processes > 1 and not options.dry_run):
         raise BadInput("--processes is a number from 1 on for --dry-run; a launcher starts processes.")
-    folder = getattr(config, folder or ("dit_dir" if preset else "vae_dir"))
+    folder = config.folder(stage)
     if options.resume == "never" and (folder / "checkpoints").is_dir():
         raise BadInput(f"{folder} already holds a run; take another run.name, or resume with --resume auto.")
     return config, options

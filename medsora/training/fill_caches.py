@@ -18,7 +18,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from medsora.config.load import load_config
-from medsora.config.schema import Config
+from medsora.config.schema import STAGE_2, Config
 from medsora.errors import BadInput, bad_input_from_errors
 from medsora.runtime.exit import EXIT_STATUSES, exit_with_status
 from medsora.runtime.processes import reporting_lost_processes
@@ -54,7 +54,7 @@ def fill_caches(config: Config) -> None:
             "the config keeps no cache (cache.latents: off); set cache.latents=disk cache.prior=disk."
         )
     with reporting_lost_processes(), bad_input_from_errors():
-        accelerator = make_accelerator(config, config.train_dit.precision, config.dit_dir)
+        accelerator = make_accelerator(config, STAGE_2)
         vae = trained_vae(config).to(accelerator.device)
         vae.check_video_shape(config.data.frames, *config.data.height_width)
         model = build_denoiser(config, vae.latent_channels)

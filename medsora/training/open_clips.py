@@ -167,7 +167,7 @@ def _store_videos(run: RunFolder, clips: ClipDataset) -> None:
 
 
 def open_run(
-    config: Config, stage: str, folder: Path, accelerator: Accelerator, clips: ClipDataset
+    config: Config, stage: str, accelerator: Accelerator, clips: ClipDataset
 ) -> tuple[RunFolder, Schedule]:
     """Open the run folder of `stage` with its list of videos and its trackers; return it and the schedule.
 
@@ -176,7 +176,7 @@ def open_run(
     settings = getattr(config, stage)
     schedule = Schedule.of(settings, len(clips))
     schedule.check_processes(accelerator.num_processes, settings.accumulation)
-    run = RunFolder(folder, config, stage, accelerator)
+    run = RunFolder(config.folder(stage), config, stage, accelerator)
     check_same_run(run, config, clips)
     run.keep([*clips.report.complaints(), *clips.notes()])
     _store_videos(run, clips)

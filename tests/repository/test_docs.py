@@ -19,7 +19,7 @@ import torch
 
 from medsora.__main__ import parser
 from medsora.config.load import load_config
-from medsora.config.schema import Config
+from medsora.config.schema import STAGE_1, STAGE_2, STAGE_AR, Config
 from medsora.data.__main__ import parser as data_parser
 from medsora.evaluation.command import make_parser as evaluation_parser
 from medsora.evaluation.conditional import labels
@@ -61,11 +61,7 @@ MAX_WORDS = {
 }
 MAX_WORDS_IN_ALL = 10_000
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-TRAININGS = {  # whether it takes a preset, and the config's property of its folder
-    "train_vae.py": (False, "vae_dir"),
-    "train_dit.py": (True, None),
-    "train-ar": (False, "ar_dir"),
-}
+TRAININGS = {"train_vae.py": STAGE_1, "train_dit.py": STAGE_2, "train-ar": STAGE_AR}
 RETIRED = (  # POSIX; keys of earlier versions still load, which the schema and its test name
     r"losses_said|DitStage|DitInputs|\berror_of\b|clip_from_epoch|_How\b"
     r"|\b(MOST|LEAST|FEWEST|LONGEST|OLDEST)_[A-Z]|def (look|sent|building)\(|training/setup\.py"
@@ -247,11 +243,10 @@ def on_paper(page: str, mark: str, written: set[str]) -> list[Config]:
             continue
         _, name, *words = shlex.split(line.replace("accelerate launch", "python"))
         if name in TRAININGS:
-            preset, folder = TRAININGS[name]
-            config, _ = training_arguments("", words, preset=preset, folder=folder)
+            config, _ = training_arguments("", TRAININGS[name], words)
             configs.append(config)
             assert config.vae.kind == "causal" or name == "train_vae.py" or config.vae.path in written
-            written |= {str(getattr(config, folder or "dit_dir")), str(config.run_dir)}
+            written |= {str(config.folder(TRAININGS[name])), str(config.run_dir)}
             written.add(training_clips(config))
         elif name == "sample":
             settings = SamplingSettings(**vars(sampling_parser().parse_args(words)))

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from medsora import MedSora
 from medsora.config.load import OUTPUTS, load_config
+from medsora.config.schema import STAGE_1
 from medsora.data.checking.check import check_folder
 from medsora.errors import BadInput, one_line
 from medsora.evaluation.metrics.weight_files import cached_file
@@ -238,9 +239,9 @@ def test_the_command_line_replaces_a_place_that_the_file_may_not_name(key: str, 
 
 def test_trackers_write_into_the_run_only(tmp_path: Path) -> None:
     config = tiny.tiny_config(tmp_path, tmp_path / "clips", tracking__trackers=["tensorboard"])
-    accelerator = make_accelerator(config, "no", config.vae_dir)
+    accelerator = make_accelerator(config, STAGE_1)
     before = set(tmp_path.rglob("*"))
-    run = RunFolder(config.vae_dir, config, "train_vae", accelerator)
+    run = RunFolder(config.vae_dir, config, STAGE_1, accelerator)
     start_trackers(accelerator, run, config)
     accelerator.end_training()
     written = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}

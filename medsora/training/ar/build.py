@@ -8,7 +8,7 @@ import torch
 
 from medsora.baselines.endogen import EndoGen
 from medsora.baselines.endogen.grid import grid_shape
-from medsora.config.schema import Config
+from medsora.config.schema import STAGE_AR, Config
 from medsora.errors import BadInput
 from medsora.runtime.digests import weights_digest
 from medsora.sampling.tokens import code_grid
@@ -27,7 +27,7 @@ from medsora.training.open_clips import clip_spec, open_clips, open_run
 def build_ar_stage(config: Config) -> ArStage:
     """Build everything; raises `ValueError` or `OSError` for invalid input."""
     settings = config.train_ar
-    accelerator = make_accelerator(config, settings.precision, config.ar_dir)
+    accelerator = make_accelerator(config, STAGE_AR)
     tokenizer = trained_tokenizer(config)
     clips, held_out = open_clips(config, accelerator, clip_spec(config), config.ar_dir)
     labels = clips.labels.names
@@ -35,7 +35,7 @@ def build_ar_stage(config: Config) -> ArStage:
     start_from(model, config.endogen.weights, labels)
     for part in (model, tokenizer):
         part.to(accelerator.device)
-    run, schedule = open_run(config, "train_ar", config.ar_dir, accelerator, clips)
+    run, schedule = open_run(config, STAGE_AR, accelerator, clips)
     cache = CodeCache(config, clips, tokenizer)
     cache.build(tokenizer, accelerator)
     evaluated = range(min(settings.eval_clips, len(held_out)))

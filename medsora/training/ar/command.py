@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Train EndoGen's transformer on the codes of the tokenizer that the config names."""
+    from medsora.config.schema import STAGE_AR
     from medsora.training.command_line import minutes_left, training_arguments
 
     config, options = training_arguments(
         "Train EndoGen's transformer, a baseline, on the codes of a tokenizer (vae.kind: vq).",
+        STAGE_AR,
         arguments,
         prog,
-        folder="ar_dir",
     )
     if options.dry_run:
         from medsora.training.ar.dry_run import dry_run_ar

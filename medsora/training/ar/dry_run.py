@@ -41,7 +41,7 @@ def dry_run_ar(config: Config, processes: int = 1) -> None:
             start_from(model, config.endogen.weights, labels)
             of = f"{model.num_parameters():,} trained parameters, {model.length:,} codes per clip"
             findings.line("transformer", f"{config.endogen.preset}, {of}")
-    schedule = inspect_run(findings, config, STAGE_AR, config.ar_dir, clips, processes)
+    schedule = inspect_run(findings, config, STAGE_AR, clips, processes)
     if findings.missing:
         return findings.conclude()
     batch = settings.batch // (processes * settings.accumulation)

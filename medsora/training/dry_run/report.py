@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from medsora.config.schema import STAGE_2, Config, GeneratorTrainingConfig, TrainingConfig
+from medsora.config.schema import STAGE_1, STAGE_2, Config, GeneratorTrainingConfig, TrainingConfig
 from medsora.data.checking.check import clip_windows
 from medsora.data.checking.scan import Scan
 from medsora.data.clips import ClipSpec
@@ -117,7 +117,7 @@ def dry_run_denoiser(config: Config, processes: int = 1) -> None:
     if model is not None:
         with findings.part("the denoiser"):
             start_from(model, config.denoiser.weights, labels)
-    schedule = inspect_run(findings, config, "train_dit", config.dit_dir, clips, processes)
+    schedule = inspect_run(findings, config, STAGE_2, clips, processes)
     if findings.missing:
         return findings.conclude()
     batch = max(phase.batch for phase in settings.phases) // (processes * settings.accumulation)
@@ -149,7 +149,7 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
     with findings.part("the loss"):
         loss = build_loss(config)
     clips, _ = count_clips(findings, config, clip_spec(config), config.vae_dir)
-    inspect_run(findings, config, "train_vae", config.vae_dir, clips, processes)
+    inspect_run(findings, config, STAGE_1, clips, processes)
     if findings.missing:
         return findings.conclude()
     batch = settings.batch // (processes * settings.accumulation)
@@ -206,7 +206,7 @@ def _phantom_clips(config: Config, spec: ClipSpec) -> tuple[int, int]:
 
 
 def inspect_run(
-    findings: Findings, config: Config, stage: str, folder: Path, clips: int, processes: int
+    findings: Findings, config: Config, stage: str, clips: int, processes: int
 ) -> Schedule | None:
     """Report the schedule, which is returned, and the run's folder."""
     settings, schedule = getattr(config, stage), None
@@ -224,7 +224,7 @@ def inspect_run(
         if stage == STAGE_2 and settings.compile:
             check_compile()
         usable_trackers(config.tracking.trackers)
-        previous = _inspect_folder(findings, folder, config, stage)
+        previous = _inspect_folder(findings, config, stage)
         if previous is not None and schedule is not None:
             before = Schedule.of(getattr(previous, stage), max(clips, 1))
             if note := schedule.moved_decay(before, findings.steps_done):
@@ -275,8 +275,9 @@ def report_hours(findings: Findings, settings: GeneratorTrainingConfig, flops: f
 # The run's folder and the disk
 
 
-def _inspect_folder(findings: Findings, path: Path, config: Config, stage: str) -> Config | None:
+def _inspect_folder(findings: Findings, config: Config, stage: str) -> Config | None:
     """Report whether the run is new; return the config of one that is resumed."""
+    path = config.folder(stage)
     there = nearest_folder(path)
     if not os.access(there, os.W_OK) or not there.is_dir():
         raise BadInput(f"{path} cannot be written: {there} is no folder that may be written to.")

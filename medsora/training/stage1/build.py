@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medsora.checkout import command_name
-from medsora.config.schema import Config
+from medsora.config.schema import STAGE_1, Config
 from medsora.errors import BadInput
 from medsora.saved.find import find_base
 from medsora.saved.optimizer import build_optimizer
@@ -20,7 +20,7 @@ from medsora.vae.losses import TokenizerLoss, VaeLoss
 def build_vae_stage(config: Config) -> VaeStage:
     """Build model, data, loss and optimiser; raises `ValueError` or `OSError` for invalid input."""
     config, settings = with_compensation_kind(config), config.train_vae
-    accelerator = make_accelerator(config, settings.precision, config.vae_dir)
+    accelerator = make_accelerator(config, STAGE_1)
     vae = build_vae(config)
     vae.check_video_shape(config.data.frames, *config.data.height_width)
     check_crop(config, vae)
@@ -28,7 +28,7 @@ def build_vae_stage(config: Config) -> VaeStage:
     clips, held_out = open_clips(config, accelerator, clip_spec(config), config.vae_dir)
     parameters = vae.trainable_parameters(settings.train)
     optimizer = build_optimizer(settings.optimizer, parameters, lr=settings.lr, betas=settings.betas)
-    run, schedule = open_run(config, "train_vae", config.vae_dir, accelerator, clips)
+    run, schedule = open_run(config, STAGE_1, accelerator, clips)
     if settings.lpips == 0:
         run.notify("LPIPS is left out of the loss (train_vae.lpips is 0).")
     kind = TokenizerStage if config.vae.kind == "vq" else VaeStage

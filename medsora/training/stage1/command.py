@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Fine-tune the frequency-compensated VAE on the clips that the config names."""
+    from medsora.config.schema import STAGE_1
     from medsora.training.command_line import minutes_left, training_arguments
 
     config, options = training_arguments(
         "Stage 1: fine-tune the frequency-compensated VAE (§3.3). The result is RUN/vae/final.",
+        STAGE_1,
         arguments,
         prog,
     )

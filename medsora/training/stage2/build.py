@@ -9,7 +9,7 @@ from inspect import signature
 
 from medsora.baselines.endora.image_prior import ImagePrior
 from medsora.config.presets import NAMED_PRESETS
-from medsora.config.schema import Config, DenoiserConfig
+from medsora.config.schema import STAGE_2, Config, DenoiserConfig
 from medsora.config.shipped import shipped_file
 from medsora.config.switches import SWITCHES
 from medsora.denoiser.base import Denoiser
@@ -38,7 +38,7 @@ from medsora.vae import VideoVAE
 def build_denoiser_stage(config: Config) -> Stage2:
     """Build everything; raises `ValueError` or `OSError` for invalid input."""
     settings = config.train_dit
-    accelerator = make_accelerator(config, settings.precision, config.dit_dir)
+    accelerator = make_accelerator(config, STAGE_2)
     vae = trained_vae(config)
     vae.check_video_shape(config.data.frames, *config.data.height_width)
     clips, held_out = open_clips(config, accelerator, denoiser_clip_spec(config), config.dit_dir)
@@ -53,7 +53,7 @@ def build_denoiser_stage(config: Config) -> Stage2:
     for part in (vae, model, prior):
         if part is not None:
             part.to(accelerator.device)
-    run, schedule = open_run(config, "train_dit", config.dit_dir, accelerator, clips)
+    run, schedule = open_run(config, STAGE_2, accelerator, clips)
     if prior is not None and prior.untrained:
         run.notify(
             f"the {config.alignment.kind} prior is untrained (dino.weights: random): the alignment loss "

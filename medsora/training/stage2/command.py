@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Train the denoiser on the latents of the VAE that stage 1 left in the same run, or vae.path names."""
+    from medsora.config.schema import STAGE_2
     from medsora.training.command_line import minutes_left, training_arguments
 
     config, options = training_arguments(
         "Stage 2: train the spiral-scan Mamba denoiser (§3.1, §3.2, §3.4) on the latents of stage 1's VAE.",
+        STAGE_2,
         arguments,
         prog,
-        preset=True,
     )
     if options.dry_run:
         from medsora.training.dry_run.report import dry_run_denoiser

@@ -170,10 +170,9 @@ def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
 
     def planned(steps: int) -> str:
         config = straight.configure(tmp_path, **decay | {f"train_{straight.stage}__max_steps": steps})
-        run = config.vae_dir if straight.stage == "vae" else config.dit_dir
         config = with_compensation_kind(config) if straight.stage == "vae" else config
         capsys.readouterr()
-        inspect_run(Findings(), config, f"train_{straight.stage}", run, 4, 1)
+        inspect_run(Findings(), config, f"train_{straight.stage}", 4, 1)
         return capsys.readouterr().out
 
     train(2)

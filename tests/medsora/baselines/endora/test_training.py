@@ -15,7 +15,7 @@ import pytest
 from medsora import MedSoraPipeline
 from medsora.baselines.endora import Endora
 from medsora.config.load import save_config
-from medsora.config.schema import Config
+from medsora.config.schema import STAGE_2, Config
 from medsora.errors import BadInput
 from medsora.project.export import export_run
 from medsora.runtime.files import write_json
@@ -136,9 +136,8 @@ def test_a_dry_run_and_the_caches_know_it(
 
 def test_the_preset_is_named_on_the_command_line(config: Config, tmp_path: Path) -> None:
     save_config(config, tmp_path / "config.yaml")
-    named, _ = training_arguments(
-        "", ["--config", "config.yaml", "--preset", "endora-B", "run.dir=runs"], preset=True
-    )
+    words = ["--config", "config.yaml", "--preset", "endora-B", "run.dir=runs"]
+    named, _ = training_arguments("", STAGE_2, words)
     assert named.dit_dir == Path("runs/tiny/dit-endora-B")
 
 
