@@ -32,14 +32,14 @@ from medsora.flow_prior.weights import read_weights
 from medsora.runtime.digests import sha256
 from medsora.runtime.files import is_file
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_complete
-from medsora.saved.classes import TOKENIZERS, class_of_part
+from medsora.saved.classes import TOKENIZERS
 from medsora.saved.limits import (
     MAX_FPS,
     check_base,
     check_clip,
     check_model,
     check_part,
-    checked,
+    check_value,
     read_json_object,
     shapes_in,
     shown,
@@ -268,7 +268,7 @@ def _read_conditions(path: Path, values: dict[str, Any]) -> dict[str, Any]:
         entries = values.get(key, [])
         if not isinstance(entries, list) or any(type(entry) is not kind for entry in entries):
             raise BadInput(f"{path}: {key} must be a list of {CONDITION_WORDS[key]}; save the model again.")
-        checked(key, entries, kind, str(path))
+        check_value(key, entries, kind, str(path))
         if entries:
             found[key] = entries
     return found
@@ -374,13 +374,12 @@ def trained_vae(config: Config) -> VideoVAE:
         raise BadInput("vae.kind is vq, a tokenizer, whose codes stage 2 cannot diffuse; choose another.")
     if config.vae.kind == "per-frame":
         vae = _per_frame_vae(config)
-    elif config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():
+    elif _takes_base(config):
         with bad_input_from_errors():
             vae = _with_untrained_compensation(*find_base(config), config)
     elif config.vae.path is None:
         trained = f"run {command_name('train-vae')} with the same config first"
-        folder = find_vae(config.vae_dir, f"{trained}, or set vae.path")
-        vae = load_vae(folder)
+        vae = load_vae(find_vae(config.vae_dir, f"{trained}, or set vae.path"))
     else:
         folder = find_vae(config.vae.path, kinds=VAE_OR_BASE)
         if _is_base(folder):
@@ -398,7 +397,7 @@ def trained_tokenizer(config: Config) -> ModelMixin:
     """
     if config.vae.kind != "vq":
         raise BadInput(f"vae.kind is {config.vae.kind}, but EndoGen writes a tokenizer's codes: set vq.")
-    if config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists():
+    if _takes_base(config):
         if config.vae.weights is None:
             raise BadInput("vae.path is base, a tokenizer without training: name its vae.weights.")
         with bad_input_from_errors():
@@ -416,15 +415,12 @@ def load_tokenizer(named: str | Path, hint: str) -> ModelMixin:
     if is_file(Path(named)):
         with bad_input_from_errors():
             return read_published_tokenizer(named).requires_grad_(False)
-    folder = find_vae(named, hint, kinds=tuple(TOKENIZERS))
-    kind = class_of_part(TOKENIZERS, read_json_object(folder / "config.json"), folder)
-    check_model(folder, kind)
-    return kind.from_pretrained(folder, use_safetensors=True).eval().requires_grad_(False)
+    return load_vae(find_vae(named, hint, kinds=tuple(TOKENIZERS))).eval().requires_grad_(False)
 
 
 def _per_frame_vae(config: Config) -> PerFrameVAE:
     named, weights = config.vae.path, None
-    if named is None or (named == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists()):
+    if named is None or _takes_base(config):
         named, weights = find_base(config, AutoencoderKL)
     else:
         named = checked_base(named, None, AutoencoderKL)
@@ -437,6 +433,11 @@ def _per_frame_vae(config: Config) -> PerFrameVAE:
     with torch.random.fork_rng(devices=[]):  # a run recognises its VAE by its weights, random ones too
         torch.manual_seed(0)
         return PerFrameVAE.from_base(named, weights)
+
+
+def _takes_base(config: Config) -> bool:
+    """Return whether `vae.path` is the word `UNTOUCHED_BASE`, unless a folder has that name."""
+    return config.vae.path == UNTOUCHED_BASE and not Path(UNTOUCHED_BASE).exists()
 
 
 def _is_base(folder: Path) -> bool:

@@ -112,20 +112,17 @@ def _bounded(path: Path, most: int) -> bytes:
         raise BadInput(f"{path} cannot be read ({error.strerror}); {AGAIN}.") from error
 
 
-def checked(key: str, value: Any, kind: type | tuple[type, ...], source: str) -> Any:
-    """Return a setting of a type in `kind` (int stands for float too), or a list of such, within its range.
+def check_value(key: str, value: Any, kind: type | tuple[type, ...], source: str) -> None:
+    """Raise `BadInput` unless a setting has a type in `kind` (int stands for float too), within its range.
 
-    Raises `BadInput` that begins with `source`.
+    A list may hold several such values. The sentence begins with `source`.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    if isinstance(value, list | tuple):
-        if len(value) > (most := MAX_ENTRIES_OF.get(key, MAX_ENTRIES)):
-            raise BadInput(f"{source}: {key} has {len(value):,} entries, more than {most:,}; {AGAIN}.")
-        for entry in value:
-            _check_one(key, entry, kinds, source)
-    else:
-        _check_one(key, value, kinds, source)
-    return value
+    entries = value if isinstance(value, list | tuple) else [value]
+    if len(entries) > (most := MAX_ENTRIES_OF.get(key, MAX_ENTRIES)):
+        raise BadInput(f"{source}: {key} has {len(entries):,} entries, more than {most:,}; {AGAIN}.")
+    for entry in entries:
+        _check_one(key, entry, kinds, source)
 
 
 def _check_one(key: str, value: Any, kinds: tuple[type, ...], source: str) -> None:
@@ -183,7 +180,7 @@ def check_settings(
             raise BadInput(f"{source}: {key} is {shown(value)} but must be {what}; {AGAIN}.")
         elif not choices:
             first = next(iter(usual), 0) if wants_list else usual
-            checked(key, value, (float, bool) if first is None else type(first), source)
+            check_value(key, value, (float, bool) if first is None else type(first), source)
 
 
 def _words(annotation: Any) -> tuple[str, ...]:
@@ -208,10 +205,10 @@ def check_clip(values: Mapping[str, Any], source: str) -> None:
     for key, kind in (("frames", int), ("image_latents", int), ("fps", (int, float))):
         if isinstance(values[key], list):
             raise BadInput(f"{source}: {key} is a list but must be a number; {AGAIN}.")
-        checked(key, values[key], kind, source)
+        check_value(key, values[key], kind, source)
     if not isinstance(values["size"], list) or len(values["size"]) != 2:
         raise BadInput(f"{source}: size must be [height, width] in pixels; {AGAIN}.")
-    checked("size", values["size"], int, source)
+    check_value("size", values["size"], int, source)
     if values["frames"] * math.prod(values["size"]) > MAX_CLIP_PIXELS:
         raise BadInput(f"{source}: frames x height x width is beyond {MAX_CLIP_PIXELS:,} pixels; {AGAIN}.")
 

@@ -66,9 +66,8 @@ def moments(name: str) -> int:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
     """Return an optimiser's state as named tensors; `names` follow its parameters' order."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     tensors = {}
-    for name, parameter in zip(names, parameters, strict=True):
+    for name, parameter in _parameters(optimizer, names).items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if value is not None:  # SGD's buffer without momentum
                 tensors[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
@@ -79,9 +78,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: 
     """Put the state that `optimizer_tensors` gave back; raises `BadInput` if names or shapes do not match."""
     tensors = read_tensors(path)
     kind = next(kind for kind in _KINDS.values() if type(optimizer) is kind.make)
-    parameters = dict(
-        zip(names, [p for group in optimizer.param_groups for p in group["params"]], strict=True)
-    )
+    parameters = _parameters(optimizer, names)
     by_name: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         name, _, field = key.rpartition("/")
@@ -96,6 +93,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: 
     state = {index: by_name[name] for index, name in enumerate(names) if name in by_name}
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _parameters(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.nn.Parameter]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return dict(zip(names, parameters, strict=True))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
