@@ -10,14 +10,13 @@ import numpy as np
 from medsora.downstream.reconstruct_clip import Job
 from medsora.downstream.reconstruct_scores import DEPTH, FLAT, FOCAL, POSITION, ROTATION, STILL, STRAIGHT
 from medsora.evaluation.bootstrap import LEVEL, replicate_weights
-from medsora.runtime.markdown import markdown_table
+from medsora.runtime.markdown import EMPTY, markdown_table
 
 REGISTERED, POINTS = "registered frames, %", "points"
 REPROJECTION, TRACK = "reprojection error, px", "frames per point"
 MEASURES = (REGISTERED, POINTS, REPROJECTION, TRACK)
 ERRORS = (POSITION, STRAIGHT, ROTATION, STILL, DEPTH, FLAT, FOCAL)
 REPLICATES = 500
-EMPTY = "–"
 
 
 class Mean(NamedTuple):

@@ -21,12 +21,11 @@ from medsora.errors import BadInput
 from medsora.evaluation.bootstrap import replicate_weights
 from medsora.runtime.digests import sealed, unsealed
 from medsora.runtime.files import is_file, read_patiently, remove_leftovers, write_json, write_text
-from medsora.runtime.markdown import markdown_table
+from medsora.runtime.markdown import EMPTY, NOT_RUN, markdown_table
 from medsora.studies.paired import Difference, paired_difference
 
 SUPERVISED = "supervised only"
 REPLICATES = 500  # bootstrap draws of the test samples
-EMPTY, NOT_RUN = "–", "not run"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from medsora.config.schema import STAGE_1, STAGE_2
 from medsora.runtime.files import write_json, write_text
-from medsora.runtime.markdown import markdown_table
+from medsora.runtime.markdown import EMPTY, NOT_RUN, markdown_table
 from medsora.studies.paired import Difference, paired_difference
 from medsora.studies.scores import CLIP_METRICS
 from medsora.studies.variants import REFERENCE
@@ -23,8 +23,6 @@ SCORES = {
 PAGE_SCORES = ("clips/flow_magnitude_distance", "clips/untrained_pyramid_distance", "clips/agreement")
 PAGE_SCORES += ("vae/polyps_kept",)
 SWITCHED_OFF = "the same runs, compensation switched off"
-NOT_RUN = "not run"
-EMPTY = "–"
 
 
 class Run(NamedTuple):
