@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,7 +147,9 @@ class VaeStage:
     def set_scale(self) -> None:
         """Store the scaling factor of the trained latents, if they changed."""
         if self.config.train_vae.train == "all":
-            factor = measure_scaling_factor(self.vae, self._scaling_clips())
+            count, device = min(len(self.clips), SCALING_CLIPS), self.accelerator.device
+            clips = (self.clips.fixed_clip(index)["video"][None].to(device) for index in range(count))
+            factor = measure_scaling_factor(self.vae, clips)
             factor *= self.config.train_vae.latent_std
             self.vae.set_scaling_factor(factor)
             self.run.notify(f"the scaling factor of these latents is {factor:.4f}.")
@@ -170,7 +172,3 @@ class VaeStage:
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return folder
-
-    def _scaling_clips(self) -> Iterator[torch.Tensor]:
-        for index in range(min(len(self.clips), SCALING_CLIPS)):
-            yield self.clips.fixed_clip(index)["video"][None].to(self.accelerator.device)
