@@ -15,24 +15,31 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
-import inspect
 import json
 import os
 import re
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache, cached_property
+from functools import cache
 from importlib import import_module
-from importlib.abc import MetaPathFinder
-from importlib.machinery import PathFinder
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
+
+from tools.recorded_calls import (
+    CALLER,
+    RECORD,
+    REPLACED,
+    follow_calls,
+    follow_children,
+    place_of,
+    public_functions,
+    return_none,
+    set_caller,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("medsora", "vae", "flow_prior", "kernels", "benchmarks", "tools")
@@ -42,15 +49,12 @@ DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
 NAME = re.compile(r"\b(?:medsora|benchmarks|tools)(?:\.\w+)+")
 UNTESTED, NOTICED, SLOW, UNKNOWN = "untested", "noticed", "too slow", "not reached"
 QUIET = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
-RECORD, CALLER, REPLACED = "UNTESTED_RECORD", "UNTESTED_CALLER", "UNTESTED_REPLACED"  # read by every process
 FIXTURE, CACHED = "fixture ", type(cache(print))
 # Why no test notices that these functions return None.
 EXPLAINED = dict.fromkeys(
     (f"medsora.config.schema.{name}" for name in ("key", "section", "epochs_key", "betas_key")),
     "describes the keys while the module is imported, before it can be replaced",
 )
-
-_seen: dict[int, CodeType] = {}  # code that the present caller has called, held so that no other gets its id
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
@@ -87,28 +91,6 @@ def named_in(test_file: Path) -> list[str]:
     doc = DOCSTRING.match(test_file.read_text(encoding="utf-8"))
     head, colon, _ = doc[1].partition("\n\n")[0].partition(":") if doc else ("", "", "")
     return NAME.findall(head) if colon else []
-
-
-def public_functions(module: ModuleType) -> Iterator[tuple[str, FunctionType]]:
-    """Yield the functions and methods that `module` defines under a public name, as `f` or `Class.f`."""
-    for name, value in list(vars(module).items()):
-        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
-            continue
-        if inspect.isclass(value):
-            if getattr(value, "_is_protocol", False):
-                continue
-            for method, member in list(vars(value).items()):
-                function = _function(member)
-                if function and (not method.startswith("_") or method == "__call__"):
-                    yield f"{name}.{method}", function
-        elif function := _function(value):
-            yield name, function
-
-
-def return_none(function: FunctionType) -> None:
-    """Let `function` return None, whoever holds it and under whichever name."""
-    code = (lambda *arguments, **options: None).__code__
-    function.__code__ = code.replace(co_freevars=function.__code__.co_freevars)
 
 
 def in_session(tests: Sequence[Path | str], work: Callable[[list[Any]], object]) -> None:
@@ -148,8 +130,8 @@ def record(items: Sequence[Any], limit_s: float) -> tuple[dict[str, tuple[float,
             items[0].config.pluginmanager.register(_recorder(passed))
             _forget(*(name for name in modules() if name in sys.modules))
             os.environ[RECORD] = os.pathsep.join((str(calls), str(ROOT), *FOLDERS))
-            _follow_children()
-            _follow_calls()
+            follow_children()
+            follow_calls()
             return min(_failed(items, stop=False), 1)
 
         complete = _in_child(run, limit_s) != SLOW
@@ -218,7 +200,8 @@ def try_module(
             complete = complete and whole
         for function in functions:
             if f"{name}.{function}" not in known:
-                outcome = _try(name, function, _callers(functions[function], calls, items), limit_s)
+                place = place_of(functions[function].__code__, str(ROOT))
+                outcome = _try(name, function, _callers(place, calls, items), limit_s)
                 outcome = UNKNOWN if outcome == UNTESTED and not complete else outcome
                 _append(results, {"digest": digest, "function": f"{name}.{function}", "outcome": outcome})
 
@@ -235,7 +218,7 @@ def noticed_elsewhere(full_name: str, limit_s: float, results: Path) -> bool:
     """Return whether any recorded test notices that a function of an imported module returns None."""
     name = next(name for name in modules() if full_name.startswith(f"{name}."))
     function = full_name.removeprefix(f"{name}.")
-    place = _place(dict(public_functions(sys.modules[name]))[function].__code__)
+    place = place_of(dict(public_functions(sys.modules[name]))[function].__code__, str(ROOT))
     records = {(line["test_file"], line["digest"]): line["outcome"] for line in _lines(results, "test_file")}
     calls = {}
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
@@ -247,42 +230,12 @@ def noticed_elsewhere(full_name: str, limit_s: float, results: Path) -> bool:
             _import(file)
 
         def work(items: list[Any]) -> None:
-            found = _callers(dict(public_functions(sys.modules[name]))[function], calls, items)
-            outcome = _try(name, function, found, limit_s)
+            outcome = _try(name, function, _callers(place, calls, items), limit_s)
             _append(results, {"digest": digest, "elsewhere": full_name, "outcome": outcome})
 
         in_session(files, work)
         known = _known(results, "elsewhere", digest)
     return known.get(full_name, UNTESTED) != UNTESTED
-
-
-def follow() -> None:
-    """In a process that a test has started: record calls or replace a function, as the environment says."""
-    if RECORD in os.environ:
-        _follow_calls()
-    if REPLACED in os.environ:
-        sys.meta_path.insert(0, _Replacing(*os.environ[REPLACED].split("\t")))
-
-
-class _Replacing(MetaPathFinder):
-    """Replace a function as soon as its module is imported."""
-
-    def __init__(self, module: str, function: str) -> None:
-        self.module, self.function = module, function
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if fullname != self.module:
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec and spec.loader:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                return_none(dict(public_functions(module))[self.function])
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
 
 
 def _recorder(results: Path) -> object:
@@ -296,17 +249,17 @@ def _recorder(results: Path) -> object:
             self.fixtures: list[str] = []
 
         def pytest_runtest_setup(self, item: Any) -> None:
-            _set_caller(item.nodeid)
+            set_caller(item.nodeid)
             self.fixtures = list(item.fixturenames)
 
         @pytest.hookimpl(wrapper=True)
         def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
             outer, began = os.environ.get(CALLER, ""), time.monotonic()
-            _set_caller(FIXTURE + fixturedef.argname)
+            set_caller(FIXTURE + fixturedef.argname)
             try:
                 return (yield)
             finally:
-                _set_caller(outer)
+                set_caller(outer)
                 self.fixture_s[fixturedef.argname] = time.monotonic() - began
 
         def pytest_runtest_logreport(self, report: Any) -> None:
@@ -315,40 +268,6 @@ def _recorder(results: Path) -> object:
                 _append(results, (report.nodeid, round(seconds, 3), self.fixtures))
 
     return Recorder()
-
-
-def _set_caller(name: str) -> None:
-    os.environ[CALLER] = name
-    _seen.clear()
-
-
-def _follow_calls() -> None:
-    """Append to the record which functions of the product are called, once for every caller."""
-    calls, root, *names = os.environ[RECORD].split(os.pathsep)
-    sink = os.open(calls, os.O_WRONLY | os.O_APPEND)
-    folders = tuple(os.path.join(root, name, "") for name in names)
-
-    def called(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and id(frame.f_code) not in _seen:
-            _seen[id(frame.f_code)] = frame.f_code
-            if frame.f_code.co_filename.startswith(folders):
-                with suppress(OSError):
-                    os.write(sink, f"{os.environ.get(CALLER, '')}\t{_place(frame.f_code, root)}\n".encode())
-
-    threading.setprofile(called)
-    sys.setprofile(called)
-
-
-def _follow_children() -> None:
-    """Let Python processes that are started from here call `follow`."""
-    folder = tempfile.mkdtemp(prefix="untested-")
-    Path(folder, "sitecustomize.py").write_text(
-        "from importlib.util import module_from_spec, spec_from_file_location\n"
-        f"spec = spec_from_file_location('_untested', {str(Path(__file__).resolve())!r})\n"
-        "module = module_from_spec(spec)\nspec.loader.exec_module(module)\nmodule.follow()\n",
-        encoding="utf-8",
-    )
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
 
 
 def _failed(items: Sequence[Any], stop: bool) -> int:
@@ -378,15 +297,11 @@ def _in_child(run: Callable[[], int], limit_s: float) -> str:
         return _wait(child, time.monotonic() + limit_s)
 
 
-def _place(code: CodeType, root: str = "") -> str:
-    return f"{code.co_filename.removeprefix(root or str(ROOT))}:{code.co_firstlineno}"
-
-
 def _try(module: str, function: str, items: Sequence[Any], limit_s: float) -> str:
     def change() -> None:
         _forget(module)
         os.environ[REPLACED] = f"{module}\t{function}"
-        _follow_children()
+        follow_children()
         return_none(dict(public_functions(sys.modules[module]))[function])
 
     return outcome_of(change, items, limit_s) if items else UNTESTED
@@ -399,9 +314,8 @@ def _forget(*names: str) -> None:
             value.cache_clear()
 
 
-def _callers(function: FunctionType, calls: dict[str, Any], items: Sequence[Any]) -> list[Any]:
-    """Return the collected tests that call a function, the quickest first."""
-    place = _place(function.__code__)
+def _callers(place: str, calls: dict[str, Any], items: Sequence[Any]) -> list[Any]:
+    """Return the collected tests that call the function at `place`, the quickest first."""
     found = [item for item in items if place in calls.get(item.nodeid, (0, ()))[1]]
     return sorted(found, key=lambda item: calls[item.nodeid][0])
 
@@ -423,18 +337,6 @@ def _digest(*files: Path) -> str:
 def _append(file: Path, line: object) -> None:
     with file.open("a", encoding="utf-8") as opened:
         opened.write(json.dumps(line) + "\n")
-
-
-def _function(value: object) -> FunctionType | None:
-    """Return the plain function inside a function, decorated function, method or property."""
-    if isinstance(value, staticmethod | classmethod):
-        value = value.__func__
-    elif isinstance(value, property):
-        value = value.fget
-    elif isinstance(value, cached_property):
-        value = value.func
-    value = inspect.unwrap(value) if callable(value) else value
-    return value if isinstance(value, FunctionType) else None
 
 
 def _wait(child: int, until: float) -> str:

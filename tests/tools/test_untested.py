@@ -1,4 +1,4 @@
-"""Functions that no test notices are found; tests are found by their path or by their first line."""
+"""tools.untested, tools.recorded_calls: functions that no test notices, and the tests of a module."""
 
 from __future__ import annotations
 
@@ -12,16 +12,8 @@ from types import ModuleType
 import pytest
 
 from tools import untested
-from tools.untested import (
-    find_tests,
-    in_session,
-    modules,
-    named_in,
-    outcome_of,
-    public_functions,
-    record,
-    return_none,
-)
+from tools.recorded_calls import public_functions, return_none
+from tools.untested import find_tests, in_session, modules, named_in, outcome_of, record
 
 MODULE = """
 from contextlib import contextmanager
