@@ -1,4 +1,4 @@
-"""tools.kernel_report: it records what a step launches, and what it prints is read from machine code."""
+"""tools.kernel_report, tools.kernel_launches: launches of a step are recorded, machine code is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 from tools import kernel_report
-from tools.kernel_report import CHIPS, Compiled, Launch, Model, compile_launch, denoiser, machine_code
+from tools.kernel_launches import CHIPS, PRODUCTS, Launch, Model, denoiser, sampling_step, training_step
+from tools.kernel_report import Compiled, compile_launch, machine_code
 
 H200 = CHIPS[90].plan
 READ = Compiled(
@@ -46,15 +47,15 @@ LISTING = """
 def test_a_sampling_step_is_recorded_as_it_is_launched(batch: int) -> None:
     model = denoiser("tiny", torch.bfloat16)
     depth = model.config.depth
-    launches = kernel_report.sampling_step(model, batch, H200)
+    launches = sampling_step(model, batch, H200)
     names = [launch.name for launch in launches]
     assert names.count("scan_forward") == 2 * depth
     assert names.count("local_attention_kernel") == depth
-    products = [launch for launch in launches if launch.name in kernel_report.PRODUCTS]
+    products = [launch for launch in launches if launch.name in PRODUCTS]
     assert len(products) == 5 * depth + 1  # and the last layer
     assert names.count("gates_kernel") == depth
     assert names.count("norm_forward") == depth, "that of the temporal scan is left to the next norm"
-    shallow = kernel_report.sampling_step(denoiser("tiny", torch.bfloat16, depth - 1), batch, H200)
+    shallow = sampling_step(denoiser("tiny", torch.bfloat16, depth - 1), batch, H200)
     assert len(launches) - len(shallow) <= kernel_report.MAX_LAUNCHES_OF_A_BLOCK
     scans = [launch for launch in launches if launch.name == "scan_forward"]
     assert scans[0].arguments["convolved"].shape[:3] == (4, batch, 6 * 64)
@@ -64,7 +65,7 @@ def test_a_sampling_step_is_recorded_as_it_is_launched(batch: int) -> None:
 
 
 def test_a_training_step_has_the_backward_kernels() -> None:
-    launches = kernel_report.training_step(denoiser("tiny", torch.float32), 1, H200)
+    launches = training_step(denoiser("tiny", torch.float32), 1, H200)
     names = {launch.name for launch in launches if isinstance(launch, Launch)}
     assert {"conv_forward", "scan_forward", "norm_backward", "scan_backward", "conv_backward"} <= names
     assert not {"local_attention_kernel", "add_norm_kernel"} & names, "those keep nothing for a gradient"
@@ -75,7 +76,7 @@ def test_a_launch_is_compiled_and_its_code_is_read(
     capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    launches = kernel_report.sampling_step(denoiser("B", torch.bfloat16, 1), 1, H200)
+    launches = sampling_step(denoiser("B", torch.bfloat16, 1), 1, H200)
     launch = next(launch for launch in launches if launch.name == "norm_forward")
     built = compile_launch(launch, capability)
     assert 16 <= built.registers <= 64
@@ -87,7 +88,7 @@ def test_a_launch_is_compiled_and_its_code_is_read(
 
 
 def test_bytes_count_an_argument_once_and_only_the_columns_that_are_read() -> None:
-    launches = kernel_report.sampling_step(denoiser("B", torch.bfloat16, 1), 2, H200)
+    launches = sampling_step(denoiser("B", torch.bfloat16, 1), 2, H200)
     tokens, d_inner, width = 2 * 384, 1024, 512
     spatial = next(launch for launch in launches if launch.name == "norm_forward")
     assert spatial.bytes == 2 * tokens * d_inner * (1 + 4 + 2) + spatial.arguments["norm_weight"].nbytes
@@ -107,7 +108,7 @@ def test_bytes_count_an_argument_once_and_only_the_columns_that_are_read() -> No
 
 @pytest.mark.parametrize(("batch", "steps"), [(1, [32, 16]), (32, [32, 32])])
 def test_a_convolution_is_cut_smaller_where_a_gpu_would_idle(batch: int, steps: list[int]) -> None:
-    launches = kernel_report.sampling_step(denoiser("B", torch.bfloat16, 1), batch, H200)
+    launches = sampling_step(denoiser("B", torch.bfloat16, 1), batch, H200)
     of_scans = [launch for launch in launches if launch.name == "conv_forward"]
     arguments = [launch.arguments for launch in of_scans]
     assert [given["GROUPS"] * given["GROUP"] for given in arguments] == steps
@@ -132,7 +133,7 @@ def test_matrix_instructions_count_what_they_multiply() -> None:
 
 
 def test_times_follow_instructions_products_or_bytes_whichever_takes_longest() -> None:
-    launches = kernel_report.sampling_step(denoiser("B", torch.bfloat16, 1), 32, H200)
+    launches = sampling_step(denoiser("B", torch.bfloat16, 1), 32, H200)
     launch, model = next(launch for launch in launches if launch.name == "norm_forward"), Model()
     moved = launch.bytes / model.bytes_per_s
     assert READ.seconds(launch, model) == pytest.approx(model.start_s + moved, rel=1e-6)

@@ -11,7 +11,8 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from tools.kernel_report import CHIPS, compile_launch, denoiser, sampling_step
+from tools.kernel_launches import CHIPS, denoiser, sampling_step
+from tools.kernel_report import compile_launch
 
 
 @pytest.mark.parametrize("capability", [90, 80, 89])
