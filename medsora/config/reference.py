@@ -55,7 +55,6 @@ def generated() -> dict[Path, str]:
 
 
 def _reference_page() -> str:
-    """Return the reference page of all keys as Markdown."""
     parts = [INTRODUCTION]
     for section in fields(Config):
         rules = section.metadata["key"]

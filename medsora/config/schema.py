@@ -162,8 +162,8 @@ class DataConfig:
     )
     split_csv: str | None = key(
         None,
-        "CSV with the columns file and split (train or held-out), or file and patient; null: as folders "
-        "named train, val and test say, or drawn by video.",
+        "CSV with the columns file and split (train or held-out), or file and patient; null: by folders "
+        "named train, val and test, or drawn by video.",
     )
     group: str | None = key(
         None,

@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 
 from medsora.config.schema import Config
-from medsora.data.clips import ClipDataset
 from medsora.data.reading.pixels import video_to_frames
 from medsora.data.reading.video_io import read_frames
 from medsora.evaluation.features.feature_store import Features
@@ -124,7 +123,5 @@ def read_videos(folder: Path) -> list[np.ndarray]:
 
 def _clips(config: Config) -> list[list[np.ndarray]]:
     """Return the clips to train on and the held-out ones."""
-    sides: tuple[ClipDataset, ClipDataset] = open_clips(
-        config, Accelerator(cpu=True), clip_spec(config), config.vae_dir
-    )
+    sides = open_clips(config, Accelerator(cpu=True), clip_spec(config), config.vae_dir)
     return [[video_to_frames(side.fixed_clip(k)["video"]) for k in range(len(side))] for side in sides]

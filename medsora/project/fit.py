@@ -134,7 +134,7 @@ def _fit_clips(
     names = [source.source.name for source in report.usable]
     split = draw_split(names, HOLDOUT, SEED, copies=report.copies)
     held_out = list(split.sides.values()).count(HELD_OUT)
-    drawn = "as folders named train, val or test say" if report.split_note else "drawn by seed"
+    drawn = "by folders named train, val or test" if report.split_note else "drawn by seed"
     why = f"{held_out} of {len(names)} videos never trained on, {drawn}; data.group: by patient"
     fit.notes += split.notes
     if len(names) == 1:

@@ -1,1 +1,1 @@
-"""The ground under every command: processes, interruption, exit status, files."""
+"""What every command is built on: processes, interruption, exit status, files."""

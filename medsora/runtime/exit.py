@@ -16,7 +16,7 @@ EXIT_STATUSES = (
     "exit status: 0 success, 1 error, 2 invalid input, 75 interrupted (state saved, rerun to resume)"
 )
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-MAIN_SPEAKS_FIRST_S = 5.0  # an error of one process is mostly the main one's too, which then prints it
+WAIT_FOR_MAIN_S = 5.0  # most errors are also the main process's, which prints them
 
 
 def is_main_process() -> bool:
@@ -66,13 +66,13 @@ def _leave(status: int, sentence: str, *, all_know: bool = False, at_once: bool 
     """Exit with `status`; the main process prints why, another one only if the main one is not leaving too.
 
     Launchers end the other processes as soon as one has failed, so a process that still runs after
-    `MAIN_SPEAKS_FIRST_S` seconds has an error that the main process does not have.
+    `WAIT_FOR_MAIN_S` seconds has an error that the main process does not have.
     """
     if not is_main_process() and not at_once:
         if not all_know:
             for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
-            time.sleep(MAIN_SPEAKS_FIRST_S)
+            time.sleep(WAIT_FOR_MAIN_S)
             print(one_line(sentence), file=sys.stderr)
     else:
         print(one_line(sentence), file=sys.stderr)

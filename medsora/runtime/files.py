@@ -89,7 +89,7 @@ def nearest_folder(path: Path) -> Path:
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to; on success it becomes `path`, on any error it is removed.
+    """Yield a path beside `path` to write to; on success it replaces `path`, on an error it is removed.
 
     Missing parent folders are made. Raises `OSError` with one sentence if the place cannot be written.
     """
@@ -124,7 +124,7 @@ def write_json(path: Path, value: Any, *, indent: int = 1, **options: Any) -> No
 
 
 def obey_umask(path: Path) -> None:
-    """Give a file the rights of any new one, if only its owner has some: so safetensors leaves its files."""
+    """Apply the umask to a file of mode 0600, which safetensors gives its files whatever the umask is."""
     if stat.S_IMODE(read_patiently(Path.stat, path).st_mode) == 0o600:
         new = name_beside(path)
         new.touch()  # asking for the umask itself would change it for a moment, in all threads
@@ -133,7 +133,7 @@ def obey_umask(path: Path) -> None:
 
 
 def name_beside(path: Path) -> Path:
-    """A hidden, unique name beside `path`, on any machine: process numbers repeat."""
+    """Return a hidden path beside `path`; random, because process numbers repeat on other machines."""
     return path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
 
 
@@ -152,7 +152,7 @@ def remove_leftovers(folder: Path, below: str | None = None) -> None:
 
 @contextmanager
 def written_folder(final: Path) -> Iterator[Path]:
-    """Give an empty folder beside `final` to write to; flushed and complete, it replaces `final`.
+    """Yield an empty folder beside `final` to write to; flushed to the disk, it replaces `final`.
 
     Raises `BadInput` if the disk refuses; an existing file then stays unchanged.
     """

@@ -124,7 +124,10 @@ class Heartbeat(threading.Thread):
             self.store.add(f"left/{self.rank}", 1)
 
     def _silent(self) -> list[int]:
-        """Return who was not heard of for too many beats of our own: all may have been suspended together."""
+        """Return the processes that sent nothing during too many beats of this one.
+
+        Beats are counted, not seconds, because all processes may have been suspended together.
+        """
         try:
             self.store.add(f"beat/{self.rank}", 1)
             for other, (count, missed) in self.heard.items():

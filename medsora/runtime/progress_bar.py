@@ -34,7 +34,7 @@ def progress_bar(
 
 
 class _Lines:
-    """A stream that ends with a newline what tqdm begins with a carriage return, to write over it later."""
+    """A stream that writes each state of a tqdm bar as a line of its own, without carriage returns."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

@@ -185,6 +185,7 @@ def _prune(root: Path, keep: int, keep_every: int | None, keep_step: int | None)
         step = checkpoint_step(folder)
         if step != keep_step and (not keep_every or step % keep_every):
             try:
-                shutil.rmtree(folder.rename(folder.with_name(f".dropping-{folder.name}")))  # never half there
+                # Renamed first: a kill never leaves half a checkpoint under its name.
+                shutil.rmtree(folder.rename(folder.with_name(f".dropping-{folder.name}")))
             except OSError as error:
                 log.warning("the old checkpoint %s cannot be removed: %s", folder, error)

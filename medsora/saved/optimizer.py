@@ -75,7 +75,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: Path) -> None:
-    """Put the state that `optimizer_tensors` gave back; raises `BadInput` if names or shapes do not match."""
+    """Restore the state that `optimizer_tensors` returned. Raises `BadInput` if names or shapes differ."""
     tensors = read_tensors(path)
     kind = next(kind for kind in _KINDS.values() if type(optimizer) is kind.make)
     parameters = _parameters(optimizer, names)

@@ -29,7 +29,6 @@ ABLATION_BEGIN = "<!-- medsora study ablate of {} -->"  # train_vae or train_dit
 
 
 def _ablate_parser(prog: str) -> argparse.ArgumentParser:
-    """Return the parser of `ablate`."""
     ablate = argparse.ArgumentParser(
         prog=prog,
         description="Train the config and its variants, one change at a time, with the same seeds, clips, "
@@ -61,7 +60,6 @@ def _ablate_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _equal_cost_parser(prog: str) -> argparse.ArgumentParser:
-    """Return the parser of `equal-cost`."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Train each system on the same clips and cached latents for equal minutes and for an "

@@ -122,7 +122,7 @@ def check_same_run(run: RunFolder, config: Config, clips: ClipDataset) -> None:
 
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Let float32 matrix products run at `precision` for a while, where the processor has a faster way.
+    """Set the precision of float32 matrix products, as `torch.set_float32_matmul_precision`, in a context.
 
     On a GPU "high" and "medium" multiply in TF32. On a CPU "medium" hands products to oneDNN and allows it to
     multiply in bf16, which it does on processors with AMX; on others, bf16 instructions or not, products
@@ -154,13 +154,13 @@ def scaler_state(accelerator: Accelerator) -> dict[str, Any] | None:
 
 
 def restore_scaler(accelerator: Accelerator, state: dict[str, Any] | None) -> None:
-    """Put back what `scaler_state` gave."""
+    """Restore the state that `scaler_state` returned."""
     if accelerator.scaler and state:
         accelerator.scaler.load_state_dict(state)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the learning rate `lr`."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 

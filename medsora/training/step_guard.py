@@ -22,7 +22,7 @@ LAG = {"cuda": 1}  # maximum lag of the host's check in steps; 0 on other device
 
 
 class StepRecord:
-    """The clips and the loss of each micro-batch of one optimiser step, for the sentence of a stop."""
+    """Clips and loss of each micro-batch of one optimiser step, which an error names."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -83,7 +83,7 @@ class StepGuard:
         self.bad = torch.maximum(self.bad, flags[0].clamp(max=1))
         if self.lag:
             self.optimizer.found_inf = self.bad
-        self._unread.append((record, *_on_the_way_to_the_host(flags)))
+        self._unread.append((record, *_copied_to_host(flags)))
 
         any_stops = stops and self.accelerator.num_processes == 1
         while len(self._unread) > (0 if at_once or any_stops else self.lag):
@@ -97,8 +97,8 @@ class StepGuard:
         return None, any_stops
 
 
-def _on_the_way_to_the_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """The flags in the host's memory, once the event has come about."""
+def _copied_to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Start a copy to the host's memory; return it, and the event that ends it, None if it is complete."""
     if flags.device.type != "cuda":
         return flags, None
     there = torch.empty_like(flags, device="cpu", pin_memory=True)

@@ -14,7 +14,7 @@ from medsora.baselines.published import load_state, read_checkpoint
 from medsora.config.presets import ENDORA_PRESETS
 from medsora.errors import BadInput
 
-# Layers of the published class that none of its published uses calls.
+# Layers of the published class that its forward pass never calls.
 UNUSED = tuple(f"{layer}.{kind}" for layer in ("linear", "linear_2") for kind in ("weight", "bias"))
 PUBLISHED_NAMES = {
     "patches.projection": "x_embedder.proj",

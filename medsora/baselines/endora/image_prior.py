@@ -90,7 +90,7 @@ class ImagePrior(nn.Module):
         return [F.interpolate(a, size=size, mode="bilinear", align_corners=False) for a in averages]
 
     def pair_with_blocks(self, of_layers: Sequence[Tensor]) -> list[Tensor | None]:
-        """Give every feature its layer's tensor, or None, from one tensor for each distinct layer."""
+        """Return for every feature its layer's tensor or None; `of_layers` has one per distinct layer."""
         by_layer = dict(zip(self.distinct_layers, of_layers, strict=True))
         return [by_layer.get(self.layer_of.get(number)) for number in range(self.num_features)]
 

@@ -61,7 +61,7 @@ class PriorCache:
             if config.images.count and config.images.encoding == "packed":
                 depends_on["image groups"] = [config.vae.kind, config.run.seed]
         if config.flow.estimator == "dis":
-            depends_on["opencv"] = cv2.__version__  # whose flow it is
+            depends_on["opencv"] = cv2.__version__  # it computes this flow
         if clips.spec.with_flow:
             depends_on["flow"] = flow_digest(clips)
         self.store = TensorStore(Path(config.cache.dir), "prior", depends_on)

@@ -28,7 +28,7 @@ class BlockAlignment:
         return {"sums": self._sums.tolist(), "samples": self._samples} if self._samples else None
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """Put back what `state` gave; raises `BadInput` for anything else."""
+        """Restore what `state` returned; raises `BadInput` for anything else."""
         self._sums, self._samples = None, 0
         if state:
             try:

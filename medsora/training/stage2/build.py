@@ -139,7 +139,7 @@ def token_grid(config: Config, vae: VideoVAE | type[VideoVAE], patch: int) -> tu
 
 
 def add_adapter(model: Denoiser, prior: FlowPrior | ImagePrior | None) -> None:
-    """Give the denoiser the trained adapter that an image prior needs."""
+    """Add the adapter that an image prior needs; it is trained with the denoiser."""
     if isinstance(prior, ImagePrior):
         model.add_adapter(prior.width)
 

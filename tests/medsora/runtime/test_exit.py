@@ -90,7 +90,7 @@ def test_what_other_processes_report(
     capsys: pytest.CaptureFixture,
 ) -> None:
     """What all know the main process says; bad input another one says only if the main one does not leave."""
-    monkeypatch.setattr(leaving, "MAIN_SPEAKS_FIRST_S", 0.01)
+    monkeypatch.setattr(leaving, "WAIT_FOR_MAIN_S", 0.01)
     before = [signal.getsignal(number) for number in leaving.STOP_SIGNALS]
     monkeypatch.setenv("RANK", "1")
     assert leave(raising(error)) == status
