@@ -13,7 +13,7 @@ from medsora.runtime.markdown import EMPTY, NOT_RUN, markdown_table
 from medsora.studies.paired import Difference, paired_difference
 from medsora.studies.scores import CLIP_METRICS
 from medsora.studies.variants import REFERENCE
-from medsora.training.run.report import METRICS
+from medsora.training.run.report import Metric, metric_of
 
 SCORES = {
     STAGE_1: ("held_out/psnr", "held_out/ssim", "held_out/flicker", "held_out/spectrum_error"),
@@ -107,7 +107,7 @@ class StudyReport(NamedTuple):
             f"{self.clips} held-out clips; in brackets differences from `{self.reference}` with 95 % "
             "intervals.",
             "",
-            *markdown_table(["variant", "parameters", *map(_label, shown)], rows),
+            *markdown_table(["variant", "parameters", *(_metric(name).label for name in shown)], rows),
             "",
             '```{.sh data-skip="trains for hours; tests run small ones"}',
             self.command,
@@ -141,7 +141,7 @@ class StudyReport(NamedTuple):
     def _table(self, scores: Sequence[str]) -> list[str]:
         header = ["variant", "parameters", "runs", "minutes"]
         for score in scores:
-            header += [_label(score), "difference (95 % interval)"]
+            header += [_metric(score).label, "difference (95 % interval)"]
         rows = []
         for title in self._titles:
             runs = [run for run in self.runs if run.title == title and run.steps]
@@ -162,7 +162,7 @@ class StudyReport(NamedTuple):
         if found is None:
             return EMPTY
         interval = "" if found.low is None else f" ({found.low:+.2g} … {found.high:+.2g})"
-        return f"{found.mean:+.2g}{interval}, {found.reading(_sign(score))}"
+        return f"{found.mean:+.2g}{interval}, {found.reading(_metric(score).sign)}"
 
     def _timesteps(self) -> list[str]:
         prefix = "held_out/clip_mse_t"
@@ -189,7 +189,7 @@ class StudyReport(NamedTuple):
                 ]
                 cells.append(f"{fmean(values):.4g}" if values else EMPTY)
             rows.append(cells)
-        return markdown_table([f"{_label(score)} after", *(f"{step} steps" for step in steps)], rows)
+        return markdown_table([f"{_metric(score).label} after", *(f"{step} steps" for step in steps)], rows)
 
     def _json_differences(self) -> dict[str, Any]:
         return {
@@ -208,14 +208,5 @@ def _off(score: str) -> str:
     return score.replace("held_out/", "held_out/base_")
 
 
-def _label(score: str) -> str:
-    if score in METRICS:
-        return METRICS[score].label
-    if score in CLIP_METRICS:
-        return CLIP_METRICS[score].label
-    return f"noise error at t = {score.rpartition('_t')[2]}"
-
-
-def _sign(score: str) -> int:
-    known = METRICS | CLIP_METRICS
-    return known[score].sign if score in known else -1
+def _metric(score: str) -> Metric:
+    return CLIP_METRICS.get(score) or metric_of(score)

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -70,7 +70,7 @@ class TensorStore:
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
         """Return an entry that maps its file, and the copy in memory that is checked."""
         try:
-            with read_patiently(_opened, self._path(name)) as file:
+            with read_patiently(lambda path: path.open("rb"), self._path(name)) as file:
                 about_file = os.fstat(file.fileno())
                 content = np.frombuffer(mmap(file.fileno(), 0, access=ACCESS_COPY), np.uint8)
             start, about, header = parse_tensors(content)
@@ -141,10 +141,6 @@ class TensorStore:
 
     def _path(self, name: str) -> Path:
         return self.folder / hashlib.sha256(name.encode()).hexdigest()[:2] / f"{name}.safetensors"
-
-
-def _opened(path: Path) -> BinaryIO:
-    return path.open("rb")
 
 
 def _tensors(header: dict[str, Any], values: np.ndarray) -> dict[str, Tensor]:

@@ -209,16 +209,16 @@ def evaluation_section(log: list[dict[str, float]], title: str = "Held-out clips
     last, before = evaluations[-1], evaluations[-2] if len(evaluations) > 1 else {}
     names = sorted((name for name in last if name.startswith(EVALUATION)), key=_place)
     rows = [
-        (_metric(name).label, *(f"{line[name]:.4g}" if name in line else "" for line in (before, last)),
-         _verdict(name, before, last), _metric(name).meaning)
+        (metric_of(name).label, *(f"{line[name]:.4g}" if name in line else "" for line in (before, last)),
+         _verdict(name, before, last), metric_of(name).meaning)
         for name in names
     ]  # fmt: skip
     if before:
-        judged = next(name for name in names if _metric(name).sign)
+        judged = next(name for name in names if metric_of(name).sign)
         steps = [f"{int(line['step']):,}" for line in (last, before)]
         sentence = (
             f"The evaluation after step {steps[0]} is {_verdict(judged, before, last)} than the one after "
-            f"step {steps[1]}, by its {_metric(judged).label}."
+            f"step {steps[1]}, by its {metric_of(judged).label}."
         )
     else:
         sentence = (
@@ -230,14 +230,15 @@ def evaluation_section(log: list[dict[str, float]], title: str = "Held-out clips
 
 def _verdict(name: str, before: dict[str, float], last: dict[str, float]) -> str:
     """Return whether a metric got better, or nothing where there is no better or no earlier metric."""
-    sign = _metric(name).sign
+    sign = metric_of(name).sign
     if not sign or name not in before:
         return ""
     gain = sign * (last[name] - before[name])
     return BETTER if gain > 0 else WORSE if gain < 0 else EQUAL
 
 
-def _metric(name: str) -> Metric:
+def metric_of(name: str) -> Metric:
+    """Return the label, meaning and sign of a logged metric; unknown ones have a sign of 0."""
     error, _, timestep = name.partition("mse_t")
     if timestep and error in ("held_out/", "held_out/clip_"):
         of_clips = " of clips" if error.endswith("clip_") else ""

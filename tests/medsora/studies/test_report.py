@@ -44,7 +44,7 @@ def test_scores_differences_and_the_curve_of_the_denoiser() -> None:
     assert raster[1:5] == ["1,200", "2 of 2", "3.0", "0.4201"]
     assert raster[5] == "+0.1 (+0.099 … +0.1), worse |"
     assert row(page, "weight=0")[1:] == ["1,000", "0 of 2", "–", "not run", "– |"]
-    assert page.index("noise error at t = 50 |") < page.index("noise error at t = 250 |")
+    assert page.index("noise error of clips at t = 50 |") < page.index("noise error of clips at t = 250 |")
     assert row(page, "as configured", 2) == ["| as configured", "0.6", "0.32 |"]
     assert row(page, "weight=0", 2) == ["| weight=0", "0.9", "– |"]
     assert page.endswith("medsora as configured\nmedsora scan=raster\nmedsora weight=0\n```\n")
