@@ -20,6 +20,7 @@ from medsora.data.reading.memory import share_with_loaders
 from medsora.errors import BadInput
 from medsora.runtime.malloc import hand_back_freed_memory
 from medsora.runtime.processes import BATCH_TIME_LIMIT_S
+from medsora.training.randomness import chance_for
 from medsora.training.schedule import SampleKey, StepBatches
 
 
@@ -31,6 +32,13 @@ class NumberedClips(Dataset):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         return {**self.clips[key.epoch, key.index], "sample": key.number}
+
+
+def label_of_sample(clips: ClipDataset, key: SampleKey, seed: int, dropout: float) -> int:
+    """Return a sample's label or, in the share `dropout` of all samples, the number that means none."""
+    if chance_for(seed, "label dropout", key.number) < dropout:
+        return len(clips.labels.names)
+    return clips.label(key.index)
 
 
 class TimedBatches:

@@ -9,8 +9,8 @@ from torch.utils.data import Dataset
 
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
+from medsora.training.batches import label_of_sample
 from medsora.training.cache.codes import CodeCache
-from medsora.training.randomness import chance_for
 from medsora.training.schedule import SampleKey
 
 
@@ -23,10 +23,7 @@ class CodeSamples(Dataset):
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         _, window = self.clips.window(key.index)
         choice = self.clips.choose(key.epoch, key.index, start=window.start, images=())
-        dropped = chance_for(self.config.run.seed, "label dropout", key.number)
-        label = self.clips.label(key.index)
-        if dropped < self.config.train_ar.label_dropout:
-            label = len(self.clips.labels.names)
+        label = label_of_sample(self.clips, key, self.config.run.seed, self.config.train_ar.label_dropout)
         codes = self.cache.get(key.index, choice.flipped)
         return {"sample": key.number, "name": self.clips.name(choice), "codes": codes, "label": label}
 

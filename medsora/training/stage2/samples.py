@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset
 from medsora.flow_prior import needed
+from medsora.training.batches import label_of_sample
 from medsora.training.cache.latents import JointImages, LatentCache
 from medsora.training.cache.prior import PriorCache, has_image_targets
 from medsora.training.randomness import chance_for, derive_seed, timestep_for
@@ -76,10 +77,8 @@ class Stage2Samples(Dataset):
 
     def _label(self, key: SampleKey) -> int:
         """The clip's label, or that for none where training drops it."""
-        dropped = chance_for(self.config.run.seed, "label dropout", key.number)
-        if self.draw and dropped < self.config.train_dit.label_dropout:
-            return len(self.clips.labels.names)
-        return self.clips.label(key.index)
+        dropout = self.config.train_dit.label_dropout if self.draw else 0.0
+        return label_of_sample(self.clips, key, self.config.run.seed, dropout)
 
     def _given_latents(self, sample: int) -> int | None:
         """Number of first latents that are given to the model, 0 for most; None if that is never trained."""
