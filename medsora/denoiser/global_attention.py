@@ -1,12 +1,12 @@
 """Self-attention in the places of the spatial and the temporal Mamba: the control of Figure 1 and Eq. 11.
 
-Everything else of a block stays. Heads are as wide as Mamba's (`headdim`), and as many as give the parameter
-count nearest to that of the Mamba that they replace.
+Everything else of a block stays. Heads are as wide as Mamba's (`headdim`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -18,10 +18,15 @@ from medsora.denoiser.mamba import FrameScans, SpatialMamba, TemporalMamba
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of every token to every token of its sequence, with rotary positions."""
+    """Multi-head attention of every token to every token of its sequence, with rotary positions.
 
-    def __init__(self, width: int, headdim: int, parameters: int) -> None:
+    It has as many heads of width `headdim` as give about the parameters of the module that `replaced` builds.
+    """
+
+    def __init__(self, width: int, headdim: int, replaced: Callable[[], nn.Module]) -> None:
         super().__init__()
+        with torch.device("meta"):
+            parameters = sum(parameter.numel() for parameter in replaced().parameters())
         self.heads = max(1, round(parameters / (4 * width * headdim)))
         self.qkv = Linear(width, 3 * self.heads * headdim, bias=False)
         self.out_proj = Linear(self.heads * headdim, width, bias=False)
@@ -40,9 +45,7 @@ class SpatialAttention(SelfAttention):
     """Every token attends to all tokens of its frame (the spatial self-attention of Eq. 11)."""
 
     def __init__(self, width: int, **mamba: int | str) -> None:
-        with torch.device("meta"):
-            replaced = SpatialMamba(width, 0, **mamba)
-        super().__init__(width, mamba["headdim"], _count(replaced))
+        super().__init__(width, mamba["headdim"], partial(SpatialMamba, width, 0, **mamba))
 
     def forward(self, x: Tensor, scans: Sequence[FrameScans] = ()) -> Tensor:
         """Tokens (B, n, l, d) -> (B, n, l, d); `scans` is ignored."""
@@ -53,9 +56,7 @@ class TemporalAttention(SelfAttention):
     """Every token attends to the tokens at its position in all frames (the temporal one of Eq. 11)."""
 
     def __init__(self, width: int, **mamba: int | str) -> None:
-        with torch.device("meta"):
-            replaced = TemporalMamba(width, **mamba)
-        super().__init__(width, mamba["headdim"], _count(replaced))
+        super().__init__(width, mamba["headdim"], partial(TemporalMamba, width, **mamba))
 
     def forward(self, x: Tensor, scans: Sequence[FrameScans] = ()) -> Tensor:
         """Tokens (B, n, l, d) -> (B, n, l, d) among the frames that `scans` put together; default: all."""
@@ -67,7 +68,3 @@ class TemporalAttention(SelfAttention):
         """Attention within each `length` successive frames of x (B, frames, l, d)."""
         y = self.attend(rearrange(x, "B (clip f) l d -> B clip l f d", f=length))
         return rearrange(y, "B clip l f d -> B (clip f) l d")
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
