@@ -183,7 +183,9 @@ def ablate(study: Study, parameters: dict[str, int], command: str) -> None:
         for variant in study.variants:
             if not _train(study, variant, seed):
                 failed.append(f"{variant.title}, seed {seed}")
-            _score_run(study, variant, seed)
+            if study.scoring is not None and study.run(variant, seed).steps is not None:
+                folder, config = study.folder_of(variant, seed), study.config_of(variant, seed)
+                study.scoring.score(folder, config, study.stage, launch)
             study.report(parameters, command).write(study.folder)
     if failed:
         print(f"error: {len(failed)} of the runs failed (see above): {'; '.join(failed)}", file=sys.stderr)
@@ -244,13 +246,6 @@ def end_run(study: Study, variant: Variant, seed: int) -> bool:
         )
     end = f"{study.stage}.max_steps={checkpoint_step(newest)}"
     return launch([*study.command(variant, seed), end]) != FAILED
-
-
-def _score_run(study: Study, variant: Variant, seed: int) -> None:
-    """Score the clips of a run that is finished, if the study wants that. Raises as `Scoring.score`."""
-    if study.scoring is not None and study.run(variant, seed).steps is not None:
-        folder, config = study.folder_of(variant, seed), study.config_of(variant, seed)
-        study.scoring.score(folder, config, study.stage, launch)
 
 
 def launch(words: Sequence[str], *, timed: bool = False, module: str = "medsora") -> int:

@@ -25,7 +25,6 @@ from medsora.studies.scores import Scoring, check_phantom
 from medsora.studies.variants import Variant
 from medsora.training.run.folder import hold_folder
 
-SYSTEMS = {"medsora-tiny": "tiny", "endora-tiny": "endora-tiny"}
 BUDGETS = ("minutes", "steps")
 TOLERANCE = 0.02  # minutes may differ by this share of a segment
 ASSUMED_STEP_S, ASSUMED_CLIP_S, ASSUMED_START_S = 0.6, 0.6, 20.0  # two cores, the phantom's tiny models
@@ -53,7 +52,7 @@ class EqualCost:
     def variant(self, system: str, rate: float) -> Variant:
         """Return what a system trains with, at a learning rate. Raises `BadInput` for a name it cannot be."""
         preset, _, changes = system.partition(":")
-        words = [f"denoiser.preset={SYSTEMS.get(preset, preset)}", *filter(None, changes.split(","))]
+        words = [f"denoiser.preset={preset.removeprefix('medsora-')}", *filter(None, changes.split(","))]
         batch = load_config(self.config, list(self.overrides)).train_dit.phases[0].batch
         words.append(f"train_dit.phases=[{{lr: {rate:.6e}, batch: {batch}, until_epoch: null}}]")
         return Variant(tuple(words), load_config(self.config, [*self._overrides, *words]), system)
