@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from medsora.config.load import load_config
 from medsora.config.schema import Config
+from medsora.errors import check_limits
 from medsora.runtime.exit import EXIT_STATUSES
+from medsora.training.command_line import time_limit
 
 if TYPE_CHECKING:
     from medsora.evaluation.sanity.baselines import Outcome
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
     parser.add_argument("--videos", type=int, default=8, metavar="N", help="videos to sample (default 8)")
     parser.add_argument(
         "--minutes",
-        type=float,
+        type=time_limit,
         metavar="M",
         help="time for all of it (default: 4.5); from nothing, stage 2 takes as many steps as fit, from the "
         "config's on, unless train_dit.max_steps is given (default: 10)",
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
     parser.add_argument("--check", action="store_true", help="exit with status 1 if a criterion is not met")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change keys of the config")
     options = parser.parse_intermixed_args(arguments)
+    check_limits(options, {"videos": (1, 10_000)})
     start = options.start
     minutes = DEFAULT_MINUTES[start] if options.minutes is None else options.minutes
     config = load_config(options.config or CONFIGS[start], ["run.name=demo", *options.overrides])

@@ -22,7 +22,7 @@ import torch
 from medsora.baselines.endogen.grid import frames_to_grid
 from medsora.data.phantom import clip_seed, render_clip
 from medsora.data.reading.pixels import frames_to_video
-from medsora.errors import BadInput, bad_input_from_errors
+from medsora.errors import BadInput, bad_input_from_errors, check_limits
 from medsora.flow_prior.weights import read_weights, save_weights
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_text, written_beside
@@ -65,9 +65,11 @@ def main() -> None:
     options = parser.parse_args()
     if (options.average is None) != (options.share is None):
         raise BadInput("--average WEIGHTS and --share X belong together: give both, or neither.")
+    check_limits(options, {"clips": (1, 10_000)})
     with bad_input_from_errors():
         trained = load_vae(find_vae(options.run, kinds=KINDS))
         rival = _rival(trained, options)
+        trained.check_video_shape(FRAMES, options.size, options.size)
         if options.average is not None:
             average(trained, options.average, options.share)
         config, weights = (options.out.with_suffix(ending) for ending in (".json", ".safetensors"))

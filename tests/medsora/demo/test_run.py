@@ -123,7 +123,7 @@ def adapted(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
         demo_module.main(
             [
                 "--videos=3",
-                "--minutes=0",
+                "--minutes=0.001",
                 f"run.dir={folder}",
                 f"phantom.folder={folder}/clips",
                 f"cache.dir={folder}/cache",
@@ -176,6 +176,16 @@ def test_a_missing_model_is_named_before_anything_is_rendered(
     monkeypatch.setattr(demo_adapt, "clip_folder", lambda *_, **__: pytest.fail("clips are rendered"))
     with pytest.raises(BadInput, match="there is no folder phantom"):
         demo_module.main(["--config", "configs/phantom_clinic.yaml", f"run.dir={tmp_path}"])
+
+
+def test_numbers_without_a_meaning_are_refused_before_anything_is_trained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(BadInput, match="--videos is 0 but must be 1 to"):
+        demo_module.main(["--from", "scratch", "--videos", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        demo_module.main(["--minutes", "nan"])
+    assert "must be a number of minutes greater than 0, not nan" in capsys.readouterr().err
 
 
 def test_a_third_of_the_way_is_needed_in_colour_and_in_the_pyramid() -> None:

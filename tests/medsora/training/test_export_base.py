@@ -105,7 +105,7 @@ def test_a_share_lies_between_the_two(share: str, export: Export, capsys: pytest
     assert f"must be a number between 0 and 1, not {share}" in capsys.readouterr().err
 
 
-def test_what_cannot_ship_is_one_sentence(export: Export) -> None:
+def test_what_cannot_ship_is_one_sentence(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = ended_run(VQTokenizer.from_base(SMALL, quantize=False), "autoencoder")
     with pytest.raises(BadInput, match="without quantisation, so it has no codes"):
         export(plain, "small")
@@ -124,6 +124,10 @@ def test_what_cannot_ship_is_one_sentence(export: Export) -> None:
     vae = ended_run(FrequencyCompensatedVAE.from_base(BASE), "base")
     with pytest.raises(BadInput, match="is no tokenizer: leave --unquantised out"):
         export(vae, "small", "--unquantised", plain)
+    for words, sentence in (("--clips=0", "--clips is 0 but must be 1 to"), ("--size=20", "height 20: ")):
+        monkeypatch.setattr(sys, "argv", ["export_base", run, "small", words])
+        with pytest.raises(BadInput, match=sentence):
+            main()
     assert not list(Path().glob("small*"))
     with pytest.raises(BadInput, match=r"name its vae\.weights"):
         trained_tokenizer(load_config("endogen_phantom", ["vae.path=base", "vae.base=phantom"]))
