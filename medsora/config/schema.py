@@ -14,7 +14,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -72,24 +73,22 @@ class Key:
     @property
     def range(self) -> str:
         """The bounds in words; empty without any."""
-        bounds = (
-            ("greater than", self.above),
-            ("at least", self.at_least),
-            ("at most", self.at_most),
-            ("below", self.below),
-        )
-        return " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
+        return " and ".join(f"{words} {bound}" for words, _, bound in self._bounds)
 
     def in_range(self, number: Any) -> bool:
         """Return whether `number` is a finite number within the bounds."""
-        return (
-            isinstance(number, int | float)
-            and math.isfinite(number)
-            and (self.above is None or number > self.above)
-            and (self.at_least is None or number >= self.at_least)
-            and (self.at_most is None or number <= self.at_most)
-            and (self.below is None or number < self.below)
+        is_finite = isinstance(number, int | float) and math.isfinite(number)
+        return is_finite and all(holds(number, bound) for _, holds, bound in self._bounds)
+
+    @property
+    def _bounds(self) -> list[tuple[str, Callable[[float, float], bool], float]]:
+        bounds = (
+            ("greater than", operator.gt, self.above),
+            ("at least", operator.ge, self.at_least),
+            ("at most", operator.le, self.at_most),
+            ("below", operator.lt, self.below),
         )
+        return [each for each in bounds if each[-1] is not None]
 
 
 def key(default: Any, meaning: str, **rules: Any) -> Any:
