@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 CARD_NAME = "README.md"  # file that the hub displays
@@ -48,8 +48,8 @@ class ModelCard:
     weights: str = "saved"
     data: str | None = None
     licence: str | None = None
-    training: Sequence[tuple[str, str]] = field(default_factory=tuple)
-    evaluation: Sequence[str] = field(default_factory=tuple)
+    training: Sequence[tuple[str, str]] = ()
+    evaluation: Sequence[str] = ()
     sheet: str | None = None
 
     def markdown(self) -> str:

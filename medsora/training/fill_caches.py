@@ -26,7 +26,6 @@ from medsora.saved.find import trained_vae
 from medsora.training.accelerator import make_accelerator
 from medsora.training.cache.latents import LatentCache, latent_cache_bytes
 from medsora.training.cache.prior import PriorCache, prior_cache_bytes
-from medsora.training.cache.store import TensorStore
 from medsora.training.open_clips import denoiser_clip_spec, open_clips
 from medsora.training.stage2.build import build_denoiser, build_prior, token_grid
 
@@ -69,17 +68,15 @@ def fill_caches(config: Config) -> None:
             grid, width = token_grid(config, vae, model.config.patch), model.config.width
             priors = PriorCache(config, clips, prior, grid, width)
             sizes["prior features"] = prior_cache_bytes(config, len(clips), prior, grid, width, vae)
-        present = _stored_bytes(latents.store) + (_stored_bytes(priors.store) if priors else 0)
+        folders = [cache.store.folder for cache in (latents, priors) if cache]
+        files = (path for folder in folders for path in folder.rglob("*.safetensors"))
+        present = sum(path.stat().st_size for path in files)
         _check_room(Path(config.cache.dir), sizes, present, accelerator)
         latents.build(vae, accelerator)
         if priors is not None:
             priors.build(prior, clips, accelerator, latents)
     if accelerator.is_main_process:
-        print(f"filled: {', '.join(str(cache.store.folder) for cache in (latents, priors) if cache)}")
-
-
-def _stored_bytes(store: TensorStore) -> int:
-    return sum(path.stat().st_size for path in store.folder.rglob("*.safetensors"))
+        print(f"filled: {', '.join(map(str, folders))}")
 
 
 def _check_room(folder: Path, sizes: dict[str, int], present: int, accelerator: Accelerator) -> None:

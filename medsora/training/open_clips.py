@@ -150,13 +150,11 @@ def _store_videos(run: RunFolder, clips: ClipDataset) -> None:
     contents = {video.source.name: video.content for video in clips.report.reports}
     labels = _label_words(clips)
     videos = {name: StoredVideo(side, contents[name], labels.get(name)) for name, side in sides.items()}
-    by_folder = True
-    if before is not None:
-        by_folder = before.by_folder and before.videos is not None
-        if before.videos is not None:
-            if changes := folder_changes(run.path, clips):
-                run.notify(changes)
-            videos = {**before.videos, **videos}
+    by_folder = before is None or (before.by_folder and before.videos is not None)
+    if before is not None and before.videos is not None:
+        if changes := folder_changes(run.path, clips):
+            run.notify(changes)
+        videos = {**before.videos, **videos}
     listed = {
         name: [video.side, *video.content[:2], *([] if video.label is None else [video.label])]
         for name, video in videos.items()
