@@ -7,11 +7,12 @@ The note's metrics are measured here, from the file as it was written, on clips 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
 from medsora.data.phantom.corpus import LOOK
-from medsora.errors import BadInput, bad_input_from_errors
+from medsora.errors import bad_input_from_errors, check_limits
 from medsora.flow_prior.dino import DinoEncoder, build_network
 from medsora.flow_prior.weights import save_weights
 from medsora.runtime.exit import EXIT_STATUSES
@@ -50,11 +51,8 @@ def main() -> None:
     add("--seed", type=int, default=default.seed, metavar="N", help="(default: %(default)s)")
     add("--time-limit", type=time_limit, metavar="MINUTES", help="save and leave with status 75 before that")
     options = parser.parse_args()
-    counts = ("clips", "steps", "batch", "size")
-    if bad := next((name for name in counts if getattr(options, name) < 1), None):
-        raise BadInput(f"--{bad} is {getattr(options, bad)}: expected at least 1.")
-    if options.unseen < 12:
-        raise BadInput(f"--unseen is {options.unseen}: the minimum is 12.")
+    limits = dict.fromkeys(("clips", "steps", "batch", "size"), (1, math.inf))
+    check_limits(options, limits | {"unseen": (12, math.inf)})
     architecture = str(options.out.with_suffix(".json"))
     with bad_input_from_errors():
         network = build_network(architecture)

@@ -171,7 +171,7 @@ def test_the_command_writes_weights_that_the_flow_prior_loads(
     assert "untrained" in note
     assert f"python -m medsora.training.dino run encoder {' '.join(numbers)}\n" in note
     monkeypatch.setattr(sys, "argv", ["dino", str(tmp_path / "run"), str(out), "--unseen", "3"])
-    with pytest.raises(BadInput, match="minimum is 12"):
+    with pytest.raises(BadInput, match="--unseen is 3 but must be at least 12"):
         main()
 
 
