@@ -62,7 +62,7 @@ def fixmatch_losses(
         sure, pseudo = probabilities.max(1)
         if not recipe.published:
             clips = [weak(unlabelled[row], size, random) for row in rows]  # drawn again, as by the authors
-            logits = forward(model, [strong_view(clip, size, random) for clip in clips])
+            logits = forward(model, [strong_view(clip, random) for clip in clips])
         loss = functional.cross_entropy(logits, pseudo, reduction="none")
         kept.append((sure >= recipe.threshold).float().mean().item())
         return (loss * (sure >= recipe.threshold)).mean()
@@ -87,7 +87,7 @@ def weak_view(clip: np.ndarray, size: int, random: np.random.Generator) -> np.nd
     return clip
 
 
-def strong_view(clip: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
+def strong_view(clip: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Change a weak view by RandAugment and cover a square of half a side, all frames alike.
 
     As in the authors' code each of the operations is left out in half of the cases and has its own level.

@@ -24,7 +24,6 @@ from tests.support.reserved_port import reserve_port
 from tests.support.tiny_pipeline import write_run
 
 UPLOAD_BYTES = 400 * 10**6
-RUNNING = 1  # sampling, beside those that wait
 API = "/gradio_api"
 FIELDS: dict[str, Any] = {"sampler": "ddim", "steps": 1, "seed": 0, "videos": 1, "label": "", "guidance": 2}
 FIELDS |= {"temperature": 1, "top_k": 0, "top_p": 1, "first_frame": None}  # in the order of the tab "Sample"

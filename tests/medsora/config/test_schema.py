@@ -36,7 +36,6 @@ from tests.repository.test_docs import ROOT
 
 FOLDERS = ("medsora", "vae", "flow_prior", "kernels", "benchmarks")
 SOURCES = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
-SCHEMA = ROOT / "medsora" / "config.py"
 
 
 def declared(section: Any = Config, prefix: str = "") -> Iterator[tuple[str, Key, Any]]:
