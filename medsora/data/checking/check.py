@@ -89,11 +89,6 @@ class SourceReport:
         return "; ".join(filter(None, (why, self.shots_words, *self.scan.remarks)))
 
     @property
-    def remarks(self) -> tuple[str, ...]:
-        """Findings in a usable source besides its clips."""
-        return () if self.problem else self.scan.remarks
-
-    @property
     def applied_words(self) -> str:
         """Conversions applied after decoding, in words; empty without any."""
         return one_line("; ".join(self.scan.applied))
@@ -117,14 +112,10 @@ class SourceReport:
         return StillMarks(self.scan.margins, self.scan.marks).marks_inside(self.margins)
 
     @property
-    def used_height(self) -> int:
-        """Height of a frame after `margins` are cropped, in pixels."""
-        return round(self.scan.height * (1 - self.margins[0] - self.margins[1]))
-
-    @property
-    def used_width(self) -> int:
-        """Width of a frame after `margins` are cropped, in pixels."""
-        return round(self.scan.width * (1 - self.margins[2] - self.margins[3]))
+    def used_size(self) -> tuple[int, int]:
+        """Height and width of a frame after `margins` are cropped, in pixels."""
+        top, bottom, left, right = self.margins
+        return round(self.scan.height * (1 - top - bottom)), round(self.scan.width * (1 - left - right))
 
     @property
     def crop_words(self) -> str | None:
@@ -137,8 +128,7 @@ class SourceReport:
     @property
     def marks_words(self) -> str | None:
         """Positions of possible burnt-in text or logos, in words; None without any."""
-        positions = dict.fromkeys(position_words(box) for box in self.marks)
-        return f"{MARKS} {', '.join(positions)}" if positions else None
+        return ", ".join(dict.fromkeys(map(position_words, self.marks))) or None
 
 
 @dataclass(frozen=True)
@@ -273,8 +263,8 @@ class CheckReport:
         stills = {report.source.name for report in self.stills}
         lines = [f"left out {r.source.name}: {r.problem}" for r in self.bad if r.source.name not in stills]
         lines += [f"left out the folder {name}: {reason}" for name, reason in self.unlisted.items()]
-        damaged = [r for r in self.usable if r.remarks]
-        lines += [f"used as far as it decodes: {r.source.name}: {'; '.join(r.remarks)}" for r in damaged]
+        damaged = [r for r in self.usable if r.scan.remarks]
+        lines += [f"used as far as it decodes: {r.source.name}: {'; '.join(r.scan.remarks)}" for r in damaged]
         uneven, by_time = "frames are taken by number although they are", "; data.rate takes them by time"
         if self.rate is not None:
             uneven, by_time = "clips are taken by time; frames are", ""
@@ -285,7 +275,7 @@ class CheckReport:
             ("borders are cut off in", lambda r: r.crop_words, ""),
             (
                 f"{MARKS} in",
-                lambda r: (r.marks_words or "").removeprefix(f"{MARKS} "),
+                lambda r: r.marks_words,
                 "; a model would learn it: crop it (data.crop=[top,bottom,left,right]) or remove the file",
             ),
         ):

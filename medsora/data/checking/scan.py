@@ -107,6 +107,8 @@ def scan_source(source: Source) -> Scan:
         return _scan_folder(source) if source.is_folder else _scan_file(source.path)
     except UnreadableVideo as error:
         return Scan(problem=error.reason)
+    except UnknownWhite as error:
+        return Scan(problem=str(error))
     except OSError as error:
         return Scan(problem=f"{CANNOT_BE_READ}: {error.strerror or error}")
     except Exception as error:  # one file never ends the check of a folder
@@ -328,7 +330,7 @@ def _scan_folder(source: Source) -> Scan:
             broken.append(number)
             reasons.append(f"{path.name} {error.reason}")
         except UnknownWhite as error:
-            raise UnreadableVideo(folder, f"{path.name}: {error}") from error
+            raise UnknownWhite(f"{path.name}: {error}") from error
         else:
             height, width = picture.values.shape[:2]
             sizes[number] = width, height
@@ -345,7 +347,7 @@ def _scan_folder(source: Source) -> Scan:
         return Scan("frames", problem=f"none of its {len(pictures)} pictures decodes: {reasons[0]}")
     if words := masks.words():
         return Scan("frames", codec, problem=words)
-    white = _white(folder, whites)
+    white = whites.white()
     if any_deep:  # the white level is known only now
         samples = EvenSamples()
         readable = [path for number, path in enumerate(pictures) if number not in set(broken)]
@@ -396,10 +398,3 @@ def _scan_folder(source: Source) -> Scan:
         parted=_parted_words({HARD_CUTS: hard_cuts}),
         stills=stills,
     )
-
-
-def _white(path: Path, whites: WhiteFinder) -> float | None:
-    try:
-        return whites.white()
-    except UnknownWhite as error:
-        raise UnreadableVideo(path, str(error)) from error

@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from medsora.data.checking.check import CheckReport, SourceReport
+from medsora.data.checking.check import MARKS, CheckReport, SourceReport
 from medsora.data.checking.windows import clip_span
 from medsora.data.sheet import contact_sheet
 from medsora.errors import one_line
@@ -92,10 +92,10 @@ def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
 
 def _cells(source: SourceReport, original: str | None) -> list[Text | str]:
     scan = source.scan
+    marks = f"{MARKS} {source.marks_words}" if source.marks_words else None
     copied = f"copy of {original}" if original else None
-    notes = (source.shots_words, source.uneven_words, *source.remarks)
-    notes = filter(None, (*notes, source.crop_words, source.marks_words, copied))
-    remarks = one_line(source.problem or "; ".join(notes))
+    notes = (source.shots_words, source.uneven_words, *scan.remarks, source.crop_words, marks, copied)
+    remarks = one_line(source.problem or "; ".join(filter(None, notes)))
     return [
         Text(one_line(source.source.name)),
         scan.container,

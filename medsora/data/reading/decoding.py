@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -42,13 +43,7 @@ MAX_PIXELS = 2**25  # 8K
 ONE_THREAD_PIXELS = 2**17  # below, starting threads takes longer than the conversion
 SIZE_LIMIT = f"at most {MAX_SIDE} per side and {MAX_PIXELS // 10**6} million in all are read"
 STALL_S = 60.0  # time limit for opening a file and for reading its next packet
-NOT_VIDEOS = {
-    "concat",
-    "dash",
-    "hls",
-    "tty",
-    "image2",
-}  # FFmpeg's formats without frames of their own
+NOT_VIDEOS = {"concat", "dash", "hls", "tty"}  # FFmpeg's formats without frames of their own
 DICOM_SUFFIXES = frozenset([".dcm", ".dicom"])
 DICOM = (
     "a DICOM file, which is not read; convert it to pictures or a video first, such as with DCMTK: "
@@ -293,7 +288,7 @@ class VideoReader:
         for frame in decoded:
             if frame.pts is not None and frame.pts >= point.pts:
                 landed = frame.pts == point.pts and self.checksum(frame) == point.checksum
-                return _chain(frame, decoded) if landed else None
+                return chain([frame], decoded) if landed else None
         return None
 
     @_naming_the_file
@@ -416,11 +411,6 @@ def is_dicom(path: Path) -> bool:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
-
-
-def _chain(first: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    yield first
-    yield from rest
 
 
 def _why_unopenable(path: Path, error: Exception) -> str:

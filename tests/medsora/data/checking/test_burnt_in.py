@@ -149,7 +149,7 @@ def test_the_check_reports_it_and_the_clips_are_cropped(
         assert one.margins == MARGINS
         assert one.crop_words == "cropped by top 12, bottom 20, left 100, right 28 pixels"
         assert other.margins == NO_MARGINS
-        assert other.marks_words == "possible burnt-in text or logo at the top left"
+        assert other.marks_words == "at the top left"
         assert ["borders" in line or "burnt-in" in line for line in report.complaints()] == [True, True]
     spec = ClipSpec(frames=4, interval=1, size=(128, 128), images=0, flip=False)
     clips = ClipDataset(report, spec, holdout=0)
