@@ -47,11 +47,7 @@ def evaluate(real: str | Path, fake: str | Path, **options: Any) -> Results | No
     `options` are the fields of `EvaluationSettings`. In several processes the main one returns the results,
     the others None. Raises `BadInput`, in one sentence, for anything that cannot be used.
     """
-    return run_evaluation(EvaluationSettings(real, fake, **options))
-
-
-def run_evaluation(settings: EvaluationSettings) -> Results | None:
-    """Evaluate with `settings`; see `evaluate`."""
+    settings = EvaluationSettings(real, fake, **options)
     with in_process_group() as state:
         return _run(settings, state)
 
