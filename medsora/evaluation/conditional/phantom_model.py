@@ -24,7 +24,8 @@ from medsora.evaluation.conditional.classifier import predicted_labels, train_cl
 from medsora.evaluation.conditional.command import (
     command_parser,
     conclude,
-    load_measured,
+    load_labelled,
+    run_command,
     sampled,
     through_vae,
     trained_phantom,
@@ -80,7 +81,7 @@ def main() -> None:
     add("--judge-clips", type=int, default=900, metavar="N", help="for the labels (default: %(default)s)")
     add("--epochs", type=int, default=24, metavar="N", help="of their classifier (default: %(default)s)")
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
-    sys.exit(measure(parser.parse_args()))
+    run_command(parser, measure)
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -94,17 +95,11 @@ def measure(options: argparse.Namespace) -> int:
         if options.raft is not None:
             raft = build_estimator("raft_small", str(options.raft))
             motion["RAFT"] = MotionMeasure(MotionExtractor(raft, {"flow": "RAFT-small"}))
-    pipeline = load_measured(options.model)
-    if not pipeline.labels:
-        raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to measure.")
+    pipeline = load_labelled(options.model)
     kind = (pipeline.config.frames, pipeline.config.size[0])
     polyps, look = trained_phantom(options.model)
     phantom = (options.polyp_size or polyps, look)
     held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED, phantom)
-    if pipeline.labels != names:
-        raise BadInput(
-            f"{options.model} has the labels {', '.join(pipeline.labels)}, the phantom {', '.join(names)}."
-        )
     halves = held_out[0::2], held_out[1::2]
     wanted = np.arange(options.videos) % len(names)
     made = sample_clips(pipeline, options, [names[k] for k in wanted])
