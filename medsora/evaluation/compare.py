@@ -12,21 +12,18 @@ from accelerate import PartialState
 
 from medsora.data.sheet import SHEET_NAME
 from medsora.errors import BadInput, bad_input_from_errors, one_line
-from medsora.evaluation.bootstrap import between_halves, bootstrap, differences
+from medsora.evaluation.bootstrap import differences
 from medsora.evaluation.features.clip_set import REFERENCES, ClipSet
-from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.report.comparison import Comparison, Ranking
 from medsora.evaluation.report.plots import draw_motion, write_comparison_sheet
 from medsora.evaluation.report.results import AS_REAL
 from medsora.evaluation.run import (
     build,
-    choose_generated,
-    choose_real,
-    drawn_videos,
+    choose_side,
     extract_side,
     few_videos,
-    kind_of,
+    score,
     start_results,
     warn,
 )
@@ -116,7 +113,8 @@ def _run(
     started = {name: start_results(settings, measures, reals, side) for name, side in sides.items()}
     comparison = Comparison(started)
     for measure in progress_bar("re-sampling", measures.values(), unit="metric", show=settings.bootstrap > 0):
-        _score(comparison, settings, measure, [reals, *sides.values()], [of_real, *of_fakes.values()])
+        every = [reals, *sides.values()], [of_real, *of_fakes.values()], list(started.values())
+        _rank(comparison, measure, score(settings, measure, *every))
     found: dict[str, list[str]] = {}
     for name, side in sides.items():
         results = comparison.results[name]
@@ -177,8 +175,8 @@ def _choose(
     settings: EvaluationSettings, fakes: Mapping[str, Path]
 ) -> tuple[Side, dict[str, Side], list[str]]:
     """Return the real set, equally large generated ones, and a sentence if that leaves clips out."""
-    reals = choose_real(settings)
-    sides = {name: choose_generated(replace(settings, fake=folder)) for name, folder in fakes.items()}
+    reals = choose_side(settings, generated=False)
+    sides = {name: choose_side(replace(settings, fake=one), generated=True) for name, one in fakes.items()}
     notes = []
     for kind in reals:
         counts = {name: len(side[kind]) for name, side in sides.items()}
@@ -192,23 +190,9 @@ def _choose(
     return reals, sides, notes
 
 
-def _score(
-    comparison: Comparison,
-    settings: EvaluationSettings,
-    measure: Measure,
-    sides: Sequence[Side],
-    features: Sequence[Mapping[str, Features]],
-) -> None:
-    """Add a measure's metrics and rankings; the first of `sides` and of `features` is the real one."""
-    name = measure.extractor.identity["name"]
-    kind = kind_of(sides[0], name)
-    real, *fakes = (of[name] for of in features)
-    videos = [drawn_videos(side[kind]) for side in sides]
-    halves = between_halves(measure, real, settings.seed)
-    again = bootstrap(measure, real, fakes, settings.bootstrap, settings.seed, videos)
+def _rank(comparison: Comparison, measure: Measure, again: Sequence[dict]) -> None:
+    """Add the rankings of a measure's metrics; `again` are each set's replicates."""
     names = list(comparison.results)
-    for set_name, fake, replicates in zip(names, fakes, again, strict=True):
-        comparison.results[set_name].add(measure, real, fake, halves, replicates)
     for metric in (*measure.distances, *measure.scores):
         if metric.better == AS_REAL:  # its distance is ranked
             continue
