@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from medsora.data.checking.burnt_in import EvenSamples
 from medsora.data.checking.copies import thumbnails
@@ -182,7 +181,6 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         remarks += (f"damaged near frame {hits[0]}: {len(torn)} frames that this may have torn are left out",)
     if points and not proven:
         remarks += ("frames cannot be found by seeking; clips are decoded from the file's start",)
-    still = samples.still_marks()
     return replace(
         scan,
         fps=timing.fps,
@@ -190,21 +188,21 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         seek_points=proven,
         broken=torn,
         remarks=remarks,
-        margins=still.margins,
-        marks=still.marks,
         interpretation=interpretation,
         applied=tuple(applied),
-        thumbnails=thumbnails(samples.kept),
-        inside=_inside(samples.kept, still.margins),
         breaks=tuple(sorted({frame for frames in parts.values() for frame in frames})),
         parted=_parted_words(parts),
         times_ms=timing.times_ms,
+        **_shown_by(samples),
     )
 
 
-def _inside(frames: Sequence[np.ndarray], margins: Margins) -> str:
-    """Return the thumbnails of what black borders enclose, if there are borders; else nothing."""
-    return thumbnails([crop(frame, margins) for frame in frames]) if any(margins) else ""
+def _shown_by(samples: EvenSamples) -> dict[str, Any]:
+    """Return what a `Scan` holds of frames spread over the source: borders, marks, thumbnails."""
+    still, frames = samples.still_marks(), samples.kept
+    inside = thumbnails([crop(frame, still.margins) for frame in frames]) if any(still.margins) else ""
+    borders = {"margins": still.margins, "marks": still.marks}
+    return borders | {"thumbnails": thumbnails(frames), "inside": inside}
 
 
 def _parted_words(parts: Mapping[tuple[str, str], Sequence[int]]) -> tuple[str, ...]:
@@ -379,7 +377,6 @@ def _scan_folder(source: Source) -> Scan:
     applied = [words if n == len(sizes) else f"{words} ({n} of {len(sizes)})" for words, n in turned.items()]
     if recording.by_value:
         applied.append(f"frames ordered by value ({', '.join(recording.pictures[:3])}, ...)")
-    still = samples.still_marks()
     return Scan(
         "frames",
         codec,
@@ -388,13 +385,10 @@ def _scan_folder(source: Source) -> Scan:
         frames=len(pictures),
         broken=tuple(sorted({*broken, *odd})),
         remarks=tuple(remarks),
-        margins=still.margins,
-        marks=still.marks,
         interpretation=Interpretation(white=white),
         applied=tuple(filter(None, (*applied, depth_words(white)))),
-        thumbnails=thumbnails(samples.kept),
-        inside=_inside(samples.kept, still.margins),
         breaks=tuple(sorted({*recording.breaks, *changes, *hard_cuts})),
         parted=_parted_words({HARD_CUTS: hard_cuts}),
         stills=stills,
+        **_shown_by(samples),
     )
