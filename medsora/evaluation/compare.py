@@ -28,7 +28,7 @@ from medsora.evaluation.run import (
     warn,
 )
 from medsora.evaluation.settings import STYLEGAN_V, EvaluationSettings
-from medsora.evaluation.training_clips import fit_to_training
+from medsora.evaluation.training_clips import fit_to_training, in_words
 from medsora.runtime.processes import in_process_group, on_main
 from medsora.runtime.progress_bar import progress_bar
 
@@ -155,20 +155,16 @@ def _fit_to_all(
         theirs = {key: getattr(fits[name][0], key) for key in read}
         if theirs != read:
             raise BadInput(
-                f"the clips of {first} name {_in_words(read)}, those of {name} {_in_words(theirs)}, but all "
+                f"the clips of {first} name {in_words(read)}, those of {name} {in_words(theirs)}, but all "
                 "are compared with the same clips of --real; give --interval (or --rate) and --crop."
             )
     unnamed = [name for name in fits if not trained_on[name]]
     if len(unnamed) < len(fits) and unnamed and settings.protocol != STYLEGAN_V:
         warnings.append(
             f"{', '.join(unnamed)}: the clips do not name how their model's training clips were read; the "
-            f"clips of --real are read as {first}'s were ({_in_words(read)})."
+            f"clips of --real are read as {first}'s were ({in_words(read)})."
         )
     return replace(settings, **read), trained_on, warnings
-
-
-def _in_words(read: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in read.items() if value is not None)
 
 
 def _choose(
@@ -210,7 +206,7 @@ def _plan(
     sides: Mapping[str, Side],
     notes: Sequence[str],
 ) -> list[str]:
-    read = _in_words({key: getattr(settings, key) for key in ("interval", "rate", "crop")})
+    read = in_words({key: getattr(settings, key) for key in ("interval", "rate", "crop")})
     lines = [
         f"metrics: {', '.join(measures)}; clips of --real read with {read}; {settings.bootstrap} re-samplings"
     ]

@@ -156,9 +156,9 @@ def _criteria(results: dict[str, object]) -> list[Criterion]:
     if "agreement" in results:
         wanted.append(("sampled clips show the requested label", "agreement", MIN_AGREEMENT))
     else:
-        kept = [key for key in results if key.startswith(f"{THROUGH_VAE}, ")]
-        names = [key.removeprefix(f"{THROUGH_VAE}, ") for key in kept]
-        wanted += [(f"{n} is kept by the VAE", k, MIN_ACCURACY) for n, k in zip(names, kept, strict=True)]
+        prefix = f"{THROUGH_VAE}, "
+        kept = [key for key in results if key.startswith(prefix)]
+        wanted += [(f"{key.removeprefix(prefix)} is kept by the VAE", key, MIN_ACCURACY) for key in kept]
     return [
         Criterion(f"{sentence} in {results[key]:.1%}, at least {least:.0%}", results[key] >= least)
         for sentence, key, least in wanted
