@@ -18,15 +18,7 @@ from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.report.comparison import Comparison, Ranking
 from medsora.evaluation.report.plots import draw_motion, write_comparison_sheet
 from medsora.evaluation.report.results import AS_REAL
-from medsora.evaluation.run import (
-    build,
-    choose_side,
-    extract_side,
-    few_videos,
-    score,
-    start_results,
-    warn,
-)
+from medsora.evaluation.run import build, choose_side, extract_side, few_videos, score, start_results, warn
 from medsora.evaluation.settings import STYLEGAN_V, EvaluationSettings
 from medsora.evaluation.training_clips import fit_to_training, in_words
 from medsora.runtime.processes import in_process_group, on_main

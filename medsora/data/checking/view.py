@@ -45,10 +45,13 @@ def _unused(name: str, container: str, frames: str, remark: Text) -> list[Text |
 def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
     """Return the totals in one or two sentences, and with `remarks` what borders and marks there are."""
     frames = sum(source.scan.frames for source in report.usable)
+    if report.rate is None:
+        span = f"{clip_span(report.frames, report.interval)} frames"
+    else:
+        span = f"{(report.frames - 1) / report.rate:.3g} s"
     text = (
         f"{len(report.usable)} of {len(report.reports)} sources can be used: {frames} frames, {report.clips} "
-        f"clips of {report.frames} frames {report.pace} "
-        f"(each spans {_span_words(report)})."
+        f"clips of {report.frames} frames {report.pace} (each spans {span})."
     )
     if remarks and (cropped := sum(source.crop_words is not None for source in report.usable)):
         text += f" Borders are cut off in {cropped}."
@@ -71,12 +74,6 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
     return "\n".join(map(one_line, lines))
 
 
-def _span_words(report: CheckReport) -> str:
-    if report.rate is None:
-        return f"{clip_span(report.frames, report.interval)} frames"
-    return f"{(report.frames - 1) / report.rate:.3g} s"
-
-
 def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
     """Return a contact sheet with one clip, the middle one, of each of the first usable sources.
 
@@ -86,7 +83,9 @@ def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
     for source in report.usable[:SHEET_ROWS]:
         start = source.windows[len(source.windows) // 2].start
         frames = source.read(start, report.frames, report.interval, size)
-        rows.append((one_line(f"{source.source.name}@{start}   {_format(source)}"), frames))
+        scan = source.scan
+        about = f"{scan.container}/{scan.codec} {scan.width}x{scan.height}, {scan.frames} frames"
+        rows.append((one_line(f"{source.source.name}@{start}   {about}"), frames))
     return contact_sheet(rows)
 
 
@@ -107,8 +106,3 @@ def _cells(source: SourceReport, original: str | None) -> list[Text | str]:
         source.applied_words,
         Text(remarks, "red" if source.problem else "yellow"),
     ]
-
-
-def _format(source: SourceReport) -> str:
-    scan = source.scan
-    return f"{scan.container}/{scan.codec} {scan.width}x{scan.height}, {scan.frames} frames"
