@@ -33,14 +33,7 @@ from medsora.evaluation.conditional.command import (
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_classifier, phantom_clips
 from medsora.evaluation.conditional.labels import agreement
 from medsora.evaluation.features.feature_store import Features
-from medsora.evaluation.memorisation import (
-    NEAR_QUANTILE,
-    MirroredExtractor,
-    ThumbnailExtractor,
-    nearest,
-    space_metrics,
-    spread_of,
-)
+from medsora.evaluation.memorisation import NEAR_QUANTILE, compare_space, spaces
 from medsora.evaluation.metrics.measure import FrechetMeasure, Measure
 from medsora.evaluation.metrics.motion import MotionExtractor, MotionMeasure
 from medsora.evaluation.metrics.pyramid import PyramidExtractor
@@ -238,14 +231,9 @@ def near_copies(
     """
     found, criteria = {}, []
     expected = round(NEAR_QUANTILE * len(held_out))
-    for space, extractor in {
-        "pixels": ThumbnailExtractor(),
-        "features": MirroredExtractor(PyramidExtractor()),
-    }.items():
-        known = Features.of_clips(extractor, training)
-        scale = spread_of(known) if space == "features" else 1.0
-        near = [nearest(Features.of_clips(extractor, clips), known, scale) for clips in (made, held_out)]
-        found[space] = space_metrics(near[0].distance, near[1].distance)
+    for space, extractor in spaces(PyramidExtractor()).items():
+        features = [Features.of_clips(extractor, clips) for clips in (made, held_out, training)]
+        _, found[space] = compare_space(space, *features)
         marked = round(found[space]["suspicious_share"] * len(made))
         counts = [[marked, len(made) - marked], [expected, len(held_out) - expected]]
         chance = float(fisher_exact(counts, alternative="greater").pvalue)
