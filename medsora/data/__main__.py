@@ -109,7 +109,6 @@ def _run_check(options: argparse.Namespace, console: Console) -> None:
 
 
 def _run_phantom(options: argparse.Namespace, console: Console) -> None:
-    """Render phantom videos."""
     from medsora.data.phantom import write_phantom
 
     check_limits(options, dict.fromkeys(("videos", "frames", "size", "workers"), (1, math.inf)))

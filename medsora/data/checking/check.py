@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from medsora.data.checking.burnt_in import StillMarks, position_words
+from medsora.data.checking.burnt_in import marks_inside, position_words
 from medsora.data.checking.cache import CheckCache, default_cache_path
 from medsora.data.checking.copies import Content, find_copies
 from medsora.data.checking.scan import Scan, scan_source
@@ -109,7 +109,7 @@ class SourceReport:
     @property
     def marks(self) -> tuple[Margins, ...]:
         """Boxes of text or marks burnt into the frames after `margins` are cropped."""
-        return StillMarks(self.scan.margins, self.scan.marks).marks_inside(self.margins)
+        return marks_inside(self.scan.marks, self.margins)
 
     @property
     def used_size(self) -> tuple[int, int]:
@@ -315,7 +315,6 @@ def check_folder(
     crop: str | Sequence[float] = "none",
     cache_path: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    threads: int = DEFAULT_THREADS,
 ) -> CheckReport:
     """Scan every source below `root`, or recall its scan, and count its clips.
 
@@ -335,7 +334,7 @@ def check_folder(
     if missing:
         saved = time.monotonic()
         try:
-            for source, scan in _scan_all(missing, threads):
+            for source, scan in _scan_all(missing):
                 scans[source] = scan
                 if scan.is_lasting:
                     cache.put(source, scan)
@@ -385,12 +384,12 @@ def _count(things: Collection[object], noun: str) -> str:
     return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
 
 
-def _scan_all(sources: list[Source], threads: int) -> Iterator[tuple[Source, Scan]]:
+def _scan_all(sources: list[Source]) -> Iterator[tuple[Source, Scan]]:
     """Scan in parallel; PyAV releases the GIL while it decodes. Stops soon when interrupted.
 
     One thread takes all small files: several would spend more time on switching the GIL.
     """
-    pools = several, one = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
+    pools = several, one = ThreadPoolExecutor(DEFAULT_THREADS), ThreadPoolExecutor(1)
     try:
         running = {
             (one if _is_small(source) else several).submit(scan_source, source): source for source in sources
@@ -404,6 +403,6 @@ def _scan_all(sources: list[Source], threads: int) -> Iterator[tuple[Source, Sca
 
 def _is_small(source: Source) -> bool:
     try:
-        return not source.is_folder and source.path.stat().st_size < MAX_SMALL_FILE_BYTES
+        return source.recording is None and source.path.stat().st_size < MAX_SMALL_FILE_BYTES
     except OSError:  # the scan reports what is wrong with it
         return True

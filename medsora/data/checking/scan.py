@@ -28,7 +28,7 @@ from medsora.data.reading.decoding import (
 )
 from medsora.data.reading.depth import FULL_WHITE, UnknownWhite, WhiteFinder, depth_words, is_deep
 from medsora.data.reading.find import Source
-from medsora.data.reading.frame_folder import list_frames, read_image, read_picture
+from medsora.data.reading.frame_folder import read_image, read_picture
 from medsora.data.reading.interlacing import FieldOrderDetector
 from medsora.data.reading.margins import NO_MARGINS, Margins, crop
 from medsora.data.reading.picture_names import Recording
@@ -103,7 +103,7 @@ class Scan:
 def scan_source(source: Source) -> Scan:
     """Decode `source` once from start to end, holding one frame at a time. Never raises for a bad file."""
     try:
-        return _scan_folder(source) if source.is_folder else _scan_file(source.path)
+        return _scan_folder(source.path, source.recording) if source.recording else _scan_file(source.path)
     except UnreadableVideo as error:
         return Scan(problem=error.reason)
     except UnknownWhite as error:
@@ -307,9 +307,7 @@ def _lands(path: Path, point: SeekPoint) -> bool:
         return reader.frames_from(point) is not None
 
 
-def _scan_folder(source: Source) -> Scan:
-    folder = source.path
-    recording = source.recording or Recording(tuple(path.name for path in list_frames(folder)))
+def _scan_folder(folder: Path, recording: Recording) -> Scan:
     pictures = [folder / name for name in recording.pictures]
     codec = pictures[0].suffix.lstrip(".").lower()
     if recording.problem:

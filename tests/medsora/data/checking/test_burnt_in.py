@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from medsora.config.load import config_from_dict
-from medsora.data.checking.burnt_in import EvenSamples, StillMarks, find_still_marks, position_words
+from medsora.data.checking.burnt_in import (
+    EvenSamples,
+    StillMarks,
+    find_still_marks,
+    marks_inside,
+    position_words,
+)
 from medsora.data.checking.check import check_folder
 from medsora.data.clips import ClipDataset, ClipSpec
 from medsora.data.exact_flow import check_flow_files
@@ -36,8 +42,8 @@ def test_text_on_a_border_is_found_and_cut_off_with_it(scene: np.ndarray) -> Non
     found = find_still_marks(lettered(bordered(scene)))
     assert found.margins == MARGINS
     assert [position_words(box) for box in found.marks] == ["at the top left"]
-    assert found.marks_inside(found.margins) == ()
-    assert found.marks_inside(NO_MARGINS) == found.marks
+    assert marks_inside(found.marks, found.margins) == ()
+    assert marks_inside(found.marks, NO_MARGINS) == found.marks
 
 
 def test_text_on_the_scene_is_found_where_it_stands(scene: np.ndarray) -> None:

@@ -409,5 +409,5 @@ def test_a_scan_lasts_unless_a_read_or_the_check_itself_failed() -> None:
 def test_the_size_that_is_used_is_what_the_crop_leaves() -> None:
     margins = (0.1, 0.2, 0.25, 0.0)  # top, bottom, left, right
     scan = Scan("mov", "h264", 400, 300, 25, 9, margins=margins)
-    report = SourceReport(Source(Path("a.mp4"), "a.mp4", False), scan, (), 8, margins)
+    report = SourceReport(Source(Path("a.mp4"), "a.mp4"), scan, (), 8, margins)
     assert report.used_size == (210, 300)
