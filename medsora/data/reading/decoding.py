@@ -16,11 +16,11 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from fractions import Fraction
 from functools import wraps
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import av
@@ -163,20 +163,19 @@ class VideoReader:
                 options={"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)},
                 timeout=STALL_S,
             )
+            with ExitStack() as on_error:
+                on_error.callback(self.container.close)
+                self.stream = self._believable_stream()
+                context = self.stream.codec_context
+                self._has_checksums = context.name == "ffv1" and bool(context.extradata)  # from version 3 on
+                self._lost = False  # a damaged packet, on which the next ones up to a key frame depend
+                self._pixel_aspect = self._believable_pixel_aspect()
+                self._memory = decoding_memory(self._bounded_bytes())
+                self._memory.__enter__()
+                on_error.pop_all()
+        except UnreadableVideo:
+            raise
         except Exception as error:
-            raise UnreadableVideo(self.path, _why_unopenable(self.path, error)) from error
-        try:
-            self.stream = self._believable_stream()
-            context = self.stream.codec_context
-            self._has_checksums = context.name == "ffv1" and bool(context.extradata)  # from version 3 on
-            self._lost = False  # a damaged packet, on which the next ones up to a key frame depend
-            self._pixel_aspect = self._believable_pixel_aspect()
-            self._memory = decoding_memory(self._bounded_bytes())
-            self._memory.__enter__()
-        except BaseException as error:
-            self.container.close()
-            if isinstance(error, UnreadableVideo) or not isinstance(error, Exception):
-                raise
             raise UnreadableVideo(self.path, _why_unopenable(self.path, error)) from error
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
 
@@ -235,9 +234,7 @@ class VideoReader:
     def __enter__(self) -> VideoReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.container.close()
         self._memory.__exit__(None, None, None)
 
