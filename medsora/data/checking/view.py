@@ -60,9 +60,8 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
             f" Possible burnt-in text or logo in {marked} source{'s' * (marked != 1)}: a model would learn "
             "it; crop it (data.crop) or remove the files."
         )
-    copies = report.copies_note() if report.copies else None
-    notes = (report.split_note, copies, report.rates_note, report.generated_note) if remarks else ()
-    for note in filter(None, notes):
+    notes = (report.split_note, report.copies_note, report.rates_note, report.generated_note)
+    for note in filter(None, notes if remarks else ()):
         text += f" {note[0].upper()}{note[1:]}."
     if others := report.other_files:
         files, are = ("file", "is") if len(others) == 1 else ("files", "are")
