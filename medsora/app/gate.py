@@ -59,10 +59,7 @@ class Gate:
         self.names = {"localhost", *(name.lower() for name in names)}
 
     async def __call__(
-        self,
-        scope: Message,
-        receive: Receive,
-        send: Callable[[Message], Awaitable[None]],
+        self, scope: Message, receive: Receive, send: Callable[[Message], Awaitable[None]]
     ) -> None:
         """Pass a request on, or refuse it."""
         is_request = scope["type"] in ("http", "websocket")

@@ -109,23 +109,12 @@ def _run_check(options: argparse.Namespace, console: Console) -> None:
 
 
 def _run_phantom(options: argparse.Namespace, console: Console) -> None:
-    """Render phantom videos."""
     from medsora.data.phantom import write_phantom
 
     check_limits(options, dict.fromkeys(("videos", "frames", "size", "workers"), (1, math.inf)))
     with Progress(console=console, transient=True) as progress:
-        write_phantom(
-            options.folder,
-            options.videos,
-            options.frames,
-            options.size,
-            options.seed,
-            workers=options.workers,
-            progress=_shown(progress, "rendering"),
-            polyp_size=options.polyp_size,
-            look=options.look,
-            masks=options.masks,
-        )
+        arguments = {name: value for name, value in vars(options).items() if name not in ("command", "run")}
+        write_phantom(**arguments, progress=_shown(progress, "rendering"))
     what = f"{options.videos} phantom videos"
     if options.masks:
         what = f"{options.videos * options.frames} phantom frames with masks"

@@ -8,10 +8,11 @@ that. A cache of encoded clips makes its own choices and loads them here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", HELD_OUT, "all")
 CLIP_TIME_LIMIT_S = 120.0  # a clip that takes longer to decode is treated as broken
-REPLACEMENTS = 16  # windows tried in place of a broken one before loading fails
+REPLACEMENTS = 16  # windows tried, the broken one included, before loading fails
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class ClipDataset(Dataset):
                 f"{spec.clip_frames} at interval {spec.interval} or rate {spec.rate}."
             )
         report.require_clips()
-        self.report, self.spec, self.seed, self.split = report, spec, seed, split
+        self.report, self.spec, self.seed = report, spec, seed
         self.labels = read_labels(
             spec.labels,
             report.root,
@@ -284,10 +286,6 @@ class ClipDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         return self._load_or_next(index, lambda other: self.choose(epoch, other))
 
-    def window(self, index: int) -> tuple[int, Window]:
-        """Return the video's number and the window of `index`."""
-        return self.windows[index]
-
     def label(self, index: int) -> int:
         """Return the label's number of window `index`; `len(self.labels.names)` if its video has none."""
         return self.labels.number(self.videos[self.windows[index][0]].source.name)
@@ -341,22 +339,17 @@ class ClipDataset(Dataset):
         Returns them, float32 (count, 3, H, W), and the numbers of the videos that they are from. One that
         turns out not to decode is drawn again. Raises `BadInput` if none does.
         """
-        drawn = [int(window) for window in random.integers(len(self), size=count)]
+        drawn = random.integers(len(self), size=count).tolist()
         images, videos = zip(*(self._image_or_another(window, random) for window in drawn), strict=True)
         return torch.cat(images), list(videos)
 
     def _image_or_another(self, index: int, random: np.random.Generator) -> tuple[Tensor, int]:
-        for untried in reversed(range(REPLACEMENTS)):
-            video, window = self.windows[index]
-            try:
-                return self._read(video, window.start, 1), video
-            except (UnreadableVideo, OSError) as error:
-                name = one_line(self.videos[video].source.name)
-                self._report(f"the joint image {name}@{window.start} is drawn again", error)
-                if not untried:
-                    raise _lost(REPLACEMENTS, error) from error
-                index = int(random.integers(len(self)))
-        raise AssertionError("the last try returns or raises")
+        others = (int(random.integers(len(self))) for _ in range(REPLACEMENTS - 1))
+        return self._first_readable(
+            (self.fixed_choice(window, images=()) for window in chain([index], others)),
+            lambda choice: (self._read(choice.video, choice.start, 1), choice.video),
+            "the joint image %s is drawn again: %s",
+        )
 
     def load(self, choice: ClipChoice) -> dict[str, Any]:
         """Decode `choice`. Raises `UnreadableVideo` if that is not possible.
@@ -389,29 +382,28 @@ class ClipDataset(Dataset):
         return frames_to_video(self.sources[video].read(*clip, time_limit=CLIP_TIME_LIMIT_S))
 
     def _load_or_next(self, index: int, choose: Callable[[int], ClipChoice]) -> dict[str, Any]:
-        tries = min(len(self), REPLACEMENTS)
-        for step in range(tries):
-            choice = choose((index + step) % len(self) if step else index)
+        following = ((index + step) % len(self) for step in range(1, min(len(self), REPLACEMENTS)))
+        choices = map(choose, chain([index], following))
+        return self._first_readable(choices, self.load, "the clip %s is replaced by the next: %s")
+
+    def _first_readable(
+        self, choices: Iterable[ClipChoice], read: Callable[[ClipChoice], Read], warning: str
+    ) -> Read:
+        """Return `read(choice)` of the first choice that decodes; the same error is a warning only once."""
+        errors: list[Exception] = []
+        for choice in choices:
             try:
-                return self.load(choice)
+                return read(choice)
             except (UnreadableVideo, OSError) as error:
-                self._report(f"the clip {self.name(choice)} is replaced by the next", error)
-                if step == tries - 1:
-                    raise _lost(tries, error) from error
-        raise AssertionError("a dataset without clips has no index")
-
-    def _report(self, what: str, error: Exception) -> None:
-        if str(error) not in self._reported:
-            self._reported.add(str(error))
-            log.warning("%s: %s", what, error)
-
-
-def _lost(tries: int, error: Exception) -> BadInput:
-    reason = one_line(str(error)).rstrip(".")
-    return BadInput(
-        f"the clips cannot be read any more (tried: {tries}; the last: {reason}); check the folder of the "
-        "videos, then run the same command again: saved checkpoints are intact."
-    )
+                errors.append(error)
+                if str(error) not in self._reported:
+                    self._reported.add(str(error))
+                    log.warning(warning, self.name(choice), error)
+        reason = one_line(str(errors[-1])).rstrip(".")
+        raise BadInput(
+            f"the clips cannot be read any more (tried: {len(errors)}; the last: {reason}); check the folder "
+            "of the videos, then run the same command again: saved checkpoints are intact."
+        ) from errors[-1]
 
 
 def _flip_item(item: dict[str, Any]) -> dict[str, Any]:

@@ -81,19 +81,16 @@ def read_labels(
 
 
 def _from_folders(videos: Sequence[str]) -> dict[str, str]:
-    words = {video: _innermost_folder(video) for video in videos}
-    for video, word in words.items():
-        if not word:
+    words = {}
+    for video in videos:
+        folders = [name for name in PurePosixPath(video).parent.parts if name.lower() not in SPLIT_WORDS]
+        if not folders:
             raise BadInput(
                 f"data.labels is folders, but '{video}' lies in no sub-folder that could be its label; sort "
                 "the videos into folders, or give a CSV with the columns file and label."
             )
+        words[video] = folders[-1]
     return words
-
-
-def _innermost_folder(video: str) -> str:
-    folders = PurePosixPath(video).parent.parts
-    return next((name for name in reversed(folders) if name.lower() not in SPLIT_WORDS), "")
 
 
 def _from_csv(source: str, root: Path, videos: Sequence[str]) -> dict[str, str]:

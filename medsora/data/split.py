@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from medsora.data.checking.copies import merge_groups
 from medsora.data.video_table import alike_note, read_video_table
 from medsora.errors import BadInput
 
@@ -184,27 +185,18 @@ def _units(
     names: Sequence[str], groups: Sequence[Mapping[str, str]], copies: Iterable[Sequence[str]]
 ) -> dict[str, str]:
     """Return the unit of every video: its shortest patient's name, without a patient its shortest name."""
-    leaders = {name: name for name in names}
-
-    def leader(name: str) -> str:
-        while leaders[name] != name:
-            leaders[name] = name = leaders[leaders[name]]
-        return name
-
     together: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
     for number, group in enumerate(groups):
         for name in names:
             if name in group:
                 together[number, group[name]].append(name)
-    for members in (*together.values(), *([n for n in videos if n in leaders] for videos in copies)):
-        for name in members[1:]:
-            leaders[leader(name)] = leader(members[0])
-    keys: defaultdict[str, list[tuple[bool, int, str]]] = defaultdict(list)
-    for name in names:
-        found = [group[name] for group in groups if name in group]
-        keys[leader(name)] += [(not found, len(key), key) for key in found or [name]]
-    units = {first: min(found)[-1] for first, found in keys.items()}
-    return {name: units[leader(name)] for name in names}
+    known = set(names)
+    alike = ([name for name in videos if name in known] for videos in copies)
+    units: dict[str, str] = {}
+    for members in merge_groups(names, [*together.values(), *alike]):
+        patients = {group[name] for group in groups for name in members if name in group}
+        units |= dict.fromkeys(members, min(patients or members, key=lambda key: (len(key), key)))
+    return units
 
 
 def split_by_video(names: Sequence[str], holdout: float, seed: int) -> dict[str, str]:

@@ -28,8 +28,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
         )
     from medsora.evaluation.compare import compare, name_folders
     from medsora.evaluation.metrics.weight_files import parse_weights
-    from medsora.evaluation.run import run_evaluation
-    from medsora.evaluation.settings import EvaluationSettings
+    from medsora.evaluation.run import evaluate
     from medsora.evaluation.vae_quality import VaeSettings, evaluate_vae, markdown
 
     if "vae" in options and isinstance(options.get("clips"), tuple):
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
         if {"names", "dry_run"} & set(options):
             raise BadInput("--names and --dry-run belong to a comparison of several --fake; leave them out.")
         (options["fake"],) = options["fake"]
-        results = run_evaluation(EvaluationSettings(**options))
+        results = evaluate(**options)
         page = results and results.markdown(notes=False)  # they are on standard error
     if page:
         print(page)

@@ -12,26 +12,15 @@ from accelerate import PartialState
 
 from medsora.data.sheet import SHEET_NAME
 from medsora.errors import BadInput, bad_input_from_errors, one_line
-from medsora.evaluation.bootstrap import between_halves, bootstrap, differences
+from medsora.evaluation.bootstrap import differences
 from medsora.evaluation.features.clip_set import REFERENCES, ClipSet
-from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.report.comparison import Comparison, Ranking
 from medsora.evaluation.report.plots import draw_motion, write_comparison_sheet
 from medsora.evaluation.report.results import AS_REAL
-from medsora.evaluation.run import (
-    build,
-    choose_generated,
-    choose_real,
-    drawn_videos,
-    extract_side,
-    few_videos,
-    kind_of,
-    start_results,
-    warn,
-)
+from medsora.evaluation.run import build, choose_side, extract_side, few_videos, score, start_results, warn
 from medsora.evaluation.settings import STYLEGAN_V, EvaluationSettings
-from medsora.evaluation.training_clips import fit_to_training
+from medsora.evaluation.training_clips import fit_to_training, in_words
 from medsora.runtime.processes import in_process_group, on_main
 from medsora.runtime.progress_bar import progress_bar
 
@@ -116,7 +105,8 @@ def _run(
     started = {name: start_results(settings, measures, reals, side) for name, side in sides.items()}
     comparison = Comparison(started)
     for measure in progress_bar("re-sampling", measures.values(), unit="metric", show=settings.bootstrap > 0):
-        _score(comparison, settings, measure, [reals, *sides.values()], [of_real, *of_fakes.values()])
+        every = [reals, *sides.values()], [of_real, *of_fakes.values()], list(started.values())
+        _rank(comparison, measure, score(settings, measure, *every))
     found: dict[str, list[str]] = {}
     for name, side in sides.items():
         results = comparison.results[name]
@@ -157,28 +147,24 @@ def _fit_to_all(
         theirs = {key: getattr(fits[name][0], key) for key in read}
         if theirs != read:
             raise BadInput(
-                f"the clips of {first} name {_in_words(read)}, those of {name} {_in_words(theirs)}, but all "
+                f"the clips of {first} name {in_words(read)}, those of {name} {in_words(theirs)}, but all "
                 "are compared with the same clips of --real; give --interval (or --rate) and --crop."
             )
     unnamed = [name for name in fits if not trained_on[name]]
     if len(unnamed) < len(fits) and unnamed and settings.protocol != STYLEGAN_V:
         warnings.append(
             f"{', '.join(unnamed)}: the clips do not name how their model's training clips were read; the "
-            f"clips of --real are read as {first}'s were ({_in_words(read)})."
+            f"clips of --real are read as {first}'s were ({in_words(read)})."
         )
     return replace(settings, **read), trained_on, warnings
-
-
-def _in_words(read: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in read.items() if value is not None)
 
 
 def _choose(
     settings: EvaluationSettings, fakes: Mapping[str, Path]
 ) -> tuple[Side, dict[str, Side], list[str]]:
     """Return the real set, equally large generated ones, and a sentence if that leaves clips out."""
-    reals = choose_real(settings)
-    sides = {name: choose_generated(replace(settings, fake=folder)) for name, folder in fakes.items()}
+    reals = choose_side(settings, generated=False)
+    sides = {name: choose_side(replace(settings, fake=one), generated=True) for name, one in fakes.items()}
     notes = []
     for kind in reals:
         counts = {name: len(side[kind]) for name, side in sides.items()}
@@ -192,23 +178,9 @@ def _choose(
     return reals, sides, notes
 
 
-def _score(
-    comparison: Comparison,
-    settings: EvaluationSettings,
-    measure: Measure,
-    sides: Sequence[Side],
-    features: Sequence[Mapping[str, Features]],
-) -> None:
-    """Add a measure's metrics and rankings; the first of `sides` and of `features` is the real one."""
-    name = measure.extractor.identity["name"]
-    kind = kind_of(sides[0], name)
-    real, *fakes = (of[name] for of in features)
-    videos = [drawn_videos(side[kind]) for side in sides]
-    halves = between_halves(measure, real, settings.seed)
-    again = bootstrap(measure, real, fakes, settings.bootstrap, settings.seed, videos)
+def _rank(comparison: Comparison, measure: Measure, again: Sequence[dict]) -> None:
+    """Add the rankings of a measure's metrics; `again` are each set's replicates."""
     names = list(comparison.results)
-    for set_name, fake, replicates in zip(names, fakes, again, strict=True):
-        comparison.results[set_name].add(measure, real, fake, halves, replicates)
     for metric in (*measure.distances, *measure.scores):
         if metric.better == AS_REAL:  # its distance is ranked
             continue
@@ -226,7 +198,7 @@ def _plan(
     sides: Mapping[str, Side],
     notes: Sequence[str],
 ) -> list[str]:
-    read = _in_words({key: getattr(settings, key) for key in ("interval", "rate", "crop")})
+    read = in_words({key: getattr(settings, key) for key in ("interval", "rate", "crop")})
     lines = [
         f"metrics: {', '.join(measures)}; clips of --real read with {read}; {settings.bootstrap} re-samplings"
     ]

@@ -120,7 +120,7 @@ def audit(
             f"the clips of --real {held_out.root} are among the training clips of --memorised {training.root}"
             ", but the audit needs clips that the model never saw; give a held-out folder as --real."
         )
-    extractors = {"pixels": ThumbnailExtractor(), "features": MirroredExtractor(extractor)}
+    extractors = spaces(extractor)
     share = {"state": state, "batch_size": settings.batch_size}
     of_training = extract(training, extractors, settings.cache, label="training", **share)
     of_real = extract(held_out, extractors, settings.cache, label="held-out", **share)
@@ -145,10 +145,8 @@ def audit(
         )
     pairs: list[tuple[float, int, int, str]] = []
     for space in extractors:
-        scale = spread_of(of_training[space]) if space == "features" else 1.0
-        ours = nearest(of_fake[space], of_training[space], scale)
-        theirs = nearest(Features.of(np.asarray(of_real[space].values[kept])), of_training[space], scale)
-        metrics = space_metrics(ours.distance, theirs.distance)
+        never_seen = Features.of(np.asarray(of_real[space].values[kept]))
+        ours, metrics = compare_space(space, of_fake[space], never_seen, of_training[space])
         marked = [int(i) for i in np.flatnonzero(ours.distance < metrics["threshold"])]
         metrics["marked"] = {fake.name(i): training.name(int(ours.index[i])) for i in marked}
         found["spaces"][space] = metrics
@@ -157,6 +155,20 @@ def audit(
         pairs += [(float(ours.distance[i]), int(i), int(ours.index[i]), space) for i in order]
     _write_pairs(settings.out / "nearest-training-clips.png", pairs, fake, training)
     return found
+
+
+def spaces(extractor: Extractor) -> dict[str, Extractor]:
+    """Return what takes clips into each space; `extractor`'s single row is that of the features."""
+    return {"pixels": ThumbnailExtractor(), "features": MirroredExtractor(extractor)}
+
+
+def compare_space(
+    space: str, generated: Features, held_out: Features, training: Features
+) -> tuple[Neighbours, dict[str, Any]]:
+    """Return the generated clips' nearest training clips, and the metrics of the space."""
+    scale = spread_of(training) if space == "features" else 1.0
+    ours, theirs = (nearest(features, training, scale) for features in (generated, held_out))
+    return ours, space_metrics(ours.distance, theirs.distance)
 
 
 def space_metrics(generated: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:

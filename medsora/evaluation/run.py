@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,7 @@ def evaluate(real: str | Path, fake: str | Path, **options: Any) -> Results | No
     `options` are the fields of `EvaluationSettings`. In several processes the main one returns the results,
     the others None. Raises `BadInput`, in one sentence, for anything that cannot be used.
     """
-    return run_evaluation(EvaluationSettings(real, fake, **options))
-
-
-def run_evaluation(settings: EvaluationSettings) -> Results | None:
-    """Evaluate with `settings`; see `evaluate`."""
+    settings = EvaluationSettings(real, fake, **options)
     with in_process_group() as state:
         return _run(settings, state)
 
@@ -60,7 +56,7 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     check_same_folders(output=settings.out, cache=settings.cache)
     measures = build(settings, state)  # weights that are missing are reported before anything is decoded
     settings, trained_on, warnings = on_main(state, lambda: fit_to_training(settings))
-    reals, fakes = on_main(state, lambda: (choose_real(settings), choose_generated(settings)))
+    reals, fakes = on_main(state, lambda: [choose_side(settings, generated=side) for side in (False, True)])
     real, fake = reals["clips"], fakes["clips"]
     scratch = settings.out / ".features"
     of_real = extract_side(settings, reals, measures, state, folder=settings.cache, label=real.reference)
@@ -74,12 +70,7 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
         return None
     results = start_results(settings, measures, reals, fakes)
     for measure in measures.values():
-        name = measure.extractor.identity["name"]
-        halves = between_halves(measure, of_real[name], settings.seed)
-        kind = kind_of(reals, name)
-        videos = [drawn_videos(side[kind]) for side in (reals, fakes)]
-        again = bootstrap(measure, of_real[name], [of_fake[name]], settings.bootstrap, settings.seed, videos)
-        results.add(measure, of_real[name], of_fake[name], halves, again[0])
+        score(settings, measure, [reals, fakes], [of_real, of_fake], [results])
     results.memorisation = audited
     results.protocol["trained_on"] = trained_on
     with bad_input_from_errors():
@@ -100,34 +91,49 @@ def _run(settings: EvaluationSettings, state: PartialState) -> Results | None:
     return results
 
 
-def choose_real(settings: EvaluationSettings) -> dict[str, ClipSet]:
-    """Return the real "clips", and "frames" where the protocol has another set for these.
+def choose_side(settings: EvaluationSettings, *, generated: bool) -> dict[str, ClipSet]:
+    """Return one side's "clips", and "frames" where the protocol has another set for these.
 
-    Raises `BadInput` for a folder without enough of them, as `choose_generated` does.
+    Raises `BadInput` for a folder without enough of them.
     """
     if settings.protocol == STYLEGAN_V:
-        side = stylegan_v.choose_side(settings, settings.real, generated=False)
+        side = stylegan_v.choose_side(settings, generated=generated)
+    elif generated:
+        read = {"interval": 1, "rate": None, "crop": crop_of_generated(settings.crop)}
+        side = {"clips": settings.choose(settings.fake, settings.clips[1], **read)}
     else:
         side = {"clips": settings.choose(settings.real, settings.clips[0], **settings.of_real)}
     return {kind: require_enough(clips) for kind, clips in side.items()}
 
 
-def choose_generated(settings: EvaluationSettings) -> dict[str, ClipSet]:
-    """Return the generated clips, and frames, as `choose_real` does the real ones."""
-    if settings.protocol == STYLEGAN_V:
-        side = stylegan_v.choose_side(settings, settings.fake, generated=True)
-    else:
-        read = {"interval": 1, "rate": None, "crop": crop_of_generated(settings.crop)}
-        side = {"clips": settings.choose(settings.fake, settings.clips[1], **read)}
-    return {kind: require_enough(clips) for kind, clips in side.items()}
+def score(
+    settings: EvaluationSettings,
+    measure: Measure,
+    sides: Sequence[Mapping[str, ClipSet]],
+    features: Sequence[Mapping[str, Features]],
+    results: Sequence[Results],
+) -> list[dict]:
+    """Add a measure's metrics to the results of each generated set; return their replicates (`bootstrap`).
+
+    The first of `sides` and of `features` is the real one, which has no results.
+    """
+    name = measure.extractor.identity["name"]
+    kind = _kind_of(sides[0], name)
+    real, *fakes = (of[name] for of in features)
+    videos = [_drawn_videos(side[kind]) for side in sides]
+    halves = between_halves(measure, real, settings.seed)
+    again = bootstrap(measure, real, fakes, settings.bootstrap, settings.seed, videos)
+    for one, fake, replicates in zip(results, fakes, again, strict=True):
+        one.add(measure, real, fake, halves, replicates)
+    return again
 
 
-def kind_of(side: Mapping[str, ClipSet], extractor: str) -> str:
+def _kind_of(side: Mapping[str, ClipSet], extractor: str) -> str:
     """Return which of a side's sets, "clips" or "frames", the extractor of this name sees."""
     return "frames" if extractor in BY_FRAME and "frames" in side else "clips"
 
 
-def drawn_videos(clips: ClipSet) -> np.ndarray | None:
+def _drawn_videos(clips: ClipSet) -> np.ndarray | None:
     """Return each clip's video, to draw whole videos, or None where there are too few of them."""
     videos = clips.videos
     return videos if videos.max() + 1 >= MIN_VIDEOS else None
@@ -140,7 +146,7 @@ def few_videos(
     few = [
         f"{name} {side['clips'].videos.max() + 1}"
         for name, side in {reals["clips"].reference: reals, **sides}.items()
-        if drawn_videos(side["clips"]) is None and len(side["clips"]) > side["clips"].videos.max() + 1
+        if _drawn_videos(side["clips"]) is None and len(side["clips"]) > side["clips"].videos.max() + 1
     ]
     if not few or not settings.bootstrap:
         return []
@@ -164,7 +170,7 @@ def extract_side(
     extractors.setdefault("pixel", PixelExtractor())  # finds black clips and copies
     features: dict[str, Features] = {}
     for kind, clips in side.items():
-        mine = {name: one for name, one in extractors.items() if kind_of(side, name) == kind}
+        mine = {name: one for name, one in extractors.items() if _kind_of(side, name) == kind}
         at_once = settings.batch_size * settings.frames // clips.frames
         features |= extract(clips, mine, folder, state, batch_size=at_once, label=label)
     return features

@@ -9,7 +9,6 @@ prepared as JPEG files. Covariances are divided by n.
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -47,13 +46,13 @@ _WORDS = "Pillow Lanczos, scaled to cover, cropped in the middle, JPEG of qualit
 LANCZOS_JPEG = Resize(_WORDS, _lanczos_jpeg)
 
 
-def choose_side(settings: EvaluationSettings, root: str | Path, *, generated: bool) -> dict[str, ClipSet]:
+def choose_side(settings: EvaluationSettings, *, generated: bool) -> dict[str, ClipSet]:
     """Return one side's "clips" of FVD and, as clips of one frame, its "frames" of FID and IS.
 
     Raises `BadInput` with one sentence if there is no folder or no usable clip in it.
     """
     windows = {"stride": 1, "resize": LANCZOS_JPEG, **({} if generated else settings.of_real)}
-    pick = Pick.FIRST if generated else Pick.RANDOM
+    root, pick = (settings.fake, Pick.FIRST) if generated else (settings.real, Pick.RANDOM)
     side = {"clips": settings.choose(root, MAX_CLIPS, **windows, pick=pick)}
     if {"fid", "is"} & set(settings.metrics):
         count = MAX_GENERATED_FRAMES if generated else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,7 @@ def fit_to_training(settings: EvaluationSettings) -> tuple[EvaluationSettings, d
     warnings = []
     if len(named) > 1:
         most = named.most_common(3)
-        kinds = "; ".join(f"{count} clips: {_in_words(json.loads(text))}" for text, count in most)
+        kinds = "; ".join(f"{count} clips: {in_words(json.loads(text))}" for text, count in most)
         warnings.append(
             f"the generated clips differ in how their models' training clips were read ({kinds}); the first "
             "of these decides here: evaluate each model's clips alone."
@@ -77,5 +78,6 @@ def unlike_rates(trained_on: dict[str, Any], real: ClipSet, fake: ClipSet) -> li
     ]
 
 
-def _in_words(trained_on: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in trained_on.items()) or "not named"
+def in_words(read: Mapping[str, Any]) -> str:
+    """Return how clips are read, interval, rate and crop, as far as it is known."""
+    return ", ".join(f"{name} {value}" for name, value in read.items() if value is not None) or "not named"

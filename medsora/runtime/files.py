@@ -67,19 +67,17 @@ def is_file(path: Path) -> bool:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return all files in `folder` and its sub-folders, sorted; raises as `read_patiently` does.
+    """Return all files in `folder` and its sub-folders, sorted; raises as `read_patiently` does."""
+    return sorted(Path(place, name) for place, _, names in _walk(folder) for name in names)
 
-    Unlike `rglob`, it never leaves out a folder that may not be listed for a moment.
-    """
+
+def _walk(folder: Path) -> list[tuple[str, list[str], list[str]]]:
+    """Return `os.walk(folder)`, which unlike `rglob` never leaves out a folder that cannot be listed now."""
 
     def refuse(error: OSError) -> None:
         raise error
 
-    def walk(root: Path) -> list[Path]:
-        found = os.walk(root, onerror=refuse)
-        return sorted(Path(place, name) for place, _, names in found for name in names)
-
-    return read_patiently(walk, folder)
+    return read_patiently(lambda root: list(os.walk(root, onerror=refuse)), folder)
 
 
 def nearest_folder(path: Path) -> Path:
@@ -163,10 +161,11 @@ def written_folder(final: Path) -> Iterator[Path]:
                 shutil.rmtree(left)
         working.mkdir(parents=True)
         yield working
-        for path in [*read_patiently(lambda folder: sorted(folder.rglob("*")), working), working]:
-            if is_file(path):
+        for place, _, names in _walk(working):
+            for path in (Path(place, name) for name in names):
                 obey_umask(path)
-            _flush(path)
+                _flush(path)
+            _flush(Path(place))
         if replaces := read_patiently(Path.exists, final):
             final.rename(dropped)  # a deletion may fail half-way
         try:

@@ -153,9 +153,9 @@ def read_first_frames(
 def _source(path: Path) -> Source:
     """Return the video, or the picture, that `path` is; raises `BadInput` if it is a folder of several."""
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-        return Source(path.parent, path.name, True, Recording((path.name,)))
+        return Source(path.parent, path.name, Recording((path.name,)))
     if not path.is_dir():
-        return Source(path, path.name, False)
+        return Source(path, path.name)
     sources = find_sources(path).sources
     if len(sources) == 1 and sources[0].path == path:
         return sources[0]

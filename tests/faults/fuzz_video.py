@@ -69,7 +69,7 @@ def attempt(number: int, seed: int, originals: list[Path], folder: Path) -> str:
     if original.name in PICTURES:
         assert read_image(path).dtype == np.uint8
         return "opened: the picture decodes"
-    scan = scan_source(Source(path, path.name, False))
+    scan = scan_source(Source(path, path.name))
     assert not (scan.problem or "").startswith(CHECK_FAILS), scan.problem
     if scan.problem:
         try:

@@ -7,6 +7,7 @@ warns of them. Black borders carry nothing and are cropped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -48,15 +49,6 @@ class StillMarks:
 
     margins: Margins = NO_MARGINS
     marks: tuple[Margins, ...] = ()
-
-    def marks_inside(self, margins: Margins) -> tuple[Margins, ...]:
-        """Return the marks that are left when `margins` are cropped."""
-        top, bottom, left, right = margins
-        return tuple(
-            box
-            for box in self.marks
-            if box[1] > top and box[0] < 1 - bottom and box[3] > left and box[2] < 1 - right
-        )
 
 
 class EvenSamples:
@@ -229,6 +221,14 @@ def _rim(lit: np.ndarray) -> np.ndarray:
         return np.zeros(lit.shape, bool)
     to_edge = (cv2.distanceTransform(part, cv2.DIST_L2, 3) for part in (field, 1 - field))
     return sum(to_edge) <= max(MIN_RIM_PX, RIM * side)
+
+
+def marks_inside(marks: Sequence[Margins], margins: Margins) -> tuple[Margins, ...]:
+    """Return the boxes of marks that are left when `margins` are cropped."""
+    top, bottom, left, right = margins
+    return tuple(
+        box for box in marks if box[1] > top and box[0] < 1 - bottom and box[3] > left and box[2] < 1 - right
+    )
 
 
 def position_words(box: Margins) -> str:

@@ -82,10 +82,10 @@ def _key(source: Source) -> str:
 
 def _state(source: Source) -> list:
     """Return what changes when the source does: size and time of change, of every picture in a folder."""
-    if not source.is_folder:
+    recording = source.recording
+    if recording is None:
         status = source.path.stat()
         return [status.st_size, status.st_mtime_ns]
-    recording = source.recording
     digest = hashlib.sha256(f"{recording.breaks}/{recording.stills}/{recording.named_as_masks}/".encode())
     for picture in recording.pictures:
         status = (source.path / picture).stat()

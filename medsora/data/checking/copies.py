@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ MAX_BRIGHTER = 2.5  # maximum difference of the mean over a quadrant and over ti
 MIN_CONTRAST = 4.0  # standard deviation in grey levels; flatter videos must be identical to be copies
 MAX_FRAMES_APART = 0.02  # share of the frames that a copy may lack (at least one frame)
 CELL_LEVELS = 5.0  # side of the grid's cells, in grey levels of a quadrant's mean
+Member = TypeVar("Member")
 
 
 class Content(NamedTuple):
@@ -55,20 +56,27 @@ def find_copies(contents: Iterable[tuple[str, Content]]) -> list[tuple[str, ...]
     contents = list(contents)
     whole = [(content.frames, content.thumbnails) for _, content in contents]
     inside = [(content.frames, content.inside or content.thumbnails) for _, content in contents]
-    leaders = list(range(len(contents)))
+    alike = [*_groups(whole), *(_groups(inside) if inside != whole else ())]
+    merged = merge_groups(range(len(contents)), alike)
+    return [tuple(contents[number][0] for number in group) for group in merged if len(group) > 1]
 
-    def leader(number: int) -> int:
-        while leaders[number] != number:
-            leaders[number] = number = leaders[leaders[number]]
-        return number
 
-    for first, *others in (*_groups(whole), *(_groups(inside) if inside != whole else ())):
-        for number in others:
-            leaders[leader(number)] = leader(first)
-    groups: defaultdict[int, list[str]] = defaultdict(list)
-    for number, (name, _) in enumerate(contents):
-        groups[leader(number)].append(name)
-    return [tuple(group) for group in groups.values() if len(group) > 1]
+def merge_groups(members: Iterable[Member], groups: Iterable[Sequence[Member]]) -> list[list[Member]]:
+    """Return `members` parted so that those of one of `groups`, or of groups that overlap, are together."""
+    leaders = {member: member for member in members}
+
+    def leader(member: Member) -> Member:
+        while leaders[member] != member:
+            leaders[member] = member = leaders[leaders[member]]
+        return member
+
+    for group in groups:
+        for member in group[1:]:
+            leaders[leader(member)] = leader(group[0])
+    parts: defaultdict[Member, list[Member]] = defaultdict(list)
+    for member in leaders:
+        parts[leader(member)].append(member)
+    return list(parts.values())
 
 
 def pairs_alike(

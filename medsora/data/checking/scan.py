@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from medsora.data.checking.burnt_in import EvenSamples
 from medsora.data.checking.copies import thumbnails
@@ -29,7 +28,7 @@ from medsora.data.reading.decoding import (
 )
 from medsora.data.reading.depth import FULL_WHITE, UnknownWhite, WhiteFinder, depth_words, is_deep
 from medsora.data.reading.find import Source
-from medsora.data.reading.frame_folder import list_frames, read_image, read_picture
+from medsora.data.reading.frame_folder import read_image, read_picture
 from medsora.data.reading.interlacing import FieldOrderDetector
 from medsora.data.reading.margins import NO_MARGINS, Margins, crop
 from medsora.data.reading.picture_names import Recording
@@ -104,9 +103,11 @@ class Scan:
 def scan_source(source: Source) -> Scan:
     """Decode `source` once from start to end, holding one frame at a time. Never raises for a bad file."""
     try:
-        return _scan_folder(source) if source.is_folder else _scan_file(source.path)
+        return _scan_folder(source.path, source.recording) if source.recording else _scan_file(source.path)
     except UnreadableVideo as error:
         return Scan(problem=error.reason)
+    except UnknownWhite as error:
+        return Scan(problem=str(error))
     except OSError as error:
         return Scan(problem=f"{CANNOT_BE_READ}: {error.strerror or error}")
     except Exception as error:  # one file never ends the check of a folder
@@ -180,7 +181,6 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         remarks += (f"damaged near frame {hits[0]}: {len(torn)} frames that this may have torn are left out",)
     if points and not proven:
         remarks += ("frames cannot be found by seeking; clips are decoded from the file's start",)
-    still = samples.still_marks()
     return replace(
         scan,
         fps=timing.fps,
@@ -188,21 +188,21 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         seek_points=proven,
         broken=torn,
         remarks=remarks,
-        margins=still.margins,
-        marks=still.marks,
         interpretation=interpretation,
         applied=tuple(applied),
-        thumbnails=thumbnails(samples.kept),
-        inside=_inside(samples.kept, still.margins),
         breaks=tuple(sorted({frame for frames in parts.values() for frame in frames})),
         parted=_parted_words(parts),
         times_ms=timing.times_ms,
+        **_shown_by(samples),
     )
 
 
-def _inside(frames: Sequence[np.ndarray], margins: Margins) -> str:
-    """Return the thumbnails of what black borders enclose, if there are borders; else nothing."""
-    return thumbnails([crop(frame, margins) for frame in frames]) if any(margins) else ""
+def _shown_by(samples: EvenSamples) -> dict[str, Any]:
+    """Return what a `Scan` holds of frames spread over the source: borders, marks, thumbnails."""
+    still, frames = samples.still_marks(), samples.kept
+    inside = thumbnails([crop(frame, still.margins) for frame in frames]) if any(still.margins) else ""
+    borders = {"margins": still.margins, "marks": still.marks}
+    return borders | {"thumbnails": thumbnails(frames), "inside": inside}
 
 
 def _parted_words(parts: Mapping[tuple[str, str], Sequence[int]]) -> tuple[str, ...]:
@@ -307,9 +307,7 @@ def _lands(path: Path, point: SeekPoint) -> bool:
         return reader.frames_from(point) is not None
 
 
-def _scan_folder(source: Source) -> Scan:
-    folder = source.path
-    recording = source.recording or Recording(tuple(path.name for path in list_frames(folder)))
+def _scan_folder(folder: Path, recording: Recording) -> Scan:
     pictures = [folder / name for name in recording.pictures]
     codec = pictures[0].suffix.lstrip(".").lower()
     if recording.problem:
@@ -328,7 +326,7 @@ def _scan_folder(source: Source) -> Scan:
             broken.append(number)
             reasons.append(f"{path.name} {error.reason}")
         except UnknownWhite as error:
-            raise UnreadableVideo(folder, f"{path.name}: {error}") from error
+            raise UnknownWhite(f"{path.name}: {error}") from error
         else:
             height, width = picture.values.shape[:2]
             sizes[number] = width, height
@@ -345,7 +343,7 @@ def _scan_folder(source: Source) -> Scan:
         return Scan("frames", problem=f"none of its {len(pictures)} pictures decodes: {reasons[0]}")
     if words := masks.words():
         return Scan("frames", codec, problem=words)
-    white = _white(folder, whites)
+    white = whites.white()
     if any_deep:  # the white level is known only now
         samples = EvenSamples()
         readable = [path for number, path in enumerate(pictures) if number not in set(broken)]
@@ -377,7 +375,6 @@ def _scan_folder(source: Source) -> Scan:
     applied = [words if n == len(sizes) else f"{words} ({n} of {len(sizes)})" for words, n in turned.items()]
     if recording.by_value:
         applied.append(f"frames ordered by value ({', '.join(recording.pictures[:3])}, ...)")
-    still = samples.still_marks()
     return Scan(
         "frames",
         codec,
@@ -386,20 +383,10 @@ def _scan_folder(source: Source) -> Scan:
         frames=len(pictures),
         broken=tuple(sorted({*broken, *odd})),
         remarks=tuple(remarks),
-        margins=still.margins,
-        marks=still.marks,
         interpretation=Interpretation(white=white),
         applied=tuple(filter(None, (*applied, depth_words(white)))),
-        thumbnails=thumbnails(samples.kept),
-        inside=_inside(samples.kept, still.margins),
         breaks=tuple(sorted({*recording.breaks, *changes, *hard_cuts})),
         parted=_parted_words({HARD_CUTS: hard_cuts}),
         stills=stills,
+        **_shown_by(samples),
     )
-
-
-def _white(path: Path, whites: WhiteFinder) -> float | None:
-    try:
-        return whites.white()
-    except UnknownWhite as error:
-        raise UnreadableVideo(path, str(error)) from error

@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from medsora.data.checking.check import CheckReport, SourceReport
+from medsora.data.checking.check import MARKS, CheckReport, SourceReport
 from medsora.data.checking.windows import clip_span
 from medsora.data.sheet import contact_sheet
 from medsora.errors import one_line
@@ -45,10 +45,13 @@ def _unused(name: str, container: str, frames: str, remark: Text) -> list[Text |
 def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
     """Return the totals in one or two sentences, and with `remarks` what borders and marks there are."""
     frames = sum(source.scan.frames for source in report.usable)
+    if report.rate is None:
+        span = f"{clip_span(report.frames, report.interval)} frames"
+    else:
+        span = f"{(report.frames - 1) / report.rate:.3g} s"
     text = (
         f"{len(report.usable)} of {len(report.reports)} sources can be used: {frames} frames, {report.clips} "
-        f"clips of {report.frames} frames {report.pace} "
-        f"(each spans {_span_words(report)})."
+        f"clips of {report.frames} frames {report.pace} (each spans {span})."
     )
     if remarks and (cropped := sum(source.crop_words is not None for source in report.usable)):
         text += f" Borders are cut off in {cropped}."
@@ -57,9 +60,8 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
             f" Possible burnt-in text or logo in {marked} source{'s' * (marked != 1)}: a model would learn "
             "it; crop it (data.crop) or remove the files."
         )
-    copies = report.copies_note() if report.copies else None
-    notes = (report.split_note, copies, report.rates_note, report.generated_note) if remarks else ()
-    for note in filter(None, notes):
+    notes = (report.split_note, report.copies_note, report.rates_note, report.generated_note)
+    for note in filter(None, notes if remarks else ()):
         text += f" {note[0].upper()}{note[1:]}."
     if others := report.other_files:
         files, are = ("file", "is") if len(others) == 1 else ("files", "are")
@@ -71,12 +73,6 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
     return "\n".join(map(one_line, lines))
 
 
-def _span_words(report: CheckReport) -> str:
-    if report.rate is None:
-        return f"{clip_span(report.frames, report.interval)} frames"
-    return f"{(report.frames - 1) / report.rate:.3g} s"
-
-
 def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
     """Return a contact sheet with one clip, the middle one, of each of the first usable sources.
 
@@ -86,16 +82,18 @@ def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
     for source in report.usable[:SHEET_ROWS]:
         start = source.windows[len(source.windows) // 2].start
         frames = source.read(start, report.frames, report.interval, size)
-        rows.append((one_line(f"{source.source.name}@{start}   {_format(source)}"), frames))
+        scan = source.scan
+        about = f"{scan.container}/{scan.codec} {scan.width}x{scan.height}, {scan.frames} frames"
+        rows.append((one_line(f"{source.source.name}@{start}   {about}"), frames))
     return contact_sheet(rows)
 
 
 def _cells(source: SourceReport, original: str | None) -> list[Text | str]:
     scan = source.scan
+    marks = f"{MARKS} {source.marks_words}" if source.marks_words else None
     copied = f"copy of {original}" if original else None
-    notes = (source.shots_words, source.uneven_words, *source.remarks)
-    notes = filter(None, (*notes, source.crop_words, source.marks_words, copied))
-    remarks = one_line(source.problem or "; ".join(notes))
+    notes = (source.shots_words, source.uneven_words, *scan.remarks, source.crop_words, marks, copied)
+    remarks = one_line(source.problem or "; ".join(filter(None, notes)))
     return [
         Text(one_line(source.source.name)),
         scan.container,
@@ -107,8 +105,3 @@ def _cells(source: SourceReport, original: str | None) -> list[Text | str]:
         source.applied_words,
         Text(remarks, "red" if source.problem else "yellow"),
     ]
-
-
-def _format(source: SourceReport) -> str:
-    scan = source.scan
-    return f"{scan.container}/{scan.codec} {scan.width}x{scan.height}, {scan.frames} frames"

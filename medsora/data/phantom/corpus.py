@@ -75,15 +75,6 @@ def check_labels(table: Path) -> None:
         )
 
 
-def phantom_seed(folder: str | Path) -> int | None:
-    """Return the seed of the phantom clips that `write_phantom` left in a folder; None for other folders.
-
-    Raises `BadInput` as `phantom_recipe` does.
-    """
-    seed = phantom_recipe(folder).get("seed")
-    return seed if isinstance(seed, int) else None
-
-
 def write_phantom(
     folder: str | Path,
     videos: int,

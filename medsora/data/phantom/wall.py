@@ -40,11 +40,11 @@ class Wall:
             haustra = haustra * (1 - 0.75 * np.exp(-((in_front / 0.8) ** 2)))
             dome = np.clip(1 - (near / across) ** 2, 0, None) ** 0.65
         radius = 1 + bulges - haustra - height * dome
-        radius = cv2.GaussianBlur(_pad(radius, 8), (0, 0), 0.023 * TEXELS)[8:-8, 8:-8]
+        radius = cv2.GaussianBlur(np.pad(radius, 8, mode="wrap"), (0, 0), 0.023 * TEXELS)[8:-8, 8:-8]
         radius = MIN_RADIUS + _soft_positive(radius - MIN_RADIUS, 0.04)
         # What light sees is rougher than what hides: fine wet bumps bend the normal, not the silhouette.
         grain = radius + 0.006 * _smooth_noise(rng, 98, 44) + 0.016 * _smooth_noise(rng, 36, 16)
-        grain = _pad(grain, 1)
+        grain = np.pad(grain, 1, mode="wrap")
         slope_along = (grain[2:, 1:-1] - grain[:-2, 1:-1]) * (TEXELS / 2)
         slope_around = (grain[1:-1, 2:] - grain[1:-1, :-2]) * (COLUMNS / (4 * np.pi))
         colour = _mucosa(rng, haustra, dome)
@@ -161,10 +161,6 @@ def _periodic(difference: np.ndarray, period: float) -> np.ndarray:
 def _soft_positive(x: np.ndarray, softness: float) -> np.ndarray:
     """A smooth max(x, 0)."""
     return (x + np.sqrt(x**2 + softness**2)) / 2
-
-
-def _pad(image: np.ndarray, margin: int) -> np.ndarray:
-    return np.pad(image, margin, mode="wrap")
 
 
 def _pad_end(image: np.ndarray) -> np.ndarray:

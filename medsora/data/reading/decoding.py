@@ -16,10 +16,11 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from fractions import Fraction
 from functools import wraps
+from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import av
@@ -42,13 +43,7 @@ MAX_PIXELS = 2**25  # 8K
 ONE_THREAD_PIXELS = 2**17  # below, starting threads takes longer than the conversion
 SIZE_LIMIT = f"at most {MAX_SIDE} per side and {MAX_PIXELS // 10**6} million in all are read"
 STALL_S = 60.0  # time limit for opening a file and for reading its next packet
-NOT_VIDEOS = {
-    "concat",
-    "dash",
-    "hls",
-    "tty",
-    "image2",
-}  # FFmpeg's formats without frames of their own
+NOT_VIDEOS = {"concat", "dash", "hls", "tty"}  # FFmpeg's formats without frames of their own
 DICOM_SUFFIXES = frozenset([".dcm", ".dicom"])
 DICOM = (
     "a DICOM file, which is not read; convert it to pictures or a video first, such as with DCMTK: "
@@ -168,20 +163,19 @@ class VideoReader:
                 options={"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)},
                 timeout=STALL_S,
             )
+            with ExitStack() as on_error:
+                on_error.callback(self.container.close)
+                self.stream = self._believable_stream()
+                context = self.stream.codec_context
+                self._has_checksums = context.name == "ffv1" and bool(context.extradata)  # from version 3 on
+                self._lost = False  # a damaged packet, on which the next ones up to a key frame depend
+                self._pixel_aspect = self._believable_pixel_aspect()
+                self._memory = decoding_memory(self._bounded_bytes())
+                self._memory.__enter__()
+                on_error.pop_all()
+        except UnreadableVideo:
+            raise
         except Exception as error:
-            raise UnreadableVideo(self.path, _why_unopenable(self.path, error)) from error
-        try:
-            self.stream = self._believable_stream()
-            context = self.stream.codec_context
-            self._has_checksums = context.name == "ffv1" and bool(context.extradata)  # from version 3 on
-            self._lost = False  # a damaged packet, on which the next ones up to a key frame depend
-            self._pixel_aspect = self._believable_pixel_aspect()
-            self._memory = decoding_memory(self._bounded_bytes())
-            self._memory.__enter__()
-        except BaseException as error:
-            self.container.close()
-            if isinstance(error, UnreadableVideo) or not isinstance(error, Exception):
-                raise
             raise UnreadableVideo(self.path, _why_unopenable(self.path, error)) from error
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
 
@@ -240,9 +234,7 @@ class VideoReader:
     def __enter__(self) -> VideoReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.container.close()
         self._memory.__exit__(None, None, None)
 
@@ -293,7 +285,7 @@ class VideoReader:
         for frame in decoded:
             if frame.pts is not None and frame.pts >= point.pts:
                 landed = frame.pts == point.pts and self.checksum(frame) == point.checksum
-                return _chain(frame, decoded) if landed else None
+                return chain([frame], decoded) if landed else None
         return None
 
     @_naming_the_file
@@ -416,11 +408,6 @@ def is_dicom(path: Path) -> bool:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
-
-
-def _chain(first: av.VideoFrame, rest: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    yield first
-    yield from rest
 
 
 def _why_unopenable(path: Path, error: Exception) -> str:

@@ -44,7 +44,6 @@ class Source:
 
     path: Path
     name: str
-    is_folder: bool
     recording: Recording | None = None
     folder_name: str | None = None
 
@@ -81,7 +80,7 @@ def find_sources(root: str | Path) -> FoundSources:
     """
     root = Path(root)
     if root.is_file():
-        return FoundSources([Source(root, root.name, False)], {}, ())
+        return FoundSources([Source(root, root.name)], {}, ())
     if not root.is_dir():
         raise BadInput(f"there is no folder {root}; give the folder that holds the videos.")
     sources: list[Source] = []
@@ -107,7 +106,7 @@ def find_sources(root: str | Path) -> FoundSources:
             if name.startswith(".") or is_drawn(name):
                 continue
             if suffix in VIDEO_SUFFIXES or (suffix not in IMAGE_SUFFIXES and _is_dicom(folder / name)):
-                sources.append(Source(folder / name, _name(folder / name, root), False))
+                sources.append(Source(folder / name, _name(folder / name, root)))
                 videos[folder].append(name)
             elif suffix in IMAGE_SUFFIXES:
                 pictures.setdefault(folder, []).append(name)
@@ -127,7 +126,7 @@ def find_sources(root: str | Path) -> FoundSources:
         for pattern, recording in found.recordings.items():
             named = replace(recording, named_as_masks=recording.named_as_masks or parts in masks)
             own = name if len(found.recordings) == 1 else _name(folder / pattern, root)
-            sources.append(Source(folder, own, True, named, name))
+            sources.append(Source(folder, own, named, name))
     sources.sort(key=lambda source: (natural_key(source.name), source.name))
     return FoundSources(sources, unlisted, tuple(sorted(other_files)), tuple(left_out))
 

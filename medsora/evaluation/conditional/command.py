@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from medsora.config.choices import SAMPLERS
 from medsora.config.load import load_config
+from medsora.data.phantom import KINDS
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
-from medsora.errors import bad_input_from_errors
+from medsora.errors import BadInput, bad_input_from_errors, check_limits
 from medsora.evaluation.conditional.fresh_phantom import DEFAULT_PHANTOM
 from medsora.evaluation.sanity.criterion import Criterion
 from medsora.runtime.digests import sealed
@@ -28,6 +31,8 @@ from medsora.vae import VideoVAE, VQTokenizer
 
 STATUSES = "exit status: 0 all criteria are met, 1 one is not, 2 invalid input, 75 interrupted"
 CLIPS_AT_ONCE = 8  # through the VAE
+LIMITS = dict.fromkeys(("videos", "steps", "frames", "window", "epochs"), (1, math.inf))
+LIMITS |= dict.fromkeys(("training_clips", "held_out_clips", "judge_clips"), (len(KINDS), math.inf))
 
 
 def command_parser(
@@ -44,6 +49,13 @@ def command_parser(
     add("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="(default: %(default)s)")
     add("--steps", type=int, default=50, metavar="N", help="sampling steps (default: %(default)s)")
     return parser
+
+
+def run_command(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], int]) -> NoReturn:
+    """Parse the command line, measure, and exit with the status; raises `BadInput` for a number too small."""
+    options = parser.parse_args()
+    check_limits(options, LIMITS)
+    sys.exit(measure(options))
 
 
 def trained_phantom(model: str | None) -> tuple[float, str]:
@@ -69,6 +81,17 @@ def load_measured(model: str, *, any_kind: bool = False) -> SavedPipeline:
         found = find_model(model)
         pipeline = pipeline_class(found.kind if any_kind else MEDSORA).from_folder(found)
     return pipeline.to(join_group().device)
+
+
+def load_labelled(model: str, *, any_kind: bool = False) -> SavedPipeline:
+    """Return `load_measured`'s pipeline. Raises `BadInput` too for one without the phantom's labels."""
+    pipeline, labels = load_measured(model, any_kind=any_kind), sorted(KINDS)
+    if not pipeline.labels:
+        raise BadInput(f"{model} was trained without labels (data.labels): nothing to measure.")
+    if pipeline.labels != labels:
+        theirs = ", ".join(pipeline.labels)
+        raise BadInput(f"{model} has the labels {theirs}, the phantom {', '.join(labels)}.")
+    return pipeline
 
 
 def sampled(

@@ -13,7 +13,6 @@ of their height. What still moves then is in both: folds, lumen, instruments. Th
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from medsora.evaluation.conditional.command import (
     command_parser,
     conclude,
     load_measured,
+    run_command,
     sampled,
     through_vae,
     trained_phantom,
@@ -49,7 +49,7 @@ def main() -> None:
     add = parser.add_argument
     add("--given", type=int, default=1, metavar="G", help="how many first frames (default: %(default)s)")
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
-    sys.exit(measure(parser.parse_args()))
+    run_command(parser, measure)
 
 
 def measure(options: argparse.Namespace) -> int:

@@ -24,7 +24,8 @@ from medsora.evaluation.conditional.classifier import predicted_labels, train_cl
 from medsora.evaluation.conditional.command import (
     command_parser,
     conclude,
-    load_measured,
+    load_labelled,
+    run_command,
     sampled,
     through_vae,
     trained_phantom,
@@ -32,14 +33,7 @@ from medsora.evaluation.conditional.command import (
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_classifier, phantom_clips
 from medsora.evaluation.conditional.labels import agreement
 from medsora.evaluation.features.feature_store import Features
-from medsora.evaluation.memorisation import (
-    NEAR_QUANTILE,
-    MirroredExtractor,
-    ThumbnailExtractor,
-    nearest,
-    space_metrics,
-    spread_of,
-)
+from medsora.evaluation.memorisation import NEAR_QUANTILE, compare_space, spaces
 from medsora.evaluation.metrics.measure import FrechetMeasure, Measure
 from medsora.evaluation.metrics.motion import MotionExtractor, MotionMeasure
 from medsora.evaluation.metrics.pyramid import PyramidExtractor
@@ -80,7 +74,7 @@ def main() -> None:
     add("--judge-clips", type=int, default=900, metavar="N", help="for the labels (default: %(default)s)")
     add("--epochs", type=int, default=24, metavar="N", help="of their classifier (default: %(default)s)")
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
-    sys.exit(measure(parser.parse_args()))
+    run_command(parser, measure)
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -94,17 +88,11 @@ def measure(options: argparse.Namespace) -> int:
         if options.raft is not None:
             raft = build_estimator("raft_small", str(options.raft))
             motion["RAFT"] = MotionMeasure(MotionExtractor(raft, {"flow": "RAFT-small"}))
-    pipeline = load_measured(options.model)
-    if not pipeline.labels:
-        raise BadInput(f"{options.model} was trained without labels (data.labels): nothing to measure.")
+    pipeline = load_labelled(options.model)
     kind = (pipeline.config.frames, pipeline.config.size[0])
     polyps, look = trained_phantom(options.model)
     phantom = (options.polyp_size or polyps, look)
     held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED, phantom)
-    if pipeline.labels != names:
-        raise BadInput(
-            f"{options.model} has the labels {', '.join(pipeline.labels)}, the phantom {', '.join(names)}."
-        )
     halves = held_out[0::2], held_out[1::2]
     wanted = np.arange(options.videos) % len(names)
     made = sample_clips(pipeline, options, [names[k] for k in wanted])
@@ -243,14 +231,9 @@ def near_copies(
     """
     found, criteria = {}, []
     expected = round(NEAR_QUANTILE * len(held_out))
-    for space, extractor in {
-        "pixels": ThumbnailExtractor(),
-        "features": MirroredExtractor(PyramidExtractor()),
-    }.items():
-        known = Features.of_clips(extractor, training)
-        scale = spread_of(known) if space == "features" else 1.0
-        near = [nearest(Features.of_clips(extractor, clips), known, scale) for clips in (made, held_out)]
-        found[space] = space_metrics(near[0].distance, near[1].distance)
+    for space, extractor in spaces(PyramidExtractor()).items():
+        features = [Features.of_clips(extractor, clips) for clips in (made, held_out, training)]
+        _, found[space] = compare_space(space, *features)
         marked = round(found[space]["suspicious_share"] * len(made))
         counts = [[marked, len(made) - marked], [expected, len(held_out) - expected]]
         chance = float(fisher_exact(counts, alternative="greater").pvalue)

@@ -12,7 +12,6 @@ The ratio to all other pairs is written down too, and the mean of every pair.
 from __future__ import annotations
 
 import argparse
-import sys
 
 import numpy as np
 import torch
@@ -20,7 +19,13 @@ import torch
 from medsora.data.reading.pixels import frames_to_video
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput
-from medsora.evaluation.conditional.command import command_parser, conclude, load_measured, sampled
+from medsora.evaluation.conditional.command import (
+    command_parser,
+    conclude,
+    load_measured,
+    run_command,
+    sampled,
+)
 from medsora.evaluation.metrics.motion import DIS_NOTE, occluded, warping_error
 from medsora.evaluation.sanity.criterion import Criterion
 from medsora.flow_prior import DisEstimator
@@ -39,7 +44,7 @@ def main() -> None:
     add = parser.add_argument
     add("--frames", type=int, default=64, metavar="F", help="of a film (default: %(default)s)")
     add("--window", type=int, metavar="W", help="of a window (default: the model's own length)")
-    sys.exit(measure(parser.parse_args()))
+    run_command(parser, measure)
 
 
 def measure(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
@@ -25,7 +25,7 @@ from medsora.data.checking.check import CheckReport, SourceReport, check_folder
 from medsora.data.checking.copies import pairs_alike
 from medsora.data.clips import CLIP_TIME_LIMIT_S
 from medsora.data.labels import read_labels
-from medsora.data.phantom.corpus import phantom_seed
+from medsora.data.phantom.corpus import phantom_recipe
 from medsora.data.reading.find import Source
 from medsora.data.reading.resize import height_width, resize_and_crop
 from medsora.errors import BadInput, one_line
@@ -74,10 +74,9 @@ class ClipSet:
     interval: int
     size: tuple[int, int]
     seed: int
-    crop: Crop
-    resize: Resize = RESIZE
-    by_time: float | None = None
-    pick: Pick = Pick.DRAWN
+    resize: Resize
+    by_time: float | None
+    pick: Pick
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -85,8 +84,8 @@ class ClipSet:
     @property
     def reference(self) -> str:
         """Name of these clips in reports as the reference of generated ones, one of `REFERENCES`."""
-        seed = phantom_seed(self.root)
-        return REFERENCES[0 if seed is None else 2 if seed == HELD_OUT_SEED else 1]
+        seed = phantom_recipe(self.root).get("seed")  # another program's file may hold anything
+        return REFERENCES[2 if seed == HELD_OUT_SEED else 1 if isinstance(seed, int) else 0]
 
     def name(self, index: int) -> str:
         """Return what reports call the clip: "folder/file.mp4@START"."""
@@ -116,19 +115,13 @@ class ClipSet:
     def read_ahead(self, indices: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield (indices, clips uint8 (B, F, H, W, 3)) batch by batch; a few clips are decoded ahead."""
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            waiting = iter(indices)
-            running: list[tuple[int, Future]] = []
-            batch: list[tuple[int, np.ndarray]] = []
-            while True:
-                ahead = batch_size + READ_THREADS - len(running)
-                running += [(index, pool.submit(self.read, index)) for index in islice(waiting, ahead)]
-                if not running:
-                    break
-                index, future = running.pop(0)
-                batch.append((index, future.result()))
-                if len(batch) == batch_size or not running:
-                    yield [index for index, _ in batch], np.stack([clip for _, clip in batch])
-                    batch = []
+            futures = ((index, pool.submit(self.read, index)) for index in indices)
+            running = list(islice(futures, batch_size + READ_THREADS))
+            while running:
+                batch, running = running[:batch_size], running[batch_size:]
+                clips = np.stack([future.result() for _, future in batch])
+                running += islice(futures, batch_size)
+                yield [index for index, _ in batch], clips
 
     @cached_property
     def source_digests(self) -> dict[str, str]:
@@ -242,7 +235,7 @@ def choose_clips(
         elif pick is Pick.RANDOM:
             starts = [starts[random.integers(len(starts))]]
         clips += [(source, start) for start in starts]
-    of_clips = frames, interval, height_width(size), seed, crop, resize, rate, pick
+    of_clips = frames, interval, height_width(size), seed, resize, rate, pick
     return ClipSet(Path(root), report, tuple(clips), len(clips), *of_clips).reduced_to(count)
 
 

@@ -35,7 +35,7 @@ def extract(
         name: FeatureStore(folder, digest, extractor, len(clips), clips.frames)
         for name, extractor in extractors.items()
     }
-    writers, left = on_main(state, lambda: _begin(stores, label))
+    writers, left = on_main(state, lambda: _begin(stores, len(clips), label))
     if writers:
         wanted = [stores[name] for name in writers]
         for name, writer in writers.items():
@@ -54,13 +54,11 @@ def extract(
     return {name: store.read() for name, store in stores.items()}
 
 
-def _begin(stores: Mapping[str, FeatureStore], label: str) -> tuple[dict[str, str], list[int]]:
+def _begin(stores: Mapping[str, FeatureStore], clips: int, label: str) -> tuple[dict[str, str], list[int]]:
     """Return who writes each store that is incomplete, and the clips that any of these still lacks."""
     writers = {name: store.begin() for name, store in stores.items() if not store.is_complete()}
     left = sorted({clip for name in writers for clip in stores[name].left()})
-    for store in (stores[name] for name in writers):
-        if 0 < len(left) < (count := store.shape[0]):
-            what = f"{count - len(left)} of {count} {label} clips"
-            print(f"the features of {what} are there from an interrupted run.", file=sys.stderr)
-            break
+    if 0 < len(left) < clips:
+        what = f"{clips - len(left)} of {clips} {label} clips"
+        print(f"the features of {what} are there from an interrupted run.", file=sys.stderr)
     return writers, left

@@ -33,7 +33,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 class Moments:
     """Running weight, mean and scatter of rows of `width` numbers; memory is `width`², never more.
 
-    Batches are merged by the update of Chan, Golub and LeVeque (1983), which does not cancel where a mean is
+    A batch is added by the update of Chan, Golub and LeVeque (1983), which does not cancel where a mean is
     large beside the spread.
     """
 
@@ -51,11 +51,12 @@ class Moments:
             return
         mean = weights @ rows / count
         centred = rows - mean
-        self._merge(count, mean, (centred * weights[:, None]).T @ centred)
-
-    def merge(self, other: Moments) -> None:
-        """Take in everything that `other` has seen."""
-        self._merge(other.count, other.mean, other._scatter)
+        scatter = (centred * weights[:, None]).T @ centred
+        together = self.count + count
+        shift = mean - self.mean
+        self.mean = self.mean + shift * (count / together)
+        self._scatter += scatter + np.outer(shift, shift) * (self.count * count / together)
+        self.count = together
 
     def covariance(self, *, population: bool = False) -> np.ndarray:
         """Return the covariance (width, width): unbiased, or `population`'s, which divides by n.
@@ -67,12 +68,3 @@ class Moments:
                 f"{self.count:.0f} samples have no covariance; a Fréchet distance needs two at least."
             )
         return self._scatter / (self.count if population else self.count - 1)
-
-    def _merge(self, count: float, mean: np.ndarray, scatter: np.ndarray) -> None:
-        together = self.count + count
-        if together == 0:
-            return
-        shift = mean - self.mean
-        self.mean = self.mean + shift * (count / together)
-        self._scatter += scatter + np.outer(shift, shift) * (self.count * count / together)
-        self.count = together

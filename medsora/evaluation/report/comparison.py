@@ -12,7 +12,7 @@ from typing import Any
 
 from medsora.evaluation.bootstrap import Difference, Spread, rank_ranges
 from medsora.evaluation.report.paper_tables import number_text
-from medsora.evaluation.report.results import AS_REAL, Distance, Results, Score, without_nan
+from medsora.evaluation.report.results import AS_REAL, Distance, Results, Score, spread_cells, without_nan
 from medsora.html_report import Section, write_report
 from medsora.runtime.files import write_json, write_text
 from medsora.runtime.markdown import markdown_table
@@ -236,7 +236,7 @@ class Comparison:
                 )
             for number, name in enumerate(names):
                 value, spread = _value_of(_all_of(self.results[name])[key])
-                interval = f"{number_text(spread.low)} … {number_text(spread.high)}" if spread else "–"
+                interval, _ = spread_cells(spread)
                 rank = ranking.rank(name) if ranking else "–"
                 ties = "; ".join(ranking.ties(name)) if ranking else ""
                 better = ARROWS[ranking.better] if ranking else f"(as {self._one.reference})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 from medsora.runtime.markdown import markdown_table
 
@@ -64,17 +64,14 @@ def paper_tables(rows: Mapping[str, Mapping[str, float]], corpus: str | None, *,
         scale = 100 if metrics is TABLE_3_METRICS else 1
         ours = [(name, [row[key] * scale for key in measured]) for name, row in rows.items()]
         head = ["Method", *(metrics[key] for key in measured)]
-        lines += [f"### {title}: {CORPORA[corpus]}", "", *table(head, [*theirs, *ours]), ""]
+        cells = [[name, *map(_digits, found)] for name, found in [*theirs, *ours]]
+        lines += [f"### {title}: {CORPORA[corpus]}", "", *markdown_table(head, cells), ""]
     return "\n".join(lines)
 
 
-def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[float]]]) -> list[str]:
-    """Return the lines of a Markdown table of numbers with the paper's digits; undefined ones are dashes."""
-
-    def cell(value: float) -> str:
-        return "–" if value != value else f"{value:.1f}" if value >= 1000 else f"{value:.2f}"
-
-    return markdown_table(head, [[name, *map(cell, values)] for name, values in rows])
+def _digits(value: float) -> str:
+    """Return a number with the paper's digits; a dash for an undefined one."""
+    return "–" if value != value else f"{value:.1f}" if value >= 1000 else f"{value:.2f}"
 
 
 def number_text(value: float | None) -> str:

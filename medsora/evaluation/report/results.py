@@ -107,14 +107,14 @@ class Results:
         sets, protocol, reference = self.sets, self.protocol, self.reference
         height, width = protocol["size"]
         distances = [
-            [d.title, d.unit, number_text(d.value), *_spread_cells(d.spread), number_text(d.real_halves)]
+            [d.title, d.unit, number_text(d.value), *spread_cells(d.spread), number_text(d.real_halves)]
             for d in self.distances.values()
         ]
         scores = []
         for score in self.scores.values():
             better = f"as {reference}" if score.better == AS_REAL else score.better
             cells = [score.title, score.unit, better, number_text(score.real), number_text(score.generated)]
-            scores.append([*cells, _spread_cells(score.generated_spread)[0]])
+            scores.append([*cells, spread_cells(score.generated_spread)[0]])
         head = ["metric", "unit", f"generated – {reference}", "95 % interval", "bias estimate"]
         lines = [
             "# Evaluation",
@@ -175,7 +175,8 @@ def _counts(side: dict[str, Any]) -> str:
     return f"{used}" if used == available else f"{used} of {available}"
 
 
-def _spread_cells(spread: Spread | None) -> list[str]:
+def spread_cells(spread: Spread | None) -> list[str]:
+    """Return a table's cells of a metric's interval and its bias; dashes where nothing was re-sampled."""
     if spread is None:
         return ["–", "–"]
     return [f"{number_text(spread.low)} … {number_text(spread.high)}", number_text(spread.bias)]

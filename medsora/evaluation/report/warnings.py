@@ -102,13 +102,13 @@ def _unequal_files(real: ClipSet, fake: ClipSet) -> list[str]:
         )
     for name, clips in ((real.reference, real), ("generated", fake)):
         height, width = clips.size
-        small = [s for s, _ in clips.clips if s.used_height < height or s.used_width < width]
+        sizes = {source.source.name: source.used_size for source, _ in clips.clips}
+        small = [(file, h, w) for file, (h, w) in sizes.items() if h < height or w < width]
         if small:
-            first = small[0]
+            first, its_height, its_width = small[0]
             notes.append(
-                f"{name} frames are enlarged to {width}x{height} pixels ({first.source.name} has "
-                f"{first.used_width}x{first.used_height}); enlarged frames look blurred, choose a smaller "
-                "--size."
+                f"{name} frames are enlarged to {width}x{height} pixels ({first} has {its_width}x"
+                f"{its_height}); enlarged frames look blurred, choose a smaller --size."
             )
     return notes
 

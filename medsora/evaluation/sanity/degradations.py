@@ -11,17 +11,18 @@ the order that its purpose demands.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from medsora.config.choices import WEIGHT_FREE
-from medsora.errors import BadInput, bad_input_from_errors
+from medsora.errors import BadInput, bad_input_from_errors, check_limits
 from medsora.evaluation.features.clip_set import ClipSet, choose_clips
 from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
-from medsora.evaluation.metrics.motion import DIS_NOTE
+from medsora.evaluation.metrics.motion import DIS_NOTE, MotionExtractor
 from medsora.evaluation.metrics.registry import build_measures
 from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.sanity.degrade import blurred, frozen, noisy, shuffled
@@ -30,6 +31,7 @@ from medsora.runtime.markdown import markdown_table
 
 REAL, MILD, STRONG = "real", "mild blur", "strong blur"
 SHUFFLED, FROZEN, NOISE = "shuffled", "frozen", "noise"
+LIMITS = {"clips": (4, math.inf), "frames": (MotionExtractor.min_frames, math.inf), "interval": (1, math.inf)}
 MILD_BLUR, STRONG_BLUR = 1 / 64, 1 / 16  # sigma as a share of the frame's height
 
 # Degradations that each distance must detect: every chain must rise from left to right. Others (blur for the
@@ -98,6 +100,7 @@ def main() -> None:
     divide = "the second set: every other video, or each video's later half (default: video)"
     parser.add_argument("--divide", choices=("video", "time"), default="video", help=divide)
     options = parser.parse_args()
+    check_limits(options, LIMITS)
     with bad_input_from_errors():
         read = {name: getattr(options, name) for name in ("frames", "size", "interval")}
         clips = choose_clips(options.real, count=options.clips, seed=0, **read)

@@ -21,7 +21,7 @@ class CodeSamples(Dataset):
         self.config, self.clips, self.cache = config, clips, cache
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        _, window = self.clips.window(key.index)
+        _, window = self.clips.windows[key.index]
         choice = self.clips.choose(key.epoch, key.index, start=window.start, images=())
         label = label_of_sample(self.clips, key, self.config.run.seed, self.config.train_ar.label_dropout)
         codes = self.cache.get(key.index, choice.flipped)

@@ -97,7 +97,7 @@ class Stage2Samples(Dataset):
         return item
 
     def _cached(self, key: SampleKey, aligned: bool, given: int | None) -> dict[str, Any]:
-        video, window = self.clips.window(key.index)
+        video, window = self.clips.windows[key.index]
         choice = self.clips.choose(
             key.epoch, key.index, start=window.start, flip=None if self.draw else False, images=()
         )

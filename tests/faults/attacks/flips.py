@@ -324,7 +324,7 @@ def use_records(folder: Path) -> str | None:
     return repr([metrics, stored_videos(folder), scan, scores, read_trained_on(folder / "frames")])
 
 
-SCANNED = Source(Path(__file__), "flips.py", False)
+SCANNED = Source(Path(__file__), "flips.py")
 
 
 def study(folder: Path) -> Study:

@@ -80,7 +80,7 @@ def test_an_item_matches_its_description(corpus: Path) -> None:
         assert (item["video"].dtype, item["index"]) == (torch.float32, index)
         frames, videos, mirrored = identity(item["video"])
         name, start = item["name"].split("@")
-        number, window = data.window(index)
+        number, window = data.windows[index]
         assert frames == list(range(int(start), int(start) + 10, 2))
         assert window.start <= int(start) <= window.latest
         assert (set(videos), name, mirrored) == ({number}, f"v{number}.mkv", item["flipped"])
@@ -93,7 +93,7 @@ def test_an_item_matches_its_description(corpus: Path) -> None:
 def test_epochs_jitter_and_flip_within_their_windows(corpus: Path) -> None:
     data = dataset(corpus, images=0)
     choices = [data.choose(epoch, 3) for epoch in range(60)]
-    _, window = data.window(3)
+    _, window = data.windows[3]
     assert {choice.start for choice in choices} == set(range(window.start, window.latest + 1))
     assert {choice.flipped for choice in choices} == {True, False}
     assert not any(dataset(corpus, flip=False).choose(epoch, 3).flipped for epoch in range(20))
@@ -132,7 +132,7 @@ def test_choices_can_be_overruled_and_loaded_apart(corpus: Path) -> None:
     assert identity(item["images"]) == ([11], [4], True)
     assert identity(data.load_images(choice.images)) == ([11], [4], False)
     fixed = [data.fixed_clip(5) for _ in range(2)]
-    number, window = data.window(5)
+    number, window = data.windows[5]
     assert same(*fixed)
     assert fixed[0]["name"] == f"v{number}.mkv@{window.start}"
     assert not fixed[0]["flipped"]
@@ -257,7 +257,7 @@ def test_a_span_that_stops_decoding_is_replaced_by_the_next_window(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = dataset(corpus, images=0)
-    broken = data.window(4)[1]
+    broken = data.windows[4][1]
 
     def read(path: Path, start: int, *args: object, **options: object) -> np.ndarray:
         if path.name == "v1.mkv" and start < 9:
@@ -265,7 +265,7 @@ def test_a_span_that_stops_decoding_is_replaced_by_the_next_window(
         return read_frames(path, start, *args, **options)
 
     monkeypatch.setattr(check_module, "read_frames", read)
-    assert (data.window(4)[0], broken.start) == (1, 0)
+    assert (data.windows[4][0], broken.start) == (1, 0)
     with caplog.at_level(logging.WARNING):
         items = [data[3, 4] for _ in range(3)]
     assert same(items[0], data[3, 5])

@@ -27,7 +27,7 @@ def test_all_four_sequences_give_their_own_clips(endoscopy_folder: Path, tmp_pat
     logo, rates = data.report.complaints()
     assert "possible burnt-in text or logo in 1 source," in logo  # the capsule maker's
     assert rates.startswith("frame rates lie between")
-    firsts = [next(i for i in range(len(data)) if data.window(i)[0] == video) for video in range(4)]
+    firsts = [next(i for i in range(len(data)) if data.windows[i][0] == video) for video in range(4)]
     for index in firsts:
         choice = data.choose(0, index, flip=False)
         item = data.load(choice)

@@ -49,7 +49,7 @@ def checker(*scans: Scan) -> Callable[[int, int], CheckReport]:
         span = clip_span(frames, interval)
         reports = [
             SourceReport(
-                Source(Path(f"v{k}"), f"v{k}", False),
+                Source(Path(f"v{k}"), f"v{k}"),
                 scan,
                 tuple(windows_of(scan, span, span)),
                 span,

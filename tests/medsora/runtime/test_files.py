@@ -105,18 +105,21 @@ def test_what_fails_leaves_the_file_of_before_and_nothing_beside_it(tmp_path: Pa
     assert (tmp_path / "a").read_text() == "before"
 
 
-def test_no_read_that_fails_once_keeps_a_folder_from_its_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.EACCES])
+def test_no_read_that_fails_once_keeps_a_folder_from_its_place(error: int, tmp_path: Path) -> None:
     def write() -> None:
         with written_folder(tmp_path / "new") as working:
             (working / "inner").mkdir()
+            (working / "inner" / "a").touch(mode=0o600)
             (working / "inner" / "a").write_text("content")
 
-    with failing_reads(tmp_path, errno.EMFILE, 0, 0) as reads:
+    with failing_reads(tmp_path, error, 0, 0) as reads:
         write()
     for first in range(1, reads.count + 1):
-        with failing_reads(tmp_path, errno.EMFILE, first, 1):
+        with failing_reads(tmp_path, error, first, 1):
             write()
         assert (tmp_path / "new" / "inner" / "a").read_text() == "content"
+        assert rights(tmp_path / "new" / "inner" / "a") != 0o600, "its folder was left out"
 
 
 def test_a_folder_takes_its_place_complete_or_not_at_all(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_joint_images_are_compared_with_what_dino_sees_in_them(
         if cache == "off":
             return targets, batch["images"]
         latents = stage.samples.latents
-        chosen = [latents.choose_images(latents.clips.window(key.index)[0], key.number) for key in keys]
+        chosen = [latents.choose_images(latents.clips.windows[key.index][0], key.number) for key in keys]
         return targets, torch.stack([torch.cat(list(map(latents.pictures, joint))) for joint in chosen])
 
     computed, pictures = targets_and_pictures()

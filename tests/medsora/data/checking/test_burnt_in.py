@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from medsora.config.load import config_from_dict
-from medsora.data.checking.burnt_in import EvenSamples, StillMarks, find_still_marks, position_words
+from medsora.data.checking.burnt_in import (
+    EvenSamples,
+    StillMarks,
+    find_still_marks,
+    marks_inside,
+    position_words,
+)
 from medsora.data.checking.check import check_folder
 from medsora.data.clips import ClipDataset, ClipSpec
 from medsora.data.exact_flow import check_flow_files
@@ -36,8 +42,8 @@ def test_text_on_a_border_is_found_and_cut_off_with_it(scene: np.ndarray) -> Non
     found = find_still_marks(lettered(bordered(scene)))
     assert found.margins == MARGINS
     assert [position_words(box) for box in found.marks] == ["at the top left"]
-    assert found.marks_inside(found.margins) == ()
-    assert found.marks_inside(NO_MARGINS) == found.marks
+    assert marks_inside(found.marks, found.margins) == ()
+    assert marks_inside(found.marks, NO_MARGINS) == found.marks
 
 
 def test_text_on_the_scene_is_found_where_it_stands(scene: np.ndarray) -> None:
@@ -149,7 +155,7 @@ def test_the_check_reports_it_and_the_clips_are_cropped(
         assert one.margins == MARGINS
         assert one.crop_words == "cropped by top 12, bottom 20, left 100, right 28 pixels"
         assert other.margins == NO_MARGINS
-        assert other.marks_words == "possible burnt-in text or logo at the top left"
+        assert other.marks_words == "at the top left"
         assert ["borders" in line or "burnt-in" in line for line in report.complaints()] == [True, True]
     spec = ClipSpec(frames=4, interval=1, size=(128, 128), images=0, flip=False)
     clips = ClipDataset(report, spec, holdout=0)

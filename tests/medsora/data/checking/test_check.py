@@ -186,9 +186,9 @@ def test_a_truncated_video_serves_as_far_as_it_decodes_and_is_reported(
     cut(path, 0.6)
     (video,) = check(root, cache).usable
     assert 9 <= video.scan.frames < 80
-    assert "truncated" in " ".join(video.remarks), video.remarks
+    assert "truncated" in " ".join(video.scan.remarks), video.scan.remarks
     if name.endswith((".mp4", ".avi")):
-        assert f"header says 90 frames, {video.scan.frames} decode" in video.remarks[0]
+        assert f"header says 90 frames, {video.scan.frames} decode" in video.scan.remarks[0]
     assert len(read_frames(path, video.scan.frames - 5, 5, seek_points=video.scan.seek_points)) == 5
 
 
@@ -208,7 +208,7 @@ def test_clips_keep_away_from_damage_inside_a_video(tmp_path: Path, cache: Path)
     assert 36 <= before[1] <= 60
     assert 80 <= after[0] <= 96
     assert after[1] == video.scan.frames == 148
-    assert "damaged near frame 7" in video.remarks[0]
+    assert "damaged near frame 7" in video.scan.remarks[0]
     in_order = read_frames(path)
     for window in video.windows:
         clip = read_frames(path, window.start, 5, 2, seek_points=video.scan.seek_points)
@@ -224,7 +224,7 @@ def test_a_broken_picture_splits_its_folder(tmp_path: Path, cache: Path) -> None
     (video,) = check(tmp_path / "corpus", cache).usable
     assert video.scan.runs() == [(0, 12), (13, 30)]
     assert [tuple(window) for window in video.windows] == [(0, 3), (13, 21)]
-    assert "1 of 30 pictures do not decode, the first: frame12.png" in video.remarks[0]
+    assert "1 of 30 pictures do not decode, the first: frame12.png" in video.scan.remarks[0]
 
 
 def test_link_loops_are_entered_once(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_pictures_that_cannot_be_read_are_tried_again_by_the_next_check(
         found = "; ".join((report.scan.problem or "", *report.scan.remarks))
         assert f"{failing[0]} cannot be read: Permission denied" in found
     (report,) = check(tmp_path / "run", cache).reports
-    assert (report.problem, report.scan.frames, report.scan.broken, report.remarks) == (None, 12, (), ())
+    assert (report.problem, report.scan.frames, report.scan.broken, report.scan.remarks) == (None, 12, (), ())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"made_by": 1}', '{"scans": {"x": 3}}', "\x00\xff"])
@@ -409,5 +409,5 @@ def test_a_scan_lasts_unless_a_read_or_the_check_itself_failed() -> None:
 def test_the_size_that_is_used_is_what_the_crop_leaves() -> None:
     margins = (0.1, 0.2, 0.25, 0.0)  # top, bottom, left, right
     scan = Scan("mov", "h264", 400, 300, 25, 9, margins=margins)
-    report = SourceReport(Source(Path("a.mp4"), "a.mp4", False), scan, (), 8, margins)
-    assert (report.used_width, report.used_height) == (300, 210)
+    report = SourceReport(Source(Path("a.mp4"), "a.mp4"), scan, (), 8, margins)
+    assert report.used_size == (210, 300)

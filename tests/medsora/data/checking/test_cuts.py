@@ -73,7 +73,7 @@ def test_repeated_frames_make_no_cuts_and_hide_none(
     shifted = np.stack([texture[k : k + 64, k : k + 64] for k in range(48)])  # by half of what is sampled
     assert cuts_of(shifted) == ()
     path = encode(tmp_path / "shifted.mkv", shifted, "ffv1", "bgr0")
-    assert scan_source(Source(path, path.name, False)).breaks == ()
+    assert scan_source(Source(path, path.name)).breaks == ()
 
 
 def test_unlike_and_still_frames_have_no_cuts() -> None:

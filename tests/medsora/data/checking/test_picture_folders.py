@@ -65,7 +65,7 @@ def test_stills_of_many_videos_in_one_folder_are_a_video_each(tmp_path: Path) ->
     clips = ClipDataset(report, spec, holdout=0)
     assert clips.labels.names == ("polyp",)
     for index in range(len(clips)):
-        video, window = clips.window(index)
+        video, window = clips.windows[index]
         pixels = (
             ((clips.fixed_clip(index)["video"].movedim(1, -1) + 1) * 127.5).round().numpy().astype(np.uint8)
         )

@@ -116,7 +116,7 @@ def test_frames_that_an_edit_list_hides_are_not_missed(tmp_path: Path, ending: s
     cut = tmp_path / "data" / f"cut.{ending}"
     copy_from(whole, cut, frames=20)
     (video,) = check(tmp_path / "data", tmp_path).usable
-    assert (video.scan.frames, video.remarks, video.scan.breaks) == (100, (), ())
+    assert (video.scan.frames, video.scan.remarks, video.scan.breaks) == (100, (), ())
     assert any(words.startswith("20 frames that the file hides") for words in video.scan.applied)
     assert np.array_equal(read_frames(cut), shown)
     for start in (0, 30, 60, 90):

@@ -22,7 +22,7 @@ from medsora.config.choices import PHANTOM_LOOKS
 from medsora.config.load import load_config
 from medsora.data.labels import read_labels
 from medsora.data.phantom import KINDS, clip_seed, corpus, render_clip, variant_suffix, write_phantom
-from medsora.data.phantom.corpus import phantom_recipe, phantom_seed
+from medsora.data.phantom.corpus import phantom_recipe
 from medsora.data.phantom.render import MAX_POLYP, choose_labels
 from medsora.data.phantom.scene import Scene
 from medsora.data.phantom.wall import Wall
@@ -324,7 +324,7 @@ def test_a_flipped_bit_in_labels_or_recipe_is_refused(tmp_path, name, old, new):
     (tmp_path / name).write_text(text.replace(old, new, 1))
     with pytest.raises(BadInput, match=f"{name} is damaged"):
         read_labels("labels.csv", tmp_path, videos)
-    for used in (phantom_recipe, phantom_seed, lambda folder: write_phantom(folder, 3, 2, 16, seed=1)):
+    for used in (phantom_recipe, lambda folder: write_phantom(folder, 3, 2, 16, seed=1)):
         if name == "phantom.json":
             with pytest.raises(BadInput, match=f"{name} is damaged"):
                 used(tmp_path)
@@ -344,7 +344,7 @@ def test_folders_of_earlier_versions_have_no_digests(tmp_path):
     (tmp_path / "phantom.json").write_text(json.dumps(old))
     (tmp_path / "labels.csv").write_text("file,label\nphantom-00000.mkv,mine\n")
     assert read_labels("labels.csv", tmp_path, ["phantom-00000.mkv"]).names == ("mine",)
-    assert phantom_seed(tmp_path) == 1
+    assert phantom_recipe(tmp_path)["seed"] == 1
     write_phantom(tmp_path, 3, 2, 16, seed=1, progress=lambda done, total: pytest.fail("rendered twice"))
 
 

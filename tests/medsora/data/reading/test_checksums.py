@@ -69,7 +69,7 @@ def test_a_flipped_bit_of_a_lossless_video_costs_the_clips_that_it_reaches(tmp_p
     path, draw = tmp_path / "a.mkv", random.Random(0)
     write_video(path, FRAMES, 10, lossless=True)
     content, packet = path.read_bytes(), packets(path)[5]
-    points = scan_source(Source(path, path.name, False)).seek_points
+    points = scan_source(Source(path, path.name)).seek_points
     for _ in range(20):
         path.write_bytes(content.replace(packet, flipped(packet, draw)))
         for first, count in ((0, 12), (3, 4), (5, 1), (6, 2), (7, 5)):
@@ -79,7 +79,7 @@ def test_a_flipped_bit_of_a_lossless_video_costs_the_clips_that_it_reaches(tmp_p
             read_frames(path, intact=True)
         np.testing.assert_array_equal(read_frames(path, 0, 5, intact=True), FRAMES[:5])
         np.testing.assert_array_equal(read_frames(path, 8, 4, seek_points=points, intact=True), FRAMES[8:])
-        assert "damaged near frame 5" in scan_source(Source(path, path.name, False)).remarks[0]
+        assert "damaged near frame 5" in scan_source(Source(path, path.name)).remarks[0]
 
 
 def test_frames_that_depend_on_a_damaged_one_are_left_out_too(tmp_path: Path) -> None:

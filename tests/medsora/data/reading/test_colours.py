@@ -57,7 +57,7 @@ def worst(path: Path) -> int:
 def test_tags_are_followed(tmp_path: Path, matrix: Colorspace, value_range: ColorRange, rows: int) -> None:
     path = coded(tmp_path / "a.mp4", matrix, value_range, tagged=True, rows=rows)
     assert worst(path) <= 4
-    assert scan_source(Source(path, path.name, False)).applied == ()
+    assert scan_source(Source(path, path.name)).applied == ()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_untagged_colours_are_guessed_as_players_guess(tmp_path: Path, rows: int
     path = coded(tmp_path / "a.mp4", matrix, ColorRange.MPEG, tagged=False, rows=rows)
     assert worst(path) <= 4
     applied = ("colours read as BT.709",) if rows == 720 else ()
-    assert scan_source(Source(path, path.name, False)).applied == applied
+    assert scan_source(Source(path, path.name)).applied == applied
 
 
 def test_limited_grey_is_stretched(tmp_path: Path) -> None:
@@ -86,5 +86,5 @@ def test_limited_grey_is_stretched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("transfer", "name"), [(ColorTrc.SMPTE2084, "PQ"), (ColorTrc.ARIB_STD_B67, "HLG")])
 def test_high_dynamic_range_is_refused(tmp_path: Path, transfer: ColorTrc, name: str) -> None:
     path = coded(tmp_path / "a.mp4", Colorspace.BT2020, ColorRange.MPEG, tagged=True, transfer=transfer)
-    problem = scan_source(Source(path, path.name, False)).problem
+    problem = scan_source(Source(path, path.name)).problem
     assert problem.startswith(f"high dynamic range ({name})")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from medsora.data.checking.scan import Scan, scan_source
-from medsora.data.reading.find import Source
+from medsora.data.reading.find import find_sources
 from medsora.data.reading.frame_folder import read_image
 from medsora.data.reading.video_io import read_frames
 from tests.support.video_files import encode, moving_frames
@@ -49,7 +49,8 @@ KINDS: dict[str, tuple[Callable[[Path, np.ndarray], None], str, tuple[str, ...]]
 
 
 def scan_of(folder: Path) -> Scan:
-    return scan_source(Source(folder, folder.name, folder.is_dir()))
+    (source,) = find_sources(folder).sources
+    return scan_source(source)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -38,7 +38,7 @@ def woven(moments: np.ndarray, *, bottom_first: bool = False) -> np.ndarray:
 
 
 def scan_of(path: Path) -> Scan:
-    return scan_source(Source(path, path.name, False))
+    return scan_source(Source(path, path.name))
 
 
 def combs(frame: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from medsora.data.checking.scan import scan_source
-from medsora.data.reading.find import Source
+from medsora.data.reading.find import Source, find_sources
 from medsora.data.reading.frame_folder import read_image
 from medsora.data.reading.video_io import read_frames, read_last_frames
 from tests.support.video_files import moving_frames
@@ -52,7 +52,7 @@ def test_videos_are_shown_as_their_container_specifies(tmp_path: Path, turn: tup
     path = encode_turned(tmp_path / "a.mkv", frames, turn)
     assert np.array_equal(read_frames(path), upright)
     assert np.array_equal(read_last_frames(path, 4), upright[-4:])
-    scan = scan_source(Source(path, path.name, False))
+    scan = scan_source(Source(path, path.name))
     assert scan.applied == APPLIED[turn]
     assert (scan.height, scan.width) == upright.shape[1:3]
     assert np.array_equal(read_frames(path, 17, 5, seek_points=scan.seek_points), upright[17:22])
@@ -82,7 +82,7 @@ def test_a_recorder_held_upside_down(tmp_path: Path) -> None:
 
 def test_a_turn_by_anything_else_is_refused(tmp_path: Path) -> None:
     path = encode_turned(tmp_path / "a.mp4", moving_frames(20), (30, False, False), "libx264")
-    scan = scan_source(Source(path, path.name, False))
+    scan = scan_source(Source(path, path.name))
     assert scan.problem == "is to be shown turned by other than quarter turns"
 
 
@@ -113,7 +113,8 @@ def test_pictures_are_turned_by_exif(tmp_path: Path, name: str, orientation: int
     found = read_image(path)
     assert found.shape == expected.shape
     assert np.abs(found - expected).mean() <= tolerance
-    scan = scan_source(Source(tmp_path / "run", "run", True))
+    (source,) = find_sources(tmp_path / "run").sources
+    scan = scan_source(source)
     assert (scan.height, scan.width) == expected.shape[:2]
     assert bool(scan.applied) == (orientation > 1)
 
@@ -131,7 +132,8 @@ def test_a_few_turned_pictures_are_counted(tmp_path: Path) -> None:
     exif[0x0112] = 3
     for number, frame in enumerate(moving_frames(5)):
         Image.fromarray(frame).save(tmp_path / f"{number}.png", exif=exif if number < 2 else None)
-    assert scan_source(Source(tmp_path, "run", True)).applied == ("rotated 180° (2 of 5)",)
+    (source,) = find_sources(tmp_path).sources
+    assert scan_source(source).applied == ("rotated 180° (2 of 5)",)
     assert np.array_equal(read_frames(tmp_path)[1], moving_frames(2)[1, ::-1, ::-1])
 
 

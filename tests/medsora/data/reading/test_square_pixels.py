@@ -41,7 +41,7 @@ def disc_video(path: Path, aspect: Fraction, *, width: int = 180, height: int = 
 
 
 def scan_of(path: Path) -> Scan:
-    return scan_source(Source(path, path.name, False))
+    return scan_source(Source(path, path.name))
 
 
 def disc_size(frame: np.ndarray) -> tuple[int, int]:

@@ -96,7 +96,7 @@ def test_seeks_find_the_very_frames_that_decoding_in_order_finds(
     tmp_path: Path, name: str, decoded_frames: list[int]
 ) -> None:
     path = encode_named(tmp_path, name, moving_frames(FRAMES))
-    scan = scan_source(Source(path, name, False))
+    scan = scan_source(Source(path, name))
     assert (scan.problem, scan.frames) == (None, FRAMES)
     in_order = read_frames(path)
     assert len(in_order) == FRAMES
@@ -117,7 +117,7 @@ def test_seeks_find_the_very_frames_that_decoding_in_order_finds(
 def test_frame_numbers_are_exact_at_a_variable_frame_rate(tmp_path: Path, name: str) -> None:
     times = np.cumsum(np.random.default_rng(0).integers(10, 120, FRAMES)).tolist()
     path = encode(tmp_path / name, moving_frames(FRAMES), options={"g": "12", "bf": "2"}, times=times)
-    scan = scan_source(Source(path, name, False))
+    scan = scan_source(Source(path, name))
     assert (scan.frames, bool(scan.seek_points)) == (FRAMES, True)
     in_order = read_frames(path)
     for start in (0, 13, 50, 77):
@@ -128,7 +128,7 @@ def test_frame_numbers_are_exact_at_a_variable_frame_rate(tmp_path: Path, name: 
 
 def test_a_seek_point_that_lies_is_not_believed(tmp_path: Path) -> None:
     path = encode_named(tmp_path, "h264_b_frames.mp4", moving_frames(FRAMES))
-    points = scan_source(Source(path, path.name, False)).seek_points
+    points = scan_source(Source(path, path.name)).seek_points
     lies = [point._replace(checksum=point.checksum ^ 1) for point in points]
     shifted = [point._replace(pts=point.pts + 1) for point in points]
     expected = read_frames(path, 50, 3)
@@ -144,7 +144,7 @@ from medsora.data.checking.scan import scan_source
 from medsora.data.reading.video_io import read_frames
 
 def use(path):
-    scan = scan_source(Source(Path(path), path, False))
+    scan = scan_source(Source(Path(path), path))
     clip = read_frames(path, scan.frames - 60, 17, 3, 64, seek_points=scan.seek_points)
     peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
     return scan.frames, clip.shape, int(peak) * 1024
@@ -175,7 +175,7 @@ def test_a_long_video_costs_the_memory_of_one_clip(tmp_path: Path) -> None:
 def test_a_clip_decodes_its_own_span_only(tmp_path: Path, decoded_frames: list[int]) -> None:
     frames = np.concatenate([moving_frames(250)] * 4)
     path = encode(tmp_path / "long.mp4", frames, options={"g": "25", "preset": "ultrafast"})
-    points = scan_source(Source(path, path.name, False)).seek_points
+    points = scan_source(Source(path, path.name)).seek_points
     for start in (100, 810, 940):
         decoded_frames.clear()
         read_frames(path, start, 17, 3, seek_points=points)

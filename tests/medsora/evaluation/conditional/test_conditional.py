@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -47,6 +49,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(model: Path, out: Path, **others) -> argparse.Namespace:
     common = {"model": str(model), "out": out, "cache": out / "cache", "sampler": "ddim", "steps": 1}
     return argparse.Namespace(**common | others)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        (first_frame, "videos", "0"),
+        (seams, "frames", "0"),
+        (labels, "held-out-clips", "2"),
+        (phantom_model, "judge-clips", "1"),
+    ],
+)
+def test_too_few_clips_are_refused_before_anything_is_loaded(
+    command: ModuleType, option: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", "--model", "none", "--out", "out", f"--{option}", value])
+    with pytest.raises(BadInput, match=f"--{option} is {value} but must be at least [13]"):
+        command.main()
 
 
 def test_a_classifier_learns_and_is_the_same_again() -> None:

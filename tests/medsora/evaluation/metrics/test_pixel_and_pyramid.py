@@ -4,6 +4,7 @@ medsora.evaluation.sanity.degradations: what the weight-free metrics notice, and
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from medsora.evaluation.metrics.measure import FrechetMeasure, Measure
 from medsora.evaluation.metrics.pixel import PixelMeasure, sharpness
 from medsora.evaluation.metrics.pyramid import KINDS, PyramidExtractor, make_filters
 from medsora.evaluation.metrics.registry import build_measures
+from medsora.evaluation.sanity import degradations
 from medsora.evaluation.sanity.degradations import ORDERS, broken_orders, distances_of_degradations, halves
 from medsora.evaluation.sanity.degrade import blurred
 from tests.support.drifting_clips import drifting_clip, write_clips
@@ -47,6 +49,12 @@ def test_an_order_that_does_not_hold_is_named() -> None:
     broken = broken_orders({key: row for key in ORDERS})
     assert len(broken) == sum(map(len, ORDERS.values()))
     assert "real 1" in broken[0]
+
+
+def test_clips_that_are_too_short_for_motion_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["degradations", "--real", "clips", "--frames", "2"])
+    with pytest.raises(BadInput, match="--frames is 2 but must be at least 3"):
+        degradations.main()
 
 
 def test_halves_share_no_video_or_no_time(tmp_path: Path) -> None:
