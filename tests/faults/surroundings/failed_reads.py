@@ -58,7 +58,7 @@ def _try_stage(
     whole = _copied(half, f"{stage}-counted")
     finish(start_forks(whole, 1, partial(_resume, main, run, 0, 0, 0)))
     reads = int((whole / "reads.txt").read_text())
-    tries = options.times or 2 * reads
+    tries = options.times or options.rounds * reads
     print(f"{stage}: {reads} reads of the run in a resume, {tries} tries", flush=True)
     order, faults = random.Random(options.seed).sample(range(1, reads + 1), reads), 0
     for number in range(tries):
