@@ -39,7 +39,8 @@ def fail_reads(options: argparse.Namespace) -> int:
     tried = faults = 0
     try:
         alone(partial(prepare, work))
-        for stage, (main, name) in STAGES.items():
+        for stage in options.stages:
+            main, name = STAGES[stage]
             number, wrong = _try_stage(stage, main, Path("runs", "tiny", name), work, options)
             tried, faults = tried + number, faults + wrong
     finally:
