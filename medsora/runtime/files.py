@@ -60,10 +60,29 @@ def read_patiently(read: Callable[[Path], Result], path: Path) -> Result:
 
 def is_file(path: Path) -> bool:
     """Return whether a file exists; raises `BadInput` if that cannot be determined."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a folder exists; raises `BadInput` if that cannot be determined."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents unless it exists, which the system may deny for a moment.
+
+    Raises `OSError` if it cannot be made, `BadInput` as `is_folder` does.
+    """
+    if not is_folder(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def _mode(path: Path) -> int:
+    """Return type and rights of a file or folder, 0 if there is none."""
     try:
-        return stat.S_ISREG(read_patiently(Path.stat, path).st_mode)
+        return read_patiently(Path.stat, path).st_mode
     except OSError:
-        return False
+        return 0
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -93,8 +112,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     """
     beside = name_beside(path)
     try:
-        if not read_patiently(Path.is_dir, path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         yield beside
         obey_umask(beside)
         os.replace(beside, path)
@@ -157,7 +175,7 @@ def written_folder(final: Path) -> Iterator[Path]:
     working, dropped = (final.with_name(f".{what}-{final.name}") for what in ("writing", "dropping"))
     try:
         for left in (working, dropped):
-            if read_patiently(Path.exists, left):
+            if _mode(left):
                 shutil.rmtree(left)
         working.mkdir(parents=True)
         yield working
@@ -166,7 +184,7 @@ def written_folder(final: Path) -> Iterator[Path]:
                 obey_umask(path)
                 _flush(path)
             _flush(Path(place))
-        if replaces := read_patiently(Path.exists, final):
+        if replaces := bool(_mode(final)):
             final.rename(dropped)  # a deletion may fail half-way
         try:
             working.rename(final)

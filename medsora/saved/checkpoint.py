@@ -19,10 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 
 from medsora.errors import BadInput, one_line
-from medsora.runtime.files import nearest_folder, read_patiently, write_json, written_folder
+from medsora.runtime.files import (
+    make_folder,
+    nearest_folder,
+    read_patiently,
+    write_json,
+    write_text,
+    written_folder,
+)
 from medsora.runtime.versions import code_digest, library_versions
 from medsora.saved.manifest import (
     CHECKPOINT_FORMAT,
@@ -99,6 +108,17 @@ def save_checkpoint(
         write_json(working / "manifest.json", manifest, sort_keys=True)
     _prune(root, keep, keep_every, keep_step)
     return final
+
+
+def save_model(model: ModelMixin, folder: Path) -> None:
+    """Write a model's folder as `save_pretrained` does, but however often the system denies that it exists.
+
+    Raises `OSError` if it cannot be written.
+    """
+    make_folder(folder)
+    write_text(folder / model.config_name, model.to_json_string())
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def checkpoint_folders(root: Path) -> list[Path]:

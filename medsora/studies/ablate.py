@@ -26,7 +26,7 @@ from medsora.config.schema import FIXED, STAGE_1, STAGE_2, Config, all_keys
 from medsora.errors import BadInput, Interrupted
 from medsora.runtime.digests import sealed
 from medsora.runtime.exit import STOP_SIGNALS
-from medsora.runtime.files import write_json
+from medsora.runtime.files import make_folder, write_json
 from medsora.saved.checkpoint import checkpoint_folders, checkpoint_step, newest_complete
 from medsora.saved.find import trained_vae
 from medsora.saved.limits import read_json_object
@@ -207,7 +207,7 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
                 f"{folder} holds a study with {name} {json.dumps(before[name])}, not {json.dumps(value)}; "
                 "take another --out, or the same settings."
             )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(path, sealed(before | settings))
 
 
@@ -216,7 +216,7 @@ def _train(study: Study, variant: Variant, seed: int) -> bool:
     if study.run(variant, seed).steps is not None:
         return True
     folder = study.folder_of(variant, seed)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     try:
         lock = hold_folder(folder.parent, patience_s=0.0)
     except BadInput:

@@ -17,7 +17,7 @@ from time import monotonic
 from medsora.config.load import load_config
 from medsora.config.schema import STAGE_2
 from medsora.errors import BadInput
-from medsora.runtime.files import write_json, write_text
+from medsora.runtime.files import make_folder, write_json, write_text
 from medsora.studies import ablate
 from medsora.studies.ablate import FAILED, FILL_CACHES, Study, keep_settings
 from medsora.studies.report import Run
@@ -160,7 +160,7 @@ class EqualCost:
 
         Raises `BadInput` if it would take more than `hours` by the speed of the trials, and as `ablate` does.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with hold_folder(self.folder, patience_s=0.0):
             trials = self.trials()
             by_title = {

@@ -43,7 +43,9 @@ def main() -> int:
     ask.add_argument("--seed", type=int, default=0, help="decides the moments (default: 0)")
 
     reads = commands.add_parser("failed-reads", help="reads that fail while runs are resumed")
-    reads.add_argument("--times", type=int, metavar="N", help="for each stage (default: every read twice)")
+    reads.add_argument("--stages", nargs="+", choices=("vae", "dit"), default=["vae", "dit"])
+    reads.add_argument("--rounds", type=int, default=2, help="how often every read fails (default: 2)")
+    reads.add_argument("--times", type=int, metavar="N", help="so many of each stage instead")
     reads.add_argument("--seed", type=int, default=0, help="decides their order (default: 0)")
 
     disks = commands.add_parser("full-disk", help="disks that are full in the midst of a command")

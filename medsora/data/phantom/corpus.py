@@ -25,6 +25,7 @@ from medsora.errors import BadInput
 from medsora.runtime.digests import sealed, sha256, unsealed
 from medsora.runtime.files import (
     is_file,
+    make_folder,
     read_patiently,
     remove_leftovers,
     write_bytes,
@@ -131,7 +132,7 @@ def write_phantom(
         remove_leftovers(folder / part)
     if _made_before(folder, recipe):
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _alone_in(folder):
         if not _made_before(folder, recipe):
             _write_missing(folder, recipe, look, workers, progress)
@@ -211,7 +212,6 @@ class _Clip:
         if self.recipe["masks"]:
             pictures = [*clip.video[..., ::-1], *clip.polyp_mask.astype(np.uint8) * 255]
             for file, picture in zip(self.files, pictures, strict=True):
-                file.parent.mkdir(exist_ok=True)
                 write_bytes(file, cv2.imencode(".png", picture)[1].tobytes())
             return
         video, _ = self.files

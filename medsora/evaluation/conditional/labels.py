@@ -29,6 +29,7 @@ from medsora.evaluation.conditional.command import (
 from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_classifier, phantom_clips
 from medsora.evaluation.sanity.criterion import Criterion
 from medsora.runtime.exit import exit_with_status
+from medsora.runtime.files import make_folder
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import PARTS, checked_base, find_vae, load_vae
 from medsora.saved.pipeline import SavedPipeline
@@ -110,7 +111,7 @@ def measure(options: argparse.Namespace) -> int:
     tests, truth, names = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, phantom)
     settings = (*kind, options.epochs, phantom, device)
     classifier = phantom_classifier(options.cache, options.training_clips, *settings)
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     results = {ON_PHANTOM: float((predicted_labels(classifier, tests) == truth).mean())}
     if vae is not None:
         seen = predicted_labels(classifier, through_vae(vae, tests))

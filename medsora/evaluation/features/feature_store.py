@@ -25,7 +25,7 @@ import numpy as np
 
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
-from medsora.runtime.files import read_patiently, write_json
+from medsora.runtime.files import make_folder, read_patiently, write_json
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class FeatureStore:
         Processes that help are given this name. A file that another run is filling is left alone: this run
         makes one of its own. Raises `OSError` if the place cannot be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         if not self._hold():
             self.writer = f".{os.getpid()}"
             self._hold()

@@ -14,6 +14,7 @@ from medsora.errors import BadInput
 from medsora.flow_prior.raft import VARIANTS
 from medsora.flow_prior.weights import read_weights
 from medsora.runtime.digests import sha256
+from medsora.runtime.files import make_folder
 
 # what --weights may name, and where each is published
 PUBLISHED = {
@@ -54,7 +55,7 @@ def weight_file(name: str, weights: Mapping[str, str | Path]) -> Path:
     url, path = PUBLISHED[name], cached_file(name)
     if not path.is_file():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             torch.hub.download_url_to_file(url, str(path), progress=False)  # complete or absent
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a cut download a RuntimeError
             raise OSError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from medsora.baselines.endogen import EndoGen
 from medsora.config.schema import Config
 from medsora.runtime.interruption import StopRequest
 from medsora.sampling.tokens import EndoGenPipeline
+from medsora.saved.checkpoint import save_model
 from medsora.saved.find import ENDOGEN
 from medsora.training.ar.loss import NextCodeLoss
 from medsora.training.ar.samples import CodeSamples
@@ -51,7 +53,7 @@ class ArStage(GeneratorStage):
             self.config.train_ar,
             self.optimizer,
             names=[names[id(p)] for group in self.optimizer.param_groups for p in group["params"]],
-            models={"transformer": ModelPart(self.model.save_pretrained, self.model.load_weights)},
+            models={"transformer": ModelPart(partial(save_model, self.model), self.model.load_weights)},
             values={
                 "tokenizer": ValuePart(lambda step: self.decoder_digest, self.require_same_decoder),
                 "labels": ValuePart(lambda step: list(self.labels), self.require_same_labels),

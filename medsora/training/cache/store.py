@@ -27,7 +27,7 @@ from torch import Tensor
 
 from medsora.errors import BadInput
 from medsora.runtime.digests import check_tensors, parse_tensors, sealed_tensors
-from medsora.runtime.files import read_patiently, remove_leftovers, write_bytes, write_json
+from medsora.runtime.files import make_folder, read_patiently, remove_leftovers, write_bytes, write_json
 from medsora.runtime.progress_bar import progress_bar
 
 KEPT_BYTES = 2**26
@@ -46,7 +46,7 @@ class TensorStore:
         self._kept_bytes = 0
         self._whole: dict[str, tuple[int, int, int]] = {}  # inode, size and time of files that were compared
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             remove_leftovers(self.folder)
             write_json(self.folder / "depends_on.json", depends_on)
         except OSError as error:

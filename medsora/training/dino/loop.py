@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from medsora.errors import BadInput, Interrupted
 from medsora.flow_prior.dino import build_network
 from medsora.flow_prior.weights import load_strictly
+from medsora.runtime.files import make_folder
 from medsora.runtime.interruption import StopRequest
 from medsora.runtime.progress_bar import progress_bar
 from medsora.saved.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
@@ -85,7 +86,7 @@ class StudentAndTeacher(nn.Module):
 
     def write(self, folder: Path) -> None:
         """Write all weights into a checkpoint's folder."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         save_file(self.state_dict(), folder / "both.safetensors")
 
     def _scores(self, network: nn.ModuleDict, crops: list[Tensor]) -> list[Tensor]:
@@ -107,7 +108,7 @@ def train_dino(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stop = StopRequest(time_limit_minutes)
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     with hold_folder(run), stop.preparing():
         both = StudentAndTeacher(architecture, recipe).to(device)
         optimizer, names = _optimizer(both)

@@ -19,6 +19,7 @@ from medsora.errors import BadInput, Interrupted, NonFiniteVideo
 from medsora.runtime.files import is_file, read_patiently, write_text, written_folder
 from medsora.runtime.interruption import StopRequest
 from medsora.sampling.synthetic import synthetic_tags
+from medsora.saved.checkpoint import save_model
 from medsora.saved.find import DEFAULT_FPS
 from medsora.saved.manifest import model_files, write_manifest
 from medsora.saved.pipeline import SavedPipeline
@@ -137,7 +138,7 @@ class GeneratorStage:
             return start
         name, decoder = self.decoder
         with written_folder(run.path / name) as folder:
-            decoder.save_pretrained(folder)
+            save_model(decoder, folder)
         described = run.path / "pipeline.json"
         text = json.dumps(self.geometry, indent=1, sort_keys=True)
         with run.writing():

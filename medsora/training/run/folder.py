@@ -37,6 +37,8 @@ from medsora.errors import BadInput, one_line
 from medsora.runtime.digests import sealed, unsealed
 from medsora.runtime.files import (
     is_file,
+    is_folder,
+    make_folder,
     read_patiently,
     remove_leftovers,
     write_bytes,
@@ -75,7 +77,7 @@ class RunFolder:
             refuse_changes(self.previous, config, stage, path)
         if self.main:
             with self.writing():
-                path.mkdir(parents=True, exist_ok=True)
+                make_folder(path)
                 self._lock = hold_folder(path)
                 remove_leftovers(path)
                 remove_leftovers(self.samples, below="step-*")
@@ -210,7 +212,7 @@ def previous_config(path: Path) -> Config | None:
 
     Runs that do not name their `vae.compensation_kind` were begun before there was a choice: they are causal.
     """
-    if not (read_patiently(Path.is_dir, path / "checkpoints") and is_file(path / "config.yaml")):
+    if not (is_folder(path / "checkpoints") and is_file(path / "config.yaml")):
         return None
     return _with_kind(load_config(path / "config.yaml", outputs_anywhere=True), "causal")
 

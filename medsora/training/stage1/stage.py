@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from medsora.data.clips import ClipDataset
 from medsora.data.reading.video_io import write_video
 from medsora.data.sheet import contact_sheet
 from medsora.runtime.files import written_folder
+from medsora.saved.checkpoint import save_model
 from medsora.saved.find import DEFAULT_FPS
 from medsora.saved.manifest import model_files, write_manifest
 from medsora.training.loop_end import PeriodicTask
@@ -59,7 +61,7 @@ class VaeStage:
             self.config.train_vae,
             self.optimizer,
             names=[name for name, parameter in self.vae.named_parameters() if parameter.requires_grad],
-            models={"vae": ModelPart(self.vae.save_pretrained, self._load_vae)},
+            models={"vae": ModelPart(partial(save_model, self.vae), self._load_vae)},
             values=self.values,
             model_bytes=sum(parameter.nbytes for parameter in self.vae.parameters()),
             early_stop=self.early_stop,
@@ -166,7 +168,7 @@ class VaeStage:
                 self.run.notify(f"the VAE of step {best[0]} has the best held-out loss and is taken.")
             self.set_scale()
             with written_folder(folder) as beside:
-                self.vae.save_pretrained(beside)
+                save_model(self.vae, beside)
                 write_manifest(beside, model_files(beside))
             self.run.notify(f"stage 1 is done: the VAE is in {folder}.")
         self.accelerator.wait_for_everyone()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from medsora.denoiser.base import Denoiser
 from medsora.denoiser.weights import read_matching_weights
+from medsora.saved.checkpoint import save_model
 
 
 class Ema:
@@ -49,7 +50,7 @@ class Ema:
     def save(self, folder: Path) -> None:
         """Write the averaged model as a diffusers model folder."""
         with self.applied() as model:
-            model.save_pretrained(folder)
+            save_model(model, folder)
 
     def set_updates(self, updates: int) -> None:
         """Continue the decay after `updates` updates."""

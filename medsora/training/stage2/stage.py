@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from medsora.config.schema import Config
 from medsora.denoiser.base import Denoiser
 from medsora.runtime.interruption import StopRequest
 from medsora.sampling.pipeline import MedSoraPipeline
+from medsora.saved.checkpoint import save_model
 from medsora.training.run.described import GeneratorStage, keep_samples
 from medsora.training.run.folder import RunFolder
 from medsora.training.schedule import SampleKey, Schedule
@@ -59,7 +61,7 @@ class Stage2(GeneratorStage):
             self.optimizer,
             names=[name for name, _ in self.model.named_parameters()],
             models={
-                "denoiser": ModelPart(self.model.save_pretrained, self.model.load_weights),
+                "denoiser": ModelPart(partial(save_model, self.model), self.model.load_weights),
                 "ema": ModelPart(self.ema.save, self.ema.restore),
             },
             values={

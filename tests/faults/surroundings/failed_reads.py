@@ -36,35 +36,34 @@ def fail_reads(options: argparse.Namespace) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     work = Path(tempfile.mkdtemp(prefix="medsora-reads-"))
-    wrong: list[str] = []
-    tried = 0
+    tried = faults = 0
     try:
         alone(partial(prepare, work))
-        for stage, (main, name) in STAGES.items():
-            number, sentences = _try_stage(stage, main, Path("runs", "tiny", name), work, options)
-            tried, wrong = tried + number, wrong + sentences
+        for stage in options.stages:
+            main, name = STAGES[stage]
+            number, wrong = _try_stage(stage, main, Path("runs", "tiny", name), work, options)
+            tried, faults = tried + number, faults + wrong
     finally:
         shutil.rmtree(work)
-    for sentence in wrong:
-        print(sentence)
-    print(f"failed reads: {tried}; renamed, restarted or lost: {len(wrong) or 'nothing'}")
-    return 1 if wrong else 0
+    print(f"failed reads: {tried}; renamed, restarted or lost: {faults or 'nothing'}")
+    return 1 if faults else 0
 
 
 def _try_stage(
     stage: str, main: Callable[[], None], run: Path, work: Path, options: argparse.Namespace
-) -> tuple[int, list[str]]:
-    """Return how many reads failed in resumes of one stage, and what was wrong, a sentence each."""
+) -> tuple[int, int]:
+    """Return how many reads failed in resumes of one stage, and the number of faults, each printed."""
     straight, half = (configure(work, f"{stage}-{name}", 1, **_often()) for name in ("straight", "half"))
     finish(start_forks(straight, 1, script(main, "--config", "config.yaml")))
     finish(start_forks(half, 1, script(main, "--config", "config.yaml", f"train_{stage}.max_steps=2")))
     whole = _copied(half, f"{stage}-counted")
     finish(start_forks(whole, 1, partial(_resume, main, run, 0, 0, 0)))
     reads = int((whole / "reads.txt").read_text())
-    tries = options.times or 2 * reads
+    tries = options.times or options.rounds * reads
     print(f"{stage}: {reads} reads of the run in a resume, {tries} tries", flush=True)
-    order, wrong = random.Random(options.seed).sample(range(1, reads + 1), reads), []
+    order, faults = random.Random(options.seed).sample(range(1, reads + 1), reads), 0
     for number in range(tries):
+        wrong: list[str] = []
         turn, place = divmod(number, reads)
         first, error = order[place], ERRORS[(place + turn) % len(ERRORS)]
         lasts = (ONCE, FOR_GOOD)[(place + turn) % 2]
@@ -79,16 +78,16 @@ def _try_stage(
                 wrong.append(f"{what}: ended with status {status}: {started.output[-500:]}")
             if changed := before.items() ^ _tree(folder / run).items():
                 wrong.append(f"{what}: changed {sorted({name for name, _ in changed})}")
-            if number >= CONTINUED:
-                shutil.rmtree(folder)
-                continue
-            finish(start_forks(folder, 1, script(main, "--config", "config.yaml")))
+            if number < CONTINUED:
+                finish(start_forks(folder, 1, script(main, "--config", "config.yaml")))
         elif status:
             wrong.append(f"{what}: ended with status {status}: {started.output[-500:]}")
-            continue
-        wrong += _other_than(straight / run, folder / run, what)
+        if not wrong and (lasts == ONCE or number < CONTINUED):
+            wrong += _other_than(straight / run, folder / run, what)
         shutil.rmtree(folder)
-    return tries, wrong
+        print(*wrong, sep="\n", end="\n" if wrong else "", flush=True)
+        faults += len(wrong)
+    return tries, faults
 
 
 def _other_than(straight: Path, run: Path, what: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from medsora.errors import BadInput
 from medsora.project.export import export_run
 from medsora.runtime.files import (
     END_MARK,
+    make_folder,
     name_beside,
     remove_leftovers,
     write_between_marks,
@@ -30,7 +32,8 @@ from medsora.runtime.files import (
 from medsora.sampling.run import SamplingSettings, sample_videos
 from medsora.training.cache.store import TensorStore
 from tests.support import tiny_training as tiny
-from tests.support.disk.failing_reads import failing_reads
+from tests.support.disk.failing_reads import ERRORS, failing_reads
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(params=[0o022, 0o027], ids=oct)
@@ -120,6 +123,25 @@ def test_no_read_that_fails_once_keeps_a_folder_from_its_place(error: int, tmp_p
             write()
         assert (tmp_path / "new" / "inner" / "a").read_text() == "content"
         assert rights(tmp_path / "new" / "inner" / "a") != 0o600, "its folder was left out"
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_folder_that_is_there_may_be_denied_once(error: int, tmp_path: Path) -> None:
+    make_folder(folder := tmp_path / "new" / "inner")
+    with failing_reads(tmp_path, error, 1, times=1):
+        make_folder(folder)
+    write_text(file := tmp_path / "file", "")
+    for place in (file, file / "inner"):
+        with pytest.raises(OSError, match=r"File exists|Not a directory"):
+            make_folder(place)
+
+
+def test_no_module_makes_a_folder_by_a_call_that_takes_a_failed_read_for_a_file() -> None:
+    """`os.makedirs`, which diffusers' methods call, and `Path.mkdir`, if they may find the folder there."""
+    calls = re.compile(r"makedirs\(|mkdir\(.*exist_ok|\b(?!self|pipeline)\w+\.save_(?:pretrained|config)\(")
+    files = {path: path.read_text() for path in (ROOT / "medsora").rglob("*.py")}
+    found = {path.relative_to(ROOT).as_posix(): calls.findall(text) for path, text in files.items()}
+    assert {name: len(hits) for name, hits in found.items() if hits} == {"medsora/runtime/files.py": 1}
 
 
 def test_a_folder_takes_its_place_complete_or_not_at_all(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ there, and a damaged one falls back to the one before it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,10 +14,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from medsora.denoiser import MedSora
 from medsora.errors import BadInput
 from medsora.runtime.digests import sha256
-from medsora.saved.checkpoint import checkpoint_folders, latest_checkpoint, newest_complete, save_checkpoint
+from medsora.saved.checkpoint import (
+    checkpoint_folders,
+    latest_checkpoint,
+    newest_complete,
+    save_checkpoint,
+    save_model,
+)
 from medsora.saved.optimizer import optimizer_tensors, restore_optimizer
+from tests.support import tiny_pipeline
+from tests.support import tiny_training as tiny
 from tests.support.disk.failing_reads import ERRORS, failing_reads
 
 
@@ -102,6 +112,21 @@ def test_a_read_that_fails_is_no_damage(error: int, tmp_path: Path) -> None:
         ):
             latest_checkpoint(tmp_path, pytest.fail)
     assert tree(tmp_path) == before
+
+
+def test_a_model_is_written_as_diffusers_does_whichever_read_fails_once(tmp_path: Path) -> None:
+    """diffusers takes a folder that it cannot look at for a file: "File exists"."""
+    for model in (MedSora(**tiny.DENOISER, in_channels=4), tiny_pipeline.tiny_vae()):
+        model.save_pretrained(expected := tmp_path / type(model).__name__)
+        (folder := tmp_path / "new").mkdir(exist_ok=True)
+        with failing_reads(tmp_path, errno.ETIMEDOUT, 0, 0) as reads:
+            save_model(model, folder)
+        for first in range(1, reads.count + 1):
+            with failing_reads(tmp_path, errno.ETIMEDOUT, first, times=1):
+                save_model(model, folder)
+            assert [path.read_bytes() for path in sorted(folder.iterdir())] == [
+                path.read_bytes() for path in sorted(expected.iterdir())
+            ]
 
 
 def test_a_run_that_lost_every_checkpoint_never_begins_anew(tmp_path: Path) -> None:

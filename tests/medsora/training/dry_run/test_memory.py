@@ -20,6 +20,7 @@ from medsora.denoiser import MedSora
 from medsora.denoiser.base import Denoiser
 from medsora.training.dry_run.memory import (
     LiveBytes,
+    MemoryEstimate,
     count_flops,
     estimate_denoiser,
     peak_bytes,
@@ -147,6 +148,17 @@ def test_a_step_of_stage_2_counts_what_the_loops_own_allocates(
     assert estimate.step == pytest.approx(live.peak, rel=0.01)
     assert len(seen) == 1
     assert (seen[0].labels is not None) == (seen[0].weights is not None) == (changes is CONDITIONS)
+
+
+def test_the_total_adds_the_largest_passing_part_to_what_lasts() -> None:
+    """However small a model: its operations need memory inside themselves that is no tensor's."""
+    lasting = {"weights": 1, "average": 2, "optimiser": 4, "frozen": 8}
+    passing = {"step": 100, "encoding": 50, "prior": 20, "evaluating": 200}
+    lines = dict(MemoryEstimate(**lasting, **passing, clips=16).lines())
+    beside = lines["allocator's slack"] + lines["operations' scratch"] + lines["clips"]
+    assert lines["total"] == sum(lasting.values()) + max(passing.values()) + beside
+    nothing = MemoryEstimate(**dict.fromkeys([*lasting, *passing, "clips"], 0))
+    assert nothing.total == lines["operations' scratch"] > 40 * 2**20
 
 
 def measure(stage: str, folder: Path) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.saved.checkpoint import save_checkpoint
 from medsora.training.run.folder import RunFolder, read_log, with_compensation_kind
+from tests.support.disk.failing_reads import failing_reads
 
 DAMAGE = (  # one line each
     b'{"step": 2, "loss/tot',
@@ -71,6 +73,19 @@ def test_a_run_whose_checkpoints_are_not_there_is_not_begun_anew(tmp_path: Path)
     shutil.move(away, tmp_path / "checkpoints")
     assert open_run(tmp_path).newest_checkpoint().step == 3
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 3}\n'
+
+
+def test_a_read_that_fails_once_keeps_no_run_from_opening_its_folder(tmp_path: Path) -> None:
+    def open_again(first: int) -> int:
+        with failing_reads(tmp_path.parent, errno.ETIMEDOUT, first, times=1) as reads:
+            open_run(tmp_path)._lock.close()
+        return reads.count
+
+    save(run := open_run(tmp_path), 3)
+    run._lock.close()
+    for first in range(1, open_again(0) + 1):
+        open_again(first)
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-0000003"]
 
 
 def test_a_changed_digit_of_the_log_costs_its_line(tmp_path: Path) -> None:
