@@ -239,6 +239,11 @@ def prepare_scheduler(scheduler: SchedulerMixin, steps: int, sampler: str | None
     else:
         fresh = copy.deepcopy(scheduler)
     name = type(scheduler).__name__
+    if isinstance(fresh, PNDMScheduler) and not config.skip_prk_steps and steps < fresh.pndm_order:
+        raise BadInput(
+            f"the {name} begins with Runge-Kutta steps and needs at least {fresh.pndm_order} steps, not "
+            f"{steps}; set its skip_prk_steps to True for fewer."
+        )
     try:
         fresh.set_timesteps(steps)
     except (ValueError, ImportError) as error:

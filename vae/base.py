@@ -35,10 +35,11 @@ class StrictModel(ModelMixin, ConfigMixin):
         """A VAE or tokenizer that `save_pretrained` wrote, strictly: keys that do not fit are a `ValueError`.
 
         `options` are diffusers' own (`subfolder`, `torch_dtype`, ...); only safetensors are read, never
-        pickles. `OSError` where nothing can be read.
+        pickles (`use_safetensors=False` is a `ValueError`). `OSError` where nothing can be read.
         """
         with_info = options.pop("output_loading_info", False)
-        options.pop("use_safetensors", None)
+        if options.pop("use_safetensors", True) is False:
+            raise ValueError("use_safetensors is False, but pickles are never read; leave it out")
         try:
             vae, loading = super().from_pretrained(
                 path, output_loading_info=True, use_safetensors=True, **options

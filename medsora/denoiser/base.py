@@ -67,11 +67,13 @@ class PresetModel(ModelMixin, ConfigMixin):
         """Load a folder or hub name that `save_pretrained` wrote, strictly: safetensors, never pickles.
 
         Raises:
-            BadInput: if the weights do not fill the model that the folder's config describes.
+            BadInput: if the weights do not fill the model that the folder's config describes, and for
+                `use_safetensors=False`.
             OSError: if there are none.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.pop("use_safetensors", None)
+        if kwargs.pop("use_safetensors", True) is False:
+            raise BadInput("use_safetensors is False, but pickles are never read; leave it out.")
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
         )

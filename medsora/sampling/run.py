@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from medsora.config.choices import COMPILE, FORMATS, SAMPLERS
@@ -303,15 +304,17 @@ class BackgroundWriter:
 
 
 def _write(settings: SamplingSettings, path: Path, video: np.ndarray, plan: Plan, seed: int) -> None:
+    tags = synthetic_tags(f"seed {seed}, {plan.details(settings)}", plan.model.trained_on)
     if settings.format == "mp4":
-        tags = synthetic_tags(f"seed {seed}, {plan.details(settings)}", plan.model.trained_on)
         write_video(path, video, plan.fps, metadata=tags)
         return
-    beside = name_beside(path)
+    beside, text = name_beside(path), PngInfo()
+    for key, value in tags.items():
+        text.add_text(key, value)
     try:
         beside.mkdir()
         for number, frame in enumerate(video):
-            Image.fromarray(frame).save(beside / f"frame-{number:05d}.png")
+            Image.fromarray(frame).save(beside / f"frame-{number:05d}.png", pnginfo=text)
         beside.rename(path)
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror or error}; make room.") from error

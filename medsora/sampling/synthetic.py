@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from medsora.data.reading.checksums import MANIFEST
+from medsora.data.reading.frame_folder import list_frames
 from medsora.data.reading.video_io import probe
 from medsora.errors import BadInput
 from medsora.runtime.digests import Damaged, unsealed
@@ -30,18 +33,18 @@ def synthetic_tags(details: str, trained_on: Mapping[str, Any]) -> dict[str, str
 
 
 def read_trained_on(path: Path) -> dict[str, Any]:
-    """Return the model's training clips, from a video file's tags or the manifest beside it.
+    """Return the model's training clips: from a video's or a first frame's tags, or the manifest beside it.
 
     Empty for what MedSora has not generated, or generated before it wrote this down. Raises `BadInput` for a
     manifest that is damaged.
     """
     manifest = path.parent / MANIFEST
     try:
-        text = None if path.is_dir() else probe(path).metadata.get(TRAINED_ON_KEY)
+        text = _tags(path).get(TRAINED_ON_KEY)
         if text is not None:
             return checked_trained_on(json.loads(text), str(path))
         content = manifest.read_bytes()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, Image.DecompressionBombError):
         return {}
     try:
         return checked_trained_on(unsealed(json.loads(content))[TRAINED_ON_KEY], str(path))
@@ -49,3 +52,12 @@ def read_trained_on(path: Path) -> dict[str, Any]:
         raise BadInput(f"{manifest} is damaged ({error}); copy it again, or remove it.") from error
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
+
+
+def _tags(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        return probe(path).metadata
+    for frame in list_frames(path)[:1]:
+        with Image.open(frame) as picture:
+            return picture.info
+    return {}

@@ -194,7 +194,8 @@ class SavedPipeline(DiffusionPipeline):
         Raises `BadInput`, naming the file, if one is missing, damaged or belongs to another model, and for
         `options`, diffusers' other ones, unless they are defaults.
         """
-        extra = [key for key, value in options.items() if value and (key, value) != ("use_safetensors", True)]
+        usual = {"use_safetensors": (True, None), "low_cpu_mem_usage": (True, False, None)}
+        extra = [key for key, value in options.items() if value not in usual.get(key, (False, None))]
         if extra:
             raise BadInput(
                 f"from_pretrained cannot take {', '.join(extra)}, only dtype (or torch_dtype) and vae_dtype; "

@@ -29,6 +29,7 @@ BUDGETS = ("minutes", "steps")
 TOLERANCE = 0.02  # minutes may differ by this share of a segment
 ASSUMED_STEP_S, ASSUMED_CLIP_S, ASSUMED_START_S = 0.6, 0.6, 20.0  # two cores, the phantom's tiny models
 ENDING = 2  # processes to end a run of equal minutes: caches, evaluation
+NEVER = 10**9  # steps
 SCORING = 2  # processes to score a run: sampling, comparison
 
 
@@ -59,7 +60,9 @@ class EqualCost:
 
     @property
     def _overrides(self) -> tuple[str, ...]:
-        return (*self.overrides, "train_dit.lr_decay=none", "train_dit.log_every=1")
+        # evaluations and samples between steps would count as minutes; a budget of steps sets eval_every
+        settings = ("lr_decay=none", "log_every=1", f"eval_every={NEVER}", f"sample_every={NEVER}")
+        return (*self.overrides, *(f"train_dit.{setting}" for setting in settings))
 
     def _study(self, name: str, variants: Sequence[Variant], **budget: object) -> Study:
         values = {"steps": None, "minutes": None, "seeds": self.seeds, "scoring": self.scoring} | budget

@@ -14,12 +14,14 @@ from medsora.config.choices import SAMPLERS
 from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.sampler import (
+    SCHEDULERS,
     ListedDDIMScheduler,
     ddim_scheduler,
     ddpm_scheduler,
     dense_timesteps,
     dpmpp_scheduler,
     make_scheduler,
+    prepare_scheduler,
     sample,
     trailing_timesteps,
     unipc_scheduler,
@@ -248,6 +250,16 @@ def test_ddpm_of_the_best_denoiser_draws_the_data() -> None:
     found = sample(denoise, noise, ddpm_scheduler(250), generators=generators)
     assert float(found.mean()) == pytest.approx(MU, abs=0.02)
     assert float(found.std()) == pytest.approx(S, abs=0.02)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_too_few_steps_are_one_sentence(name: str) -> None:
+    scheduler = SCHEDULERS[name].from_config(make_scheduler("ddim", 250).config)
+    least = 4 if name == "PNDMScheduler" else 1
+    for steps in range(1, least):
+        with pytest.raises(BadInput, match=f"at least {least} steps, not {steps}; set"):
+            prepare_scheduler(scheduler, steps)
+    assert len(prepare_scheduler(scheduler, least).timesteps) >= least
 
 
 def test_ddpm_needs_two_steps() -> None:

@@ -305,6 +305,7 @@ def test_diffusers_own_class_loads_it_after_a_plain_import(pipeline: MedSoraPipe
         ({"dtype": "bfloat16"}, torch.bfloat16),
         ({"torch_dtype": "float16"}, torch.float16),
         ({"torch_dtype": torch.bfloat16, "use_safetensors": True, "variant": None}, torch.bfloat16),
+        ({"use_safetensors": None, "low_cpu_mem_usage": True}, torch.float32),
         ({"dtype": torch.float16, "torch_dtype": "fp16"}, torch.float16),
         ({"vae_dtype": "bf16"}, torch.float32),
         ({}, torch.float32),
@@ -327,6 +328,7 @@ def test_a_dtype_may_be_a_word(
         ({"dtype": "fp32", "torch_dtype": "fp16"}, "older name"),
         ({"variant": "fp16"}, "cannot take variant"),
         ({"device_map": "balanced"}, "cannot take device_map"),
+        ({"use_safetensors": False}, "cannot take use_safetensors"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_sentence(
@@ -335,6 +337,13 @@ def test_what_cannot_be_loaded_is_one_sentence(
     pipeline.save_pretrained(tmp_path)
     with pytest.raises(BadInput, match=sentence):
         MedSoraPipeline.from_pretrained(tmp_path, **options)
+
+
+def test_no_part_is_loaded_from_a_pickle(pipeline: MedSoraPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    for name in ("denoiser", "vae"):
+        with pytest.raises(ValueError, match="pickles are never read"):
+            type(getattr(pipeline, name)).from_pretrained(tmp_path / name, use_safetensors=False)
 
 
 def test_offloading_is_refused(pipeline: MedSoraPipeline) -> None:

@@ -16,7 +16,7 @@ from medsora.studies.scores import Scoring
 from tests.support import tiny_training as tiny
 
 SYSTEMS = ["tiny", "tiny:denoiser.scan=raster"]
-STEP_MIN, START_MIN = 0.5, 0.25
+STEP_MIN, START_MIN, EVALUATION_MIN = 0.5, 0.25, 1.0
 RATES = ["0.001", "0.002"]
 
 
@@ -71,8 +71,11 @@ class Runs:
         self.now_min += START_MIN + steps * STEP_MIN
         with log.open("a") as file:
             for k in range(1, steps + 1):
-                line = {"step": step + k, "loss/total": 1.0, "speed/elapsed_s": elapsed + 60 * STEP_MIN * k}
+                elapsed += 60 * STEP_MIN
+                line = {"step": step + k, "loss/total": 1.0, "speed/elapsed_s": elapsed}
                 file.write(json.dumps(line) + "\n")
+                if limit is not None and (step + k) % int(options["train_dit.eval_every"]) == 0:
+                    elapsed += 60 * EVALUATION_MIN
             if limit is None:
                 rate = float(options["train_dit.phases"].partition("lr: ")[2].partition(",")[0])
                 end = {"step": step + steps, "held_out/clip_mse": rate, "speed/elapsed_s": 9e9}
@@ -132,7 +135,7 @@ def test_systems_take_turns_until_each_has_had_its_minutes(
 ) -> None:
     page = Path("comparison.md")
     page.write_text(f"before\n{command.PAGE_BEGIN}\nthe former table\n{END_MARK}\nafter\n")
-    study("--page", str(page))
+    study("--page", str(page), "train_dit.eval_every=2")
     names = [name.removeprefix("run.name=").rpartition("-seed-") for name, _ in turns(runs)]
     plain, raster = names[0][0], names[1][0]
     assert plain == "tiny"
@@ -144,6 +147,7 @@ def test_systems_take_turns_until_each_has_had_its_minutes(
             lines = Path(f"study/minutes/{name}-seed-{seed}/dit-tiny/log.jsonl").read_text().splitlines()
             trained = [json.loads(line) for line in lines if "loss/total" in line]
             assert trained[-1]["speed/elapsed_s"] == pytest.approx(4 * 60), "without starts and evaluation"
+            assert trained[-1]["step"] == 4 / STEP_MIN, "no evaluation between steps counts as training"
     chosen = [word for words in runs.words for word in words if word.startswith("train_dit.phases")]
     assert "lr: 1.000000e-03" in chosen[-1], "the rate of the least held-out error"
 
