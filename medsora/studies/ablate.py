@@ -69,7 +69,7 @@ class Study:
     scoring: Scoring | None = None
     configs: dict[tuple[str, ...], Config] = field(default_factory=dict, compare=False, repr=False)
 
-    def overrides_of(self, variant: Variant, seed: int) -> list[str]:
+    def _overrides_of(self, variant: Variant, seed: int) -> list[str]:
         """Return all overrides of one run; those of the study come last."""
         stage, config = self.stage, variant.config
         of_stage = {
@@ -98,7 +98,7 @@ class Study:
 
     def config_of(self, variant: Variant, seed: int) -> Config:
         """Return the config of one run."""
-        return load_once(self.config, self.overrides_of(variant, seed), self.configs)
+        return load_once(self.config, self._overrides_of(variant, seed), self.configs)
 
     def folder_of(self, variant: Variant, seed: int) -> Path:
         """Return the stage's folder of one run."""
@@ -107,7 +107,7 @@ class Study:
 
     def command(self, variant: Variant, seed: int, *more: str) -> list[str]:
         """Return the words of one run's command, after `medsora`."""
-        return [COMMANDS[self.stage], "--config", self.config, *self.overrides_of(variant, seed), *more]
+        return [COMMANDS[self.stage], "--config", self.config, *self._overrides_of(variant, seed), *more]
 
     def settings(self) -> dict[str, Any]:
         """Return what all runs of the folder have in common, by name; variants and seeds may be added."""

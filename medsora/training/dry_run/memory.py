@@ -79,19 +79,19 @@ class MemoryEstimate:
         return lasting + max(self.step, self.encoding, self.prior, self.evaluating)
 
     @property
-    def slack(self) -> int:
+    def _slack(self) -> int:
         """Memory that allocators keep in gaps between tensors."""
         return int(SLACK * max(self.step, self.encoding, self.prior, self.evaluating))
 
     @property
     def total(self) -> int:
         """Memory of a process beyond its libraries."""
-        return self.tensors + self.slack + self.clips
+        return self.tensors + self._slack + self.clips
 
     def lines(self) -> list[tuple[str, int]]:
         """Return (name, bytes) for a table, the total last."""
         found = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        return [*found, ("allocator's slack", self.slack), ("total", self.total)]
+        return [*found, ("allocator's slack", self._slack), ("total", self.total)]
 
 
 class Stage2Work(NamedTuple):
