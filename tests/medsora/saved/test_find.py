@@ -1,4 +1,6 @@
-"""What a VAE and a run of stage 2 may be called by; the frame rate that a model stores."""
+"""medsora.saved.find, medsora.saved.limits: what a VAE and a run of stage 2 may be called by; the frame rate
+that a model stores.
+"""
 
 from __future__ import annotations
 
@@ -180,3 +182,15 @@ def test_the_labels_of_a_run_are_those_of_its_checkpoints(tmp_path: Path) -> Non
     assert trained_labels(run) == ("polyp", "blood")
     (run / "checkpoints").rename(run / "none")
     assert trained_labels(run) == ()
+
+
+def test_the_digests_of_a_model_are_those_of_whole_weights(tmp_path: Path) -> None:
+    found = find_model(write_run(tmp_path / "run", steps=(5,)))
+    assert len(set(found.digests().values())) == 2
+    weights = found.vae / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(BadInput, match=r"vae.*is not a complete safetensors file"):
+        found.digests()
+    weights.unlink()
+    with pytest.raises(BadInput, match=r"vae.*is missing"):
+        found.digests()
