@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)  # and keeps nothing of
     options = parser.parse_args()
     if options.only:
-        return run_part(options.only, options.results, quick=options.quick, compiling=options.compile)
+        return _run_part(options.only, options.results, quick=options.quick, compiling=options.compile)
     if not torch.cuda.is_available() and not options.quick:
         print("there is no GPU here; --quick tries the parts out on a CPU", file=sys.stderr)
         return 2
@@ -102,7 +102,7 @@ def run_together(commands: dict[str, list[str]], limit_s: float) -> dict[str, bo
     return outcomes
 
 
-def run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
+def _run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
     """One part, in this process; `compiling`: each of its works as few times as can be, nothing kept."""
     if missing := make_do():
         print(f"not here, done without: {', '.join(missing)}")
@@ -148,7 +148,7 @@ def check(device: torch.device, results: Path, lengths: tuple[int, ...], *, seco
     cases = [(length, dtype) for length in sorted(lengths, reverse=True) for dtype in TOLERANCE]
     worst, missing, failed, step = dict.fromkeys(map(str, TOLERANCE), 0.0), set(cases), False, None
     jobs = {} if backend == "torch" else {STEP: partial(step_error, device.type)}
-    jobs |= {case: partial(largest_error, backend, device.type, *case) for case in cases}
+    jobs |= {case: partial(_largest_error, backend, device.type, *case) for case in cases}
     for case, error in gpu_checks.in_processes(jobs, seconds, device):
         name = "a denoising step" if case == STEP else f"{backend}, {case[1]}, length {case[0]}"
         if isinstance(error, BaseException):
@@ -193,7 +193,7 @@ def step_error(device: str) -> float:
     return errors({"eps": actual}, {"eps": expected})["eps"]
 
 
-def largest_error(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
+def _largest_error(backend: str, device: str, length: int, dtype: torch.dtype) -> float:
     """Largest relative error of one length's outputs and gradients against the recurrence."""
     from medsora.kernels import mamba2_scan
 

@@ -76,7 +76,7 @@ def measure(
     wirings: Wirings, batch: int, device: torch.device, dtype: torch.dtype, rounds: int
 ) -> dict[str, object]:
     """Measured values of one batch size, printed as they come."""
-    works = whole_steps(wirings, batch, device, dtype)
+    works = _whole_steps(wirings, batch, device, dtype)
     whole = take_turns(works, rounds, device)
     same = ratio(whole["reference"], whole["ours, same latents"])
     print(f"batch {batch}: a step, same latents {same}", flush=True)  # the rest may not end in time
@@ -92,7 +92,7 @@ def measure(
     if device.type == "cuda":
         step = median_ms(whole["ours, clip alone"]) / 1e3
         values["videos/s, 250 steps, not decoded"] = round(batch / (250 * step), 2)
-        eager = whole_steps(wirings, batch, device, dtype, record=False)  # a graph's memory is held for good
+        eager = _whole_steps(wirings, batch, device, dtype, record=False)  # a graph's memory is held for good
         values["peak MiB"] = {name: peak_mib(work) for name, work in eager.items()}
         if "H200" in device_name(device) and batch in H200_FLOOR_S:
             step = median_ms(whole["ours, same latents"]) / 1e3
@@ -101,7 +101,7 @@ def measure(
     return values
 
 
-def whole_steps(
+def _whole_steps(
     wirings: Wirings, batch: int, device: torch.device, dtype: torch.dtype, *, record: bool = True
 ) -> dict[str, Work]:
     """A denoising step as each side takes it while sampling; on a GPU ours is a CUDA graph if `record`."""

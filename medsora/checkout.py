@@ -44,7 +44,7 @@ class CheckoutFinder(MetaPathFinder):
         if rest:
             ours = sys.modules.get(top) is sys.modules.get(f"medsora.{top}")
             return _second_name(name) if ours else None
-        return foreign_spec(top) or _second_name(name)
+        return _foreign_spec(top) or _second_name(name)
 
 
 class SameModule(Loader):
@@ -72,7 +72,7 @@ def _second_name(name: str) -> ModuleSpec | None:
     return real and spec_from_loader(name, SameModule(real), origin=real.origin, is_package=package)
 
 
-def foreign_spec(name: str) -> ModuleSpec | None:
+def _foreign_spec(name: str) -> ModuleSpec | None:
     """Return the spec of a package `name` on `sys.path` that is no checkout's of MedSora, or None."""
     entries = [entry for entry in sys.path if not is_checkout(Path(entry))]
     spec = PathFinder.find_spec(name, entries)

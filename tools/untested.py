@@ -235,7 +235,7 @@ def noticed_elsewhere(full_name: str, limit_s: float, results: Path) -> bool:
 
         in_session(files, work)
         known = _known(results, "elsewhere", digest)
-    return known.get(full_name, UNTESTED) != UNTESTED
+    return known.get(full_name) == NOTICED
 
 
 def _recorder(results: Path) -> object:

@@ -73,7 +73,7 @@ class VaeLoss(nn.Module):
         """
         prediction, target = reconstruction.float(), video.float()
         nothing = prediction.new_zeros(())
-        parts = self.pixel_parts(prediction, target) | {
+        parts = self._pixel_parts(prediction, target) | {
             "kl": kl_divergence(mean.float(), logvar.float()) if self.weights["kl"] else nothing,
             "coarse": coarse_loss(coarse.float(), target) if self.weights["coarse"] else nothing,
             "sharpness": sharpness_loss(prediction, target) if self.weights["sharpness"] else nothing,
@@ -82,7 +82,7 @@ class VaeLoss(nn.Module):
         total = sum(self.weights[name] * value for name, value in parts.items())
         return VaeLossParts(total=total, **parts)
 
-    def pixel_parts(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def _pixel_parts(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return L1, LPIPS and the focal frequency loss, unweighted."""
         nothing = prediction.new_zeros(())
         return {
@@ -119,7 +119,7 @@ class TokenizerLoss(VaeLoss):
         prediction, target = out.reconstruction.float(), video.float()
         nothing = prediction.new_zeros(())
         quantised = out.codes is not None
-        parts = self.pixel_parts(prediction, target) | {
+        parts = self._pixel_parts(prediction, target) | {
             "l2": F.mse_loss(prediction, target) if self.weights["l2"] else nothing,
             "commitment": F.mse_loss(out.latents, out.rows.detach()) if quantised else nothing,
             "codebook": F.mse_loss(out.rows, out.latents.detach()) if quantised else nothing,

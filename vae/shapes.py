@@ -14,12 +14,12 @@ SIDE_MULTIPLE = 2 * PIXELS_PER_LATENT  # the denoiser's patches divide by anothe
 
 
 def frames_to_latents(frames: int) -> int:
-    """n for F frames: 1 -> 1, 8k -> 2k, 8k+1 -> 2k+1. Raises as `check_frames`."""
-    check_frames(frames)
+    """n for F frames: 1 -> 1, 8k -> 2k, 8k+1 -> 2k+1. Raises `ValueError` for other F."""
+    _check_frames(frames)
     return frames // FRAMES_PER_CHUNK * LATENTS_PER_CHUNK + frames % FRAMES_PER_CHUNK
 
 
-def check_frames(frames: int) -> None:
+def _check_frames(frames: int) -> None:
     """Raise `ValueError`, naming the next valid counts, unless `frames` is 1, 8k or 8k+1."""
     if frames > 0 and (frames % FRAMES_PER_CHUNK == 0 or frames % FRAMES_PER_CHUNK == 1):
         return
@@ -33,7 +33,7 @@ def check_frames(frames: int) -> None:
 
 def check_video_shape(frames: int, height: int, width: int) -> None:
     """Raise `ValueError`, naming the next valid sizes, unless the clip comes back in its own shape."""
-    check_frames(frames)
+    _check_frames(frames)
     check_sides(height, width)
 
 

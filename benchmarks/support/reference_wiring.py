@@ -64,7 +64,7 @@ def _weights(mamba: Mamba2) -> tuple[Tensor, ...]:
 
 
 @lru_cache(maxsize=64)
-def spiral_lists(frames: int, side: int, variant: int) -> tuple[list[int], list[int], list[int], list[int]]:
+def _spiral_lists(frames: int, side: int, variant: int) -> tuple[list[int], list[int], list[int], list[int]]:
     """The spiral over frames x side, its reverse, and the inverses of both, as Python lists."""
     forward = spiral_order(frames, side, variant)
     backward = forward.flip(0)
@@ -105,6 +105,6 @@ class ReferenceSpatialMamba(SpatialMamba):
 
     def spiral_scan(self, z: Tensor, f: int, side: int) -> Tensor:
         """Projected tokens (b̂, l̂, P) -> (b̂, l̂, d); each direction has an output projection of its own."""
-        there, back, undo_there, undo_back = spiral_lists(f, side, self.variant)
+        there, back, undo_there, undo_back = _spiral_lists(f, side, self.variant)
         y_bar, y_hat = (self.mamba.out_proj(self.mamba.scan(z[:, order])) for order in (there, back))
         return y_bar[:, undo_there] + y_hat[:, undo_back]

@@ -53,7 +53,7 @@ class Wirings:
 def build(preset: str, device: torch.device, dtype: torch.dtype) -> Wirings:
     """Both wirings with the same drawn weights, in evaluation mode, without dropout."""
     torch.manual_seed(0)
-    scan, scan_name = reference_scan(device)
+    scan, scan_name = _reference_scan(device)
     same = MedSora.from_preset(preset, mixing="mixed", dropout=0.0)
     isolated = MedSora.from_preset(preset, mixing="isolated", dropout=0.0)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def cast(model: MedSora, dtype: torch.dtype) -> MedSora:
     return model
 
 
-def reference_scan(device: torch.device) -> tuple[Scan, str]:
+def _reference_scan(device: torch.device) -> tuple[Scan, str]:
     """The package's kernels where they run, as the public wiring takes them; else our own scan in PyTorch."""
     if device.type == "cuda" and backends()["mamba_ssm"] is None:
         return package_scan, f"mamba_ssm's {mamba_ssm_backend.function_in_use()}"

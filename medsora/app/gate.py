@@ -66,7 +66,7 @@ class Gate:
         headers = dict(scope["headers"]) if is_request else {}
         refusal = self.refusal(headers) if is_request else None
         if refusal is None:
-            upload = self.reserve(headers)
+            upload = self._reserve(headers)
             refusal = (507, FULL) if upload is None else None
         if refusal is None:
             try:
@@ -83,9 +83,9 @@ class Gate:
 
     def refusal(self, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         """Return status and sentence for a request that is not passed on, or None."""
-        if not self.is_host(headers.get(b"host", b"").decode("latin-1")):
+        if not self._is_host(headers.get(b"host", b"").decode("latin-1")):
             return 421, "This page does not answer under that name; start it with --name NAME if it should."
-        if not self.is_own(headers.get(b"origin"), headers.get(b"host", b"")):
+        if not self._is_own(headers.get(b"origin"), headers.get(b"host", b"")):
             return 403, "Requests from other web pages are refused."
         length = headers.get(b"content-length", b"0")
         if b"transfer-encoding" in headers or not length.isdigit():
@@ -94,7 +94,7 @@ class Gate:
             return 413, f"An upload may have at most {MAX_UPLOAD_BYTES // 10**6} MB."
         return None
 
-    def reserve(self, headers: dict[bytes, bytes]) -> Upload | None:
+    def _reserve(self, headers: dict[bytes, bytes]) -> Upload | None:
         """Return a request's upload, counted from now on if it holds files; None if the disk has no room."""
         now = time.monotonic()
         upload = Upload(now, int(headers.get(b"content-length", b"0")))
@@ -106,7 +106,7 @@ class Gate:
             self.uploads.append(upload)
         return upload
 
-    def is_own(self, origin: bytes | None, host: bytes) -> bool:
+    def _is_own(self, origin: bytes | None, host: bytes) -> bool:
         """Whether a request has no Origin, the Origin of this page, or that of a given name."""
         if origin is None:
             return True
@@ -115,7 +115,7 @@ class Gate:
         given = name in self.names and name != "localhost" and not _is_address(name)
         return given or place == host.decode("latin-1").strip().lower()
 
-    def is_host(self, host: str) -> bool:
+    def _is_host(self, host: str) -> bool:
         """Whether a Host header names this page: an address, with or without a port, or a known name."""
         name = _name(host)
         return name in self.names or _is_address(name)

@@ -77,10 +77,10 @@ class Mamba2(nn.Module):
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = nn.RMSNorm(d_inner, eps=1e-5)
         self.out_proj = Linear(d_inner, width, bias=False)
-        self.initialise_dynamics()
+        self._initialise_dynamics()
 
     @torch.no_grad()
-    def initialise_dynamics(self) -> None:
+    def _initialise_dynamics(self) -> None:
         """Draw A uniformly and Δ log-uniformly from Mamba's ranges; D = 1."""
         low, high = (math.log(step) for step in STEP_RANGE)
         step = self.dt_bias.new_empty(self.dt_bias.shape).uniform_(low, high).exp().clamp(min=STEP_FLOOR)

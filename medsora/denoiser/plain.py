@@ -63,7 +63,7 @@ class PlainMedSora(nn.Module):
         self.patch, self.mixing, self.prediction, self.classes = patch, mixing, prediction, classes
         if use_mamba_ssm is None:
             use_mamba_ssm = mamba_ssm_backend.unusable() is None
-        mamba = partial(package_mamba2 if use_mamba_ssm else Mamba2, width, d_state, headdim, expand, d_conv)
+        mamba = partial(_package_mamba2 if use_mamba_ssm else Mamba2, width, d_state, headdim, expand, d_conv)
         self.patches = PatchEmbedding(in_channels, width, patch)
         self.time = TimeEmbedding(width)
         self.blocks = nn.ModuleList()
@@ -86,7 +86,7 @@ class PlainMedSora(nn.Module):
         labels = torch.full_like(t, self.classes) if labels is None else labels
         t, labels = (x if x.ndim == 2 else x[:, None] for x in (t, labels))  # (b, 1 or n)
         if num_images and self.mixing == "isolated":
-            return self.forward_isolated(z, t.expand(z.shape[:2]), num_images, labels.expand(z.shape[:2]))
+            return self._forward_isolated(z, t.expand(z.shape[:2]), num_images, labels.expand(z.shape[:2]))
 
         x = self.patches(z)  # (b, f, l, d)
         time = self.time(t) if self.labels is None else self.time(t) + self.labels(labels)
@@ -101,7 +101,7 @@ class PlainMedSora(nn.Module):
             eps = noise_from_velocity(eps, z, t)
         return MedSoraOutput(eps=eps, variance=variance, features=features)
 
-    def forward_isolated(self, z: Tensor, t: Tensor, num_images: int, labels: Tensor) -> MedSoraOutput:
+    def _forward_isolated(self, z: Tensor, t: Tensor, num_images: int, labels: Tensor) -> MedSoraOutput:
         """Predict for the clip alone, and for each joint image as for a clip of one latent."""
         f, together = z.shape[1] - num_images, "(b image) 1 ... -> b image ..."
         clip = self(z[:, :f], t[:, :f], labels=labels[:, :f])
@@ -243,7 +243,7 @@ class Mamba2(nn.Module):
         return reference.scan(zxbcdt, *weights, orders=in_order, headdim=self.headdim, eps=self.norm.eps)[0]
 
 
-def package_mamba2(width: int, d_state: int, headdim: int, expand: int, d_conv: int) -> nn.Module:
+def _package_mamba2(width: int, d_state: int, headdim: int, expand: int, d_conv: int) -> nn.Module:
     """mamba-ssm's Mamba2 of the same parameters; imported late, because the package is heavy."""
     fused = mamba_ssm_backend.function_in_use() == "mamba_split_conv1d_scan_combined"
     package = import_module("mamba_ssm.modules.mamba2")

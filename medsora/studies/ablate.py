@@ -68,7 +68,7 @@ class Study:
     folder: Path
     scoring: Scoring | None = None
 
-    def overrides_of(self, variant: Variant, seed: int) -> list[str]:
+    def _overrides_of(self, variant: Variant, seed: int) -> list[str]:
         """Return all overrides of one run; those of the study come last."""
         stage, config = self.stage, variant.config
         of_stage = {
@@ -97,7 +97,7 @@ class Study:
 
     def config_of(self, variant: Variant, seed: int) -> Config:
         """Return the config of one run."""
-        return load_config(self.config, self.overrides_of(variant, seed))
+        return load_config(self.config, self._overrides_of(variant, seed))
 
     def folder_of(self, variant: Variant, seed: int) -> Path:
         """Return the stage's folder of one run."""
@@ -106,7 +106,7 @@ class Study:
 
     def command(self, variant: Variant, seed: int, *more: str) -> list[str]:
         """Return the words of one run's command, after `medsora`."""
-        return [COMMANDS[self.stage], "--config", self.config, *self.overrides_of(variant, seed), *more]
+        return [COMMANDS[self.stage], "--config", self.config, *self._overrides_of(variant, seed), *more]
 
     def settings(self) -> dict[str, Any]:
         """Return what all runs of the folder have in common, by name; variants and seeds may be added."""

@@ -173,6 +173,18 @@ def test_outcomes_are_taken_from_the_file_while_nothing_changes(
     assert results.read_text() == lines
 
 
+@pytest.mark.parametrize("outcome", [untested.NOTICED, untested.UNTESTED, untested.SLOW, None])
+def test_only_a_test_that_fails_notices_a_function_elsewhere(
+    outcome: str | None, sample: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, results = tmp_path / "sample_to_test.py", tmp_path / "results.jsonl"
+    monkeypatch.setattr(untested, "modules", lambda: {"sample_to_test": path})
+    line = {"digest": untested._digest(path), "elsewhere": "sample_to_test.seen", "outcome": outcome}
+    results.write_text("" if outcome is None else json.dumps(line))
+    noticed = untested.noticed_elsewhere("sample_to_test.seen", 60, results)
+    assert noticed == (outcome == untested.NOTICED)
+
+
 def test_tests_are_found_by_path_and_by_their_first_line(tmp_path: Path) -> None:
     for name in ("medsora/a.py", "medsora/b.py", "medsora/c/__main__.py", "vae/d.py", "medsora/__init__.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

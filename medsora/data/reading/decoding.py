@@ -298,7 +298,7 @@ class VideoReader:
             self._orientation = self._read_orientation(frame)
         options: dict[str, Any] = {}
         if self._pixel_aspect != 1:
-            options = {"width": self.shown_width(frame.width), "interpolation": Interpolation.BICUBIC}
+            options = {"width": self._shown_width(frame.width), "interpolation": Interpolation.BICUBIC}
         if frame.height >= HD_ROWS and frame.colorspace == UNTAGGED and _has_chroma(frame):
             options["src_colorspace"] = Colorspace.ITU709
             self.applied["colours read as BT.709"] = None
@@ -351,10 +351,10 @@ class VideoReader:
 
     def shown_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height in which stored frames of this size are shown."""
-        shown = self.shown_width(width), height
+        shown = self._shown_width(width), height
         return shown[::-1] if self._orientation is not None and self._orientation.transpose else shown
 
-    def shown_width(self, width: int) -> int:
+    def _shown_width(self, width: int) -> int:
         """Return the width in square pixels of stored frames of this width."""
         return max(1, round(width * self._pixel_aspect))
 

@@ -80,19 +80,19 @@ class MemoryEstimate:
         return lasting + max(self.step, self.encoding, self.prior, self.evaluating)
 
     @property
-    def slack(self) -> int:
+    def _slack(self) -> int:
         """Memory that allocators keep in gaps between tensors."""
         return int(SLACK * max(self.step, self.encoding, self.prior, self.evaluating))
 
     @property
     def total(self) -> int:
         """Memory of a process beyond its libraries."""
-        return self.tensors + self.slack + SCRATCH_BYTES + self.clips
+        return self.tensors + self._slack + SCRATCH_BYTES + self.clips
 
     def lines(self) -> list[tuple[str, int]]:
         """Return (name, bytes) for a table, the total last."""
         found = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        beside = [("allocator's slack", self.slack), ("operations' scratch", SCRATCH_BYTES)]
+        beside = [("allocator's slack", self._slack), ("operations' scratch", SCRATCH_BYTES)]
         return [*found, *beside, ("total", self.total)]
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from medsora.config.load import config_from_dict, config_to_dict
-from medsora.data.checking.check import check_folder
+from medsora.data.checking.check import check_folder, clip_windows
 from medsora.data.checking.scan import Scan
 from medsora.data.checking.view import check_totals
 from medsora.data.checking.windows import TimedClips, Window, timed_clips
@@ -26,8 +26,10 @@ from tests.support.video_files import encode, moving_frames
 
 def test_even_frames_are_the_nearest_at_every_instant() -> None:
     for fps, rate in ((25, 10), (30, 10), (29.97, 10), (50, 8), (10, 10), (9.99, 10)):
-        numbers = timed_clips(Scan(fps=fps, frames=200), 17, rate).numbers(5)
+        clips = timed_clips(Scan(fps=fps, frames=200), 17, rate)
+        numbers = clips.numbers(5)
         assert numbers == sorted(set(numbers))
+        assert clips.span == numbers[-1] - numbers[0] + 1
         wanted = 5 / fps + np.arange(17) / rate
         assert np.abs(np.array(numbers) / fps - wanted).max() <= 0.5 / fps + 0.02
 
@@ -99,6 +101,8 @@ def test_clips_of_mixed_frame_rates_have_one_rate(mixed: Path, tmp_path: Path) -
     assert problems.keys() == {"pictures", "r05.mkv"}
     assert problems["r05.mkv"] == "slower than data.rate: it has 5 frames per second, not 10"
     assert "frame rate is not known" in problems["pictures"]
+    for video in report.reports:
+        assert clip_windows(video.scan, frames=5, interval=None, rate=10) == list(video.windows)
     assert any("left out r05.mkv: slower than data.rate" in line for line in report.complaints())
     assert not any("frame rates" in line for line in report.complaints())
     data = clip_dataset(

@@ -52,6 +52,15 @@ def test_the_newest_complete_checkpoint_is_used(tmp_path: Path) -> None:
     assert (found.step, found.state["note"]) == (10, 10)
 
 
+def test_an_entry_of_the_state_is_of_the_wanted_type(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    found = latest_checkpoint(tmp_path, pytest.fail)
+    assert found.value("note", int) == 5
+    for key, kind in (("note", str), ("note", bool), ("absent", int)):
+        with pytest.raises(BadInput, match=f"state.json has .* as '{key}' instead of a {kind.__name__}"):
+            found.value(key, kind)
+
+
 def test_the_caller_decides_what_happens_to_damage(tmp_path: Path) -> None:
     older, newer = save(tmp_path, 5), save(tmp_path, 10)
     (newer / "model.safetensors").unlink()

@@ -1,4 +1,6 @@
-"""What a VAE and a run of stage 2 may be called by; the frame rate that a model stores."""
+"""medsora.saved.find, medsora.saved.limits: what a VAE and a run of stage 2 may be called by; the frame rate
+that a model stores.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,17 @@ from diffusers import AutoencoderKLCogVideoX
 from medsora.config.load import config_from_dict
 from medsora.errors import BadInput
 from medsora.sampling.pipeline import MedSoraPipeline
-from medsora.saved.find import find_in_run, find_model, find_vae, load_tokenizer, stage_2_folder, trained_vae
+from medsora.saved.find import (
+    find_in_run,
+    find_model,
+    find_vae,
+    load_tokenizer,
+    load_vae,
+    stage_2_folder,
+    trained_labels,
+    trained_tokenizer,
+    trained_vae,
+)
 from medsora.vae import FrequencyCompensatedVAE, VQTokenizer
 from medsora.vae.compensation import compensation_modules
 from tests.support import tiny_training as tiny
@@ -139,3 +151,46 @@ def test_the_rate_of_the_training_data_is_kept_where_it_is_known(tmp_path: Path)
         (run / "pipeline.json").write_text(json.dumps(GEOMETRY | {"rate": wrong}))
         with pytest.raises(BadInput, match="rate"):
             find_in_run(run)
+
+
+def test_a_saved_vae_tokenizer_and_plain_base_load_as_what_they_are(tmp_path: Path) -> None:
+    config = {"vae": {"kind": "vq", "path": str(tmp_path / "tokenizer")}}
+    saved = {
+        "vae": FrequencyCompensatedVAE.from_base(tiny.BASE),
+        "tokenizer": VQTokenizer.from_preset("phantom", block_out_channels=[8, 8, 8, 8]),
+    }
+    for name, model in saved.items():
+        model.save_pretrained(tmp_path / name)
+    loaded = {name: load_vae(tmp_path / name) for name in saved}
+    saved["trained tokenizer"] = saved["tokenizer"]
+    loaded["trained tokenizer"] = trained_tokenizer(config_from_dict(config, "a test"))
+    for name, model in saved.items():
+        assert type(loaded[name]) is type(model)
+        ours, theirs = loaded[name].state_dict(), model.state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    AutoencoderKLCogVideoX(**tiny.BASE).save_pretrained(tmp_path / "plain")
+    assert not list(compensation_modules(load_vae(tmp_path / "plain")))
+    with pytest.raises(BadInput, match="set vq"):
+        trained_tokenizer(config_from_dict({}, "a test"))
+
+
+def test_the_labels_of_a_run_are_those_of_its_checkpoints(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=(5,))
+    assert trained_labels(run) == ()
+    (run / "pipeline.json").write_text(json.dumps(GEOMETRY | {"labels": ["polyp", "blood"]}))
+    assert trained_labels(run) == ("polyp", "blood")
+    (run / "checkpoints").rename(run / "none")
+    assert trained_labels(run) == ()
+
+
+def test_the_digests_of_a_model_are_those_of_whole_weights(tmp_path: Path) -> None:
+    found = find_model(write_run(tmp_path / "run", steps=(5,)))
+    assert len(set(found.digests().values())) == 2
+    weights = found.vae / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(BadInput, match=r"vae.*is not a complete safetensors file"):
+        found.digests()
+    weights.unlink()
+    with pytest.raises(BadInput, match=r"vae.*is missing"):
+        found.digests()

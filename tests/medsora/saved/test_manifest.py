@@ -56,6 +56,14 @@ def test_a_flipped_bit_of_a_saved_model_is_found(file: str, original: Path, tmp_
         MedSoraPipeline.from_pretrained(saved)  # models of earlier versions have none
 
 
+def test_a_models_manifest_lists_settings_and_weights_alone(original: Path, tmp_path: Path) -> None:
+    listed = json.loads((original / MANIFEST).read_text())["files"]
+    copy = shutil.copytree(original, tmp_path / "copy")
+    (copy / "README.md").write_text("a card, which may be edited")
+    assert sorted(path.relative_to(copy).as_posix() for path in model_files(copy)) == sorted(listed)
+    assert MANIFEST not in listed
+
+
 def test_a_vae_is_known_by_its_own_manifest_and_by_that_of_the_model_around_it(
     original: Path, tmp_path: Path
 ) -> None:

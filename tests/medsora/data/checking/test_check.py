@@ -1,5 +1,6 @@
-"""medsora.data.checking.check, medsora.data.checking.cache, medsora.data.reading.find: the check of a folder:
-everything usable is found, everything else is named with its reason.
+"""medsora.data.checking.check, medsora.data.checking.cache, medsora.data.reading.find,
+medsora.data.reading.decoding: everything usable in a folder is found, everything else is named with its
+reason.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from medsora.data.checking.cache import default_cache_path
 from medsora.data.checking.check import CheckReport, SourceReport, check_folder
 from medsora.data.checking.scan import CANNOT_BE_READ, CHANGED, CHECK_FAILS, Scan
 from medsora.data.checking.view import check_totals
+from medsora.data.checking.windows import Window
 from medsora.data.reading.find import Source, find_sources
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
@@ -404,6 +406,19 @@ def test_a_scan_lasts_unless_a_read_or_the_check_itself_failed() -> None:
     for failed in (CANNOT_BE_READ, CHECK_FAILS, CHANGED):
         assert not Scan("mov", "h264", 64, 64, 25, 9, problem=f"it {failed}: why").is_lasting
         assert not Scan("mov", "h264", 64, 64, 25, 9, remarks=(f"one picture {failed}",)).is_lasting
+
+
+def test_folders_that_decide_the_split_are_named() -> None:
+    scan = Scan("mov", "h264", 64, 64, 25, 9)
+
+    def check_of(*names: str) -> CheckReport:
+        sources = (Source(Path(name), name, False) for name in names)
+        reports = (SourceReport(source, scan, (Window(0, 0),), 9) for source in sources)
+        return CheckReport(Path(), 9, 1, tuple(reports), {}, ())
+
+    assert "Folders named train, val or test" in check_totals(check_of("train/a.mp4", "val/b.mp4"))
+    for names in (("a.mp4", "b.mp4"), ("train/a.mp4", "train/b.mp4")):
+        assert "olders named" not in check_totals(check_of(*names))
 
 
 def test_the_size_that_is_used_is_what_the_crop_leaves() -> None:

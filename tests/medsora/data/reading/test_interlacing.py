@@ -1,4 +1,6 @@
-"""Interlaced frames, flagged or not, lose their combs; one frame out for one in, the same by any way in."""
+"""medsora.data.reading.decoding: interlaced frames, flagged or not, lose their combs; one frame out for
+one in, the same by any way in.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Held-out reconstructions: the metrics with and without compensation, and a VAE that is left as it was."""
+"""medsora.training.stage1.evaluation, medsora.training.stage1.stage: held-out reconstructions: the metrics
+with and without compensation, a VAE that is left as it was, and the scale of trained latents.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from medsora.data.reading.pixels import frames_to_video
+from medsora.data.reading.video_io import read_frames
+from medsora.saved.find import find_vae, load_vae
 from medsora.training.stage1.evaluation import MEASURES, compensation_off, evaluate_reconstruction
 from medsora.vae import FrequencyCompensatedVAE
 from medsora.vae.quality import psnr
@@ -61,3 +66,18 @@ def test_compensation_is_off_for_a_while(vae: FrequencyCompensatedVAE) -> None:
         off = vae.encode(video)
     assert not torch.equal(off, before)
     assert torch.equal(vae.encode(video), before)
+
+
+def test_trained_latents_are_scaled_to_the_configured_deviation(clips: Path, tmp_path: Path) -> None:
+    changes = {"train": "all", "latent_std": 0.5, "max_steps": 1, "eval_every": 9}
+    config = tiny.tiny_config(
+        tmp_path, clips, **{f"train_vae__{key}": value for key, value in changes.items()}
+    )
+    tiny.train("vae", config)
+    vae = load_vae(find_vae(config.vae_dir))
+    videos = torch.stack([frames_to_video(read_frames(path)[:16]) for path in sorted(clips.glob("*.mkv"))])
+    with torch.no_grad():
+        mean, logvar = vae.encode_moments(videos)
+    torch.manual_seed(0)
+    latents = vae.scale(mean + torch.randn_like(mean) * (logvar / 2).exp())
+    assert float(latents.std()) == pytest.approx(0.5, rel=0.05)
