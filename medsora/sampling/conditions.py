@@ -46,9 +46,9 @@ def label_numbers(label: str | Sequence[str] | None, names: Sequence[str], video
 def check_guidance(guidance: float, label: object) -> None:
     """Raise `BadInput` unless `guidance` is a number from 0 on, and 1 where there is no label to follow."""
     if not 0 <= guidance < 1000:
-        raise BadInput(f"guidance must lie between 0 and 1000, not {guidance}.")
+        raise BadInput(f"the guidance scale must lie between 0 and 1000, not {guidance}.")
     if guidance != 1 and label is None:
-        raise BadInput(f"guidance is {guidance}, but no label is given that it could strengthen.")
+        raise BadInput(f"the guidance scale is {guidance}, but no label is given that it could strengthen.")
 
 
 def check_first_frames(

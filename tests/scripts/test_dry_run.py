@@ -97,7 +97,7 @@ def test_ready(stage: str, dry_run: Callable, tmp_path: Path) -> None:
     assert status == 0, output
     assert output.rstrip().endswith("ready")
     assert "4 to train on, 1 held out" in output
-    assert "2 per epoch, 4 in all, on 1 process(es)" in output
+    assert "2 per epoch, 4 in all, on 1 process" in output
     for line in ("parameters", "  optimiser", "  step", "  total", "disk: checkpoints", "disk: free"):
         assert line in output
     assert ("disk: caches" in output) == (stage == "dit")
@@ -162,7 +162,7 @@ def test_a_disk_that_is_too_small(dry_run: Callable, monkeypatch: pytest.MonkeyP
 
 
 def test_for_several_processes(dry_run: Callable) -> None:
-    assert "on 2 process(es)" in dry_run("vae", "--processes", "2")[1]
+    assert "on 2 processes" in dry_run("vae", "--processes", "2")[1]
     status, output = dry_run("vae", "--processes", "4")
     assert status == 2
     assert "multiple of 4" in output

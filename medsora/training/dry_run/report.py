@@ -214,7 +214,7 @@ def inspect_run(
         schedule = Schedule.of(settings, max(clips, 1))
         schedule.check_processes(processes, settings.accumulation)
         per_epoch = " then ".join(f"{-(-clips // phase.batch):,}" for phase in schedule.phases)
-        whole = f"{schedule.total_steps:,} in all, on {processes} process(es)"
+        whole = f"{schedule.total_steps:,} in all, on {processes} process{'es' * (processes != 1)}"
         cut = settings.max_steps is not None and schedule.total_steps < settings.max_steps
         first = f"; {stage}.epochs ends it before max_steps" if cut else ""
         findings.line("steps", f"{per_epoch} per epoch, {whole}{first}")

@@ -68,7 +68,7 @@ def build_denoiser_stage(config: Config) -> Stage2:
     if prior is not None and config.cache.prior == "disk":
         priors = PriorCache(config, clips, prior, grid, model.config.width)
         most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width, vae)
-        run.notify(f"the cache of prior features may grow to {most / 2**20:.0f} MiB.")
+        run.notify(f"the cache of prior features may grow to {-(-most // 2**20):,} MiB.")
     if settings.compile:
         check_compile()
         compile_blocks(model)
