@@ -78,7 +78,7 @@ class Key:
     def in_range(self, number: Any) -> bool:
         """Return whether `number` is a finite number within the bounds."""
         is_finite = isinstance(number, int | float) and math.isfinite(number)
-        return is_finite and all(holds(number, bound) for _, holds, bound in self._bounds)
+        return is_finite and all(compare(number, bound) for _, compare, bound in self._bounds)
 
     @property
     def _bounds(self) -> list[tuple[str, Callable[[float, float], bool], float]]:
@@ -88,7 +88,7 @@ class Key:
             ("at most", operator.le, self.at_most),
             ("below", operator.lt, self.below),
         )
-        return [each for each in bounds if each[-1] is not None]
+        return [(words, compare, bound) for words, compare, bound in bounds if bound is not None]
 
 
 def key(default: Any, meaning: str, **rules: Any) -> Any:

@@ -113,8 +113,18 @@ def _run_phantom(options: argparse.Namespace, console: Console) -> None:
 
     check_limits(options, dict.fromkeys(("videos", "frames", "size", "workers"), (1, math.inf)))
     with Progress(console=console, transient=True) as progress:
-        arguments = {name: value for name, value in vars(options).items() if name not in ("command", "run")}
-        write_phantom(**arguments, progress=_shown(progress, "rendering"))
+        write_phantom(
+            options.folder,
+            options.videos,
+            options.frames,
+            options.size,
+            options.seed,
+            workers=options.workers,
+            progress=_shown(progress, "rendering"),
+            polyp_size=options.polyp_size,
+            look=options.look,
+            masks=options.masks,
+        )
     what = f"{options.videos} phantom videos"
     if options.masks:
         what = f"{options.videos * options.frames} phantom frames with masks"

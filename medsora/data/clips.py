@@ -390,20 +390,19 @@ class ClipDataset(Dataset):
         self, choices: Iterable[ClipChoice], read: Callable[[ClipChoice], Read], warning: str
     ) -> Read:
         """Return `read(choice)` of the first choice that decodes; the same error is a warning only once."""
-        errors: list[Exception] = []
-        for choice in choices:
+        tried, reason = 0, ""
+        for tried, choice in enumerate(choices, start=1):  # noqa: B007
             try:
                 return read(choice)
             except (UnreadableVideo, OSError) as error:
-                errors.append(error)
-                if str(error) not in self._reported:
-                    self._reported.add(str(error))
-                    log.warning(warning, self.name(choice), error)
-        reason = one_line(str(errors[-1])).rstrip(".")
+                reason = str(error)
+                if reason not in self._reported:
+                    self._reported.add(reason)
+                    log.warning(warning, self.name(choice), reason)
         raise BadInput(
-            f"the clips cannot be read any more (tried: {len(errors)}; the last: {reason}); check the folder "
-            "of the videos, then run the same command again: saved checkpoints are intact."
-        ) from errors[-1]
+            f"the clips cannot be read any more (tried: {tried}; the last: {one_line(reason).rstrip('.')}); "
+            "check the folder of the videos, then run the same command again: saved checkpoints are intact."
+        )
 
 
 def _flip_item(item: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
-from medsora.data.checking.copies import merge_groups
 from medsora.data.video_table import alike_note, read_video_table
 from medsora.errors import BadInput
 
@@ -24,6 +24,7 @@ HELD_OUT_WORDS = ("held-out", "heldout", "held_out", "holdout", "test", "testing
 HELD_OUT_WORDS += ("val", "valid", "validation")
 SPLIT_WORDS = dict.fromkeys(("train", "training"), TRAIN) | dict.fromkeys(HELD_OUT_WORDS, HELD_OUT)
 FOLDER = "folder"  # the value of data.group that makes each folder a patient
+Member = TypeVar("Member")
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,24 @@ def count_videos(names: Iterable[str]) -> str:
     names = sorted(names)
     more = ", ..." if len(names) > 3 else ""
     return f"{len(names)} video{'s' * (len(names) != 1)} ({', '.join(names[:3])}{more})"
+
+
+def merge_groups(members: Iterable[Member], groups: Iterable[Sequence[Member]]) -> list[list[Member]]:
+    """Return `members` parted so that those of one of `groups`, or of groups that overlap, are together."""
+    leaders = {member: member for member in members}
+
+    def leader(member: Member) -> Member:
+        while leaders[member] != member:
+            leaders[member] = member = leaders[leaders[member]]
+        return member
+
+    for group in groups:
+        for member in group[1:]:
+            leaders[leader(member)] = leader(group[0])
+    parts: defaultdict[Member, list[Member]] = defaultdict(list)
+    for member in leaders:
+        parts[leader(member)].append(member)
+    return list(parts.values())
 
 
 def _units(

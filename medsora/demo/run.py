@@ -7,6 +7,7 @@ the functions that the scripts call. Started again after an interruption it resu
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m medsora.
     parser.add_argument("--check", action="store_true", help="exit with status 1 if a criterion is not met")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change keys of the config")
     options = parser.parse_intermixed_args(arguments)
-    check_limits(options, {"videos": (1, 10_000)})
+    check_limits(options, {"videos": (1, math.inf)})
     start = options.start
     minutes = DEFAULT_MINUTES[start] if options.minutes is None else options.minutes
     config = load_config(options.config or CONFIGS[start], ["run.name=demo", *options.overrides])

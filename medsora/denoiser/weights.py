@@ -47,8 +47,8 @@ def read_matching_weights(
             _require_same(file, expected | {LABEL_ROWS: (len(theirs) + 1, width)}, found, presets)
             values = {key: tensors.get_tensor(key) for key in expected}
             if new := [name for name in ours if name not in theirs]:
-                words = "%s was trained with the labels %s; %s start from its row for no label."
-                log.warning(words, file, ", ".join(theirs), ", ".join(new))
+                words = "%s was trained with the labels %s; each of %s starts from its row for no label."
+                log.warning(words, path, ", ".join(theirs), ", ".join(new))
             order = [theirs.index(name) if name in theirs else len(theirs) for name in ours]
             values[LABEL_ROWS] = values[LABEL_ROWS][torch.tensor([*order, len(theirs)])]
             return values

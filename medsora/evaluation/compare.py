@@ -105,8 +105,9 @@ def _run(
     started = {name: start_results(settings, measures, reals, side) for name, side in sides.items()}
     comparison = Comparison(started)
     for measure in progress_bar("re-sampling", measures.values(), unit="metric", show=settings.bootstrap > 0):
-        every = [reals, *sides.values()], [of_real, *of_fakes.values()], list(started.values())
-        _rank(comparison, measure, score(settings, measure, *every))
+        features = [of_real, *of_fakes.values()]
+        replicates = score(settings, measure, [reals, *sides.values()], features, list(started.values()))
+        _rank(comparison, measure, replicates)
     found: dict[str, list[str]] = {}
     for name, side in sides.items():
         results = comparison.results[name]

@@ -23,13 +23,22 @@ FEATURE_CACHE = Path("runs") / "cache" / "features"
 
 @dataclass(kw_only=True)
 class ClipSettings:
-    """The clips to measure, and the folder of the results; `command.make_parser` explains every field.
+    """The clips to measure, and the folder of the results.
 
-    `size` is one number or (H, W). Interval, rate and crop are those of *real* clips; None stands for what
-    the generated clips name (`medsora.evaluation.training_clips`), else for interval 1 and the crop "auto".
-    That cuts every video's own black borders off, on both sides and of the training clips alike; fixed parts
-    are cut off real and training frames alone, for generated ones never had them. `weights` are files by the
-    names of `medsora.evaluation.metrics.weight_files.PUBLISHED`.
+    Attributes:
+        clips: at most so many.
+        frames, size: of a clip; `size` is one number or (H, W).
+        crop: "auto" cuts every video's own black borders off first, on both sides and of the training clips
+            alike, as training does; "none" keeps whole frames; parts (top, bottom, left, right) are cut off
+            every real and training frame, as with the same `data.crop`: generated ones never had them. None
+            stands for what the generated clips name (`medsora.evaluation.training_clips`), else "auto".
+        interval: every N-th frame of the *real* videos, as in training; generated ones are read at 1.
+            None stands for what the generated clips name, else 1.
+        rate: frames per second of the real clips, taken by time, as in training with `data.rate`; instead of
+            `interval`. None stands for what the generated clips name where they name no interval.
+        seed: of the choice of clips and of re-sampling.
+        weights: weight files by name, those of `medsora.evaluation.metrics.weight_files.PUBLISHED`.
+        out: folder of the results.
 
     Raises `BadInput` for a value that is not possible.
     """
@@ -66,10 +75,21 @@ class ClipSettings:
 class EvaluationSettings(ClipSettings):
     """The clips to compare, and the protocol.
 
-    `clips` limits each side; (real, generated) limits them separately. `metrics` are a list, or joined by
-    commas; None takes the protocol's of `METRICS_OF`. "stylegan-v" fixes the number of clips, the interval
-    and the crop (`medsora.evaluation.stylegan_v`), and has no other metrics. `batch_size` counts clips in one
-    forward and changes memory and speed only.
+    Attributes:
+        real, fake: folders of videos or frame folders.
+        label: only real clips of this label count; None takes all. `labels` is their source, as
+            `data.labels` in a config: "folders" or a CSV's name.
+        clips: at most so many on each side; (real, generated) limits them separately.
+        protocol: "medsora", or "stylegan-v" for that of published papers, which fixes the number of clips,
+            the interval and the crop (`medsora.evaluation.stylegan_v`).
+        metrics: names, as a list or joined by commas; see `medsora.evaluation.metrics.registry`. None takes
+            motion and pixel, or FVD, FID and IS with "stylegan-v", which has no others.
+        flow: what estimates the optical flow of `motion`, one of `registry.FLOW_ESTIMATORS`.
+        bootstrap: replicates for a 95 % interval of every metric; 0 gives none.
+        corpus: the published set that the real clips are; the paper's values of it stand beside.
+        memorised: folder of training clips: audit whether generated ones repeat them.
+        cache: folder in which a real set's features are kept.
+        batch_size: clips in one forward; memory and speed only.
 
     Raises `BadInput` for a value that is not possible.
     """

@@ -73,8 +73,11 @@ def make_folder(path: Path) -> None:
 
     Raises `OSError` if it cannot be made, `BadInput` as `is_folder` does.
     """
-    if not is_folder(path):
-        path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        if not is_folder(path):
+            raise
 
 
 def _mode(path: Path) -> int:

@@ -33,7 +33,7 @@ def synthetic_tags(details: str, trained_on: Mapping[str, Any]) -> dict[str, str
 
 
 def read_trained_on(path: Path) -> dict[str, Any]:
-    """Return the model's training clips: from a video's or a first frame's tags, or the manifest beside it.
+    """Return the model's training clips, from the tags of a video or a folder's first frame, or the manifest.
 
     Empty for what MedSora has not generated, or generated before it wrote this down. Raises `BadInput` for a
     manifest that is damaged.
@@ -44,7 +44,7 @@ def read_trained_on(path: Path) -> dict[str, Any]:
         if text is not None:
             return checked_trained_on(json.loads(text), str(path))
         content = manifest.read_bytes()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, Image.DecompressionBombError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     try:
         return checked_trained_on(unsealed(json.loads(content))[TRAINED_ON_KEY], str(path))
@@ -57,7 +57,8 @@ def read_trained_on(path: Path) -> dict[str, Any]:
 def _tags(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         return probe(path).metadata
-    for frame in list_frames(path)[:1]:
-        with Image.open(frame) as picture:
+    try:
+        with Image.open(list_frames(path)[0]) as picture:
             return picture.info
-    return {}
+    except (OSError, ValueError, IndexError, Image.DecompressionBombError):  # the manifest may tell
+        return {}

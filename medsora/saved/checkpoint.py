@@ -111,9 +111,9 @@ def save_checkpoint(
 
 
 def save_model(model: ModelMixin, folder: Path) -> None:
-    """Write a model's folder as `save_pretrained` does, but however often the system denies that it exists.
+    """Write a model's folder with the bytes of `save_pretrained`; failed reads of its place are retried.
 
-    Raises `OSError` if it cannot be written.
+    Raises `OSError`, `SafetensorError` or `BadInput` if it cannot be written.
     """
     make_folder(folder)
     write_text(folder / model.config_name, model.to_json_string())

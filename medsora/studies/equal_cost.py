@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 
 from medsora.config.load import load_config
+from medsora.config.presets import PRESETS
 from medsora.config.schema import STAGE_2
 from medsora.errors import BadInput
 from medsora.runtime.files import make_folder, write_json, write_text
@@ -26,6 +27,7 @@ from medsora.studies.variants import Variant
 from medsora.training.run.folder import hold_folder
 
 BUDGETS = ("minutes", "steps")
+SYSTEMS = {f"medsora-{preset}": preset for preset in PRESETS}  # other presets go by their own names
 TOLERANCE = 0.02  # minutes may differ by this share of a segment
 ASSUMED_STEP_S, ASSUMED_CLIP_S, ASSUMED_START_S = 0.6, 0.6, 20.0  # two cores, the phantom's tiny models
 ENDING = 2  # processes to end a run of equal minutes: caches, evaluation
@@ -53,16 +55,16 @@ class EqualCost:
     def variant(self, system: str, rate: float) -> Variant:
         """Return what a system trains with, at a learning rate. Raises `BadInput` for a name it cannot be."""
         preset, _, changes = system.partition(":")
-        words = [f"denoiser.preset={preset.removeprefix('medsora-')}", *filter(None, changes.split(","))]
+        words = [f"denoiser.preset={SYSTEMS.get(preset, preset)}", *filter(None, changes.split(","))]
         batch = load_config(self.config, list(self.overrides)).train_dit.phases[0].batch
         words.append(f"train_dit.phases=[{{lr: {rate:.6e}, batch: {batch}, until_epoch: null}}]")
         return Variant(tuple(words), load_config(self.config, [*self._overrides, *words]), system)
 
     @property
     def _overrides(self) -> tuple[str, ...]:
-        # evaluations and samples between steps would count as minutes; a budget of steps sets eval_every
-        settings = ("lr_decay=none", "log_every=1", f"eval_every={NEVER}", f"sample_every={NEVER}")
-        return (*self.overrides, *(f"train_dit.{setting}" for setting in settings))
+        # evaluations and samples between steps would count as minutes, unless a user asks for them
+        between = (f"train_dit.eval_every={NEVER}", f"train_dit.sample_every={NEVER}")
+        return (*between, *self.overrides, "train_dit.lr_decay=none", "train_dit.log_every=1")
 
     def _study(self, name: str, variants: Sequence[Variant], **budget: object) -> Study:
         values = {"steps": None, "minutes": None, "seeds": self.seeds, "scoring": self.scoring} | budget

@@ -20,12 +20,12 @@ from medsora.runtime.exit import EXIT_STATUSES
 
 
 def number_between(least: float, most: float, what: str) -> Callable[[str], float]:
-    """Return a `type` for argparse: `what`, in the words of its error, is a number between both bounds."""
+    """Return an argparse `type` for a number between both bounds, which are excluded; `what` says it."""
 
     def number(text: str) -> float:
         with suppress(ValueError):
-            if least < float(text) < most:
-                return float(text)
+            if least < (value := float(text)) < most:
+                return value
         raise argparse.ArgumentTypeError(f"must be {what}, not {text}")
 
     return number

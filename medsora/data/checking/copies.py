@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import product
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from medsora.data.split import merge_groups
 
 THUMBNAILS, SIDE_PX = 8, 6  # thumbnails per video, and the side of each
 # Grey levels (0-255), the mean over a thumbnail's pixels; every thumbnail must be as close. H.264 at CRF 35
@@ -25,7 +27,6 @@ MAX_BRIGHTER = 2.5  # maximum difference of the mean over a quadrant and over ti
 MIN_CONTRAST = 4.0  # standard deviation in grey levels; flatter videos must be identical to be copies
 MAX_FRAMES_APART = 0.02  # share of the frames that a copy may lack (at least one frame)
 CELL_LEVELS = 5.0  # side of the grid's cells, in grey levels of a quadrant's mean
-Member = TypeVar("Member")
 
 
 class Content(NamedTuple):
@@ -59,24 +60,6 @@ def find_copies(contents: Iterable[tuple[str, Content]]) -> list[tuple[str, ...]
     alike = [*_groups(whole), *(_groups(inside) if inside != whole else ())]
     merged = merge_groups(range(len(contents)), alike)
     return [tuple(contents[number][0] for number in group) for group in merged if len(group) > 1]
-
-
-def merge_groups(members: Iterable[Member], groups: Iterable[Sequence[Member]]) -> list[list[Member]]:
-    """Return `members` parted so that those of one of `groups`, or of groups that overlap, are together."""
-    leaders = {member: member for member in members}
-
-    def leader(member: Member) -> Member:
-        while leaders[member] != member:
-            leaders[member] = member = leaders[leaders[member]]
-        return member
-
-    for group in groups:
-        for member in group[1:]:
-            leaders[leader(member)] = leader(group[0])
-    parts: defaultdict[Member, list[Member]] = defaultdict(list)
-    for member in leaders:
-        parts[leader(member)].append(member)
-    return list(parts.values())
 
 
 def pairs_alike(

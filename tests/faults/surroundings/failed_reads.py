@@ -80,12 +80,14 @@ def _try_stage(
                 wrong.append(f"{what}: changed {sorted({name for name, _ in changed})}")
             if number < CONTINUED:
                 finish(start_forks(folder, 1, script(main, "--config", "config.yaml")))
+                wrong += _other_than(straight / run, folder / run, what)
         elif status:
             wrong.append(f"{what}: ended with status {status}: {started.output[-500:]}")
-        if not wrong and (lasts == ONCE or number < CONTINUED):
+        else:
             wrong += _other_than(straight / run, folder / run, what)
         shutil.rmtree(folder)
-        print(*wrong, sep="\n", end="\n" if wrong else "", flush=True)
+        for sentence in wrong:
+            print(sentence, flush=True)
         faults += len(wrong)
     return tries, faults
 

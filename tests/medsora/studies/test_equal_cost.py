@@ -213,6 +213,7 @@ def test_the_arithmetic_counts_every_part_and_is_kept_to(
     [
         (["--systems", "tiny", "tiny"], "--systems names tiny twice"),
         (["--systems", "huge"], "huge"),
+        (["--systems", "medsora-endora-tiny"], "medsora-endora-tiny"),
         (["--systems", "tiny:denoiser.scan=zigzag"], "zigzag"),
         (["--rates", "0"], "--rates is 0.0"),
         (["--segment", "0"], "--segment is 0.0"),
@@ -246,6 +247,7 @@ def test_the_default_systems_are_those_of_their_names() -> None:
     assert counts == {"medsora-tiny": 4_184_576, "endora-tiny": 4_168_544} or (
         0.97 < counts["endora-tiny"] / counts["medsora-tiny"] < 1.03
     )
+    assert study.variant("medsora-S", 1e-5).config.denoiser.preset == "S"
     trials = study.trials()
     assert trials.seeds == (1,), "no seed that is compared"
     phase = trials.config_of(trials.variants[0], 1).train_dit.phases[0]

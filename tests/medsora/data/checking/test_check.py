@@ -412,7 +412,7 @@ def test_folders_that_decide_the_split_are_named() -> None:
     scan = Scan("mov", "h264", 64, 64, 25, 9)
 
     def check_of(*names: str) -> CheckReport:
-        sources = (Source(Path(name), name, False) for name in names)
+        sources = (Source(Path(name), name) for name in names)
         reports = (SourceReport(source, scan, (Window(0, 0),), 9) for source in sources)
         return CheckReport(Path(), 9, 1, tuple(reports), {}, ())
 

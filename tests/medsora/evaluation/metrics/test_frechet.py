@@ -87,14 +87,11 @@ def test_streaming_equals_all_at_once(batch: int) -> None:
     assert np.allclose(streamed.covariance(), np.cov(rows.astype(np.float64).T), rtol=1e-9, atol=1e-9)
 
 
-def test_order_does_not_matter_and_parts_add_up() -> None:
+def test_order_does_not_matter() -> None:
     rows = np.random.default_rng(4).normal(size=(60, 5))
     whole, shuffled = moments_of(rows), moments_of(np.random.default_rng(5).permutation(rows))
-    in_parts = moments_of(rows[:13])
-    in_parts.add(rows[13:])
-    for other in (shuffled, in_parts):
-        assert np.allclose(whole.covariance(), other.covariance(), rtol=1e-9, atol=1e-12)
-        assert np.allclose(whole.mean, other.mean, rtol=1e-9, atol=1e-12)
+    assert np.allclose(whole.covariance(), shuffled.covariance(), rtol=1e-9, atol=1e-12)
+    assert np.allclose(whole.mean, shuffled.mean, rtol=1e-9, atol=1e-12)
 
 
 def test_weights_are_repetitions() -> None:
