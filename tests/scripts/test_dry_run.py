@@ -153,6 +153,22 @@ def test_everything_that_is_missing_is_listed(
     assert "ready\n" not in output
 
 
+@pytest.mark.parametrize("base", [None, "some/hub-name"], ids=["local base", "base of a hub"])
+def test_before_stage_1_its_vae_is_the_only_thing_that_estimates_lack(
+    base: str | None, dry_run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "USUAL_SIDES_PX", (128,))
+    monkeypatch.setattr(report, "USUAL_BATCHES", (2,))
+    changes = {} if base is None else {"vae__base": base, "vae__weights": None}
+    status, output = dry_run("dit", vae__path=None, **changes)
+    assert status == 2
+    assert "error: 1 of what this run needs is missing" in output
+    assert "\n  stage 1's VAE: " in output
+    assert "note                   without stage 1's VAE, the estimates count one of its arch" in output
+    for line in ("  total", "fits 24 GiB", "time ", "disk: checkpoints"):
+        assert f"\n{line}" in output, output
+
+
 def test_a_disk_that_is_too_small(dry_run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("medsora.training.dry_run.report.shutil.disk_usage", lambda path: usage)

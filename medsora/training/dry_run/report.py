@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from medsora.config.schema import STAGE_1, STAGE_2, Config, GeneratorTrainingConfig, TrainingConfig
+from medsora.config.shipped import shipped_file
 from medsora.data.checking.check import clip_windows
 from medsora.data.checking.scan import Scan
 from medsora.data.clips import ClipSpec
@@ -102,6 +104,9 @@ def dry_run_denoiser(config: Config, processes: int = 1) -> None:
     vae = model = prior = None
     with findings.part("stage 1's VAE"):
         vae = trained_vae(config)
+    lacks_vae = vae is None
+    if lacks_vae and (vae := _vae_to_train(config)):
+        findings.line("note", "without stage 1's VAE, the estimates count one of its architecture")
     with findings.part("the clip's size"):
         kind = type(vae) if vae else FrequencyCompensatedVAE
         kind.check_video_shape(config.data.frames, *config.data.height_width)
@@ -118,7 +123,7 @@ def dry_run_denoiser(config: Config, processes: int = 1) -> None:
         with findings.part("the denoiser"):
             start_from(model, config.denoiser.weights, labels)
     schedule = inspect_run(findings, config, STAGE_2, clips, processes)
-    if findings.missing:
+    if vae is None or len(findings.missing) > lacks_vae:
         return findings.conclude()
     batch = max(phase.batch for phase in settings.phases) // (processes * settings.accumulation)
     findings.memory(estimate_denoiser(config, model, vae, prior, batch), batch)
@@ -159,6 +164,24 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
         checkpoint = size_bytes(vae) + estimate.optimiser
         check_disk(findings, config.vae_dir, settings, checkpoint, {})
     findings.conclude()
+
+
+def _vae_to_train(config: Config) -> FrequencyCompensatedVAE | None:
+    """Return stage 1's VAE before training, for estimates; None without a stage 1, or if its base is bad.
+
+    Where the base is a hub's, it has CogVideoX's architecture and no content.
+    """
+    if config.vae.kind != "causal" or config.vae.path is not None:
+        return None
+    config = with_compensation_kind(config)
+    if Path(shipped_file(config.vae.base)).exists():
+        with suppress(ValueError, OSError):  # the dry run of stage 1 names the fault
+            return build_vae(config)
+        return None
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return FrequencyCompensatedVAE(
+            {}, config.vae.compensation, compensation_kind=config.vae.compensation_kind
+        )
 
 
 # Data and schedule
