@@ -10,6 +10,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from safetensors.torch import save_file
+from torchvision.models.optical_flow import raft_small
 
 import train_dit
 import train_vae
@@ -153,12 +155,24 @@ def test_everything_that_is_missing_is_listed(
     assert "ready\n" not in output
 
 
-@pytest.mark.parametrize("base", [None, "some/hub-name"], ids=["local base", "base of a hub"])
-def test_before_stage_1_its_vae_is_the_only_thing_that_estimates_lack(
-    base: str | None, dry_run: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "USUAL_SIDES_PX", (128,))
     monkeypatch.setattr(report, "USUAL_BATCHES", (2,))
+
+
+def test_raft_is_counted(dry_run: Callable, few_sizes: None, tmp_path: Path) -> None:
+    save_file(raft_small(weights=None).state_dict(), tmp_path / "raft.safetensors")
+    raft = {"flow__estimator": "raft_small", "flow__weights": str(tmp_path / "raft.safetensors")}
+    status, output = dry_run("dit", **raft)
+    assert status == 0, output
+    assert "\n  128 px, batch 2" in output
+
+
+@pytest.mark.parametrize("base", [None, "some/hub-name"], ids=["local base", "base of a hub"])
+def test_before_stage_1_its_vae_is_the_only_thing_that_estimates_lack(
+    base: str | None, dry_run: Callable, few_sizes: None
+) -> None:
     changes = {} if base is None else {"vae__base": base, "vae__weights": None}
     status, output = dry_run("dit", vae__path=None, **changes)
     assert status == 2

@@ -28,6 +28,7 @@ from medsora.config.schema import Config
 from medsora.denoiser.base import Denoiser
 from medsora.diffusion import GaussianDiffusion
 from medsora.flow_prior import needed
+from medsora.flow_prior.choices import RAFT_VARIANTS
 from medsora.saved.classes import denoiser_class
 from medsora.saved.optimizer import moments
 from medsora.saved.pipeline import DTYPES
@@ -199,10 +200,12 @@ def _denoiser_work(
             image_moments(vae, pictures, config.images.encoding)
 
     def targets() -> None:
-        flow = torch.empty(1, data.frames, 2, *data.height_width)
-        video = None
-        if config.flow.estimator.startswith("raft") or config.alignment.kind == "image":
-            video, flow = torch.empty(1, data.frames + 1, 3, *data.height_width), None
+        video = torch.empty(1, data.frames + 1, 3, *data.height_width)
+        flow = None
+        if config.alignment.kind == "flow":
+            flow = torch.empty(1, data.frames, 2, *data.height_width)
+            if config.flow.estimator in RAFT_VARIANTS:
+                flow = prior.estimator(video)  # `estimate_flow` would look at the values
         prior.distinct_targets(video, flow, latent_frames=clip, grid=grid[1:], width=model.config.width)
         if has_image_targets(config):
             pictures = torch.empty(config.images.count, 3, *data.height_width)
