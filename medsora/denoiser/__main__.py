@@ -13,4 +13,6 @@ for preset in PRESETS:
     table.add_column(preset, justify="right")
 for part in counts["S"]:
     table.add_row(part, *(f"{counts[preset][part]:,}" for preset in PRESETS))
+with_one_head = (parameter_table(preset, heads=1)["total"] for preset in PRESETS)
+table.add_row("total, one head, as in Table 1", *(f"{count:,}" for count in with_one_head))
 Console(width=118).print(table)

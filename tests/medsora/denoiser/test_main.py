@@ -14,6 +14,7 @@ def test_the_table_holds_every_presets_parameters(capsys: pytest.CaptureFixture[
     page = capsys.readouterr().out
     assert all(preset in page for preset in PRESETS)
     for preset in PRESETS:
+        assert f"{parameter_table(preset, heads=1)['total']:,}" in page
         for part, count in parameter_table(preset).items():
             assert part in page
             assert f"{count:,}" in page, (preset, part)
