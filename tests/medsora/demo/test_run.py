@@ -181,7 +181,7 @@ def test_a_missing_model_is_named_before_anything_is_rendered(
 def test_numbers_without_a_meaning_are_refused_before_anything_is_trained(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(BadInput, match="--videos is 0 but must be 1 to"):
+    with pytest.raises(BadInput, match="--videos is 0 but must be at least 1"):
         demo_module.main(["--from", "scratch", "--videos", "0"])
     with pytest.raises(SystemExit, match="2"):
         demo_module.main(["--minutes", "nan"])

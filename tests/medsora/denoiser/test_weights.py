@@ -94,6 +94,6 @@ def test_rows_of_labels_are_matched_by_name(
     other = small_model(classes=3)
     other.load_weights(tmp_path, (["adenoma", "polyp"], ["polyp", "sessile", "adenoma"]))
     assert other.labels.weight[:, 0].tolist() == [1, 2, 0, 2]  # a new label starts from the row for none
-    assert "labels adenoma, polyp; sessile start from its row for no label" in caplog.text
+    assert "labels adenoma, polyp; each of sessile starts from its row for no label" in caplog.text
     with pytest.raises(BadInput, match=r"holds labels\.weight of size \(3, "):
         other.load_weights(tmp_path, (["adenoma"], ["polyp", "sessile", "adenoma"]))

@@ -135,7 +135,7 @@ def test_systems_take_turns_until_each_has_had_its_minutes(
 ) -> None:
     page = Path("comparison.md")
     page.write_text(f"before\n{command.PAGE_BEGIN}\nthe former table\n{END_MARK}\nafter\n")
-    study("--page", str(page), "train_dit.eval_every=2")
+    study("--page", str(page))
     names = [name.removeprefix("run.name=").rpartition("-seed-") for name, _ in turns(runs)]
     plain, raster = names[0][0], names[1][0]
     assert plain == "tiny"

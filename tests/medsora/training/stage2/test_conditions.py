@@ -226,7 +226,7 @@ def test_a_trained_denoiser_s_labels_are_matched_by_name(
     theirs = MedSora.from_pretrained(find_model(trained).denoiser).labels.weight
     assert second.samples.clips.labels.names == ("polyp", "sessile")
     assert torch.equal(second.model.labels.weight, theirs[[1, 2, 2]])
-    assert "labels adenoma, polyp; sessile start" in caplog.text
+    assert "labels adenoma, polyp; each of sessile starts" in caplog.text
 
 
 def test_the_number_of_labels_is_the_clips_business(clips: Path, vae_folder: Path, tmp_path: Path) -> None:
