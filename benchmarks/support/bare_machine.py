@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def make_do() -> list[str]:
         missing.append("mamba_ssm")
     elif importlib.util.find_spec("selective_scan_cuda") is None:
         # Its __init__ wants the compiled parts and transformers; the SSD kernels need neither.
-        _module("mamba_ssm").__path__ = list(package.submodule_search_locations)
+        _module("mamba_ssm", package.submodule_search_locations)
     return missing
 
 
@@ -102,10 +102,10 @@ def _diffusers() -> None:
     _module("diffusers.schedulers.scheduling_ddim", DDIMSchedulerOutput=BaseOutput)
 
 
-def _module(name: str, **contents: Any) -> types.ModuleType:
+def _module(name: str, folders: Iterable[str] = (), **contents: Any) -> types.ModuleType:
     module = types.ModuleType(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
-    module.__path__ = []
+    module.__spec__.submodule_search_locations = module.__path__ = list(folders)
     vars(module).update(contents)
     sys.modules[name] = module
     return module

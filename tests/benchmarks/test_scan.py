@@ -28,7 +28,9 @@ def test_both_scans_are_compared_and_timed(monkeypatch: pytest.MonkeyPatch, tmp_
     results = tmp_path / "results.jsonl"
     options = ["--batches", "1", "--rounds", "1", "--results", str(results)]
     monkeypatch.setattr(sys, "argv", ["scan", *options])
+    folders = list(find_spec("mamba_ssm").submodule_search_locations)
     scan.main()
+    assert list(find_spec("mamba_ssm").submodule_search_locations) == folders, "its stand-in names its folder"
     values = json.loads(results.read_text())["figures"]
     assert (values["batch"], values["length"], values["rounds"]) == (1, scan.LENGTH, 1)
     assert all(milliseconds > 0 for milliseconds in values["ms"].values())
