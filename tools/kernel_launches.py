@@ -137,7 +137,7 @@ class Launch:
         return total
 
     def _columns(self, tokens: Tensor) -> Tensor:
-        """Of the tokens' columns those that the kernel reads or writes."""
+        """Return the columns of `tokens` that the kernel reads or writes."""
         arguments = self.arguments
         if self.name in GATE_COLUMNS:
             return tokens[..., : arguments["DI"]]

@@ -391,7 +391,8 @@ class ClipDataset(Dataset):
     ) -> Read:
         """Return `read(choice)` of the first choice that decodes; the same error is a warning only once."""
         tried, reason = 0, ""
-        for tried, choice in enumerate(choices, start=1):  # noqa: B007
+        for choice in choices:
+            tried += 1
             try:
                 return read(choice)
             except (UnreadableVideo, OSError) as error:

@@ -124,7 +124,10 @@ def test_what_cannot_ship_is_one_sentence(export: Export, monkeypatch: pytest.Mo
     vae = ended_run(FrequencyCompensatedVAE.from_base(BASE), "base")
     with pytest.raises(BadInput, match="is no tokenizer: leave --unquantised out"):
         export(vae, "small", "--unquantised", plain)
-    for words, sentence in (("--clips=0", "--clips is 0 but must be at least 1"), ("--size=20", "height 20: ")):
+    for words, sentence in (
+        ("--clips=0", "--clips is 0 but must be at least 1"),
+        ("--size=20", "height 20: "),
+    ):
         monkeypatch.setattr(sys, "argv", ["export_base", run, "small", words])
         with pytest.raises(BadInput, match=sentence):
             main()
