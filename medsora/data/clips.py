@@ -389,7 +389,7 @@ class ClipDataset(Dataset):
     def _first_readable(
         self, choices: Iterable[ClipChoice], read: Callable[[ClipChoice], Read], warning: str
     ) -> Read:
-        """Return `read(choice)` of the first choice that decodes; the same error is a warning only once."""
+        """Return `read(choice)` of the first choice that decodes; an error that repeats is logged once."""
         tried, reason = 0, ""
         for choice in choices:
             tried += 1

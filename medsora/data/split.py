@@ -183,7 +183,7 @@ def count_videos(names: Iterable[str]) -> str:
 
 
 def merge_groups(members: Iterable[Member], groups: Iterable[Sequence[Member]]) -> list[list[Member]]:
-    """Return `members` parted so that those of one of `groups`, or of groups that overlap, are together."""
+    """Return `members` in lists; those of one of `groups`, or of groups that overlap, share a list."""
     leaders = {member: member for member in members}
 
     def leader(member: Member) -> Member:
