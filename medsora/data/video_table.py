@@ -43,14 +43,14 @@ def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[
         if "\0" in text:
             raise BadInput(f"{csv_path} is not UTF-8 but most likely UTF-16: save it as UTF-8.")
         file = io.StringIO(text, newline="")
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, skipinitialspace=True)
         found = [(column or "").strip().lower() for column in reader.fieldnames or []]
         if len(found) == 2 and len(columns) == 1 and PurePosixPath(found[0]).suffix:
             file.seek(0)  # a list without column names, such as PolypDiag's: name.mp4,label
-            reader, found = csv.DictReader(file, ["file", *columns]), ["file", *columns]
+            found = ["file", *columns]
+            reader = csv.DictReader(file, found, skipinitialspace=True)
         reader.fieldnames = found
-        stripped = ({key: (v or "").strip() for key, v in row.items() if key} for row in reader)
-        rows = [(reader.line_num, row) for row in stripped if any(row.values())]
+        rows = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
         raise BadInput(f"there is no {kind} file {csv_path}.") from None
     except (OSError, csv.Error) as error:
@@ -63,6 +63,21 @@ def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[
             f"{csv_path} needs the columns 'file' and {' or '.join(map(repr, columns))} in its first line; "
             f"it has {', '.join(found) or 'none'}."
         )
+    needed = {"file", *columns}
+    if twice := sorted(column for column in needed if found.count(column) > 1):
+        raise BadInput(f"{csv_path} has several columns '{twice[0]}': rename or remove all but one.")
+    for number, row in rows:
+        if any(value.strip() for value in row.pop(None, ())):
+            raise BadInput(
+                f"{csv_path}, line {number}: it has more values than columns; put a value that contains a "
+                "comma between quotation marks."
+            )
+        if any((row[column] or "").strip().splitlines()[1:] for column in needed & row.keys()):
+            raise BadInput(
+                f"{csv_path}, line {number}: a value extends over several lines; close its quotation mark."
+            )
+    stripped = ((number, {key: (v or "").strip() for key, v in row.items() if key}) for number, row in rows)
+    rows = [(number, row) for number, row in stripped if any(row.values())]
     if not rows:
         raise BadInput(f"{csv_path} lists no files.")
     return rows

@@ -20,6 +20,7 @@ from medsora.data.reading.decoding import (
     AS_FLAGGED,
     CANNOT_BE_READ,
     CHANGED,
+    TAKES_LONGER,
     Interpretation,
     SeekPoint,
     UnreadableVideo,
@@ -86,9 +87,10 @@ class Scan:
 
     @property
     def is_lasting(self) -> bool:
-        """Whether the next check will find the same; a failed read or another file's checksum is no proof."""
+        """Whether the next check will find the same; a failed or slow read or another file is no proof."""
         reported = (self.problem or "", *self.remarks)
-        return not any(words in text for words in (CANNOT_BE_READ, CHECK_FAILS, CHANGED) for text in reported)
+        passing = CANNOT_BE_READ, TAKES_LONGER, CHECK_FAILS, CHANGED
+        return not any(words in text for words in passing for text in reported)
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the stretches (start, stop) of consecutive frames that decode and are one shot.

@@ -31,7 +31,7 @@ def check_table(report: CheckReport) -> Table:
     for source in report.reports:
         table.add_row(*_cells(source, originals.get(source.source.name)))
     for name, reason in report.unlisted.items():
-        table.add_row(*_unused(name, "folder", "", Text(f"cannot be listed: {reason}", "red")))
+        table.add_row(*_unused(name, "folder", "", Text(f"left out: {reason}", "red")))
     for some in report.left_out:
         remark = Text(one_line(f"left out: {some.kind}, {some.words()}"), "yellow")
         table.add_row(*_unused(some.name, "frames", str(some.count), remark))

@@ -20,7 +20,14 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from medsora.data.reading.decoding import AS_FLAGGED, Interpretation, SeekPoint, UnreadableVideo, VideoReader
+from medsora.data.reading.decoding import (
+    AS_FLAGGED,
+    TAKES_LONGER,
+    Interpretation,
+    SeekPoint,
+    UnreadableVideo,
+    VideoReader,
+)
 from medsora.data.reading.depth import is_deep, to_eight_bits
 from medsora.data.reading.frame_folder import IMAGE_SUFFIXES, list_frames, read_image, read_picture, white_of
 from medsora.data.reading.interlacing import FieldOrderDetector
@@ -143,7 +150,7 @@ def read_frames(
         frame = crop(frame, margins)
         kept.append(frame if size is None else resize(frame, size))
         if deadline is not None and time.monotonic() > deadline:
-            raise UnreadableVideo(path, "decoding takes longer than one clip may")
+            raise UnreadableVideo(path, f"{TAKES_LONGER} one clip may")
     if not kept or (count is not None and len(kept) < count):
         missing = (numbers or wanted)[len(kept)]
         raise UnreadableVideo(path, f"frame {missing} does not exist or does not decode")
