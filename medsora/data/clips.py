@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -280,8 +280,8 @@ class ClipDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Return the item of `key`, (epoch, index) or an index of epoch 0; see `load` for what it holds.
 
-        A span that does not decode is replaced by the next window, deterministically. Raises
-        `BadInput` after `REPLACEMENTS` of them.
+        A span that does not decode is replaced by the next window of the same label, deterministically.
+        Raises `BadInput` after `REPLACEMENTS` of them.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         return self._load_or_next(index, lambda other: self.choose(epoch, other))
@@ -325,19 +325,27 @@ class ClipDataset(Dataset):
         return self.choose(0, index, start=self.windows[index][1].start, flip=flip, images=images)
 
     def fixed_clip(
-        self, index: int, *, flip: bool = False, images: Sequence[ImageSource] | None = None
+        self,
+        index: int,
+        *,
+        flip: bool = False,
+        images: Sequence[ImageSource] | None = None,
+        kept: bool = False,
     ) -> dict[str, Any]:
         """Return the item of `fixed_choice(index)`: the same clip in every evaluation and in every cache.
 
-        Replaced as in `__getitem__` if it turns out not to decode.
+        Replaced as in `__getitem__` if it turns out not to decode. One that is `kept` in a cache is
+        not replaced where another try may read it: that raises `BadInput`.
         """
-        return self._load_or_next(index, lambda other: self.fixed_choice(other, flip=flip, images=images))
+        return self._load_or_next(
+            index, lambda other: self.fixed_choice(other, flip=flip, images=images), kept=kept
+        )
 
     def image_group(self, count: int, random: np.random.Generator) -> tuple[Tensor, list[int]]:
-        """Draw `count` joint images from a finite set, the windows' first frames.
+        """Draw `count` joint images from a finite set, the windows' first frames, for a cache.
 
         Returns them, float32 (count, 3, H, W), and the numbers of the videos that they are from. One that
-        turns out not to decode is drawn again. Raises `BadInput` if none does.
+        turns out not to decode is drawn again. Raises `BadInput` if none does, or if one cannot be read now.
         """
         drawn = random.integers(len(self), size=count).tolist()
         images, videos = zip(*(self._image_or_another(window, random) for window in drawn), strict=True)
@@ -349,6 +357,7 @@ class ClipDataset(Dataset):
             (self.fixed_choice(window, images=()) for window in chain([index], others)),
             lambda choice: (self._read(choice.video, choice.start, 1), choice.video),
             "the joint image %s is drawn again: %s",
+            kept=True,
         )
 
     def load(self, choice: ClipChoice) -> dict[str, Any]:
@@ -381,13 +390,22 @@ class ClipDataset(Dataset):
         clip = start, count, self.spec.interval, self.spec.size
         return frames_to_video(self.sources[video].read(*clip, time_limit=CLIP_TIME_LIMIT_S))
 
-    def _load_or_next(self, index: int, choose: Callable[[int], ClipChoice]) -> dict[str, Any]:
-        following = ((index + step) % len(self) for step in range(1, min(len(self), REPLACEMENTS)))
-        choices = map(choose, chain([index], following))
-        return self._first_readable(choices, self.load, "the clip %s is replaced by the next: %s")
+    def _load_or_next(
+        self, index: int, choose: Callable[[int], ClipChoice], *, kept: bool = False
+    ) -> dict[str, Any]:
+        others = (other % len(self) for other in range(index + 1, index + len(self)))
+        alike = (other for other in others if self.label(other) == self.label(index))
+        choices = map(choose, chain([index], islice(alike, REPLACEMENTS - 1)))
+        warning = "the clip %s is replaced by the next: %s"
+        return self._first_readable(choices, self.load, warning, kept=kept)
 
     def _first_readable(
-        self, choices: Iterable[ClipChoice], read: Callable[[ClipChoice], Read], warning: str
+        self,
+        choices: Iterable[ClipChoice],
+        read: Callable[[ClipChoice], Read],
+        warning: str,
+        *,
+        kept: bool,
     ) -> Read:
         """Return `read(choice)` of the first choice that decodes; an error that repeats is logged once."""
         tried, reason = 0, ""
@@ -397,6 +415,11 @@ class ClipDataset(Dataset):
                 return read(choice)
             except (UnreadableVideo, OSError) as error:
                 reason = str(error)
+                if kept and getattr(error, "read_failed", True):
+                    raise BadInput(
+                        f"{one_line(reason).rstrip('.')}; the cache takes no other clip in its place: run the "
+                        "same command again once it can be read."
+                    ) from error
                 if reason not in self._reported:
                     self._reported.add(reason)
                     log.warning(warning, self.name(choice), reason)

@@ -71,9 +71,9 @@ class UnreadableVideo(ValueError):
         return f"{self.path}: {self.reason}."
 
     @property
-    def may_pass(self) -> bool:
-        """Whether another try may succeed: a read failed or was slow; the content may be intact."""
-        return any(words in self.reason for words in (CANNOT_BE_READ, TAKES_LONGER))
+    def read_failed(self) -> bool:
+        """Whether the disk or the process failed rather than the content, so that another try may succeed."""
+        return CANNOT_BE_READ in self.reason
 
 
 class SeekPoint(NamedTuple):

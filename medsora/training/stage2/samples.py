@@ -7,6 +7,7 @@ loss of this sample can be other than zero, and leaves the frames for the optica
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -106,13 +107,16 @@ class Stage2Samples(Dataset):
         if joint:
             image_mean, image_logvar = self.latents.joint_images(joint)
             mean, logvar = torch.cat([mean, image_mean]), torch.cat([logvar, image_logvar])
-        item = {"name": self.clips.name(choice), "flipped": choice.flipped, "mean": mean, "logvar": logvar}
+        item = {"index": key.index, "name": self.clips.name(choice), "flipped": choice.flipped}
+        item |= {"mean": mean, "logvar": logvar}
         if aligned:
             stored = self.priors.get(key.index, choice.flipped) if self.priors else None
             if stored is not None:
                 item["prior"] = stored
             else:
                 pixels = self.clips.fixed_clip(key.index, flip=choice.flipped, images=())
+                if pixels["index"] != key.index:  # it does not decode: take another sample whole
+                    return self._cached(replace(key, index=pixels["index"]), aligned, given)
                 item |= {"flow_video": pixels["video"], "flow": pixels.get("flow")}
             if has_image_targets(self.config):
                 item["image_prior"] = [(images, self._image_prior(images)) for images in joint]
