@@ -280,7 +280,7 @@ class ClipDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Return the item of `key`, (epoch, index) or an index of epoch 0; see `load` for what it holds.
 
-        A span that does not decode is replaced by the next window of the same label, deterministically.
+        A span that does not decode is replaced by the next window, deterministically; `index` tells which.
         Raises `BadInput` after `REPLACEMENTS` of them.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -334,8 +334,8 @@ class ClipDataset(Dataset):
     ) -> dict[str, Any]:
         """Return the item of `fixed_choice(index)`: the same clip in every evaluation and in every cache.
 
-        Replaced as in `__getitem__` if it turns out not to decode. One that is `kept` in a cache is
-        not replaced where another try may read it: that raises `BadInput`.
+        Replaced as in `__getitem__` if it turns out not to decode. One that is `kept` in a cache is replaced
+        by one of the same label alone; a failed read, which says nothing of the clip, raises `BadInput`.
         """
         return self._load_or_next(
             index, lambda other: self.fixed_choice(other, flip=flip, images=images), kept=kept
@@ -393,9 +393,10 @@ class ClipDataset(Dataset):
     def _load_or_next(
         self, index: int, choose: Callable[[int], ClipChoice], *, kept: bool = False
     ) -> dict[str, Any]:
-        others = (other % len(self) for other in range(index + 1, index + len(self)))
-        alike = (other for other in others if self.label(other) == self.label(index))
-        choices = map(choose, chain([index], islice(alike, REPLACEMENTS - 1)))
+        following = (other % len(self) for other in range(index + 1, index + len(self)))
+        if kept:  # under the name of `index`, whose label counts
+            following = (other for other in following if self.label(other) == self.label(index))
+        choices = map(choose, islice(chain([index], following), REPLACEMENTS))
         warning = "the clip %s is replaced by the next: %s"
         return self._first_readable(choices, self.load, warning, kept=kept)
 
@@ -417,8 +418,8 @@ class ClipDataset(Dataset):
                 reason = str(error)
                 if kept and getattr(error, "read_failed", True):
                     raise BadInput(
-                        f"{one_line(reason).rstrip('.')}; the cache takes no other clip in its place: run the "
-                        "same command again once it can be read."
+                        f"{one_line(reason).rstrip('.')}; no other clip takes its place in the cache: run "
+                        "the same command again once it can be read."
                     ) from error
                 if reason not in self._reported:
                     self._reported.add(reason)

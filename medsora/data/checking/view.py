@@ -76,7 +76,8 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
 def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
     """Return a contact sheet with one clip, the middle one, of each of the first usable sources.
 
-    Frames are shown as training sees them: `size` pixels, uint8. Raises `UnreadableVideo` if none decodes.
+    Frames are shown as training sees them: `size` pixels, uint8. Raises `UnreadableVideo` if one no longer
+    decodes.
     """
     rows = []
     for source in report.usable[:SHEET_ROWS]:

@@ -67,14 +67,13 @@ class Stage2Samples(Dataset):
         always = alignment.kind == "image" or alignment.correlation == "batch"
         aligned = alignment.weight > 0 and not given
         aligned = aligned and (always or bool(needed(torch.tensor([t]), alignment.margin)))
-        item = {"sample": key.number, "index": key.index, "t": t, "needed": aligned}
+        item = {"sample": key.number, "t": t, "needed": aligned}
+        item |= self._pixels(key, aligned) if self.latents is None else self._cached(key, aligned, given)
         if self.clips.labels.names:
-            item["label"] = self._label(key)
+            item["label"] = self._label(replace(key, index=item["index"]))
         if given is not None:
             item["given"] = given
-        return item | (
-            self._pixels(key, aligned) if self.latents is None else self._cached(key, aligned, given)
-        )
+        return item
 
     def _label(self, key: SampleKey) -> int:
         """The clip's label, or that for none where training drops it."""
@@ -92,7 +91,7 @@ class Stage2Samples(Dataset):
 
     def _pixels(self, key: SampleKey, aligned: bool) -> dict[str, Any]:
         clip = self.clips[key.epoch, key.index] if self.draw else self.clips.fixed_clip(key.index)
-        item = {name: clip[name] for name in ("name", "video", "images", "flipped")}
+        item = {name: clip[name] for name in ("index", "name", "video", "images", "flipped")}
         if aligned:
             item |= {"flow_video": clip["video"], "flow": clip.get("flow")}
         return item
