@@ -66,6 +66,9 @@ def read_labels(
     words = _from_folders(videos) if source == FOLDERS else _from_csv(source, Path(root), [*videos, *known])
     words = {video: words[video] for video in videos if words.get(video)}
     notes = alike_note("labels", words.values(), "a class")
+    odd = sorted(word for word in words.values() if word.encode(errors="ignore").decode() != word)
+    if odd and source != FOLDERS:
+        notes.append(f"{source} is not UTF-8 (in Excel: save as CSV UTF-8); a label reads {one_line(odd[0])}")
     words = {video: one_line(word) for video, word in words.items()}
     if not words:
         raise BadInput(f"data.labels is {source}, but it gives no video a label.")

@@ -32,7 +32,11 @@ def read_video_table(
         given = PurePosixPath(row["file"].replace("\\", "/")).as_posix()
         name = lookup.get(given) or lookup.get(unicodedata.normalize("NFC", given))
         if name is None:
-            raise BadInput(f"{csv_path}, line {number}: the file '{row['file']}' is not in the data folder.")
+            several = [name for name in names if given in _short_names(name)]
+            why = "is not in the data folder"
+            if several:
+                why = f"may be {several[0]} or {several[-1]}; give the path below the data folder"
+            raise BadInput(f"{csv_path}, line {number}: the file '{row['file']}' {why}.")
         rows.append((number, name, row))
     return rows
 
@@ -104,19 +108,20 @@ def alike_note(kind: str, words: Iterable[str], what: str) -> list[str]:
 def _lookup(names: Sequence[str]) -> dict[str, str]:
     """Return full path, and where unique bare name, stem and the prefix of recordings -> video name."""
     found: dict[str, str] = {}
-    for shorten in (
-        lambda name: PurePosixPath(_prefix(name)).name,
-        _prefix,
-        lambda name: PurePosixPath(name).stem,
-        lambda name: PurePosixPath(name).name,
-    ):
-        uses = Counter(map(shorten, names))
-        found |= {shorten(name): name for name in names if uses[shorten(name)] == 1}
+    for short_names in zip(*map(_short_names, names), strict=True):
+        uses = Counter(short_names)
+        found |= {short: name for short, name in zip(short_names, names, strict=True) if uses[short] == 1}
     found |= {name: name for name in names}
     composed: defaultdict[str, set[str]] = defaultdict(set)  # macOS takes the letters of names apart
     for key, name in found.items():
         composed[unicodedata.normalize("NFC", key)].add(name)
     return {key: name for key, (name, *others) in composed.items() if not others} | found
+
+
+def _short_names(name: str) -> tuple[str, ...]:
+    """Return what a table may call a video instead of its path, what counts most last."""
+    path, prefix = PurePosixPath(name), _prefix(name)
+    return PurePosixPath(prefix).name, prefix, path.stem, path.name
 
 
 def _prefix(name: str) -> str:

@@ -53,6 +53,18 @@ def test_labels_that_people_take_for_one_are_named() -> None:
     assert read_labels("folders", "root", VIDEOS).notes == ()
 
 
+def test_labels_in_another_encoding_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("file,label\na,Entz\u00fcndung\nb,normal\n", encoding="cp1252")
+    labels = read_labels(str(path), tmp_path, VIDEOS)
+    assert labels.names == (r"Entz\udcfcndung", "normal")
+    assert labels.notes == (
+        rf"{path} is not UTF-8 (in Excel: save as CSV UTF-8); a label reads Entz\udcfcndung",
+    )
+    path.write_text(path.read_text(encoding="cp1252"), encoding="utf-8")
+    assert read_labels(str(path), tmp_path, VIDEOS).notes == ()
+
+
 def test_none_is_none() -> None:
     assert read_labels("none", "root", VIDEOS) == Labels()
     assert Labels().number("a") == 0
