@@ -317,7 +317,7 @@ def _scan_folder(folder: Path, recording: Recording) -> Scan:
     broken: list[int] = []
     reasons: list[str] = []
     sizes: dict[int, tuple[int, int]] = {}
-    turned: Counter[str] = Counter()
+    applied_to: Counter[str] = Counter()
     samples, whites, any_deep, cuts = EvenSamples(), WhiteFinder(), False, CutFinder()
     masks = MaskFinder(called_masks=recording.named_as_masks)
     for number, path in enumerate(pictures):
@@ -334,7 +334,9 @@ def _scan_folder(folder: Path, recording: Recording) -> Scan:
             sizes[number] = width, height
             any_deep |= is_deep(picture.values)
             if picture.orientation.words:
-                turned[picture.orientation.words] += 1
+                applied_to[picture.orientation.words] += 1
+            if picture.transparent:
+                applied_to["transparency ignored"] += 1
             if samples.wants(number):
                 masks.add(picture.values)
                 if not any_deep:
@@ -374,7 +376,8 @@ def _scan_folder(folder: Path, recording: Recording) -> Scan:
     hard_cuts = () if stills else tuple(frame for frame in cuts.cuts() if frame not in known)
     if recording.named_as_masks:
         remarks.append("it is called masks, but its pictures are none: they are used")
-    applied = [words if n == len(sizes) else f"{words} ({n} of {len(sizes)})" for words, n in turned.items()]
+    parts = {words: f" ({n} of {len(sizes)})" for words, n in applied_to.items() if n < len(sizes)}
+    applied = [words + parts.get(words, "") for words in applied_to]
     if recording.by_value:
         applied.append(f"frames ordered by value ({', '.join(recording.pictures[:3])}, ...)")
     return Scan(
