@@ -96,10 +96,14 @@ def _from_folders(videos: Sequence[str]) -> dict[str, str]:
     return words
 
 
-def _from_csv(source: str, root: Path, videos: Sequence[str]) -> dict[str, str]:
+def find_table(source: str, root: Path) -> Path:
+    """Return the path of a CSV, which is looked for from here and then in `root`."""
     path = Path(source)
-    if not path.is_file() and (root / path).is_file():
-        path = root / path
+    return root / path if not path.is_file() and (root / path).is_file() else path
+
+
+def _from_csv(source: str, root: Path, videos: Sequence[str]) -> dict[str, str]:
+    path = find_table(source, root)
     check_labels(path)
     words: dict[str, str] = {}
     for number, video, row in read_video_table(path, "label", ("label",), videos):
