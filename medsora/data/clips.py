@@ -132,6 +132,11 @@ class StoredVideos:
         before, now = self.videos[name].content, content._replace(inside="")  # the list has whole frames
         return before == now or bool(find_copies([("before", before), ("now", now)]))
 
+    def trained_on(self, report: CheckReport, names: Iterable[str]) -> list[str]:
+        """Return those of `names` that the run was trained on, with the same frames."""
+        present = {video.source.name: video.content for video in report.reports}
+        return [n for n in names if self._has(n, present[n]) and self.videos[n].side != HELD_OUT]
+
     def _label(self, name: str) -> str | None:
         return self.videos[name].label if name in self.videos else None
 
