@@ -27,8 +27,9 @@ from medsora.data.reading.decoding import (
     SeekPoint,
     UnreadableVideo,
     VideoReader,
+    has_16_bits,
 )
-from medsora.data.reading.depth import is_deep, to_eight_bits
+from medsora.data.reading.depth import FULL_WHITE, WhiteFinder, is_deep, to_eight_bits
 from medsora.data.reading.frame_folder import IMAGE_SUFFIXES, list_frames, read_image, read_picture, white_of
 from medsora.data.reading.interlacing import FieldOrderDetector
 from medsora.data.reading.margins import NO_MARGINS, Margins, crop
@@ -179,14 +180,17 @@ def read_last_frames(path: str | Path, count: int) -> np.ndarray:
 
 def _last_file_frames(path: Path, count: int) -> list[np.ndarray]:
     with VideoReader(path) as reader:
-        detector = FieldOrderDetector(reader.stream.codec_context.name)
+        detector, whites = FieldOrderDetector(reader.stream.codec_context.name), WhiteFinder()
         decoded: deque[av.VideoFrame] = deque(maxlen=count + 1)  # and a neighbour for the first
         total = 0
         for frame in reader.frames():
             detector.add(frame)
+            if has_16_bits(frame):
+                whites.add(reader.deep_pixels(frame))
             decoded.append(frame)
             total += 1
-        reader.interpretation = Interpretation(detector.field_order())
+        white = whites.white()
+        reader.interpretation = Interpretation(detector.field_order(), None if white == FULL_WHITE else white)
         sequence = _Neighbours(iter(decoded))
         pixels = [_shown(reader, frame, sequence) for frame in sequence]
     return pixels[-min(count, total) :]
