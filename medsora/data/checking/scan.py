@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -117,8 +116,6 @@ def scan_source(source: Source) -> Scan:
 
 
 def _scan_file(path: Path, white: float | None = None) -> Scan:
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise UnreadableVideo(path, "not a regular file")
     limit = LIMIT_S + LIMIT_S_PER_MB * path.stat().st_size / 1e6 if path.exists() else LIMIT_S
     with VideoReader(path, limit, Interpretation(white=white)) as reader:
         info = reader_info(reader)

@@ -165,6 +165,8 @@ class VideoReader:
         if differs_from_manifest(self.path):
             raise UnreadableVideo(self.path, CHANGED)
         try:
+            if self.path.exists() and not self.path.is_file():  # opening a pipe may never end
+                raise UnreadableVideo(self.path, "not a regular file")
             self.container = av.open(
                 f"file:{self.path}",
                 metadata_errors="replace",

@@ -5,6 +5,7 @@ In the check of a folder (medsora.data.checking.scan) and in training alike.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from medsora.data.checking.check import check_folder
 from medsora.data.checking.scan import CHECK_FAILS, Scan
 from medsora.data.reading import decoding
 from medsora.data.reading.decoding import UnreadableVideo, VideoReader
-from medsora.data.reading.video_io import read_frames
+from medsora.data.reading.video_io import probe, read_frames, read_last_frames
 from tests.support.clip_dataset import clip_dataset
 from tests.support.video_files import encode, late_stream, moving_frames
 
@@ -147,3 +148,11 @@ def test_further_videos_in_a_file_are_named_and_covers_are_not(tmp_path: Path, c
         assert list(reader.applied) == ([] if cover else ["1 of 2 video streams read"])
         assert len(list(reader.frames())) == 12
     assert read_frames(path).shape == (12, 64, 64, 3)
+
+
+def test_a_pipe_is_refused_wherever_a_video_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    os.mkfifo(path)
+    for read in (probe, read_frames, lambda path: read_last_frames(path, 1)):
+        with pytest.raises(UnreadableVideo, match="not a regular file"):
+            read(path)
