@@ -295,6 +295,8 @@ class CheckReport:
             return
         if not self.reports:
             others = "".join(f"; {note}" for note in self.picture_notes())
+            if files := self.other_files:
+                others += f"; it holds {_count(files, 'file')} of other kinds, such as {files[0]}"
             raise BadInput(
                 f"{self.root} holds no videos: neither video files nor folders of pictures{others}."
             )

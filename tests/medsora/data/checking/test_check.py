@@ -430,6 +430,9 @@ def test_a_folder_without_clips_stops_with_one_sentence(tmp_path: Path, cache: P
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="holds no videos"):
         check(tmp_path / "empty", cache).require_clips()
+    (tmp_path / "empty" / "videos.zip").touch()
+    with pytest.raises(BadInput, match=r"of pictures; it holds 1 file of other kinds, such as videos\.zip\."):
+        check(tmp_path / "empty", cache).require_clips()
     encode(tmp_path / "one" / "a.mp4", moving_frames(5))
     with pytest.raises(
         BadInput, match=r"no usable clip .* a\.mp4: too short: 5 frames in a row, a clip spans 9"
