@@ -230,8 +230,10 @@ class ClipDataset(Dataset):
             (number, window) for number, video in enumerate(self.videos) for window in video.windows
         ]
         if not self.windows and split != HELD_OUT:
+            notes = "".join(f" ({note})" for note in self.sides.notes)
             raise BadInput(
-                f"{report.root} has no clip left for the split '{split}'; hold out less, or add videos."
+                f"{report.root} has no clip left for the split '{split}'{notes}; hold out less, or add "
+                "videos."
             )
         if spec.with_flow:
             check_flow_files(self.videos, interval=spec.interval, size=spec.size)

@@ -175,6 +175,17 @@ def test_a_csv_decides_the_split(corpus: Path, tmp_path: Path) -> None:
         dataset(corpus, split_csv=table)
 
 
+def test_a_side_without_videos_is_refused_with_the_reason(corpus: Path) -> None:
+    videos = list(corpus.glob("*.mkv"))
+    (corpus / "test").mkdir()
+    for path in videos:
+        path.rename(corpus / "test" / path.name)
+    reason = r"'train' \(folders named train, val or test decide the split: 6 videos \(test/v0\.mkv, .* held out\);"
+    with pytest.raises(BadInput, match=reason):
+        dataset(corpus, split="train", images=0)
+    assert len(dataset(corpus, split="held-out", images=0).videos) == 6
+
+
 def test_few_videos_give_images_with_replacement(corpus: Path) -> None:
     data = dataset(corpus, images=16)
     images = data.choose(0, 0).images
