@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,10 @@ class Scan:
 
         No clip reaches beyond one: whatever draws clips or frames of one scene draws them from these.
         """
+        return self._runs
+
+    @cached_property
+    def _runs(self) -> list[tuple[int, int]]:  # joint images are drawn from these again and again
         breaks, broken = range(self.frames) if self.stills else self.breaks, set(self.broken)
         edges = {0, self.frames, *breaks, *broken, *(frame + 1 for frame in broken)}
         return [(low, high) for low, high in pairwise(sorted(edges)) if low not in broken]
