@@ -55,12 +55,13 @@ def draw_images(
 
 
 def _near_entry(scan: Scan, frame: int) -> int:
-    """Return `frame`, moved closer to the entry before it where it lies far behind one."""
+    """Return `frame`, moved closer to the entry before it where it lies far behind one, never to damage."""
     if not scan.seek_points:
         return frame
     before = bisect_right(scan.seek_points, frame, key=lambda point: point.frame)
     entry = scan.seek_points[before - 1].frame if before else 0
-    return entry + (frame - entry) % NEAR
+    closer = entry + (frame - entry) % NEAR
+    return frame if closer in scan.broken else closer
 
 
 def _without(run: tuple[int, int], clip: tuple[int, int]) -> list[tuple[int, int]]:

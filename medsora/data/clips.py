@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,6 +132,11 @@ class StoredVideos:
         before, now = self.videos[name].content, content._replace(inside="")  # the list has whole frames
         return before == now or bool(find_copies([("before", before), ("now", now)]))
 
+    def trained_on(self, report: CheckReport, names: Iterable[str]) -> list[str]:
+        """Return those of `names` that the run was trained on, with the same frames."""
+        present = {video.source.name: video.content for video in report.reports}
+        return [n for n in names if self._has(n, present[n]) and self.videos[n].side != HELD_OUT]
+
     def _label(self, name: str) -> str | None:
         return self.videos[name].label if name in self.videos else None
 
@@ -225,8 +230,10 @@ class ClipDataset(Dataset):
             (number, window) for number, video in enumerate(self.videos) for window in video.windows
         ]
         if not self.windows and split != HELD_OUT:
+            notes = "".join(f" ({note})" for note in self.sides.notes)
             raise BadInput(
-                f"{report.root} has no clip left for the split '{split}'; hold out less, or add videos."
+                f"{report.root} has no clip left for the split '{split}'{notes}; hold out less, or add "
+                "videos."
             )
         if spec.with_flow:
             check_flow_files(self.videos, interval=spec.interval, size=spec.size)
@@ -280,8 +287,8 @@ class ClipDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Return the item of `key`, (epoch, index) or an index of epoch 0; see `load` for what it holds.
 
-        A span that does not decode is replaced by the next window, deterministically. Raises
-        `BadInput` after `REPLACEMENTS` of them.
+        A span that does not decode is replaced by the next window, deterministically; `index` tells which.
+        Raises `BadInput` after `REPLACEMENTS` of them.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         return self._load_or_next(index, lambda other: self.choose(epoch, other))
@@ -325,19 +332,27 @@ class ClipDataset(Dataset):
         return self.choose(0, index, start=self.windows[index][1].start, flip=flip, images=images)
 
     def fixed_clip(
-        self, index: int, *, flip: bool = False, images: Sequence[ImageSource] | None = None
+        self,
+        index: int,
+        *,
+        flip: bool = False,
+        images: Sequence[ImageSource] | None = None,
+        kept: bool = False,
     ) -> dict[str, Any]:
         """Return the item of `fixed_choice(index)`: the same clip in every evaluation and in every cache.
 
-        Replaced as in `__getitem__` if it turns out not to decode.
+        Replaced as in `__getitem__` if it turns out not to decode. One that is `kept` in a cache is replaced
+        by one of the same label alone; a failed read, which says nothing of the clip, raises `BadInput`.
         """
-        return self._load_or_next(index, lambda other: self.fixed_choice(other, flip=flip, images=images))
+        return self._load_or_next(
+            index, lambda other: self.fixed_choice(other, flip=flip, images=images), kept=kept
+        )
 
     def image_group(self, count: int, random: np.random.Generator) -> tuple[Tensor, list[int]]:
-        """Draw `count` joint images from a finite set, the windows' first frames.
+        """Draw `count` joint images from a finite set, the windows' first frames, for a cache.
 
         Returns them, float32 (count, 3, H, W), and the numbers of the videos that they are from. One that
-        turns out not to decode is drawn again. Raises `BadInput` if none does.
+        turns out not to decode is drawn again. Raises `BadInput` if none does, or if one cannot be read now.
         """
         drawn = random.integers(len(self), size=count).tolist()
         images, videos = zip(*(self._image_or_another(window, random) for window in drawn), strict=True)
@@ -349,6 +364,7 @@ class ClipDataset(Dataset):
             (self.fixed_choice(window, images=()) for window in chain([index], others)),
             lambda choice: (self._read(choice.video, choice.start, 1), choice.video),
             "the joint image %s is drawn again: %s",
+            kept=True,
         )
 
     def load(self, choice: ClipChoice) -> dict[str, Any]:
@@ -381,13 +397,23 @@ class ClipDataset(Dataset):
         clip = start, count, self.spec.interval, self.spec.size
         return frames_to_video(self.sources[video].read(*clip, time_limit=CLIP_TIME_LIMIT_S))
 
-    def _load_or_next(self, index: int, choose: Callable[[int], ClipChoice]) -> dict[str, Any]:
-        following = ((index + step) % len(self) for step in range(1, min(len(self), REPLACEMENTS)))
-        choices = map(choose, chain([index], following))
-        return self._first_readable(choices, self.load, "the clip %s is replaced by the next: %s")
+    def _load_or_next(
+        self, index: int, choose: Callable[[int], ClipChoice], *, kept: bool = False
+    ) -> dict[str, Any]:
+        following = (other % len(self) for other in range(index + 1, index + len(self)))
+        if kept:  # under the name of `index`, whose label counts
+            following = (other for other in following if self.label(other) == self.label(index))
+        choices = map(choose, islice(chain([index], following), REPLACEMENTS))
+        warning = "the clip %s is replaced by the next: %s"
+        return self._first_readable(choices, self.load, warning, kept=kept)
 
     def _first_readable(
-        self, choices: Iterable[ClipChoice], read: Callable[[ClipChoice], Read], warning: str
+        self,
+        choices: Iterable[ClipChoice],
+        read: Callable[[ClipChoice], Read],
+        warning: str,
+        *,
+        kept: bool,
     ) -> Read:
         """Return `read(choice)` of the first choice that decodes; an error that repeats is logged once."""
         tried, reason = 0, ""
@@ -397,6 +423,11 @@ class ClipDataset(Dataset):
                 return read(choice)
             except (UnreadableVideo, OSError) as error:
                 reason = str(error)
+                if kept and getattr(error, "read_failed", True):
+                    raise BadInput(
+                        f"{one_line(reason).rstrip('.')}; no other clip takes its place in the cache: run "
+                        "the same command again once it can be read."
+                    ) from error
                 if reason not in self._reported:
                     self._reported.add(reason)
                     log.warning(warning, self.name(choice), reason)

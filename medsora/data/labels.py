@@ -66,6 +66,9 @@ def read_labels(
     words = _from_folders(videos) if source == FOLDERS else _from_csv(source, Path(root), [*videos, *known])
     words = {video: words[video] for video in videos if words.get(video)}
     notes = alike_note("labels", words.values(), "a class")
+    odd = sorted(word for word in words.values() if word.encode(errors="ignore").decode() != word)
+    if odd and source != FOLDERS:
+        notes.append(f"{source} is not UTF-8 (in Excel: save as CSV UTF-8); a label reads {one_line(odd[0])}")
     words = {video: one_line(word) for video, word in words.items()}
     if not words:
         raise BadInput(f"data.labels is {source}, but it gives no video a label.")
@@ -93,10 +96,14 @@ def _from_folders(videos: Sequence[str]) -> dict[str, str]:
     return words
 
 
-def _from_csv(source: str, root: Path, videos: Sequence[str]) -> dict[str, str]:
+def find_table(source: str, root: Path) -> Path:
+    """Return the path of a CSV, which is looked for from here and then in `root`."""
     path = Path(source)
-    if not path.is_file() and (root / path).is_file():
-        path = root / path
+    return root / path if not path.is_file() and (root / path).is_file() else path
+
+
+def _from_csv(source: str, root: Path, videos: Sequence[str]) -> dict[str, str]:
+    path = find_table(source, root)
     check_labels(path)
     words: dict[str, str] = {}
     for number, video, row in read_video_table(path, "label", ("label",), videos):

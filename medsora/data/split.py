@@ -158,7 +158,8 @@ def read_groups(group: str | None, names: Sequence[str], *, known: Sequence[str]
     columns `file` and `patient`. Anything else is a regular expression with one group, searched for in the
     video's path below the data folder; what the group matches is the patient.
 
-    Raises `BadInput`: a CSV that `read_video_table` refuses, a pattern that matches no video.
+    Raises `BadInput`: a CSV that `read_video_table` refuses or that lists a video for two patients, a pattern
+    that matches no video.
     """
     if group is None:
         return {}
@@ -167,7 +168,11 @@ def read_groups(group: str | None, names: Sequence[str], *, known: Sequence[str]
         return {name: folder for name, folder in folders.items() if folder != "."}
     if group.lower().endswith(".csv"):
         rows = read_video_table(group, "patient", ("patient",), sorted({*names, *known}))
-        return {name: row["patient"] for _, name, row in rows if row["patient"]}
+        patients: dict[str, str] = {}
+        for number, name, row in rows:
+            if row["patient"] and patients.setdefault(name, row["patient"]) != row["patient"]:
+                raise BadInput(f"{group}, line {number}: '{row['file']}' is listed for two patients.")
+        return patients
     found = {name: re.search(group, name) for name in names}
     patients = {name: match[1] for name, match in found.items() if match and match[1]}
     if not patients and names:

@@ -32,7 +32,11 @@ def read_video_table(
         given = PurePosixPath(row["file"].replace("\\", "/")).as_posix()
         name = lookup.get(given) or lookup.get(unicodedata.normalize("NFC", given))
         if name is None:
-            raise BadInput(f"{csv_path}, line {number}: the file '{row['file']}' is not in the data folder.")
+            several = [name for name in names if given in _short_names(name)]
+            why = "is not in the data folder"
+            if several:
+                why = f"may be {several[0]} or {several[-1]}; give the path below the data folder"
+            raise BadInput(f"{csv_path}, line {number}: the file '{row['file']}' {why}.")
         rows.append((number, name, row))
     return rows
 
@@ -43,14 +47,14 @@ def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[
         if "\0" in text:
             raise BadInput(f"{csv_path} is not UTF-8 but most likely UTF-16: save it as UTF-8.")
         file = io.StringIO(text, newline="")
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, skipinitialspace=True)
         found = [(column or "").strip().lower() for column in reader.fieldnames or []]
         if len(found) == 2 and len(columns) == 1 and PurePosixPath(found[0]).suffix:
             file.seek(0)  # a list without column names, such as PolypDiag's: name.mp4,label
-            reader, found = csv.DictReader(file, ["file", *columns]), ["file", *columns]
+            found = ["file", *columns]
+            reader = csv.DictReader(file, found, skipinitialspace=True)
         reader.fieldnames = found
-        stripped = ({key: (v or "").strip() for key, v in row.items() if key} for row in reader)
-        rows = [(reader.line_num, row) for row in stripped if any(row.values())]
+        rows = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
         raise BadInput(f"there is no {kind} file {csv_path}.") from None
     except (OSError, csv.Error) as error:
@@ -63,6 +67,21 @@ def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[
             f"{csv_path} needs the columns 'file' and {' or '.join(map(repr, columns))} in its first line; "
             f"it has {', '.join(found) or 'none'}."
         )
+    needed = {"file", *columns}
+    if twice := sorted(column for column in needed if found.count(column) > 1):
+        raise BadInput(f"{csv_path} has several columns '{twice[0]}': rename or remove all but one.")
+    for number, row in rows:
+        if any(value.strip() for value in row.pop(None, ())):
+            raise BadInput(
+                f"{csv_path}, line {number}: it has more values than columns; put a value that contains a "
+                "comma between quotation marks."
+            )
+        if any((row[column] or "").strip().splitlines()[1:] for column in needed & row.keys()):
+            raise BadInput(
+                f"{csv_path}, line {number}: a value extends over several lines; close its quotation mark."
+            )
+    stripped = ((number, {key: (v or "").strip() for key, v in row.items() if key}) for number, row in rows)
+    rows = [(number, row) for number, row in stripped if any(row.values())]
     if not rows:
         raise BadInput(f"{csv_path} lists no files.")
     return rows
@@ -89,19 +108,20 @@ def alike_note(kind: str, words: Iterable[str], what: str) -> list[str]:
 def _lookup(names: Sequence[str]) -> dict[str, str]:
     """Return full path, and where unique bare name, stem and the prefix of recordings -> video name."""
     found: dict[str, str] = {}
-    for shorten in (
-        lambda name: PurePosixPath(_prefix(name)).name,
-        _prefix,
-        lambda name: PurePosixPath(name).stem,
-        lambda name: PurePosixPath(name).name,
-    ):
-        uses = Counter(map(shorten, names))
-        found |= {shorten(name): name for name in names if uses[shorten(name)] == 1}
+    for short_names in zip(*map(_short_names, names), strict=True):
+        uses = Counter(short_names)
+        found |= {short: name for short, name in zip(short_names, names, strict=True) if uses[short] == 1}
     found |= {name: name for name in names}
     composed: defaultdict[str, set[str]] = defaultdict(set)  # macOS takes the letters of names apart
     for key, name in found.items():
         composed[unicodedata.normalize("NFC", key)].add(name)
     return {key: name for key, (name, *others) in composed.items() if not others} | found
+
+
+def _short_names(name: str) -> tuple[str, ...]:
+    """Return what a table may call a video instead of its path, what counts most last."""
+    path, prefix = PurePosixPath(name), _prefix(name)
+    return PurePosixPath(prefix).name, prefix, path.stem, path.name
 
 
 def _prefix(name: str) -> str:

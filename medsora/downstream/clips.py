@@ -16,7 +16,7 @@ from PIL import Image
 
 from medsora.data.checking.check import SourceReport, check_folder
 from medsora.data.checking.copies import Content, pairs_alike
-from medsora.data.labels import FOLDERS, read_labels
+from medsora.data.labels import FOLDERS, find_table, read_labels
 from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.reading.margins import NO_MARGINS
 from medsora.data.video_table import read_video_table
@@ -72,7 +72,8 @@ class Videos:
         labels = read_labels(source, self.root, list(self.usable), known=self.known)
         order: Iterable[str] = self.usable
         if source != FOLDERS:
-            rows = read_video_table(source, "label", ("label",), self.known)
+            table = find_table(source, self.root)
+            rows = read_video_table(table, "label", ("label",), self.known)
             order = dict.fromkeys(name for _, name, _ in rows)
         return {name: labels.names[labels.of_video[name]] for name in order if name in labels.of_video}
 

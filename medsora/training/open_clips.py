@@ -9,12 +9,12 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from medsora.config.schema import Config
+from medsora.config.schema import STAGE_1, Config
 from medsora.data.checking.check import CheckReport
 from medsora.data.checking.copies import Content
 from medsora.data.clips import ClipDataset, ClipSpec, StoredVideo, StoredVideos
 from medsora.data.phantom import variant_suffix, write_phantom
-from medsora.data.split import HELD_OUT
+from medsora.data.split import HELD_OUT, count_videos
 from medsora.errors import BadInput
 from medsora.runtime.digests import sealed, unsealed
 from medsora.runtime.files import is_file, read_patiently, write_json
@@ -164,6 +164,22 @@ def _store_videos(run: RunFolder, clips: ClipDataset) -> None:
         write_json(run.path / VIDEO_LIST, stored, sort_keys=True)
 
 
+def _held_out_of_stage_1(config: Config, clips: ClipDataset) -> str | None:
+    """Return in one sentence which held-out videos the VAE was trained on; None if none, or if not known."""
+    named = config.vae_dir if config.vae.path is None else Path(config.vae.path)
+    places = (named.parent if named.name == "final" else named, named / "vae")
+    before = next((found for place in places if (found := stored_videos(place))), None)
+    if before is None or before.videos is None:
+        return None
+    held_out = [name for name, side in clips.sides.sides.items() if side == HELD_OUT]
+    if not (names := before.trained_on(clips.report, held_out)):
+        return None
+    return (
+        f"the VAE of {named} was trained on {count_videos(names)}, held out here: it reconstructs them "
+        "better than new videos; train both stages on the same folder with the same run.seed."
+    )
+
+
 def open_run(
     config: Config, stage: str, accelerator: Accelerator, clips: ClipDataset
 ) -> tuple[RunFolder, Schedule]:
@@ -178,6 +194,8 @@ def open_run(
     check_same_run(run, config, clips)
     run.keep([*clips.report.complaints(), *clips.notes()])
     _store_videos(run, clips)
+    if stage != STAGE_1 and (leak := _held_out_of_stage_1(config, clips)):
+        run.notify(leak)
     start_trackers(accelerator, run, config)  # before the caches are filled: a missing login fails at once
     return run, schedule
 

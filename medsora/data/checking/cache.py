@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,6 +36,7 @@ class CheckCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._entries: dict[str, dict] = {}
+        self._states: dict[str, list] = {}  # before the scan: a file may be copied while it is scanned
         try:
             content = unsealed(json.loads(path.read_text(encoding="utf-8")))
             if content["made_by"] == _VERSION:
@@ -48,22 +48,25 @@ class CheckCache:
 
     def get(self, source: Source) -> Scan | None:
         """Return the scan of `source` if it is unchanged since, else None."""
-        entry = self._entries.get(_key(source))
+        key = _key(source)
+        entry = self._entries.get(key)
         try:
-            if entry is None or entry["state"] != _state(source):
+            self._states[key] = _state(source)
+            if entry is None or entry["state"] != self._states[key]:
                 return None
             scan = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["scan"].items()}
             points = tuple(SeekPoint(*point) for point in scan["seek_points"])
             marks = tuple(tuple(box) for box in scan["marks"])
             interpretation = Interpretation(*scan["interpretation"])
-            return Scan(**scan | {"seek_points": points, "marks": marks, "interpretation": interpretation})
+            found = Scan(**scan | {"seek_points": points, "marks": marks, "interpretation": interpretation})
+            return found if found.is_lasting else None  # earlier versions kept more
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def put(self, source: Source, scan: Scan) -> None:
-        """Store `scan`, unless the source is not there to be compared with later (a broken link)."""
-        with suppress(OSError):
-            self._entries[_key(source)] = {"state": _state(source), "scan": asdict(scan)}
+        """Store `scan` for the source as `get` found it before; nothing for a broken link."""
+        if (state := self._states.get(_key(source))) is not None:
+            self._entries[_key(source)] = {"state": state, "scan": asdict(scan)}
 
     def save(self) -> None:
         """Write the file; if it cannot be written, a warning is logged."""

@@ -295,11 +295,14 @@ class CheckReport:
             return
         if not self.reports:
             others = "".join(f"; {note}" for note in self.picture_notes())
+            if files := self.other_files:
+                others += f"; it holds {_count(files, 'file')} of other kinds, such as {files[0]}"
             raise BadInput(
                 f"{self.root} holds no videos: neither video files nor folders of pictures{others}."
             )
         first = self.reports[0]
-        others = f" ({len(self.reports) - 1} more files fail too)" if len(self.reports) > 1 else ""
+        more = len(self.reports) - 1
+        others = f" ({more} more file{'s fail' if more > 1 else ' fails'} too)" if more else ""
         raise BadInput(
             f"{self.root} gives no usable clip of {self.frames} frames {self.pace}: "
             f"{first.source.name}: {first.problem}{others}."

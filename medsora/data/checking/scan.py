@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import stat
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from medsora.data.reading.decoding import (
     AS_FLAGGED,
     CANNOT_BE_READ,
     CHANGED,
+    TAKES_LONGER,
     Interpretation,
     SeekPoint,
     UnreadableVideo,
@@ -86,15 +87,20 @@ class Scan:
 
     @property
     def is_lasting(self) -> bool:
-        """Whether the next check will find the same; a failed read or another file's checksum is no proof."""
+        """Whether the next check will find the same; a failed or slow read or another file is no proof."""
         reported = (self.problem or "", *self.remarks)
-        return not any(words in text for words in (CANNOT_BE_READ, CHECK_FAILS, CHANGED) for text in reported)
+        passing = CANNOT_BE_READ, TAKES_LONGER, CHECK_FAILS, CHANGED
+        return not any(words in text for words in passing for text in reported)
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the stretches (start, stop) of consecutive frames that decode and are one shot.
 
         No clip reaches beyond one: whatever draws clips or frames of one scene draws them from these.
         """
+        return self._runs
+
+    @cached_property
+    def _runs(self) -> list[tuple[int, int]]:  # joint images are drawn from these again and again
         breaks, broken = range(self.frames) if self.stills else self.breaks, set(self.broken)
         edges = {0, self.frames, *breaks, *broken, *(frame + 1 for frame in broken)}
         return [(low, high) for low, high in pairwise(sorted(edges)) if low not in broken]
@@ -115,8 +121,6 @@ def scan_source(source: Source) -> Scan:
 
 
 def _scan_file(path: Path, white: float | None = None) -> Scan:
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise UnreadableVideo(path, "not a regular file")
     limit = LIMIT_S + LIMIT_S_PER_MB * path.stat().st_size / 1e6 if path.exists() else LIMIT_S
     with VideoReader(path, limit, Interpretation(white=white)) as reader:
         info = reader_info(reader)
@@ -315,7 +319,7 @@ def _scan_folder(folder: Path, recording: Recording) -> Scan:
     broken: list[int] = []
     reasons: list[str] = []
     sizes: dict[int, tuple[int, int]] = {}
-    turned: Counter[str] = Counter()
+    applied_to: Counter[str] = Counter()
     samples, whites, any_deep, cuts = EvenSamples(), WhiteFinder(), False, CutFinder()
     masks = MaskFinder(called_masks=recording.named_as_masks)
     for number, path in enumerate(pictures):
@@ -332,7 +336,9 @@ def _scan_folder(folder: Path, recording: Recording) -> Scan:
             sizes[number] = width, height
             any_deep |= is_deep(picture.values)
             if picture.orientation.words:
-                turned[picture.orientation.words] += 1
+                applied_to[picture.orientation.words] += 1
+            if picture.transparent:
+                applied_to["transparency ignored"] += 1
             if samples.wants(number):
                 masks.add(picture.values)
                 if not any_deep:
@@ -372,7 +378,8 @@ def _scan_folder(folder: Path, recording: Recording) -> Scan:
     hard_cuts = () if stills else tuple(frame for frame in cuts.cuts() if frame not in known)
     if recording.named_as_masks:
         remarks.append("it is called masks, but its pictures are none: they are used")
-    applied = [words if n == len(sizes) else f"{words} ({n} of {len(sizes)})" for words, n in turned.items()]
+    parts = {words: f" ({n} of {len(sizes)})" for words, n in applied_to.items() if n < len(sizes)}
+    applied = [words + parts.get(words, "") for words in applied_to]
     if recording.by_value:
         applied.append(f"frames ordered by value ({', '.join(recording.pictures[:3])}, ...)")
     return Scan(

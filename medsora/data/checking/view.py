@@ -31,7 +31,7 @@ def check_table(report: CheckReport) -> Table:
     for source in report.reports:
         table.add_row(*_cells(source, originals.get(source.source.name)))
     for name, reason in report.unlisted.items():
-        table.add_row(*_unused(name, "folder", "", Text(f"cannot be listed: {reason}", "red")))
+        table.add_row(*_unused(name, "folder", "", Text(f"left out: {reason}", "red")))
     for some in report.left_out:
         remark = Text(one_line(f"left out: {some.kind}, {some.words()}"), "yellow")
         table.add_row(*_unused(some.name, "frames", str(some.count), remark))
@@ -76,7 +76,8 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
 def check_sheet(report: CheckReport, size: int | tuple[int, int]) -> np.ndarray:
     """Return a contact sheet with one clip, the middle one, of each of the first usable sources.
 
-    Frames are shown as training sees them: `size` pixels, uint8. Raises `UnreadableVideo` if none decodes.
+    Frames are shown as training sees them: `size` pixels, uint8. Raises `UnreadableVideo` if one no longer
+    decodes.
     """
     rows = []
     for source in report.usable[:SHEET_ROWS]:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 
 from medsora.data.reading.checksums import MANIFEST, differs_from_manifest, has_damaged_slices
@@ -44,6 +45,7 @@ ONE_THREAD_PIXELS = 2**17  # below, starting threads takes longer than the conve
 SIZE_LIMIT = f"at most {MAX_SIDE} per side and {MAX_PIXELS // 10**6} million in all are read"
 STALL_S = 60.0  # time limit for opening a file and for reading its next packet
 NOT_VIDEOS = {"concat", "dash", "hls", "tty"}  # FFmpeg's formats without frames of their own
+COVERS = Disposition.attached_pic | Disposition.timed_thumbnails  # pictures beside a video
 DICOM_SUFFIXES = frozenset([".dcm", ".dicom"])
 DICOM = (
     "a DICOM file, which is not read; convert it to pictures or a video first, such as with DCMTK: "
@@ -67,6 +69,11 @@ class UnreadableVideo(ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}."
+
+    @property
+    def read_failed(self) -> bool:
+        """Whether the disk or the process failed rather than the content, so that another try may succeed."""
+        return CANNOT_BE_READ in self.reason
 
 
 class SeekPoint(NamedTuple):
@@ -100,6 +107,7 @@ CHANGED = (
     "sampling command again, or move a video that you changed on purpose into another folder"
 )
 CANNOT_BE_READ = "cannot be read"
+TAKES_LONGER = "decoding takes longer than"  # a busy or suspended machine exceeds limits, too
 FAILED_READS = {  # errors of the disk, its server or the process, which FFmpeg raises for no file's content
     *(errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ENOKEY, errno.EKEYEXPIRED),
     *(errno.EIO, errno.ENODATA, errno.EBADMSG, errno.EUCLEAN, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM),
@@ -127,7 +135,7 @@ def _naming_the_file(method: Callable[..., np.ndarray]) -> Callable[..., np.ndar
 
 
 class VideoReader:
-    """The first video stream of one file; a context manager.
+    """The best video stream of one file, as players choose it; a context manager.
 
     Raises `UnreadableVideo` on opening a file that holds no video or whose header cannot be believed, or that
     takes more memory to decode than there is for it (`medsora.data.reading.memory`); where others have taken
@@ -157,6 +165,8 @@ class VideoReader:
         if differs_from_manifest(self.path):
             raise UnreadableVideo(self.path, CHANGED)
         try:
+            if self.path.exists() and not self.path.is_file():  # opening a pipe may never end
+                raise UnreadableVideo(self.path, "not a regular file")
             self.container = av.open(
                 f"file:{self.path}",
                 metadata_errors="replace",
@@ -197,6 +207,9 @@ class VideoReader:
             raise UnreadableVideo(
                 self.path, f"its header claims frames of {width}x{height} pixels; {SIZE_LIMIT}"
             )
+        streams = [each for each in self.container.streams.video if not each.disposition & COVERS]
+        if len(streams) > 1:
+            self.applied[f"1 of {len(streams)} video streams read"] = None
         return stream
 
     def _bounded_bytes(self) -> int:
@@ -243,7 +256,7 @@ class VideoReader:
         position = None  # the last one known: packets may share it with those before them
         for packet in self._packets():
             if self.deadline is not None and time.monotonic() > self.deadline:
-                raise UnreadableVideo(self.path, f"decoding takes longer than {self.time_limit:.0f} s")
+                raise UnreadableVideo(self.path, f"{TAKES_LONGER} {self.time_limit:.0f} s")
             self.hidden_packets += packet.is_discard
             position = position if packet.pos is None else packet.pos
             if packet.is_keyframe and packet.pts is not None and position is not None:
@@ -383,6 +396,8 @@ def _words(error: Exception) -> str:
 
 def failed_read(error: Exception) -> str | None:
     """Return the reason if an error is of the disk or the process, not of the file's content; else None."""
+    if isinstance(error, av.ExitError):
+        return f"{CANNOT_BE_READ}: no answer for {STALL_S:.0f} s"
     number = getattr(error, "errno", None)
     return f"{CANNOT_BE_READ}: {os.strerror(number)}" if number in FAILED_READS else None
 

@@ -62,7 +62,7 @@ class Source:
 class FoundSources:
     """Everything that `find_sources` found.
 
-    Videos, folders that could not be listed, files of other kinds, pictures that are no frames.
+    Videos, folders that are left out and why, files of other kinds, pictures that are no frames.
     """
 
     sources: list[Source]
@@ -74,9 +74,9 @@ class FoundSources:
 def find_sources(root: str | Path) -> FoundSources:
     """Return every video below `root`, at any depth, in natural order of their names; `root` may be one file.
 
-    Links are followed, loops of links entered once, hidden names left out. A file counts by its ending,
-    whatever it holds; DICOM files, which often have none, count as videos that cannot be read. Raises
-    `BadInput` if there is no such folder.
+    Links are followed, a folder that is reached twice is entered once, hidden names are left out. A file
+    counts by its ending, whatever it holds; DICOM files, which often have none, count as videos that cannot
+    be read. Raises `BadInput` if there is no such folder.
     """
     root = Path(root)
     if root.is_file():
@@ -88,7 +88,7 @@ def find_sources(root: str | Path) -> FoundSources:
     other_files: list[str] = []
     pictures: dict[Path, list[str]] = {}
     videos: defaultdict[Path, list[str]] = defaultdict(list)
-    entered: set[tuple[int, int]] = set()
+    entered: dict[tuple[int, int], Path] = {}  # by device and inode
 
     def note_unlisted(error: OSError) -> None:
         unlisted[_name(Path(error.filename), root)] = error.strerror or str(error)
@@ -96,10 +96,11 @@ def find_sources(root: str | Path) -> FoundSources:
     for folder_name, subfolders, files in os.walk(root, followlinks=True, onerror=note_unlisted):
         folder = Path(folder_name)
         status = folder.stat()
-        if (status.st_dev, status.st_ino) in entered:
+        first = entered.setdefault((status.st_dev, status.st_ino), folder)
+        if first is not folder:
+            unlisted[_name(folder, root)] = f"the same folder as {_name(first, root)}, by a link"
             subfolders.clear()
             continue
-        entered.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in files:
             suffix = Path(name).suffix.lower()

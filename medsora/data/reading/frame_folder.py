@@ -48,10 +48,14 @@ def list_frames(folder: str | Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture's upright values: uint8 (h, w, 3), or deeper ones (h, w) or (h, w, 3) as they are stored."""
+    """A picture's upright values: uint8 (h, w, 3), or deeper ones (h, w) or (h, w, 3) as they are stored.
+
+    Of pixels that are `transparent` these are the colours beneath, which viewers do not show.
+    """
 
     values: np.ndarray
     orientation: Orientation
+    transparent: bool = False
 
 
 def read_image(path: str | Path, white: float | None = None) -> np.ndarray:
@@ -154,7 +158,14 @@ def _picture(path: str | Path, image: Image.Image) -> Picture:
     if image.format != "TIFF":  # which Pillow turns
         orientation = _exif_orientation(image)
         values = orientation.upright(values)
-    return Picture(values if white is None else to_eight_bits(values, white), orientation)
+    values = values if white is None else to_eight_bits(values, white)
+    return Picture(values, orientation, not deep and _is_transparent(image))
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Return whether a loaded image of 8 bits has pixels that are not opaque."""
+    alpha = image.mode in ("LA", "PA", "RGBA") or (image.mode == "P" and image.has_transparency_data)
+    return alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
 def _has_deep_colours(image: Image.Image) -> bool:

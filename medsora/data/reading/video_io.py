@@ -20,8 +20,16 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from medsora.data.reading.decoding import AS_FLAGGED, Interpretation, SeekPoint, UnreadableVideo, VideoReader
-from medsora.data.reading.depth import is_deep, to_eight_bits
+from medsora.data.reading.decoding import (
+    AS_FLAGGED,
+    TAKES_LONGER,
+    Interpretation,
+    SeekPoint,
+    UnreadableVideo,
+    VideoReader,
+    has_16_bits,
+)
+from medsora.data.reading.depth import FULL_WHITE, WhiteFinder, is_deep, to_eight_bits
 from medsora.data.reading.frame_folder import IMAGE_SUFFIXES, list_frames, read_image, read_picture, white_of
 from medsora.data.reading.interlacing import FieldOrderDetector
 from medsora.data.reading.margins import NO_MARGINS, Margins, crop
@@ -143,7 +151,7 @@ def read_frames(
         frame = crop(frame, margins)
         kept.append(frame if size is None else resize(frame, size))
         if deadline is not None and time.monotonic() > deadline:
-            raise UnreadableVideo(path, "decoding takes longer than one clip may")
+            raise UnreadableVideo(path, f"{TAKES_LONGER} one clip may")
     if not kept or (count is not None and len(kept) < count):
         missing = (numbers or wanted)[len(kept)]
         raise UnreadableVideo(path, f"frame {missing} does not exist or does not decode")
@@ -172,14 +180,17 @@ def read_last_frames(path: str | Path, count: int) -> np.ndarray:
 
 def _last_file_frames(path: Path, count: int) -> list[np.ndarray]:
     with VideoReader(path) as reader:
-        detector = FieldOrderDetector(reader.stream.codec_context.name)
+        detector, whites = FieldOrderDetector(reader.stream.codec_context.name), WhiteFinder()
         decoded: deque[av.VideoFrame] = deque(maxlen=count + 1)  # and a neighbour for the first
         total = 0
         for frame in reader.frames():
             detector.add(frame)
+            if has_16_bits(frame):
+                whites.add(reader.deep_pixels(frame))
             decoded.append(frame)
             total += 1
-        reader.interpretation = Interpretation(detector.field_order())
+        white = whites.white()
+        reader.interpretation = Interpretation(detector.field_order(), None if white == FULL_WHITE else white)
         sequence = _Neighbours(iter(decoded))
         pixels = [_shown(reader, frame, sequence) for frame in sequence]
     return pixels[-min(count, total) :]

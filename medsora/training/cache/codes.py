@@ -54,7 +54,7 @@ class CodeCache:
 @torch.no_grad()
 def encode_clip(tokenizer: Any, clips: ClipDataset, index: int, *, flip: bool = False) -> Tensor:
     """Return the codes (N,), on the CPU, of a window's clip, its frames laid out as a grid."""
-    video = clips.fixed_clip(index, flip=flip, images=())["video"][: clips.spec.frames]
+    video = clips.fixed_clip(index, flip=flip, images=(), kept=True)["video"][: clips.spec.frames]
     picture = frames_to_grid(video, *grid_shape(len(video)))
     return tokenizer.encode(picture[None].to(tokenizer.device)).flatten().long().cpu()
 

@@ -112,7 +112,7 @@ class LatentCache:
         """Decode joint images: (1 or a group's number, 3, H, W) in [-1, 1]."""
         kind, number = images.entry.split("-")
         if kind == "clip":
-            pixels = self.clips.fixed_clip(int(number), images=())["video"][:1]
+            pixels = self.clips.fixed_clip(int(number), images=(), kept=True)["video"][:1]
         else:
             pixels, _ = self._group_pictures(int(number))
         return pixels.flip(-1) if images.flipped else pixels
@@ -134,7 +134,7 @@ class LatentCache:
 
     @torch.no_grad()
     def _encode_clip(self, vae: VideoVAE, index: int, device: torch.device) -> dict[str, Tensor]:
-        video = self.clips.fixed_clip(index, images=())["video"][: self.clips.spec.frames]
+        video = self.clips.fixed_clip(index, images=(), kept=True)["video"][: self.clips.spec.frames]
         both = torch.stack([video, video.flip(-1)]).to(device)
         mean, logvar = vae.encode_moments(both)
         entry = {"mean": mean.float().cpu(), "logvar": logvar.float().cpu()}

@@ -60,6 +60,8 @@ class PriorCache:
             depends_on |= {"kind": "image", "source": prior.source, "latent frames": grid[0]}
             if config.images.count and config.images.encoding == "packed":
                 depends_on["image groups"] = [config.vae.kind, config.run.seed]
+        if config.vae.kind == "per-frame":  # a causal VAE's follow from the frames
+            depends_on["latent frames"] = grid[0]
         if config.flow.estimator == "dis":
             depends_on["opencv"] = cv2.__version__  # it computes this flow
         if clips.spec.with_flow:
@@ -92,7 +94,7 @@ class PriorCache:
     def _clip_features(
         self, prior: FlowPrior, clips: ClipDataset, index: int, flip: bool, device: torch.device
     ) -> list[Tensor]:
-        pixels = clips.fixed_clip(index, flip=flip, images=())
+        pixels = clips.fixed_clip(index, flip=flip, images=(), kept=True)
         flow = pixels.get("flow")
         layers = prior.distinct_targets(
             pixels["video"][None].to(device),

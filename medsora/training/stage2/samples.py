@@ -7,6 +7,7 @@ loss of this sample can be other than zero, and leaves the frames for the optica
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,14 +67,13 @@ class Stage2Samples(Dataset):
         always = alignment.kind == "image" or alignment.correlation == "batch"
         aligned = alignment.weight > 0 and not given
         aligned = aligned and (always or bool(needed(torch.tensor([t]), alignment.margin)))
-        item = {"sample": key.number, "index": key.index, "t": t, "needed": aligned}
+        item = {"sample": key.number, "t": t, "needed": aligned}
+        item |= self._pixels(key, aligned) if self.latents is None else self._cached(key, aligned, given)
         if self.clips.labels.names:
-            item["label"] = self._label(key)
+            item["label"] = self._label(replace(key, index=item["index"]))
         if given is not None:
             item["given"] = given
-        return item | (
-            self._pixels(key, aligned) if self.latents is None else self._cached(key, aligned, given)
-        )
+        return item
 
     def _label(self, key: SampleKey) -> int:
         """The clip's label, or that for none where training drops it."""
@@ -91,7 +91,7 @@ class Stage2Samples(Dataset):
 
     def _pixels(self, key: SampleKey, aligned: bool) -> dict[str, Any]:
         clip = self.clips[key.epoch, key.index] if self.draw else self.clips.fixed_clip(key.index)
-        item = {name: clip[name] for name in ("name", "video", "images", "flipped")}
+        item = {name: clip[name] for name in ("index", "name", "video", "images", "flipped")}
         if aligned:
             item |= {"flow_video": clip["video"], "flow": clip.get("flow")}
         return item
@@ -106,13 +106,16 @@ class Stage2Samples(Dataset):
         if joint:
             image_mean, image_logvar = self.latents.joint_images(joint)
             mean, logvar = torch.cat([mean, image_mean]), torch.cat([logvar, image_logvar])
-        item = {"name": self.clips.name(choice), "flipped": choice.flipped, "mean": mean, "logvar": logvar}
+        item = {"index": key.index, "name": self.clips.name(choice), "flipped": choice.flipped}
+        item |= {"mean": mean, "logvar": logvar}
         if aligned:
             stored = self.priors.get(key.index, choice.flipped) if self.priors else None
             if stored is not None:
                 item["prior"] = stored
             else:
                 pixels = self.clips.fixed_clip(key.index, flip=choice.flipped, images=())
+                if pixels["index"] != key.index:  # it does not decode: take another sample whole
+                    return self._cached(replace(key, index=pixels["index"]), aligned, given)
                 item |= {"flow_video": pixels["video"], "flow": pixels.get("flow")}
             if has_image_targets(self.config):
                 item["image_prior"] = [(images, self._image_prior(images)) for images in joint]

@@ -289,6 +289,7 @@ def write_records(folder: Path) -> None:
     sides = {"a.mp4": ["train", 24, "0f"], "b.mp4": ["held-out", 48, "f0"]}
     write_json(folder / VIDEO_LIST, sealed({"by_folder": True, "videos": sides}))
     cache = CheckCache(folder / "check.json")
+    cache.get(SCANNED)  # notes the state that is kept with the scan
     cache.put(SCANNED, Scan("mp4", "h264", 64, 48, 25.0, 240, (SeekPoint(0, 0, 7, 0),)))
     cache.save()
     with redirect_stdout(None):

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from medsora.data.checking import check as check_module
-from medsora.data.choice import ImageSource
+from medsora.data.checking.scan import Scan
+from medsora.data.choice import ImageSource, draw_images
 from medsora.data.clips import ClipDataset
-from medsora.data.reading.decoding import UnreadableVideo
+from medsora.data.reading.decoding import SeekPoint, UnreadableVideo
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
@@ -174,6 +175,17 @@ def test_a_csv_decides_the_split(corpus: Path, tmp_path: Path) -> None:
         dataset(corpus, split_csv=table)
 
 
+def test_a_side_without_videos_is_refused_with_the_reason(corpus: Path) -> None:
+    videos = list(corpus.glob("*.mkv"))
+    (corpus / "test").mkdir()
+    for path in videos:
+        path.rename(corpus / "test" / path.name)
+    reason = r"'train' \(folders named train, val or test decide the split: 6 videos .* held out\);"
+    with pytest.raises(BadInput, match=reason):
+        dataset(corpus, split="train", images=0)
+    assert len(dataset(corpus, split="held-out", images=0).videos) == 6
+
+
 def test_few_videos_give_images_with_replacement(corpus: Path) -> None:
     data = dataset(corpus, images=16)
     images = data.choose(0, 0).images
@@ -272,6 +284,41 @@ def test_a_span_that_stops_decoding_is_replaced_by_the_next_window(
     assert items[0]["index"] == 5
     assert caplog.text.count("is replaced by the next") == 1
     assert "v1.mkv" in caplog.text
+
+
+def test_a_clip_that_is_kept_is_replaced_within_its_label_and_by_none_for_a_failed_read(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (corpus / "labels.csv").write_text("v0.mkv,a\nv1.mkv,b\nv2.mkv,a\nv3.mkv,b\nv4.mkv,a\nv5.mkv,b\n")
+    data = dataset(corpus, images=0, labels="labels.csv")
+    index = next(index for index, (video, _) in enumerate(data.windows) if video == 1)
+    reason = "frame 3 does not decode"
+
+    def read(path: Path, *arguments: object, **options: object) -> np.ndarray:
+        if path.name == "v1.mkv":
+            raise UnreadableVideo(path, reason)
+        return read_frames(path, *arguments, **options)
+
+    monkeypatch.setattr(check_module, "read_frames", read)
+    item, kept = (data.fixed_clip(index, kept=kept)["index"] for kept in (False, True))
+    assert [data.windows[other][0] for other in (item, kept)] == [2, 3]
+    assert data.label(kept) == data.label(index) != data.label(item)
+    reason = "cannot be read: Stale file handle"
+    assert data.fixed_clip(index)["index"] == item
+    with pytest.raises(BadInput, match=r"v1\.mkv: cannot be read: Stale file handle; no other clip"):
+        data.fixed_clip(index, kept=True)
+    with pytest.raises(BadInput, match="no other clip takes its place"):
+        data.image_group(80, np.random.default_rng(0))
+
+
+def test_joint_images_close_to_an_entry_are_never_torn() -> None:
+    points = tuple(SeekPoint(frame, frame, 0, frame) for frame in range(0, 480, 96))
+    broken = (*range(95), 96, 191)  # as after damage in the first part of an interlaced video
+    scans = [Scan(frames=480), Scan(frames=480, seek_points=points, broken=broken)]
+    random = np.random.default_rng(0)
+    drawn = {image.frame for _ in range(300) for image in draw_images(random, 8, scans, 0, (0, 9))}
+    assert drawn
+    assert not drawn & set(broken)
 
 
 def test_a_folder_that_vanishes_stops_the_run(corpus: Path) -> None:

@@ -53,6 +53,18 @@ def test_labels_that_people_take_for_one_are_named() -> None:
     assert read_labels("folders", "root", VIDEOS).notes == ()
 
 
+def test_labels_in_another_encoding_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("file,label\na,Entz\u00fcndung\nb,normal\n", encoding="cp1252")
+    labels = read_labels(str(path), tmp_path, VIDEOS)
+    assert labels.names == (r"Entz\udcfcndung", "normal")
+    assert labels.notes == (
+        rf"{path} is not UTF-8 (in Excel: save as CSV UTF-8); a label reads Entz\udcfcndung",
+    )
+    path.write_text(path.read_text(encoding="cp1252"), encoding="utf-8")
+    assert read_labels(str(path), tmp_path, VIDEOS).notes == ()
+
+
 def test_none_is_none() -> None:
     assert read_labels("none", "root", VIDEOS) == Labels()
     assert Labels().number("a") == 0
@@ -81,6 +93,10 @@ def test_a_csv_error_lists_its_contents(tmp_path: Path, monkeypatch, beside_the_
         ("a.avi;x\n", "separated by ';'"),
         ("file\tlabel\na.avi\tx\n", "separated by tabs: save it with commas"),
         ("file,label\n,\n , \n", "lists no files"),
+        ("file,label\na,polyp, flat\n", "line 2: it has more values than columns; put a value that contains"),
+        ("upper/polyp/b.avi,polyp\na,polyp,flat\n", "line 2: it has more values than columns"),
+        ("file,label,Label\na,polyp,ulcer\n", "has several columns 'label': rename or remove all but one"),
+        ('file,label\na,"polyp\nb,ulcer\n', "a value extends over several lines; close its quotation mark"),
     ],
 )
 def test_a_csv_that_cannot_be_used(tmp_path: Path, table: str, sentence: str) -> None:
@@ -93,6 +109,15 @@ def test_a_csv_that_cannot_be_used(tmp_path: Path, table: str, sentence: str) ->
         read_labels(str(path), tmp_path, VIDEOS)
     with pytest.raises(BadInput, match="there is no label file"):
         read_labels(str(tmp_path / "other.csv"), tmp_path, VIDEOS)
+
+
+def test_a_csv_may_have_spaces_before_quotes_and_commas_at_the_ends_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    rows = '"a" , "polyp, flat", "two\nlines",\nb,ulcer,,,,\nneither/c, "ulcer" ,,\n'
+    path.write_text(f' "file" , "label",note,\n{rows}')
+    labels = read_labels(str(path), tmp_path, VIDEOS)
+    assert labels.names == ("polyp, flat", "ulcer")
+    assert [labels.number(video) for video in VIDEOS] == [0, 1, 1]
 
 
 def test_a_csv_may_have_blank_rows_and_names_in_another_unicode_form(tmp_path: Path) -> None:

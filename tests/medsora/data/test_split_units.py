@@ -73,6 +73,13 @@ def test_what_a_group_does_not_name_stands_alone() -> None:
         read_groups("(z)", names)
 
 
+def test_a_video_of_two_patients_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("file,patient\nvideo0,Anna\np0/video0.mp4,\nvideo0.mp4,Ben\n")
+    with pytest.raises(BadInput, match=r"line 4: 'video0.mp4' is listed for two patients"):
+        draw_split(NAMES, 0.2, 0, group=str(table))
+
+
 def test_the_notes_name_what_a_group_misses_and_groups_that_look_alike(tmp_path: Path) -> None:
     names = ["Anna_1.mp4", "anna_2.mp4", "Ben_3.mp4", "x.mp4", "y.mp4"]
     missed = "data.group: 3 groups in 5 videos; 2 videos (x.mp4, y.mp4) without a group stand alone"

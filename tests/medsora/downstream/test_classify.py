@@ -134,6 +134,8 @@ def test_labels_keep_the_order_of_their_list(folders: Path) -> None:
     (folders / "list.txt").write_text("v5.mkv,1\nv0.mkv,0\nv3.mkv,1\n")
     videos = find_videos("train")
     assert list(videos.labels("list.txt").items()) == [("v5.mkv", "1"), ("v0.mkv", "0"), ("v3.mkv", "1")]
+    (folders / "list.txt").rename(folders / "train" / "inside.txt")
+    assert list(videos.labels("inside.txt")) == ["v5.mkv", "v0.mkv", "v3.mkv"]
     clips = read_clips(videos, ["v5.mkv"], Reading(4, SIZE))
     assert (clips.values[0] == coloured(1, 5)[[0, 3, 6, 9]]).all()
 

@@ -19,7 +19,7 @@ from medsora.training.stage1.build import build_vae_stage
 from medsora.training.stage2.build import build_denoiser_stage
 from medsora.training.stage2.stage import Stage2
 from tests.support import tiny_training as tiny
-from tests.support.video_files import encode
+from tests.support.video_files import encode, moving_frames
 
 
 @pytest.fixture
@@ -160,3 +160,27 @@ def test_both_stages_draw_the_same_split(config: Config) -> None:
     assert (len(trained), len(held_out)) == (3, 2)
     assert sides(second)[0] <= trained
     assert not sides(second)[0] & held_out
+
+
+def test_held_out_videos_that_the_vae_was_trained_on_are_named(
+    config: Config, capsys: pytest.CaptureFixture
+) -> None:
+    config.vae.path = None
+    tiny.train("vae", config)
+    _, same = sides(build_denoiser_stage(config))
+    assert "held out here" not in capsys.readouterr().err
+    trained = {path.name for path in Path(config.data.root).glob("*.mkv")} - same
+    table = Path(config.data.root, "split.csv")
+    rows = [f"{name},{'test' if name in (min(trained), min(same)) else 'train'}\n" for name in trained | same]
+    table.write_text("file,split\n" + "".join(rows))
+    config.data.split_csv, run = str(table), config.vae_dir
+    for number, place in enumerate((run, run.parent, run / "final")):
+        config.vae.path, config.run.name = str(place), f"other {number}"
+        build_denoiser_stage(config)
+        note = f"the VAE of {place} was trained on 1 video ({min(trained)}), held out here"
+        assert note in messages(config)
+    encode(Path(config.data.root, min(trained)), moving_frames(20, 32, 32), "ffv1", "bgr0")
+    capsys.readouterr()
+    config.run.name = "another"
+    build_denoiser_stage(config)
+    assert "held out here" not in capsys.readouterr().err

@@ -74,6 +74,9 @@ def test_prior_features_of_other_weights_sizes_or_code_lie_elsewhere(
     first = key()
     assert key() == first
     keys = {first, key(size=48), key(grid=(4, 4, 4))}
+    config.vae.kind = "per-frame"
+    keys.add(key(grid=(16, 2, 2)))
+    config.vae.kind = "causal"
     with torch.no_grad():
         next(prior.parameters()).view(-1)[0] += 1e-3
     keys.add(key())
@@ -82,7 +85,7 @@ def test_prior_features_of_other_weights_sizes_or_code_lie_elsewhere(
     assert config.flow.estimator == "dis"
     monkeypatch.setattr(prior_cache.cv2, "__version__", "another")
     keys.add(key())
-    assert len(keys) == 6
+    assert len(keys) == 7
 
 
 def test_processes_share_the_prior_features_and_none_is_computed_twice(tmp_path: Path, clips: Path) -> None:

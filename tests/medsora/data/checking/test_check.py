@@ -23,7 +23,7 @@ from PIL import Image
 from medsora.data.checking import check as check_module
 from medsora.data.checking.cache import default_cache_path
 from medsora.data.checking.check import CheckReport, SourceReport, check_folder
-from medsora.data.checking.scan import CANNOT_BE_READ, CHANGED, CHECK_FAILS, Scan
+from medsora.data.checking.scan import CANNOT_BE_READ, CHANGED, CHECK_FAILS, TAKES_LONGER, Scan
 from medsora.data.checking.view import check_totals
 from medsora.data.checking.windows import Window
 from medsora.data.reading.find import Source, find_sources
@@ -236,7 +236,13 @@ def test_link_loops_are_entered_once(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     write_video(elsewhere / "b.mkv", moving_frames(9), 8, lossless=True)
     (root / "linked").symlink_to(elsewhere)
-    assert [source.name for source in find_sources(root).sources] == ["a/a.mkv", "linked/b.mkv"]
+    (root / "twice").symlink_to(elsewhere)
+    (root / "a" / "corpus").symlink_to(root / "a")
+    (root / "corpus").symlink_to(root)
+    found = find_sources(root)
+    assert [source.name for source in found.sources] == ["a/a.mkv", "linked/b.mkv"]
+    first = {"a/corpus": "a", "a/up": "corpus", "corpus": "corpus", "twice": "linked"}
+    assert found.unlisted == {name: f"the same folder as {one}, by a link" for name, one in first.items()}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -278,6 +284,46 @@ def test_a_second_check_decodes_only_what_changed(
     second = check(root, cache)
     assert sorted(scanned) == ["b.mkv", "run"]
     assert [video.scan.frames for video in second.usable] == [20, 30, 13]
+
+
+def test_a_file_that_is_replaced_while_it_is_scanned_is_scanned_again(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one is that is copied meanwhile: the check meets its first part."""
+    root = tmp_path / "corpus"
+    write_video(root / "a.mkv", moving_frames(20), 8, lossless=True)
+    write_pictures(root / "run", moving_frames(12))
+    scan_source = check_module.scan_source
+
+    def overtaken(source: Source) -> Scan:
+        scan = scan_source(source)
+        if source.name == "a.mkv":
+            write_video(root / "a.mkv", moving_frames(30), 8, lossless=True)
+        else:
+            Image.fromarray(255 - moving_frames(12)[11]).save(root / "run" / "frame11.png")
+        return scan
+
+    with monkeypatch.context() as patched:
+        patched.setattr(check_module, "scan_source", overtaken)
+        before = check(root, cache).reports
+    after = check(root, cache).reports
+    assert [report.scan.frames for report in (*before, *after)] == [20, 12, 30, 12]
+    assert before[1].scan.thumbnails != after[1].scan.thumbnails
+
+
+def test_a_check_that_ran_out_of_time_is_made_again(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "corpus" / "a.mkv", moving_frames(20), 8, lossless=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("medsora.data.checking.scan.LIMIT_S", -1000.0)
+        (report,) = check(tmp_path / "corpus", cache).reports
+        assert report.problem.startswith("decoding takes longer than")
+        patched.setattr(Scan, "is_lasting", True)  # earlier versions kept it
+        check(tmp_path / "corpus", cache)
+        assert "takes longer" in cache.read_text()
+    (report,) = check(tmp_path / "corpus", cache).reports
+    assert (report.problem, report.scan.frames) == (None, 20)
 
 
 class HalfReadable(io.FileIO):
@@ -384,6 +430,9 @@ def test_a_folder_without_clips_stops_with_one_sentence(tmp_path: Path, cache: P
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="holds no videos"):
         check(tmp_path / "empty", cache).require_clips()
+    (tmp_path / "empty" / "videos.zip").touch()
+    with pytest.raises(BadInput, match=r"of pictures; it holds 1 file of other kinds, such as videos\.zip\."):
+        check(tmp_path / "empty", cache).require_clips()
     encode(tmp_path / "one" / "a.mp4", moving_frames(5))
     with pytest.raises(
         BadInput, match=r"no usable clip .* a\.mp4: too short: 5 frames in a row, a clip spans 9"
@@ -403,7 +452,7 @@ def test_each_folder_has_a_cache_of_its_own_by_whichever_path_it_is_reached(
 
 def test_a_scan_lasts_unless_a_read_or_the_check_itself_failed() -> None:
     assert Scan("mov", "h264", 64, 64, 25, 9, problem="too short").is_lasting
-    for failed in (CANNOT_BE_READ, CHECK_FAILS, CHANGED):
+    for failed in (CANNOT_BE_READ, TAKES_LONGER, CHECK_FAILS, CHANGED):
         assert not Scan("mov", "h264", 64, 64, 25, 9, problem=f"it {failed}: why").is_lasting
         assert not Scan("mov", "h264", 64, 64, 25, 9, remarks=(f"one picture {failed}",)).is_lasting
 

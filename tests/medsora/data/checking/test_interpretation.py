@@ -105,6 +105,23 @@ def test_scans_of_an_older_check_are_made_again(corpus: Path, tmp_path: Path) ->
     assert {r.source.name for r in check(corpus, tmp_path).usable if not r.scan.applied} == {"plain.mkv"}
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_ignored_and_named(tmp_path: Path, mode: str) -> None:
+    root, kept = tmp_path / "corpus" / "run", []
+    root.mkdir(parents=True)
+    for number, frame in enumerate(moving_frames(6)):
+        picture = Image.fromarray(frame)
+        picture = {"RGBA": picture, "LA": picture.convert("L"), "P": picture.quantize(200)}[mode]
+        options = {"transparency": picture.getpixel((20, 20))} if mode == "P" and number < 4 else {}
+        kept.append(np.asarray(picture.convert("RGB")))
+        if mode != "P":
+            picture.putalpha(Image.new("L", picture.size, 0 if number < 4 else 255))
+        picture.save(root / f"{number}.png", **options)
+    (video,) = check(root.parent, tmp_path).usable
+    assert video.scan.applied == ("transparency ignored (4 of 6)",)
+    assert np.array_equal(read_frames(root), np.stack(kept))
+
+
 @pytest.mark.parametrize("name", ["a.dcm", "A.DICOM", "IM0001", "1.2.840.113", "lies.mp4"])
 def test_dicom_is_refused_with_a_conversion(tmp_path: Path, name: str) -> None:
     root = tmp_path / "corpus"

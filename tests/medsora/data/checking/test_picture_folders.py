@@ -199,7 +199,7 @@ def test_tables_name_recordings_by_their_prefix(tmp_path: Path) -> None:
     expected = dict(zip(names, ("held-out", "train", "train", "train"), strict=True))
     assert split_by_csv(table, names, 0.1, 0) == expected
     table.write_text("file,split\nP2,test\n")
-    with pytest.raises(BadInput, match="the file 'P2' is not in the data folder"):
+    with pytest.raises(BadInput, match=r"'P2' may be polyp/P2_\*\.jpg or normal/P2_\*\.jpg; give"):
         split_by_csv(table, names, 0.1, 0)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from medsora.data.checking.scan import Scan, scan_source
 from medsora.data.reading.find import find_sources
 from medsora.data.reading.frame_folder import read_image
-from medsora.data.reading.video_io import read_frames
+from medsora.data.reading.video_io import read_frames, read_last_frames
 from tests.support.video_files import encode, moving_frames
 
 FRAMES = np.concatenate([moving_frames(6), np.full((1, 48, 64, 3), 255, np.uint8)])
@@ -114,3 +114,4 @@ def test_twelve_bits_in_a_sixteen_bit_video(tmp_path: Path) -> None:
     found = read_frames(path, interpretation=scan.interpretation)
     assert found.max() > 235
     assert found.mean() > 10 * read_frames(path).mean()
+    assert np.array_equal(read_last_frames(path, 3), found[-3:])

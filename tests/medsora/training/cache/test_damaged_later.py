@@ -15,8 +15,12 @@ import pytest
 import torch
 
 from medsora.config.schema import Config
+from medsora.data.checking import check
 from medsora.data.clips import ClipDataset
 from medsora.data.exact_flow import flow_path
+from medsora.data.reading.decoding import UnreadableVideo
+from medsora.data.reading.video_io import read_frames
+from medsora.errors import BadInput
 from medsora.training import fill_caches as cache
 from medsora.training import open_clips as opening
 from medsora.training.cache.latents import LatentCache
@@ -25,6 +29,7 @@ from medsora.training.fill_caches import fill_caches
 from medsora.training.schedule import SampleKey
 from medsora.training.stage2 import build as dit_build
 from medsora.training.stage2.build import build_denoiser_stage, build_prior
+from medsora.training.stage2.samples import Stage2Samples
 from medsora.vae import FrequencyCompensatedVAE
 from tests.medsora.training.cache.test_latents import one_process
 from tests.support import tiny_training as tiny
@@ -89,6 +94,50 @@ def test_a_run_with_caches_goes_on(config: Config, monkeypatch: pytest.MonkeyPat
     assert torch.equal(item["flow_video"], other["video"])
     assert stage.inputs.alignment_targets(stage.samples.collate([item])) is not None
     assert "prior" in stage.samples[SampleKey(needed[0], 0, BROKEN)]
+
+
+def test_frames_that_do_not_decode_later_leave_no_features_under_their_clip(config: Config) -> None:
+    stage = build_denoiser_stage(config)
+    samples, video = stage.samples, stage.samples.clips.videos[BROKEN].source.path
+    number = next(n for n in range(500) if samples[SampleKey(n, 0, 0)]["needed"])
+    content = video.read_bytes()
+    video.write_bytes(b"")
+    item, other = (samples[SampleKey(number, 0, index)] for index in (BROKEN, BROKEN + 1))
+    assert (item["index"], item["name"]) == (BROKEN + 1, other["name"])
+    assert torch.equal(item["mean"], other["mean"])
+    assert stage.inputs.alignment_targets(samples.collate([item])) is not None
+    video.write_bytes(content)
+    item, other = (samples[SampleKey(number, 0, index)] for index in (BROKEN, BROKEN + 1))
+    assert item["index"] == BROKEN
+    assert ("prior" in item, "prior" in other) == (False, True)
+
+
+def test_a_replaced_clip_has_its_own_label(config: Config) -> None:
+    options = {"frames": 16, "interval": 1, "size": 32, "images": 0, "labels": "labels.csv"}
+    clips = clip_dataset(config.data.root, **options)
+    clips.videos[BROKEN].source.path.write_bytes(b"")
+    item = Stage2Samples(config, clips, steps=1000, draw=False)[SampleKey(0, 0, BROKEN)]
+    assert item["index"] == BROKEN + 1
+    assert item["label"] == clips.label(BROKEN + 1) != clips.label(BROKEN)
+
+
+def test_a_failed_read_is_not_kept_as_another_clip(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = FrequencyCompensatedVAE.from_pretrained(config.vae.path).eval()
+    clips = clip_dataset(config.data.root, frames=16, interval=1, size=32, images=2)
+    latents, broken = LatentCache(config, clips, vae), clips.videos[BROKEN].source.path
+
+    def refusing(path: Path, *arguments: Any, **options: Any) -> np.ndarray:
+        if path == broken:
+            raise UnreadableVideo(path, "cannot be read: Stale file handle")
+        return read_frames(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(check, "read_frames", refusing)
+        with pytest.raises(BadInput, match="Stale file handle; no other clip takes its place in the cache"):
+            latents.build(vae, one_process())
+    latents.build(vae, one_process())
+    ours, theirs = (latents.clip(index, flipped=False)[0] for index in (BROKEN, BROKEN + 1))
+    assert not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_a_group_of_joint_images_draws_again(config: Config, caplog: pytest.LogCaptureFixture) -> None:
