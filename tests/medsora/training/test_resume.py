@@ -14,6 +14,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -325,6 +326,18 @@ def test_gradients_that_are_not_finite_never_reach_the_weights(
     assert "the gradients' norm became nan at step 0" in capsys.readouterr().err
     saved = tiny.saved_tensors(config.dit_dir, 0)
     assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+@pytest.mark.parametrize("scale", [2.0**16, non_finite.MIN_SCALE, non_finite.MIN_SCALE / 2])
+def test_gradients_that_overflow_at_any_scale_are_not_left_out_for_ever(scale: float) -> None:
+    """As under fp16, whose scaler halves the scale after each of them."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    accelerator = SimpleNamespace(scaler=scaler, device=torch.device("cpu"), num_processes=1)
+    guard = non_finite.StepGuard(accelerator, torch.optim.SGD([torch.zeros(1)]))
+    record = non_finite.StepRecord(0)
+    record.add(torch.tensor(1.0), {"name": ["a.mkv@0"]})
+    bad, _ = guard.check(record, torch.tensor(float("nan")), stops=False, at_once=False)
+    assert bad is (record if scale < non_finite.MIN_SCALE else None)
 
 
 def test_the_time_limit_is_kept_before_the_first_step_too(
