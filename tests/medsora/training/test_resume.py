@@ -158,6 +158,15 @@ def test_a_finished_run_is_extended_bit_for_bit(
     assert [line for line in tiny.log_lines(run) if line["step"] == 3 and "lr" in line] == [lines[3]]
 
 
+def test_activations_may_be_recomputed_from_any_step_on(straight: Straight, tmp_path: Path) -> None:
+    """As a run needs it that has run out of memory."""
+    keys = {"vae": "train_vae__gradient_checkpointing", "dit": "denoiser__gradient_checkpointing"}
+    for steps, recomputes in ((2, False), (STEPS, True)):
+        options = {f"train_{straight.stage}__max_steps": steps, keys[straight.stage]: recomputes}
+        run = tiny.train(straight.stage, straight.configure(tmp_path, **options))
+    tiny.assert_same_run(run, straight.run, STEPS)
+
+
 def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
     straight: Straight, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -446,6 +455,8 @@ def test_other_settings_are_refused_but_not_those_of_the_other_stage(
         ("train_dit", "train_vae", {"lr": 1.0}, None),
         ("train_dit", "denoiser", {"overrides": {"depth": 3}}, "denoiser.overrides.depth"),
         ("train_dit", "data", {"workers": 9}, None),
+        ("train_dit", "denoiser", {"gradient_checkpointing": True}, None),
+        ("train_vae", "train_vae", {"gradient_checkpointing": True}, None),
         ("train_dit", "data", {"labels": "folders"}, "data.labels"),
         ("train_dit", "cache", {"dir": "elsewhere"}, None),
         ("train_dit", "cache", {"latents": "disk"}, "cache.latents"),
