@@ -39,6 +39,8 @@ def build_denoiser_stage(config: Config) -> Stage2:
     """Build everything; raises `ValueError` or `OSError` for invalid input."""
     settings = config.train_dit
     accelerator = make_accelerator(config, STAGE_2)
+    if settings.compile:
+        check_compile()
     vae = trained_vae(config)
     vae.check_video_shape(config.data.frames, *config.data.height_width)
     clips, held_out = open_clips(config, accelerator, denoiser_clip_spec(config), config.dit_dir)
@@ -70,7 +72,6 @@ def build_denoiser_stage(config: Config) -> Stage2:
         most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width, vae)
         run.notify(f"the cache of prior features may grow to {-(-most // 2**20):,} MiB.")
     if settings.compile:
-        check_compile()
         compile_blocks(model)
     given = settings.given_frames if settings.first_frame_prob else ()
     optimizer = build_optimizer(

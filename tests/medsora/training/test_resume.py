@@ -234,6 +234,7 @@ def test_a_compiled_denoiser_is_refused_on_a_cpu(clips: Path, vae_folder: Path, 
     config = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder), train_dit__compile=True)
     with pytest.raises(BadInput, match=r"train_dit\.compile needs a GPU .* this run is on cpu: leave it off"):
         tiny.train("dit", config)
+    assert not config.dit_dir.exists(), "refused before anything is made"
 
 
 def test_a_compiled_denoiser_trains_resumes_and_saves_the_same_names(
