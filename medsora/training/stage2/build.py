@@ -34,6 +34,9 @@ from medsora.training.stage2.samples import Stage2Samples
 from medsora.training.stage2.stage import Stage2
 from medsora.vae import VideoVAE
 
+# Settings that change what weights of the same shapes compute.
+SAME_SHAPES = ("prediction", "heads", "window", "layout", *SWITCHES)
+
 
 def build_denoiser_stage(config: Config) -> Stage2:
     """Build everything; raises `ValueError` or `OSError` for invalid input."""
@@ -118,13 +121,13 @@ def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ())
     found = find_model(trained)
     settings, usual = check_part(found.denoiser), signature(type(model).__init__).parameters
     refuse_changed_part(found.denoiser)
-    for key in ("layout", *SWITCHES):  # they change what weights of the same shapes compute
+    model.load_weights(found.denoiser, (found.geometry.get("labels", []), labels))
+    for key in SAME_SHAPES:
         if key in usual and (trained_with := settings.get(key, usual[key].default)) != model.config[key]:
             raise BadInput(
                 f"{trained} was trained with {key} {trained_with}, but this denoiser has "
                 f"{model.config[key]}; take the same for both."
             )
-    model.load_weights(found.denoiser, (found.geometry.get("labels", []), labels))
 
 
 def token_grid(config: Config, vae: VideoVAE | type[VideoVAE], patch: int) -> tuple[int, int, int]:
