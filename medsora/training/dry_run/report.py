@@ -119,7 +119,7 @@ def dry_run_denoiser(config: Config, processes: int = 1) -> None:
         with findings.part(f"the {config.alignment.kind} prior"):
             prior = build_prior(config, model.num_features)
             add_adapter(model, prior)
-    if model is not None:
+    if model is not None and not checkpoint_folders(config.dit_dir / "checkpoints"):
         with findings.part("the denoiser"):
             start_from(model, config.denoiser.weights, labels)
     schedule = inspect_run(findings, config, STAGE_2, clips, processes)

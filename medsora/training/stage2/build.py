@@ -18,6 +18,7 @@ from medsora.errors import BadInput
 from medsora.flow_prior import DinoEncoder, FlowPrior
 from medsora.runtime.digests import weights_digest
 from medsora.sampling.compiled import compile_blocks
+from medsora.saved.checkpoint import checkpoint_folders
 from medsora.saved.classes import denoiser_class
 from medsora.saved.find import find_model, trained_vae
 from medsora.saved.limits import check_part
@@ -54,7 +55,8 @@ def build_denoiser_stage(config: Config) -> Stage2:
     aligned = config.alignment.weight > 0
     prior = build_prior(config, model.num_features) if aligned else None
     add_adapter(model, prior)
-    start_from(model, config.denoiser.weights, labels)
+    if not checkpoint_folders(config.dit_dir / "checkpoints"):  # a resumed run does without them
+        start_from(model, config.denoiser.weights, labels)
     for part in (vae, model, prior):
         if part is not None:
             part.to(accelerator.device)
