@@ -84,7 +84,7 @@ def gated_sum_kernel(
 ):
     """out = height·σ(gate_height) + width·σ(gate_width), element by element; `count` times UNIT elements."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count * UNIT  # a multiple of what a thread moves at once, so that no access is split
+    inside = at < count.to(tl.int64) * UNIT  # a multiple of what a thread moves: no access is split
     total = tl.load(height + at, mask=inside, other=0.0).to(tl.float32)
     total *= sigmoid(tl.load(gate_height + at, mask=inside, other=0.0).to(tl.float32))
     other = tl.load(width + at, mask=inside, other=0.0).to(tl.float32)

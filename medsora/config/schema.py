@@ -274,7 +274,9 @@ class DenoiserConfig:
         "other steps of a block.",
         choices=("auto", *FASTEST_FIRST),
     )
-    gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass to save memory.")
+    gradient_checkpointing: bool = key(
+        False, "Recompute activations in the backward pass to save memory.", resume=FREE
+    )
     weights: str | None = key(
         None, "Trained model (run, folder or Hub name) whose denoiser weights this one starts from."
     )
@@ -479,7 +481,9 @@ class VaeTrainingConfig(TrainingConfig):
         at_least=0,
     )
     latent_std: float = key(1.0, "Standard deviation of scaled latents when train is all.", above=0)
-    gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass to save memory.")
+    gradient_checkpointing: bool = key(
+        False, "Recompute activations in the backward pass to save memory.", resume=FREE
+    )
     eval_clips: int = key(4, "Held-out clips per validation.", above=0, resume=FREE)
 
 

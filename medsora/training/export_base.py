@@ -68,7 +68,10 @@ def main() -> None:
         raise BadInput("--average WEIGHTS and --share X belong together: give both, or neither.")
     check_limits(options, {"clips": (1, math.inf)})
     with bad_input_from_errors():
-        trained = load_vae(find_vae(options.run, kinds=KINDS))
+        folder = find_vae(options.run, kinds=KINDS)
+        trained, log = load_vae(folder), read_log(folder.parent)
+        if not log:
+            raise BadInput(f"{folder.parent} has no log.jsonl: give a run of stage 1 (runs/NAME/vae).")
         rival = _rival(trained, options)
         trained.check_video_shape(FRAMES, options.size, options.size)
         if options.average is not None:
@@ -85,7 +88,6 @@ def main() -> None:
         columns = {"tokenizer": metrics, "without quantisation": other}
     rows = [[n, *(f"{c[n]:.4g}" if n in c else "" for c in columns.values())] for n in metrics]
     title, origin = WHAT_IT_IS[type(trained)]
-    log = read_log(options.run)
     parameters = sum(parameter.numel() for parameter in trained.parameters())
     size_bytes = weights.stat().st_size
     note = [

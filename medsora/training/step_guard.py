@@ -19,6 +19,7 @@ from torch import Tensor
 from medsora.errors import NonFiniteLoss
 
 LAG = {"cuda": 1}  # maximum lag of the host's check in steps; 0 on other devices
+MIN_SCALE = 2.0**-10  # of fp16's losses, which begins at 2^16; below it the scale is not what overflows
 
 
 class StepRecord:
@@ -59,7 +60,7 @@ class StepGuard:
 
     def __init__(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator, self.optimizer = accelerator, optimizer
-        self.scaled = accelerator.scaler is not None  # fp16's scaler waits for the device anyway
+        self.scaled = accelerator.scaler is not None  # by fp16's scaler, which leaves out steps that overflow
         fused = optimizer.defaults.get("fused")  # others do not read `found_inf`
         self.lag = LAG.get(accelerator.device.type, 0) if fused and not self.scaled else 0
         self.bad = torch.zeros((), device=accelerator.device)  # 1 from the first bad step on, in any process
@@ -75,7 +76,8 @@ class StepGuard:
         """
         record.gradient_norm = norm
         # fp16's scaler tries out which scale makes gradients overflow, and leaves out those steps itself.
-        values = [loss.float() for loss in record.losses] + ([] if self.scaled else [norm.float()])
+        tries = self.scaled and self.accelerator.scaler.get_scale() >= MIN_SCALE
+        values = [loss.float() for loss in record.losses] + ([] if tries else [norm.float()])
         bad = 1 - torch.isfinite(torch.stack(values)).all().float()
         flags = torch.stack([bad, torch.full_like(bad, float(stops))])
         if self.accelerator.num_processes > 1:

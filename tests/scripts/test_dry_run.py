@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +17,8 @@ from torchvision.models.optical_flow import raft_small
 import train_dit
 import train_vae
 from medsora.config.load import config_from_dict, load_config, save_config
+from medsora.config.schema import VaeTrainingConfig
+from medsora.errors import BadInput
 from medsora.runtime.exit import exit_with_status
 from medsora.training.dry_run import report
 from medsora.training.dry_run.report import Findings, count_clips, report_hours
@@ -189,6 +192,20 @@ def test_a_disk_that_is_too_small(dry_run: Callable, monkeypatch: pytest.MonkeyP
     status, output = dry_run("vae")
     assert status == 2
     assert "are free" in output
+
+
+def test_checkpoints_that_are_there_need_no_more_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mib = 2**20
+    usage = type("Usage", (), {"free": int(1.5 * mib)})
+    monkeypatch.setattr(report.shutil, "disk_usage", lambda path: usage)
+    for there in range(5):
+        for early_stop, kept in ((None, 2), (3, 3)):
+            settings = VaeTrainingConfig(keep=2, early_stop=early_stop)
+            with nullcontext() if there >= kept else pytest.raises(BadInput, match="are free"):
+                report.check_disk(Findings(), tmp_path, settings, mib, {})
+        (tmp_path / "checkpoints" / f"step-{there:07d}").mkdir(parents=True)
 
 
 def test_for_several_processes(dry_run: Callable) -> None:

@@ -12,6 +12,7 @@ from medsora.config.schema import STAGE_AR, Config
 from medsora.errors import BadInput
 from medsora.runtime.digests import weights_digest
 from medsora.sampling.tokens import code_grid
+from medsora.saved.checkpoint import checkpoint_folders
 from medsora.saved.find import ENDOGEN, find_model, trained_tokenizer
 from medsora.saved.limits import check_part
 from medsora.saved.manifest import refuse_changed_part
@@ -32,7 +33,8 @@ def build_ar_stage(config: Config) -> ArStage:
     clips, held_out = open_clips(config, accelerator, clip_spec(config), config.ar_dir)
     labels = clips.labels.names
     model = build_transformer(config, tokenizer, len(labels))
-    start_from(model, config.endogen.weights, labels)
+    if not checkpoint_folders(config.ar_dir / "checkpoints"):  # a resumed run does without them
+        start_from(model, config.endogen.weights, labels)
     for part in (model, tokenizer):
         part.to(accelerator.device)
     run, schedule = open_run(config, STAGE_AR, accelerator, clips)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medsora.baselines.endogen import EndoGen
 from medsora.config.schema import STAGE_AR, Config
+from medsora.saved.checkpoint import checkpoint_folders
 from medsora.saved.find import trained_tokenizer
 from medsora.saved.optimizer import moments
 from medsora.training.ar.build import build_transformer, start_from
@@ -38,7 +39,8 @@ def dry_run_ar(config: Config, processes: int = 1) -> None:
     if tokenizer is not None:
         with findings.part("the transformer"):
             model = build_transformer(config, tokenizer, len(labels))
-            start_from(model, config.endogen.weights, labels)
+            if not checkpoint_folders(config.ar_dir / "checkpoints"):
+                start_from(model, config.endogen.weights, labels)
             of = f"{model.num_parameters():,} trained parameters, {model.length:,} codes per clip"
             findings.line("transformer", f"{config.endogen.preset}, {of}")
     schedule = inspect_run(findings, config, STAGE_AR, clips, processes)

@@ -47,7 +47,7 @@ class CodeCache:
         self.store.fill([clip_entry(index) for index in range(len(self.clips))], "codes", encode, accelerator)
 
     def get(self, index: int, flipped: bool) -> Tensor:
-        """Return the codes of a window's clip. Raises `OSError` if they are gone."""
+        """Return the codes of a window's clip. Raises `BadInput` if they are gone."""
         return self.store.require(clip_entry(index))["codes"][int(flipped)]
 
 

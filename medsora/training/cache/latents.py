@@ -40,7 +40,7 @@ class LatentCache:
     """Moments of clips and joint images by window; `build` once, then read by the loader's workers."""
 
     def __init__(self, config: Config, clips: ClipDataset, vae: VideoVAE) -> None:
-        self.clips, self.images = clips, config.images
+        self.clips, self.images, self.flips = clips, config.images, config.data.flips
         self.groups = config.cache.image_groups if config.images.encoding == "packed" else 0
         self.group_images = vae.frames_per_chunk
         self.entry_latents = vae.frames_to_latents(self.group_images) if self.groups else 1
@@ -91,13 +91,13 @@ class LatentCache:
         random = np.random.default_rng(derive_seed(self.seed, "images", sample))
         if self.groups:
             return [
-                JointImages(self._group_without(video, random), bool(random.integers(2)))
+                JointImages(self._group_without(video, random), self._draw_flip(random))
                 for _ in range(self.images.count // self.group_images)
             ]
         candidates = self.windows_elsewhere[video]
         candidates = candidates if len(candidates) else np.arange(len(self.clips))
         return [
-            JointImages(clip_entry(int(window)), bool(random.integers(2)))
+            JointImages(clip_entry(int(window)), self._draw_flip(random))
             for window in random.choice(candidates, size=self.images.count)
         ]
 
@@ -122,7 +122,10 @@ class LatentCache:
         entries = [_group_name(k) for k in range(self.groups)] or [
             clip_entry(i) for i in range(len(self.clips))
         ]
-        return [JointImages(entry, flipped) for entry in entries for flipped in (False, True)]
+        return [JointImages(entry, flipped) for entry in entries for flipped in self.flips]
+
+    def _draw_flip(self, random: np.random.Generator) -> bool:
+        return bool(random.integers(2)) and len(self.flips) > 1
 
     def _group_without(self, video: int, random: np.random.Generator) -> str:
         """A drawn group that shows no frame of `video`, if there is one among those tried."""

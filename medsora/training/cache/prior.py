@@ -142,7 +142,7 @@ def prior_cache_bytes(
     per_latent = 2 * math.prod(prior.target_shape((1, *grid[1:]), width))  # fp16
     latents = grid[0] * clips * len(config.data.flips)
     if has_image_targets(config):
-        latents += 2 * image_entry_latents(config, clips, vae)
+        latents += len(config.data.flips) * image_entry_latents(config, clips, vae)
     return len(prior.distinct_layers) * per_latent * latents
 
 

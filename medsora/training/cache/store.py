@@ -118,13 +118,10 @@ class TensorStore:
         accelerator.wait_for_everyone()
 
     def require(self, name: str) -> dict[str, Tensor]:
-        """Return an entry that was written before. Raises `OSError` if it is gone or cannot be read."""
-        try:
-            entry = self.get(name)
-        except BadInput as error:
-            raise OSError(str(error)) from error
+        """Return an entry that was written before. Raises `BadInput` if it is gone or cannot be read."""
+        entry = self.get(name)
         if entry is None:
-            raise OSError(
+            raise BadInput(
                 f"the cache entry {name} in {self.folder} is gone or damaged; run the same command "
                 "again, which rebuilds it."
             )

@@ -119,7 +119,7 @@ def dry_run_denoiser(config: Config, processes: int = 1) -> None:
         with findings.part(f"the {config.alignment.kind} prior"):
             prior = build_prior(config, model.num_features)
             add_adapter(model, prior)
-    if model is not None:
+    if model is not None and not checkpoint_folders(config.dit_dir / "checkpoints"):
         with findings.part("the denoiser"):
             start_from(model, config.denoiser.weights, labels)
     schedule = inspect_run(findings, config, STAGE_2, clips, processes)
@@ -338,12 +338,14 @@ def check_disk(
     findings: Findings, run: Path, settings: TrainingConfig, checkpoint: int, caches: dict[str, int]
 ) -> None:
     """Report what checkpoints and caches take, in bytes; raises `BadInput` if there is no room."""
-    needed = checkpoint * (settings.keep + 1)  # the new one is written before the oldest goes
+    kept = settings.keep + (settings.early_stop is not None)  # the best one, too
+    missing = max(kept + 1 - len(checkpoint_folders(run / "checkpoints")), 1)
     every = f", and one for every {settings.keep_every} steps" if settings.keep_every else ""
     findings.line(
-        "disk: checkpoints", f"{_readable(needed)} for {settings.keep} and one being written{every}"
+        "disk: checkpoints",
+        f"{_readable(checkpoint * (kept + 1))} for {kept} and one being written{every}",
     )
-    wanted = {run: needed} | {Path(folder): size for folder, size in caches.items()}
+    wanted = {run: checkpoint * missing} | {Path(folder): size for folder, size in caches.items()}
     for folder, size in caches.items():
         findings.line("disk: caches", f"{_readable(size)} at most in {folder}")
     by_device: dict[int, list[Path]] = {}

@@ -5,6 +5,7 @@ Its state is the run's log, whose lines a resumed run cuts back to its checkpoin
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from medsora.config.schema import TrainingConfig
@@ -38,7 +39,7 @@ class EarlyStop(NamedTuple):
         best = None
         for line in read_log(self.run.path):
             if line["step"] > 0 and (value := line.get(self.metric)) is not None:
-                if best is None or value < best[1] * (1 - self.gain):
+                if best is None or math.isnan(best[1]) or value < best[1] * (1 - self.gain):
                     best = line["step"], value, 0
                 else:
                     best = *best[:2], best[2] + 1

@@ -71,14 +71,16 @@ class RunFolder:
         self.main = accelerator.is_main_process
         self._opened, self._elapsed_before_s = time.monotonic(), 0.0
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
+        if self.main:  # first: who held the folder until now may have begun the run
+            with self.writing():
+                make_folder(path)
+                self._lock = hold_folder(path)
         refuse_lost(path)
         self.previous = previous_config(path)
         if self.previous is not None:
             refuse_changes(self.previous, config, stage, path)
         if self.main:
             with self.writing():
-                make_folder(path)
-                self._lock = hold_folder(path)
                 remove_leftovers(path)
                 remove_leftovers(self.samples, below="step-*")
                 with written_beside(path / "config.yaml") as beside:  # other processes may be reading it

@@ -20,7 +20,7 @@ from medsora.data.sheet import contact_sheet
 from medsora.runtime.files import written_folder
 from medsora.saved.checkpoint import save_model
 from medsora.saved.find import DEFAULT_FPS
-from medsora.saved.manifest import model_files, write_manifest
+from medsora.saved.manifest import checkpoint_problem, model_files, write_manifest
 from medsora.training.loop_end import PeriodicTask
 from medsora.training.randomness import generator_for
 from medsora.training.run.early_stop import EarlyStop
@@ -156,16 +156,27 @@ class VaeStage:
             self.vae.set_scaling_factor(factor)
             self.run.notify(f"the scaling factor of these latents is {factor:.4f}.")
 
+    def _take_best(self) -> None:
+        if self.early_stop is None or (best := self.early_stop.best()) is None:
+            return
+        folder = self.run.checkpoints / f"step-{best[0]:07d}"
+        if problem := checkpoint_problem(folder):
+            self.run.notify(
+                f"the VAE of step {best[0]} has the best held-out loss, but its checkpoint is damaged or "
+                f"missing ({problem}); that of the last step is taken."
+            )
+            return
+        self._load_vae(folder / "vae")
+        self.run.notify(f"the VAE of step {best[0]} has the best held-out loss and is taken.")
+
     def finish(self) -> Path:
         """Write the trained VAE where stage 2 looks for it, with the scaling factor of its own latents.
 
-        With early stopping it is that of the best evaluation.
+        With early stopping it is that of the best evaluation, if its checkpoint is there.
         """
         folder = self.run.path / "final"
         if self.run.main:
-            if self.early_stop is not None and (best := self.early_stop.best()) is not None:
-                self._load_vae(self.run.checkpoints / f"step-{best[0]:07d}" / "vae")
-                self.run.notify(f"the VAE of step {best[0]} has the best held-out loss and is taken.")
+            self._take_best()
             self.set_scale()
             with written_folder(folder) as beside:
                 save_model(self.vae, beside)

@@ -91,5 +91,5 @@ class TokenizerStage(VaeStage):
 
 def perplexity(codes: Tensor) -> float:
     """Return exp of the entropy of `codes`' frequencies: 1 if all are the same one."""
-    shares = codes.flatten().bincount().double() / codes.numel()
+    shares = codes.flatten().bincount().cpu().double() / codes.numel()  # not all devices have float64
     return float(torch.special.entr(shares).sum().exp())

@@ -18,6 +18,7 @@ from medsora.errors import BadInput
 from medsora.flow_prior import DinoEncoder, FlowPrior
 from medsora.runtime.digests import weights_digest
 from medsora.sampling.compiled import compile_blocks
+from medsora.saved.checkpoint import checkpoint_folders
 from medsora.saved.classes import denoiser_class
 from medsora.saved.find import find_model, trained_vae
 from medsora.saved.limits import check_part
@@ -34,11 +35,16 @@ from medsora.training.stage2.samples import Stage2Samples
 from medsora.training.stage2.stage import Stage2
 from medsora.vae import VideoVAE
 
+# Settings that change what weights of the same shapes compute.
+SAME_SHAPES = ("prediction", "heads", "window", "layout", *SWITCHES)
+
 
 def build_denoiser_stage(config: Config) -> Stage2:
     """Build everything; raises `ValueError` or `OSError` for invalid input."""
     settings = config.train_dit
     accelerator = make_accelerator(config, STAGE_2)
+    if settings.compile:
+        check_compile()
     vae = trained_vae(config)
     vae.check_video_shape(config.data.frames, *config.data.height_width)
     clips, held_out = open_clips(config, accelerator, denoiser_clip_spec(config), config.dit_dir)
@@ -49,7 +55,8 @@ def build_denoiser_stage(config: Config) -> Stage2:
     aligned = config.alignment.weight > 0
     prior = build_prior(config, model.num_features) if aligned else None
     add_adapter(model, prior)
-    start_from(model, config.denoiser.weights, labels)
+    if not checkpoint_folders(config.dit_dir / "checkpoints"):  # a resumed run does without them
+        start_from(model, config.denoiser.weights, labels)
     for part in (vae, model, prior):
         if part is not None:
             part.to(accelerator.device)
@@ -70,7 +77,6 @@ def build_denoiser_stage(config: Config) -> Stage2:
         most = prior_cache_bytes(config, len(clips), prior, grid, model.config.width, vae)
         run.notify(f"the cache of prior features may grow to {-(-most // 2**20):,} MiB.")
     if settings.compile:
-        check_compile()
         compile_blocks(model)
     given = settings.given_frames if settings.first_frame_prob else ()
     optimizer = build_optimizer(
@@ -117,13 +123,13 @@ def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ())
     found = find_model(trained)
     settings, usual = check_part(found.denoiser), signature(type(model).__init__).parameters
     refuse_changed_part(found.denoiser)
-    for key in ("layout", *SWITCHES):  # they change what weights of the same shapes compute
+    model.load_weights(found.denoiser, (found.geometry.get("labels", []), labels))
+    for key in SAME_SHAPES:
         if key in usual and (trained_with := settings.get(key, usual[key].default)) != model.config[key]:
             raise BadInput(
                 f"{trained} was trained with {key} {trained_with}, but this denoiser has "
                 f"{model.config[key]}; take the same for both."
             )
-    model.load_weights(found.denoiser, (found.geometry.get("labels", []), labels))
 
 
 def token_grid(config: Config, vae: VideoVAE | type[VideoVAE], patch: int) -> tuple[int, int, int]:

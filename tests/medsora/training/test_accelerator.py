@@ -23,6 +23,7 @@ from medsora.diffusion import GaussianDiffusion
 from medsora.errors import BadInput
 from medsora.runtime.processes import join_group
 from medsora.training import accelerator as module
+from medsora.training.stage1.tokenizer import perplexity
 from medsora.training.stage2.block_alignment import BlockAlignment
 from medsora.training.stage2.inputs import NoisedLatents
 from medsora.training.stage2.loss import DenoisingLoss
@@ -163,6 +164,21 @@ def test_a_step_needs_no_float64_on_the_device(
         blocks.add(losses.per_block)
         blocks.add(losses.per_block)
     assert all(parameter.grad is not None for parameter in model.blocks.parameters())
+
+
+class WithoutFloat64(torch.Tensor):
+    """A stand-in for a tensor on MPS."""
+
+    def double(self) -> torch.Tensor:
+        raise TypeError("MPS has no float64")
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_the_perplexity_of_codes_needs_no_float64_on_the_device() -> None:
+    codes = torch.tensor([[0, 1], [1, 0]]).as_subclass(WithoutFloat64)
+    assert perplexity(codes) == pytest.approx(2)
 
 
 ENVIRONMENT = {  # what `accelerate launch` writes -> a word of the sentence that refuses it

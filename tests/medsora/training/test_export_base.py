@@ -77,7 +77,9 @@ def test_a_tokenizer_ships_beside_its_autoencoder(export: Export) -> None:
 
 def test_a_vae_ships_without_its_compensation(export: Export) -> None:
     vae = FrequencyCompensatedVAE.from_base(BASE)
-    note = export(ended_run(vae, "base"), "small")
+    ended_run(vae, "base")
+    note = export("runs/base", "small")
+    assert "7 steps in the last run" in note
     assert "from the mean" in note
     assert "codes" not in note
     loaded = FrequencyCompensatedVAE.from_base("small.json", weights="small.safetensors")
@@ -131,6 +133,9 @@ def test_what_cannot_ship_is_one_sentence(export: Export, monkeypatch: pytest.Mo
         monkeypatch.setattr(sys, "argv", ["export_base", run, "small", words])
         with pytest.raises(BadInput, match=sentence):
             main()
+    (Path(vae) / "log.jsonl").unlink()
+    with pytest.raises(BadInput, match=r"^runs/base/vae has no log\.jsonl: give a run of stage 1"):
+        export(vae, "small")
     assert not list(Path().glob("small*"))
     with pytest.raises(BadInput, match=r"name its vae\.weights"):
         trained_tokenizer(load_config("endogen_phantom", ["vae.path=base", "vae.base=phantom"]))

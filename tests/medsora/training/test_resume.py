@@ -14,6 +14,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -157,6 +158,15 @@ def test_a_finished_run_is_extended_bit_for_bit(
     assert [line for line in tiny.log_lines(run) if line["step"] == 3 and "lr" in line] == [lines[3]]
 
 
+def test_activations_may_be_recomputed_from_any_step_on(straight: Straight, tmp_path: Path) -> None:
+    """As a run needs it that has run out of memory."""
+    keys = {"vae": "train_vae__gradient_checkpointing", "dit": "denoiser__gradient_checkpointing"}
+    for steps, recomputes in ((2, False), (STEPS, True)):
+        options = {f"train_{straight.stage}__max_steps": steps, keys[straight.stage]: recomputes}
+        run = tiny.train(straight.stage, straight.configure(tmp_path, **options))
+    tiny.assert_same_run(run, straight.run, STEPS)
+
+
 def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
     straight: Straight, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -224,6 +234,7 @@ def test_a_compiled_denoiser_is_refused_on_a_cpu(clips: Path, vae_folder: Path, 
     config = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder), train_dit__compile=True)
     with pytest.raises(BadInput, match=r"train_dit\.compile needs a GPU .* this run is on cpu: leave it off"):
         tiny.train("dit", config)
+    assert not config.dit_dir.exists(), "refused before anything is made"
 
 
 def test_a_compiled_denoiser_trains_resumes_and_saves_the_same_names(
@@ -325,6 +336,18 @@ def test_gradients_that_are_not_finite_never_reach_the_weights(
     assert "the gradients' norm became nan at step 0" in capsys.readouterr().err
     saved = tiny.saved_tensors(config.dit_dir, 0)
     assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+@pytest.mark.parametrize("scale", [2.0**16, non_finite.MIN_SCALE, non_finite.MIN_SCALE / 2])
+def test_gradients_that_overflow_at_any_scale_are_not_left_out_for_ever(scale: float) -> None:
+    """As under fp16, whose scaler halves the scale after each of them."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    accelerator = SimpleNamespace(scaler=scaler, device=torch.device("cpu"), num_processes=1)
+    guard = non_finite.StepGuard(accelerator, torch.optim.SGD([torch.zeros(1)]))
+    record = non_finite.StepRecord(0)
+    record.add(torch.tensor(1.0), {"name": ["a.mkv@0"]})
+    bad, _ = guard.check(record, torch.tensor(float("nan")), stops=False, at_once=False)
+    assert bad is (record if scale < non_finite.MIN_SCALE else None)
 
 
 def test_the_time_limit_is_kept_before_the_first_step_too(
@@ -433,6 +456,8 @@ def test_other_settings_are_refused_but_not_those_of_the_other_stage(
         ("train_dit", "train_vae", {"lr": 1.0}, None),
         ("train_dit", "denoiser", {"overrides": {"depth": 3}}, "denoiser.overrides.depth"),
         ("train_dit", "data", {"workers": 9}, None),
+        ("train_dit", "denoiser", {"gradient_checkpointing": True}, None),
+        ("train_vae", "train_vae", {"gradient_checkpointing": True}, None),
         ("train_dit", "data", {"labels": "folders"}, "data.labels"),
         ("train_dit", "cache", {"dir": "elsewhere"}, None),
         ("train_dit", "cache", {"latents": "disk"}, "cache.latents"),

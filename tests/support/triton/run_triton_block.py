@@ -202,6 +202,16 @@ def check_registration(device: str) -> None:
     torch.library.opcheck(ours.local_attention, (qkv, table, table, 3))
 
 
+def check_many_elements(device: str) -> None:
+    """The first program of a sum writes its elements also where there are 2^31 in all."""
+    from medsora.kernels.fused import block
+
+    parts = [random(block.ELEMENTS, seed=seed).float().to(device) for seed in range(4)]
+    out = torch.full_like(parts[0], math.nan)
+    block.gated_sum_kernel[(1,)](*parts, out, 2**31 // block.UNIT, BLOCK=block.ELEMENTS, UNIT=block.UNIT)
+    assert out.isfinite().all()
+
+
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -215,6 +225,7 @@ def main() -> None:
         worst = error(actual, {key: value.detach() for key, value in expected.items()})
         print(json.dumps({"case": name, "worst": worst, "tolerance": TOLERANCE[dtype]}), flush=True)
     check_registration(device)
+    check_many_elements(device)
     whole = {str(dtype): whole_model(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     print(json.dumps({"whole": whole}), flush=True)
 

@@ -35,10 +35,15 @@ def vae(vae_folder: Path) -> FrequencyCompensatedVAE:
 
 
 def open_cache(
-    work: Path, clips: Path, vae: FrequencyCompensatedVAE, encoding: str = "single", images: int | None = None
+    work: Path,
+    clips: Path,
+    vae: FrequencyCompensatedVAE,
+    encoding: str = "single",
+    images: int | None = None,
+    **changes: Any,
 ) -> LatentCache:
     count = (8 if encoding == "packed" else 2) if images is None else images
-    config = tiny.tiny_config(work, clips, images__encoding=encoding, images__count=count)
+    config = tiny.tiny_config(work, clips, images__encoding=encoding, images__count=count, **changes)
     dataset = clip_dataset(clips, frames=16, interval=1, size=32, images=config.images.count, holdout=0.2)
     return LatentCache(config, dataset, vae)
 
@@ -102,6 +107,17 @@ def test_pictures_are_those_whose_latents_are_kept(
         for part, moment in zip(kept, moments, strict=True):
             torch.testing.assert_close(part, moment[0], rtol=1e-4, atol=1e-5)
         assert len(kept[0]) == cache.entry_latents
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("encoding", ["single", "packed"])
+def test_joint_images_are_mirrored_only_if_clips_are(
+    tmp_path: Path, clips: Path, vae: Any, encoding: str, flip: bool
+) -> None:
+    cache = open_cache(tmp_path, clips, vae, encoding, data__flip=flip)
+    cache.build(vae, one_process())
+    drawn = {images.flipped for sample in range(20) for images in cache.choose_images(0, sample)}
+    assert drawn == {images.flipped for images in cache.every_image()} == {False, flip}
 
 
 def test_packed_images_are_of_other_videos_where_there_are_such(

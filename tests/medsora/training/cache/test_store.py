@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils.data import Dataset
 
+from medsora.config.schema import PhaseConfig
 from medsora.errors import BadInput
 from medsora.runtime.digests import check_tensors
+from medsora.training.batches import TimedBatches
 from medsora.training.cache import store as tensor_store
 from medsora.training.cache.store import TensorStore
+from medsora.training.schedule import SampleKey, Schedule, StepBatches
 from tests.support.disk.failing_reads import failing_reads
 
 
@@ -119,3 +123,22 @@ def test_an_entry_that_cannot_be_read_now_is_not_computed_again(error: int, tmp_
     assert reads.count == 3
     with failing_reads(tmp_path, error, 1, 1000), pytest.raises(BadInput, match="it may be intact"):
         store.missing(["a"])
+
+
+class Entries(Dataset):
+    """A store that is read by a loader, each sample from the same entry."""
+
+    def __init__(self, store: TensorStore) -> None:
+        self.store = store
+
+    def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
+        return self.store.require("clip-1")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_entry_that_goes_while_a_run_reads_it_is_one_sentence(workers: int, tmp_path: Path) -> None:
+    schedule = Schedule([PhaseConfig(1e-3, 2)], 4, epochs=1, max_steps=None)
+    entries = Entries(TensorStore(tmp_path, "latents", {}))
+    gone = pytest.raises(BadInput, match=r"^the cache entry clip-1 in .* is gone or damaged; run the")
+    with TimedBatches(entries, StepBatches(schedule, 0), workers) as batches, gone:
+        batches.next()

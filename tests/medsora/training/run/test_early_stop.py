@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +48,7 @@ def held_out(step: int, loss: float) -> dict[str, float]:
         ([3.0, 2.0, 2.5, 1.9], 0.0, (4, 1.9, 0)),
         ([3.0, 2.0, 2.5, 1.9], 0.1, (2, 2.0, 2)),
         ([3.0, float("nan"), float("nan")], 0.0, (1, 3.0, 2)),
+        ([float("nan"), 3.0, 2.0], 0.0, (3, 2.0, 0)),
     ],
 )
 def test_the_best_evaluation_and_how_many_followed(
@@ -109,6 +111,23 @@ def test_a_run_stops_and_keeps_its_best_checkpoint(configure: Callable[..., Conf
     assert tiny.log_lines(run) == before
     tiny.train(stage, configure(tmp_path, 5))  # it continues where it stopped
     assert tiny.log_lines(run)[-1]["step"] == 8
+
+
+def test_a_best_checkpoint_that_is_gone_or_damaged_is_not_taken(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    """It is removed, for one, where early stopping is off for a while."""
+    if configure.stage == "dit":
+        pytest.skip("stage 2 exports nothing at its end")
+    run = tiny.train("vae", configure(tmp_path))
+    best, last = (run / "checkpoints" / f"step-{step:07d}" for step in (2, 4))
+    weights = Path("vae", "diffusion_pytorch_model.safetensors")
+    damage = (lambda: (best / weights).write_bytes(b"no weights"), lambda: shutil.rmtree(best))
+    for times, break_it in enumerate(damage, 1):
+        break_it()
+        tiny.train("vae", configure(tmp_path))
+        assert (run / "final" / weights.name).read_bytes() == (last / weights).read_bytes()
+        assert (run / "messages.txt").read_text().count("that of the last step is taken") == times
 
 
 def test_stopping_early_is_the_same_in_a_run_that_was_interrupted(

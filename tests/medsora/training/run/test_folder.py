@@ -7,12 +7,14 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TextIO
 
 import pytest
 
 from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.saved.checkpoint import save_checkpoint
+from medsora.training.run import folder
 from medsora.training.run.folder import RunFolder, read_log, with_compensation_kind
 from tests.support.disk.failing_reads import failing_reads
 
@@ -34,8 +36,9 @@ DAMAGE = (  # one line each
 )
 
 
-def open_run(path: Path) -> RunFolder:
+def open_run(path: Path, batch: int = 1) -> RunFolder:
     config = with_compensation_kind(Config())
+    config.train_vae.batch = batch
     return RunFolder(path, config, "train_vae", SimpleNamespace(is_main_process=True, num_processes=1))
 
 
@@ -73,6 +76,23 @@ def test_a_run_whose_checkpoints_are_not_there_is_not_begun_anew(tmp_path: Path)
     shutil.move(away, tmp_path / "checkpoints")
     assert open_run(tmp_path).newest_checkpoint().step == 3
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 3}\n'
+
+
+def test_settings_are_compared_with_a_run_that_ended_while_its_folder_was_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was interrupted, and wrote its first checkpoint just now."""
+    hold = folder.hold_folder
+
+    def wait(path: Path) -> TextIO:
+        monkeypatch.setattr(folder, "hold_folder", hold)
+        save(run := open_run(path), 3)
+        run._lock.close()
+        return hold(path)
+
+    monkeypatch.setattr(folder, "hold_folder", wait)
+    with pytest.raises(BadInput, match=r"train_vae\.batch=1, but now it is 2"):
+        open_run(tmp_path, batch=2)
 
 
 def test_a_read_that_fails_once_keeps_no_run_from_opening_its_folder(tmp_path: Path) -> None:

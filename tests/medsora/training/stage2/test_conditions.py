@@ -23,8 +23,9 @@ from medsora.errors import BadInput
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.find import find_model
 from medsora.training.schedule import SampleKey, Schedule, StepBatches, balanced_order
-from medsora.training.stage2.build import build_denoiser_stage
+from medsora.training.stage2.build import build_denoiser_stage, start_from
 from medsora.training.stage2.stage import Stage2
+from tests.support import tiny_pipeline
 from tests.support import tiny_training as tiny
 
 CONDITIONS = {
@@ -181,6 +182,36 @@ def test_a_trained_denoiser_is_gone_on_with_at_another_length(
     assert all(torch.equal(value, expected[name]) for name, value in longer.model.state_dict().items())
     with pytest.raises(BadInput, match=r"lacks labels\.weight"):
         build_denoiser_stage(configure(tmp_path, clips, vae_folder, denoiser__weights=str(trained)))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"prediction": "velocity"}, {"heads": 1}, {"window": 2}, {"scan": "raster"}], ids=str
+)
+def test_weights_of_a_denoiser_that_computes_otherwise_are_refused(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Their shapes are the same."""
+    tiny_pipeline.tiny_pipeline().save_pretrained(tmp_path)
+    start_from(model := tiny_pipeline.tiny_denoiser(seed=1), str(tmp_path))
+    expected = tiny_pipeline.tiny_denoiser().state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    ((name, value),) = changes.items()
+    with pytest.raises(BadInput, match=f"was trained with {name} .*, but this denoiser has {value}; take"):
+        start_from(tiny_pipeline.tiny_denoiser(**changes), str(tmp_path))
+
+
+def test_a_resumed_run_does_without_the_model_that_it_began_with(
+    clips: Path, vae_folder: Path, tmp_path: Path
+) -> None:
+    def configure_steps(steps: int, **changes: str) -> Config:
+        options = {"vae__path": str(vae_folder), "train_dit__max_steps": steps, "alignment__weight": 0}
+        return tiny.tiny_config(tmp_path / str(len(changes)), clips, **options | changes)
+
+    trained = tiny.train("dit", configure_steps(1))
+    tiny.train("dit", configure_steps(1, denoiser__weights=str(trained)))
+    shutil.rmtree(trained)
+    run = tiny.train("dit", configure_steps(2, denoiser__weights=str(trained)))
+    assert (run / "checkpoints" / "step-0000002").is_dir()
 
 
 def sorted_into_folders(clips: Path, folder: Path) -> Path:
