@@ -51,7 +51,8 @@ def choose_side(settings: EvaluationSettings, *, generated: bool) -> dict[str, C
 
     Raises `BadInput` with one sentence if there is no folder or no usable clip in it.
     """
-    windows = {"stride": 1, "resize": LANCZOS_JPEG, **({} if generated else settings.of_real)}
+    windows = {"stride": 1, "resize": LANCZOS_JPEG, "generated": generated}
+    windows |= {} if generated else settings.of_real
     root, pick = (settings.fake, Pick.FIRST) if generated else (settings.real, Pick.RANDOM)
     side = {"clips": settings.choose(root, MAX_CLIPS, **windows, pick=pick)}
     if {"fid", "is"} & set(settings.metrics):

@@ -55,6 +55,8 @@ class CheckCache:
             if entry is None or entry["state"] != self._states[key]:
                 return None
             scan = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["scan"].items()}
+            if scan["breaks"] and "hard_cuts" not in scan:  # of an earlier version
+                return None
             points = tuple(SeekPoint(*point) for point in scan["seek_points"])
             marks = tuple(tuple(box) for box in scan["marks"])
             interpretation = Interpretation(*scan["interpretation"])

@@ -317,6 +317,7 @@ def check_folder(
     rate: float | None = None,
     clip_stride: int | None = None,
     crop: str | Sequence[float] = "none",
+    cross_cuts: bool = False,
     cache_path: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
@@ -325,8 +326,9 @@ def check_folder(
     A clip is `frames` frames, every `interval`-th one, or with `rate` so many per second, by time; a source
     that has fewer is left out. `clip_stride` source frames lie between enumerated clips (default: one clip's
     span). `crop` sets what is cut off every frame: "none", "auto" (each source's
-    own black borders), or parts of height and width (top, bottom, left, right). Scans are kept in
-    `cache_path` (default: below runs/cache) and renewed when a file's size or time of change differs.
+    own black borders), or parts of height and width (top, bottom, left, right). With `cross_cuts`, clips may
+    cross hard cuts. Scans are kept in `cache_path` (default: below runs/cache) and renewed when a file's size
+    or time of change differs.
     `on_progress(done, total)` is called after each source.
     Raises `BadInput` if there is no such folder; bad files are reported, never raised.
     """
@@ -351,9 +353,10 @@ def check_folder(
             cache.save()
     reports = []
     for source in found.sources:
-        timed, span, windows, no_clips = _clips_of(scans[source], frames, interval, rate, clip_stride)
-        margins = scans[source].margins if crop == "auto" else NO_MARGINS if crop == "none" else tuple(crop)
-        reports.append(SourceReport(source, scans[source], tuple(windows), span, margins, timed, no_clips))
+        scan = scans[source].without_hard_cuts() if cross_cuts else scans[source]
+        timed, span, windows, no_clips = _clips_of(scan, frames, interval, rate, clip_stride)
+        margins = scan.margins if crop == "auto" else NO_MARGINS if crop == "none" else tuple(crop)
+        reports.append(SourceReport(source, scan, tuple(windows), span, margins, timed, no_clips))
     others = found.unlisted, found.other_files, rate, found.left_out
     return CheckReport(root, frames, interval, tuple(reports), *others)
 

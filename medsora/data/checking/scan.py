@@ -59,8 +59,9 @@ class Scan:
     ("rotated 90°", "deinterlaced"); `width` and `height` are those of the frames as they are read.
     `thumbnails` and `inside` identify copies (`medsora.data.checking.copies.Content`). `breaks` are frames
     that do not continue the one before: a hard cut, missing frames, another size, time stamps that jump or
-    pause; `parted` lists them in words. Of `stills`, none does. `times_ms` are the frames' times where these
-    are not even (`medsora.data.checking.timing`). `generated` videos are marked as made by MedSora.
+    pause; `parted` lists them in words. `hard_cuts` are those of them that the pictures alone show. Of
+    `stills`, none does. `times_ms` are the frames' times where these are not even
+    (`medsora.data.checking.timing`). `generated` videos are marked as made by MedSora.
     """
 
     container: str = "?"
@@ -84,6 +85,7 @@ class Scan:
     times_ms: tuple[int, ...] = ()
     stills: bool = False
     generated: bool = False
+    hard_cuts: tuple[int, ...] = ()
 
     @property
     def is_lasting(self) -> bool:
@@ -91,6 +93,12 @@ class Scan:
         reported = (self.problem or "", *self.remarks)
         passing = CANNOT_BE_READ, TAKES_LONGER, CHECK_FAILS, CHANGED
         return not any(words in text for words in passing for text in reported)
+
+    def without_hard_cuts(self) -> Scan:
+        """Return the scan of a source whose clips may cross hard cuts."""
+        breaks = tuple(frame for frame in self.breaks if frame not in self.hard_cuts)
+        parted = tuple(words for words in self.parted if not any(name in words for name in HARD_CUTS))
+        return replace(self, breaks=breaks, parted=parted, hard_cuts=())
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the stretches (start, stop) of consecutive frames that decode and are one shot.
@@ -197,6 +205,7 @@ def _scan_file(path: Path, white: float | None = None) -> Scan:
         breaks=tuple(sorted({frame for frames in parts.values() for frame in frames})),
         parted=_parted_words(parts),
         times_ms=timing.times_ms,
+        hard_cuts=tuple(sorted(set(parts[HARD_CUTS]) - {*timing.jumps, *timing.pauses, *resized})),
         **_shown_by(samples),
     )
 
@@ -395,5 +404,6 @@ def _scan_folder(folder: Path, recording: Recording) -> Scan:
         breaks=tuple(sorted({*recording.breaks, *changes, *hard_cuts})),
         parted=_parted_words({HARD_CUTS: hard_cuts}),
         stills=stills,
+        hard_cuts=hard_cuts,
         **_shown_by(samples),
     )

@@ -209,6 +209,7 @@ def choose_clips(
     resize: Resize = RESIZE,
     rate: float | None = None,
     label: tuple[str, str] | None = None,
+    generated: bool = False,
 ) -> ClipSet:
     """Choose at most `count` clips of `frames` frames below `root`; None takes all.
 
@@ -218,11 +219,13 @@ def choose_clips(
     `crop` "auto" cuts each video's own black borders off first, as training does; "none" keeps whole frames;
     parts (top, bottom, left, right) are cut off every frame.
     `label` is (source, name): only videos of that label, by the `source` of `read_labels`.
+    No clip crosses a hard cut of a recording, where another shot begins; in a `generated` video it is a fault
+    of the model, and the clip counts.
     Raises `BadInput` with one sentence if there is no folder or no usable clip in it, and for a label that no
     video has.
     """
     pace = {"interval": interval} if rate is None else {"interval": None, "rate": rate}
-    report = check_folder(root, frames=frames, clip_stride=stride, crop=crop, **pace)
+    report = check_folder(root, frames=frames, clip_stride=stride, crop=crop, cross_cuts=generated, **pace)
     report.require_clips()
     if label is not None:
         report = _labelled(report, *label)

@@ -4,6 +4,7 @@ flashes and light are no cuts, and no clip crosses one.
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from medsora.data.checking.scan import scan_source
 from medsora.data.phantom.render import render_clip
 from medsora.data.reading.find import Source
 from medsora.data.reading.video_io import read_frames, write_video
+from medsora.errors import BadInput
 from medsora.evaluation.features.clip_set import choose_clips
+from medsora.runtime.digests import sealed, unsealed
 from tests.support.clip_dataset import clip_dataset
 from tests.support.video_files import encode
 from tools.cut_detection import cuts_of, joins_missed, main
@@ -133,6 +136,31 @@ def test_no_clip_crosses_a_cut(joined: Path, tmp_path: Path, monkeypatch: pytest
     assert too_long.bad[0].problem == (
         "too short: 12 frames in a row, a clip spans 13; 2 hard cuts (at frames 12, 24)"
     )
+
+
+def test_clips_of_generated_videos_cross_cuts(
+    joined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A jump is the model's fault: without these clips its scores would be too good."""
+    monkeypatch.chdir(tmp_path)
+    chosen = {"frames": 36, "size": 16, "interval": 1, "count": None, "seed": 0}
+    with pytest.raises(BadInput, match="too short: 12 frames in a row, a clip spans 36; 2 hard cuts"):
+        choose_clips(joined, **chosen)
+    generated = choose_clips(joined, **chosen, generated=True)  # from the cache
+    assert [start for _, start in generated.clips] == [0, 0]
+    assert generated.read(0).shape == (36, 16, 16, 3)
+    assert [video.shots_words for video in generated.report.reports] == [None, None]
+
+
+def test_scans_of_earlier_versions_with_cuts_are_made_again(joined: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "check.json"
+    found = check_folder(joined, frames=5, interval=1, cache_path=cache)
+    content = unsealed(json.loads(cache.read_text(encoding="utf-8")))
+    for entry in content["scans"].values():
+        del entry["scan"]["hard_cuts"]
+    cache.write_text(json.dumps(sealed(content)), encoding="utf-8")
+    again = check_folder(joined, frames=5, interval=1, cache_path=cache)
+    assert [video.scan for video in again.reports] == [video.scan for video in found.reports]
 
 
 def test_cuts_are_found_in_large_frames_without_reading_every_pixel(
