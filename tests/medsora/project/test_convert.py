@@ -82,3 +82,25 @@ def test_endogen_converts_and_samples(tmp_path: Path, capsys: pytest.CaptureFixt
     assert pipe(seeds=[1], label="1").frames.shape == (1, 4, 32, 32, 3)
     assert "4 frames" in capsys.readouterr().out
     assert "EndoGen" in (out / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--heads", "0"], "--heads is 0 but must be 1 to 1024"),
+        (["--heads", "-3"], "--heads is -3"),
+        (["--frames", "64"], "--frames belongs to files of endogen; leave it out"),
+        (["--size", "256"], "--size belongs to files of endogen"),
+    ],
+)
+def test_options_of_another_system_or_outside_their_range_are_refused(
+    arguments: list[str], more: list[str], words: str
+) -> None:
+    with pytest.raises(BadInput, match=words):
+        convert.run(parser().parse_args([*arguments, *more]), Console())
+
+
+def test_endogens_files_take_no_heads(arguments: list[str]) -> None:
+    arguments[1] = "endogen"
+    with pytest.raises(BadInput, match="--heads belongs to files of endora"):
+        convert.run(parser().parse_args(arguments), Console())
