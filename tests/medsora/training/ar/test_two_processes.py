@@ -40,7 +40,7 @@ def keep_gradients(config_path: Path, out: Path) -> None:
     def awake(config: Config) -> ArStage:
         stage = build(config)
         torch.manual_seed(0)
-        nn.init.normal_(stage.model.output.weight)
+        nn.init.normal_(stage.model.output.weight, std=0.02)
         return stage
 
     def keep(accelerator: Accelerator, model: nn.Module, largest: float | None) -> torch.Tensor:
