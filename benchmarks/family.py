@@ -3,14 +3,14 @@
 Systems of one size, at 16 to 128 frames of 128 to 512 pixels, batch 1: parameters, FLOPs, and measured turn
 by turn (A B A B, medians with ranges) the time of a denoising step, of a training step and of a video, and
 the peak of a training step in a process of its own. A video takes `--steps` denoising steps,
-without decoding; `tiny` on a CPU, and every size on a GPU, really takes them;
-others are stated as steps times.
+without decoding; `tiny` on a CPU, and every size on a GPU, really takes them if all rounds fit into
+`--limit-s`; others are stated as steps times.
 
 Rows that do not fit are "not run", with the estimate: bytes by the count of `benchmarks.cost`, seconds by
 FLOPs at the rate of the system's point before. Endora is there twice: as published, with one latent per
-frame, and on the causal VAE's latents, of which there are a quarter; so the part of the gap that compression
-in time explains, not Mamba, shows. Where Mamba becomes cheaper than attention is found by counting, over ever
-larger frames.
+frame and joint image, and on the causal VAE's latents, of which there are a quarter; so the part of the gap
+that compression in time explains, not Mamba, shows. Where Mamba becomes cheaper than attention is found by
+counting, over ever larger frames.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import psutil
 import torch
 
 from benchmarks.cost import (
+    BYTES_PER_PARAMETER,
     GIB,
     GIGA,
     MEGA,
@@ -39,12 +40,13 @@ from benchmarks.cost import (
     measure,
 )
 from benchmarks.page import PAGE as PERFORMANCE
-from benchmarks.support.measure import RESULTS, device_name, keep, take_turns
+from benchmarks.support.measure import RESULTS, Times, device_name, keep, take_turns, warm_ups
 from medsora.errors import BadInput, check_limits
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import write_between_marks
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.runtime.markdown import markdown_table
+from medsora.vae import frames_to_latents
 
 PAGE = PERFORMANCE.with_name("comparison.md")
 PICTURE = PAGE.parent / "images" / "family.svg"
@@ -52,7 +54,7 @@ BEGIN = "<!-- python -m benchmarks.family -->"
 ATTENTION = {"spatial": "attention", "temporal": "attention"}
 MEDSORA, CONTROL, PUBLISHED, CAUSAL = "MedSora", "MedSora, attention", "Endora", "Endora, causal latents"
 SIZES = ("tiny", "S", "B", "L")
-IMAGE_LATENTS = 2
+JOINT_IMAGES = 8  # of a training step, as published by both
 CROSSING_FRAMES = 16
 CROSSING_SIZES = (64, 128, 256, 512, 1024, 2048)
 PIXELS_PER_TOKEN = 16  # a side: 8 pixels per latent, 2 latents per patch
@@ -82,7 +84,8 @@ class System:
 
     def case(self, frames: int, size: int) -> Case:
         """Return one point."""
-        return Case(self.preset, frames, size, IMAGE_LATENTS, self.per_frame, dict(self.overrides))
+        images = JOINT_IMAGES if self.per_frame else frames_to_latents(JOINT_IMAGES)
+        return Case(self.preset, frames, size, images, self.per_frame, dict(self.overrides))
 
     def counted(self, frames: int, size: int) -> Cost:
         """Count one point; see `benchmarks.cost.counted`."""
@@ -131,7 +134,7 @@ def main() -> None:
     systems = family(options.model)
     shapes = [(frames, size) for size in options.size for frames in options.frames]
     title = (
-        f"{options.model}, batch 1, {IMAGE_LATENTS} latents of joint images in training, float32, torch "
+        f"{options.model}, batch 1, {JOINT_IMAGES} joint images in training, float32, torch "
         f"{torch.__version__}, {device_name(device)}; a video is {options.steps} denoising steps."
     )
     if options.dry_run:
@@ -169,13 +172,16 @@ def run_point(
 ) -> list[Point]:
     """Measure all systems of one clip in turns, but for those that do not fit; update their rates."""
     costs = {system: system.counted(frames, size) for system in systems}
-    refused = {system: too_large(cost, options, flops_per_s, device) for system, cost in costs.items()}
+    refused: dict[System, str] = {}
+    held = activations = 0  # bytes of the models that take turns; of the one whose turn it is
+    for system, cost in costs.items():
+        beside = held + max(0, activations - cost.activation_bytes)
+        refused[system] = too_large(cost, options, flops_per_s, device, beside)
+        if not refused[system]:
+            held += BYTES_PER_PARAMETER * cost.parameters
+            activations = max(activations, cost.activation_bytes)
     fitting = [system for system in systems if not refused[system]]
-    works: dict[str, Callable[[], None]] = {}
-    for system in fitting:
-        train, sample = both_steps(system.case(frames, size))
-        works |= {f"{system.name}/sample": sample, f"{system.name}/train": train}
-    times = take_turns(works, options.rounds, device)
+    times, videos = _timed(fitting, frames, size, options, device)
     points = []
     for system, cost in costs.items():
         if refused[system]:
@@ -183,13 +189,28 @@ def run_point(
             continue
         found = {name: times[f"{system.name}/{name}"] for name in ("sample", "train")}
         flops_per_s[system.name] = cost.sampling_flops / statistics.median(found["sample"])
-        video = [options.steps * seconds for seconds in found["sample"]]
-        if device.type == "cuda" or system.preset.endswith("tiny"):
-            video = _whole_videos(works[f"{system.name}/sample"], options, device)
         with get_context("spawn").Pool(1) as fresh:  # a peak of its own
             peak = fresh.apply(measure, (system.case(frames, size), 1)).peak_bytes
-        points.append(Point(cost, size, found, video, peak))
+        points.append(Point(cost, size, found, videos[system.name], peak))
     return points
+
+
+def _timed(
+    systems: Sequence[System], frames: int, size: int, options: argparse.Namespace, device: torch.device
+) -> tuple[Times, Times]:
+    """Return the seconds of every round: of each system's steps, and of its videos."""
+    works: dict[str, Callable[[], None]] = {}
+    for system in systems:
+        train, sample = both_steps(system.case(frames, size))
+        works |= {f"{system.name}/sample": sample, f"{system.name}/train": train}
+    times, videos = take_turns(works, options.rounds, device), {}
+    for system in systems:
+        name = f"{system.name}/sample"
+        videos[system.name] = [options.steps * seconds for seconds in times[name]]
+        whole_s = (options.rounds + warm_ups(device)) * statistics.median(videos[system.name])
+        if (device.type == "cuda" or system.preset.endswith("tiny")) and whole_s <= options.limit_s:
+            videos[system.name] = _whole_videos(works[name], options, device)
+    return times, videos
 
 
 def _whole_videos(
@@ -205,15 +226,20 @@ def _whole_videos(
 
 
 def too_large(
-    cost: Cost, options: argparse.Namespace, flops_per_s: dict[str, float], device: torch.device
+    cost: Cost,
+    options: argparse.Namespace,
+    flops_per_s: dict[str, float],
+    device: torch.device,
+    beside: int = 0,
 ) -> str:
-    """Return why a point is not run, with the estimate; empty if it fits."""
-    free = free_bytes(device)
-    if cost.peak_bytes > free:
-        return f"about {cost.peak_bytes / GIB:.1f} GiB, {free / GIB:.1f} are free"
+    """Return why a point is not run, with the estimate; empty if it fits `beside` the others' bytes."""
+    free, needed = free_bytes(device), beside + cost.peak_bytes
+    if needed > free:
+        others = " with the others" if beside else ""
+        return f"about {needed / GIB:.1f} GiB{others}, {free / GIB:.1f} are free"
     if rate := flops_per_s.get(cost.preset):
         of_round = cost.sampling_flops + FORWARDS_OF_TRAINING * cost.training_flops
-        seconds = (options.rounds + 1) * of_round / rate
+        seconds = (options.rounds + warm_ups(device)) * of_round / rate
         if seconds > options.limit_s:
             return f"about {seconds:.0f} s, --limit-s is {options.limit_s:g}"
     return ""

@@ -257,7 +257,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16" if on_gpu else "float32")
     lengths, batches = (48, 192, 1024, 4096), (1, 2, 8, 32)
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths, help="steps of a spatial sequence")
-    parser.add_argument("--batches", type=int, nargs="+", default=batches)
+    parser.add_argument("--batches", type=measure.positive, nargs="+", default=batches)
     parser.add_argument(
         "--most-tokens",
         type=int,

@@ -7,6 +7,7 @@ shortest one's: 1 is linear, below it longer films are cheaper by the frame.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from functools import partial
 
@@ -14,6 +15,7 @@ import torch
 
 from benchmarks.support.measure import take_turns
 from medsora import PRESETS, MedSora
+from medsora.errors import bad_input_from_errors, check_limits
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.malloc import keep_freed_memory
 from medsora.sampling.prepared import PreparedDenoiser
@@ -33,8 +35,10 @@ def main() -> None:
     add("--rounds", type=int, default=7, metavar="N", help="turns of every length (default: %(default)s)")
     add("--plain-malloc", action="store_true", help="let the system have what a step frees, to compare")
     options = parser.parse_args()
-    for frames in options.frames:
-        check_video_shape(frames, options.size, options.size)
+    check_limits(options, {"rounds": (1, math.inf)})
+    with bad_input_from_errors():
+        for frames in options.frames:
+            check_video_shape(frames, options.size, options.size)
     if not options.plain_malloc:
         keep_freed_memory()
     seconds = step_seconds(options.preset, options.frames, options.size, options.rounds)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.kernels import D_INNER, HEADDIM, block_scans
 from benchmarks.support.bare_machine import make_do
-from benchmarks.support.measure import RESULTS, device_name, keep, median_ms, ratio, take_turns
+from benchmarks.support.measure import RESULTS, device_name, keep, median_ms, positive, ratio, take_turns
 from medsora.kernels import mamba2_scan
 from medsora.runtime.malloc import keep_freed_memory
 
@@ -30,8 +30,8 @@ LENGTH = 48
 def main() -> None:
     """Check that both give the same numbers, measure, print and keep."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scan", description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", type=int, nargs="+", default=(1, 2))
-    parser.add_argument("--rounds", type=int, default=15, help="A B A B ... (default: %(default)s)")
+    parser.add_argument("--batches", type=positive, nargs="+", default=(1, 2))
+    parser.add_argument("--rounds", type=positive, default=15, help="A B A B ... (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")
     parser.add_argument(
         "--keep-freed", action="store_true", help="let glibc keep freed memory; implies --dry"

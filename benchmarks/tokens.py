@@ -16,6 +16,7 @@ from benchmarks.support.measure import Times, ratio, take_turns
 from medsora.baselines.endogen import EndoGen
 from medsora.baselines.endogen.generate import generate
 from medsora.config.presets import ENDOGEN_PRESETS
+from medsora.errors import BadInput, check_limits
 from medsora.runtime.exit import exit_with_status
 
 POSITIONS = 16
@@ -29,6 +30,7 @@ def main() -> None:
     add("--codes", type=int, default=1024, metavar="N", help="of a clip, a square (default: %(default)s)")
     add("--rounds", type=int, default=2, metavar="N", help="turns of each (default: %(default)s)")
     options = parser.parse_args()
+    check_limits(options, {"codes": (1, 2**20), "rounds": (1, math.inf)})
     times = measure(options.preset, options.codes, options.rounds)
     for name, seconds in times.items():
         median = statistics.median(seconds)
@@ -40,8 +42,11 @@ def measure(preset: str, codes: int, rounds: int, positions: int = POSITIONS) ->
     """Return the seconds of one clip of `codes` codes, "cached" and "uncached", in every round.
 
     An uncached clip's are those of `positions` forwards, times `codes` / `positions`.
+    Raises `BadInput` unless `codes` is a square.
     """
     side = math.isqrt(codes)
+    if side**2 != codes:
+        raise BadInput(f"--codes is {codes} but must be a square, such as {side**2} or {(side + 1) ** 2}.")
     model = EndoGen.from_preset(preset, rows=side, cols=side).eval()
     torch.nn.init.normal_(model.output.weight, std=0.02)
     clip = torch.randint(model.config.num_codes, (1, codes - 1))

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.kernels import kept_bytes
-from benchmarks.support.measure import device_name, keep, median_ms, peak_mib, ratio, take_turns
+from benchmarks.support.measure import (
+    device_name,
+    keep,
+    median_ms,
+    peak_mib,
+    ratio,
+    take_turns,
+    warm_ups,
+)
 from benchmarks.support.reference_wiring import ReferenceWiring
 from benchmarks.support.wirings import (
     CLIP,
@@ -140,7 +148,8 @@ def _measure_caches(path: Path, rounds: int, device: torch.device) -> dict[str, 
                 config.cache, latents=kept, prior=kept, dir=str(Path(folder, "cache"))
             )
             run = dataclasses.replace(config.run, dir=str(Path(folder, name)))
-            steps[name] = Stage2Step(dataclasses.replace(config, cache=cache, run=run), steps=rounds + 1)
+            of_cache = dataclasses.replace(config, cache=cache, run=run)
+            steps[name] = Stage2Step(of_cache, steps=rounds + warm_ups(device))
         times = take_turns(steps, rounds, device)
     values: dict[str, object] = {
         "config": Path(path).name,

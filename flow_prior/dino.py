@@ -83,16 +83,20 @@ class DinoEncoder(nn.Module):
         Returns:
             one (N, D, H/patch, W/patch) per layer, as the layer leaves it (before the final norm).
         """
-        patch = self.network.patch_embed.patch_size
-        size = [-(-side // step) * step for side, step in zip(pictures.shape[-2:], patch, strict=True)]
-        if list(pictures.shape[-2:]) != size:
-            pictures = F.interpolate(pictures, size=size, mode="bilinear", align_corners=False)
         return self.network.forward_intermediates(
-            (pictures - self.mean) / self.std,
+            (self.fitted(pictures) - self.mean) / self.std,
             indices=list(layers),
             stop_early=True,  # layers beyond the last one needed are not computed
             intermediates_only=True,
         )
+
+    def fitted(self, pictures: Tensor) -> Tensor:
+        """Return pictures (N, 3, H, W), resized up where the patch does not divide their sides."""
+        patch = self.network.patch_embed.patch_size
+        size = [-(-side // step) * step for side, step in zip(pictures.shape[-2:], patch, strict=True)]
+        if list(pictures.shape[-2:]) == size:
+            return pictures
+        return F.interpolate(pictures, size=size, mode="bilinear", align_corners=False)
 
 
 def _encoder_weights(state: dict[str, Any]) -> dict[str, Tensor]:

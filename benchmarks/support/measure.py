@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -36,10 +37,15 @@ class Ratio:
 Times = dict[str, list[float]]
 
 
+def warm_ups(device: torch.device) -> int:
+    """Return how often `take_turns` calls each work before it is timed."""
+    return 2 if device.type == "cuda" else 1
+
+
 def take_turns(works: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> Times:
     """Seconds of each work in each round, A B A B ..., after a warm-up of each."""
     times: Times = {name: [] for name in works}
-    for _ in range(2 if device.type == "cuda" else 1):
+    for _ in range(warm_ups(device)):
         for work in works.values():
             work()
     for _ in range(rounds):
@@ -81,6 +87,13 @@ def peak_bytes(work: Callable[[], object]) -> int:
 def peak_mib(work: Callable[[], object]) -> float:
     """`peak_bytes` in MiB."""
     return round(peak_bytes(work) / 2**20, 1)
+
+
+def positive(text: str) -> int:
+    """Return a whole number above 0 of a command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}")
+    return int(text)
 
 
 def median_ms(times: list[float]) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.support.measure import RESULTS
+from benchmarks.support.measure import RESULTS, positive
 from benchmarks.support.reference_wiring import ReferenceWiring, Scan, matrix_scan, package_scan, torch_scan
 from medsora import PRESETS, MedSora
 from medsora.denoiser import linear
@@ -135,8 +135,8 @@ def wiring_parser(name: str, doc: str, batches: tuple[int, ...], rounds: int) ->
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc.splitlines()[0])
     add = parser.add_argument
     add("--preset", default="B", choices=tuple(PRESETS))
-    add("--batches", type=int, nargs="+", default=batches)
-    add("--rounds", type=int, default=rounds, help="A B A B ... (default: %(default)s)")
+    add("--batches", type=positive, nargs="+", default=batches)
+    add("--rounds", type=positive, default=rounds, help="A B A B ... (default: %(default)s)")
     add("--compile", action="store_true", help="compile the blocks of both sides")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--results", type=Path, default=RESULTS, metavar="FILE", help="where to append")

@@ -13,7 +13,7 @@ from torch import nn
 
 from medsora.downstream.backbones import BACKBONES, build_backbone
 from medsora.downstream.clips import Reading, find_videos, read_clips, read_unlabelled
-from medsora.downstream.fixmatch import classify, fixmatch_losses
+from medsora.downstream.fixmatch import PUBLISHED_SCALES_PX, classify, fixmatch_losses
 from medsora.downstream.scores import BALANCED_ACCURACY, F1, classification_scores, trivial_classifications
 from medsora.downstream.study import SUPERVISED, Study, draws_of_test
 from medsora.downstream.training import PUBLISHED, Recipe, given_recipe, tenths, train
@@ -58,6 +58,9 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
     published = options.protocol == "published"
     recipe = choose_recipe(options, published)
     size = options.size or (224 if published or options.backbone == "timesformer" else 64)
+    if published and size > PUBLISHED_SCALES_PX[0]:
+        most = PUBLISHED_SCALES_PX[0]
+        raise BadInput(f"--protocol published cuts clips to at most {most} pixels; lower --size {size}.")
     reading = Reading(options.frames, size, published)
     videos, test_videos = find_videos(options.labelled), find_videos(options.test)
     label_of, test_labels = videos.labels(options.labelled_list), test_videos.labels(options.test_list)

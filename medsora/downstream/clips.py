@@ -97,10 +97,20 @@ def read_unlabelled_frames(folders: Mapping[str, Path], most: int, size: int) ->
 
 
 def read_unlabelled(folders: Mapping[str, Path], most: int, reading: Reading) -> dict[str, Samples]:
-    """Return equally many unlabelled clips of each folder, by title: at most `most`, one per video."""
+    """Return equally many unlabelled clips of each folder, by title: at most `most`, one per video.
+
+    The videos are evenly spread over the sorted folder, whose sub-folders may be labels.
+    """
     videos = {title: find_videos(folder) for title, folder in folders.items()}
     count = min([most, *(len(found.usable) for found in videos.values())])
-    return {title: read_clips(found, list(found.usable)[:count], reading) for title, found in videos.items()}
+    names = {title: list(found.usable) for title, found in videos.items()}
+    chosen = {title: [of[k] for k in evenly(count, len(of))] for title, of in names.items()}
+    return {title: read_clips(found, chosen[title], reading) for title, found in videos.items()}
+
+
+def evenly(count: int, of: int) -> np.ndarray:
+    """Return `count` of the numbers 0 to `of` - 1, evenly spread and rising."""
+    return np.linspace(0, of - 1, count).round().astype(int)
 
 
 @dataclass(frozen=True)
@@ -150,9 +160,7 @@ def read_clips(videos: Videos, names: Sequence[str], reading: Reading) -> Sample
 
 
 def _read_spread(videos: Videos, count: int, size: int) -> Samples:
-    chosen = videos.frame_positions[
-        np.linspace(0, len(videos.frame_positions) - 1, count).round().astype(int)
-    ]
+    chosen = videos.frame_positions[evenly(count, len(videos.frame_positions))]
     names = list(videos.usable)
     taken = {names[k]: chosen[chosen[:, 0] == k, 1].tolist() for k in np.unique(chosen[:, 0])}
 
@@ -197,7 +205,7 @@ def _read_clip(source: SourceReport, reading: Reading) -> np.ndarray:
         numbers = published_frames(stop - start, source.scan.fps or 30.0, reading.frames)
         size, options = PUBLISHED_SHORT_SIDE_PX, {"margins": NO_MARGINS, "resize": to_short_side}
     else:
-        numbers = np.linspace(0, stop - start - 1, reading.frames).round().astype(int)
+        numbers = evenly(reading.frames, stop - start)
     different, positions = np.unique(start + numbers, return_inverse=True)
     return source.read(0, 1, None, size, numbers=different.tolist(), **options)[positions]
 

@@ -80,7 +80,8 @@ def _add_training(add: Any) -> None:
     add("--test", required=True, type=Path, metavar="DIR", help="labelled samples to score on")
     folders = "folders of unlabelled samples, such as generated clips; a variant each, equally many are taken"
     add("--unlabelled", nargs="+", default=[], metavar="NAME=DIR", help=folders)
-    add("--max-unlabelled", type=int, default=200, metavar="N", help="of each folder (default: 200)")
+    most = "of each folder, evenly spread (default: 200)"
+    add("--max-unlabelled", type=int, default=200, metavar="N", help=most)
     add("--seeds", type=int, default=5, metavar="N", help="runs of each variant (default: 5)")
     add("--steps", type=int, metavar="N", help="optimiser steps of a run (default: 1000)")
     add("--batch", type=int, metavar="B", help="labelled samples of a step (default: 8)")

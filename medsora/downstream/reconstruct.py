@@ -21,7 +21,7 @@ import numpy as np
 from medsora.data.checking.check import DEFAULT_THREADS, SourceReport, check_folder
 from medsora.data.phantom.truth import find_truth
 from medsora.downstream import reconstruct_clip
-from medsora.downstream.clips import to_short_side
+from medsora.downstream.clips import evenly, to_short_side
 from medsora.downstream.reconstruct_clip import CAMERAS, Geometry, Job
 from medsora.downstream.reconstruct_report import POINTS, REGISTERED, REPROJECTION, TRACK, Report
 from medsora.downstream.reconstruct_scores import errors_against, poses_bounds
@@ -55,7 +55,8 @@ def add_options(add: Any) -> None:
     add("--frames", type=int, default=16, metavar="F", help="frames of a clip (default: 16)")
     every = "every N-th frame of the video, of all folders or of each (default: 1)"
     add("--interval", type=int, nargs="+", default=[1], metavar="N", help=every)
-    add("--max-clips", type=int, default=50, metavar="N", help="of each folder, one a video (default: 50)")
+    most = "of each folder, one a video, evenly spread over it (default: 50)"
+    add("--max-clips", type=int, default=50, metavar="N", help=most)
     add("--size", type=int, default=512, metavar="PX", help="shorter side to work on (default: 512)")
     add("--camera", choices=tuple(CAMERAS), default="simple-pinhole", help="(default: %(default)s)")
     focal = "focal length in units of the picture's shorter side (default: estimated for each clip)"
@@ -118,15 +119,16 @@ def run(options: argparse.Namespace, command: str) -> None:
 
 
 def _find_clips(name: str, root: Path, interval: int, options: argparse.Namespace) -> list[Clip]:
-    """Return the first clip of each video that has one, in natural order."""
+    """Return the first clip of videos that have one, evenly spread over the folder in natural order."""
     found = check_folder(root, frames=options.frames, interval=interval)
     found.require_clips()
     if found.bad:
         first = f"{found.bad[0].source.name}: {found.bad[0].problem}"
         print(one_line(f"{name}: {len(found.bad)} left out, the first: {first}"), file=sys.stderr)
+    usable = found.usable
     return [
         Clip(name, source, [source.windows[0].start + k * interval for k in range(options.frames)])
-        for source in found.usable[: options.max_clips]
+        for source in (usable[k] for k in evenly(min(options.max_clips, len(usable)), len(usable)))
     ]
 
 

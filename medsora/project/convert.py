@@ -11,14 +11,15 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from medsora.errors import BadInput
+from medsora.errors import BadInput, check_limits
 from medsora.runtime.files import written_folder
 from medsora.saved.card import CARD_NAME
 from medsora.saved.pipeline import SavedPipeline
 
 FPS, STEPS = 8, 250  # defaults of the published samplers
-FRAMES, SIZE = 16, 128  # EndoGen's defaults
-OPTIONS = {"endora": ("heads", "layout"), "endogen": ("frames", "size")}  # those of one system alone
+FRAMES, SIZE_PX = 16, 128  # of EndoGen's clips, which its weights do not hold
+OPTIONS = {"endora": ("heads", "layout"), "endogen": ("frames", "size")}  # of one system alone
+LIMITS = {"heads": (1, 1024), "frames": (1, 4096), "size": (1, 4096)}
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
@@ -36,7 +37,7 @@ def convert(options: argparse.Namespace) -> SavedPipeline:
     """Write a published checkpoint, with the VAE or tokenizer `options.vae`, to the new folder `options.out`.
 
     Labels are called by their numbers. Raises `BadInput` if `out` is there already, a part cannot be read, or
-    an option is of the other system.
+    an option is the other system's or outside its range.
     """
     out = options.out
     if out.exists():
@@ -44,7 +45,8 @@ def convert(options: argparse.Namespace) -> SavedPipeline:
     for system, names in OPTIONS.items():
         given = [name for name in names if getattr(options, name) is not None]
         if given and system != options.system:
-            raise BadInput(f"--{given[0]} is for {system}, not for {options.system}; leave it out.")
+            raise BadInput(f"--{given[0]} belongs to files of {system}; leave it out.")
+    check_limits(options, LIMITS)
     pipeline = SYSTEMS[options.system](options)
     name = options.file.name
     card = pipeline.card(data=f"Converted from {name}, which does not name its training data.")
@@ -88,8 +90,7 @@ def _endogen(options: argparse.Namespace) -> SavedPipeline:
     if options.vae is None:
         raise BadInput("name the tokenizer that the file was trained with by --vae.")
     tokenizer = load_tokenizer(options.vae, "name the tokenizer by --vae")
-    frames = FRAMES if options.frames is None else options.frames
-    size = (SIZE if options.size is None else options.size,) * 2
+    frames, size = options.frames or FRAMES, (options.size or SIZE_PX,) * 2
     rows, cols = code_grid(frames, size, tokenizer.downsampling)
     model = read_published(options.file, rows=rows, cols=cols)
     labels = _numbers(model.config.classes)

@@ -171,25 +171,31 @@ def check(study: Study) -> dict[str, int]:
 
 
 def ablate(study: Study, parameters: dict[str, int], command: str) -> None:
+    """Run the study as `run_all` does; leave with status 1 if a run failed, after all others."""
+    if failed := run_all(study, parameters, command):
+        print(f"error: {len(failed)} of the runs failed (see above): {'; '.join(failed)}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def run_all(study: Study, parameters: dict[str, int], command: str) -> list[str]:
     """Train the unfinished runs, all variants of a seed before the next; write the tables after each.
 
-    Raises `BadInput` for a run that is refused and for a folder of other settings, `Interrupted` after a run
-    that was stopped and saved, and leaves with status 1 if a run failed, a loss that is not finite for
-    instance, after all others.
+    Returns those that failed: a loss or sampled clips that are not finite, for instance. Raises `BadInput`
+    for a run that is refused and for a folder of other settings, `Interrupted` after a run that was stopped
+    and saved.
     """
     keep_settings(study.folder, study.settings())
     failed = []
     for seed in study.seeds:
         for variant in study.variants:
-            if not _train(study, variant, seed):
-                failed.append(f"{variant.title}, seed {seed}")
+            succeeded = _train(study, variant, seed)
             if study.scoring is not None and study.run(variant, seed).steps is not None:
                 folder, config = study.folder_of(variant, seed), study.config_of(variant, seed)
-                study.scoring.score(folder, config, study.stage, launch)
+                succeeded &= study.scoring.score(folder, config, study.stage, launch)
+            if not succeeded:
+                failed.append(f"{variant.title}, seed {seed}")
             study.report(parameters, command).write(study.folder)
-    if failed:
-        print(f"error: {len(failed)} of the runs failed (see above): {'; '.join(failed)}", file=sys.stderr)
-        sys.exit(FAILED)
+    return failed
 
 
 def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -171,7 +171,8 @@ class EqualCost:
             by_title = {
                 variant.title: parameters[variant.title.rpartition(" at ")[0]] for variant in trials.variants
             }
-            ablate.ablate(trials, by_title, command)
+            if failed := ablate.run_all(trials, by_title, command):
+                print(f"left out of the choice, they failed: {'; '.join(failed)}", file=sys.stderr)
             rates = self.chosen(trials)
             self._require_time(self._measured(trials))
             keep_settings(self.folder, {"rates": rates, "segment": self.segment})

@@ -56,21 +56,23 @@ class Scoring:
     classifier_clips: int = 900
     classifier_epochs: int = 24
 
-    def score(self, folder: Path, config: Config, stage: str, launch: Launch) -> None:
+    def score(self, folder: Path, config: Config, stage: str, launch: Launch) -> bool:
         """Compute the missing scores of the run of `stage` in `folder`.
 
+        Returns False, without scores, if sampling failed: a part of the clips compares with no other run.
         Raises `BadInput` if a measurement leaves nothing.
         """
         of_run = folder.parent
         size = str(config.data.height_width[0])
         if stage == STAGE_1:
             self._classify(of_run / "labels", launch, "--vae", str(folder), "--size", size)
-            return
+            return True
         videos, scores = of_run / "clips", of_run / "scores"
         sampling = ["--sampler", self.sampler, "--steps", str(self.steps)]
         if not (scores / REPORT).is_file():
             arguments = ["--num-videos", str(self.clips), "--out", str(videos), *sampling]
-            launch(["sample", "--model", str(folder), *arguments])
+            if launch(["sample", "--model", str(folder), *arguments]):
+                return False
             real = real_clips(config, self.clips)
             shape = ["--frames", str(config.data.frames), "--size", size]
             words = ["--real", str(real), "--fake", str(videos), *shape, "--out", str(scores)]
@@ -80,6 +82,7 @@ class Scoring:
             self._classify(
                 of_run / "labels", launch, "--model", str(folder), "--videos", str(self.clips), *sampling
             )
+        return True
 
     def _classify(self, out: Path, launch: Launch, *words: str) -> None:
         """Run the classifier; its exit status 1, a criterion that is not met, is no failure here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -32,6 +33,8 @@ def test_the_systems_differ_by_their_names() -> None:
     costs = {system.name: system.counted(16, 64) for system in family.family("tiny")}
     assert [costs[name].latents for name in (MEDSORA, CONTROL, PUBLISHED, CAUSAL)] == [4, 4, 16, 4]
     assert costs[CONTROL].sampling_flops != costs[MEDSORA].sampling_flops
+    images = [system.case(16, 64).image_latents for system in family.family("tiny")]
+    assert images == [2, 2, 8, 2], "of 8 images: one each, or one for four"
     assert costs[PUBLISHED].sampling_flops > 3 * costs[CAUSAL].sampling_flops
     assert costs[CONTROL].parameters == pytest.approx(costs[MEDSORA].parameters, rel=0.02)
 
@@ -90,6 +93,31 @@ def test_what_does_not_fit_is_not_run_with_its_estimate(monkeypatch: pytest.Monk
     why = family.too_large(large, options, {}, device)
     assert why.startswith("about 3.1 GiB, 2.0 are free")
     assert Point(large, 64, {}, [], not_run=why).row()[6:] == [f"not run: {why}", "–", "–", "–"]
+
+
+def test_models_that_take_turns_must_fit_together_and_whole_videos_into_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[str] = []
+
+    def turns(works: dict, rounds: int, device: torch.device) -> dict:
+        taken.extend(works)
+        return {name: [3.0] * rounds for name in works}
+
+    cost = replace(COST, parameters=GIB // 20, activation_bytes=GIB)  # together 2 GiB
+    systems = [System(name, "tiny") for name in (MEDSORA, CONTROL, PUBLISHED)]
+    monkeypatch.setattr(System, "counted", lambda self, *_: replace(cost, preset=self.name))
+    monkeypatch.setattr(family, "free_bytes", lambda device: 3 * GIB)
+    monkeypatch.setattr(family, "both_steps", lambda case: (None, None))
+    monkeypatch.setattr(family, "take_turns", turns)
+    monkeypatch.setattr(family, "get_context", mock.MagicMock())
+    for limit_s, whole in ((90.0, True), (89.0, False)):
+        taken.clear()
+        options = type("Options", (), {"rounds": 2, "steps": 10, "limit_s": limit_s})
+        points = family.run_point(systems, 16, 64, options, torch.device("cpu"), {})
+        assert [point.not_run for point in points] == ["", "", "about 4.0 GiB with the others, 3.0 are free"]
+        assert taken.count("video") == (2 if whole else 0)
+        assert points[0].video_s == ([3.0] * 2 if whole else [30.0] * 2)
 
 
 def test_the_crossing_lies_between_the_counted_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

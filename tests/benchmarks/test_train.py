@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import train
+from benchmarks.support import measure, stage2_step
 from benchmarks.support.stage2_step import Stage2Step
 from benchmarks.support.wirings import CLIP, IMAGES, build, latents, products_by
 from medsora import MedSora
@@ -38,6 +39,29 @@ def test_both_wirings_are_timed() -> None:
     kept = values["kept for the backward, MiB"]
     assert 0 < kept["ours"] < kept["reference"]
     assert set(values["changes"]) == {"wiring and gradients", "products by oneDNN"}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_caches_are_timed_with_as_many_steps_as_are_taken(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Counted:
+        batch = 2
+
+        def __init__(self, config: object, steps: int) -> None:
+            self.left = steps
+            made.append(self)
+
+        def __call__(self) -> None:
+            self.left -= 1
+
+    monkeypatch.setattr(stage2_step, "Stage2Step", Counted)
+    monkeypatch.setattr(measure, "seconds", lambda work, device: (work(), 1.0)[1])
+    values = train._measure_caches(train.PHANTOM, 2, torch.device(device))
+    assert values["ms"] == {"caches off": 1000.0, "caches on": 1000.0}
+    assert [step.left for step in made] == [0, 0]
 
 
 def test_a_step_of_stage_2_moves_the_weights_until_none_is_left(

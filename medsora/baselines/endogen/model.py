@@ -131,7 +131,8 @@ class EndoGen(PresetModel):
 
     def _turns(self, like: Tensor) -> Tensor:
         head = self.config.width // self.blocks[0].heads
-        return rotations(self.config.rows, self.config.cols, head, like.device, like.dtype)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return rotations(self.config.rows, self.config.cols, head, like.device, dtype)
 
 
 class KeyValueCache:
@@ -189,7 +190,8 @@ def rotations(rows: int, cols: int, head: int, device: torch.device, dtype: torc
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the pairs (2j, 2j + 1) of heads (B, heads, n, p) by `turns` (n, p/2, 2)."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = turns.to(x.dtype).unbind(-1)
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    """Turn the pairs (2j, 2j + 1) of heads (B, heads, n, p) by `turns` (n, p/2, 2), in their precision."""
+    even, odd = x.to(turns.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = turns.unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return turned.flatten(-2).to(x.dtype)

@@ -96,7 +96,11 @@ class ImagePrior(nn.Module):
 
     def _tokens(self, frames: Tensor) -> list[Tensor]:
         return self.encoder.network.forward_intermediates(
-            frames, indices=self.distinct_layers, norm=True, stop_early=True, intermediates_only=True
+            self.encoder.fitted(frames),
+            indices=self.distinct_layers,
+            norm=True,
+            stop_early=True,
+            intermediates_only=True,
         )
 
     def _attention(self, frames: Tensor) -> list[Tensor]:

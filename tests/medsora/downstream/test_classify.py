@@ -20,7 +20,7 @@ from medsora.data.reading.video_io import write_video
 from medsora.downstream import fixmatch
 from medsora.downstream.backbones import PUBLISHED_NAMES, TimeSformer, build_backbone
 from medsora.downstream.classify import choose_recipe, weights_facts
-from medsora.downstream.clips import Reading, find_videos, published_frames, read_clips
+from medsora.downstream.clips import Reading, find_videos, published_frames, read_clips, read_unlabelled
 from medsora.downstream.command import main
 from medsora.downstream.fixmatch import classify, fixmatch_losses, strong_view, weak_view
 from medsora.downstream.scores import F1, classification_scores, trivial_classifications
@@ -97,6 +97,9 @@ def test_learning_rate_depends_on_the_backbone(backbone: str, given: float | Non
 def test_published_protocol_fixes_its_numbers(folders: Path) -> None:
     with pytest.raises(BadInput, match="fixes --steps, --batch, --ratio"):
         main([*WORDS, "--protocol", "published"])
+    words = ["classify", "--labelled", "train", "--test", "test", "--out", "out", "--protocol", "published"]
+    with pytest.raises(BadInput, match="at most 256 pixels; lower --size 300"):
+        main([*words, "--size", "300"])
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,21 @@ def test_a_test_clip_among_the_others_is_refused(folders: Path) -> None:
     write_video(folders / "generated" / "v4.mkv", reencoded, 10, lossless=True)
     with pytest.raises(BadInput, match="is also among ours"):
         main([*WORDS, "--dry-run"])
+
+
+def test_unlabelled_clips_are_spread_over_sub_folders(tmp_path: Path) -> None:
+    """Sorted by name, the first ones of generated clips would all show the first label."""
+    for k, label in enumerate(("instrument", "neither", "polyp")):
+        for number in range(4):
+            path = tmp_path / "many" / label / f"video-{number}.mkv"
+            write_video(path, coloured(0, 10 * k + number), 10, lossless=True)
+    for number in range(3):
+        write_video(tmp_path / "few" / f"{number}.mkv", coloured(1, 90 + number), 10, lossless=True)
+    folders = {name: tmp_path / name for name in ("many", "few")}
+    found = read_unlabelled(folders, 200, Reading(8, SIZE))
+    assert [name.partition("/")[0] for name in found["many"].names] == ["instrument", "neither", "polyp"]
+    assert found["few"].names == ("0.mkv", "1.mkv", "2.mkv")
+    assert len(read_unlabelled(folders, 2, Reading(8, SIZE))["many"]) == 2
 
 
 def test_labels_keep_the_order_of_their_list(folders: Path) -> None:

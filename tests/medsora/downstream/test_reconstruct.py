@@ -242,6 +242,12 @@ def test_from_end_to_end_and_resumed(folders: Path, capsys: pytest.CaptureFixtur
     assert "6 of 6 clips" in capsys.readouterr().out
 
 
+def test_clips_are_spread_over_the_folder(folders: Path) -> None:
+    main([*WORDS, "--max-clips", "2"])
+    found = json.loads((folders / "out" / "results.json").read_text())["folders"]
+    assert [record["clip"] for record in found["real"]] == ["v0.mkv", "v2.mkv"]
+
+
 def test_what_failed_by_no_limit_is_tried_again(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconstruct, "failing", ("COLMAP failed (1): ImportError: libGL.so.1", False))
     main(WORDS)

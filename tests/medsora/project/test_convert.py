@@ -67,22 +67,6 @@ def test_bad_input_is_one_sentence(arguments: list[str], tmp_path: Path, name: s
     assert (name == "out") == options.out.exists()
 
 
-@pytest.mark.parametrize(
-    ("system", "more", "words"),
-    [
-        ("endora", ["--frames", "16"], "--frames is for endogen, not for endora; leave it out"),
-        ("endogen", ["--heads", "4"], "--heads is for endora, not for endogen"),
-        ("endogen", ["--frames", "-4"], "-4 frames is no square grid"),
-        ("endogen", ["--size", "0"], "clips of 0x0 pixels do not divide"),
-    ],
-)
-def test_options_that_would_not_count(system: str, more: list[str], words: str, tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer.write_tokenizer(tmp_path / "tokenizer")
-    line = ["convert", system, "x.pt", str(tmp_path / "out"), "--vae", str(tokenizer), *more]
-    with pytest.raises(BadInput, match=words):
-        convert.run(parser().parse_args(line), Console())
-
-
 def test_endogen_converts_and_samples(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shapes = published_shapes(192, 6, 512, 32, 2)
     torch.save(
@@ -98,3 +82,25 @@ def test_endogen_converts_and_samples(tmp_path: Path, capsys: pytest.CaptureFixt
     assert pipe(seeds=[1], label="1").frames.shape == (1, 4, 32, 32, 3)
     assert "4 frames" in capsys.readouterr().out
     assert "EndoGen" in (out / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--heads", "0"], "--heads is 0 but must be 1 to 1024"),
+        (["--heads", "-3"], "--heads is -3"),
+        (["--frames", "64"], "--frames belongs to files of endogen; leave it out"),
+        (["--size", "256"], "--size belongs to files of endogen"),
+    ],
+)
+def test_options_of_another_system_or_outside_their_range_are_refused(
+    arguments: list[str], more: list[str], words: str
+) -> None:
+    with pytest.raises(BadInput, match=words):
+        convert.run(parser().parse_args([*arguments, *more]), Console())
+
+
+def test_endogens_files_take_no_heads(arguments: list[str]) -> None:
+    arguments[1] = "endogen"
+    with pytest.raises(BadInput, match="--heads belongs to files of endora"):
+        convert.run(parser().parse_args(arguments), Console())

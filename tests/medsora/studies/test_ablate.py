@@ -174,6 +174,21 @@ def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
     assert "one seed: no interval" in Path("study/results.md").read_text(encoding="utf-8")
 
 
+def test_a_run_whose_sampling_failed_is_reported_after_all_others(
+    config: str,
+    launched: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ablate, "check_phantom", lambda config: None)
+    monkeypatch.setattr(Scoring, "score", lambda *_: False)
+    with pytest.raises(SystemExit) as end:
+        study(config, "--seeds", "1", "--steps", "1", "--score-clips", "4")
+    assert end.value.code == 1
+    assert len(launched) == 2
+    assert "2 of the runs failed (see above): as configured, seed 0" in capsys.readouterr().err
+
+
 def test_a_folder_whose_runs_had_other_settings_is_refused(config: str, launched: list[list[str]]) -> None:
     study(config, "--seeds", "1", "--steps", "1")
     trained = len(launched)

@@ -27,6 +27,7 @@ class Runs:
         self.words: list[list[str]] = []
         self.stop_after = 10_000
         self.now_min = 0.0
+        self.diverges = "none"  # beginning of the learning rate whose runs fail
 
     def monotonic(self) -> float:
         return 60 * self.now_min
@@ -43,6 +44,8 @@ class Runs:
             raster = "raster" in words[words.index("--fake") + 1]
             self.evaluate(Path(words[words.index("--out") + 1]), 3.0 if raster else 2.0)
         elif words[0] == "train-dit":
+            if f"lr: {self.diverges}" in options["train_dit.phases"]:
+                return ablate.FAILED
             self.train(folder, options, words[words.index("--time-limit") + 1] if timed else None)
         return ablate.INTERRUPTED if timed else 0
 
@@ -167,6 +170,16 @@ def test_systems_take_turns_until_each_has_had_its_minutes(
     runs.words.clear()
     study()
     assert runs.words == [], "all of it is there"
+
+
+def test_a_trial_that_diverges_leaves_its_rate_out(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.diverges = "1.0"
+    study("--seeds", "1")
+    assert json.loads(Path("study/results.json").read_text())["rates"] == dict.fromkeys(SYSTEMS, 0.002)
+    assert "tiny at 0.001, seed 1" in capsys.readouterr().err
+    runs.diverges = ""
+    with pytest.raises(BadInput, match="no trial of tiny came to a finite error"):
+        study("--out", "other")
 
 
 def test_a_study_that_was_stopped_goes_on_with_its_minutes(runs: Runs) -> None:

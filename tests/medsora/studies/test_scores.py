@@ -25,7 +25,7 @@ class Launched:
             out = Path(words[words.index("--out") + 1])
             out.mkdir(parents=True)
             (out / "results.json").write_text(json.dumps(self.results))
-        return 1  # the classifier's criteria may not be met
+        return int(module == LABELS)  # the classifier's criteria may not be met
 
 
 def test_polyps_that_a_vae_keeps_are_scored_once(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_polyps_that_a_vae_keeps_are_scored_once(tmp_path: Path) -> None:
     launch = Launched({through: 0.9, f"{through}, polyp": 0.75, "judge on phantom clips (held out)": 1.0})
     config = load_config("phantom")
     for _ in range(2):
-        Scoring(clips=6).score(tmp_path / "run" / "vae", config, STAGE_1, launch)
+        assert Scoring(clips=6).score(tmp_path / "run" / "vae", config, STAGE_1, launch)
     (words,) = launch.words
     assert words[0] == LABELS
     assert words[words.index("--held-out-clips") + 1] == "6"
@@ -62,7 +62,7 @@ def test_motion_and_labels_of_sampled_clips_are_scored(
         key: 0.8,
     }
     launch = Launched(results)
-    Scoring(clips=6).score(folder, load_config("phantom"), STAGE_2, launch)
+    assert Scoring(clips=6).score(folder, load_config("phantom"), STAGE_2, launch)
     assert [words[:2] for words in launch.words] == [
         ["medsora", "sample"],
         ["medsora", "evaluate"],
@@ -82,3 +82,16 @@ def test_other_clips_than_the_phantoms_and_lost_results_are_refused(tmp_path: Pa
         check_phantom(load_config("phantom", ["data.root=videos"]))
     with pytest.raises(BadInput, match="scoring left no"):
         Scoring(6).score(tmp_path / "vae", load_config("phantom"), STAGE_1, lambda *_, **__: 0)
+
+
+def test_a_part_of_the_clips_is_not_scored(tmp_path: Path) -> None:
+    """Sampling that fails in a later batch leaves the clips of the earlier ones."""
+    launched: list[str] = []
+
+    def launch(words: list[str], *, module: str = "medsora") -> int:
+        launched.append(words[0])
+        return 1
+
+    assert not Scoring(6).score(tmp_path / "run" / "dit-tiny", load_config("phantom"), STAGE_2, launch)
+    assert launched == ["sample"]
+    assert read_scores(tmp_path / "run") == {}

@@ -14,7 +14,7 @@ from medsora.baselines.endogen import EndoGen
 from medsora.baselines.endogen.checkpoint import PUBLISHED_NAMES
 from medsora.baselines.endogen.generate import draw, filter_logits, generate
 from medsora.baselines.endogen.grid import frames_to_grid, grid_shape, grid_to_frames
-from medsora.baselines.endogen.model import rotations
+from medsora.baselines.endogen.model import rotate, rotations
 from medsora.baselines.published import published_name
 from medsora.errors import BadInput
 from tests.support.endogen.naive import naive_endogen
@@ -89,6 +89,13 @@ def test_the_class_token_is_not_turned_but_zeroed() -> None:
     assert not turns[0].any()
     assert torch.allclose(turns[1:].square().sum(-1), torch.ones(12, 4, dtype=torch.float64))
     assert torch.equal(turns[1 + 3, 2:], turns[1, 2:])  # one row down: the column's half is the same
+
+
+def test_bf16_queries_are_turned_in_float32() -> None:
+    model, x = small().bfloat16(), torch.randn(1, 3, 13, 8).bfloat16()
+    turns = model._turns(x)
+    assert turns.dtype == torch.float32
+    assert torch.equal(rotate(x, turns), rotate(x.float(), turns).bfloat16())
 
 
 def test_initialisation_is_the_published_one() -> None:

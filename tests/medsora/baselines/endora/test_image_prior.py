@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from medsora.baselines.endora.image_prior import ImagePrior
 from medsora.config.schema import Config
 from medsora.flow_prior import DinoEncoder, image_alignment_loss
+from medsora.flow_prior.choices import IMAGE_SOURCES
 from medsora.training.cache.prior import prior_cache_bytes
 from medsora.training.dry_run.report import dry_run_denoiser
 from medsora.training.fill_caches import fill_caches
@@ -58,6 +60,18 @@ def test_targets_are_normed_tokens_of_unnormalised_frames(encoder: DinoEncoder) 
     assert all(target.shape == (2, *prior.target_shape((3, 2, 2), 8)) for target in targets)
     averaged = prior.distinct_targets(video, **SIZES | {"latent_frames": 1})
     torch.testing.assert_close(averaged[0][:, 0], targets[0].mean(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("source", IMAGE_SOURCES)
+def test_frames_that_the_patch_does_not_divide_are_resized_up(source: str) -> None:
+    prior = ImagePrior(DinoEncoder("vit_tiny_patch16_224", "random"), 4, source)
+    frames = torch.rand(3, 3, 24, 40) * 2 - 1
+    larger = functional.interpolate(frames, (32, 48), mode="bilinear")
+    found, expected = (prior.picture_targets(pictures, 3, (3, 5)) for pictures in (frames, larger))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == (3, prior.width, 6, 10)
+        assert torch.equal(ours, theirs)
 
 
 @torch.no_grad()
