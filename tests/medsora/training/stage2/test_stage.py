@@ -12,11 +12,6 @@ from tests.support import tiny_training as tiny
 from tests.support.video_files import write_pictures
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_clips(tmp_path_factory.mktemp("phantom") / "tiny-clips")
-
-
 def trained(clips: Path, work: Path, **changes: object) -> tuple[dict, float]:
     """Return what pipeline.json says after two steps of both stages, and the rate of a sample."""
     steps = {
