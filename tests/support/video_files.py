@@ -1,4 +1,4 @@
-"""Pictures, and small videos in many containers and codecs, each frame unlike every other, and ways to break them."""
+"""Pictures, and small videos in many codecs, each frame unlike every other, and ways to break them."""
 
 from __future__ import annotations
 
