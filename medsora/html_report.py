@@ -46,7 +46,7 @@ def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Secti
 
 
 def draw_curves(path: Path, log: list[dict[str, float]], prefix: str, title: str) -> None:
-    """Draw the metrics of `log` (`run_folder.read_log`) whose names start with `prefix` over the steps.
+    """Draw the metrics of a run's `log` (of `read_log`) whose names start with `prefix` over the steps.
 
     What is always zero, such as a loss that is left out, is left out.
     """

@@ -577,16 +577,26 @@ class ArTrainingConfig(GeneratorTrainingConfig):
 
 @dataclass
 class CacheConfig:
-    """Caches on disk of what stage 2 would otherwise compute in every step."""
+    """Caches on disk of what would otherwise be computed in every step; train-ar always keeps its codes."""
 
     latents: str = key(
         "off",
         "disk keeps the VAE's latents of every enumerated clip, mirrored and not.",
         choices=CACHE_PLACES,
+        stage=(STAGE_2,),
     )
-    prior: str = key("off", "disk keeps the flow prior's features of the same clips.", choices=CACHE_PLACES)
+    prior: str = key(
+        "off",
+        "disk keeps the prior's features of the same clips; needs cache.latents: disk.",
+        choices=CACHE_PLACES,
+        stage=(STAGE_2,),
+    )
     image_groups: int = key(
-        256, "Groups of packed images that are drawn once for the cache.", above=0, at_most=1_000_000
+        256,
+        "Groups of packed images that are drawn once for the cache.",
+        above=0,
+        at_most=1_000_000,
+        stage=(STAGE_2,),
     )
     dir: str = key("runs/cache", "Folder that holds the caches.", resume=FREE, output=True)
 

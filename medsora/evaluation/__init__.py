@@ -1,7 +1,7 @@
 """Reproducible evaluation of generated clips. Start at `run.py`.
 
-`clip_set` chooses the clips, `extraction` turns each into features on disk (`feature_store`), a measure
-(`measures`) turns the features of two sets into metrics, `results` writes them with their whole protocol.
+In `features`, `clip_set` chooses the clips and `extraction` turns each into features on disk; a measure
+(`metrics`) turns the features of two sets into metrics, which `report` writes with their whole protocol.
 `compare` does so for several generated sets at once.
 """
 

@@ -70,7 +70,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         description="Compare generated clips with real ones, or a VAE's reconstructions with their "
         "originals, by one protocol that is written beside the metrics. 'accelerate launch "
         f"{command_name('evaluate', launched=True)} ...' splits the work over processes.",
-        epilog=EXIT_STATUSES.replace("saved", "extracted features kept"),
+        epilog=EXIT_STATUSES.replace("state saved", "extracted features kept"),
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument

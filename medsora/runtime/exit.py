@@ -27,7 +27,7 @@ def is_main_process() -> bool:
 def exit_with_status(main: Callable[[], None]) -> None:
     """Run `main` and leave the process with the documented status, one sentence on stderr if it failed.
 
-    Ctrl-C and SIGTERM outside a training loop, which has its own way (`training.interruption`), end in a
+    Ctrl-C and SIGTERM outside a training loop, which has its own way (`runtime.interruption`), end in a
     sentence and status 75 as well: what was saved is complete, and the same command resumes.
     """
     before = {number: signal.signal(number, _stop_here) for number in STOP_SIGNALS}

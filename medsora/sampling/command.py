@@ -27,7 +27,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "up to rounding, at any batch size and on any number of processes ('accelerate launch "
         f"{command_name('sample', launched=True)} ...' splits the work). "
         "Videos that are there already are skipped, so an interrupted command can be started again.",
-        epilog=EXIT_STATUSES.replace("saved", "finished videos kept"),
+        epilog=EXIT_STATUSES.replace("state saved", "finished videos kept"),
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument

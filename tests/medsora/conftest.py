@@ -11,6 +11,7 @@ import torch
 
 from medsora.denoiser import MedSora
 from tests.support import tiny_training as tiny
+from tests.support.awake import awake
 
 SMALL = {"in_channels": 4, "width": 32, "depth": 2, "heads": 2, "d_state": 8, "headdim": 16, "dropout": 0.0}
 
@@ -22,12 +23,7 @@ def small_model() -> Callable[..., MedSora]:
 
     def build(**overrides: Any) -> MedSora:
         torch.manual_seed(0)
-        model = MedSora(**SMALL | overrides)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if not parameter.any():
-                    parameter.normal_(std=0.1)
-        return model.eval()
+        return awake(MedSora(**SMALL | overrides)).eval()
 
     return build
 

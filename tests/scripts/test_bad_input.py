@@ -17,7 +17,6 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 
-import sample_ddim
 import train_dit
 import train_vae
 from medsora.config.load import save_config
@@ -334,18 +333,6 @@ def test_values_that_would_fail_hours_later(
 def test_a_run_that_must_be_new(refusal: Callable, configure: Callable) -> None:
     (configure().dit_dir / "checkpoints").mkdir(parents=True)
     assert "already holds a run" in refusal("dit", "--resume", "never")
-
-
-def test_no_videos_to_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    argv = ["sample_ddim.py", "--model", str(tmp_path), "--out", str(tmp_path / "out"), "--num-videos", "0"]
-    monkeypatch.setattr(sys, "argv", argv)
-    with pytest.raises(SystemExit) as left:
-        exit_with_status(sample_ddim.main)
-    assert left.value.code == 2
-    assert capsys.readouterr().err == "error: num_videos must be at least 1, not 0.\n"
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_time_limit_is_more_than_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TypeVar
 
-from medsora import MedSora
+import torch
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @torch.no_grad()
-def awake(model: MedSora) -> MedSora:
+def awake(model: Model, std: float = 0.1, generator: torch.Generator | None = None) -> Model:
     """Draw whatever is all zeros; return the model."""
     for parameter in model.parameters():
         if not parameter.any():
-            parameter.normal_(std=0.1)
+            parameter.normal_(std=std, generator=generator)
     return model

@@ -13,6 +13,7 @@ from medsora.runtime.files import write_json
 from medsora.sampling.pipeline import MedSoraPipeline
 from medsora.saved.checkpoint import save_checkpoint
 from medsora.vae import FrequencyCompensatedVAE, PerFrameVAE
+from tests.support.awake import awake
 
 DENOISER = {"in_channels": 4, "width": 32, "depth": 2, "heads": 2, "d_state": 8, "headdim": 16}
 VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
@@ -22,12 +23,7 @@ GEOMETRY = {"frames": 8, "size": [32, 16], "fps": 8, "image_latents": 2}
 def tiny_denoiser(seed: int = 0, **overrides: Any) -> MedSora:
     """A denoiser whose zero-initialised weights are drawn instead: one that answers zero passes too much."""
     torch.manual_seed(seed)
-    model = MedSora(**DENOISER | overrides)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.1)
-    return model
+    return awake(MedSora(**DENOISER | overrides))
 
 
 def tiny_vae(**overrides: Any) -> FrequencyCompensatedVAE:

@@ -24,6 +24,7 @@ from medsora.training.stage1 import loop as vae_loop
 from medsora.training.stage2 import build as dit_build
 from medsora.training.stage2 import loop as dit_loop
 from medsora.vae import FrequencyCompensatedVAE
+from tests.support.awake import awake
 from tests.support.paths import ROOT
 
 VIDEOS, FRAMES, SIZE = 5, 17, 32
@@ -155,20 +156,15 @@ def nothing_silent() -> Iterator[None]:
     """Draw what is zero-initialised: a model whose last layer is zero has hardly any gradients."""
     build_denoiser, from_base = dit_build.build_denoiser, FrequencyCompensatedVAE.from_base
 
-    def awake(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def waking(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return lambda *arguments, **options: _wake(build(*arguments, **options))
 
     with (
-        mock.patch.object(dit_build, "build_denoiser", awake(build_denoiser)),
-        mock.patch.object(FrequencyCompensatedVAE, "from_base", awake(from_base)),
+        mock.patch.object(dit_build, "build_denoiser", waking(build_denoiser)),
+        mock.patch.object(FrequencyCompensatedVAE, "from_base", waking(from_base)),
     ):
         yield
 
 
 def _wake(model: nn.Module) -> nn.Module:
-    random = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.05, generator=random)
-    return model
+    return awake(model, 0.05, torch.Generator().manual_seed(0))

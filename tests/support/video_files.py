@@ -1,9 +1,11 @@
-"""Small videos in many containers and codecs, each frame unlike every other, and ways to break them."""
+"""Pictures, and small videos in many codecs, each frame unlike every other, and ways to break them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -46,6 +48,18 @@ def moving_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
         for bit in range(min(12, width // 4)):
             frames[k, :4, 4 * bit : 4 * bit + 4] = 255 * (k >> bit & 1)
     return frames
+
+
+def write_pictures(
+    folder: Path, names: str | Iterable[str], pictures: Sequence[np.ndarray], **options: Any
+) -> Path:
+    """Write pictures under names, or under one pattern with their numbers from 0; return the folder."""
+    if isinstance(names, str):
+        names = map(names.format, range(len(pictures)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in zip(names, pictures, strict=True):
+        Image.fromarray(picture).save(folder / name, **options)
+    return folder
 
 
 def encode(

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medsora.vae import FrequencyCompensatedVAE
-from tests.support.paths import CONFIGS
 from tests.vae.conftest import TINY, random_video
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -87,13 +86,6 @@ def test_a_changed_setting_of_a_saved_base_is_refused(vae, tmp_path: Path) -> No
     settings = {key: value for key, value in json.loads(config.read_text()).items() if key != "_crc32"}
     config.write_text(json.dumps(settings))  # as earlier versions wrote it, or a user changed it
     assert FrequencyCompensatedVAE.from_base(config, weights=weights).scaling_factor == 0.25
-
-
-def test_the_shipped_config_builds_within_its_size() -> None:
-    vae = FrequencyCompensatedVAE.from_base(CONFIGS / "phantom_base.json", compensation=False)
-    parameters = sum(parameter.numel() for parameter in vae.parameters())
-    assert parameters < 500_000
-    assert vae.latent_channels == 16
 
 
 def test_truncated_weights_are_named(vae, tmp_path: Path) -> None:

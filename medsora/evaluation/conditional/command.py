@@ -38,9 +38,9 @@ LIMITS |= dict.fromkeys(("training_clips", "held_out_clips", "judge_clips"), (le
 def command_parser(
     name: str, description: str, *, model: str, videos: int, model_required: bool = True
 ) -> argparse.ArgumentParser:
-    """Return the command line of `python -m medsora.evaluation.NAME`; `model` describes what it must be."""
+    """Return the parser of `python -m medsora.evaluation.conditional.NAME`; `model` is --model's help."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m medsora.evaluation.{name}", description=description, epilog=STATUSES
+        prog=f"python -m medsora.evaluation.conditional.{name}", description=description, epilog=STATUSES
     )
     add = parser.add_argument
     add("--model", required=model_required, metavar="RUN_OR_FOLDER", help=model)

@@ -59,7 +59,7 @@ ACCURACY_SEEDS, ACCURACY_EPOCHS = 5, 12
 def main() -> None:
     """Run the command line."""
     parser = command_parser(
-        "conditional.phantom_model",
+        "phantom_model",
         __doc__.partition("\n")[0],
         model="a model of the phantom with labels",
         videos=200,

@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m medsora.evaluation.sanity.degradations",
         description=__doc__.splitlines()[0],
-        epilog=EXIT_STATUSES.partition("; 75")[0],
+        epilog=EXIT_STATUSES.partition(" (")[0],
     )
     parser.add_argument("--real", required=True, metavar="DIR", help="real clips")
     parser.add_argument("--clips", type=int, default=64, metavar="N", help="clips in all (default: 64)")

@@ -62,3 +62,12 @@ def test_all_that_a_shipped_config_takes_from_beside_it_is_found_from_anywhere(
 def test_shipped_models_are_the_folders_beside_the_shipped_configs() -> None:
     assert models_folder().samefile(CONFIGS / "models")
     assert shipped_models() == ["phantom"]
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_shipped_config_begins_with_what_it_is_for_and_its_command(name: str) -> None:
+    lines = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").partition("\nrun:")[0].splitlines()[1:]
+    commands = [line.removeprefix("#   ") for line in lines if line.startswith("#   ")]
+    assert lines[0].startswith("# ")
+    assert lines[0] != f"#   {commands[0]}"
+    assert "medsora demo" in commands or any(f"--config configs/{name}.yaml" in line for line in commands)

@@ -19,7 +19,7 @@ from medsora.data.checking.scan import Scan
 from medsora.data.choice import ImageSource, draw_images
 from medsora.data.clips import ClipDataset
 from medsora.data.reading.decoding import SeekPoint, UnreadableVideo
-from medsora.data.reading.pixels import frames_to_video, video_to_frames
+from medsora.data.reading.pixels import video_to_frames
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
 from tests.support.clip_dataset import clip_dataset
@@ -60,15 +60,6 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(
         torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key] for key in a
     )
-
-
-def test_pixels_are_inverse() -> None:
-    frames = moving_frames(2)
-    video = frames_to_video(frames)
-    assert video.shape == (2, 3, 48, 64)
-    assert (video.min() >= -1, video.max() <= 1) == (True, True)
-    assert np.array_equal(video_to_frames(video), frames)
-    assert video_to_frames(torch.tensor([[[[3.0]], [[-3.0]], [[0.0]]]])).tolist() == [[[[255, 0, 128]]]]
 
 
 def test_an_item_matches_its_description(corpus: Path) -> None:

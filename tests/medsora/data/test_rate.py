@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from medsora.config.load import config_from_dict, config_to_dict
 from medsora.data.checking.check import check_folder, clip_windows
@@ -21,7 +20,7 @@ from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput
 from medsora.evaluation.settings import EvaluationSettings
 from tests.support.clip_dataset import clip_dataset
-from tests.support.video_files import encode, moving_frames
+from tests.support.video_files import encode, moving_frames, write_pictures
 
 
 def test_even_frames_are_the_nearest_at_every_instant() -> None:
@@ -76,9 +75,7 @@ def mixed(tmp_path: Path) -> Path:
         encode(folder / f"r{rate:02d}.mkv", moving_frames(60), "ffv1", "bgr0", rate=rate)
     times = [40 * k for k in range(30)] + [1200 + 20 * k for k in range(30)]
     encode(folder / "v.mkv", moving_frames(60), "ffv1", "bgr0", times=times)
-    (folder / "pictures").mkdir()
-    for number, frame in enumerate(moving_frames(30)):
-        Image.fromarray(frame).save(folder / "pictures" / f"{number}.png")
+    write_pictures(folder / "pictures", "{}.png", moving_frames(30))
     return folder
 
 

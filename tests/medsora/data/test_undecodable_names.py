@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from medsora.config.schema import Config
 from medsora.data.clips import ClipDataset, ClipSpec
@@ -20,7 +19,7 @@ from medsora.data.split import split_by_csv
 from medsora.training.stage2.build import build_denoiser_stage
 from tests.support import tiny_training as tiny
 from tests.support.paths import ROOT
-from tests.support.video_files import moving_frames
+from tests.support.video_files import moving_frames, write_pictures
 
 LATIN = os.fsdecode(b"caf\xe9")  # é in Latin-1
 
@@ -32,11 +31,10 @@ def folder(clips: Path, tmp_path: Path) -> Path:
     for number, video in enumerate(sorted(clips.glob("*.mkv"))[:2]):
         (folder / LATIN).mkdir(parents=True, exist_ok=True)
         shutil.copy(video, folder / LATIN / f"{LATIN}{number}.mkv")
+    pictures = moving_frames(20, 32, 32)[:, ::-1]
     for number in range(3):
-        for frame, picture in enumerate(moving_frames(20, 32, 32)[:, ::-1]):
-            name = f"{LATIN}{number}_{frame:03d}.png"
-            Image.fromarray(picture // (number + 1)).save(folder / LATIN / name)
-    Image.fromarray(picture).save(folder / LATIN / f"cover {LATIN}.png")
+        write_pictures(folder / LATIN, f"{LATIN}{number}_{{:03d}}.png", pictures // (number + 1))
+    write_pictures(folder / LATIN, [f"cover {LATIN}.png"], pictures[-1:])
     return folder
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from medsora.errors import BadInput, Interrupted, LostProcess, NonFiniteLoss, NonFiniteVideo
+from medsora.evaluation.command import make_parser as evaluation_parser
 from medsora.runtime import exit as leaving
 from medsora.runtime.exit import exit_with_status
+from medsora.sampling.command import make_parser as sampling_parser
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 
@@ -117,3 +119,9 @@ def test_two_processes_under_torchrun_report_what_is_wrong(tmp_path: Path) -> No
     assert done.returncode != 0
     assert "error: there is no config file nowhere.yaml" in done.stderr, done.stderr
     assert "BadInput" not in done.stderr, "a traceback"
+
+
+def test_help_names_what_an_interruption_keeps() -> None:
+    kept = {sampling_parser: "finished videos kept", evaluation_parser: "extracted features kept"}
+    for make_parser, words in kept.items():
+        assert f"75 interrupted ({words}, rerun to resume)" in make_parser().epilog

@@ -462,6 +462,7 @@ def test_other_settings_are_refused_but_not_those_of_the_other_stage(
         ("train_dit", "cache", {"dir": "elsewhere"}, None),
         ("train_dit", "cache", {"latents": "disk"}, "cache.latents"),
         ("train_vae", "cache", {"latents": "disk"}, None),
+        ("train_ar", "cache", {"latents": "disk", "prior": "disk", "image_groups": 9}, None),
         ("train_vae", "data", {"labels": "folders"}, None),
         ("train_vae", "data", {"interval": 9}, "data.interval"),
         ("train_vae", "vae", {"path": "elsewhere"}, None),

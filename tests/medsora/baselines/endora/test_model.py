@@ -16,6 +16,7 @@ from medsora.config.presets import ENDORA_PRESETS
 from medsora.denoiser.velocity import noise_from_velocity
 from medsora.errors import BadInput
 from medsora.sampling.prepared import PreparedDenoiser
+from tests.support.awake import awake
 from tests.support.naive_endora import naive_endora, published_name
 
 SMALL = {"width": 24, "depth": 4, "heads": 3}
@@ -23,12 +24,7 @@ SMALL = {"width": 24, "depth": 4, "heads": 3}
 
 def small(**settings: Any) -> Endora:
     torch.manual_seed(0)
-    model = Endora(**SMALL | settings).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.3)
-    return model
+    return awake(Endora(**SMALL | settings).double().eval(), std=0.3)
 
 
 def count(model: torch.nn.Module) -> int:

@@ -31,17 +31,11 @@ from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
 from medsora.runtime.digests import unsealed
 from medsora.sampling.synthetic import synthetic_tags
-from tests.support.video_files import cut, encode, encode_named, moving_frames
+from tests.support.video_files import cut, encode, encode_named, moving_frames, write_pictures
 
 
 def check(folder: Path, cache: Path, **options: int) -> CheckReport:
     return check_folder(folder, cache_path=cache, **{"frames": 5, "interval": 2, **options})
-
-
-def write_pictures(folder: Path, frames: np.ndarray, ending: str = "png") -> None:
-    folder.mkdir(parents=True)
-    for number, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"frame{number}.{ending}")
 
 
 @pytest.fixture
@@ -51,7 +45,7 @@ def cache(tmp_path: Path) -> Path:
 
 def test_nested_and_mixed_folders_are_one_corpus(tmp_path: Path, cache: Path) -> None:
     root = tmp_path / "corpus"
-    write_pictures(root / "patient 1" / "run", moving_frames(12), "jpg")
+    write_pictures(root / "patient 1" / "run", "frame{}.jpg", moving_frames(12))
     write_video(root / "patient 2" / "a.mkv", moving_frames(20), 25, lossless=True)
     write_video(root / "B.MP4", moving_frames(9, 32, 32), 25)
     encode_named(root / "deep" / "er" / "x", "palette.gif", moving_frames(18))
@@ -106,16 +100,14 @@ def test_generated_videos_are_named(tmp_path: Path, cache: Path) -> None:
 
 
 def test_pictures_are_taken_in_natural_order(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "run", moving_frames(12))
+    write_pictures(tmp_path / "run", "frame{}.png", moving_frames(12))
     assert np.array_equal(read_frames(tmp_path / "run"), moving_frames(12))
     assert np.array_equal(read_frames(tmp_path / "run", 2, 4, 3), moving_frames(12)[2::3])
 
 
 def test_sixteen_bit_and_grey_pictures_keep_their_brightness(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
     grey = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
-    Image.fromarray(grey).save(tmp_path / "run" / "0.png")
-    Image.fromarray((grey / 257).round().astype(np.uint8)).save(tmp_path / "run" / "1.png")
+    write_pictures(tmp_path / "run", "{}.png", [grey, (grey / 257).round().astype(np.uint8)])
     sixteen, eight = read_frames(tmp_path / "run").astype(int)
     assert np.abs(sixteen - eight).max() <= 1
 
@@ -221,7 +213,7 @@ def test_clips_keep_away_from_damage_inside_a_video(tmp_path: Path, cache: Path)
 
 
 def test_a_broken_picture_splits_its_folder(tmp_path: Path, cache: Path) -> None:
-    write_pictures(tmp_path / "corpus" / "run", moving_frames(30))
+    write_pictures(tmp_path / "corpus" / "run", "frame{}.png", moving_frames(30))
     cut(tmp_path / "corpus" / "run" / "frame12.png", 0.5)
     (video,) = check(tmp_path / "corpus", cache).usable
     assert video.scan.runs() == [(0, 12), (13, 30)]
@@ -264,7 +256,7 @@ def test_a_second_check_decodes_only_what_changed(
     root = tmp_path / "corpus"
     for name in ("a", "b"):
         write_video(root / f"{name}.mkv", moving_frames(20), 8, lossless=True)
-    write_pictures(root / "run", moving_frames(12))
+    write_pictures(root / "run", "frame{}.png", moving_frames(12))
     (root / "text.mp4").write_text("text")
     first = check(root, cache)
     scanned: list[str] = []
@@ -381,7 +373,7 @@ def test_a_server_or_a_disk_that_is_gone_is_no_damage(
 def test_pictures_that_cannot_be_read_are_tried_again_by_the_next_check(
     failing: list[str], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pictures(tmp_path / "run", moving_frames(12))
+    write_pictures(tmp_path / "run", "frame{}.png", moving_frames(12))
     opened = Image.open
 
     def refusing(path: Path, **options: Any) -> Image.Image:

@@ -111,9 +111,9 @@ def test_flat_videos_are_copies_only_where_they_are_equal() -> None:
     assert find_copies([("short", Content(9, grey[0])), ("long", Content(90, grey[0]))]) == []
 
 
-def test_many_copies_that_differ_by_a_little_take_one_comparison_each(monkeypatch) -> None:
-    from medsora.data.checking import copies
-
+def test_many_copies_that_differ_by_a_little_take_one_comparison_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     compared = []
     first_alike = copies._first_alike
     monkeypatch.setattr(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from medsora.data.checking import cuts as cuts_module
 from medsora.data.checking.check import check_folder
@@ -22,7 +21,7 @@ from medsora.errors import BadInput
 from medsora.evaluation.features.clip_set import choose_clips
 from medsora.runtime.digests import sealed, unsealed
 from tests.support.clip_dataset import clip_dataset
-from tests.support.video_files import encode
+from tests.support.video_files import encode, write_pictures
 from tools.cut_detection import cuts_of, joins_missed, main
 
 CLIPS = 9
@@ -105,9 +104,7 @@ def joined(clips: list[np.ndarray], tmp_path: Path) -> Path:
     """A folder of one video and one folder of pictures, each of three clips behind each other."""
     frames = np.concatenate(clips[:3])
     write_video(tmp_path / "data" / "a.mp4", frames, 10)
-    (tmp_path / "data" / "b").mkdir()
-    for number, frame in enumerate(frames):
-        Image.fromarray(frame).save(tmp_path / "data" / "b" / f"{number:03d}.png")
+    write_pictures(tmp_path / "data" / "b", "{:03d}.png", frames)
     return tmp_path / "data"
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from medsora.data import __main__ as commands
 from medsora.data.phantom import render_clip
-from tests.support.video_files import copy_from, encode, moving_frames
+from tests.support.video_files import copy_from, encode, moving_frames, write_pictures
 
 FRAMES = 12
 INTERLACED = {"b": "6M", "flags": "+ildct+ilme", "top": "1", "g": "12"}
@@ -29,13 +29,7 @@ def scene(number: int, count: int = FRAMES) -> np.ndarray:
     return np.roll(moving_frames(count), 7 * number, axis=2) // (1 + number % 3)
 
 
-def write(folder: Path, names: Iterable[str], pictures: np.ndarray, **options: object) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in zip(names, pictures, strict=True):
-        Image.fromarray(picture).save(folder / name, **options)
-
-
-def numbered(pattern: str, numbers: Iterable[float] = range(FRAMES)) -> list[str]:
+def numbered(pattern: str, numbers: Iterable[float]) -> list[str]:
     return [pattern.format(number) for number in numbers]
 
 
@@ -62,8 +56,8 @@ def interpreted(root: Path) -> None:
     encode(root / "hd.mp4", moving_frames(6, 720, 64))
     exif = Image.Exif()
     exif[0x0112] = 6
-    write(root / "exif", numbered("{}.jpg"), scene(4), exif=exif)
-    write(root / "deep", numbered("{}.png"), scene(5)[..., 0].astype(np.uint16) * 16)
+    write_pictures(root / "exif", "{}.jpg", scene(4), exif=exif)
+    write_pictures(root / "deep", "{}.png", scene(5)[..., 0].astype(np.uint16) * 16)
     (root / "scan.dcm").write_bytes(bytes(128) + b"DICM" + b"\x02\0\0\0UL\x04\0\0\0\0\0")
     pictures = [Image.fromarray(frame) for frame in scene(6)]
     for name in ("animated/a.webp", "pages/a.tif"):
@@ -77,7 +71,7 @@ def parted(root: Path) -> None:
     """Write files with boundaries inside, and with uneven time stamps."""
     clips = [render_clip(seed, FRAMES, 48).video for seed in range(2)]
     encode(root / "cut.mkv", np.concatenate(clips), "ffv1", "bgr0")
-    write(root / "two scenes", numbered("{:02d}.png", range(2 * FRAMES)), np.concatenate(clips))
+    write_pictures(root / "two scenes", "{:02d}.png", np.concatenate(clips))
     times = [40 * number for number in range(FRAMES)]
     encode(root / "pause.mkv", scene(23, 2 * FRAMES), times=times + [3_600_000 + time for time in times])
     encode(
@@ -94,27 +88,28 @@ def parted(root: Path) -> None:
 def named(root: Path) -> None:
     """Write what names of pictures tell."""
     for number in range(2):
-        write(root / "polyp", numbered(f"v{number}_{{}}.png"), scene(7 + number))
+        write_pictures(root / "polyp", f"v{number}_{{}}.png", scene(7 + number))
     encode(root / "films" / "case1.mkv", scene(9), "ffv1", "bgr0")
-    write(root / "films", ["case1.jpg"], scene(9, 1))
-    write(root / "gaps", numbered("{:03d}.png", [*range(6), *range(9, 15)]), scene(10))
-    write(root / "fives", numbered("{:03d}.png", range(0, 60, 5)), scene(11))
-    write(root / "seconds", numbered("{}.png", [k / 25 for k in range(FRAMES)]), scene(12))
-    write(root / "twice", ["1.png", "01.png", *numbered("{}.png", range(2, FRAMES))], scene(13))
-    write(root / "odd", numbered("{:02d}.png"), scene(14))
-    write(root / "odd", ["09.png"], moving_frames(1, 96, 96))
-    write(root / "sizes", numbered("{:02d}.png"), scene(15))
-    write(root / "sizes", numbered("{:02d}.png", range(FRAMES, 24)), moving_frames(12, 96, 96))
-    write(root / "stray", [*numbered("{:02d}.png"), "screen shot.png"], scene(16, FRAMES + 1))
-    write(root / "unrelated", ["ab.png", "cd.png", "ef.png", "gh.png"], scene(17, 4))
+    write_pictures(root / "films", ["case1.jpg"], scene(9, 1))
+    write_pictures(root / "gaps", numbered("{:03d}.png", [*range(6), *range(9, 15)]), scene(10))
+    write_pictures(root / "fives", numbered("{:03d}.png", range(0, 60, 5)), scene(11))
+    write_pictures(root / "seconds", numbered("{}.png", [k / 25 for k in range(FRAMES)]), scene(12))
+    write_pictures(root / "twice", ["1.png", "01.png", *numbered("{}.png", range(2, FRAMES))], scene(13))
+    write_pictures(root / "odd", "{:02d}.png", scene(14))
+    write_pictures(root / "odd", ["09.png"], moving_frames(1, 96, 96))
+    write_pictures(root / "sizes", "{:02d}.png", scene(15))
+    write_pictures(root / "sizes", numbered("{:02d}.png", range(FRAMES, 24)), moving_frames(12, 96, 96))
+    write_pictures(root / "stray", "{:02d}.png", scene(16))
+    write_pictures(root / "stray", ["screen shot.png"], scene(16, FRAMES + 1)[-1:])
+    write_pictures(root / "unrelated", ["ab.png", "cd.png", "ef.png", "gh.png"], scene(17, 4))
     masks = (scene(18)[..., 0] > 100).astype(np.uint8) * 255
-    write(root / "beside", numbered("{:02d}.png"), scene(18))
-    write(root / "beside", numbered("{:02d}_mask.png"), masks)
-    write(root / "apart" / "images", numbered("{:02d}.jpg"), scene(19))
-    write(root / "apart" / "GT", numbered("{:02d}.png"), masks)
-    write(root / "classes", numbered("{:02d}.png"), masks)
+    write_pictures(root / "beside", "{:02d}.png", scene(18))
+    write_pictures(root / "beside", "{:02d}_mask.png", masks)
+    write_pictures(root / "apart" / "images", "{:02d}.jpg", scene(19))
+    write_pictures(root / "apart" / "GT", "{:02d}.png", masks)
+    write_pictures(root / "classes", "{:02d}.png", masks)
     encode(root / "mask" / "video.mkv", scene(20), "ffv1", "bgr0")
-    write(root / "mask" / "run", numbered("{:02d}.png"), scene(21))
+    write_pictures(root / "mask" / "run", "{:02d}.png", scene(21))
     encode(root / LATIN / f"{LATIN}.mkv", scene(22), "ffv1", "bgr0")
 
 

@@ -19,7 +19,7 @@ from medsora.data.clips import ClipDataset, ClipSpec
 from medsora.data.reading.frame_folder import read_image
 from medsora.data.reading.video_io import read_frames, read_last_frames
 from medsora.training.cache.fingerprint import clips_digest
-from tests.support.video_files import encode, moving_frames
+from tests.support.video_files import encode, moving_frames, write_pictures
 
 FLAGGED = {"b": "6M", "flags": "+ildct+ilme", "top": "1", "g": "12"}
 DICOM_HEAD = bytes(128) + b"DICM" + b"\x02\0\0\0UL\x04\0\0\0\0\0"
@@ -29,14 +29,6 @@ def check(folder: Path, tmp_path: Path) -> CheckReport:
     return check_folder(folder, frames=5, interval=1, cache_path=tmp_path / "check.json")
 
 
-def write_turned(folder: Path, frames: np.ndarray, orientation: int) -> None:
-    folder.mkdir()
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    for number, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"{number}.png", exif=exif)
-
-
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A folder with one source of each kind that is not read as it is stored, and an ordinary one."""
@@ -44,10 +36,10 @@ def corpus(tmp_path: Path) -> Path:
     encode(root / "interlaced.mpg", frames, "mpeg2video", "yuv420p", FLAGGED)
     encode(root / "plain.mkv", frames, "ffv1", "bgr0")
     encode(root / "hd.mp4", moving_frames(6, 720, 64))
-    write_turned(root / "turned", frames, 6)
-    (root / "deep").mkdir()
-    for number, frame in enumerate(frames):
-        Image.fromarray(frame[..., 0].astype(np.uint16) * 16).save(root / "deep" / f"{number}.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write_pictures(root / "turned", "{}.png", frames, exif=exif)
+    write_pictures(root / "deep", "{}.png", frames[..., 0].astype(np.uint16) * 16)
     return root
 
 

@@ -9,25 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 
 from medsora.data.checking.check import CheckReport, check_folder
 from medsora.data.checking.masks import MaskFinder
 from medsora.data.checking.view import check_table
-from tests.support.video_files import encode, moving_frames
+from tests.support.video_files import encode, moving_frames, write_pictures
 
 FRAMES = 14
 
 
 def check(root: Path) -> CheckReport:
     return check_folder(root, frames=5, interval=1, cache_path=root.parent / "check.json")
-
-
-def write(folder: Path, name: str, pictures: np.ndarray) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(pictures):
-        Image.fromarray(picture).save(folder / name.format(number))
 
 
 def masks(colours: int = 2) -> np.ndarray:
@@ -55,8 +48,8 @@ def used(report: CheckReport) -> dict[str, int]:
 def test_folders_of_masks_beside_their_frames_are_left_out(tmp_path: Path, images: str, labels: str) -> None:
     """Whatever they hold: annotations may be drawn into copies of the frames."""
     root = tmp_path / "corpus"
-    write(root / images, "{:03d}.jpg", moving_frames(FRAMES))
-    write(root / labels, "{:03d}_mask.png", moving_frames(FRAMES)[:, ::-1])
+    write_pictures(root / images, "{:03d}.jpg", moving_frames(FRAMES))
+    write_pictures(root / labels, "{:03d}_mask.png", moving_frames(FRAMES)[:, ::-1])
     report = check(root)
     frames = "corpus" if images == "." else images
     assert used(report) == {frames: FRAMES}
@@ -70,8 +63,8 @@ def test_folders_of_masks_beside_their_frames_are_left_out(tmp_path: Path, image
 
 def test_masks_between_frames_are_left_out(tmp_path: Path) -> None:
     root = tmp_path / "corpus"
-    write(root / "run", "{:03d}.jpg", moving_frames(FRAMES))
-    write(root / "run", "{:03d}_mask.png", masks())
+    write_pictures(root / "run", "{:03d}.jpg", moving_frames(FRAMES))
+    write_pictures(root / "run", "{:03d}_mask.png", masks())
     report = check(root)
     assert used(report) == {"run": FRAMES}
     (line,) = report.complaints()
@@ -85,10 +78,10 @@ def test_pictures_of_few_colours_are_masks_whatever_they_are_called(
     tmp_path: Path, name: str, ending: str
 ) -> None:
     root = tmp_path / "corpus"
-    write(root / "a", "{}.png", moving_frames(FRAMES))
+    write_pictures(root / "a", "{}.png", moving_frames(FRAMES))
     rows, columns = np.mgrid[:96, :128]
     discs = [(np.hypot(rows - 40, columns - 50 - k) < 25).astype(np.uint8) * 255 for k in range(FRAMES)]
-    write(root / name, "other{}." + ending, np.stack(discs) if ending == "jpg" else masks(8))
+    write_pictures(root / name, "other{}." + ending, np.stack(discs) if ending == "jpg" else masks(8))
     report = check(root)
     assert used(report) == {"a": FRAMES}
     (line,) = report.complaints()
@@ -100,7 +93,7 @@ def test_a_label_called_mask_does_not_vanish(tmp_path: Path) -> None:
     root = tmp_path / "corpus"
     for label, shade in (("polyp", 1), ("mask", 2)):
         encode(root / label / "video.mkv", moving_frames(FRAMES) // shade, "ffv1", "bgr0")
-        write(root / label / "run", "{:03d}.png", moving_frames(FRAMES)[:, ::-1] // shade)
+        write_pictures(root / label / "run", "{:03d}.png", moving_frames(FRAMES)[:, ::-1] // shade)
     report = check(root)
     assert used(report) == dict.fromkeys(
         ("mask/run", "mask/video.mkv", "polyp/run", "polyp/video.mkv"), FRAMES
@@ -128,6 +121,6 @@ def test_dark_frames_and_grey_ones_are_no_masks() -> None:
 
 def test_deep_label_images_are_masks(tmp_path: Path) -> None:
     root = tmp_path / "corpus"
-    write(root / "ids", "{}.png", masks().astype(np.uint16) * 257)
+    write_pictures(root / "ids", "{}.png", masks().astype(np.uint16) * 257)
     (line,) = check(root).complaints()
     assert line == "left out ids: masks: its pictures hold 2 colours in all"

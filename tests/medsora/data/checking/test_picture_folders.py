@@ -4,12 +4,10 @@ stills of many videos, posters, gaps, frames named by seconds, as the check tell
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from medsora.data.checking.check import CheckReport, check_folder
 from medsora.data.checking.view import check_totals
@@ -18,23 +16,13 @@ from medsora.data.reading.video_io import read_frames, read_last_frames
 from medsora.data.split import draw_split, split_by_csv, split_by_video
 from medsora.errors import BadInput
 from medsora.training.cache.fingerprint import clips_digest
-from tests.support.video_files import encode, moving_frames
+from tests.support.video_files import encode, moving_frames, write_pictures
 
 SPEC = ClipSpec(frames=4, interval=1, size=(48, 64), images=3, flip=False)
 
 
 def check(root: Path) -> CheckReport:
     return check_folder(root, frames=5, interval=1, cache_path=root.parent / "check.json")
-
-
-def write(folder: Path, names: Iterable[str], frames: np.ndarray | None = None) -> Path:
-    """Write pictures, each unlike the others, under `names`."""
-    names = list(names)
-    folder.mkdir(parents=True, exist_ok=True)
-    frames = moving_frames(len(names)) if frames is None else frames
-    for name, frame in zip(names, frames, strict=True):
-        Image.fromarray(frame).save(folder / name)
-    return folder
 
 
 def videos(report: CheckReport) -> dict[str, list[tuple[int, int]]]:
@@ -47,8 +35,8 @@ def test_stills_of_many_videos_in_one_folder_are_a_video_each(tmp_path: Path) ->
     frames = moving_frames(30)
     for number in range(3):
         part = frames[10 * number : 10 * number + 10]
-        write(root / "polyp", (f"{number}a4c8da942d9_{k}.png" for k in range(1000, 2000, 100)), part)
-    write(root / "polyp", ["cover.jpg", "overview.png"])
+        write_pictures(root / "polyp", (f"{number}a4c8da942d9_{k}.png" for k in range(1000, 2000, 100)), part)
+    write_pictures(root / "polyp", ["cover.jpg", "overview.png"], moving_frames(2))
     for _ in range(2):  # decoded, then recalled
         report = check(root)
         assert videos(report) == {f"polyp/{number}a4c8da942d9_*.png": [(0, 10)] for number in range(3)}
@@ -77,7 +65,7 @@ def test_posters_beside_videos_are_no_frames(tmp_path: Path) -> None:
     root = tmp_path / "films"
     for number in range(12):
         encode(root / f"case{number:02d}.mkv", moving_frames(8), "ffv1", "bgr0")
-    write(root, [f"case{number:02d}.jpg" for number in range(12)])
+    write_pictures(root, "case{:02d}.jpg", moving_frames(12))
     report = check(root)
     assert set(videos(report)) == {f"case{number:02d}.mkv" for number in range(12)}
     assert "posters or thumbnails are left out: 12 in 1 folder, the first: films (12 such as case00.jpg)" in (
@@ -86,16 +74,17 @@ def test_posters_beside_videos_are_no_frames(tmp_path: Path) -> None:
 
 
 def test_a_picture_of_another_size_is_no_frame(tmp_path: Path) -> None:
-    root = write(tmp_path / "corpus" / "run", [f"{number:03d}.png" for number in range(20)]).parent
-    write(root / "run", ["007.png"], moving_frames(1, 96, 96))
+    root = write_pictures(tmp_path / "corpus" / "run", "{:03d}.png", moving_frames(20)).parent
+    write_pictures(root / "run", ["007.png"], moving_frames(1, 96, 96))
     report = check(root)
     assert videos(report) == {"run": [(0, 7), (8, 20)]}
     assert "1 picture of another size is left out: 007.png" in "\n".join(report.complaints())
 
 
 def test_no_clip_crosses_a_change_of_size(tmp_path: Path) -> None:
-    root = write(tmp_path / "corpus" / "run", [f"{number:03d}.png" for number in range(20)]).parent
-    write(root / "run", [f"{number:03d}.png" for number in range(20, 32)], moving_frames(12, 96, 96))
+    root = write_pictures(tmp_path / "corpus" / "run", "{:03d}.png", moving_frames(20)).parent
+    later = (f"{number:03d}.png" for number in range(20, 32))
+    write_pictures(root / "run", later, moving_frames(12, 96, 96))
     report = check(root)
     assert videos(report) == {"run": [(0, 20), (20, 32)]}
     assert "which change 1 times; no clip crosses a change" in "\n".join(report.complaints())
@@ -108,7 +97,7 @@ def test_unrelated_stills_are_joint_images_only(tmp_path: Path, kind: str) -> No
     for number in range(30):
         size = (48, 64) if kind == "names" else random.integers(40, 90, 2)
         name = f"{random.bytes(9).hex()}x.png" if kind == "names" else f"{number:03d}.png"
-        write(root / "stills", [name], random.integers(0, 255, (1, *size, 3), dtype=np.uint8))
+        write_pictures(root / "stills", [name], random.integers(0, 255, (1, *size, 3), dtype=np.uint8))
     for number in range(4):
         encode(root / f"v{number}.mkv", moving_frames(12)[:, :, ::-1] // (number + 1), "ffv1", "bgr0")
     report = check(root)
@@ -141,8 +130,10 @@ def test_stills_follow_their_patient_to_the_held_out_side(tmp_path: Path) -> Non
 
 def test_no_clip_crosses_a_gap_in_the_frame_numbers(tmp_path: Path) -> None:
     numbers = [*range(12), *range(20, 29), *range(40, 43)]
-    root = write(tmp_path / "corpus" / "run", (f"frame_{number:04d}.png" for number in numbers)).parent
-    write(root / "fives", (f"{number}.png" for number in range(0, 60, 5)), moving_frames(12)[:, ::-1])
+    root = tmp_path / "corpus"
+    write_pictures(root / "run", (f"frame_{number:04d}.png" for number in numbers), moving_frames(24))
+    fives = (f"{number}.png" for number in range(0, 60, 5))
+    write_pictures(root / "fives", fives, moving_frames(12)[:, ::-1])
     report = check(root)
     assert videos(report) == {"fives": [(0, 12)], "run": [(0, 12), (12, 21), (21, 24)]}
     starts = {
@@ -163,7 +154,7 @@ def test_no_clip_crosses_a_gap_in_the_frame_numbers(tmp_path: Path) -> None:
 def test_frames_named_by_seconds_are_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "corpus"
     frames = moving_frames(40)
-    write(root / "run", (f"{number / 25}.png" for number in range(40)), frames)
+    write_pictures(root / "run", (f"{number / 25}.png" for number in range(40)), frames)
     (video,) = check(root).usable
     assert video.scan.runs() == [(0, 40)]
     assert video.scan.applied == ("frames ordered by value (0.0.png, 0.04.png, 0.08.png, ...)",)
@@ -176,17 +167,18 @@ def test_frames_named_by_seconds_are_in_order(tmp_path: Path, monkeypatch: pytes
 
 
 def test_frames_of_one_number_are_refused(tmp_path: Path) -> None:
-    root = write(tmp_path / "corpus" / "run", ["1.png", "01.png", *(f"{k}.png" for k in range(2, 20))]).parent
+    names = ["1.png", "01.png", *(f"{k}.png" for k in range(2, 20))]
+    root = write_pictures(tmp_path / "corpus" / "run", names, moving_frames(20)).parent
     (line,) = check(root).complaints()
     assert line.startswith("left out run: 01.png and 1.png have the same frame number; rename or remove")
 
 
 def test_the_digest_of_clips_covers_which_pictures_are_read(tmp_path: Path) -> None:
-    root = write(tmp_path / "corpus" / "run", [f"{number:03d}.png" for number in range(12)]).parent
+    root = write_pictures(tmp_path / "corpus" / "run", "{:03d}.png", moving_frames(12)).parent
     whole = clips_digest(ClipDataset(check(root), SPEC, holdout=0))
-    write(root / "run", ["cover.jpg"])
+    write_pictures(root / "run", ["cover.jpg"], moving_frames(1))
     without_cover = clips_digest(ClipDataset(check(root), SPEC, holdout=0))
-    write(root / "run", ["cover.jpg"], moving_frames(1)[:, ::-1])
+    write_pictures(root / "run", ["cover.jpg"], moving_frames(1)[:, ::-1])
     assert clips_digest(ClipDataset(check(root), SPEC, holdout=0)) == without_cover
     (root / "run" / "cover.jpg").unlink()
     assert clips_digest(ClipDataset(check(root), SPEC, holdout=0)) == whole
@@ -206,7 +198,7 @@ def test_tables_name_recordings_by_their_prefix(tmp_path: Path) -> None:
 def test_resumed_runs_keep_the_side_of_a_folder_that_was_one_video(tmp_path: Path) -> None:
     root = tmp_path / "corpus"
     for number in range(2):
-        write(root / "polyp", (f"v{number}_{k}.png" for k in range(12)), moving_frames(12) // (number + 1))
+        write_pictures(root / "polyp", f"v{number}_{{}}.png", moving_frames(12) // (number + 1))
     for number in range(3):
         encode(root / f"v{number}.mkv", moving_frames(12)[:, :, ::-1] // (number + 1), "ffv1", "bgr0")
     report = check(root)
@@ -224,7 +216,7 @@ def test_resumed_runs_keep_the_side_of_a_folder_that_was_one_video(tmp_path: Pat
 
 
 def test_a_folder_of_nothing_but_posters_and_masks_is_reported(tmp_path: Path) -> None:
-    write(tmp_path / "films", ["cover.jpg"])
+    write_pictures(tmp_path / "films", ["cover.jpg"], moving_frames(1))
     encode(tmp_path / "films" / "v.mkv", moving_frames(2), "ffv1", "bgr0")
     report = check(tmp_path / "films")
     assert "posters or thumbnails are left out: 1 in 1 folder" in "\n".join(report.complaints())

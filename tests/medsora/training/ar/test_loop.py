@@ -44,9 +44,8 @@ def config(clips: Path, tmp_path: Path) -> Config:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("endogen")
-    clips = tiny.write_clips(tmp_path_factory.getbasetemp() / "tiny-clips")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
         return work / tokens.train(tokens.configure(Path(), clips, tokens.write_tokenizer(work / "vq")))

@@ -5,17 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from medsora.data.reading.video_io import probe, read_frames
 from tests.support import tiny_training as tiny
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_clips(tmp_path_factory.mktemp("phantom") / "tiny-clips")
+from tests.support.video_files import write_pictures
 
 
 def trained(clips: Path, work: Path, **changes: object) -> tuple[dict, float]:
@@ -45,10 +39,7 @@ def test_pictures_without_a_rate_are_written_at_eight_with_a_note(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for video in clips.glob("*.mkv"):
-        folder = tmp_path / "pictures" / video.stem
-        folder.mkdir(parents=True)
-        for number, frame in enumerate(np.asarray(read_frames(video))):
-            Image.fromarray(frame).save(folder / f"{number}.png")
+        write_pictures(tmp_path / "pictures" / video.stem, "{}.png", read_frames(video))
     described, fps = trained(tmp_path / "pictures", tmp_path)
     assert "rate" not in described
     assert (described["fps"], fps) == (8, 8)
