@@ -12,6 +12,7 @@ from medsora.evaluation.features.feature_store import Features
 from medsora.evaluation.metrics.measure import Measure
 
 LEVEL = 0.95
+MIN_REPLICATES = 40  # below, a 95 % quantile is one of the two largest
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,14 @@ def bootstrap(
 
 
 def spread(value: float, replicates: list[float], least: float = -np.inf) -> Spread | None:
-    """Return the interval around `value`, cut off at `least`, or None if no replicate is finite.
+    """Return the interval around `value`, cut off at `least`, or None for fewer than two finite replicates.
 
     The replicates' deviations from their own mean are put around the value itself: a Fréchet distance over
     re-sampled clips lies above it as a whole (repeated clips make covariances poorer), which is informative
     of the bias and nothing of the spread.
     """
     finite = np.array([number for number in replicates if np.isfinite(number)])
-    if not len(finite) or not np.isfinite(value):
+    if len(finite) < 2 or not np.isfinite(value):
         return None
     centre = float(finite.mean())
     low, high = np.quantile(finite - centre, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from medsora.data.sheet import SHEET_NAME
 from medsora.errors import BadInput, bad_input_from_errors, one_line
-from medsora.evaluation.bootstrap import differences
+from medsora.evaluation.bootstrap import MIN_REPLICATES, differences
 from medsora.evaluation.features.clip_set import REFERENCES, ClipSet
 from medsora.evaluation.metrics.measure import Measure
 from medsora.evaluation.report.comparison import Comparison, Ranking
@@ -25,7 +25,6 @@ from medsora.runtime.processes import in_process_group, on_main
 from medsora.runtime.progress_bar import progress_bar
 
 DEFAULT_REPLICATES = 200
-MIN_REPLICATES = 40  # below, a 95 % quantile is one of the two largest
 Side = dict[str, ClipSet]
 
 

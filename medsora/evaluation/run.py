@@ -99,7 +99,8 @@ def choose_side(settings: EvaluationSettings, *, generated: bool) -> dict[str, C
     if settings.protocol == STYLEGAN_V:
         side = stylegan_v.choose_side(settings, generated=generated)
     elif generated:
-        read = {"interval": 1, "rate": None, "crop": crop_of_generated(settings.crop)}
+        crop = crop_of_generated(settings.crop)
+        read = {"interval": 1, "rate": None, "crop": crop, "generated": True}
         side = {"clips": settings.choose(settings.fake, settings.clips[1], **read)}
     else:
         side = {"clips": settings.choose(settings.real, settings.clips[0], **settings.of_real)}
@@ -144,9 +145,10 @@ def few_videos(
 ) -> list[str]:
     """Return the warning that clips are drawn because a set has too few videos, if one has."""
     few = [
-        f"{name} {side['clips'].videos.max() + 1}"
+        f"{name} {clips.videos.max() + 1}"
         for name, side in {reals["clips"].reference: reals, **sides}.items()
-        if _drawn_videos(side["clips"]) is None and len(side["clips"]) > side["clips"].videos.max() + 1
+        for clips in side.values()
+        if _drawn_videos(clips) is None and len(clips) > clips.videos.max() + 1
     ]
     if not few or not settings.bootstrap:
         return []
@@ -202,7 +204,7 @@ def build(settings: EvaluationSettings, state: PartialState) -> dict[str, Measur
         for measure in measures.values():
             measure.extractor.rows(settings.frames)
             if settings.protocol == STYLEGAN_V:
-                measure.population = True
+                measure.published = True
 
     on_main(state, fill)
     if not measures:
@@ -220,7 +222,9 @@ def start_results(
     sets = {}
     for kind in reals:
         more = "" if kind == "clips" else f" {kind}"
-        sets |= {f"real{more}": reals[kind].facts(), f"generated{more}": fakes[kind].facts()}
+        for name, clips in (("real", reals[kind]), ("generated", fakes[kind])):
+            drawn = "single clips" if _drawn_videos(clips) is None else "whole videos"
+            sets[f"{name}{more}"] = clips.facts() | {"bootstrap_draws": drawn}
         sets[f"real{more}"]["called"] = reals[kind].reference
     return Results(_protocol(settings, measures), sets, corpus=settings.corpus)
 
@@ -240,6 +244,7 @@ def _protocol(settings: EvaluationSettings, measures: Mapping[str, Measure]) -> 
         "crop": crop_in_words(settings.crop),
         "resize": (stylegan_v.LANCZOS_JPEG if published else RESIZE).words,
         "covariance": "divided by n" if published else "divided by n - 1",
+        "inception_splits": "ten, consecutive" if published else "ten, random",
         "bootstrap_replicates": settings.bootstrap,
         "extractors": {name: measure.extractor.identity for name, measure in measures.items()},
         "versions": versions,

@@ -11,9 +11,10 @@ from medsora.config.choices import WEIGHT_FREE
 from medsora.config.crop import Crop, checked_crop
 from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.reading.resize import height_width
-from medsora.errors import BadInput
+from medsora.errors import BadInput, bad_input_from_errors
 from medsora.evaluation.features.clip_set import DEFAULT_CROP, ClipSet, choose_clips
 from medsora.evaluation.metrics.registry import FLOW_ESTIMATORS, parse_metrics
+from medsora.evaluation.metrics.weight_files import PUBLISHED
 from medsora.evaluation.report.paper_tables import CORPORA
 
 MEDSORA, STYLEGAN_V = PROTOCOLS = ("medsora", "stylegan-v")
@@ -54,12 +55,23 @@ class ClipSettings:
     out: str | Path = "results"
 
     def __post_init__(self) -> None:
-        self.size, self.out = height_width(self.size), Path(self.out)
+        with bad_input_from_errors():
+            self.size, self.out = height_width(self.size), Path(self.out)
+        self._require(frames=1, interval=1, seed=0)
+        if unknown := [name for name in self.weights if name not in PUBLISHED]:
+            raise BadInput(f"weights cannot name {unknown[0]!r}; there are {', '.join(PUBLISHED)}.")
         if self.rate is not None and (self.interval is not None or not 0 < self.rate <= 1000):
             raise BadInput(
                 f"the rate is {self.rate} and the interval {self.interval}; give one of them, a rate "
                 "above 0 and at most 1000 frames per second."
             )
+
+    def _require(self, **least: int) -> None:
+        """Raise `BadInput` for a setting below its least value; None is none."""
+        for name, value in least.items():
+            given = getattr(self, name)
+            if given is not None and given < value:
+                raise BadInput(f"{name} must be at least {value}, not {given}.")
 
     def choose(self, root: str | Path, count: int | None, **changed: Any) -> ClipSet:
         """Choose `count` clips below `root` by the settings, `changed` arguments of `choose_clips` apart.
@@ -128,9 +140,7 @@ class EvaluationSettings(ClipSettings):
             raise BadInput("clips must be one number, or one for the real and one for the generated side.")
         if min(self.clips) < 2:
             raise BadInput(f"clips must be at least 2, not {min(self.clips)}.")
-        for name, least in {"frames": 1, "interval": 1, "batch_size": 1, "bootstrap": 0}.items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise BadInput(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        self._require(batch_size=1, bootstrap=0)
         self.crop = None if self.crop is None else checked_crop(self.crop, "the crop")
         if self.protocol == STYLEGAN_V:
             self._take_published_values()

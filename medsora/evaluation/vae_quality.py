@@ -20,7 +20,7 @@ from torch import Tensor
 from medsora.config.crop import checked_crop, crop_in_words
 from medsora.data.reading.pixels import frames_to_video, video_to_frames
 from medsora.data.sheet import contact_sheet, save_image
-from medsora.errors import BadInput, bad_input_from_errors
+from medsora.errors import bad_input_from_errors
 from medsora.evaluation.features.clip_set import DEFAULT_CROP, RESIZE, ClipSet
 from medsora.evaluation.metrics.weight_files import at_hand, cached_file
 from medsora.evaluation.report.paper_tables import number_text
@@ -58,10 +58,9 @@ class VaeSettings(ClipSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require(clips=1)
         if self.interval is None and self.rate is None:
             self.interval = 1
-        if self.clips < 1 or (self.interval is not None and self.interval < 1):
-            raise BadInput(f"clips {self.clips} and interval {self.interval} must be at least 1.")
         self.crop = checked_crop(DEFAULT_CROP if self.crop is None else self.crop, "the crop")
 
 

@@ -17,7 +17,7 @@ from medsora.flow_prior.weights import read_weights
 
 POOL, CLASSES = 2048, 1008
 FID_COLUMNS, LOGIT_COLUMNS = slice(POOL), slice(POOL, POOL + CLASSES)
-SPLITS = 10
+SPLITS, SPLIT_SEED = 10, 0
 
 
 class InceptionExtractor(Extractor):
@@ -55,13 +55,19 @@ class InceptionExtractor(Extractor):
 
 
 class InceptionScoreMeasure(Measure):
-    """exp(mean KL(p(y|x) ‖ p(y))) over frames (Salimans et al. 2016), mean over ten parts of the clips."""
+    """exp(mean KL(p(y|x) ‖ p(y))) over frames (Salimans et al. 2016), mean over ten parts of the clips.
+
+    The parts are random, as in torch-fidelity: neighbouring clips come from one video, so consecutive parts
+    hold few videos and score low however varied the set is. Only `published` scores take consecutive ones.
+    """
 
     scores = (Metric("inception_score", "Inception Score", "higher"),)
 
     def describe(self, features: Features) -> dict[str, float]:
         """Return the score; fewer than ten clips make fewer parts."""
         used, scores = np.flatnonzero(features.weights), []
+        if not self.published:
+            used = np.random.default_rng(SPLIT_SEED).permutation(used)
         for part in np.array_split(used, min(SPLITS, len(used))):
             weights = np.zeros(len(features.weights))
             weights[part] = features.weights[part]

@@ -25,7 +25,7 @@ class Measure:
 
     distances: tuple[Metric, ...] = ()
     scores: tuple[Metric, ...] = ()
-    population = False  # whether covariances are divided by n instead of n - 1
+    published = False  # as the protocol stylegan-v: covariances divided by n, consecutive Inception splits
 
     def __init__(self, extractor: Extractor) -> None:
         self.extractor = extractor
@@ -49,7 +49,7 @@ class FrechetMeasure(Measure):
     def compare(self, real: Features, fake: Features) -> dict[str, float]:
         """Return the distance. Raises `ValueError` for fewer than two samples on a side."""
         sides = self._moments(real), self._moments(fake)
-        return {self.distances[0].key: frechet_distance(*sides, population=self.population)}
+        return {self.distances[0].key: frechet_distance(*sides, population=self.published)}
 
     def _moments(self, features: Features) -> Moments:
         moments = Moments(len(range(self.extractor.width)[self.columns]))

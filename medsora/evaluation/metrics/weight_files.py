@@ -27,6 +27,15 @@ PUBLISHED = {
     **{name: published.url for name, (_, published) in VARIANTS.items()},
     "lpips": torchvision.models.get_model_weights("vgg16")["IMAGENET1K_V1"].url,
 }
+# what each metric of --metrics reads
+READ_BY = {
+    "fvd": ("fvd",),
+    "cd-fvd": ("cd-fvd",),
+    "fid": ("inception",),
+    "is": ("inception",),
+    "fc": ("clip",),
+    "motion": tuple(VARIANTS),
+}
 
 
 def parse_weights(pairs: list[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def draw_motion(path: Path, sets: Mapping[str, Features]) -> None:
     for number, (name, features) in enumerate(sets.items()):
         speeds, directions = MotionMeasure.histograms(features)
         filled = {"fill": True, "alpha": 0.4} if number == 0 or len(sets) == 2 else {"baseline": None}
-        still = f", {speeds[0]:.0%} still" if len(sets) > 2 and speeds[0] >= MIN_STILL_SHARE else ""
+        still = f", {speeds[0]:.0%} still" if speeds[0] >= MIN_STILL_SHARE else ""
         speed_axes.stairs(speeds[1:], SPEEDS[1:], label=name + still, color=colours[name], **filled)
         compass.plot(np.append(angles, angles[0]), np.append(directions, directions[0]), color=colours[name])
     speed_axes.set(
@@ -72,14 +73,19 @@ def draw_motion(path: Path, sets: Mapping[str, Features]) -> None:
 
 
 def draw_distances(path: Path, distances: Mapping[str, Distance], reference: str) -> None:
-    """Draw every distance with its interval beside the distance of the halves of the `reference` clips."""
+    """Draw every distance with its interval beside the distance of the halves of the `reference` clips.
+
+    An undefined one is named so: no bar would look like no distance.
+    """
     columns = 4
     rows = -(-len(distances) // columns)
     figure = Figure(figsize=(3 * columns, 2.6 * rows), layout="constrained")
     for number, distance in enumerate(distances.values(), start=1):
         axes = figure.add_subplot(rows, columns, number)
-        heights = [distance.real_halves or 0.0, distance.value if distance.value == distance.value else 0.0]
-        axes.bar([f"two halves of\n{reference}", "generated"], heights, color=list(COLOURS.values()))
+        bars = {f"two halves of\n{reference}": distance.real_halves, "generated": distance.value}
+        known = {name: value for name, value in bars.items() if value is not None and math.isfinite(value)}
+        names = [name if name in known else f"{name}\n(undefined)" for name in bars]
+        axes.bar(names, [known.get(name, 0.0) for name in bars], color=list(COLOURS.values()))
         if distance.spread:
             low, high = distance.spread.low, distance.spread.high
             axes.vlines(1, max(low, 0), high, color="black")

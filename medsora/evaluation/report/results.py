@@ -115,7 +115,7 @@ class Results:
             better = f"as {reference}" if score.better == AS_REAL else score.better
             cells = [score.title, score.unit, better, number_text(score.real), number_text(score.generated)]
             scores.append([*cells, spread_cells(score.generated_spread)[0]])
-        head = ["metric", "unit", f"generated – {reference}", "95 % interval", "bias estimate"]
+        head = ["metric", "unit", f"distance from {reference}", "95 % interval", "bias estimate"]
         lines = [
             "# Evaluation",
             "",
@@ -131,6 +131,7 @@ class Results:
             "",
             "Lower is better; the last column is what no difference looks like with half the clips.",
             "",
+            *self._intervals(),
             "## Each set alone",
             "",
             *markdown_table(
@@ -144,6 +145,18 @@ class Results:
         row = f"this run ({sets['generated']['clips_used']} clips)"
         lines += self.beside_the_paper({row: self.metrics()})
         return "\n".join([*lines, ""])
+
+    def _intervals(self) -> list[str]:
+        """Return how the intervals were estimated; nothing without them."""
+        count = self.protocol.get("bootstrap_replicates", 0)
+        if not count:
+            return []
+        real, generated = (self.sets[side]["bootstrap_draws"] for side in ("real", "generated"))
+        return [
+            f"Intervals: {count} re-samplings of {real} ({self.reference}) and {generated} (generated). The "
+            "bias estimate is how far re-sampling raises a metric, about what few clips add to it.",
+            "",
+        ]
 
     def beside_the_paper(self, rows: Mapping[str, Mapping[str, float]]) -> list[str]:
         """Return the lines of the paper's tables with rows of metrics below; none without a corpus."""

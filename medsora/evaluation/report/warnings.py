@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from medsora.errors import BadInput, one_line
+from medsora.evaluation.bootstrap import MIN_REPLICATES
 from medsora.evaluation.features.clip_set import ClipSet
 from medsora.evaluation.metrics.motion import DIS_IDENTITY, DIS_NOTE
+from medsora.evaluation.metrics.weight_files import READ_BY
 from medsora.evaluation.report.paper_tables import number_text
 from medsora.evaluation.report.results import Results
 from medsora.evaluation.settings import EvaluationSettings
@@ -30,6 +32,8 @@ def result_warnings(
         *([f"the folder of --real holds videos {generated}."] if generated else []),
         *_too_few(settings, real, fake, results),
         *_too_few_frames(results),
+        *_few_replicates(settings),
+        *_unused_weights(settings),
         *_borders_cut(settings, real, fake),
         *_flow_without_weights(results),
         *_unequal_files(real, fake),
@@ -74,6 +78,24 @@ def _too_few_frames(results: Results) -> list[str]:
     ]
 
 
+def _few_replicates(settings: EvaluationSettings) -> list[str]:
+    if not 0 < settings.bootstrap < MIN_REPLICATES:
+        return []
+    return [
+        f"--bootstrap {settings.bootstrap} is too few re-samplings for 95 % intervals, which come out too "
+        f"narrow; give at least {MIN_REPLICATES}, better 200."
+    ]
+
+
+def _unused_weights(settings: EvaluationSettings) -> list[str]:
+    read = {name for metric in settings.metrics for name in READ_BY.get(metric, ())}
+    return [
+        f"the weights {name} were given, but no metric of {', '.join(settings.metrics)} reads them; name the "
+        "metric with --metrics, or leave them out."
+        for name in sorted(set(settings.weights) - read)
+    ]
+
+
 def _borders_cut(settings: EvaluationSettings, real: ClipSet, fake: ClipSet) -> list[str]:
     if settings.crop != "auto" or not (real.cropped or fake.cropped):
         return []
@@ -97,8 +119,8 @@ def _unequal_files(real: ClipSet, fake: ClipSet) -> list[str]:
         if fake.compressed:
             lossy, exact = exact, lossy
         notes.append(
-            f"the {lossy} files are coded with loss and the {exact} ones without: compression alone moves "
-            "every distance; code both sides alike."
+            f"the {lossy} files are compressed with loss and the {exact} ones without: that alone changes "
+            "every distance; encode both sides alike."
         )
     for name, clips in ((real.reference, real), ("generated", fake)):
         height, width = clips.size

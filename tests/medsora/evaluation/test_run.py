@@ -8,6 +8,7 @@ evaluation from two folders to files: the protocol, the cache, the notes, bad in
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from medsora.evaluation.features.clip_set import choose_clips
 from medsora.evaluation.features.feature_store import Features, FeatureStore
 from medsora.evaluation.metrics.measure import FrechetMeasure
 from medsora.evaluation.metrics.pixel import PixelExtractor
+from medsora.evaluation.report import plots
 from medsora.evaluation.report.paper_tables import TABLE_2, paper_tables
 from medsora.evaluation.report.results import Distance, Results
 from tests.support.drifting_clips import bordered, drifting_clip, write_clips
@@ -103,9 +105,11 @@ def test_files_figures_and_protocol(run: Callable[..., Results], tmp_path: Path)
     page = (out / "results.md").read_text()
     assert page == results.markdown()
     assert "paper" not in page  # it measured neither motion nor pixels
+    assert "Intervals: 6 re-samplings of single clips (real) and single clips (generated)." in page
     few = "only 10 real clips where 2048 and 8 generated clips where 2048 were requested"
     assert any(few in warning for warning in results.warnings)
     assert any("already apart by untrained" in warning for warning in results.warnings)
+    assert any("--bootstrap 6 is too few re-samplings" in warning for warning in results.warnings)
 
 
 def test_the_paper_s_rows_are_the_paper_s() -> None:
@@ -213,7 +217,7 @@ def test_each_side_has_a_limit_of_its_own(run: Callable[..., Results]) -> None:
     apart = run(metrics="pixel", clips=(10, 3))
     assert [side["clips_used"] for side in apart.sets.values()] == [10, 3]
     assert apart.protocol["clips_asked"] == {"real": 10, "generated": 3}
-    assert not any("asked for" in warning for warning in apart.warnings)
+    assert not any("requested" in warning for warning in apart.warnings)
     assert "3 of 8 generated clips" in apart.markdown()
     assert "only 8 generated clips where 20" in " ".join(run(metrics="pixel", clips=(4, 20)).warnings)
 
@@ -276,6 +280,7 @@ def test_intervals_cover_the_value_and_bias_is_what_resampling_adds() -> None:
     assert found.bias > 0  # repeated clips make a Fréchet distance larger
     assert spread(float("nan"), [1.0]) is None
     assert spread(1.0, [float("nan")]) is None
+    assert spread(1.0, [1.1]) is None  # an interval without width would claim to be exact
 
 
 def test_replicates_are_seeded_and_draw_as_many_as_there_are() -> None:
@@ -298,6 +303,8 @@ def test_whole_videos_are_drawn_where_there_are_enough(
     assert sorted(set(of_real)) == list(range(10))
     assert of_fake is None
     assert any("too few videos to re-sample (generated 4" in warning for warning in results.warnings)
+    assert [side["bootstrap_draws"] for side in results.sets.values()] == ["whole videos", "single clips"]
+    assert "re-samplings of whole videos (real) and single clips (generated)" in results.markdown()
 
 
 def test_halves_need_four_clips() -> None:
@@ -305,6 +312,17 @@ def test_halves_need_four_clips() -> None:
     values = np.random.default_rng(0).normal(size=(4, 1, PixelExtractor.width)).astype(np.float32)
     assert between_halves(measure, Features.of(values[:3]), 0) == {}
     assert between_halves(measure, Features.of(values), 0)["d"] > 0
+
+
+def test_an_undefined_distance_is_not_drawn_as_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda path, figure: figures.append(figure))
+    unknown, known = Distance("direction", "degrees", math.nan), Distance("speed", "px", 1.0, 2.0)
+    plots.draw_distances(Path("distances.png"), {"one": unknown, "two": known}, "real")
+    figures[0].draw_without_rendering()
+    first, second = ([label.get_text() for label in axes.get_xticklabels()] for axes in figures[0].axes)
+    assert first == ["two halves of\nreal\n(undefined)", "generated\n(undefined)"]
+    assert second == ["two halves of\nreal", "generated"]
 
 
 # Bad input and what deserves a note
@@ -388,6 +406,20 @@ def test_mirrored_and_reordered_clips_are_no_copies(run: Callable[..., Results],
     assert results.metrics()["colour_distance"] == 0
 
 
+def test_generated_clips_that_jump_are_scored(run: Callable[..., Results], tmp_path: Path) -> None:
+    """A recording is parted at a cut, and its parts may be too short; a jump of the model's is its fault."""
+    for seed in range(4):
+        frames = np.concatenate([drifting_clip(10 + seed), drifting_clip(20 + seed)])
+        for side, file in (("real", frames), ("fake", frames[:, :, ::-1])):
+            write_video(tmp_path / side / f"{seed}.mkv", np.ascontiguousarray(file), 10, lossless=True)
+    write_clips(tmp_path / "real", range(30, 33), frames=16)
+    results = run(real=tmp_path / "real", fake=tmp_path / "fake", frames=16)
+    assert results.sets["real"]["clips_used"] == 3
+    assert "1 hard cut (at frame 8)" in results.sets["real"]["left_out"]["0.mkv"]
+    assert results.sets["generated"]["clips_used"] == 4
+    assert results.sets["generated"]["left_out"] == {}
+
+
 def test_dis_is_named_with_how_far_it_is_from_raft(run: Callable[..., Results]) -> None:
     results = run()
     assert sum("DIS differs from RAFT's by up to 2.6 times" in warning for warning in results.warnings) == 1
@@ -402,6 +434,14 @@ def test_raft_at_hand_is_named_and_needs_no_note(
     assert "Optical flow: raft_small." in results.markdown()
     assert len(results.protocol["extractors"]["motion"]["weights_sha256"]) == 64
     assert not any("DIS" in warning for warning in results.warnings)
+
+
+def test_weights_that_no_metric_reads_are_reported(run: Callable[..., Results], tmp_path: Path) -> None:
+    """By default nothing reads FVD's."""
+    warnings = run(metrics=None, weights={"fvd": tmp_path / "rgb_imagenet.pt"}).warnings
+    (about,) = [warning for warning in warnings if "were given" in warning]
+    assert about.startswith("the weights fvd were given, but no metric of motion, pixel reads them")
+    assert not any("were given" in warning for warning in run(metrics="pixel").warnings)
 
 
 def test_corrupt_and_short_files_are_left_out_and_reported(
@@ -422,7 +462,7 @@ def test_unequal_compression_and_size_are_reported(run: Callable[..., Results], 
     for seed in range(2):
         write_video(tmp_path / "small" / f"{seed}.mp4", drifting_clip(seed, size=16), 10)
     warnings = " ".join(run(fake=tmp_path / "small").warnings)
-    assert "the generated files are coded with loss and the real ones without" in warnings
+    assert "the generated files are compressed with loss and the real ones without" in warnings
     assert "generated frames are enlarged to 32x32 pixels" in warnings
 
 
@@ -441,6 +481,10 @@ def test_unequal_compression_and_size_are_reported(run: Callable[..., Results], 
         ({"metrics": "fvd", "weights": {"fvd": "nothing.pt"}}, "nothing.pt does not exist"),
         ({"size": 8}, "at least 16 pixels"),
         ({"flow": "farneback"}, "flow must be one of auto, raft_large, raft_small, dis"),
+        ({"size": 0}, "both sides must be at least 1 pixel"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"bootstrap": -1}, "bootstrap must be at least 0, not -1"),
+        ({"weights": {"raft-small": "it.pth"}}, "weights cannot name 'raft-small'; there are fvd"),
     ],
 )
 def test_bad_input_is_one_sentence(run: Callable[..., Results], changes: dict, sentence: str) -> None:

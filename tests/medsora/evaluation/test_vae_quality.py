@@ -72,6 +72,20 @@ def test_a_base_without_safetensors_is_refused(tmp_path: Path) -> None:
         evaluate_vae(VaeSettings(tmp_path / "base", clips, frames=8, size=16, out=tmp_path / "out"))
 
 
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"size": 0}, "both sides must be at least 1 pixel"),
+        ({"frames": 0}, "frames must be at least 1, not 0"),
+        ({"clips": 0}, "clips must be at least 1, not 0"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+    ],
+)
+def test_settings_that_are_not_possible(setting: dict, sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        VaeSettings("vae", "real", **setting)
+
+
 def test_lengths_that_change_are_refused(run_folder: Path, tmp_path: Path) -> None:
     clips = write_clips(tmp_path / "real", range(2), size=16)
     with pytest.raises(BadInput, match="1 and 8"):
