@@ -101,6 +101,15 @@ def test_figures_of_a_space() -> None:
     assert metrics["nearer_than_any_held_out"] == 0.25
 
 
+@pytest.mark.parametrize("held_out", [2, 6, 16, 200])
+def test_the_share_by_chance_is_that_of_clips_like_the_held_out_ones(held_out: int) -> None:
+    """Few held-out clips mark far more than 5 % of them: their lowest twentieth is a guess."""
+    random = np.random.default_rng(0)
+    trials = [memorisation.space_metrics(random.random(100), random.random(held_out)) for _ in range(1000)]
+    found = np.mean([metrics["suspicious_share"] for metrics in trials])
+    assert found == pytest.approx(trials[0]["share_by_chance"], abs=0.02)
+
+
 def test_spread_is_never_zero() -> None:
     values = np.random.default_rng(0).normal(3, 2, size=(50, 1, 4))
     values[..., 2] = 1
