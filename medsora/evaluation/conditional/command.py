@@ -59,12 +59,13 @@ def run_command(parser: argparse.ArgumentParser, measure: Callable[[argparse.Nam
 
 
 def trained_phantom(model: str | None) -> tuple[float, str]:
-    """Return the width of polyps and the look of the phantom that a run, or a checkpoint of it, trained on.
+    """Return the width of polyps and the look of the phantom that a run, its VAE or a checkpoint trained on.
 
     The usual ones for any other model.
     """
-    if model is not None:
-        for folder in (Path(model), *Path(model).resolve().parents[:2]):
+    if model is not None and Path(model).exists():  # the parents of a hub name would be the working folder
+        named = Path(model).resolve()
+        for folder in (named, named / "vae", *named.parents[:2]):
             if (folder / "config.yaml").is_file():
                 phantom = load_config(folder / "config.yaml", outputs_anywhere=True).phantom
                 return phantom.polyp_size, phantom.look

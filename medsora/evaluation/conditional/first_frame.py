@@ -81,7 +81,11 @@ def measure(options: argparse.Namespace) -> int:
         "flow": DIS_NOTE,
         "videos": options.videos,
         "given": options.given,
+        "model": options.model,
+        "sampler": options.sampler,
         "steps": options.steps,
+        "polyp_size": phantom[0],
+        "look": phantom[1],
     }
     rows, begins_with = [], "its first frame" if options.given == 1 else f"its first {options.given} frames"
     for k in range(min(SHEET_CLIPS, options.videos)):

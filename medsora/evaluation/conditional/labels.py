@@ -107,7 +107,8 @@ def measure(options: argparse.Namespace) -> int:
         frames, (size, _) = pipeline.config.frames, pipeline.config.size
     device = pipeline.device if pipeline else "cpu"
     polyps, look = trained_phantom(options.model or options.vae)
-    kind, phantom = (frames, size), (options.polyp_size or polyps, look)
+    polyps = polyps if options.polyp_size is None else options.polyp_size
+    kind, phantom = (frames, size), (polyps, look)
     tests, truth, names = phantom_clips(options.cache, options.held_out_clips, *kind, HELD_OUT_SEED, phantom)
     settings = (*kind, options.epochs, phantom, device)
     classifier = phantom_classifier(options.cache, options.training_clips, *settings)
@@ -120,6 +121,7 @@ def measure(options: argparse.Namespace) -> int:
             results[f"{THROUGH_VAE}, {name}"] = float((seen == k)[truth == k].mean())
     if pipeline is not None:
         results |= _model_results(pipeline, classifier, names, options)
+    results |= {"model": options.model or options.vae, "polyp_size": polyps, "look": look}
     return conclude(options.out, results, _criteria(results))
 
 

@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace) -> int:
     pipeline = load_labelled(options.model)
     kind = (pipeline.config.frames, pipeline.config.size[0])
     polyps, look = trained_phantom(options.model)
-    phantom = (options.polyp_size or polyps, look)
+    phantom = (polyps if options.polyp_size is None else options.polyp_size, look)
     held_out, _, names = phantom_clips(options.cache, 2 * options.videos, *kind, HELD_OUT_SEED, phantom)
     halves = held_out[0::2], held_out[1::2]
     wanted = np.arange(options.videos) % len(names)
@@ -128,8 +128,9 @@ def measure(options: argparse.Namespace) -> int:
             mean <= GOAL_ACCURACY,
         )
     )
-    settings = ("videos", "guidance", "sampler", "steps", "seed")
-    results |= {name: getattr(options, name) for name in settings} | {"look": look}
+    settings = ("model", "videos", "guidance", "sampler", "steps", "seed")
+    results |= {name: getattr(options, name) for name in settings}
+    results |= {"polyp_size": phantom[0], "look": look}
     return conclude(options.out, results, criteria)
 
 

@@ -73,6 +73,8 @@ def measure(options: argparse.Namespace) -> int:
         "flow": DIS_NOTE,
         "plan": vars(plan),
         "videos": options.videos,
+        "model": options.model,
+        "sampler": options.sampler,
         "steps": options.steps,
     }
     rows = [(f"film {k}, {plan.frames} frames", film) for k, film in enumerate(films[:SHEET_FILMS])]

@@ -90,7 +90,7 @@ def test_a_phantom_classifier_is_trained_once(tmp_path: Path, monkeypatch: pytes
         fresh_phantom.phantom_classifier(tmp_path, 6, 8, 32, epochs=2)
 
 
-def test_the_phantom_is_that_of_the_run(tmp_path: Path) -> None:
+def test_the_phantom_is_that_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "data: {root: null}\nphantom: {polyp_size: 1.8, look: narrow-band}\n"
     checkpoint = tmp_path / "dit-tiny" / "checkpoints" / "step-0000010"
     checkpoint.mkdir(parents=True)
@@ -98,6 +98,12 @@ def test_the_phantom_is_that_of_the_run(tmp_path: Path) -> None:
     for model in (tmp_path / "dit-tiny", checkpoint):
         assert trained_phantom(str(model)) == (1.8, "narrow-band")
     assert trained_phantom(str(tmp_path)) == trained_phantom(None) == (1.0, "white-light")
+    monkeypatch.chdir(tmp_path / "dit-tiny")
+    for model in ("phantom", "somebody/model"):
+        assert trained_phantom(model) == (1.0, "white-light"), "not that of the working folder"
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.yaml").write_text(text, encoding="utf-8")
+    assert trained_phantom(str(tmp_path)) == (1.8, "narrow-band"), "--vae takes a whole run, too"
 
 
 def test_agreement_separates_a_model_that_follows_labels_from_one_that_does_not() -> None:
@@ -137,6 +143,7 @@ def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.Capt
     status = labels.measure(options(model, tmp_path, videos=3, guidance=2.0, seed=0, **classifier))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["videos"] == 3
+    assert (results["model"], results["polyp_size"], results["look"]) == (str(model), 1.0, "white-light")
     assert all((tmp_path / f"sheet-{name}.png").is_file() for name in NAMES)
     output = capsys.readouterr().out
     assert "sampled clips show the requested label" in output
@@ -148,6 +155,8 @@ def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.Capt
         assert "polyp is kept by the VAE" in capsys.readouterr().out
     with pytest.raises(BadInput, match="leave one out"):
         labels.measure(options(model, tmp_path, videos=3, **classifier | {"vae": str(model)}))
+    with pytest.raises(BadInput, match="polyp_size is 0"):
+        labels.measure(options("", tmp_path, **classifier | {"vae": str(model / "vae"), "polyp_size": 0.0}))
     tiny_pipeline().save_pretrained(tmp_path / "plain")
     with pytest.raises(BadInput, match="trained without labels"):
         labels.measure(options(tmp_path / "plain", tmp_path, videos=3, **classifier))
