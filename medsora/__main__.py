@@ -134,8 +134,8 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         choices=LAYOUTS,
         help="endora: order of spatial and temporal blocks (default: the file's, else interlaced)",
     )
-    add("--frames", type=int, default=16, metavar="F", help="endogen: frames a clip (default: %(default)s)")
-    add("--size", type=int, default=128, metavar="PX", help="endogen: side of a frame (default: %(default)s)")
+    add("--frames", type=int, metavar="F", help="endogen: frames per clip (default: 16)")
+    add("--size", type=int, metavar="PX", help="endogen: side of a frame (default: 128)")
 
 
 def main() -> None:

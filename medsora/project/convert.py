@@ -17,6 +17,8 @@ from medsora.saved.card import CARD_NAME
 from medsora.saved.pipeline import SavedPipeline
 
 FPS, STEPS = 8, 250  # defaults of the published samplers
+FRAMES, SIZE = 16, 128  # EndoGen's defaults
+OPTIONS = {"endora": ("heads", "layout"), "endogen": ("frames", "size")}  # those of one system alone
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
@@ -33,11 +35,16 @@ def run(options: argparse.Namespace, console: Console) -> None:
 def convert(options: argparse.Namespace) -> SavedPipeline:
     """Write a published checkpoint, with the VAE or tokenizer `options.vae`, to the new folder `options.out`.
 
-    Labels are called by their numbers. Raises `BadInput` if `out` is there already, or a part cannot be read.
+    Labels are called by their numbers. Raises `BadInput` if `out` is there already, a part cannot be read, or
+    an option is of the other system.
     """
     out = options.out
     if out.exists():
         raise BadInput(f"{out} is there already; take another folder, or remove it.")
+    for system, names in OPTIONS.items():
+        given = [name for name in names if getattr(options, name) is not None]
+        if given and system != options.system:
+            raise BadInput(f"--{given[0]} is for {system}, not for {options.system}; leave it out.")
     pipeline = SYSTEMS[options.system](options)
     name = options.file.name
     card = pipeline.card(data=f"Converted from {name}, which does not name its training data.")
@@ -81,11 +88,12 @@ def _endogen(options: argparse.Namespace) -> SavedPipeline:
     if options.vae is None:
         raise BadInput("name the tokenizer that the file was trained with by --vae.")
     tokenizer = load_tokenizer(options.vae, "name the tokenizer by --vae")
-    size = (options.size, options.size)
-    rows, cols = code_grid(options.frames, size, tokenizer.downsampling)
+    frames = FRAMES if options.frames is None else options.frames
+    size = (SIZE if options.size is None else options.size,) * 2
+    rows, cols = code_grid(frames, size, tokenizer.downsampling)
     model = read_published(options.file, rows=rows, cols=cols)
     labels = _numbers(model.config.classes)
-    return EndoGenPipeline(model, tokenizer, frames=options.frames, size=size, fps=FPS, labels=labels)
+    return EndoGenPipeline(model, tokenizer, frames=frames, size=size, fps=FPS, labels=labels)
 
 
 # How each system's file becomes a pipeline.

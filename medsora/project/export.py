@@ -39,6 +39,8 @@ SHEET_NAME = "samples.png"
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """Make the folder, and upload it with --push; raises `BadInput` with one sentence."""
+    if options.private and not options.push:
+        raise BadInput("--private belongs to --push OWNER/NAME, which is not given; leave it out.")
     names = ("checkpoint", "raw", "dtype", "name", "licence", "evaluation")
     given = {name: getattr(options, name) for name in names}
     data = _description(options.data_description)
@@ -107,7 +109,8 @@ def _training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[
     if (run / "command.txt").is_file():
         rows.append(("command", hide_paths((run / "command.txt").read_text(encoding="utf-8"))))
     latest: dict[str, float] = {}
-    for folder in (run.parent / "vae", run):
+    own_vae = config.vae.path is None and config.vae.kind != "per-frame"
+    for folder in (run.parent / "vae", run) if own_vae else (run,):
         for line in read_log(folder) if (folder / "log.jsonl").is_file() else []:
             if folder != run or line["step"] <= found.step:
                 latest |= {name: value for name, value in line.items() if name in (*kind.metrics, ELAPSED)}
@@ -193,7 +196,8 @@ def _evaluation(run: Path, given: Path | None) -> list[str]:
             raise BadInput(f"there is no evaluation {given}; give the results.json that {evaluate} wrote.")
         return []
     try:
-        return evaluation_lines(unsealed(json.loads(path.read_text(encoding="utf-8"))))
+        lines = evaluation_lines(unsealed(json.loads(path.read_text(encoding="utf-8"))))
+        return [hide_paths(line) for line in lines]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path} is not what {evaluate} writes; give its results.json.") from error
 

@@ -44,6 +44,7 @@ VAE_PASSES, DIT_PASSES = 10, 100
 CPU_VAE_STEPS, CPU_DIT_STEPS = (200, 1_000), (1_000, 5_000)
 
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*")  # text that YAML reads without quotes, except for a few words
+YAML_WORDS = ("on", "off", "yes", "no", "true", "false", "null")
 
 
 @dataclass(frozen=True)
@@ -317,6 +318,6 @@ def _inline(value: Any) -> str:
         text = f"{value:.6g}"
         mantissa, e, exponent = text.partition("e")
         return text if not e or "." in mantissa else f"{mantissa}.0e{exponent}"  # YAML 1.1 reads 1e-4 as text
-    if isinstance(value, str) and PLAIN.fullmatch(value) and value not in ("on", "off", "yes", "no"):
+    if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in YAML_WORDS:
         return value
     return json.dumps(value, ensure_ascii=False)

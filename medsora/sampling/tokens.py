@@ -187,7 +187,7 @@ def code_grid(frames: int, size: Sequence[int], downsampling: int) -> tuple[int,
     """Return the rows and columns of codes of a clip's grid. Raises `BadInput` if sides do not divide."""
     rows, cols = grid_shape(frames)
     height, width = size
-    if height % downsampling or width % downsampling:
+    if min(height, width) < 1 or height % downsampling or width % downsampling:
         raise BadInput(
             f"clips of {height}x{width} pixels do not divide into the tokenizer's codes of {downsampling} "
             f"pixels; choose sides divisible by {downsampling} (data.size)."

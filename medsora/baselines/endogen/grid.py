@@ -16,7 +16,7 @@ def grid_shape(frames: int) -> tuple[int, int]:
     Raises:
         BadInput: unless `frames` is a square number.
     """
-    side = math.isqrt(frames)
+    side = math.isqrt(max(frames, 0))
     if frames < 1 or side**2 != frames:
         raise BadInput(
             f"a clip of {frames} frames is no square grid of frames; choose a square number such as "

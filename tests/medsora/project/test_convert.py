@@ -67,6 +67,22 @@ def test_bad_input_is_one_sentence(arguments: list[str], tmp_path: Path, name: s
     assert (name == "out") == options.out.exists()
 
 
+@pytest.mark.parametrize(
+    ("system", "more", "words"),
+    [
+        ("endora", ["--frames", "16"], "--frames is for endogen, not for endora; leave it out"),
+        ("endogen", ["--heads", "4"], "--heads is for endora, not for endogen"),
+        ("endogen", ["--frames", "-4"], "-4 frames is no square grid"),
+        ("endogen", ["--size", "0"], "clips of 0x0 pixels do not divide"),
+    ],
+)
+def test_options_that_would_not_count(system: str, more: list[str], words: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer.write_tokenizer(tmp_path / "tokenizer")
+    line = ["convert", system, "x.pt", str(tmp_path / "out"), "--vae", str(tokenizer), *more]
+    with pytest.raises(BadInput, match=words):
+        convert.run(parser().parse_args(line), Console())
+
+
 def test_endogen_converts_and_samples(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shapes = published_shapes(192, 6, 512, 32, 2)
     torch.save(

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,10 +132,16 @@ def test_an_endogen_run_is_exported_as_its_own_pipeline(tmp_path: Path) -> None:
 
 
 def test_nothing_in_the_folder_shows_where_it_was_made(run: Path, tmp_path: Path) -> None:
-    export_run(run, tmp_path / "out")
+    evaluation = tmp_path / "results.json"
+    left_out = f"left out of {tmp_path}/private/real: a.mp4: too short"
+    evaluation.write_text(json.dumps(RESULTS | {"warnings": [left_out]}), encoding="utf-8")
+    export_run(run, tmp_path / "out", evaluation=evaluation)
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file():
             assert str(tmp_path).encode() not in path.read_bytes(), path
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "**Note:** left out of …/real: a.mp4: too short" in card
+    assert "| FVD | 512.3 |" in card
 
 
 def test_the_card_contains_what_a_stranger_needs(run: Path, tmp_path: Path) -> None:
@@ -166,6 +173,17 @@ def test_the_card_contains_what_a_stranger_needs(run: Path, tmp_path: Path) -> N
     ):
         assert word in card, word
     assert "held out" not in card  # that was logged after this checkpoint
+
+
+@pytest.mark.parametrize("vae", [{}, {"path": "another/vae"}, {"kind": "per-frame"}])
+def test_a_card_scores_the_vae_that_the_model_takes(run: Path, tmp_path: Path, vae: dict[str, str]) -> None:
+    """Stage 1 of the same run may have trained one that stage 2 did not take."""
+    (run.parent / "vae").mkdir()
+    (run.parent / "vae" / "log.jsonl").write_text('{"step": 1, "held_out/psnr": 31.5}\n', encoding="utf-8")
+    values = {"run": {"name": "mine"}, "denoiser": {"preset": "tiny"}, "vae": vae}
+    save_config(config_from_dict(values, "it"), run / "config.yaml")
+    card = export_run(run, tmp_path / "out")
+    assert (("PSNR of the VAE, held out (dB)", "31.5") in card.training) == (vae == {})
 
 
 def test_a_card_without_facts_reports_it(run: Path, tmp_path: Path) -> None:
@@ -257,9 +275,11 @@ class StubHub:
 
     uploaded: dict[str, bytes]
     refusal: Exception | None = None
+    public = False  # whether the repository was there before, for all to see
 
     def __init__(self, token: str | None = None) -> None:
         type(self).token = token
+        type(self).uploaded = {}
 
     def create_repo(self, repo: str, *, private: bool, exist_ok: bool) -> RepoUrl:
         if self.refusal:
@@ -267,6 +287,9 @@ class StubHub:
         assert exist_ok
         type(self).private = private
         return RepoUrl(f"https://huggingface.co/{repo}")
+
+    def model_info(self, repo: str) -> SimpleNamespace:
+        return SimpleNamespace(private=self.private and not self.public)
 
     def upload_folder(
         self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str
@@ -306,6 +329,20 @@ def test_export_pushes_the_folder_that_it_made(hub: type[StubHub], run: Path, tm
     assert "uploaded: https://huggingface.co/somebody/clips" in output
     assert hub.uploaded["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
     assert "denoiser/diffusion_pytorch_model.safetensors" in hub.uploaded
+
+
+def test_what_is_to_be_private_is_not_uploaded_to_a_public_repository(
+    hub: type[StubHub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub leaves one that is there already as it is."""
+    monkeypatch.setattr(hub, "public", True)
+    with pytest.raises(BadInput, match="somebody/clips is there already and public, so nothing was uploaded"):
+        tiny_pipeline().push_to_hub("somebody/clips", private=True)
+    assert not hub.uploaded
+    tiny_pipeline().push_to_hub("somebody/clips")
+    assert hub.uploaded
+    with pytest.raises(BadInput, match="--private belongs to --push"):
+        export("run", "out", "--private")
 
 
 @pytest.mark.parametrize("kind", [OSError, HTTP_ERRORS[0]], ids=["refused", "no connection"])

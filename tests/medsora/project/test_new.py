@@ -92,6 +92,13 @@ def test_the_config_loads_and_every_line_has_its_reason(machine: Machine, tmp_pa
         assert Path(config.vae.base).is_file()
 
 
+@pytest.mark.parametrize("name", ["null", "True", "NO", "on", "a b", "1e3", "mine"])
+def test_a_name_that_is_a_word_of_yaml_stays_a_name(name: str, tmp_path: Path) -> None:
+    fit = fit_project(name, "videos", videos(), CPU)
+    (tmp_path / "it.yaml").write_text(render_config(fit, ""), encoding="utf-8")
+    assert load_config(tmp_path / "it.yaml").run.name == name
+
+
 @pytest.mark.parametrize(
     ("check", "interval", "words"),
     [
