@@ -92,7 +92,8 @@ def _sample_tab(models: Models) -> None:
             )
             archive = pack(paths, name, request)
         clips = [(path, f"seed {number}") for path, number in zip(paths, request.seeds, strict=True)]
-        summary = f"{len(paths)} videos in {time.monotonic() - began:.0f} s, {name}{request.condition_words}."
+        made = f"{len(paths)} video{'s' * (len(paths) != 1)}"
+        summary = f"{made} in {time.monotonic() - began:.0f} s, {name}{request.condition_words}."
         return _grid(clips), summary, gr.DownloadButton(value=str(archive), interactive=True)
 
     with gr.Row():

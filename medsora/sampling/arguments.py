@@ -44,7 +44,10 @@ def choose_seeds(
         raise BadInput(f"{len(seeds)} seeds do not fit {count or 'any'} videos; give one per video.")
     for seed in seeds:
         check_numbers(Integral, seed=seed)
-    return [int(seed) for seed in seeds]
+    numbers = [int(seed) for seed in seeds]
+    if unfit := [seed for seed in numbers if not -(2**63) <= seed < 2**64]:
+        raise BadInput(f"a seed must lie between -2^63 and 2^64 - 1, not {unfit[0]}.")
+    return numbers
 
 
 def height_and_width(size: int | Sequence[int]) -> Sequence[int]:

@@ -59,8 +59,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add(
         "--vae-dtype",
         choices=("auto", *DTYPES),
-        help="of the VAE's; auto: bf16 on a GPU that has it, else as --dtype, or fp32 if that is auto "
-        "(default: auto)",
+        help="of the VAE's; auto: as --dtype where that is bf16 or fp16, else bf16 on a GPU that has it and "
+        "fp32 elsewhere (default: auto)",
     )
     add(
         "--compile",

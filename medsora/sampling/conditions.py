@@ -110,8 +110,9 @@ def read_first_frames(
 
     From a video, a file or a folder of its frames, the last frames are taken: as many as the model was
     trained to begin with (`trained`). Black borders are cut off as in training, with a warning, if the
-    model's `crop` is "auto". Raises `BadInput` if there is no such file, it does not decode, the model
-    can begin with none of it, or several frames do not come at the model's `rate`, as far as both are known.
+    model's `crop` is "auto"; its fixed parts are not, which a warning names, for they may be gone already.
+    Raises `BadInput` if there is no such file, it does not decode, the model can begin with none of it, or
+    several frames do not come at the model's `rate`, as far as both are known.
     """
     path = Path(path)
     if not path.exists():
@@ -146,6 +147,13 @@ def read_first_frames(
             "the black borders of %s are cut off, as in training with data.crop: auto: %dx%d of its %dx%d "
             "pixels are left.",
             *(path, *found.shape[1:3], *whole.shape[1:3]),
+        )
+    elif not (crop is None or isinstance(crop, str) or generated) and any(crop):
+        log.warning(
+            "%s is used as it is, but the model was trained with data.crop: %s; cut these parts of the frame "
+            "(top, bottom, left, right) off first if they are still in it.",
+            path,
+            list(crop),
         )
     return found
 

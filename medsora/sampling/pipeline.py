@@ -320,7 +320,9 @@ def guided(
         no_label: the number that stands for no label.
         scale: 1 is the conditional model's own output, and one forward of B; 0 ignores the label.
     """
-    if labels is None or scale == 1:
+    if labels is not None and scale == 0:
+        labels = torch.full_like(labels, no_label)
+    if labels is None or scale in (0, 1):
         return denoise(z, t, labels)
     twice = torch.cat([labels, torch.full_like(labels, no_label)])
     with_label, without = denoise(torch.cat([z, z]), torch.cat([t, t]), twice).chunk(2)

@@ -126,8 +126,9 @@ class SamplingSettings:
     def on(self, device: torch.device) -> SamplingSettings:
         """Return the settings with what "auto" means on `device`.
 
-        The denoiser computes in bf16 where that is faster, else in float32, and prints why. The VAE
-        decodes in bf16 on a GPU, in float32 on a CPU where the denoiser's dtype is "auto", else as that.
+        The denoiser computes in bf16 where that is faster, else in float32, and prints why. The VAE decodes
+        in the denoiser's dtype where that was given as bf16 or fp16, else in bf16 on a GPU that has it, and
+        in float32 elsewhere.
         """
         problem = bf16_problem(device)
         dtype, vae_dtype = self.dtype, self.vae_dtype

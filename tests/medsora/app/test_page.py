@@ -284,7 +284,7 @@ def test_a_model_that_writes_codes_has_fields_of_its_own_and_samples_by_them(tmp
     grid, summary, _ = sample(models.names[0], lambda part, desc: heard.append(desc), *fields)
     assert heard[-1] == "writing, code 64 of 64"
     assert grid.count("<video") == 1
-    assert "1 videos in" in summary
+    assert "1 video in" in summary
     assert summary.endswith("coded/endogen-tiny, step 4, polyp, guidance 2.")
 
 

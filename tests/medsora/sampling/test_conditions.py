@@ -93,6 +93,14 @@ def test_guidance_1_is_the_conditional_model_itself(
     assert sizes == [2] * 6 + [4] * 3
 
 
+def test_guidance_0_ignores_the_label(pipeline: MedSoraPipeline) -> None:
+    """In the variance, too, which ddpm takes from the denoiser."""
+    unconditional = latents(pipeline, sampler="ddpm")
+    found = latents(pipeline, sampler="ddpm", label="polyp", guidance=0.0)
+    torch.testing.assert_close(found, unconditional, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(latents(pipeline, sampler="ddpm", label="polyp"), unconditional, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -247,7 +255,7 @@ def test_black_borders_are_cut_off_where_training_cut_them(
         save_image(tmp_path / "folder" / f"{number}.png", frame)
     for name, count in (("a.png", 1), ("v.mkv", 9), ("folder", 9)):
         caplog.clear()
-        for crop in (None, "none", (0.1, 0.1, 0.0, 0.0)):
+        for crop in (None, "none", (0.0, 0.0, 0.0, 0.0)):
             whole = read_first_frames(tmp_path / name, [1, 9], 17, CHUNK, crop=crop)
             assert np.array_equal(whole, bordered[:count])
         assert not caplog.messages
@@ -256,6 +264,21 @@ def test_black_borders_are_cut_off_where_training_cut_them(
         (message,) = caplog.messages
         assert f"black borders of {tmp_path / name} are cut off" in message
         assert "32x16 of its 40x48 pixels are left" in message
+
+
+def test_fixed_parts_are_named_because_they_may_be_gone_already(
+    tmp_path: Path, pictures: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only what was generated tells whether they are still in it."""
+    write_video(tmp_path / "recorded.mkv", pictures, 8, lossless=True)
+    crop = (0.1, 0.1, 0.0, 0.0)
+    assert np.array_equal(read_first_frames(tmp_path / "recorded.mkv", [9], 17, CHUNK, crop=crop), pictures)
+    (message,) = caplog.messages
+    assert "trained with data.crop: [0.1, 0.1, 0.0, 0.0]; cut these parts" in message
+    tags = synthetic_tags("seed 0", {"crop": list(crop)})
+    write_video(tmp_path / "generated.mp4", pictures, 8, metadata=tags)
+    read_first_frames(tmp_path / "generated.mp4", [9], 17, CHUNK, crop=crop)
+    assert len(caplog.messages) == 1
 
 
 def test_borders_are_those_of_the_whole_video(tmp_path: Path, pictures: np.ndarray) -> None:

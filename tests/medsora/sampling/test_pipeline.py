@@ -228,6 +228,7 @@ def test_bad_requests_are_one_sentence(pipeline: MedSoraPipeline) -> None:
         ({"batch_size": "8"}, "batch_size must be a whole number, not '8'"),
         ({"frames": 8.0}, "frames must be a whole number"),
         ({"seeds": [1.5]}, "seed must be a whole number"),
+        ({"seeds": [1, 2**64]}, "a seed must lie between .* not 18446744073709551616"),
         ({"size": "64"}, "not one whole number or"),
         ({"size": [64]}, "not one whole number or"),
         ({"size": (64, 64.5)}, "width must be a whole number"),
