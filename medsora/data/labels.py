@@ -97,7 +97,7 @@ def _from_folders(videos: Sequence[str]) -> dict[str, str]:
 
 
 def find_table(source: str, root: Path) -> Path:
-    """Return the path of a CSV, which is looked for from here and then in `root`."""
+    """Return the path of a CSV: relative to the working folder, else to `root`."""
     path = Path(source)
     return root / path if not path.is_file() and (root / path).is_file() else path
 

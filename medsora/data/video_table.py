@@ -119,7 +119,7 @@ def _lookup(names: Sequence[str]) -> dict[str, str]:
 
 
 def _short_names(name: str) -> tuple[str, ...]:
-    """Return what a table may call a video instead of its path, what counts most last."""
+    """Return what a table may call a video instead of its path; where two names agree, the later counts."""
     path, prefix = PurePosixPath(name), _prefix(name)
     return PurePosixPath(prefix).name, prefix, path.stem, path.name
 

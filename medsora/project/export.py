@@ -109,8 +109,10 @@ def _training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[
     if (run / "command.txt").is_file():
         rows.append(("command", hide_paths((run / "command.txt").read_text(encoding="utf-8"))))
     latest: dict[str, float] = {}
-    own_vae = config.vae.path is None and config.vae.kind != "per-frame"
-    for folder in (run.parent / "vae", run) if own_vae else (run,):
+    beside = run.parent / "vae"
+    named = beside if config.vae.path is None and config.vae.kind != "per-frame" else config.vae.path
+    own_vae = named is not None and beside.resolve() in (Path(named).resolve(), Path(named).resolve().parent)
+    for folder in (beside, run) if own_vae else (run,):
         for line in read_log(folder) if (folder / "log.jsonl").is_file() else []:
             if folder != run or line["step"] <= found.step:
                 latest |= {name: value for name, value in line.items() if name in (*kind.metrics, ELAPSED)}

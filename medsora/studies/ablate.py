@@ -172,7 +172,12 @@ def check(study: Study) -> dict[str, int]:
 
 def ablate(study: Study, parameters: dict[str, int], command: str) -> None:
     """Run the study as `run_all` does; leave with status 1 if a run failed, after all others."""
-    if failed := run_all(study, parameters, command):
+    exit_if_failed(run_all(study, parameters, command))
+
+
+def exit_if_failed(failed: Sequence[str]) -> None:
+    """Name the runs that failed and leave with status 1; nothing without them."""
+    if failed:
         print(f"error: {len(failed)} of the runs failed (see above): {'; '.join(failed)}", file=sys.stderr)
         sys.exit(FAILED)
 

@@ -163,7 +163,8 @@ class EqualCost:
     def run(self, parameters: dict[str, int], command: str) -> str:
         """Run the unfinished parts and return the page.
 
-        Raises `BadInput` if it would take more than `hours` by the speed of the trials, and as `ablate` does.
+        Raises `BadInput` if it would take more than `hours` by the speed of the trials, and as
+        `ablate.run_all` does; leaves with status 1 if a run of a budget failed, after all others.
         """
         make_folder(self.folder)
         with hold_folder(self.folder, patience_s=0.0):
@@ -179,12 +180,16 @@ class EqualCost:
             studies = self.budgets(rates)
             for study in studies.values():
                 keep_settings(study.folder, study.settings())
+            failed = []
             for seed in self.seeds:
                 self._alternate(studies["minutes"], seed)
-                for study in studies.values():
-                    ablate.ablate(replace(study, seeds=(seed,)), parameters, command)
+                for name, study in studies.items():
+                    of_seed = ablate.run_all(replace(study, seeds=(seed,)), parameters, command)
+                    failed += [f"{run} (equal {name})" for run in of_seed]
                     self._write(studies, rates, parameters, command)
-            return self._write(studies, rates, parameters, command)
+            page = self._write(studies, rates, parameters, command)
+            ablate.exit_if_failed(failed)
+            return page
 
     def _write(
         self, studies: Mapping[str, Study], rates: dict[str, float], parameters: dict[str, int], command: str

@@ -166,6 +166,8 @@ def _store_videos(run: RunFolder, clips: ClipDataset) -> None:
 
 def _held_out_of_stage_1(config: Config, clips: ClipDataset) -> str | None:
     """Return in one sentence which held-out videos the VAE was trained on; None if none, or if not known."""
+    if config.vae.path is None and config.vae.kind == "per-frame":
+        return None  # the published VAE itself
     named = config.vae_dir if config.vae.path is None else Path(config.vae.path)
     places = (named.parent if named.name == "final" else named, named / "vae")
     before = next((found for place in places if (found := stored_videos(place))), None)

@@ -21,7 +21,7 @@ from medsora.runtime.files import write_text
 log = logging.getLogger(__name__)
 
 # Seek points hold checksums of decoded pixels: another decoder or processor may round differently.
-_VERSION = {"format": 10, "av": av.__version__, "machine": platform.machine()}
+_VERSION = {"format": 11, "av": av.__version__, "machine": platform.machine()}
 
 
 def default_cache_path(root: str | Path) -> Path:
@@ -55,13 +55,10 @@ class CheckCache:
             if entry is None or entry["state"] != self._states[key]:
                 return None
             scan = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["scan"].items()}
-            if scan["breaks"] and "hard_cuts" not in scan:  # of an earlier version
-                return None
             points = tuple(SeekPoint(*point) for point in scan["seek_points"])
             marks = tuple(tuple(box) for box in scan["marks"])
             interpretation = Interpretation(*scan["interpretation"])
-            found = Scan(**scan | {"seek_points": points, "marks": marks, "interpretation": interpretation})
-            return found if found.is_lasting else None  # earlier versions kept more
+            return Scan(**scan | {"seek_points": points, "marks": marks, "interpretation": interpretation})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

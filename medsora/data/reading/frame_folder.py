@@ -50,7 +50,7 @@ def list_frames(folder: str | Path) -> list[Path]:
 class Picture:
     """A picture's upright values: uint8 (h, w, 3), or deeper ones (h, w) or (h, w, 3) as they are stored.
 
-    Of pixels that are `transparent` these are the colours beneath, which viewers do not show.
+    Transparent pixels have their hidden colours, which viewers do not show.
     """
 
     values: np.ndarray

@@ -75,7 +75,7 @@ def draw_motion(path: Path, sets: Mapping[str, Features]) -> None:
 def draw_distances(path: Path, distances: Mapping[str, Distance], reference: str) -> None:
     """Draw every distance with its interval beside the distance of the halves of the `reference` clips.
 
-    An undefined one is named so: no bar would look like no distance.
+    An undefined distance gets that word in place of a bar, whose absence would look like 0.
     """
     columns = 4
     rows = -(-len(distances) // columns)

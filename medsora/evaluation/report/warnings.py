@@ -90,8 +90,8 @@ def _few_replicates(settings: EvaluationSettings) -> list[str]:
 def _unused_weights(settings: EvaluationSettings) -> list[str]:
     read = {name for metric in settings.metrics for name in READ_BY.get(metric, ())}
     return [
-        f"the weights {name} were given, but no metric of {', '.join(settings.metrics)} reads them; name the "
-        "metric with --metrics, or leave them out."
+        f"the weights {name} were given, but no metric of {', '.join(settings.metrics)} reads them; name "
+        f"{'a VAE with --vae' if name == 'lpips' else 'the metric with --metrics'}, or leave them out."
         for name in sorted(set(settings.weights) - read)
     ]
 

@@ -41,7 +41,7 @@ class CodeCache:
 
         def encode(name: str) -> dict[str, Tensor]:
             index = int(name.split("-")[1])
-            codes = [encode_clip(tokenizer, self.clips, index, flip=flip) for flip in self.flips]
+            codes = [encode_clip(tokenizer, self.clips, index, flip=flip, kept=True) for flip in self.flips]
             return {"codes": torch.stack(codes)}
 
         self.store.fill([clip_entry(index) for index in range(len(self.clips))], "codes", encode, accelerator)
@@ -52,9 +52,14 @@ class CodeCache:
 
 
 @torch.no_grad()
-def encode_clip(tokenizer: Any, clips: ClipDataset, index: int, *, flip: bool = False) -> Tensor:
-    """Return the codes (N,), on the CPU, of a window's clip, its frames laid out as a grid."""
-    video = clips.fixed_clip(index, flip=flip, images=(), kept=True)["video"][: clips.spec.frames]
+def encode_clip(
+    tokenizer: Any, clips: ClipDataset, index: int, *, flip: bool = False, kept: bool = False
+) -> Tensor:
+    """Return the codes (N,), on the CPU, of a window's clip, its frames laid out as a grid.
+
+    `flip` and `kept`: see `ClipDataset.fixed_clip`.
+    """
+    video = clips.fixed_clip(index, flip=flip, images=(), kept=kept)["video"][: clips.spec.frames]
     picture = frames_to_grid(video, *grid_shape(len(video)))
     return tokenizer.encode(picture[None].to(tokenizer.device)).flatten().long().cpu()
 

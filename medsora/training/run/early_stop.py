@@ -39,7 +39,8 @@ class EarlyStop(NamedTuple):
         best = None
         for line in read_log(self.run.path):
             if line["step"] > 0 and (value := line.get(self.metric)) is not None:
-                if best is None or math.isnan(best[1]) or value < best[1] * (1 - self.gain):
+                first = best is None or (math.isnan(best[1]) and not math.isnan(value))
+                if first or value < best[1] * (1 - self.gain):
                     best = line["step"], value, 0
                 else:
                     best = *best[:2], best[2] + 1

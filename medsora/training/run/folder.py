@@ -71,7 +71,7 @@ class RunFolder:
         self.main = accelerator.is_main_process
         self._opened, self._elapsed_before_s = time.monotonic(), 0.0
         self.checkpoints, self.samples = path / "checkpoints", path / "samples"
-        if self.main:  # first: who held the folder until now may have begun the run
+        if self.main:  # before the config is read: the former holder may have written it
             with self.writing():
                 make_folder(path)
                 self._lock = hold_folder(path)

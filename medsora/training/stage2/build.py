@@ -35,8 +35,8 @@ from medsora.training.stage2.samples import Stage2Samples
 from medsora.training.stage2.stage import Stage2
 from medsora.vae import VideoVAE
 
-# Settings that change what weights of the same shapes compute.
-SAME_SHAPES = ("prediction", "heads", "window", "layout", *SWITCHES)
+# Settings that change what weights of the same shapes compute; OF_ATTENTION are compared after the shapes.
+SAME_SHAPES, OF_ATTENTION = ("prediction", "layout", *SWITCHES), ("heads", "window")
 
 
 def build_denoiser_stage(config: Config) -> Stage2:
@@ -123,13 +123,18 @@ def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ())
     found = find_model(trained)
     settings, usual = check_part(found.denoiser), signature(type(model).__init__).parameters
     refuse_changed_part(found.denoiser)
+
+    def require_same(keys: Sequence[str]) -> None:
+        for key in keys:
+            if key in usual and (trained_with := settings.get(key, usual[key].default)) != model.config[key]:
+                raise BadInput(
+                    f"{trained} was trained with {key} {trained_with}, but this denoiser has "
+                    f"{model.config[key]}; take the same for both."
+                )
+
+    require_same(SAME_SHAPES)
     model.load_weights(found.denoiser, (found.geometry.get("labels", []), labels))
-    for key in SAME_SHAPES:
-        if key in usual and (trained_with := settings.get(key, usual[key].default)) != model.config[key]:
-            raise BadInput(
-                f"{trained} was trained with {key} {trained_with}, but this denoiser has "
-                f"{model.config[key]}; take the same for both."
-            )
+    require_same(OF_ATTENTION)
 
 
 def token_grid(config: Config, vae: VideoVAE | type[VideoVAE], patch: int) -> tuple[int, int, int]:

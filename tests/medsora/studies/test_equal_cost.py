@@ -28,6 +28,7 @@ class Runs:
         self.stop_after = 10_000
         self.now_min = 0.0
         self.diverges = "none"  # beginning of the learning rate whose runs fail
+        self.not_finite = "none"  # folder of a run whose sampling fails
 
     def monotonic(self) -> float:
         return 60 * self.now_min
@@ -39,6 +40,8 @@ class Runs:
         options = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
         folder = Path(options.get("run.dir", "."), options.get("run.name", "."), "dit-tiny")
         if words[0] == "sample":
+            if self.not_finite in words[words.index("--out") + 1]:
+                return ablate.FAILED
             Path(words[words.index("--out") + 1]).mkdir(parents=True)
         elif words[0] == "evaluate":
             raster = "raster" in words[words.index("--fake") + 1]
@@ -180,6 +183,18 @@ def test_a_trial_that_diverges_leaves_its_rate_out(runs: Runs, capsys: pytest.Ca
     runs.diverges = ""
     with pytest.raises(BadInput, match="no trial of tiny came to a finite error"):
         study("--out", "other")
+
+
+def test_a_run_whose_sampling_fails_is_named_after_all_others(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.not_finite = "minutes/tiny-seed-0"
+    with pytest.raises(SystemExit) as left:
+        study()
+    assert left.value.code == ablate.FAILED
+    assert "1 of the runs failed (see above): tiny, seed 0 (equal minutes)" in capsys.readouterr().err
+    differences = json.loads(Path("study/results.json").read_text())["steps"]["differences"]
+    assert differences[SYSTEMS[1]]["clips/flow_magnitude_distance"]["seeds"] == 2
 
 
 def test_a_study_that_was_stopped_goes_on_with_its_minutes(runs: Runs) -> None:

@@ -4,7 +4,6 @@ flashes and light are no cuts, and no clip crosses one.
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from medsora.data.reading.find import Source
 from medsora.data.reading.video_io import read_frames, write_video
 from medsora.errors import BadInput
 from medsora.evaluation.features.clip_set import choose_clips
-from medsora.runtime.digests import sealed, unsealed
 from tests.support.clip_dataset import clip_dataset
 from tests.support.video_files import encode, write_pictures
 from tools.cut_detection import cuts_of, joins_missed, main
@@ -147,17 +145,6 @@ def test_clips_of_generated_videos_cross_cuts(
     assert [start for _, start in generated.clips] == [0, 0]
     assert generated.read(0).shape == (36, 16, 16, 3)
     assert [video.shots_words for video in generated.report.reports] == [None, None]
-
-
-def test_scans_of_earlier_versions_with_cuts_are_made_again(joined: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "check.json"
-    found = check_folder(joined, frames=5, interval=1, cache_path=cache)
-    content = unsealed(json.loads(cache.read_text(encoding="utf-8")))
-    for entry in content["scans"].values():
-        del entry["scan"]["hard_cuts"]
-    cache.write_text(json.dumps(sealed(content)), encoding="utf-8")
-    again = check_folder(joined, frames=5, interval=1, cache_path=cache)
-    assert [video.scan for video in again.reports] == [video.scan for video in found.reports]
 
 
 def test_cuts_are_found_in_large_frames_without_reading_every_pixel(

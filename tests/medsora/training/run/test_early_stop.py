@@ -59,6 +59,12 @@ def test_the_best_evaluation_and_how_many_followed(
     assert (found.why() is not None) == (best is not None and best[2] >= 2)
 
 
+def test_a_loss_that_is_never_finite_ends_the_run(tmp_path: Path) -> None:
+    found = stopper(tmp_path, [float("nan")] * 3)
+    assert found.best()[::2] == (1, 2)
+    assert found.why() is not None
+
+
 def test_it_is_off_by_default() -> None:
     assert (
         EarlyStop.of(SimpleNamespace(path=Path(), stage="train_dit"), DenoiserTrainingConfig(), "loss")
