@@ -63,6 +63,16 @@ def test_a_classifier_finds_differences_and_no_more() -> None:
     assert max(alike) < 0.85
 
 
+def test_a_classifier_that_is_wrong_about_held_out_clips_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, labels, names = np.zeros((4, 2, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1]), ["a", "b"]
+    answers = [[0, 1, 0, 0], [0, 1, 0, 1]]  # about held-out clips, then about generated ones
+    monkeypatch.setattr(phantom_model, "predicted_labels", lambda *_: np.array(answers.pop(0)))
+    found, criteria = phantom_model.label_agreement(None, (clips, labels), (clips, labels), names, 2.0)
+    assert [found[key]["agreement"] for key in found] == [0.75, 1.0]
+    assert [criterion.met for criterion in criteria] == [False, True]
+    assert 0 < found["label agreement"]["low"] < found["label agreement"]["high"]
+
+
 def arguments(out, **changed) -> argparse.Namespace:
     wanted = {"out": out, "model": "m", "sampler": "ddim", "steps": 2, "guidance": 2.0, "seed": 5}
     return argparse.Namespace(**wanted | changed)
