@@ -51,7 +51,9 @@ def extract(
                 bar.update(len(indices))
         state.wait_for_everyone()
         on_main(state, lambda: [store.finish() for store in wanted] and None)
-    return {name: store.read() for name, store in stores.items()}
+    features = {name: store.read() for name, store in stores.items()}
+    state.wait_for_everyone()  # the main process may remove the folder once its own work is done
+    return features
 
 
 def _begin(stores: Mapping[str, FeatureStore], clips: int, label: str) -> tuple[dict[str, str], list[int]]:

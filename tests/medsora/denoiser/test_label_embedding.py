@@ -94,4 +94,4 @@ def test_guidance_goes_from_no_label_over_the_label_and_beyond(model: MedSora) -
     )
     torch.testing.assert_close(guided(denoise, z, t, labels, 3, 0.0), without, atol=1e-5, rtol=1e-5)
     assert torch.equal(guided(denoise, z, t, None, 3, 5.0), without)
-    assert sizes == [2, 4, 4, 2]  # one forward each
+    assert sizes == [2, 4, 2, 2]  # one forward each; 0 and 1 take one half alone
