@@ -17,8 +17,8 @@ from medsora.saved.card import CARD_NAME
 from medsora.saved.pipeline import SavedPipeline
 
 FPS, STEPS = 8, 250  # defaults of the published samplers
-FRAMES, SIZE_PX = 16, 128  # of EndoGen's clips, which its weights do not hold
-OPTIONS = {"endora": ("heads", "layout"), "endogen": ("frames", "size")}  # of one system alone
+FRAMES, SIZE_PX = 16, 128  # EndoGen's defaults: its weights do not store the shape of a clip
+OPTIONS = {"endora": ("heads", "layout"), "endogen": ("frames", "size")}  # options that one system has
 LIMITS = {"heads": (1, 1024), "frames": (1, 4096), "size": (1, 4096)}
 
 

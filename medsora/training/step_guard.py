@@ -19,7 +19,7 @@ from torch import Tensor
 from medsora.errors import NonFiniteLoss
 
 LAG = {"cuda": 1}  # maximum lag of the host's check in steps; 0 on other devices
-MIN_SCALE = 2.0**-10  # of fp16's losses, which begins at 2^16; below it the scale is not what overflows
+MIN_SCALE = 2.0**-10  # fp16's loss scale begins at 2^16; below this, a smaller one does not help
 
 
 class StepRecord:
