@@ -175,15 +175,17 @@ def test_the_card_contains_what_a_stranger_needs(run: Path, tmp_path: Path) -> N
     assert "held out" not in card  # that was logged after this checkpoint
 
 
-@pytest.mark.parametrize("vae", [{}, {"path": "another/vae"}, {"kind": "per-frame"}])
+@pytest.mark.parametrize("vae", [{}, {"path": "OWN"}, {"path": "another/vae"}, {"kind": "per-frame"}])
 def test_a_card_scores_the_vae_that_the_model_takes(run: Path, tmp_path: Path, vae: dict[str, str]) -> None:
     """Stage 1 of the same run may have trained one that stage 2 did not take."""
+    own = vae in ({}, {"path": "OWN"})
+    vae = {key: value.replace("OWN", str(run.parent / "vae" / "final")) for key, value in vae.items()}
     (run.parent / "vae").mkdir()
     (run.parent / "vae" / "log.jsonl").write_text('{"step": 1, "held_out/psnr": 31.5}\n', encoding="utf-8")
     values = {"run": {"name": "mine"}, "denoiser": {"preset": "tiny"}, "vae": vae}
     save_config(config_from_dict(values, "it"), run / "config.yaml")
     card = export_run(run, tmp_path / "out")
-    assert (("PSNR of the VAE, held out (dB)", "31.5") in card.training) == (vae == {})
+    assert (("PSNR of the VAE, held out (dB)", "31.5") in card.training) == own
 
 
 def test_a_card_without_facts_reports_it(run: Path, tmp_path: Path) -> None:
