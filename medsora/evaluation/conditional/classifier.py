@@ -1,4 +1,4 @@
-"""A small 3-D convolutional classifier of clips, which decides what a generated clip shows."""
+"""Small convolutional classifiers of clips: of what their frames show, or of clips with their motion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch.nn import functional
 from medsora.data.reading.pixels import frames_to_video
 
 WIDTHS = (16, 32, 48, 64)
-BATCH, LEARNING_RATE, WEIGHT_DECAY = 16, 2e-3, 0.05
+BATCH, WEIGHT_DECAY = 16, 0.05
+LEARNING_RATE, LEARNING_RATE_OF_FRAMES = 2e-3, 4e-3
+FRAMES = 4  # random ones of a clip, in each step of a `FrameClassifier`
 
 
 class ClipClassifier(nn.Module):
@@ -20,11 +22,7 @@ class ClipClassifier(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for before, width in zip((3, *WIDTHS), WIDTHS, strict=False):
-            stride = (1, 2, 2) if before == 3 else 2
-            layers += [nn.Conv3d(before, width, 3, stride, padding=1), nn.GroupNorm(4, width), nn.SiLU()]
-        self.features = nn.Sequential(*layers)
+        self.features = _features(nn.Conv3d, ((1, 2, 2), 2, 2, 2))
         self.head = nn.Linear(2 * WIDTHS[-1], classes)
 
     def forward(self, video: Tensor) -> Tensor:
@@ -33,35 +31,53 @@ class ClipClassifier(nn.Module):
         return self.head(torch.cat([features.amax((2, 3, 4)), features.mean((2, 3, 4))], dim=1))
 
 
+class FrameClassifier(nn.Module):
+    """Clips as in `ClipClassifier`, but each frame is seen alone: no motion, and far fewer clips suffice."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.features = _features(nn.Conv2d, (2, 2, 2, 2))
+        self.head = nn.Linear(2 * WIDTHS[-1], classes)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Video (B, F, 3, H, W) in [-1, 1], any number of frames -> logits (B, classes)."""
+        features = self.features(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        return self.head(torch.cat([features.amax((1, 3, 4)), features.mean((1, 3, 4))], dim=1))
+
+
 def train_classifier(
     clips: np.ndarray,
     labels: Sequence[int],
     *,
     epochs: int,
     seed: int = 0,
-    varied: bool = True,
+    of_frames: bool = True,
     device: torch.device | str = "cpu",
     progress: Callable[[int, float], None] | None = None,
-) -> ClipClassifier:
-    """Train a `ClipClassifier` on clips, uint8 (N, F, H, W, 3), and their labels' numbers.
+) -> ClipClassifier | FrameClassifier:
+    """Train a `FrameClassifier`, or a `ClipClassifier`, on clips, uint8 (N, F, H, W, 3), and labels' numbers.
 
-    `varied`: half of the clips are mirrored, half are blurred by a random amount, brightness and contrast
-    vary, so that what generative models get wrong before they get the content wrong does not decide.
-    `progress` is called with the epoch and its mean loss. Same seed, same classifier (on a CPU).
+    `of_frames`: every step takes `FRAMES` random frames of a clip, mirrored and turned by right angles; half
+    are blurred by a random amount, brightness and contrast vary, so that what generative models get wrong
+    before they get the content wrong does not decide. `progress` is called with the epoch and its mean loss.
+    Same seed, same classifier (on a CPU).
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    classifier = ClipClassifier(max(labels) + 1).to(device).train()
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    classifier = (FrameClassifier if of_frames else ClipClassifier)(max(labels) + 1).to(device).train()
+    rate = LEARNING_RATE_OF_FRAMES if of_frames else LEARNING_RATE
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
     steps = epochs * -(-len(clips) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     targets = torch.tensor(labels, device=device)
     for epoch in range(epochs):
         losses = []
         for rows in np.array_split(random.permutation(len(clips)), -(-len(clips) // BATCH)):
-            video = frames_to_video(clips[rows]).to(device)
-            if varied:
-                video = _varied(video, random)
+            if of_frames:
+                seen = random.permutation(clips.shape[1])[:FRAMES]
+                video = _varied(frames_to_video(clips[rows][:, seen]).to(device), random)
+            else:
+                video = frames_to_video(clips[rows]).to(device)
             loss = functional.cross_entropy(classifier(video), targets[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -74,7 +90,7 @@ def train_classifier(
 
 
 @torch.no_grad()
-def predicted_labels(classifier: ClipClassifier, clips: np.ndarray) -> np.ndarray:
+def predicted_labels(classifier: ClipClassifier | FrameClassifier, clips: np.ndarray) -> np.ndarray:
     """Return the predicted label number of each clip, uint8 (N, F, H, W, 3)."""
     device = next(classifier.parameters()).device
     parts = np.array_split(clips, -(-len(clips) // BATCH))
@@ -82,7 +98,16 @@ def predicted_labels(classifier: ClipClassifier, clips: np.ndarray) -> np.ndarra
     return np.concatenate([each.argmax(1).cpu().numpy() for each in logits])
 
 
+def _features(convolution: type[nn.Module], strides: Sequence[int | tuple[int, ...]]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, width, stride in zip((3, *WIDTHS), WIDTHS, strides, strict=False):
+        layers += [convolution(before, width, 3, stride, padding=1), nn.GroupNorm(4, width), nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
 def _varied(video: Tensor, random: np.random.Generator) -> Tensor:
+    turns = random.integers(4, size=len(video))
+    video = torch.stack([clip.rot90(turn, (-2, -1)) for clip, turn in zip(video, turns, strict=True)])
     if random.integers(2):
         video = video.flip(-1)
     if random.integers(2):

@@ -13,13 +13,13 @@ from medsora.data.phantom import variant_suffix, write_phantom
 from medsora.data.phantom.corpus import LABELS_NAME
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import bad_input_from_errors
-from medsora.evaluation.conditional.classifier import ClipClassifier, train_classifier
+from medsora.evaluation.conditional.classifier import FrameClassifier, train_classifier
 from medsora.flow_prior.weights import load_strictly, read_weights, save_weights
 from medsora.runtime.files import written_beside
 from medsora.runtime.progress_bar import progress_bar
 
 TRAINING_SEED, HELD_OUT_SEED = 1001, 1002  # seeds of corpora, far from the configs'
-CLASSIFIER_RECIPE = 1  # raise when `train_classifier` gives another classifier
+CLASSIFIER_RECIPE = 2  # raise when `train_classifier` gives another classifier
 MIN_CLIPS_FOR_PROCESSES = 32  # with fewer, starting processes takes longer than it saves
 DEFAULT_PHANTOM = (1.0, PHANTOM_LOOKS[0])  # the default phantom: relative width of its polyps, and its look
 
@@ -63,12 +63,12 @@ def phantom_classifier(
     epochs: int,
     phantom: tuple[float, str] = DEFAULT_PHANTOM,
     device: torch.device | str = "cpu",
-) -> ClipClassifier:
+) -> FrameClassifier:
     """Train a classifier of `count` phantom clips, unless it is there; return it."""
     folder = phantom_folder(cache, count, frames, size, TRAINING_SEED, phantom)
     weights = folder / f"judge-{CLASSIFIER_RECIPE}-{epochs}.safetensors"
     if weights.is_file():
-        classifier = ClipClassifier(len(_labels(folder).names))
+        classifier = FrameClassifier(len(_labels(folder).names))
         load_strictly(classifier, read_weights(weights), weights, "the classifier of phantom clips")
         return classifier.to(device).eval()
     clips, numbers, _ = phantom_clips(cache, count, frames, size, TRAINING_SEED, phantom)

@@ -16,7 +16,7 @@ import numpy as np
 
 from medsora.data.sheet import contact_sheet, save_image
 from medsora.errors import BadInput, bad_input_from_errors
-from medsora.evaluation.conditional.classifier import ClipClassifier, predicted_labels
+from medsora.evaluation.conditional.classifier import FrameClassifier, predicted_labels
 from medsora.evaluation.conditional.command import (
     command_parser,
     conclude,
@@ -135,7 +135,7 @@ def _load_vae(named: str) -> FrequencyCompensatedVAE:
 
 
 def _model_results(
-    pipeline: SavedPipeline, classifier: ClipClassifier, names: list[str], options: argparse.Namespace
+    pipeline: SavedPipeline, classifier: FrameClassifier, names: list[str], options: argparse.Namespace
 ) -> dict[str, object]:
     requested = np.arange(options.videos) % len(names)
     wanted = [names[k] for k in requested]

@@ -21,7 +21,7 @@ from scipy.stats import binomtest, fisher_exact
 
 from medsora.data.reading.video_io import read_frames
 from medsora.errors import BadInput, bad_input_from_errors
-from medsora.evaluation.conditional.classifier import ClipClassifier, predicted_labels, train_classifier
+from medsora.evaluation.conditional.classifier import FrameClassifier, predicted_labels, train_classifier
 from medsora.evaluation.conditional.command import (
     command_parser,
     conclude,
@@ -218,7 +218,7 @@ def compare(
 
 
 def label_agreement(
-    classifier: ClipClassifier,
+    classifier: FrameClassifier,
     made: tuple[np.ndarray, np.ndarray],
     held_out: tuple[np.ndarray, np.ndarray],
     names: list[str],
@@ -298,7 +298,7 @@ def discriminator_accuracies(
         )
         labels = np.repeat([0, 1], [len(clips) for clips in training])
         clips = np.concatenate(training)
-        classifier = train_classifier(clips, labels.tolist(), epochs=epochs, seed=seed, varied=False)
+        classifier = train_classifier(clips, labels.tolist(), epochs=epochs, seed=seed, of_frames=False)
         print(f"generated against reconstructed: seed {seed + 1} of {seeds}", file=sys.stderr)
         right = [(predicted_labels(classifier, clips) == kind).mean() for kind, clips in enumerate(tested)]
         accuracies.append(float(np.mean(right)))

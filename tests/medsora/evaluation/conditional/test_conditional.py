@@ -15,12 +15,18 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from medsora.config.load import load_config
 from medsora.data.phantom import render_clip
 from medsora.errors import BadInput
 from medsora.evaluation.conditional import first_frame, fresh_phantom, labels, phantom_model, seams
-from medsora.evaluation.conditional.classifier import predicted_labels, train_classifier
+from medsora.evaluation.conditional.classifier import (
+    ClipClassifier,
+    FrameClassifier,
+    predicted_labels,
+    train_classifier,
+)
 from medsora.evaluation.conditional.command import conclude, trained_phantom
 from medsora.evaluation.metrics.motion import DIS_NOTE, flow_magnitudes
 from medsora.evaluation.sanity.criterion import Criterion
@@ -68,15 +74,25 @@ def test_too_few_clips_are_refused_before_anything_is_loaded(
         command.main()
 
 
-def test_a_classifier_learns_and_is_the_same_again() -> None:
+@pytest.mark.parametrize("of_frames", [True, False])
+def test_a_classifier_learns_and_is_the_same_again(of_frames: bool) -> None:
     random = np.random.default_rng(0)
     truth = np.arange(40) % 2
     clips = random.integers(0, 90, (40, 8, 32, 32, 3), dtype=np.uint8)
     clips[truth == 1, :, 8:20, 8:20, 0] += 150
-    classifier = train_classifier(clips, truth.tolist(), epochs=8)
+    classifier = train_classifier(clips, truth.tolist(), epochs=8, of_frames=of_frames)
     assert (predicted_labels(classifier, clips) == truth).all()
-    again = train_classifier(clips, truth.tolist(), epochs=8)
+    again = train_classifier(clips, truth.tolist(), epochs=8, of_frames=of_frames)
     assert all((a == b).all() for a, b in zip(classifier.parameters(), again.parameters(), strict=True))
+
+
+def test_only_a_classifier_of_frames_ignores_their_order() -> None:
+    torch.manual_seed(0)
+    video = torch.rand(2, 9, 3, 32, 32) * 2 - 1
+    for kind, same in ((FrameClassifier, True), (ClipClassifier, False)):
+        classifier = kind(3)
+        assert torch.allclose(classifier(video), classifier(video.flip(1)), atol=1e-5) == same
+    assert FrameClassifier(3)(video[:, :1]).shape == (2, 3)
 
 
 def test_a_phantom_classifier_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
