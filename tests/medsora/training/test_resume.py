@@ -197,7 +197,9 @@ def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
     rates = {line["step"]: line["lr"] for line in tiny.log_lines(run) if "lr" in line}
     assert [rates[step] for step in (2, 3, 4)] == pytest.approx([5e-4, 5e-4, 1.4645e-4], rel=1e-3)
     before = len(output)
-    train(STEPS)
+    assert "learning rate" not in planned(2), "an earlier end leaves nothing to train"
+    for steps in (STEPS, 2):
+        train(steps)
     assert "learning rate" not in "".join((run / "messages.txt").read_text().splitlines()[before:])
 
 
