@@ -135,7 +135,9 @@ class FrequencyCompensatedVAE(VideoVAE):
         self.freeze_base()
         parameters = self.compensation_parameters()
         if not parameters:
-            raise ValueError("train: 'compensation', but this VAE was built without any; choose 'all'")
+            raise ValueError(
+                "train: 'compensation', but this VAE was built without any; choose 'decoder' or 'all'"
+            )
         return parameters
 
     # Video to latents and back

@@ -100,10 +100,10 @@ class Schedule:
     def moved_decay(self, before: Schedule, done: int) -> str | None:
         """Return how a run of `done` steps resumed with another end than `before` decays, in one sentence.
 
-        None if the end is the same or nothing decays.
+        None if the end is the same, or nothing decays or is left to train.
         """
         old, new = before.total_steps, self.total_steps
-        if self.lr_decay == "none" or old == new:
+        if self.lr_decay == "none" or old == new or done >= new:
             return None
         was, now = (each.step(min(done, each.total_steps - 1)).lr for each in (before, self))
         return (

@@ -272,7 +272,7 @@ def test_bad_tensors_are_refused(vae) -> None:
         vae.trainable_parameters("some")
     with pytest.raises(ValueError, match="'both' but must be one of causal, standard"):
         FrequencyCompensatedVAE.from_base(TINY, compensation_kind="both")
-    with pytest.raises(ValueError, match="without any"):
+    with pytest.raises(ValueError, match="without any; choose 'decoder' or 'all'"):
         FrequencyCompensatedVAE.from_base(TINY, compensation=False).trainable_parameters("compensation")
 
 

@@ -46,7 +46,7 @@ from medsora.training.open_clips import clip_spec, denoiser_clip_spec, folder_ch
 from medsora.training.run.folder import previous_config, refuse_changes, refuse_lost, with_compensation_kind
 from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
-from medsora.training.stage1.build import build_loss, build_vae
+from medsora.training.stage1.build import build_loss, build_vae, unused_path_note
 from medsora.training.stage1.crops import check_crop
 from medsora.training.stage2.build import add_adapter, build_denoiser, build_prior, start_from, token_grid
 from medsora.vae import FrequencyCompensatedVAE, VideoVAE
@@ -147,6 +147,8 @@ def dry_run_vae(config: Config, processes: int = 1) -> None:
         trained = sum(parameter.numel() for parameter in vae.trainable_parameters(settings.train))
         every = sum(parameter.numel() for parameter in vae.parameters())
         findings.line("VAE", f"{every:,} parameters, of which {trained:,} are trained")
+    if note := unused_path_note(config):
+        findings.line("note", note)
     with findings.part("the clip's size"):
         sized = vae or FrequencyCompensatedVAE
         sized.check_video_shape(config.data.frames, *config.data.height_width)

@@ -31,6 +31,8 @@ def build_vae_stage(config: Config) -> VaeStage:
     run, schedule = open_run(config, STAGE_1, accelerator, clips)
     if settings.lpips == 0:
         run.notify("LPIPS is left out of the loss (train_vae.lpips is 0).")
+    if note := unused_path_note(config):
+        run.notify(note)
     kind = TokenizerStage if config.vae.kind == "vq" else VaeStage
     return kind(config, accelerator, run, clips, held_out, vae, loss, optimizer, schedule)
 
@@ -55,6 +57,16 @@ def build_vae(config: Config) -> FrequencyCompensatedVAE | VQTokenizer:
     if config.train_vae.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     return vae
+
+
+def unused_path_note(config: Config) -> str | None:
+    """Return the sentence that stage 1 leaves `vae.path` alone; None if that is not set."""
+    if config.vae.path is None:
+        return None
+    return (
+        f"vae.path is {config.vae.path}: stage 2 uses that instead of the VAE trained here, which starts "
+        "from vae.base; leave vae.path out to use this one."
+    )
 
 
 def build_loss(config: Config) -> VaeLoss:

@@ -29,7 +29,7 @@ from medsora.errors import BadInput
 from medsora.runtime.exit import exit_with_status
 from medsora.sampling.compiled import compile_blocks
 from medsora.training import step_guard as non_finite
-from medsora.training.dry_run.report import Findings, inspect_run
+from medsora.training.dry_run.report import Findings, dry_run_vae, inspect_run
 from medsora.training.progress import Progress
 from medsora.training.run import folder
 from medsora.training.run.folder import refuse_changes, with_compensation_kind
@@ -197,7 +197,9 @@ def test_an_extended_run_reports_how_its_decaying_learning_rate_changes(
     rates = {line["step"]: line["lr"] for line in tiny.log_lines(run) if "lr" in line}
     assert [rates[step] for step in (2, 3, 4)] == pytest.approx([5e-4, 5e-4, 1.4645e-4], rel=1e-3)
     before = len(output)
-    train(STEPS)
+    assert "learning rate" not in planned(2), "an earlier end leaves nothing to train"
+    for steps in (STEPS, 2):
+        train(steps)
     assert "learning rate" not in "".join((run / "messages.txt").read_text().splitlines()[before:])
 
 
@@ -228,6 +230,18 @@ def test_a_base_that_diffusers_saved_is_trained_on_and_resumed(clips: Path, tmp_
         )
     assert (run / "checkpoints" / "step-0000002").is_dir()
     assert isinstance(FrequencyCompensatedVAE.from_pretrained(run / "vae"), FrequencyCompensatedVAE)
+
+
+def test_stage_1_reports_that_it_leaves_vae_path_alone(
+    clips: Path, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Who sets it may mean what stage 1 starts from, which is `vae.base`."""
+    config = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder), train_vae__max_steps=1)
+    run = tiny.train("vae", config)
+    (message,) = [line for line in (run / "messages.txt").read_text().splitlines() if "vae.path" in line]
+    assert message.startswith(f"vae.path is {vae_folder}: stage 2 uses that instead of the VAE trained here")
+    dry_run_vae(config)
+    assert message in capsys.readouterr().out
 
 
 def test_a_compiled_denoiser_is_refused_on_a_cpu(clips: Path, vae_folder: Path, tmp_path: Path) -> None:
