@@ -198,7 +198,7 @@ def run_point(
 def _timed(
     systems: Sequence[System], frames: int, size: int, options: argparse.Namespace, device: torch.device
 ) -> tuple[Times, Times]:
-    """Return the seconds of every round: of each system's steps, and of its videos."""
+    """Return the seconds of each system's steps, and those of its videos, round by round."""
     works: dict[str, Callable[[], None]] = {}
     for system in systems:
         train, sample = both_steps(system.case(frames, size))

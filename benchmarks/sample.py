@@ -118,7 +118,7 @@ def _whole_steps(
 def changes(
     wirings: Wirings, batch: int, device: torch.device, dtype: torch.dtype, rounds: int, whole: Times
 ) -> dict[str, Ratio]:
-    """What single changes bring, each beside what it replaced: parts of a block, then whole steps."""
+    """Speed-ups of single changes, each against what it replaced: parts of a block, then whole steps."""
     model, block, public = wirings.same, wirings.same.blocks[0], wirings.reference.blocks[0]
     frames = CLIP + IMAGES
     x = torch.randn(batch, frames, GRID[0] * GRID[1], model.config.width).to(device, dtype)

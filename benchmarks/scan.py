@@ -4,7 +4,7 @@ The spatial scans of a block of B: eight rows and eight columns of 48 tokens per
 The package's reference gets its sequences ready in scan order, one chunk each; ours fetches and puts back
 its own. `benchmarks.kernels` times the kernels beside each other; this one comparison needs no GPU.
 
-Memory is as PyTorch leaves it, for whoever calls either scan. With `--keep-freed` it is as our programs run:
+Memory is allocated as PyTorch does by default. With `--keep-freed` it is as in our programs:
 the package's reference, which needs more of it, gains more by that.
 """
 

@@ -3,7 +3,7 @@
 Every test file runs once with a record of which test calls which function, also in the processes that it
 starts. Then every public function and method of the modules (all, or those whose names begin with a MODULE)
 is replaced in turn by one that returns None, and those tests run that call it, the quickest first and up to
-the first failure: of the test files that belong to its module, then of all that are recorded. Each try runs
+the first failure: those of its module's test files, then all that are recorded. Each try runs
 in a process forked from one that has collected the tests. Functions whose tests still pass, and those that no
 test calls, are listed unless `EXPLAINED` says why; "not reached" are those whose record took too long.
 
@@ -152,9 +152,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.untested", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("modules", nargs="*", metavar="MODULE", help="such as medsora.runtime (default: all)")
-    add("--limit", type=float, default=120, metavar="S", help="for a function's tests (default: %(default)s)")
     add(
-        "--record-limit", type=float, default=1200, metavar="S", help="for a test file (default: %(default)s)"
+        "--limit",
+        type=float,
+        default=120,
+        metavar="S",
+        help="time limit for a function's tests (default: %(default)s)",
+    )
+    add(
+        "--record-limit",
+        type=float,
+        default=1200,
+        metavar="S",
+        help="time limit for a test file (default: %(default)s)",
     )
     add("--results", type=Path, default=RESULTS, metavar="FILE", help="(default: %(default)s)")
     options = parser.parse_args()

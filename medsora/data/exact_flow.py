@@ -84,8 +84,8 @@ def read_flow(video: Path, start: int, count: int) -> Tensor:
         with safe_open(path, framework="pt") as file:
             return file.get_slice("flow")[start : start + count].to(torch.float32)
     except (SafetensorError, Damaged) as error:
-        how = "to have a phantom's rendered again, delete it and phantom.json"
-        raise UnreadableVideo(path, f"does not read as exact flow ({error}); {how}") from error
+        remedy = "if it is a phantom's, delete it and phantom.json to render both again"
+        raise UnreadableVideo(path, f"does not read as exact flow ({error}); {remedy}") from error
 
 
 @lru_cache(maxsize=2**16)

@@ -182,8 +182,8 @@ def read_all(items: Sequence[Item], read: Callable[[Item], np.ndarray], where: P
                 needed = sum(value.nbytes for value in values) * len(items) / len(values)
                 if needed > MAX_CLIP_BYTES:
                     raise ValueError(
-                        f"{len(items)} samples need about {needed / 2**30:.1f} GiB, and a study holds "
-                        f"{MAX_CLIP_BYTES / 2**30:.0f}; take fewer, or smaller ones."
+                        f"{len(items)} samples need about {needed / 2**30:.1f} GiB of memory, but a study "
+                        f"may use {MAX_CLIP_BYTES / 2**30:.0f}; take fewer, or smaller ones."
                     )
     except BadInput:
         raise

@@ -53,15 +53,21 @@ def add_options(add: Any) -> None:
     add("clips", nargs="+", metavar="NAME=DIR", help=folders)
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the results")
     add("--frames", type=int, default=16, metavar="F", help="frames of a clip (default: 16)")
-    every = "every N-th frame of the video, of all folders or of each (default: 1)"
+    every = "take every N-th frame of the videos: one N, or one per folder (default: 1)"
     add("--interval", type=int, nargs="+", default=[1], metavar="N", help=every)
-    most = "of each folder, one a video, evenly spread over it (default: 50)"
+    most = "clips per folder, one per video, evenly spread over it (default: 50)"
     add("--max-clips", type=int, default=50, metavar="N", help=most)
     add("--size", type=int, default=512, metavar="PX", help="shorter side to work on (default: 512)")
     add("--camera", choices=tuple(CAMERAS), default="simple-pinhole", help="(default: %(default)s)")
     focal = "focal length in units of the picture's shorter side (default: estimated for each clip)"
     add("--focal", type=float, metavar="F", help=focal)
-    add("--features", type=int, default=2048, metavar="N", help="of a frame, at most (default: 2048)")
+    add(
+        "--features",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="maximum number of features per frame (default: 2048)",
+    )
     add("--time-limit", type=int, default=120, metavar="S", help="CPU seconds of a clip (default: 120)")
     add("--memory-limit", type=int, default=4, metavar="GIB", help="memory of a clip (default: 4)")
     add("--threads", type=int, default=DEFAULT_THREADS, metavar="N", help="(default: %(default)s)")

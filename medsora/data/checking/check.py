@@ -321,14 +321,14 @@ def check_folder(
     cache_path: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Scan every source below `root`, or recall its scan, and count its clips.
+    """Scan every source below `root`, or load its cached scan, and count its clips.
 
     A clip is `frames` frames, every `interval`-th one, or with `rate` so many per second, by time; a source
     that has fewer is left out. `clip_stride` source frames lie between enumerated clips (default: one clip's
     span). `crop` sets what is cut off every frame: "none", "auto" (each source's
     own black borders), or parts of height and width (top, bottom, left, right). With `cross_cuts`, clips may
-    cross hard cuts. Scans are kept in `cache_path` (default: below runs/cache) and renewed when a file's size
-    or time of change differs.
+    cross hard cuts. Scans are kept in `cache_path` (default: below runs/cache) and repeated when a file's
+    size or modification time changes.
     `on_progress(done, total)` is called after each source.
     Raises `BadInput` if there is no such folder; bad files are reported, never raised.
     """

@@ -71,9 +71,22 @@ def main() -> None:
     add("--seed", type=int, default=0, metavar="S", help="video k has the seed S + k (default: %(default)s)")
     add("--training", type=Path, metavar="DIR", help="the phantom clips it was trained on, to find copies")
     add("--raft", type=Path, metavar="FILE", help="RAFT-small's weights: motion by RAFT as well as by DIS")
-    add("--polyp-size", type=float, metavar="X", help="of its phantom (default: its config.yaml's, else 1)")
-    add("--judge-clips", type=int, default=900, metavar="N", help="for the labels (default: %(default)s)")
-    add("--epochs", type=int, default=24, metavar="N", help="of their classifier (default: %(default)s)")
+    add(
+        "--polyp-size",
+        type=float,
+        metavar="X",
+        help="polyp size of its phantom (default: its config.yaml's, else 1)",
+    )
+    add(
+        "--judge-clips",
+        type=int,
+        default=900,
+        metavar="N",
+        help="clips that train the label classifier (default: %(default)s)",
+    )
+    add(
+        "--epochs", type=int, default=24, metavar="N", help="epochs of that classifier (default: %(default)s)"
+    )
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
     run_command(parser, measure)
 
@@ -224,7 +237,7 @@ def label_agreement(
     names: list[str],
     guidance: float,
 ) -> tuple[dict[str, dict[str, Any]], list[Criterion]]:
-    """Compare what a classifier sees with labels: of generated clips, and of held-out ones, which test it.
+    """Compare a classifier's predictions with labels, on generated clips and on held-out ones, which test it.
 
     Args:
         made, held_out: clips, uint8 (N, F, H, W, 3), and the numbers of their labels, (N,).
@@ -241,7 +254,7 @@ def label_agreement(
     criteria = [
         Criterion(
             f"the classifier of labels is right about {known['agreement']:.1%} of held-out phantom clips, at "
-            f"least {MIN_AGREEMENT:.0%}; otherwise the next line says nothing: take more --epochs",
+            f"least {MIN_AGREEMENT:.0%}; otherwise the next line is meaningless: take more --epochs",
             known["agreement"] >= MIN_AGREEMENT,
         ),
         Criterion(

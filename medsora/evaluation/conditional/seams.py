@@ -42,8 +42,8 @@ def main() -> None:
         "seams", __doc__.partition("\n")[0], model="trained with train_dit.first_frame_prob", videos=16
     )
     add = parser.add_argument
-    add("--frames", type=int, default=64, metavar="F", help="of a film (default: %(default)s)")
-    add("--window", type=int, metavar="W", help="of a window (default: the model's own length)")
+    add("--frames", type=int, default=64, metavar="F", help="frames of a video (default: %(default)s)")
+    add("--window", type=int, metavar="W", help="frames of a window (default: the model's own length)")
     run_command(parser, measure)
 
 

@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def halves(clips: ClipSet, divide: str) -> tuple[list[int], list[int]]:
-    """Return the clips' numbers in two halves: of every other "video", or of each video's "time"."""
+    """Return the clips' numbers in two halves: by alternating "video", or by "time" within each video."""
     by_video: dict[str, list[int]] = {}
     for number, (source, _) in enumerate(clips.clips):
         by_video.setdefault(source.source.name, []).append(number)

@@ -220,7 +220,7 @@ def previous_config(path: Path) -> Config | None:
 
 
 def with_compensation_kind(config: Config) -> Config:
-    """Return stage 1's `config` with the kind that "auto" means: of the run it continues, or the default."""
+    """Return stage 1's `config` with "auto" resolved: to the continued run's kind, or the default."""
     previous = previous_config(config.vae_dir)
     return _with_kind(config, previous.vae.compensation_kind if previous else DEFAULT_COMPENSATION)
 

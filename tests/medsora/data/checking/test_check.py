@@ -387,7 +387,7 @@ def test_pictures_that_cannot_be_read_are_tried_again_by_the_next_check(
     assert (report.problem, report.scan.frames, report.scan.broken, report.scan.remarks) == (None, 12, (), ())
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"made_by": 1}', '{"scans": {"x": 3}}', "\x00\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', '{"scans": {"x": 3}}', "\x00\xff"])
 def test_a_broken_cache_is_made_again(tmp_path: Path, cache: Path, content: str) -> None:
     write_video(tmp_path / "corpus" / "a.mkv", moving_frames(20), 8, lossless=True)
     expected = check(tmp_path / "corpus", cache)
