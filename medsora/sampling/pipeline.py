@@ -51,7 +51,7 @@ class MedSoraPipelineOutput(BaseOutput):
 
 
 class MedSoraPipeline(SavedPipeline):
-    """Samples when called; `SavedPipeline` describes its parts, saves and loads it."""
+    """Pipeline from noise to videos: call it to sample; `SavedPipeline` describes, saves and loads it."""
 
     _prepared: PreparedDenoiser | None = None
     _callback_tensor_inputs: ClassVar = ["latents"]
