@@ -144,14 +144,14 @@ def changes(
         pairs["products by oneDNN"] = (_by_pytorch(step), _by_onednn(step))
     else:
         pairs["a CUDA graph"] = (partial(tabulated, *six), partial(recorded, *six))
-    found = {}
+    ratios = {}
     for name, (before, after) in pairs.items():
         times = take_turns({"before": before, "after": after}, rounds, device)
-        found[name] = ratio(times["before"], times["after"])
-    found["isolated images: 4 latents instead of 6"] = ratio(
+        ratios[name] = ratio(times["before"], times["after"])
+    ratios["isolated images: 4 latents instead of 6"] = ratio(
         whole["ours, same latents"], whole["ours, clip alone"]
     )
-    return found
+    return ratios
 
 
 def bf16_against_float32(wirings: Wirings, batch: int, rounds: int) -> dict[str, Ratio | float]:

@@ -66,7 +66,7 @@ def measure(batch: int, rounds: int) -> dict[str, object]:
         "batch": batch,
         "length": LENGTH,
         "rounds": rounds,
-        "ms": {name: round(median_ms(found), 2) for name, found in times.items()},
+        "ms": {name: round(median_ms(seconds), 2) for name, seconds in times.items()},
         "scan": ratio(times["package's reference"], times["ours"]),
     }
 

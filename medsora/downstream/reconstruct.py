@@ -126,12 +126,12 @@ def run(options: argparse.Namespace, command: str) -> None:
 
 def _find_clips(name: str, root: Path, interval: int, options: argparse.Namespace) -> list[Clip]:
     """Return the first clip of videos that have one, evenly spread over the folder in natural order."""
-    found = check_folder(root, frames=options.frames, interval=interval)
-    found.require_clips()
-    if found.bad:
-        first = f"{found.bad[0].source.name}: {found.bad[0].problem}"
-        print(one_line(f"{name}: {len(found.bad)} left out, the first: {first}"), file=sys.stderr)
-    usable = found.usable
+    report = check_folder(root, frames=options.frames, interval=interval)
+    report.require_clips()
+    if report.bad:
+        first = f"{report.bad[0].source.name}: {report.bad[0].problem}"
+        print(one_line(f"{name}: {len(report.bad)} left out, the first: {first}"), file=sys.stderr)
+    usable = report.usable
     return [
         Clip(name, source, [source.windows[0].start + k * interval for k in range(options.frames)])
         for source in (usable[k] for k in evenly(min(options.max_clips, len(usable)), len(usable)))
@@ -187,11 +187,11 @@ def _reconstruct(
 
 def measure(geometry: Geometry, frames: int) -> dict[str, float]:
     """Return the measures of a reconstruction of a clip of `frames` frames."""
-    found = {REGISTERED: 100 * len(geometry.frames) / frames, POINTS: len(geometry.points)}
+    scores = {REGISTERED: 100 * len(geometry.frames) / frames, POINTS: len(geometry.points)}
     if len(geometry.points):
-        found[REPROJECTION] = float(geometry.errors.mean())
-        found[TRACK] = len(geometry.seen) / len(geometry.points)
-    return found | {"focal": float(geometry.camera[0] / geometry.size.min())}
+        scores[REPROJECTION] = float(geometry.errors.mean())
+        scores[TRACK] = len(geometry.seen) / len(geometry.points)
+    return scores | {"focal": float(geometry.camera[0] / geometry.size.min())}
 
 
 def write_job(folder: Path, frames: np.ndarray, job: Job) -> None:

@@ -131,9 +131,9 @@ class Heartbeat(threading.Thread):
         try:
             self.store.add(f"beat/{self.rank}", 1)
             for other, (count, missed) in self.beats.items():
-                found = self.store.add(f"beat/{other}", 0)
-                expected = found == count and self.store.add(f"left/{other}", 0) == 0
-                self.beats[other] = (found, missed + 1 if expected else 0)
+                now = self.store.add(f"beat/{other}", 0)
+                expected = now == count and self.store.add(f"left/{other}", 0) == 0
+                self.beats[other] = (now, missed + 1 if expected else 0)
         except (DistError, RuntimeError):  # the store is the main process's, so that one is gone
             count, missed = self.beats.get(0, (0, 0))
             self.beats[0] = (count, missed + 1)

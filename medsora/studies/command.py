@@ -123,8 +123,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
     limits |= {"seeds": (1, MAX_SEEDS), "sample_steps": (1, 1000), "score_clips": (MIN_COMPARED, MAX_CLIPS)}
     check_limits(options, limits | {"clips": (MIN_COMPARED if "rates" in options else 1, MAX_CLIPS)})
     for name in ("minutes", "segment", "hours", "rates"):
-        found = getattr(options, name, None)
-        for value in found if isinstance(found, list) else [found]:
+        given = getattr(options, name, None)
+        for value in given if isinstance(given, list) else [given]:
             if value is not None and not 0 < value < math.inf:
                 raise BadInput(f"--{name} is {value} but must be greater than 0.")
     for name in ("systems", "rates"):

@@ -245,11 +245,11 @@ def label_agreement(
     Returns:
         both agreements by name, that of generated clips with its Wilson interval, and the criteria.
     """
-    known, found = (
+    known, generated = (
         agreement(labels, predicted_labels(classifier, clips), names) for clips, labels in (held_out, made)
     )
     count = len(made[0])
-    interval = binomtest(round(found["agreement"] * count), count).proportion_ci(method="wilson")
+    interval = binomtest(round(generated["agreement"] * count), count).proportion_ci(method="wilson")
     low, high = float(interval.low), float(interval.high)
     criteria = [
         Criterion(
@@ -258,14 +258,14 @@ def label_agreement(
             known["agreement"] >= MIN_AGREEMENT,
         ),
         Criterion(
-            f"sampled clips show the requested label in {found['agreement']:.1%} (95 % interval {low:.1%} to "
-            f"{high:.1%}) at a guidance of {guidance:g}, at least {MIN_AGREEMENT:.0%}",
-            found["agreement"] >= MIN_AGREEMENT,
+            f"sampled clips show the requested label in {generated['agreement']:.1%} (95 % interval "
+            f"{low:.1%} to {high:.1%}) at a guidance of {guidance:g}, at least {MIN_AGREEMENT:.0%}",
+            generated["agreement"] >= MIN_AGREEMENT,
         ),
     ]
     return {
         "label agreement, held-out clips": known,
-        "label agreement": found | {"low": low, "high": high},
+        "label agreement": generated | {"low": low, "high": high},
     }, criteria
 
 
@@ -276,12 +276,12 @@ def near_copies(
 
     By chance about 5 % are; the criterion: Fisher's one-sided exact test at the level `LEVEL` finds no more.
     """
-    found, criteria = {}, []
+    shares, criteria = {}, []
     expected = round(NEAR_QUANTILE * len(held_out))
     for space, extractor in spaces(PyramidExtractor()).items():
         features = [Features.of_clips(extractor, clips) for clips in (made, held_out, training)]
-        _, found[space] = compare_space(space, *features)
-        marked = round(found[space]["suspicious_share"] * len(made))
+        _, shares[space] = compare_space(space, *features)
+        marked = round(shares[space]["suspicious_share"] * len(made))
         counts = [[marked, len(made) - marked], [expected, len(held_out) - expected]]
         chance = float(fisher_exact(counts, alternative="greater").pvalue)
         criteria.append(
@@ -291,7 +291,7 @@ def near_copies(
                 chance >= LEVEL,
             )
         )
-    return found, criteria
+    return shares, criteria
 
 
 def discriminator_accuracies(

@@ -79,9 +79,9 @@ def measure(options: argparse.Namespace) -> int:
     }
     rows = [(f"film {k}, {plan.frames} frames", film) for k, film in enumerate(films[:SHEET_FILMS])]
     save_image(options.out / "sheet.png", contact_sheet(rows, columns=16))
-    found = results["joints_to_inside"]
-    sentence = f"joints show {found:.2f} times the error inside, at most 1.2"
-    return conclude(options.out, results, [Criterion(sentence, found <= MAX_AT_JOINTS)])
+    ratios = results["joints_to_inside"]
+    sentence = f"joints show {ratios:.2f} times the error inside, at most 1.2"
+    return conclude(options.out, results, [Criterion(sentence, ratios <= MAX_AT_JOINTS)])
 
 
 def warping_errors(film: np.ndarray) -> np.ndarray:

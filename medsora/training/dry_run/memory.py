@@ -93,8 +93,8 @@ class MemoryEstimate:
 
     def lines(self) -> list[tuple[str, int]]:
         """Return (name, bytes) for a table, the total last."""
-        found = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        return [*found, ("allocator's slack", self._slack), ("total", self.total)]
+        parts = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [*parts, ("allocator's slack", self._slack), ("total", self.total)]
 
 
 class Stage2Work(NamedTuple):

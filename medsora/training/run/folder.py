@@ -105,11 +105,11 @@ class RunFolder:
 
         The main process looks for it, sets damaged ones aside, and broadcasts it.
         """
-        found = [None]
+        newest = [None]
         if self.main:
-            found = [latest_checkpoint(self.checkpoints, self.notify)]
-            self._cut_log(found[0].step if found[0] else 0)
-        return broadcast_object_list(found)[0]
+            newest = [latest_checkpoint(self.checkpoints, self.notify)]
+            self._cut_log(newest[0].step if newest[0] else 0)
+        return broadcast_object_list(newest)[0]
 
     def note_saved(self) -> None:
         """Remember that there was a checkpoint (main process)."""
