@@ -66,7 +66,7 @@ def main() -> None:
     print(
         f"{options.steps} steps on {options.train_clips} phantom clips of {SIZE_PX}x{SIZE_PX}, "
         f"{options.clips} unseen clips. Flow: DIS, px per frame. "
-        f"Flicker: of 2, inside chunks and where they join. {DIS_NOTE[0].upper()}{DIS_NOTE[1:]}.\n"
+        f"Flicker, on a scale of 2, inside chunks and where they join. {DIS_NOTE[0].upper()}{DIS_NOTE[1:]}.\n"
     )
     print("\n".join(table(rows)))
     print(f"\nThe better kind: {better_kind(rows, options.seeds)}.")

@@ -186,7 +186,7 @@ def check_points(lengths: Sequence[int], sizes: Sequence[int], plot: Path | None
 
 
 def counted(case: Case) -> Cost:
-    """Return the cost of `case` by counting alone: in seconds, with next to no memory, nothing computed."""
+    """Return the cost of `case` by counting alone: within seconds, in almost no memory, nothing computed."""
     images = case.image_latents
     with FakeTensorMode(allow_non_fake_inputs=True):  # the model's tables have content
         model = _denoiser(case)

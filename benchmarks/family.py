@@ -187,18 +187,18 @@ def run_point(
         if refused[system]:
             points.append(Point(cost, size, {}, [], not_run=refused[system]))
             continue
-        found = {name: times[f"{system.name}/{name}"] for name in ("sample", "train")}
-        flops_per_s[system.name] = cost.sampling_flops / statistics.median(found["sample"])
+        seconds_by_work = {name: times[f"{system.name}/{name}"] for name in ("sample", "train")}
+        flops_per_s[system.name] = cost.sampling_flops / statistics.median(seconds_by_work["sample"])
         with get_context("spawn").Pool(1) as fresh:  # a peak of its own
             peak = fresh.apply(measure, (system.case(frames, size), 1)).peak_bytes
-        points.append(Point(cost, size, found, videos[system.name], peak))
+        points.append(Point(cost, size, seconds_by_work, videos[system.name], peak))
     return points
 
 
 def _timed(
     systems: Sequence[System], frames: int, size: int, options: argparse.Namespace, device: torch.device
 ) -> tuple[Times, Times]:
-    """Return the seconds of every round: of each system's steps, and of its videos."""
+    """Return the seconds of each system's steps, and those of its videos, round by round."""
     works: dict[str, Callable[[], None]] = {}
     for system in systems:
         train, sample = both_steps(system.case(frames, size))
@@ -281,10 +281,10 @@ def conclusions(points: Sequence[Point], tokens: float | None) -> list[str]:
         else f"By FLOPs, attention stays cheaper than Mamba up to {largest**2} tokens per frame."
     ]
     for frames, size in dict.fromkeys((point.cost.frames, point.size) for point in points):
-        found = {p.cost.preset: p for p in points if (p.cost.frames, p.size) == (frames, size)}
-        flops = {name: point.cost.sampling_flops for name, point in found.items()}
+        by_preset = {p.cost.preset: p for p in points if (p.cost.frames, p.size) == (frames, size)}
+        flops = {name: point.cost.sampling_flops for name, point in by_preset.items()}
         seconds = {
-            name: statistics.median(point.times["sample"]) for name, point in found.items() if point.times
+            name: statistics.median(point.times["sample"]) for name, point in by_preset.items() if point.times
         }
         for what, values in {"FLOPs": flops, "seconds": seconds}.items():
             if {MEDSORA, PUBLISHED, CAUSAL} <= values.keys():

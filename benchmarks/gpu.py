@@ -103,7 +103,7 @@ def run_together(commands: dict[str, list[str]], limit_s: float) -> dict[str, bo
 
 
 def _run_part(part: str, results: Path, *, quick: bool, compiling: bool) -> int:
-    """One part, in this process; `compiling`: each of its works as few times as can be, nothing kept."""
+    """One part, in this process; `compiling`: as few repetitions as possible, nothing recorded."""
     if missing := make_do():
         print(f"not here, done without: {', '.join(missing)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -41,14 +41,14 @@ class Row:
 
     def newest(self, entries: Sequence[Entry]) -> dict[str, Entry]:
         """Return the last entry with this result by machine, machines in the order of their first."""
-        found = {}
+        by_machine = {}
         for entry in entries:
             values = entry["figures"]
             same = (entry["benchmark"], entry["device"]) == (self.benchmark, self.device)
             fits = all(values.get(key) == value for key, value in self.size.items())
             if same and fits and value_of(values, self.value) is not None:
-                found[entry["machine"]] = entry
-        return found
+                by_machine[entry["machine"]] = entry
+        return by_machine
 
 
 B1, B2, B32 = ({"preset": "B", "compiled": False, "batch": batch} for batch in (1, 2, 32))
@@ -102,15 +102,15 @@ def results_tables(entries: Sequence[Entry]) -> Iterator[str]:
     for device, title in (("cpu", "CPU"), ("cuda", "GPU")):
         rows = {row.what: row for row in ROWS if row.device == device}
         newest = {what: row.newest(entries) for what, row in rows.items()}
-        machines = list(dict.fromkeys(machine for found in newest.values() for machine in found))
+        machines = list(dict.fromkeys(machine for by_machine in newest.values() for machine in by_machine))
         if not machines:
             yield from (f"{title}: not measured yet.", "")
             continue
         table = []
-        for what, found in newest.items():
+        for what, by_machine in newest.items():
             cells = (
-                shown(value_of(found[machine]["figures"], rows[what].value))
-                if machine in found
+                shown(value_of(by_machine[machine]["figures"], rows[what].value))
+                if machine in by_machine
                 else "not yet"
                 for machine in machines
             )
@@ -128,16 +128,16 @@ def shown(value: float | dict[str, float]) -> str:
 
 def draw(path: Path, entries: Sequence[Entry]) -> None:
     """Draw every measured speed-up with its range."""
-    found = [
+    bars = [
         (row, machine, entry)
         for row in ROWS
         if row.is_speed_up
         for machine, entry in row.newest(entries).items()
     ]
-    machines = list(dict.fromkeys(machine for _, machine, _ in found))
-    figure = Figure(figsize=(8, 0.8 + 0.35 * len(found)), layout="constrained")
+    machines = list(dict.fromkeys(machine for _, machine, _ in bars))
+    figure = Figure(figsize=(8, 0.8 + 0.35 * len(bars)), layout="constrained")
     axes = figure.add_subplot()
-    for place, (row, machine, entry) in enumerate(found):
+    for place, (row, machine, entry) in enumerate(bars):
         ratio = value_of(entry["figures"], row.value)
         around = [[ratio["median"] - ratio["low"]], [ratio["high"] - ratio["median"]]]
         colour = COLOURS[machines.index(machine) % len(COLOURS)]
@@ -145,7 +145,7 @@ def draw(path: Path, entries: Sequence[Entry]) -> None:
     labelled = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if labelled:
         figure.legend(labelled.values(), labelled.keys(), loc="outside upper center", ncols=len(labelled))
-    axes.set_yticks(range(len(found)), [row.what for row, *_ in found])
+    axes.set_yticks(range(len(bars)), [row.what for row, *_ in bars])
     axes.set(xlabel="speed-up, with range")
     axes.invert_yaxis()
     save_figure(path, figure)

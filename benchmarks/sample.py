@@ -118,7 +118,7 @@ def _whole_steps(
 def changes(
     wirings: Wirings, batch: int, device: torch.device, dtype: torch.dtype, rounds: int, whole: Times
 ) -> dict[str, Ratio]:
-    """What single changes bring, each beside what it replaced: parts of a block, then whole steps."""
+    """Speed-ups of single changes, each against what it replaced: parts of a block, then whole steps."""
     model, block, public = wirings.same, wirings.same.blocks[0], wirings.reference.blocks[0]
     frames = CLIP + IMAGES
     x = torch.randn(batch, frames, GRID[0] * GRID[1], model.config.width).to(device, dtype)
@@ -144,14 +144,14 @@ def changes(
         pairs["products by oneDNN"] = (_by_pytorch(step), _by_onednn(step))
     else:
         pairs["a CUDA graph"] = (partial(tabulated, *six), partial(recorded, *six))
-    found = {}
+    ratios = {}
     for name, (before, after) in pairs.items():
         times = take_turns({"before": before, "after": after}, rounds, device)
-        found[name] = ratio(times["before"], times["after"])
-    found["isolated images: 4 latents instead of 6"] = ratio(
+        ratios[name] = ratio(times["before"], times["after"])
+    ratios["isolated images: 4 latents instead of 6"] = ratio(
         whole["ours, same latents"], whole["ours, clip alone"]
     )
-    return found
+    return ratios
 
 
 def bf16_against_float32(wirings: Wirings, batch: int, rounds: int) -> dict[str, Ratio | float]:

@@ -4,7 +4,7 @@ The spatial scans of a block of B: eight rows and eight columns of 48 tokens per
 The package's reference gets its sequences ready in scan order, one chunk each; ours fetches and puts back
 its own. `benchmarks.kernels` times the kernels beside each other; this one comparison needs no GPU.
 
-Memory is as PyTorch leaves it, for whoever calls either scan. With `--keep-freed` it is as our programs run:
+Memory is allocated as PyTorch does by default. With `--keep-freed` it is as in our programs:
 the package's reference, which needs more of it, gains more by that.
 """
 
@@ -66,7 +66,7 @@ def measure(batch: int, rounds: int) -> dict[str, object]:
         "batch": batch,
         "length": LENGTH,
         "rounds": rounds,
-        "ms": {name: round(median_ms(found), 2) for name, found in times.items()},
+        "ms": {name: round(median_ms(seconds), 2) for name, seconds in times.items()},
         "scan": ratio(times["package's reference"], times["ours"]),
     }
 

@@ -27,7 +27,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokens", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--preset", default="tiny", choices=list(ENDOGEN_PRESETS), help="(default: %(default)s)")
-    add("--codes", type=int, default=1024, metavar="N", help="of a clip, a square (default: %(default)s)")
+    add(
+        "--codes",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="codes per clip, a square number (default: %(default)s)",
+    )
     add("--rounds", type=int, default=2, metavar="N", help="turns of each (default: %(default)s)")
     options = parser.parse_args()
     check_limits(options, {"codes": (1, 2**20), "rounds": (1, math.inf)})

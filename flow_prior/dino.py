@@ -155,8 +155,8 @@ def _read_settings(path: str | Path) -> tuple[str, dict[str, Any]]:
         raise FileNotFoundError(f"the encoder's description {path} does not exist: correct dino.model.")
     try:
         with path.open(encoding="utf-8") as file:
-            found = json.loads(file.read(MAX_CHARACTERS))
-        architecture, settings = found["architecture"], found.get("model_args", {})
+            content = json.loads(file.read(MAX_CHARACTERS))
+        architecture, settings = content["architecture"], content.get("model_args", {})
         numbers = all(
             type(value) in (int, float) and 0 <= value <= (MAX_DEPTH if key == "depth" else MAX_NUMBER)
             for key, value in settings.items()
@@ -166,7 +166,7 @@ def _read_settings(path: str | Path) -> tuple[str, dict[str, Any]]:
             f'{path} describes no encoder: expected {{"architecture": NAME, "model_args": {{...}}}}.'
         ) from error
     known = isinstance(architecture, str) and timm.is_model(architecture)  # no name that timm would download
-    if not known or not numbers or found.keys() - {"architecture", "model_args"}:
+    if not known or not numbers or content.keys() - {"architecture", "model_args"}:
         raise ValueError(
             f"{path} has more than an architecture of timm and model_args whose values are numbers from 0 to "
             f"{MAX_NUMBER:,} (depth: {MAX_DEPTH})."

@@ -72,11 +72,11 @@ def load_strictly(model: nn.Module, state: dict[str, Any], source: str | Path, t
     problems = [f"{name} is missing" for name in wanted if name not in state]
     problems += [f"{name} has no place in it" for name in state if name not in wanted]
     for name, tensor in wanted.items():
-        found = state.get(name, tensor)
-        if not isinstance(found, Tensor):
+        given = state.get(name, tensor)
+        if not isinstance(given, Tensor):
             problems.append(f"{name} is no tensor")
-        elif found.shape != tensor.shape:
-            problems.append(f"{name} is {tuple(found.shape)} instead of {tuple(tensor.shape)}")
+        elif given.shape != tensor.shape:
+            problems.append(f"{name} is {tuple(given.shape)} instead of {tuple(tensor.shape)}")
     if problems:
         others = f" and {len(problems) - 1} other tensors differ" if len(problems) > 1 else ""
         raise ValueError(

@@ -58,12 +58,12 @@ def mamba2_scan(
             or frames without being rearranged. int32 tables on the tokens' device are taken as they are.
             A table is checked when it is first seen, which waits for a GPU once: keep it between calls.
         headdim: channels per head; d_inner = heads * headdim.
-        eps: of the RMS norm.
+        eps: ε of the RMS norm.
         backend: "auto" or one of `backends()`.
 
     Returns:
-        (b, L, d_inner), or (axes, b, L, d_inner) for orders of four dimensions, in the tokens' places and
-        dtype, ready for the output projection.
+        (b, L, d_inner), or (axes, b, L, d_inner) for orders of four dimensions, in token order and the
+        tokens' dtype, ready for the output projection.
 
     Raises:
         ValueError: shapes that do not fit together, orders that are no permutations, an unknown backend, or
@@ -133,7 +133,7 @@ def _declines(name: str, device: str, dtype: torch.dtype, headdim: int, d_state:
 
 
 def _tell_once(sentence: str, device: str) -> None:
-    """On a GPU that matters, and is heard; that a CPU takes none of a GPU's kernels is no news."""
+    """Log `sentence` once: as a warning on a GPU, else as information, since a CPU runs no GPU kernels."""
     if sentence not in _reported:
         _reported.add(sentence)
         log.log(logging.WARNING if device == "cuda" else logging.INFO, sentence)

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "evaluate": ("medsora.evaluation.command", (), "compare generated with real clips"),
     "check": ("medsora.data.__main__", ("check",), "check a folder of videos"),
     "study": ("medsora.studies.command", (), "train variants of a config and compare them"),
-    "downstream": ("medsora.downstream.command", (), "what generated clips are good for: train on them"),
+    "downstream": ("medsora.downstream.command", (), "measure the use of generated clips for other tasks"),
     "app": ("medsora.app.__main__", (), "sample in a browser"),
     "demo": ("medsora.demo.run", (), "train, sample and evaluate on the embedded phantom"),
 }
@@ -55,22 +55,22 @@ def _add_new(commands: argparse._SubParsersAction) -> None:
     )
     new.set_defaults(work="medsora.project.new")
     add = new.add_argument
-    add("project", type=Path, metavar="PROJECT", help="a folder to make; its name is the run's")
+    add("project", type=Path, metavar="PROJECT", help="new folder; its name becomes the run's")
     add("--data", required=True, metavar="DIR", help="a folder of videos or of frame folders")
     add("--size", type=int, metavar="PX", help="side of the clips (default: what fits, up to 128)")
-    add("--preset", choices=tuple(NAMED_PRESETS), help="denoiser and its size")
+    add("--preset", choices=tuple(NAMED_PRESETS), help="denoiser and size (default: what fits)")
     add(
         "--memory",
         type=float,
         metavar="GIB",
-        help="of the GPU that will train, if it is not in this machine; 0: a CPU (default: what is found)",
+        help="memory of the GPU to plan for; 0: train on the CPU (default: this machine's)",
     )
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
     export = commands.add_parser(
         "export",
-        help="make a model folder of a run, with its card; perhaps upload it",
+        help="write a run's model folder with its card; optionally upload it",
         description="Write a run's newest complete checkpoint, its VAE or tokenizer and a model card to OUT, "
         f"which its pipeline's from_pretrained and {command_name('sample')} read; with --push upload it to "
         "the hub too.",
@@ -85,10 +85,10 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         help="a run folder of stage 2 or of EndoGen (runs/NAME/dit-PRESET, runs/NAME/endogen-PRESET), or "
         "runs/NAME",
     )
-    add("out", type=Path, metavar="OUT", help="the folder to make")
+    add("out", type=Path, metavar="OUT", help="the folder to write")
     add("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest complete one)")
-    add("--raw", action="store_true", help="the raw weights instead of their moving average")
-    add("--dtype", choices=DTYPES, default="fp32", help="of the weights that are written (default: fp32)")
+    add("--raw", action="store_true", help="write the raw weights instead of their EMA")
+    add("--dtype", choices=DTYPES, default="fp32", help="type of the written weights (default: fp32)")
     add("--name", help="the model's name on its card (default: the run's)")
     add(
         "--data-description", metavar="TEXT", help="what it was trained on, for the card; or a file, as @FILE"
@@ -101,7 +101,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         help=f"results.json of {command_name('evaluate')} (default: RUN/evaluation/)",
     )
     add("--push", metavar="OWNER/NAME", help="also upload the folder to the hub")
-    add("--private", action="store_true", help="with --push: only for its owner")
+    add("--private", action="store_true", help="with --push: visible to its owner only")
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:

@@ -112,9 +112,9 @@ def install() -> bool:
 
 def import_again(name: str) -> None:
     """Import `name` again, which was imported by its folder's name before the finder was installed."""
-    found = install()
+    in_checkout = install()
     del sys.modules[name]
-    if found:
+    if in_checkout:
         import_module(name)
     else:  # MedSora itself is installed from a wheel, and a checkout comes later on `sys.path`
         sys.modules[name] = import_module(f"medsora.{name}")

@@ -16,7 +16,7 @@ from torch.special import log_ndtr
 from medsora.config.schema import DIFFUSION_STEPS
 
 TRAIN_STEPS, BETA_START, BETA_END = DIFFUSION_STEPS, 1e-4, 0.02
-CLEAN = 0  # the timestep of latents that are given: the least noise there is a timestep for
+CLEAN = 0  # timestep of given latents, the one with the least noise
 HALF_BIN = 1 / 255  # half the width of the bins in which the last step's likelihood is counted
 
 
@@ -55,7 +55,7 @@ class GaussianDiffusion:
             "weight_of_velocity": 1 / alpha_bar,
             "weight_of_data": (1 - alpha_bar) / alpha_bar,
         }
-        self._sent = {
+        self._converted = {
             (name, torch.device("cpu"), torch.float32): table.float() for name, table in self._tables.items()
         }
 
@@ -77,11 +77,11 @@ class GaussianDiffusion:
         return share * high + (1 - share) * low
 
     def error_weight(self, t: Tensor, target: str) -> Tensor:
-        """Return what turns ε's squared error at `t` into that of another `target` (Salimans & Ho, 2022).
+        """Return the factor that turns ε's squared error at `t` into `target`'s (Salimans & Ho, 2022).
 
-        Of ε itself ("noise", 1 everywhere), of v-prediction ("velocity", 1/ᾱ) or of z_0 ("data",
-        (1 - ᾱ)/ᾱ). Weighted alike, ε's error at high noise is so small that what a short run must learn
-        first, the picture's coarse structure, hardly reaches the gradient.
+        It is 1 for ε ("noise"), 1/ᾱ for v-prediction ("velocity") and (1 - ᾱ)/ᾱ for z_0 ("data"). With equal
+        weights, ε's error at high noise is so small that the picture's coarse structure, which a short run
+        must learn first, barely affects the gradient.
         """
         return self._table(f"weight_of_{target}", t.device, torch.float32)[t]
 
@@ -107,7 +107,7 @@ class GaussianDiffusion:
             eps, variance: the denoiser's outputs, (B, n, C, h, w).
             z_0, z_t, noise: what `add_noise` was given and returned, of the same shape.
             t: (B,) or (B, n).
-            weights: of the latent frames, (B, n) or (n,); default: all the same.
+            weights: weights of the latent frames, (B, n) or (n,); default: all equal.
         """
         eps, variance, z_0, z_t, noise = (
             x.to(torch.promote_types(x.dtype, torch.float32)) for x in (eps, variance, z_0, z_t, noise)
@@ -131,10 +131,10 @@ class GaussianDiffusion:
         return _per_latent(self._table(name, t.device, like.dtype)[t], like)
 
     def _table(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """A table where it is needed; it travels once."""
-        if (key := (name, device, dtype)) not in self._sent:
-            self._sent[key] = self._tables[name].to(dtype).to(device)
-        return self._sent[key]
+        """Return a table on `device`, converted once."""
+        if (key := (name, device, dtype)) not in self._converted:
+            self._converted[key] = self._tables[name].to(dtype).to(device)
+        return self._converted[key]
 
 
 def _per_latent(values: Tensor, like: Tensor) -> Tensor:

@@ -48,10 +48,11 @@ def spiral_order(rows: int, cols: int, variant: int) -> Tensor:
 
 
 def scan_order(scan: str, rows: int, cols: int, variant: int) -> Tensor:
-    """`spiral_order`, or for `scan` "raster" or "snake" the cells line by line; else `ValueError`.
+    """Return the order `scan` of the cells of a grid: arguments and result as in `spiral_order`.
 
     A raster scans every line in the same direction, a snake every second one backwards.
     The variants turn these as they turn the spiral: 4·ccw scans along columns instead of rows.
+    Raises `ValueError` for an unknown `scan`.
     """
     if scan == "spiral":
         return spiral_order(rows, cols, variant)

@@ -23,7 +23,7 @@ def kept_table(build: Callable[..., Built]) -> Callable[..., Built]:
     """Cache what `build` makes of positional, hashable arguments; the `MAX_TABLES` last used ones stay.
 
     Cached tensors are real (not fake) and usable in autograd even if first requested under
-    `FakeTensorMode(allow_non_fake_inputs=True)` or `torch.inference_mode`. Whoever keeps a table's bare
+    `FakeTensorMode(allow_non_fake_inputs=True)` or `torch.inference_mode`. Code that keeps a table's bare
     address, as a CUDA graph does, holds the table too: see `collect_tables`.
     """
     build = torch.inference_mode(False)(build)

@@ -38,9 +38,9 @@ def main() -> int:
     if not options.advisories.exists():
         print(f"error: there are no advisories at {options.advisories}.", file=sys.stderr)
         return 2
-    found = [line for advisory in _advisories(options.advisories) for line in matches(advisory, pins)]
-    print("\n".join(found) if found else f"no advisory applies to the {len(pins)} pinned versions")
-    return 1 if found else 0
+    lines = [line for advisory in _advisories(options.advisories) for line in matches(advisory, pins)]
+    print("\n".join(lines) if lines else f"no advisory applies to the {len(pins)} pinned versions")
+    return 1 if lines else 0
 
 
 def read_pins(path: Path) -> dict[str, Version]:
@@ -54,7 +54,7 @@ def matches(advisory: dict[str, Any], pins: dict[str, Version]) -> list[str]:
     """Return a line for each pinned package that an OSV advisory affects."""
     if "withdrawn" in advisory:
         return []
-    found = []
+    lines = []
     for affected in advisory.get("affected", []):
         package = affected.get("package", {})
         name = canonicalize_name(package.get("name", ""))
@@ -62,8 +62,8 @@ def matches(advisory: dict[str, Any], pins: dict[str, Version]) -> list[str]:
             continue
         listed = str(pins[name]) in affected.get("versions", [])
         if listed or any(_inside(pins[name], span) for span in affected.get("ranges", [])):
-            found.append(f"{name}=={pins[name]}: {advisory['id']}: {advisory.get('summary', 'no summary')}")
-    return found
+            lines.append(f"{name}=={pins[name]}: {advisory['id']}: {advisory.get('summary', 'no summary')}")
+    return lines
 
 
 def _inside(version: Version, span: dict[str, Any]) -> bool:

@@ -128,14 +128,14 @@ def machine_code(listing: str, passes: list[int]) -> Iterator[tuple[str, int]]:
     for line in listing.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(instructions)
-        elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?\s*([A-Z][\w.]*)(.*)", line):
-            if found[1] == "NOP":
+        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?\s*([A-Z][\w.]*)(.*)", line):
+            if match[1] == "NOP":
                 continue
-            jump = re.search(r"`\((\.L_x_\d+)\)", found[2]) if found[1].startswith("BRA") else None
+            jump = re.search(r"`\((\.L_x_\d+)\)", match[2]) if match[1].startswith("BRA") else None
             if jump and jump[1] in labels and labels[jump[1]] < len(instructions):
                 first = labels[jump[1]]
                 loops[first] = len(instructions)
-            instructions.append(found[1])
+            instructions.append(match[1])
     for at, name in enumerate(instructions):
         depth = sum(first <= at <= last for first, last in loops.items())
         yield name, math.prod(passes[:depth])
@@ -154,10 +154,10 @@ def access_widths(code: list[tuple[str, int]]) -> Counter[int]:
 
 def matrix_flops(name: str) -> int:
     """Floating-point operations of a warp's matrix instruction, of others none."""
-    if found := re.match(r"HMMA\.16(8|16)(4|8|16)\b", name):  # 16 x 8 x k, written as 16816
-        return 2 * 16 * 8 * int(found[2])
-    if found := re.match(r"HGMMA\.64x(\d+)x(\d+)\.", name):  # a group of four warps
-        return 2 * 16 * int(found[1]) * int(found[2])
+    if match := re.match(r"HMMA\.16(8|16)(4|8|16)\b", name):  # 16 x 8 x k, written as 16816
+        return 2 * 16 * 8 * int(match[2])
+    if match := re.match(r"HGMMA\.64x(\d+)x(\d+)\.", name):  # a group of four warps
+        return 2 * 16 * int(match[1]) * int(match[2])
     return 0
 
 

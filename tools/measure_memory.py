@@ -62,10 +62,10 @@ def _of_one_clip(config: Config) -> Config:
 
 def estimated(stage: str, config: Config) -> int:
     """Return the total that the dry run prints."""
-    found: list[MemoryEstimate] = []
-    dry_run.Findings.memory = lambda self, estimate, batch: found.append(estimate)
+    estimates: list[MemoryEstimate] = []
+    dry_run.Findings.memory = lambda self, estimate, batch: estimates.append(estimate)
     (dry_run.dry_run_vae if stage == "vae" else dry_run.dry_run_denoiser)(config)
-    return found[0].tensors if torch.cuda.is_available() else found[0].total
+    return estimates[0].tensors if torch.cuda.is_available() else estimates[0].total
 
 
 def _status_bytes(name: str) -> int:

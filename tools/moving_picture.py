@@ -33,7 +33,7 @@ def main() -> None:
     add("--model", default="phantom", help="(default: %(default)s)")
     add("--columns", type=int, default=2, metavar="N", help="columns per label (default: %(default)s)")
     add("--film", type=int, metavar="FRAMES", help="videos of so many frames, in windows")
-    add("--steps", type=int, default=50, metavar="N", help="of DPM-Solver++ (default: %(default)s)")
+    add("--steps", type=int, default=50, metavar="N", help="steps of DPM-Solver++ (default: %(default)s)")
     add("--guidance", type=float, default=3.0, metavar="G", help="(default: %(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="video k has the seed S + k (default: %(default)s)")
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")

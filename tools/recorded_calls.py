@@ -54,13 +54,13 @@ def _function(value: object) -> FunctionType | None:
 
 
 def return_none(function: FunctionType) -> None:
-    """Let `function` return None, whoever holds it and under whichever name."""
+    """Make `function` return None wherever it is referred to, under any name."""
     code = (lambda *arguments, **options: None).__code__
     function.__code__ = code.replace(co_freevars=function.__code__.co_freevars)
 
 
 def follow() -> None:
-    """In a process that a test has started: record calls or replace a function, as the environment says."""
+    """Record calls or replace a function, as the environment requests, in a process that a test started."""
     if RECORD in os.environ:
         follow_calls()
     if REPLACED in os.environ:

@@ -43,10 +43,10 @@ def main(argv: list[str] | None = None) -> int:
                 inputs = of_steps(STEPS[step], inputs)
                 exact = output_and_gradients(partial(mamba2_scan, backend="torch"), in_float64(inputs))
                 inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in inputs.items()}
-                found = errors(output_and_gradients(scan, inputs), exact)
-                name = max(found, key=found.get)
-                worst = max(worst, found[name])
-                print(f"{backend}, length {length}, steps {step}: {found[name]:.1e} ({name})", flush=True)
+                relative = errors(output_and_gradients(scan, inputs), exact)
+                name = max(relative, key=relative.get)
+                worst = max(worst, relative[name])
+                print(f"{backend}, length {length}, steps {step}: {relative[name]:.1e} ({name})", flush=True)
     return int(worst > args.tolerance)
 
 

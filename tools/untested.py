@@ -3,7 +3,7 @@
 Every test file runs once with a record of which test calls which function, also in the processes that it
 starts. Then every public function and method of the modules (all, or those whose names begin with a MODULE)
 is replaced in turn by one that returns None, and those tests run that call it, the quickest first and up to
-the first failure: of the test files that belong to its module, then of all that are recorded. Each try runs
+the first failure: those of its module's test files, then all that are recorded. Each try runs
 in a process forked from one that has collected the tests. Functions whose tests still pass, and those that no
 test calls, are listed unless `EXPLAINED` says why; "not reached" are those whose record took too long.
 
@@ -59,13 +59,13 @@ EXPLAINED = dict.fromkeys(
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
     """Return the file of every module of the product by import name, packages' `__init__` left out."""
-    found = {}
+    paths = {}
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*.py")):
             if path.name != "__init__.py":
                 name = ".".join(path.relative_to(root).with_suffix("").parts)
-                found[f"medsora.{name}" if folder in LEAVES else name] = path
-    return found
+                paths[f"medsora.{name}" if folder in LEAVES else name] = path
+    return paths
 
 
 def find_tests(root: Path = ROOT) -> dict[str, list[Path]]:
@@ -73,17 +73,17 @@ def find_tests(root: Path = ROOT) -> dict[str, list[Path]]:
 
     A test file names modules in its docstring's first paragraph, before the first colon.
     """
-    found: dict[str, list[Path]] = {}
+    tests: dict[str, list[Path]] = {}
     by_path = {path.relative_to(root): name for name, path in modules(root).items()}
     for path in sorted((root / "tests").rglob("test_*.py")):
         folder = path.parent.relative_to(root / "tests")
         for stem in (path.stem.removeprefix("test_"), f"__{path.stem.removeprefix('test_')}__"):
             if own := by_path.get(folder / f"{stem}.py"):
-                found.setdefault(own, []).insert(0, path)
+                tests.setdefault(own, []).insert(0, path)
         for name in named_in(path):
-            if path not in found.setdefault(name, []):
-                found[name].append(path)
-    return found
+            if path not in tests.setdefault(name, []):
+                tests[name].append(path)
+    return tests
 
 
 def named_in(test_file: Path) -> list[str]:
@@ -140,11 +140,11 @@ def record(items: Sequence[Any], limit_s: float) -> tuple[dict[str, tuple[float,
             caller, _, function = line.rpartition("\t")
             called.setdefault(caller, set()).add(function)
         lines = [json.loads(line) for line in passed.read_text(encoding="utf-8").splitlines()]
-    found = {}
+    records = {}
     for test, seconds, fixtures in lines:
         callers = (test, *(FIXTURE + name for name in fixtures))
-        found[test] = (seconds, sorted(set().union(*(called.get(caller, ()) for caller in callers))))
-    return found, complete
+        records[test] = (seconds, sorted(set().union(*(called.get(caller, ()) for caller in callers))))
+    return records, complete
 
 
 def main() -> int:
@@ -152,9 +152,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.untested", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("modules", nargs="*", metavar="MODULE", help="such as medsora.runtime (default: all)")
-    add("--limit", type=float, default=120, metavar="S", help="for a function's tests (default: %(default)s)")
     add(
-        "--record-limit", type=float, default=1200, metavar="S", help="for a test file (default: %(default)s)"
+        "--limit",
+        type=float,
+        default=120,
+        metavar="S",
+        help="time limit for a function's tests (default: %(default)s)",
+    )
+    add(
+        "--record-limit",
+        type=float,
+        default=1200,
+        metavar="S",
+        help="time limit for a test file (default: %(default)s)",
     )
     add("--results", type=Path, default=RESULTS, metavar="FILE", help="(default: %(default)s)")
     options = parser.parse_args()
@@ -195,8 +205,8 @@ def try_module(
         calls, complete = {}, True
         for file in test_files:
             own = [item for item in items if item.path == file]
-            found, whole = _recorded(file, own, record_limit_s, results)
-            calls |= found
+            recorded, whole = _recorded(file, own, record_limit_s, results)
+            calls |= recorded
             complete = complete and whole
         for function in functions:
             if f"{name}.{function}" not in known:
@@ -316,18 +326,18 @@ def _forget(*names: str) -> None:
 
 def _callers(place: str, calls: dict[str, Any], items: Sequence[Any]) -> list[Any]:
     """Return the collected tests that call the function at `place`, the quickest first."""
-    found = [item for item in items if place in calls.get(item.nodeid, (0, ()))[1]]
-    return sorted(found, key=lambda item: calls[item.nodeid][0])
+    callers = [item for item in items if place in calls.get(item.nodeid, (0, ()))[1]]
+    return sorted(callers, key=lambda item: calls[item.nodeid][0])
 
 
 def _recorded(test_file: Path, items: Sequence[Any], limit_s: float, results: Path) -> tuple[Any, bool]:
     """Return what `record` has found, from the results if they have it whole or under no shorter limit."""
     digest, name = _digest(test_file), str(test_file.relative_to(ROOT))
-    found, complete, limit_before_s = _known(results, "test_file", digest).get(name, ({}, False, 0))
+    recorded, complete, limit_before_s = _known(results, "test_file", digest).get(name, ({}, False, 0))
     if not complete and limit_before_s < limit_s:
-        found, complete = record(items, limit_s) if items else ({}, True)
-        _append(results, {"digest": digest, "test_file": name, "outcome": (found, complete, limit_s)})
-    return found, complete
+        recorded, complete = record(items, limit_s) if items else ({}, True)
+        _append(results, {"digest": digest, "test_file": name, "outcome": (recorded, complete, limit_s)})
+    return recorded, complete
 
 
 def _digest(*files: Path) -> str:

@@ -145,7 +145,7 @@ def load_weights(model: nn.Module, path: str | Path, prefix: str = "") -> None:
 
 
 def _check_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Say the first thing that does not fit in one sentence, where torch would print them all."""
+    """Raise an error that names the first mismatch in one sentence; torch would list them all."""
     expected = model.state_dict()
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]

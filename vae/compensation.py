@@ -120,7 +120,7 @@ class CompensatedResnetBlock3D(CogVideoXResnetBlock3D):
         zq: Tensor | None = None,
         conv_cache: Cache | None = None,
     ) -> tuple[Tensor, Cache]:
-        """As the base's resnet; the compensation follows its output."""
+        """Apply the base's resnet, then the compensation."""
         hidden, left_behind = super().forward(inputs, temb, zq, conv_cache)
         hidden, left_behind["compensation"] = self.compensation(
             hidden, (conv_cache or {}).get("compensation")

@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def channels_last(model: nn.Module) -> Iterator[None]:
-    """Let 3-D convolutions' weights lie as a GPU is fastest with them, and afterwards as before.
+    """Store 3-D convolutions' weights channels last, which is fastest on a GPU; restore them afterwards.
 
     Values stay the same, and other users of the model find it unchanged.
     """

@@ -109,7 +109,7 @@ class FrequencyCompensatedVAE(VideoVAE):
         return {name: value for name, value in self.base.state_dict().items() if not name.startswith(inside)}
 
     def freeze_base(self) -> None:
-        """Only the compensation gets gradients from here on."""
+        """Freeze the base: from here on only the compensation receives gradients."""
         self.requires_grad_(False)
         for parameter in self.compensation_parameters():
             parameter.requires_grad_(True)

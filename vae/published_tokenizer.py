@@ -36,12 +36,12 @@ def read_published_tokenizer(path: str | Path) -> VQTokenizer:
     Raises `ValueError` for a damaged or another file, naming the first difference; `OSError` without one.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise OSError(f"{path} cannot be read ({error.strerror}); correct the path") from error
     except Exception as error:  # damaged bytes make unpicklers raise anything
         raise ValueError(f"{path} is not a complete PyTorch file of tensors; copy it again") from error
-    state = found.get("model", found) if isinstance(found, dict) else None
+    state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict of tensors (model); give {FILE}")
     with torch.device("meta"):
@@ -59,11 +59,11 @@ def load_published(tokenizer: VQTokenizer, state: Mapping[str, Tensor], source: 
             raise ValueError(f"{source} lacks {published}; give {FILE}")
         if published not in known:
             raise ValueError(f"{source} holds {published}, which VQ-16 does not have; give {FILE}")
-        found, wanted = state[published], expected[known[published]]
-        shape = found.shape[:2] if _is_projection(published) and found.shape[2:] == (1, 1) else found.shape
+        tensor, wanted = state[published], expected[known[published]]
+        shape = tensor.shape[:2] if _is_projection(published) and tensor.shape[2:] == (1, 1) else tensor.shape
         if shape != wanted.shape:
             raise ValueError(
-                f"{source}: {published} is {tuple(found.shape)}, which does not fit "
+                f"{source}: {published} is {tuple(tensor.shape)}, which does not fit "
                 f"{tuple(wanted.shape)}; give {FILE}"
             )
     ours = {name: state[published].float().reshape(expected[name].shape) for name, published in names.items()}

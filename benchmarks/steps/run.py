@@ -189,11 +189,11 @@ def _read_points(path: Path, identity: Mapping[str, Any]) -> dict[tuple[str, int
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found, points = content["of"], [Point(**point) for point in content["points"]]
+        settings, points = content["of"], [Point(**point) for point in content["points"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} cannot be read ({error}); take another --out, or remove it.") from error
     for key, value in json.loads(json.dumps(identity)).items():
-        if found.get(key) != value:
+        if settings.get(key) != value:
             raise BadInput(f"{path} is about another {key}; take another --out.")
     return {(point.sampler, point.steps): point for point in points}
 
@@ -279,11 +279,11 @@ def measure(
         squares += (z.cpu() - of_z).square().flatten(1).mean(1).tolist()
         decibels += psnr(video.cpu(), of_video).tolist()
         clips = video_to_frames(video)
-        for found, measure_ in zip(features, measures, strict=True):
-            found.append(measure_.extractor(clips))
+        for arrays, measure_ in zip(features, measures, strict=True):
+            arrays.append(measure_.extractor(clips))
     distances: dict[str, float] = {}
-    for measure_, found, of_real in zip(measures, features, real, strict=True):
-        distances |= measure_.compare(of_real, Features.of(np.concatenate(found)))
+    for measure_, arrays, of_real in zip(measures, features, real, strict=True):
+        distances |= measure_.compare(of_real, Features.of(np.concatenate(arrays)))
     return Point(
         sampler,
         steps,
@@ -348,13 +348,13 @@ def conclusions(points: Sequence[Point]) -> list[str]:
         sentences = [f"ddim with {DDIM_STEPS} steps: {default.psnr_db:.2f} dB."]
     for least, most in [*goals, (INVISIBLE_DB, MAX_EVALUATIONS_INVISIBLE)]:
         fewest = min((p for p in points if p.psnr_db >= least), key=lambda p: p.evaluations, default=None)
-        found = "by no point of this table"
+        reached = "by no point of this table"
         if fewest is not None:
-            found = f"by {fewest.sampler} with {fewest.evaluations} evaluations ({fewest.psnr_db:.2f} dB)"
+            reached = f"by {fewest.sampler} with {fewest.evaluations} evaluations ({fewest.psnr_db:.2f} dB)"
         held = fewest is not None and fewest.evaluations <= most
         sentences.append(
             f"{least:.2f} dB in at most {most} evaluations: {'reached' if held else 'missed'}; first reached "
-            f"{found}."
+            f"{reached}."
         )
     return sentences
 

@@ -62,16 +62,20 @@ def check_kernels(device: torch.device, results: Path, *, quick: bool, seconds: 
         for name in OPERATIONS
     }
     wrong = set(jobs)
-    for (name, batch), found in in_processes(jobs, seconds, device):
-        if isinstance(found, BaseException):
-            print(f"{name}, batch {batch}: cannot be computed: {str(found).strip()[-300:] or repr(found)}")
+    for (name, batch), outcome in in_processes(jobs, seconds, device):
+        if isinstance(outcome, BaseException):
+            print(
+                f"{name}, batch {batch}: cannot be computed: {str(outcome).strip()[-300:] or repr(outcome)}"
+            )
             continue
-        if good := found["same twice"] and all(e <= found["limits"][k] for k, e in found["errors"].items()):
+        if good := outcome["same twice"] and all(
+            e <= outcome["limits"][k] for k, e in outcome["errors"].items()
+        ):
             wrong.discard((name, batch))
-        values = " ".join(f"{key} {error:.1e}" for key, error in found["errors"].items())
-        twice = "" if found["same twice"] else ", NOT THE SAME TWICE"
+        values = " ".join(f"{key} {error:.1e}" for key, error in outcome["errors"].items())
+        twice = "" if outcome["same twice"] else ", NOT THE SAME TWICE"
         print(f"{'ok ' if good else 'BAD'} {name}, batch {batch}: {values}{twice}")
-        keep("kernel", device, {"kernel": name, "batch": batch, "good": good} | found, results)
+        keep("kernel", device, {"kernel": name, "batch": batch, "good": good} | outcome, results)
     print(f"wrong or missing: {sorted(wrong) or 'none'}")
     return int(bool(wrong))
 
@@ -228,13 +232,13 @@ def profile(device: torch.device, results: Path, *, quick: bool) -> int:
         work, count = works["graph"], 5 if on_gpu else 1
         for _ in range(3 if on_gpu else 1):
             work()
-        with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as found:
+        with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profiler:
             for _ in range(count):
                 work()
             if on_gpu:
                 torch.cuda.synchronize()
         spent = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-        rows = sorted(found.key_averages(), key=lambda row: -getattr(row, spent))
+        rows = sorted(profiler.key_averages(), key=lambda row: -getattr(row, spent))
         kernels = {
             row.key[:90]: {"us": round(getattr(row, spent) / count, 1), "launches": row.count / count}
             for row in rows

@@ -74,12 +74,12 @@ def output_and_gradients(
 
 def errors(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
     """Each entry's largest difference relative to the expected entry's largest value; infinite for NaN."""
-    found = {}
+    largest = {}
     for name, value in expected.items():
         difference = (actual[name].to(value.device).double() - value.double()).abs().max()
         error = float(difference / value.double().abs().max().clamp(min=1e-3))
-        found[name] = math.inf if math.isnan(error) else error
-    return found
+        largest[name] = math.inf if math.isnan(error) else error
+    return largest
 
 
 def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:

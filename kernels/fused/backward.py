@@ -97,7 +97,7 @@ def scan_backward(
     SPLIT: tl.constexpr,  # so many heads share Δ, A and D, whose gradients are theirs together
     D_STATE: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    SLICE: tl.constexpr,  # of BLOCK_N that is held at once: all of it if CHUNKED
+    SLICE: tl.constexpr,  # part of BLOCK_N that is held at once: all of it if CHUNKED
     Q: tl.constexpr,
     PACKED: tl.constexpr,
     CHUNKED: tl.constexpr,

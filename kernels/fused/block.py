@@ -107,7 +107,7 @@ def rotated(place, cos, sin, at, position, f, exists, FEATURES: tl.constexpr):
 @triton.jit(do_not_specialize=("length", "tiles"))
 def local_attention_kernel(
     qkv,  # (N, l, 3, HEADS, FEATURES)
-    cos,  # (2, l, FEATURES) float32: of q, of k
+    cos,  # (2, l, FEATURES) float32: cosines for q, for k
     sin,  # the first half of the features carries a minus
     out,  # (N, l, HEADS, FEATURES), written
     length,

@@ -150,7 +150,7 @@ def scan_forward(
     SPLIT: tl.constexpr,  # so many heads share Δ, A and D: they are one whose channels were too many at once
     D_STATE: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    SLICE: tl.constexpr,  # of BLOCK_N that is held at once: all of it if CHUNKED
+    SLICE: tl.constexpr,  # part of BLOCK_N that is held at once: all of it if CHUNKED
     Q: tl.constexpr,
     PACKED: tl.constexpr,
     CHUNKED: tl.constexpr,

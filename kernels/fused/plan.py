@@ -35,8 +35,12 @@ def gpu(device: torch.device) -> Gpu:
     """Properties of a device; of a CPU those that the interpreter assumes."""
     if device.type != "cuda":
         return INTERPRETER
-    found = torch.cuda.get_device_properties(device)
-    return Gpu((found.major, found.minor), found.multi_processor_count, found.shared_memory_per_block_optin)
+    properties = torch.cuda.get_device_properties(device)
+    return Gpu(
+        (properties.major, properties.minor),
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin,
+    )
 
 
 def interpreted() -> bool:

@@ -46,10 +46,10 @@ class Models:
 
     def conditions(self, name: str | None) -> tuple[list[str], bool]:
         """Return a model's labels, and whether its clips can begin with a given picture."""
-        found = self._folder(name)
-        geometry, takes_picture = found.geometry, False
+        folder = self._folder(name)
+        geometry, takes_picture = folder.geometry, False
         if 1 in geometry.get("given_frames", []):
-            vae = class_of_part(VAES, check_part(found.vae), found.vae)
+            vae = class_of_part(VAES, check_part(folder.vae), folder.vae)
             takes_picture = givable(1, geometry["frames"], vae.frames_per_chunk)
         return list(geometry.get("labels", [])), takes_picture
 
@@ -63,8 +63,8 @@ class Models:
         return self._find[name]()
 
     def _load(self, name: str | None) -> SavedPipeline:
-        found = self._folder(name)
-        pipeline = pipeline_class(found.kind).from_folder(found).to(self.device)
+        folder = self._folder(name)
+        pipeline = pipeline_class(folder.kind).from_folder(folder).to(self.device)
         if pipeline.config.rate is None:
             log.warning(UNKNOWN_RATE + ".", name, pipeline.config.fps)
         pipeline.set_progress_bar_config(disable=True)
@@ -74,9 +74,9 @@ class Models:
 def _choices(model: str) -> dict[str, Callable[[], ModelFolder]]:
     folder = Path(model)
     if not folder.is_dir() or (folder / "model_index.json").is_file():
-        found = find_pipeline(model)  # the name that visitors see contains no path
+        pipeline = find_pipeline(model)  # the name that visitors see contains no path
         name = "/".join(folder.parts[-2:]) if folder.is_absolute() else model.rstrip("/")
-        return {name: lambda: found}
+        return {name: lambda: pipeline}
     run = stage_2_folder(folder)
     checkpoints = checkpoint_folders(run / "checkpoints")
     if not checkpoints:

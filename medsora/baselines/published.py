@@ -22,14 +22,14 @@ def read_checkpoint(path: str | Path, *entries: str) -> tuple[dict[str, Tensor],
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            found = read_weights(path)
+            content = read_weights(path)
     except (ValueError, OSError) as error:
         raise BadInput(str(error)) from error
-    state = next((found[entry] for entry in entries if entry in found), found)
+    state = next((content[entry] for entry in entries if entry in content), content)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         named = " or ".join(entries)
         raise BadInput(f"{path} holds no state dict of tensors ({named}); give a published checkpoint.")
-    return dict(state), found
+    return dict(state), content
 
 
 def load_state(

@@ -146,7 +146,7 @@ def _refuse_unknown_keys(values: Any, schema: type, prefix: str, source: str) ->
 
 
 def _nearest(key: str, value: Any, known: list[str], prefix: str) -> list[str]:
-    """Return full names of what an unknown `key` may mean: of that name anywhere, else the most similar."""
+    """Return full names that an unknown `key` may mean: that name in any section, else similar names."""
     anywhere: dict[str, list[str]] = {}
     for full, rules in all_keys().items():
         section, name = full.split(".")

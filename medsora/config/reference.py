@@ -129,20 +129,20 @@ def _property(each: Field, hint: Any) -> dict[str, Any]:
     limits: dict[str, Any] = {word: bound for word, bound in bounds.items() if bound is not None}
     if rules.choices:
         limits["enum"] = list(rules.choices)
-    found: dict[str, Any] = {"description": rules.meaning, "default": _default(each)}
+    entries: dict[str, Any] = {"description": rules.meaning, "default": _default(each)}
     if kind in JSON_TYPES:
-        found["type"] = [JSON_TYPES[kind], "null"] if rules.nullable else JSON_TYPES[kind]
+        entries["type"] = [JSON_TYPES[kind], "null"] if rules.nullable else JSON_TYPES[kind]
     if is_dataclass(entry):
-        found["items"] = _object(entry)
+        entries["items"] = _object(entry)
     elif entry:
-        found["items"] = {"type": JSON_TYPES[entry], **limits}
+        entries["items"] = {"type": JSON_TYPES[entry], **limits}
     else:
-        found |= limits
+        entries |= limits
         if hint is Any and limits:
-            found["items"] = limits
+            entries["items"] = limits
     if rules.pair:
-        found |= {"minItems": 2, "maxItems": 2}
-    return found
+        entries |= {"minItems": 2, "maxItems": 2}
+    return entries
 
 
 if __name__ == "__main__":

@@ -661,27 +661,27 @@ class Config:
 @functools.cache
 def all_keys() -> dict[str, Key]:
     """Return each key by its full name, `section.name`; a section's `stage` counts for all its keys."""
-    found = {}
+    keys = {}
     for outer in fields(Config):
         for inner in fields(outer.default_factory):
             rules = inner.metadata["key"]
             stage = rules.stage or outer.metadata["key"].stage
-            found[f"{outer.name}.{inner.name}"] = replace(rules, stage=stage)
-    return found
+            keys[f"{outer.name}.{inner.name}"] = replace(rules, stage=stage)
+    return keys
 
 
 @functools.cache
 def text_keys() -> dict[str, str]:
     """Return the keys that hold text: their names, former ones too, and the present name of each."""
-    found = {}
+    names = {}
     for outer in fields(Config):
         types = get_type_hints(outer.default_factory)
         for inner in fields(outer.default_factory):
             if types[inner.name] in (str, str | None):
                 name = f"{outer.name}.{inner.name}"
                 former = inner.metadata["key"].was
-                found |= {name: name} | ({f"{outer.name}.{former}": name} if former else {})
-    return found
+                names |= {name: name} | ({f"{outer.name}.{former}": name} if former else {})
+    return names
 
 
 def values_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Key, Any]]:

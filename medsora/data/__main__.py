@@ -43,8 +43,10 @@ def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:
         "--frames", type=int, default=16, help="frames of a clip; one more is read for the flow (default: 16)"
     )
     pace = check.add_mutually_exclusive_group()
-    pace.add_argument("--interval", type=int, help="every which source frame is taken (default: 3)")
-    pace.add_argument("--rate", type=float, metavar="FPS", help="frames per second, taken by time, instead")
+    pace.add_argument("--interval", type=int, metavar="N", help="take every N-th source frame (default: 3)")
+    pace.add_argument(
+        "--rate", type=float, metavar="FPS", help="instead of --interval: frames per second, taken by time"
+    )
     check.add_argument("--stride", type=int, help="source frames between clips (default: one clip's span)")
     size = "side, or height and width (default: 128)"
     check.add_argument("--size", type=int, nargs="+", default=[128], metavar="PX", help=size)
@@ -63,14 +65,14 @@ def parser(prog: str = "python -m medsora.data") -> argparse.ArgumentParser:
     )
     phantom.add_argument("folder", metavar="OUT", type=Path, help="folder to write")
     phantom.add_argument("--videos", type=int, default=96, help="how many videos")
-    phantom.add_argument("--frames", type=int, default=33, help="frames of each")
+    phantom.add_argument("--frames", type=int, default=33, help="frames per video")
     phantom.add_argument("--size", type=int, default=64, help="side in pixels")
     phantom.add_argument("--polyp-size", type=float, default=1.0, help="width of polyps, times the usual")
     phantom.add_argument("--look", choices=PHANTOM_LOOKS, default=PHANTOM_LOOKS[0], help="the endoscope")
     phantom.add_argument(
         "--masks", action="store_true", help="single frames of polyps with exact masks instead of videos"
     )
-    phantom.add_argument("--seed", type=int, default=0, help="decides everything about them")
+    phantom.add_argument("--seed", type=int, default=0, help="seed of the videos' content")
     phantom.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render")
     phantom.set_defaults(run=_run_phantom)
     return top

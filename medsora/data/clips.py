@@ -53,7 +53,7 @@ class ClipSpec:
     images: int = 8  # K, the number of joint images
     labels: str = NO_LABELS  # what each video's label is read from: "none", "folders" or a CSV
     with_flow: bool = False  # also give the exact flow from `NAME.flow.safetensors` beside each video
-    rate: float | None = None  # frames per second, by time: of every instant the nearest source frame
+    rate: float | None = None  # frames per second, by time: at every instant the nearest source frame
 
     def __post_init__(self) -> None:
         if (self.interval is None) == (self.rate is None):

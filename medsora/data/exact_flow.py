@@ -79,13 +79,13 @@ def read_flow(video: Path, start: int, count: int) -> Tensor:
     """
     path = flow_path(video)
     try:
-        found = path.stat()
-        _check_digest(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+        status = path.stat()
+        _check_digest(path, (status.st_ino, status.st_size, status.st_mtime_ns))
         with safe_open(path, framework="pt") as file:
             return file.get_slice("flow")[start : start + count].to(torch.float32)
     except (SafetensorError, Damaged) as error:
-        how = "to have a phantom's rendered again, delete it and phantom.json"
-        raise UnreadableVideo(path, f"does not read as exact flow ({error}); {how}") from error
+        remedy = "if it is a phantom's, delete it and phantom.json to render both again"
+        raise UnreadableVideo(path, f"does not read as exact flow ({error}); {remedy}") from error
 
 
 @lru_cache(maxsize=2**16)

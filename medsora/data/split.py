@@ -173,8 +173,8 @@ def read_groups(group: str | None, names: Sequence[str], *, known: Sequence[str]
             if row["patient"] and patients.setdefault(name, row["patient"]) != row["patient"]:
                 raise BadInput(f"{group}, line {number}: '{row['file']}' is listed for two patients.")
         return patients
-    found = {name: re.search(group, name) for name in names}
-    patients = {name: match[1] for name, match in found.items() if match and match[1]}
+    matches = {name: re.search(group, name) for name in names}
+    patients = {name: match[1] for name, match in matches.items() if match and match[1]}
     if not patients and names:
         raise BadInput(f"data.group is {group}, but that matches no video's path, such as '{names[0]}'.")
     return patients

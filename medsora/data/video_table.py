@@ -48,27 +48,27 @@ def _read_rows(csv_path: Path, kind: str, columns: Sequence[str]) -> list[tuple[
             raise BadInput(f"{csv_path} is not UTF-8 but most likely UTF-16: save it as UTF-8.")
         file = io.StringIO(text, newline="")
         reader = csv.DictReader(file, skipinitialspace=True)
-        found = [(column or "").strip().lower() for column in reader.fieldnames or []]
-        if len(found) == 2 and len(columns) == 1 and PurePosixPath(found[0]).suffix:
+        header = [(column or "").strip().lower() for column in reader.fieldnames or []]
+        if len(header) == 2 and len(columns) == 1 and PurePosixPath(header[0]).suffix:
             file.seek(0)  # a list without column names, such as PolypDiag's: name.mp4,label
-            found = ["file", *columns]
-            reader = csv.DictReader(file, found, skipinitialspace=True)
-        reader.fieldnames = found
+            header = ["file", *columns]
+            reader = csv.DictReader(file, header, skipinitialspace=True)
+        reader.fieldnames = header
         rows = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
         raise BadInput(f"there is no {kind} file {csv_path}.") from None
     except (OSError, csv.Error) as error:
         raise BadInput(f"{csv_path} cannot be read as CSV ({error}).") from error
     for separator, words in {";": "';'", "\t": "tabs"}.items():
-        if "file" not in found and any(separator in column for column in found):
+        if "file" not in header and any(separator in column for column in header):
             raise BadInput(f"{csv_path}: the columns are separated by {words}: save it with commas.")
-    if "file" not in found or not set(columns) & set(found):
+    if "file" not in header or not set(columns) & set(header):
         raise BadInput(
             f"{csv_path} needs the columns 'file' and {' or '.join(map(repr, columns))} in its first line; "
-            f"it has {', '.join(found) or 'none'}."
+            f"it has {', '.join(header) or 'none'}."
         )
     needed = {"file", *columns}
-    if twice := sorted(column for column in needed if found.count(column) > 1):
+    if twice := sorted(column for column in needed if header.count(column) > 1):
         raise BadInput(f"{csv_path} has several columns '{twice[0]}': rename or remove all but one.")
     for number, row in rows:
         if any(value.strip() for value in row.pop(None, ())):
@@ -107,15 +107,17 @@ def alike_note(kind: str, words: Iterable[str], what: str) -> list[str]:
 
 def _lookup(names: Sequence[str]) -> dict[str, str]:
     """Return full path, and where unique bare name, stem and the prefix of recordings -> video name."""
-    found: dict[str, str] = {}
+    full_names: dict[str, str] = {}
     for short_names in zip(*map(_short_names, names), strict=True):
         uses = Counter(short_names)
-        found |= {short: name for short, name in zip(short_names, names, strict=True) if uses[short] == 1}
-    found |= {name: name for name in names}
+        full_names |= {
+            short: name for short, name in zip(short_names, names, strict=True) if uses[short] == 1
+        }
+    full_names |= {name: name for name in names}
     composed: defaultdict[str, set[str]] = defaultdict(set)  # macOS takes the letters of names apart
-    for key, name in found.items():
+    for key, name in full_names.items():
         composed[unicodedata.normalize("NFC", key)].add(name)
-    return {key: name for key, (name, *others) in composed.items() if not others} | found
+    return {key: name for key, (name, *others) in composed.items() if not others} | full_names
 
 
 def _short_names(name: str) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ class Block(nn.Module):
             modulation: `self.modulation` of the activated time embedding (B or 1, 1, 9·d), or (B, n, 9·d) for
                 one timestep per latent frame; 3·d less for every branch that is left out.
             scans: `frame_scans` for `self.variant`.
-            tables: of `self.attention`; default: it reads them from the cache.
+            tables: rotary tables of `self.attention`; default: read from the cache.
         """
         width = self.modulation.in_features
         branches = iter(rearrange(modulation, "B n (branch part d) -> branch part B n 1 d", part=3, d=width))

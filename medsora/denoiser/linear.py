@@ -116,7 +116,7 @@ def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @register_flop_formula(torch.ops.medsora_denoiser.product)
 def _flops(x_shape: torch.Size, weight_shape: torch.Size, *_, out_shape=None, **__) -> int:
-    """Lets PyTorch's FlopCounterMode see these products as it sees its own."""
+    """Count these products for PyTorch's FlopCounterMode, as it counts its own."""
     return 2 * math.prod(x_shape) * weight_shape[0]
 
 

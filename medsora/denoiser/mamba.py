@@ -58,8 +58,8 @@ def frame_scans(
 class Mamba2(nn.Module):
     """The weights of one Mamba-2 layer under `mamba_ssm.modules.mamba2.Mamba2`'s own names, with one group.
 
-    `project`, `scan` and `out_proj` are apart because the projections look at single tokens: whoever scans
-    the same tokens in several arrangements projects them once.
+    `project`, `scan` and `out_proj` are apart because the projections act on single tokens: tokens that are
+    scanned in several orders are projected once.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class SpatialMamba(nn.Module):
     """Bidirectional spiral scans along both axes of the frames, fused by gates (Eq. 8-9).
 
     One set of Mamba-2 weights serves all four scans. `variant` names the spiral. `axes` and `fusion` are
-    switches: of one axis alone Eq. 9 has one term, and "mean" puts the mean of the axes in its place.
+    switches: with one axis Eq. 9 has one term, and "mean" averages the axes instead of gating them.
     """
 
     def __init__(

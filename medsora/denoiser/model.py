@@ -52,8 +52,8 @@ class MedSora(Denoiser):
         width: d.
         depth: number of blocks; block i scans along spiral variant i mod 8.
         patch: side of a token in latent pixels.
-        heads, window, dropout: of the local attention.
-        d_state, headdim, expand, d_conv: of every Mamba-2.
+        heads, window, dropout: settings of the local attention.
+        d_state, headdim, expand, d_conv: settings of every Mamba-2 layer.
         mixing: "isolated" (joint images never exchange information with the clip or one another) or "mixed"
             (one spiral and one temporal scan over clip and images).
         prediction: what the last layer's first channels are: "noise", ε itself, or "velocity" (Salimans & Ho,
@@ -68,7 +68,7 @@ class MedSora(Denoiser):
         local_attention: whether there is any (Eq. 6-7).
         scan, axes, directions: orders of the spatial Mamba (Eq. 8): "spiral", "raster" or "snake", along
             "both" axes, rows ("height") or columns ("width"), in "both" directions or "forward".
-        fusion: of both axes: "gate" (Eq. 9) or "mean".
+        fusion: how both axes are combined: "gate" (Eq. 9) or "mean".
         prior_width: channels of the image prior whose adapter is trained (`add_adapter`); 0: no adapter.
 
     Raises:
@@ -236,9 +236,9 @@ class FinalLayer(nn.Module):
     def forward(
         self, x: Tensor | Residual, modulation: Tensor, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Return two tensors (B, n, C, h, w).
+        """Return two tensors (B, n, C, h, w): the prediction and the variance channels.
 
-        Of a block's tokens (B, n, l, d), and `self.modulation` of the time embedding.
+        `x` are a block's tokens (B, n, l, d), `modulation` is `self.modulation` of the time embedding.
         """
         shift, scale = modulation.unsqueeze(2).chunk(2, dim=-1)
         y = self.linear(add_norm(x, shift, scale, self.norm, self.backend)[1])

@@ -1,7 +1,7 @@
-"""MedSora's denoiser as the paper writes it (§3.1, Figures 2 and 3), with nothing made fast.
+"""MedSora's denoiser as the paper writes it (§3.1, Figures 2 and 3), without optimisations.
 
 `medsora.denoiser.model.MedSora`, which trains and samples, has the same state dict, outputs and gradients and
-needs less time and memory. The two share the embeddings and the last layer, in which nothing takes long.
+needs less time and memory. The two share the embeddings and the last layer, which cost little.
 docs/fidelity.md lists where the paper is silent or contradicts itself.
 
 Letters of shapes and einops patterns (h and w are the paper's h̄ and w̄):

@@ -38,13 +38,13 @@ def read_matching_weights(
     presets = getattr(model, "presets", {})
     try:
         with safe_open(file, framework="pt") as tensors:
-            found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-            if labels is None or LABEL_ROWS not in found.keys() & expected.keys():
-                _require_same(file, expected, found, presets)
+            shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+            if labels is None or LABEL_ROWS not in shapes.keys() & expected.keys():
+                _require_same(file, expected, shapes, presets)
                 return {key: tensors.get_tensor(key) for key in expected}
             theirs, ours = labels
             width = expected[LABEL_ROWS][1]
-            _require_same(file, expected | {LABEL_ROWS: (len(theirs) + 1, width)}, found, presets)
+            _require_same(file, expected | {LABEL_ROWS: (len(theirs) + 1, width)}, shapes, presets)
             values = {key: tensors.get_tensor(key) for key in expected}
             if new := [name for name in ours if name not in theirs]:
                 words = "%s was trained with the labels %s; each of %s starts from its row for no label."
@@ -57,28 +57,28 @@ def read_matching_weights(
 
 
 def _require_same(
-    file: Path, expected: dict[str, tuple], found: dict[str, tuple], presets: dict[str, dict[str, Any]]
+    file: Path, expected: dict[str, tuple], shapes: dict[str, tuple], presets: dict[str, dict[str, Any]]
 ) -> None:
-    if found != expected:
-        raise BadInput(f"{file} {_difference(expected, found, presets)}")
+    if shapes != expected:
+        raise BadInput(f"{file} {_difference(expected, shapes, presets)}")
 
 
 def _difference(
-    expected: dict[str, tuple], found: dict[str, tuple], presets: dict[str, dict[str, Any]]
+    expected: dict[str, tuple], shapes: dict[str, tuple], presets: dict[str, dict[str, Any]]
 ) -> str:
     """Difference of another model's weights, as the rest of a sentence."""
-    depths = _depth(expected), _depth(found)
+    depths = _depth(expected), _depth(shapes)
     if depths[0] != depths[1]:
         ours, theirs = (f"{depth} blocks{_preset_of_depth(depth, presets)}" for depth in depths)
         return f"holds {theirs}, but this model has {ours}: take the same preset for both"
-    for key in sorted(expected.keys() | found.keys()):
-        if key not in found:
+    for key in sorted(expected.keys() | shapes.keys()):
+        if key not in shapes:
             return f"lacks {key}, which this model needs: take weights saved from the same settings"
         if key not in expected:
             return f"holds {key}, which this model does not have: take weights saved from the same settings"
-        if expected[key] != found[key]:
+        if expected[key] != shapes[key]:
             return (
-                f"holds {key} of size {found[key]}, but this model needs {expected[key]}: "
+                f"holds {key} of size {shapes[key]}, but this model needs {expected[key]}: "
                 "take weights saved from the same settings"
             )
     raise AssertionError("called for weights that do not differ")

@@ -89,13 +89,13 @@ def build_backbone(name: str, classes: int, weights: str | Path | None, frames: 
 
 def _transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a published TimeSformer's state dict under the names of transformers' `TimesformerModel`."""
-    found = {}
+    renamed = {}
     for name, value in state.items():
         for theirs, ours in PUBLISHED_NAMES.items():
             if name.startswith(theirs) or (theirs.startswith(".") and theirs in name):
                 name = name.replace(theirs, ours, 1)
-        found[name] = value
-    return found
+        renamed[name] = value
+    return renamed
 
 
 def _from_published(path: str | Path) -> nn.Module:

@@ -92,8 +92,8 @@ def read_unlabelled_frames(folders: Mapping[str, Path], most: int, size: int) ->
     Borders stay, as they do in labelled pictures.
     """
     videos = {title: find_videos(folder, crop="none") for title, folder in folders.items()}
-    count = min([most, *(len(found.frame_positions) for found in videos.values())])
-    return {title: _read_spread(found, count, size) for title, found in videos.items()}
+    count = min([most, *(len(of_folder.frame_positions) for of_folder in videos.values())])
+    return {title: _read_spread(of_folder, count, size) for title, of_folder in videos.items()}
 
 
 def read_unlabelled(folders: Mapping[str, Path], most: int, reading: Reading) -> dict[str, Samples]:
@@ -102,10 +102,10 @@ def read_unlabelled(folders: Mapping[str, Path], most: int, reading: Reading) ->
     The videos are evenly spread over the sorted folder, whose sub-folders may be labels.
     """
     videos = {title: find_videos(folder) for title, folder in folders.items()}
-    count = min([most, *(len(found.usable) for found in videos.values())])
-    names = {title: list(found.usable) for title, found in videos.items()}
+    count = min([most, *(len(of_folder.usable) for of_folder in videos.values())])
+    names = {title: list(of_folder.usable) for title, of_folder in videos.items()}
     chosen = {title: [of[k] for k in evenly(count, len(of))] for title, of in names.items()}
-    return {title: read_clips(found, chosen[title], reading) for title, found in videos.items()}
+    return {title: read_clips(of_folder, chosen[title], reading) for title, of_folder in videos.items()}
 
 
 def evenly(count: int, of: int) -> np.ndarray:
@@ -182,8 +182,8 @@ def read_all(items: Sequence[Item], read: Callable[[Item], np.ndarray], where: P
                 needed = sum(value.nbytes for value in values) * len(items) / len(values)
                 if needed > MAX_CLIP_BYTES:
                     raise ValueError(
-                        f"{len(items)} samples need about {needed / 2**30:.1f} GiB, and a study holds "
-                        f"{MAX_CLIP_BYTES / 2**30:.0f}; take fewer, or smaller ones."
+                        f"{len(items)} samples need about {needed / 2**30:.1f} GiB of memory, but a study "
+                        f"may use {MAX_CLIP_BYTES / 2**30:.0f}; take fewer, or smaller ones."
                     )
     except BadInput:
         raise
@@ -234,9 +234,9 @@ def refuse_leaks(test: Samples, labelled: Samples, unlabelled: Mapping[str, Samp
             if small.std() >= MIN_CONTRAST
             for number in np.flatnonzero(np.abs(samples.thumbnails - small).mean((1, 2, 3)) <= MAX_DIFFERENCE)
         ]
-        if found := sorted(set(pairs)):
-            ours, theirs = found[0]
-            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        if leaks := sorted(set(pairs)):
+            ours, theirs = leaks[0]
+            more = f" (and {len(leaks) - 1} more)" if len(leaks) > 1 else ""
             raise BadInput(
                 f"{test.root}: the test sample '{ours}' is also among {role} ('{theirs}' of {samples.root})"
                 f"{more}; testing on training data is not valid: take it out of one of them."

@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "medsora downstream
     arguments = list(arguments or [])
     names = "; ".join(f"{name}: {summary}" for name, summary in TASKS.items())
     top = argparse.ArgumentParser(
-        prog=prog, description="What generated clips are good for.", epilog=f"{names}. {EXIT_STATUSES}"
+        prog=prog,
+        description="Measure the use of generated clips for other tasks.",
+        epilog=f"{names}. {EXIT_STATUSES}",
     )
     top.add_argument("task", choices=tuple(TASKS), help=f"'{prog} TASK --help' explains a task")
     task = top.parse_args(arguments[:1]).task

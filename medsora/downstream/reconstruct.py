@@ -53,15 +53,21 @@ def add_options(add: Any) -> None:
     add("clips", nargs="+", metavar="NAME=DIR", help=folders)
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the results")
     add("--frames", type=int, default=16, metavar="F", help="frames of a clip (default: 16)")
-    every = "every N-th frame of the video, of all folders or of each (default: 1)"
+    every = "take every N-th frame of the videos: one N, or one per folder (default: 1)"
     add("--interval", type=int, nargs="+", default=[1], metavar="N", help=every)
-    most = "of each folder, one a video, evenly spread over it (default: 50)"
+    most = "clips per folder, one per video, evenly spread over it (default: 50)"
     add("--max-clips", type=int, default=50, metavar="N", help=most)
     add("--size", type=int, default=512, metavar="PX", help="shorter side to work on (default: 512)")
     add("--camera", choices=tuple(CAMERAS), default="simple-pinhole", help="(default: %(default)s)")
     focal = "focal length in units of the picture's shorter side (default: estimated for each clip)"
     add("--focal", type=float, metavar="F", help=focal)
-    add("--features", type=int, default=2048, metavar="N", help="of a frame, at most (default: 2048)")
+    add(
+        "--features",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="maximum number of features per frame (default: 2048)",
+    )
     add("--time-limit", type=int, default=120, metavar="S", help="CPU seconds of a clip (default: 120)")
     add("--memory-limit", type=int, default=4, metavar="GIB", help="memory of a clip (default: 4)")
     add("--threads", type=int, default=DEFAULT_THREADS, metavar="N", help="(default: %(default)s)")
@@ -120,12 +126,12 @@ def run(options: argparse.Namespace, command: str) -> None:
 
 def _find_clips(name: str, root: Path, interval: int, options: argparse.Namespace) -> list[Clip]:
     """Return the first clip of videos that have one, evenly spread over the folder in natural order."""
-    found = check_folder(root, frames=options.frames, interval=interval)
-    found.require_clips()
-    if found.bad:
-        first = f"{found.bad[0].source.name}: {found.bad[0].problem}"
-        print(one_line(f"{name}: {len(found.bad)} left out, the first: {first}"), file=sys.stderr)
-    usable = found.usable
+    report = check_folder(root, frames=options.frames, interval=interval)
+    report.require_clips()
+    if report.bad:
+        first = f"{report.bad[0].source.name}: {report.bad[0].problem}"
+        print(one_line(f"{name}: {len(report.bad)} left out, the first: {first}"), file=sys.stderr)
+    usable = report.usable
     return [
         Clip(name, source, [source.windows[0].start + k * interval for k in range(options.frames)])
         for source in (usable[k] for k in evenly(min(options.max_clips, len(usable)), len(usable)))
@@ -181,11 +187,11 @@ def _reconstruct(
 
 def measure(geometry: Geometry, frames: int) -> dict[str, float]:
     """Return the measures of a reconstruction of a clip of `frames` frames."""
-    found = {REGISTERED: 100 * len(geometry.frames) / frames, POINTS: len(geometry.points)}
+    scores = {REGISTERED: 100 * len(geometry.frames) / frames, POINTS: len(geometry.points)}
     if len(geometry.points):
-        found[REPROJECTION] = float(geometry.errors.mean())
-        found[TRACK] = len(geometry.seen) / len(geometry.points)
-    return found | {"focal": float(geometry.camera[0] / geometry.size.min())}
+        scores[REPROJECTION] = float(geometry.errors.mean())
+        scores[TRACK] = len(geometry.seen) / len(geometry.points)
+    return scores | {"focal": float(geometry.camera[0] / geometry.size.min())}
 
 
 def write_job(folder: Path, frames: np.ndarray, job: Job) -> None:

@@ -42,11 +42,15 @@ def mean_over_clips(values: Sequence[float | None], side: int) -> Mean | None:
 
     `side` numbers the folder, so that different folders are drawn independently.
     """
-    found = np.array([value for value in values if value is not None], float)
-    if not len(found):
+    defined = np.array([value for value in values if value is not None], float)
+    if not len(defined):
         return None
-    draws = np.stack(list(replicate_weights(len(found), REPLICATES, seed=0, side=side))) @ found / len(found)
-    return _interval(float(found.mean()), draws, len(found) < 2)
+    draws = (
+        np.stack(list(replicate_weights(len(defined), REPLICATES, seed=0, side=side)))
+        @ defined
+        / len(defined)
+    )
+    return _interval(float(defined.mean()), draws, len(defined) < 2)
 
 
 class Report(NamedTuple):

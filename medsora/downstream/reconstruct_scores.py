@@ -67,7 +67,7 @@ def errors_against(truth: Truth, numbers: Sequence[int], geometry: Geometry) -> 
     steady = np.zeros_like(positions)
     steady[:, 0] = geometry.frames
     shorter = geometry.size.min()
-    found = {
+    errors = {
         POSITION: position_error(geometry.centres, positions),
         STRAIGHT: position_error(steady, positions),
         ROTATION: rotation_error(geometry.rotations, rotations),
@@ -82,9 +82,9 @@ def errors_against(truth: Truth, numbers: Sequence[int], geometry: Geometry) -> 
         true[own] = truth.depth(frame, pixels[own])
     known = np.isfinite(true) & (geometry.depths > 0)
     if known.any():
-        found[DEPTH] = depth_error(geometry.depths[known], true[known])
-        found[FLAT] = depth_error(np.ones(known.sum()), true[known])
-    return found
+        errors[DEPTH] = depth_error(geometry.depths[known], true[known])
+        errors[FLAT] = depth_error(np.ones(known.sum()), true[known])
+    return errors
 
 
 def poses_bounds(geometry: Geometry) -> np.ndarray:

@@ -40,7 +40,7 @@ def trivial_classifications(
 ) -> dict[str, dict[str, float]]:
     """Return the scores of trivial baselines: each label for all clips, and random labels."""
     count, random = len(labels), np.random.default_rng(0)
-    found = {
+    answers = {
         f"always {label}": classification_scores(truth, np.full_like(truth, number), count, positive)
         for number, label in enumerate(labels)
     }
@@ -48,8 +48,8 @@ def trivial_classifications(
         classification_scores(truth, random.integers(count, size=len(truth)), count, positive)
         for _ in range(RANDOM_DRAWS)
     ]
-    found["random labels"] = {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]}
-    return found
+    answers["random labels"] = {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]}
+    return answers
 
 
 def mask_scores(truth: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]:

@@ -173,5 +173,5 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _interval(found: Difference) -> str:
-    return EMPTY if found.low is None else f"{100 * found.low:.1f} … {100 * found.high:.1f}"
+def _interval(difference: Difference) -> str:
+    return EMPTY if difference.low is None else f"{100 * difference.low:.1f} … {100 * difference.high:.1f}"

@@ -51,19 +51,19 @@ def bootstrap(
         for features, of_clips in zip(sets, videos or [None] * len(sets), strict=True)
     ]
     draws = (replicate_weights(int(of.max()) + 1, replicates, seed, side) for side, of in enumerate(groups))
-    found: list[dict] = [{} for _ in fakes]
+    by_set: list[dict] = [{} for _ in fakes]
     for drawn in zip(*draws, strict=True):
         one, *others = (
             features.reweighted(weights[of])
             for features, weights, of in zip(sets, drawn, groups, strict=True)
         )
         of_real = {("real", key): value for key, value in measure.describe(one).items()}
-        for two, replicate in zip(others, found, strict=True):
+        for two, replicate in zip(others, by_set, strict=True):
             metrics = {**measure.compare(one, two), **of_real}
             metrics |= {("generated", key): value for key, value in measure.describe(two).items()}
             for key, value in metrics.items():
                 replicate.setdefault(key, []).append(value)
-    return found
+    return by_set
 
 
 def spread(value: float, replicates: list[float], least: float = -np.inf) -> Spread | None:
@@ -120,13 +120,13 @@ def differences(
     centres, spreads = gaps.mean(1), gaps.std(1, ddof=1)
     deviations = np.abs(gaps - centres[:, None]) / np.where(spreads > 0, spreads, 1)[:, None]
     critical = np.quantile(deviations.max(0), LEVEL)
-    found = {}
+    intervals = {}
     for (i, j), centre, half in zip(pairs, centres, critical * spreads, strict=True):
         value = float(values[i] - values[j])
         unbiased = 2 * value - float(centre)
         low, high = sorted((value, unbiased))
-        found[i, j] = Difference(value, float(low - half), float(high + half))
-    return found
+        intervals[i, j] = Difference(value, float(low - half), float(high + half))
+    return intervals
 
 
 def rank_ranges(

@@ -78,15 +78,20 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     fake = f"generated clips, such as {sample}'s --out; several folders are compared in one table, on "
     fake += "equally many clips each"
     add("--fake", nargs="+", metavar="DIR", help=fake)
-    add("--names", nargs="+", metavar="NAME", help="of several --fake (default: their folders' names)")
-    dry_run = "of several --fake: print which clips would be scored, and end before anything is extracted"
+    add(
+        "--names",
+        nargs="+",
+        metavar="NAME",
+        help="names of the --fake folders in the results (default: the folders')",
+    )
+    dry_run = "with several --fake: print which clips would be scored, and extract nothing"
     add("--dry-run", action="store_true", help=dry_run)
     add("--vae", metavar="RUN_OR_FOLDER", help="instead of --fake: measure this VAE on the real clips")
-    metrics = f"of {', '.join(METRICS)}, joined by commas; {' and '.join(WEIGHT_FREE)} need no weights; "
-    metrics += "by default motion,pixel, with --protocol stylegan-v fvd,fid,is"
+    metrics = f"one or more of {', '.join(METRICS)}, joined by commas; {' and '.join(WEIGHT_FREE)} need no "
+    metrics += "weights; by default motion,pixel, with --protocol stylegan-v fvd,fid,is"
     add("--metrics", metavar="NAMES", help=metrics)
-    protocol = "how clips are chosen and prepared: medsora, ours, or stylegan-v, that of most published "
-    protocol += "values, which leaves no choice of clips, interval and crop (default: medsora)"
+    protocol = "how clips are chosen and prepared: medsora, or stylegan-v, that of most published values, "
+    protocol += "which fixes clips, interval and crop (default: medsora)"
     add("--protocol", metavar="NAME", help=protocol)
     clips = "at most so many clips on each side; REAL,GENERATED limits them separately (default: 2048)"
     add("--clips", type=_clips_of_text, metavar="N", help=clips)
@@ -101,22 +106,24 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "of real frames, for one trained with the same data.crop; by default what the generated clips name, "
         f"as {sample} writes them, else auto",
     )
-    interval = "every N-th frame of the real videos, as in training; of generated ones each; by default what "
-    interval += f"the generated clips name, as {sample} writes them, else 1"
+    interval = (
+        "take every N-th frame of the real videos, as in training, and every frame of generated ones; by "
+    )
+    interval += f"default what the generated clips name, as {sample} writes them, else 1"
     add("--interval", type=int, metavar="N", help=interval)
     add(
         "--flow",
         metavar="NAME",
-        help="what estimates the optical flow of motion: raft_large, raft_small, dis (OpenCV's, without "
+        help="optical-flow estimator of motion: raft_large, raft_small, dis (OpenCV's, without "
         "weights), or auto: RAFT where its weights are given or in PyTorch's cache, else dis (default: auto)",
     )
     rate = "instead of --interval: frames per second of the real clips, taken by time, as with data.rate"
     add("--rate", type=float, metavar="FPS", help=rate)
-    add("--seed", type=int, help="of the choice of clips and of re-sampling (default: 0)")
-    bootstrap = "N re-samplings give each metric an interval; of several --fake 200 (default: 0)"
+    add("--seed", type=int, help="seed of the choice of clips and of re-sampling (default: 0)")
+    bootstrap = "bootstrap re-samplings, for an interval of each metric (default: 0; with several --fake 200)"
     add("--bootstrap", type=int, metavar="N", help=bootstrap)
-    add("--label", metavar="NAME", help="of the real clips only those with this label")
-    labels = "which clips have it, as in data.labels: folders, or a CSV (default: labels.csv)"
+    add("--label", metavar="NAME", help="use only the real clips with this label")
+    labels = "where --label reads the labels, as data.labels: folders, or a CSV (default: labels.csv)"
     add("--labels", metavar="SOURCE", help=labels)
     memorised = "audit whether generated clips repeat these training clips; --real must then be held out"
     add("--memorised", metavar="TRAIN_DIR", help=memorised)
@@ -127,6 +134,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     corpus += "paper's values of the same metrics then stand beside this run's"
     add("--corpus", help=corpus)
     add("--out", type=Path, metavar="DIR", help="where the results go (default: results)")
-    add("--cache", type=Path, metavar="DIR", help="for real features (default: runs/cache/features)")
-    add("--batch-size", type=int, metavar="N", help="clips in one forward (default: 4)")
+    add(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="cache of the real clips' features (default: runs/cache/features)",
+    )
+    add("--batch-size", type=int, metavar="N", help="clips per forward pass (default: 4)")
     return parser

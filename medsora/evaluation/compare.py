@@ -107,16 +107,17 @@ def _run(
         features = [of_real, *of_fakes.values()]
         replicates = score(settings, measure, [reals, *sides.values()], features, list(started.values()))
         _rank(comparison, measure, replicates)
-    found: dict[str, list[str]] = {}
+    warnings_by_set: dict[str, list[str]] = {}
     for name, side in sides.items():
         results = comparison.results[name]
         with bad_input_from_errors():
             one = warn(settings, reals, side, of_real, of_fakes[name], trained_on[name], results)
         for warning in one:
-            found.setdefault(warning, []).append(name)
+            warnings_by_set.setdefault(warning, []).append(name)
     everyone = list(sides)
     comparison.warnings = [*notes, *reduced, *few_videos(settings, reals, sides)] + [
-        warning if names == everyone else f"{', '.join(names)}: {warning}" for warning, names in found.items()
+        warning if names == everyone else f"{', '.join(names)}: {warning}"
+        for warning, names in warnings_by_set.items()
     ]
     for warning in comparison.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -139,7 +140,7 @@ def _fit_to_all(
     """Return settings that read real clips in one way, what each set's clips name, and what to warn of."""
     fits = {name: fit_to_training(replace(settings, fake=folder)) for name, folder in fakes.items()}
     trained_on = {name: named for name, (_, named, _) in fits.items()}
-    warnings = [f"{name}: {sentence}" for name, (_, _, found) in fits.items() for sentence in found]
+    warnings = [f"{name}: {sentence}" for name, (_, _, sentences) in fits.items() for sentence in sentences]
     first, *others = [name for name in fits if trained_on[name]] or list(fits)
     chosen = fits[first][0]
     read = {"interval": chosen.interval, "rate": chosen.rate, "crop": chosen.crop}

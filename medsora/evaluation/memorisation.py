@@ -128,7 +128,7 @@ def audit(
     of_fake = extract(fake, extractors, scratch, label="generated", **share)
     if not state.is_main_process:
         return None
-    found: dict[str, Any] = {
+    outcome: dict[str, Any] = {
         "training_folder": str(training.root),
         "training_clips": len(training),
         "held_out_clips": len(kept),
@@ -140,7 +140,7 @@ def audit(
     }
     if seen:
         (one, other), *_ = seen.items()
-        found["sentences"].append(
+        outcome["sentences"].append(
             f"{len(held_out) - len(kept)} of the {len(held_out)} held-out clips are left out: their videos "
             f"are among the training clips, perhaps re-encoded (the first: {one}, as {other}).\n"
         )
@@ -150,12 +150,12 @@ def audit(
         ours, metrics = compare_space(space, of_fake[space], never_seen, of_training[space])
         marked = [int(i) for i in np.flatnonzero(ours.distance < metrics["threshold"])]
         metrics["marked"] = {fake.name(i): training.name(int(ours.index[i])) for i in marked}
-        found["spaces"][space] = metrics
-        found["sentences"].append(_sentence(space, metrics))
+        outcome["spaces"][space] = metrics
+        outcome["sentences"].append(_sentence(space, metrics))
         order = np.argsort(ours.distance)[: SHOWN_PAIRS // 2]
         pairs += [(float(ours.distance[i]), int(i), int(ours.index[i]), space) for i in order]
     _write_pairs(settings.out / "nearest-training-clips.png", pairs, fake, training)
-    return found
+    return outcome
 
 
 def spaces(extractor: Extractor) -> dict[str, Extractor]:

@@ -27,8 +27,8 @@ class ClipSettings:
     """The clips to measure, and the folder of the results.
 
     Attributes:
-        clips: at most so many.
-        frames, size: of a clip; `size` is one number or (H, W).
+        clips: maximum number.
+        frames, size: frames per clip, and their size; `size` is one number or (H, W).
         crop: "auto" cuts every video's own black borders off first, on both sides and of the training clips
             alike, as training does; "none" keeps whole frames; parts (top, bottom, left, right) are cut off
             every real and training frame, as with the same `data.crop`: generated ones never had them. None
@@ -37,7 +37,7 @@ class ClipSettings:
             None stands for what the generated clips name, else 1.
         rate: frames per second of the real clips, taken by time, as in training with `data.rate`; instead of
             `interval`. None stands for what the generated clips name where they name no interval.
-        seed: of the choice of clips and of re-sampling.
+        seed: seed of the choice of clips and of re-sampling.
         weights: weight files by name, those of `medsora.evaluation.metrics.weight_files.PUBLISHED`.
         out: folder of the results.
 

@@ -71,19 +71,19 @@ def export_run(
     if out.exists():
         raise BadInput(f"{out} is there already; take another folder, or remove it.")
     run = stage_2_folder(run)
-    found = find_in_run(run, raw=raw, checkpoint=checkpoint)
+    trained = find_in_run(run, raw=raw, checkpoint=checkpoint)
     config = load_config(run / "config.yaml", outputs_anywhere=True)
-    pipeline = pipeline_class(found.kind).from_folder(found, dtype=dtype)
+    pipeline = pipeline_class(trained.kind).from_folder(trained, dtype=dtype)
     sheet = run / SHEET
     sheet_name = SHEET_NAME if sheet.is_file() else None
     card = pipeline.card(
-        name=name or f"{KINDS[found.kind].name(config)} {config.run.name}",
+        name=name or f"{KINDS[trained.kind].name(config)} {config.run.name}",
         repo=repo or (out.name if out.absolute().parent == models_folder().absolute() else None),
-        step=found.step,
-        weights=found.weights,
+        step=trained.step,
+        weights=trained.weights,
         data=data,
         licence=licence,
-        training=_training_rows(run, config, found),
+        training=_training_rows(run, config, trained),
         evaluation=_evaluation(run, evaluation),
         sheet=sheet_name,
     )
@@ -95,13 +95,13 @@ def export_run(
     return card
 
 
-def _training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[str, str]]:
+def _training_rows(run: Path, config: Config, trained: ModelFolder) -> list[tuple[str, str]]:
     """Return a card's rows on the training: its length, its settings and its last metrics."""
-    kind, data = KINDS[found.kind], config.data
+    kind, data = KINDS[trained.kind], config.data
     pace = f"one in {data.interval}" if data.rate is None else f"{data.rate:g} per second"
     clips = f"{data.frames} frames, {pace}, {'x'.join(map(str, data.height_width))} pixels"
     rows = [
-        ("optimiser steps", f"{found.step:,}"),
+        ("optimiser steps", f"{trained.step:,}"),
         ("clips", clips),
         *kind.settings(config),
         ("seed", str(config.run.seed)),
@@ -114,7 +114,7 @@ def _training_rows(run: Path, config: Config, found: ModelFolder) -> list[tuple[
     own_vae = named is not None and beside.resolve() in (Path(named).resolve(), Path(named).resolve().parent)
     for folder in (beside, run) if own_vae else (run,):
         for line in read_log(folder) if (folder / "log.jsonl").is_file() else []:
-            if folder != run or line["step"] <= found.step:
+            if folder != run or line["step"] <= trained.step:
                 latest |= {name: value for name, value in line.items() if name in (*kind.metrics, ELAPSED)}
     if ELAPSED in latest:
         rows.append(("hours of the last stage", f"{latest[ELAPSED] / 3600:.1f}"))

@@ -126,9 +126,8 @@ def _fit_clips(
     elif interval < wanted:
         why = f"{median(rates):.4g} frames per second would need {wanted}, but most videos are too short"
     else:
-        why = (
-            f"{median(rates):.4g} frames per second, so a clip has {median(rates) / interval:.3g}; paper: 10"
-        )
+        per_second = f"{median(rates):.4g} frames per second in the videos"
+        why = f"{per_second}, {median(rates) / interval:.3g} in a clip; paper: 10"
     fit.set("data", why, interval=interval)
     cropped = sum(source.crop_words is not None for source in report.usable)
     fit.set("data", f"black borders, found in {cropped} videos; none: whole frames", crop="auto")
@@ -250,7 +249,7 @@ def _fit_cpu(fit: Fit, machine: Machine, clips: int, side: int, preset: str | No
         )
     path = find_config("phantom")
     shipped, comments = OmegaConf.to_container(OmegaConf.load(path)), _comments_in(path)
-    fit.set("data", "what a step needs lies in the caches", workers=0)
+    fit.set("data", "steps read only the caches", workers=0)
     for section in ("vae", "images", "denoiser", "flow", "dino", "train_vae", "train_dit", "cache"):
         for name, value in shipped[section].items():
             reason = comments.get(f"{section}.{name}") or all_keys()[f"{section}.{name}"].meaning.rstrip(".")

@@ -220,7 +220,7 @@ def write_between_marks(page: Path, begin: str, lines: Sequence[str]) -> None:
     Raises `BadInput` if they are not there.
     """
     head, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, found, tail = rest.partition(END_MARK)
-    if not found:
+    _, end_mark, tail = rest.partition(END_MARK)
+    if not end_mark:
         raise BadInput(f"{page}: the marks {begin!r} and {END_MARK!r} are not there; put them back.")
     write_text(page, head + "\n".join([begin, *lines, END_MARK]) + tail)

@@ -37,7 +37,7 @@ _heartbeats: list[Heartbeat] = []
 def in_process_group() -> Iterator[PartialState]:
     """Join the processes that a launcher started; inside, they check that none of them has died.
 
-    Yields this process's `PartialState`. A process that has left this context is not missed. Raises
+    Yields this process's `PartialState`. A process that has left this context counts as finished. Raises
     `LostProcess` if another one has died.
     """
     with reporting_lost_processes():
@@ -70,7 +70,7 @@ def on_main(state: PartialState, work: Callable[[], Result]) -> Result:
 
 
 def share_of(state: PartialState, count: int) -> list[int]:
-    """Return the numbers below `count` that are this process's."""
+    """Return the numbers below `count` that this process handles: every `num_processes`-th one."""
     return list(range(state.process_index, count, state.num_processes))
 
 
@@ -80,7 +80,7 @@ class Heartbeat(threading.Thread):
     def __init__(self, store: TCPStore, rank: int, processes: int, silent_s: float = SILENT_S) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.store, self.rank, self.silent_s = store, rank, silent_s
-        self.heard = {other: (0, 0) for other in range(processes) if other != rank}  # its count, beats missed
+        self.beats = {other: (0, 0) for other in range(processes) if other != rank}  # its count, beats missed
         self.has_left = False
         self._leaving = threading.Event()
         # Started by hand, a process may outlive the shell that started it.
@@ -97,7 +97,7 @@ class Heartbeat(threading.Thread):
         if self._leaving.is_set():
             return
         sentence = _lost(silent, self.silent_s) if silent else f"the launcher has ended; {RERUN}."
-        if not silent or self.rank == min({self.rank, *self.heard} - set(silent)):
+        if not silent or self.rank == min({self.rank, *self.beats} - set(silent)):
             with suppress(OSError):  # stderr is closed
                 print(f"\nerror: {sentence}", file=sys.stderr, flush=True)  # below a bar's line
         os._exit(1)  # the main thread may be waiting in a collective operation that never ends
@@ -130,18 +130,18 @@ class Heartbeat(threading.Thread):
         """
         try:
             self.store.add(f"beat/{self.rank}", 1)
-            for other, (count, missed) in self.heard.items():
-                found = self.store.add(f"beat/{other}", 0)
-                expected = found == count and self.store.add(f"left/{other}", 0) == 0
-                self.heard[other] = (found, missed + 1 if expected else 0)
+            for other, (count, missed) in self.beats.items():
+                now = self.store.add(f"beat/{other}", 0)
+                expected = now == count and self.store.add(f"left/{other}", 0) == 0
+                self.beats[other] = (now, missed + 1 if expected else 0)
         except (DistError, RuntimeError):  # the store is the main process's, so that one is gone
-            count, missed = self.heard.get(0, (0, 0))
-            self.heard[0] = (count, missed + 1)
-        return [other for other, (_, missed) in self.heard.items() if missed * BEAT_S > self.silent_s]
+            count, missed = self.beats.get(0, (0, 0))
+            self.beats[0] = (count, missed + 1)
+        return [other for other, (_, missed) in self.beats.items() if missed * BEAT_S > self.silent_s]
 
 
 def join_group() -> PartialState:
-    """Return this process's place among those that a launcher started, once they have found each other.
+    """Connect to the processes that a launcher started; return this process's `PartialState`.
 
     Its `device` is a CUDA GPU or another accelerator that PyTorch finds, MPS on a Mac, else the CPU. A single
     process of `accelerate launch` uses all cores, as without the launcher.
@@ -225,7 +225,7 @@ def _why_lost(error: RuntimeError) -> str | None:
     if "DataLoader worker" in text:
         return f"a process that loads data died ({text.splitlines()[0].rstrip('. ')}); {RERUN}."
     if "DataLoader timed out" in text:
-        return f"no batch of data came within {BATCH_TIME_LIMIT_S:.0f} seconds; {RERUN}."
+        return f"no batch of data arrived within {BATCH_TIME_LIMIT_S:.0f} seconds; {RERUN}."
     alone = PartialState().num_processes == 1
     if alone or not (isinstance(error, DistError) or any(word in text.lower() for word in NETWORK_WORDS)):
         return None
@@ -235,4 +235,4 @@ def _why_lost(error: RuntimeError) -> str | None:
 
 def _lost(silent: list[int], seconds: float) -> str:
     who = f"process {silent[0]}" if len(silent) == 1 else f"processes {', '.join(map(str, silent))}"
-    return f"{who} of this run has not been heard of for {seconds:.0f} seconds; {RERUN}."
+    return f"{who} of this run has sent no heartbeat for {seconds:.0f} seconds; {RERUN}."

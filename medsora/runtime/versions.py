@@ -17,8 +17,8 @@ PACKAGES = ("medsora", "medsora.configs", "medsora.flow_prior", "medsora.kernels
 
 def library_versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    found = {"medsora": __version__, "python": platform.python_version()}
-    return found | {name: metadata.version(name) for name in LIBRARIES}
+    versions = {"medsora": __version__, "python": platform.python_version()}
+    return versions | {name: metadata.version(name) for name in LIBRARIES}
 
 
 def code_digest() -> str:
@@ -26,12 +26,12 @@ def code_digest() -> str:
 
     A wheel's and a checkout's are equal where their code is.
     """
-    found = {}
+    digests = {}
     for package in PACKAGES:
         (folder,) = map(Path, find_spec(package).submodule_search_locations)
         for path in folder.rglob("*.py"):
-            found[".".join((package, *path.relative_to(folder).with_suffix("").parts))] = sha256(path)
+            digests[".".join((package, *path.relative_to(folder).with_suffix("").parts))] = sha256(path)
     digest = hashlib.sha256()
-    for name in sorted(found):
-        digest.update(f"{name} {found[name]}".encode())
+    for name in sorted(digests):
+        digest.update(f"{name} {digests[name]}".encode())
     return digest.hexdigest()

@@ -53,20 +53,20 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add(
         "--dtype",
         choices=("auto", *DTYPES),
-        help="of the denoiser's weights and activations; auto: bf16 where the processor multiplies it "
-        "faster, else fp32, and prints why (default: fp32)",
+        help="type of the denoiser's weights and activations; auto: bf16 where the processor multiplies it "
+        "faster, else fp32, and print why (default: fp32)",
     )
     add(
         "--vae-dtype",
         choices=("auto", *DTYPES),
-        help="of the VAE's; auto: as --dtype where that is bf16 or fp16, else bf16 on a GPU that has it and "
-        "fp32 elsewhere (default: auto)",
+        help="type of the VAE's; auto: as --dtype where that is bf16 or fp16, else bf16 on a GPU that "
+        "supports it and fp32 elsewhere (default: auto)",
     )
     add(
         "--compile",
         choices=COMPILE,
-        help="auto: a CUDA graph on a GPU; on: compile the blocks too, a minute that pays for many videos, "
-        "on a CPU as well; off: neither (default: auto)",
+        help="auto: a CUDA graph on a GPU; on: also compile the blocks, on a CPU too, which takes a minute "
+        "and pays for many videos; off: neither (default: auto)",
     )
     add(
         "--frames",
@@ -93,13 +93,23 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--window",
         type=int,
         metavar="W",
-        help="make longer films in windows of W frames, each begun with the last ones before it (default: "
-        "all frames in one piece)",
+        help="make longer videos in windows of W frames, each of which continues the one before (default: "
+        "all frames at once)",
     )
-    add("--temperature", type=float, help="of an EndoGen model's draws; 0: the likeliest code (default: 1.0)")
-    add("--top-k", type=int, metavar="K", help="codes that EndoGen draws among; 0: all (default: 2000)")
-    add("--top-p", type=float, metavar="P", help="their probability, the likeliest first (default: 1.0)")
+    add("--temperature", type=float, help="sampling temperature of EndoGen; 0: greedy (default: 1.0)")
+    add(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="EndoGen draws among the K likeliest codes; 0: all (default: 2000)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="EndoGen's nucleus sampling: probability mass to keep (default: 1.0)",
+    )
     add("--format", choices=FORMATS, help="video files, or folders of PNGs (default: mp4)")
     add("--fps", type=float, help="frames per second (default: the model's)")
-    add("--raw", action="store_true", help="a run's raw weights instead of their moving average")
+    add("--raw", action="store_true", help="use a run's raw weights instead of their EMA")
     return parser

@@ -122,31 +122,31 @@ def read_first_frames(
     source = _source(path)
     counts = [count for count in trained if givable(count, frames, chunk)]
     try:
-        found = read_last_frames(path, max(counts, default=1))
+        given = read_last_frames(path, max(counts, default=1))
     except (ValueError, OSError) as error:
         raise BadInput(f"the first frame cannot be read: {error}") from error
-    usable = [count for count in counts if count <= len(found)]
+    usable = [count for count in counts if count <= len(given)]
     if not usable:
         raise BadInput(
-            f"{path} gives {len(found)} frame{'s' * (len(found) != 1)} to begin a clip of {frames} with, but "
+            f"{path} gives {len(given)} frame{'s' * (len(given) != 1)} to begin a clip of {frames} with, but "
             f"{trained_to_begin_with(trained)}."
         )
-    found = found[-max(usable) :]
+    given = given[-max(usable) :]
     scan = scan_source(source)
     # What MedSora generated plays at any --fps, and its model may have seen no borders: it names both.
     generated = read_trained_on(path)
     fps = generated.get("rate", scan.fps)
-    if len(found) > 1 and None not in (rate, fps) and abs(fps / rate - 1) > SAME_RATE:
+    if len(given) > 1 and None not in (rate, fps) and abs(fps / rate - 1) > SAME_RATE:
         raise BadInput(
             f"{path} has {fps:.4g} frames per second, but the model was trained at {rate:.4g}: it would "
             f"continue at another speed; convert it to {rate:.4g} first, or give its last frame as a picture."
         )
     if crop == "auto" and generated.get("crop") != "auto" and any(scan.margins):
-        whole, found = found, np.stack([cut_off(frame, scan.margins) for frame in found])
+        whole, given = given, np.stack([cut_off(frame, scan.margins) for frame in given])
         log.warning(
             "the black borders of %s are cut off, as in training with data.crop: auto: %dx%d of its %dx%d "
             "pixels are left.",
-            *(path, *found.shape[1:3], *whole.shape[1:3]),
+            *(path, *given.shape[1:3], *whole.shape[1:3]),
         )
     elif not (crop is None or isinstance(crop, str) or generated) and any(crop):
         log.warning(
@@ -155,7 +155,7 @@ def read_first_frames(
             path,
             list(crop),
         )
-    return found
+    return given
 
 
 def _source(path: Path) -> Source:

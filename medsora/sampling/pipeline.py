@@ -51,7 +51,7 @@ class MedSoraPipelineOutput(BaseOutput):
 
 
 class MedSoraPipeline(SavedPipeline):
-    """Samples when called; `SavedPipeline` describes its parts, saves and loads it."""
+    """Pipeline from noise to videos: call it to sample; `SavedPipeline` describes, saves and loads it."""
 
     _prepared: PreparedDenoiser | None = None
     _callback_tensor_inputs: ClassVar = ["latents"]
@@ -111,7 +111,7 @@ class MedSoraPipeline(SavedPipeline):
             sampler: "ddim", "dpmpp" (DPM-Solver++, 20 to 50 steps), "unipc" (UniPC, 8 to 30 steps), or "ddpm"
                 (ancestral, learned variance), over the noise schedule of `scheduler`; default: `scheduler`,
                 which is DDIM unless set.
-            eta: of DDIM; 0 is deterministic, 1 as random as ancestral sampling.
+            eta: DDIM's η; 0 is deterministic, 1 as random as ancestral sampling.
             batch_size: how many videos are denoised together; a matter of memory and speed only.
             compile: "auto" records a step as a CUDA graph on a GPU, which takes a second; "on" also compiles
                 the denoiser's blocks, a minute that pays from some hundred steps on, on a CPU as well; "off"
@@ -368,7 +368,7 @@ def require_finite(what: str, values: Tensor, seeds: Sequence[int], dtype: torch
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Without dropout; a model that is being trained gets its mode back afterwards."""
+    """Switch to evaluation mode, without dropout; restore the mode of a model in training afterwards."""
     training = [model.training for model in models]
     for model in models:
         model.eval()

@@ -91,14 +91,14 @@ class EndoGenPipeline(SavedPipeline):
     @classmethod
     def from_folder(
         cls,
-        found: ModelFolder,
+        folder: ModelFolder,
         *,
         dtype: str | torch.dtype = torch.float32,
         vae_dtype: str | torch.dtype | None = None,
     ) -> Self:
         """Load what `medsora.saved.find` found; `vae_dtype` is the tokenizer's, `dtype` unless given."""
-        parts = load_parts(found, TRANSFORMERS, TOKENIZERS, dtype, vae_dtype)
-        clip = {key: value for key, value in found.geometry.items() if key in cls._described}
+        parts = load_parts(folder, TRANSFORMERS, TOKENIZERS, dtype, vae_dtype)
+        clip = {key: value for key, value in folder.geometry.items() if key in cls._described}
         return cls(*parts, **clip)
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CARD_NAME = "README.md"  # file that the hub displays
-NOT_DESCRIBED = "Not described by whoever exported this model. Ask them before you use it."
+NOT_DESCRIBED = "The person who exported this model gave no description. Ask them before you use it."
 LIMITS = [
     "It invents. Anatomy, lesions, instruments and their motion are plausible at best; nothing that it shows "
     "was ever in a patient, and nothing follows from it about any patient.",

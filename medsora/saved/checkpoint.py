@@ -63,13 +63,13 @@ class Checkpoint:
 
     def value(self, key: str, kind: type) -> Any:
         """Return an entry of the state; raises `BadInput` if it is missing or of another type."""
-        if type(found := self.state.get(key)) is not kind:
-            shown = one_line(repr(found))[:MAX_SHOWN]
+        if type(value := self.state.get(key)) is not kind:
+            shown = one_line(repr(value))[:MAX_SHOWN]
             raise BadInput(
                 f"{self.folder / 'state.json'} has {shown} as '{key}' instead of a {kind.__name__}: "
                 "another version of MedSora wrote it; resume with that version, or take another run.name."
             )
-        return found
+        return value
 
 
 def save_checkpoint(
@@ -159,9 +159,9 @@ def latest_checkpoint(root: Path, warn: Callable[[str], None]) -> Checkpoint | N
     damaged: dict[Path, str] = {}
 
     def note(folder: Path, problem: str) -> None:
-        if (found := checkpoint_format(folder)) not in (None, CHECKPOINT_FORMAT):
+        if (version := checkpoint_format(folder)) not in (None, CHECKPOINT_FORMAT):
             raise BadInput(
-                f"{folder} was written by another version of MedSora (checkpoint format {found}, this one "
+                f"{folder} was written by another version of MedSora (checkpoint format {version}, this one "
                 f"reads {CHECKPOINT_FORMAT}); resume with that version, or take another run.name."
             )
         damaged[folder] = problem

@@ -120,10 +120,10 @@ def find_model(model: str | Path, *, raw: bool = False) -> ModelFolder:
         return find_in_run(folder, raw=raw)
     if folder.parent.name == "checkpoints" and folder.is_dir():
         return find_in_run(folder.parent.parent, raw=raw, checkpoint=folder.name)
-    found = find_pipeline(model)
+    model_folder = find_pipeline(model)
     if raw:
         raise BadInput(f"{model} is a saved pipeline with one set of weights; raw ones exist in runs only.")
-    return found
+    return model_folder
 
 
 def _refuse_stage_1(folder: Path) -> None:
@@ -263,15 +263,15 @@ def checked_trained_on(values: Any, source: str) -> dict[str, Any]:
 
 def _read_conditions(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     """Return the conditions that the model was trained for: labels, first frames."""
-    found = {}
+    conditions = {}
     for key, kind in CONDITIONS.items():
         entries = values.get(key, [])
         if not isinstance(entries, list) or any(type(entry) is not kind for entry in entries):
             raise BadInput(f"{path}: {key} must be a list of {CONDITION_WORDS[key]}; save the model again.")
         check_value(key, entries, kind, str(path))
         if entries:
-            found[key] = entries
-    return found
+            conditions[key] = entries
+    return conditions
 
 
 def _download(name: str) -> Path:

@@ -1,7 +1,7 @@
 """The one schema of model folders, which may come from strangers: types, ranges, sizes.
 
-Everything is checked before anything is built from it, so that a folder costs little time and memory,
-whoever made it: files are plain files of bounded size, every setting has the type of its default and lies in
+Everything is checked before anything is built from it, so that no folder costs much time or
+memory: files are plain files of bounded size, every setting has the type of its default and lies in
 a range, and the weights are exactly those of the model that the settings describe.
 """
 

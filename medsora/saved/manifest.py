@@ -22,12 +22,12 @@ PART_FILES = ("config.json", "scheduler_config.json", "diffusion_pytorch_model.s
 def checkpoint_format(folder: Path) -> int | None:
     """Return the format that a checkpoint's manifest names, or None if it cannot be read."""
     try:
-        found = json.loads(_bounded(folder / MANIFEST))["format"]
+        number = json.loads(_bounded(folder / MANIFEST))["format"]
     except BadInput:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return found if type(found) is int else None
+    return number if type(number) is int else None
 
 
 def checkpoint_problem(folder: Path) -> str | None:

@@ -220,20 +220,20 @@ class SavedPipeline(DiffusionPipeline):
     @classmethod
     def from_folder(
         cls,
-        found: ModelFolder,
+        folder: ModelFolder,
         *,
         dtype: str | torch.dtype = torch.float32,
         vae_dtype: str | torch.dtype | None = None,
     ) -> Self:
         """Load what `medsora.saved.find` found; `vae_dtype` is the VAE's, `dtype` unless given."""
-        if found.kind != MEDSORA:
+        if folder.kind != MEDSORA:
             raise BadInput(
-                f"{found.denoiser.parent} is a model of {found.kind}: load it by that class, or give a "
+                f"{folder.denoiser.parent} is a model of {folder.kind}: load it by that class, or give a "
                 "MedSora or Endora model."
             )
-        denoiser, vae = load_parts(found, DENOISERS, VAES, dtype, vae_dtype)
-        scheduler = _load_scheduler(found.scheduler) if found.scheduler else None
-        return cls(denoiser, vae, scheduler, **found.geometry)
+        denoiser, vae = load_parts(folder, DENOISERS, VAES, dtype, vae_dtype)
+        scheduler = _load_scheduler(folder.scheduler) if folder.scheduler else None
+        return cls(denoiser, vae, scheduler, **folder.geometry)
 
     def push_to_hub(
         self, repo_id: str, *, card: ModelCard | None = None, private: bool = False, token: str | None = None
@@ -266,14 +266,14 @@ class SavedPipeline(DiffusionPipeline):
 def _to_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Return float32, float16 or bfloat16 by that word, its short form or itself. Raises `BadInput`."""
     words = DTYPES | {str(known).removeprefix("torch."): known for known in DTYPES.values()}
-    found = words.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
+    parsed = words.get(dtype) if isinstance(dtype, str) else dtype
+    if parsed not in DTYPES.values():
         raise BadInput(f"dtype {dtype!r} is unknown; choose {', '.join(words)} or the torch.dtype.")
-    return found
+    return parsed
 
 
 def load_parts(
-    found: ModelFolder,
+    folder: ModelFolder,
     trained: dict[str, str],
     decoders: dict[str, str],
     dtype: str | torch.dtype,
@@ -284,17 +284,17 @@ def load_parts(
     `decoder_dtype` is `dtype` unless given. Raises `BadInput` if the second is not the one that the first
     was trained with.
     """
-    model = _load_part(trained, found.denoiser, _to_dtype(dtype))
+    model = _load_part(trained, folder.denoiser, _to_dtype(dtype))
     decoder_dtype = _to_dtype(decoder_dtype or dtype)
-    exact = decoder_dtype if found.vae_digest is None else torch.float32
-    decoder = _load_part(decoders, found.vae, exact)
-    if found.vae_digest is not None and weights_digest(decoder) != found.vae_digest:
-        first, second = PARTS[found.kind]
+    exact = decoder_dtype if folder.vae_digest is None else torch.float32
+    decoder = _load_part(decoders, folder.vae, exact)
+    if folder.vae_digest is not None and weights_digest(decoder) != folder.vae_digest:
+        first, second = PARTS[folder.kind]
         raise BadInput(
-            f"{found.vae} is not the {second.replace('vae', 'VAE')} that the {first} was trained with "
+            f"{folder.vae} is not the {second.replace('vae', 'VAE')} that the {first} was trained with "
             "(damaged, or another); copy the run again, or resume its training, which writes it anew."
         )
-    return model, decoder if decoder_dtype == exact else _load_part(decoders, found.vae, decoder_dtype)
+    return model, decoder if decoder_dtype == exact else _load_part(decoders, folder.vae, decoder_dtype)
 
 
 def _load_part(homes: dict[str, str], folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -308,13 +308,13 @@ def _load_part(homes: dict[str, str], folder: Path, dtype: torch.dtype) -> nn.Mo
         raise BadInput(f"{folder} cannot be loaded as a {kind.__name__}: {first_sentence(error)}.") from error
 
 
-def saved_sampler(found: ModelFolder) -> tuple[str, dict[str, Any] | None]:
+def saved_sampler(folder: ModelFolder) -> tuple[str, dict[str, Any] | None]:
     """Return a model's sampler: "ddim" and None, or another scheduler's class and its settings.
 
     Raises `BadInput` as `from_folder` does.
     """
     usual = ddim_scheduler(250)
-    scheduler = _load_scheduler(found.scheduler) if found.scheduler else usual
+    scheduler = _load_scheduler(folder.scheduler) if folder.scheduler else usual
     check_scheduler(scheduler)
     settings, usual_settings = (
         {key: value for key, value in each.config.items() if not key.startswith("_")}

@@ -80,7 +80,7 @@ class Study:
         }
         if self.steps:
             of_stage["eval_every"] = max(1, self.steps // EVALUATIONS)
-        found = [
+        overrides = [
             *self.overrides,
             *variant.changes,
             f"run.dir={_quoted(self.folder)}",
@@ -90,10 +90,10 @@ class Study:
             *(f"{stage}.{name}={value}" for name, value in of_stage.items()),
         ]
         if stage == STAGE_2:
-            found += ["cache.latents=disk", "train_dit.sample_videos=1", "train_dit.sample_steps=1"]
+            overrides += ["cache.latents=disk", "train_dit.sample_videos=1", "train_dit.sample_steps=1"]
             if config.vae.path is None and config.vae.kind == "causal":
-                found.append(f"vae.path={_quoted(config.vae_dir)}")
-        return found
+                overrides.append(f"vae.path={_quoted(config.vae_dir)}")
+        return overrides
 
     def config_of(self, variant: Variant, seed: int) -> Config:
         """Return the config of one run."""
@@ -152,13 +152,13 @@ def check(study: Study) -> dict[str, int]:
 
     Raises `BadInput`, naming the variant, for one that cannot be built.
     """
-    found = {}
+    parameters = {}
     if study.scoring is not None and study.stage == STAGE_2:
         check_phantom(study.variants[0].config)
     for variant in study.variants:
         config = study.config_of(variant, study.seeds[0])
         try:
-            found[variant.title] = _trained_parameters(config, study.stage)
+            parameters[variant.title] = _trained_parameters(config, study.stage)
         except (ValueError, OSError) as error:
             raise BadInput(f"{variant.title}: {error}") from error
         settings = getattr(config, study.stage)
@@ -167,7 +167,7 @@ def check(study: Study) -> dict[str, int]:
                 f"{study.stage}.lr_decay is {settings.lr_decay}, which depends on the number of steps, and "
                 f"--minutes leaves it open; add {study.stage}.lr_decay=none, or take --steps."
             )
-    return found
+    return parameters
 
 
 def ablate(study: Study, parameters: dict[str, int], command: str) -> None:
@@ -286,12 +286,12 @@ def launch(words: Sequence[str], *, timed: bool = False, module: str = "medsora"
 
 def _evaluations(lines: Sequence[dict[str, Any]]) -> dict[int, dict[str, float]]:
     """Return the held-out metrics of a log by step."""
-    found: dict[int, dict[str, float]] = {}
+    by_step: dict[int, dict[str, float]] = {}
     for line in lines:
         metrics = {name: value for name, value in line.items() if name.startswith("held_out/")}
         if metrics:
-            found.setdefault(line["step"], {}).update(metrics)
-    return found
+            by_step.setdefault(line["step"], {}).update(metrics)
+    return by_step
 
 
 def _minutes(lines: Sequence[dict[str, Any]]) -> float:

@@ -68,20 +68,31 @@ def _equal_cost_parser(prog: str) -> argparse.ArgumentParser:
         epilog=EXIT_STATUSES,
     )
     add = parser.add_argument
-    add("--config", default="phantom", metavar="FILE", help="of the phantom (default: %(default)s)")
+    add(
+        "--config",
+        default="phantom",
+        metavar="FILE",
+        help="a config that trains on the phantom (default: %(default)s)",
+    )
     systems = "presets, with switches behind a colon, such as medsora-tiny:denoiser.spatial=attention; the "
     systems += "others are compared with the first (default: medsora-tiny endora-tiny)"
     add("--systems", nargs="+", default=["medsora-tiny", "endora-tiny"], metavar="SYSTEM", help=systems)
     rates = "learning rates to try"
     add("--rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3], metavar="LR", help=rates)
     add("--trial-steps", type=int, default=60, metavar="N", help="steps of a trial (default: %(default)s)")
-    add("--minutes", type=float, default=8.0, metavar="M", help="of each run (default: %(default)s)")
+    add("--minutes", type=float, default=8.0, metavar="M", help="minutes of each run (default: %(default)s)")
     add("--segment", type=float, default=2.0, metavar="M", help="minutes of a turn (default: %(default)s)")
-    add("--steps", type=int, default=400, metavar="N", help="of each run (default: %(default)s)")
+    add("--steps", type=int, default=400, metavar="N", help="steps of each run (default: %(default)s)")
     add("--seeds", type=int, default=3, metavar="N", help="seeds of each system (default: %(default)s)")
-    add("--clips", type=int, default=200, metavar="N", help="sampled of each run (default: %(default)s)")
+    add(
+        "--clips",
+        type=int,
+        default=200,
+        metavar="N",
+        help="clips to sample from each run (default: %(default)s)",
+    )
     add("--sample-steps", type=int, default=20, metavar="N", help="dpmpp's steps (default: %(default)s)")
-    add("--hours", type=float, default=3.0, metavar="H", help="of the whole study at most (default: 3)")
+    add("--hours", type=float, default=3.0, metavar="H", help="maximum hours of the study (default: 3)")
     add("--out", type=Path, default=Path("runs/equal-cost"), metavar="DIR", help="(default: %(default)s)")
     add("--page", type=Path, metavar="FILE", help="write the results into this page, between its marks")
     add("--dry-run", action="store_true", help="check every system and print the arithmetic; train nothing")
@@ -112,8 +123,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
     limits |= {"seeds": (1, MAX_SEEDS), "sample_steps": (1, 1000), "score_clips": (MIN_COMPARED, MAX_CLIPS)}
     check_limits(options, limits | {"clips": (MIN_COMPARED if "rates" in options else 1, MAX_CLIPS)})
     for name in ("minutes", "segment", "hours", "rates"):
-        found = getattr(options, name, None)
-        for value in found if isinstance(found, list) else [found]:
+        given = getattr(options, name, None)
+        for value in given if isinstance(given, list) else [given]:
             if value is not None and not 0 < value < math.inf:
                 raise BadInput(f"--{name} is {value} but must be greater than 0.")
     for name in ("systems", "rates"):

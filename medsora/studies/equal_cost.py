@@ -102,7 +102,7 @@ class EqualCost:
 
         Raises `BadInput` for a system none of whose trials came to a finite error.
         """
-        found = {}
+        best_rates = {}
         for number, system in enumerate(self.systems):
             errors = {}
             for rate, run in zip(self.rates, self._trials_of(trials, number), strict=True):
@@ -111,8 +111,8 @@ class EqualCost:
                     errors[rate] = error
             if not errors:
                 raise BadInput(f"no trial of {system} came to a finite error; give smaller --rates.")
-            found[system] = min(sorted(errors), key=errors.get)
-        return found
+            best_rates[system] = min(sorted(errors), key=errors.get)
+        return best_rates
 
     def plan(self, step_s: dict[str, float] | None = None) -> tuple[list[str], float]:
         """Return the arithmetic of the whole study, a line for each part, and its sum in minutes.

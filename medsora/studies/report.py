@@ -158,11 +158,11 @@ class StudyReport(NamedTuple):
         return markdown_table(header, rows)
 
     def _difference_text(self, title: str, score: str) -> str:
-        found = self.difference(title, score)
-        if found is None:
+        difference = self.difference(title, score)
+        if difference is None:
             return EMPTY
-        interval = "" if found.low is None else f" ({found.low:+.2g} … {found.high:+.2g})"
-        return f"{found.mean:+.2g}{interval}, {found.reading(_metric(score).sign)}"
+        interval = "" if difference.low is None else f" ({difference.low:+.2g} … {difference.high:+.2g})"
+        return f"{difference.mean:+.2g}{interval}, {difference.reading(_metric(score).sign)}"
 
     def _timesteps(self) -> list[str]:
         prefix = "held_out/clip_mse_t"
@@ -194,9 +194,9 @@ class StudyReport(NamedTuple):
     def _json_differences(self) -> dict[str, Any]:
         return {
             title: {
-                score: found._asdict()
+                score: difference._asdict()
                 for score in (*SCORES[self.stage], *self._timesteps(), *self._of_clips())
-                if (found := self.difference(title, score)) is not None
+                if (difference := self.difference(title, score)) is not None
             }
             for title in self._titles
             if title != self.reference

@@ -116,20 +116,21 @@ def real_clips(config: Config, count: int) -> Path:
 
 def read_scores(of_run: Path) -> dict[str, float]:
     """Return what `Scoring.score` left in a run's folder, by the names of `CLIP_METRICS`."""
-    found: dict[str, float | None] = {}
+    scores: dict[str, float | None] = {}
     if (of_run / "scores" / REPORT).is_file():
         results = read_json_object(of_run / "scores" / REPORT)
-        found |= {f"clips/{name}": distance["value"] for name, distance in results["distances"].items()}
-        found |= {f"clips/{name}": score["generated"] for name, score in results["scores"].items()}
+        scores |= {f"clips/{name}": distance["value"] for name, distance in results["distances"].items()}
+        scores |= {f"clips/{name}": score["generated"] for name, score in results["scores"].items()}
         flow = results["scores"]["flow_magnitude"]
-        found["clips/mean_flow_error"] = abs(flow["generated"] - flow["real"])
+        scores["clips/mean_flow_error"] = abs(flow["generated"] - flow["real"])
     if (of_run / "labels" / REPORT).is_file():
         labels = read_json_object(of_run / "labels" / REPORT)
-        found["clips/agreement"] = labels.get("agreement", labels.get("asked"))  # "asked" in earlier versions
-        if found["clips/agreement"] is None:
-            found["vae/agreement"] = labels.get(VAE_AGREEMENT)
-            found["vae/polyps_kept"] = labels.get(f"{VAE_AGREEMENT}, polyp")
-    return {name: value for name, value in found.items() if name in CLIP_METRICS and value is not None}
+        former = labels.get("asked")  # the key of earlier versions
+        scores["clips/agreement"] = labels.get("agreement", former)
+        if scores["clips/agreement"] is None:
+            scores["vae/agreement"] = labels.get(VAE_AGREEMENT)
+            scores["vae/polyps_kept"] = labels.get(f"{VAE_AGREEMENT}, polyp")
+    return {name: value for name, value in scores.items() if name in CLIP_METRICS and value is not None}
 
 
 def _require(path: Path) -> None:

@@ -72,9 +72,9 @@ class TimedBatches:
         return self
 
     def __exit__(self, *stopped: object) -> None:
-        # Now: a pending exception's traceback would keep the workers, and the exit handlers would wait for
-        # processes that ignore SIGTERM (see `_quiet_worker`). PyTorch signals them to end and waits for
-        # seconds; one that still decodes only reads, so killing it loses nothing.
+        # End the workers here: a pending exception's traceback would keep them alive, and exit handlers would
+        # wait for processes that ignore SIGTERM (see `_quiet_worker`). PyTorch signals them to end and waits
+        # for seconds; one that still decodes only reads, so killing it loses nothing.
         ended, self.batches = self.batches, iter(())
         workers = getattr(ended, "_workers", [])
         try:
@@ -87,9 +87,10 @@ class TimedBatches:
             self._kept.close()
 
     def next(self) -> dict[str, Any]:
-        """Return the next micro-batch. Raises `BadInput` where the clips are gone.
+        """Return the next micro-batch.
 
-        Raises `RuntimeError` where a worker is: `reporting_lost_processes` makes a sentence of it.
+        Raises `BadInput` if the clips are gone, and `RuntimeError` if a worker has ended, which
+        `reporting_lost_processes` turns into one sentence.
         """
         began = time.perf_counter()
         try:

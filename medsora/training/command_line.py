@@ -66,7 +66,7 @@ def training_arguments(
         type=int,
         default=1,
         metavar="N",
-        help="with --dry-run: for how many processes, one per GPU (default: 1)",
+        help="with --dry-run: number of processes to plan for, one per GPU (default: 1)",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change keys of the config, such as data.root=clips"
@@ -94,8 +94,8 @@ def minutes_left(limit: float | None) -> float | None:
 def documented_command(module: str, arguments: Sequence[str]) -> str:
     """Return `python -m module ...` as it is typed at the top of the repository, to be passed on in a note.
 
-    Of a path from elsewhere (absolute, or through "..") what lies below the working folder stays, or what
-    begins with `runs` or `configs`, or else its name.
+    A path from elsewhere (absolute, or through "..") is shortened to its part below the working folder, to
+    its part from `runs` or `configs` on, or to its name.
     """
     return shlex.join(["python", "-m", module, *map(_from_the_top, arguments)])
 

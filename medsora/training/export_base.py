@@ -50,7 +50,7 @@ def main() -> None:
     """Read the run, write OUT.json, OUT.safetensors and OUT.md."""
     parser = argparse.ArgumentParser(prog="python -m medsora.training.export_base", description=__doc__)
     parser.add_argument("run", type=Path, help="a stage 1 run folder that ended (RUN/final is there)")
-    parser.add_argument("out", type=Path, help="where to write, without an ending")
+    parser.add_argument("out", type=Path, help="where to write, without a suffix")
     add = parser.add_argument
     add("--size", type=int, default=DEFAULT_SIZE_PX, metavar="PX", help="side of unseen clips (default: 64)")
     add("--clips", type=int, default=DEFAULT_CLIPS, metavar="N", help="unseen clips (default: 12)")
@@ -151,7 +151,7 @@ def unseen_metrics(
 ) -> dict[str, float]:
     """Return mean metrics of `vae` on phantom clips of a seed that nothing in the repository trains on.
 
-    Of a tokenizer also those of the first frames as a grid, and the use of its codes if it has any.
+    For a tokenizer also those of the first frames as a grid, and the use of its codes if it has any.
     """
     videos = torch.stack(
         [frames_to_video(render_clip(clip_seed(UNSEEN_SEED, k), FRAMES, size_px).video) for k in range(clips)]

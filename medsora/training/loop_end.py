@@ -92,7 +92,7 @@ def watch(
 
 
 def begin(stage: Stage, step: int, stop: StopRequest) -> range:
-    """Before the first step, make up for what a stop right after the checkpoint of `step` left undone.
+    """Run, before the first step, the tasks that a stop right after the checkpoint of `step` left undone.
 
     Returns the numbers of the steps to take. Raises `Interrupted` if there is no time for a step either.
     """
@@ -189,7 +189,7 @@ def _stops_early(stage: Stage, step: int, stop: StopRequest) -> bool:
 def _run_tasks(
     stage: Stage, step: int, stop: StopRequest, *, resumed: bool = False, ends: bool = False
 ) -> bool:
-    """Do what is due after `step`, or at the end if it `ends` training; `resumed`: unless it is done.
+    """Run the tasks due after `step`, or at the end if it `ends` training; `resumed`: skip those done before.
 
     Returns False if a process was cut short or, `resumed`, must stop.
     """

@@ -170,7 +170,7 @@ def _held_out_of_stage_1(config: Config, clips: ClipDataset) -> str | None:
         return None  # the published VAE itself
     named = config.vae_dir if config.vae.path is None else Path(config.vae.path)
     places = (named.parent if named.name == "final" else named, named / "vae")
-    before = next((found for place in places if (found := stored_videos(place))), None)
+    before = next((videos for place in places if (videos := stored_videos(place))), None)
     if before is None or before.videos is None:
         return None
     held_out = [name for name, side in clips.sides.sides.items() if side == HELD_OUT]

@@ -42,11 +42,11 @@ class StepRecord:
     def error(self, saved: Path) -> NonFiniteLoss:
         """Return what to raise after saving; all processes call it. If all losses are finite it names all."""
         pairs = zip(self.losses, self.clips, strict=True)
-        found = gather_object([(float(loss), name) for loss, names in pairs for name in names])
-        bad = [(loss, name) for loss, name in found if not math.isfinite(loss)]
+        gathered = gather_object([(float(loss), name) for loss, names in pairs for name in names])
+        bad = [(loss, name) for loss, name in gathered if not math.isfinite(loss)]
         norm = float(self.gradient_norm)
         what = f"the loss became {bad[0][0]}" if bad else f"the gradients' norm became {norm}"
-        names = ", ".join(name for _, name in bad or found)
+        names = ", ".join(name for _, name in bad or gathered)
         return NonFiniteLoss(
             f"{what} at step {self.number} on {names}; the state before that step is saved in {saved}."
         )

@@ -225,7 +225,7 @@ def an_evaluation_is_interrupted(work: Path, processes: int) -> str:
     evaluation = _evaluate(work, "--fake", str(work / "clips"))
 
     def expect_interruption(rank: int) -> None:
-        # Who leaves first is no longer heard of: that must not end the others before they are told.
+        # The first to leave sends no more heartbeats: that must not end the others before they are told.
         training_processes.start_heartbeat = partial(start_heartbeat, PATIENCE_S)
         after_a_batch(lambda: os.kill(os.getpid(), signal.SIGTERM))
         evaluation(rank)

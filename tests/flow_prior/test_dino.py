@@ -30,7 +30,7 @@ def offline(monkeypatch, tmp_path):
 
 
 def shapes_on_disk(name, path):
-    """Write a file with the names and shapes of a timm model that takes next to no space."""
+    """Write a file with the names and shapes of a timm model that takes almost no space."""
     with torch.device("meta"):
         state = timm.create_model(name, num_classes=0).state_dict()
     torch.save({key: torch.zeros(1).expand(value.shape) for key, value in state.items()}, path)

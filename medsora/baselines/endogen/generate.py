@@ -79,7 +79,7 @@ def draw(
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """Set to -inf all logits but the `top_k` largest (0: all stay).
 
-    Of those, the most probable are kept until their probabilities sum to `top_p`.
+    Among those, the most probable are kept until their probabilities sum to `top_p`.
     """
     if 0 < top_k < logits.shape[-1]:
         smallest = logits.topk(top_k).values[..., -1:]

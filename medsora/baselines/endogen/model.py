@@ -29,13 +29,13 @@ class EndoGen(PresetModel):
 
     Args:
         num_codes: size of the tokenizer's codebook.
-        rows, cols: of codes in the grid's picture; 32x32 for 16 frames of 128x128 by VQ-16.
+        rows, cols: size in codes of the grid's picture; 32x32 for 16 frames of 128x128 by VQ-16.
         width: d.
         depth: number of blocks.
-        heads: of every attention.
+        heads: number of heads of every attention layer.
         hidden: width inside the feed-forward layers.
         classes: how many labels a clip may have; the last row of the table stands for none.
-        dropout: of every residual branch, in training.
+        dropout: probability, in every residual branch, in training.
         mask: largest rate of the semantic-aware token masking, in training; 0 disables it.
         mask_group: tokens of one of its groups: the codes of one line of one frame.
         mask_whole_groups: as in `semantic_mask`.
@@ -113,8 +113,8 @@ class EndoGen(PresetModel):
         """Return the logits (B, K) of the next code, equal to the last ones of `forward`.
 
         Args:
-            cache: of `start`, after the codes before; it takes up one more position.
-            last: the code (B,) before; None at the first step, which the class token of `labels` takes.
+            cache: from `start`, filled with the codes before; grows by one position.
+            last: the code (B,) before; None at the first step, which reads the class token of `labels`.
         """
         batch = cache.buffer.shape[2]
         x = self._class_token(labels, batch, self.device) if last is None else self.codes(last[:, None])

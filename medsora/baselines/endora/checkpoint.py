@@ -52,9 +52,9 @@ def read_published(path: str | Path, *, heads: int | None = None, layout: str | 
     Raises:
         BadInput: if the file is damaged or holds something else; the sentence names the first difference.
     """
-    state, found = read_checkpoint(path, "ema", "model")
+    state, content = read_checkpoint(path, "ema", "model")
     if layout is None:
-        named = str(getattr(found.get("args"), "model", ""))
+        named = str(getattr(content.get("args"), "model", ""))
         layout = "separate" if named.endswith("_var") else "interlaced"
     return from_published(state, heads=heads, layout=layout, source=str(path))
 
@@ -111,11 +111,11 @@ def _positions(state: dict[str, Tensor], name: str, width: int, source: str) -> 
     """Take the table (1, N, d) out of `state`; return it without the 1."""
     table = state.pop(name, None)
     if table is None or table.ndim != 3 or table.shape[::2] != (1, width):
-        found = "is missing" if table is None else f"is {tuple(table.shape)}"
-        raise BadInput(f"{source}: {name} {found}, expected (1, N, {width}); give a published checkpoint.")
+        problem = "is missing" if table is None else f"is {tuple(table.shape)}"
+        raise BadInput(f"{source}: {name} {problem}, expected (1, N, {width}); give a published checkpoint.")
     return table[0].float()
 
 
-def _require_same(found: Tensor, expected: Tensor | None, name: str) -> None:
-    if expected is None or not torch.allclose(found, expected, atol=POSITION_TOLERANCE, rtol=0):
+def _require_same(table: Tensor, expected: Tensor | None, name: str) -> None:
+    if expected is None or not torch.allclose(table, expected, atol=POSITION_TOLERANCE, rtol=0):
         raise BadInput(f"{name} is not the fixed table of sines and cosines that this model computes.")

@@ -16,8 +16,8 @@ from medsora.flow_prior.choices import IMAGE_SOURCES
 from medsora.flow_prior.dino import DinoEncoder
 from medsora.flow_prior.prior import average_frames
 
-COMPARED = 4  # layers: of DINO's 12 those numbered 2, 5, 8 and 11
-MAX_PAIRED = 12  # blocks over which they are spread: of XL's 14, too, those numbered 2, 5, 8 and 11
+COMPARED = 4  # number of aligned layers: in DINO's 12, those numbered 2, 5, 8 and 11
+MAX_PAIRED = 12  # number of blocks that they are spread over: in XL's 14, too, blocks 2, 5, 8 and 11
 SIDE = 2  # side of the square of prior positions that the adapter merges into one token
 
 

@@ -37,7 +37,7 @@ class Endora(Denoiser):
         width: d.
         depth: number of blocks, half of them spatial.
         patch: side of a token in latent pixels.
-        heads: of every attention.
+        heads: number of heads of every attention layer.
         layout: "interlaced" (spatial and temporal blocks take turns) or "separate" (all spatial blocks, then
             all temporal ones: the published ablation `_var`).
         prediction: "noise" (as published) or "velocity", as in `MedSora`.

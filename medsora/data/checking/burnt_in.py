@@ -88,12 +88,12 @@ def find_still_marks(frames: np.ndarray) -> StillMarks:
     grey = _levels(np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]))
     mask, marks = False, ()
     if len(frames) >= MIN_SAMPLES and _scene_moves(*grey):
-        found = _bright_marks(*grey)
-        if min(found.shape) >= LEGIBLE:
+        pixels = _bright_marks(*grey)
+        if min(pixels.shape) >= LEGIBLE:
             channels = [_levels(frames[..., channel]) for channel in range(3)]
             colour = (np.stack(level, axis=-1) for level in zip(*channels, strict=True))
-            found |= _coloured_marks(grey[2], *colour)
-        mask, marks = _burnt_in(found)
+            pixels |= _coloured_marks(grey[2], *colour)
+        mask, marks = _burnt_in(pixels)
     return StillMarks(_with_marks(_margins(np.where(mask, 0, grey[2])), marks), marks)
 
 
@@ -160,9 +160,9 @@ def _coloured_marks(
     square = np.ones((5, 5), np.uint8)
     contrast = cv2.morphologyEx(median, cv2.MORPH_GRADIENT, square).max(axis=-1)
     rim = _rim(grey_high > BLACK)
-    found = thin & (contrast >= CLEAR) & (around >= MIN_AROUND) & ~rim
-    letters = np.zeros_like(found)
-    for line in _lines(found):
+    candidates = thin & (contrast >= CLEAR) & (around >= MIN_AROUND) & ~rim
+    letters = np.zeros_like(candidates)
+    for line in _lines(candidates):
         rows, columns = np.nonzero(line)
         colours = median[line].astype(float)
         alike = np.abs(colours - np.median(colours, axis=0)).max(axis=-1) <= ONE_COLOUR
@@ -174,13 +174,13 @@ def _coloured_marks(
     return letters | on_black
 
 
-def _lines(found: np.ndarray) -> list[np.ndarray]:
-    """Return the pixels `found` (h, w) parted into lines of letters, specks left out: masks (h, w)."""
-    _, labels = cv2.connectedComponents(_widened(found.astype(np.uint8)))
-    pixels = np.bincount(labels[found], minlength=1)
+def _lines(candidates: np.ndarray) -> list[np.ndarray]:
+    """Return the pixels `candidates` (h, w) parted into lines of letters, specks left out: masks (h, w)."""
+    _, labels = cv2.connectedComponents(_widened(candidates.astype(np.uint8)))
+    pixels = np.bincount(labels[candidates], minlength=1)
     lines = []
     for label in np.flatnonzero(pixels >= MIN_PIXELS):
-        line = (labels == label) & found
+        line = (labels == label) & candidates
         rows, columns = np.nonzero(line)
         if min(np.ptp(rows), np.ptp(columns)) + 1 >= MIN_HEIGHT_PX:
             lines.append(line)
@@ -193,12 +193,12 @@ def _widened(mask: np.ndarray) -> np.ndarray:
     return cv2.dilate(mask, np.ones((2 * (height // 100) + 3, 2 * (width // 50) + 3), np.uint8))
 
 
-def _burnt_in(found: np.ndarray) -> tuple[np.ndarray, tuple[Margins, ...]]:
+def _burnt_in(candidates: np.ndarray) -> tuple[np.ndarray, tuple[Margins, ...]]:
     """Return a mask (h, w) of the marks found and their surroundings, and their boxes."""
-    height, width = found.shape
+    height, width = candidates.shape
     mask = np.zeros((height, width), np.uint8)
     boxes = []
-    for line in _lines(found):
+    for line in _lines(candidates):
         rows, columns = np.nonzero(line)
         top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
         boxes.append((top / height, bottom / height, left / width, right / width))

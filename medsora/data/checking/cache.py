@@ -1,4 +1,4 @@
-"""Cache of earlier scans: one JSON file, keyed by path, size and time of change of every source."""
+"""Cache of earlier scans: one JSON file, keyed by path, size and modification time of every source."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CheckCache:
         self._states: dict[str, list] = {}  # before the scan: a file may be copied while it is scanned
         try:
             content = unsealed(json.loads(path.read_text(encoding="utf-8")))
-            if content["made_by"] == _VERSION:
+            if content.get("version", content.get("made_by")) == _VERSION:  # the latter in earlier versions
                 self._entries = dict(content["scans"])
         except FileNotFoundError:
             pass
@@ -69,7 +69,7 @@ class CheckCache:
 
     def save(self) -> None:
         """Write the file; if it cannot be written, a warning is logged."""
-        content = json.dumps(sealed({"made_by": _VERSION, "scans": self._entries}))
+        content = json.dumps(sealed({"version": _VERSION, "scans": self._entries}))
         try:
             write_text(self.path, content)
         except OSError as error:

@@ -56,7 +56,7 @@ class SourceReport:
         self, start: int, count: int, interval: int | None, size: int | tuple[int, int], **options: Any
     ) -> np.ndarray:
         """Return a clip, uint8 (count, H, W, 3), as the check found it; `options`: see `read_frames`."""
-        found = {"numbers": self.numbers(start, count), "margins": self.margins} | options
+        settings = {"numbers": self.numbers(start, count), "margins": self.margins} | options
         return read_frames(
             self.source.path,
             start,
@@ -67,7 +67,7 @@ class SourceReport:
             interpretation=self.scan.interpretation,
             pictures=self.source.pictures,
             intact=not self.scan.broken,
-            **found,
+            **settings,
         )
 
     @property
@@ -228,10 +228,10 @@ class CheckReport:
         """Return what the names of pictures imply, one clause each: how many, the first, and what is done."""
         notes = []
         for kind in dict.fromkeys(some.kind for some in self.left_out):
-            found = [some for some in self.left_out if some.kind == kind]
+            of_kind = [some for some in self.left_out if some.kind == kind]
             notes.append(
-                f"{kind} are left out: {sum(some.count for some in found)} in {_count(found, 'folder')}, the "
-                f"first: {found[0].name} ({found[0].count} {found[0].words()})"
+                f"{kind} are left out: {sum(some.count for some in of_kind)} in {_count(of_kind, 'folder')}, "
+                f"the first: {of_kind[0].name} ({of_kind[0].count} {of_kind[0].words()})"
             )
         if stills := self.stills:
             notes.append(
@@ -282,9 +282,9 @@ class CheckReport:
                 "; a model would learn it: crop it (data.crop=[top,bottom,left,right]) or remove the file",
             ),
         ):
-            if found := [(r.source.name, words) for r in self.usable if (words := words_of(r))]:
-                name, words = found[0]
-                lines.append(f"{what} {_count(found, 'source')}, the first: {name}: {words}{advice}")
+            if affected := [(r.source.name, words) for r in self.usable if (words := words_of(r))]:
+                name, words = affected[0]
+                lines.append(f"{what} {_count(affected, 'source')}, the first: {name}: {words}{advice}")
         lines += self.picture_notes()
         lines += filter(None, (self.copies_note, self.rates_note, self.generated_note))
         return [one_line(line) for line in lines]
@@ -321,22 +321,22 @@ def check_folder(
     cache_path: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Scan every source below `root`, or recall its scan, and count its clips.
+    """Scan every source below `root`, or load its cached scan, and count its clips.
 
     A clip is `frames` frames, every `interval`-th one, or with `rate` so many per second, by time; a source
     that has fewer is left out. `clip_stride` source frames lie between enumerated clips (default: one clip's
     span). `crop` sets what is cut off every frame: "none", "auto" (each source's
     own black borders), or parts of height and width (top, bottom, left, right). With `cross_cuts`, clips may
-    cross hard cuts. Scans are kept in `cache_path` (default: below runs/cache) and renewed when a file's size
-    or time of change differs.
+    cross hard cuts. Scans are kept in `cache_path` (default: below runs/cache) and repeated when a file's
+    size or modification time changes.
     `on_progress(done, total)` is called after each source.
     Raises `BadInput` if there is no such folder; bad files are reported, never raised.
     """
     root = Path(root)
-    found = find_sources(root)
+    listed = find_sources(root)
     cache = CheckCache(Path(cache_path) if cache_path else default_cache_path(root))
-    scans = {source: scan for source in found.sources if (scan := cache.get(source)) is not None}
-    missing = [source for source in found.sources if source not in scans]
+    scans = {source: scan for source in listed.sources if (scan := cache.get(source)) is not None}
+    missing = [source for source in listed.sources if source not in scans]
     if missing:
         saved = time.monotonic()
         try:
@@ -345,19 +345,19 @@ def check_folder(
                 if scan.is_lasting:
                     cache.put(source, scan)
                 if on_progress:
-                    on_progress(len(scans), len(found.sources))
+                    on_progress(len(scans), len(listed.sources))
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     cache.save()
                     saved = time.monotonic()
         finally:
             cache.save()
     reports = []
-    for source in found.sources:
+    for source in listed.sources:
         scan = scans[source].without_hard_cuts() if cross_cuts else scans[source]
         timed, span, windows, no_clips = _clips_of(scan, frames, interval, rate, clip_stride)
         margins = scan.margins if crop == "auto" else NO_MARGINS if crop == "none" else tuple(crop)
         reports.append(SourceReport(source, scan, tuple(windows), span, margins, timed, no_clips))
-    others = found.unlisted, found.other_files, rate, found.left_out
+    others = listed.unlisted, listed.other_files, rate, listed.left_out
     return CheckReport(root, frames, interval, tuple(reports), *others)
 
 

@@ -72,15 +72,15 @@ class CutFinder:
         ratio *= _against_beside(colours, STILL_COLOURS)[1]
         needed = np.full(len(ratio), MIN_RATIO)
         needed[[1, -1]] = MIN_RATIO_AT_ENDS  # there is only one side to measure by
-        found = np.flatnonzero((ratio >= needed) & (change >= MIN_CHANGE)).tolist()
+        candidates = np.flatnonzero((ratio >= needed) & (change >= MIN_CHANGE)).tolist()
         no_cuts = set(np.flatnonzero(np.concatenate(self._alike) >= MAX_ALIKE).tolist())
-        for one, two, three in zip(found, found[1:], found[2:], strict=False):
+        for one, two, three in zip(candidates, candidates[1:], candidates[2:], strict=False):
             if two - one == three - two == 2:
                 no_cuts |= {one, two, three}  # a fine texture that moves by half the sampling distance
-        for first, second in _pairs(found):
+        for first, second in _pairs(candidates):
             if picture[second - first + 1, second] < change[first] / 2:
                 no_cuts |= {first, second}
-        return tuple(self._numbers[index] for index in found if index not in no_cuts)
+        return tuple(self._numbers[index] for index in candidates if index not in no_cuts)
 
     def _compare(self) -> None:
         """Compare the frames held with those before them; keep how much they differ, and the last ones."""
@@ -104,12 +104,12 @@ def _differences(values: np.ndarray, count: int) -> np.ndarray:
     The result (LAGS + 1, count) holds sums of absolute differences by lag, infinity where there is no frame.
     """
     total = len(values)
-    found = np.full((LAGS + 1, count), np.inf)
+    sums = np.full((LAGS + 1, count), np.inf)
     for lag in range(1, min(LAGS, total - 1) + 1):
         first = max(lag, total - count)
         apart = np.abs(values[first:] - values[first - lag : total - lag])
-        found[lag, first - total :] = apart.reshape(total - first, -1).sum(axis=1)
-    return found
+        sums[lag, first - total :] = apart.reshape(total - first, -1).sum(axis=1)
+    return sums
 
 
 def _histograms(thumbnails: np.ndarray) -> np.ndarray:
@@ -156,11 +156,11 @@ def _against_beside(differences: np.ndarray, still: float) -> tuple[np.ndarray, 
     return change, change / (beside + still)
 
 
-def _pairs(found: Sequence[int]) -> list[tuple[int, int]]:
+def _pairs(changes: Sequence[int]) -> list[tuple[int, int]]:
     """Return the pairs of changes so close that the second may undo the first."""
     return [
         (first, second)
-        for place, first in enumerate(found)
-        for second in found[place + 1 : place + 1 + MAX_FLASH_FRAMES]
+        for place, first in enumerate(changes)
+        for second in changes[place + 1 : place + 1 + MAX_FLASH_FRAMES]
         if second - first <= MAX_FLASH_FRAMES
     ]

@@ -258,16 +258,16 @@ def _torn(hits: list[int], points: tuple[SeekPoint, ...], count: int, *, neighbo
 def _shortfall(
     reader: VideoReader, header_frames: int | None, count: int, last_pts: int | None
 ) -> tuple[str, ...]:
-    found = []
+    remarks = []
     if header_frames and count < header_frames - reader.hidden_packets - HEADER_TOLERANCE:
-        found.append(f"truncated: header says {header_frames} frames, {count} decode")
+        remarks.append(f"truncated: header says {header_frames} frames, {count} decode")
     elif missing := _missing_seconds(reader, last_pts):
-        found.append(f"truncated: the last {missing:.0f} seconds that the header promises do not decode")
+        remarks.append(f"truncated: the last {missing:.0f} seconds that the header promises do not decode")
     elif reader.container.format.name == "asf" and not reader.container.duration:
-        found.append("truncated or never finished: only then does such a file lack its length")
+        remarks.append("truncated or never finished: only then does such a file lack its length")
     if reader.stopped_by:
-        found.append(f"reading stops after frame {count} ({reader.stopped_by})")
-    return tuple(found)
+        remarks.append(f"reading stops after frame {count} ({reader.stopped_by})")
+    return tuple(remarks)
 
 
 def _missing_seconds(reader: VideoReader, last_pts: int | None) -> float:

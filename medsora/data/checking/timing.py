@@ -38,7 +38,7 @@ def read_timing(seconds: Sequence[float | None], header_fps: float | None) -> Ti
     pauses = _pauses(steps)
     inside = ~jumps & ~pauses
     fps = _fps(inside.sum() / steps[inside].sum(), header_fps) if steps[inside].sum() > 0 else header_fps
-    frames = tuple(tuple((np.flatnonzero(found) + 1).tolist()) for found in (jumps, pauses))
+    frames = tuple(tuple((np.flatnonzero(irregular) + 1).tolist()) for irregular in (jumps, pauses))
     if (np.abs(steps[inside] - typical) > UNEVEN * typical).mean() <= MAX_UNEVEN_PART:
         return Timing(fps, *frames)
     even = np.where(inside, np.maximum(steps, 0), typical)  # jumps and pauses are broken at anyway

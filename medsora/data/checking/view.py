@@ -66,9 +66,9 @@ def check_totals(report: CheckReport, *, remarks: bool = True) -> str:
     if others := report.other_files:
         files, are = ("file", "is") if len(others) == 1 else ("files", "are")
         named = ", ".join([*others[:NAMED_FILES], *["..."] * (len(others) > NAMED_FILES)])
-        text += f" {len(others)} {files} without the ending of a video or picture {are} left alone ({named})."
+        text += f" {len(others)} {files} without a video or image suffix {are} ignored ({named})."
         if LABELS_NAME in others:
-            text += f" data.labels={LABELS_NAME} would use {LABELS_NAME}."
+            text += f" To train with the labels in {LABELS_NAME}, set data.labels={LABELS_NAME}."
     lines = [text, *(f"{note[0].upper()}{note[1:]}." for note in (report.picture_notes() if remarks else ()))]
     return "\n".join(map(one_line, lines))
 

@@ -42,7 +42,7 @@ def windows_of(scan: Scan, span: int, stride: int) -> list[Window]:
 
 @dataclass(frozen=True)
 class TimedClips:
-    """Clips of `frames` frames of a video, `rate` per second: of every instant, the nearest source frame.
+    """Clips of `frames` frames of a video, `rate` per second: at every instant the nearest source frame.
 
     `step` are source frames from one to the next, at least 1; where the source's are uneven `times_ms` are
     their times. `timed_clips` makes them.

@@ -223,8 +223,8 @@ def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether the folder already contains all of this phantom; refuses to mix it with another."""
     for name in (_DONE, _BEGUN):
         with suppress(FileNotFoundError, NotADirectoryError):  # a process that has finished removes it
-            found = {"polyp_size": 1.0, "masks": False} | _read_recipe(folder / name)
-            if other := {key: found.get(key) for key, value in recipe.items() if found.get(key) != value}:
+            stored = {"polyp_size": 1.0, "masks": False} | _read_recipe(folder / name)
+            if other := {key: stored.get(key) for key, value in recipe.items() if stored.get(key) != value}:
                 raise ValueError(
                     f"{folder} holds a phantom made with {other} instead of "
                     f"{ {key: recipe[key] for key in other} }: choose another folder or delete it."
@@ -235,8 +235,8 @@ def _made_before(folder: Path, recipe: dict[str, Any]) -> bool:
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(read_patiently(Path.read_bytes, path))
-        return unsealed(found) if isinstance(found, dict) else {}  # another program's
+        content = json.loads(read_patiently(Path.read_bytes, path))
+        return unsealed(content) if isinstance(content, dict) else {}  # another program's
     except BadInput:
         raise
     except (ValueError, TypeError, RecursionError) as error:

@@ -118,7 +118,7 @@ FAILED_READS = {  # errors of the disk, its server or the process, which FFmpeg 
 
 
 def _naming_the_file(method: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """Let what PyAV raises in a method of `VideoReader`, which damage leads to any error, name the file."""
+    """Name the file in errors that PyAV raises in a method of `VideoReader`; damage may cause any error."""
 
     @wraps(method)
     def guarded(self: VideoReader, *arguments: Any) -> np.ndarray:

@@ -121,12 +121,16 @@ def find_sources(root: str | Path) -> FoundSources:
             first = min(names, key=natural_key)
             left_out.append(LeftOut(name, "masks", len(names), first, _name(root.joinpath(*frames), root)))
             continue
-        found = sort_pictures(names, videos.get(folder, ()))
-        kinds = {"masks": found.masks, "posters or thumbnails": found.posters, "other pictures": found.strays}
+        sorting = sort_pictures(names, videos.get(folder, ()))
+        kinds = {
+            "masks": sorting.masks,
+            "posters or thumbnails": sorting.posters,
+            "other pictures": sorting.strays,
+        }
         left_out += [LeftOut(name, kind, len(some), some[0]) for kind, some in kinds.items() if some]
-        for pattern, recording in found.recordings.items():
+        for pattern, recording in sorting.recordings.items():
             named = replace(recording, named_as_masks=recording.named_as_masks or parts in masks)
-            own = name if len(found.recordings) == 1 else _name(folder / pattern, root)
+            own = name if len(sorting.recordings) == 1 else _name(folder / pattern, root)
             sources.append(Source(folder, own, named, name))
     sources.sort(key=lambda source: (natural_key(source.name), source.name))
     return FoundSources(sources, unlisted, tuple(sorted(other_files)), tuple(left_out))
@@ -158,13 +162,13 @@ def _mask_folders(
             yield from beside.get((i, without), ())
             yield from beside.get((i, parts[:i]), ())
 
-    found: dict[tuple[str, ...], tuple[str, ...] | None] = {}
+    frame_folders: dict[tuple[str, ...], tuple[str, ...] | None] = {}
     for parts in called:
         cores = {core(name) for name in folders[parts]}
         candidates = {frames: {core(name) for name in folders[frames]} & cores for frames in frames_of(parts)}
         sure = [frames for frames, same in candidates.items() if len(same) >= MIN_NAMED_ALIKE * len(cores)]
-        found[parts] = sure[0] if sure else None
-    return found
+        frame_folders[parts] = sure[0] if sure else None
+    return frame_folders
 
 
 def _is_dicom(path: Path) -> bool:

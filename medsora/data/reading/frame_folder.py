@@ -36,13 +36,13 @@ def list_frames(folder: str | Path) -> list[Path]:
     Hidden files are left out, and what MedSora's commands draw beside clips. If its pictures are not those of
     one recording, these are all pictures in natural order.
     """
-    found = [
+    pictures = [
         path.name
         for path in Path(folder).iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not is_drawn(path.name)
     ]
-    recordings = list(sort_pictures(found).recordings.values())
-    names = recordings[0].pictures if len(recordings) == 1 else natural_order(found)
+    recordings = list(sort_pictures(pictures).recordings.values())
+    names = recordings[0].pictures if len(recordings) == 1 else natural_order(pictures)
     return [Path(folder, name) for name in names]
 
 

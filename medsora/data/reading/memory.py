@@ -1,7 +1,7 @@
 """Memory of decoding: counted from a file's header before any frame is decoded, and bounded.
 
-A decoder keeps the pictures that others are predicted from, sixteen at most in H.264 and HEVC: of 8192 x
-4080 pixels in 4:4:4 these are 1.6 GiB, which a file of a hundred kilobytes can require. So a video or picture
+A decoder keeps the pictures that others are predicted from, sixteen at most in H.264 and HEVC. At
+8192 x 4080 pixels in 4:4:4 these take 1.6 GiB, which a file of 100 KB can require. So a video or picture
 takes what it needs from `MAX_DECODING_BYTES` of its process while it is open, waits where others have taken
 it, and is refused where it needs more than all. It takes a share at least, within which its pictures may
 grow. The loaders of a training share the bound: `share_with_loaders`.
@@ -211,7 +211,7 @@ def granted_bytes(size: int) -> int:
 
 
 def share_with_loaders(lock: Path, loaders: int) -> None:
-    """Let this process, one of `loaders`, decode what needs more than its share only while no other does.
+    """Share the bound among `loaders` processes: only one at a time may decode more than its share.
 
     `lock` is a file that all of them can open. Together they stay below twice the bound.
     """

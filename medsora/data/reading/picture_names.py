@@ -121,7 +121,7 @@ def sort_pictures(names: Iterable[str], videos: Collection[str] = ()) -> SortedP
     posters = _posters([name for name in every if name not in masks], videos)
     rest = [name for name in every if name not in masks and name not in posters]
     recordings = _recordings(rest)
-    taken = {name for found in recordings.values() for name in found.pictures}
+    taken = {name for recording in recordings.values() for name in recording.pictures}
     strays = [name for name in rest if name not in taken]
     if len(strays) > max(MAX_STRAYS * len(rest), len(videos)):
         stills = len(strays) >= MIN_RUN  # fewer are a video that is too short
@@ -174,7 +174,7 @@ def _recordings(names: Sequence[str]) -> dict[str, Recording]:
         if sure or (sure is None and _boundaries(others) < _boundaries(groups)):
             groups = others
             break
-    found: dict[str, Recording] = {}
+    recordings: dict[str, Recording] = {}
     place = {name: number for number, name in enumerate(names)}
     for frames in groups:
         step, breaks = _steps(frames)
@@ -185,7 +185,7 @@ def _recordings(names: Sequence[str]) -> dict[str, Recording]:
         endings = {_ending(name) for name in pictures}
         pattern = f"{frames[0].before}*{frames[0].after}{endings.pop() if len(endings) == 1 else ''}"
         same = next((pair for pair in pairwise(frames) if pair[0].value == pair[1].value), None)
-        found[pattern] = Recording(
+        recordings[pattern] = Recording(
             pictures,
             breaks,
             step,
@@ -194,7 +194,7 @@ def _recordings(names: Sequence[str]) -> dict[str, Recording]:
             problem=same
             and f"{same[0].name} and {same[1].name} have the same frame number; rename or remove one of them",
         )
-    return found
+    return recordings
 
 
 def _counters(names: Sequence[str]) -> list[tuple[str, list[str], int]]:
@@ -208,8 +208,8 @@ def _counters(names: Sequence[str]) -> list[tuple[str, list[str], int]]:
         for texts, every in alike.items()
     }
     positions = {texts: _counter_position(texts, constant[texts]) for texts in alike}
-    found = ((n, p, positions[tuple(text.lower() for text in p[::2])]) for n, p in split.items())
-    return [(name, parts, position) for name, parts, position in found if position is not None]
+    candidates = ((n, p, positions[tuple(text.lower() for text in p[::2])]) for n, p in split.items())
+    return [(name, parts, position) for name, parts, position in candidates if position is not None]
 
 
 def _counter_position(texts: Sequence[str], constant: Collection[int]) -> int | None:
@@ -245,14 +245,14 @@ def _groups(
             before, value = before[:-1], -value  # a sign rather than a dash
         decimals = parts[last] if first == last - 2 else ""
         groups[before.lower(), after.lower()].append(_Frame(name, before, after, value, decimals))
-    found = []
+    sequences = []
     for frames in groups.values():
         frames.sort(key=lambda frame: (frame.value, frame.name))
         by_ending: defaultdict[str, list[_Frame]] = defaultdict(list)
         for frame in frames if len({frame.value for frame in frames}) < len(frames) else ():
             by_ending[_ending(frame.name)].append(frame)
-        found += by_ending.values() or [frames]
-    return found
+        sequences += by_ending.values() or [frames]
+    return sequences
 
 
 def _count(parts: list[str], last: int) -> tuple[int, int]:

@@ -51,14 +51,14 @@ def find_pairs(root: str | Path) -> list[Pair]:
                 f"{root} has no folder {example}/; expected images/ and masks/ (Kvasir-SEG) or Original/ and "
                 "Ground Truth/ (CVC-ClinicDB)."
             )
-        found: dict[str, Path] = {}
+        by_name: dict[str, Path] = {}
         for path in (folder / name for name in natural_order(os.listdir(folder))):
             if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
                 continue
-            if other := found.get(path.stem):
+            if other := by_name.get(path.stem):
                 raise BadInput(f"{folder} holds {other.name} and {path.name}: names must differ; remove one.")
-            found[path.stem] = path
-        sides.append(found)
+            by_name[path.stem] = path
+        sides.append(by_name)
     images, masks = sides
     for ours, theirs, what in ((images, masks, "mask"), (masks, images, "picture")):
         if lonely := [name for name in ours if name not in theirs]:

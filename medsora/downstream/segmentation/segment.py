@@ -57,11 +57,11 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
     def train_run(variant: str, seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)
         model = UNet().to(device)
-        found: dict[str, np.ndarray] = {}
+        predictions: dict[str, np.ndarray] = {}
         kept: list[float] = []
 
         def evaluate(step: int, trained: torch.nn.Module) -> None:
-            found.update(mask_scores(truth, predict(trained, [value[0] for value in test.values]) > 0))
+            predictions.update(mask_scores(truth, predict(trained, [value[0] for value in test.values]) > 0))
 
         others = [] if variant == SUPERVISED else [value[0] for value in unlabelled[variant].values]
         pictures = [labelled.values[row][0] for row in rows[seed]]
@@ -69,9 +69,11 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
         train(model, recipe, seed, losses, evaluate, f"{variant}, seed {seed}")
         weights = draws_of_test(len(truth))
         return {
-            "scores": {name: float(values.mean()) for name, values in found.items()},
-            "replicates": {name: (weights @ values / len(truth)).tolist() for name, values in found.items()},
-            "of_pictures": {name: values.tolist() for name, values in found.items()},
+            "scores": {name: float(values.mean()) for name, values in predictions.items()},
+            "replicates": {
+                name: (weights @ values / len(truth)).tolist() for name, values in predictions.items()
+            },
+            "of_pictures": {name: values.tolist() for name, values in predictions.items()},
             "labelled": names[seed],
             "kept_pseudo_labels": tenths(kept),
         }

@@ -79,8 +79,8 @@ def load_measured(model: str, *, any_kind: bool = False) -> SavedPipeline:
     """
     keep_freed_memory()
     with bad_input_from_errors():
-        found = find_model(model)
-        pipeline = pipeline_class(found.kind if any_kind else MEDSORA).from_folder(found)
+        folder = find_model(model)
+        pipeline = pipeline_class(folder.kind if any_kind else MEDSORA).from_folder(folder)
     return pipeline.to(join_group().device)
 
 

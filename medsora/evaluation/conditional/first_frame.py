@@ -6,8 +6,8 @@ PSNR), and what follows must move as real clips do (by optical flow, OpenCV's DI
 of the real clips stands beside both: more than that no model over its latents can do.
 
 Optical flow follows texture, and reads the very same motion as less where a VAE has smoothed the texture. So
-flow is measured twice: of the clips as they are, and of all of them, real ones as well, blurred by `COARSE`
-of their height. What still moves then is in both: folds, lumen, instruments. The criterion uses this flow.
+flow is measured twice: on the clips as they are, and on all clips, real ones as well, blurred by `COARSE` of
+their height. What still moves then is in both: folds, lumen, instruments. The criterion uses this flow.
 """
 
 from __future__ import annotations

@@ -71,9 +71,22 @@ def main() -> None:
     add("--seed", type=int, default=0, metavar="S", help="video k has the seed S + k (default: %(default)s)")
     add("--training", type=Path, metavar="DIR", help="the phantom clips it was trained on, to find copies")
     add("--raft", type=Path, metavar="FILE", help="RAFT-small's weights: motion by RAFT as well as by DIS")
-    add("--polyp-size", type=float, metavar="X", help="of its phantom (default: its config.yaml's, else 1)")
-    add("--judge-clips", type=int, default=900, metavar="N", help="for the labels (default: %(default)s)")
-    add("--epochs", type=int, default=24, metavar="N", help="of their classifier (default: %(default)s)")
+    add(
+        "--polyp-size",
+        type=float,
+        metavar="X",
+        help="polyp size of its phantom (default: its config.yaml's, else 1)",
+    )
+    add(
+        "--judge-clips",
+        type=int,
+        default=900,
+        metavar="N",
+        help="clips that train the label classifier (default: %(default)s)",
+    )
+    add(
+        "--epochs", type=int, default=24, metavar="N", help="epochs of that classifier (default: %(default)s)"
+    )
     add("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="(default: %(default)s)")
     run_command(parser, measure)
 
@@ -224,7 +237,7 @@ def label_agreement(
     names: list[str],
     guidance: float,
 ) -> tuple[dict[str, dict[str, Any]], list[Criterion]]:
-    """Compare what a classifier sees with labels: of generated clips, and of held-out ones, which test it.
+    """Compare a classifier's predictions with labels, on generated clips and on held-out ones, which test it.
 
     Args:
         made, held_out: clips, uint8 (N, F, H, W, 3), and the numbers of their labels, (N,).
@@ -232,27 +245,27 @@ def label_agreement(
     Returns:
         both agreements by name, that of generated clips with its Wilson interval, and the criteria.
     """
-    known, found = (
+    known, generated = (
         agreement(labels, predicted_labels(classifier, clips), names) for clips, labels in (held_out, made)
     )
     count = len(made[0])
-    interval = binomtest(round(found["agreement"] * count), count).proportion_ci(method="wilson")
+    interval = binomtest(round(generated["agreement"] * count), count).proportion_ci(method="wilson")
     low, high = float(interval.low), float(interval.high)
     criteria = [
         Criterion(
             f"the classifier of labels is right about {known['agreement']:.1%} of held-out phantom clips, at "
-            f"least {MIN_AGREEMENT:.0%}; otherwise the next line says nothing: take more --epochs",
+            f"least {MIN_AGREEMENT:.0%}; otherwise the next line is meaningless: take more --epochs",
             known["agreement"] >= MIN_AGREEMENT,
         ),
         Criterion(
-            f"sampled clips show the requested label in {found['agreement']:.1%} (95 % interval {low:.1%} to "
-            f"{high:.1%}) at a guidance of {guidance:g}, at least {MIN_AGREEMENT:.0%}",
-            found["agreement"] >= MIN_AGREEMENT,
+            f"sampled clips show the requested label in {generated['agreement']:.1%} (95 % interval "
+            f"{low:.1%} to {high:.1%}) at a guidance of {guidance:g}, at least {MIN_AGREEMENT:.0%}",
+            generated["agreement"] >= MIN_AGREEMENT,
         ),
     ]
     return {
         "label agreement, held-out clips": known,
-        "label agreement": found | {"low": low, "high": high},
+        "label agreement": generated | {"low": low, "high": high},
     }, criteria
 
 
@@ -263,12 +276,12 @@ def near_copies(
 
     By chance about 5 % are; the criterion: Fisher's one-sided exact test at the level `LEVEL` finds no more.
     """
-    found, criteria = {}, []
+    shares, criteria = {}, []
     expected = round(NEAR_QUANTILE * len(held_out))
     for space, extractor in spaces(PyramidExtractor()).items():
         features = [Features.of_clips(extractor, clips) for clips in (made, held_out, training)]
-        _, found[space] = compare_space(space, *features)
-        marked = round(found[space]["suspicious_share"] * len(made))
+        _, shares[space] = compare_space(space, *features)
+        marked = round(shares[space]["suspicious_share"] * len(made))
         counts = [[marked, len(made) - marked], [expected, len(held_out) - expected]]
         chance = float(fisher_exact(counts, alternative="greater").pvalue)
         criteria.append(
@@ -278,7 +291,7 @@ def near_copies(
                 chance >= LEVEL,
             )
         )
-    return found, criteria
+    return shares, criteria
 
 
 def discriminator_accuracies(

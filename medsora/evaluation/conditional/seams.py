@@ -42,8 +42,8 @@ def main() -> None:
         "seams", __doc__.partition("\n")[0], model="trained with train_dit.first_frame_prob", videos=16
     )
     add = parser.add_argument
-    add("--frames", type=int, default=64, metavar="F", help="of a film (default: %(default)s)")
-    add("--window", type=int, metavar="W", help="of a window (default: the model's own length)")
+    add("--frames", type=int, default=64, metavar="F", help="frames of a video (default: %(default)s)")
+    add("--window", type=int, metavar="W", help="frames of a window (default: the model's own length)")
     run_command(parser, measure)
 
 
@@ -79,9 +79,9 @@ def measure(options: argparse.Namespace) -> int:
     }
     rows = [(f"film {k}, {plan.frames} frames", film) for k, film in enumerate(films[:SHEET_FILMS])]
     save_image(options.out / "sheet.png", contact_sheet(rows, columns=16))
-    found = results["joints_to_inside"]
-    sentence = f"joints show {found:.2f} times the error inside, at most 1.2"
-    return conclude(options.out, results, [Criterion(sentence, found <= MAX_AT_JOINTS)])
+    ratios = results["joints_to_inside"]
+    sentence = f"joints show {ratios:.2f} times the error inside, at most 1.2"
+    return conclude(options.out, results, [Criterion(sentence, ratios <= MAX_AT_JOINTS)])
 
 
 def warping_errors(film: np.ndarray) -> np.ndarray:

@@ -141,7 +141,7 @@ class ClipSet:
         return dict(pairs_alike(*used)) | same
 
     def digest(self) -> str:
-        """Return a SHA-256 of all that decides the clips' pixels; names and places do not matter."""
+        """Return a SHA-256 of all that decides the clips' pixels; names and paths do not matter."""
         pace = self.interval if self.by_time is None else f"{self.by_time:g} per second"
         state = hashlib.sha256(f"{self.frames}/{pace}/{self.size}/{self.resize.words}".encode())
         for source, start in self.clips:

@@ -128,7 +128,7 @@ class FeatureStore:
             wanted = described.get("sha256")
             if wanted is not None and read_patiently(sha256, self.path) != wanted:
                 raise ValueError("they do not match their checksum")
-            found = np.load(self.path, mmap_mode="r")
+            stored = np.load(self.path, mmap_mode="r")
         except FileNotFoundError:
             return False
         except BadInput:  # it cannot be read now, which is no damage
@@ -136,7 +136,7 @@ class FeatureStore:
         except (*UNREADABLE, AttributeError) as error:
             log.warning("the features in %s cannot be read (%s); they are extracted again.", self.path, error)
             return False
-        return self._fits(found)
+        return self._fits(stored)
 
     def begin(self) -> str:
         """Open a file for `write`, or the one that an interrupted run left; return its `writer`.
@@ -219,8 +219,8 @@ class FeatureStore:
             np.array(sums, CHECKSUM).tofile(self._done)
         return len(done) in (clips, clips * CHECKSUM.itemsize)
 
-    def _fits(self, found: np.ndarray) -> bool:
-        return found.shape == self.shape and found.dtype == np.float32
+    def _fits(self, stored: np.ndarray) -> bool:
+        return stored.shape == self.shape and stored.dtype == np.float32
 
 
 def _checksum(rows: bytes | np.ndarray) -> int:

@@ -31,11 +31,11 @@ class Measure:
         self.extractor = extractor
 
     def compare(self, real: Features, fake: Features) -> dict[str, float]:
-        """Return how far two sets are apart."""
+        """Return the distances between two sets, by the keys of `distances`."""
         return {}
 
     def describe(self, features: Features) -> dict[str, float]:
-        """Return metrics of one set."""
+        """Return metrics of one set, by the keys of `scores`."""
         return {}
 
 

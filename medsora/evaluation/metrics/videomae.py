@@ -66,11 +66,11 @@ def translated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the checkpoint's tensors under this module's names."""
     parts: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        before, found, kind = name.rpartition(".attn.")
-        if found and kind == "qkv.weight":
+        before, separator, kind = name.rpartition(".attn.")
+        if separator and kind == "qkv.weight":
             for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
                 parts[f"{before}.attn.{part}.weight"] = piece
-        elif found and kind in ("q_bias", "v_bias"):
+        elif separator and kind in ("q_bias", "v_bias"):
             parts[f"{before}.attn.{'query' if kind == 'q_bias' else 'value'}.bias"] = tensor
         else:
             parts[name] = tensor

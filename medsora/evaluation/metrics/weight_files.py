@@ -40,13 +40,13 @@ READ_BY = {
 
 def parse_weights(pairs: list[str]) -> dict[str, str]:
     """Return {name: path} of "name=path" pairs. Raises `BadInput` for an unknown name or another form."""
-    found = {}
+    paths = {}
     for pair in pairs:
         name, equals, path = pair.partition("=")
         if not equals or not path or name not in PUBLISHED:
             raise BadInput(f"--weights takes NAME=PATH with NAME of {', '.join(PUBLISHED)}, not '{pair}'.")
-        found[name] = path
-    return found
+        paths[name] = path
+    return paths
 
 
 def weight_file(name: str, weights: Mapping[str, str | Path]) -> Path:

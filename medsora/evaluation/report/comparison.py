@@ -266,8 +266,13 @@ class Comparison:
                 "real": metric.real_halves if isinstance(metric, Distance) else metric.real,
                 "sets": sets,
                 "differences": [
-                    {"first": one, "second": two, **asdict(found), "distinguishable": found.is_clear}
-                    for (one, two), found in (ranking.pairs.items() if ranking else ())
+                    {
+                        "first": one,
+                        "second": two,
+                        **asdict(difference),
+                        "distinguishable": difference.is_clear,
+                    }
+                    for (one, two), difference in (ranking.pairs.items() if ranking else ())
                 ],
             }
         of_sets = {name: results.sets["generated"] for name, results in self.results.items()}

@@ -13,24 +13,24 @@ SMALL = "pixel for pixel: the distances come out too small"
 
 def degenerate(real: ClipSet, fake: ClipSet, of_real: Features, of_fake: Features) -> list[str]:
     """Return a sentence for each of these; `of_real`, `of_fake` are `PixelExtractor`'s features."""
-    found = []
+    sentences = []
     shows_something = {}
     for name, clips, features in ((real.reference, real, of_real), ("generated", fake, of_fake)):
         dark = black(features)
         flat = featureless(features) & ~dark
-        found += _sentence(dark.sum(), clips, name, "is black", "are black")
+        sentences += _sentence(dark.sum(), clips, name, "is black", "are black")
         what = "of one colour or without any detail"
-        found += _sentence(flat.sum(), clips, name, f"is {what}", f"are {what}")
+        sentences += _sentence(flat.sum(), clips, name, f"is {what}", f"are {what}")
         shows_something[name] = ~(dark | flat)
         first = _first_alike(features, features)
         maybe = np.flatnonzero((first < np.arange(len(clips))) & shows_something[name])
         repeated = sum(_same_pixels(clips, i, clips, first[i]) for i in maybe)
         if repeated and repeated == len(clips) - 1:
-            found.append(f"all {len(clips)} {name} clips are the same clip.")
+            sentences.append(f"all {len(clips)} {name} clips are the same clip.")
         else:
             what = "another one pixel for pixel"
-            found += _sentence(repeated, clips, name, f"repeats {what}", f"repeat {what}")
-    return _copies(real, fake, of_real, of_fake, shows_something["generated"]) + found
+            sentences += _sentence(repeated, clips, name, f"repeats {what}", f"repeat {what}")
+    return _copies(real, fake, of_real, of_fake, shows_something["generated"]) + sentences
 
 
 def _copies(
@@ -50,9 +50,9 @@ def _copies(
     maybe = np.flatnonzero((twin >= 0) & shows_something)
     copies = sum(_same_pixels(fake, i, real, twin[i]) for i in maybe)
     one, many = f"is a {real.reference} clip, {SMALL}", f"are {real.reference} clips, {SMALL}"
-    found = _sentence(copies, fake, "generated", one, many)
-    if found or not (shared := fake.shared_with(real)):
-        return found
+    sentences = _sentence(copies, fake, "generated", one, many)
+    if sentences or not (shared := fake.shared_with(real)):
+        return sentences
     (generated, other), *more = shared.items()
     files = "1 generated file shows" if not more else f"{len(shared)} generated files show"
     return [

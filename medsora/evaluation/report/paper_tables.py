@@ -64,7 +64,7 @@ def paper_tables(rows: Mapping[str, Mapping[str, float]], corpus: str | None, *,
         scale = 100 if metrics is TABLE_3_METRICS else 1
         ours = [(name, [row[key] * scale for key in measured]) for name, row in rows.items()]
         head = ["Method", *(metrics[key] for key in measured)]
-        cells = [[name, *map(_digits, found)] for name, found in [*theirs, *ours]]
+        cells = [[name, *map(_digits, numbers)] for name, numbers in [*theirs, *ours]]
         lines += [f"### {title}: {CORPORA[corpus]}", "", *markdown_table(head, cells), ""]
     return "\n".join(lines)
 

@@ -28,7 +28,7 @@ def result_warnings(
 ) -> list[str]:
     """Return the sentences, the gravest first."""
     generated = real.report.generated_note
-    found = [
+    sentences = [
         *([f"the folder of --real holds videos {generated}."] if generated else []),
         *_too_few(settings, real, fake, results),
         *_too_few_frames(results),
@@ -40,7 +40,7 @@ def result_warnings(
         *_left_out(real),
         *_left_out(fake),
     ]
-    return [one_line(caveat) for caveat in found]
+    return [one_line(caveat) for caveat in sentences]
 
 
 def _too_few(settings: EvaluationSettings, real: ClipSet, fake: ClipSet, results: Results) -> list[str]:

@@ -118,11 +118,11 @@ def log_position(near: float, value: float, far: float) -> float | None:
 
 
 def _criteria(table: dict[str, dict[str, float]], position: float | None) -> list[Criterion]:
-    found = "undefined" if position is None else f"{position:.2f}"
+    position_text = "undefined" if position is None else f"{position:.2f}"
     criteria = [
         Criterion(
             "generated clips lie nearer to the phantom than to the untrained model's, in log scale: position "
-            f"{found} between 0 (phantom) and 1 (untrained), below 0.5",
+            f"{position_text} between 0 (phantom) and 1 (untrained), below 0.5",
             position is not None and position < 0.5,
         )
     ]

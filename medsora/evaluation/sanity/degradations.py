@@ -64,24 +64,24 @@ def distances_of_degradations(
     measures: Sequence[Measure], reference: Sequence[np.ndarray], clips: Sequence[np.ndarray]
 ) -> dict[str, dict[str, float]]:
     """Return, for every distance by its key, the distance of each form of `clips` to `reference`."""
-    found: dict[str, dict[str, float]] = {}
+    distances: dict[str, dict[str, float]] = {}
     forms = degraded(clips)
     for measure in measures:
         of_reference = Features.of_clips(measure.extractor, reference)
         for name, form in forms.items():
             of_form = Features.of_clips(measure.extractor, form)
             for key, value in measure.compare(of_reference, of_form).items():
-                found.setdefault(key, {})[name] = value
-    return found
+                distances.setdefault(key, {})[name] = value
+    return distances
 
 
-def broken_orders(found: dict[str, dict[str, float]]) -> list[str]:
+def broken_orders(distances: dict[str, dict[str, float]]) -> list[str]:
     """Return a sentence for every chain of `ORDERS` that does not rise."""
     return [
-        f"{key}: {' < '.join(f'{name} {number_text(found[key][name])}' for name in chain)}"
+        f"{key}: {' < '.join(f'{name} {number_text(distances[key][name])}' for name in chain)}"
         for key, chains in ORDERS.items()
         for chain in chains
-        if not all(found[key][a] < found[key][b] for a, b in pairwise(chain))
+        if not all(distances[key][a] < distances[key][b] for a, b in pairwise(chain))
     ]
 
 
@@ -106,24 +106,24 @@ def main() -> None:
         clips = choose_clips(options.real, count=options.clips, seed=0, **read)
         reference, others = halves(clips, options.divide)
     measures = build_measures(WEIGHT_FREE, {}, "cpu", "dis")
-    found = distances_of_degradations(
+    distances = distances_of_degradations(
         list(measures.values()), [clips.read(i) for i in reference], [clips.read(i) for i in others]
     )
     titles = {metric.key: metric for measure in measures.values() for metric in measure.distances}
     print(f"{len(reference)} reference clips, {len(others)} others, {options.frames} frames of ", end="")
     print(f"{options.size}x{options.size} pixels of {options.real}; {DIS_NOTE}\n")
     rows = []
-    for key, row in found.items():
+    for key, row in distances.items():
         unit = f" ({titles[key].unit})" if titles[key].unit else ""
         rows.append([f"{titles[key].title}{unit}", *map(number_text, row.values())])
     print("\n".join(markdown_table(["distance to the reference", *degraded([clips.read(0)])], rows)))
-    broken = broken_orders(found)
+    broken = broken_orders(distances)
     chains = sum(len(chains) for chains in ORDERS.values())
     print(f"\n{chains - len(broken)} of {chains} demanded orders hold.", *broken, sep="\nbroken: ")
 
 
 def halves(clips: ClipSet, divide: str) -> tuple[list[int], list[int]]:
-    """Return the clips' numbers in two halves: of every other "video", or of each video's "time"."""
+    """Return the clips' numbers in two halves: by alternating "video", or by "time" within each video."""
     by_video: dict[str, list[int]] = {}
     for number, (source, _) in enumerate(clips.clips):
         by_video.setdefault(source.source.name, []).append(number)

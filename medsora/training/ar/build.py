@@ -94,9 +94,9 @@ def start_from(model: EndoGen, trained: str | None, labels: tuple[str, ...] = ()
     """
     if trained is None:
         return
-    found = find_model(trained)
-    if found.kind != ENDOGEN:
+    folder = find_model(trained)
+    if folder.kind != ENDOGEN:
         raise BadInput(f"{trained} is no EndoGen model; set endogen.weights to one, or leave it out.")
-    check_part(found.denoiser)
-    refuse_changed_part(found.denoiser)
-    model.load_weights(found.denoiser, (found.geometry.get("labels", []), labels))
+    check_part(folder.denoiser)
+    refuse_changed_part(folder.denoiser)
+    model.load_weights(folder.denoiser, (folder.geometry.get("labels", []), labels))

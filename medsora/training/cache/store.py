@@ -60,10 +60,10 @@ class TensorStore:
         if name in self._kept:
             self._kept.move_to_end(name)
             return _copied(self._kept[name])
-        found = self._read(name)
-        if found is None:
+        stored = self._read(name)
+        if stored is None:
             return None
-        entry, copy = found
+        entry, copy = stored
         self._keep(name, copy)
         return entry
 
@@ -141,12 +141,12 @@ class TensorStore:
 
 
 def _tensors(header: dict[str, Any], values: np.ndarray) -> dict[str, Tensor]:
-    found = {}
+    tensors = {}
     for name, described in header.items():
         first, end = described["data_offsets"]
         part = torch.from_numpy(values[first:end]).view(DTYPES[described["dtype"]])
-        found[name] = part.reshape(described["shape"])
-    return found
+        tensors[name] = part.reshape(described["shape"])
+    return tensors
 
 
 def _copied(entry: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -39,9 +39,9 @@ def main() -> None:
     add, default = parser.add_argument, Recipe()
     add("run", type=Path, help="folder for pictures and checkpoints; a run that is there is resumed")
     add("out", type=Path, help="OUT.json describes the encoder; the others are written beside it")
-    add("--clips", type=int, default=300, metavar="N", help="phantom clips to learn from (default: 300)")
-    add("--unseen", type=int, default=120, metavar="N", help="phantom clips to judge by (default: 120)")
-    add("--size", type=int, default=128, metavar="PX", help="their side (default: 128)")
+    add("--clips", type=int, default=300, metavar="N", help="phantom clips to train on (default: 300)")
+    add("--unseen", type=int, default=120, metavar="N", help="phantom clips to evaluate on (default: 120)")
+    add("--size", type=int, default=128, metavar="PX", help="side of the clips (default: 128)")
     add("--steps", type=int, default=default.steps, metavar="N", help="(default: %(default)s)")
     add(
         "--batch", type=int, default=default.batch, metavar="N", help="pictures a step (default: %(default)s)"
@@ -49,7 +49,7 @@ def main() -> None:
     rate = number_between(0, 10, "a number between 0 and 10")
     add("--lr", type=rate, default=default.lr, metavar="X", help="(default: %(default)s)")
     add("--seed", type=int, default=default.seed, metavar="N", help="(default: %(default)s)")
-    add("--time-limit", type=time_limit, metavar="MINUTES", help="save and leave with status 75 before that")
+    add("--time-limit", type=time_limit, metavar="MINUTES", help="save and exit with status 75 before that")
     options = parser.parse_args()
     limits = dict.fromkeys(("clips", "steps", "batch", "size"), (1, math.inf))
     check_limits(options, limits | {"unseen": (12, math.inf)})

@@ -200,12 +200,12 @@ def _resume(
 ) -> int:
     if checkpoint is None:
         return 0
-    found = checkpoint.value("recipe", dict)
+    recipe_before = checkpoint.value("recipe", dict)
     for name, value in settings.items():
-        if found.get(name) != value:
+        if recipe_before.get(name) != value:
             raise BadInput(
-                f"{checkpoint.folder.parent} holds a run with {name} {found.get(name)!r}, but now it is "
-                f"{value!r}: put it back, or take another folder."
+                f"{checkpoint.folder.parent} holds a run with {name} {recipe_before.get(name)!r}, but now it "
+                f"is {value!r}: put it back, or take another folder."
             )
     weights = checkpoint.folder / "both.safetensors"
     load_strictly(both, read_tensors(weights), weights, "student and teacher")

@@ -39,7 +39,7 @@ def scores(features: Tensor, pictures: FlowPictures) -> dict[str, float]:
 
     Returns:
         "motion (R²)": explained variance of shift, expansion and rotation, mean over the four;
-        "instrument (balanced accuracy)": of a linear classifier; chance is 0.5;
+        "instrument (balanced accuracy)": that of a linear classifier; chance is 0.5;
         "clip (nearest neighbour)": share of frames whose most similar other frame, the two beside it left
         out, is of the same clip.
     """

@@ -56,7 +56,7 @@ COPIES = 3  # copies of a batch's pixels: the items, the batch, the batch before
 class MemoryEstimate:
     """Bytes of one process. Step, encoding, prior and evaluation take turns: only the largest counts.
 
-    weights, average, optimiser: of what is trained.
+    weights, average, optimiser: trained weights, their EMA and the optimiser's state.
     frozen: the weights of models that are only used.
     step: a training step's activations and gradients at their most.
     encoding, prior: turning clips into latents, and into alignment targets.
@@ -93,8 +93,8 @@ class MemoryEstimate:
 
     def lines(self) -> list[tuple[str, int]]:
         """Return (name, bytes) for a table, the total last."""
-        found = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        return [*found, ("allocator's slack", self._slack), ("total", self.total)]
+        parts = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [*parts, ("allocator's slack", self._slack), ("total", self.total)]
 
 
 class Stage2Work(NamedTuple):
@@ -149,7 +149,7 @@ def step_bytes(
 def denoiser_flops(config: Config, model: Denoiser, vae: VideoVAE, prior: FlowPrior | None) -> float:
     """Return the FLOPs of training on one clip, 2 per multiply-add, of products, convolutions and attention.
 
-    Of the prior the mean over timesteps, of which most need no targets. What lies in a cache costs nothing.
+    The prior counts as its mean over timesteps, most of which need no targets. Cached values cost nothing.
     """
     work = _denoiser_work(config, model, vae, prior, 1)
     flops = float(count_flops([model], work.train))
@@ -205,7 +205,7 @@ def _denoiser_work(
         if config.alignment.kind == "flow":
             flow = torch.empty(1, data.frames, 2, *data.height_width)
             if config.flow.estimator in RAFT_VARIANTS:
-                flow = prior.estimator(video)  # `estimate_flow` would look at the values
+                flow = prior.estimator(video)  # `estimate_flow` would read the values
         prior.distinct_targets(video, flow, latent_frames=clip, grid=grid[1:], width=model.config.width)
         if has_image_targets(config):
             pictures = torch.empty(config.images.count, 3, *data.height_width)
@@ -262,7 +262,7 @@ def preset_bytes(
 
 @functools.cache
 def vae_bytes(side_px: int) -> tuple[int, int, int]:
-    """Return CogVideoX's bytes: of the weights, of a step of stage 1 per 8 frames, and of encoding.
+    """Return the bytes of CogVideoX's weights, of a step of stage 1 per 8 frames, and of encoding.
 
     Stage 1 trains the compensation on one clip, without gradient checkpointing and LPIPS (an extra). Encoding
     is of `VIDEOS_AT_ONCE` clips, 8 frames after 8 others. Both are proportional to the pixels.

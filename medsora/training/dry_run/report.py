@@ -329,11 +329,11 @@ def _cache_bytes(
     """Return the bytes that the caches grow to at most, by the folder that they lie in."""
     if config.cache.latents != "disk":
         return {}
-    found = latent_cache_bytes(config, clips, vae)
+    size_bytes = latent_cache_bytes(config, clips, vae)
     if prior is not None and config.cache.prior == "disk":
         grid = token_grid(config, vae, model.config.patch)
-        found += prior_cache_bytes(config, clips, prior, grid, model.config.width, vae)
-    return {config.cache.dir: found}
+        size_bytes += prior_cache_bytes(config, clips, prior, grid, model.config.width, vae)
+    return {config.cache.dir: size_bytes}
 
 
 def check_disk(

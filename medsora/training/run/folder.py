@@ -105,11 +105,11 @@ class RunFolder:
 
         The main process looks for it, sets damaged ones aside, and broadcasts it.
         """
-        found = [None]
+        newest = [None]
         if self.main:
-            found = [latest_checkpoint(self.checkpoints, self.notify)]
-            self._cut_log(found[0].step if found[0] else 0)
-        return broadcast_object_list(found)[0]
+            newest = [latest_checkpoint(self.checkpoints, self.notify)]
+            self._cut_log(newest[0].step if newest[0] else 0)
+        return broadcast_object_list(newest)[0]
 
     def note_saved(self) -> None:
         """Remember that there was a checkpoint (main process)."""
@@ -220,7 +220,7 @@ def previous_config(path: Path) -> Config | None:
 
 
 def with_compensation_kind(config: Config) -> Config:
-    """Return stage 1's `config` with the kind that "auto" means: of the run it continues, or the default."""
+    """Return stage 1's `config` with "auto" resolved: to the continued run's kind, or the default."""
     previous = previous_config(config.vae_dir)
     return _with_kind(config, previous.vae.compensation_kind if previous else DEFAULT_COMPENSATION)
 

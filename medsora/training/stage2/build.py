@@ -120,9 +120,9 @@ def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ())
     """
     if trained is None:
         return
-    found = find_model(trained)
-    settings, usual = check_part(found.denoiser), signature(type(model).__init__).parameters
-    refuse_changed_part(found.denoiser)
+    folder = find_model(trained)
+    settings, usual = check_part(folder.denoiser), signature(type(model).__init__).parameters
+    refuse_changed_part(folder.denoiser)
 
     def require_same(keys: Sequence[str]) -> None:
         for key in keys:
@@ -133,7 +133,7 @@ def start_from(model: Denoiser, trained: str | None, labels: Sequence[str] = ())
                 )
 
     require_same(SAME_SHAPES)
-    model.load_weights(found.denoiser, (found.geometry.get("labels", []), labels))
+    model.load_weights(folder.denoiser, (folder.geometry.get("labels", []), labels))
     require_same(OF_ATTENTION)
 
 

@@ -157,12 +157,12 @@ class Stage2Inputs:
             return self.prior.picture_targets(pictures, self.num_images, self.grid[1:])
         joint = batch["image_prior"][row]
         of_entries = []
-        for images, found in joint:
-            if isinstance(found, Tensor):
-                pictures, latents = to_device(found, self.device), self.num_images // len(joint)
-                found = self.prior.picture_targets(pictures, latents, self.grid[1:])
-                found = found if self.priors is None else self.priors.put(*images, found)
-            of_entries.append([to_device(layer, self.device).float() for layer in found])
+        for images, features in joint:
+            if isinstance(features, Tensor):
+                pictures, latents = to_device(features, self.device), self.num_images // len(joint)
+                features = self.prior.picture_targets(pictures, latents, self.grid[1:])
+                features = features if self.priors is None else self.priors.put(*images, features)
+            of_entries.append([to_device(layer, self.device).float() for layer in features])
         return [torch.cat(of_layer) for of_layer in zip(*of_entries, strict=True)]
 
     def _noise(self, like: Tensor, batch: dict[str, Any], purpose: str) -> Tensor:

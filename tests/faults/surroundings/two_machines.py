@@ -172,7 +172,7 @@ def _kill_one(work: Path, what: str) -> str:
     seen = f"stopped after {stopped_s:.1f} s, of which its processes waited {waited_s:.1f} s for a core"
     assert status == 1, f"the other one ended with {status}: {output[-3000:]}"
     assert stopped_s - waited_s < STOPPED_WITHIN_S, f"the other one {seen}: {output[-3000:]}"
-    assert "another process of this run is gone" in output or "not been heard of" in output, output[-2000:]
+    assert "another process of this run is gone" in output or "sent no heartbeat" in output, output[-2000:]
     _finish(two, "train_vae")
     tiny.assert_same_run(one / run, two / run, LONGER)
     orphans = [pid for pid in others if _runs(pid)]

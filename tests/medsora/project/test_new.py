@@ -102,10 +102,10 @@ def test_a_name_that_is_a_word_of_yaml_stays_a_name(name: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("check", "interval", "words"),
     [
-        (videos(fps=30), 3, "30 frames per second, so a clip has 10"),
-        (videos(fps=25), 2, "25 frames per second, so a clip has 12.5"),
-        (videos(fps=60), 6, "a clip has 10"),
-        (videos(fps=5), 1, "a clip has 5"),
+        (videos(fps=30), 3, "30 frames per second in the videos, 10 in a clip"),
+        (videos(fps=25), 2, "25 frames per second in the videos, 12.5 in a clip"),
+        (videos(fps=60), 6, "in the videos, 10 in a clip"),
+        (videos(fps=5), 1, "in the videos, 5 in a clip"),
         (videos(fps=None), 1, "store no frame rate"),
         (videos(frames=40), 2, "would need 3, but most videos are too short"),
     ],

@@ -290,5 +290,5 @@ def test_silence_ends_the_process_and_one_reports_why(
     with pytest.raises(SystemExit) as left:
         beat.run()
     assert left.value.code == 1
-    message = "error: process 1 of this run has not been heard of for 6 seconds"
+    message = "error: process 1 of this run has sent no heartbeat for 6 seconds"
     assert (message in capsys.readouterr().err) == speaks

@@ -75,13 +75,13 @@ def test_a_video_that_is_called_a_picture(tmp_path: Path, cache: Path) -> None:
     (report,) = check(folder / "film.svg", cache).reports
     assert report.problem.startswith("taken for a picture by its ending, .svg; rename it")
     totals = check_totals(check(folder, cache))
-    assert totals.endswith(" 1 file without the ending of a video or picture is left alone (film.svg).")
+    assert totals.endswith(" 1 file without a video or image suffix is ignored (film.svg).")
     for name in ("labels.csv", "b.txt", "a/c.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     assert check_totals(check(folder, cache)).endswith(
-        " 4 files without the ending of a video or picture are left alone (a/c.txt, b.txt, film.svg, ...)."
-        " data.labels=labels.csv would use labels.csv."
+        " 4 files without a video or image suffix are ignored (a/c.txt, b.txt, film.svg, ...)."
+        " To train with the labels in labels.csv, set data.labels=labels.csv."
     )
 
 
@@ -387,7 +387,7 @@ def test_pictures_that_cannot_be_read_are_tried_again_by_the_next_check(
     assert (report.problem, report.scan.frames, report.scan.broken, report.scan.remarks) == (None, 12, (), ())
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"made_by": 1}', '{"scans": {"x": 3}}', "\x00\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', '{"scans": {"x": 3}}', "\x00\xff"])
 def test_a_broken_cache_is_made_again(tmp_path: Path, cache: Path, content: str) -> None:
     write_video(tmp_path / "corpus" / "a.mkv", moving_frames(20), 8, lossless=True)
     expected = check(tmp_path / "corpus", cache)

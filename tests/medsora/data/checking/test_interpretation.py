@@ -90,7 +90,7 @@ def test_scans_of_an_older_check_are_made_again(corpus: Path, tmp_path: Path) ->
     check(corpus, tmp_path)
     cache = tmp_path / "check.json"
     content = json.loads(cache.read_text())
-    content["made_by"]["format"] = 5
+    content["version"]["format"] = 5
     for entry in content["scans"].values():
         del entry["scan"]["interpretation"], entry["scan"]["applied"]
     cache.write_text(json.dumps(content))
