@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 DIGEST = "sha256"  # key in the metadata of a safetensors file
+MAX_TENSORS = 20_000  # in a weight file
 
 
 def save_weights(state: Mapping[str, Tensor], path: str | Path) -> None:
@@ -34,7 +35,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as weights, or they are not those that `save_weights` wrote.
+        ValueError: the file cannot be read as weights, has more tensors than any network, or its weights
+            are not those that `save_weights` wrote.
     """
     path, wanted = Path(path), None
     if not path.is_file():
@@ -43,7 +45,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 wanted = (file.metadata() or {}).get(DIGEST)
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                state = {name: file.get_tensor(name) for name in file.keys()[: MAX_TENSORS + 1]}
         else:
             state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # damaged bytes make unpicklers raise anything
@@ -51,10 +53,12 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             f"{path} cannot be read as weights ({type(error).__name__}): "
             "expected a .safetensors file or a PyTorch state dict of tensors only."
         ) from error
-    if wanted is not None and wanted != _digest(state):
-        raise ValueError(f"{path} is damaged: its tensors do not match their checksum; copy it again.")
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a state dict of named tensors.")
+    if len(state) > MAX_TENSORS:
+        raise ValueError(f"{path} names more than {MAX_TENSORS:,} tensors, which no network has.")
+    if wanted is not None and wanted != _digest(state):
+        raise ValueError(f"{path} is damaged: its tensors do not match their checksum; copy it again.")
     return state
 
 

@@ -24,6 +24,7 @@ from torch import nn
 
 from medsora.diffusion import TRAIN_STEPS
 from medsora.errors import BadInput, one_line
+from medsora.flow_prior.weights import MAX_TENSORS
 from medsora.runtime.digests import Damaged, unsealed
 from medsora.runtime.files import read_patiently
 from medsora.saved.manifest import refuse_changed_part
@@ -31,7 +32,6 @@ from medsora.saved.manifest import refuse_changed_part
 AGAIN = "save or copy the model again"
 MAX_JSON_BYTES = 4 * 2**20
 MAX_HEADER_BYTES = 8 * 2**20  # XL's 2,000 tensors need 0.2 MiB
-MAX_TENSORS = 20_000
 MAX_DRAWN_PARAMETERS = 10**9  # parameters of a base without weights; CogVideoX's has 0.2e9
 MAX_CHARACTERS = 1000  # maximum length of a word or name; a folder's, which may be a label, is at most 255
 MAX_NUMBER = 10**6  # maximum of a setting without a range of its own

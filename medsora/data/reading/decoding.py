@@ -106,6 +106,8 @@ CHANGED = (
     f"is damaged or was changed: it does not match its checksum in {MANIFEST}; delete it and run the "
     "sampling command again, or move a video that you changed on purpose into another folder"
 )
+HEAD_BYTES = 4096  # read of a file that does not open
+MATROSKA = b"\x1a\x45\xdf\xa3"
 CANNOT_BE_READ = "cannot be read"
 TAKES_LONGER = "decoding takes longer than"  # a busy or suspended machine exceeds limits, too
 FAILED_READS = {  # errors of the disk, its server or the process, which FFmpeg raises for no file's content
@@ -427,15 +429,20 @@ def is_dicom(path: Path) -> bool:
 
 def _why_unopenable(path: Path, error: Exception) -> str:
     """Return the plain reason why `path` does not open as a video."""
-    if reason := failed_read(error):
+    reason = failed_read(error)
+    if reason and getattr(error, "errno", None) != errno.EIO:
         return reason
     try:
         with path.open("rb") as file:
-            head = file.read(512)
+            head = file.read(HEAD_BYTES)
     except FileNotFoundError:
         return "a link that leads nowhere" if path.is_symlink() else "does not exist"
     except OSError as problem:
         return f"{CANNOT_BE_READ}: {problem.strerror}"
+    if reason and head.startswith(MATROSKA) and len(head) < HEAD_BYTES:  # read whole: EIO means its end
+        return f"truncated: it ends after {len(head)} bytes, within its header"
+    if reason:
+        return reason
     if not head:
         return "empty (0 bytes)"
     if head.startswith(b"version https://git-lfs"):

@@ -351,6 +351,16 @@ def test_a_read_that_fails_is_no_damage_and_the_next_check_reads_again(
     assert (report.problem, report.scan.frames) == (None, 60)
 
 
+@pytest.mark.parametrize("name", ["ffv1.mkv", "vp9.webm"])
+def test_a_matroska_file_cut_within_its_header_is_damaged(name: str, tmp_path: Path, cache: Path) -> None:
+    """FFmpeg calls the end of such a file an input/output error, too."""
+    path = encode_named(tmp_path / "videos", name, moving_frames(12))
+    path.write_bytes(path.read_bytes()[:300])
+    (report,) = check(tmp_path / "videos", cache).reports
+    assert report.problem == "truncated: it ends after 300 bytes, within its header"
+    assert report.scan.is_lasting
+
+
 @pytest.mark.parametrize(
     "error", [errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV, errno.ENODATA, errno.EUCLEAN]
 )
