@@ -169,9 +169,9 @@ def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
     with pytest.raises(SystemExit) as end:
         study(config, "--seeds", "1", "--steps", "1")
     assert end.value.code == 1
-    said = capsys.readouterr()
-    assert "1 of the runs failed (see above): denoiser.scan=raster, seed 0" in said.err
-    assert Path("study/results.md").read_text(encoding="utf-8") in said.out, "what is there is shown"
+    printed = capsys.readouterr()
+    assert "1 of the runs failed (see above): denoiser.scan=raster, seed 0" in printed.err
+    assert Path("study/results.md").read_text(encoding="utf-8") in printed.out, "what is there is shown"
 
     launched.clear()
     monkeypatch.setattr(ablate, "launch", launch)
