@@ -19,6 +19,8 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context
@@ -163,10 +165,11 @@ def main() -> None:
         case = Case(preset, frames, options.size, options.image_latents, options.per_frame)
         cost = counted(case)
         if runs:
-            with get_context("spawn").Pool(1) as fresh:  # a peak of its own
-                cost = replace(cost, measured=fresh.apply(measure, (case, options.rounds)))
+            cost = replace(cost, measured=in_a_fresh_process(measure, case, options.rounds))
         costs.append(cost)
         print(f"| {' | '.join(cost.row())} |", flush=True)
+    if runs and not all(cost.measured for cost in costs):
+        title += " –: out of memory."
     lines = [title, "", *markdown_table(HEAD, [cost.row() for cost in costs])]
     print("", *lines, sep="\n")
     if options.plot:
@@ -211,6 +214,19 @@ def count_flops(model: torch.nn.Module, inputs: Sequence[Tensor], num_images: in
 def saved_bytes(model: torch.nn.Module, inputs: Sequence[Tensor], num_images: int) -> int:
     """Return the bytes of all that autograd keeps of one forward."""
     return kept_bytes(model.parameters(), lambda: _loss(model(*inputs, num_images=num_images)))
+
+
+def in_a_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `work` does in a process of its own, with a peak of its own; None if memory ran out."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+            return fresh.submit(work, *arguments).result()
+    except (BrokenProcessPool, MemoryError):  # the former: killed, by Linux for its memory
+        return None
+    except RuntimeError as error:  # PyTorch's, of which only a GPU's has a type of its own
+        if "memory" not in str(error):
+            raise
+        return None
 
 
 def measure(case: Case, rounds: int) -> Measured:
@@ -261,16 +277,18 @@ def draw(path: Path, costs: Sequence[Cost]) -> None:
         "activations of a training step, GiB": lambda cost: cost.activation_bytes / GIB,
         "peak of a training step, estimated, GiB": lambda cost: cost.peak_bytes / GIB,
     }
-    if all(cost.measured for cost in costs):
+    measured = [cost for cost in costs if cost.measured]
+    if measured:
         panels["peak of a training step, measured, GiB"] = lambda cost: cost.measured.peak_bytes / GIB
         panels["training step, measured, s"] = lambda cost: cost.measured.training_s
         panels["denoising step, measured, s"] = lambda cost: cost.measured.sampling_s
     figure = Figure(figsize=(10, 3.4 * (len(panels) // 3)), layout="constrained")
     for number, (title, value_of) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(len(panels) // 3, 3, number)
-        for preset in dict.fromkeys(cost.preset for cost in costs):
-            points = sorted((cost.frames, value_of(cost)) for cost in costs if cost.preset == preset)
-            axes.plot(*zip(*points, strict=True), marker="o", label=preset)
+        shown = measured if "measured" in title else costs
+        for preset in dict.fromkeys(cost.preset for cost in costs):  # absent ones keep their colour
+            points = sorted((cost.frames, value_of(cost)) for cost in shown if cost.preset == preset)
+            axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=preset)
         frames = sorted({cost.frames for cost in costs})
         axes.set(title=title, xlabel="frames", xscale="log", yscale="log")
         axes.title.set_fontsize(9)

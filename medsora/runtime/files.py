@@ -215,12 +215,18 @@ def _flush(path: Path) -> None:
 
 
 def write_between_marks(page: Path, begin: str, lines: Sequence[str]) -> None:
-    """Replace what stands on a page between the mark `begin` and the next `END_MARK`.
+    """Replace what stands on a page between the mark `begin` and the next `END_MARK`, as `around_marks`."""
+    head, tail = around_marks(page, begin)
+    write_text(page, head + "\n".join([begin, *lines, END_MARK]) + tail)
 
-    Raises `BadInput` if they are not there.
+
+def around_marks(page: Path, begin: str) -> tuple[str, str]:
+    """Return what stands on a page before the mark `begin` and after the next `END_MARK`.
+
+    Raises `BadInput` if they are not there, `OSError` if the page cannot be read.
     """
     head, _, rest = page.read_text(encoding="utf-8").partition(begin)
     _, end_mark, tail = rest.partition(END_MARK)
     if not end_mark:
         raise BadInput(f"{page}: the marks {begin!r} and {END_MARK!r} are not there; put them back.")
-    write_text(page, head + "\n".join([begin, *lines, END_MARK]) + tail)
+    return head, tail

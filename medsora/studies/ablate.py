@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -32,7 +33,7 @@ from medsora.saved.find import trained_vae
 from medsora.saved.limits import read_json_object
 from medsora.studies.report import Run, StudyReport
 from medsora.studies.scores import Scoring, check_phantom, read_scores
-from medsora.studies.variants import Variant
+from medsora.studies.variants import COMMANDS, Variant
 from medsora.training.dry_run.report import phantom_labels
 from medsora.training.open_clips import denoiser_clip_spec, split_clips
 from medsora.training.run.folder import (
@@ -47,15 +48,16 @@ from medsora.training.stage2.build import add_adapter, build_denoiser, build_pri
 
 SETTINGS_NAME = "study.json"
 RENAMED = {"judge_clips": "classifier_clips", "judge_epochs": "classifier_epochs"}  # scoring of older studies
-COMMANDS = {STAGE_1: "train-vae", STAGE_2: "train-dit"}
 FILL_CACHES = "medsora.training.fill_caches"
 EVALUATIONS = 4  # per run, evenly spaced over its steps
+NEVER = 10**9  # steps
+TOLERANCE = 0.02  # minutes may differ by this share of a segment
 FAILED, REFUSED, INTERRUPTED = 1, 2, 75  # exit statuses
 
 
 @dataclass(frozen=True)
 class Study:
-    """The variants to compare, and how long each run trains: `steps`, or `minutes` of the clock."""
+    """The variants to compare, and how long each run trains: `steps`, or `minutes` (`train_minutes`)."""
 
     config: str
     overrides: tuple[str, ...]
@@ -73,14 +75,20 @@ class Study:
         stage, config = self.stage, variant.config
         of_stage = {
             "epochs": "null",
-            "max_steps": self.steps or "null",
+            "max_steps": self.steps or NEVER,
             "eval_clips": self.clips,
             "early_stop": "null",
             "keep": 1,
         }
+        between = []
         if self.steps:
             of_stage["eval_every"] = max(1, self.steps // EVALUATIONS)
+        else:  # evaluations and sheets between steps would count as minutes, unless a user asks for them
+            between = [f"{stage}.eval_every={NEVER}"]
+            between += [f"{stage}.sample_every={NEVER}"] * (stage == STAGE_2)
+            of_stage["log_every"] = 1
         overrides = [
+            *between,
             *self.overrides,
             *variant.changes,
             f"run.dir={_quoted(self.folder)}",
@@ -170,11 +178,6 @@ def check(study: Study) -> dict[str, int]:
     return parameters
 
 
-def ablate(study: Study, parameters: dict[str, int], command: str) -> None:
-    """Run the study as `run_all` does; leave with status 1 if a run failed, after all others."""
-    exit_if_failed(run_all(study, parameters, command))
-
-
 def exit_if_failed(failed: Sequence[str]) -> None:
     """Name the runs that failed and leave with status 1; nothing without them."""
     if failed:
@@ -193,11 +196,7 @@ def run_all(study: Study, parameters: dict[str, int], command: str) -> list[str]
     failed = []
     for seed in study.seeds:
         for variant in study.variants:
-            succeeded = _train(study, variant, seed)
-            if study.scoring is not None and study.run(variant, seed).steps is not None:
-                folder, config = study.folder_of(variant, seed), study.config_of(variant, seed)
-                succeeded &= study.scoring.score(folder, config, study.stage, launch)
-            if not succeeded:
+            if not _train_and_score(study, variant, seed):
                 failed.append(f"{variant.title}, seed {seed}")
             study.report(parameters, command).write(study.folder)
     return failed
@@ -222,10 +221,8 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     write_json(path, sealed(before | settings))
 
 
-def _train(study: Study, variant: Variant, seed: int) -> bool:
-    """Train and evaluate one run to its end; return whether it did not fail."""
-    if study.run(variant, seed).steps is not None:
-        return True
+def _train_and_score(study: Study, variant: Variant, seed: int) -> bool:
+    """Do what one run lacks, unless another process does; return whether nothing failed."""
     folder = study.folder_of(variant, seed)
     make_folder(folder.parent)
     try:
@@ -234,17 +231,60 @@ def _train(study: Study, variant: Variant, seed: int) -> bool:
         print(f"{folder.parent} is left to the process that trains it.", file=sys.stderr)
         return True
     with lock:
-        if study.minutes is None:
-            return launch(study.command(variant, seed)) != FAILED
-        if study.stage == STAGE_2:  # not in the time of the run that comes first
-            launch(study.command(variant, seed)[1:], module=FILL_CACHES)
-        left = study.minutes - study.run(variant, seed).minutes
-        if (
-            left > 0
-            and launch(study.command(variant, seed, "--time-limit", f"{left:.3f}"), timed=True) == FAILED
-        ):
+        if study.run(variant, seed).steps is None and not _train(study, variant, seed):
             return False
-        return end_run(study, variant, seed)
+        if study.scoring is None or study.run(variant, seed).steps is None:
+            return True
+        return study.scoring.score(folder, study.config_of(variant, seed), study.stage, launch)
+
+
+def _train(study: Study, variant: Variant, seed: int) -> bool:
+    """Train and evaluate one run to its end; return whether it did not fail."""
+    if study.minutes is None:
+        return launch(study.command(variant, seed)) != FAILED
+    if study.stage == STAGE_2:  # not in the time of the run that comes first
+        launch(study.command(variant, seed)[1:], module=FILL_CACHES)
+    failed = train_minutes(study, [variant], seed, study.minutes)
+    return failed is None and end_run(study, variant, seed)
+
+
+def train_minutes(
+    study: Study, variants: Sequence[Variant], seed: int, segment: float, start: float = 0.0
+) -> Variant | None:
+    """Train variants in turns of `segment` minutes until each has had the study's; return one that failed.
+
+    Only the time from a process's first step to its last counts: a process gets more time for its start,
+    assumed to take as long as the one before, first `start` minutes. Raises `BadInput` if two
+    segments in a row reach no step, and as `launch` does.
+    """
+    start_minutes = dict.fromkeys((variant.title for variant in variants), start)
+    idle, over = dict.fromkeys(start_minutes, 0), set()  # over: too little time is left for a step
+    waiting = variants
+    while waiting := [
+        variant
+        for variant in waiting
+        if variant.title not in over
+        and study.minutes - study.run(variant, seed).minutes > TOLERANCE * segment
+    ]:
+        for variant in waiting:
+            before = study.run(variant, seed).minutes
+            turn = min(segment, study.minutes - before)
+            limit = turn + start_minutes[variant.title]
+            began = monotonic()
+            words = study.command(variant, seed, "--time-limit", f"{limit:.3f}")
+            if launch(words, timed=True) == FAILED:
+                return variant
+            gained = study.run(variant, seed).minutes - before
+            start_minutes[variant.title] = max(0.0, (monotonic() - began) / 60 - gained)
+            idle[variant.title] = 0 if gained > 0 else idle[variant.title] + 1
+            if gained <= 0 and turn < segment:
+                over.add(variant.title)
+            elif idle[variant.title] > 1:
+                option = "--segment" if segment < study.minutes else "--minutes"
+                raise BadInput(
+                    f"{segment:g} minutes do not reach a step of {variant.title}; give more by {option}."
+                )
+    return None
 
 
 def end_run(study: Study, variant: Variant, seed: int) -> bool:
@@ -295,9 +335,10 @@ def _evaluations(lines: Sequence[dict[str, Any]]) -> dict[int, dict[str, float]]
 
 
 def _minutes(lines: Sequence[dict[str, Any]]) -> float:
-    """The time until the last step, without that of an evaluation after it."""
+    """The time until the last step, without that of an evaluation after it or before the first step."""
     steps = (line for line in lines if not any(name.startswith("held_out/") for name in line))
-    return max((line.get(ELAPSED, 0.0) for line in steps), default=0.0) / 60
+    first = max((line.get(ELAPSED, 0.0) for line in lines if line["step"] == 0), default=0.0)
+    return max((line.get(ELAPSED, 0.0) - first for line in steps), default=0.0) / 60
 
 
 def _quoted(path: Path) -> str:

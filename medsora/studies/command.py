@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medsora.config.load import load_config
-from medsora.errors import BadInput, bad_input_from_errors, check_limits
+from medsora.errors import BadInput, Interrupted, bad_input_from_errors, check_limits
 from medsora.runtime.exit import EXIT_STATUSES
-from medsora.runtime.files import write_between_marks
+from medsora.runtime.files import around_marks, write_between_marks
 from medsora.studies.paired import MAX_SEEDS
 from medsora.studies.variants import variants_of
 
@@ -32,7 +32,8 @@ def _ablate_parser(prog: str) -> argparse.ArgumentParser:
     ablate = argparse.ArgumentParser(
         prog=prog,
         description="Train the config and its variants, one change at a time, with the same seeds, clips, "
-        "noise and cached latents; print paired differences with intervals. Start again to resume.",
+        "noise and cached latents; print paired differences with intervals. Start again to resume, in "
+        "several processes at once to share the runs.",
         epilog=EXIT_STATUSES,
     )
     add = ablate.add_argument
@@ -41,9 +42,10 @@ def _ablate_parser(prog: str) -> argparse.ArgumentParser:
     add("--vary", required=True, nargs="+", metavar="KEY=VALUE,VALUE", help=vary)
     add("--grid", action="store_true", help="all combinations of the values instead of one change at a time")
     add("--seeds", type=int, default=3, metavar="N", help="seeds per variant, from run.seed on (default: 3)")
+    minutes = "minutes of training of each run, without starts and evaluations"
     budget = ablate.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int, metavar="N", help="optimiser steps of each run")
-    budget.add_argument("--minutes", type=float, metavar="M", help="minutes of training of each run")
+    budget.add_argument("--minutes", type=float, metavar="M", help=minutes)
     add("--clips", type=int, default=16, metavar="N", help="held-out clips to score at most (default: 16)")
     add(
         "--score-clips",
@@ -137,7 +139,7 @@ def _ablate(options: argparse.Namespace, command: str) -> None:
     with bad_input_from_errors():
         stage, variants = variants_of(options.config, options.overrides, options.vary, grid=options.grid)
         first = variants[0].config
-        from medsora.studies.ablate import Study, ablate, check
+        from medsora.studies.ablate import Study, check, exit_if_failed, run_all
         from medsora.studies.scores import Scoring
 
         study = Study(
@@ -153,6 +155,9 @@ def _ablate(options: argparse.Namespace, command: str) -> None:
             scoring=Scoring(options.score_clips) if options.score_clips else None,
         )
         parameters = check(study)
+        mark = ABLATION_BEGIN.format(stage)
+        if options.page:
+            around_marks(options.page, mark)  # refused now rather than after the training
     if options.dry_run:
         print(f"{len(variants)} variants x {options.seeds} seeds, into {study.folder}:")
         for variant in variants:
@@ -160,12 +165,21 @@ def _ablate(options: argparse.Namespace, command: str) -> None:
             print(f"    {shlex.join(['medsora', *study.command(variant, study.seeds[0])])}")
         print("ready")
         return
-    ablate(study, parameters, command)
-    report = study.report(parameters, command)
-    print(report.markdown())
-    if options.page:
-        write_between_marks(options.page, ABLATION_BEGIN.format(stage), ["", *report.page(), ""])
-    print(f"written: {study.folder / 'results.md'}")
+
+    def show() -> None:
+        report = study.report(parameters, command)
+        print(report.markdown())
+        if options.page:
+            write_between_marks(options.page, mark, ["", *report.page(), ""])
+        print(f"written: {study.folder / 'results.md'}")
+
+    try:
+        failed = run_all(study, parameters, command)
+    except Interrupted:
+        show()
+        raise
+    show()
+    exit_if_failed(failed)
 
 
 def _equal_cost(options: argparse.Namespace, command: str) -> None:
@@ -189,6 +203,8 @@ def _equal_cost(options: argparse.Namespace, command: str) -> None:
             folder=options.out,
         )
         parameters = study.check()
+        if options.page:
+            around_marks(options.page, PAGE_BEGIN)
     if options.dry_run:
         print(*study.plan()[0], sep="\n")
         for system, count in parameters.items():

@@ -2,7 +2,7 @@
 
 Every system sees the same clips and cached latents. First each one's learning rate is chosen by the same
 short trials, with a seed of their own. For equal minutes the systems take turns in segments, each measured
-alone: only the time from the opening of a run's folder to its last step counts, summed over all segments.
+alone: only the time from a process's first step to its last counts, summed over all segments.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import monotonic
 
 from medsora.config.load import load_config
 from medsora.config.presets import PRESETS
@@ -28,10 +27,8 @@ from medsora.training.run.folder import hold_folder
 
 BUDGETS = ("minutes", "steps")
 SYSTEMS = {f"medsora-{preset}": preset for preset in PRESETS}  # other presets go by their own names
-TOLERANCE = 0.02  # minutes may differ by this share of a segment
 ASSUMED_STEP_S, ASSUMED_CLIP_S, ASSUMED_START_S = 0.6, 0.6, 20.0  # two cores, the phantom's tiny models
 ENDING = 2  # processes to end a run of equal minutes: caches, evaluation
-NEVER = 10**9  # steps
 SCORING = 2  # processes to score a run: sampling, comparison
 
 
@@ -62,9 +59,7 @@ class EqualCost:
 
     @property
     def _overrides(self) -> tuple[str, ...]:
-        # evaluations and samples between steps would count as minutes, unless a user asks for them
-        between = (f"train_dit.eval_every={NEVER}", f"train_dit.sample_every={NEVER}")
-        return (*between, *self.overrides, "train_dit.lr_decay=none", "train_dit.log_every=1")
+        return (*self.overrides, "train_dit.lr_decay=none", "train_dit.log_every=1")
 
     def _study(self, name: str, variants: Sequence[Variant], **budget: object) -> Study:
         values = {"steps": None, "minutes": None, "seeds": self.seeds, "scoring": self.scoring} | budget
@@ -222,35 +217,12 @@ class EqualCost:
 
     def _alternate(self, study: Study, seed: int) -> None:
         """Train all systems of a seed in turns of a segment until each has had its minutes."""
-        begun = waiting = [variant for variant in study.variants if study.run(variant, seed).steps is None]
-        for variant in waiting:
+        begun = [variant for variant in study.variants if study.run(variant, seed).steps is None]
+        for variant in begun:
             ablate.launch(study.command(variant, seed)[1:], module=FILL_CACHES)
-        start_minutes = dict.fromkeys((variant.title for variant in waiting), ASSUMED_START_S / 60)
-        idle, over = dict.fromkeys(start_minutes, 0), set()  # over: too little time is left for a step
-        while waiting := [
-            variant
-            for variant in waiting
-            if variant.title not in over
-            and study.minutes - study.run(variant, seed).minutes > TOLERANCE * self.segment
-        ]:
-            for variant in waiting:
-                before = study.run(variant, seed).minutes
-                segment = min(self.segment, study.minutes - before)
-                limit = segment + start_minutes[variant.title]
-                began = monotonic()
-                words = study.command(variant, seed, "--time-limit", f"{limit:.3f}")
-                if ablate.launch(words, timed=True) == FAILED:
-                    print(f"error: {variant.title}, seed {seed} failed (see above).", file=sys.stderr)
-                    sys.exit(FAILED)
-                gained = study.run(variant, seed).minutes - before
-                start_minutes[variant.title] = max(0.0, (monotonic() - began) / 60 - gained)
-                idle[variant.title] = 0 if gained > 0 else idle[variant.title] + 1
-                if gained <= 0 and segment < self.segment:
-                    over.add(variant.title)
-                elif idle[variant.title] > 1:
-                    raise BadInput(
-                        f"a segment of {self.segment:g} minutes does not reach a step of {variant.title}; "
-                        "give more by --segment."
-                    )
+        failed = ablate.train_minutes(study, begun, seed, self.segment, ASSUMED_START_S / 60)
+        if failed is not None:
+            print(f"error: {failed.title}, seed {seed} failed (see above).", file=sys.stderr)
+            sys.exit(FAILED)
         for variant in begun:
             ablate.end_run(study, variant, seed)

@@ -20,8 +20,8 @@ SCORES = {
     STAGE_2: ("held_out/clip_mse",),
 }
 # Clip scores that a page shows beside these.
-PAGE_SCORES = ("clips/flow_magnitude_distance", "clips/untrained_pyramid_distance", "clips/agreement")
-PAGE_SCORES += ("vae/polyps_kept",)
+PAGE_SCORES = ("clips/flow_magnitude_distance", "clips/warping_error_distance")
+PAGE_SCORES += ("clips/untrained_pyramid_distance", "clips/agreement", "vae/polyps_kept")
 SWITCHED_OFF = "the same runs, compensation switched off"
 
 
@@ -102,13 +102,15 @@ class StudyReport(NamedTuple):
             count = f"{self.parameters[title]:,}" if title in self.parameters else EMPTY
             rows.append([f"`{title}`", count, *(self._cell(title, score) for score in shown)])
         done = sum(run.steps is not None for run in self.runs)
+        seeds = f"{len(self.seeds)} seed{'s' * (len(self.seeds) != 1)}"
         return [
-            f"{self.budget} each, {len(self.seeds)} seeds ({done} of {len(self.runs)} runs finished), "
+            f"{self.budget} each, {seeds} ({done} of {len(self.runs)} runs finished), "
             f"{self.clips} held-out clips; in brackets differences from `{self.reference}` with 95 % "
             "intervals.",
             "",
             *markdown_table(["variant", "parameters", *(_metric(name).label for name in shown)], rows),
             "",
+            *((*curve, "") if (curve := self._curve()) else ()),
             '```{.sh data-skip="trains for hours; tests run small ones"}',
             self.command,
             "```",
@@ -132,7 +134,9 @@ class StudyReport(NamedTuple):
         return [*self.parameters, *([SWITCHED_OFF] if off else [])]
 
     def _values(self, title: str, score: str) -> dict[int, float]:
-        if title == SWITCHED_OFF:
+        if title == SWITCHED_OFF:  # nothing but the held-out scores is also computed without it
+            if not score.startswith("held_out/"):
+                return {}
             title, score = self.reference, _off(score)
         return {
             run.seed: run.scores[score] for run in self.runs if run.title == title and score in run.scores

@@ -16,6 +16,7 @@ from medsora.errors import BadInput
 MAX_VARIANTS = 64
 REFERENCE = "as configured"
 SHARED = ("run", "data", "phantom", "cache", "tracking")  # sections that all variants have in common
+COMMANDS = {STAGE_1: "train-vae", STAGE_2: "train-dit"}
 MAX_NAME = 72  # characters of a run's name before its seed
 
 
@@ -52,6 +53,10 @@ def variants_of(
     choices = [_choices(text) for text in vary]
     names = [text.partition("=")[0] for text in vary]
     stage = _stage(names)
+    for name in names:
+        known = all_keys().get(".".join(name.split(".")[:2]))
+        if known is not None and not known.is_read_by(stage):
+            raise BadInput(f"--vary cannot change {name}: {COMMANDS[stage]} does not read it.")
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"--vary names {twice[0]} twice; give all its values at once, separated by commas.")
     if grid:

@@ -81,7 +81,11 @@ def batch_order(stage: Stage, start: int, labels: Sequence[int] | None = None) -
 def watch(
     stage: Stage, start: int, stop: StopRequest, title: str, page: str
 ) -> tuple[Progress, RunReport, StepGuard]:
-    """Return a progress bar, the run's page and a guard of its steps; give `stop` a checkpoint's size."""
+    """Return a progress bar, the run's page and a guard of its steps; give `stop` a checkpoint's size.
+
+    The run's clock begins here.
+    """
+    stage.run.restart_clock()
     accelerator, total = stage.accelerator, stage.schedule.total_steps
     progress = Progress(title, total, start, show=accelerator.is_local_main_process)
     report = RunReport(stage.run, f"{stage.config.run.name}: {page}", total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,14 @@ def test_a_point_is_measured() -> None:
     assert found.peak_bytes >= 0  # this process's, whose earlier peak may be larger
 
 
+def test_a_point_that_memory_does_not_suffice_for_is_left_out() -> None:
+    assert cost.in_a_fresh_process(pow, 2, 3) == 8
+    assert cost.in_a_fresh_process(bytearray, 2**62) is None
+    assert cost.in_a_fresh_process(os._exit, 9) is None, "killed: waited for, the rest would never come"
+    with pytest.raises(ZeroDivisionError):
+        cost.in_a_fresh_process(divmod, 1, 0)
+
+
 POINT = cost.Cost("tiny", 16, 4, 4_180_000, 1_700_000_000, 2_400_000_000, 2**30)
 RUN = cost.Measured(3 * 2**30, 0.25, 0.125)
 
@@ -114,6 +123,8 @@ def test_table_and_plot(
     assert [row.split(" | ")[2] for row in rows] == ["16", "32"] * 2
     assert ("training step, measured" in (tmp_path / "cost.svg").read_text()) == (measured is not None)
     assert (tmp_path / "own.png").stat().st_size
+    cost.draw(tmp_path / "own.svg", [replace(POINT, measured=measured), replace(POINT, preset="XL")])
+    assert ("training step, measured" in (tmp_path / "own.svg").read_text()) == (measured is not None)
 
 
 def test_the_page_holds_what_the_command_counts() -> None:

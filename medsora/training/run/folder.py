@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 LOCK, SAVED = "lock.txt", "saved.txt"
 PATIENCE_S = 10.0  # a process that received a stop signal may still be saving
 MAX_LOGGED = 2**53  # larger whole numbers are damage
-ELAPSED = "speed/elapsed_s"  # seconds in this and earlier processes, without discarded steps
+ELAPSED = "speed/elapsed_s"  # seconds in this and earlier processes, without starts and discarded steps
 
 
 class RunFolder:
@@ -99,6 +99,10 @@ class RunFolder:
                 f"the run folder {self.path} cannot be written ({reason}); make room and start "
                 "the same command again, or set run.dir to another place."
             ) from error
+
+    def restart_clock(self) -> None:
+        """Count this process's seconds from here on: building models and opening caches is no training."""
+        self._opened = time.monotonic()
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """Return the newest complete checkpoint, or None; what was logged after it is dropped.

@@ -34,9 +34,10 @@ from medsora.training.stage2.loss import DenoisingLoss
 from medsora.training.stage2.samples import Stage2Samples
 from medsora.training.stage2.stage import Stage2
 from medsora.vae import VideoVAE
+from medsora.vae.compensation import compensation_modules
 
 # Settings that change what weights of the same shapes compute; OF_ATTENTION are compared after the shapes.
-SAME_SHAPES, OF_ATTENTION = ("prediction", "layout", *SWITCHES), ("heads", "window")
+SAME_SHAPES, OF_ATTENTION = ("prediction", "layout", "mixing", *SWITCHES), ("heads", "window")
 
 
 def build_denoiser_stage(config: Config) -> Stage2:
@@ -61,6 +62,11 @@ def build_denoiser_stage(config: Config) -> Stage2:
         if part is not None:
             part.to(accelerator.device)
     run, schedule = open_run(config, STAGE_2, accelerator, clips)
+    if not config.vae.compensation and any(compensation_modules(vae)):
+        run.notify(
+            "vae.compensation is false, but the VAE was trained with a compensation, which stays; set "
+            "vae.path to base, or to a VAE trained without."
+        )
     if prior is not None and prior.untrained:
         run.notify(
             f"the {config.alignment.kind} prior is untrained (dino.weights: random): the alignment loss "

@@ -8,7 +8,9 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
 from unittest import mock
@@ -18,12 +20,16 @@ import torch
 
 from medsora.config.load import load_config, save_config
 from medsora.errors import BadInput, Interrupted
+from medsora.runtime.files import END_MARK
 from medsora.studies import ablate
-from medsora.studies.command import main
+from medsora.studies.command import ABLATION_BEGIN, main
+from medsora.studies.report import Run
 from medsora.studies.scores import Scoring
+from medsora.studies.variants import Variant, variants_of
 from medsora.training import fill_caches
-from medsora.training.run.folder import previous_config
+from medsora.training.run.folder import ELAPSED, previous_config
 from medsora.training.run.report import RunReport
+from medsora.training.schedule import Schedule
 from medsora.training.stage2 import command as train_dit
 from medsora.training.stage2.inputs import Stage2Inputs
 from tests.support import tiny_training as tiny
@@ -148,9 +154,12 @@ def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
     def stopped() -> int:
         raise Interrupted("saved; run the same command to resume.")
 
+    shown = Path("ablation.md")
+    shown.write_text(f"{ABLATION_BEGIN.format('train_dit')}\n{END_MARK}\n", encoding="utf-8")
     then(stopped)
     with pytest.raises(Interrupted):
-        study(config, "--seeds", "1", "--steps", "1")
+        study(config, "--seeds", "1", "--steps", "1", "--page", str(shown))
+    assert "1 seed (1 of 2 runs finished)" in shown.read_text(encoding="utf-8")
     page = Path("study/results.md").read_text(encoding="utf-8")
     assert "1 of 2 runs are finished" in page
     assert "| denoiser.scan=raster | " in page
@@ -160,7 +169,9 @@ def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
     with pytest.raises(SystemExit) as end:
         study(config, "--seeds", "1", "--steps", "1")
     assert end.value.code == 1
-    assert "1 of the runs failed (see above): denoiser.scan=raster, seed 0" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "1 of the runs failed (see above): denoiser.scan=raster, seed 0" in printed.err
+    assert Path("study/results.md").read_text(encoding="utf-8") in printed.out, "what is there is shown"
 
     launched.clear()
     monkeypatch.setattr(ablate, "launch", launch)
@@ -181,12 +192,26 @@ def test_a_run_whose_sampling_failed_is_reported_after_all_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(ablate, "check_phantom", lambda config: None)
-    monkeypatch.setattr(Scoring, "score", lambda *_: False)
+    held, scored_while_held = [], []
+
+    @contextmanager
+    def hold(folder: Path, **_: object) -> Iterator[None]:
+        held.append(folder)
+        yield
+        held.remove(folder)
+
+    def score(self: Scoring, folder: Path, *_: object) -> bool:
+        scored_while_held.append(held == [folder.parent])
+        return False
+
+    monkeypatch.setattr(ablate, "hold_folder", hold)
+    monkeypatch.setattr(Scoring, "score", score)
     with pytest.raises(SystemExit) as end:
         study(config, "--seeds", "1", "--steps", "1", "--score-clips", "4")
     assert end.value.code == 1
     assert len(launched) == 2
     assert "2 of the runs failed (see above): as configured, seed 0" in capsys.readouterr().err
+    assert scored_while_held == [True, True], "another process could score the same clips"
 
 
 def test_a_folder_whose_runs_had_other_settings_is_refused(config: str, launched: list[list[str]]) -> None:
@@ -215,15 +240,90 @@ def test_the_settings_of_a_study_of_an_earlier_version_are_still_its_own(tmp_pat
 
 
 def test_runs_of_so_many_minutes_end_where_the_time_is_over(config: str, launched: list[list[str]]) -> None:
-    study(config, "--seeds", "1", "--minutes", "100")
+    study(config, "--seeds", "1", "--minutes", "0.001")
     filling, timed, ending = launched[:3]
     assert filling[0] == "--config"
     limit = float(timed[timed.index("--time-limit") + 1])
-    assert limit == 100
-    assert "train_dit.max_steps=null" in timed
+    assert limit == 0.001
     assert ending[-1] == "train_dit.max_steps=1"
     page = Path("study/results.md").read_text(encoding="utf-8")
-    assert "2 of 2 runs are finished: 100 minutes each" in page
+    assert "2 of 2 runs are finished: 0.001 minutes each" in page
+
+
+@pytest.mark.parametrize(
+    ("stage", "vary"), [("train_dit", "alignment.weight=0"), ("train_vae", "train_vae.ffl=0")]
+)
+def test_neither_evaluations_nor_epochs_end_runs_of_minutes_early(config: str, stage: str, vary: str) -> None:
+    _, variants = variants_of(config, [], [vary, "alignment.margin=0.5"] if stage == "train_dit" else [vary])
+    of_minutes = ablate.Study(
+        config, (), stage, tuple(variants), (0,), steps=None, minutes=4.0, clips=1, folder=Path("study")
+    )
+    for variant in variants:
+        settings = getattr(of_minutes.config_of(variant, 0), stage)
+        assert settings.log_every == 1, "no step is missing from the minutes"
+        assert settings.eval_every == getattr(settings, "sample_every", ablate.NEVER) == ablate.NEVER
+        assert Schedule.of(settings, clips=4).total_steps == ablate.NEVER
+    one = replace(of_minutes, overrides=(f"{stage}.eval_every=3",))
+    assert getattr(one.config_of(variants[0], 0), stage).eval_every == 3, "unless a user asks for them"
+
+
+class Clock:
+    """A study of four minutes whose processes take as long to start as `starts` says, by variant."""
+
+    minutes = 4.0
+
+    def __init__(self, **starts: float) -> None:
+        self.starts, self.trained, self.now_min = starts, dict.fromkeys(starts, 0.0), 0.0
+
+    def run(self, variant: Variant, seed: int) -> Run:
+        return Run(variant.title, seed, minutes=self.trained[variant.title])
+
+    def command(self, variant: Variant, seed: int, *more: str) -> list[str]:
+        return [variant.title, *more]
+
+    def launch(self, words: list[str], *, timed: bool) -> int:
+        start, limit = self.starts[words[0]], float(words[-1])
+        self.trained[words[0]] += max(0.0, limit - start)
+        self.now_min += limit
+        return ablate.INTERRUPTED
+
+    def train(self, monkeypatch: pytest.MonkeyPatch, segment: float) -> Variant | None:
+        monkeypatch.setattr(ablate, "launch", self.launch)
+        monkeypatch.setattr(ablate, "monotonic", lambda: 60 * self.now_min)
+        variants = [Variant((), mock.Mock(), name) for name in self.starts]
+        return ablate.train_minutes(self, variants, 0, segment)
+
+
+@pytest.mark.parametrize("segment", [1.0, 4.0])
+def test_the_start_of_a_process_is_no_minute_of_training(
+    monkeypatch: pytest.MonkeyPatch, segment: float
+) -> None:
+    clock = Clock(quick=0.1, slow=0.9, slower_than_the_minutes=5.0 * segment / 4)
+    assert clock.train(monkeypatch, segment) is None
+    assert list(clock.trained.values()) == pytest.approx([4.0] * 3, abs=0.02 * segment)
+
+
+def test_minutes_without_a_step_are_refused_and_a_failed_run_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(stuck=1e9)
+    with pytest.raises(BadInput, match=r"^4 minutes do not reach a step of stuck; give more by --minutes\.$"):
+        clock.train(monkeypatch, 4.0)
+    with pytest.raises(BadInput, match=r"^1 minutes do not reach a step of stuck; give more by --segment\.$"):
+        clock.train(monkeypatch, 1.0)
+    monkeypatch.setattr(Clock, "launch", lambda *_, **__: ablate.FAILED)
+    assert clock.train(monkeypatch, 4.0).title == "stuck"
+
+
+def test_evaluations_before_the_first_step_and_after_the_last_are_no_minutes() -> None:
+    log = [
+        {"step": 0, "held_out/psnr": 20.0, ELAPSED: 30.0},
+        {"step": 1, "loss/total": 1.0, ELAPSED: 60.0},
+        {"step": 2, "loss/total": 1.0, ELAPSED: 90.0},
+        {"step": 2, "held_out/psnr": 21.0, ELAPSED: 120.0},
+    ]
+    assert ablate._minutes(log) == 1.0
+    assert ablate._minutes([]) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -235,6 +335,8 @@ def test_runs_of_so_many_minutes_end_where_the_time_is_over(config: str, launche
         (["--minutes", "-1"], "--minutes is -1.0 but must be greater than 0"),
         (["--minutes", "5", "train_dit.lr_decay=cosine"], "add train_dit.lr_decay=none, or take --steps"),
         (["--steps", "1", "denoiser.overrides.heads=5"], "as configured: width 32 must be divisible"),
+        (["--steps", "1", "--page", "gone.md"], "gone.md"),
+        (["--steps", "1", "--page", "a.yaml"], "a.yaml: the marks .* are not there"),
         (["--steps", "1", "vae.path=nowhere"], "as configured: there is no trained VAE in nowhere"),
     ],
 )

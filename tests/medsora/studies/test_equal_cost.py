@@ -99,7 +99,7 @@ def runs(clips: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     save_config(values, tmp_path / "a.yaml")
     found = Runs()
     monkeypatch.setattr(ablate, "launch", found.launch)
-    monkeypatch.setattr(equal_cost, "monotonic", found.monotonic)
+    monkeypatch.setattr(ablate, "monotonic", found.monotonic)
     monkeypatch.setattr(equal_cost, "check_phantom", lambda config: None)
     monkeypatch.setattr(ablate, "check_phantom", lambda config: None)
     monkeypatch.setattr(scores, "real_clips", lambda config, count: Path("real"))
@@ -247,6 +247,7 @@ def test_the_arithmetic_counts_every_part_and_is_kept_to(
         (["--segment", "0"], "--segment is 0.0"),
         (["--clips", "1"], "--clips is 1 but must be 4 to"),
         (["--seeds", "21"], "--seeds is 21"),
+        (["--page", "gone.md"], "gone.md"),
     ],
 )
 def test_bad_input_is_one_sentence(runs: Runs, more: list[str], sentence: str) -> None:

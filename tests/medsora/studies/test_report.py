@@ -53,7 +53,11 @@ def test_scores_differences_and_the_curve_of_the_denoiser() -> None:
 def test_a_page_shows_the_main_scores_with_their_differences() -> None:
     runs = [
         denoising(title, seed, 0.5, error)._replace(
-            of_clips={"clips/agreement": 0.5, "clips/flicker_distance": 1}
+            of_clips={
+                "clips/agreement": 0.5,
+                "clips/flicker_distance": 1,
+                "clips/warping_error_distance": 0.25,
+            }
         )
         for title, *errors in (("as configured", 0.30, 0.34), ("scan=raster", 0.40, 0.4402))
         for seed, error in enumerate(errors)
@@ -61,21 +65,28 @@ def test_a_page_shows_the_main_scores_with_their_differences() -> None:
     study = report("train_dit", {"as configured": 1000, "scan=raster": 1200, "weight=0": 1000}, runs)
     page = "\n".join(study.page())
     assert "8 steps each, 2 seeds (4 of 4 runs finished), 4 held-out clips" in page
-    assert "| variant | parameters | noise error of clips | label agreement |" in page
-    assert row(page, "`as configured`")[1:] == ["1,000", "0.32", "0.5 |"]
+    head = "| variant | parameters | noise error of clips | flow error, distance from phantom (held out) | "
+    assert head + "label agreement |" in page
+    assert row(page, "`as configured`")[1:] == ["1,000", "0.32", "0.25", "0.5 |"]
     assert row(page, "`scan=raster`")[2] == "0.4201 [+0.1 (+0.099 … +0.1), worse]"
-    assert row(page, "`weight=0`")[2:] == ["not run", "not run |"]
+    assert row(page, "`weight=0`")[2:] == ["not run", "not run", "not run |"]
+    assert "| noise error of clips after | 4 steps | 8 steps |" in page, "the loss against steps"
+    assert row(page, "scan=raster") == ["| scan=raster", "0.5", "0.4201 |"]
     assert "\nmedsora study ablate\n" in page
 
 
 def test_the_compensation_switched_off_is_a_row_of_the_vae(tmp_path) -> None:
     def reconstructing(seed: int, psnr: float, base: float) -> Run:
-        return Run("as configured", seed, 8, {8: {"held_out/psnr": psnr, "held_out/base_psnr": base}}, 1.0)
+        evaluations = {8: {"held_out/psnr": psnr, "held_out/base_psnr": base}}
+        return Run("as configured", seed, 8, evaluations, 1.0, {"vae/polyps_kept": 0.5})
 
     runs = [reconstructing(0, 31.0, 30.0), reconstructing(1, 33.0, 31.99)]
     found = report("train_vae", {"as configured": 10}, runs)
     cells = row(found.markdown(), SWITCHED_OFF)
     assert cells[1:6] == ["–", "–", "–", "30.99", "-1 (-1.1 … -0.94), worse"]
     assert cells[6] == "not run"
+    assert row("\n".join(found.page()), "`as configured`")[-1] == "0.5 |"
+    assert row("\n".join(found.page()), f"`{SWITCHED_OFF}`")[-1] == "not run |", "no score of the same clips"
+    assert "vae/polyps_kept" not in found.values()["differences"][SWITCHED_OFF]
     found.write(tmp_path)
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == found.markdown()

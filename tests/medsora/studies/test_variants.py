@@ -83,6 +83,8 @@ def test_names_of_runs_are_names_and_differ(config: str) -> None:
         (["denoiser.scan=raster", "denoiser.scan=snake"], "names denoiser.scan twice"),
         (["run.seed=1,2"], "--vary cannot change run.seed: all variants share"),
         (["data.size=64"], "--vary cannot change data.size"),
+        (["endogen.mask=0.3,0"], "cannot change endogen.mask: train-dit does not read it"),
+        (["train_ar.lr=1e-3"], "cannot change train_ar.lr: train-dit does not read it"),
         (["train_dit.max_steps=5"], "cannot change train_dit.max_steps: it does not change what"),
         (
             ["train_vae.ffl=0", "denoiser.scan=raster"],

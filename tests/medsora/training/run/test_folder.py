@@ -15,7 +15,7 @@ from medsora.config.schema import Config
 from medsora.errors import BadInput
 from medsora.saved.checkpoint import save_checkpoint
 from medsora.training.run import folder
-from medsora.training.run.folder import RunFolder, read_log, with_compensation_kind
+from medsora.training.run.folder import ELAPSED, RunFolder, read_log, with_compensation_kind
 from tests.support.disk.failing_reads import failing_reads
 
 DAMAGE = (  # one line each
@@ -58,6 +58,20 @@ def test_a_damaged_line_of_the_log_costs_that_line_only(damage: bytes, tmp_path:
     save(run, 3)
     assert run.newest_checkpoint().step == 3
     assert (tmp_path / "log.jsonl").read_text().splitlines() == lines[:3]
+
+
+def test_the_elapsed_time_begins_with_the_run_s_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(folder, "time", SimpleNamespace(monotonic=lambda: now_s, sleep=None))
+    run = open_run(tmp_path)
+    run.accelerator.log = lambda *_, **__: None
+    now_s = 30.0
+    run.restart_clock()
+    now_s = 40.0
+    run.log(1, {"loss/total": 1.0})
+    assert [line[ELAPSED] for line in read_log(tmp_path)] == [10.0], "without building the models"
 
 
 def test_a_run_whose_checkpoints_are_not_there_is_not_begun_anew(tmp_path: Path) -> None:

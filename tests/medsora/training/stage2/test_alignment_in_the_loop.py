@@ -80,6 +80,16 @@ def test_without_weight_no_prior_is_built_and_parts_that_were_switched_are_saved
     assert pipeline(num_inference_steps=2, output_type="uint8").frames.shape == (1, 16, 32, 32, 3)
 
 
+def test_a_trained_compensation_that_stays_is_reported(clips: Path, vae_folder: Path, tmp_path: Path) -> None:
+    config = tiny.tiny_config(
+        tmp_path, clips, vae__path=str(vae_folder), vae__compensation=False, alignment__weight=0
+    )
+    stage = build_denoiser_stage(config)
+    assert any(compensation_modules(stage.vae))
+    messages = (stage.run.path / "messages.txt").read_text(encoding="utf-8")
+    assert "vae.compensation is false, but the VAE was trained with a compensation" in messages
+
+
 def test_only_the_run_s_own_sentence_is_kept_quiet_while_the_prior_is_built(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

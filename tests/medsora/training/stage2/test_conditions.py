@@ -185,7 +185,9 @@ def test_a_trained_denoiser_is_gone_on_with_at_another_length(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"prediction": "velocity"}, {"heads": 1}, {"window": 2}, {"scan": "raster"}], ids=str
+    "changes",
+    [{"prediction": "velocity"}, {"heads": 1}, {"window": 2}, {"scan": "raster"}, {"mixing": "mixed"}],
+    ids=str,
 )
 def test_weights_of_a_denoiser_that_computes_otherwise_are_refused(
     changes: dict[str, Any], tmp_path: Path
