@@ -52,6 +52,7 @@ CAUSAL_CHANNELS, PER_FRAME_CHANNELS = 16, 4
 BYTES_PER_PARAMETER = 20
 TIMESTEP = 500
 GIB, GIGA, MEGA = 2**30, 1e9, 1e6
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in PyTorch's messages
 BEGIN = "<!-- python -m benchmarks.cost -->"
 PICTURE = PAGE.parent / "images" / "cost.svg"
 HEAD = (
@@ -169,7 +170,7 @@ def main() -> None:
         costs.append(cost)
         print(f"| {' | '.join(cost.row())} |", flush=True)
     if runs and not all(cost.measured for cost in costs):
-        title += " –: out of memory."
+        title += " –: killed, or out of memory."
     lines = [title, "", *markdown_table(HEAD, [cost.row() for cost in costs])]
     print("", *lines, sep="\n")
     if options.plot:
@@ -217,14 +218,14 @@ def saved_bytes(model: torch.nn.Module, inputs: Sequence[Tensor], num_images: in
 
 
 def in_a_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what `work` does in a process of its own, with a peak of its own; None if memory ran out."""
+    """Return what `work` returns in a process of its own, with a peak of its own; None if memory ran out."""
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
             return fresh.submit(work, *arguments).result()
-    except (BrokenProcessPool, MemoryError):  # the former: killed, by Linux for its memory
+    except (BrokenProcessPool, MemoryError):  # Linux kills a process that takes too much
         return None
-    except RuntimeError as error:  # PyTorch's, of which only a GPU's has a type of its own
-        if "memory" not in str(error):
+    except RuntimeError as error:  # PyTorch's own type exists on GPUs only
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         return None
 

@@ -20,7 +20,6 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -37,6 +36,7 @@ from benchmarks.cost import (
     check_points,
     counted,
     draw,
+    in_a_fresh_process,
     measure,
 )
 from benchmarks.page import PAGE as PERFORMANCE
@@ -189,9 +189,8 @@ def run_point(
             continue
         seconds_by_work = {name: times[f"{system.name}/{name}"] for name in ("sample", "train")}
         flops_per_s[system.name] = cost.sampling_flops / statistics.median(seconds_by_work["sample"])
-        with get_context("spawn").Pool(1) as fresh:  # a peak of its own
-            peak = fresh.apply(measure, (system.case(frames, size), 1)).peak_bytes
-        points.append(Point(cost, size, seconds_by_work, videos[system.name], peak))
+        alone = in_a_fresh_process(measure, system.case(frames, size), 1)
+        points.append(Point(cost, size, seconds_by_work, videos[system.name], alone and alone.peak_bytes))
     return points
 
 

@@ -56,7 +56,9 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a state dict of named tensors.")
     if len(state) > MAX_TENSORS:
-        raise ValueError(f"{path} names more than {MAX_TENSORS:,} tensors, which no network has.")
+        raise ValueError(
+            f"{path} names more than {MAX_TENSORS:,} tensors; give the weight file of one network."
+        )
     if wanted is not None and wanted != _digest(state):
         raise ValueError(f"{path} is damaged: its tensors do not match their checksum; copy it again.")
     return state

@@ -57,11 +57,13 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
     def train_run(variant: str, seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)
         model = UNet().to(device)
-        predictions: dict[str, np.ndarray] = {}
+        scores_of_pictures: dict[str, np.ndarray] = {}
         kept: list[float] = []
 
         def evaluate(step: int, trained: torch.nn.Module) -> None:
-            predictions.update(mask_scores(truth, predict(trained, [value[0] for value in test.values]) > 0))
+            scores_of_pictures.update(
+                mask_scores(truth, predict(trained, [value[0] for value in test.values]) > 0)
+            )
 
         others = [] if variant == SUPERVISED else [value[0] for value in unlabelled[variant].values]
         pictures = [labelled.values[row][0] for row in rows[seed]]
@@ -69,11 +71,11 @@ def prepare(options: argparse.Namespace, command: str) -> Study:
         train(model, recipe, seed, losses, evaluate, f"{variant}, seed {seed}")
         weights = draws_of_test(len(truth))
         return {
-            "scores": {name: float(values.mean()) for name, values in predictions.items()},
+            "scores": {name: float(values.mean()) for name, values in scores_of_pictures.items()},
             "replicates": {
-                name: (weights @ values / len(truth)).tolist() for name, values in predictions.items()
+                name: (weights @ values / len(truth)).tolist() for name, values in scores_of_pictures.items()
             },
-            "of_pictures": {name: values.tolist() for name, values in predictions.items()},
+            "of_pictures": {name: values.tolist() for name, values in scores_of_pictures.items()},
             "labelled": names[seed],
             "kept_pseudo_labels": tenths(kept),
         }

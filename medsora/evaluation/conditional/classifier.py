@@ -14,7 +14,7 @@ from medsora.data.reading.pixels import frames_to_video
 WIDTHS = (16, 32, 48, 64)
 BATCH, WEIGHT_DECAY = 16, 0.05
 LEARNING_RATE, LEARNING_RATE_OF_FRAMES = 2e-3, 4e-3
-FRAMES = 4  # random ones of a clip, in each step of a `FrameClassifier`
+FRAMES = 4  # that a step of a `FrameClassifier` takes at random from its clips
 
 
 class ClipClassifier(nn.Module):
@@ -32,7 +32,7 @@ class ClipClassifier(nn.Module):
 
 
 class FrameClassifier(nn.Module):
-    """Clips as in `ClipClassifier`, but each frame is seen alone: no motion, and far fewer clips suffice."""
+    """Clips of any number of frames -> logits. Each frame is seen alone: no motion, but few clips suffice."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -57,10 +57,10 @@ def train_classifier(
 ) -> ClipClassifier | FrameClassifier:
     """Train a `FrameClassifier`, or a `ClipClassifier`, on clips, uint8 (N, F, H, W, 3), and labels' numbers.
 
-    `of_frames`: every step takes `FRAMES` random frames of a clip, mirrored and turned by right angles; half
-    are blurred by a random amount, brightness and contrast vary, so that what generative models get wrong
-    before they get the content wrong does not decide. `progress` is called with the epoch and its mean loss.
-    Same seed, same classifier (on a CPU).
+    `of_frames`: a step takes `FRAMES` frames of its clips and turns each clip by right angles; half of the
+    steps mirror, half blur by a random amount, brightness and contrast vary, so that what generative models
+    get wrong before they get the content wrong does not decide. `progress` is called with the epoch and its
+    mean loss. Same seed, same classifier (on a CPU).
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)

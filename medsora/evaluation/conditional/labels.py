@@ -77,10 +77,10 @@ def main() -> None:
     add("--size", type=int, default=SIZE, metavar="PX", help="without a model (default: %(default)s)")
     add("--guidance", type=float, default=3.0, metavar="G", help="(default: %(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="video k has the seed S + k (default: %(default)s)")
-    of_classifier = "for the classifier (default: %(default)s)"
-    add("--training-clips", type=int, default=900, metavar="N", help=of_classifier)
-    add("--held-out-clips", type=int, default=300, metavar="N", help=of_classifier)
-    add("--epochs", type=int, default=24, metavar="N", help=of_classifier)
+    trains, tests = "clips that train the classifier", "clips that test it"
+    add("--training-clips", type=int, default=900, metavar="N", help=f"{trains} (default: %(default)s)")
+    add("--held-out-clips", type=int, default=300, metavar="N", help=f"{tests} (default: %(default)s)")
+    add("--epochs", type=int, default=24, metavar="N", help="its epochs (default: %(default)s)")
     add(
         "--polyp-size",
         type=float,

@@ -79,9 +79,9 @@ def measure(options: argparse.Namespace) -> int:
     }
     rows = [(f"film {k}, {plan.frames} frames", film) for k, film in enumerate(films[:SHEET_FILMS])]
     save_image(options.out / "sheet.png", contact_sheet(rows, columns=16))
-    ratios = results["joints_to_inside"]
-    sentence = f"joints show {ratios:.2f} times the error inside, at most 1.2"
-    return conclude(options.out, results, [Criterion(sentence, ratios <= MAX_AT_JOINTS)])
+    ratio = results["joints_to_inside"]
+    sentence = f"joints show {ratio:.2f} times the error inside, at most 1.2"
+    return conclude(options.out, results, [Criterion(sentence, ratio <= MAX_AT_JOINTS)])
 
 
 def warping_errors(film: np.ndarray) -> np.ndarray:

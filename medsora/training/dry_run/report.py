@@ -48,7 +48,14 @@ from medsora.training.run.trackers import usable_trackers
 from medsora.training.schedule import Schedule
 from medsora.training.stage1.build import build_loss, build_vae, unused_path_note
 from medsora.training.stage1.crops import check_crop
-from medsora.training.stage2.build import add_adapter, build_denoiser, build_prior, start_from, token_grid
+from medsora.training.stage2.build import (
+    add_adapter,
+    build_denoiser,
+    build_prior,
+    kept_compensation_note,
+    start_from,
+    token_grid,
+)
 from medsora.vae import FrequencyCompensatedVAE, VideoVAE
 
 CUDA_GIB = 0.5
@@ -107,6 +114,8 @@ def dry_run_denoiser(config: Config, processes: int = 1) -> None:
     lacks_vae = vae is None
     if lacks_vae and (vae := _vae_to_train(config)):
         findings.line("note", "without stage 1's VAE, the estimates count one of its architecture")
+    if vae and (note := kept_compensation_note(config, vae)):
+        findings.line("note", note)
     with findings.part("the clip's size"):
         kind = type(vae) if vae else FrequencyCompensatedVAE
         kind.check_video_shape(config.data.frames, *config.data.height_width)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from medsora.checkout import command_name
 from medsora.config.schema import STAGE_1, Config
 from medsora.errors import BadInput
@@ -60,12 +62,13 @@ def build_vae(config: Config) -> FrequencyCompensatedVAE | VQTokenizer:
 
 
 def unused_path_note(config: Config) -> str | None:
-    """Return the sentence that stage 1 leaves `vae.path` alone; None if that is not set."""
-    if config.vae.path is None:
+    """Return the sentence that stage 1 leaves `vae.path` alone; None if that names no other VAE."""
+    own = (config.vae_dir.parent, config.vae_dir, config.vae_dir / "final")
+    if config.vae.path is None or Path(config.vae.path).resolve() in [path.resolve() for path in own]:
         return None
     return (
-        f"vae.path is {config.vae.path}: stage 2 uses that instead of the VAE trained here, which starts "
-        "from vae.base; leave vae.path out to use this one."
+        f"vae.path is {config.vae.path}: the next training uses that instead of what is trained here, "
+        "which starts from vae.base; leave vae.path out to use this one."
     )
 
 

@@ -40,6 +40,16 @@ from medsora.vae.compensation import compensation_modules
 SAME_SHAPES, OF_ATTENTION = ("prediction", "layout", "mixing", *SWITCHES), ("heads", "window")
 
 
+def kept_compensation_note(config: Config, vae: VideoVAE) -> str | None:
+    """Return the sentence that `vae` keeps its compensation; None if that is as configured."""
+    if config.vae.compensation or not any(compensation_modules(vae)):
+        return None
+    return (
+        "vae.compensation is false, but the VAE was trained with a compensation, which stays; set vae.path "
+        "to base, or to a VAE trained without."
+    )
+
+
 def build_denoiser_stage(config: Config) -> Stage2:
     """Build everything; raises `ValueError` or `OSError` for invalid input."""
     settings = config.train_dit
@@ -62,11 +72,8 @@ def build_denoiser_stage(config: Config) -> Stage2:
         if part is not None:
             part.to(accelerator.device)
     run, schedule = open_run(config, STAGE_2, accelerator, clips)
-    if not config.vae.compensation and any(compensation_modules(vae)):
-        run.notify(
-            "vae.compensation is false, but the VAE was trained with a compensation, which stays; set "
-            "vae.path to base, or to a VAE trained without."
-        )
+    if note := kept_compensation_note(config, vae):
+        run.notify(note)
     if prior is not None and prior.untrained:
         run.notify(
             f"the {config.alignment.kind} prior is untrained (dino.weights: random): the alignment loss "

@@ -33,6 +33,7 @@ from medsora.training.dry_run.report import Findings, dry_run_vae, inspect_run
 from medsora.training.progress import Progress
 from medsora.training.run import folder
 from medsora.training.run.folder import refuse_changes, with_compensation_kind
+from medsora.training.stage1.build import unused_path_note
 from medsora.training.stage1.stage import VaeStage
 from medsora.training.stage2 import build as dit_build
 from medsora.vae import FrequencyCompensatedVAE
@@ -239,9 +240,11 @@ def test_stage_1_reports_that_it_leaves_vae_path_alone(
     config = tiny.tiny_config(tmp_path, clips, vae__path=str(vae_folder), train_vae__max_steps=1)
     run = tiny.train("vae", config)
     (message,) = [line for line in (run / "messages.txt").read_text().splitlines() if "vae.path" in line]
-    assert message.startswith(f"vae.path is {vae_folder}: stage 2 uses that instead of the VAE trained here")
+    assert message.startswith(f"vae.path is {vae_folder}: the next training uses that instead of")
     dry_run_vae(config)
     assert message in capsys.readouterr().out
+    for own in (config.vae_dir.parent, config.vae_dir, config.vae_dir / "final"):
+        assert unused_path_note(tiny.tiny_config(tmp_path, clips, vae__path=str(own))) is None
 
 
 def test_a_compiled_denoiser_is_refused_on_a_cpu(clips: Path, vae_folder: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from medsora.data.checking.view import check_table
 from medsora.data.clips import ClipDataset, ClipSpec
 from medsora.data.reading.frame_folder import read_image
 from medsora.data.reading.video_io import read_frames, read_last_frames
+from medsora.runtime.digests import sealed, unsealed
 from medsora.training.cache.fingerprint import clips_digest
 from tests.support.video_files import encode, moving_frames, write_pictures
 
@@ -89,12 +90,23 @@ def test_the_digest_of_clips_depends_on_how_they_are_read(tmp_path: Path) -> Non
 def test_scans_of_an_older_check_are_made_again(corpus: Path, tmp_path: Path) -> None:
     check(corpus, tmp_path)
     cache = tmp_path / "check.json"
-    content = json.loads(cache.read_text())
+    content = unsealed(json.loads(cache.read_text()))
     content["version"]["format"] = 5
     for entry in content["scans"].values():
         del entry["scan"]["interpretation"], entry["scan"]["applied"]
-    cache.write_text(json.dumps(content))
+    cache.write_text(json.dumps(sealed(content)))
     assert {r.source.name for r in check(corpus, tmp_path).usable if not r.scan.applied} == {"plain.mkv"}
+
+
+def test_scans_are_kept_whose_version_stands_under_its_former_name(corpus: Path, tmp_path: Path) -> None:
+    check(corpus, tmp_path)
+    cache = tmp_path / "check.json"
+    content = unsealed(json.loads(cache.read_text()))
+    content["made_by"] = content.pop("version")
+    for entry in content["scans"].values():
+        entry["scan"]["applied"] = ["kept"]
+    cache.write_text(json.dumps(sealed(content)))
+    assert {report.scan.applied for report in check(corpus, tmp_path).usable} == {("kept",)}
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
