@@ -57,7 +57,10 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 75  # exit statuses
 
 @dataclass(frozen=True)
 class Study:
-    """The variants to compare, and how long each run trains: `steps`, or `minutes` (`train_minutes`)."""
+    """The variants to compare, and how long each run trains: `steps`, or `minutes`.
+
+    `train_minutes` says what counts as a minute of training.
+    """
 
     config: str
     overrides: tuple[str, ...]
@@ -140,9 +143,7 @@ class Study:
         first = self.seeds[0]
         return StudyReport(
             stage=self.stage,
-            budget=f"{self.steps} step{'s' * (self.steps != 1)}"
-            if self.steps
-            else f"{self.minutes:g} minutes",
+            budget=f"{self.steps} step{'s' * (self.steps != 1)}" if self.steps else _of_minutes(self.minutes),
             seeds=self.seeds,
             clips=self.clips,
             parameters=parameters,
@@ -255,10 +256,13 @@ def train_minutes(
 
     Only the time from a process's first step to its last counts: a process gets more time for its start,
     assumed to take as long as the one before, first `start` minutes. Raises `BadInput` if two
-    segments in a row reach no step, and as `launch` does.
+    segments in a row reach no step, and as `launch` does. The last, shorter turn is left out, with a
+    message, once several processes reached no step in it.
     """
+    segment = min(segment, study.minutes)
     start_minutes = dict.fromkeys((variant.title for variant in variants), start)
-    idle, over = dict.fromkeys(start_minutes, 0), set()  # over: too little time is left for a step
+    idle, measured = dict.fromkeys(start_minutes, 0), set()  # measured: variants whose start is known
+    over = set()  # variants for which too little time is left for a step
     waiting = variants
     while waiting := [
         variant
@@ -276,14 +280,25 @@ def train_minutes(
                 return variant
             gained = study.run(variant, seed).minutes - before
             start_minutes[variant.title] = max(0.0, (monotonic() - began) / 60 - gained)
-            idle[variant.title] = 0 if gained > 0 else idle[variant.title] + 1
-            if gained <= 0 and turn < segment:
-                over.add(variant.title)
-            elif idle[variant.title] > 1:
+            if gained > 0:
+                measured.add(variant.title)
+                idle[variant.title] = 0
+                continue
+            idle[variant.title] += 1
+            covered = variant.title in measured or idle[variant.title] * turn > segment
+            if idle[variant.title] < 2 or not covered:
+                continue
+            if turn == segment:
                 option = "--segment" if segment < study.minutes else "--minutes"
                 raise BadInput(
-                    f"{segment:g} minutes do not reach a step of {variant.title}; give more by {option}."
+                    f"no step of {variant.title} fits into {_of_minutes(segment)}; give more by {option}."
                 )
+            over.add(variant.title)
+            print(
+                f"{variant.title}, seed {seed} ends after {before:.2f} of {_of_minutes(study.minutes)}: no "
+                "step fits into the rest.",
+                file=sys.stderr,
+            )
     return None
 
 
@@ -293,7 +308,7 @@ def end_run(study: Study, variant: Variant, seed: int) -> bool:
     newest = newest_complete(checkpoint_folders(folder / "checkpoints"), lambda *_: None)
     if newest is None:
         raise BadInput(
-            f"{study.minutes:g} minutes do not reach the first step of {variant.title}; give more."
+            f"no step of {variant.title} fits into {_of_minutes(study.minutes)}; give more by --minutes."
         )
     end = f"{study.stage}.max_steps={checkpoint_step(newest)}"
     return launch([*study.command(variant, seed), end]) != FAILED
@@ -339,6 +354,10 @@ def _minutes(lines: Sequence[dict[str, Any]]) -> float:
     steps = (line for line in lines if not any(name.startswith("held_out/") for name in line))
     first = max((line.get(ELAPSED, 0.0) for line in lines if line["step"] == 0), default=0.0)
     return max((line.get(ELAPSED, 0.0) - first for line in steps), default=0.0) / 60
+
+
+def _of_minutes(minutes: float) -> str:
+    return f"{minutes:g} minute{'s' * (minutes != 1)}"
 
 
 def _quoted(path: Path) -> str:

@@ -288,6 +288,7 @@ class Clock:
         return ablate.INTERRUPTED
 
     def train(self, monkeypatch: pytest.MonkeyPatch, segment: float) -> Variant | None:
+        """Train in segments of so many minutes, which may be more than the study's."""
         monkeypatch.setattr(ablate, "launch", self.launch)
         monkeypatch.setattr(ablate, "monotonic", lambda: 60 * self.now_min)
         variants = [Variant((), mock.Mock(), name) for name in self.starts]
@@ -303,13 +304,41 @@ def test_the_start_of_a_process_is_no_minute_of_training(
     assert list(clock.trained.values()) == pytest.approx([4.0] * 3, abs=0.02 * segment)
 
 
+@pytest.mark.parametrize("trained", [3.2, 3.5, 3.8])
+@pytest.mark.parametrize("segment", [1.0, 4.0, 6.0])
+def test_a_resumed_run_has_all_its_minutes_though_the_rest_is_shorter_than_a_start(
+    monkeypatch: pytest.MonkeyPatch, segment: float, trained: float
+) -> None:
+    clock = Clock(a=0.9)
+    clock.trained["a"] = trained
+    assert clock.train(monkeypatch, segment) is None
+    assert clock.trained["a"] == pytest.approx(4.0, abs=0.01)
+
+
+def test_a_segment_of_more_than_the_minutes_is_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(a=0.9)
+    clock.minutes = 0.5
+    assert clock.train(monkeypatch, 60.0) is None
+    assert clock.trained["a"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_run_that_ends_before_its_minutes_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(a=1e9)
+    clock.trained["a"] = 3.5
+    assert clock.train(monkeypatch, 1.0) is None
+    message = "a, seed 0 ends after 3.50 of 4 minutes: no step fits into the rest."
+    assert capsys.readouterr().err.strip() == message
+
+
 def test_minutes_without_a_step_are_refused_and_a_failed_run_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock(stuck=1e9)
-    with pytest.raises(BadInput, match=r"^4 minutes do not reach a step of stuck; give more by --minutes\.$"):
+    with pytest.raises(BadInput, match=r"^no step of stuck fits into 4 minutes; give more by --minutes\.$"):
         clock.train(monkeypatch, 4.0)
-    with pytest.raises(BadInput, match=r"^1 minutes do not reach a step of stuck; give more by --segment\.$"):
+    with pytest.raises(BadInput, match=r"^no step of stuck fits into 1 minute; give more by --segment\.$"):
         clock.train(monkeypatch, 1.0)
     monkeypatch.setattr(Clock, "launch", lambda *_, **__: ablate.FAILED)
     assert clock.train(monkeypatch, 4.0).title == "stuck"
