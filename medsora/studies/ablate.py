@@ -43,6 +43,7 @@ from medsora.training.run.folder import (
     read_log,
     with_compensation_kind,
 )
+from medsora.training.schedule import UNLIMITED_STEPS
 from medsora.training.stage1.build import build_loss, build_vae
 from medsora.training.stage2.build import add_adapter, build_denoiser, build_prior, token_grid
 
@@ -50,7 +51,7 @@ SETTINGS_NAME = "study.json"
 RENAMED = {"judge_clips": "classifier_clips", "judge_epochs": "classifier_epochs"}  # scoring of older studies
 FILL_CACHES = "medsora.training.fill_caches"
 EVALUATIONS = 4  # per run, evenly spaced over its steps
-NEVER = 10**9  # steps
+NEVER = UNLIMITED_STEPS
 TOLERANCE = 0.02  # minutes may differ by this share of a segment
 FAILED, REFUSED, INTERRUPTED = 1, 2, 75  # exit statuses
 
@@ -83,12 +84,12 @@ class Study:
             "early_stop": "null",
             "keep": 1,
         }
-        between = []
+        # Evaluations and sheets between steps would count as minutes, unless a user asks for them.
+        between = [f"{stage}.sample_every={NEVER}"] * (stage == STAGE_2)
         if self.steps:
             of_stage["eval_every"] = max(1, self.steps // EVALUATIONS)
-        else:  # evaluations and sheets between steps would count as minutes, unless a user asks for them
-            between = [f"{stage}.eval_every={NEVER}"]
-            between += [f"{stage}.sample_every={NEVER}"] * (stage == STAGE_2)
+        else:
+            between.append(f"{stage}.eval_every={NEVER}")
             of_stage["log_every"] = 1
         overrides = [
             *between,
@@ -119,6 +120,11 @@ class Study:
         """Return the words of one run's command, after `medsora`."""
         return [COMMANDS[self.stage], "--config", self.config, *self._overrides_of(variant, seed), *more]
 
+    def shown_command(self, variant: Variant) -> str:
+        """Return the command of a variant's first run, as it is typed."""
+        limit = [] if self.minutes is None else ["--time-limit", f"{self.minutes:g}"]
+        return shlex.join(["medsora", *self.command(variant, self.seeds[0], *limit)])
+
     def settings(self) -> dict[str, Any]:
         """Return what all runs of the folder have in common, by name; variants and seeds may be added."""
         config = load_config(self.config, list(self.overrides))
@@ -140,7 +146,6 @@ class Study:
 
     def report(self, parameters: dict[str, int], command: str, **more: str) -> StudyReport:
         """Return the tables of the runs so far; `more` are other fields of the report."""
-        first = self.seeds[0]
         return StudyReport(
             stage=self.stage,
             budget=f"{self.steps} step{'s' * (self.steps != 1)}" if self.steps else _of_minutes(self.minutes),
@@ -148,10 +153,9 @@ class Study:
             clips=self.clips,
             parameters=parameters,
             runs=[self.run(variant, seed) for variant in self.variants for seed in self.seeds],
-            commands={
-                each.title: shlex.join(["medsora", *self.command(each, first)]) for each in self.variants
-            },
+            commands={each.title: self.shown_command(each) for each in self.variants},
             command=command,
+            against_steps=self.minutes is None,
             **more,
         )
 
@@ -189,11 +193,10 @@ def exit_if_failed(failed: Sequence[str]) -> None:
 def run_all(study: Study, parameters: dict[str, int], command: str) -> list[str]:
     """Train the unfinished runs, all variants of a seed before the next; write the tables after each.
 
-    Returns those that failed: a loss or sampled clips that are not finite, for instance. Raises `BadInput`
-    for a run that is refused and for a folder of other settings, `Interrupted` after a run that was stopped
-    and saved.
+    The study's folder holds its settings (`keep_settings`). Returns those that failed: a loss or sampled
+    clips that are not finite, for instance. Raises `BadInput` for a run that is refused, `Interrupted` after
+    a run that was stopped and saved.
     """
-    keep_settings(study.folder, study.settings())
     failed = []
     for seed in study.seeds:
         for variant in study.variants:
@@ -223,13 +226,16 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _train_and_score(study: Study, variant: Variant, seed: int) -> bool:
-    """Do what one run lacks, unless another process does; return whether nothing failed."""
+    """Train and score one run as far as that is not done; return whether nothing failed.
+
+    A run that another process holds is left to it.
+    """
     folder = study.folder_of(variant, seed)
     make_folder(folder.parent)
     try:
         lock = hold_folder(folder.parent, patience_s=0.0)
     except BadInput:
-        print(f"{folder.parent} is left to the process that trains it.", file=sys.stderr)
+        print(f"{folder.parent} is left to the process that works on it.", file=sys.stderr)
         return True
     with lock:
         if study.run(variant, seed).steps is None and not _train(study, variant, seed):

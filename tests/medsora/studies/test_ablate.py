@@ -165,6 +165,15 @@ def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
     assert "| denoiser.scan=raster | " in page
     assert "| 0 of 1 | – | not run | – |" in page
 
+    def refused() -> int:
+        raise BadInput("this run was refused (see above)")
+
+    shown.write_text(f"{ABLATION_BEGIN.format('train_dit')}\n{END_MARK}\n", encoding="utf-8")
+    then(refused)
+    with pytest.raises(BadInput, match="was refused"):
+        study(config, "--seeds", "1", "--steps", "1", "--page", str(shown))
+    assert "1 seed (1 of 2 runs finished)" in shown.read_text(encoding="utf-8")
+
     then(lambda: ablate.FAILED)
     with pytest.raises(SystemExit) as end:
         study(config, "--seeds", "1", "--steps", "1")
@@ -179,7 +188,7 @@ def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
         patched.setattr(ablate, "hold_folder", mock.Mock(side_effect=BadInput("in use")))
         study(config, "--seeds", "1", "--steps", "1")
     assert launched == []
-    assert "is left to the process that trains it" in capsys.readouterr().err
+    assert "is left to the process that works on it" in capsys.readouterr().err
     study(config, "--seeds", "1", "--steps", "1")
     assert names(launched) == ["denoiser.scan=raster-seed-0"]
     assert "one seed: no interval" in Path("study/results.md").read_text(encoding="utf-8")
@@ -216,7 +225,9 @@ def test_a_run_whose_sampling_failed_is_reported_after_all_others(
 
 def test_a_folder_whose_runs_had_other_settings_is_refused(config: str, launched: list[list[str]]) -> None:
     study(config, "--seeds", "1", "--steps", "1")
-    trained = len(launched)
+    trained, page = len(launched), Path("ablation.md")
+    marks = f"{ABLATION_BEGIN.format('train_dit')}\n{END_MARK}\n"
+    page.write_text(marks, encoding="utf-8")
     for words in (
         ["--steps", "2"],
         ["--minutes", "1", "train_dit.lr_decay=none"],
@@ -224,8 +235,9 @@ def test_a_folder_whose_runs_had_other_settings_is_refused(config: str, launched
         ["--steps", "1", "train_dit.weight_decay=0.5"],
     ):
         with pytest.raises(BadInput, match="take another --out"):
-            study(config, "--seeds", "1", *words)
+            study(config, "--seeds", "1", "--page", str(page), *words)
     assert len(launched) == trained
+    assert page.read_text(encoding="utf-8") == marks, "the runs of the folder are not those of the command"
     study(config, "--seeds", "2", "--steps", "1", "--vary", "denoiser.scan=raster,snake")
     assert len(launched) > trained, "seeds and variants may be added"
 
@@ -239,7 +251,16 @@ def test_the_settings_of_a_study_of_an_earlier_version_are_still_its_own(tmp_pat
         ablate.keep_settings(tmp_path, {"steps": 4, "scoring": Scoring(8, classifier_epochs=1)})
 
 
-def test_runs_of_so_many_minutes_end_where_the_time_is_over(config: str, launched: list[list[str]]) -> None:
+def test_runs_of_so_many_minutes_end_where_the_time_is_over(
+    config: str,
+    launched: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = " --time-limit 0.001\n"
+    study(config, "--seeds", "1", "--minutes", "0.001", "--dry-run")
+    assert capsys.readouterr().out.count(shown) == 2
+    monkeypatch.setattr(ablate, "_minutes", lambda log: 0.001 if log else 0.0)  # on any machine
     study(config, "--seeds", "1", "--minutes", "0.001")
     filling, timed, ending = launched[:3]
     assert filling[0] == "--config"
@@ -248,6 +269,8 @@ def test_runs_of_so_many_minutes_end_where_the_time_is_over(config: str, launche
     assert ending[-1] == "train_dit.max_steps=1"
     page = Path("study/results.md").read_text(encoding="utf-8")
     assert "2 of 2 runs are finished: 0.001 minutes each" in page
+    assert page.count(shown) == 2
+    assert "Against steps" not in page
 
 
 @pytest.mark.parametrize(
@@ -259,6 +282,8 @@ def test_neither_evaluations_nor_epochs_end_runs_of_minutes_early(config: str, s
         config, (), stage, tuple(variants), (0,), steps=None, minutes=4.0, clips=1, folder=Path("study")
     )
     for variant in variants:
+        of_steps = getattr(replace(of_minutes, steps=8, minutes=None).config_of(variant, 0), stage)
+        assert getattr(of_steps, "sample_every", ablate.NEVER) == ablate.NEVER, "sheets are no training"
         settings = getattr(of_minutes.config_of(variant, 0), stage)
         assert settings.log_every == 1, "no step is missing from the minutes"
         assert settings.eval_every == getattr(settings, "sample_every", ablate.NEVER) == ablate.NEVER
