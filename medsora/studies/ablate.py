@@ -43,6 +43,7 @@ from medsora.training.run.folder import (
     read_log,
     with_compensation_kind,
 )
+from medsora.training.schedule import UNLIMITED_STEPS
 from medsora.training.stage1.build import build_loss, build_vae
 from medsora.training.stage2.build import add_adapter, build_denoiser, build_prior, token_grid
 
@@ -50,14 +51,17 @@ SETTINGS_NAME = "study.json"
 RENAMED = {"judge_clips": "classifier_clips", "judge_epochs": "classifier_epochs"}  # scoring of older studies
 FILL_CACHES = "medsora.training.fill_caches"
 EVALUATIONS = 4  # per run, evenly spaced over its steps
-NEVER = 10**9  # steps
+NEVER = UNLIMITED_STEPS
 TOLERANCE = 0.02  # minutes may differ by this share of a segment
 FAILED, REFUSED, INTERRUPTED = 1, 2, 75  # exit statuses
 
 
 @dataclass(frozen=True)
 class Study:
-    """The variants to compare, and how long each run trains: `steps`, or `minutes` (`train_minutes`)."""
+    """The variants to compare, and how long each run trains: `steps`, or `minutes`.
+
+    `train_minutes` says what counts as a minute of training.
+    """
 
     config: str
     overrides: tuple[str, ...]
@@ -80,12 +84,12 @@ class Study:
             "early_stop": "null",
             "keep": 1,
         }
-        between = []
+        # Evaluations and sheets between steps would count as minutes, unless a user asks for them.
+        between = [f"{stage}.sample_every={NEVER}"] * (stage == STAGE_2)
         if self.steps:
             of_stage["eval_every"] = max(1, self.steps // EVALUATIONS)
-        else:  # evaluations and sheets between steps would count as minutes, unless a user asks for them
-            between = [f"{stage}.eval_every={NEVER}"]
-            between += [f"{stage}.sample_every={NEVER}"] * (stage == STAGE_2)
+        else:
+            between.append(f"{stage}.eval_every={NEVER}")
             of_stage["log_every"] = 1
         overrides = [
             *between,
@@ -116,6 +120,11 @@ class Study:
         """Return the words of one run's command, after `medsora`."""
         return [COMMANDS[self.stage], "--config", self.config, *self._overrides_of(variant, seed), *more]
 
+    def shown_command(self, variant: Variant) -> str:
+        """Return the command of a variant's first run, as it is typed."""
+        limit = [] if self.minutes is None else ["--time-limit", f"{self.minutes:g}"]
+        return shlex.join(["medsora", *self.command(variant, self.seeds[0], *limit)])
+
     def settings(self) -> dict[str, Any]:
         """Return what all runs of the folder have in common, by name; variants and seeds may be added."""
         config = load_config(self.config, list(self.overrides))
@@ -137,20 +146,16 @@ class Study:
 
     def report(self, parameters: dict[str, int], command: str, **more: str) -> StudyReport:
         """Return the tables of the runs so far; `more` are other fields of the report."""
-        first = self.seeds[0]
         return StudyReport(
             stage=self.stage,
-            budget=f"{self.steps} step{'s' * (self.steps != 1)}"
-            if self.steps
-            else f"{self.minutes:g} minutes",
+            budget=f"{self.steps} step{'s' * (self.steps != 1)}" if self.steps else _of_minutes(self.minutes),
             seeds=self.seeds,
             clips=self.clips,
             parameters=parameters,
             runs=[self.run(variant, seed) for variant in self.variants for seed in self.seeds],
-            commands={
-                each.title: shlex.join(["medsora", *self.command(each, first)]) for each in self.variants
-            },
+            commands={each.title: self.shown_command(each) for each in self.variants},
             command=command,
+            against_steps=self.minutes is None,
             **more,
         )
 
@@ -188,11 +193,10 @@ def exit_if_failed(failed: Sequence[str]) -> None:
 def run_all(study: Study, parameters: dict[str, int], command: str) -> list[str]:
     """Train the unfinished runs, all variants of a seed before the next; write the tables after each.
 
-    Returns those that failed: a loss or sampled clips that are not finite, for instance. Raises `BadInput`
-    for a run that is refused and for a folder of other settings, `Interrupted` after a run that was stopped
-    and saved.
+    The study's folder holds its settings (`keep_settings`). Returns those that failed: a loss or sampled
+    clips that are not finite, for instance. Raises `BadInput` for a run that is refused, `Interrupted` after
+    a run that was stopped and saved.
     """
-    keep_settings(study.folder, study.settings())
     failed = []
     for seed in study.seeds:
         for variant in study.variants:
@@ -222,13 +226,16 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _train_and_score(study: Study, variant: Variant, seed: int) -> bool:
-    """Do what one run lacks, unless another process does; return whether nothing failed."""
+    """Train and score one run as far as that is not done; return whether nothing failed.
+
+    A run that another process holds is left to it.
+    """
     folder = study.folder_of(variant, seed)
     make_folder(folder.parent)
     try:
         lock = hold_folder(folder.parent, patience_s=0.0)
     except BadInput:
-        print(f"{folder.parent} is left to the process that trains it.", file=sys.stderr)
+        print(f"{folder.parent} is left to the process that works on it.", file=sys.stderr)
         return True
     with lock:
         if study.run(variant, seed).steps is None and not _train(study, variant, seed):
@@ -255,10 +262,13 @@ def train_minutes(
 
     Only the time from a process's first step to its last counts: a process gets more time for its start,
     assumed to take as long as the one before, first `start` minutes. Raises `BadInput` if two
-    segments in a row reach no step, and as `launch` does.
+    segments in a row reach no step, and as `launch` does. The last, shorter turn is left out, with a
+    message, once several processes reached no step in it.
     """
+    segment = min(segment, study.minutes)
     start_minutes = dict.fromkeys((variant.title for variant in variants), start)
-    idle, over = dict.fromkeys(start_minutes, 0), set()  # over: too little time is left for a step
+    idle, measured = dict.fromkeys(start_minutes, 0), set()  # measured: variants whose start is known
+    over = set()  # variants for which too little time is left for a step
     waiting = variants
     while waiting := [
         variant
@@ -276,14 +286,25 @@ def train_minutes(
                 return variant
             gained = study.run(variant, seed).minutes - before
             start_minutes[variant.title] = max(0.0, (monotonic() - began) / 60 - gained)
-            idle[variant.title] = 0 if gained > 0 else idle[variant.title] + 1
-            if gained <= 0 and turn < segment:
-                over.add(variant.title)
-            elif idle[variant.title] > 1:
+            if gained > 0:
+                measured.add(variant.title)
+                idle[variant.title] = 0
+                continue
+            idle[variant.title] += 1
+            covered = variant.title in measured or idle[variant.title] * turn > segment
+            if idle[variant.title] < 2 or not covered:
+                continue
+            if turn == segment:
                 option = "--segment" if segment < study.minutes else "--minutes"
                 raise BadInput(
-                    f"{segment:g} minutes do not reach a step of {variant.title}; give more by {option}."
+                    f"no step of {variant.title} fits into {_of_minutes(segment)}; give more by {option}."
                 )
+            over.add(variant.title)
+            print(
+                f"{variant.title}, seed {seed} ends after {before:.2f} of {_of_minutes(study.minutes)}: no "
+                "step fits into the rest.",
+                file=sys.stderr,
+            )
     return None
 
 
@@ -293,7 +314,7 @@ def end_run(study: Study, variant: Variant, seed: int) -> bool:
     newest = newest_complete(checkpoint_folders(folder / "checkpoints"), lambda *_: None)
     if newest is None:
         raise BadInput(
-            f"{study.minutes:g} minutes do not reach the first step of {variant.title}; give more."
+            f"no step of {variant.title} fits into {_of_minutes(study.minutes)}; give more by --minutes."
         )
     end = f"{study.stage}.max_steps={checkpoint_step(newest)}"
     return launch([*study.command(variant, seed), end]) != FAILED
@@ -339,6 +360,10 @@ def _minutes(lines: Sequence[dict[str, Any]]) -> float:
     steps = (line for line in lines if not any(name.startswith("held_out/") for name in line))
     first = max((line.get(ELAPSED, 0.0) for line in lines if line["step"] == 0), default=0.0)
     return max((line.get(ELAPSED, 0.0) - first for line in steps), default=0.0) / 60
+
+
+def _of_minutes(minutes: float) -> str:
+    return f"{minutes:g} minute{'s' * (minutes != 1)}"
 
 
 def _quoted(path: Path) -> str:

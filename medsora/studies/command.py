@@ -139,7 +139,7 @@ def _ablate(options: argparse.Namespace, command: str) -> None:
     with bad_input_from_errors():
         stage, variants = variants_of(options.config, options.overrides, options.vary, grid=options.grid)
         first = variants[0].config
-        from medsora.studies.ablate import Study, check, exit_if_failed, run_all
+        from medsora.studies.ablate import Study, check, exit_if_failed, keep_settings, run_all
         from medsora.studies.scores import Scoring
 
         study = Study(
@@ -162,7 +162,7 @@ def _ablate(options: argparse.Namespace, command: str) -> None:
         print(f"{len(variants)} variants x {options.seeds} seeds, into {study.folder}:")
         for variant in variants:
             print(f"  {variant.title}: {parameters[variant.title]:,} trained parameters")
-            print(f"    {shlex.join(['medsora', *study.command(variant, study.seeds[0])])}")
+            print(f"    {study.shown_command(variant)}")
         print("ready")
         return
 
@@ -173,9 +173,10 @@ def _ablate(options: argparse.Namespace, command: str) -> None:
             write_between_marks(options.page, mark, ["", *report.page(), ""])
         print(f"written: {study.folder / 'results.md'}")
 
+    keep_settings(study.folder, study.settings())
     try:
         failed = run_all(study, parameters, command)
-    except Interrupted:
+    except (Interrupted, BadInput):
         show()
         raise
     show()

@@ -167,6 +167,7 @@ class EqualCost:
             by_title = {
                 variant.title: parameters[variant.title.rpartition(" at ")[0]] for variant in trials.variants
             }
+            keep_settings(trials.folder, trials.settings())
             if failed := ablate.run_all(trials, by_title, command):
                 print(f"left out of the choice, they failed: {'; '.join(failed)}", file=sys.stderr)
             rates = self.chosen(trials)

@@ -60,6 +60,7 @@ class StudyReport(NamedTuple):
     command: str
     title: str = "Ablation"
     reference: str = REFERENCE
+    against_steps: bool = True  # runs of so many minutes each end at a step of their own
 
     def write(self, folder: Path) -> None:
         """Write results.md and results.json. Raises `OSError` if the folder cannot be written."""
@@ -177,10 +178,13 @@ class StudyReport(NamedTuple):
         return [name for name in CLIP_METRICS if any(name in run.scores for run in self.runs)]
 
     def _curve(self) -> list[str]:
-        """The first score at every step that some run was evaluated at, means over seeds."""
+        """The first score at every step that some run was evaluated at, means over seeds.
+
+        Nothing unless the budget is a number of steps.
+        """
         score = SCORES[self.stage][0]
         steps = sorted({step for run in self.runs for step in run.evaluations if step})
-        if len(steps) < 2:
+        if not self.against_steps or len(steps) < 2:
             return []
         rows = []
         for title in self.parameters:

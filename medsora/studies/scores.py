@@ -1,6 +1,7 @@
 """Scores of a finished run by clips: those that its denoiser samples, or that its VAE returns.
 
-Every measurement is a command of its own, whose files lie in the run's folder; what is there is kept.
+Every measurement is a command of its own, whose files lie in the run's folder; what is there is kept,
+unless an earlier version's classifier wrote it.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medsora.checkout import command_name
 from medsora.config.schema import STAGE_1, Config
 from medsora.data.phantom.corpus import FPS
 from medsora.errors import BadInput
-from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_folder
+from medsora.evaluation.conditional.fresh_phantom import CLASSIFIER_RECIPE, HELD_OUT_SEED, phantom_folder
 from medsora.saved.limits import read_json_object
 from medsora.training.run.report import Metric
 
@@ -77,7 +79,8 @@ class Scoring:
             shape = ["--frames", str(config.data.frames), "--size", size]
             words = ["--real", str(real), "--fake", str(videos), *shape, "--out", str(scores)]
             launch(["evaluate", *words, "--clips", str(self.clips)])
-            _require(scores / REPORT)
+            if not (scores / REPORT).is_file():
+                raise _lost(scores / REPORT)
         if read_json_object(folder / "pipeline.json").get("labels"):
             self._classify(
                 of_run / "labels", launch, "--model", str(folder), "--videos", str(self.clips), *sampling
@@ -86,11 +89,12 @@ class Scoring:
 
     def _classify(self, out: Path, launch: Launch, *words: str) -> None:
         """Run the classifier; its exit status 1, a criterion that is not met, is no failure here."""
-        if (out / REPORT).is_file():
+        if _labels(out):
             return
         training = ["--training-clips", str(self.classifier_clips), "--epochs", str(self.classifier_epochs)]
         launch([*words, "--held-out-clips", str(self.clips), *training, "--out", str(out)], module=LABELS)
-        _require(out / REPORT)
+        if not _labels(out):
+            raise _lost(out / REPORT)
 
 
 def check_phantom(config: Config) -> None:
@@ -123,16 +127,19 @@ def read_scores(of_run: Path) -> dict[str, float]:
         scores |= {f"clips/{name}": score["generated"] for name, score in results["scores"].items()}
         flow = results["scores"]["flow_magnitude"]
         scores["clips/mean_flow_error"] = abs(flow["generated"] - flow["real"])
-    if (of_run / "labels" / REPORT).is_file():
-        labels = read_json_object(of_run / "labels" / REPORT)
-        former = labels.get("asked")  # the key of earlier versions
-        scores["clips/agreement"] = labels.get("agreement", former)
+    if labels := _labels(of_run / "labels"):
+        scores["clips/agreement"] = labels.get("agreement")
         if scores["clips/agreement"] is None:
             scores["vae/agreement"] = labels.get(VAE_AGREEMENT)
             scores["vae/polyps_kept"] = labels.get(f"{VAE_AGREEMENT}, polyp")
     return {name: value for name, value in scores.items() if name in CLIP_METRICS and value is not None}
 
 
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise BadInput(f"scoring left no {path} (see above); run the same command again.")
+def _labels(folder: Path) -> dict[str, Any]:
+    """What the classifier left; nothing if that was an earlier version's, which one table must not mix."""
+    results = read_json_object(folder / REPORT) if (folder / REPORT).is_file() else {}
+    return results if results.get("classifier_recipe") == CLASSIFIER_RECIPE else {}
+
+
+def _lost(path: Path) -> BadInput:
+    return BadInput(f"scoring left no {path} (see above); run the same command again.")

@@ -10,13 +10,15 @@ import psutil
 import torch
 
 from medsora.runtime.progress_bar import progress_bar
+from medsora.training.schedule import UNLIMITED_STEPS
 
 
 class Progress:
     """A progress bar over optimiser steps, used as a context, that also keeps metrics of speed and memory."""
 
     def __init__(self, title: str, total_steps: int, start_step: int, *, show: bool) -> None:
-        self.bar = progress_bar(title, total=total_steps, initial=start_step, unit="step", show=show)
+        total = total_steps if total_steps < UNLIMITED_STEPS else None
+        self.bar = progress_bar(title, total=total, initial=start_step, unit="step", show=show)
         self.restart_clock()
 
     def restart_clock(self) -> None:

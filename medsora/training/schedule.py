@@ -18,6 +18,8 @@ from medsora.config.schema import DenoiserTrainingConfig, PhaseConfig, TrainingC
 from medsora.errors import BadInput
 from medsora.training.randomness import derive_seed
 
+UNLIMITED_STEPS = 10**9  # max_steps of a run that only its time limit ends
+
 
 @dataclass(frozen=True)
 class Step:
@@ -37,6 +39,11 @@ class SampleKey:
     number: int
     epoch: int
     index: int
+
+
+def of_total(total_steps: int) -> str:
+    """Return " of ..." for a message; nothing if only a time limit ends the run."""
+    return f" of {total_steps:,}" if total_steps < UNLIMITED_STEPS else ""
 
 
 class Schedule:

@@ -26,7 +26,12 @@ from medsora.evaluation.conditional.command import (
     through_vae,
     trained_phantom,
 )
-from medsora.evaluation.conditional.fresh_phantom import HELD_OUT_SEED, phantom_classifier, phantom_clips
+from medsora.evaluation.conditional.fresh_phantom import (
+    CLASSIFIER_RECIPE,
+    HELD_OUT_SEED,
+    phantom_classifier,
+    phantom_clips,
+)
 from medsora.evaluation.sanity.criterion import Criterion
 from medsora.runtime.exit import exit_with_status
 from medsora.runtime.files import make_folder
@@ -122,6 +127,7 @@ def measure(options: argparse.Namespace) -> int:
     if pipeline is not None:
         results |= _model_results(pipeline, classifier, names, options)
     results |= {"model": options.model or options.vae, "polyp_size": polyps, "look": look}
+    results["classifier_recipe"] = CLASSIFIER_RECIPE
     return conclude(options.out, results, _criteria(results))
 
 

@@ -48,6 +48,7 @@ from medsora.runtime.files import (
 )
 from medsora.runtime.versions import library_versions
 from medsora.saved.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint
+from medsora.training.schedule import of_total
 from medsora.vae.choices import DEFAULT_COMPENSATION
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class RunFolder:
                 "or take another run.name to begin anew."
             )
         else:
-            self.notify(f"resuming after step {checkpoint.step} of {total_steps}.")
+            self.notify(f"resuming after step {checkpoint.step}{of_total(total_steps)}.")
         before, now = checkpoint.state.get("processes"), self.accelerator.num_processes
         if before not in (None, now):
             self.notify(

@@ -19,6 +19,7 @@ from medsora.data.sheet import save_image
 from medsora.html_report import Section, draw_curves, write_report
 from medsora.training.run.folder import ELAPSED, RunFolder, read_log
 from medsora.training.run.trackers import show_picture
+from medsora.training.schedule import UNLIMITED_STEPS, of_total
 
 PAGE, SHEET, CURVES = "report.html", "latest-sheet.png", "curves"
 EVERY_S = 60.0
@@ -150,7 +151,7 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
         latest |= line
     step = int(latest.get("step", 0))
     sections = [
-        Section("Now", table=[("step", f"{step:,} of {total_steps:,}"), *_times(log, step, total_steps)]),
+        Section("Now", table=[("step", f"{step:,}{of_total(total_steps)}"), *_times(log, step, total_steps)]),
         *evaluation_section(log),
     ]
     if newest := max((run / "samples").glob("step-*.png"), default=None):
@@ -179,7 +180,7 @@ def write_run_report(run: Path, title: str, total_steps: int) -> Path:
     ]
     path = run / PAGE
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    write_report(path, title, f"Step {step:,} of {total_steps:,}, written {when}.", sections)
+    write_report(path, title, f"Step {step:,}{of_total(total_steps)}, written {when}.", sections)
     return path
 
 
@@ -190,7 +191,7 @@ def _times(log: list[dict[str, float]], step: int, total_steps: int) -> list[tup
         return []
     (first, began_s), (last, now_s) = timed[0], timed[-1]
     rows = [("elapsed", _duration(now_s))]
-    if last > first and step < total_steps:
+    if last > first and step < total_steps < UNLIMITED_STEPS:
         left_s = (now_s - began_s) / (last - first) * (total_steps - step)
         rows.append(("still to go, at this speed", _duration(left_s)))
     return rows

@@ -165,6 +165,15 @@ def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
     assert "| denoiser.scan=raster | " in page
     assert "| 0 of 1 | – | not run | – |" in page
 
+    def refused() -> int:
+        raise BadInput("this run was refused (see above)")
+
+    shown.write_text(f"{ABLATION_BEGIN.format('train_dit')}\n{END_MARK}\n", encoding="utf-8")
+    then(refused)
+    with pytest.raises(BadInput, match="was refused"):
+        study(config, "--seeds", "1", "--steps", "1", "--page", str(shown))
+    assert "1 seed (1 of 2 runs finished)" in shown.read_text(encoding="utf-8")
+
     then(lambda: ablate.FAILED)
     with pytest.raises(SystemExit) as end:
         study(config, "--seeds", "1", "--steps", "1")
@@ -179,7 +188,7 @@ def test_a_study_that_was_stopped_is_resumed_and_a_failed_run_is_reported(
         patched.setattr(ablate, "hold_folder", mock.Mock(side_effect=BadInput("in use")))
         study(config, "--seeds", "1", "--steps", "1")
     assert launched == []
-    assert "is left to the process that trains it" in capsys.readouterr().err
+    assert "is left to the process that works on it" in capsys.readouterr().err
     study(config, "--seeds", "1", "--steps", "1")
     assert names(launched) == ["denoiser.scan=raster-seed-0"]
     assert "one seed: no interval" in Path("study/results.md").read_text(encoding="utf-8")
@@ -216,7 +225,9 @@ def test_a_run_whose_sampling_failed_is_reported_after_all_others(
 
 def test_a_folder_whose_runs_had_other_settings_is_refused(config: str, launched: list[list[str]]) -> None:
     study(config, "--seeds", "1", "--steps", "1")
-    trained = len(launched)
+    trained, page = len(launched), Path("ablation.md")
+    marks = f"{ABLATION_BEGIN.format('train_dit')}\n{END_MARK}\n"
+    page.write_text(marks, encoding="utf-8")
     for words in (
         ["--steps", "2"],
         ["--minutes", "1", "train_dit.lr_decay=none"],
@@ -224,8 +235,9 @@ def test_a_folder_whose_runs_had_other_settings_is_refused(config: str, launched
         ["--steps", "1", "train_dit.weight_decay=0.5"],
     ):
         with pytest.raises(BadInput, match="take another --out"):
-            study(config, "--seeds", "1", *words)
+            study(config, "--seeds", "1", "--page", str(page), *words)
     assert len(launched) == trained
+    assert page.read_text(encoding="utf-8") == marks, "the runs of the folder are not those of the command"
     study(config, "--seeds", "2", "--steps", "1", "--vary", "denoiser.scan=raster,snake")
     assert len(launched) > trained, "seeds and variants may be added"
 
@@ -239,7 +251,16 @@ def test_the_settings_of_a_study_of_an_earlier_version_are_still_its_own(tmp_pat
         ablate.keep_settings(tmp_path, {"steps": 4, "scoring": Scoring(8, classifier_epochs=1)})
 
 
-def test_runs_of_so_many_minutes_end_where_the_time_is_over(config: str, launched: list[list[str]]) -> None:
+def test_runs_of_so_many_minutes_end_where_the_time_is_over(
+    config: str,
+    launched: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = " --time-limit 0.001\n"
+    study(config, "--seeds", "1", "--minutes", "0.001", "--dry-run")
+    assert capsys.readouterr().out.count(shown) == 2
+    monkeypatch.setattr(ablate, "_minutes", lambda log: 0.001 if log else 0.0)  # on any machine
     study(config, "--seeds", "1", "--minutes", "0.001")
     filling, timed, ending = launched[:3]
     assert filling[0] == "--config"
@@ -248,6 +269,8 @@ def test_runs_of_so_many_minutes_end_where_the_time_is_over(config: str, launche
     assert ending[-1] == "train_dit.max_steps=1"
     page = Path("study/results.md").read_text(encoding="utf-8")
     assert "2 of 2 runs are finished: 0.001 minutes each" in page
+    assert page.count(shown) == 2
+    assert "Against steps" not in page
 
 
 @pytest.mark.parametrize(
@@ -259,6 +282,8 @@ def test_neither_evaluations_nor_epochs_end_runs_of_minutes_early(config: str, s
         config, (), stage, tuple(variants), (0,), steps=None, minutes=4.0, clips=1, folder=Path("study")
     )
     for variant in variants:
+        of_steps = getattr(replace(of_minutes, steps=8, minutes=None).config_of(variant, 0), stage)
+        assert getattr(of_steps, "sample_every", ablate.NEVER) == ablate.NEVER, "sheets are no training"
         settings = getattr(of_minutes.config_of(variant, 0), stage)
         assert settings.log_every == 1, "no step is missing from the minutes"
         assert settings.eval_every == getattr(settings, "sample_every", ablate.NEVER) == ablate.NEVER
@@ -288,6 +313,7 @@ class Clock:
         return ablate.INTERRUPTED
 
     def train(self, monkeypatch: pytest.MonkeyPatch, segment: float) -> Variant | None:
+        """Train in segments of so many minutes, which may be more than the study's."""
         monkeypatch.setattr(ablate, "launch", self.launch)
         monkeypatch.setattr(ablate, "monotonic", lambda: 60 * self.now_min)
         variants = [Variant((), mock.Mock(), name) for name in self.starts]
@@ -303,13 +329,41 @@ def test_the_start_of_a_process_is_no_minute_of_training(
     assert list(clock.trained.values()) == pytest.approx([4.0] * 3, abs=0.02 * segment)
 
 
+@pytest.mark.parametrize("trained", [3.2, 3.5, 3.8])
+@pytest.mark.parametrize("segment", [1.0, 4.0, 6.0])
+def test_a_resumed_run_has_all_its_minutes_though_the_rest_is_shorter_than_a_start(
+    monkeypatch: pytest.MonkeyPatch, segment: float, trained: float
+) -> None:
+    clock = Clock(a=0.9)
+    clock.trained["a"] = trained
+    assert clock.train(monkeypatch, segment) is None
+    assert clock.trained["a"] == pytest.approx(4.0, abs=0.01)
+
+
+def test_a_segment_of_more_than_the_minutes_is_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(a=0.9)
+    clock.minutes = 0.5
+    assert clock.train(monkeypatch, 60.0) is None
+    assert clock.trained["a"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_run_that_ends_before_its_minutes_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(a=1e9)
+    clock.trained["a"] = 3.5
+    assert clock.train(monkeypatch, 1.0) is None
+    message = "a, seed 0 ends after 3.50 of 4 minutes: no step fits into the rest."
+    assert capsys.readouterr().err.strip() == message
+
+
 def test_minutes_without_a_step_are_refused_and_a_failed_run_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock(stuck=1e9)
-    with pytest.raises(BadInput, match=r"^4 minutes do not reach a step of stuck; give more by --minutes\.$"):
+    with pytest.raises(BadInput, match=r"^no step of stuck fits into 4 minutes; give more by --minutes\.$"):
         clock.train(monkeypatch, 4.0)
-    with pytest.raises(BadInput, match=r"^1 minutes do not reach a step of stuck; give more by --segment\.$"):
+    with pytest.raises(BadInput, match=r"^no step of stuck fits into 1 minute; give more by --segment\.$"):
         clock.train(monkeypatch, 1.0)
     monkeypatch.setattr(Clock, "launch", lambda *_, **__: ablate.FAILED)
     assert clock.train(monkeypatch, 4.0).title == "stuck"

@@ -71,6 +71,8 @@ def test_a_page_shows_the_main_scores_with_their_differences() -> None:
     assert row(page, "`scan=raster`")[2] == "0.4201 [+0.1 (+0.099 … +0.1), worse]"
     assert row(page, "`weight=0`")[2:] == ["not run", "not run", "not run |"]
     assert "| noise error of clips after | 4 steps | 8 steps |" in page, "the loss against steps"
+    of_minutes = study._replace(against_steps=False)
+    assert "noise error of clips after" not in "\n".join([*of_minutes.page(), of_minutes.markdown()])
     assert row(page, "scan=raster") == ["| scan=raster", "0.5", "0.4201 |"]
     assert "\nmedsora study ablate\n" in page
 

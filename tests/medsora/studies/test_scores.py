@@ -10,6 +10,7 @@ import pytest
 from medsora.config.load import load_config
 from medsora.config.schema import STAGE_1, STAGE_2
 from medsora.errors import BadInput
+from medsora.evaluation.conditional.fresh_phantom import CLASSIFIER_RECIPE
 from medsora.studies.scores import LABELS, Scoring, check_phantom, read_scores
 
 
@@ -23,8 +24,9 @@ class Launched:
         self.words.append([module, *words])
         if words[0] != "sample":
             out = Path(words[words.index("--out") + 1])
-            out.mkdir(parents=True)
-            (out / "results.json").write_text(json.dumps(self.results))
+            out.mkdir(parents=True, exist_ok=True)
+            of_labels = {"classifier_recipe": CLASSIFIER_RECIPE} if module == LABELS else {}
+            (out / "results.json").write_text(json.dumps(self.results | of_labels))
         return int(module == LABELS)  # the classifier's criteria may not be met
 
 
@@ -41,13 +43,22 @@ def test_polyps_that_a_vae_keeps_are_scored_once(tmp_path: Path) -> None:
     assert read_scores(tmp_path / "run") == {"vae/agreement": 0.9, "vae/polyps_kept": 0.75}
 
 
-@pytest.mark.parametrize(
-    ("labels", "key"),
-    [([], "agreement"), (["neither", "polyp"], "agreement"), (["neither", "polyp"], "asked")],
-    ids=["no labels", "labels", "a report of an earlier version"],
-)
+@pytest.mark.parametrize("former", [{"classifier_recipe": CLASSIFIER_RECIPE - 1}, {}])
+def test_scores_of_another_classifier_are_computed_again(tmp_path: Path, former: dict[str, int]) -> None:
+    results = {"agreement": 0.77} | former
+    (tmp_path / "run" / "labels").mkdir(parents=True)
+    (tmp_path / "run" / "labels" / "results.json").write_text(json.dumps(results))
+    assert read_scores(tmp_path / "run") == {}, "one table would hold both"
+    with pytest.raises(BadInput, match="scoring left no"):
+        Scoring(6).score(tmp_path / "run" / "vae", load_config("phantom"), STAGE_1, lambda *_, **__: 1)
+    launch = Launched({"agreement": 0.99})
+    assert Scoring(6).score(tmp_path / "run" / "vae", load_config("phantom"), STAGE_1, launch)
+    assert read_scores(tmp_path / "run") == {"clips/agreement": 0.99}
+
+
+@pytest.mark.parametrize("labels", [[], ["neither", "polyp"]], ids=["no labels", "labels"])
 def test_motion_and_labels_of_sampled_clips_are_scored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: list[str], key: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: list[str]
 ) -> None:
     monkeypatch.setattr("medsora.studies.scores.real_clips", lambda config, count: tmp_path / "real")
     folder = tmp_path / "run" / "dit-tiny"
@@ -59,7 +70,7 @@ def test_motion_and_labels_of_sampled_clips_are_scored(
             "flow_magnitude": {"generated": 1.0, "real": 1.25},
             "warping_error": {"generated": 3.0, "real": 2.0},
         },
-        key: 0.8,
+        "agreement": 0.8,
     }
     launch = Launched(results)
     assert Scoring(clips=6).score(folder, load_config("phantom"), STAGE_2, launch)

@@ -160,6 +160,7 @@ def test_labels_from_end_to_end(model: Path, tmp_path: Path, capsys: pytest.Capt
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["videos"] == 3
     assert (results["model"], results["polyp_size"], results["look"]) == (str(model), 1.0, "white-light")
+    assert results["classifier_recipe"] == fresh_phantom.CLASSIFIER_RECIPE
     assert all((tmp_path / f"sheet-{name}.png").is_file() for name in NAMES)
     output = capsys.readouterr().out
     assert "sampled clips show the requested label" in output

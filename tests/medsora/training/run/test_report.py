@@ -27,6 +27,7 @@ from medsora.training.progress import Progress
 from medsora.training.run.folder import ELAPSED, read_log
 from medsora.training.run.report import METRICS, write_run_report
 from medsora.training.run.trackers import start_trackers, usable_trackers
+from medsora.training.schedule import UNLIMITED_STEPS
 from medsora.training.stage2.block_alignment import BlockAlignment
 from medsora.vae.losses import VaeLossParts
 from tests.support.tiny_training import tiny_config, train, write_clips, write_vae
@@ -140,6 +141,9 @@ def test_elapsed_time_and_what_is_left_are_those_of_the_mean_speed(tmp_path: Pat
     assert "elapsed 1 h 1 min" in text
     assert "still to go, at this speed 2 h 0 min" in text
     assert "still to go" not in page_of(tmp_path, log, total_steps=100)
+    without_end = page_of(tmp_path, log, total_steps=UNLIMITED_STEPS)
+    assert "still to go" not in without_end, "only a time limit ends it"
+    assert "Step 100, written" in without_end
     assert "elapsed" not in page_of(tmp_path, [{"step": 100}]), "a run of an earlier version"
 
 
@@ -196,6 +200,17 @@ def test_the_line_names_losses_speed_waiting_and_memory(capsys: pytest.CaptureFi
     line = capsys.readouterr().err
     assert "4/10" in line
     assert re.search(r"total=0\.5 mse=0\.25 \| \S+ samples/s, 0% waiting for data, \d+\.\d GiB", line)
+
+
+def test_the_line_has_no_total_where_only_a_time_limit_ends_the_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Progress("stage 2", UNLIMITED_STEPS, 3, show=True) as progress:
+        progress.count(8, 0.0)
+        progress.bar.refresh()
+    line = capsys.readouterr().err
+    assert "4step" in line
+    assert "/1000000000" not in line
 
 
 def test_losses_that_are_left_out_and_time_that_is_not_training(
