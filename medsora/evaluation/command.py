@@ -120,7 +120,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     rate = "instead of --interval: frames per second of the real clips, taken by time, as with data.rate"
     add("--rate", type=float, metavar="FPS", help=rate)
     add("--seed", type=int, help="seed of the choice of clips and of re-sampling (default: 0)")
-    bootstrap = "bootstrap re-samplings, for an interval of each metric (default: 0; with several --fake 200)"
+    bootstrap = "bootstrap re-samplings, for an interval of each metric; with several --fake 200 (default: 0)"
     add("--bootstrap", type=int, metavar="N", help=bootstrap)
     add("--label", metavar="NAME", help="use only the real clips with this label")
     labels = "where --label reads the labels, as data.labels: folders, or a CSV (default: labels.csv)"
