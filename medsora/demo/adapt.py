@@ -24,7 +24,7 @@ from medsora.training.stage1.loop import train_vae
 from medsora.training.stage2.loop import train_dit
 
 SAMPLER, STEPS = "dpmpp", 20
-STAGE_1_SHARE = 0.25  # stage 1 takes this share of the time left after the first sampling
+STAGE_1_SHARE = 0.35  # stage 1 takes this share of the time left after the first sampling
 COMPARISON_S = 20  # reserved for comparing clips and writing the report
 MIN_TRAINING_S = 20  # each stage trains this long, however slow the machine is
 
