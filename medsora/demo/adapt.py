@@ -11,6 +11,7 @@ from typing import Any
 from medsora.config.load import load_config
 from medsora.config.schema import STAGE_1, STAGE_2, Config
 from medsora.demo.outcome import AFTER, BEFORE, score_fine_tuning
+from medsora.demo.pace import shortened
 from medsora.demo.report import write_demo_report
 from medsora.errors import Interrupted
 from medsora.evaluation.sanity.baselines import Outcome
@@ -27,6 +28,7 @@ SAMPLER, STEPS = "dpmpp", 20
 STAGE_1_SHARE = 0.35  # stage 1 takes this share of the time left after the first sampling
 COMPARISON_S = 20  # reserved for comparing clips and writing the report
 MIN_TRAINING_S = 20  # each stage trains this long, however slow the machine is
+SPARE = 0.85  # stage 2 gets the steps that take this share of its time: a machine may become slower
 
 
 def adapt(config: Config, videos: int, minutes: float, part: Callable[[str], None]) -> tuple[Path, Outcome]:
@@ -50,7 +52,8 @@ def adapt(config: Config, videos: int, minutes: float, part: Callable[[str], Non
     _train(train_vae, config, STAGE_1, STAGE_1_SHARE * (ends - reserved_s - time.monotonic()))
     part("stage 2: fine-tune the denoiser")
     fill_caches(config)
-    run = _train(train_dit, config, STAGE_2, ends - reserved_s - time.monotonic())
+    left_s = max(ends - reserved_s - time.monotonic(), MIN_TRAINING_S)
+    run = _train(train_dit, shortened(config, SPARE * left_s), STAGE_2, left_s)
 
     part(f"sample {videos} videos of the fine-tuned model")
     _sample(config, str(run), after, videos)

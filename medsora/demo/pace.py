@@ -33,6 +33,19 @@ def paced(config: Config, seconds: float) -> Config:
         fit = int((seconds / seconds_of_a_pass(config) - PASSES_OF_SAMPLING) / PASSES_PER_STEP)
         fewest = config.train_dit.max_steps
         steps = max(fewest, min(fit // 50 * 50, int(MAX_TIMES * fewest)))
+    return _with_steps(config, steps)
+
+
+def shortened(config: Config, seconds: float) -> Config:
+    """Return `config` with as many steps of stage 2 as fit into `seconds`, at most its own number.
+
+    Its learning rate then reaches the end of its decay; where a time limit ends a run, it does not.
+    """
+    fit = int(seconds / seconds_of_a_pass(config) / PASSES_PER_STEP)
+    return _with_steps(config, max(1, min(fit, config.train_dit.max_steps)))
+
+
+def _with_steps(config: Config, steps: int) -> Config:
     return dataclasses.replace(config, train_dit=dataclasses.replace(config.train_dit, max_steps=steps))
 
 

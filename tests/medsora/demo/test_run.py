@@ -106,6 +106,9 @@ def test_a_faster_machine_trains_longer_and_a_begun_run_keeps_its_number(
         monkeypatch.setattr(demo_pace, "seconds_of_a_pass", lambda config, s=pass_s: s)
         seconds = demo_pace.PASSES_OF_SAMPLING + 210 * demo_pace.PASSES_PER_STEP
         assert demo_pace.paced(fresh, seconds).train_dit.max_steps == steps
+    for pass_s, steps in ((1000.0, 1), (1.0, 40), (1e-6, 100)):
+        monkeypatch.setattr(demo_pace, "seconds_of_a_pass", lambda config, s=pass_s: s)
+        assert demo_pace.shortened(fresh, 40 * demo_pace.PASSES_PER_STEP).train_dit.max_steps == steps
 
 
 @pytest.fixture(scope="module")
