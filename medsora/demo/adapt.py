@@ -28,7 +28,6 @@ SAMPLER, STEPS = "dpmpp", 20
 STAGE_1_SHARE = 0.35  # stage 1 takes this share of the time left after the first sampling
 COMPARISON_S = 20  # reserved for comparing clips and writing the report
 MIN_TRAINING_S = 20  # each stage trains this long, however slow the machine is
-SPARE = 0.85  # stage 2 gets the steps that take this share of its time: a machine may become slower
 
 
 def adapt(config: Config, videos: int, minutes: float, part: Callable[[str], None]) -> tuple[Path, Outcome]:
@@ -53,7 +52,7 @@ def adapt(config: Config, videos: int, minutes: float, part: Callable[[str], Non
     part("stage 2: fine-tune the denoiser")
     fill_caches(config)
     left_s = max(ends - reserved_s - time.monotonic(), MIN_TRAINING_S)
-    run = _train(train_dit, shortened(config, SPARE * left_s), STAGE_2, left_s)
+    run = _train(train_dit, shortened(config, left_s), STAGE_2, left_s)
 
     part(f"sample {videos} videos of the fine-tuned model")
     _sample(config, str(run), after, videos)
