@@ -439,7 +439,7 @@ def _why_unopenable(path: Path, error: Exception) -> str:
         return "a link that leads nowhere" if path.is_symlink() else "does not exist"
     except OSError as problem:
         return f"{CANNOT_BE_READ}: {problem.strerror}"
-    if reason and head.startswith(MATROSKA) and len(head) < HEAD_BYTES:  # whole, so EIO means its end
+    if reason and head.startswith(MATROSKA) and len(head) < HEAD_BYTES:  # the file was read to its end
         return f"truncated: it ends after {len(head)} bytes, within its header"
     if reason:
         return reason

@@ -14,7 +14,7 @@ from medsora.data.reading.pixels import frames_to_video
 WIDTHS = (16, 32, 48, 64)
 BATCH, WEIGHT_DECAY = 16, 0.05
 LEARNING_RATE, LEARNING_RATE_OF_FRAMES = 2e-3, 4e-3
-FRAMES = 4  # that a step of a `FrameClassifier` takes at random from its clips
+FRAMES = 4  # random frames of each clip in a step of a `FrameClassifier`
 
 
 class ClipClassifier(nn.Module):
